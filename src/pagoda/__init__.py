@@ -1,0 +1,1 @@
+"""Pagoda: language models inside a memory budget that you state in bytes."""

@@ -1,0 +1,1 @@
+"""What every room uses: types, errors, units, strict config, registry, clock, events. No torch."""
