@@ -1,0 +1,20 @@
+"""Lower ``priority`` numbers first, arrival within a class; a higher class takes the pages of a lower one."""
+
+from __future__ import annotations
+
+from ..item import Item
+from .base import Key, SchedulingPolicy
+
+
+class Priority(SchedulingPolicy):
+    def key(self, item: Item, now: float) -> Key:
+        return (item.priority, item.arrival, item.seq_id)
+
+    def may_preempt(self, waiting: Item, running: Item) -> bool:
+        return waiting.priority < running.priority
+
+    def explain(self, item: Item, ahead: int) -> str:
+        return f"{ahead} requests of its class {item.priority} or a more urgent one wait before it"
+
+
+POLICY = Priority

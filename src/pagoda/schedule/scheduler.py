@@ -1,0 +1,174 @@
+"""Iteration-level scheduling with chunked prefill (Orca, OSDI 2022, section 3; Sarathi-Serve, OSDI 2024, section 4).
+
+A step has a budget of tokens. Every running decode takes one first, so that no prompt, however long, delays a stream
+that has begun; running prompts then go on in chunks, and new sequences are let in with what is left. *Which* sequence
+comes next is the policy's answer, *whether it fits* the memory's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.clock import Clock
+from ..core.errors import ConfigError
+from .item import Item, Memory, Plan, Scheduled
+from .policies.base import SchedulingPolicy
+from .queue import WaitingQueue
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``max_num_batched_tokens`` per step, ``max_num_seqs`` running at once. Every decode must have its token."""
+
+    max_num_batched_tokens: int = 2048
+    max_num_seqs: int = 64
+
+    def __post_init__(self) -> None:
+        if self.max_num_seqs < 1:
+            raise ConfigError(f"max_num_seqs is {self.max_num_seqs}; it must be at least 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}, below max_num_seqs ({self.max_num_seqs}): "
+                "a decode would stall; raise the first or lower the second"
+            )
+
+
+class Scheduler:
+    def __init__(self, limits: Limits, policy: SchedulingPolicy, memory: Memory, clock: Clock) -> None:
+        self.limits, self.policy, self._memory, self._clock = limits, policy, memory, clock
+        self.waiting = WaitingQueue(policy)
+        self.running: dict[int, Item] = {}
+        self.num_preemptions = 0
+
+    def add(self, item: Item) -> None:
+        """A new sequence waits to be admitted."""
+        self.waiting.add(item, self._clock.now())
+
+    def add_running(self, item: Item) -> bool:
+        """A fork of a running sequence, pages already shared, runs at once; False when all seats are taken."""
+        if len(self.running) >= self.limits.max_num_seqs:
+            return False
+        self.running[item.seq_id] = item
+        return True
+
+    def remove(self, item: Item) -> None:
+        """The sequence ended or was aborted; its pages go back if it held any."""
+        if self.running.pop(item.seq_id, None) is not None:
+            self._memory.release(item)
+        else:
+            self.waiting.remove(item)
+
+    def schedule(self) -> Plan:
+        """Choose the next step. An empty plan means that nothing can run."""
+        now = self._clock.now()
+        plan = Plan()
+        budget = self._continue_running(plan, now)
+        if not plan.preempted:
+            self._admit_waiting(plan, budget, now)
+        if not plan.scheduled and self.waiting:
+            self._make_room(plan, now)
+        return plan
+
+    def why_waiting(self, item: Item) -> str:
+        """One phrase for people: the policy's reason, and whether bytes are what is missing."""
+        ahead = self.waiting.position(item)
+        if ahead is None:
+            return "it is running"
+        if ahead == 0:
+            full = len(self.running) >= self.limits.max_num_seqs
+            return f"all {self.limits.max_num_seqs} seats are taken" if full else "its KV does not fit yet"
+        return self.policy.explain(item, ahead)
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def _continue_running(self, plan: Plan, now: float) -> int:
+        """Decodes, then chunks of prompts under way, each in the policy's order; returns the tokens left."""
+        ranked = sorted(self.running.values(), key=lambda item: self.policy.key(item, now))
+        decodes = [item for item in ranked if item.num_tokens - item.num_computed == 1]
+        prompts = [item for item in ranked if item.num_tokens - item.num_computed > 1]
+        taken: dict[int, Scheduled] = {}
+        budget = self.limits.max_num_batched_tokens
+        for item in decodes + prompts:
+            num_tokens = min(self._pending(item), budget)
+            if num_tokens == 0 or item.seq_id not in self.running:
+                continue
+            granted, returned = self._reserve_or_preempt(item, num_tokens, ranked, taken, plan)
+            budget += returned
+            if granted:
+                taken[item.seq_id] = Scheduled(item, item.num_computed, num_tokens)
+                budget -= num_tokens
+        plan.scheduled.extend(taken.values())
+        return budget
+
+    def _reserve_or_preempt(
+        self, item: Item, num_tokens: int, ranked: list[Item], taken: dict[int, Scheduled], plan: Plan
+    ) -> tuple[bool, int]:
+        """Reserve, taking the pages of the last-ranked sequences until it fits.
+
+        Returns whether it fits (False if the item itself was the last) and the step tokens that the victims had.
+        """
+        returned = 0
+        while not self._memory.reserve(item, num_tokens):
+            victim = ranked.pop()
+            self._preempt(victim, plan)
+            if victim.seq_id in taken:
+                returned += taken.pop(victim.seq_id).num_tokens
+            if victim is item:
+                return False, returned
+        return True, returned
+
+    def _admit_waiting(self, plan: Plan, budget: int, now: float) -> None:
+        self.waiting.refresh(now)
+        while budget > 0 and self.waiting:
+            item = self.waiting.head()
+            if len(self.running) < self.limits.max_num_seqs:
+                num_tokens = self._try_admit(item, budget, plan)
+                if num_tokens:
+                    budget -= num_tokens
+                    continue
+            if not self._preempt_for(item, plan, now):
+                break
+
+    def _try_admit(self, item: Item, budget: int, plan: Plan) -> int:
+        """Open a table, share what is cached, reserve the first chunk; returns its tokens, 0 if it does not fit.
+
+        Where others run, all known tokens must fit, not just the chunk: a prompt that is let in half would only be
+        thrown out again.
+        """
+        cached = self._memory.admit(item)
+        num_tokens = min(self._pending(item), budget)
+        fits = not self.running or self._memory.fits(item, len(self.running))
+        if not fits or not self._memory.reserve(item, num_tokens):
+            self._memory.release(item)
+            return 0
+        self.waiting.pop()
+        self.running[item.seq_id] = item
+        plan.admitted.append((item, cached))
+        plan.scheduled.append(Scheduled(item, cached, num_tokens))
+        return num_tokens
+
+    def _preempt_for(self, item: Item, plan: Plan, now: float) -> bool:
+        """Take the place of the last-ranked sequence that the policy lets ``item`` preempt; False if there is none."""
+        below = [running for running in self.running.values() if self.policy.may_preempt(item, running)]
+        if not below:
+            return False
+        victim = max(below, key=lambda running: self.policy.key(running, now))
+        self._preempt(victim, plan)
+        plan.scheduled = [s for s in plan.scheduled if s.item is not victim]
+        return True
+
+    def _make_room(self, plan: Plan, now: float) -> None:
+        """Nothing runs but something waits: idle holders of pages (beams that wait for a sibling) give way, last first."""
+        if self.running:
+            self._preempt(max(self.running.values(), key=lambda r: self.policy.key(r, now)), plan)
+
+    def _preempt(self, victim: Item, plan: Plan) -> None:
+        del self.running[victim.seq_id]
+        self._memory.release(victim)
+        plan.preempted.append(victim)
+        self.num_preemptions += 1
+        self.waiting.add(victim, self._clock.now())
+
+    @staticmethod
+    def _pending(item: Item) -> int:
+        return min(item.num_tokens, item.chunk_end) - item.num_computed
