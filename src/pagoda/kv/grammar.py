@@ -10,9 +10,9 @@ import ast
 import dataclasses
 from functools import lru_cache
 
-from ...core.errors import ConfigError
-from . import POLICIES
-from .base import KVPolicy
+from ..core.errors import ConfigError
+from .policies import POLICIES
+from .policies.base import KVPolicy
 
 
 @lru_cache(maxsize=256)
