@@ -1,0 +1,61 @@
+# `make run` and `make test` on a bare clone do all the set-up. Everything lives in .venv; `make clean` removes it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# Workers for the tests: one a core, and one thread in each, so that two OpenMP pools do not fight over two cores.
+JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+# Rooms without torch: strictly typed, and held at 95 % coverage (pyproject.toml lists them for coverage).
+TORCH_FREE = $(wildcard src/pagoda/core src/pagoda/budget src/pagoda/schedule src/pagoda/plan \
+	$(foreach f,pages table prefix audit manager,src/pagoda/kv/$(f).py) \
+	src/pagoda/sampling/params.py src/pagoda/models/shape.py)
+
+.PHONY: run test slow venv lint format types map cov ci clean help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+run: $(STAMP)  ## install, let lantern tell a story, show tokens/s and the memory ledger
+	$(BIN)/pagoda run lantern --prompt "Once upon a time" --max-tokens 120 --verbose
+
+test: $(STAMP)  ## install and run the whole test suite
+	$(PYTEST) $(ARGS)
+
+slow: $(STAMP)  ## the tests that take minutes
+	$(PYTEST) -m slow $(ARGS)
+
+venv: $(STAMP)  ## prepare .venv (editable, test extras included)
+
+# Constraints reach the build environment too (old pip reads PIP_CONSTRAINT there, new pip PIP_BUILD_CONSTRAINT).
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/pagoda/kernels/csrc/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pagoda needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+		$(BIN)/python -m pip install --quiet --no-input -e '.[test]'
+	touch $@
+
+lint: $(STAMP)  ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## ruff: fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)  ## mypy, strict, in the rooms without torch
+	$(BIN)/mypy $(TORCH_FREE)
+
+map: $(STAMP)  ## who may import whom
+	$(BIN)/python -m pytest -q tests/test_import_map.py
+
+cov: $(STAMP)  ## coverage of the rooms without torch (at least 95 %)
+	$(PYTEST) -q --cov --cov-report=term $(ARGS)
+
+ci:  ## what CI runs
+	bash .ci/run
+
+clean:  ## remove everything that make made
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* htmlcov

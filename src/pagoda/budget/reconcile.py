@@ -1,0 +1,74 @@
+"""The ledger against the kernel: do the accounts add up to what this process really uses?
+
+``unaccounted = RSS - sum of resident``: allocator slack, temporaries of a running step, libraries that were loaded
+after the runtime was measured. It is a line of its own, so that nobody has to guess where the rest went.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .ledger import Lease, Ledger, LedgerReport
+from .probe import MachineProbe
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """A ledger report beside the kernel's figures of the same moment. Bytes."""
+
+    ledger: LedgerReport
+    rss_bytes: int
+    peak_rss_bytes: int
+
+    @property
+    def unaccounted_bytes(self) -> int:
+        """Resident bytes that no account explains; negative where owners claim more than is there."""
+        return self.rss_bytes - self.ledger.resident_bytes
+
+    @property
+    def unaccounted_share(self) -> float:
+        """``|unaccounted| / RSS``; the promise is below 0.05."""
+        return abs(self.unaccounted_bytes) / max(1, self.rss_bytes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for ``stats()``, ``--json`` and metrics; every figure an int of bytes, but the share."""
+        report = self.ledger
+        return {
+            "total_bytes": report.total_bytes,
+            "leased_bytes": report.leased_bytes,
+            "free_bytes": report.free_bytes,
+            "peak_leased_bytes": report.peak_bytes,
+            "resident_bytes": report.resident_bytes,
+            "rss_bytes": self.rss_bytes,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "unaccounted_bytes": self.unaccounted_bytes,
+            "unaccounted_share": round(self.unaccounted_share, 4),
+            "accounts": {
+                line.account: {
+                    "leased_bytes": line.leased_bytes,
+                    "resident_bytes": line.resident_bytes,
+                    "peak_bytes": line.peak_bytes,
+                    "leases": [{"what": what, "bytes": num} for what, num in line.leases],
+                }
+                for line in report.accounts
+            },
+        }
+
+
+def reconcile(ledger: Ledger, probe: MachineProbe | None = None) -> Reconciliation:
+    """Reads ledger and kernel one after the other; a step running meanwhile moves the difference."""
+    probe = probe or MachineProbe()
+    report = ledger.report()
+    return Reconciliation(report, probe.rss(), probe.peak_rss())
+
+
+def lease_runtime(ledger: Ledger, probe: MachineProbe | None = None, *, allowance_bytes: int = 0) -> Lease:
+    """The account ``runtime``: interpreter and libraries, measured before weights are read.
+
+    ``allowance_bytes`` is leased on top for what libraries load later (first matmul, first tokenizer); only what is
+    measured now counts as resident. Raises BudgetError if the budget is smaller than the process already is.
+    """
+    measured = (probe or MachineProbe()).rss()
+    what = "interpreter and libraries"
+    return ledger.lease("runtime", measured + allowance_bytes, what, resident=lambda: measured)
