@@ -34,6 +34,7 @@ class Options:
 def test_a_dataclass_is_read_with_its_defaults_and_lossless_conversions() -> None:
     data = {
         "layers": 4,
+        "kind": "mha",
         "scale": 2,
         "window": None,
         "names": ["a", "b"],
@@ -51,7 +52,7 @@ def test_a_dataclass_is_read_with_its_defaults_and_lossless_conversions() -> Non
     assert options.granularity is Granularity.HEAD
     assert options.rope == Rope(5e5)
     assert options.table == {"a": 1}
-    assert options.kind == "gqa"
+    assert options.kind == "mha"
 
 
 @pytest.mark.parametrize(
