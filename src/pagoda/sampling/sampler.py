@@ -1,0 +1,71 @@
+"""The sampler: logits of a step in, one chosen token per sequence out. With the state, the engine's only door."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .chain import NO_TOKEN, choose
+from .edits import apply_edits, is_edited
+from .logprobs import token_logprobs
+from .state import SampleState
+
+NO_TOKEN_ERROR = "no token is possible: the logits hold NaN or infinity, or logit_bias and min_tokens forbid them all"
+
+
+@dataclass(slots=True)
+class Sampled:
+    """One sequence's next token. ``logprob``, ``rank`` and ``top`` only where the params ask or best_of ranks by it.
+
+    ``error`` is set, and the token -1, when no token is possible; the other rows of the step are not touched by it.
+    """
+
+    token_id: int
+    logprob: float | None = None
+    rank: int | None = None
+    top: list[tuple[int, float]] = field(default_factory=list)
+    error: str | None = None
+
+
+class Sampler:
+    """Stateless: everything about a sequence is in its SampleState."""
+
+    def sample(self, logits: Tensor, states: Sequence[SampleState]) -> list[Sampled]:
+        """logits [N, V] float32 on any device, row i for states[i]; **edited in place**: scratch afterwards.
+
+        The caller then gives each token that it keeps to ``states[i].accept``. Same tokens for a state whatever the
+        other rows are.
+        """
+        if not states:
+            return []
+        reported = [row for row, state in enumerate(states) if state.params.needs_logprobs]
+        raw = self._raw_rows(logits, states, reported)
+        apply_edits(logits, states)
+        out = [self._sampled(token_id) for token_id in choose(logits, states)]
+        if raw is not None:
+            self._report(raw, reported, states, out)
+        return out
+
+    @staticmethod
+    def _raw_rows(logits: Tensor, states: Sequence[SampleState], rows: list[int]) -> Tensor | None:
+        """The unmodified logits of the rows that are reported on; a copy only if an edit is coming."""
+        if not rows:
+            return None
+        if len(rows) < len(states):
+            return logits[torch.tensor(rows, device=logits.device)]
+        return logits.clone() if any(is_edited(states[row]) for row in rows) else logits
+
+    @staticmethod
+    def _sampled(token_id: int) -> Sampled:
+        return Sampled(token_id, error=NO_TOKEN_ERROR if token_id == NO_TOKEN else None)
+
+    @staticmethod
+    def _report(raw: Tensor, rows: list[int], states: Sequence[SampleState], out: list[Sampled]) -> None:
+        token_ids = [max(out[row].token_id, 0) for row in rows]
+        num_top = [states[row].params.logprobs or 0 for row in rows]
+        for row, entry in zip(rows, token_logprobs(raw, token_ids, num_top), strict=True):
+            if out[row].error is None:
+                out[row].logprob, out[row].rank, out[row].top = entry.logprob, entry.rank, entry.top
