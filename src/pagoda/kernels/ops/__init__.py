@@ -8,8 +8,13 @@ from .kv_compact import kv_compact
 from .kv_write import kv_write
 from .layer_norm import layer_norm
 from .linear import linear
+from .min_p_mask import min_p_mask
+from .moe_dispatch import moe_dispatch
 from .rms_norm import rms_norm
 from .rotary import rotary
+from .top_k_mask import top_k_mask
+from .top_p_mask import top_p_mask
+from .typical_mask import typical_mask
 
 __all__ = [
     "LayerTable",
@@ -20,7 +25,12 @@ __all__ = [
     "kv_write",
     "layer_norm",
     "linear",
+    "min_p_mask",
+    "moe_dispatch",
     "paged_attention",
     "rms_norm",
     "rotary",
+    "top_k_mask",
+    "top_p_mask",
+    "typical_mask",
 ]

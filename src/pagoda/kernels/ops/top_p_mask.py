@@ -1,0 +1,35 @@
+"""Nucleus sampling: the smallest set of tokens whose probability reaches p (Holtzman et al. 2019, arXiv:1904.09751)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..dispatch import Op
+from ._rows import needs, on_active_rows
+
+
+def top_p_mask(logits: Tensor, p: Tensor) -> Tensor:
+    """Logits ``[N, V]`` with -inf outside each row's nucleus; the likeliest token always stays.
+
+    p ``[N]`` float on the logits' device; a row with ``p >= 1`` is untouched. As in transformers a token goes when the
+    probability of itself and all less likely ones is at most 1 - p; among equals the lower id goes first.
+    """
+    key = (logits.dtype, logits.device.type)
+    run = _OP.chosen.get(key) or _OP.resolve(key, needs(logits))
+    out: Tensor = run(logits, p)
+    return out
+
+
+def reference(logits: Tensor, p: Tensor) -> Tensor:
+    def hidden(rows: Tensor, p: Tensor) -> Tensor:
+        ordered, index = torch.sort(rows, dim=-1, stable=True)  # ascending
+        tail = ordered.softmax(-1).cumsum(-1) <= (1 - p.to(rows.dtype))[:, None]
+        tail[:, -1] = False
+        return torch.zeros_like(tail).scatter_(1, index, tail)
+
+    return on_active_rows(logits, p, p < 1, hidden)
+
+
+_OP = Op("top_p_mask", reference)
+TOLERANCE = {torch.float32: (0.0, 0.0)}
