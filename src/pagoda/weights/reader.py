@@ -1,0 +1,159 @@
+"""Reads a checkpoint tensor by tensor, so that loading takes the model plus one tensor and not the model twice.
+
+Tensors are read with ``pread`` into fresh memory. A mapped file would be simpler, but its touched pages count towards
+the process's RSS next to the model's own copy: the peak would be twice the model, and the budget is a promise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pagoda.core.errors import WeightsError
+
+from .header import TensorEntry, read_header
+
+if TYPE_CHECKING:
+    import torch
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "consolidated.00.pth")
+_READ_BYTES = 1 << 28  # one pread call stays below the kernel's 2 GiB limit
+
+
+class Checkpoint:
+    """The tensors of one model folder. ``entries`` are in reading order: file by file, by offset.
+
+    Opening reads headers only; damage that shows in them raises WeightsError then, before memory is spent.
+    """
+
+    def __init__(self, folder: Path, entries: dict[str, TensorEntry]) -> None:
+        self.folder, self.entries = folder, entries
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Checkpoint:
+        """Finds ``model.safetensors`` or the sharded index in ``folder``. Raises WeightsError naming what is wrong."""
+        folder = Path(folder)
+        if (folder / SINGLE).is_file():
+            return cls(folder, read_header(folder / SINGLE))
+        if (folder / INDEX).is_file():
+            return cls(folder, _sharded(folder))
+        return cls(folder, read_header(_lone_file(folder)))
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted({entry.file for entry in self.entries.values()})
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors as they lie on disk."""
+        return sum(entry.num_bytes for entry in self.entries.values())
+
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes of the largest tensor on disk: what loading needs beside the model."""
+        return max((entry.num_bytes for entry in self.entries.values()), default=0)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, in its own memory and its own dtype, on the CPU."""
+        if name not in self.entries:
+            raise WeightsError(f"{self.folder}: the checkpoint has no tensor {name!r}")
+        entry = self.entries[name]
+        with _opened(entry.file) as fd:
+            return _read(fd, entry)
+
+    def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor once, in reading order. Drop each before asking for the next, or memory adds up."""
+        for file in self.files:
+            with _opened(file) as fd:
+                for entry in self.entries.values():
+                    if entry.file == file:
+                        yield entry.name, _read(fd, entry)
+
+
+class _opened:
+    """A file descriptor for the duration of a ``with``, its errors translated."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> int:
+        try:
+            self.fd = os.open(self.file, os.O_RDONLY)
+        except OSError as error:
+            raise WeightsError(f"{self.file}: cannot be read ({error.strerror})") from error
+        return self.fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def _read(fd: int, entry: TensorEntry) -> torch.Tensor:
+    import torch
+
+    buffer = torch.empty(entry.num_bytes, dtype=torch.uint8)
+    view: Any = buffer.numpy()  # the same bytes, as something that the system can write into
+    done = 0
+    while done < entry.num_bytes:
+        try:
+            got = os.preadv(fd, [view[done : done + _READ_BYTES]], entry.offset + done)
+        except OSError as error:
+            raise WeightsError(f"{entry.file}: tensor {entry.name!r} cannot be read ({error.strerror})") from error
+        if not got:
+            raise WeightsError(f"{entry.file}: tensor {entry.name!r} ends early: the file became shorter while read")
+        done += got
+    return buffer.view(torch_dtype(entry.dtype)).reshape(entry.shape)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a safetensors dtype name."""
+    import torch
+
+    return {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+        "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    }[name]  # fmt: skip
+
+
+def _sharded(folder: Path) -> dict[str, TensorEntry]:
+    index = folder / INDEX
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index}: needs a weight_map of tensor names to files ({error}); fetch it again") from error
+    headers = {shard: _shard_header(index, shard) for shard in shards}
+    for name, shard in weight_map.items():
+        if name not in headers[shard]:
+            raise WeightsError(f"{index}: tensor {name!r} should be in {shard}, which does not have it")
+    # A tensor that lies in a shard but is not in the index does not belong to the model: the index is the list.
+    wanted = set(weight_map.items())
+    return {n: e for shard, header in headers.items() for n, e in header.items() if (n, shard) in wanted}
+
+
+def _shard_header(index: Path, shard: object) -> dict[str, TensorEntry]:
+    if not isinstance(shard, str) or Path(shard).name != shard:
+        raise WeightsError(f"{index}: a shard must be a plain file name in the same folder, got {shard!r}")
+    if not (index.parent / shard).is_file():
+        raise WeightsError(f"{index.parent}: shard {shard} is missing (named by {index.name}); download it")
+    return read_header(index.parent / shard)
+
+
+def _lone_file(folder: Path) -> Path:
+    found = sorted(f for f in folder.glob("*.safetensors") if not f.name.startswith("consolidated"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(f.name for f in found[:4])
+        raise WeightsError(f"{folder}: several safetensors files ({names}) and no {INDEX} that says what is in which")
+    for name in _PICKLES:
+        if (folder / name).exists():
+            raise WeightsError(
+                f"{folder}: the weights are {name}, a pickle that can run code when it is read; convert it to "
+                f"safetensors first (for example with transformers: save_pretrained writes {SINGLE})"
+            )
+    raise WeightsError(f"{folder}: no weights; expected {SINGLE}, or {INDEX} with its shards")
