@@ -31,7 +31,7 @@ def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> Non
 def test_every_tensor_comes_back(tmp_path: Path, make: object) -> None:
     make(tmp_path)  # type: ignore[operator]
     checkpoint = Checkpoint.open(tmp_path)
-    same(dict(checkpoint.stream()), TENSORS)
+    same({name: tensor.clone() for name, tensor in checkpoint.stream()}, TENSORS)
     same({name: checkpoint.read(name) for name in checkpoint.entries}, TENSORS)
     assert checkpoint.num_bytes == 12 * 4 + 6 * 2 + 2
     assert checkpoint.largest_bytes == 48
@@ -139,7 +139,7 @@ def test_a_file_cut_while_reading(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(tmp_path)
     os.truncate(file, file.stat().st_size - 8)
     with pytest.raises(WeightsError, match=r"tensor '.*' ends early"):
-        dict(checkpoint.stream())
+        list(checkpoint.stream())
     with pytest.raises(WeightsError, match="has no tensor 'zzz'"):
         checkpoint.read("zzz")
     file.unlink()
@@ -172,7 +172,6 @@ model = {n: torch.empty(e.shape, dtype=torch.float32) for n, e in checkpoint.ent
 before = peak()
 for name, tensor in checkpoint.stream():
     model[name].copy_(tensor)
-    del tensor
 print(peak() - before, sum(t.numel() * 4 for t in model.values()), checkpoint.largest_bytes)
 """
 
@@ -185,4 +184,4 @@ def test_peak_memory_is_the_model_and_one_tensor(tmp_path: Path, dtype: torch.dt
     done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], check=True, capture_output=True, text=True)
     growth, model, largest = map(int, done.stdout.split())
     assert model > 180 << 20
-    assert growth <= model + largest + (32 << 20)
+    assert growth <= model + largest + (8 << 20)

@@ -1,7 +1,9 @@
 """Reads a checkpoint tensor by tensor, so that loading takes the model plus one tensor and not the model twice.
 
-Tensors are read with ``pread`` into fresh memory. A mapped file would be simpler, but its touched pages count towards
-the process's RSS next to the model's own copy: the peak would be twice the model, and the budget is a promise.
+Tensors are read with ``pread``. A mapped file would be simpler, but its touched pages count towards the process's RSS
+next to the model's own copy: the peak would be twice the model, and the budget is a promise. All tensors of a stream
+pass through one buffer: with a fresh one each, a 235 MB model peaked at 289 MB (the allocator keeps what was freed),
+with one buffer at 252 MB, which is the model and its largest tensor.
 """
 
 from __future__ import annotations
@@ -63,15 +65,16 @@ class Checkpoint:
             raise WeightsError(f"{self.folder}: the checkpoint has no tensor {name!r}")
         entry = self.entries[name]
         with _opened(entry.file) as fd:
-            return _read(fd, entry)
+            return _read(fd, entry, _buffer(entry.num_bytes))
 
     def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor once, in reading order. Drop each before asking for the next, or memory adds up."""
+        """Every tensor once, in reading order. Each is valid until the next is asked for: copy what is to stay."""
+        buffer = _buffer(self.largest_bytes)
         for file in self.files:
             with _opened(file) as fd:
                 for entry in self.entries.values():
                     if entry.file == file:
-                        yield entry.name, _read(fd, entry)
+                        yield entry.name, _read(fd, entry, buffer)
 
 
 class _opened:
@@ -91,10 +94,15 @@ class _opened:
         os.close(self.fd)
 
 
-def _read(fd: int, entry: TensorEntry) -> torch.Tensor:
+def _buffer(num_bytes: int) -> torch.Tensor:
     import torch
 
-    buffer = torch.empty(entry.num_bytes, dtype=torch.uint8)
+    return torch.empty(num_bytes, dtype=torch.uint8)
+
+
+def _read(fd: int, entry: TensorEntry, buffer: torch.Tensor) -> torch.Tensor:
+    """Fills the start of ``buffer`` with the tensor's bytes and returns that part as the tensor."""
+    buffer = buffer[: entry.num_bytes]
     view: Any = buffer.numpy()  # the same bytes, as something that the system can write into
     done = 0
     while done < entry.num_bytes:
