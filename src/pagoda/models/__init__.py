@@ -1,0 +1,1 @@
+"""Models: shapes (no torch), layers, one file per native family, loading, tokenizer, chat."""

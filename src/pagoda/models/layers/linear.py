@@ -1,0 +1,54 @@
+"""The two things that hold weights everywhere: a linear map and a normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from pagoda.kernels import ops
+
+from ..spec import NormSpec
+
+Weights = Mapping[str, Tensor]
+
+
+class Linear:
+    """``x @ weight.T + bias``; weight ``[out, in]``. A weight format takes the place of this object."""
+
+    __slots__ = ("bias", "weight")
+
+    def __init__(self, weights: Weights, name: str) -> None:
+        self.weight, self.bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Norm:
+    """RMSNorm or LayerNorm over the last dimension, as the spec says."""
+
+    __slots__ = ("bias", "spec", "weight")
+
+    def __init__(self, spec: NormSpec, weights: Weights, name: str) -> None:
+        self.spec, self.weight, self.bias = spec, weights.get(f"{name}.weight"), weights.get(f"{name}.bias")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.spec.kind == "rms":
+            spec = self.spec
+            return ops.rms_norm(x, self.weight, spec.eps, offset=spec.offset, fp32_weight=spec.fp32_weight)
+        return ops.layer_norm(x, self.weight, self.bias, self.spec.eps)
+
+
+class EachHeadNorm:
+    """A normalization of every head with a weight of its own: x ``[T, H, D]``, weight ``[H, D]`` (StableLM 2)."""
+
+    __slots__ = ("bias", "plain", "weight")
+
+    def __init__(self, spec: NormSpec, weights: Weights, name: str) -> None:
+        self.weight, self.bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
+        self.plain = Norm(spec, {}, "")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.plain(x) * self.weight
+        return y if self.bias is None else y + self.bias
