@@ -1,0 +1,192 @@
+"""Page tables: where the KV of one sequence lies.
+
+A table has ``num_rows`` rows (one, one per layer, or one per layer and kv-head). Row r holds the bases of its runs and a
+length in slots; slot i of a head lies in its page of run ``i // page_size``, at ``i % page_size``::
+
+    bases  [num_rows, capacity] int32     row r: │ run │ run │ run │ - │ - │      counts[r] == 3
+    lens   [num_rows] int32                       ▓▓▓▓▓ ▓▓▓▓▓ ▓▓░░░               slots written; ░ reserved, not written
+
+Rows are numpy arrays that grow by doubling, so that the runner stacks the rows of a step by slices, without Python work
+per page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.types import Granularity, KVFormat
+from .pages import Int32s
+
+
+def expand_runs(runs: Int32s, run: int, finer: int) -> Int32s:
+    """Runs of ``run`` pages cut into runs of ``finer`` pages, in order: ``[n] -> [n * run // finer]``."""
+    if run == finer:
+        return runs
+    return (runs[:, None] + np.arange(0, run, finer, dtype=np.int32)).ravel()
+
+
+class PageTable:
+    """The rows of one sequence. Knows nothing of reference counts: the manager keeps those."""
+
+    __slots__ = (
+        "bases", "counts", "fmt", "granularity", "kept_at", "lens", "num_rows", "num_tokens", "pristine",
+        "room", "run", "tail_owned",
+    )  # fmt: skip
+
+    def __init__(self, fmt: KVFormat, granularity: Granularity) -> None:
+        self.fmt, self.granularity = fmt, granularity
+        self.num_rows, self.run = fmt.num_rows(granularity), fmt.pages_per_run(granularity)
+        self.bases: Int32s = np.zeros((self.num_rows, 4), np.int32)
+        self.counts: Int32s = np.zeros(self.num_rows, np.int32)
+        self.lens: Int32s = np.zeros(self.num_rows, np.int32)
+        self.num_tokens = 0  # tokens committed, evicted ones included
+        self.kept_at = 0  # num_tokens when slots were last evicted: no rollback beyond
+        self.pristine = True  # slot == position in every row
+        self.room = 0  # slots that every row can still take without another run
+        self.tail_owned = True  # nobody else reads the page that the next slot goes to
+
+    # Reading --------------------------------------------------------------------------------------------------------
+
+    def row(self, layer: int, head: int) -> int:
+        """The row that covers this kv-head."""
+        return (layer * self.fmt.num_kv_heads + head) // self.run
+
+    def offset(self, layer: int, head: int) -> int:
+        """What is added to the row's run bases to get this kv-head's pages."""
+        return (layer * self.fmt.num_kv_heads + head) % self.run
+
+    def length(self, layer: int, head: int) -> int:
+        """Slots that this kv-head holds."""
+        return int(self.lens[self.row(layer, head)])
+
+    def locate(self, layer: int, head: int, slot: int) -> tuple[int, int]:
+        """Page id and slot within the page (the kernels do this in bulk; this is for tests and audits)."""
+        column, inside = divmod(slot, self.fmt.page_size)
+        return int(self.bases[self.row(layer, head), column]) + self.offset(layer, head), inside
+
+    def runs(self) -> Int32s:
+        """Bases of all runs held, row by row."""
+        if self.num_rows == 1:
+            return self.bases[0, : self.counts[0]]
+        return self.bases[:, : self.counts.max()][self._held(int(self.counts.max()))]
+
+    def pages(self) -> Int32s:
+        """Ids of all pages held."""
+        return expand_runs(self.runs(), self.run, 1)
+
+    @property
+    def num_pages(self) -> int:
+        """Pages held, shared ones included."""
+        return int(self.counts.sum()) * self.run
+
+    def missing_runs(self, num_tokens: int) -> Int32s:
+        """Runs to append to each row for ``num_tokens`` more slots."""
+        page_size = self.fmt.page_size
+        missing: Int32s = np.maximum((self.lens + np.int32(num_tokens + page_size - 1)) // page_size - self.counts, 0)
+        return missing
+
+    def open_cells(self) -> tuple[npt.NDArray[np.intp], Int32s]:
+        """Rows whose last page is partly written, and the column of that page: what the next slot would write into."""
+        rows = np.flatnonzero(self.lens % self.fmt.page_size)
+        return rows, self.lens[rows] // np.int32(self.fmt.page_size)
+
+    # Changing: the caller has the references in hand ----------------------------------------------------------------
+
+    def adopt(self, columns: Int32s) -> None:
+        """An empty table takes full pages that exist: ``columns`` [num_columns, num_rows] of run bases."""
+        assert self.num_tokens == 0
+        num = len(columns)
+        self._widen(num)
+        self.bases[:, :num] = columns.T
+        self.counts += np.int32(num)
+        self.advance(num * self.fmt.page_size)
+
+    def append(self, missing: Int32s, runs: Int32s) -> None:
+        """Row r takes ``missing[r]`` of these runs; the runs of one column lie side by side in ``runs``."""
+        first = int(missing[0])
+        if (missing == first).all() and (self.counts == self.counts[0]).all():
+            start = int(self.counts[0])
+            self._widen(start + first)
+            self.bases[:, start : start + first] = runs.reshape(first, self.num_rows).T
+        else:
+            ends = self.counts + missing
+            self._widen(int(ends.max()))
+            columns = np.arange(self.bases.shape[1])[:, None]
+            column, row = np.nonzero((columns >= self.counts) & (columns < ends))
+            self.bases[row, column] = runs
+        self.counts += missing
+        self.measure()
+
+    def advance(self, num_tokens: int) -> None:
+        """``num_tokens`` more slots of every row are written."""
+        self.lens += np.int32(num_tokens)
+        self.num_tokens += num_tokens
+        self.room -= num_tokens
+
+    def cut(self, lens: Int32s) -> Int32s:
+        """Rows become this short and give up the runs beyond: their bases. Reserved runs go as well."""
+        counts = -(-lens // np.int32(self.fmt.page_size))
+        columns = np.arange(int(self.counts.max()))
+        runs = self.bases[:, : len(columns)][(columns >= counts[:, None]) & (columns < self.counts[:, None])]
+        self.lens, self.counts, self.tail_owned = lens, counts, False
+        self.measure()
+        return runs
+
+    def copy(self) -> PageTable:
+        """A second table over the written pages of this one."""
+        twin = PageTable(self.fmt, self.granularity)
+        twin.lens = self.lens.copy()
+        twin.counts = -(-self.lens // np.int32(self.fmt.page_size))
+        twin.bases = self.bases[:, : max(1, int(twin.counts.max()))].copy()
+        twin.num_tokens, twin.kept_at, twin.pristine = self.num_tokens, self.kept_at, self.pristine
+        twin.tail_owned = False
+        twin.measure()
+        return twin
+
+    def measure(self) -> None:
+        """Recounts ``room``."""
+        self.room = int((self.counts * np.int32(self.fmt.page_size) - self.lens).min())
+
+    def _held(self, width: int) -> npt.NDArray[np.bool_]:
+        held: npt.NDArray[np.bool_] = np.arange(width) < self.counts[:, None]
+        return held
+
+    def _widen(self, width: int) -> None:
+        if width > self.bases.shape[1]:
+            wider = np.zeros((self.num_rows, max(width, 2 * self.bases.shape[1])), np.int32)
+            wider[:, : self.bases.shape[1]] = self.bases
+            self.bases = wider
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMoves:
+    """Moves of single slots, in page ids: slot ``dst_slots[i]`` of page ``dst_pages[i]`` becomes what ``src_slots[i]`` of
+    ``src_pages[i]`` was before all of them. Four int32 arrays of one length; iterates as tuples in that order.
+    """
+
+    src_pages: Int32s
+    src_slots: Int32s
+    dst_pages: Int32s
+    dst_slots: Int32s
+
+    @classmethod
+    def join(cls, parts: list[SlotMoves]) -> SlotMoves:
+        """All moves of several (none: no moves)."""
+        none = np.zeros(0, np.int32)
+        return cls(
+            np.concatenate([none, *(part.src_pages for part in parts)]),
+            np.concatenate([none, *(part.src_slots for part in parts)]),
+            np.concatenate([none, *(part.dst_pages for part in parts)]),
+            np.concatenate([none, *(part.dst_slots for part in parts)]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.src_pages)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
+        columns = (self.src_pages, self.src_slots, self.dst_pages, self.dst_slots)
+        return iter(zip(*(column.tolist() for column in columns), strict=True))
