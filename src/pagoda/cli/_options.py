@@ -1,0 +1,57 @@
+"""Options that several commands share. Nothing is checked twice: the engine's own checks speak for the command line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ..core.errors import ConfigError
+
+Model = Annotated[str, typer.Argument(help="lantern (embedded), a folder, or a Hugging Face id.", show_default=False)]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="Budget: 2GiB, 512M, or a share of the machine: 0.5, 50%. Default: what is left, minus a margin."
+    ),
+]
+KV = Annotated[str, typer.Option(help="KV policy, for example exact.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+MaxModelLen = Annotated[str, typer.Option(help="Most tokens of prompt and answer together, or auto.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.", show_default="256")]
+Temperature = Annotated[float | None, typer.Option(help="0 = always the likeliest token.", show_default="the model's")]
+TopP = Annotated[float | None, typer.Option(help="Sample among the likeliest that hold this probability.")]
+TopK = Annotated[int | None, typer.Option(help="Sample among this many likeliest; 0 = all.")]
+MinP = Annotated[float | None, typer.Option(help="Leave out tokens below this share of the likeliest one.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: tokens seen before become less likely.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.", show_default="a fresh one")]
+Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text (may be repeated).")]
+ChatTemplate = Annotated[
+    str | None, typer.Option(help="A Jinja template, or a file with one.", show_default="the model's")
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output, nothing else on stdout.")]
+
+
+def length(text: str) -> int | str:
+    """``auto`` or a number of tokens."""
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise ConfigError(f"max-model-len is {text!r}; accepted: auto, or a whole number of tokens") from None
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Only what the user said: everything else stays the model's or the library's default."""
+    return {name: value for name, value in options.items() if value is not None and value != []}
+
+
+def read_template(text: str | None) -> str | None:
+    """A template itself, or the text of the file that it names."""
+    if text is None or "{" in text:
+        return text
+    try:
+        with open(text, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"chat template {text!r} is neither a template nor a readable file ({error})") from error

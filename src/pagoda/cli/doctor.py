@@ -1,0 +1,184 @@
+"""Say what this machine offers, what is missing, and whether Pagoda works here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+import typer
+
+from .. import __version__
+from ..core.errors import PagodaError
+from ..core.units import format_bytes
+from . import _options as opt
+from ._output import emit_json, print_table
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+# What the C++ kernels can make use of, in the kernel's spelling (/proc/cpuinfo; the last three are Arm's).
+INSTRUCTION_SETS = (
+    "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
+    "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16",
+)  # fmt: skip
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "jinja2", "xxhash")
+OMP_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "PAGODA_KERNELS")
+
+
+@app.command()
+def doctor(json: opt.Json = False) -> None:
+    """Say what this machine offers, what is missing, and whether Pagoda works here."""
+    report = examine()
+    report["findings"] = findings(report)
+    report["works"] = not any(finding["level"] == "broken" for finding in report["findings"])
+    emit_json(report) if json else _print(report)
+    if not report["works"]:
+        raise typer.Exit(1)
+
+
+def examine() -> dict[str, Any]:
+    """Everything that is looked at, as plain data. Nothing here raises: what fails is part of the report."""
+    return {
+        "pagoda": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu(),
+        "memory": _memory(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "torch": _torch(),
+        "kernels": _kernels(),
+        "models": _models(),
+        "environment": {name: os.environ[name] for name in OMP_VARIABLES if name in os.environ},
+    }
+
+
+def _cpu() -> dict[str, Any]:
+    from ..budget import MachineProbe
+
+    probe = MachineProbe()
+    flags = probe.cpu_flags()
+    return {
+        "model": probe.cpu_model() or platform.processor() or "unknown",
+        "cores": os.cpu_count(),
+        "usable": probe.cpus(),
+        "features": [name for name in INSTRUCTION_SETS if name in flags],
+    }
+
+
+def _memory() -> dict[str, Any]:
+    from ..budget import MachineProbe, default_budget
+
+    probe = MachineProbe()
+    try:
+        budget = default_budget(None, probe)
+        default: dict[str, Any] = {"bytes": budget.total_bytes, "reason": budget.reason}
+    except PagodaError as error:
+        default = {"bytes": 0, "reason": str(error)}
+    return {
+        "total_bytes": probe.mem_total(),
+        "available_bytes": probe.mem_available(),
+        "cgroup_limits": [
+            {"path": g.path, "version": g.version, "limit_bytes": g.limit_bytes, "usage_bytes": g.usage_bytes}
+            for g in probe.cgroups()
+        ],
+        "default_budget": default,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _torch() -> dict[str, Any]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library of it cannot be loaded
+        return {"error": _first_line(error)}
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"threads": torch.get_num_threads(), "cuda_devices": devices, "build": torch.__version__}
+
+
+def _kernels() -> dict[str, Any]:
+    try:
+        from ..kernels.dispatch import available
+    except (ImportError, OSError) as error:
+        return {"ops": {}, "missing": {}, "error": _first_line(error)}
+    found = available()
+    return {"ops": found.ops, "missing": found.missing}
+
+
+def _models() -> dict[str, Any]:
+    from .models import catalog
+
+    found = catalog()
+    return {
+        "families": len(found["families"]),
+        "found": [m["name"] for m in found["models"]],
+        "problem": found["problem"],
+    }
+
+
+def findings(report: dict[str, Any]) -> list[dict[str, str]]:
+    """What a person should know: ``broken`` (nothing runs), ``slow`` (works, but could be faster), ``note``."""
+    found: list[dict[str, str]] = []
+
+    def add(level: str, text: str) -> None:
+        found.append({"level": level, "text": text})
+
+    cpu, memory, kernels = report["cpu"], report["memory"], report["kernels"]
+    if "error" in report["torch"]:
+        add(
+            "broken",
+            f"torch cannot be imported ({report['torch']['error']}); make venv (or pip install -c constraints.txt .)",
+        )
+    elif "error" in kernels:
+        add("broken", f"the kernels cannot be imported ({kernels['error']})")
+    if memory["default_budget"]["bytes"] == 0:
+        add("broken", memory["default_budget"]["reason"])
+    if report["models"]["problem"]:
+        add("broken", report["models"]["problem"])
+    for provider, reason in kernels["missing"].items():
+        add("slow", f"no {provider} kernels ({reason}): the reference kernels serve")
+    if "x86" in report["system"] and "avx2" not in cpu["features"]:
+        add("slow", "this processor has no AVX2")
+    threads = report["torch"].get("threads", 0)
+    if threads > cpu["usable"]:
+        add("slow", f"torch uses {threads} threads on {cpu['usable']} usable CPUs; set OMP_NUM_THREADS={cpu['usable']}")
+    for group in memory["cgroup_limits"]:
+        add("note", f"a cgroup limits memory to {format_bytes(group['limit_bytes'])} ({group['path']})")
+    return found
+
+
+def _print(report: dict[str, Any]) -> None:
+    cpu, memory, torch = report["cpu"], report["memory"], report["torch"]
+    budget = memory["default_budget"]
+    rows = [
+        ["pagoda", report["pagoda"]],
+        ["python", f"{report['python']} ({sys.executable})"],
+        ["system", report["system"]],
+        ["processor", f"{cpu['model']}, {cpu['usable']} of {cpu['cores']} CPUs usable"],
+        ["instruction sets", " ".join(cpu["features"]) or "unknown"],
+        ["memory", f"{format_bytes(memory['total_bytes'])}, {format_bytes(memory['available_bytes'])} available"],
+        ["cgroup limit", ", ".join(format_bytes(g["limit_bytes"]) for g in memory["cgroup_limits"]) or "none"],
+        ["default budget", f"{format_bytes(budget['bytes'])} ({budget['reason']})"],
+        ["CUDA devices", ", ".join(torch.get("cuda_devices", [])) or "none"],
+        ["torch threads", str(torch.get("threads", "-"))],
+        ["libraries", ", ".join(f"{name} {version or 'MISSING'}" for name, version in report["libraries"].items())],
+        ["models", ", ".join(report["models"]["found"]) + f" (and {report['models']['families']} native families)"],
+        *([name, value] for name, value in report["environment"].items()),
+    ]
+    print_table("This machine", ["what", "found"], rows)
+    ops = [[op, ", ".join(names)] for op, names in report["kernels"]["ops"].items()]
+    print_table("Kernels (best first)", ["op", "implementations"], ops)
+    for finding in report["findings"]:
+        print(f"{finding['level']}: {finding['text']}")
+    print("Pagoda works here." if report["works"] else "Pagoda does not work here; see 'broken' above.")
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
