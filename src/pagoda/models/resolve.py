@@ -30,7 +30,7 @@ def resolve(path_or_id: str | Path) -> Path:
         return _embedded()
     if path.exists():
         raise ModelError(_why_not_a_file(path))
-    if not _looks_like_hub_id(text):
+    if not is_hub_id(text):
         raise ModelError(
             f"{text}: no such folder, and not a Hugging Face id (org/name); accepted: 'lantern', a folder, an id"
         )
@@ -52,7 +52,8 @@ def _why_not_a_file(path: Path) -> str:
     return f"{path}: is a file; give the folder that holds config.json and the weights (here: {path.parent})"
 
 
-def _looks_like_hub_id(text: str) -> bool:
+def is_hub_id(text: str) -> bool:
+    """Whether ``text`` reads like ``org/name`` or ``name`` on the Hugging Face hub."""
     return bool(_HUB_ID.fullmatch(text)) and ".." not in text and "--" not in text and not text.endswith(".git")
 
 
