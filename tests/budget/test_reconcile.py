@@ -57,7 +57,8 @@ def test_the_accounts_of_a_real_process_add_up() -> None:
         "import mmap\n"
         "from pagoda.budget import Ledger, lease_runtime, reconcile\n"
         "ledger = Ledger(1 << 30); lease_runtime(ledger)\n"
-        "pool = mmap.mmap(-1, 512 << 20); touched = 128 << 20; pool.write(b'x' * touched); loose = bytearray(b'y' * (1 << 20))\n"
+        "pool = mmap.mmap(-1, 512 << 20); touched = 128 << 20; pool.write(b'x' * touched)\n"
+        "loose = bytearray(b'y' * (1 << 20))\n"
         "ledger.lease('kv', 512 << 20, 'pool', resident=lambda: touched)\n"
         "result = reconcile(ledger); print(result.unaccounted_share, result.unaccounted_bytes)\n"
     )
