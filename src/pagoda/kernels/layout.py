@@ -15,8 +15,8 @@ class PageLayout:
         page  [ K slot 0 | K slot 1 | … | K slot page_size-1 | V slot 0 | … | V slot page_size-1 ]   page_elems
                 k_dim                                          v_dim
 
-    ``pages`` is the storage ``[num_pages, page_elems]`` of ``dtype``, contiguous. ``v_dim == 0`` is a latent page (MLA):
-    V is the first columns of K, and nothing is stored twice.
+    ``pages`` is the storage ``[num_pages, page_elems]`` of ``dtype``, contiguous. ``v_dim == 0`` is a latent page
+    (MLA): V is the first columns of K, and nothing is stored twice.
     """
 
     page_size: int
@@ -41,11 +41,11 @@ class PageLayout:
 
     def k(self, pages: Tensor) -> Tensor:
         """K of every page, a view ``[num_pages, page_size, k_dim]``."""
-        return pages[:, : self.k_elems].unflatten(1, (self.page_size, self.k_dim))
+        return pages[:, : self.k_elems].view(pages.shape[0], self.page_size, self.k_dim)
 
     def v(self, pages: Tensor) -> Tensor:
         """V of every page, a view ``[num_pages, page_size, v_dim]`` (no columns for a latent page)."""
-        return pages[:, self.k_elems :].unflatten(1, (self.page_size, self.v_dim))
+        return pages[:, self.k_elems :].view(pages.shape[0], self.page_size, self.v_dim)
 
     def new_pages(self, num_pages: int, device: torch.device | str = "cpu") -> Tensor:
         """Zeroed storage for tests and small tools; the engine's storage is ``kv.storage``."""

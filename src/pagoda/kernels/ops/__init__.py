@@ -1,7 +1,8 @@
 """The ops: one file each, with its signature, its plain torch reference, its cases and its tolerances."""
 
+from ._table import LayerTable
 from .activation import activation
-from .attention import LayerTable, paged_attention
+from .attention import paged_attention
 from .copy_pages import copy_pages
 from .gated_activation import gated_activation
 from .kv_compact import kv_compact

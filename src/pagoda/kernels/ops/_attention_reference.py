@@ -25,7 +25,7 @@ from ..layout import PageLayout
 from ._paged import gather, pairs_by_length
 
 if TYPE_CHECKING:
-    from .attention import LayerTable
+    from ._table import LayerTable
 
 QUERY_TILE = 256  # queries of a chunk attended together: the mask of a tile over 8k slots is 4 MiB in bfloat16
 SCORE_ELEMS = 1 << 21  # float32 scores alive at once in the written-out path (8 MiB)
@@ -115,7 +115,9 @@ def _decode(call: _Call, q: Tensor, seqs: list[int], lens: list[list[int]]) -> T
     out = grouped.new_empty(num_seqs * num_kv_heads, call.group, call.v_dim)
     for members in groups:
         rows = torch.tensor(members, device=q.device)
-        pairs = torch.tensor([seqs[m // num_kv_heads] * num_kv_heads + m % num_kv_heads for m in members], device=q.device)
+        pairs = torch.tensor(
+            [seqs[m // num_kv_heads] * num_kv_heads + m % num_kv_heads for m in members], device=q.device
+        )
         out[rows] = _decode_pairs(call, grouped[rows], pairs, [pair_lens[m] for m in members])
     return out.view(num_seqs, num_q_heads, call.v_dim)
 
@@ -205,8 +207,8 @@ def _decode_written_out(
 def _chunk(call: _Call, q: Tensor, seq: int, head_lens: list[int], out: Tensor) -> None:
     """q ``[n, Hq, k_dim]`` of one sequence; writes out ``[n, Hq, v_dim]`` (zeros on entry)."""
     num_kv_heads = len(head_lens)
-    grouped = q.unflatten(1, (num_kv_heads, call.group)).permute(1, 2, 0, 3)  # [Hkv, G, n, k_dim]
-    result = out.unflatten(1, (num_kv_heads, call.group)).permute(1, 2, 0, 3)  # a view of out
+    grouped = q.view(len(q), num_kv_heads, call.group, -1).permute(1, 2, 0, 3)  # [Hkv, G, n, k_dim]
+    result = out.view(len(out), num_kv_heads, call.group, -1).permute(1, 2, 0, 3)  # a view of out
     for length in sorted(set(head_lens)):
         same = [h for h, other in enumerate(head_lens) if other == length]
         for members in pairs_by_length([length] * len(same), call.slot_bytes):
@@ -248,7 +250,9 @@ def _chunk_heads(call: _Call, q: Tensor, seq: int, heads: list[int], length: int
         if mask is None:
             part = _chunk_written_out(call, q[:, :, start:stop], kt, vt, hidden[corner], (seq, heads, left, right))
         else:
-            part = _fused(call, q[:, :, start:stop], _spread(kt, q), None if vt is None else _spread(vt, q), mask[corner])
+            part = _fused(
+                call, q[:, :, start:stop], _spread(kt, q), None if vt is None else _spread(vt, q), mask[corner]
+            )
         out[:, :, start:stop] = part
 
 
@@ -297,7 +301,13 @@ def _fused(call: _Call, q: Tensor, k: Tensor, v: Tensor | None, mask: Tensor | N
 
 
 def _attend(
-    call: _Call, q: Tensor, k: Tensor, v: Tensor | None, hidden: Tensor | None, bias: Tensor | None, sinks: Tensor | None
+    call: _Call,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    hidden: Tensor | None,
+    bias: Tensor | None,
+    sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The formula, in float32: q ``[N, M, D]``, k ``[N, L, D]``; bias, hidden -> ``[N, M, L]``; sinks ``[N, M]``.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..case import Make
 from ..dispatch import Needs
 
 
@@ -30,3 +31,10 @@ def on_active_rows(
     rows = logits.index_select(0, index)
     rows = rows.masked_fill(hidden(rows, parameter.index_select(0, index)), -torch.inf)
     return logits.index_copy(0, index, rows)
+
+
+def rows(make: Make, count: int, vocab: int, ties: bool) -> Tensor:
+    """Logits for the cases, some of them -inf already; ``ties``: rounded so that many are equal."""
+    logits = make.normal(count, vocab, scale=3.0)
+    logits[:, vocab // 2 :: 7] = -torch.inf
+    return logits.round() if ties else logits

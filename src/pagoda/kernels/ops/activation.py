@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...core.errors import ConfigError, choices
+from ..case import Make, cross
 from ..dispatch import Needs, Op
 
 KINDS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -41,3 +42,10 @@ def reference(x: Tensor, kind: str) -> Tensor:
 
 _OP = Op("activation", reference)
 TOLERANCE = {torch.float32: (1e-5, 1e-6), torch.bfloat16: (1.6e-2, 1e-2), torch.float16: (2e-3, 1e-3)}
+
+
+def _case(make: Make, kind: str, shape: tuple[int, ...] = (5, 33)) -> dict[str, object]:
+    return {"x": make.normal(*shape, scale=3.0), "kind": kind}
+
+
+CASES = cross("activation", _case, *({"kind": kind} for kind in KINDS), {"kind": "silu", "shape": (0, 8)})

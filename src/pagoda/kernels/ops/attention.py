@@ -16,34 +16,17 @@ grouped queries (arXiv:2305.13245), sinks (arXiv:2309.17453), ALiBi (arXiv:2108.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.errors import ConfigError
+from ..case import Case, Make
 from ..dispatch import Needs, Op
 from ..layout import PageLayout
 from . import _attention_reference
-
-
-@dataclass(frozen=True, slots=True)
-class LayerTable:
-    """One layer's view of the ragged batch; tensors are int32 on the pages' device.
-
-    Page id of slot block j of (s, h): ``rows[row_of[s, h], j] + offset[s, h]``.
-    The host copies exist so that no op waits for the device.
-    """
-
-    rows: Tensor  # [R, max_pages]  run bases (page ids); unused cells 0
-    row_of: Tensor  # [S, Hkv]      row of each (sequence, kv-head)
-    offset: Tensor  # [S, Hkv]      added to the run base
-    kv_lens: Tensor  # [S, Hkv]     slots to attend, the chunk's own tokens included (they are the last q_len)
-    q_starts: Tensor  # [S + 1]     tokens of sequence s are q_starts[s]:q_starts[s + 1]
-    q_starts_cpu: list[int]
-    max_q_len: int
-    max_kv_len: int
-    kv_lens_cpu: list[list[int]] | None = None  # kv_lens on the host; without it the reference reads the tensor
+from ._table import LayerTable, layer_table
 
 
 def paged_attention(
@@ -78,10 +61,11 @@ def paged_attention(
         v_dim, prob_sums is None, q.shape[1], table.row_of.shape[1],
     )  # fmt: skip
     run = _OP.chosen.get(key) or _OP.resolve(key, _needs(q, pages, layout, table, *key[3:9]))
-    return run(
+    out: Tensor = run(
         q, pages, layout, table, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks,
         alibi_slopes=alibi_slopes, v_dim=v_dim, prob_sums=prob_sums,
     )  # fmt: skip
+    return out
 
 
 def _needs(
@@ -106,3 +90,110 @@ reference = _attention_reference.paged_attention
 _OP = Op("paged_attention", reference)
 
 TOLERANCE = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (2e-2, 2e-2), torch.float16: (2e-3, 2e-3)}
+
+
+def _case(
+    make: Make, q_lens: list[int], kv_lens: list[int] | list[list[int]], *, heads: tuple[int, int] = (4, 2),
+    dims: tuple[int, int] = (16, 16), page_size: int = 4, per_head: bool = True, shared_blocks: int = 0,
+    pages_dtype: torch.dtype | None = None, sinks: bool = False, alibi: bool = False, garbage: bool = False,
+    prob_sums: bool = False, **options: object,
+) -> dict[str, object]:  # fmt: skip
+    layout = PageLayout(page_size, *dims, pages_dtype or make.dtype)
+    table, num_pages = layer_table(
+        make, q_lens, kv_lens, page_size=page_size, num_kv_heads=heads[1], per_head=per_head,
+        shared_blocks=shared_blocks,
+    )  # fmt: skip
+    pages = make.pages(num_pages, layout)
+    if garbage:
+        _spoil_unused(pages, layout, table)
+    sums = torch.full((*table.kv_lens.shape, table.max_kv_len), 7.0, device=make.device) if prob_sums else None
+    return {
+        "q": make.normal(sum(q_lens), heads[0], dims[0]),
+        "pages": pages,
+        "layout": layout,
+        "table": table,
+        "scale": dims[0] ** -0.5,
+        "sinks": make.normal(heads[0]) if sinks else None,
+        "alibi_slopes": make.normal(heads[0], dtype=torch.float32).abs() if alibi else None,
+        "prob_sums": sums,
+        **options,
+    }
+
+
+def _spoil_unused(pages: Tensor, layout: PageLayout, table: LayerTable) -> None:
+    """Fills every slot that no sequence holds with nan and inf."""
+    used = torch.zeros(len(pages), layout.page_size, dtype=torch.bool)
+    for (seq, head), length in [(place, int(table.kv_lens[place])) for place in _places(table)]:
+        slots = torch.arange(length)
+        row = table.rows[int(table.row_of[seq, head])].cpu().long() + int(table.offset[seq, head])
+        used[row[slots // layout.page_size], slots % layout.page_size] = True
+    hidden = ~used.to(pages.device)[..., None]
+    layout.k(pages).masked_fill_(hidden, torch.nan)
+    layout.v(pages).masked_fill_(hidden, torch.inf)
+
+
+def _places(table: LayerTable) -> list[tuple[int, int]]:
+    num_seqs, num_heads = table.kv_lens.shape
+    return [(s, h) for s in range(num_seqs) for h in range(num_heads)]
+
+
+_DECODE = ([1, 1, 1, 1], [9, 1, 33, 16])
+_EVICTED = ([1, 1, 3, 1], [[5, 40], [1, 2], [3, 21], [17, 17]])
+_MIXED = ([1, 7, 0, 1, 12], [30, 7, 5, 4, 25])
+_ROWS: dict[str, tuple[tuple[list[int], Any], dict[str, Any]]] = {
+    "decode one": (([1], [21]), {}),
+    "decode equal": (([1, 1], [12, 12]), {}),
+    "decode ragged": (_DECODE, {}),
+    "decode, lengths far apart": (([1, 1, 1], [3, 700, 5]), {}),
+    "decode by runs": (_DECODE, {"per_head": False}),
+    "decode shared prefix": (([1, 1, 1], [13, 20, 9]), {"per_head": False, "shared_blocks": 2}),
+    "decode evicted": (([1, 1], [[5, 40], [1, 17]]), {}),
+    "decode, a head kept nothing": (([1, 1], [[0, 4], [3, 0]]), {}),
+    "decode among garbage": (_DECODE, {"garbage": True}),
+    "decode among garbage, a head kept nothing": (([1, 1], [[0, 4], [3, 0]]), {"garbage": True}),
+    "decode window": (_DECODE, {"window": 6}),
+    "decode window, equal": (([1, 1], [19, 19]), {"window": 6}),
+    "decode window, long": (([1, 1], [61, 30]), {"window": 5, "garbage": True}),
+    "decode soft cap": (_DECODE, {"soft_cap": 3.0}),
+    "decode sinks": (_DECODE, {"sinks": True, "garbage": True}),
+    "decode alibi": (_DECODE, {"alibi": True}),
+    "decode sums": (_DECODE, {"prob_sums": True, "garbage": True}),
+    "decode sums, evicted, window": (_EVICTED, {"prob_sums": True, "window": 6}),
+    "decode MHA": (_DECODE, {"heads": (3, 3)}),
+    "decode MQA": (_DECODE, {"heads": (5, 1)}),
+    "decode GQA 14:2": (_DECODE, {"heads": (14, 2), "dims": (64, 64), "page_size": 16}),
+    "decode k wider": (_DECODE, {"dims": (24, 16)}),
+    "decode v wider": (_DECODE, {"dims": (16, 24)}),
+    "decode latent": (_DECODE, {"heads": (4, 1), "dims": (24, 0), "v_dim": 16}),
+    "decode bfloat16 pages": (_DECODE, {"pages_dtype": torch.bfloat16}),
+    "chunk first": (([9], [9]), {}),
+    "chunk first, long": (([300], [300]), {}),
+    "chunk later": (([9], [30]), {}),
+    "chunk later, tiled": (([270], [301]), {}),
+    "chunk window": (([40], [61]), {"window": 7}),
+    "chunk window, tiled": (([270], [270]), {"window": 33}),
+    "chunk window wider than all": (([9], [9]), {"window": 50}),
+    "chunk longer than its slots": (([5, 3], [[2, 5], [0, 3]]), {}),
+    "chunk evicted": (([6, 2], [[6, 19], [11, 2]]), {"garbage": True}),
+    "chunk interleaved lengths": (([4], [[9, 5, 9, 5]]), {"heads": (8, 4)}),
+    "chunk soft cap": (([9], [30]), {"soft_cap": 3.0}),
+    "chunk sinks": (([9, 4], [9, 30]), {"sinks": True}),
+    "chunk sinks, window": (([40], [61]), {"sinks": True, "window": 7}),
+    "chunk alibi": (([9, 4], [9, 30]), {"alibi": True}),
+    "chunk sums": (([9, 4], [9, 30]), {"prob_sums": True}),
+    "chunk latent": (([9, 4], [9, 30]), {"heads": (4, 1), "dims": (24, 0), "v_dim": 16}),
+    "chunk k wider": (([9, 4], [9, 30]), {"dims": (24, 16)}),
+    "mixed": (_MIXED, {}),
+    "mixed evicted": (_EVICTED, {"garbage": True}),
+    "mixed everything": (_MIXED, {"window": 6, "soft_cap": 3.0, "sinks": True, "alibi": True, "prob_sums": True}),
+    "no queries": (([0, 0], [4, 9]), {}),
+    "no sequences": (([], []), {}),
+}
+
+
+def _row(name: str, lens: tuple[list[int], Any], options: dict[str, Any]) -> Case:
+    writes = ("prob_sums",) if "prob_sums" in options else ()
+    return Case(name, lambda make: _case(make, *lens, **options), writes)
+
+
+CASES = [_row(name, lens, options) for name, (lens, options) in _ROWS.items()]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..case import Case, Make
 from ..dispatch import Needs, Op
+from ..layout import PageLayout
 
 
 def copy_pages(pages: Tensor, src: Tensor, dst: Tensor) -> None:
@@ -26,3 +28,15 @@ def reference(pages: Tensor, src: Tensor, dst: Tensor) -> None:
 
 _OP = Op("copy_pages", reference)
 TOLERANCE = {torch.float32: (0.0, 0.0), torch.bfloat16: (0.0, 0.0), torch.float16: (0.0, 0.0)}
+
+
+def _case(make: Make, src: list[int], dst: list[int]) -> dict[str, object]:
+    layout = PageLayout(4, 16, 16, make.dtype)
+    return {"pages": make.pages(12, layout), "src": make.ints(src), "dst": make.ints(dst)}
+
+
+CASES = [
+    Case("copies", lambda make: _case(make, [3, 3, 0], [5, 6, 7]), ("pages",)),
+    Case("chain", lambda make: _case(make, [0, 1, 2], [1, 2, 0]), ("pages",)),
+    Case("nothing", lambda make: _case(make, [], []), ("pages",)),
+]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ConfigError, choices
+from ..case import Make, cross
 from ..dispatch import Needs, Op
 from .activation import KINDS as PLAIN_KINDS
 
@@ -16,7 +17,8 @@ def gated_activation(gate: Tensor, up: Tensor, kind: str, *, alpha: float = 1.70
     """``act(gate) * up`` elementwise; gate, up and result of one shape and dtype.
 
     Kinds are those of `activation`, and ``swiglu_oai`` (gpt_oss):
-    ``g * sigmoid(alpha * g) * (u + 1)`` with g = min(gate, limit), u = clamp(up, -limit, limit); only it uses alpha and limit.
+    ``g * sigmoid(alpha * g) * (u + 1)`` with g = min(gate, limit), u = clamp(up, -limit, limit). Only it uses
+    alpha and limit.
     Raises ConfigError for an unknown kind.
     """
     key = (gate.dtype, gate.device.type, kind)
@@ -40,3 +42,10 @@ def reference(gate: Tensor, up: Tensor, kind: str, *, alpha: float = 1.702, limi
 
 _OP = Op("gated_activation", reference)
 TOLERANCE = {torch.float32: (1e-5, 1e-6), torch.bfloat16: (2e-2, 1e-2), torch.float16: (4e-3, 1e-3)}
+
+
+def _case(make: Make, kind: str, shape: tuple[int, ...] = (5, 33)) -> dict[str, object]:
+    return {"gate": make.normal(*shape, scale=4.0), "up": make.normal(*shape[::-1], scale=4.0).mT, "kind": kind}
+
+
+CASES = cross("gated_activation", _case, *({"kind": kind} for kind in KINDS), {"kind": "silu", "shape": (0, 8)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..case import Case, Make
 from ..dispatch import Needs, Op
 from ..layout import PageLayout
 
@@ -36,3 +37,39 @@ def reference(
 
 _OP = Op("kv_compact", reference)
 TOLERANCE = {torch.float32: (0.0, 0.0), torch.bfloat16: (0.0, 0.0), torch.float16: (0.0, 0.0)}
+
+
+def _case(make: Make, src: torch.Tensor, dst: torch.Tensor, k_dim: int = 16, v_dim: int = 16) -> dict[str, object]:
+    """Moves between flat slot numbers (page * page_size + slot)."""
+    layout = PageLayout(4, k_dim, v_dim, make.dtype)
+    src, dst = src.to(make.device), dst.to(make.device)
+    return {
+        "pages": make.pages(12, layout),
+        "layout": layout,
+        "src_pages": src // 4,
+        "src_slots": src % 4,
+        "dst_pages": dst // 4,
+        "dst_slots": dst % 4,
+    }
+
+
+def _close_gaps(make: Make, v_dim: int = 16) -> dict[str, object]:
+    """A head of 30 slots keeps every other one and the last eight, in order."""
+    kept = torch.tensor([*range(0, 22, 2), *range(22, 30)], dtype=torch.int32)
+    return _case(make, kept, torch.arange(len(kept), dtype=torch.int32), v_dim=v_dim)
+
+
+def _rotate(make: Make) -> dict[str, object]:
+    """Every slot is both read and written: only reading everything first is right."""
+    slots = torch.arange(48, dtype=torch.int32)
+    return _case(make, slots, slots.roll(1))
+
+
+CASES = [
+    Case("close gaps", _close_gaps, ("pages",)),
+    Case("close gaps, latent", lambda make: _close_gaps(make, v_dim=0), ("pages",)),
+    Case("close gaps, v narrower", lambda make: _close_gaps(make, v_dim=8), ("pages",)),
+    Case("rotate", _rotate, ("pages",)),
+    Case("reverse", lambda make: _case(make, make.ints(range(20)), make.ints(range(19, -1, -1))), ("pages",)),
+    Case("nothing", lambda make: _case(make, make.ints([]), make.ints([])), ("pages",)),
+]

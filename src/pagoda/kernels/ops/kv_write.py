@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..case import Case, Make
 from ..dispatch import Needs, Op
 from ..layout import PageLayout
 
 
-def kv_write(
-    k: Tensor, v: Tensor | None, pages: Tensor, layout: PageLayout, page_ids: Tensor, slots: Tensor
-) -> None:
+def kv_write(k: Tensor, v: Tensor | None, pages: Tensor, layout: PageLayout, page_ids: Tensor, slots: Tensor) -> None:
     """Slot ``slots[t, h]`` of page ``page_ids[t, h]`` becomes ``k[t, h]``, ``v[t, h]``, rounded to the pages' dtype.
 
-    k ``[T, Hkv, k_dim]``, v ``[T, Hkv, v_dim]`` (None for latent pages), page_ids and slots ``[T, Hkv]`` int, slots within
-    the page. Targets must differ from each other; shared pages must have been copied before.
+    k ``[T, Hkv, k_dim]``, v ``[T, Hkv, v_dim]`` (None for latent pages), page_ids and slots ``[T, Hkv]`` int, slots
+    within the page. Targets must differ from each other; shared pages must have been copied before.
     """
     key = (k.dtype, pages.dtype, pages.device.type, v is None, page_ids.dtype)
     run = _OP.chosen.get(key) or _OP.resolve(key, _needs(k, v, pages, page_ids))
@@ -27,9 +26,7 @@ def _needs(k: Tensor, v: Tensor | None, pages: Tensor, page_ids: Tensor) -> Need
     return Needs(pages.device.type, (k.dtype, pages.dtype), options=options)
 
 
-def reference(
-    k: Tensor, v: Tensor | None, pages: Tensor, layout: PageLayout, page_ids: Tensor, slots: Tensor
-) -> None:
+def reference(k: Tensor, v: Tensor | None, pages: Tensor, layout: PageLayout, page_ids: Tensor, slots: Tensor) -> None:
     if v is not None and layout.k_dim == layout.v_dim:
         # Pages as rows of one vector: K of (page, slot) is row 2 * page * page_size + slot, V is page_size further on.
         rows = pages.view(-1, layout.k_dim)
@@ -45,3 +42,26 @@ def reference(
 
 _OP = Op("kv_write", reference)
 TOLERANCE = {torch.float32: (0.0, 0.0), torch.bfloat16: (0.0, 0.0), torch.float16: (0.0, 0.0)}
+
+
+def _case(make: Make, tokens: int, k_dim: int, v_dim: int, pages_dtype: torch.dtype | None = None) -> dict[str, object]:
+    heads, layout = 2, PageLayout(4, k_dim, v_dim, pages_dtype or make.dtype)
+    places = make.permutation(12 * layout.page_size)[: tokens * heads].view(tokens, heads).to(make.device)
+    return {
+        "k": make.normal(tokens, heads, k_dim),
+        "v": make.normal(tokens, heads, v_dim, scale=2.0) if v_dim else None,
+        "pages": make.pages(12, layout),
+        "layout": layout,
+        "page_ids": places // layout.page_size,
+        "slots": places % layout.page_size,
+    }
+
+
+CASES = [
+    Case("one token", lambda make: _case(make, 1, 16, 16), ("pages",)),
+    Case("tokens", lambda make: _case(make, 9, 16, 16), ("pages",)),
+    Case("v narrower", lambda make: _case(make, 9, 24, 16), ("pages",)),
+    Case("latent", lambda make: _case(make, 9, 20, 0), ("pages",)),
+    Case("bfloat16 pages", lambda make: _case(make, 9, 16, 16, torch.bfloat16), ("pages",)),
+    Case("nothing", lambda make: _case(make, 0, 16, 16), ("pages",)),
+]

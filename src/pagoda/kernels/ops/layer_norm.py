@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..case import Make, cross
 from ..dispatch import Needs, Op
 
 
@@ -30,3 +31,15 @@ def reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
 
 _OP = Op("layer_norm", reference)
 TOLERANCE = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1.6e-2, 1e-2), torch.float16: (2e-3, 2e-3)}
+
+
+def _case(make: Make, shape: tuple[int, ...] = (5, 64), weight: bool = True, bias: bool = True) -> dict[str, object]:
+    dim = shape[-1]
+    parts = {"weight": make.normal(dim) if weight else None, "bias": make.normal(dim, scale=0.5) if bias else None}
+    return {"x": make.normal(*shape), **parts, "eps": 1e-5}
+
+
+CASES = cross(
+    "layer_norm", _case,
+    {}, {"shape": (1, 7)}, {"shape": (0, 64)}, {"shape": (3, 2, 48)}, {"bias": False}, {"weight": False, "bias": False},
+)  # fmt: skip

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..case import Make, cross
 from ..dispatch import Needs, Op
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``: x ``[..., in]``, weight ``[out, in]``, bias ``[out]`` or None -> ``[..., out]`` in x's dtype."""
+    """``x @ weight.T + bias``: x ``[..., in]``, weight ``[out, in]``, bias ``[out]`` or None -> ``[..., out]``."""
     key = (x.dtype, x.device.type, weight.dtype, bias is None)
     run = _OP.chosen.get(key) or _OP.resolve(key, _needs(x, weight, bias))
     out: Tensor = run(x, weight, bias)
@@ -26,3 +27,16 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 _OP = Op("linear", reference)
 TOLERANCE = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (1.6e-2, 2e-2), torch.float16: (4e-3, 4e-3)}
+
+
+def _case(make: Make, tokens: int, inputs: int, outputs: int, bias: bool = False) -> dict[str, object]:
+    weight = make.normal(outputs, inputs, scale=inputs**-0.5)
+    return {"x": make.normal(tokens, inputs), "weight": weight, "bias": make.normal(outputs) if bias else None}
+
+
+CASES = cross(
+    "linear", _case,
+    {"tokens": 1, "inputs": 64, "outputs": 33}, {"tokens": 1, "inputs": 65, "outputs": 32, "bias": True},
+    {"tokens": 8, "inputs": 96, "outputs": 64}, {"tokens": 33, "inputs": 64, "outputs": 80, "bias": True},
+    {"tokens": 0, "inputs": 64, "outputs": 32},
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Mixture of experts: every token through its chosen experts, batched by expert (Shazeer et al. 2017, arXiv:1701.06538)."""
+"""Mixture of experts (Shazeer et al. 2017, arXiv:1701.06538): tokens through their experts, batched by expert."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ...core.errors import ConfigError, choices
+from ..case import Make, cross
 from ..dispatch import Needs, Op
 from .activation import KINDS as PLAIN_KINDS
 from .activation import activation
@@ -32,9 +33,10 @@ def moe_dispatch(
     """Sum over a token's experts e of ``weight * down_e(act(gate_up_e(x)))``.
 
     x ``[T, hidden]``; topk_ids ``[T, k]`` int, the experts of a token all different; topk_weights ``[T, k]``.
-    gate_up_w ``[E, 2I, hidden]``: rows of gate, then of up, or alternating when ``interleaved`` (gpt_oss); ``[E, I, hidden]``
-    when not ``gated``. down_w ``[E, hidden, I]``; biases ``[E, 2I]`` (or ``[E, I]``) and ``[E, hidden]``. Strided views are fine
-    (gpt_oss stores both matrices transposed). kind, alpha, limit as in `gated_activation`, or `activation` when not gated.
+    gate_up_w ``[E, 2I, hidden]``: rows of gate, then of up, or alternating when ``interleaved`` (gpt_oss);
+    ``[E, I, hidden]`` when not ``gated``. down_w ``[E, hidden, I]``; biases one per row ``[E, 2I]``, ``[E, hidden]``.
+    Strided views are fine (gpt_oss stores both matrices transposed).
+    kind, alpha and limit as in `gated_activation`, or `activation` when not gated.
 
     Returns ``[T, hidden]`` in x's dtype, experts added in the order of their numbers, each sum rounded to x's dtype as
     transformers does. Raises ConfigError for an unknown kind.
@@ -101,3 +103,29 @@ def _row(bias: Tensor | None, expert: int) -> Tensor | None:
 
 _OP = Op("moe_dispatch", reference)
 TOLERANCE = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (3e-2, 3e-2), torch.float16: (5e-3, 5e-3)}
+
+
+def _case(
+    make: Make, tokens: int = 7, experts: int = 5, top_k: int = 2, dim: int = 16, inner: int = 24, bias: bool = False,
+    **options: object,
+) -> dict[str, object]:  # fmt: skip
+    width = 2 * inner if options.get("gated", True) else inner
+    scores = make.normal(tokens, experts, dtype=torch.float32).softmax(-1)
+    weights, ids = scores.topk(top_k, dim=-1)
+    return {
+        "x": make.normal(tokens, dim),
+        "topk_ids": ids,
+        "topk_weights": weights.to(make.dtype),
+        "gate_up_w": make.normal(experts, width, dim, scale=dim**-0.5),
+        "down_w": make.normal(experts, dim, inner, scale=inner**-0.5),
+        "gate_up_b": make.normal(experts, width, scale=0.1) if bias else None,
+        "down_b": make.normal(experts, dim, scale=0.1) if bias else None,
+        **options,
+    }
+
+
+CASES = cross(
+    "moe_dispatch", _case,
+    {}, {"tokens": 1}, {"tokens": 0}, {"top_k": 1}, {"experts": 40, "tokens": 3}, {"gated": False, "kind": "relu2"},
+    {"bias": True}, {"bias": True, "kind": "swiglu_oai", "interleaved": True},
+)  # fmt: skip

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..case import Make, cross
 from ..dispatch import Needs, Op
 
 
-def rms_norm(
-    x: Tensor, weight: Tensor | None, eps: float, *, offset: float = 0.0, fp32_weight: bool = False
-) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, *, offset: float = 0.0, fp32_weight: bool = False) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * (weight + offset)`` over the last dimension, computed in float32.
 
     x ``[..., dim]``, weight ``[dim]`` or None; returns x's shape and dtype. Where the result is rounded to x's dtype
@@ -48,3 +47,14 @@ def reference(
 
 _OP = Op("rms_norm", reference)
 TOLERANCE = {torch.float32: (1e-5, 1e-6), torch.bfloat16: (1.6e-2, 1e-2), torch.float16: (2e-3, 1e-3)}
+
+
+def _case(make: Make, shape: tuple[int, ...] = (5, 64), weight: bool = True, **options: object) -> dict[str, object]:
+    return {"x": make.normal(*shape), "weight": make.normal(shape[-1]) if weight else None, "eps": 1e-6, **options}
+
+
+CASES = cross(
+    "rms_norm", _case,
+    {}, {"shape": (1, 7)}, {"shape": (0, 64)}, {"shape": (3, 2, 48)}, {"shape": (2, 896)},
+    {"weight": False}, {"offset": 1.0}, {"fp32_weight": True},
+)  # fmt: skip

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..case import Make, cross
 from ..dispatch import Op
-from ._rows import needs, on_active_rows
+from ._rows import needs, on_active_rows, rows
 
 
 def top_k_mask(logits: Tensor, k: Tensor) -> Tensor:
@@ -21,12 +22,22 @@ def top_k_mask(logits: Tensor, k: Tensor) -> Tensor:
 
 
 def reference(logits: Tensor, k: Tensor) -> Tensor:
-    def hidden(rows: Tensor, k: Tensor) -> Tensor:
-        largest = torch.topk(rows, int(k.max()), dim=-1).values  # sorted, so the k-th is at k - 1
-        return rows < largest.gather(1, k.long()[:, None] - 1)
+    def hidden(x: Tensor, k: Tensor) -> Tensor:
+        largest = torch.topk(x, int(k.max()), dim=-1).values  # sorted, so the k-th is at k - 1
+        return x < largest.gather(1, k.long()[:, None] - 1)
 
     return on_active_rows(logits, k, (k > 0) & (k < logits.shape[-1]), hidden)
 
 
 _OP = Op("top_k_mask", reference)
 TOLERANCE = {torch.float32: (0.0, 0.0)}
+
+
+def _case(make: Make, k: list[int], vocab: int = 50, ties: bool = False) -> dict[str, object]:
+    return {"logits": rows(make, len(k), vocab, ties), "k": make.ints(k)}
+
+
+CASES = cross(
+    "top_k_mask", _case,
+    {"k": [3]}, {"k": [1, 0, 50, 7]}, {"k": [0, 0]}, {"k": [], "vocab": 5}, {"k": [4, 9], "ties": True},
+)  # fmt: skip

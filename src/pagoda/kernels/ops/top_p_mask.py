@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..case import Make, cross
 from ..dispatch import Op
-from ._rows import needs, on_active_rows
+from ._rows import needs, on_active_rows, rows
 
 
 def top_p_mask(logits: Tensor, p: Tensor) -> Tensor:
@@ -22,9 +23,9 @@ def top_p_mask(logits: Tensor, p: Tensor) -> Tensor:
 
 
 def reference(logits: Tensor, p: Tensor) -> Tensor:
-    def hidden(rows: Tensor, p: Tensor) -> Tensor:
-        ordered, index = torch.sort(rows, dim=-1, stable=True)  # ascending
-        tail = ordered.softmax(-1).cumsum(-1) <= (1 - p.to(rows.dtype))[:, None]
+    def hidden(x: Tensor, p: Tensor) -> Tensor:
+        ordered, index = torch.sort(x, dim=-1, stable=True)  # ascending
+        tail = ordered.softmax(-1).cumsum(-1) <= (1 - p.to(x.dtype))[:, None]
         tail[:, -1] = False
         return torch.zeros_like(tail).scatter_(1, index, tail)
 
@@ -33,3 +34,13 @@ def reference(logits: Tensor, p: Tensor) -> Tensor:
 
 _OP = Op("top_p_mask", reference)
 TOLERANCE = {torch.float32: (0.0, 0.0)}
+
+
+def _case(make: Make, p: list[float], vocab: int = 50, ties: bool = False) -> dict[str, object]:
+    return {"logits": rows(make, len(p), vocab, ties), "p": torch.tensor(p, device=make.device)}
+
+
+CASES = cross(
+    "top_p_mask", _case,
+    {"p": [0.5]}, {"p": [0.9, 1.0, 0.01]}, {"p": [1.0]}, {"p": []}, {"p": [0.6, 0.9], "ties": True},
+)  # fmt: skip

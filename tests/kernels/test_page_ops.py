@@ -1,0 +1,73 @@
+"""Writing, moving and copying inside pages, against dictionaries of slots."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pagoda.kernels.case import Make
+from pagoda.kernels.layout import PageLayout
+from pagoda.kernels.ops import copy_pages, kv_compact, kv_write
+
+PAGE_SIZE, NUM_PAGES = 4, 8
+SLOTS = PAGE_SIZE * NUM_PAGES
+LAYOUTS = st.sampled_from([(6, 6), (6, 4), (5, 0)]).map(lambda dims: PageLayout(PAGE_SIZE, *dims, torch.float32))
+ID_DTYPES = st.sampled_from([torch.int32, torch.int64])
+
+
+def slots_of(pages, layout):
+    """Every slot's K followed by its V: [num_pages * page_size, k_dim + v_dim]."""
+    return torch.cat((layout.k(pages), layout.v(pages)), dim=-1).reshape(len(pages) * layout.page_size, -1)
+
+
+def test_layout_draws_the_page():
+    layout = PageLayout(2, 3, 1, torch.bfloat16)
+    pages = torch.arange(16, dtype=torch.bfloat16).view(2, 8)
+    assert (layout.k_elems, layout.page_elems, layout.page_bytes) == (6, 8, 16)
+    assert layout.k(pages).tolist() == [[[0, 1, 2], [3, 4, 5]], [[8, 9, 10], [11, 12, 13]]]
+    assert layout.v(pages).tolist() == [[[6], [7]], [[14], [15]]]
+    layout.v(pages)[1, 1] = 99
+    assert pages[1, 7] == 99
+    assert layout.new_pages(3).shape == (3, 8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LAYOUTS, ID_DTYPES, st.permutations(range(SLOTS)), st.integers(0, SLOTS // 2), st.booleans())
+def test_kv_write(layout, id_dtype, places, tokens, strided):
+    make = Make()
+    pages = make.pages(NUM_PAGES, layout)
+    expected = slots_of(pages, layout).clone()
+    where = torch.tensor(places[: 2 * tokens], dtype=id_dtype).view(tokens, 2)
+    width = layout.k_dim + layout.v_dim
+    fused = make.normal(tokens, 2, width)  # k and v as the slices that a fused projection leaves
+    k, v = fused[..., : layout.k_dim], fused[..., layout.k_dim :]
+    if not strided:
+        k, v = k.contiguous(), v.contiguous()
+    kv_write(k, v if layout.v_dim else None, pages, layout, where // PAGE_SIZE, where % PAGE_SIZE)
+    expected[where.reshape(-1).long()] = fused.reshape(-1, width)
+    assert torch.equal(slots_of(pages, layout), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LAYOUTS, ID_DTYPES, st.permutations(range(SLOTS)), st.lists(st.integers(0, SLOTS - 1), max_size=SLOTS))
+def test_kv_compact_reads_before_it_writes(layout, id_dtype, targets, sources):
+    pages = Make().pages(NUM_PAGES, layout)
+    before = slots_of(pages, layout).clone()
+    src, dst = torch.tensor(sources, dtype=id_dtype), torch.tensor(targets[: len(sources)], dtype=id_dtype)
+    kv_compact(pages, layout, src // PAGE_SIZE, src % PAGE_SIZE, dst // PAGE_SIZE, dst % PAGE_SIZE)
+    expected = before.clone()
+    for source, target in zip(sources, targets[: len(sources)], strict=True):
+        expected[target] = before[source]
+    assert torch.equal(slots_of(pages, layout), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ID_DTYPES, st.permutations(range(NUM_PAGES)), st.lists(st.integers(0, NUM_PAGES - 1), max_size=NUM_PAGES))
+def test_copy_pages_reads_before_it_writes(id_dtype, targets, sources):
+    pages = Make().pages(NUM_PAGES, PageLayout(PAGE_SIZE, 6, 6, torch.float32))
+    before = pages.clone()
+    targets = targets[: len(sources)]
+    copy_pages(pages, torch.tensor(sources, dtype=id_dtype), torch.tensor(targets, dtype=id_dtype))
+    expected = before.clone()
+    for source, target in zip(sources, targets, strict=True):
+        expected[target] = before[source]
+    assert torch.equal(pages, expected)
