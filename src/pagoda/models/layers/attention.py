@@ -35,7 +35,7 @@ class Attention:
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """x ``[T, hidden]`` -> ``[T, hidden]``; writes the chunk's K and V through ``step.kv``."""
         spec, tokens = self.spec, x.shape[0]
-        q, k, v = torch.split(self.qkv(x), (spec.q_size, spec.kv_size, spec.kv_size), dim=-1)
+        q, k, v = torch.split(self.qkv(x), [spec.q_size, spec.kv_size, spec.kv_size], dim=-1)
         if self.normed == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         if spec.clip:

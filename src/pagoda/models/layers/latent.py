@@ -33,11 +33,11 @@ class LatentAttention:
         """x ``[T, hidden]`` -> ``[T, hidden]``."""
         spec, tokens = self.spec, x.shape[0]
         q_rows = spec.q_rank or spec.num_heads * spec.head_dim
-        q, latent, k_rope = torch.split(self.down(x), (q_rows, spec.kv_rank, spec.rope_dim), dim=-1)
+        q, latent, k_rope = torch.split(self.down(x), [q_rows, spec.kv_rank, spec.rope_dim], dim=-1)
         if self.q_up is not None and self.q_norm is not None:
             q = self.q_up(self.q_norm(q))
         heads = q.view(tokens, spec.num_heads, spec.head_dim)
-        q_nope, q_rope = torch.split(heads, (spec.nope_dim, spec.rope_dim), dim=-1)
+        q_nope, q_rope = torch.split(heads, [spec.nope_dim, spec.rope_dim], dim=-1)
         cos, sin = step.rotary[spec.rope]
         q_rope, k_rope = ops.rotary(q_rope, k_rope[:, None], cos, sin, interleaved=spec.rope.interleaved)
         q_latent = torch.einsum("thn,hnr->thr", q_nope, self.k_up)
