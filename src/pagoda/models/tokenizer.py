@@ -137,11 +137,12 @@ class Tokenizer:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json; with special_tokens_map.json where it does not list its added tokens (older files)."""
-    settings = _read_json(folder / "tokenizer_config.json")
-    return settings if "added_tokens_decoder" in settings else settings | _read_json(folder / "special_tokens_map.json")
+    settings = read_json(folder / "tokenizer_config.json")
+    return settings if "added_tokens_decoder" in settings else settings | read_json(folder / "special_tokens_map.json")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in ``file``; {} if there is no such file. Raises ModelError if it is damaged."""
     if not file.is_file():
         return {}
     try:

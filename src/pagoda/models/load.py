@@ -1,0 +1,244 @@
+"""From a name or a folder to a model that runs: config, tokenizer, weights, generation defaults, chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from pagoda.core.errors import ConfigError, ModelError, choices
+from pagoda.core.types import DTYPE_BYTES
+from pagoda.weights.reader import Checkpoint, torch_dtype
+
+from . import families
+from .chat import ChatTemplate, read_templates
+from .fingerprint import fingerprint
+from .generation import end_ids, read_generation
+from .model import Model
+from .resolve import resolve
+from .shape import ModelShape
+from .tokenizer import Tokenizer, read_json
+
+if TYPE_CHECKING:
+    from .fallback import FallbackModel
+
+Progress = Callable[[int, int], None]
+TINY_PARAMS = 32_000_000
+
+
+class Lease(Protocol):
+    """What loading needs of a ledger's lease."""
+
+    def resize(self, num_bytes: int) -> None: ...
+    def release(self) -> None: ...
+
+
+class LeaseGiver(Protocol):
+    """What loading needs of a ledger."""
+
+    def lease(self, account: str, num_bytes: int, what: str, resident: Callable[[], int] | None = None) -> Lease: ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run, with everything its folder says. ``close`` gives the weights' lease back."""
+
+    model: Model | FallbackModel
+    tokenizer: Tokenizer
+    shape: ModelShape
+    generation: dict[str, Any]
+    """Sampling defaults of generation_config.json (see ``generation.read_generation``)."""
+    eos_ids: tuple[int, ...]
+    chat_templates: dict[str, str]
+    fingerprint: str
+    path: Path
+    config: dict[str, Any]
+    dtype: str
+    dtype_reason: str
+    lease: Lease | None = None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the default chat template, or None."""
+        return self.chat_templates.get("default")
+
+    def chat(self, override: str | None = None) -> ChatTemplate:
+        """The model's chat template, or ``override``: a template's text, a file, or the name of another of its own."""
+        return ChatTemplate.of(self.chat_templates, self.tokenizer, override)
+
+    def close(self) -> None:
+        """Gives the lease of the weights back to the ledger. A second call does nothing."""
+        if self.lease is not None:
+            self.lease.release()
+
+
+def load_model(
+    path_or_id: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str | torch.device = "cpu",
+    ledger: LeaseGiver | None = None,
+    max_model_len: int | None = None,
+    progress: Progress | None = None,
+) -> Loaded:
+    """Loads a model into memory that it leases first (account ``weights``; ``staging`` while it reads).
+
+    ``max_model_len`` is the longest sequence that will be run (rotary scalings that depend on it; default: the
+    model's own). ``progress(done_bytes, total_bytes)`` is called after every tensor.
+    Raises ModelError (with UnsupportedModelError, WeightsError), ConfigError, BudgetError: one line each; what was
+    leased has been given back then.
+    """
+    where = _device(device)
+    folder = resolve(path_or_id)
+    config = read_config(folder)
+    tokenizer = Tokenizer.from_dir(folder, _text_config(config))
+    checkpoint = Checkpoint.open(folder)
+    name, reason = choose_dtype(dtype, config, checkpoint, where)
+    generation = read_generation(folder)
+    templates = read_templates(folder)
+    model = _empty_model(config, folder, getattr(torch, name), where, max_model_len)
+    lease = _fill(model, checkpoint, name, ledger, progress)
+    how = (name, model.rope_length, type(model).__name__)
+    return Loaded(
+        model=model,
+        tokenizer=tokenizer,
+        shape=model.shape,
+        generation=generation,
+        eos_ids=end_ids(folder, generation, config, tokenizer),
+        chat_templates=templates,
+        fingerprint=fingerprint(checkpoint, config, *how),
+        path=folder,
+        config=config,
+        dtype=name,
+        dtype_reason=reason,
+        lease=lease,
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json. Raises ModelError when the folder is not a model in the Hugging Face form, or a quantized one."""
+    if not (folder / "config.json").is_file():
+        if any(folder.glob("*.gguf")):
+            raise ModelError(f"{folder}: GGUF files are not read yet; use the model's safetensors form")
+        raise ModelError(
+            f"{folder}: no config.json; expected a folder in the Hugging Face form (config, weights, tokenizer)"
+        )
+    config = read_json(folder / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{folder}/config.json has no model_type; it must name an architecture, for example llama")
+    quantized = config.get("quantization_config") or _text_config(config).get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "unnamed") if isinstance(quantized, Mapping) else quantized
+        raise ModelError(
+            f"{folder}: the checkpoint is quantized ({method}), which is not read yet; use the original weights"
+        )
+    return config
+
+
+def choose_dtype(
+    asked: str, config: Mapping[str, Any], checkpoint: Checkpoint, device: torch.device
+) -> tuple[str, str]:
+    """The dtype to run in, and why.
+
+    ``auto`` takes the config's, or else that of most of the checkpoint's bytes. On a CPU two cases change it, for
+    float32: a small model (up to 32 million parameters, where memory is no matter and rounding is), and float16,
+    whose products overflow beyond 65504 and take 8 times as long as bfloat16 (66 ms against 8 ms for 512 x 1024 x
+    1024 on two AVX-512 cores); every float16 number is a float32 number, so nothing is lost but memory.
+    """
+    if asked != "auto":
+        if asked not in DTYPE_BYTES:
+            raise ConfigError(choices("dtype", asked, ["auto", *DTYPE_BYTES]))
+        return asked, "asked for"
+    name, reason = _stored_dtype(config, checkpoint)
+    num_params = sum(e.num_bytes // max(1, torch_dtype(e.dtype).itemsize) for e in checkpoint.entries.values())
+    if device.type == "cpu" and name != "float32":
+        if num_params <= TINY_PARAMS:
+            return "float32", f"{reason}; float32 because the model is small"
+        if name == "float16":
+            return "float32", f"{reason}; float32 because float16 overflows and is slow on a CPU (bfloat16 halves it)"
+    return name, reason
+
+
+def _stored_dtype(config: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[str, str]:
+    for part in (config, _text_config(config)):
+        for key in ("dtype", "torch_dtype"):
+            stated = part.get(key)
+            if isinstance(stated, str) and (name := stated.removeprefix("torch.")) in DTYPE_BYTES:
+                return name, f"config.json says {name}"
+    sizes: dict[str, int] = {}
+    for entry in checkpoint.entries.values():
+        name = str(torch_dtype(entry.dtype)).removeprefix("torch.")
+        sizes[name] = sizes.get(name, 0) + entry.num_bytes
+    known = {name: size for name, size in sizes.items() if name in DTYPE_BYTES}
+    if not known:
+        return "float32", "the checkpoint is in none of the dtypes that run"
+    largest = max(known, key=known.__getitem__)
+    return largest, f"the checkpoint is stored in {largest}"
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part of a nested config, or the config itself."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(choices("device", device, "auto, cpu, cuda, cuda:0, …")) from error
+    if found.type == "cuda" and not (found.index or 0) < torch.cuda.device_count():
+        raise ConfigError(
+            f"device {str(device)!r}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+        )
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigError(choices("device", str(device), "auto, cpu, cuda, cuda:0, …"))
+    return found
+
+
+def _empty_model(
+    config: Mapping[str, Any], folder: Path, dtype: torch.dtype, device: torch.device, max_model_len: int | None
+) -> Model | FallbackModel:
+    if families.is_native(config):
+        return Model.from_config(config, dtype=dtype, device=device, rope_length=max_model_len)
+    from .fallback import FallbackModel
+
+    return FallbackModel.from_config(config, dtype=dtype, device=device, rope_length=max_model_len)
+
+
+def _fill(
+    model: Model | FallbackModel,
+    checkpoint: Checkpoint,
+    dtype: str,
+    ledger: LeaseGiver | None,
+    progress: Progress | None,
+) -> Lease | None:
+    """Streams the checkpoint into the model, under leases taken before the first byte is read."""
+    what = f"{model.shape.family}, {dtype}"
+    lease = staging = None
+    try:
+        if ledger is not None:
+            lease = ledger.lease("weights", model.shape.weight_bytes(dtype), what, lambda: model.weight_bytes)
+            staging = ledger.lease("staging", checkpoint.largest_bytes, "one tensor while loading")
+        done, total = 0, checkpoint.num_bytes
+        for name, tensor in checkpoint.stream():
+            model.load_tensor(name, tensor)
+            done += tensor.nbytes
+            if progress is not None:
+                progress(done, total)
+        model.finish_loading()
+        if lease is not None:
+            lease.resize(model.weight_bytes)
+        return lease
+    except BaseException:
+        if lease is not None:
+            lease.release()
+        raise
+    finally:
+        if staging is not None:
+            staging.release()
