@@ -8,10 +8,9 @@ import random
 import pytest
 import torch
 
-from pagoda.sampling import chain
 from pagoda.sampling.params import SamplingParams
 from pagoda.sampling.plain import sample_one
-from pagoda.sampling.sampler import NO_TOKEN_ERROR, Sampler
+from pagoda.sampling.sampler import Sampler
 from pagoda.sampling.state import SampleState
 
 EOS = (2,)

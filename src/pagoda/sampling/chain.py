@@ -3,10 +3,11 @@
 Rows are grouped by the least work that decides them:
 
 * greedy: one argmax;
-* full: temperature and min_p only, no ranking, a draw over the vocabulary;
-* ranked: top_k, top_p or typical. The likeliest `WIDTHS[0]` candidates are tried first. A candidate set is *complete*
-  when the filters cut inside it, so that no token outside could have been kept; rows that are not complete are drawn
-  again among more candidates, at last among all. The result never depends on the width: it is exact, only cheaper.
+* full: temperature and min_p only: no ranking, a draw over the vocabulary;
+* ranked: top_k, top_p. The likeliest `WIDTHS[0]` candidates are tried first. A candidate set is *complete* when the
+  filters cut inside it, so that no token outside could have been kept; rows whose set is not complete are drawn again
+  among more candidates, at last among all. The result does not depend on the width: it is exact, only cheaper;
+* typical: typical_p alone, likewise, with the most typical tokens as candidates.
 
 Row codes travel in the id tensor itself, so that a step reads the device back once (again only for incomplete rows).
 `pagoda.sampling.plain` is the plain twin.
@@ -23,12 +24,13 @@ import torch
 from torch import Tensor
 
 from .draws import draw_full, draw_narrow, wide_dtype
+from .knobs import Knobs
 from .params import SamplingParams
+from .scratch import slices
 from .state import SampleState
-from .uniform import uniform
 
-WIDTHS = (64, 1024)
-"""Candidate counts tried before the whole vocabulary."""
+WIDTHS = (64, 1024, 16384)
+"""Candidate counts tried before the whole vocabulary: 6, 21, 42 and 412 ms to rank (32 x 151936 on one core)."""
 NO_TOKEN = -1
 """Code of a row in which no token is possible: every logit is -inf, or one is NaN or +inf."""
 _AGAIN = -2
@@ -36,11 +38,16 @@ _AGAIN = -2
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows that take the same way: ``way`` greedy, full or ranked, ``width`` candidates, ``has_k`` if with top_k."""
+    """Rows that take the same way: greedy, full, ranked or typical, among ``width`` candidates."""
 
     way: str
     width: int = 0
     has_k: bool = False
+
+    def bytes_per_row(self, vocab_size: int) -> int:
+        """Working memory of a row, a copy of its logits included; generous (a test measures it)."""
+        per_logit = {"greedy": 4, "full": 20, "ranked": 20, "typical": 40}[self.way]
+        return per_logit * vocab_size + 60 * self.width
 
 
 def choose(logits: Tensor, states: Sequence[SampleState]) -> list[int]:
@@ -56,7 +63,8 @@ def choose(logits: Tensor, states: Sequence[SampleState]) -> list[int]:
         todo = defaultdict(list)
         for (group, row), token_id in zip(order, ids, strict=True):
             if token_id == _AGAIN:
-                todo[_Group("ranked", _next_width(group.width, vocab_size), group.has_k)].append(row)
+                wider = _Group(group.way, _next_width(group.width, vocab_size), group.has_k)
+                todo[wider].append(row)
             else:
                 chosen[row] = token_id
     return chosen
@@ -69,8 +77,8 @@ def _group_of(params: SamplingParams, vocab_size: int) -> _Group:
         return _Group("ranked", _next_width(params.top_k, vocab_size), has_k=True)
     if params.top_p < 1.0 or (params.typical_p < 1.0 and params.min_p > 0.0):
         return _Group("ranked", _next_width(0, vocab_size))
-    if params.typical_p < 1.0:  # alone it may keep rare tokens and drop likely ones: only the whole vocabulary decides
-        return _Group("ranked", vocab_size)
+    if params.typical_p < 1.0:
+        return _Group("typical", _next_width(0, vocab_size))
     return _Group("full")
 
 
@@ -81,100 +89,78 @@ def _next_width(more_than: int, vocab_size: int) -> int:
 
 def _run(group: _Group, rows: list[int], logits: Tensor, states: Sequence[SampleState]) -> Tensor:
     """One group's ids or codes, int64 [len(rows)] on the device."""
-    everything = len(rows) == len(logits)
-    x = logits if everything else logits[torch.tensor(rows, device=logits.device)]
+    if group.way == "greedy" and len(rows) == len(logits):
+        return _greedy(logits)
+    parts = slices(rows, group.bytes_per_row(logits.shape[1]), logits.device.type)
+    return torch.cat([_run_slice(group, part, logits, states) for part in parts])
+
+
+def _run_slice(group: _Group, rows: Sequence[int], logits: Tensor, states: Sequence[SampleState]) -> Tensor:
+    x = logits[rows[0] : rows[0] + len(rows)]  # a view, in the common case that the rows are neighbours
+    if rows[-1] - rows[0] != len(rows) - 1:
+        x = logits[torch.tensor(rows, device=logits.device)]
     if group.way == "greedy":
-        best, ids = x.max(dim=-1)  # the first of equal maxima
-    else:
-        knobs = _Knobs([states[row] for row in rows], x)
-        best = x.amax(-1)
-        ids = _ranked(x, best, knobs, group) if group.way == "ranked" else _full(x, best, knobs)
+        return _greedy(x)
+    knobs = Knobs.of([states[row] for row in rows], x)
+    best = x.amax(-1, keepdim=True)
+    way = {"full": _full, "ranked": _ranked, "typical": _typical}[group.way]
+    return torch.where(best.isfinite()[:, 0], way(x, best, knobs, group), NO_TOKEN)
+
+
+def _greedy(x: Tensor) -> Tensor:
+    best, ids = x.max(dim=-1)  # the first of equal maxima
     return torch.where(best.isfinite(), ids, NO_TOKEN)
 
 
-class _Knobs:
-    """The rows' parameters as columns [n, 1] on the device, in which 'off' is a value that cuts nothing."""
-
-    def __init__(self, states: Sequence[SampleState], like: Tensor) -> None:
-        params = [state.params for state in states]
-        device, wide = like.device, wide_dtype(like.device)
-
-        def column(values: list[float], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype).to(device)[:, None]
-
-        self.temperature = column([p.temperature for p in params], torch.float32)
-        self.top_k = column([p.top_k for p in params], torch.int64)
-        self.has_top_p = any(p.top_p < 1.0 for p in params)
-        self.top_p = column([p.top_p if p.top_p < 1.0 else math.inf for p in params], wide)
-        self.has_min_p = any(p.min_p > 0.0 for p in params)
-        self.log_min_p = column([math.log(p.min_p) if p.min_p > 0.0 else -math.inf for p in params], torch.float32)
-        self.has_typical = any(p.typical_p < 1.0 for p in params)
-        self.typical_p = column([p.typical_p if p.typical_p < 1.0 else math.inf for p in params], wide)
-        self.u = column([uniform(s.seed, s.index, s.num_output) for s in states], wide)[:, 0]
-
-
-def _full(x: Tensor, best: Tensor, knobs: _Knobs) -> Tensor:
-    """Rows without ranking: x [n, V], best [n] -> drawn ids [n]."""
-    scaled = (x - best[:, None]).div_(knobs.temperature)
+def _full(x: Tensor, best: Tensor, knobs: Knobs, group: _Group) -> Tensor:
+    """Rows without ranking: x [n, V], best [n, 1] -> drawn ids [n]."""
+    scaled = (x - best).div_(knobs.temperature)
     if knobs.has_min_p:
         scaled.masked_fill_(scaled < knobs.log_min_p, -math.inf)
     return draw_full(scaled.softmax(-1), knobs.u)
 
 
-def _ranked(x: Tensor, best: Tensor, knobs: _Knobs, group: _Group) -> Tensor:
-    """Rows that rank tokens: x [n, V], best [n] -> drawn ids [n], _AGAIN where the candidates are not complete."""
-    values, ids = x.topk(group.width) if group.width < x.shape[1] else x.sort(descending=True)
-    scaled = (values - best[:, None]) / knobs.temperature
+def _ranked(x: Tensor, best: Tensor, knobs: Knobs, group: _Group) -> Tensor:
+    """Rows that rank tokens by likelihood: x [n, V], best [n, 1] -> drawn ids [n], or _AGAIN."""
+    values, ids = _first(x, group.width, largest=True)
+    scaled = (values - best) / knobs.temperature
     weights = scaled.to(wide_dtype(x.device)).exp()  # [n, K] relative to the likeliest token's 1.0
-    keep, complete = _filter(x, best, values, scaled, weights, knobs, group)
-    if knobs.has_typical:
-        keep &= _typical(scaled, weights * keep, knobs.typical_p)
+    total = _full_mass(x, best, knobs) if knobs.has_top_p and not group.has_k else None
+    keep, complete = _cut(values, scaled, weights, total, knobs, group.has_k)
     weights = weights * keep
-    if group.width == x.shape[1]:
-        return draw_full(torch.zeros_like(x).scatter_(1, ids, weights.to(x.dtype)), knobs.u)
-    ids, order = ids.sort(-1)
-    drawn = ids.gather(1, draw_narrow(weights.gather(1, order), knobs.u)[:, None])[:, 0]
-    return torch.where(complete, drawn, _AGAIN)
+    if knobs.has_typical:
+        weights *= _most_typical(scaled, weights, knobs.typical_p)
+    return _draw_candidates(x, ids, weights, complete, knobs.u)
 
 
-def _filter(
-    x: Tensor, best: Tensor, values: Tensor, scaled: Tensor, weights: Tensor, knobs: _Knobs, group: _Group
+def _cut(
+    values: Tensor, scaled: Tensor, weights: Tensor, total: Tensor | None, knobs: Knobs, has_k: bool
 ) -> tuple[Tensor, Tensor]:
-    """top_k, top_p and min_p over candidates [n, K] in descending order -> keep [n, K], complete [n] bool."""
+    """top_k, top_p and min_p over candidates [n, K] in falling order -> keep [n, K], complete [n, 1].
+
+    ``total`` [n, 1] is the mass of the whole row; needed for top_p without top_k. With top_k only its own cut can make
+    the set complete, for top_p's share is one of what top_k kept.
+    """
     last = values[:, -1:]
     complete = last == -math.inf  # all outside are forbidden
-    if group.has_k:
+    keep = torch.ones_like(values, dtype=torch.bool)
+    if has_k:
         kth = values.gather(1, knobs.top_k - 1)
-        keep = values >= kth
-        complete |= last < kth
+        keep, complete = values >= kth, complete | (last < kth)
         total = (weights * keep).sum(-1, keepdim=True)
-    else:
-        keep = torch.ones_like(values, dtype=torch.bool)
-        total = _full_mass(x, best, knobs) if knobs.has_top_p else weights
-    if knobs.has_top_p:
+    if knobs.has_top_p and total is not None:
         kept = weights * keep
         inside = keep & (kept.cumsum(-1) - kept < knobs.top_p * total)
         edge = values.gather(1, (inside.sum(-1, keepdim=True) - 1).clamp(min=0))
-        keep &= values >= edge
-        if not group.has_k:  # with top_k, its own cut must lie inside: the mass that top_p is a part of hangs on it
-            complete |= last < edge
+        keep = keep & (values >= edge)
+        complete = complete | ((last < edge) & (not has_k))
     if knobs.has_min_p:
-        keep &= scaled >= knobs.log_min_p
-        if not group.has_k:
-            complete |= scaled[:, -1:] < knobs.log_min_p
-    return keep, complete[:, 0]
+        keep = keep & (scaled >= knobs.log_min_p)
+        complete = complete | ((scaled[:, -1:] < knobs.log_min_p) & (not has_k))
+    return keep, complete
 
 
-def _full_mass(x: Tensor, best: Tensor, knobs: _Knobs) -> Tensor:
-    """Sum over the vocabulary of the weights relative to the likeliest token, [n, 1] wide.
-
-    Read off a softmax, which torch vectorizes better than exp and sum: 2.9 ms against 6.0 ms (32 x 151936, one core).
-    """
-    probs = (x - best[:, None]).div_(knobs.temperature).softmax(-1)
-    return 1.0 / probs.amax(-1, keepdim=True).to(wide_dtype(x.device))
-
-
-def _typical(scaled: Tensor, weights: Tensor, mass: Tensor) -> Tensor:
+def _most_typical(scaled: Tensor, weights: Tensor, mass: Tensor) -> Tensor:
     """Which candidates [n, K] are locally typical; ``weights`` are 0 for those already dropped."""
     total = weights.sum(-1, keepdim=True)
     surprise = total.log() - scaled
@@ -182,5 +168,46 @@ def _typical(scaled: Tensor, weights: Tensor, mass: Tensor) -> Tensor:
     distance = (surprise - entropy).abs().masked_fill(weights == 0, math.inf)
     ranked, order = distance.sort(-1)
     probs = weights.gather(1, order) / total
+    return distance <= _typical_edge(ranked, probs, mass)
+
+
+def _typical(x: Tensor, best: Tensor, knobs: Knobs, group: _Group) -> Tensor:
+    """Rows with typical_p alone, ranked by |surprise - entropy|: x [n, V], best [n, 1] -> drawn ids [n], or _AGAIN."""
+    log_probs = (x - best).div_(knobs.temperature).log_softmax(-1)
+    probs = log_probs.exp()
+    entropy = -(probs * log_probs).nansum(-1, keepdim=True)
+    distance, ids = _first(log_probs.add_(entropy).abs_(), group.width, largest=False)
+    weights = probs.gather(1, ids).to(wide_dtype(x.device))
+    edge = _typical_edge(distance, weights, knobs.typical_p)
+    return _draw_candidates(x, ids, weights * (distance <= edge), edge < distance[:, -1:], knobs.u)
+
+
+def _typical_edge(distance: Tensor, probs: Tensor, mass: Tensor) -> Tensor:
+    """Distance [n, 1] of the last token kept, of tokens in rising distance [n, K] with their probabilities."""
     num_inside = (probs.cumsum(-1) - probs < mass).sum(-1, keepdim=True).clamp(min=1)
-    return distance <= ranked.gather(1, num_inside - 1)
+    return distance.gather(1, num_inside - 1)
+
+
+def _first(keys: Tensor, width: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """The ``width`` largest or smallest of each row in order, and their ids."""
+    if width < keys.shape[1]:
+        return torch.topk(keys, width, largest=largest)
+    return torch.sort(keys, descending=largest)
+
+
+def _full_mass(x: Tensor, best: Tensor, knobs: Knobs) -> Tensor:
+    """Sum over the vocabulary of the weights relative to the likeliest token, [n, 1] wide.
+
+    Read off a softmax, which torch vectorizes better than exp and sum: 2.9 ms against 6.0 ms (32 x 151936, one core).
+    """
+    probs = (x - best).div_(knobs.temperature).softmax(-1)
+    return 1.0 / probs.amax(-1, keepdim=True).to(wide_dtype(x.device))
+
+
+def _draw_candidates(x: Tensor, ids: Tensor, weights: Tensor, complete: Tensor, u: Tensor) -> Tensor:
+    """ids, weights [n, K] and complete [n, 1] -> drawn ids [n]; _AGAIN where tokens outside might have been kept."""
+    if ids.shape[1] == x.shape[1]:
+        return draw_full(torch.zeros_like(x).scatter_(1, ids, weights.to(x.dtype)), u)
+    ids, order = ids.sort(-1)
+    drawn = ids.gather(1, draw_narrow(weights.gather(1, order), u)[:, None])
+    return torch.where(complete, drawn, _AGAIN)[:, 0]

@@ -49,6 +49,20 @@ class Sampler:
             self._report(raw, reported, states, out)
         return out
 
+    def beam_candidates(
+        self, logits: Tensor, states: Sequence[SampleState], count: int
+    ) -> list[list[tuple[int, float]]]:
+        """The ``count`` likeliest continuations (id, logprob) of each beam, best first, lower ids first among equals.
+
+        logits [B, V] float32, left as they are. As in transformers, bias, minimum length and penalties act on the
+        log-probabilities, which are not normalized again.
+        """
+        log_probs = logits.log_softmax(-1)
+        apply_edits(log_probs, states)
+        values, ids = log_probs.topk(min(count, logits.shape[1]), dim=-1)
+        rows = zip(ids.tolist(), values.tolist(), strict=True)
+        return [sorted(zip(*row, strict=True), key=lambda pair: (-pair[1], pair[0])) for row in rows]
+
     @staticmethod
     def _raw_rows(logits: Tensor, states: Sequence[SampleState], rows: list[int]) -> Tensor | None:
         """The unmodified logits of the rows that are reported on; a copy only if an edit is coming."""

@@ -1,4 +1,4 @@
-"""What the sampler remembers of one sequence: a function of prompt and output, which preemption cannot lose. No torch."""
+"""What the sampler remembers of one sequence: a function of prompt and output, safe from preemption. No torch."""
 
 from __future__ import annotations
 
