@@ -6,6 +6,8 @@ length in slots; slot i of a head lies in its page of run ``i // page_size``, at
     bases  [num_rows, capacity] int32     row r: │ run │ run │ run │ - │ - │      counts[r] == 3
     lens   [num_rows] int32                       ▓▓▓▓▓ ▓▓▓▓▓ ▓▓░░░               slots written; ░ reserved, not written
 
+Cells beyond ``counts`` are 0.
+
 Rows are numpy arrays that grow by doubling, so that the runner stacks the rows of a step by slices, without Python work
 per page.
 """
@@ -131,7 +133,9 @@ class PageTable:
         """Rows become this short and give up the runs beyond: their bases. Reserved runs go as well."""
         counts = -(-lens // np.int32(self.fmt.page_size))
         columns = np.arange(int(self.counts.max()))
-        runs = self.bases[:, : len(columns)][(columns >= counts[:, None]) & (columns < self.counts[:, None])]
+        beyond = (columns >= counts[:, None]) & (columns < self.counts[:, None])
+        runs = self.bases[:, : len(columns)][beyond]
+        self.bases[:, : len(columns)][beyond] = 0
         self.lens, self.counts, self.tail_owned = lens, counts, False
         self.measure()
         return runs
@@ -142,6 +146,7 @@ class PageTable:
         twin.lens = self.lens.copy()
         twin.counts = -(-self.lens // np.int32(self.fmt.page_size))
         twin.bases = self.bases[:, : max(1, int(twin.counts.max()))].copy()
+        twin.bases[~twin._held(twin.bases.shape[1])] = 0
         twin.num_tokens, twin.kept_at, twin.pristine = self.num_tokens, self.kept_at, self.pristine
         twin.tail_owned = False
         twin.measure()

@@ -1,0 +1,148 @@
+"""The bytes behind page ids.
+
+On a CPU: one anonymous mapping of ``max_blocks`` blocks. Pages that were never written cost nothing, and blocks that
+leave the pool give their bytes back to the system (MADV_DONTNEED), so that the process's resident size follows the pool.
+On other devices: one tensor, made anew when the pool grows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.errors import BudgetError, ConfigError, choices
+from ..core.types import DTYPE_BYTES, KVFormat
+from ..kernels.layout import PageLayout
+from ..kernels.ops.copy_pages import copy_pages
+from ..kernels.ops.kv_compact import kv_compact
+from .table import SlotMoves
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class PageStorage:
+    """Pages as one tensor ``pages`` [num_pages, page_elems] of ``layout.dtype``; page p of block b has id b * P + i.
+
+    num_blocks   blocks to have at once where memory is not lazy (default: all ``max_blocks``); see ``grow_to``.
+    """
+
+    def __init__(
+        self, fmt: KVFormat, max_blocks: int, device: torch.device | str = "cpu", *, num_blocks: int | None = None
+    ) -> None:
+        if fmt.dtype not in DTYPE_BYTES:
+            raise ConfigError(choices("dtype of KV pages", fmt.dtype, DTYPE_BYTES))
+        if max_blocks < 1:
+            raise ConfigError(f"storage of {max_blocks} blocks; accepted: at least 1 block of {fmt.block_bytes} bytes")
+        self.fmt, self.max_blocks, self.device = fmt, max_blocks, torch.device(device)
+        self.layout = PageLayout(fmt.page_size, fmt.k_dim, fmt.v_dim, DTYPES[fmt.dtype])
+        self._map: mmap.mmap | None = None
+        if self.device.type == "cpu":
+            self._map = _reserve(max_blocks * fmt.block_bytes)
+            flat = torch.frombuffer(self._map, dtype=self.layout.dtype)
+            self.pages = flat.view(-1, self.layout.page_elems)
+        else:
+            blocks = max_blocks if num_blocks is None else num_blocks
+            self.pages = self.layout.new_pages(blocks * fmt.pages_per_block, self.device)
+
+    def grow_to(self, num_blocks: int) -> None:
+        """Bytes for at least that many blocks. Nothing to do on a CPU; elsewhere old and new are both alive for a moment."""
+        num_pages = num_blocks * self.fmt.pages_per_block
+        if self._map is None and num_pages > len(self.pages):
+            pages = self.layout.new_pages(num_pages, self.device)
+            pages[: len(self.pages)] = self.pages
+            self.pages = pages
+
+    def release_blocks(self, blocks: Iterable[int]) -> int:
+        """Gives the bytes of these blocks back to the system; their content is lost. Returns how many bytes were given back:
+        on a CPU whole memory pages inside runs of neighbouring blocks, elsewhere none.
+        """
+        if self._map is None:
+            return 0
+        size, num_bytes = self.fmt.block_bytes, 0
+        for first, last in _spans(sorted(blocks)):
+            start = -(-first * size // mmap.PAGESIZE) * mmap.PAGESIZE
+            stop = (last + 1) * size // mmap.PAGESIZE * mmap.PAGESIZE
+            if stop > start:
+                self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+                num_bytes += stop - start
+        return num_bytes
+
+    def run_copies(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Whole pages (source, target): what ``KVManager.take_copies`` gave. All reads come first."""
+        if copies:
+            index = torch.tensor(copies, dtype=torch.int32, device=self.device)
+            copy_pages(self.pages, index[:, 0].contiguous(), index[:, 1].contiguous())
+
+    def run_moves(self, moves: SlotMoves | Sequence[tuple[int, int, int, int]]) -> None:
+        """Single slots (source page, slot, target page, slot): what ``KVManager.keep`` gave. All reads come first."""
+        if not len(moves):
+            return
+        if isinstance(moves, SlotMoves):
+            columns = [moves.src_pages, moves.src_slots, moves.dst_pages, moves.dst_slots]
+        else:
+            columns = list(np.array(moves, np.int32).T)
+        index = [torch.from_numpy(np.ascontiguousarray(column)).to(self.device) for column in columns]
+        kv_compact(self.pages, self.layout, *index)
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes of address space (CPU) or device memory."""
+        return self.pages.numel() * self.pages.element_size()
+
+    def resident_bytes(self) -> int:
+        """Bytes that really take memory now. On Linux asked from the kernel (mincore): 1 ms for a mapping of 10 GiB."""
+        if self._map is None:
+            return self.reserved_bytes
+        libc = ctypes.CDLL(None, use_errno=True)
+        num = -(-len(self._map) // mmap.PAGESIZE)
+        flags = np.zeros(num, np.uint8)
+        address, length = ctypes.c_void_p(self.pages.data_ptr()), ctypes.c_size_t(len(self._map))
+        if libc.mincore(address, length, flags.ctypes.data_as(ctypes.c_void_p)) != 0:
+            return len(self._map)  # not known here: the most it can be
+        return int((flags & 1).sum()) * mmap.PAGESIZE
+
+    def close(self) -> None:
+        """Gives all bytes back. Views of ``pages`` that are still alive read zeros afterwards; with none left, the address
+        space goes too.
+        """
+        self.pages = torch.empty(0, self.layout.page_elems, dtype=self.layout.dtype, device=self.device)
+        if self._map is None:
+            return
+        mapping, self._map = self._map, None
+        mapping.madvise(mmap.MADV_DONTNEED)
+        try:
+            mapping.close()
+        except BufferError:
+            pass  # somebody's tensor still points in; the mapping goes with it
+
+
+def _reserve(num_bytes: int) -> mmap.mmap:
+    """Address space without memory. Huge pages are declined: they would bring back 2 MiB around every byte touched, and
+    fill the holes of released blocks again, so that the resident size could leave the budget.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+        mapping = mmap.mmap(-1, num_bytes, flags=flags)
+    except (OSError, OverflowError, ValueError) as error:
+        raise BudgetError(
+            f"no address space for {num_bytes} bytes of KV pages ({error}); lower the memory budget or raise ulimit -v"
+        ) from error
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        try:
+            mapping.madvise(mmap.MADV_NOHUGEPAGE)
+        except OSError:
+            pass  # a kernel without huge pages has nothing to decline
+    return mapping
+
+
+def _spans(blocks: list[int]) -> Iterator[tuple[int, int]]:
+    """Runs of neighbours (first, last) in ascending ids."""
+    breaks = [i for i, (a, b) in enumerate(pairwise(blocks), 1) if b > a + 1]
+    for start, stop in pairwise([0, *breaks, len(blocks)] if blocks else []):
+        yield blocks[start], blocks[stop - 1]
