@@ -1,7 +1,7 @@
 """Who may import whom, as data, and the reader that finds who does not keep to it.
 
-Every ``import`` counts, wherever it stands: at the top, inside a function, under ``TYPE_CHECKING``. Moving an import into
-a function makes a program start faster; it does not turn an arrow around.
+Every ``import`` counts, wherever it stands: at the top, inside a function, under ``TYPE_CHECKING``. Moving an import
+into a function makes a program start faster; it does not turn an arrow around.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ ARROWS: dict[str, set[str]] = {
     "speculative": {"core", "budget", "kernels", "kv", "models", "sampling"},
     "adapters": {"core", "budget", "kernels", "weights", "models"},
     "engine": {
-        "core", "budget", "schedule", "kernels", "weights", "kv", "sampling", "models", "plan", "speculative", "adapters",
+        "core", "budget", "schedule", "kernels", "weights", "kv", "sampling", "models", "plan", "speculative",
+        "adapters",
     },
     "tune": {"core", "budget", "kernels", "weights", "models", "adapters"},
     "recall": {"core", "budget", "kv"},
@@ -88,7 +89,7 @@ class Import:
 
 
 def violations(package: Path) -> list[str]:
-    """Every import under ``package`` (the folder ``pagoda``) that breaks the map, as ``file:line: who imports what: why``."""
+    """Every import under ``package`` (the folder) that breaks the map, as ``file:line: who imports what: why``."""
     found = []
     for imported in imports(package):
         for rule in (_arrow, _home, _torch_free, _plugin):
