@@ -453,6 +453,14 @@ class KVManager:
         """The sequence's table, to be read only; it changes with every call on the sequence."""
         return self._sequences[seq_id].table
 
+    def seq_ids(self) -> list[int]:
+        """All live sequences."""
+        return list(self._sequences)
+
+    def held_entries(self) -> list[Entry]:
+        """The prefix entries (or roots) that live sequences hold, for the auditor."""
+        return [sequence.node for sequence in self._sequences.values() if sequence.node is not None]
+
     def blocks_needed(self, num_tokens: int) -> int:
         """Blocks for that many tokens of a new sequence."""
         return self.fmt.blocks_for(num_tokens)

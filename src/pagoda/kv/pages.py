@@ -12,7 +12,7 @@ coarsest level that they fill. Every operation is O(1) amortized in the number o
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -262,6 +262,26 @@ class PagePool:
         blocks = [self._touched.pop() for _ in range(min(num, len(self._touched)))]
         self._given_back += blocks
         return blocks
+
+
+    def free_structures(self) -> FreeStructures:
+        """The containers themselves, for the auditor: to be read only."""
+        return FreeStructures(
+            self._touched, self._given_back, self._retired, self._next, self._end,
+            self._split_blocks, self._split_groups,
+        )  # fmt: skip
+
+
+class FreeStructures(NamedTuple):
+    """Where a pool keeps what is free (and what is retired); blocks from ``first_unused`` on were never used."""
+
+    touched: list[int]
+    given_back: list[int]
+    retired: list[int]
+    first_unused: int
+    end_unused: int
+    split_blocks: dict[int, int]
+    split_groups: dict[int, int]
 
 
 def _take_bits(mask: int, num: int) -> tuple[list[int], int]:

@@ -100,6 +100,24 @@ class PrefixCache:
         """Entries that may be evicted, now or after those below them."""
         return len(self._entries) - self._num_used
 
+    # For the auditor ------------------------------------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """All entries, without the roots."""
+        return list(self._entries.values())
+
+    def pinned_entries(self) -> list[Entry]:
+        """The entry of every pin."""
+        return [entry for entry, _ in self._pins.values()]
+
+    def is_root(self, entry: Entry) -> bool:
+        """Whether texts of a known namespace begin here."""
+        return self._roots.get(entry.tokens) is entry
+
+    def in_line(self, entry: Entry) -> bool:
+        """Whether the entry has its place among those to be evicted."""
+        return any(item[1] == entry.lru and item[2] is entry for item in self._heap)
+
     # Finding --------------------------------------------------------------------------------------------------------
 
     def root(self, salt: str = "", adapter: str = "") -> Entry:

@@ -106,6 +106,7 @@ class PageTable:
         self.bases[:, :num] = columns.T
         self.counts += np.int32(num)
         self.advance(num * self.fmt.page_size)
+        self.measure()
 
     def append(self, missing: Int32s, runs: Int32s) -> None:
         """Row r takes ``missing[r]`` of these runs; the runs of one column lie side by side in ``runs``."""
