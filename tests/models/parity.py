@@ -31,7 +31,9 @@ def twin(config: dict[str, Any], seed: int = 0) -> torch.nn.Module:
     fields = {key: value for key, value in config.items() if key != "model_type"}
     hf_config = AutoConfig.for_model(config["model_type"], **fields)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation="eager").eval()
+    # eager has every feature written out, but adds Falcon's ALiBi twice: in the mask and again in the layer
+    attention = "sdpa" if config["model_type"] == "falcon" else "eager"
+    model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation=attention).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():

@@ -18,6 +18,7 @@ MEMBERS = {
     for name in families.names()
     for member, config in families.family(name).members().items()
 }
+ROPE_LENGTH = max(parity.PROMPT_LENS) + parity.NEW_TOKENS
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -26,7 +27,7 @@ def test_parity_with_transformers(member: str) -> None:
     config = MEMBERS[member]
     twin = parity.twin(config)
     state = twin.state_dict()
-    model = parity.load(config, state)
+    model = parity.load(config, state, rope_length=ROPE_LENGTH)
     tokens = parity.prompts(model.shape.vocab_size)
 
     alone = parity.Run(model, PlainKV().view, tokens[:1])

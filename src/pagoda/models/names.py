@@ -5,7 +5,7 @@ Module names come without ``.weight`` / ``.bias``; names inside a layer are rela
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 QKVLayout = Literal["split", "stacked", "per_head", "per_group"]
@@ -85,3 +85,7 @@ class Names:
     optional_prefix: str = "model."
     renames: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
+
+    def ignoring(self, *rules: str) -> Names:
+        """The same names with more regular expressions to ignore."""
+        return replace(self, ignored=(*self.ignored, *rules))

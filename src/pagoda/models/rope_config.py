@@ -31,12 +31,14 @@ def read_rope(
     layer_type: str | None = None,
     default: Mapping[str, Any] | None = None,
     rename: Mapping[str, str] | None = None,
-    max_position: int | None = None,
+    max_position: int,
+    original_max_position: int | None = None,
 ) -> RopeSpec:
     """The rotary spec of one layer type.
 
     ``partial_key`` names the key of the rotated fraction of a head where the family has one; elsewhere a fraction
     is refused. ``default`` stands in for an absent ``rope_parameters``. ``rename`` maps a family's own rope types.
+    ``original_max_position`` is the pre-training length of a family that keeps it beside the rope table.
     Raises ModelError naming an unknown rope type or a missing field.
     """
     table = _table(cfg, layer_type, default)
@@ -48,8 +50,8 @@ def read_rope(
     if "mrope_section" in table:
         raise ModelError(f"{cfg.family} config: rope key mrope_section (multimodal positions) is not supported")
     dim = _rotary_dim(cfg, table, head_dim, partial_key, default_partial)
-    if max_position is None:
-        max_position = cfg.integer("max_position_embeddings")
+    if original_max_position is not None:
+        table["original_max_position_embeddings"] = original_max_position
     scaling = _SCALING[kind](cfg, table, max_position, dim)
     return RopeSpec(kind, theta, dim, max_position, interleaved, float32, **scaling)
 
