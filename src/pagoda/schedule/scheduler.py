@@ -58,6 +58,14 @@ class Scheduler:
         else:
             self.waiting.remove(item)
 
+    def is_running(self, item: Item) -> bool:
+        """Whether the item holds a seat and pages."""
+        return item.seq_id in self.running
+
+    def preempt(self, item: Item) -> None:
+        """A running sequence gives its pages up and waits again (for those who find out after planning)."""
+        self._preempt(item, Plan())
+
     def schedule(self) -> Plan:
         """Choose the next step. An empty plan means that nothing can run."""
         now = self._clock.now()

@@ -1,0 +1,1 @@
+"""From request to answer: sequences, the step loop, ``LLM`` and ``AsyncLLM``."""

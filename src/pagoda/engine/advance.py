@@ -1,0 +1,164 @@
+"""What a step changes: tokens are committed, sampled, forked, and sequences end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..core.clock import Clock
+from ..core.types import FinishReason
+from ..kv.manager import KVManager
+from ..models.tokenizer import Tokenizer
+from ..sampling.finish import Finish
+from ..sampling.logprobs import TokenLogprob, prompt_logprobs
+from ..sampling.sampler import Sampled, Sampler
+from ..schedule.scheduler import Scheduler
+from .runner import Piece, Runner, StepResult
+from .sequence import RequestState, Sequence
+from .text import TextStream
+
+PROMPT_LOGPROB_ROWS = 64
+"""Rows of logits made at once for prompt logprobs: 64 x 152k x 4 bytes = 39 MB for the largest vocabularies."""
+
+
+class Advance:
+    """Applies step results to sequences. Everything that ends goes through ``end``."""
+
+    def __init__(
+        self,
+        manager: KVManager,
+        scheduler: Scheduler,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        clock: Clock,
+        new_sequence: Callable[[RequestState, int], Sequence],
+    ) -> None:
+        self._manager, self._scheduler, self._runner = manager, scheduler, runner
+        self._tokenizer, self._clock, self._new_sequence = tokenizer, clock, new_sequence
+        self._sampler = Sampler()
+
+    def commit(self, pieces: list[Piece]) -> None:
+        """The pieces' KV is in pages: count it, and let full pages be found by later requests."""
+        for piece in pieces:
+            sequence, end = piece.sequence, piece.start + piece.num_tokens
+            self._manager.commit(sequence.seq_id, sequence.tokens[piece.start : end])
+            sequence.num_computed = end
+            group = sequence.group
+            held = sum(self._manager.held_bytes(s.seq_id) for s in group.sequences if s.num_computed)
+            group.peak_kv_bytes = max(group.peak_kv_bytes, held)
+
+    def sample(self, result: StepResult) -> None:
+        """Choose the next token of every sequence that is complete; answers of one prompt fork here."""
+        for piece in result.pieces:
+            if piece.sequence.group.request.params.prompt_logprobs is not None:
+                self._report_prompt(piece, result)
+        beams = [row for row, sequence in enumerate(result.sampled) if sequence.group.beam is not None]
+        for row in beams:
+            sequence = result.sampled[row]
+            assert sequence.group.beam is not None
+            sequence.group.beam.offer(sequence, result.logits[row])
+        rows, sequences = [], []
+        for row, sequence in enumerate(result.sampled):
+            if sequence.group.beam is None:
+                answers = [sequence, *self._fork_answers(sequence)]
+                rows.extend([row] * len(answers))
+                sequences.extend(answers)
+        if not sequences:
+            return
+        logits = result.logits if rows == list(range(result.logits.shape[0])) else result.logits[rows]
+        sampled = self._sampler.sample(logits, [sequence.sample_state for sequence in sequences])
+        for sequence, token in zip(sequences, sampled, strict=True):
+            self._accept(sequence, token)
+
+    def end(self, sequence: Sequence, reason: FinishReason, why: str | int | None = None) -> None:
+        """The sequence gets no more tokens: its pages go back, its held-back text comes out."""
+        if sequence.finished:
+            return
+        stop = sequence.text.finish(sequence.num_output)
+        if stop is not None and reason is FinishReason.LENGTH:
+            reason, why = FinishReason.STOP, stop
+        sequence.finish_reason, sequence.stop_reason = reason, why
+        self._scheduler.remove(sequence)
+
+    def fail(self, group: RequestState, message: str) -> None:
+        """The whole request ends in an error that says why."""
+        group.error = message
+        for sequence in group.live:
+            self.end(sequence, FinishReason.ERROR, message)
+
+    # -- tokens ----------------------------------------------------------------------------------------------------
+
+    def _accept(self, sequence: Sequence, sampled: Sampled) -> None:
+        group, params = sequence.group, sequence.group.request.params
+        if sequence.finished:  # another answer of its request failed in this very step
+            return
+        if sampled.error is not None:
+            self.fail(group, sampled.error)
+            return
+        if group.timing.first_token is None:
+            group.timing.first_token = self._clock.now()
+        sequence.tokens.append(sampled.token_id)
+        sequence.sample_state.accept(sampled.token_id)
+        if sampled.logprob is not None:
+            sequence.cumulative_logprob += sampled.logprob
+            if params.logprobs is not None:
+                sequence.logprobs.append(_report(sampled))
+        self._end_if_done(sequence, sampled.token_id)
+
+    def _end_if_done(self, sequence: Sequence, token_id: int) -> None:
+        finish = sequence.group.rule.check(token_id, sequence.num_output)
+        ends_here = finish is not None and finish.reason is FinishReason.STOP
+        if not ends_here or sequence.group.request.params.include_stop_in_output:
+            stop = sequence.text.push(token_id, sequence.num_output)
+            if stop is not None:
+                finish = Finish.at_stop_string(stop)
+        if finish is not None:
+            self.end(sequence, finish.reason, finish.stop)
+
+    # -- several answers of one prompt -------------------------------------------------------------------------------
+
+    def _fork_answers(self, lead: Sequence) -> list[Sequence]:
+        """When the prompt is complete for the first time, the other answers share its pages from here on."""
+        group = lead.group
+        if len(group.sequences) >= group.num_answers or lead.index != 0:
+            return []
+        return [self.fork(lead, index) for index in range(1, group.num_answers)]
+
+    def fork(self, parent: Sequence, index: int) -> Sequence:
+        """A sequence that goes on from the parent's tokens, sharing its pages.
+
+        Without a free seat (or when the parent itself lost its pages) it waits, and finds what the prefix cache has.
+        """
+        child = self._new_sequence(parent.group, index)
+        child.tokens = list(parent.tokens)
+        child.sample_state = parent.sample_state.fork(index)
+        child.text = TextStream.of(self._tokenizer, parent.group.request.params)
+        child.cumulative_logprob, child.num_computed = parent.cumulative_logprob, parent.num_computed
+        if self._scheduler.is_running(parent) and self._scheduler.add_running(child):
+            self._manager.fork(parent.seq_id, child.seq_id)
+        else:
+            child.forget_kv()
+            self._scheduler.add(child)
+        return child
+
+    # -- prompt logprobs -----------------------------------------------------------------------------------------------
+
+    def _report_prompt(self, piece: Piece, result: StepResult) -> None:
+        """Log-probabilities of the prompt's tokens that this piece predicts (the first token has none)."""
+        group = piece.sequence.group
+        reports = group.prompt_logprobs = group.prompt_logprobs or [None]
+        prompt, num_top = group.request.prompt_ids, group.request.params.prompt_logprobs
+        assert num_top is not None
+        first = max(piece.start, len(reports) - 1)  # after a preemption the early ones are known already
+        last = min(piece.start + piece.num_tokens, len(prompt) - 1)
+        for start in range(first, last, PROMPT_LOGPROB_ROWS):
+            stop = min(start + PROMPT_LOGPROB_ROWS, last)
+            rows = [piece.first_row + position - piece.start for position in range(start, stop)]
+            reports.extend(
+                prompt_logprobs(self._runner.logits(result.hidden, rows), prompt[start + 1 : stop + 1], num_top)
+            )
+
+
+def _report(sampled: Sampled) -> TokenLogprob:
+    assert sampled.logprob is not None
+    assert sampled.rank is not None
+    return TokenLogprob(sampled.token_id, sampled.logprob, sampled.rank, sampled.top)

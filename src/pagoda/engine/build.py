@@ -1,0 +1,145 @@
+"""An engine from its configuration: the budget is divided and leased before the bytes are touched."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..budget import Ledger, MachineProbe, default_budget, lease_runtime, reconcile
+from ..budget.ledger import Lease
+from ..core.clock import Clock, SystemClock
+from ..core.types import Granularity
+from ..kv.audit import audit
+from ..kv.grammar import parse_policy
+from ..kv.manager import KVManager
+from ..kv.pages import PagePool
+from ..kv.prefix import PrefixCache
+from ..kv.storage import PageStorage
+from ..models.load import Loaded, load_model
+from ..schedule.policies import POLICIES
+from ..schedule.scheduler import Limits
+from .config import EngineConfig
+from .engine import Engine
+from .sizing import STAGING_BYTES, Sizes, fit
+
+
+@dataclass(slots=True)
+class Built:
+    """An engine with what it stands on. ``startup`` seconds by phase."""
+
+    config: EngineConfig
+    engine: Engine
+    loaded: Loaded
+    ledger: Ledger
+    probe: MachineProbe
+    sizes: Sizes
+    startup: dict[str, float]
+    leases: list[Lease]
+
+    def stats(self) -> dict[str, Any]:
+        """Plain data: ``memory`` (ledger against the kernel), ``kv``, ``queue``, ``steps``, ``startup``, ``model``."""
+        engine, kv = self.engine, self.engine.manager.stats()
+        return {
+            "memory": reconcile(self.ledger, self.probe).as_dict(),
+            "kv": asdict(kv) | {"used_bytes": kv.used_bytes, "touched_bytes": kv.touched_bytes},
+            "queue": {
+                "running": len(engine.scheduler.running),
+                "waiting": len(engine.scheduler.waiting),
+                "preemptions": engine.scheduler.num_preemptions,
+            },
+            "steps": asdict(engine.counters),
+            "startup": dict(self.startup),
+            "model": {
+                "name": self.config.model,
+                "family": self.loaded.shape.family,
+                "dtype": self.loaded.dtype,
+                "dtype_reason": self.loaded.dtype_reason,
+                "num_params": self.loaded.shape.num_params,
+                "max_model_len": self.sizes.max_model_len,
+                "kv_capacity_tokens": self.sizes.max_blocks * self.sizes.fmt.page_size,
+            },
+        }
+
+    def audit(self) -> None:
+        """Recount every page reference. Raises AssertionError naming the page that is wrong."""
+        audit(self.engine.manager)
+
+    def close(self) -> None:
+        """Give pages, weights and leases back."""
+        self.engine.close()
+        self.loaded.close()
+        for lease in self.leases:
+            lease.release()
+
+
+class _PoolGrowth:
+    """The pool's way to the ledger: each block is leased before it is used."""
+
+    def __init__(self, lease: Lease, block_bytes: int) -> None:
+        self._lease, self._block_bytes = lease, block_bytes
+
+    def __call__(self, num_blocks: int) -> int:
+        while num_blocks > 0 and not self._lease.try_resize(self._lease.num_bytes + num_blocks * self._block_bytes):
+            num_blocks //= 2
+        return num_blocks
+
+
+def build(config: EngineConfig, clock: Clock | None = None) -> Built:
+    """Raises ConfigError, ModelError or BudgetError; what was leased until then is given back with the ledger."""
+    started = time.perf_counter()
+    parse_policy(config.kv)
+    limits = Limits(max(config.max_num_batched_tokens, 1), min(config.max_num_seqs, config.max_num_batched_tokens))
+    policy_class: Any = POLICIES.get(config.scheduling)
+    probe = MachineProbe()
+    torch.set_num_threads(config.num_threads or probe.cpus())
+    budget = default_budget(config.memory, probe)
+    ledger = Ledger(budget.total_bytes, reason=budget.reason)
+    leases = [lease_runtime(ledger, probe)]
+    imported = time.perf_counter()
+
+    loaded = load_model(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        ledger=ledger,
+        max_model_len=None if config.max_model_len == "auto" else int(config.max_model_len),
+        progress=config.progress,
+    )
+    weights_read = time.perf_counter()
+
+    sizes = fit(config, loaded.shape, loaded.dtype, ledger, weights_leased=True)
+    storage = PageStorage(sizes.fmt, sizes.max_blocks, loaded.model.device)
+    leases += [
+        ledger.lease("activations", sizes.activation_bytes, "largest step", resident=lambda: 0),
+        ledger.lease("staging", STAGING_BYTES, "step metadata and copies", resident=lambda: 0),
+    ]
+    pool = PagePool(sizes.fmt, 0, max_blocks=sizes.max_blocks)
+    kv_lease = ledger.lease("kv", 0, "pages", resident=lambda: pool.num_touched_blocks * sizes.fmt.block_bytes)
+    leases.append(kv_lease)
+    clock = clock or SystemClock()
+    prefix = PrefixCache(pool, fingerprint=loaded.fingerprint, clock=clock.now) if config.enable_prefix_caching else None
+    manager = KVManager(sizes.fmt, pool, prefix, grow=_PoolGrowth(kv_lease, sizes.fmt.block_bytes))
+    engine = Engine(
+        loaded,
+        manager,
+        storage,
+        limits=limits,
+        policy=policy_class(),
+        max_model_len=sizes.max_model_len,
+        max_blocks=sizes.max_blocks,
+        clock=clock,
+        use_prefix=config.enable_prefix_caching,
+        granularity=None if config.granularity == "auto" else Granularity(config.granularity),
+        audit_steps=config.audit,
+    )
+    ready = time.perf_counter()
+    startup = {
+        "imports_and_budget": imported - started,
+        "weights": weights_read - imported,
+        "pages": ready - weights_read,
+        "total": ready - started,
+    }
+    return Built(config, engine, loaded, ledger, probe, sizes, startup, leases)

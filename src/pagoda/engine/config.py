@@ -1,0 +1,58 @@
+"""What an engine is built from. Every field has an effect or is refused; automatic choices are made once, at start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..core.errors import ConfigError, choices
+
+PAGE_SIZES = (8, 16, 32, 64, 128)
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """The arguments of ``LLM``; see docs/python-api.md for what each means to a user."""
+
+    model: str
+    memory: str | int | float | None = None
+    kv: str = "exact"
+    dtype: str = "auto"
+    weights: str = "auto"
+    device: str = "auto"
+    max_model_len: int | str = "auto"
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    page_size: int = 16
+    enable_prefix_caching: bool = True
+    scheduling: str = "fcfs"
+    chat_template: str | None = None
+    granularity: str = "auto"
+    num_threads: int | None = None
+    audit: bool = False
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model.strip():
+            raise ConfigError(f"model is {self.model!r}; give a name, a folder or a hub id, for example 'lantern'")
+        if self.dtype not in DTYPES:
+            raise ConfigError(choices("dtype", self.dtype, DTYPES))
+        if self.weights != "auto":
+            raise ConfigError(f"weights={self.weights!r}; accepted: auto (the checkpoint's own tensors)")
+        if self.page_size not in PAGE_SIZES:
+            raise ConfigError(f"page_size is {self.page_size!r}; accepted: {', '.join(map(str, PAGE_SIZES))}")
+        if self.granularity not in ("auto", "sequence", "layer", "head"):
+            raise ConfigError(choices("granularity", self.granularity, ("auto", "sequence", "layer", "head")))
+        self._check_counts()
+
+    def _check_counts(self) -> None:
+        length = self.max_model_len
+        if length != "auto" and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
+            raise ConfigError(f"max_model_len is {length!r}; give a number of tokens from 1, or 'auto'")
+        for name in ("max_num_seqs", "max_num_batched_tokens", "num_threads"):
+            value = getattr(self, name)
+            if value is None and name == "num_threads":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; give a whole number from 1")

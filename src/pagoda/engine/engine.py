@@ -1,0 +1,246 @@
+"""The step loop: plan, run, commit, act, sample. One engine is one model in one memory budget; it is not thread-safe."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from dataclasses import dataclass
+
+from ..core.clock import Clock
+from ..core.errors import RequestError
+from ..core.events import EventBus
+from ..core.types import FinishReason, Granularity
+from ..core.units import format_bytes
+from ..kv.audit import audit
+from ..kv.manager import KVManager
+from ..kv.storage import PageStorage
+from ..models.load import Loaded
+from ..sampling.finish import FinishRule
+from ..sampling.state import SampleState, end_ids
+from ..schedule.item import Plan
+from ..schedule.policies.base import SchedulingPolicy
+from ..schedule.scheduler import Limits, Scheduler
+from .advance import Advance
+from .beams import BeamGroup
+from .eviction import apply_policies
+from .memory import PagedMemory
+from .outputs import RequestOutput
+from .report import output_of
+from .request import Request, check_prompt_ids
+from .runner import Runner
+from .sequence import RequestState, Sequence
+from .text import TextStream
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnded:
+    """Published after each step: what ran, for how long (seconds), and the state of the queues."""
+
+    num_tokens: int
+    num_sequences: int
+    num_preempted: int
+    num_waiting: int
+    num_running: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the engine was built."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    tokens_computed: int = 0
+    tokens_sampled: int = 0
+    requests_accepted: int = 0
+    requests_finished: int = 0
+    requests_failed: int = 0
+    slots_dropped: int = 0
+
+
+class Engine:
+    """Requests in, outputs out, one ``step`` at a time."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        manager: KVManager,
+        storage: PageStorage,
+        *,
+        limits: Limits,
+        policy: SchedulingPolicy,
+        max_model_len: int,
+        max_blocks: int,
+        clock: Clock,
+        use_prefix: bool = True,
+        granularity: Granularity | None = None,
+        audit_steps: bool = False,
+    ) -> None:
+        self.loaded, self.manager, self.storage, self.clock = loaded, manager, storage, clock
+        self.max_model_len, self.max_blocks = max_model_len, max_blocks
+        self.events, self.counters = EventBus(), Counters()
+        self._granularity, self._audit_steps = granularity, audit_steps
+        self.scheduler = Scheduler(limits, policy, PagedMemory(manager, use_prefix=use_prefix), clock)
+        self._runner = Runner(loaded.model, storage, manager)
+        self._advance = Advance(manager, self.scheduler, self._runner, loaded.tokenizer, clock, self._new_sequence)
+        self._requests: dict[str, RequestState] = {}
+        self._seq_ids = itertools.count(1)
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Accept a request, or raise RequestError saying why it can never run here."""
+        if request.request_id in self._requests:
+            raise RequestError(f"request id {request.request_id!r} is already running; choose another")
+        shape = self.loaded.shape
+        check_prompt_ids(request.prompt_ids, shape.vocab_size, self.max_model_len)
+        request.params.check_vocabulary(shape.vocab_size)
+        group = RequestState(request)
+        eos_ids = self.loaded.eos_ids
+        group.rule = FinishRule(request.params, eos_ids, prompt_len=0, max_model_len=self._room_for(request))
+        if request.params.beam_width is not None:
+            group.beam = BeamGroup(group, self._advance, end_ids(request.params, eos_ids))
+        self._requests[request.request_id] = group
+        self.scheduler.add(self._new_sequence(group, 0))
+        self.counters.requests_accepted += 1
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """End a request now; its pages are free for the next step. None if it is not running any more."""
+        group = self._requests.get(request_id)
+        if group is None:
+            return None
+        for sequence in group.live:
+            self._advance.end(sequence, FinishReason.ABORT)
+        return self._finish(group)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._requests)
+
+    def close(self) -> None:
+        """Requests still running are aborted; every page goes back to the system."""
+        for request_id in list(self._requests):
+            self.abort(request_id)
+        self.storage.close()
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step and say what changed: every streaming request that got tokens, and every one that ended."""
+        started = self.clock.now()
+        plan = self.scheduler.schedule()
+        self._note(plan, started)
+        touched = self._run(plan) if plan.scheduled else self._unstick(plan)
+        if self._audit_steps:
+            audit(self.manager)
+        outputs = self._collect(touched)
+        self._publish(plan, self.clock.now() - started)
+        return outputs
+
+    def _run(self, plan: Plan) -> list[RequestState]:
+        groups = list({id(s.item.group): s.item.group for s in plan.scheduled}.values())  # type: ignore[attr-defined]
+        try:
+            result = self._runner.run(plan)
+            self._advance.commit(result.pieces)
+            self.counters.slots_dropped += apply_policies(result, self.manager, self.storage, self.scheduler)
+            self._advance.sample(result)
+        except Exception as error:  # whatever broke this step must not take the server or the waiting requests along
+            _log.exception("a step of %d sequences failed", len(plan.scheduled))
+            for group in groups:
+                self._advance.fail(group, f"the step failed: {type(error).__name__}: {error}")
+            return groups
+        self.counters.tokens_sampled += len(result.sampled)
+        return groups
+
+    def _unstick(self, plan: Plan) -> list[RequestState]:
+        """Nothing could run. If nobody was preempted to change that, the head of the queue can never run: say so."""
+        if plan.preempted or self.scheduler.running or not self.scheduler.waiting:
+            return []
+        sequence = self.scheduler.waiting.head()
+        assert isinstance(sequence, Sequence)
+        needed = self.manager.blocks_needed(sequence.num_tokens) * self.manager.fmt.block_bytes
+        self._advance.fail(
+            sequence.group,
+            f"{sequence.num_tokens} tokens need {format_bytes(needed)} of KV, and pinned prefixes leave "
+            f"{format_bytes(self.manager.available_blocks() * self.manager.fmt.block_bytes)}; unpin some or raise the budget",
+        )
+        return [sequence.group]
+
+    def _note(self, plan: Plan, now: float) -> None:
+        for item, cached in plan.admitted:
+            assert isinstance(item, Sequence)
+            if item.group.timing.first_scheduled is None:
+                item.group.timing.first_scheduled = now
+                item.group.cached_tokens = min(cached, item.prompt_len)
+        for item in plan.preempted:
+            assert isinstance(item, Sequence)
+            item.group.num_preemptions += 1
+
+    def _collect(self, groups: list[RequestState]) -> list[RequestOutput]:
+        outputs = []
+        for group in groups:
+            if group.sequences and not group.live:
+                outputs.append(self._finish(group))
+            elif group.request.stream and group.timing.first_token is not None:
+                outputs.append(output_of(group, self.manager, self.loaded.tokenizer))
+        return outputs
+
+    def _finish(self, group: RequestState) -> RequestOutput:
+        group.finished = True
+        group.timing.finished = self.clock.now()
+        del self._requests[group.request.request_id]
+        self.counters.requests_finished += 1
+        self.counters.requests_failed += group.error is not None
+        return output_of(group, self.manager, self.loaded.tokenizer)
+
+    def _publish(self, plan: Plan, seconds: float) -> None:
+        self.counters.steps += 1
+        self.counters.step_seconds += seconds
+        self.counters.tokens_computed += plan.num_tokens
+        if self.events.wants(StepEnded):
+            waiting, running = len(self.scheduler.waiting), len(self.scheduler.running)
+            self.events.publish(
+                StepEnded(plan.num_tokens, len(plan.scheduled), len(plan.preempted), waiting, running, seconds)
+            )
+
+    # -- sequences ---------------------------------------------------------------------------------------------------
+
+    def _new_sequence(self, group: RequestState, index: int) -> Sequence:
+        request = group.request
+        granularity = request.policy.granularity
+        if request.policy.exact and self._granularity is not None:
+            granularity = self._granularity
+        sequence = Sequence(next(self._seq_ids), group, index, granularity)
+        sequence.sample_state = SampleState(
+            request.params, request.prompt_ids, seed=request.seed, index=index, eos_ids=self.loaded.eos_ids
+        )
+        sequence.text = TextStream.of(self.loaded.tokenizer, request.params)
+        group.sequences.append(sequence)
+        return sequence
+
+    def _room_for(self, request: Request) -> int:
+        """Tokens that an answer may have. Raises RequestError when the pool could never hold prompt and answer."""
+        num_prompt, params = len(request.prompt_ids), request.params
+        room = self.max_model_len - num_prompt
+        width = params.beam_width or 1
+        capacity = self.max_blocks // width * self.manager.fmt.page_size
+        if params.max_tokens is None:
+            room = min(room, capacity - num_prompt)
+        else:
+            room = min(room, params.max_tokens)
+        if room < 1 or num_prompt + room > capacity:
+            wanted = num_prompt + max(room, 1)
+            needed = self.manager.blocks_needed(wanted) * width * self.manager.fmt.block_bytes
+            held = self.max_blocks * self.manager.fmt.block_bytes
+            beams = f" in each of {width} beams" if width > 1 else ""
+            raise RequestError(
+                f"{num_prompt} prompt tokens and up to {max(room, 1)} more{beams} need {format_bytes(needed)} of KV, but the "
+                f"budget leaves {format_bytes(held)} ({capacity} tokens{beams}); ask for fewer tokens or raise the memory budget"
+            )
+        return room

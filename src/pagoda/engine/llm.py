@@ -1,0 +1,198 @@
+"""``LLM``: a model in a memory budget, used from ordinary synchronous Python."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..core.errors import ConfigError, EngineClosedError, RequestError
+from ..sampling.params import SamplingParams
+from .build import Built, build
+from .config import EngineConfig
+from .intake import Intake
+from .outputs import RequestOutput
+from .request import Prompt
+
+Message = Mapping[str, Any]
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class LLM:
+    """Loads ``model`` into ``memory`` and answers prompts.
+
+    >>> from pagoda import LLM, SamplingParams
+    >>> llm = LLM("lantern", memory="1GiB")
+    >>> llm.generate("Once upon a time", SamplingParams(max_tokens=8, temperature=0))[0].finish_reason
+    <FinishReason.LENGTH: 'length'>
+    >>> llm.close()
+
+    Parameters
+        model: a name that ships with Pagoda (``lantern``), a folder, or a hub id.
+        memory: the budget of the whole process: ``"2GiB"``, bytes, a share of the machine (``0.5``), or None for what the
+            cgroup and the machine leave.
+        kv: what KV is kept, for requests that do not say: ``"exact"``, ``"recent(budget=0.25)"``, …
+        dtype: ``auto`` (the checkpoint's), ``bfloat16``, ``float16`` or ``float32``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        max_model_len: longest sequence in tokens; ``auto`` is the model's own limit, or what the budget holds.
+        max_num_seqs, max_num_batched_tokens: sequences and tokens of one step.
+        scheduling: ``fcfs`` or ``priority``.
+        granularity: rows of an exact sequence's page table, ``sequence`` | ``layer`` | ``head`` (same tokens, for tests).
+        audit: recount every page reference after each step (slow; for tests).
+    Raises ConfigError, ModelError or BudgetError, each a line that says what to change.
+    """
+
+    def __init__(self, model: str, *, progress: Callable[[int, int], None] | None = None, **options: Any) -> None:
+        self._built: Built | None = build(EngineConfig(model, progress=progress, **checked_options(options)))
+        self._intake = Intake(self._built)
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._mail: dict[str, list[RequestOutput]] = {}
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], params: Params = None) -> list[RequestOutput]:
+        """Answer every prompt; outputs come in the order of the prompts.
+
+        prompts: text, token ids, or a list of either. params: one for all, or one for each.
+        Raises RequestError before anything runs if a prompt cannot be served. One that fails later ends with finish
+        reason ``error`` and a text in ``error``; the others are not touched.
+        """
+        listed = _as_prompts(prompts)
+        return self._run([(prompt, param) for prompt, param in zip(listed, _as_params(params, len(listed)), strict=True)])
+
+    def chat(self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None) -> list[RequestOutput]:
+        """As ``generate``, for one conversation or a list of them, through the model's chat template."""
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        prompts = [self._intake.render_chat(conversation) for conversation in conversations]  # type: ignore[arg-type]
+        return self.generate(prompts, params)  # type: ignore[arg-type]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """The answer as it grows: each output has the new text in ``delta``, the last one has ``finished`` set.
+
+        Leaving the loop early aborts the request. Other calls may run between two outputs.
+        """
+        _refuse_unstreamable(params)
+        request_id = self._submit(prompt, params, stream=True)
+        return self._stream(request_id)
+
+    def stream_chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """As ``stream``, for a conversation."""
+        return self.stream(self._intake.render_chat(messages), params)
+
+    # -- what people look at -----------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Ledger accounts, pages, prefix cache, queue and step times, as plain data (bytes are ints)."""
+        return self._open().stats()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer: ``encode(text)``, ``decode(ids)``."""
+        return self._open().loaded.tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence, prompt and answer together, in tokens."""
+        return self._open().engine.max_model_len
+
+    def close(self) -> None:
+        """Give every byte back. A second call does nothing; any other call afterwards raises EngineClosedError."""
+        built, self._built = self._built, None
+        if built is not None:
+            built.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> Built:
+        if self._built is None:
+            raise EngineClosedError("this LLM is closed; make a new one")
+        return self._built
+
+    def _submit(self, prompt: Prompt, params: SamplingParams | None, *, stream: bool = False) -> str:
+        built = self._open()
+        request = self._intake.request(f"request-{next(self._ids)}", prompt, params, stream=stream)
+        with self._lock:
+            built.engine.add(request)
+            self._mail[request.request_id] = []
+        return request.request_id
+
+    def _run(self, work: list[tuple[Prompt, SamplingParams | None]]) -> list[RequestOutput]:
+        submitted: list[str] = []
+        try:
+            submitted.extend(self._submit(prompt, params) for prompt, params in work)
+            return [self._wait(request_id) for request_id in submitted]
+        finally:  # a bad prompt among good ones, Ctrl-C: nothing of this call stays behind
+            self._drop(submitted)
+
+    def _wait(self, request_id: str) -> RequestOutput:
+        while not (mail := self._mail[request_id]):
+            self._pump()
+        return mail[-1]
+
+    def _stream(self, request_id: str) -> Iterator[RequestOutput]:
+        try:
+            finished = False
+            while not finished:
+                mail = self._mail[request_id]
+                if not mail:
+                    self._pump()
+                    continue
+                output = mail.pop(0)
+                finished = output.finished
+                yield output
+        finally:
+            self._drop([request_id])
+
+    def _pump(self) -> None:
+        """One step; what it says about other callers' requests waits for them."""
+        with self._lock:
+            for output in self._open().engine.step():
+                if output.request_id in self._mail:
+                    self._mail[output.request_id].append(output)
+
+    def _drop(self, request_ids: list[str]) -> None:
+        with self._lock:
+            for request_id in request_ids:
+                self._mail.pop(request_id, None)
+                if self._built is not None:
+                    self._built.engine.abort(request_id)
+
+
+def checked_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The keyword options of ``LLM``. Raises ConfigError naming one that does not exist."""
+    accepted = [name for name in EngineConfig.__dataclass_fields__ if name not in ("model", "progress")]
+    for name in options:
+        if name not in accepted:
+            raise ConfigError(f"LLM has no option {name!r}; accepted: {', '.join(accepted)}")
+    return options
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise RequestError(f"prompts is a {type(prompts).__name__}; give text, token ids, or a list of either")
+    if prompts and isinstance(prompts[0], int):
+        return [list(prompts)]  # type: ignore[arg-type]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _as_params(params: Params, count: int) -> list[SamplingParams | None]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise RequestError(f"{len(params)} SamplingParams for {count} prompts; give one for all, or one for each")
+    return list(params)
+
+
+def _refuse_unstreamable(params: SamplingParams | None) -> None:
+    if params is not None and (params.beam_width is not None or (params.best_of or params.n) > params.n):
+        raise ConfigError("beam_width and best_of choose their answers at the end and cannot stream; use generate")

@@ -1,0 +1,46 @@
+"""The byte side of scheduling over the real page pool: sequences in, ``KVManager`` calls out."""
+
+from __future__ import annotations
+
+from ..kv.manager import KVManager
+from ..schedule.item import Item
+from .sequence import Sequence
+
+
+class PagedMemory:
+    """The scheduler's ``Memory``. Keeps ``num_computed`` of a sequence true to the pages that it holds."""
+
+    def __init__(self, manager: KVManager, *, use_prefix: bool) -> None:
+        self._manager, self._use_prefix = manager, use_prefix
+
+    def admit(self, item: Item) -> int:
+        sequence = _sequence(item)
+        request = sequence.group.request
+        # A lossy policy acts in the step that completes the prompt, so that step must be run: nothing later is shared.
+        tokens = sequence.tokens if request.policy.exact else request.prompt_ids
+        cached = self._manager.admit(
+            sequence.seq_id,
+            tokens,
+            granularity=sequence.granularity,
+            salt=request.salt,
+            use_prefix=self._use_prefix and request.params.prompt_logprobs is None,
+        )
+        sequence.num_computed = cached
+        return cached
+
+    def fits(self, item: Item, num_running: int) -> bool:
+        sequence = _sequence(item)
+        missing = self._manager.blocks_needed(sequence.num_tokens) - sequence.num_computed // self._manager.fmt.page_size
+        return missing + num_running <= self._manager.available_blocks()
+
+    def reserve(self, item: Item, num_tokens: int) -> bool:
+        return self._manager.reserve(item.seq_id, num_tokens)
+
+    def release(self, item: Item) -> None:
+        self._manager.release(item.seq_id)
+        _sequence(item).forget_kv()
+
+
+def _sequence(item: Item) -> Sequence:
+    assert isinstance(item, Sequence)
+    return item

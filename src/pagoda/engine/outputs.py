@@ -1,0 +1,90 @@
+"""What a caller gets back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.types import FinishReason
+from ..sampling.logprobs import TokenLogprob
+
+
+@dataclass(slots=True)
+class Usage:
+    """Token counts of one request; ``cached_tokens`` of the prompt were found in the prefix cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(slots=True)
+class KVMemory:
+    """KV bytes of one request: the most it held at once, and what it holds now (0 once it ended)."""
+
+    peak: int
+    held: int
+
+
+@dataclass(slots=True)
+class Completion:
+    """One answer of a request. ``delta`` is the text since the last output, for streaming."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    delta: str = ""
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    cumulative_logprob: float | None = None
+    logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds on the engine's clock. ``first_token`` is None until there is one."""
+
+    arrival: float
+    first_scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """The state of a request after a step; the shortcuts read its first (best) answer."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[Completion]
+    usage: Usage
+    memory: KVMemory
+    timing: Timing
+    finished: bool
+    error: str | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    num_preemptions: int = 0
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def delta(self) -> str:
+        return self.outputs[0].delta
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self.outputs[0].finish_reason
+
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        return self.outputs[0].logprobs

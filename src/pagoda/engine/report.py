@@ -1,0 +1,51 @@
+"""From a request's state to the output that its client sees."""
+
+from __future__ import annotations
+
+from ..kv.manager import KVManager
+from ..models.tokenizer import Tokenizer
+from .outputs import Completion, KVMemory, RequestOutput, Usage
+from .sequence import RequestState, Sequence
+
+
+def output_of(group: RequestState, manager: KVManager, tokenizer: Tokenizer) -> RequestOutput:
+    """A snapshot; its lists are copies. Text that may still turn into a stop string is not in it."""
+    request = group.request
+    answers = group.beam.answers(tokenizer) if group.beam is not None else _answers(group)
+    held = 0 if group.finished else sum(manager.held_bytes(s.seq_id) for s in group.live if s.num_computed)
+    return RequestOutput(
+        request_id=request.request_id,
+        prompt=request.prompt,
+        prompt_token_ids=request.prompt_ids,
+        outputs=answers,
+        usage=Usage(group.prompt_len, sum(len(answer.token_ids) for answer in answers), group.cached_tokens),
+        memory=KVMemory(peak=group.peak_kv_bytes, held=held),
+        timing=group.timing,
+        finished=group.finished,
+        error=group.error,
+        prompt_logprobs=group.prompt_logprobs,
+        num_preemptions=group.num_preemptions,
+    )
+
+
+def _answers(group: RequestState) -> list[Completion]:
+    """All answers while they run; at the end the ``n`` likeliest of ``best_of``."""
+    params, sequences = group.request.params, group.sequences
+    if params.best_of is not None and params.best_of > params.n and group.finished:
+        sequences = sorted(sequences, key=lambda s: -s.cumulative_logprob)[: params.n]
+        return [_completion(sequence, index) for index, sequence in enumerate(sequences)]
+    return [_completion(sequence, sequence.index) for sequence in sequences[: params.n]]
+
+
+def _completion(sequence: Sequence, index: int) -> Completion:
+    params = sequence.group.request.params
+    return Completion(
+        index=index,
+        text=sequence.text.visible,
+        token_ids=sequence.output_ids,
+        delta=sequence.text.take_delta(),
+        finish_reason=sequence.finish_reason,
+        stop_reason=sequence.stop_reason,
+        cumulative_logprob=sequence.cumulative_logprob if params.needs_logprobs else None,
+        logprobs=list(sequence.logprobs) if params.logprobs is not None else None,
+    )

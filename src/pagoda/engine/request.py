@@ -1,0 +1,44 @@
+"""What a client asked for, checked and turned into token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..core.errors import RequestError
+from ..kv.policies.base import KVPolicy
+from ..sampling.params import SamplingParams
+
+Prompt = str | list[int]
+
+
+@dataclass(slots=True)
+class Request:
+    """A checked request. ``seed`` is the params' or one drawn at submission; ``arrival`` is in seconds of the clock."""
+
+    request_id: str
+    prompt: str | None
+    prompt_ids: list[int]
+    params: SamplingParams
+    policy: KVPolicy
+    seed: int
+    arrival: float
+    salt: str = ""
+    priority: int = 0
+    stream: bool = False
+    metadata: dict[str, object] = field(default_factory=dict)
+
+
+def check_prompt_ids(ids: list[int], vocab_size: int, max_model_len: int) -> None:
+    """Raises RequestError for an empty prompt, an id that the vocabulary lacks, or a prompt that fills the context."""
+    if not ids:
+        raise RequestError("the prompt is empty; give at least one token of text")
+    for position, token in enumerate(ids):
+        if not isinstance(token, int) or isinstance(token, bool):
+            raise RequestError(f"prompt token {position} is {token!r}; token ids are whole numbers")
+        if not 0 <= token < vocab_size:
+            raise RequestError(f"prompt token {position} is {token}; this model's ids are 0 to {vocab_size - 1}")
+    if len(ids) >= max_model_len:
+        raise RequestError(
+            f"the prompt has {len(ids)} tokens and leaves no room for an answer: the context is {max_model_len} tokens; "
+            "shorten the prompt or raise max_model_len"
+        )

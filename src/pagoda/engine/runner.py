@@ -1,0 +1,112 @@
+"""From a plan to logits: tensors in, one forward pass over the ragged batch, the rows that are sampled out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kv.manager import KVManager
+from ..kv.policies.base import Need
+from ..kv.storage import PageStorage
+from ..kv.view import StepView
+from ..schedule.item import Plan
+from .sequence import Sequence
+
+if TYPE_CHECKING:
+    from ..models.model import Model
+
+
+@dataclass(slots=True)
+class Piece:
+    """Tokens ``start : start + num_tokens`` of a sequence, at rows ``first_row`` … of the step's hidden states."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    first_row: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether the sequence's newest token is in this piece, so that the next one can be sampled."""
+        return self.start + self.num_tokens == self.sequence.num_tokens
+
+
+@dataclass(slots=True)
+class StepResult:
+    """``logits`` float32 [len(sampled), vocab], one row for each piece that completes its sequence, in order."""
+
+    pieces: list[Piece]
+    sampled: list[Sequence]
+    logits: Tensor
+    hidden: Tensor
+    view: StepView
+
+    def drop(self, sequence: Sequence) -> None:
+        """The sequence lost its pages after all: it is not sampled in this step."""
+        if sequence in self.sampled:
+            row = self.sampled.index(sequence)
+            del self.sampled[row]
+            self.logits = torch.cat([self.logits[:row], self.logits[row + 1 :]])
+
+
+class Runner:
+    """Owns the way of a step through the device; knows no requests' texts and no scheduling."""
+
+    def __init__(self, model: Model, storage: PageStorage, manager: KVManager) -> None:
+        self.model, self._storage, self._manager = model, storage, manager
+
+    @torch.inference_mode()
+    def run(self, plan: Plan) -> StepResult:
+        """One forward pass. KV of the plan's tokens is written; nothing is committed yet."""
+        pieces = _pieces(plan)
+        self._storage.run_copies(self._manager.take_copies())
+        tokens, positions = _token_arrays(pieces)
+        device = self.model.device
+        view = StepView(
+            self._storage,
+            [self._manager.table(piece.sequence.seq_id) for piece in pieces],
+            [piece.num_tokens for piece in pieces],
+            collect_probs={i for i, piece in enumerate(pieces) if _wants_probs(piece.sequence)},
+        )
+        hidden = self.model.forward(
+            torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), view
+        )
+        done = [piece for piece in pieces if piece.completes]
+        logits = self.logits(hidden, [piece.first_row + piece.num_tokens - 1 for piece in done])
+        return StepResult(pieces, [piece.sequence for piece in done], logits, hidden, view)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
+        """float32 [len(rows), vocab] of these rows of the hidden states [T, hidden_size]."""
+        if len(rows) == hidden.shape[0]:
+            return self.model.logits(hidden)
+        return self.model.logits(hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)])
+
+
+def _pieces(plan: Plan) -> list[Piece]:
+    pieces, row = [], 0
+    for scheduled in plan.scheduled:
+        sequence = scheduled.item
+        assert isinstance(sequence, Sequence)
+        pieces.append(Piece(sequence, scheduled.start, scheduled.num_tokens, row))
+        row += scheduled.num_tokens
+    return pieces
+
+
+def _token_arrays(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and positions of the batch, int64 [T] each. A token's position is its index, whatever was evicted."""
+    num_tokens = sum(piece.num_tokens for piece in pieces)
+    tokens, positions = np.empty(num_tokens, np.int64), np.empty(num_tokens, np.int64)
+    for piece in pieces:
+        row, end = piece.first_row, piece.start + piece.num_tokens
+        tokens[row : row + piece.num_tokens] = piece.sequence.tokens[piece.start : end]
+        positions[row : row + piece.num_tokens] = np.arange(piece.start, end)
+    return tokens, positions
+
+
+def _wants_probs(sequence: Sequence) -> bool:
+    return Need.PROBS in sequence.group.request.policy.needs

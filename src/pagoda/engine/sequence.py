@@ -1,0 +1,113 @@
+"""One token stream of a request, and the request's streams together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..core.types import FinishReason, Granularity
+from ..sampling.logprobs import TokenLogprob
+from .outputs import Timing
+from .request import Request
+
+if TYPE_CHECKING:
+    from ..sampling.finish import FinishRule
+    from ..sampling.state import SampleState
+    from .beams import BeamGroup
+    from .text import TextStream
+
+
+class Sequence:
+    """Tokens, how many of them have KV, and what sampling and policy remember. Knows no tensors.
+
+    tokens: | prompt .......................... | output ............ |
+            0            num_computed ^   prompt_len                len(tokens)
+    """
+
+    __slots__ = (
+        "cumulative_logprob", "finish_reason", "granularity", "group", "index", "logprobs", "num_computed",
+        "policy_state", "sample_state", "seq_id", "stop_reason", "text", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, seq_id: int, group: RequestState, index: int, granularity: Granularity) -> None:
+        self.seq_id, self.group, self.index, self.granularity = seq_id, group, index, granularity
+        self.tokens: list[int] = list(group.request.prompt_ids)
+        self.num_computed = 0
+        self.policy_state: object = group.request.policy.new_state()
+        self.sample_state: SampleState
+        self.text: TextStream
+        self.cumulative_logprob = 0.0
+        self.logprobs: list[TokenLogprob] = []
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+
+    # -- what the scheduler sees -----------------------------------------------------------------------------------
+
+    @property
+    def priority(self) -> int:
+        return self.group.request.priority
+
+    @property
+    def arrival(self) -> float:
+        return self.group.request.arrival
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def chunk_end(self) -> int:
+        """A lossy policy acts at the end of the prompt and after each later token, also when it is all recomputed."""
+        if self.group.request.policy.exact:
+            return len(self.tokens)
+        return self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
+
+    # -- what the engine sees --------------------------------------------------------------------------------------
+
+    @property
+    def prompt_len(self) -> int:
+        return self.group.prompt_len
+
+    @property
+    def output_ids(self) -> list[int]:
+        return self.tokens[self.prompt_len :]
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def forget_kv(self) -> None:
+        """Preempted: every token must be computed again, and the policy starts anew."""
+        self.num_computed = 0
+        self.policy_state = self.group.request.policy.new_state()
+
+
+class RequestState:
+    """A request under way: its sequences and what is told to the client."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.prompt_len = len(request.prompt_ids)
+        self.sequences: list[Sequence] = []
+        self.timing = Timing(request.arrival)
+        self.cached_tokens = 0
+        self.num_preemptions = 0
+        self.peak_kv_bytes = 0
+        self.error: str | None = None
+        self.prompt_logprobs: list[TokenLogprob | None] | None = None
+        self.finished = False
+        self.rule: FinishRule
+        self.beam: BeamGroup | None = None
+
+    @property
+    def num_answers(self) -> int:
+        """Sequences that are sampled: best_of if given, else n."""
+        params = self.request.params
+        return params.best_of or params.n
+
+    @property
+    def live(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if not sequence.finished]

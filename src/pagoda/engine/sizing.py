@@ -1,0 +1,72 @@
+"""How a budget becomes limits: what must be there before any KV, and how many tokens of KV the rest holds. No torch.
+
+    budget | runtime | weights | activations of the largest step | kv: what is left, taken block by block |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..budget import Ledger, Need
+from ..core.errors import ConfigError
+from ..core.types import KVFormat
+from ..core.units import format_bytes
+from ..models.shape import ModelShape
+from .config import EngineConfig
+
+WORKSPACE_BYTES = 32 << 20
+"""What gathering pages and the libraries' own scratch take beside a step's activations (kernels/ops/_paged.py)."""
+
+STAGING_BYTES = 16 << 20
+"""Step metadata, copies between pages, sampled rows, detokenizers: small things that live for a step or a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a budget allows: sequence length in tokens, pool size in blocks, bytes beside the pool."""
+
+    max_model_len: int
+    max_blocks: int
+    fmt: KVFormat
+    activation_bytes: int
+
+
+def fit(config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger, *, weights_leased: bool) -> Sizes:
+    """Divide what the ledger has left. Raises BudgetError with the numbers and the nearest budget that works."""
+    fmt = shape.kv_format(config.page_size, dtype)
+    longest = _longest(config, shape)
+    logit_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
+    activations = WORKSPACE_BYTES + shape.activation_bytes(
+        config.max_num_batched_tokens, logit_rows, dtype, max_kv_len=longest
+    )
+    weights = 0 if weights_leased else shape.weight_bytes(dtype)
+    # With "auto" one step's worth of context is the least that makes sense; a stated length must fit whole.
+    least = longest if config.max_model_len != "auto" else min(longest, 16 * fmt.page_size)
+    needs = [
+        Need("weights", weights, "weights"),
+        Need("activations", activations, "activations"),
+        Need("staging", STAGING_BYTES, "staging"),
+        Need("kv", fmt.blocks_for(least) * fmt.block_bytes, f"KV of {least} tokens"),
+    ]
+    ledger.require([need for need in needs if need.num_bytes])
+    left = ledger.free_bytes - weights - activations - STAGING_BYTES
+    max_blocks = min(left // fmt.block_bytes, (2**31 - 1) // fmt.pages_per_block)
+    return Sizes(min(longest, max_blocks * fmt.page_size), max_blocks, fmt, activations)
+
+
+def _longest(config: EngineConfig, shape: ModelShape) -> int:
+    if config.max_model_len == "auto":
+        return shape.max_position
+    assert isinstance(config.max_model_len, int)
+    if config.max_model_len > shape.max_position:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, but this model's positions end at {shape.max_position}; "
+            "ask for at most that"
+        )
+    return config.max_model_len
+
+
+def describe(sizes: Sizes) -> str:
+    """One line for people."""
+    pool = sizes.max_blocks * sizes.fmt.block_bytes
+    return f"KV up to {format_bytes(pool)}: {sizes.max_blocks * sizes.fmt.page_size} tokens, {sizes.max_model_len} a sequence"
