@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+from pagoda.sampling import chain
 from pagoda.sampling.params import SamplingParams
 from pagoda.sampling.plain import sample_one
 from pagoda.sampling.sampler import Sampler
@@ -80,3 +81,34 @@ def test_fused_chain_equals_the_plain_steps(vocab_size, rounding, spread):
         ]
         alone = [Sampler().sample(logits[i : i + 1].clone(), states_of(rows[i : i + 1]))[0] for i in range(len(rows))]
         assert alone == sampled
+
+
+@pytest.mark.parametrize("widths", [(2, 8, 64), (16,), ()], ids=str)
+def test_the_number_of_candidates_never_shows(widths, monkeypatch):
+    """Narrow candidate sets, incomplete ones, ties across their border: the tokens are those of the plain steps."""
+    rng = random.Random(1)
+    for rounding in (1e-6, 1.0):
+        rows = random_rows(rng, 60, 900)
+        logits = (torch.randn(60, 900, generator=torch.Generator().manual_seed(3)) * 2 / rounding).round() * rounding
+        expected = plain_ids(logits, rows)
+        monkeypatch.setattr(chain, "WIDTHS", widths)
+        assert [sampled.token_id for sampled in Sampler().sample(logits.clone(), states_of(rows))] == expected
+
+
+def test_rows_with_few_candidates_are_not_ranked_among_all(monkeypatch):
+    """A peaked distribution is decided by the first width, a flat one needs the vocabulary: seen by what is ranked."""
+    widths_seen: list[int] = []
+    first = chain._first
+
+    def recorded(keys, width, *, largest):
+        widths_seen.append(width)
+        return first(keys, width, largest=largest)
+
+    monkeypatch.setattr(chain, "WIDTHS", (16, 64))
+    monkeypatch.setattr(chain, "_first", recorded)
+    flat, peaked = torch.zeros(1, 2000), torch.zeros(1, 2000)
+    peaked[0, 5] = 20.0
+    for logits, expected in ((peaked, [16]), (flat, [16, 64, 2000])):
+        widths_seen.clear()
+        Sampler().sample(logits.clone(), [SampleState(SamplingParams(top_p=0.9), [1])])
+        assert widths_seen == expected

@@ -38,7 +38,7 @@ REFUSED = [
     ("n", [0, 257, True, 1.0, None]),
     ("best_of", [0, 257, True, 2.0]),
     ("beam_width", [0, 257, True, 2.0]),
-    ("length_penalty", [NAN, INF, None, 101, True]),
+    ("length_penalty", [NAN, INF, None, 11, True]),
     ("early_stopping", [1, 0, "always", None, ["never"]]),
     ("kv", ["", "  ", 5, True]),
     ("priority", [1.0, True, None, 2**40]),
@@ -209,8 +209,7 @@ def test_copies_keep_what_is_unset():
 
 
 def test_decisions_need_no_torch():
-    modules = ", ".join(
-        f"pagoda.sampling.{m}" for m in ("params", "state", "stop", "finish", "beam", "ranking", "scratch")
-    )
+    names = ("params", "state", "stop", "finish", "beam", "ranking", "scratch")
+    modules = ", ".join(f"pagoda.sampling.{name}" for name in names)
     code = f"import {modules}, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -23,7 +23,7 @@ def run(pieces, stops, **options):
 
 
 def one_shot(text, stops, *, from_char=0, include=False):
-    """The definition, over the whole text: the first end of a match after ``from_char``, the longest that ends there."""
+    """The definition, over the whole text: the first end of a match after ``from_char``, the longest there."""
     for end in range(from_char + 1, len(text) + 1):
         for stop in sorted(stops, key=len, reverse=True):
             if text[:end].endswith(stop):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from pagoda.sampling.uniform import uniform
 
@@ -27,5 +28,5 @@ def test_uniform_by_chi_square_and_uncorrelated():
         counts[int(number * 50)] += 1
     chi2 = sum((count - 400) ** 2 / 400 for count in counts)
     assert chi2 < 49 + 4 * math.sqrt(2 * 49)
-    lag = sum((a - 0.5) * (b - 0.5) for a, b in zip(numbers, numbers[1:], strict=False)) / len(numbers) * 12
+    lag = sum((a - 0.5) * (b - 0.5) for a, b in pairwise(numbers)) / len(numbers) * 12
     assert abs(lag) < 4 / math.sqrt(len(numbers))

@@ -150,4 +150,4 @@ class BeamSearch:
         return self._worth(beams[0].cumulative_logprob, length) <= self._finished[-1].score
 
     def _worth(self, cumulative_logprob: float, length: int) -> float:
-        return cumulative_logprob / float(length) ** self.length_penalty
+        return cumulative_logprob / math.pow(length, self.length_penalty)

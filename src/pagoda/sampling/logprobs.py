@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .scratch import slices
+
+_BYTES_PER_LOGIT = 10
+"""A softmax, a comparison and room for the top-k."""
+
 
 @dataclass(slots=True)
 class TokenLogprob:
@@ -24,8 +29,14 @@ def token_logprobs(logits: Tensor, token_ids: Sequence[int], num_top: Sequence[i
 
     The k likeliest are listed in falling order, lower ids first among equals, the token itself among them if it is one.
     """
-    if not len(token_ids):
-        return []
+    out: list[TokenLogprob] = []
+    for part in slices(range(len(token_ids)), _BYTES_PER_LOGIT * logits.shape[1], logits.device.type):
+        first, end = part[0], part[-1] + 1
+        out += _report(logits[first:end], token_ids[first:end], num_top[first:end])
+    return out
+
+
+def _report(logits: Tensor, token_ids: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprob]:
     ids = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)[:, None]
     norm = log_norm(logits)
     own = logits.gather(1, ids)

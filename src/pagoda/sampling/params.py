@@ -187,7 +187,7 @@ class SamplingParams:
             check_optional_int(name, getattr(self, name), 0, MAX_LOGPROBS, none_means="not reported")
         check_int("n", self.n, 1, MAX_SEQUENCES)
         check_optional_int("best_of", self.best_of, self.n, MAX_SEQUENCES, none_means="the same as n")
-        self._settle("length_penalty", check_float("length_penalty", self.length_penalty, -100.0, 100.0))
+        self._settle("length_penalty", check_float("length_penalty", self.length_penalty, -10.0, 10.0))
         check_int("priority", self.priority, -(2**31), MAX_TOKEN_ID)
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise refuse("early_stopping", self.early_stopping, "True, False or 'never'")
