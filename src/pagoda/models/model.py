@@ -147,9 +147,10 @@ class Model:
         self._covered.add(piece.region)
 
     def _storage(self, name: str) -> Tensor:
-        """The parameter's tensor, allocated at first use."""
+        """The parameter's tensor, allocated at first use; vectors start as zeros, since a bias may be partly given."""
         if name not in self._weights:
             param = self._params[name]
             dtype = torch.float32 if param.float32 else self.dtype
-            self._weights[name] = torch.empty(param.shape, dtype=dtype, device=self.device)
+            make = torch.zeros if len(param.shape) == 1 else torch.empty
+            self._weights[name] = make(param.shape, dtype=dtype, device=self.device)
         return self._weights[name]

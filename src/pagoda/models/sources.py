@@ -208,9 +208,12 @@ class _Builder:
                     self.add(name, (a.head_dim,), Piece(f"{self.to}{ours}.{leaf}", expert=h))
 
     def latent(self, a: LatentSpec) -> None:
-        names, q_size = self.names, a.num_heads * a.head_dim
-        q_rows = a.q_rank or q_size
-        self.rows(names.q_down if a.q_rank else names.q, "attn.down", 0, q_rows)
+        names, q_rows = self.names, a.q_rank or a.num_heads * a.head_dim
+        if a.q_rank:
+            self.rows(names.q_down, "attn.down", 0, q_rows)
+        else:  # the direct query projection has no bias even where the others do: those rows stay zero
+            shape = (q_rows, self.spec.hidden_size)
+            self.add(f"{names.q}.weight", shape, Piece(f"{self.to}attn.down.weight", 0, q_rows))
         self.rows(names.kv_down, "attn.down", q_rows, q_rows + a.latent_dim)
         self.module(names.q_down_norm, "attn.q_norm")
         self.module(names.q_up, "attn.q_up")

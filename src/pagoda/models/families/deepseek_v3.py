@@ -110,4 +110,5 @@ def tiny() -> dict[str, Any]:
 
 
 PLAIN = {"q_lora_rank": None, "rope_scaling": None, "rope_interleave": False, "norm_topk_prob": False}
-FAMILY = Family(read, tiny, variants={"plain": PLAIN, "biases": {"attention_bias": True}})
+BIASES = {"attention_bias": True}
+FAMILY = Family(read, tiny, variants={"plain": {**PLAIN, **BIASES}, "biases": BIASES})

@@ -1,4 +1,4 @@
-"""Gemma 3, text only (https://arxiv.org/abs/2503.19786): five windowed layers to a full one, each kind with its theta."""
+"""Gemma 3, text only (https://arxiv.org/abs/2503.19786): five windowed layers to one full, two thetas."""
 
 from __future__ import annotations
 

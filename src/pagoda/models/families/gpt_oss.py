@@ -1,4 +1,4 @@
-"""gpt-oss (https://arxiv.org/abs/2508.10925): attention sinks, a window in every other layer, clamped SwiGLU experts."""
+"""gpt-oss (https://arxiv.org/abs/2508.10925): attention sinks, windows in every other layer, clamped SwiGLU."""
 
 from __future__ import annotations
 

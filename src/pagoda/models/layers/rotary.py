@@ -109,6 +109,7 @@ class RotaryTable:
             self._grow(self.length)
         return self.cos[positions], self.sin[positions]
 
+    @torch.inference_mode(False)  # the rows outlive the step that asked for them
     def _grow(self, rows: int) -> None:
         angles = torch.arange(rows, dtype=torch.float32)[:, None] * self.freq
         scale = self.rope.attention_factor
