@@ -22,6 +22,12 @@ def test_the_real_machine_answers() -> None:
     assert probe.limit()[0] <= probe.mem_total()
 
 
+@pytest.mark.parametrize(("wanted", "at_most"), [("1", 1), ("1,4", 1), ("0", 1), ("many", 1 << 20), ("999", 1 << 20)])
+def test_the_user_may_ask_for_fewer_cpus(monkeypatch: pytest.MonkeyPatch, wanted: str, at_most: int) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+    assert MachineProbe().cpus() == min(at_most, len(os.sched_getaffinity(0)))
+
+
 def touch(num_bytes: int) -> mmap.mmap:
     """Anonymous memory, every page written."""
     area = mmap.mmap(-1, num_bytes)

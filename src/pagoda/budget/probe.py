@@ -6,6 +6,7 @@ Nothing here trusts "free memory": in a container it is the host's, and page cac
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from pathlib import Path
 
@@ -68,10 +69,17 @@ class MachineProbe:
         return min([(self.mem_available() + self.rss(), "MemAvailable + own RSS"), *rooms])
 
     def cpus(self) -> int:
-        """CPUs that this process may really use: its affinity, and the cgroup's quota rounded up."""
-        quota = cpu_quota(self._root)
-        allowed = len(os.sched_getaffinity(0))
-        return allowed if quota is None else max(1, min(allowed, int(-(-quota // 1))))
+        """CPUs that this process may really use: its affinity, the cgroup's quota rounded up, OMP_NUM_THREADS if set."""
+        allowed, quota, wanted = (
+            len(os.sched_getaffinity(0)),
+            cpu_quota(self._root),
+            os.environ.get("OMP_NUM_THREADS", ""),
+        )
+        limits = [] if quota is None else [math.ceil(quota)]
+        # OpenMP also reads lists ("4,2", one number per nesting level); the first is ours.
+        first = wanted.partition(",")[0].strip()
+        limits += [int(first)] if first.isdecimal() else []
+        return max(1, min([allowed, *limits]))
 
     def cpu_model(self) -> str:
         """The processor's name, empty where the kernel does not say."""

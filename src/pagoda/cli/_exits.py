@@ -38,6 +38,23 @@ def exit_codes() -> Iterator[None]:
         # `pagoda run … | head`: the reader has what it wanted. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except Exception as error:
+        line = _usage_error(error)
+        if line is None:
+            raise
+        _say(f"error: {line}")
+        raise SystemExit(BAD_REQUEST) from None
+
+
+def _usage_error(error: Exception) -> str | None:
+    """One line for what typer found wrong with the command line; None for any other error.
+
+    Known by its methods: the class lives in click or in typer's own copy of it, as versions go.
+    """
+    message, ctx = getattr(error, "format_message", None), getattr(error, "ctx", None)
+    if message is None or ctx is None:
+        return None
+    return f"{' '.join(message().split()).rstrip('.')}; see {ctx.command_path} --help"
 
 
 def _say(line: str) -> None:

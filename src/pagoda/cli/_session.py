@@ -33,9 +33,9 @@ def open_llm(model: str, options: dict[str, Any]) -> Iterator[Session]:
     imported = time.perf_counter()
     with _progress_bar(model) as progress:
         llm = LLM(model, progress=progress, **options)
-    loaded = time.perf_counter()
+    phases = {name.replace("_", " "): s for name, s in llm.stats()["startup"].items() if name != "total"}
     try:
-        yield Session(llm, {"python": before, "import": imported - start, "load": loaded - imported})
+        yield Session(llm, {"python": before, "import": imported - start, **phases})
     finally:
         llm.close()
 

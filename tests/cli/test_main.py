@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import pagoda as package
+from pagoda.cli.main import summary
+from pagoda.core.errors import BudgetError
+
+from .conftest import pagoda
+
+COMMANDS = ("run", "chat", "models", "doctor")
+
+
+def test_help_lists_every_command_with_its_first_line() -> None:
+    done = pagoda("--help")
+    assert done.code == 0
+    for name in COMMANDS:
+        assert f"  {name} " in done.out
+        assert summary(name) in done.out
+    order = [done.out.index(f"\n  {name} ") for name in COMMANDS]
+    assert order == sorted(order)
+
+
+def test_help_is_quick() -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        pagoda("--help")
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.6, times  # 0.12 s on a quiet machine; torch alone would take more than a second
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_json(name: str) -> None:
+    done = pagoda(name, "--help")
+    assert done.code == 0
+    assert summary(name) in done.out
+    assert "--json" in done.out
+
+
+def test_the_version() -> None:
+    assert pagoda("--version").out == f"pagoda {package.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["serv"], "no command 'serv'; commands: run, chat, models, doctor; see pagoda --help"),
+        (["run", "lantern", "--no-such-option"], "No such option: --no-such-option; see pagoda run --help"),
+        (["run"], "Missing argument"),
+        (["run", "lantern", "x", "--max-tokens", "many"], "Invalid value for '--max-tokens'"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_exits_2(args: list[str], message: str) -> None:
+    done = pagoda(*args)
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.startswith("pagoda: error: ")
+    assert done.err.count("\n") == 1
+    assert done.out == ""
+
+
+def test_errors_become_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from pagoda.cli._exits import exit_codes
+
+    with pytest.raises(SystemExit) as caught, exit_codes():
+        raise BudgetError("too small:\n  by far")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "pagoda: error: too small: by far\n"
+    with pytest.raises(SystemExit) as caught, exit_codes():
+        raise KeyboardInterrupt
+    assert caught.value.code == 130
+    with pytest.raises(ZeroDivisionError), exit_codes():
+        1 / 0  # noqa: B018  # a bug keeps its traceback
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = "from pagoda.cli._exits import exit_codes\nwith exit_codes():\n    [print('x' * 1000) for _ in range(1000)]"
+    done = subprocess.run(
+        f'"{sys.executable}" -c "$CODE" | head -1', shell=True, env={**os.environ, "CODE": code},
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+
+
+def test_ctrl_c_before_anything_happened_is_quiet() -> None:
+    process = subprocess.Popen([sys.executable, "-m", "pagoda", "chat", "/nowhere/" * 3], stdin=subprocess.PIPE)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode in (130, -signal.SIGINT, 2, 1)
