@@ -69,17 +69,16 @@ class MachineProbe:
         return min([(self.mem_available() + self.rss(), "MemAvailable + own RSS"), *rooms])
 
     def cpus(self) -> int:
-        """CPUs that this process may really use: its affinity, the cgroup's quota rounded up, OMP_NUM_THREADS if set."""
-        allowed, quota, wanted = (
-            len(os.sched_getaffinity(0)),
-            cpu_quota(self._root),
-            os.environ.get("OMP_NUM_THREADS", ""),
-        )
-        limits = [] if quota is None else [math.ceil(quota)]
+        """CPUs that this process may really use: affinity, the cgroup's quota rounded up, OMP_NUM_THREADS if set."""
+        limits = [len(os.sched_getaffinity(0))]
+        quota = cpu_quota(self._root)
+        if quota is not None:
+            limits.append(math.ceil(quota))
         # OpenMP also reads lists ("4,2", one number per nesting level); the first is ours.
-        first = wanted.partition(",")[0].strip()
-        limits += [int(first)] if first.isdecimal() else []
-        return max(1, min([allowed, *limits]))
+        wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        if wanted.isdecimal():
+            limits.append(int(wanted))
+        return max(1, min(limits))
 
     def cpu_model(self) -> str:
         """The processor's name, empty where the kernel does not say."""
