@@ -1,0 +1,74 @@
+#include "cpu_features.hpp"
+
+#ifdef PAGODA_X86
+#include <cpuid.h>
+#endif
+
+namespace pagoda {
+
+#ifdef PAGODA_X86
+
+namespace {
+
+struct Leaf {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+Leaf cpuid(unsigned leaf, unsigned sub) {
+  Leaf r;
+  __get_cpuid_count(leaf, sub, &r.eax, &r.ebx, &r.ecx, &r.edx);  // zeros where the leaf does not exist
+  return r;
+}
+
+bool bit(unsigned word, int index) { return (word >> index) & 1u; }
+
+// XCR0: the register files that the operating system saves.
+unsigned xcr0(const Leaf& one) {
+  if (!bit(one.ecx, 27)) return 0;  // OSXSAVE
+  unsigned low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+}  // namespace
+
+std::map<std::string, bool> cpu_features() {
+  const Leaf one = cpuid(1, 0), seven = cpuid(7, 0), seven1 = cpuid(7, 1);
+  const unsigned saved = xcr0(one);
+  const bool ymm = (saved & 0x6) == 0x6;                       // SSE and AVX state
+  const bool zmm = ymm && (saved & 0xe0) == 0xe0;              // opmask, upper halves, upper registers
+  const bool tiles = (saved & 0x60000) == 0x60000;             // AMX tile configuration and data
+  return {
+      {"avx", ymm && bit(one.ecx, 28)},
+      {"avx2", ymm && bit(seven.ebx, 5)},
+      {"fma", ymm && bit(one.ecx, 12)},
+      {"f16c", ymm && bit(one.ecx, 29)},
+      {"avx_vnni", ymm && bit(seven1.eax, 4)},
+      {"avx512f", zmm && bit(seven.ebx, 16)},
+      {"avx512dq", zmm && bit(seven.ebx, 17)},
+      {"avx512bw", zmm && bit(seven.ebx, 30)},
+      {"avx512vl", zmm && bit(seven.ebx, 31)},
+      {"avx512_vnni", zmm && bit(seven.ecx, 11)},
+      {"avx512_bf16", zmm && bit(seven1.eax, 5)},
+      {"avx512_fp16", zmm && bit(seven.edx, 23)},
+      {"amx_bf16", tiles && bit(seven.edx, 22)},
+      {"amx_tile", tiles && bit(seven.edx, 24)},
+      {"amx_int8", tiles && bit(seven.edx, 25)},
+  };
+}
+
+const char* best_isa() {
+  auto has = cpu_features();
+  if (!(has["avx2"] && has["fma"] && has["f16c"])) return "base";
+  if (!(has["avx512f"] && has["avx512bw"] && has["avx512vl"] && has["avx512dq"])) return "avx2";
+  return has["avx512_bf16"] ? "avx512bf16" : "avx512";
+}
+
+#else
+
+std::map<std::string, bool> cpu_features() { return {}; }
+const char* best_isa() { return "base"; }
+
+#endif
+
+}  // namespace pagoda

@@ -1,0 +1,16 @@
+// What this processor can do, and what the operating system lets it do (a register file that is not saved on a context
+// switch must not be used, whatever cpuid says).
+#pragma once
+
+#include <map>
+#include <string>
+
+namespace pagoda {
+
+// Feature name (the kernel's spelling) -> usable here. On other processors than x86-64: empty.
+std::map<std::string, bool> cpu_features();
+
+// The best instruction set that the kernels are compiled for: "avx512bf16", "avx512", "avx2" or "base".
+const char* best_isa();
+
+}  // namespace pagoda
