@@ -16,7 +16,7 @@ from pagoda.core.types import Granularity, KVFormat
 from pagoda.kv.audit import audit
 from pagoda.kv.manager import KVManager
 from pagoda.kv.pages import PagePool
-from pagoda.kv.prefix import PrefixCache
+from pagoda.kv.prefix import Entry, PrefixCache
 from pagoda.kv.table import expand_runs
 
 Content = tuple[int, int, int]
@@ -43,7 +43,7 @@ class World:
     """Manager, pool, prefix cache, clock, a ledger that grants some blocks, and the contents."""
 
     def __init__(
-        self, fmt: KVFormat, num_blocks: int, *, max_blocks: int | None = None, ttl: float | None = 60.0, use_prefix: bool = True
+        self, fmt: KVFormat, num_blocks: int, *, max_blocks: int | None = None, ttl: float | None = 40.0, use_prefix: bool = True
     ) -> None:
         self.fmt, self.clock = fmt, FalseClock()
         self.pool = PagePool(fmt, num_blocks, max_blocks=max_blocks)
@@ -211,6 +211,7 @@ class World:
         gone = self.manager.shrink(num_blocks)
         assert len(gone) <= num_blocks
         assert self.pool.num_blocks == before - len(gone)
+        self.ledger_blocks += len(gone)
 
     # Checking -------------------------------------------------------------------------------------------------------
 
@@ -232,32 +233,40 @@ class World:
         """The auditor, then every slot of every sequence and entry."""
         audit(self.manager)
         pending = self.manager._copies  # not run yet: the content is still at the source
+        size, contents = self.fmt.page_size, self.contents
         for seq_id, twin in self.seqs.items():
             table = self.manager.table(seq_id)
             assert table.num_tokens == len(twin.tokens)
+            bases = table.bases.tolist()
             for (layer, head), texts in twin.kept.items():
                 assert table.length(layer, head) == len(texts)
+                row, offset = bases[table.row(layer, head)], table.offset(layer, head)
                 for slot, text in enumerate(texts):
-                    page, inside = table.locate(layer, head, slot)
-                    found = self.contents.get((pending.get(page, page), inside))
+                    page = row[slot // size] + offset
+                    found = contents.get((pending.get(page, page), slot % size))
                     assert found == (layer, head, text), f"sequence {seq_id} reads {found} in layer {layer}, head {head}"
         self._check_entries()
         self._poison()
 
     def _check_entries(self) -> None:
+        ends: dict[object, int] = {}  # entry -> the text at its end
         for entry in self.prefix.entries() if self.prefix is not None else ():
-            chain = [entry]
-            while chain[-1].parent is not None:
-                chain.append(chain[-1].parent)
-            text = self._roots[chain[-1].tokens]
-            for node in reversed(chain[1:-1]):
-                for token in np.frombuffer(node.tokens, np.int32).tolist():
-                    text = self._text(text, token)
+            text = self._end_of(entry.parent, ends)
             pages = expand_runs(entry.runs, entry.run, 1).tolist()
             for slot, token in enumerate(np.frombuffer(entry.tokens, np.int32).tolist()):
                 text = self._text(text, token)
                 for (layer, head), page in zip(self._heads(), pages, strict=True):
                     assert self.contents.get((page, slot)) == (layer, head, text), f"entry {entry.key.hex()} is wrong"
+
+    def _end_of(self, entry: Entry, ends: dict[object, int]) -> int:
+        if entry not in ends:
+            if entry.parent is None:
+                return self._roots[entry.tokens]
+            text = self._end_of(entry.parent, ends)
+            for token in np.frombuffer(entry.tokens, np.int32).tolist():
+                text = self._text(text, token)
+            ends[entry] = text
+        return ends[entry]
 
     def _poison(self) -> None:
         """What is free holds nothing that anybody may read (but for sources of copies that are still to run)."""
