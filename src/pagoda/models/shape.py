@@ -14,7 +14,7 @@ from pagoda.core.errors import ConfigError, choices
 from pagoda.core.types import DTYPE_BYTES, KVFormat
 
 from .params import parameters
-from .spec import AttentionSpec, BlockSpec, DecoderSpec, LatentSpec, MoESpec
+from .spec import AttentionSpec, DecoderSpec, LatentSpec, MLPSpec, MoESpec
 
 FLOAT32 = 4
 
@@ -25,8 +25,9 @@ class ModelShape:
 
     ``v_dim`` 0 means latent pages (MLA). ``windows`` has one entry per layer, 0 for full attention.
     ``num_params`` counts tied embeddings once; ``num_float32_params`` of them stay float32 in every dtype.
-    ``step_floats`` (per token, in the model's dtype) and ``step_floats32`` (per token, float32) size one step's
-    largest live set of activations, attention scores and logits aside.
+    ``attention_floats`` and ``mlp_floats`` are the elements per token that the widest layer holds inside each branch,
+    residual and norms aside. ``scores_written`` says that attention has a feature (soft cap, sinks, ALiBi) for which
+    the reference op writes its scores out.
     """
 
     family: str
@@ -41,8 +42,9 @@ class ModelShape:
     windows: tuple[int, ...]
     num_params: int
     num_float32_params: int = 0
-    step_floats: int = 0
-    step_floats32: int = 0
+    attention_floats: int = 0
+    mlp_floats: int = 0
+    scores_written: bool = False
     rope_dims: tuple[int, ...] = ()
 
     @classmethod
@@ -71,8 +73,9 @@ class ModelShape:
             windows=tuple(block.attn.window for block in spec.blocks),
             num_params=sum(p.count for p in table),
             num_float32_params=sum(p.count for p in table if p.float32),
-            step_floats=max(_live_floats(block, spec.hidden_size) for block in spec.blocks),
-            step_floats32=2 * spec.hidden_size,
+            attention_floats=max(_attention_floats(block.attn) for block in spec.blocks),
+            mlp_floats=max(_mlp_floats(block.mlp, spec.hidden_size) for block in spec.blocks),
+            scores_written=any(_writes_scores(block.attn) for block in spec.blocks),
             rope_dims=tuple(sorted(rope.dim for rope in ropes)),
         )
 
@@ -93,43 +96,61 @@ class ModelShape:
         """Bytes of the rotary tables (cos and sin) once positions up to ``length`` were seen."""
         return sum(self.rope_dims) * length * _size(dtype)
 
-    def activation_bytes(self, num_tokens: int, num_logit_rows: int, dtype: str, *, max_kv_len: int = 0) -> int:
-        """Upper estimate of what one step of ``num_tokens`` tokens holds at its largest moment.
+    def activation_bytes(
+        self, num_tokens: int, num_logit_rows: int, dtype: str, *, max_kv_len: int = 0, collects_probs: bool = False
+    ) -> int:
+        """Upper estimate of what one step of ``num_tokens`` tokens holds at its largest moment (tests measure it).
 
-        The larger of a layer's live set (residual, its two inputs, the widest projection and its activation, float32
-        copies inside norms) and the head's (rows gathered, logits in the model's dtype and twice in float32, for the
-        scale and cap). With ``max_kv_len`` the attention workspace is added: float32 scores and probabilities of one
-        block of queries against that many slots.
+        A layer holds the residual and its normalized copy (twice in float32 inside a norm), and the larger of its two
+        branches; the head holds the gathered rows, and logits in the model's dtype and twice in float32. Attention
+        over ``max_kv_len`` slots by ``num_logit_rows`` sequences adds the reference op's scratch, more where it
+        ``collects_probs`` for a KV policy.
         """
         size = _size(dtype)
-        layer = num_tokens * (self.step_floats * size + self.step_floats32 * FLOAT32)
+        scratch = self._attention_scratch(num_tokens, num_logit_rows, size, max_kv_len, collects_probs)
+        around = num_tokens * self.hidden_size * (3 * size + 2 * FLOAT32)
+        attention = num_tokens * self.attention_floats * size + scratch
         head = num_logit_rows * (self.hidden_size * size + self.vocab_size * (size + 2 * FLOAT32))
-        residual = num_tokens * self.hidden_size * size
-        scores = 2 * FLOAT32 * self.num_q_heads * min(num_tokens, QUERY_BLOCK) * max_kv_len
-        return residual + max(layer + scores, head)
+        return SMALL_BYTES + around + max(attention, num_tokens * self.mlp_floats * size, head)
+
+    def _attention_scratch(self, num_tokens: int, num_seqs: int, size: int, kv_len: int, collects_probs: bool) -> int:
+        """Bytes of the reference attention's copies: gathered pages, masks of a tile of queries, scores."""
+        slot = (self.k_dim + self.v_dim) * size
+        gathered = min(max(num_seqs, 1) * self.num_kv_heads * kv_len * slot, max(kv_len * slot, GATHER_BYTES))
+        masks = min(num_tokens, QUERY_TILE) * kv_len * (MASK_BYTES + size) if num_tokens > 1 else 0
+        if not (self.scores_written or collects_probs):
+            return gathered + masks
+        scores = 4 * FLOAT32 * min(num_tokens * self.num_q_heads * kv_len, SCORE_ELEMS)
+        return gathered * (1 + 2 * FLOAT32 // size) + masks + scores
 
 
-QUERY_BLOCK = 128
-"""Queries whose scores against all slots exist at one time in the reference attention, per sequence."""
+GATHER_BYTES, QUERY_TILE, SCORE_ELEMS = 32 << 20, 256, 1 << 21
+"""The reference attention's bounds on its scratch (kernels/ops; a test holds these equal to them)."""
 
+SMALL_BYTES = 1 << 17
+"""Index arrays and the other small tensors of a step."""
 
-def _live_floats(block: BlockSpec, hidden: int) -> int:
-    """Elements per token that are alive at the widest point of one layer, in the model's dtype."""
-    return 3 * hidden + max(_attention_floats(block.attn), _mlp_floats(block, hidden))
+MASK_BYTES = 11
+"""Per query and slot of a tile: a distance (int64) and three booleans, besides the mask in the model's dtype."""
 
 
 def _attention_floats(attn: AttentionSpec | LatentSpec) -> int:
+    """Elements per token alive inside attention: the projection, rotated and clipped copies, the answer."""
     if isinstance(attn, LatentSpec):
-        return attn.num_heads * (2 * attn.head_dim + 2 * attn.latent_dim + attn.kv_rank + attn.v_dim)
-    return 2 * (attn.q_size + 2 * attn.kv_size) + attn.q_size
+        return attn.num_heads * (3 * attn.head_dim + 2 * attn.latent_dim + attn.kv_rank + attn.v_dim)
+    return 3 * (attn.q_size + 2 * attn.kv_size) + attn.q_size
 
 
-def _mlp_floats(block: BlockSpec, hidden: int) -> int:
-    mlp = block.mlp
+def _mlp_floats(mlp: MLPSpec | MoESpec, hidden: int) -> int:
+    """Elements per token alive inside the feed-forward; of experts, as if one expert had all tokens."""
     if isinstance(mlp, MoESpec):
-        rows = mlp.router.top_k * (3 * mlp.inner + 2 * hidden)
-        return rows + 4 * mlp.num_experts + (3 * mlp.shared.inner if mlp.shared else 0)
-    return (4 if mlp.gated else 2) * mlp.inner
+        rows = 5 * mlp.inner + 4 * hidden + 8 * mlp.num_experts
+        return rows + (4 * mlp.shared.inner if mlp.shared else 0)
+    return (4 if mlp.gated else 2) * mlp.inner + (5 * mlp.inner if mlp.inner_norm else 0)
+
+
+def _writes_scores(attn: AttentionSpec | LatentSpec) -> bool:
+    return isinstance(attn, AttentionSpec) and bool(attn.soft_cap or attn.sinks or attn.alibi_slopes)
 
 
 def _size(dtype: str) -> int:
