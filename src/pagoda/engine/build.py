@@ -120,7 +120,9 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
     kv_lease = ledger.lease("kv", 0, "pages", resident=lambda: pool.num_touched_blocks * sizes.fmt.block_bytes)
     leases.append(kv_lease)
     clock = clock or SystemClock()
-    prefix = PrefixCache(pool, fingerprint=loaded.fingerprint, clock=clock.now) if config.enable_prefix_caching else None
+    prefix = None
+    if config.enable_prefix_caching:
+        prefix = PrefixCache(pool, fingerprint=loaded.fingerprint, clock=clock.now)
     manager = KVManager(sizes.fmt, pool, prefix, grow=_PoolGrowth(kv_lease, sizes.fmt.block_bytes))
     engine = Engine(
         loaded,

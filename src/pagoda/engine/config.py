@@ -17,6 +17,7 @@ class EngineConfig:
 
     model: str
     memory: str | int | float | None = None
+    kv_memory: str | int | None = None
     kv: str = "exact"
     dtype: str = "auto"
     weights: str = "auto"

@@ -1,4 +1,4 @@
-"""The step loop: plan, run, commit, act, sample. One engine is one model in one memory budget; it is not thread-safe."""
+"""The step loop: plan, run, commit, act, sample. One engine is one model in one budget; it is not thread-safe."""
 
 from __future__ import annotations
 
@@ -168,7 +168,8 @@ class Engine:
         self._advance.fail(
             sequence.group,
             f"{sequence.num_tokens} tokens need {format_bytes(needed)} of KV, and pinned prefixes leave "
-            f"{format_bytes(self.manager.available_blocks() * self.manager.fmt.block_bytes)}; unpin some or raise the budget",
+            f"{format_bytes(self.manager.available_blocks() * self.manager.fmt.block_bytes)}; unpin some or raise the "
+            "budget",
         )
         return [sequence.group]
 
@@ -227,20 +228,18 @@ class Engine:
     def _room_for(self, request: Request) -> int:
         """Tokens that an answer may have. Raises RequestError when the pool could never hold prompt and answer."""
         num_prompt, params = len(request.prompt_ids), request.params
-        room = self.max_model_len - num_prompt
         width = params.beam_width or 1
         capacity = self.max_blocks // width * self.manager.fmt.page_size
-        if params.max_tokens is None:
-            room = min(room, capacity - num_prompt)
-        else:
-            room = min(room, params.max_tokens)
+        most = capacity - num_prompt if params.max_tokens is None else params.max_tokens
+        room = min(self.max_model_len - num_prompt, most)
         if room < 1 or num_prompt + room > capacity:
             wanted = num_prompt + max(room, 1)
             needed = self.manager.blocks_needed(wanted) * width * self.manager.fmt.block_bytes
             held = self.max_blocks * self.manager.fmt.block_bytes
             beams = f" in each of {width} beams" if width > 1 else ""
             raise RequestError(
-                f"{num_prompt} prompt tokens and up to {max(room, 1)} more{beams} need {format_bytes(needed)} of KV, but the "
-                f"budget leaves {format_bytes(held)} ({capacity} tokens{beams}); ask for fewer tokens or raise the memory budget"
+                f"{num_prompt} prompt tokens and up to {max(room, 1)} more{beams} need {format_bytes(needed)} of KV, "
+                f"but the budget leaves {format_bytes(held)} ({capacity} tokens{beams}); ask for fewer tokens or raise "
+                "the memory budget"
             )
         return room

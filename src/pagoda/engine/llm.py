@@ -30,15 +30,16 @@ class LLM:
 
     Parameters
         model: a name that ships with Pagoda (``lantern``), a folder, or a hub id.
-        memory: the budget of the whole process: ``"2GiB"``, bytes, a share of the machine (``0.5``), or None for what the
-            cgroup and the machine leave.
+        memory: the budget of the whole process: ``"2GiB"``, bytes, a share of the machine (``0.5``), or None for what
+            the cgroup and the machine leave.
         kv: what KV is kept, for requests that do not say: ``"exact"``, ``"recent(budget=0.25)"``, …
         dtype: ``auto`` (the checkpoint's), ``bfloat16``, ``float16`` or ``float32``.
         device: ``auto``, ``cpu`` or ``cuda``.
         max_model_len: longest sequence in tokens; ``auto`` is the model's own limit, or what the budget holds.
         max_num_seqs, max_num_batched_tokens: sequences and tokens of one step.
         scheduling: ``fcfs`` or ``priority``.
-        granularity: rows of an exact sequence's page table, ``sequence`` | ``layer`` | ``head`` (same tokens, for tests).
+        kv_memory: most bytes of it that KV pages may take (default: all that is left beside weights and activations).
+        granularity: rows of an exact sequence's table, ``sequence`` | ``layer`` | ``head`` (same tokens, for tests).
         audit: recount every page reference after each step (slow; for tests).
     Raises ConfigError, ModelError or BudgetError, each a line that says what to change.
     """
@@ -60,9 +61,13 @@ class LLM:
         reason ``error`` and a text in ``error``; the others are not touched.
         """
         listed = _as_prompts(prompts)
-        return self._run([(prompt, param) for prompt, param in zip(listed, _as_params(params, len(listed)), strict=True)])
+        return self._run(
+            [(prompt, param) for prompt, param in zip(listed, _as_params(params, len(listed)), strict=True)]
+        )
 
-    def chat(self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None) -> list[RequestOutput]:
+    def chat(
+        self, messages: Sequence[Message] | Sequence[Sequence[Message]], params: Params = None
+    ) -> list[RequestOutput]:
         """As ``generate``, for one conversation or a list of them, through the model's chat template."""
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
         prompts = [self._intake.render_chat(conversation) for conversation in conversations]  # type: ignore[arg-type]

@@ -30,7 +30,9 @@ class PagedMemory:
 
     def fits(self, item: Item, num_running: int) -> bool:
         sequence = _sequence(item)
-        missing = self._manager.blocks_needed(sequence.num_tokens) - sequence.num_computed // self._manager.fmt.page_size
+        missing = (
+            self._manager.blocks_needed(sequence.num_tokens) - sequence.num_computed // self._manager.fmt.page_size
+        )
         return missing + num_running <= self._manager.available_blocks()
 
     def reserve(self, item: Item, num_tokens: int) -> bool:

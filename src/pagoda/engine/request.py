@@ -39,6 +39,6 @@ def check_prompt_ids(ids: list[int], vocab_size: int, max_model_len: int) -> Non
             raise RequestError(f"prompt token {position} is {token}; this model's ids are 0 to {vocab_size - 1}")
     if len(ids) >= max_model_len:
         raise RequestError(
-            f"the prompt has {len(ids)} tokens and leaves no room for an answer: the context is {max_model_len} tokens; "
+            f"the prompt has {len(ids)} tokens and leaves no room for an answer: the context is {max_model_len}; "
             "shorten the prompt or raise max_model_len"
         )

@@ -72,9 +72,7 @@ class Runner:
             [piece.num_tokens for piece in pieces],
             collect_probs={i for i, piece in enumerate(pieces) if _wants_probs(piece.sequence)},
         )
-        hidden = self.model.forward(
-            torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), view
-        )
+        hidden = self.model.forward(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), view)
         done = [piece for piece in pieces if piece.completes]
         logits = self.logits(hidden, [piece.first_row + piece.num_tokens - 1 for piece in done])
         return StepResult(pieces, [piece.sequence for piece in done], logits, hidden, view)

@@ -1,6 +1,6 @@
 """How a budget becomes limits: what must be there before any KV, and how many tokens of KV the rest holds. No torch.
 
-    budget | runtime | weights | activations of the largest step | kv: what is left, taken block by block |
+budget | runtime | weights | activations of the largest step | kv: what is left, taken block by block |
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..budget import Ledger, Need
-from ..core.errors import ConfigError
+from ..core.errors import BudgetError, ConfigError
 from ..core.types import KVFormat
-from ..core.units import format_bytes
+from ..core.units import format_bytes, parse_bytes
 from ..models.shape import ModelShape
 from .config import EngineConfig
 
@@ -50,8 +50,21 @@ def fit(config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger, *, 
     ]
     ledger.require([need for need in needs if need.num_bytes])
     left = ledger.free_bytes - weights - activations - STAGING_BYTES
+    if config.kv_memory is not None:
+        left = min(left, _stated_kv_bytes(config, fmt, least))
     max_blocks = min(left // fmt.block_bytes, (2**31 - 1) // fmt.pages_per_block)
     return Sizes(min(longest, max_blocks * fmt.page_size), max_blocks, fmt, activations)
+
+
+def _stated_kv_bytes(config: EngineConfig, fmt: KVFormat, least: int) -> int:
+    assert config.kv_memory is not None
+    num_bytes, needed = parse_bytes(config.kv_memory, what="kv_memory"), fmt.blocks_for(least) * fmt.block_bytes
+    if num_bytes < needed:
+        raise BudgetError(
+            f"kv_memory {config.kv_memory!r} is {format_bytes(num_bytes)}, but {least} tokens of this model's KV take "
+            f"{format_bytes(needed)}; raise it to that, or lower max_model_len"
+        )
+    return num_bytes
 
 
 def _longest(config: EngineConfig, shape: ModelShape) -> int:
@@ -69,4 +82,5 @@ def _longest(config: EngineConfig, shape: ModelShape) -> int:
 def describe(sizes: Sizes) -> str:
     """One line for people."""
     pool = sizes.max_blocks * sizes.fmt.block_bytes
-    return f"KV up to {format_bytes(pool)}: {sizes.max_blocks * sizes.fmt.page_size} tokens, {sizes.max_model_len} a sequence"
+    num_tokens = sizes.max_blocks * sizes.fmt.page_size
+    return f"KV up to {format_bytes(pool)}: {num_tokens} tokens, {sizes.max_model_len} a sequence"

@@ -21,9 +21,7 @@ class TextStream:
     @classmethod
     def of(cls, tokenizer: Tokenizer, params: SamplingParams) -> TextStream:
         """The stream of a sequence that has no output yet."""
-        checker = StopChecker(
-            params.stop_strings, min_tokens=params.min_tokens, include=params.include_stop_in_output
-        )
+        checker = StopChecker(params.stop_strings, min_tokens=params.min_tokens, include=params.include_stop_in_output)
         return cls(tokenizer.detokenizer(params.skip_special_tokens), checker)
 
     def push(self, token_id: int, num_output: int) -> str | None:
@@ -33,7 +31,7 @@ class TextStream:
         return check.stop
 
     def finish(self, num_output: int) -> str | None:
-        """No more tokens: what was held back comes out. A character that never ended can still complete a stop string."""
+        """No more tokens: what was held back comes out. A character that never ended may complete a stop string."""
         if self._checker.stopped is not None:
             return None
         check = self._checker.push(self._detokenizer.flush(), num_output)

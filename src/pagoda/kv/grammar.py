@@ -57,12 +57,16 @@ def _literal(node: ast.expr, key: str, text: str) -> object:
     try:
         return ast.literal_eval(node)
     except ValueError as error:
-        raise ConfigError(f"kv={text!r}: the value of {key} is not a number, a word in quotes, True or False") from error
+        raise ConfigError(
+            f"kv={text!r}: the value of {key} is not a number, a word in quotes, True or False"
+        ) from error
 
 
 def _build(name: str, arguments: dict[str, object]) -> KVPolicy:
     policy_class = POLICIES.get(name)
-    assert isinstance(policy_class, type) and issubclass(policy_class, KVPolicy) and dataclasses.is_dataclass(policy_class)
+    assert isinstance(policy_class, type), f"{name}: POLICY is not a class"
+    assert issubclass(policy_class, KVPolicy), f"{name}: POLICY is not a KVPolicy"
+    assert dataclasses.is_dataclass(policy_class), f"{name}: a policy is a frozen dataclass"
     accepted = {f.name: f for f in dataclasses.fields(policy_class)}
     for key, value in arguments.items():
         if key not in accepted:

@@ -166,7 +166,7 @@ class Scheduler:
         return True
 
     def _make_room(self, plan: Plan, now: float) -> None:
-        """Nothing runs but something waits: idle holders of pages (beams that wait for a sibling) give way, last first."""
+        """Nothing runs but something waits: idle holders of pages (beams waiting for a sibling) give way."""
         if self.running:
             self._preempt(max(self.running.values(), key=lambda r: self.policy.key(r, now)), plan)
 

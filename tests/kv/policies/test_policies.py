@@ -6,9 +6,9 @@ import pytest
 
 from pagoda.core.errors import ConfigError
 from pagoda.core.types import Granularity
+from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
 from pagoda.kv.policies.base import PolicyInputs
-from pagoda.kv.grammar import parse_policy
 
 
 def inputs(length: int, *, layers: int = 2, heads: int = 3, seed: int = 0, prompt_len: int = 40) -> PolicyInputs:

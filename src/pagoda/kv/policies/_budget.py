@@ -11,4 +11,6 @@ def token_budget(budget: int | float, prompt_len: int) -> int:
         return budget
     if isinstance(budget, float) and 0.0 < budget <= 1.0:
         return max(1, round(budget * prompt_len))
-    raise ConfigError(f"budget={budget!r}; give tokens per head (a whole number from 1) or a share (0.0 < budget <= 1.0)")
+    raise ConfigError(
+        f"budget={budget!r}; give tokens per head (a whole number from 1) or a share (0.0 < budget <= 1.0)"
+    )
