@@ -1,0 +1,1 @@
+"""Measuring quality, load and cost of the engine."""
