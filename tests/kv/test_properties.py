@@ -146,7 +146,7 @@ def finish(world: World) -> None:
 
 @pytest.mark.parametrize("grains", GRAINS)
 def test_random_lives(grains: str) -> None:
-    assert sum(drive(seed, grains, 180) for seed in range(25)) > 7000
+    assert sum(drive(seed, grains, 180) for seed in range(20)) > 6000
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ class KVMachine(RuleBasedStateMachine):
         self.world = World(fmt_of(*shape), num_blocks, max_blocks=45)
         self.actions = Actions(self.world, GRAINS[self.grains])
 
-    @rule(name=st.sampled_from(["admit", "pin", "shrink", "give_back", "grant", "clear", "wait"]), seed=st.integers(0, 999))
+    @rule(name=st.sampled_from(["pin", "shrink", "give_back", "grant", "clear", "wait"]), seed=st.integers(0, 999))
     def anytime(self, name: str, seed: int) -> None:
         getattr(self.actions, name)(random.Random(seed).randrange)
 

@@ -1,6 +1,6 @@
 """A world around the KV manager in which every slot's content is known, so that each sequence can be read back.
 
-Storage is a dict ``(page, slot) -> content``. A content is (layer, head, text), where ``text`` stands for all tokens up to
+Storage is a dict ``(page, slot) -> content``. A content is (layer, head, text), ``text`` standing for all tokens up to
 there: two sequences may share a slot only if their whole texts up to it are the same. Copies and moves are run as the
 engine runs them; freed slots are poisoned. ``check`` audits the accounting and reads everything back.
 """
@@ -43,7 +43,13 @@ class World:
     """Manager, pool, prefix cache, clock, a ledger that grants some blocks, and the contents."""
 
     def __init__(
-        self, fmt: KVFormat, num_blocks: int, *, max_blocks: int | None = None, ttl: float | None = 40.0, use_prefix: bool = True
+        self,
+        fmt: KVFormat,
+        num_blocks: int,
+        *,
+        max_blocks: int | None = None,
+        ttl: float | None = 40.0,
+        use_prefix: bool = True,
     ) -> None:
         self.fmt, self.clock = fmt, FalseClock()
         self.pool = PagePool(fmt, num_blocks, max_blocks=max_blocks)
@@ -226,7 +232,10 @@ class World:
             )
             for seq_id, table in ((seq_id, self.manager.table(seq_id)) for seq_id in self.manager.seq_ids())
         }  # fmt: skip
-        entries = {e.key: (e.runs.tobytes(), e.users, e.num_children) for e in self.prefix.entries()} if self.prefix else {}
+        entries = {
+            entry.key: (entry.runs.tobytes(), entry.users, entry.num_children)
+            for entry in (self.prefix.entries() if self.prefix is not None else ())
+        }
         return tables, entries, self.pool.refs.tobytes(), dict(self.manager._copies)
 
     def check(self) -> None:
@@ -244,7 +253,7 @@ class World:
                 for slot, text in enumerate(texts):
                     page = row[slot // size] + offset
                     found = contents.get((pending.get(page, page), slot % size))
-                    assert found == (layer, head, text), f"sequence {seq_id} reads {found} in layer {layer}, head {head}"
+                    assert found == (layer, head, text), f"sequence {seq_id} reads {found} at {layer}, {head}, {slot}"
         self._check_entries()
         self._poison()
 

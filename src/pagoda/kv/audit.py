@@ -1,4 +1,4 @@
-"""The auditor of the KV accounting: counts every reference again from those who hold them, and looks at every free page.
+"""The auditor of the KV accounting: counts every reference again from its holders, and looks at every free page.
 
 Run in tests after each operation, by the engine when idle, and on demand. Costs time in proportion to all pages.
 """

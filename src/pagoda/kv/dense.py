@@ -63,12 +63,12 @@ class DenseView:
             assert values is not None
             probs = _probabilities(q[chunk], keys, scale, window, soft_cap, sinks, alibi_slopes)
             outs.append(_mix(probs, values, q.dtype))
-            self.prob_sums[layer][s] = probs.unflatten(0, (keys.shape[1], -1)).sum((1, 2))
+            self.prob_sums[layer][s] = probs.view(keys.shape[1], -1, keys.shape[0]).sum(1)
             start += num
         return torch.cat(outs)
 
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, *, v_dim: int, scale: float) -> Tensor:
-        """MLA: q ``[T, Hq, k_dim]``, latent ``[T, 1, k_dim]``; V is its first ``v_dim`` columns -> ``[T, Hq, v_dim]``."""
+        """MLA: q ``[T, Hq, k_dim]``, latent ``[T, 1, k_dim]``, V its first ``v_dim`` columns -> ``[T, Hq, v_dim]``."""
         outs, start = [], 0
         for seq_id, num in zip(self._seq_ids, self._q_lens, strict=True):
             chunk = slice(start, start + num)

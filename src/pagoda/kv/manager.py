@@ -8,23 +8,25 @@ The life of a sequence::
     keep     a policy drops slots: the rest moves up, tail pages are free again
     release  all references go; what the prefix cache has stays there
 
-No torch: copies and moves are handed to the storage as page ids. Copies from ``take_copies`` are run before the step (and
-before any moves).
+No torch: copies and moves are handed to the storage as page ids. Copies from ``take_copies`` are run before the step,
+and before any moves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.errors import ConfigError, RequestError
+from ..core.errors import RequestError
 from ..core.types import Granularity, KVFormat
-from .pages import PagePool
+from .compaction import RowPlan
+from .pages import Int32s, PagePool
 from .prefix import Entry, PrefixCache, PrefixStats, token_bytes
-from .reclaim import Reclaim
-from .table import Int32s, PageTable, SlotMoves, expand_runs
+from .room import Room
+from .stats import KVStats
+from .table import PageTable, SlotMoves, expand_runs
 
 
 @dataclass(slots=True)
@@ -38,115 +40,12 @@ class _Sequence:
     tail: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class KVStats:
-    """One look at pool, sequences and prefix cache. Pages, blocks and bytes of one KV format."""
-
-    num_blocks: int
-    max_blocks: int
-    num_free_blocks: int
-    num_touched_blocks: int
-    num_pages: int
-    num_free_pages: int
-    num_used_pages: int
-    num_cached_entries: int
-    num_sequences: int
-    num_copies: int
-    num_evictions_of_slots: int
-    page_bytes: int
-    block_bytes: int
-    prefix: PrefixStats = field(default_factory=PrefixStats)
-
-    @property
-    def capacity_bytes(self) -> int:
-        """Bytes that the pool may use now."""
-        return self.num_blocks * self.block_bytes
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes of pages with an owner."""
-        return self.num_used_pages * self.page_bytes
-
-    @property
-    def touched_bytes(self) -> int:
-        """Bytes of blocks that may be resident."""
-        return self.num_touched_blocks * self.block_bytes
-
-
-@dataclass(slots=True)
-class _RowPlan:
-    """What ``keep`` does to one row::
-
-        columns   │ as is │ dirty │ dirty │ freed │        first_dirty == 1, num_dirty == 2
-                  ^ slots before the first that moves
-    """
-
-    row: int
-    slots: Int32s
-    first_moved: int
-    first_dirty: int
-    num_dirty: int
-
-    @classmethod
-    def make(
-        cls, table: PageTable, layer: int | None, head: int | None, slots: Sequence[int] | Int32s
-    ) -> _RowPlan:
-        row = _row_of(table, layer, head)
-        kept = np.asarray(slots, np.int32).reshape(-1)
-        if len(kept) and (kept[0] < 0 or kept[-1] >= table.lens[row] or (np.diff(kept) <= 0).any()):
-            raise ConfigError(f"slots to keep in layer {layer}, head {head}: not ascending slots of 0 … {table.lens[row] - 1}")
-        moved = np.flatnonzero(kept != np.arange(len(kept)))  # from the first gap on, all move
-        first_moved = int(moved[0]) if len(moved) else len(kept)
-        page_size = table.fmt.page_size
-        first_dirty = first_moved // page_size
-        num_dirty = -(-len(kept) // page_size) - first_dirty if len(moved) else 0
-        return cls(row, kept, first_moved, first_dirty, num_dirty)
-
-    def dirty_runs(self, table: PageTable) -> Int32s:
-        return table.bases[self.row, self.first_dirty : self.first_dirty + self.num_dirty]
-
-    def moves(self, table: PageTable, target: Int32s, first_copied: bool) -> SlotMoves:
-        """Moves into the runs ``target`` [num_dirty]. With a fresh first one, its slots that stay in place come along."""
-        page_size = table.fmt.page_size
-        start = self.first_dirty * page_size if first_copied else self.first_moved
-        if not self.num_dirty:
-            return SlotMoves.join([])
-        sources = self.slots[start:]
-        targets = np.arange(start, len(self.slots), dtype=np.int32)
-        heads = np.arange(table.run, dtype=np.int32)[:, None]
-        src_pages = table.bases[self.row, sources // page_size] + heads
-        dst_pages = target[targets // page_size - self.first_dirty] + heads
-        return SlotMoves(
-            src_pages.ravel(), np.tile(sources % page_size, table.run),
-            dst_pages.ravel(), np.tile(targets % page_size, table.run),
-        )  # fmt: skip
-
-
-def _row_of(table: PageTable, layer: int | None, head: int | None) -> int:
-    """The row that covers exactly the named heads. Raises ConfigError where a row covers more, or more rows are meant."""
-    accepted = {
-        Granularity.SEQUENCE: layer is None and head is None,
-        Granularity.LAYER: layer is not None and head is None,
-        Granularity.HEAD: layer is not None and head is not None,
-    }
-    if not accepted[table.granularity]:
-        raise ConfigError(
-            f"eviction in layer {layer}, head {head} of a table of granularity {table.granularity.value}; accepted: layer and "
-            f"head with granularity head, a layer (head None) with layer, neither with sequence: the policy must declare it"
-        )
-    if not (0 <= (layer or 0) < table.fmt.num_layers and 0 <= (head or 0) < table.fmt.num_kv_heads):
-        raise ConfigError(
-            f"no layer {layer}, head {head}; accepted: layers below {table.fmt.num_layers}, heads below {table.fmt.num_kv_heads}"
-        )
-    return table.row(layer or 0, head or 0)
-
-
 class KVManager:
     """Page tables of all live sequences of one KV format.
 
     grow    is asked for a number of blocks when pages run out, and returns how many the ledger granted (0 … asked); the
-            manager adds them to the pool. It is asked before cached prefixes are given up. What was granted stays with the
-            pool, even when the reservation fails in the end; ``shrink`` gives it back.
+            manager adds them to the pool. It is asked before cached prefixes are given up. What was granted stays with
+            the pool, even when the reservation fails in the end; ``shrink`` gives it back.
     """
 
     def __init__(
@@ -158,7 +57,7 @@ class KVManager:
         grow: Callable[[int], int] | None = None,
     ) -> None:
         self.fmt, self.pool, self.prefix = fmt, pool, prefix
-        self._grow = grow
+        self._room, self._can_grow = Room(pool, prefix, grow), grow is not None
         self._sequences: dict[int, _Sequence] = {}
         self._copies: dict[int, int] = {}  # page to be written -> page to be read, before the next step
         self._num_copies = self._num_dropped = 0
@@ -205,8 +104,8 @@ class KVManager:
     def reserve(self, seq_id: int, num_tokens: int) -> bool:
         """Pages for the next ``num_tokens`` slots of every row; shared pages among them are replaced by copies.
 
-        Free pages first, then growth of the pool, then cached prefixes. False if that is not enough: then no table, page
-        or entry has changed.
+        Free pages first, then growth of the pool, then cached prefixes. False if that is not enough: then no table,
+        page or entry has changed.
         """
         table = self._sequences[seq_id].table
         if table.tail_owned and table.room >= num_tokens:
@@ -218,7 +117,7 @@ class KVManager:
         num_missing = int(missing.sum())
         rows, columns = table.open_cells() if not table.tail_owned else (np.zeros(0, np.intp), np.zeros(0, np.int32))
         open_runs = table.bases[rows, columns]
-        if not self._make_room(table.run, lambda: num_missing + int(self.pool.shared(open_runs, table.run).sum())):
+        if not self._room.make(table.run, lambda: num_missing + int(self.pool.shared(open_runs, table.run).sum())):
             return False
         shared = self.pool.shared(open_runs, table.run)
         runs = self._alloc(table.run, num_missing + int(shared.sum()))
@@ -235,7 +134,8 @@ class KVManager:
         """The KV of these tokens (reserved before) is written. Pages that they fill become prefix entries."""
         sequence = self._sequences[seq_id]
         table = sequence.table
-        assert table.tail_owned and table.room >= len(tokens), f"sequence {seq_id} committed more than it reserved"
+        assert table.tail_owned, f"sequence {seq_id} committed to a shared page"
+        assert table.room >= len(tokens), f"sequence {seq_id} committed more than it reserved"
         table.advance(len(tokens))
         if sequence.node is None:
             return
@@ -250,7 +150,8 @@ class KVManager:
     def _offer(self, sequence: _Sequence, page: bytes, column: int) -> None:
         """A full page of tokens: becomes an entry, or the table changes over to the one that is there already."""
         prefix, table, node = self.prefix, sequence.table, sequence.node
-        assert prefix is not None and node is not None
+        assert prefix is not None
+        assert node is not None
         runs = table.bases[:, column].copy()
         entry = prefix.child(node, page)
         if entry is None:
@@ -269,7 +170,7 @@ class KVManager:
         sequence.node = entry
 
     def fork(self, parent_id: int, child_id: int) -> None:
-        """A second sequence over the committed pages of the first. Whoever writes into a shared page first copies it."""
+        """A second sequence over the committed pages of the first. Who writes into a shared page copies it first."""
         assert child_id not in self._sequences, f"sequence {child_id} is admitted already"
         parent = self._sequences[parent_id]
         table = parent.table.copy()
@@ -294,13 +195,13 @@ class KVManager:
     def truncate(self, seq_id: int, num_slots: int) -> None:
         """Rollback to the first ``num_slots`` tokens (speculation, beams); reserved pages beyond go back as well.
 
-        After an eviction every row loses as many of its last slots as tokens are taken back; it cannot go back beyond the
-        eviction itself.
+        After an eviction every row loses as many of its last slots as tokens are taken back; it cannot go back beyond
+        the eviction itself.
         """
         sequence = self._sequences[seq_id]
         table = sequence.table
         num_back = table.num_tokens - num_slots
-        assert num_back >= 0 and num_slots >= table.kept_at, (
+        assert table.kept_at <= num_slots <= table.num_tokens, (
             f"sequence {seq_id}: rollback to {num_slots} of {table.num_tokens} tokens, evicted at {table.kept_at}"
         )
         self.pool.unref_runs(table.cut(table.lens - np.int32(num_back)), table.run)
@@ -311,7 +212,8 @@ class KVManager:
     def _rewind(self, sequence: _Sequence, num_back: int) -> None:
         """The last tokens leave the tail; what remains of a page that was full is tail again."""
         held, tail, prefix = sequence.node, sequence.tail, self.prefix
-        assert held is not None and prefix is not None
+        assert held is not None
+        assert prefix is not None
         node = held
         while num_back > len(tail):
             num_back -= len(tail)
@@ -331,48 +233,49 @@ class KVManager:
         return self.keep_many(seq_id, {(layer, head): slots})
 
     def keep_many(
-        self, seq_id: int, kept: Mapping[tuple[int | None, int | None], Sequence[int] | Int32s]
+        self, seq_id: int, kept: Mapping[tuple[int, int] | tuple[int | None, int | None], Sequence[int] | Int32s]
     ) -> SlotMoves | None:
-        """Slots that stay, ascending, per (layer, head); rows not named stay as they are. They move up to slots 0 … n-1.
+        """Slots that stay, ascending, per (layer, head); rows not named stay as they are. They move up to 0 … n-1.
 
-        Shared pages that would be written are replaced, for these rows only; pages past the end are free at once, though
-        the returned moves may still read them: run the moves (after ``take_copies``) before the next step. Pages that
-        were reserved but not written go back too. The sequence's later pages are not offered to the prefix cache.
+        Shared pages that would be written are replaced, for these rows only; pages past the end are free at once,
+        though the returned moves may still read them: run the moves (after ``take_copies``) before the next step. Pages
+        that were reserved but not written go back too. The sequence's later pages are not offered to the prefix cache.
 
         Returns None, and nothing has changed, when there is no room for the replacements. Raises ConfigError when a row
-        covers more heads than were named, or the slots are not ascending slots of the row.
+        covers other heads than were named, or the slots are not ascending slots of the row.
         """
         sequence = self._sequences[seq_id]
-        table, page_size = sequence.table, self.fmt.page_size
-        plans = [_RowPlan.make(table, layer, head, slots) for (layer, head), slots in kept.items()]
+        table, node = sequence.table, sequence.node
+        plans = [RowPlan.make(table, layer, head, slots) for (layer, head), slots in kept.items()]
         plans = [plan for plan in plans if len(plan.slots) < table.lens[plan.row]]
         if not plans:
             return SlotMoves.join([])
-        dirty = np.concatenate([plan.dirty_runs(table) for plan in plans])
-        if sequence.node is not None and self.prefix is not None:
-            self.prefix.release(sequence.node)  # its own entries may have to go: then the pages are its own
-        if not self._make_room(table.run, lambda: int(self.pool.shared(dirty, table.run).sum())):
-            if sequence.node is not None and self.prefix is not None:
-                self.prefix.hold(sequence.node)
+        dirty = np.concatenate([table.bases[plan.row, plan.dirty] for plan in plans])
+        if node is not None and self.prefix is not None:
+            self.prefix.release(node)  # its own entries may have to go: then the pages are its own
+        if not self._room.make(table.run, lambda: int(self.pool.shared(dirty, table.run).sum())):
+            if node is not None and self.prefix is not None:
+                self.prefix.hold(node)
             return None
         sequence.node, sequence.tail = None, []
+        return self._compact(table, plans, dirty)
+
+    def _compact(self, table: PageTable, plans: list[RowPlan], dirty: Int32s) -> SlotMoves:
+        """Fresh runs for the shared ones among ``dirty``, then the moves, then the runs past the ends are given up."""
         shared = self.pool.shared(dirty, table.run)
-        fresh = self._alloc(table.run, int(shared.sum()))
+        target, lens = dirty.copy(), table.lens.copy()
+        target[shared] = self._alloc(table.run, int(shared.sum()))
         parts, first = [], 0
-        lens = table.lens.copy()
-        target = dirty.copy()
-        target[shared] = fresh
         for plan in plans:
-            last = first + plan.num_dirty
-            parts.append(plan.moves(table, target[first:last], bool(shared[first:last][:1].any())))
-            table.bases[plan.row, plan.first_dirty : plan.first_dirty + plan.num_dirty] = target[first:last]
+            mine = slice(first, first + plan.num_dirty)
+            parts.append(plan.moves(table, target[mine], bool(plan.num_dirty and shared[first])))
+            table.bases[plan.row, plan.dirty] = target[mine]
             lens[plan.row] = len(plan.slots)
-            first = last
+            first += plan.num_dirty
         self._num_dropped += int((table.lens - lens).sum()) * table.run
-        freed = table.cut(lens)
-        self.pool.unref_runs(np.concatenate([dirty[shared], freed]), table.run)
+        self.pool.unref_runs(np.concatenate([dirty[shared], table.cut(lens)]), table.run)
         table.pristine, table.kept_at = False, table.num_tokens
-        return SlotMoves.join(parts)
+        return SlotMoves.join([part for part in parts if part is not None])
 
     # Pages ----------------------------------------------------------------------------------------------------------
 
@@ -380,27 +283,6 @@ class KVManager:
         runs = self.pool.alloc_runs(run, num)
         assert runs is not None, "room was made before"
         return runs
-
-    def _make_room(self, run: int, needed: Callable[[], int]) -> bool:
-        """Sees to it that ``needed()`` runs are free (asked again as entries go, since that ends sharing)."""
-        missing = needed() - self.pool.num_free_runs(run)
-        if missing > 0 and self._grow is not None:
-            blocks = min(-(-missing * run // self.fmt.pages_per_block), self.pool.max_blocks - self.pool.num_blocks)
-            if blocks > 0:
-                self.pool.grow(self._grow(blocks))
-            missing = needed() - self.pool.num_free_runs(run)
-        if missing <= 0:
-            return True
-        if self.prefix is None:
-            return False
-        self.prefix.expire()
-        trial = Reclaim(self.pool, self.prefix, run)
-        while needed() > trial.num_free:
-            if not trial.step():
-                trial.rollback()
-                return False
-        trial.commit()
-        return True
 
     def _copy(self, old: Int32s, new: Int32s, run: int) -> None:
         """Notes page copies. A page that is itself still to be copied is read where its content is now."""
@@ -439,15 +321,10 @@ class KVManager:
     # Size and counters ----------------------------------------------------------------------------------------------
 
     def shrink(self, num_blocks: int) -> list[int]:
-        """Up to ``num_blocks`` blocks leave the pool, cached prefixes given up for them: ids for the storage to release."""
-        run = self.fmt.pages_per_block
-        missing = num_blocks - self.pool.num_free_runs(run)
-        if missing > 0 and self.prefix is not None:
-            trial = Reclaim(self.pool, self.prefix, run)
-            while trial.num_free < num_blocks and trial.step():
-                pass
-            trial.commit()
-        return self.pool.shrink(num_blocks)
+        """Up to ``num_blocks`` blocks leave the pool, unused cached prefixes given up for them: ids for the storage to
+        release.
+        """
+        return self._room.shrink(num_blocks)
 
     def table(self, seq_id: int) -> PageTable:
         """The sequence's table, to be read only; it changes with every call on the sequence."""
@@ -466,19 +343,14 @@ class KVManager:
         return self.fmt.blocks_for(num_tokens)
 
     def available_blocks(self, granularity: Granularity = Granularity.SEQUENCE) -> int:
-        """Blocks (or as many pages in finer runs) that ``reserve`` could find now: free ones, those that the pool may still
-        grow by, and cached prefixes that nobody uses. At most: the ledger may refuse growth, and a cached page that a
-        sequence evicted from may be shared still.
+        """Blocks (or as many pages in finer runs) that ``reserve`` could find now, at most: free ones, those that the
+        pool may still grow by, and cached prefixes that nobody uses.
         """
-        run = self.fmt.pages_per_run(granularity)
-        free = self.pool.num_free_runs(run) * run // self.fmt.pages_per_block
-        growth = self.pool.max_blocks - self.pool.num_blocks if self._grow is not None else 0
-        return free + growth + (self.prefix.num_idle if self.prefix is not None else 0)
+        return self._room.available_blocks(self.fmt.pages_per_run(granularity))
 
     def capacity_tokens(self) -> int:
         """Tokens of the longest sequence that fits when it is alone and nothing is pinned."""
-        blocks = self.pool.num_blocks if self._grow is None else self.pool.max_blocks
-        return blocks * self.fmt.page_size
+        return (self.pool.max_blocks if self._can_grow else self.pool.num_blocks) * self.fmt.page_size
 
     def held_bytes(self, seq_id: int) -> int:
         """Bytes of all pages of the sequence, shared ones included."""
@@ -496,9 +368,10 @@ class KVManager:
             num_free_pages=pool.num_free_pages,
             num_used_pages=pool.num_used_pages,
             num_cached_entries=len(prefix) if prefix is not None else 0,
+            num_idle_entries=prefix.num_idle if prefix is not None else 0,
             num_sequences=len(self._sequences),
-            num_copies=self._num_copies,
-            num_evictions_of_slots=self._num_dropped,
+            num_copied_pages=self._num_copies,
+            num_dropped_slots=self._num_dropped,
             page_bytes=self.fmt.page_bytes,
             block_bytes=self.fmt.block_bytes,
             prefix=PrefixStats() if prefix is None else prefix.stats,

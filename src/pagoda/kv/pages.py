@@ -27,17 +27,17 @@ MAX_PAGES = 2**31 - 1  # page ids are int32
 class PagePool:
     """Accounting of ``max_blocks`` blocks of which ``num_blocks`` may be used now.
 
-    A *run* is ``run`` consecutive pages that start at a multiple of ``run``: ``fmt.pages_per_run(granularity)``, that is
-    a block, a group or a page. Block b owns the ids ``[b * P, (b + 1) * P)`` with ``P = fmt.pages_per_block``.
+    A *run* is ``run`` consecutive pages that start at a multiple of ``run``: ``fmt.pages_per_run(granularity)``, which
+    is a block, a group or a page. Block b owns the ids ``[b * P, (b + 1) * P)`` with ``P = fmt.pages_per_block``.
     """
 
     def __init__(self, fmt: KVFormat, num_blocks: int, *, max_blocks: int | None = None) -> None:
         max_blocks = num_blocks if max_blocks is None else max_blocks
         if not 0 <= num_blocks <= max_blocks:
-            raise ConfigError(f"a pool of {num_blocks} blocks within at most {max_blocks}; accepted: 0 <= blocks <= most")
+            raise ConfigError(f"a pool of {num_blocks} blocks within at most {max_blocks}; accepted: 0 … {max_blocks}")
         if max_blocks * fmt.pages_per_block > MAX_PAGES:
             most = MAX_PAGES // fmt.pages_per_block
-            raise ConfigError(f"a pool of {max_blocks} blocks has page ids beyond int32; accepted: at most {most} blocks")
+            raise ConfigError(f"a pool of {max_blocks} blocks has page ids beyond int32; accepted: up to {most} blocks")
         self.fmt, self.max_blocks = fmt, max_blocks
         self._P, self._H, self._L = fmt.pages_per_block, fmt.num_kv_heads, fmt.num_layers
         # calloc: counts of blocks that were never used cost no memory.
@@ -93,7 +93,7 @@ class PagePool:
         return None if runs is None else int(runs[0])
 
     def alloc_runs(self, run: int, num: int) -> Int32s | None:
-        """``num`` runs with one owner each: their first page ids ``[num]``. None, and nothing changed, if too few are free.
+        """``num`` runs with one owner each: their first page ids ``[num]``. None (nothing changed) if too few are free.
 
         Leftovers of split groups and blocks go first: nobody coarser can use them.
         """
@@ -197,7 +197,7 @@ class PagePool:
 
     def shared(self, runs: Int32s, run: int) -> npt.NDArray[np.bool_]:
         """Which of these runs have a page with several owners, ``[len(runs)]``: a writer must copy those first."""
-        shared: npt.NDArray[np.bool_] = (self.refs.reshape(-1, run)[runs // run] > 1).any(axis=1)
+        shared: npt.NDArray[np.bool_] = np.any(self.refs.reshape(-1, run)[runs // run] > 1, axis=1)
         return shared
 
     def _free_pages(self, pages: Int32s) -> None:
@@ -258,11 +258,10 @@ class PagePool:
         return used + idle + list(range(self._end, self._end + fresh))
 
     def give_back(self, num: int) -> list[int]:
-        """Up to ``num`` free blocks whose bytes may be resident stay free but count as untouched: their ids for storage."""
+        """Up to ``num`` free blocks whose bytes may be resident count as untouched now: their ids for the storage."""
         blocks = [self._touched.pop() for _ in range(min(num, len(self._touched)))]
         self._given_back += blocks
         return blocks
-
 
     def free_structures(self) -> FreeStructures:
         """The containers themselves, for the auditor: to be read only."""

@@ -1,13 +1,13 @@
 """The prefix cache: full pages of tokens that were computed once, found again by what they contain.
 
-A radix tree whose edges are pages of tokens. Every tree has a root for its namespace (model fingerprint, adapter, tenant
-salt, KV format); an entry's key is the xxh3-128 hash of its parent's key and its tokens, so a key names the whole text
-from the start. Keys only find candidates: a hit also compares the parent and the tokens, so that a colliding hash costs
-a miss, never a wrong token.
+A radix tree whose edges are pages of tokens. Every tree has a root for its namespace (model fingerprint, adapter,
+tenant salt, KV format); an entry's key is the xxh3-128 hash of its parent's key and its tokens, so a key names the
+whole text from the start. Keys only find candidates: a hit also compares the parent and the tokens, so that a colliding
+hash costs a miss, never a wrong token.
 
-Exact under eviction: an entry leaves only when nothing hangs below it, so an entry that is there can be reached from its
-root. A sequence *holds* the deepest entry that it uses; that keeps all its ancestors. Least recently used leaves that
-are neither held nor pinned go first (a heap with lazy deletion: O(log n)).
+Exact under eviction: an entry leaves only when nothing hangs below it, so an entry that is there can be reached from
+its root. A sequence *holds* the deepest entry that it uses; that keeps all its ancestors. Least recently used leaves
+that are neither held nor pinned go first (a heap with lazy deletion: O(log n)).
 
 Radix trees over KV: SGLang (arXiv:2312.07104); chained page hashes: vLLM (arXiv:2309.06180).
 """
@@ -126,8 +126,8 @@ class PrefixCache:
         return self._roots.get(name) or Entry(None, self._hash(name), name, np.zeros(0, np.int32), 0)
 
     def match(self, root: Entry, tokens: bytes, max_pages: int, run: int) -> list[Entry]:
-        """The longest known chain of full pages at the start of ``tokens``, at most ``max_pages``, whose runs a table with
-        runs of ``run`` pages can adopt (they are as coarse, or coarser). Marks it as used.
+        """The longest known chain of full pages at the start of ``tokens``, at most ``max_pages``, whose runs a table
+        with runs of ``run`` pages can adopt (they are as coarse, or coarser). Marks it as used.
         """
         self.expire()
         width, node, chain = self._page_bytes, root, []
@@ -159,7 +159,7 @@ class PrefixCache:
     # Adding and holding ---------------------------------------------------------------------------------------------
 
     def insert(self, node: Entry, tokens: bytes, runs: Int32s, run: int) -> Entry | None:
-        """A page of tokens right after ``node``, not known yet; takes a reference on its pages. None if the hash collides."""
+        """A page of tokens right after ``node``, not known yet; references its pages. None if the hash collides."""
         key = self._hash(node.key + tokens)
         if key in self._entries:
             return None
@@ -241,7 +241,7 @@ class PrefixCache:
     # Leaving --------------------------------------------------------------------------------------------------------
 
     def detach_oldest(self) -> Entry | None:
-        """Takes the least recently used idle leaf out of the tree; its pages keep their references (see ``Reclaim``)."""
+        """Takes the least recently used idle leaf out of the tree; its pages stay referenced (see ``Reclaim``)."""
         entry = self._peek()
         if entry is not None:
             self.detach(entry)

@@ -1,7 +1,7 @@
 """The bytes behind page ids.
 
 On a CPU: one anonymous mapping of ``max_blocks`` blocks. Pages that were never written cost nothing, and blocks that
-leave the pool give their bytes back to the system (MADV_DONTNEED), so that the process's resident size follows the pool.
+leave the pool give their bytes back to the system (MADV_DONTNEED), so that the resident size follows the pool.
 On other devices: one tensor, made anew when the pool grows.
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..core.errors import BudgetError, ConfigError, choices
 from ..core.types import DTYPE_BYTES, KVFormat
@@ -51,7 +51,7 @@ class PageStorage:
             self.pages = self.layout.new_pages(blocks * fmt.pages_per_block, self.device)
 
     def grow_to(self, num_blocks: int) -> None:
-        """Bytes for at least that many blocks. Nothing to do on a CPU; elsewhere old and new are both alive for a moment."""
+        """Bytes for at least that many blocks. Nothing to do on a CPU; elsewhere old and new both live for a moment."""
         num_pages = num_blocks * self.fmt.pages_per_block
         if self._map is None and num_pages > len(self.pages):
             pages = self.layout.new_pages(num_pages, self.device)
@@ -59,8 +59,8 @@ class PageStorage:
             self.pages = pages
 
     def release_blocks(self, blocks: Iterable[int]) -> int:
-        """Gives the bytes of these blocks back to the system; their content is lost. Returns how many bytes were given back:
-        on a CPU whole memory pages inside runs of neighbouring blocks, elsewhere none.
+        """Gives the bytes of these blocks back to the system; their content is lost. Returns how many bytes that were:
+        on a CPU the whole memory pages inside runs of neighbouring blocks, elsewhere none.
         """
         if self._map is None:
             return 0
@@ -108,18 +108,16 @@ class PageStorage:
         return int((flags & 1).sum()) * mmap.PAGESIZE
 
     def close(self) -> None:
-        """Gives all bytes back. Views of ``pages`` that are still alive read zeros afterwards; with none left, the address
-        space goes too.
+        """Gives all bytes back. Views of ``pages`` that are still alive read zeros afterwards; with none left, the
+        address space goes too.
         """
         self.pages = torch.empty(0, self.layout.page_elems, dtype=self.layout.dtype, device=self.device)
         if self._map is None:
             return
         mapping, self._map = self._map, None
         mapping.madvise(mmap.MADV_DONTNEED)
-        try:
+        with suppress(BufferError):  # somebody's tensor still points in; the mapping goes with it
             mapping.close()
-        except BufferError:
-            pass  # somebody's tensor still points in; the mapping goes with it
 
 
 def _reserve(num_bytes: int) -> mmap.mmap:
@@ -134,10 +132,8 @@ def _reserve(num_bytes: int) -> mmap.mmap:
             f"no address space for {num_bytes} bytes of KV pages ({error}); lower the memory budget or raise ulimit -v"
         ) from error
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        try:
+        with suppress(OSError):  # a kernel without huge pages has nothing to decline
             mapping.madvise(mmap.MADV_NOHUGEPAGE)
-        except OSError:
-            pass  # a kernel without huge pages has nothing to decline
     return mapping
 
 

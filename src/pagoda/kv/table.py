@@ -1,7 +1,7 @@
 """Page tables: where the KV of one sequence lies.
 
-A table has ``num_rows`` rows (one, one per layer, or one per layer and kv-head). Row r holds the bases of its runs and a
-length in slots; slot i of a head lies in its page of run ``i // page_size``, at ``i % page_size``::
+A table has ``num_rows`` rows (one, one per layer, or one per layer and kv-head). Row r holds the bases of its runs and
+a length in slots; slot i of a head lies in its page of run ``i // page_size``, at ``i % page_size``::
 
     bases  [num_rows, capacity] int32     row r: │ run │ run │ run │ - │ - │      counts[r] == 3
     lens   [num_rows] int32                       ▓▓▓▓▓ ▓▓▓▓▓ ▓▓░░░               slots written; ░ reserved, not written
@@ -28,7 +28,9 @@ def expand_runs(runs: Int32s, run: int, finer: int) -> Int32s:
     """Runs of ``run`` pages cut into runs of ``finer`` pages, in order: ``[n] -> [n * run // finer]``."""
     if run == finer:
         return runs
-    return (runs[:, None] + np.arange(0, run, finer, dtype=np.int32)).ravel()
+    offsets: Int32s = np.arange(run // finer, dtype=np.int32) * np.int32(finer)
+    cut: Int32s = (runs[:, None] + offsets).ravel()
+    return cut
 
 
 class PageTable:
@@ -170,8 +172,8 @@ class PageTable:
 
 @dataclass(frozen=True, slots=True)
 class SlotMoves:
-    """Moves of single slots, in page ids: slot ``dst_slots[i]`` of page ``dst_pages[i]`` becomes what ``src_slots[i]`` of
-    ``src_pages[i]`` was before all of them. Four int32 arrays of one length; iterates as tuples in that order.
+    """Moves of single slots, in page ids: slot ``dst_slots[i]`` of page ``dst_pages[i]`` becomes what ``src_slots[i]``
+    of ``src_pages[i]`` was before all of them. Four int32 arrays of one length; iterates as tuples in that order.
     """
 
     src_pages: Int32s

@@ -13,19 +13,19 @@ Sizes: S sequences, T tokens of the step, L layers, H kv-heads, R rows of one la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..core.types import Granularity, KVFormat
 from ..kernels.ops.attention import LayerTable, paged_attention
 from ..kernels.ops.kv_write import kv_write
+from .pages import Int32s
 from .storage import PageStorage
-from .table import Int32s, PageTable
+from .table import PageTable
 
 
 class StepView:
@@ -48,7 +48,8 @@ class StepView:
     ) -> None:
         assert len(tables) == len(q_lens)
         for table, num in zip(tables, q_lens, strict=True):
-            assert table.tail_owned and table.room >= num, "a step over slots that were not reserved"
+            assert table.tail_owned, "a step over a page that others read"
+            assert table.room >= num, "a step over slots that were not reserved"
         self._fmt, self._pages, self._layout = storage.fmt, storage.pages, storage.layout
         self.num_tokens = sum(q_lens)
         self.prob_sums: dict[int, dict[int, Tensor]] = {}
@@ -84,7 +85,7 @@ class StepView:
         sinks: Tensor | None = None,
         alibi_slopes: Tensor | None = None,
     ) -> Tensor:
-        """Writes k ``[T, H, k_dim]`` and v ``[T, H, v_dim]``, then attends with q ``[T, Hq, k_dim]``: ``[T, Hq, v_dim]``."""
+        """Writes k ``[T, H, k_dim]``, v ``[T, H, v_dim]``; attends with q ``[T, Hq, k_dim]``: ``[T, Hq, v_dim]``."""
         fmt = self._fmt
         assert k.shape == (self.num_tokens, fmt.num_kv_heads, fmt.k_dim), f"k {tuple(k.shape)} for {fmt}"
         assert v.shape == (self.num_tokens, fmt.num_kv_heads, fmt.v_dim), f"v {tuple(v.shape)} for {fmt}"
@@ -94,16 +95,16 @@ class StepView:
         return self._write_and_attend(layer, q, k, v, None, options)
 
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, *, v_dim: int, scale: float) -> Tensor:
-        """MLA: writes latent ``[T, 1, k_dim]``, whose first ``v_dim`` columns are V too, then attends: ``[T, Hq, v_dim]``."""
+        """MLA: writes latent ``[T, 1, k_dim]``, its first ``v_dim`` columns V too, then attends: ``[T, Hq, v_dim]``."""
         fmt = self._fmt
         assert latent.shape == (self.num_tokens, fmt.num_kv_heads, fmt.k_dim), f"latent {tuple(latent.shape)} for {fmt}"
         return self._write_and_attend(layer, q, latent, None, v_dim, {"scale": scale})
 
     def _write_and_attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor | None, v_dim: int | None, options: dict[str, object]
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor | None, v_dim: int | None, options: Mapping[str, object]
     ) -> Tensor:
         fmt = self._fmt
-        assert q.shape[0] == self.num_tokens and q.shape[2] == fmt.k_dim, f"q {tuple(q.shape)} for {fmt}"
+        assert (q.shape[0], q.shape[2]) == (self.num_tokens, fmt.k_dim), f"q {tuple(q.shape)} for {fmt}"
         shared = len(self._page_ids) == 1
         page_ids = self._page_ids[0] + layer * fmt.num_kv_heads if shared else self._page_ids[layer]
         kv_write(k, v, self._pages, self._layout, page_ids, self._slots[0 if shared else layer])
@@ -117,7 +118,7 @@ class StepView:
         return out
 
     def _attend_part(
-        self, part: _Part, layer: int, q: Tensor, v_dim: int | None, options: dict[str, object]
+        self, part: _Part, layer: int, q: Tensor, v_dim: int | None, options: Mapping[str, object]
     ) -> Tensor:
         table = part.index.table(layer)
         sums = None
@@ -126,9 +127,7 @@ class StepView:
         out = paged_attention(q, self._pages, self._layout, table, v_dim=v_dim, prob_sums=sums, **options)  # type: ignore[arg-type]
         if sums is not None:
             assert table.kv_lens_cpu is not None
-            self.prob_sums[layer] = {
-                s: sums[i, :, : max(table.kv_lens_cpu[i])] for i, s in enumerate(part.members)
-            }
+            self.prob_sums[layer] = {s: sums[i, :, : max(table.kv_lens_cpu[i])] for i, s in enumerate(part.members)}
         return out
 
 
@@ -145,9 +144,7 @@ class _Part:
 class _Index:
     """The layer tables of some sequences."""
 
-    def __init__(
-        self, fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[int], device: torch.device
-    ) -> None:
+    def __init__(self, fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[int], device: torch.device) -> None:
         self._q_starts_cpu = np.cumsum([0, *q_lens]).tolist()
         self._max_q_len = max(q_lens)
         rows, row_of, offset, self._layer_offset, kv_lens = _read_index(fmt, tables, q_lens)
@@ -212,8 +209,8 @@ def _read_index(
 
 
 def _write_index(fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[int]) -> tuple[Int32s, Int32s]:
-    """page_ids and slots [L or 1, T, H] of the step's tokens; with one layer only, the ids are those of layer 0 and grow by
-    H per layer.
+    """page_ids and slots [L or 1, T, H] of the step's tokens; with one layer only, the ids are those of layer 0 and
+    grow by H per layer.
     """
     page_size, num_heads = np.int32(fmt.page_size), fmt.num_kv_heads
     exact = all(table.granularity is Granularity.SEQUENCE for table in tables)
@@ -224,7 +221,8 @@ def _write_index(fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[in
     start = 0
     for table, num in zip(tables, q_lens, strict=True):
         stop = start + num
-        at: npt.NDArray[np.int32] = table.lens[:, None] + np.arange(num, dtype=np.int32)  # [rows, num]
+        steps: Int32s = np.arange(num, dtype=np.int32)
+        at = table.lens[:, None] + steps  # [rows, num]
         if table.granularity is Granularity.SEQUENCE:
             page_ids[:, start:stop] = table.bases[0, at[0] // page_size][:, None] + all_pages
             slots[:, start:stop] = (at[0] % page_size)[:, None]

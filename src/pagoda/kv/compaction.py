@@ -1,0 +1,87 @@
+"""Eviction of slots from one row of a table: which runs are written when the kept slots move up.
+
+Slots that stay move to 0 … n-1. From the first gap on, every slot moves, so the runs that are written are the last::
+
+    slots kept     0 1 2 3   4 . 6 .   8 9 . .        page_size 4
+    run            │ as is │ dirty   │ freed │        first_dirty 1, num_dirty 1
+    afterwards     0 1 2 3   4 6 8 9
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.errors import ConfigError
+from ..core.types import Granularity
+from .pages import Int32s
+from .table import PageTable, SlotMoves
+
+
+@dataclass(slots=True)
+class RowPlan:
+    """What ``KVManager.keep`` does to one row."""
+
+    row: int
+    slots: Int32s
+    first_moved: int
+    first_dirty: int
+    num_dirty: int
+
+    @classmethod
+    def make(cls, table: PageTable, layer: int | None, head: int | None, slots: Sequence[int] | Int32s) -> RowPlan:
+        """Raises ConfigError for a row that covers other heads than were named, or slots that the row does not have."""
+        row = row_of(table, layer, head)
+        kept = np.asarray(slots, np.int32).reshape(-1)
+        num, held = len(kept), int(table.lens[row])
+        if num and (kept[0] < 0 or kept[-1] >= held or (kept[1:] <= kept[:-1]).any()):
+            where = f"layer {layer}, head {head}"
+            raise ConfigError(f"slots to keep in {where} not in order; accepted: 0 … {held - 1}, each once, ascending")
+        first_moved = int(np.count_nonzero(kept == np.arange(num, dtype=np.int32)))
+        page_size = table.fmt.page_size
+        first_dirty = first_moved // page_size
+        num_dirty = -(-num // page_size) - first_dirty if first_moved < num else 0
+        return cls(row, kept, first_moved, first_dirty, num_dirty)
+
+    @property
+    def dirty(self) -> slice:
+        """Columns that are written."""
+        return slice(self.first_dirty, self.first_dirty + self.num_dirty)
+
+    def moves(self, table: PageTable, target: Int32s, first_is_fresh: bool) -> SlotMoves | None:
+        """Moves into the runs ``target`` [num_dirty]; into a fresh first one, slots that stay in place move as well."""
+        if not self.num_dirty:
+            return None
+        page_size = table.fmt.page_size
+        start = self.first_dirty * page_size if first_is_fresh else self.first_moved
+        sources = self.slots[start:]
+        targets = np.arange(start, len(self.slots), dtype=np.int32)
+        heads = np.arange(table.run, dtype=np.int32)[:, None]
+        src_pages = table.bases[self.row, sources // page_size] + heads
+        dst_pages = target[targets // page_size - self.first_dirty] + heads
+        src_slots, dst_slots = sources % page_size, targets % page_size
+        if table.run > 1:
+            src_slots, dst_slots = np.tile(src_slots, table.run), np.tile(dst_slots, table.run)
+        return SlotMoves(src_pages.ravel(), src_slots, dst_pages.ravel(), dst_slots)
+
+
+def row_of(table: PageTable, layer: int | None, head: int | None) -> int:
+    """The row that covers exactly the named heads. Raises ConfigError where it covers more, or several are meant."""
+    named = (layer is not None, head is not None)
+    wanted = {
+        Granularity.SEQUENCE: (False, False),
+        Granularity.LAYER: (True, False),
+        Granularity.HEAD: (True, True),
+    }[table.granularity]
+    if named != wanted:
+        raise ConfigError(
+            f"cannot evict in layer {layer}, head {head} of a table of granularity {table.granularity.value!r}; "
+            f"accepted: layer and head with 'head', a layer with 'layer', neither with 'sequence'"
+        )
+    fmt = table.fmt
+    if not (0 <= (layer or 0) < fmt.num_layers and 0 <= (head or 0) < fmt.num_kv_heads):
+        most = f"layers below {fmt.num_layers}, heads below {fmt.num_kv_heads}"
+        raise ConfigError(f"cannot evict in layer {layer}, head {head}; accepted: {most}")
+    return table.row(layer or 0, head or 0)

@@ -1,0 +1,110 @@
+"""Where pages come from when they run out: free ones, growth of the pool, and at last prefixes that nobody uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .pages import PagePool
+from .prefix import Entry, PrefixCache
+from .table import expand_runs
+
+
+class Room:
+    """Makes room in a pool.
+
+    grow    is asked for a number of blocks, and returns how many the ledger granted (0 … asked); they are then added to
+            the pool, and stay with it even when that was not enough: ``shrink`` gives them back.
+    """
+
+    def __init__(self, pool: PagePool, prefix: PrefixCache | None, grow: Callable[[int], int] | None) -> None:
+        self._pool, self._prefix, self._grow = pool, prefix, grow
+
+    def make(self, run: int, needed: Callable[[], int]) -> bool:
+        """Sees to it that ``needed()`` runs of ``run`` pages are free. It is asked again as entries go, since that ends
+        sharing. False if it cannot be: then all entries are still there.
+        """
+        pool, prefix = self._pool, self._prefix
+        missing = needed() - pool.num_free_runs(run)
+        if missing > 0 and self._grow is not None:
+            blocks = min(-(-missing * run // pool.fmt.pages_per_block), pool.max_blocks - pool.num_blocks)
+            if blocks > 0:
+                pool.grow(self._grow(blocks))
+                missing = needed() - pool.num_free_runs(run)
+        if missing <= 0:
+            return True
+        if prefix is None:
+            return False
+        prefix.expire()
+        trial = Reclaim(pool, prefix, run)
+        while needed() > trial.num_free:
+            if not trial.step():
+                trial.rollback()
+                return False
+        trial.commit()
+        return True
+
+    def shrink(self, num_blocks: int) -> list[int]:
+        """Up to ``num_blocks`` blocks leave the pool, unused prefixes given up for them if need be."""
+        run = self._pool.fmt.pages_per_block
+        if self._prefix is not None:
+            trial = Reclaim(self._pool, self._prefix, run)
+            while trial.num_free < num_blocks and trial.step():
+                pass
+            trial.commit()
+        return self._pool.shrink(num_blocks)
+
+    def available_blocks(self, run: int) -> int:
+        """Blocks (or as many pages in runs of ``run``) that ``make`` could find, at most: the ledger may refuse growth,
+        and a page of an unused prefix may be shared still with a sequence that evicted from it.
+        """
+        free = self._pool.num_free_runs(run) * run // self._pool.fmt.pages_per_block
+        growth = self._pool.max_blocks - self._pool.num_blocks if self._grow is not None else 0
+        return free + growth + (self._prefix.num_idle if self._prefix is not None else 0)
+
+
+class Reclaim:
+    """A trial eviction from the prefix cache. During the trial ``pool.refs`` counts as if the entries were gone, while
+    the free containers are not touched; so questions about sharing are answered as they will be. Ends with ``commit``
+    or ``rollback``, with nothing allocated or freed in between.
+
+    ``num_free``: runs of ``run`` pages that would be free.
+    """
+
+    def __init__(self, pool: PagePool, prefix: PrefixCache, run: int) -> None:
+        self._pool, self._prefix, self._run = pool, prefix, run
+        self._gone: list[Entry] = []
+        self.num_free = pool.num_free_runs(run)
+
+    def step(self) -> bool:
+        """Gives up one more entry, or returns False: none is left that may go."""
+        entry = self._prefix.detach_oldest()
+        if entry is None:
+            return False
+        self._gone.append(entry)
+        pages = expand_runs(entry.runs, entry.run, 1)
+        self._pool.refs[pages] -= 1
+        dying = pages[self._pool.refs[pages] == 0]
+        if self._run == 1:
+            self.num_free += len(dying)
+            return True
+        # A run that had a living page was not free before; it is now if all its pages are dead.
+        runs = self._pool.refs.reshape(-1, self._run)[sorted(set((dying // self._run).tolist()))]
+        self.num_free += int((~runs.any(axis=1)).sum())
+        return True
+
+    def rollback(self) -> None:
+        """As if nothing had been tried."""
+        self._restore_counts()
+        for entry in reversed(self._gone):
+            self._prefix.attach(entry)
+
+    def commit(self) -> None:
+        """The entries are gone, and what only they used is free."""
+        self._restore_counts()
+        for entry in self._gone:
+            self._pool.unref_runs(entry.runs, entry.run)
+        self._prefix.stats.num_evicted_pages += len(self._gone)
+
+    def _restore_counts(self) -> None:
+        for entry in self._gone:
+            self._pool.refs[expand_runs(entry.runs, entry.run, 1)] += 1
