@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagoda.core.errors import ConfigError
+from pagoda.kernels import dispatch
 from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
 from pagoda.kernels.ops import LayerTable, paged_attention
@@ -14,6 +15,17 @@ from pagoda.kernels.ops._table import layer_table
 from pagoda.kernels.ops.attention import CASES
 
 from .naive import naive_attention
+
+
+@pytest.fixture(params=["reference", "chosen"], autouse=True, scope="module")
+def implementation(request):
+    """Everything here holds for the reference and for whatever is chosen over it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "reference":
+            patch.setenv(dispatch.ENV, "reference")
+        for op in dispatch.OPS.values():
+            patch.setattr(op, "chosen", {})
+        yield request.param
 
 
 def check(arguments, atol=2e-5):

@@ -1,9 +1,11 @@
 """Writing, moving and copying inside pages, against dictionaries of slots."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pagoda.kernels import dispatch
 from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
 from pagoda.kernels.ops import copy_pages, kv_compact, kv_write
@@ -12,6 +14,17 @@ PAGE_SIZE, NUM_PAGES = 4, 8
 SLOTS = PAGE_SIZE * NUM_PAGES
 LAYOUTS = st.sampled_from([(6, 6), (6, 4), (5, 0)]).map(lambda dims: PageLayout(PAGE_SIZE, *dims, torch.float32))
 ID_DTYPES = st.sampled_from([torch.int32, torch.int64])
+
+
+@pytest.fixture(params=["reference", "chosen"], autouse=True, scope="module")
+def implementation(request):
+    """Everything here holds for the reference and for whatever is chosen over it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "reference":
+            patch.setenv(dispatch.ENV, "reference")
+        for op in dispatch.OPS.values():
+            patch.setattr(op, "chosen", {})
+        yield request.param
 
 
 def slots_of(pages, layout):

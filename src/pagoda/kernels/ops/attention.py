@@ -28,6 +28,8 @@ from ..layout import PageLayout
 from . import _attention_reference
 from ._table import LayerTable, layer_table
 
+__all__ = ["LayerTable", "paged_attention"]
+
 
 def paged_attention(
     q: Tensor,
@@ -159,12 +161,13 @@ _ROWS: dict[str, tuple[tuple[list[int], Any], dict[str, Any]]] = {
     "decode alibi": (_DECODE, {"alibi": True}),
     "decode sums": (_DECODE, {"prob_sums": True, "garbage": True}),
     "decode sums, evicted, window": (_EVICTED, {"prob_sums": True, "window": 6}),
+    "decode odd width": (_DECODE, {"dims": (20, 12)}),
     "decode MHA": (_DECODE, {"heads": (3, 3)}),
     "decode MQA": (_DECODE, {"heads": (5, 1)}),
     "decode GQA 14:2": (_DECODE, {"heads": (14, 2), "dims": (64, 64), "page_size": 16}),
-    "decode k wider": (_DECODE, {"dims": (24, 16)}),
-    "decode v wider": (_DECODE, {"dims": (16, 24)}),
-    "decode latent": (_DECODE, {"heads": (4, 1), "dims": (24, 0), "v_dim": 16}),
+    "decode k wider": (_DECODE, {"dims": (32, 16)}),
+    "decode v wider": (_DECODE, {"dims": (16, 32)}),
+    "decode latent": (_DECODE, {"heads": (4, 1), "dims": (32, 0), "v_dim": 16}),
     "decode bfloat16 pages": (_DECODE, {"pages_dtype": torch.bfloat16}),
     "chunk first": (([9], [9]), {}),
     "chunk first, long": (([300], [300]), {}),
@@ -181,8 +184,8 @@ _ROWS: dict[str, tuple[tuple[list[int], Any], dict[str, Any]]] = {
     "chunk sinks, window": (([40], [61]), {"sinks": True, "window": 7}),
     "chunk alibi": (([9, 4], [9, 30]), {"alibi": True}),
     "chunk sums": (([9, 4], [9, 30]), {"prob_sums": True}),
-    "chunk latent": (([9, 4], [9, 30]), {"heads": (4, 1), "dims": (24, 0), "v_dim": 16}),
-    "chunk k wider": (([9, 4], [9, 30]), {"dims": (24, 16)}),
+    "chunk latent": (([9, 4], [9, 30]), {"heads": (4, 1), "dims": (32, 0), "v_dim": 16}),
+    "chunk k wider": (([9, 4], [9, 30]), {"dims": (32, 16)}),
     "mixed": (_MIXED, {}),
     "mixed evicted": (_EVICTED, {"garbage": True}),
     "mixed everything": (_MIXED, {"window": 6, "soft_cap": 3.0, "sinks": True, "alibi": True, "prob_sums": True}),
