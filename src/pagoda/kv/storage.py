@@ -19,8 +19,7 @@ import torch
 from ..core.errors import BudgetError, ConfigError, choices
 from ..core.types import DTYPE_BYTES, KVFormat
 from ..kernels.layout import PageLayout
-from ..kernels.ops.copy_pages import copy_pages
-from ..kernels.ops.kv_compact import kv_compact
+from ..kernels.ops import copy_pages, kv_compact
 from .table import SlotMoves
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -108,16 +107,14 @@ class PageStorage:
         return int((flags & 1).sum()) * mmap.PAGESIZE
 
     def close(self) -> None:
-        """Gives all bytes back. Views of ``pages`` that are still alive read zeros afterwards; with none left, the
-        address space goes too.
+        """Gives all bytes back. Views of ``pages`` that are still alive read zeros afterwards; with the last of them
+        the address space goes too (``mmap.close`` would not wait for them: torch holds the object, not its buffer).
         """
         self.pages = torch.empty(0, self.layout.page_elems, dtype=self.layout.dtype, device=self.device)
         if self._map is None:
             return
-        mapping, self._map = self._map, None
-        mapping.madvise(mmap.MADV_DONTNEED)
-        with suppress(BufferError):  # somebody's tensor still points in; the mapping goes with it
-            mapping.close()
+        self._map.madvise(mmap.MADV_DONTNEED)
+        self._map = None
 
 
 def _reserve(num_bytes: int) -> mmap.mmap:

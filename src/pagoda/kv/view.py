@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core.types import Granularity, KVFormat
-from ..kernels.ops.attention import LayerTable, paged_attention
-from ..kernels.ops.kv_write import kv_write
+from ..kernels.ops import LayerTable, kv_write, paged_attention
 from .pages import Int32s
 from .storage import PageStorage
 from .table import PageTable

@@ -1,0 +1,144 @@
+"""Bytes behind pages: lazy, given back for real, copies and moves, dtypes, closing."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+import pytest
+import torch
+
+from pagoda.core.errors import BudgetError, ConfigError
+from pagoda.core.types import KVFormat
+from pagoda.kv.storage import PageStorage
+from pagoda.kv.table import SlotMoves
+
+MIB = 1 << 20
+BIG = KVFormat(num_layers=4, num_kv_heads=4, k_dim=64, v_dim=64, page_size=16, dtype="bfloat16")  # blocks of 64 KiB
+SMALL = KVFormat(num_layers=1, num_kv_heads=2, k_dim=2, v_dim=2, page_size=2, dtype="float32")
+
+
+def rss() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
+
+
+def test_untouched_blocks_cost_nothing_and_released_ones_give_their_bytes_back() -> None:
+    before = rss()
+    storage = PageStorage(BIG, 16_384)  # 1 GiB of address space
+    assert storage.reserved_bytes == 1024 * MIB
+    assert storage.resident_bytes() == 0
+    assert rss() - before < 8 * MIB
+    storage.pages[: 640 * 16].fill_(1)
+    assert storage.resident_bytes() == 40 * MIB
+    assert rss() - before > 38 * MIB
+    assert storage.release_blocks(range(320, 640)) == 20 * MIB
+    assert storage.resident_bytes() == 20 * MIB
+    assert rss() - before < 30 * MIB
+    assert (storage.pages[: 320 * 16] == 1).all(), "neighbours keep their content"
+    assert storage.release_blocks([0, 2, 3, 7]) == 4 * BIG.block_bytes
+    storage.close()
+    assert rss() - before < 8 * MIB
+
+
+def test_only_whole_memory_pages_inside_the_blocks_are_released() -> None:
+    fmt = KVFormat(1, 1, 96, 96, 4, "float32")  # blocks of 3072 bytes
+    storage = PageStorage(fmt, 64)
+    storage.pages.fill_(3)
+    assert storage.release_blocks([1]) == 0, "smaller than a memory page"
+    assert storage.release_blocks([4, 5, 6, 7, 9]) == 3 * 4096
+    assert storage.release_blocks([]) == 0
+    kept = torch.ones(64, dtype=torch.bool)
+    kept[4:8] = False
+    assert (storage.pages[kept] == 3).all()
+    assert (storage.pages[4:8] == 0).all()
+    storage.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtypes_and_latent_pages(dtype: str) -> None:
+    for v_dim in (8, 0):
+        storage = PageStorage(KVFormat(2, 1, 8, v_dim, 4, dtype), 3)
+        assert storage.pages.dtype == getattr(torch, dtype)
+        assert storage.pages.shape == (6, 4 * (8 + v_dim))
+        assert storage.reserved_bytes == 3 * storage.fmt.block_bytes
+        storage.close()
+
+
+def test_copies_read_before_they_write() -> None:
+    storage = PageStorage(SMALL, 2)
+    storage.pages.copy_(torch.arange(4.0)[:, None].expand(4, 8))
+    storage.run_copies([(0, 1), (1, 2)])
+    assert storage.pages[:, 0].tolist() == [0, 0, 1, 3]
+    storage.run_copies([])
+    storage.close()
+
+
+@pytest.mark.parametrize("as_arrays", [True, False])
+def test_moves_read_before_they_write(as_arrays: bool) -> None:
+    storage = PageStorage(SMALL, 2)
+    storage.pages.copy_(torch.arange(32.0).view(4, 8))
+    layout = storage.layout
+    moves = [(0, 1, 0, 0), (1, 0, 0, 1), (1, 1, 1, 0)]
+    keys, values = layout.k(storage.pages).clone(), layout.v(storage.pages).clone()
+    storage.run_moves(SlotMoves(*np.array(moves, np.int32).T) if as_arrays else moves)
+    for source, slot, target, to in moves:
+        assert torch.equal(layout.k(storage.pages)[target, to], keys[source, slot])
+        assert torch.equal(layout.v(storage.pages)[target, to], values[source, slot])
+    storage.run_moves([])
+    storage.run_moves(SlotMoves.join([]))
+    storage.close()
+
+
+def test_closing_with_a_view_alive_gives_the_bytes_back_all_the_same() -> None:
+    before = rss()
+    storage = PageStorage(BIG, 512)
+    storage.pages.fill_(1)
+    view = storage.pages[3]
+    storage.close()
+    storage.close()
+    assert rss() - before < 8 * MIB
+    assert view.sum() == 0
+    assert len(storage.pages) == 0
+
+
+def test_a_device_without_lazy_memory_grows_by_a_new_tensor() -> None:
+    storage = PageStorage(SMALL, 4, "meta", num_blocks=1)
+    assert len(storage.pages) == 2
+    storage.grow_to(3)
+    assert len(storage.pages) == 6
+    storage.grow_to(2)
+    assert len(storage.pages) == 6
+    assert storage.release_blocks([0]) == 0
+    assert storage.resident_bytes() == storage.reserved_bytes == 3 * SMALL.block_bytes
+    storage.close()
+    assert storage.reserved_bytes == 0
+    assert len(PageStorage(SMALL, 4, "meta").pages) == 8
+
+
+def test_growth_needs_nothing_on_a_cpu() -> None:
+    storage = PageStorage(SMALL, 4)
+    pages = storage.pages
+    storage.grow_to(4)
+    assert storage.pages is pages
+    del pages
+    storage.close()
+
+
+@pytest.mark.gpu
+def test_growth_on_a_gpu_keeps_the_content() -> None:
+    storage = PageStorage(SMALL, 4, "cuda", num_blocks=1)
+    storage.pages.fill_(5)
+    storage.grow_to(4)
+    assert storage.pages[:2].eq(5).all().item()
+    storage.run_copies([(0, 7)])
+    assert storage.pages[7].eq(5).all().item()
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match="dtype of KV pages 'fp8'; accepted: bfloat16, float16, float32"):
+        PageStorage(KVFormat(1, 1, 8, 8, 4, "fp8"), 1)
+    with pytest.raises(ConfigError, match="at least 1 block"):
+        PageStorage(SMALL, 0)
+    with pytest.raises(BudgetError, match="no address space"):
+        PageStorage(BIG, 1 << 44)
