@@ -26,7 +26,7 @@ ALTERNATING = """{{ bos_token }}{% for m in messages %}
 {% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}
 {% generation %} {{ m.content }}{{ eos_token }}{% endgeneration %}{% endif %}
 {% endfor %}"""
-WITH_TOOLS = """{% if tools %}<tools>{% for t in tools %}{{ t | tojson }}{% if not loop.last %},{% endif %}{% endfor %}</tools>
+WITH_TOOLS = """{% if tools %}<tools>{% for t in tools %}{{ t | tojson }}{{ ',' if not loop.last }}{% endfor %}</tools>
 {% endif %}{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.role == 'skip' %}{% continue %}{% endif %}
 {% set ns.n = ns.n + 1 %}<{{ m.role }}>{{ m.content if m.content is not none else '' }}{% if m.tool_calls %}
 {% for c in m.tool_calls %}{{ c.function | tojson(indent=1) }}{% endfor %}{% endif %}
