@@ -25,12 +25,18 @@ class Paged:
     """Pages, through the manager that the engine uses. A step's tokens are committed when the next one asks."""
 
     def __init__(
-        self, shape: ModelShape, num_seqs: int, *, page_size: int = 16, granularity: Granularity = Granularity.SEQUENCE
+        self,
+        shape: ModelShape,
+        num_seqs: int,
+        *,
+        page_size: int = 16,
+        granularity: Granularity = Granularity.SEQUENCE,
+        device: str = "cpu",
     ) -> None:
         fmt = shape.kv_format(page_size, "float32")
         num_blocks = num_seqs * fmt.blocks_for(128)
         self.manager = KVManager(fmt, PagePool(fmt, num_blocks), None)
-        self.storage = PageStorage(fmt, num_blocks)
+        self.storage = PageStorage(fmt, num_blocks, device)
         self.granularity = granularity
         self.pending: list[tuple[int, int]] = []
 

@@ -74,8 +74,9 @@ class Run:
         ids = torch.tensor([t for s, a, b in parts for t in self.tokens[s][a:b]])
         positions = torch.cat([torch.arange(a, b) for _, a, b in parts])
         view = self.view_of(seqs, [counts[s] for s in seqs])
+        device = self.model.device
         with torch.inference_mode():
-            rows = self.model.logits(self.model.forward(ids, positions, view))
+            rows = self.model.logits(self.model.forward(ids.to(device), positions.to(device), view)).cpu()
         for s, part in zip(seqs, rows.split([counts[s] for s in seqs]), strict=True):
             self.logits[s].append(part)
             self.done[s] += counts[s]

@@ -131,12 +131,25 @@ def test_a_tied_head_may_be_stored_or_not() -> None:
     config = tiny("llama", tie_word_embeddings=True)
     model = filled(config)
     assert "lm_head.weight" not in model.expected_tensors()
-    assert not model.load_tensor("lm_head.weight", torch.randn(96, 32))
-    model.finish_loading()
-    head_only = Model.from_config(config)
-    head = torch.randn(96, 32)
+    assert not model.load_tensor("lm_head.weight", model.weights()["embed.weight"].clone())
+    assert "lm_head.weight" not in model.finish_loading().weights()
+    head_only, head = filled(config, without=("model.embed_tokens.weight",)), torch.randn(96, 32)
     assert head_only.load_tensor("lm_head.weight", head)
-    assert torch.equal(head_only.weights()["embed.weight"], head)
+    assert torch.equal(head_only.finish_loading().weights()["embed.weight"], head)
+
+
+@pytest.mark.parametrize("head_first", [True, False])
+def test_a_tied_head_with_other_values_is_a_head(head_first: bool) -> None:
+    """As transformers does: what the checkpoint says counts for more than the config."""
+    config, head, embed = tiny("llama", tie_word_embeddings=True), torch.randn(96, 32), torch.randn(96, 32)
+    model = filled(config, without=("model.embed_tokens.weight",))
+    pair = [("lm_head.weight", head), ("model.embed_tokens.weight", embed)]
+    for name, tensor in pair if head_first else reversed(pair):
+        assert model.load_tensor(name, tensor)
+    model.finish_loading()
+    hidden = torch.randn(2, 32)
+    assert torch.allclose(model.logits(hidden), hidden @ head.T, atol=1e-5)
+    assert torch.equal(model.weights()["embed.weight"], embed)
 
 
 def test_an_absent_head_is_tied() -> None:

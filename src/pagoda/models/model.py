@@ -18,6 +18,8 @@ from .shape import ModelShape
 from .sources import Piece, Region, source_table
 from .spec import DecoderSpec
 
+EMBED, HEAD = "embed.weight", "lm_head.weight"
+
 
 class Model:
     """A decoder-only language model.
@@ -104,14 +106,22 @@ class Model:
                 f"tensor {name!r} is stored as {tensor.dtype}; accepted: float32, float16, bfloat16, float64 "
                 f"(quantized checkpoints need a weight format)"
             )
+        if source.tied_head:
+            self._storage(HEAD).copy_(tensor)
+            return not self._drop_equal_head()
         if source.alternative and all(piece.region in self._covered for piece in source.pieces):
             return False
         for piece in source.pieces:
             self._place(piece, tensor)
+        if self.spec.tied:
+            self._drop_equal_head()
         return True
 
     def finish_loading(self) -> Model:
         """Check that every tensor came, tie the head where the checkpoint has none, and get ready to run."""
+        if self.spec.tied and EMBED not in self._weights and HEAD in self._weights:
+            self._weights[EMBED] = self._weights.pop(HEAD)
+            self._covered.add((EMBED, -1, 0))
         missing = self._sources.missing(self._covered)
         if f"{self.spec.names.lm_head}.weight" in missing:
             missing.remove(f"{self.spec.names.lm_head}.weight")
@@ -132,6 +142,18 @@ class Model:
         self._covered = {piece.region for s in self._sources.entries.values() for piece in s.pieces}
         return self.finish_loading()
 
+    def _drop_equal_head(self) -> bool:
+        """A tied model whose checkpoint stores a head as well: the head stays only if its values are others.
+
+        transformers ignores the config then, and so do we: the planned bytes are exceeded by one embedding matrix.
+        """
+        if EMBED not in self._weights or HEAD not in self._weights:
+            return False
+        if not torch.equal(self._weights[EMBED], self._weights[HEAD]):
+            return False
+        del self._weights[HEAD]
+        return True
+
     def _place(self, piece: Piece, tensor: Tensor) -> None:
         target = self._storage(piece.param)
         if piece.expert >= 0:
@@ -149,7 +171,7 @@ class Model:
     def _storage(self, name: str) -> Tensor:
         """The parameter's tensor, allocated at first use; vectors start as zeros, since a bias may be partly given."""
         if name not in self._weights:
-            param = self._params[name]
+            param = self._params[EMBED if name == HEAD and self.spec.tied else name]
             dtype = torch.float32 if param.float32 else self.dtype
             make = torch.zeros if len(param.shape) == 1 else torch.empty
             self._weights[name] = make(param.shape, dtype=dtype, device=self.device)

@@ -38,11 +38,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One checkpoint tensor. ``alternative`` ones may stand in for others that cover the same regions."""
+    """One checkpoint tensor. ``alternative`` ones may stand in for others that cover the same regions.
+
+    ``tied_head`` marks the head of a model whose config ties it to the embedding: normally not stored at all.
+    """
 
     shape: Shape
     pieces: tuple[Piece, ...]
     alternative: bool = False
+    tied_head: bool = False
 
 
 @dataclass(slots=True)
@@ -142,8 +146,9 @@ class _Builder:
         self.module(names.final_norm, "norm")
         self.module(names.lm_head, "lm_head", *names.lm_head_aliases)
         if self.spec.tied:
+            shape = self.table["embed.weight"].shape
             for name in (names.lm_head, *names.lm_head_aliases):
-                self.add(f"{name}.weight", self.table["embed.weight"].shape, Piece("embed.weight"), alternative=True)
+                self.entries[f"{name}.weight"] = Source(shape, (), alternative=True, tied_head=True)
 
     def block(self, i: int, block: BlockSpec) -> None:
         names = self.names
