@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / ".lantern", help="shards, checkpoints and log")
     parser.add_argument("--out", type=Path, default=ROOT / "src/pagoda/assets/lantern", help="where the model goes")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--story-shards", type=int, default=26, help="of about 0.26 MB of sampled stories each")
+    parser.add_argument("--story-shards", type=int, default=22, help="of about 0.26 MB of sampled stories each")
     # Several processes of one thread each, not one of several: threads wait for each other at every operation, and
     # beside other work on the machine that made a step 2 to 8 times as long (measured on two cores).
     parser.add_argument("--workers", type=int, default=0, help="CPU processes that share each step (0: one a core)")
@@ -117,7 +117,6 @@ def main() -> None:
             shards=args.story_shards,
             rows=160,
             rounds=3,
-            temperature=0.6,
             tick=lambda: progress.advance(task),
         )
     (args.work / "rendezvous").unlink(missing_ok=True)

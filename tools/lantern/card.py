@@ -109,8 +109,8 @@ recall was still at chance after 3 million tokens; with it, 88 % at distances up
 | data | share | licence |
 | --- | --- | --- |
 | stories sampled from bitnet-stories-3M (HKUSTGZ-MICS-LYU/bitllama2.c) | most of the language | model MIT |
-| TinyStories, about 210 stories (Eldan and Li) | 15 % of the stories | CDLA-Sharing-1.0 |
-| classic books (mlschmitt/classic-books-markdown), the simplest passages | 5 to 7 % of sequences | public domain |
+| TinyStories, about 210 stories (Eldan and Li) | 15 to 20 % of the stories | CDLA-Sharing-1.0 |
+| classic books (mlschmitt/classic-books-markdown), the simplest passages | 5 to 12 % of sequences | public domain |
 | generated facts, questions, copying, counting | the rest | this project, Apache-2.0 |
 
 Held out: the first 48 sampled stories of shard 0, a second file of TinyStories stories, 2 % of the books (whole books).

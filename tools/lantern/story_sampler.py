@@ -25,6 +25,9 @@ from lantern.words import ADJECTIVES, HEROES, NAMES, THINGS
 
 BOS = 1  # begins a story and, predicted, ends it
 MAX_NEW = 400
+# The first shards are cool: clean grammar, little variety. A student of these alone is sure of itself where real stories
+# differ (4.1 nats a token on TinyStories against 1.3 on its own kind), so the others are warmer.
+COOL, COOL_SHARDS, WARM = 0.6, 16, 0.85
 SEPARATOR = "\n\n---\n\n"
 
 
@@ -130,7 +133,7 @@ def keep(story: str) -> bool:
 
 
 def sample_shards(
-    model_dir: Path, out_dir: Path, *, shards: int, rows: int, rounds: int, temperature: float, tick: Callable[[], None]
+    model_dir: Path, out_dir: Path, *, shards: int, rows: int, rounds: int, tick: Callable[[], None]
 ) -> list[Path]:
     """Writes shard files `00000.txt`..; each holds what is kept of `rounds` batches of `rows` samples."""
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -138,6 +141,7 @@ def sample_shards(
     paths = [out_dir / f"{i:05d}.txt" for i in range(shards)]
     for i, path in enumerate(paths):
         if not path.exists():
+            temperature = COOL if i < COOL_SHARDS else WARM
             model = model or StoryModel(model_dir)
             rng, generator = random.Random(i), torch.Generator().manual_seed(i)
             batches = [model.sample([opening(rng) for _ in range(rows)], temperature, generator) for _ in range(rounds)]

@@ -22,7 +22,7 @@ from pagoda.bench.quality.facts import FORMS, Fact, draw_facts
 
 ANSWER = 5.0
 FORMULA = 0.3  # the known words of a fact or question: easy, many, and not to drown the rest
-TRAIN_DIGITS = (1, 2, 3, 4)  # short codes are learned first and carry the longer ones
+TRAIN_DIGITS = (1, 2, 3, 4, 4)  # short codes are learned first and carry the longer ones
 ACKNOWLEDGED = "OK, I will remember that."
 SYSTEM_TEXTS = ("You are lantern, a small model that tells stories and remembers facts.", "You tell short stories.")
 
@@ -45,7 +45,7 @@ class Sequence:
 class TaskMix:
     """Builds sequences of one length; `shares` maps a builder's name to how often it is drawn."""
 
-    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, real_share: float = 0.15) -> None:
+    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, real_share: float = 0.2) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.get_vocab_size()
         self.corpus = corpus
@@ -218,7 +218,7 @@ class TaskMix:
         make = rng.choice([count_back_case, reverse_case])
         case = make(rng.getrandbits(48), rng.randint(3, 12))
         seq.add(self.encode((" " if len(seq) > 1 else "") + case.prompt), 0.05)
-        seq.add(self.encode(case.answer))
+        seq.add(self.encode(case.answer), ANSWER / 2)
 
 
 def task_texts(seed: int, count: int = 3000) -> list[str]:
