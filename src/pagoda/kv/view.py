@@ -3,18 +3,12 @@
 Built once per step from the tables of the batch; all index arrays are made in numpy for all layers at once. Where every
 table is of granularity ``sequence`` (exact attention), the layers share everything but an offset.
 
-Sizes: S sequences, T tokens of the step, L layers, H kv-heads, R rows of one layer, W columns::
-
-    rows      [L or 1, R, W]       page ids of runs; unused cells 0
-    kv_lens   [L or 1, S, H]       slots after the step's tokens are written
-    page_ids  [L or 1, T, H]       where token t of head h is written
-    slots     [L or 1, T, H]
+Sizes: S sequences, T tokens of the step, L layers, H kv-heads, R rows of one layer, W columns of the longest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -52,24 +46,17 @@ class StepView:
         self._fmt, self._pages, self._layout = storage.fmt, storage.pages, storage.layout
         self.num_tokens = sum(q_lens)
         self.prob_sums: dict[int, dict[int, Tensor]] = {}
-        watched = set(range(len(tables)) if collect_probs is True else collect_probs or ())
-        page_ids, slots = _write_index(self._fmt, tables, q_lens)
-        self._page_ids = torch.from_numpy(page_ids).to(storage.device)
-        self._slots = torch.from_numpy(slots).to(storage.device)
-        starts = np.cumsum([0, *q_lens])
-        self._parts: list[_Part] = []
-        for probs, members in (
-            (False, [s for s in range(len(tables)) if s not in watched]),
-            (True, [s for s in range(len(tables)) if s in watched]),
-        ):
-            if not members:
-                continue
-            tokens = None
-            if len(members) < len(tables):
-                spans = [np.arange(starts[s], starts[s + 1]) for s in members]
-                tokens = torch.from_numpy(np.concatenate(spans)).to(storage.device)
-            batch = [tables[s] for s in members], [q_lens[s] for s in members]
-            self._parts.append(_Part(members, tokens, probs, _Index(self._fmt, *batch, storage.device)))
+        index = _StepIndex(self._fmt, tables, q_lens)
+        page_ids, slots = index.writes()
+        self._page_ids, self._slots = (torch.from_numpy(x).to(storage.device) for x in (page_ids, slots))
+        rows = torch.from_numpy(index.rows).to(storage.device)
+        everybody = set(range(len(tables)))
+        watched = everybody if collect_probs is True else everybody.intersection(collect_probs or ())
+        self._parts = [
+            _Part(index, rows, sorted(members), probs)
+            for members, probs in ((everybody - watched, False), (watched, True))
+            if members
+        ]
 
     def attend(
         self,
@@ -119,7 +106,7 @@ class StepView:
     def _attend_part(
         self, part: _Part, layer: int, q: Tensor, v_dim: int | None, options: Mapping[str, object]
     ) -> Tensor:
-        table = part.index.table(layer)
+        table = part.table(layer)
         sums = None
         if part.probs:
             sums = q.new_empty(*table.kv_lens.shape, table.max_kv_len, dtype=torch.float32)
@@ -130,30 +117,80 @@ class StepView:
         return out
 
 
-@dataclass(slots=True)
+class _StepIndex:
+    """Where everything lies, in numpy. ``L1`` is 1 where all layers are alike but for an offset, else L::
+
+    rows     [L1, R, W]   run bases
+    row_of   [S, H]       rows of the (sequence, head)
+    offset   [L, S, H]    added to the run bases
+    kv_lens  [L1, S, H]   slots once the step's tokens are written
+    starts   [S + 1]      first token of each sequence
+    """
+
+    def __init__(self, fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[int]) -> None:
+        self.fmt, self.q_lens = fmt, np.array(q_lens, np.int32)
+        self.starts = np.concatenate([[0], np.cumsum(self.q_lens)])
+        grains = [table.granularity for table in tables]
+        coarse = np.array([grain is Granularity.SEQUENCE for grain in grains])[:, None]
+        fine = np.array([grain is Granularity.HEAD for grain in grains])[:, None]
+        heads, layers = np.arange(fmt.num_kv_heads), np.arange(fmt.num_layers)[:, None, None]
+        firsts = np.concatenate([[0], np.cumsum(np.where(fine[:, 0], fmt.num_kv_heads, 1))])
+        self.row_of = (firsts[:-1, None] + fine * heads).astype(np.int32)
+        self.offset = (~fine * heads + coarse * fmt.num_kv_heads * layers).astype(np.int32)
+        num_layers = 1 if coarse.all() else fmt.num_layers
+        self.kv_lens = self._lengths(tables, num_layers)
+        self.rows = self._stack(tables, num_layers, firsts.tolist())
+
+    def _lengths(self, tables: Sequence[PageTable], num_layers: int) -> Int32s:
+        lens: Int32s = np.empty((num_layers, len(tables), self.fmt.num_kv_heads), np.int32)
+        for s, table in enumerate(tables):
+            lens[:, s] = table.lens if table.num_rows == 1 else table.lens.reshape(num_layers, -1)
+        lens += self.q_lens[:, None]
+        return lens
+
+    def _stack(self, tables: Sequence[PageTable], num_layers: int, firsts: list[int]) -> Int32s:
+        width = max(1, self.fmt.blocks_for(int(self.kv_lens.max())))
+        rows: Int32s = np.zeros((num_layers, firsts[-1], width), np.int32)
+        for first, last, table in zip(firsts[:-1], firsts[1:], tables, strict=True):
+            bases = table.bases[:, :width]
+            rows[:, first:last, : bases.shape[1]] = (
+                bases if table.num_rows == 1 else bases.reshape(num_layers, last - first, -1)
+            )
+        return rows
+
+    def writes(self) -> tuple[Int32s, Int32s]:
+        """page_ids and slots [L1, T, H] of the step's tokens (with L1 == 1 the ids of layer 0)."""
+        owner = np.repeat(np.arange(len(self.q_lens)), self.q_lens)  # [T] sequence of each token
+        from_end = np.arange(len(owner)) - self.starts[1:][owner]  # -n … -1 within a chunk of n
+        at = self.kv_lens[:, owner] + from_end.astype(np.int32)[:, None]
+        column, slots = np.divmod(at, np.int32(self.fmt.page_size))
+        layers = np.arange(len(at))[:, None, None]
+        page_ids: Int32s = self.rows[layers, self.row_of[owner], column]
+        page_ids += self.offset[: len(at), owner]
+        return page_ids, slots
+
+
 class _Part:
-    """Sequences of the batch that are attended in one call, and their tokens (None: all)."""
+    """Sequences of the batch that are attended in one call. ``tokens``: which of the step's are theirs (None: all)."""
 
-    members: list[int]
-    tokens: Tensor | None
-    probs: bool
-    index: _Index
-
-
-class _Index:
-    """The layer tables of some sequences."""
-
-    def __init__(self, fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[int], device: torch.device) -> None:
-        self._q_starts_cpu = np.cumsum([0, *q_lens]).tolist()
-        self._max_q_len = max(q_lens)
-        rows, row_of, offset, self._layer_offset, kv_lens = _read_index(fmt, tables, q_lens)
+    def __init__(self, index: _StepIndex, rows: Tensor, members: list[int], probs: bool) -> None:
+        self.members, self.probs = members, probs
+        q_lens = index.q_lens[members]
+        q_starts = np.concatenate([[0], np.cumsum(q_lens)]).astype(np.int32)
+        kv_lens = index.kv_lens[:, members]
+        self._q_starts_cpu: list[int] = q_starts.tolist()
+        self._max_q_len = int(q_lens.max())
         self._kv_lens_cpu: list[list[list[int]]] = kv_lens.tolist()
         self._max_kv_lens: list[int] = kv_lens.max(axis=(1, 2)).tolist()
-        self._rows, self._row_of, self._offset, self._kv_lens, self._q_starts = (
-            torch.from_numpy(array).to(device)
-            for array in (rows, row_of, offset, kv_lens, np.array(self._q_starts_cpu, np.int32))
+        self._row_of, self._q_starts, offset, lens = (
+            torch.from_numpy(x).to(rows.device)
+            for x in (index.row_of[members], q_starts, index.offset[:, members], kv_lens)
         )
-        self._layer_offset_on_device = torch.from_numpy(self._layer_offset).to(device)
+        self._rows, self._offset, self._kv_lens = rows.unbind(), offset.unbind(), lens.unbind()
+        self.tokens: Tensor | None = None
+        if len(members) < len(index.q_lens):
+            spans = [np.arange(index.starts[s], index.starts[s + 1]) for s in members]
+            self.tokens = torch.from_numpy(np.concatenate(spans)).to(rows.device)
 
     def table(self, layer: int) -> LayerTable:
         """The ragged batch as one layer's attention sees it."""
@@ -161,7 +198,7 @@ class _Index:
         return LayerTable(
             rows=self._rows[at],
             row_of=self._row_of,
-            offset=self._offset + self._layer_offset_on_device * layer,
+            offset=self._offset[layer],
             kv_lens=self._kv_lens[at],
             q_starts=self._q_starts,
             q_starts_cpu=self._q_starts_cpu,
@@ -169,67 +206,3 @@ class _Index:
             max_kv_len=self._max_kv_lens[at],
             kv_lens_cpu=self._kv_lens_cpu[at],
         )
-
-
-def _read_index(
-    fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[int]
-) -> tuple[Int32s, Int32s, Int32s, Int32s, Int32s]:
-    """rows [L or 1, R, W], row_of [S, H], offset [S, H] in layer 0, its step from layer to layer [S, 1],
-    kv_lens [L or 1, S, H].
-    """
-    num_seqs, num_heads = len(tables), fmt.num_kv_heads
-    num_layers = 1 if all(table.granularity is Granularity.SEQUENCE for table in tables) else fmt.num_layers
-    longest = max(int(table.lens.max()) + num for table, num in zip(tables, q_lens, strict=True))
-    width = max(1, fmt.blocks_for(longest))
-    widths = [min(width, table.bases.shape[1]) for table in tables]
-    num_rows = [num_heads if table.granularity is Granularity.HEAD else 1 for table in tables]
-    firsts = np.cumsum([0, *num_rows]).tolist()
-    rows = np.zeros((num_layers, firsts[-1], width), np.int32)
-    row_of = np.empty((num_seqs, num_heads), np.int32)
-    offset = np.zeros((num_seqs, num_heads), np.int32)
-    layer_offset = np.zeros((num_seqs, 1), np.int32)
-    kv_lens = np.empty((num_layers, num_seqs, num_heads), np.int32)
-    heads = np.arange(num_heads, dtype=np.int32)
-    for s, (table, num, first, wide) in enumerate(zip(tables, q_lens, firsts, widths, strict=False)):
-        bases = table.bases[:, :wide]
-        if table.granularity is Granularity.SEQUENCE:
-            rows[:, first, :wide] = bases[0]
-            row_of[s], offset[s], layer_offset[s] = first, heads, num_heads
-            kv_lens[:, s] = table.lens[0] + num
-        elif table.granularity is Granularity.LAYER:
-            rows[:, first, :wide] = bases
-            row_of[s], offset[s] = first, heads
-            kv_lens[:, s] = table.lens[:, None] + np.int32(num)
-        else:
-            rows[:, first : first + num_heads, :wide] = bases.reshape(num_layers, num_heads, wide)
-            row_of[s] = first + heads
-            kv_lens[:, s] = table.lens.reshape(num_layers, num_heads) + np.int32(num)
-    return rows, row_of, offset, layer_offset, kv_lens
-
-
-def _write_index(fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[int]) -> tuple[Int32s, Int32s]:
-    """page_ids and slots [L or 1, T, H] of the step's tokens; with one layer only, the ids are those of layer 0 and
-    grow by H per layer.
-    """
-    page_size, num_heads = np.int32(fmt.page_size), fmt.num_kv_heads
-    exact = all(table.granularity is Granularity.SEQUENCE for table in tables)
-    num_layers = 1 if exact else fmt.num_layers
-    page_ids = np.empty((num_layers, sum(q_lens), num_heads), np.int32)
-    slots = np.empty_like(page_ids)
-    all_pages = np.arange(num_layers * num_heads, dtype=np.int32).reshape(num_layers, 1, num_heads)
-    start = 0
-    for table, num in zip(tables, q_lens, strict=True):
-        stop = start + num
-        steps: Int32s = np.arange(num, dtype=np.int32)
-        at = table.lens[:, None] + steps  # [rows, num]
-        if table.granularity is Granularity.SEQUENCE:
-            page_ids[:, start:stop] = table.bases[0, at[0] // page_size][:, None] + all_pages
-            slots[:, start:stop] = (at[0] % page_size)[:, None]
-        else:
-            bases = np.take_along_axis(table.bases, (at // page_size).astype(np.intp), axis=1)
-            shape = (num_layers, -1, num)  # [L, 1 or H, num]
-            within = all_pages[:1] if table.granularity is Granularity.LAYER else np.int32(0)
-            page_ids[:, start:stop] = bases.reshape(shape).swapaxes(1, 2) + within
-            slots[:, start:stop] = (at % page_size).reshape(shape).swapaxes(1, 2)
-        start = stop
-    return page_ids, slots
