@@ -95,6 +95,13 @@ def test_windows_by_layer() -> None:
     assert ModelShape.from_config({"model_type": "mistral", "sliding_window": None}).windows == (0,) * 32
 
 
+def test_yarn_reaches_further_than_the_config_says() -> None:
+    rope = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    assert ModelShape.from_config({"model_type": "qwen2", "rope_scaling": rope}).max_position == 131072
+    assert ModelShape.from_config({"model_type": "qwen2"}).max_position == 32768
+    assert ModelShape.from_config({"model_type": "gpt_oss"}).max_position == 131072
+
+
 def test_bytes_of_tables_and_steps() -> None:
     shape = ModelShape.from_config({"model_type": "llama"})
     assert shape.table_bytes(2048, "float32") == 2048 * 128 * 4

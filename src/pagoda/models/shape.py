@@ -14,7 +14,7 @@ from pagoda.core.errors import ConfigError, choices
 from pagoda.core.types import DTYPE_BYTES, KVFormat
 
 from .params import parameters
-from .spec import AttentionSpec, DecoderSpec, LatentSpec, MLPSpec, MoESpec
+from .spec import AttentionSpec, DecoderSpec, LatentSpec, MLPSpec, MoESpec, RopeSpec
 
 FLOAT32 = 4
 
@@ -69,7 +69,7 @@ class ModelShape:
             num_kv_heads=1 if isinstance(attn, LatentSpec) else attn.num_kv_heads,
             k_dim=attn.latent_dim if isinstance(attn, LatentSpec) else attn.head_dim,
             v_dim=0 if latent else attn.head_dim,
-            max_position=spec.max_position,
+            max_position=max([spec.max_position, *(_yarn_reach(rope) for rope in ropes)]),
             windows=tuple(block.attn.window for block in spec.blocks),
             num_params=sum(p.count for p in table),
             num_float32_params=sum(p.count for p in table if p.float32),
@@ -132,6 +132,11 @@ SMALL_BYTES = 1 << 17
 
 MASK_BYTES = 11
 """Per query and slot of a tile: a distance (int64) and three booleans, besides the mask in the model's dtype."""
+
+
+def _yarn_reach(rope: RopeSpec) -> int:
+    """Positions that YaRN stretches to; configs that add it later (Qwen2.5) leave max_position_embeddings as it was."""
+    return int(rope.original_max_position * rope.factor) if rope.kind == "yarn" else 0
 
 
 def _attention_floats(attn: AttentionSpec | LatentSpec) -> int:

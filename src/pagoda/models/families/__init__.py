@@ -1,6 +1,9 @@
 """One file per family, named by its Hugging Face ``model_type``. The folder is the registry.
 
-A family file is a `Family`: how a `DecoderSpec` is read from a config dict, and a tiny random member for tests.
+A family file is a `Family`: how a `DecoderSpec` is read from a config dict, and a tiny random member for tests. To add
+one, write ``families/<model_type>.py``: read every feature key of the config strictly (transformers' class defaults),
+fill the spec, say in `Names` which checkpoint names differ from Llama's, and give `tiny` the features that make the
+family special. Shapes, loading and layers follow from the spec; tests/models/test_families.py finds the file.
 """
 
 from __future__ import annotations
