@@ -187,6 +187,25 @@ def test_idle_holders_give_way_when_nothing_else_can_run() -> None:
     plan = scheduler.schedule()
     assert plan.scheduled == []
     assert plan.preempted == [idle]
+    assert [s.item for s in scheduler.schedule().scheduled] == [waiting]
+    assert len(scheduler.waiting) == 0  # the idle one wants no pages before it has something to compute
+    idle.num_tokens += 1
+    scheduler.wake(idle)
+    scheduler.wake(waiting)
+    assert scheduler.waiting.head() is idle
+
+
+def test_a_parked_item_can_end() -> None:
+    scheduler = make(capacity=10)
+    idle, waiting = Stream(1, 8, arrival=0), Stream(2, 8, arrival=1)
+    scheduler.add(idle)
+    scheduler.schedule()
+    idle.num_computed = 8
+    scheduler.add(waiting)
+    scheduler.schedule()
+    scheduler.remove(idle)
+    scheduler.wake(idle)
+    assert list(scheduler.waiting) == [waiting]
 
 
 def test_a_fork_runs_at_once_if_there_is_a_seat() -> None:

@@ -69,6 +69,10 @@ class Advance:
         for sequence, token in zip(sequences, sampled, strict=True):
             self._accept(sequence, token)
 
+    def wake(self, sequence: Sequence) -> None:
+        """A complete sequence was given another token."""
+        self._scheduler.wake(sequence)
+
     def end(self, sequence: Sequence, reason: FinishReason, why: str | int | None = None) -> None:
         """The sequence gets no more tokens: its pages go back, its held-back text comes out."""
         if sequence.finished:

@@ -91,6 +91,7 @@ class BeamGroup:
             child.tokens.append(beam.token_id)
             child.sample_state.accept(beam.token_id)
             child.cumulative_logprob = beam.cumulative_logprob
+            self._advance.wake(child)
 
     def _fork(self, survivors: list[Beam]) -> list[Sequence]:
         """One sequence per survivor: the first child of a beam takes the beam itself, later ones fork off it.

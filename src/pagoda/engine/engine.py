@@ -6,6 +6,8 @@ import itertools
 import logging
 from dataclasses import dataclass
 
+import torch
+
 from ..core.clock import Clock
 from ..core.errors import RequestError
 from ..core.events import EventBus
@@ -143,6 +145,7 @@ class Engine:
         self._publish(plan, self.clock.now() - started)
         return outputs
 
+    @torch.inference_mode()
     def _run(self, plan: Plan) -> list[RequestState]:
         groups = list({id(s.item.group): s.item.group for s in plan.scheduled}.values())  # type: ignore[attr-defined]
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..kv.manager import KVManager
 from ..models.tokenizer import Tokenizer
+from ..sampling.ranking import best_sequences
 from .outputs import Completion, KVMemory, RequestOutput, Usage
 from .sequence import RequestState, Sequence
 
@@ -32,8 +33,8 @@ def _answers(group: RequestState) -> list[Completion]:
     """All answers while they run; at the end the ``n`` likeliest of ``best_of``."""
     params, sequences = group.request.params, group.sequences
     if params.best_of is not None and params.best_of > params.n and group.finished:
-        sequences = sorted(sequences, key=lambda s: -s.cumulative_logprob)[: params.n]
-        return [_completion(sequence, index) for index, sequence in enumerate(sequences)]
+        best = best_sequences([sequence.cumulative_logprob for sequence in sequences], params.n)
+        return [_completion(sequences[chosen], index) for index, chosen in enumerate(best)]
     return [_completion(sequence, sequence.index) for sequence in sequences[: params.n]]
 
 

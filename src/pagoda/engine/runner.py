@@ -54,12 +54,11 @@ class StepResult:
 
 
 class Runner:
-    """Owns the way of a step through the device; knows no requests' texts and no scheduling."""
+    """Owns the way of a step through the device; knows no requests' texts and no scheduling. Call in inference mode."""
 
     def __init__(self, model: Model, storage: PageStorage, manager: KVManager) -> None:
         self.model, self._storage, self._manager = model, storage, manager
 
-    @torch.inference_mode()
     def run(self, plan: Plan) -> StepResult:
         """One forward pass. KV of the plan's tokens is written; nothing is committed yet."""
         pieces = _pieces(plan)
@@ -77,7 +76,6 @@ class Runner:
         logits = self.logits(hidden, [piece.first_row + piece.num_tokens - 1 for piece in done])
         return StepResult(pieces, [piece.sequence for piece in done], logits, hidden, view)
 
-    @torch.inference_mode()
     def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
         """float32 [len(rows), vocab] of these rows of the hidden states [T, hidden_size]."""
         if len(rows) == hidden.shape[0]:

@@ -38,6 +38,7 @@ class Scheduler:
         self.limits, self.policy, self._memory, self._clock = limits, policy, memory, clock
         self.waiting = WaitingQueue(policy)
         self.running: dict[int, Item] = {}
+        self._parked: dict[int, Item] = {}  # preempted with nothing to compute: they wait for ``wake``, not for pages
         self.num_preemptions = 0
 
     def add(self, item: Item) -> None:
@@ -55,12 +56,17 @@ class Scheduler:
         """The sequence ended or was aborted; its pages go back if it held any."""
         if self.running.pop(item.seq_id, None) is not None:
             self._memory.release(item)
-        else:
+        elif self._parked.pop(item.seq_id, None) is None:
             self.waiting.remove(item)
 
     def is_running(self, item: Item) -> bool:
         """Whether the item holds a seat and pages."""
         return item.seq_id in self.running
+
+    def wake(self, item: Item) -> None:
+        """The item has a new token to compute; needed where it was complete (a beam) and may have lost its pages."""
+        if self._parked.pop(item.seq_id, None) is not None:
+            self.waiting.add(item, self._clock.now())
 
     def preempt(self, item: Item) -> None:
         """A running sequence gives its pages up and waits again (for those who find out after planning)."""
@@ -171,11 +177,15 @@ class Scheduler:
             self._preempt(max(self.running.values(), key=lambda r: self.policy.key(r, now)), plan)
 
     def _preempt(self, victim: Item, plan: Plan) -> None:
+        idle = victim.num_computed == victim.num_tokens
         del self.running[victim.seq_id]
         self._memory.release(victim)
         plan.preempted.append(victim)
         self.num_preemptions += 1
-        self.waiting.add(victim, self._clock.now())
+        if idle:
+            self._parked[victim.seq_id] = victim
+        else:
+            self.waiting.add(victim, self._clock.now())
 
     @staticmethod
     def _pending(item: Item) -> int:

@@ -1,0 +1,116 @@
+"""What cannot work is refused in one line that says what to do, before anything is loaded or queued."""
+
+from __future__ import annotations
+
+import pytest
+
+from pagoda import BudgetError, ConfigError, EngineClosedError, ModelError, PagodaError, RequestError, SamplingParams
+
+from .conftest import kv_bytes
+from .tiny import prompt
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"dtype": "fp61"}, ConfigError, "accepted: auto"),
+        ({"weights": "int3"}, ConfigError, "accepted: auto"),
+        ({"device": "abacus"}, ConfigError, "accepted: auto, cpu"),
+        ({"kv": "snapkw"}, ConfigError, "accepted: exact"),
+        ({"scheduling": "luck"}, ConfigError, "accepted: fcfs, priority"),
+        ({"page_size": 12}, ConfigError, "accepted: 8, 16"),
+        ({"granularity": "token"}, ConfigError, "accepted: auto"),
+        ({"max_model_len": 100_000}, ConfigError, "positions end at 512"),
+        ({"max_model_len": "long"}, ConfigError, "number of tokens"),
+        ({"max_num_seqs": 0}, ConfigError, "whole number from 1"),
+        ({"max_num_batched_tokens": 2.5}, ConfigError, "whole number from 1"),
+        ({"memory": "lots"}, ConfigError, "accepted"),
+        ({"memory": "1MiB"}, BudgetError, "MiB"),
+        ({"memory": "900TiB"}, BudgetError, "ask for at most"),
+        ({"kv_memory": "1KiB"}, BudgetError, "raise it to that"),
+        ({"colour": "red"}, ConfigError, "no option 'colour'"),
+    ],
+)
+def test_options(make_llm, options, error, words) -> None:
+    with pytest.raises(error) as caught:
+        make_llm(**options)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_models_that_are_not_there(make_llm, tmp_path) -> None:
+    for model in ("", str(tmp_path / "nothing"), str(tmp_path)):
+        with pytest.raises((ModelError, ConfigError)) as caught:
+            make_llm(model)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([], "empty"),
+        ("", "empty"),
+        ([999], "ids are 0 to 287"),
+        ([1, -2], "prompt token 1 is -2"),
+        ([1, "a"], "whole numbers"),
+        (prompt(1, 512), "no room for an answer"),
+        (12, "give text"),
+        ([b"bytes"], "text or a list of token ids"),
+    ],
+)
+def test_prompts(make_llm, ids, words) -> None:
+    llm = make_llm()
+    with pytest.raises(RequestError) as caught:
+        llm.generate(ids if isinstance(ids, (str, int)) or ids == [b"bytes"] else [ids])
+    assert words in str(caught.value)
+    assert llm.stats()["queue"]["waiting"] == 0
+
+
+def test_a_request_larger_than_the_pool_is_refused_with_the_numbers(make_llm) -> None:
+    llm = make_llm(kv_memory=kv_bytes(16), page_size=8, max_num_seqs=4)
+    with pytest.raises(RequestError, match=r"100 prompt tokens and up to 28 more|128 tokens"):
+        llm.generate([prompt(1, 100)], SamplingParams(max_tokens=100, beam_width=2))
+    with pytest.raises(RequestError, match="leaves no room"):
+        llm.generate([prompt(1, 128)], SamplingParams(max_tokens=100))
+    assert len(llm.generate([prompt(1, 100)], SamplingParams(max_tokens=None, ignore_eos=True))[0].token_ids) == 28
+
+
+def test_one_bad_prompt_leaves_nothing_behind(make_llm) -> None:
+    llm = make_llm()
+    with pytest.raises(RequestError):
+        llm.generate([prompt(1, 5), [999]])
+    assert not llm._open().engine.has_work
+    with pytest.raises(RequestError, match="2 SamplingParams for 1 prompts"):
+        llm.generate([prompt(1, 5)], [SamplingParams(), SamplingParams()])
+    with pytest.raises(RequestError, match="token ids are 0 to 287"):
+        llm.generate([prompt(1, 5)], SamplingParams(stop_token_ids=[5000]))
+
+
+def test_nothing_works_after_close(make_llm) -> None:
+    llm = make_llm()
+    llm.close()
+    llm.close()
+    for call in (llm.stats, lambda: llm.generate("a"), lambda: llm.max_model_len):
+        with pytest.raises(EngineClosedError):
+            call()
+    assert issubclass(EngineClosedError, PagodaError)
+
+
+def test_ctrl_c_leaves_nothing_behind(make_llm, monkeypatch, oracle) -> None:
+    llm = make_llm()
+    engine = llm._open().engine
+    run = engine._runner.run
+    calls = []
+
+    def interrupted(plan):
+        calls.append(plan)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(plan)
+
+    monkeypatch.setattr(engine._runner, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([prompt(1, 5), prompt(2, 40)], SamplingParams(max_tokens=30))
+    assert not engine.has_work
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    assert llm.generate([prompt(1, 5)], params)[0].token_ids == oracle(prompt(1, 5), 8)
