@@ -22,6 +22,9 @@ def _needs(x: Tensor, weight: Tensor, bias: Tensor | None) -> Needs:
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    # Measured for one token in bfloat16 (torch 2.13, one busy Zen 4 core, us): [4864, 896] F.linear 917, mv 1418,
+    # mm(weight, x.T) 907, bmm over 8 parts 1430; [151936, 896] F.linear 29400, mv 46100, mm 33100, bmm 63200. Nothing in
+    # torch reads weights faster (9 GB/s there, 20-29 GB/s on an idle machine) without a second, packed copy of them.
     return torch.nn.functional.linear(x, weight, bias)
 
 
