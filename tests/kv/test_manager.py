@@ -283,11 +283,34 @@ def test_whole_blocks_are_counted_where_pages_are_scattered() -> None:
     world.keep(fine, {(0, 0): [], (0, 1): [], (1, 0): []})
     world.check()
     coarse = world.admit([1], S)
+    other = world.admit([1], S)
     assert world.reserve(coarse, 4)
-    assert not world.reserve(coarse, 8)
+    assert world.pool.num_free_blocks == 0
+    assert not world.reserve(other, 8)
     world.check()
     world.release(fine)
-    assert world.reserve(coarse, 12)
+    assert world.reserve(other, 8)
+    world.check()
+    assert world.manager.stats().num_refined_tables == 0
+
+
+@pytest.mark.parametrize("grain", [S, L])
+def test_single_pages_serve_where_no_whole_run_is_free(grain: Granularity) -> None:
+    """Two sequences evicted different heads: one block's worth of pages is free, in no block whole."""
+    world = world_of(4, use_prefix=False)
+    for heads in ([(0, 0), (1, 0)], [(0, 1), (1, 1)]):
+        seq_id = run(world, PROMPT[:8], H)
+        world.keep(seq_id, {name: [0, 1] for name in heads})
+    exact = world.admit(PROMPT, grain)
+    assert (world.pool.num_free_blocks, world.manager.available_blocks()) == (0, 1)
+    assert not world.reserve(exact, 5)
+    assert world.manager.table(exact).granularity is grain
+    world.step({exact: PROMPT[:3]})
+    world.check()
+    assert world.manager.table(exact).granularity is H
+    assert world.manager.stats().num_refined_tables == 1
+    assert world.pool.num_free_pages == 0
+    assert world.keep(exact, {(None, None): [0, 2]}), "a policy still names all heads at once"
     world.check()
 
 
@@ -353,7 +376,7 @@ def test_coarser_rows_are_evicted_whole(grain: Granularity, name: tuple[int | No
     assert world.keep(seq_id, {name: [0, 4, 8, 9]})
     world.check()
     assert world.manager.stats().num_dropped_slots == 6 * world.manager.table(seq_id).run
-    with pytest.raises(ConfigError, match=f"granularity '{grain}'"):
+    with pytest.raises(ConfigError, match=f"granularity '{grain}', whose rows cover more"):
         world.manager.keep(seq_id, 0, 0, [0])
 
 
@@ -412,8 +435,11 @@ def test_slots_that_are_not_there_are_refused(slots: list[int]) -> None:
     seq_id = run(world, PROMPT, H)
     with pytest.raises(ConfigError, match="accepted: 0 … 9, each once, ascending"):
         world.manager.keep(seq_id, 0, 1, slots)
-    with pytest.raises(ConfigError, match="layers below 2, heads below 2"):
-        world.manager.keep(seq_id, 0, 2, [1])
+    for name in ((0, 2), (2, 0), (-1, 0), (None, 1)):
+        with pytest.raises(ConfigError, match="layers below 2, heads below 2 with their layer"):
+            world.manager.keep(seq_id, *name, [1])
+    with pytest.raises(ConfigError, match="given twice"):
+        world.manager.keep_many(seq_id, {(0, None): [1], (0, 1): [1]})
     world.check()
 
 

@@ -94,6 +94,18 @@ def test_a_copy_has_written_pages_only_and_its_own_arrays() -> None:
     assert PageTable(FMT, H).copy().num_pages == 0
 
 
+@pytest.mark.parametrize("grain", [S, L])
+def test_a_refined_table_has_the_same_places(grain: Granularity) -> None:
+    table = PageTable(FMT, grain)
+    table.append(table.missing_runs(6), expand_runs(ids(18, 6), 6, table.run))
+    table.advance(6)
+    before = [table.locate(layer, head, slot) for layer in range(2) for head in range(3) for slot in range(6)]
+    table.refine()
+    assert (table.granularity, table.num_rows, table.num_pages, table.room) == (H, 6, 12, 2)
+    assert before == [table.locate(layer, head, slot) for layer in range(2) for head in range(3) for slot in range(6)]
+    assert not table.bases[:, 2:].any()
+
+
 def test_moves_join_and_iterate() -> None:
     one = SlotMoves(ids(1), ids(2), ids(3), ids(0))
     both = SlotMoves.join([one, SlotMoves(ids(4), ids(1), ids(3), ids(1))])

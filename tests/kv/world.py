@@ -228,7 +228,7 @@ class World:
         tables = {
             seq_id: (
                 table.bases[:, : table.counts.max()].tobytes(), table.counts.tobytes(), table.lens.tobytes(),
-                table.num_tokens, table.room, table.pristine, table.kept_at,
+                table.granularity, table.num_tokens, table.room, table.pristine, table.kept_at,
             )
             for seq_id, table in ((seq_id, self.manager.table(seq_id)) for seq_id in self.manager.seq_ids())
         }  # fmt: skip

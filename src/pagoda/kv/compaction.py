@@ -9,13 +9,12 @@ Slots that stay move to 0 … n-1. From the first gap on, every slot moves, so t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core.errors import ConfigError
-from ..core.types import Granularity
 from .pages import Int32s
 from .table import PageTable, SlotMoves
 
@@ -31,14 +30,13 @@ class RowPlan:
     num_dirty: int
 
     @classmethod
-    def make(cls, table: PageTable, layer: int | None, head: int | None, slots: Sequence[int] | Int32s) -> RowPlan:
-        """Raises ConfigError for a row that covers other heads than were named, or slots that the row does not have."""
-        row = row_of(table, layer, head)
-        kept = np.asarray(slots, np.int32).reshape(-1)
+    def make(cls, table: PageTable, row: int, kept: Int32s) -> RowPlan:
+        """Raises ConfigError for slots that the row does not have."""
         num, held = len(kept), int(table.lens[row])
         if num and (kept[0] < 0 or kept[-1] >= held or (kept[1:] <= kept[:-1]).any()):
-            where = f"layer {layer}, head {head}"
-            raise ConfigError(f"slots to keep in {where} not in order; accepted: 0 … {held - 1}, each once, ascending")
+            raise ConfigError(
+                f"slots to keep in row {row} not in order; accepted: 0 … {held - 1}, each once, ascending"
+            )
         first_moved = int(np.count_nonzero(kept == np.arange(num, dtype=np.int32)))
         page_size = table.fmt.page_size
         first_dirty = first_moved // page_size
@@ -67,21 +65,32 @@ class RowPlan:
         return SlotMoves(src_pages.ravel(), src_slots, dst_pages.ravel(), dst_slots)
 
 
-def row_of(table: PageTable, layer: int | None, head: int | None) -> int:
-    """The row that covers exactly the named heads. Raises ConfigError where it covers more, or several are meant."""
-    named = (layer is not None, head is not None)
-    wanted = {
-        Granularity.SEQUENCE: (False, False),
-        Granularity.LAYER: (True, False),
-        Granularity.HEAD: (True, True),
-    }[table.granularity]
-    if named != wanted:
+def plan_rows(
+    table: PageTable, kept: Mapping[tuple[int, int] | tuple[int | None, int | None], Sequence[int] | Int32s]
+) -> list[RowPlan]:
+    """A plan for each row that loses slots. Raises ConfigError for a name without its own rows, or wrong slots."""
+    plans: dict[int, RowPlan] = {}
+    for (layer, head), slots in kept.items():
+        array = np.asarray(slots, np.int32).reshape(-1)
+        for row in rows_of(table, layer, head):
+            if row in plans:
+                raise ConfigError(f"slots to keep are given twice for layer {layer}, head {head}; accepted: once")
+            plans[row] = RowPlan.make(table, row, array)
+    return [plan for plan in plans.values() if len(plan.slots) < table.lens[plan.row]]
+
+
+def rows_of(table: PageTable, layer: int | None, head: int | None) -> range:
+    """The rows of the named heads (None: all of them). Raises ConfigError where a row covers more than was named."""
+    fmt, grain = table.fmt, table.granularity
+    named = 1 if head is not None else fmt.num_kv_heads if layer is not None else fmt.pages_per_block
+    if named < table.run:
         raise ConfigError(
-            f"cannot evict in layer {layer}, head {head} of a table of granularity {table.granularity.value!r}; "
-            f"accepted: layer and head with 'head', a layer with 'layer', neither with 'sequence'"
+            f"cannot evict in layer {layer}, head {head} of a table of granularity {grain.value!r}, whose rows cover "
+            f"more; accepted: any with 'head', whole layers with 'layer', all layers at once with 'sequence'"
         )
-    fmt = table.fmt
-    if not (0 <= (layer or 0) < fmt.num_layers and 0 <= (head or 0) < fmt.num_kv_heads):
-        most = f"layers below {fmt.num_layers}, heads below {fmt.num_kv_heads}"
+    known = 0 <= (layer or 0) < fmt.num_layers and 0 <= (head or 0) < fmt.num_kv_heads
+    if not known or (layer is None and head is not None):
+        most = f"layers below {fmt.num_layers}, heads below {fmt.num_kv_heads} with their layer"
         raise ConfigError(f"cannot evict in layer {layer}, head {head}; accepted: {most}")
-    return table.row(layer or 0, head or 0)
+    first = table.row(layer or 0, head or 0)
+    return range(first, first + named // table.run)

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..core.errors import RequestError
 from ..core.types import Granularity, KVFormat
-from .compaction import RowPlan
+from .compaction import RowPlan, plan_rows
 from .pages import Int32s, PagePool
 from .prefix import Entry, PrefixCache, PrefixStats, token_bytes
 from .room import Room
@@ -60,7 +60,7 @@ class KVManager:
         self._room, self._can_grow = Room(pool, prefix, grow), grow is not None
         self._sequences: dict[int, _Sequence] = {}
         self._copies: dict[int, int] = {}  # page to be written -> page to be read, before the next step
-        self._num_copies = self._num_dropped = 0
+        self._num_copies = self._num_dropped = self._num_refined = 0
 
     # Life of a sequence ---------------------------------------------------------------------------------------------
 
@@ -104,31 +104,49 @@ class KVManager:
     def reserve(self, seq_id: int, num_tokens: int) -> bool:
         """Pages for the next ``num_tokens`` slots of every row; shared pages among them are replaced by copies.
 
-        Free pages first, then growth of the pool, then cached prefixes. False if that is not enough: then no table,
-        page or entry has changed.
+        Free pages first, then growth of the pool, then cached prefixes. Where there are enough pages but no whole runs,
+        the table becomes one of granularity ``head``. False if nothing of this is enough: then no table, page or entry
+        has changed.
         """
         table = self._sequences[seq_id].table
         if table.tail_owned and table.room >= num_tokens:
             return True
-        return self._reserve(table, num_tokens)
+        return self._reserve(table, num_tokens) or self._reserve_scattered(table, num_tokens)
 
     def _reserve(self, table: PageTable, num_tokens: int) -> bool:
-        missing = table.missing_runs(num_tokens)
+        missing, run = table.missing_runs(num_tokens), table.run
         num_missing = int(missing.sum())
-        rows, columns = table.open_cells() if not table.tail_owned else (np.zeros(0, np.intp), np.zeros(0, np.int32))
+        rows, columns = table.open_cells()
         open_runs = table.bases[rows, columns]
-        if not self._room.make(table.run, lambda: num_missing + int(self.pool.shared(open_runs, table.run).sum())):
+        if not self._room.make(run, lambda: num_missing + self._num_shared(table, open_runs, run)):
             return False
-        shared = self.pool.shared(open_runs, table.run)
-        runs = self._alloc(table.run, num_missing + int(shared.sum()))
+        shared = self.pool.shared(open_runs, run)
+        runs = self._alloc(run, num_missing + int(shared.sum()))
         if num_missing:
             table.append(missing, runs[:num_missing])
         if shared.any():
             table.bases[rows[shared], columns[shared]] = runs[num_missing:]
-            self._copy(open_runs[shared], runs[num_missing:], table.run)
-            self.pool.unref_runs(open_runs[shared], table.run)
+            self._copy(open_runs[shared], runs[num_missing:], run)
+            self.pool.unref_runs(open_runs[shared], run)
         table.tail_owned = True
         return True
+
+    def _reserve_scattered(self, table: PageTable, num_tokens: int) -> bool:
+        """Where no whole run is free any more, single pages serve as well: those that policies freed, from any block.
+        The table has a row for each head from then on.
+        """
+        if table.run == 1:
+            return False
+        num_missing = int(table.missing_runs(num_tokens).sum()) * table.run
+        open_pages = expand_runs(table.bases[table.open_cells()], table.run, 1)
+        if not self._room.make(1, lambda: num_missing + self._num_shared(table, open_pages, 1)):
+            return False
+        table.refine()
+        self._num_refined += 1
+        return self._reserve(table, num_tokens)
+
+    def _num_shared(self, table: PageTable, runs: Int32s, run: int) -> int:
+        return 0 if table.tail_owned else int(self.pool.shared(runs, run).sum())
 
     def commit(self, seq_id: int, tokens: Sequence[int]) -> None:
         """The KV of these tokens (reserved before) is written. Pages that they fill become prefix entries."""
@@ -227,27 +245,26 @@ class KVManager:
     # Eviction of slots ----------------------------------------------------------------------------------------------
 
     def keep(self, seq_id: int, layer: int | None, head: int | None, slots: Sequence[int]) -> SlotMoves | None:
-        """Only these slots (ascending) of one row stay; see ``keep_many``. ``head=None``: all heads of the layer, and
-        ``layer=None``: all layers, where the table's granularity has one row for them.
+        """Only these slots (ascending) stay; see ``keep_many``. ``head=None``: in all heads of the layer, and
+        ``layer=None`` too: in all layers.
         """
         return self.keep_many(seq_id, {(layer, head): slots})
 
     def keep_many(
         self, seq_id: int, kept: Mapping[tuple[int, int] | tuple[int | None, int | None], Sequence[int] | Int32s]
     ) -> SlotMoves | None:
-        """Slots that stay, ascending, per (layer, head); rows not named stay as they are. They move up to 0 … n-1.
+        """Slots that stay, ascending, per (layer, head); heads not named stay as they are. They move up to 0 … n-1.
 
         Shared pages that would be written are replaced, for these rows only; pages past the end are free at once,
         though the returned moves may still read them: run the moves (after ``take_copies``) before the next step. Pages
         that were reserved but not written go back too. The sequence's later pages are not offered to the prefix cache.
 
-        Returns None, and nothing has changed, when there is no room for the replacements. Raises ConfigError when a row
-        covers other heads than were named, or the slots are not ascending slots of the row.
+        Returns None, and nothing has changed, when there is no room for the replacements. Raises ConfigError when the
+        table's rows cover more heads than were named, or the slots are not ascending slots of the head.
         """
         sequence = self._sequences[seq_id]
         table, node = sequence.table, sequence.node
-        plans = [RowPlan.make(table, layer, head, slots) for (layer, head), slots in kept.items()]
-        plans = [plan for plan in plans if len(plan.slots) < table.lens[plan.row]]
+        plans = plan_rows(table, kept)
         if not plans:
             return SlotMoves.join([])
         dirty = np.concatenate([table.bases[plan.row, plan.dirty] for plan in plans])
@@ -342,11 +359,11 @@ class KVManager:
         """Blocks for that many tokens of a new sequence."""
         return self.fmt.blocks_for(num_tokens)
 
-    def available_blocks(self, granularity: Granularity = Granularity.SEQUENCE) -> int:
-        """Blocks (or as many pages in finer runs) that ``reserve`` could find now, at most: free ones, those that the
-        pool may still grow by, and cached prefixes that nobody uses.
+    def available_blocks(self) -> int:
+        """Blocks, or as many single pages, that ``reserve`` could find now, at most: free ones, those that the pool may
+        still grow by, and cached prefixes that nobody uses.
         """
-        return self._room.available_blocks(self.fmt.pages_per_run(granularity))
+        return self._room.available_blocks()
 
     def capacity_tokens(self) -> int:
         """Tokens of the longest sequence that fits when it is alone and nothing is pinned."""
@@ -372,6 +389,7 @@ class KVManager:
             num_sequences=len(self._sequences),
             num_copied_pages=self._num_copies,
             num_dropped_slots=self._num_dropped,
+            num_refined_tables=self._num_refined,
             page_bytes=self.fmt.page_bytes,
             block_bytes=self.fmt.block_bytes,
             prefix=PrefixStats() if prefix is None else prefix.stats,

@@ -53,11 +53,11 @@ class Room:
             trial.commit()
         return self._pool.shrink(num_blocks)
 
-    def available_blocks(self, run: int) -> int:
-        """Blocks (or as many pages in runs of ``run``) that ``make`` could find, at most: the ledger may refuse growth,
-        and a page of an unused prefix may be shared still with a sequence that evicted from it.
+    def available_blocks(self) -> int:
+        """Blocks (or as many single pages) that ``make`` could find, at most: the ledger may refuse growth, and a page
+        of an unused prefix may be shared still with a sequence that evicted from it.
         """
-        free = self._pool.num_free_runs(run) * run // self._pool.fmt.pages_per_block
+        free = self._pool.num_free_pages // self._pool.fmt.pages_per_block
         growth = self._pool.max_blocks - self._pool.num_blocks if self._grow is not None else 0
         return free + growth + (self._prefix.num_idle if self._prefix is not None else 0)
 

@@ -23,6 +23,7 @@ class KVStats:
     num_sequences: int
     num_copied_pages: int
     num_dropped_slots: int
+    num_refined_tables: int
     page_bytes: int
     block_bytes: int
     prefix: PrefixStats = field(default_factory=PrefixStats)

@@ -155,6 +155,14 @@ class PageTable:
         twin.measure()
         return twin
 
+    def refine(self) -> None:
+        """A row for each kv-head from now on, over the same pages."""
+        wide = self.bases[:, None, :] + np.arange(self.run, dtype=np.int32)[:, None]
+        wide[~np.broadcast_to(self._held(self.bases.shape[1])[:, None, :], wide.shape)] = 0
+        self.bases = wide.reshape(-1, self.bases.shape[1])
+        self.counts, self.lens = np.repeat(self.counts, self.run), np.repeat(self.lens, self.run)
+        self.granularity, self.num_rows, self.run = Granularity.HEAD, len(self.bases), 1
+
     def measure(self) -> None:
         """Recounts ``room``."""
         self.room = int((self.counts * np.int32(self.fmt.page_size) - self.lens).min())
