@@ -11,6 +11,7 @@ SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 384,
     "num_hidden_layers": 3, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+NO_LAYERS = {"num_hidden_layers": None, "num_key_value_heads": None}
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 # model_type: what differs from SIZES (None: the key is left out)
@@ -33,6 +34,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "persimmon": {"num_key_value_heads": None},
     "gpt_bigcode": {"n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 256, "multi_query": True},
     "biogpt": {"num_key_value_heads": None},
+    "gptj": {"n_inner": 96, "rotary_dim": 8, "num_key_value_heads": None},
+    "codegen": {"n_inner": 96, "rotary_dim": 8, "num_key_value_heads": None},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4, "window_size": 8} | NO_LAYERS,
+    "bloom": {"n_head": 4, "n_layer": 3} | NO_LAYERS,
+    "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 256} | NO_LAYERS,
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_num_shared_experts": 1},
     "glm4_moe": {"head_dim": 16, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1} | MOE,

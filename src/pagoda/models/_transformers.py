@@ -92,21 +92,28 @@ def has_interface(kind: type[nn.Module]) -> bool:
     return hasattr(sys.modules[kind.__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
-def register_attention(attention: Callable[..., Any]) -> None:
-    """Makes ``attention`` transformers' implementation named ``ATTENTION``; masks are not made for it."""
+def register_attention(attention: Callable[..., Any], mask: Callable[[Any], Any]) -> None:
+    """Makes ``attention`` transformers' implementation named ``ATTENTION``; ``mask(config)`` stands in for masks."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, lambda *args, **kwargs: None)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, lambda *_, config, **__: mask(config))
 
 
-def new_module(kind: Any, config: Any, *, attention: str = ATTENTION, dtype: torch.dtype, device: str) -> Any:
-    """A causal LM with transformers' random weights; device ``meta`` allocates nothing."""
+def new_module(kind: Any, config: Any, *, dtype: torch.dtype, device: str) -> Any:
+    """A causal LM with transformers' random weights and eager attention; device ``meta`` allocates nothing."""
     import torch
 
     with quiet(), torch.device(device):
-        return kind._from_config(config, attn_implementation=attention, dtype=dtype).eval()
+        return kind._from_config(config, attn_implementation="eager", dtype=dtype).eval()
+
+
+def use_paged_attention(module: Any) -> None:
+    """From now on ``module`` calls the registered attention."""
+    with quiet():
+        module.set_attn_implementation(ATTENTION)
+        module.config._attn_implementation = ATTENTION  # where a file does not know the interface, masks still ask it
 
 
 def fill_module(kind: Any, config: Any, tensors: Mapping[str, Any], dtype: torch.dtype) -> Any:
@@ -123,7 +130,7 @@ def fill_module(kind: Any, config: Any, tensors: Mapping[str, Any], dtype: torch
                 config=config,
                 state_dict=dict(tensors),
                 dtype=dtype,
-                attn_implementation=ATTENTION,
+                attn_implementation="eager",
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )

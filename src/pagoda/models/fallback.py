@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pagoda.core.errors import ModelError, UnsupportedModelError, WeightsError
 
 from . import _transformers
+from .fallback_adapters import adapt
 from .fallback_attention import attending
 from .fallback_check import check
 from .layers.step import KVView
@@ -41,6 +42,7 @@ class FallbackModel:
         check(self._name, self._kind, self._config)
         skeleton = _transformers.new_module(self._kind, self._config, dtype=dtype, device="meta")
         skeleton.tie_weights()
+        _transformers.use_paged_attention(adapt(skeleton))
         self._keeps_float32 = any(p.dtype != dtype for p in skeleton.parameters()) or bool(
             skeleton._get_dtype_plan(dtype)
         )
@@ -121,7 +123,8 @@ class FallbackModel:
             return self._run_on(_transformers.new_module(self._kind, self._config, dtype=self.dtype, device="cpu"))
 
     def _run_on(self, module: Any) -> FallbackModel:
-        self._module = module.requires_grad_(False).to(self.device)
+        self._module = adapt(module.requires_grad_(False).to(self.device))
+        _transformers.use_paged_attention(self._module)
         freeze_rotary(self._module, self.rope_length)
         self._head = copy.copy(self._module)  # the same weights, with the decoder exchanged for what is given to it
         self._head._modules = {**self._module._modules, self._module.base_model_prefix: _Given()}
@@ -192,7 +195,8 @@ class _Probe:
 
 def _head_shapes(name: str, skeleton: Any) -> tuple[torch.Size, torch.Size, torch.Size]:
     """q, k, v ``[1, H, D]`` of one token in the first layer, found by running the empty model up to there."""
-    if "position_ids" not in inspect.signature(skeleton.base_model.forward).parameters:
+    takes = inspect.signature(skeleton.base_model.forward).parameters
+    if "position_ids" not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         raise UnsupportedModelError(f"architecture {name!r} cannot run on a paged KV cache: it takes no positions")
     for part in skeleton.modules():
         if getattr(part, "rope_type", None) == "dynamic":

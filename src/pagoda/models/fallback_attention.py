@@ -53,8 +53,8 @@ def attention(
     if (attention_mask is not None or position_bias is not None) and not getattr(view, "takes_any_mask", False):
         made = "mask" if attention_mask is not None else "position bias"
         raise UnsupportedModelError(f"{type(module).__name__} makes an attention {made} of its own")
-    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    out = view.attend(
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    out = attend_packed(
         int(module.layer_idx),  # type: ignore[arg-type]
         q,
         k,
@@ -65,3 +65,8 @@ def attention(
         sinks=s_aux,
     )
     return out[None], None
+
+
+def attend_packed(layer: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """q ``[T, Hq, Dk]``, k ``[T, Hkv, Dk]``, v ``[T, Hkv, Dv]`` -> ``[T, Hq, Dv]``, in the view of this step."""
+    return _VIEW.get().attend(layer, q.contiguous(), k.contiguous(), v.contiguous(), **options)

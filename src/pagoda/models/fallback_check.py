@@ -21,6 +21,7 @@ from torch import Tensor
 from pagoda.core.errors import PagodaError, UnsupportedModelError
 
 from . import _transformers
+from .fallback_adapters import adapt, has_adapter, unused_mask
 from .fallback_attention import attending, attention
 
 LENGTHS = (29, 11)
@@ -35,7 +36,8 @@ SMALL: dict[str, int] = {
     "hidden_size": 64, "n_embd": 64, "d_model": 64, "embedding_size": 64,
     "intermediate_size": 96, "n_inner": 96, "ffn_dim": 96, "ffn_hidden_size": 96, "intermediate_size_mlp": 96,
     "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "shared_intermediate_size": 32,
-    "num_attention_heads": 4, "n_head": 4, "head_dim": 16, "kv_channels": 16, "vocab_size": 160,
+    "window_size": 5,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "head_dim": 16, "kv_channels": 16, "vocab_size": 160,
     "num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_topk": 2,
     "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "moe_num_experts": 4, "moe_k": 2,
     "expert_ffn_hidden_size": 32, "zero_expert_num": 2,
@@ -48,7 +50,7 @@ SMALL: dict[str, int] = {
 def check(name: str, kind: Any, parsed: Any) -> None:
     """Raises UnsupportedModelError if this architecture, with this config's features, does not agree with itself."""
     reason: str | None = NO_INTERFACE
-    if _transformers.has_interface(kind):
+    if _transformers.has_interface(kind) or has_adapter(kind):
         reason = _verdict(kind, parsed.__class__, json.dumps(small_config(parsed), sort_keys=True, default=str))
     if reason is not None:
         raise UnsupportedModelError(f"architecture {name!r} cannot run on a paged KV cache: {reason}")
@@ -72,7 +74,7 @@ def _compare(kind: Any, small: Any) -> str | None:
     count = sum(p.numel() for p in skeleton.parameters())
     if count > MAX_PARAMS:
         return f"no small copy of it can be made to check it with ({count} parameters)"
-    module = _transformers.new_module(kind, small, attention="eager", dtype=torch.float32, device="cpu")
+    module = _transformers.new_module(kind, small, dtype=torch.float32, device="cpu")
     for own in _OWN_STATE:
         if any(own in type(part).__name__ for part in module.modules()):
             return f"it selects, compresses or keeps its past by itself ({own})"
@@ -80,7 +82,7 @@ def _compare(kind: Any, small: Any) -> str | None:
         parameter.add_(torch.randn_like(parameter) * 0.05)
     ids = [torch.randint(3, small.vocab_size, (n,)) for n in LENGTHS]
     wanted = [module(input_ids=i[None], use_cache=False).logits[0] for i in ids]
-    module.set_attn_implementation(_transformers.ATTENTION)
+    _transformers.use_paged_attention(adapt(module))
     view = _Recorder(small.num_hidden_layers)
     found = _chunked(module, ids, view)
     if not view.calls:
@@ -144,7 +146,7 @@ class _Recorder:
             keys = k[chunk] if old is None else torch.cat([old[0], k[chunk]])
             values = v[chunk] if old is None else torch.cat([old[1], v[chunk]])
             self._held[layer, seq] = keys, values
-            out.append(_attend(q[chunk], keys, values, span, scale, window, soft_cap, sinks))
+            out.append(_attend(q[chunk], keys, values, span, scale, window, soft_cap, sinks, alibi_slopes))
         return torch.cat(out)
 
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, *, v_dim: int, scale: float) -> Tensor:
@@ -160,13 +162,23 @@ class _Recorder:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, span: slice, scale: float, window: int, soft_cap: float, sinks: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    span: slice,
+    scale: float,
+    window: int,
+    soft_cap: float,
+    sinks: Tensor | None,
+    slopes: Tensor | None,
 ) -> Tensor:
     group = q.shape[1] // k.shape[1]
     scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(group, 1)) * scale
     if soft_cap:
         scores = soft_cap * torch.tanh(scores / soft_cap)
     rows, columns = torch.arange(span.start, span.stop)[:, None], torch.arange(k.shape[0])[None, :]
+    if slopes is not None:
+        scores = scores + slopes[:, None, None] * (columns - rows)
     hidden = (columns > rows) | ((columns <= rows - window) if window else False)
     scores = scores.masked_fill(hidden, float("-inf"))
     if sinks is not None:
@@ -196,6 +208,8 @@ def small_config(parsed: Any) -> dict[str, Any]:
             config[key] = len(layers)
     if config.get("qk_rope_head_dim"):  # MLA: some configs write the derived sizes down as well
         config |= {k: v for k, v in {"head_dim": 8, "qk_head_dim": 24}.items() if k in config}
+    if "attention_types" in config:  # GPT-Neo writes its pattern down twice
+        config["attention_types"] = [[[kind], 1] for kind in config["attention_layers"]]
     config.pop("quantization_config", None)
     return _small_rope(config)
 
@@ -231,4 +245,4 @@ def _small_rope(config: dict[str, Any]) -> dict[str, Any]:
 
 
 ROTARY_PAIRS = SMALL["head_dim"] // 2
-_transformers.register_attention(attention)
+_transformers.register_attention(attention, unused_mask)
