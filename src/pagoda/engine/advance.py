@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from ..core.clock import Clock
 from ..core.types import FinishReason
 from ..kv.manager import KVManager
@@ -16,8 +18,8 @@ from .runner import Piece, Runner, StepResult
 from .sequence import RequestState, Sequence
 from .text import TextStream
 
-PROMPT_LOGPROB_ROWS = 64
-"""Rows of logits made at once for prompt logprobs: 64 x 152k x 4 bytes = 39 MB for the largest vocabularies."""
+LOGIT_ROWS = 64
+"""Rows of logits handled at once beside a step's own: 64 x 152k x 4 bytes = 39 MB for the largest vocabularies."""
 
 
 class Advance:
@@ -64,7 +66,14 @@ class Advance:
                 sequences.extend(answers)
         if not sequences:
             return
-        logits = result.logits if rows == list(range(result.logits.shape[0])) else result.logits[rows]
+        if rows == list(range(result.logits.shape[0])):
+            self._choose(sequences, result.logits)
+            return
+        for start in range(0, len(rows), LOGIT_ROWS):
+            part = slice(start, start + LOGIT_ROWS)
+            self._choose(sequences[part], result.logits[rows[part]])
+
+    def _choose(self, sequences: list[Sequence], logits: Tensor) -> None:
         sampled = self._sampler.sample(logits, [sequence.sample_state for sequence in sequences])
         for sequence, token in zip(sequences, sampled, strict=True):
             self._accept(sequence, token)
@@ -154,8 +163,8 @@ class Advance:
         assert num_top is not None
         first = max(piece.start, len(reports) - 1)  # after a preemption the early ones are known already
         last = min(piece.start + piece.num_tokens, len(prompt) - 1)
-        for start in range(first, last, PROMPT_LOGPROB_ROWS):
-            stop = min(start + PROMPT_LOGPROB_ROWS, last)
+        for start in range(first, last, LOGIT_ROWS):
+            stop = min(start + LOGIT_ROWS, last)
             rows = [piece.first_row + position - piece.start for position in range(start, stop)]
             reports.extend(
                 prompt_logprobs(self._runner.logits(result.hidden, rows), prompt[start + 1 : stop + 1], num_top)

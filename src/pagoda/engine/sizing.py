@@ -12,10 +12,9 @@ from ..core.errors import BudgetError, ConfigError
 from ..core.types import KVFormat
 from ..core.units import format_bytes, parse_bytes
 from ..models.shape import ModelShape
+from ..sampling.scratch import scratch_bytes
+from .advance import LOGIT_ROWS
 from .config import EngineConfig
-
-WORKSPACE_BYTES = 32 << 20
-"""What gathering pages and the libraries' own scratch take beside a step's activations (kernels/ops/_paged.py)."""
 
 STAGING_BYTES = 16 << 20
 """Step metadata, copies between pages, sampled rows, detokenizers: small things that live for a step or a request."""
@@ -35,9 +34,11 @@ def fit(config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger, *, 
     """Divide what the ledger has left. Raises BudgetError with the numbers and the nearest budget that works."""
     fmt = shape.kv_format(config.page_size, dtype)
     longest = _longest(config, shape)
-    logit_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
-    activations = WORKSPACE_BYTES + shape.activation_bytes(
-        config.max_num_batched_tokens, logit_rows, dtype, max_kv_len=longest
+    rows = max(min(config.max_num_seqs, config.max_num_batched_tokens), LOGIT_ROWS)
+    activations = (
+        shape.activation_bytes(config.max_num_batched_tokens, rows, dtype, max_kv_len=longest)
+        + scratch_bytes(rows, shape.vocab_size, with_logprobs=True)
+        + shape.table_bytes(longest, dtype)
     )
     weights = 0 if weights_leased else shape.weight_bytes(dtype)
     # With "auto" one step's worth of context is the least that makes sense; a stated length must fit whole.
