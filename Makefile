@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 # Rooms without torch: strictly typed, and held at 95 % coverage (pyproject.toml lists them for coverage).
 TORCH_FREE = $(wildcard src/pagoda/core src/pagoda/budget src/pagoda/schedule src/pagoda/plan \
-	$(foreach f,pages table prefix audit manager,src/pagoda/kv/$(f).py) \
+	$(foreach f,pages table prefix audit manager room compaction stats,src/pagoda/kv/$(f).py) \
 	src/pagoda/sampling/params.py src/pagoda/models/shape.py)
 
 .PHONY: run test slow venv lint format types map cov ci clean help
@@ -19,7 +19,7 @@ help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 run: $(STAMP)  ## install, let lantern tell a story, show tokens/s and the memory ledger
-	$(BIN)/pagoda run lantern --prompt "Once upon a time" --max-tokens 120 --verbose
+	$(BIN)/pagoda run lantern --prompt "Once upon a time" --max-tokens 120 --echo --verbose
 
 test: $(STAMP)  ## install and run the whole test suite
 	$(PYTEST) $(ARGS)

@@ -65,6 +65,7 @@ HOMES: dict[str, set[str]] = {
 # Decisions are plain Python: these import no torch, and nothing that does.
 TORCH_FREE = (
     "core", "budget", "schedule", "plan", "kv.pages", "kv.table", "kv.prefix", "kv.audit", "kv.manager",
+    "kv.room", "kv.compaction", "kv.stats",
     "sampling.params", "models.shape", "models.resolve", "models.catalog", "cli.main", "cli.run", "cli.chat",
     "cli.models",
 )  # fmt: skip
