@@ -43,10 +43,12 @@ def test_owners_that_claim_too_much_show_as_negative(machine: Build) -> None:
 
 
 def test_the_runtime_is_what_the_process_already_is(machine: Build) -> None:
-    probe = machine(rss_kib=300 * 1024)
+    probe = machine(rss_kib=300 * 1024, anon_kib=200 * 1024)
     ledger = Ledger(GIB)
     lease = lease_runtime(ledger, probe, allowance_bytes=50 * MIB)
     assert (lease.num_bytes, lease.resident_bytes) == (350 * MIB, 300 * MIB)
+    machine(rss_kib=420 * 1024, anon_kib=290 * 1024)  # 30 MiB of library code came in, and 90 MiB of somebody's data
+    assert lease.resident_bytes == 330 * MIB
     with pytest.raises(BudgetError, match="interpreter and libraries"):
         lease_runtime(Ledger(100 * MIB), probe)
 

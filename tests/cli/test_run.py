@@ -27,6 +27,8 @@ def test_text_goes_to_stdout_and_details_to_stderr(capfd: pytest.CaptureFixture[
     for word in ("tokens/s", "prefill", "decode", "first token", "weights", "unaccounted", "runtime", "budget"):
         assert word in done.err
     assert run(capfd, PROMPT, *GREEDY, "--no-stream").out == done.out
+    assert run(capfd, PROMPT, *GREEDY, "--echo").out == PROMPT + done.out
+    assert run(capfd, PROMPT, *GREEDY, "--echo", "--no-stream").out == PROMPT + done.out
 
 
 def test_json_is_one_document_with_the_whole_truth(capfd: pytest.CaptureFixture[str]) -> None:
@@ -90,6 +92,7 @@ def test_the_prompt_may_come_from_stdin(capfd: pytest.CaptureFixture[str]) -> No
         ([MODEL, "hi", "--temperature", "-1"], "temperature"),
         ([MODEL, "hi", "--top-p", "2"], "top_p"),
         ([MODEL, "hi", "-n", "2", "--stream"], "--stream shows one answer"),
+        ([MODEL, "hi", "--echo", "--json"], "--echo is for people"),
         ([MODEL], "no prompt"),
         ([MODEL, ""], "empty"),
         ([MODEL, "-p", "hi", "-p", ""], "empty"),

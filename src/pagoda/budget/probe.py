@@ -27,6 +27,10 @@ class MachineProbe:
         """Resident bytes that are no file's: what the kernel cannot drop under pressure."""
         return self._status("RssAnon") + self._status("RssShmem")
 
+    def file_rss(self) -> int:
+        """Resident bytes of mapped files: code and data of libraries, which the kernel can drop and read again."""
+        return self._status("RssFile")
+
     def peak_rss(self) -> int:
         """The most that ``rss`` has been, since the process started or since ``reset_peak``."""
         return self._status("VmHWM")

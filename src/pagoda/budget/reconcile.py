@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.units import MIB
 from .ledger import Lease, Ledger, LedgerReport
 from .probe import MachineProbe
 
@@ -63,12 +64,25 @@ def reconcile(ledger: Ledger, probe: MachineProbe | None = None) -> Reconciliati
     return Reconciliation(report, probe.rss(), probe.peak_rss())
 
 
-def lease_runtime(ledger: Ledger, probe: MachineProbe | None = None, *, allowance_bytes: int = 0) -> Lease:
+# Code of libraries that is first touched when the first steps run: 20 MiB measured with torch 2.13 on x86-64, from the
+# lease of the runtime to the end of the first batch of 16 prompts.
+LATE_CODE_BYTES = 32 * MIB
+
+
+def lease_runtime(
+    ledger: Ledger, probe: MachineProbe | None = None, *, allowance_bytes: int = LATE_CODE_BYTES
+) -> Lease:
     """The account ``runtime``: interpreter and libraries, measured before weights are read.
 
-    ``allowance_bytes`` is leased on top for what libraries load later (first matmul, first tokenizer); only what is
-    measured now counts as resident. Raises BudgetError if the budget is smaller than the process already is.
+    Resident are the private bytes of that moment and the file pages of *now*: mapped code comes in as it is first run.
+    Nothing else here maps files for long (checkpoints are read, not mapped; who maps one must count it in here).
+    ``allowance_bytes`` is leased on top for that code. Raises BudgetError if the budget is smaller than the process is.
     """
-    measured = (probe or MachineProbe()).rss()
-    what = "interpreter and libraries"
-    return ledger.lease("runtime", measured + allowance_bytes, what, resident=lambda: measured)
+    probe = probe or MachineProbe()
+    private = probe.private_rss()
+    return ledger.lease(
+        "runtime",
+        probe.rss() + allowance_bytes,
+        "interpreter and libraries",
+        resident=lambda: private + probe.file_rss(),
+    )

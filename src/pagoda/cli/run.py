@@ -49,6 +49,7 @@ def run(
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
     max_model_len: opt.MaxModelLen = "auto",
+    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its answer.")] = False,
     stream: Annotated[bool | None, typer.Option(help="Print the answer while it grows.", show_default="stream")] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Speed, start-up and memory ledger on stderr.")
@@ -65,14 +66,18 @@ def run(
     )  # fmt: skip
     params = SamplingParams(n=n, ignore_eos=ignore_eos, **choices)
     streaming = (not json) if stream is None else stream
+    if echo and json:
+        raise ConfigError("--echo is for people; with --json the prompt is in the document")
     if stream and (len(prompts) > 1 or n > 1):
         raise ConfigError("--stream shows one answer of one prompt; leave it out for several")
     options = opt.given(memory=memory, kv=kv, dtype=dtype, device=device, max_model_len=opt.length(max_model_len))
     with open_llm(model, options) as session:
         if streaming and len(prompts) == 1 and n == 1:
+            if echo and not json:
+                print(_as_text(session, prompts[0]), end="", flush=True)
             outputs = [_stream(session, prompts[0], params, json)]
         else:
-            outputs = _generate(session, prompts, params, show=not json)
+            outputs = _generate(session, prompts, params, show=not json, echo=echo)
         _finish(session, model, outputs, verbose=verbose, json=json)
 
 
@@ -123,7 +128,11 @@ def _note_first_token(session: Session, output: RequestOutput) -> None:
         session.startup["first token"] = output.timing.first_token - output.timing.arrival
 
 
-def _generate(session: Session, prompts: list[Prompt], params: Any, *, show: bool) -> list[RequestOutput]:
+def _as_text(session: Session, prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else str(session.llm.tokenizer.decode(prompt))
+
+
+def _generate(session: Session, prompts: list[Prompt], params: Any, *, show: bool, echo: bool) -> list[RequestOutput]:
     outputs = session.llm.generate(prompts, params)
     _note_first_token(session, outputs[0])
     if show:
@@ -132,7 +141,7 @@ def _generate(session: Session, prompts: list[Prompt], params: Any, *, show: boo
             for answer in output.outputs:
                 if several:
                     print(f"--- prompt {number}, answer {answer.index}")
-                print(answer.text)
+                print(f"{_as_text(session, prompts[number]) if echo else ''}{answer.text}")
     return outputs
 
 
@@ -196,6 +205,7 @@ def describe(output: RequestOutput) -> dict[str, Any]:
 def show_details(session: Session, speed: dict[str, float | int | None], stats: dict[str, Any]) -> None:
     """Speed, start-up and the ledger, for people, on stderr."""
     err = sys.stderr
+    sys.stdout.flush()
     print(file=err)
     rows = [
         ["prefill", str(speed["prompt_tokens"]), _rate(speed["prefill_tokens_per_second"])],
