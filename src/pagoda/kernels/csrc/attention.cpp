@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cpu_features.hpp"
+#include "isa.hpp"
 #include "parallel.hpp"
 
 namespace pagoda {
@@ -17,23 +17,6 @@ namespace {
 
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 constexpr int64_t kParallelBytes = 256 << 10;  // K and V bytes under which waking a thread costs more than it brings
-
-AttentionBody body_for(const std::string& asked) {
-  static const std::string best = best_isa();
-  static const std::vector<std::string> order = {"base", "avx2", "avx512", "avx512bf16"};
-  const std::string& isa = asked.empty() ? best : asked;
-  const auto at = std::find(order.begin(), order.end(), isa), most = std::find(order.begin(), order.end(), best);
-  if (at == order.end()) throw std::invalid_argument("unknown instruction set '" + isa + "'; accepted: base, avx2, avx512, avx512bf16");
-  if (at > most) throw std::invalid_argument("instruction set '" + isa + "' is not usable here; the best is " + best);
-#ifdef PAGODA_X86
-  switch (at - order.begin()) {
-    case 1: return avx2::run_item;
-    case 2: return avx512::run_item;
-    case 3: return avx512bf16::run_item;
-  }
-#endif
-  return base::run_item;
-}
 
 // Every table entry that the bodies will follow, checked once: they read memory unchecked.
 void check(const AttentionArgs& a, int64_t seq, int64_t head) {
@@ -129,7 +112,7 @@ void merge(const AttentionArgs& a, const Split& split, const float* partials) {
 }  // namespace
 
 void paged_attention(const AttentionArgs& a, int num_threads, const std::string& isa) {
-  const AttentionBody body = body_for(isa);
+  const AttentionBody body = PAGODA_BODY(isa, run_item);
   if (a.num_tokens < a.q_starts[a.num_seqs]) throw std::out_of_range("more queries in the table than tokens");
   const Work work = plan(a);
   const std::unique_ptr<float[]> partials(new float[work.num_partials * partial_floats(a)]);

@@ -1,4 +1,4 @@
-// One item of attention work, for one instruction set. Included by attention_<isa>.cpp, each compiled with its own flags;
+// One item of attention work, for one instruction set. Included by body_<isa>.cpp, each compiled with its own flags;
 // everything but the entry lives in an unnamed namespace and uses nothing of the standard library that could be shared
 // between objects compiled for different machines.
 //
@@ -11,14 +11,8 @@
 //
 // Macros set by the including file: PAGODA_ISA (namespace), PAGODA_LANES (floats in a register), PAGODA_DPBF16 (0 or 1).
 
-#include <cstdint>
-#include <cstring>
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "attention.hpp"
+#include "vec.hpp"
 
 // The two inner loops keep their sums in registers only when compiled alone: inlined, g++ 12 spilled half of them
 // (a chunk of 1024: 26.0 ms on one Zen 4 core, 23.9 so).
@@ -27,79 +21,7 @@
 namespace pagoda {
 namespace {
 
-constexpr int kLanes = PAGODA_LANES;
 constexpr int kBlock = 128;  // slots a round: scores of 16 rows are 8 KiB, K and V of 64 columns in bf16 32 KiB
-
-typedef float Vec __attribute__((vector_size(4 * kLanes)));
-typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t UintVec __attribute__((vector_size(4 * kLanes)));
-typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
-
-const float kInf = __builtin_inff();
-
-inline Vec splat(float x) { return x - Vec{}; }
-
-inline Vec load(const float* p) {
-  Vec x;
-  memcpy(&x, p, sizeof x);
-  return x;
-}
-
-inline void store(float* p, Vec x) { memcpy(p, &x, sizeof x); }
-
-inline Vec load(const uint16_t* p) {  // bfloat16: the upper half of a float
-#if defined(__AVX512F__)  // one vpmovzxwd; g++ 12 makes five instructions of the portable line
-  return (Vec)(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
-#elif defined(__AVX2__)
-  return (Vec)(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
-#else
-  HalfVec h;
-  memcpy(&h, p, sizeof h);
-  return (Vec)(__builtin_convertvector(h, UintVec) << 16);
-#endif
-}
-
-inline float widen(float x) { return x; }
-inline float widen(uint16_t x) {
-  const uint32_t bits = uint32_t{x} << 16;
-  float y;
-  memcpy(&y, &bits, 4);
-  return y;
-}
-
-inline void narrow(float x, float* out) { *out = x; }
-inline void narrow(float x, uint16_t* out) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  bits = x != x ? (bits | 0x400000u) : bits + 0x7fffu + ((bits >> 16) & 1u);
-  *out = uint16_t(bits >> 16);
-}
-
-inline Vec select(IntVec mask, Vec yes, Vec no) { return (Vec)((mask & (IntVec)yes) | (~mask & (IntVec)no)); }
-inline Vec maximum(Vec a, Vec b) { return select(a > b, a, b); }
-
-// e^x for x <= 88; exactly 0 below -87 (so for -inf). Cephes' polynomial, 1-2 ulp.
-inline Vec exponential(Vec x) {
-  const IntVec dead = x < splat(-87.0f);
-  x = select(dead, splat(-87.0f), x);
-  const Vec shifted = x * 1.44269504f + splat(12582912.0f);  // 1.5 * 2^23: rounds to the nearest integer
-  const Vec n = shifted - splat(12582912.0f);
-  Vec r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  Vec p = r * 1.9875691500e-4f + splat(1.3981999507e-3f);
-  p = p * r + splat(8.3334519073e-3f);
-  p = p * r + splat(4.1665795894e-2f);
-  p = p * r + splat(1.6666665459e-1f);
-  p = p * r + splat(5.0000001201e-1f);
-  p = p * r * r + r + splat(1.0f);
-  const IntVec power = (__builtin_convertvector(n, IntVec) + 127) << 23;
-  return select(dead, Vec{}, p * (Vec)power);
-}
-
-inline Vec tanh_of(Vec x) {
-  x = maximum(splat(-15.0f), -maximum(splat(-15.0f), -x));
-  return splat(1.0f) - splat(2.0f) / (exponential(x + x) + splat(1.0f));
-}
 
 // ---- scratch: one buffer a thread, kept ------------------------------------------------------------------------------
 

@@ -1,5 +1,11 @@
 #include "cpu_features.hpp"
 
+#include <algorithm>
+#include <stdexcept>
+#include <vector>
+
+#include "isa.hpp"
+
 #ifdef PAGODA_X86
 #include <cpuid.h>
 #endif
@@ -70,5 +76,17 @@ std::map<std::string, bool> cpu_features() { return {}; }
 const char* best_isa() { return "base"; }
 
 #endif
+
+int isa_index(const std::string& asked) {
+  static const std::vector<std::string> order = {"base", "avx2", "avx512", "avx512bf16"};
+  static const std::string best = best_isa();
+  const std::string& isa = asked.empty() ? best : asked;
+  const auto at = std::find(order.begin(), order.end(), isa);
+  if (at == order.end())
+    throw std::invalid_argument("unknown instruction set '" + isa + "'; accepted: base, avx2, avx512, avx512bf16");
+  if (at > std::find(order.begin(), order.end(), best))
+    throw std::invalid_argument("instruction set '" + isa + "' is not usable here; the best is " + best);
+  return static_cast<int>(at - order.begin());
+}
 
 }  // namespace pagoda

@@ -5,6 +5,7 @@
 
 #include "attention.hpp"
 #include "cpu_features.hpp"
+#include "linear.hpp"
 #include "pages.hpp"
 #include "parallel.hpp"
 
@@ -78,4 +79,13 @@ NB_MODULE(_cpu, m) {
     nb::gil_scoped_release release;
     pagoda::paged_attention(a, num_threads, isa);
   }, "Strides in elements; sinks and slopes 0 when unused; isa '' chooses the best.");
+
+  m.attr("max_linear_tokens") = pagoda::kMaxLinearTokens;
+  m.def("linear", [](uintptr_t x, uintptr_t weight, int64_t weight_stride, uintptr_t bias, uintptr_t out, int64_t tokens,
+                     int64_t inputs, int64_t outputs, int num_threads, const std::string& isa) {
+    const pagoda::LinearArgs a{at<uint16_t>(x), at<uint16_t>(weight), at<uint16_t>(bias), at<uint16_t>(out),
+                               tokens, inputs, outputs, weight_stride};
+    nb::gil_scoped_release release;
+    pagoda::linear(a, num_threads, isa);
+  }, "bfloat16 throughout; bias 0 when there is none.");
 }
