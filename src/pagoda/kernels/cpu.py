@@ -134,9 +134,11 @@ dispatch.register(
         same_dtype=True, multiple_of=16,
     ),
 )  # fmt: skip
-# Against torch's own on one busy Zen 4 core, us for 1 / 2 / 4 / 8 tokens: [4864, 896] 735 / 731 / 864 / 956, torch
-# 957 / 963 / 1031 / 1199; [896, 4864] 415 / 478 / 611 / 838, torch 811 / 741 / 811 / 977; [151936, 896] 23.5 to 31.1 ms,
-# torch 30.1 to 37.5. With AVX2 alone it was slower than torch, so there it is not offered.
+# Against torch's own on one busy Zen 4 core, us for 1 / 2 / 4 / 8 tokens:
+#   [4864, 896]    735 /   731 /   864 /   956    torch   957 /   963 /  1031 /  1199
+#   [896, 4864]    415 /   478 /   611 /   838    torch   811 /   741 /   811 /   977
+#   [151936, 896]  23515 / 23862 / 27903 / 31052  torch 30062 / 29983 / 33491 / 37528
+# With AVX2 alone it was slower than torch, so there it is not offered.
 if best_isa().startswith("avx512"):
     dispatch.register(
         "linear", "cpu", linear,
