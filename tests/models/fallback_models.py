@@ -41,7 +41,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 256} | NO_LAYERS,
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_num_shared_experts": 1},
-    "glm4_moe": {"head_dim": 16, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1} | MOE,
+    "glm4_moe": MOE
+    | {"head_dim": 16, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
     "minicpm3": {
         "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12,
         "num_key_value_heads": 4,

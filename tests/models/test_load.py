@@ -147,10 +147,11 @@ def test_gguf_folder(tmp_path: Path) -> None:
 
 
 def test_bytes_are_leased_before_they_are_read(folder: Path) -> None:
-    ledger = Ledger(10 << 20)
+    ledger = Ledger(64 << 20)
     loaded = load_model(folder, ledger=ledger)
     assert ledger.leased_by("weights") == loaded.model.weight_bytes
-    assert ledger.leased_by("staging") == 0
+    assert ledger.leased_by("staging") == ledger.leased_by("runtime") == 0
+    assert ledger.leased_by("tokenizer") > 0
     report = next(a for a in ledger.report().accounts if a.account == "weights")
     assert report.resident_bytes == loaded.model.weight_bytes
     loaded.close()
@@ -159,17 +160,41 @@ def test_bytes_are_leased_before_they_are_read(folder: Path) -> None:
 
 
 def test_leases_go_back_on_failure(folder: Path) -> None:
-    small = Ledger(50_000)
+    small = Ledger(10 << 20)
+    (folder / "config.json").write_text(json.dumps(fake_model.CONFIG | {"vocab_size": 100_000}))
     read: list[int] = []
     with pytest.raises(BudgetError):
         load_model(folder, ledger=small, progress=lambda done, _: read.append(done))
     assert (small.leased_bytes, read) == (0, [])
+    (folder / "config.json").write_text(json.dumps(fake_model.CONFIG))
     good = fake_model.weights(fake_model.CONFIG)
     fake_model.save(folder, dict(list(good.items())[:5]))
-    ledger = Ledger(10 << 20)
+    ledger = Ledger(64 << 20)
     with pytest.raises(WeightsError):
         load_model(folder, ledger=ledger)
     assert ledger.leased_bytes == 0
+
+
+def test_transformers_is_leased_when_it_comes(tmp_path: Path) -> None:
+    code = """
+import sys
+from pagoda.budget.ledger import Ledger
+from pagoda.models.load import load_model
+ledger = Ledger(1 << 30)
+loaded = load_model(sys.argv[1], ledger=ledger)
+accounts = {a.account: a for a in ledger.report().accounts}
+assert 'transformers' in sys.modules
+print(accounts['runtime'].leased_bytes, accounts['runtime'].resident_bytes)
+loaded.close()
+assert ledger.leased_bytes == 0
+"""
+    pytest.importorskip("transformers")
+    from . import fallback_models
+
+    folder = fallback_models.save(fallback_models.reference("olmo"), tmp_path / "m")
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True, text=True)
+    leased, resident = map(int, done.stdout.split())
+    assert (60 << 20) < resident <= leased
 
 
 def test_fingerprint_follows_the_numbers(folder: Path, tmp_path: Path) -> None:

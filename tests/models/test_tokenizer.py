@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagoda.core.errors import ModelError, RequestError
+from pagoda.models.chat import ChatTemplate, read_templates
+from pagoda.models.resolve import resolve
 from pagoda.models.tokenizer import Tokenizer
 
 from .tokenizer_samples import byte_level, data, sample, unconverted
@@ -46,6 +48,22 @@ def test_stories() -> None:
     for case in reference["prompts"]:
         assert tokenizer.encode(case["prompt"]) == case["prompt_ids"]
     assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+
+
+def test_lantern() -> None:
+    folder = resolve("lantern")
+    tokenizer = same_as_transformers(folder)
+    templates = read_templates(folder)
+    assert templates
+    messages = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "x"},
+    ]
+    text = ChatTemplate.of(templates, tokenizer).render(messages)
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(str(folder))
+    assert text == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert tokenizer.encode(text, False) == theirs.encode(text, add_special_tokens=False)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "mistral_v1", "mistral_v3"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pagoda.budget.ledger import Ledger
 from pagoda.core.errors import ConfigError, ModelError, choices
 from pagoda.core.types import DTYPE_BYTES
 from pagoda.weights.reader import Checkpoint, torch_dtype
@@ -16,6 +19,7 @@ from pagoda.weights.reader import Checkpoint, torch_dtype
 from . import families
 from .chat import ChatTemplate, read_templates
 from .fingerprint import fingerprint
+from .footprint import Footprint
 from .generation import end_ids, read_generation
 from .model import Model
 from .resolve import resolve
@@ -28,18 +32,9 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 TINY_PARAMS = 32_000_000
 
-
-class Lease(Protocol):
-    """What loading needs of a ledger's lease."""
-
-    def resize(self, num_bytes: int) -> None: ...
-    def release(self) -> None: ...
-
-
-class LeaseGiver(Protocol):
-    """What loading needs of a ledger."""
-
-    def lease(self, account: str, num_bytes: int, what: str, resident: Callable[[], int] | None = None) -> Lease: ...
+# Measured: private memory grows by 8 to 10 times the size of tokenizer.json (GPT-2, Mistral), and a little at use.
+TOKENIZER_FACTOR, TOKENIZER_BYTES = 10, 6 << 20
+TRANSFORMERS_BYTES = 160 << 20  # measured beside torch: 133 MB with one architecture's file; adapted to what it is
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ class Loaded:
     config: dict[str, Any]
     dtype: str
     dtype_reason: str
-    lease: Lease | None = None
+    footprint: Footprint
 
     @property
     def chat_template(self) -> str | None:
@@ -70,9 +65,8 @@ class Loaded:
         return ChatTemplate.of(self.chat_templates, self.tokenizer, override)
 
     def close(self) -> None:
-        """Gives the lease of the weights back to the ledger. A second call does nothing."""
-        if self.lease is not None:
-            self.lease.release()
+        """Gives every lease that loading took back to the ledger. A second call does nothing."""
+        self.footprint.release()
 
 
 def load_model(
@@ -80,28 +74,42 @@ def load_model(
     *,
     dtype: str = "auto",
     device: str | torch.device = "cpu",
-    ledger: LeaseGiver | None = None,
+    ledger: Ledger | None = None,
     max_model_len: int | None = None,
     progress: Progress | None = None,
 ) -> Loaded:
-    """Loads a model into memory that it leases first (account ``weights``; ``staging`` while it reads).
+    """Loads a model into memory that it leases first: accounts ``weights``, ``tokenizer``, ``runtime`` where
+    transformers has to be imported, and ``staging`` while it reads.
 
     ``max_model_len`` is the longest sequence that will be run (rotary scalings that depend on it; default: the
     model's own). ``progress(done_bytes, total_bytes)`` is called after every tensor.
     Raises ModelError (with UnsupportedModelError, WeightsError), ConfigError, BudgetError: one line each; what was
     leased has been given back then.
     """
-    where = _device(device)
-    folder = resolve(path_or_id)
+    where, footprint = _device(device), Footprint(ledger)
+    try:
+        return _load(resolve(path_or_id), dtype, where, footprint, max_model_len, progress)
+    except BaseException:
+        footprint.release()
+        raise
+
+
+def _load(
+    folder: Path,
+    dtype: str,
+    device: torch.device,
+    footprint: Footprint,
+    max_model_len: int | None,
+    progress: Progress | None,
+) -> Loaded:
     config = read_config(folder)
-    tokenizer = Tokenizer.from_dir(folder, _text_config(config))
     checkpoint = Checkpoint.open(folder)
-    name, reason = choose_dtype(dtype, config, checkpoint, where)
+    name, reason = choose_dtype(dtype, config, checkpoint, device)
+    tokenizer = _tokenizer(folder, config, footprint)
     generation = read_generation(folder)
     templates = read_templates(folder)
-    model = _empty_model(config, folder, getattr(torch, name), where, max_model_len)
-    lease = _fill(model, checkpoint, name, ledger, progress)
-    how = (name, model.rope_length, type(model).__name__)
+    model = _empty_model(config, getattr(torch, name), device, max_model_len, footprint)
+    _fill(model, checkpoint, name, footprint, progress)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -109,12 +117,12 @@ def load_model(
         generation=generation,
         eos_ids=end_ids(folder, generation, config, tokenizer),
         chat_templates=templates,
-        fingerprint=fingerprint(checkpoint, config, *how),
+        fingerprint=fingerprint(checkpoint, config, name, model.rope_length, type(model).__name__),
         path=folder,
         config=config,
         dtype=name,
         dtype_reason=reason,
-        lease=lease,
+        footprint=footprint,
     )
 
 
@@ -201,30 +209,44 @@ def _device(device: str | torch.device) -> torch.device:
     return found
 
 
+def _tokenizer(folder: Path, config: Mapping[str, Any], footprint: Footprint) -> Tokenizer:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        with _transformers_room(footprint):
+            return Tokenizer.from_dir(folder, _text_config(config))
+    with footprint.measured("tokenizer", TOKENIZER_FACTOR * file.stat().st_size + TOKENIZER_BYTES, file.name):
+        return Tokenizer.from_dir(folder, _text_config(config))
+
+
 def _empty_model(
-    config: Mapping[str, Any], folder: Path, dtype: torch.dtype, device: torch.device, max_model_len: int | None
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int | None,
+    footprint: Footprint,
 ) -> Model | FallbackModel:
     if families.is_native(config):
         return Model.from_config(config, dtype=dtype, device=device, rope_length=max_model_len)
-    from .fallback import FallbackModel
+    with _transformers_room(footprint):
+        from .fallback import FallbackModel
 
-    return FallbackModel.from_config(config, dtype=dtype, device=device, rope_length=max_model_len)
+        return FallbackModel.from_config(config, dtype=dtype, device=device, rope_length=max_model_len)
+
+
+def _transformers_room(footprint: Footprint) -> AbstractContextManager[None]:
+    """Room for transformers' code; none where it has been imported before, and is part of the runtime."""
+    if "transformers.modeling_utils" in sys.modules:
+        return nullcontext()
+    return footprint.measured("runtime", TRANSFORMERS_BYTES, "transformers")
 
 
 def _fill(
-    model: Model | FallbackModel,
-    checkpoint: Checkpoint,
-    dtype: str,
-    ledger: LeaseGiver | None,
-    progress: Progress | None,
-) -> Lease | None:
+    model: Model | FallbackModel, checkpoint: Checkpoint, dtype: str, footprint: Footprint, progress: Progress | None
+) -> None:
     """Streams the checkpoint into the model, under leases taken before the first byte is read."""
     what = f"{model.shape.family}, {dtype}"
-    lease = staging = None
-    try:
-        if ledger is not None:
-            lease = ledger.lease("weights", model.shape.weight_bytes(dtype), what, lambda: model.weight_bytes)
-            staging = ledger.lease("staging", checkpoint.largest_bytes, "one tensor while loading")
+    lease = footprint.lease("weights", model.shape.weight_bytes(dtype), what, lambda: model.weight_bytes)
+    with footprint.passing("staging", checkpoint.largest_bytes, "one tensor while loading"):
         done, total = 0, checkpoint.num_bytes
         for name, tensor in checkpoint.stream():
             model.load_tensor(name, tensor)
@@ -232,13 +254,5 @@ def _fill(
             if progress is not None:
                 progress(done, total)
         model.finish_loading()
-        if lease is not None:
-            lease.resize(model.weight_bytes)
-        return lease
-    except BaseException:
-        if lease is not None:
-            lease.release()
-        raise
-    finally:
-        if staging is not None:
-            staging.release()
+    if lease is not None:
+        lease.resize(model.weight_bytes)

@@ -1,0 +1,55 @@
+"""Leases for what loading brings into the process: weights, the tokenizer, and libraries that only some models need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pagoda.budget.ledger import Lease, Ledger
+from pagoda.budget.probe import MachineProbe
+
+
+class Footprint:
+    """The leases of one model; without a ledger, none. ``release`` gives all of them back, at any moment."""
+
+    def __init__(self, ledger: Ledger | None) -> None:
+        self._ledger, self._leases = ledger, list[Lease]()
+
+    def lease(self, account: str, num_bytes: int, what: str, resident: Callable[[], int] | None = None) -> Lease | None:
+        """A lease that stays until ``release``. Raises BudgetError."""
+        if self._ledger is None:
+            return None
+        self._leases.append(self._ledger.lease(account, num_bytes, what, resident))
+        return self._leases[-1]
+
+    @contextmanager
+    def measured(self, account: str, num_bytes: int, what: str) -> Iterator[None]:
+        """Leases an estimate; what private memory really grew by inside the ``with`` is the lease's resident figure.
+
+        A lease that turns out too small is enlarged. Raises BudgetError.
+        """
+        grown = 0
+        lease = self.lease(account, num_bytes, what, lambda: grown)
+        before = _private_bytes(self._ledger)
+        yield
+        grown = max(0, _private_bytes(self._ledger) - before)
+        if lease is not None and grown > num_bytes:
+            lease.resize(grown)
+
+    @contextmanager
+    def passing(self, account: str, num_bytes: int, what: str) -> Iterator[None]:
+        """A lease for the duration of the ``with``."""
+        if self._ledger is None:
+            yield
+            return
+        with self._ledger.lease(account, num_bytes, what):
+            yield
+
+    def release(self) -> None:
+        """Gives every lease back. A second call does nothing."""
+        while self._leases:
+            self._leases.pop().release()
+
+
+def _private_bytes(ledger: Ledger | None) -> int:
+    return 0 if ledger is None else MachineProbe().private_rss()
