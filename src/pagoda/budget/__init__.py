@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from .default import Budget, default_budget
+from .heap import heap_bytes, trim_heap
 from .ledger import AccountReport, Lease, Ledger, LedgerReport, Need
 from .probe import MachineProbe
 from .reconcile import Reconciliation, lease_runtime, reconcile
@@ -20,6 +21,8 @@ __all__ = [
     "Need",
     "Reconciliation",
     "default_budget",
+    "heap_bytes",
     "lease_runtime",
     "reconcile",
+    "trim_heap",
 ]

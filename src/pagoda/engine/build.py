@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from ..budget import Ledger, MachineProbe, default_budget, lease_runtime, reconcile
+from ..budget import Ledger, MachineProbe, default_budget, heap_bytes, lease_runtime, reconcile, trim_heap
 from ..budget.ledger import Lease
 from ..core.clock import Clock, SystemClock
+from ..core.errors import BudgetError
 from ..core.types import Granularity
+from ..core.units import format_bytes
 from ..kv.audit import audit
 from ..kv.grammar import parse_policy
 from ..kv.manager import KVManager
@@ -73,6 +75,7 @@ class Built:
         self.loaded.close()
         for lease in self.leases:
             lease.release()
+        trim_heap()
 
 
 class _PoolGrowth:
@@ -87,6 +90,25 @@ class _PoolGrowth:
         return num_blocks
 
 
+def _host_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
+    budget = default_budget(config.memory, probe)
+    return Ledger(budget.total_bytes, reason=budget.reason)
+
+
+def _cuda_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
+    """Weights, pages and steps live on the device, so the budget is the device's: what is free there, less a margin."""
+    free = torch.cuda.mem_get_info(None if config.device in ("auto", "cuda") else config.device)[0]
+    if config.memory is None:
+        return Ledger(free - free // 16, reason="free device memory minus a margin of 6 %")
+    budget = default_budget(config.memory, probe)
+    if budget.total_bytes > free:
+        raise BudgetError(
+            f"memory {config.memory!r} is {format_bytes(budget.total_bytes)}, but the device has {format_bytes(free)} free; "
+            "ask for less, or use device='cpu'"
+        )
+    return Ledger(budget.total_bytes, reason=budget.reason)
+
+
 def build(config: EngineConfig, clock: Clock | None = None) -> Built:
     """Raises ConfigError, ModelError or BudgetError; what was leased until then is given back with the ledger."""
     started = time.perf_counter()
@@ -95,9 +117,10 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
     policy_class: Any = POLICIES.get(config.scheduling)
     probe = MachineProbe()
     torch.set_num_threads(config.num_threads or probe.cpus())
-    budget = default_budget(config.memory, probe)
-    ledger = Ledger(budget.total_bytes, reason=budget.reason)
-    leases = [lease_runtime(ledger, probe)]
+    on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    ledger = _cuda_ledger(config, probe) if on_cuda else _host_ledger(config, probe)
+    leases = [] if on_cuda else [lease_runtime(ledger, probe)]
+    heap_before = heap_bytes()
     imported = time.perf_counter()
 
     loaded = load_model(
@@ -111,13 +134,25 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
     weights_read = time.perf_counter()
 
     sizes = fit(config, loaded.shape, loaded.dtype, ledger, weights_leased=True)
+
+    def working_bytes() -> int:
+        """What malloc took for steps: all that it took since the runtime was measured, less the weights."""
+        return 0 if on_cuda else max(0, heap_bytes() - heap_before - loaded.model.weight_bytes)
+
     storage = PageStorage(sizes.fmt, sizes.max_blocks, loaded.model.device)
     leases += [
-        ledger.lease("activations", sizes.activation_bytes, "largest step", resident=lambda: 0),
+        ledger.lease("activations", sizes.activation_bytes, "largest step", resident=working_bytes),
         ledger.lease("staging", STAGING_BYTES, "step metadata and copies", resident=lambda: 0),
     ]
-    pool = PagePool(sizes.fmt, 0, max_blocks=sizes.max_blocks)
-    kv_lease = ledger.lease("kv", 0, "pages", resident=lambda: pool.num_touched_blocks * sizes.fmt.block_bytes)
+    # On a CPU pages cost nothing before they are touched, so the pool grows as it needs; a device's memory is taken whole.
+    first_blocks = sizes.max_blocks if on_cuda else 0
+    pool = PagePool(sizes.fmt, first_blocks, max_blocks=sizes.max_blocks)
+    kv_lease = ledger.lease(
+        "kv",
+        first_blocks * sizes.fmt.block_bytes,
+        "pages",
+        resident=lambda: storage.reserved_bytes if on_cuda else pool.num_touched_blocks * sizes.fmt.block_bytes,
+    )
     leases.append(kv_lease)
     clock = clock or SystemClock()
     prefix = None

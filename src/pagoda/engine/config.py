@@ -13,7 +13,10 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """The arguments of ``LLM``; see docs/python-api.md for what each means to a user."""
+    """The arguments of ``LLM``; see docs/python-api.md for what each means to a user.
+
+    A step never has more sequences than tokens: ``max_num_seqs`` counts up to ``max_num_batched_tokens``.
+    """
 
     model: str
     memory: str | int | float | None = None
