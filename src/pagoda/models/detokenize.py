@@ -26,6 +26,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import tokenizers
+
     from .tokenizer import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -36,7 +38,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
-        stages = _stages(decoder_steps(tokenizer))
+        stages = _stages(tokenizer.decoder_steps)
         self._chain: _Chain | _Window = _Window(tokenizer, skip_special_tokens) if stages is None else _Chain(stages)
 
     def push(self, token_id: int) -> str:
@@ -215,10 +217,9 @@ class _Window:
         return self._tokenizer.decode(ids, self._skip)
 
 
-def decoder_steps(tokenizer: Tokenizer) -> list[dict[str, Any]] | None:
+def read_steps(backend: tokenizers.Tokenizer) -> list[dict[str, Any]] | None:
     """The decoder's steps as its JSON describes them, sequences opened; None if the tokenizer has no decoder."""
-    decoder = tokenizer.backend.decoder
-    return None if decoder is None else _opened(json.loads(decoder.__getstate__()))
+    return None if backend.decoder is None else _opened(json.loads(backend.decoder.__getstate__()))
 
 
 def _opened(step: dict[str, Any]) -> list[dict[str, Any]]:
@@ -282,7 +283,7 @@ def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
         return b""
     if tokenizer.is_special(token_id):
         return token.encode("utf-8")
-    steps = decoder_steps(tokenizer) or []
+    steps = tokenizer.decoder_steps or []
     for step in steps:
         if step["type"] == "ByteLevel":
             return _byte_level_bytes(token)

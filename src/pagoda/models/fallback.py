@@ -48,7 +48,7 @@ class FallbackModel:
         )
         longest = int(getattr(self._config, "max_position_embeddings", None) or NO_LIMIT)
         self.rope_length = rope_length or longest
-        self.shape = _shape(self._name, self._config, skeleton, longest)
+        self.shape = _shape(self._name, self._config, skeleton, longest, dtype)
         self._arriving: dict[str, _Once] = {}
         self._module: Any = None
         self._head: Any = None
@@ -216,10 +216,10 @@ def _head_shapes(name: str, skeleton: Any) -> tuple[torch.Size, torch.Size, torc
     raise UnsupportedModelError(f"architecture {name!r} cannot run on a paged KV cache: {reason}")
 
 
-def _shape(name: str, config: Any, skeleton: Any, longest: int) -> ModelShape:
+def _shape(name: str, config: Any, skeleton: Any, longest: int, dtype: torch.dtype) -> ModelShape:
     q, k, v = _head_shapes(name, skeleton)
     hidden, vocab = int(config.hidden_size), int(config.vocab_size)
-    kept = skeleton._get_dtype_plan(torch.bfloat16)
+    kept = [".*".join(map(re.escape, pattern.split("*"))) for pattern in skeleton._get_dtype_plan(dtype)]
     return ModelShape(
         family=name,
         vocab_size=vocab,

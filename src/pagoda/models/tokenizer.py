@@ -93,6 +93,13 @@ class Tokenizer:
 
         return Detokenizer(self, skip_special_tokens)
 
+    @cached_property
+    def decoder_steps(self) -> list[dict[str, Any]] | None:
+        """What ``decode`` does, step by step (see ``detokenize``)."""
+        from .detokenize import read_steps
+
+        return read_steps(self.backend)
+
     def token(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it (``Ġthe``, ``▁the``, ``<0x0A>``), or None for an unknown id."""
         return self.backend.id_to_token(token_id) if token_id >= 0 else None
