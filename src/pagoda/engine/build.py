@@ -103,8 +103,8 @@ def _cuda_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
     budget = default_budget(config.memory, probe)
     if budget.total_bytes > free:
         raise BudgetError(
-            f"memory {config.memory!r} is {format_bytes(budget.total_bytes)}, but the device has {format_bytes(free)} free; "
-            "ask for less, or use device='cpu'"
+            f"memory {config.memory!r} is {format_bytes(budget.total_bytes)}, but the device has {format_bytes(free)} "
+            "free; ask for less, or use device='cpu'"
         )
     return Ledger(budget.total_bytes, reason=budget.reason)
 
@@ -144,7 +144,7 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         ledger.lease("activations", sizes.activation_bytes, "largest step", resident=working_bytes),
         ledger.lease("staging", STAGING_BYTES, "step metadata and copies", resident=lambda: 0),
     ]
-    # On a CPU pages cost nothing before they are touched, so the pool grows as it needs; a device's memory is taken whole.
+    # On a CPU untouched pages cost nothing, so the pool grows as it needs; a device's memory is taken whole.
     first_blocks = sizes.max_blocks if on_cuda else 0
     pool = PagePool(sizes.fmt, first_blocks, max_blocks=sizes.max_blocks)
     kv_lease = ledger.lease(
