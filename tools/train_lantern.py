@@ -1,4 +1,5 @@
-"""Trains `lantern`, the embedded model, from nothing: stories sampled, tokenizer, four phases, files written.
+"""Trains `lantern`, the embedded model, from nothing: stories sampled, tokenizer, phases of growing
+length, files written.
 
     python tools/train_lantern.py --data ../shared/data --work .lantern --out src/pagoda/assets/lantern
 
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -24,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "src")]  # works from a bare clone, before anything is installed
 
 from lantern.corpus import Corpus, load_corpus  # noqa: E402
-from lantern.model import Llama, Shape, export, shape_dict  # noqa: E402
-from lantern.recipe import PHASES  # noqa: E402
+from lantern.model import Llama, Shape, export  # noqa: E402
+from lantern.recipe import NOTES, PHASES  # noqa: E402
 from lantern.story_sampler import sample_shards  # noqa: E402
 from lantern.tasks import TaskMix, task_texts  # noqa: E402
 from lantern.tokenizer import train_tokenizer, write_tokenizer  # noqa: E402
@@ -66,7 +68,8 @@ def write_model(model: Llama, tokenizer: Tokenizer, trainer: Trainer, args: argp
         "tokens": trainer.tokens,
         "hours": round(trainer.seconds / 3600, 2),
         "story_shards": args.story_shards,
-        "shape": shape_dict(model.shape),
+        "notes": NOTES,
+        "shape": asdict(model.shape),
         "phases": [{"length": p.length, "tokens": p.tokens, "shares": p.shares} for p in trainer.phases],
     }
     (args.out / "training.json").write_text(json.dumps(run, indent=2) + "\n")
@@ -85,6 +88,7 @@ def train(rank: int, args: argparse.Namespace, shards: list[Path]) -> None:
     model = Llama(shape).to(args.device)
     phases = [p.scaled(args.scale) for p in PHASES]
     settings = Settings(seed=args.seed, compile=args.compile)
+    settings = replace(settings, decay_tokens=int(settings.decay_tokens * args.scale))
     trainer = Trainer(model, TaskMix(corpus, tokenizer), phases, settings, args.work, rank, args.workers)
     trainer.resume()
     if not args.export_only:
@@ -96,7 +100,9 @@ def train(rank: int, args: argparse.Namespace, shards: list[Path]) -> None:
                 note = f"length {row['length']} loss {row['loss']:.3f} answers {row['answer_loss']:.3f}"
                 progress.update(task, completed=tokens, note=note)
 
-            trainer.run(on_step)
+            # Workers outlive a parent that is killed: they look for it before each step and stop without it.
+            parent = os.getppid()
+            trainer.run(on_step, stop=lambda: args.workers > 1 and os.getppid() != parent)
     if rank == 0:
         write_model(model, tokenizer, trainer, args)
 

@@ -1,13 +1,13 @@
 """A Llama in plain torch for training, and its export in Hugging Face's layout.
 
-Why not transformers' own: this forward pass is compiled whole, 1.2 times as fast in training on two cores. That both
-compute the same is checked at every export (`train_lantern.py` compares logits).
+Why not transformers' own: this forward pass compiles whole, which makes a training step 1.4 times as fast on two cores.
+That both compute the same is checked whenever the model is measured (`eval_lantern.py` loads it with transformers).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -140,7 +140,3 @@ def export(model: Llama, folder: Path, dtype: torch.dtype = torch.bfloat16) -> N
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     generation = {"bos_token_id": BOS, "eos_token_id": [EOS, END], "pad_token_id": PAD}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-
-
-def shape_dict(s: Shape) -> dict[str, float]:
-    return asdict(s)

@@ -25,8 +25,8 @@ from lantern.words import ADJECTIVES, HEROES, NAMES, THINGS
 
 BOS = 1  # begins a story and, predicted, ends it
 MAX_NEW = 400
-# The first shards are cool: clean grammar, little variety. A student of these alone is sure of itself where real stories
-# differ (4.1 nats a token on TinyStories against 1.3 on its own kind), so the others are warmer.
+# The first shards are cool: clean grammar, little variety. A student of these alone is too sure of itself where real
+# stories differ (4.1 nats a token on TinyStories against 1.3 on its own kind), so the others are warmer.
 COOL, COOL_SHARDS, WARM = 0.6, 16, 0.85
 SEPARATOR = "\n\n---\n\n"
 
