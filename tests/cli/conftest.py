@@ -27,7 +27,7 @@ class Finished:
         return json.loads(self.out)
 
 
-def pagoda(*args: str, stdin: str | bytes = "", timeout: float = 60, env: dict[str, str] | None = None) -> Finished:
+def pagoda(*args: str, stdin: str | bytes = "", timeout: float = 180, env: dict[str, str] | None = None) -> Finished:
     """``pagoda args…``; fails the test on a traceback, whatever else happens."""
     data = stdin if isinstance(stdin, bytes) else stdin.encode()
     done = subprocess.run(

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -30,10 +30,12 @@ def test_help_lists_every_command_with_its_first_line() -> None:
 def test_help_is_quick() -> None:
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         pagoda("--help")
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.6, times  # 0.12 s on a quiet machine; torch alone would take more than a second
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    # Processor seconds, so that a busy machine does not matter: 0.1 s measured; torch alone would take more than one.
+    assert min(times) < 0.4, times
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -92,5 +94,5 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 def test_ctrl_c_before_anything_happened_is_quiet() -> None:
     process = subprocess.Popen([sys.executable, "-m", "pagoda", "chat", "/nowhere/" * 3], stdin=subprocess.PIPE)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode in (130, -signal.SIGINT, 2, 1)

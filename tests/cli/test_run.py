@@ -133,7 +133,7 @@ def test_ctrl_c_ends_a_running_answer_without_a_traceback(times: int) -> None:
     assert process.stdout.read(4)  # the answer has begun
     for _ in range(times):
         process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert b"Traceback" not in err
     assert b"interrupted" in err
@@ -141,5 +141,5 @@ def test_ctrl_c_ends_a_running_answer_without_a_traceback(times: int) -> None:
 
 def test_a_closed_pipe_ends_it_quietly() -> None:
     command = f"'{sys.executable}' -m pagoda run '{MODEL}' '{PROMPT}' --max-tokens 300 --ignore-eos | head -c 5"
-    done = subprocess.run(command, shell=True, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(command, shell=True, capture_output=True, timeout=180, check=True)
     assert (len(done.stdout), done.stderr) == (5, b"")

@@ -50,7 +50,9 @@ def test_commands_run(command: str, code: int, capfd: pytest.CaptureFixture[str]
     if "|" in command:
         ours = f'"{sys.executable}" -m pagoda '
         shell = command.replace("pagoda ", ours, 1)
-        done = subprocess.run(["bash", "-c", f"set -o pipefail; {shell}"], capture_output=True, timeout=60, check=False)
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {shell}"], capture_output=True, timeout=180, check=False
+        )
         assert done.returncode == code, done.stderr
         return
     from pagoda.cli.main import main
