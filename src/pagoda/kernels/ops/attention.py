@@ -58,11 +58,9 @@ def paged_attention(
 
     Raises ConfigError for latent pages without ``v_dim`` or query heads that do not divide among the kv-heads.
     """
-    key = (
-        q.dtype, pages.device.type, layout, window > 0, soft_cap > 0.0, sinks is None, alibi_slopes is None,
-        v_dim, prob_sums is None, q.shape[1], table.row_of.shape[1],
-    )  # fmt: skip
-    run = _OP.chosen.get(key) or _OP.resolve(key, _needs(q, pages, layout, table, *key[3:9]))
+    used = (window > 0, soft_cap > 0.0, sinks is None, alibi_slopes is None, v_dim, prob_sums is None)
+    key = (used, q.dtype, pages.dtype, pages.device.type, layout.k_dim, layout.v_dim, q.shape[1], table.row_of.shape[1])
+    run = _OP.chosen.get(key) or _OP.resolve(key, _needs(q, pages, layout, table, *used))
     out: Tensor = run(
         q, pages, layout, table, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks,
         alibi_slopes=alibi_slopes, v_dim=v_dim, prob_sums=prob_sums,
