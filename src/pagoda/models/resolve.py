@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib import resources
 from pathlib import Path
 
 from pagoda.core.errors import ModelError
@@ -38,7 +37,8 @@ def resolve(path_or_id: str | Path) -> Path:
 
 
 def _embedded() -> Path:
-    folder = Path(str(resources.files("pagoda"))) / "assets" / EMBEDDED
+    # Beside this file, not importlib.resources: in an editable install that has two roots, and no path of its own.
+    folder = Path(__file__).resolve().parents[1] / "assets" / EMBEDDED
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{EMBEDDED}: the embedded model is missing from this installation ({folder}); reinstall pagoda-llm"
