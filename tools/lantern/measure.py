@@ -97,6 +97,9 @@ class Subject:
             "sampled_stories": self.corpus.held_stories,
             "tinystories": self.corpus.held_real,
             "books": self.corpus.held_books[:25],
+            # Not held out: what the model has read, to show how much of it is memory.
+            "seen_sampled_stories": self.corpus.stories[:48],
+            "seen_tinystories": self.corpus.real[:20],
         }
         found = {}
         for name, texts in sets.items():

@@ -8,8 +8,8 @@ M = 1_000_000
 
 # How the shipped run differed from one uninterrupted command with this recipe.
 NOTES = (
-    "The shipped run was stopped and resumed three times while its recipe was tuned: story shards 12 to 15 joined after "
-    "3M tokens, shards 16 to 21 after 9M, and the mix of the last phases was moved from recall to language."
+    "The shipped run was stopped and resumed three times while its recipe was tuned: story shards 12 to 15 joined "
+    "after 3M tokens, shards 16 to 21 after 9M, and the mix of the last phases was moved from recall to language."
 )
 
 # Short and dense first: lookup heads form where every third token is an answer. Long contexts last, and most of all.

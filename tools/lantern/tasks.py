@@ -219,6 +219,8 @@ class TaskMix:
         case = make(rng.getrandbits(48), rng.randint(3, 12))
         seq.add(self.encode((" " if len(seq) > 1 else "") + case.prompt), 0.05)
         seq.add(self.encode(case.answer), ANSWER / 2)
+        if make is count_back_case:
+            seq.add(self.encode("."))
 
 
 def task_texts(seed: int, count: int = 3000) -> list[str]:
