@@ -26,6 +26,7 @@ def chat(
     model: opt.Model,
     system: Annotated[str | None, typer.Option(help="What the model is told before the first message.")] = None,
     max_tokens: opt.MaxTokens = None,
+    min_tokens: opt.MinTokens = None,
     temperature: opt.Temperature = None,
     top_p: opt.TopP = None,
     top_k: opt.TopK = None,
@@ -45,7 +46,7 @@ def chat(
     from ..sampling.params import SamplingParams
 
     choices = opt.given(
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        max_tokens=max_tokens, min_tokens=min_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=stop,
     )  # fmt: skip
     params = SamplingParams(**choices)

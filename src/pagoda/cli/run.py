@@ -35,6 +35,7 @@ def run(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt (may be repeated).")] = None,
     token_ids: Annotated[list[str] | None, typer.Option(help="A prompt as token ids: 1,403,17.")] = None,
     max_tokens: opt.MaxTokens = None,
+    min_tokens: opt.MinTokens = None,
     temperature: opt.Temperature = None,
     top_p: opt.TopP = None,
     top_k: opt.TopK = None,
@@ -61,7 +62,7 @@ def run(
 
     prompts = read_prompts(words or [], prompt or [], token_ids or [])
     choices = opt.given(
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        max_tokens=max_tokens, min_tokens=min_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=stop,
     )  # fmt: skip
     params = SamplingParams(n=n, ignore_eos=ignore_eos, **choices)
