@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PROMPT, NEW = 128, 24
+PROMPT, NEW = 32, 32
 Generate = Callable[[list[list[int]], int], None]
 
 CONFIG: dict[str, Any] = {
