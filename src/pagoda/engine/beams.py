@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..core.types import FinishReason
 from ..models.tokenizer import Tokenizer
 from ..sampling.beam import Beam, BeamSearch, Hypothesis
-from ..sampling.edits import apply_edits
 from ..sampling.params import SamplingParams
+from ..sampling.sampler import Sampler
 from .outputs import Completion
 
 if TYPE_CHECKING:
@@ -51,10 +50,8 @@ class BeamGroup:
         """
         if not self._beams:
             self._beams = [sequence]
-        scores = torch.log_softmax(logits, dim=-1)
-        apply_edits(scores[None], [sequence.sample_state])
-        values, ids = scores.topk(min(self._search.num_candidates, scores.shape[0]))
-        self._offers[sequence.seq_id] = list(zip(ids.tolist(), values.tolist(), strict=True))
+        (best,) = Sampler().beam_candidates(logits[None], [sequence.sample_state], self._search.num_candidates)
+        self._offers[sequence.seq_id] = best
         if all(beam.seq_id in self._offers for beam in self._beams):
             self._move_on()
 

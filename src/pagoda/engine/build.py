@@ -133,7 +133,7 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
     )
     weights_read = time.perf_counter()
 
-    sizes = fit(config, loaded.shape, loaded.dtype, ledger, weights_leased=True)
+    sizes = fit(config, loaded.shape, loaded.dtype, ledger)
 
     def working_bytes() -> int:
         """What malloc took for steps: all that it took since the runtime was measured, less the weights."""

@@ -121,10 +121,6 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self._requests)
 
-    @property
-    def num_requests(self) -> int:
-        return len(self._requests)
-
     def close(self) -> None:
         """Requests still running are aborted; every page goes back to the system."""
         for request_id in list(self._requests):

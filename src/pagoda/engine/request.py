@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..core.errors import RequestError
 from ..kv.policies.base import KVPolicy
@@ -25,7 +25,6 @@ class Request:
     salt: str = ""
     priority: int = 0
     stream: bool = False
-    metadata: dict[str, object] = field(default_factory=dict)
 
 
 def check_prompt_ids(ids: list[int], vocab_size: int, max_model_len: int) -> None:

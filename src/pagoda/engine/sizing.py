@@ -1,4 +1,4 @@
-"""How a budget becomes limits: what must be there before any KV, and how many tokens of KV the rest holds. No torch.
+"""How a budget becomes limits: what must be there before any KV, and how many tokens of KV the rest holds.
 
 budget | runtime | weights | activations of the largest step | kv: what is left, taken block by block |
 """
@@ -30,8 +30,8 @@ class Sizes:
     activation_bytes: int
 
 
-def fit(config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger, *, weights_leased: bool) -> Sizes:
-    """Divide what the ledger has left. Raises BudgetError with the numbers and the nearest budget that works."""
+def fit(config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger) -> Sizes:
+    """Divide what the ledger has left beside the weights. Raises BudgetError with the nearest budget that works."""
     fmt = shape.kv_format(config.page_size, dtype)
     longest = _longest(config, shape)
     rows = max(min(config.max_num_seqs, config.max_num_batched_tokens), LOGIT_ROWS)
@@ -40,17 +40,15 @@ def fit(config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger, *, 
         + scratch_bytes(rows, shape.vocab_size, with_logprobs=True)
         + shape.table_bytes(longest, dtype)
     )
-    weights = 0 if weights_leased else shape.weight_bytes(dtype)
     # With "auto" one step's worth of context is the least that makes sense; a stated length must fit whole.
     least = longest if config.max_model_len != "auto" else min(longest, 16 * fmt.page_size)
     needs = [
-        Need("weights", weights, "weights"),
         Need("activations", activations, "activations"),
         Need("staging", STAGING_BYTES, "staging"),
         Need("kv", fmt.blocks_for(least) * fmt.block_bytes, f"KV of {least} tokens"),
     ]
-    ledger.require([need for need in needs if need.num_bytes])
-    left = ledger.free_bytes - weights - activations - STAGING_BYTES
+    ledger.require(needs)
+    left = ledger.free_bytes - activations - STAGING_BYTES
     if config.kv_memory is not None:
         left = min(left, _stated_kv_bytes(config, fmt, least))
     max_blocks = min(left // fmt.block_bytes, (2**31 - 1) // fmt.pages_per_block)
@@ -78,10 +76,3 @@ def _longest(config: EngineConfig, shape: ModelShape) -> int:
             "ask for at most that"
         )
     return config.max_model_len
-
-
-def describe(sizes: Sizes) -> str:
-    """One line for people."""
-    pool = sizes.max_blocks * sizes.fmt.block_bytes
-    num_tokens = sizes.max_blocks * sizes.fmt.page_size
-    return f"KV up to {format_bytes(pool)}: {num_tokens} tokens, {sizes.max_model_len} a sequence"
