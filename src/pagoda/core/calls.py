@@ -1,0 +1,88 @@
+"""The small grammar of options that name plug-ins with parameters: ``name(key=value)+name``.
+
+The same text serves Python, the command line, config files and single requests: ``recent(budget=0.25)``,
+``int4(group=64, symmetric=True)``. What is unknown is an error that lists what exists.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One term of the text: a name and its parameters."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+def parse_calls(text: str, *, option: str, example: str) -> list[Call]:
+    """The terms of ``text``, in order. Raises ConfigError that shows how such a text reads."""
+    try:
+        expression = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(_unreadable(text, option, example)) from error
+    return [_call(node, text, option, example) for node in _terms(expression)]
+
+
+def build_call(cls: type[T], call: Call) -> T:
+    """``cls``, a dataclass, from a call's parameters. Raises ConfigError naming the parameter that is wrong."""
+    accepted = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key, value in call.arguments.items():
+        if key not in accepted:
+            names = ", ".join(accepted) or "no parameters"
+            raise ConfigError(f"{call.name} has no parameter {key!r}; accepted: {names}")
+        kinds = [kind.strip() for kind in str(accepted[key].type).split("|")]
+        if type(value).__name__ not in kinds:
+            raise ConfigError(f"{call.name}({key}={value!r}): expected {' or '.join(kinds)}")
+    return cls(**call.arguments)
+
+
+def format_call(name: str, instance: Any) -> str:
+    """The shortest text that builds ``instance`` again: parameters that have their default are left out."""
+    changed = [
+        f"{f.name}={getattr(instance, f.name)!r}"
+        for f in dataclasses.fields(instance)
+        if getattr(instance, f.name) != f.default
+    ]
+    return f"{name}({', '.join(changed)})" if changed else name
+
+
+def _unreadable(text: str, option: str, example: str) -> str:
+    return f"{option}={text!r} does not read as name(key=value)+name; example: {example}"
+
+
+def _terms(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _terms(node.left) + _terms(node.right)
+    return [node]
+
+
+def _call(node: ast.expr, text: str, option: str, example: str) -> Call:
+    if isinstance(node, ast.Name):
+        return Call(node.id, {})
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args):
+        raise ConfigError(_unreadable(text, option, example))
+    arguments: dict[str, Any] = {}
+    for keyword in node.keywords:
+        if keyword.arg is None:
+            raise ConfigError(f"{option}={text!r}: parameters are written key=value")
+        arguments[keyword.arg] = _literal(keyword.value, keyword.arg, text, option)
+    return Call(node.func.id, arguments)
+
+
+def _literal(node: ast.expr, key: str, text: str, option: str) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise ConfigError(
+            f"{option}={text!r}: the value of {key} is not a number, a word in quotes, True or False"
+        ) from error

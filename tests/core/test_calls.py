@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from pagoda.core.calls import Call, build_call, format_call, parse_calls
+from pagoda.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Option:
+    size: int = 4
+    share: float | int = 0.5
+    name: str = "a"
+
+
+def parse(text: str) -> list[Call]:
+    return parse_calls(text, option="opt", example="name(size=1)")
+
+
+def test_terms_and_parameters() -> None:
+    assert parse(" one + two(size=3, name='b')+three() ") == [
+        Call("one", {}),
+        Call("two", {"size": 3, "name": "b"}),
+        Call("three", {}),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "1", "a(", "a(1)", "a-b", "a.b", "a(**x)", "a(size=b)", "a\0"])
+def test_unreadable_texts_are_shown(text: str) -> None:
+    with pytest.raises(ConfigError, match="opt="):
+        parse(text)
+
+
+def test_build_checks_names_and_kinds() -> None:
+    assert build_call(Option, Call("o", {"share": 1})) == Option(share=1)
+    with pytest.raises(ConfigError, match=r"o has no parameter 'width'; accepted: size, share, name"):
+        build_call(Option, Call("o", {"width": 1}))
+    with pytest.raises(ConfigError, match=r"o\(size='x'\): expected int"):
+        build_call(Option, Call("o", {"size": "x"}))
+    with pytest.raises(ConfigError, match=r"o\(size=True\): expected int"):
+        build_call(Option, Call("o", {"size": True}))
+
+
+@pytest.mark.parametrize("option", [Option(), Option(size=1), Option(name="b c", share=0.25)])
+def test_format_is_the_way_back(option: Option) -> None:
+    (call,) = parse(format_call("o", option))
+    assert build_call(Option, call) == option
+    assert format_call("o", Option()) == "o"
