@@ -1,26 +1,18 @@
-"""The C++ kernels: every instruction set of this machine, threads, bad tables. Skipped where they are not built."""
+"""The C++ extension itself: what the processor can do, how the instruction set is lowered, whose threads it uses."""
 
-import dataclasses
+import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pagoda.kernels import dispatch
 from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
-from pagoda.kernels.ops._table import layer_table
-from pagoda.kernels.ops.attention import CASES, _needs, reference
 
-from .naive import naive_attention
-
-cpu = pytest.importorskip("pagoda.kernels.cpu", reason="the C++ extension is not built", exc_type=ImportError)
-ORDER = ["base", "avx2", "avx512", "avx512bf16"]
-ISAS = ORDER[: ORDER.index(cpu.best_isa()) + 1]
+from .isas import ISAS, ORDER, cpu
 
 
 def test_features_agree_with_the_kernel():
@@ -32,157 +24,6 @@ def test_features_agree_with_the_kernel():
     features = cpu.cpu_features()
     assert {"avx2", "fma", "avx512f", "avx512_bf16", "amx_tile"} <= set(features)
     assert features == {name: name in flags for name in features}
-
-
-@st.composite
-def batches(draw):
-    num_kv_heads, group = draw(st.sampled_from([(1, 1), (2, 3), (2, 7), (1, 20), (1, 40)]))
-    sequence = st.tuples(
-        st.sampled_from([0, 1, 1, 1, 2, 9]), st.lists(st.integers(0, 300), min_size=2, max_size=2), st.booleans()
-    )
-    sequences = draw(st.lists(sequence, max_size=4))
-    q_lens = [n for n, _, _ in sequences]
-    kv_lens = [[n + (held[0] if even else h) for h in held[:num_kv_heads]] for n, held, even in sequences]
-    make = Make(seed=draw(st.integers(0, 1000)))
-    k_dim, v_dim = draw(st.sampled_from([(16, 16), (64, 64), (32, 48), (80, 0)]))
-    layout = PageLayout(draw(st.sampled_from([1, 8, 16])), k_dim, v_dim, torch.float32)
-    table, num_pages = layer_table(
-        make, q_lens, kv_lens, page_size=layout.page_size, num_kv_heads=num_kv_heads, per_head=draw(st.booleans())
-    )
-    heads = num_kv_heads * group
-    return {
-        "q": make.normal(sum(q_lens), heads, k_dim, scale=2.0),
-        "pages": make.pages(num_pages, layout),
-        "layout": layout,
-        "table": table,
-        "scale": 0.3,
-        "window": draw(st.sampled_from([0, 0, 1, 7, 150])),
-        "soft_cap": draw(st.sampled_from([0.0, 0.0, 5.0])),
-        "sinks": make.normal(heads) if draw(st.booleans()) else None,
-        "alibi_slopes": make.normal(heads).abs() if draw(st.booleans()) else None,
-        "v_dim": 48 if v_dim == 0 else None,
-    }
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=40, deadline=None)
-@given(arguments=batches())
-def test_random_batches_against_loop(isa, arguments):
-    expected, _ = naive_attention(**arguments)
-    got = cpu.paged_attention(**arguments, isa=isa)
-    np.testing.assert_allclose(got.numpy(), expected, atol=5e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_bfloat16_of_every_instruction_set(case, isa):
-    arguments = case.make(Make(torch.bfloat16))
-    if reason := why_not(arguments):
-        pytest.skip(reason)
-    torch.testing.assert_close(cpu.paged_attention(**arguments, isa=isa), reference(**arguments), rtol=2e-2, atol=2e-2)
-
-
-def why_not(arguments) -> str | None:
-    given = [arguments[name] is None for name in ("sinks", "alibi_slopes", "prob_sums")]
-    needs = _needs(
-        arguments["q"], arguments["pages"], arguments["layout"], arguments["table"], arguments.get("window", 0) > 0,
-        arguments.get("soft_cap", 0.0) > 0, given[0], given[1], arguments.get("v_dim"), given[2],
-    )  # fmt: skip
-    return next(i for i in dispatch.OPS["paged_attention"].implementations if i.name == "cpu").why_not(needs)
-
-
-def long_context(make=None):
-    """Decodes whose slots are split, one of them across more parts than there are threads, beside a chunk."""
-    make = make or Make(torch.float32)
-    layout = PageLayout(16, 32, 32, make.dtype)
-    table, num_pages = layer_table(make, [1, 40, 1, 1], [5000, 300, 1025, 7], page_size=16, num_kv_heads=2)
-    return {
-        "q": make.normal(43, 6, 32), "pages": make.pages(num_pages, layout), "layout": layout, "table": table,
-        "scale": 0.2,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("options", [{}, {"window": 2000}, {"sinks": Make().normal(6)}, {"soft_cap": 3.0}], ids=str)
-def test_split_contexts(options):
-    arguments = long_context() | options
-    torch.testing.assert_close(cpu.paged_attention(**arguments), reference(**arguments), rtol=1e-4, atol=1e-5)
-
-
-def test_threads_change_nothing():
-    """Parts and tiles are cut by length alone, so any number of threads gives the same bits."""
-    threads, arguments = torch.get_num_threads(), long_context()
-    try:
-        results = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(cpu.paged_attention(**arguments))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
-
-
-def test_batch_mates_change_nothing():
-    """Bit for bit: a sequence alone, and in a batch."""
-    arguments = long_context()
-    table, together = arguments["table"], cpu.paged_attention(**arguments)
-    for seq in range(4):
-        start, stop = table.q_starts_cpu[seq : seq + 2]
-        alone = dataclasses.replace(
-            table, row_of=table.row_of[seq : seq + 1], offset=table.offset[seq : seq + 1],
-            kv_lens=table.kv_lens[seq : seq + 1], q_starts_cpu=[0, stop - start],
-            q_starts=torch.tensor([0, stop - start], dtype=torch.int32),
-        )  # fmt: skip
-        got = cpu.paged_attention(**arguments | {"q": arguments["q"][start:stop], "table": alone})
-        assert torch.equal(got, together[start:stop])
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("inputs", "outputs"), [(896, 50), (70, 33), (3, 1), (64, 700)])
-def test_linear_of_every_instruction_set(isa, inputs, outputs):
-    """Within one rounding of the exact product, and a token's bits are its own whoever shares the call."""
-    make = Make(torch.bfloat16)
-    x, weight, bias = make.normal(8, inputs), make.normal(outputs, inputs, scale=inputs**-0.5), make.normal(outputs)
-    together = cpu.linear(x, weight, bias, isa=isa)
-    exact = x.double() @ weight.double().T + bias.double()
-    torch.testing.assert_close(together.double(), exact, rtol=2**-8, atol=1e-4)
-    for tokens in range(1, 8):
-        assert torch.equal(cpu.linear(x[:tokens], weight, bias, isa=isa), together[:tokens])
-    assert torch.equal(cpu.linear(x[7], weight, bias, isa=isa), together[7])
-
-
-def test_linear_takes_views():
-    make = Make(torch.bfloat16)
-    x, wide = make.normal(2, 64), make.normal(96, 128)
-    weight = wide[10:40, 32:96]  # rows apart, columns together
-    assert torch.equal(cpu.linear(x, weight), cpu.linear(x, weight.contiguous()))
-    torch.testing.assert_close(cpu.linear(x, wide[:64].mT[:, :]), x @ wide[:64], rtol=2e-2, atol=2e-2)
-    with pytest.raises(ValueError, match="more tokens"):
-        cpu.linear(make.normal(9, 64), weight)
-
-
-def test_strided_queries():
-    """A slice of a fused projection is read where it lies."""
-    arguments = long_context()
-    fused = torch.zeros(43, 10, 32)
-    fused[:, 2:8] = arguments["q"]
-    assert torch.equal(cpu.paged_attention(**arguments | {"q": fused[:, 2:8]}), cpu.paged_attention(**arguments))
-
-
-def test_bad_tables_are_refused_before_memory_is_touched():
-    arguments = long_context()
-    table, num_pages = arguments["table"], len(arguments["pages"])
-    rows = table.rows.clone()
-    rows[0, 3] = num_pages
-    for change, message in [
-        ({"rows": rows}, f"page {num_pages} of {num_pages}"),
-        ({"row_of": table.row_of + 100}, "row 100 of 8"),
-        ({"kv_lens": table.kv_lens + 9999}, "length 14999 in a row of 313 pages"),
-    ]:
-        with pytest.raises(IndexError, match=message):
-            cpu.paged_attention(**arguments | {"table": dataclasses.replace(table, **change)})
-    with pytest.raises(ValueError, match="unknown instruction set 'sse'"):
-        cpu.paged_attention(**arguments, isa="sse")
 
 
 def test_bad_ids_are_refused_before_memory_is_touched():
@@ -202,5 +43,24 @@ def test_bad_ids_are_refused_before_memory_is_touched():
 
 
 def test_kernels_share_torchs_threads():
-    assert cpu._cpu.threading() in ("openmp", "single")
+    from pagoda.kernels._extension import _cpu
+
+    assert _cpu.threading() in ("openmp", "single")
     assert cpu.best_isa() in ORDER
+
+
+def best_isa_of_a_process(cap: str) -> subprocess.CompletedProcess[str]:
+    script = "from pagoda.kernels._extension import best_isa; print(best_isa())"
+    environment = os.environ | {"PAGODA_ISA": cap}
+    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_environment_lowers_the_instruction_set():
+    """For a whole process; asking for more than the machine has changes nothing."""
+    assert best_isa_of_a_process("base").stdout.strip() == "base"
+    best = best_isa_of_a_process("").stdout.strip()
+    assert ORDER.index(best) >= ORDER.index(ISAS[-1])
+    assert best_isa_of_a_process("avx512bf16").stdout.strip() == best
+    refused = best_isa_of_a_process("sse9")
+    assert refused.returncode != 0
+    assert "unknown instruction set 'sse9' in PAGODA_ISA; accepted: base, avx2" in refused.stderr

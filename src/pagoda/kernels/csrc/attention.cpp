@@ -8,7 +8,6 @@
 #include <stdexcept>
 #include <vector>
 
-#include "isa.hpp"
 #include "parallel.hpp"
 
 namespace pagoda {

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "isa.hpp"
+
 namespace pagoda {
 
 enum class Dtype : int32_t { f32 = 0, bf16 = 1 };
@@ -58,9 +60,6 @@ inline int64_t partial_floats(const AttentionArgs& a) {
 }
 
 using AttentionBody = void (*)(const AttentionArgs&, const AttentionItem&, float* partials);
-namespace base { void run_item(const AttentionArgs&, const AttentionItem&, float*); }
-namespace avx2 { void run_item(const AttentionArgs&, const AttentionItem&, float*); }
-namespace avx512 { void run_item(const AttentionArgs&, const AttentionItem&, float*); }
-namespace avx512bf16 { void run_item(const AttentionArgs&, const AttentionItem&, float*); }
+PAGODA_DECLARE_BODIES(void, run_item, (const AttentionArgs&, const AttentionItem&, float* partials))
 
 }  // namespace pagoda

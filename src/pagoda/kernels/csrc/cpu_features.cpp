@@ -1,6 +1,7 @@
 #include "cpu_features.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <stdexcept>
 #include <vector>
 
@@ -63,30 +64,60 @@ std::map<std::string, bool> cpu_features() {
   };
 }
 
-const char* best_isa() {
+namespace {
+
+int detected_isa() {
   auto has = cpu_features();
-  if (!(has["avx2"] && has["fma"] && has["f16c"])) return "base";
-  if (!(has["avx512f"] && has["avx512bw"] && has["avx512vl"] && has["avx512dq"])) return "avx2";
-  return has["avx512_bf16"] ? "avx512bf16" : "avx512";
+  if (!(has["avx2"] && has["fma"] && has["f16c"])) return 0;
+  if (!(has["avx512f"] && has["avx512bw"] && has["avx512vl"] && has["avx512dq"])) return 1;
+  if (!has["avx512_vnni"]) return 2;
+  return has["avx512_bf16"] ? 4 : 3;  // every processor with AVX512-BF16 so far has VNNI
 }
+
+}  // namespace
 
 #else
 
 std::map<std::string, bool> cpu_features() { return {}; }
-const char* best_isa() { return "base"; }
+namespace {
+int detected_isa() { return 0; }
+}  // namespace
 
 #endif
 
+namespace {
+
+const std::vector<std::string> kOrder = {"base", "avx2", "avx512", "avx512vnni", "avx512bf16"};
+
+int known_isa(const std::string& isa, const char* from) {
+  const auto at = std::find(kOrder.begin(), kOrder.end(), isa);
+  if (at == kOrder.end())
+    throw std::invalid_argument("unknown instruction set '" + isa + "'" + from +
+                                "; accepted: base, avx2, avx512, avx512vnni, avx512bf16");
+  return static_cast<int>(at - kOrder.begin());
+}
+
+int usable_isa() {
+  const char* cap = std::getenv("PAGODA_ISA");
+  const int detected = detected_isa();
+  return cap == nullptr || *cap == 0 ? detected : std::min(detected, known_isa(cap, " in PAGODA_ISA"));
+}
+
+int best_index() {
+  static const int best = usable_isa();
+  return best;
+}
+
+}  // namespace
+
+std::string best_isa() { return kOrder[best_index()]; }
+
 int isa_index(const std::string& asked) {
-  static const std::vector<std::string> order = {"base", "avx2", "avx512", "avx512bf16"};
-  static const std::string best = best_isa();
-  const std::string& isa = asked.empty() ? best : asked;
-  const auto at = std::find(order.begin(), order.end(), isa);
-  if (at == order.end())
-    throw std::invalid_argument("unknown instruction set '" + isa + "'; accepted: base, avx2, avx512, avx512bf16");
-  if (at > std::find(order.begin(), order.end(), best))
-    throw std::invalid_argument("instruction set '" + isa + "' is not usable here; the best is " + best);
-  return static_cast<int>(at - order.begin());
+  if (asked.empty()) return best_index();
+  const int index = known_isa(asked, "");
+  if (index > best_index())
+    throw std::invalid_argument("instruction set '" + asked + "' is not usable here; the best is " + best_isa());
+  return index;
 }
 
 }  // namespace pagoda

@@ -1,26 +1,36 @@
 // Which compiled body runs: the best of this machine, or the one that a test asks for.
+//
+// Every *_body.cpp is compiled once per instruction set (CMakeLists.txt), into the namespace PAGODA_ISA. A header declares
+// its bodies with PAGODA_DECLARE_BODIES, and PAGODA_BODY picks one at run time.
 #pragma once
 
 #include <string>
 
 namespace pagoda {
 
-// Index into {base, avx2, avx512, avx512bf16}; "" is the best. Throws std::invalid_argument for an unknown or unusable one.
+// Index into {base, avx2, avx512, avx512vnni, avx512bf16}, each a superset of the one before; "" is the best.
+// Throws std::invalid_argument for an unknown or unusable one.
 int isa_index(const std::string& asked);
-
-// The body for `asked` out of those compiled.
-template <typename Body>
-Body choose_body(const std::string& asked, [[maybe_unused]] Body base, [[maybe_unused]] Body avx2,
-                 [[maybe_unused]] Body avx512, [[maybe_unused]] Body avx512bf16) {
-  const Body bodies[] = {base, avx2, avx512, avx512bf16};
-  return bodies[isa_index(asked)];
-}
 
 }  // namespace pagoda
 
+// Declares `result name parameters;` for every instruction set that is compiled.
 #ifdef PAGODA_X86
-#define PAGODA_BODY(asked, name) \
-  ::pagoda::choose_body(asked, &base::name, &avx2::name, &avx512::name, &avx512bf16::name)
+#define PAGODA_DECLARE_BODIES(result, name, parameters) \
+  namespace base { result name parameters; }            \
+  namespace avx2 { result name parameters; }            \
+  namespace avx512 { result name parameters; }          \
+  namespace avx512vnni { result name parameters; }      \
+  namespace avx512bf16 { result name parameters; }
+#define PAGODA_BODY(asked, name)                                                                          \
+  [](int index) {                                                                                         \
+    decltype(&::pagoda::base::name) const bodies[] = {                                                    \
+        &::pagoda::base::name, &::pagoda::avx2::name, &::pagoda::avx512::name, &::pagoda::avx512vnni::name, \
+        &::pagoda::avx512bf16::name};                                                                     \
+    return bodies[index];                                                                                 \
+  }(::pagoda::isa_index(asked))
 #else
-#define PAGODA_BODY(asked, name) ::pagoda::choose_body(asked, &base::name, &base::name, &base::name, &base::name)
+#define PAGODA_DECLARE_BODIES(result, name, parameters) \
+  namespace base { result name parameters; }
+#define PAGODA_BODY(asked, name) (::pagoda::isa_index(asked), &::pagoda::base::name)
 #endif

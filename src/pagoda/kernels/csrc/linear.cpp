@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "isa.hpp"
 #include "parallel.hpp"
 
 namespace pagoda {

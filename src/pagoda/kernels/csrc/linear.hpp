@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "isa.hpp"
+
 namespace pagoda {
 
 constexpr int kMaxLinearTokens = 8;
@@ -21,9 +23,6 @@ struct LinearArgs {
 void linear(const LinearArgs& args, int num_threads, const std::string& isa);
 
 using LinearBody = void (*)(const LinearArgs&, int64_t first_output, int64_t end_output);
-namespace base { void linear_rows(const LinearArgs&, int64_t, int64_t); }
-namespace avx2 { void linear_rows(const LinearArgs&, int64_t, int64_t); }
-namespace avx512 { void linear_rows(const LinearArgs&, int64_t, int64_t); }
-namespace avx512bf16 { void linear_rows(const LinearArgs&, int64_t, int64_t); }
+PAGODA_DECLARE_BODIES(void, linear_rows, (const LinearArgs&, int64_t first_output, int64_t end_output))
 
 }  // namespace pagoda

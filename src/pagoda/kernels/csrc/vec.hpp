@@ -9,6 +9,20 @@
 #include <immintrin.h>
 #endif
 
+// Floats in a register; whether the dot product of bfloat16 pairs is there (vdpbf16ps).
+#if defined(__AVX512F__)
+#define PAGODA_LANES 16
+#elif defined(__AVX2__)
+#define PAGODA_LANES 8
+#else
+#define PAGODA_LANES 4
+#endif
+#if defined(__AVX512BF16__)
+#define PAGODA_DPBF16 1
+#else
+#define PAGODA_DPBF16 0
+#endif
+
 namespace pagoda {
 namespace {
 

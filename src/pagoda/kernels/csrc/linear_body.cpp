@@ -1,4 +1,4 @@
-// Rows of a weight matrix times up to eight tokens, for one instruction set (see attention_body.hpp for the macros).
+// Rows of a weight matrix times up to eight tokens, for one instruction set (see attention_body.cpp for the macros).
 //
 // kRows rows of the weight and kTokens tokens at once: each weight register is used kTokens times after one load, and every
 // (row, token) has one sum of its own, so a token's result is the same whoever shares the call.

@@ -1,4 +1,4 @@
-// One item of attention work, for one instruction set. Included by body_<isa>.cpp, each compiled with its own flags;
+// One item of attention work, for one instruction set. Compiled once per instruction set (CMakeLists.txt);
 // everything but the entry lives in an unnamed namespace and uses nothing of the standard library that could be shared
 // between objects compiled for different machines.
 //
@@ -9,7 +9,8 @@
 //
 // Slots are taken kBlock at a time with a running maximum (online softmax, arXiv:1805.02867).
 //
-// Macros set by the including file: PAGODA_ISA (namespace), PAGODA_LANES (floats in a register), PAGODA_DPBF16 (0 or 1).
+// PAGODA_ISA is the namespace (CMakeLists.txt), PAGODA_LANES the floats in a register and PAGODA_DPBF16 whether pairs of bfloat16
+// have a dot product (vec.hpp).
 
 #include "attention.hpp"
 #include "vec.hpp"

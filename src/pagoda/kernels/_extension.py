@@ -1,0 +1,31 @@
+"""The C++ extension (``csrc/``). Without it this import fails with the reason, which `dispatch.available` shows."""
+
+from __future__ import annotations
+
+import importlib
+
+from torch import Tensor
+
+try:
+    _cpu = importlib.import_module("pagoda.kernels._cpu")
+except ImportError as error:
+    raise ImportError(f"the C++ extension was not built when Pagoda was installed ({error})") from None
+
+CPU = frozenset({"cpu"})
+
+
+def cpu_features() -> dict[str, bool]:
+    """Instruction sets of this machine that the operating system lets us use (cpuid, xgetbv)."""
+    features: dict[str, bool] = _cpu.cpu_features()
+    return features
+
+
+def best_isa() -> str:
+    """The instruction set that the kernels run with here: avx512bf16, avx512, avx2 or base."""
+    isa: str = _cpu.best_isa()
+    return isa
+
+
+def head_rows(x: Tensor) -> Tensor:
+    """x ``[tokens, heads, dim]`` with a contiguous last dimension; slices of a fused projection pass as they are."""
+    return x if x.stride(2) == 1 else x.contiguous()

@@ -1,0 +1,18 @@
+// Bindings of pagoda.kernels._cpu, one file per family of kernels: plain addresses in, nothing of torch. The Python side
+// (kernels/cpu_*.py) checks shapes and dtypes.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+
+namespace pagoda {
+
+template <typename T>
+T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
+
+void bind_pages(nanobind::module_& m);
+void bind_attention(nanobind::module_& m);
+void bind_linear(nanobind::module_& m);
+
+}  // namespace pagoda

@@ -1,0 +1,145 @@
+"""The C++ body of paged attention: every instruction set of this machine, threads, bad tables."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pagoda.kernels import dispatch
+from pagoda.kernels.case import Make
+from pagoda.kernels.layout import PageLayout
+from pagoda.kernels.ops._table import layer_table
+from pagoda.kernels.ops.attention import CASES, _needs, reference
+
+from .isas import ISAS, cpu
+from .naive import naive_attention
+
+
+@st.composite
+def batches(draw):
+    num_kv_heads, group = draw(st.sampled_from([(1, 1), (2, 3), (2, 7), (1, 20), (1, 40)]))
+    sequence = st.tuples(
+        st.sampled_from([0, 1, 1, 1, 2, 9]), st.lists(st.integers(0, 300), min_size=2, max_size=2), st.booleans()
+    )
+    sequences = draw(st.lists(sequence, max_size=4))
+    q_lens = [n for n, _, _ in sequences]
+    kv_lens = [[n + (held[0] if even else h) for h in held[:num_kv_heads]] for n, held, even in sequences]
+    make = Make(seed=draw(st.integers(0, 1000)))
+    k_dim, v_dim = draw(st.sampled_from([(16, 16), (64, 64), (32, 48), (80, 0)]))
+    layout = PageLayout(draw(st.sampled_from([1, 8, 16])), k_dim, v_dim, torch.float32)
+    table, num_pages = layer_table(
+        make, q_lens, kv_lens, page_size=layout.page_size, num_kv_heads=num_kv_heads, per_head=draw(st.booleans())
+    )
+    heads = num_kv_heads * group
+    return {
+        "q": make.normal(sum(q_lens), heads, k_dim, scale=2.0),
+        "pages": make.pages(num_pages, layout),
+        "layout": layout,
+        "table": table,
+        "scale": 0.3,
+        "window": draw(st.sampled_from([0, 0, 1, 7, 150])),
+        "soft_cap": draw(st.sampled_from([0.0, 0.0, 5.0])),
+        "sinks": make.normal(heads) if draw(st.booleans()) else None,
+        "alibi_slopes": make.normal(heads).abs() if draw(st.booleans()) else None,
+        "v_dim": 48 if v_dim == 0 else None,
+    }
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=40, deadline=None)
+@given(arguments=batches())
+def test_random_batches_against_loop(isa, arguments):
+    expected, _ = naive_attention(**arguments)
+    got = cpu.paged_attention(**arguments, isa=isa)
+    np.testing.assert_allclose(got.numpy(), expected, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_bfloat16_of_every_instruction_set(case, isa):
+    arguments = case.make(Make(torch.bfloat16))
+    if reason := why_not(arguments):
+        pytest.skip(reason)
+    torch.testing.assert_close(cpu.paged_attention(**arguments, isa=isa), reference(**arguments), rtol=2e-2, atol=2e-2)
+
+
+def why_not(arguments) -> str | None:
+    given = [arguments[name] is None for name in ("sinks", "alibi_slopes", "prob_sums")]
+    needs = _needs(
+        arguments["q"], arguments["pages"], arguments["layout"], arguments["table"], arguments.get("window", 0) > 0,
+        arguments.get("soft_cap", 0.0) > 0, given[0], given[1], arguments.get("v_dim"), given[2],
+    )  # fmt: skip
+    return next(i for i in dispatch.OPS["paged_attention"].implementations if i.name == "cpu").why_not(needs)
+
+
+def long_context(make=None):
+    """Decodes whose slots are split, one of them across more parts than there are threads, beside a chunk."""
+    make = make or Make(torch.float32)
+    layout = PageLayout(16, 32, 32, make.dtype)
+    table, num_pages = layer_table(make, [1, 40, 1, 1], [5000, 300, 1025, 7], page_size=16, num_kv_heads=2)
+    return {
+        "q": make.normal(43, 6, 32), "pages": make.pages(num_pages, layout), "layout": layout, "table": table,
+        "scale": 0.2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 2000}, {"sinks": Make().normal(6)}, {"soft_cap": 3.0}], ids=str)
+def test_split_contexts(options):
+    arguments = long_context() | options
+    torch.testing.assert_close(cpu.paged_attention(**arguments), reference(**arguments), rtol=1e-4, atol=1e-5)
+
+
+def test_threads_change_nothing():
+    """Parts and tiles are cut by length alone, so any number of threads gives the same bits."""
+    threads, arguments = torch.get_num_threads(), long_context()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(cpu.paged_attention(**arguments))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_batch_mates_change_nothing():
+    """Bit for bit: a sequence alone, and in a batch."""
+    arguments = long_context()
+    table, together = arguments["table"], cpu.paged_attention(**arguments)
+    for seq in range(4):
+        start, stop = table.q_starts_cpu[seq : seq + 2]
+        alone = dataclasses.replace(
+            table, row_of=table.row_of[seq : seq + 1], offset=table.offset[seq : seq + 1],
+            kv_lens=table.kv_lens[seq : seq + 1], q_starts_cpu=[0, stop - start],
+            q_starts=torch.tensor([0, stop - start], dtype=torch.int32),
+        )  # fmt: skip
+        got = cpu.paged_attention(**arguments | {"q": arguments["q"][start:stop], "table": alone})
+        assert torch.equal(got, together[start:stop])
+
+
+def test_strided_queries():
+    """A slice of a fused projection is read where it lies."""
+    arguments = long_context()
+    fused = torch.zeros(43, 10, 32)
+    fused[:, 2:8] = arguments["q"]
+    assert torch.equal(cpu.paged_attention(**arguments | {"q": fused[:, 2:8]}), cpu.paged_attention(**arguments))
+
+
+def test_bad_tables_are_refused_before_memory_is_touched():
+    arguments = long_context()
+    table, num_pages = arguments["table"], len(arguments["pages"])
+    rows = table.rows.clone()
+    rows[0, 3] = num_pages
+    for change, message in [
+        ({"rows": rows}, f"page {num_pages} of {num_pages}"),
+        ({"row_of": table.row_of + 100}, "row 100 of 8"),
+        ({"kv_lens": table.kv_lens + 9999}, "length 14999 in a row of 313 pages"),
+    ]:
+        with pytest.raises(IndexError, match=message):
+            cpu.paged_attention(**arguments | {"table": dataclasses.replace(table, **change)})
+    with pytest.raises(ValueError, match="unknown instruction set 'sse'"):
+        cpu.paged_attention(**arguments, isa="sse")
