@@ -26,6 +26,12 @@ def best_isa() -> str:
     return isa
 
 
+def num_workers() -> int:
+    """Threads of the kernels' own pool, beside the callers."""
+    count: int = _cpu.num_workers()
+    return count
+
+
 def head_rows(x: Tensor) -> Tensor:
     """x ``[tokens, heads, dim]`` with a contiguous last dimension; slices of a fused projection pass as they are."""
     return x if x.stride(2) == 1 else x.contiguous()

@@ -5,9 +5,18 @@ Importing registers them. Without the extension the import fails with the reason
 
 from __future__ import annotations
 
-from ._extension import best_isa, cpu_features
+from ._extension import best_isa, cpu_features, num_workers
 from .cpu_attention import paged_attention
 from .cpu_linear import linear
 from .cpu_pages import copy_pages, kv_compact, kv_write
 
-__all__ = ["best_isa", "copy_pages", "cpu_features", "kv_compact", "kv_write", "linear", "paged_attention"]
+__all__ = [
+    "best_isa",
+    "copy_pages",
+    "cpu_features",
+    "kv_compact",
+    "kv_write",
+    "linear",
+    "num_workers",
+    "paged_attention",
+]

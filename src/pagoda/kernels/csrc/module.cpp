@@ -11,7 +11,7 @@ NB_MODULE(_cpu, m) {
   m.attr("version") = PAGODA_VERSION;
   m.def("cpu_features", &pagoda::cpu_features, "Feature name -> usable on this machine (cpuid and xgetbv).");
   m.def("best_isa", &pagoda::best_isa, "The instruction set that the kernels choose here.");
-  m.def("threading", &pagoda::threading, "'openmp': shares torch's threads; 'single': no OpenMP runtime in the process.");
+  m.def("num_workers", &pagoda::num_workers, "Threads of the pool, beside the callers; started by the first job that has use for them.");
   pagoda::bind_pages(m);
   pagoda::bind_attention(m);
   pagoda::bind_linear(m);
