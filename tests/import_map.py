@@ -58,6 +58,8 @@ HOMES: dict[str, set[str]] = {
     "uvicorn": {"server"},
     "starlette": {"server"},
     "pydantic": {"server"},
+    "uvloop": {"server"},
+    "msgspec": {"server"},
     "matplotlib": {"bench"},
     "ray": {"cluster"},
 }  # fmt: skip

@@ -7,11 +7,13 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from ..core.errors import EngineClosedError, PagodaError, RequestError
+from ..core.errors import EngineClosedError, RequestError
 from ..sampling.params import SamplingParams
 from .build import build
 from .config import EngineConfig
@@ -21,8 +23,23 @@ from .mailbox import Mailbox, deliver
 from .outputs import RequestOutput
 from .request import Prompt, Request
 
+if TYPE_CHECKING:
+    from ..core.events import EventBus
+    from ..core.types import KVFormat
+    from ..models.chat import ChatTemplate
+    from ..models.load import Loaded
+    from ..models.tokenizer import Tokenizer
+
 _log = logging.getLogger(__name__)
 Command = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A prefix that stays. ``num_bytes``: its KV, with what it shares with other pins."""
+
+    handle: int
+    num_bytes: int
 
 
 class AsyncLLM:
@@ -43,11 +60,43 @@ class AsyncLLM:
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._mail: dict[str, Mailbox] = {}
         self._dead: str | None = None
+        self._mourners: list[Callable[[str], None]] = []
         self._door = threading.Lock()  # nothing is put into the inbox once ``_dead`` is set
         self._thread = threading.Thread(target=self._serve, name="pagoda-engine", daemon=True)
         self._thread.start()
 
     # -- requests ----------------------------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        salt: str = "",
+        priority: int | None = None,
+        stream: bool = False,
+    ) -> Request:
+        """A checked and tokenized request for ``submit``. Blocks while it tokenizes; any thread may call it.
+
+        Raises RequestError or ConfigError; nothing is queued yet.
+        """
+        request_id = request_id or f"request-{next(self._ids)}"
+        return self._intake.request(request_id, prompt, params, stream=stream, salt=salt, priority=priority)
+
+    async def submit(self, requests: Sequence[Request]) -> Answers:
+        """Queue these requests, all or none of them, and return where their outputs come.
+
+        Raises RequestError saying which can never run here, EngineClosedError if the engine went away.
+        """
+        mailbox = Mailbox(asyncio.get_running_loop())
+        answers = Answers(self, [request.request_id for request in requests], mailbox)
+        try:
+            await self._call(lambda: self._add_all(requests, mailbox))
+        except asyncio.CancelledError:  # the caller left while the engine was busy with a step
+            await answers.aclose()
+            raise
+        return answers
 
     async def generate(
         self,
@@ -64,21 +113,15 @@ class AsyncLLM:
         ``salt`` separates prefix-cache tenants. Leaving the loop, or cancelling the task, aborts the request.
         Raises RequestError or ConfigError before anything is queued; EngineClosedError if the engine went away.
         """
-        request_id = request_id or f"request-{next(self._ids)}"
-        request = await asyncio.to_thread(
-            self._intake.request, request_id, prompt, params, stream=stream, salt=salt, priority=priority
-        )
-        mailbox = Mailbox(asyncio.get_running_loop())
-        await self._call(lambda: self._add(request, mailbox))
-        finished = False
+        options = {"request_id": request_id, "salt": salt, "priority": priority, "stream": stream}
+        request = await asyncio.to_thread(self.prepare, prompt, params, **options)  # type: ignore[arg-type]
+        answers = await self.submit([request])
         try:
-            while not finished:
-                output = await mailbox.take()
-                finished = output.finished
-                yield output
+            while answers.open:
+                for output in await answers.take():
+                    yield output
         finally:
-            if not finished:
-                self._post(lambda: self._abort(request_id))
+            await answers.aclose()
 
     async def generate_one(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> RequestOutput:
         """The finished output alone. Options as for ``generate``."""
@@ -97,6 +140,33 @@ class AsyncLLM:
         """End a request; its reader gets an output with finish reason ``abort``. Unknown ids are no error."""
         await self._call(lambda: self._abort(request_id))
 
+    def drop(self, request_ids: Iterable[str], mailbox: Mailbox) -> None:
+        """Abort requests that are read through this mailbox; returns at once, the pages are free before the next step.
+
+        Nobody is told: their reader has gone.
+        """
+        self._post(partial(self._drop, list(request_ids), mailbox))
+
+    # -- prefixes that stay ------------------------------------------------------------------------------------------
+
+    async def pin(self, tokens: Sequence[int], *, salt: str = "", ttl: float | None = None) -> Pin | None:
+        """Keep the cached KV at the start of these tokens until ``unpin``, or for ``ttl`` seconds.
+
+        None when nothing of them is cached.
+        """
+        return await self._call(lambda: self._pin(tokens, salt, ttl))
+
+    async def unpin(self, pin: Pin) -> None:
+        """End a pin; its pages go when they are needed. A pin whose time is over is no error."""
+        await self._call(lambda: self._built.engine.manager.unpin(pin.handle))
+
+    def _pin(self, tokens: Sequence[int], salt: str, ttl: float | None) -> Pin | None:
+        manager = self._built.engine.manager
+        handle = manager.pin(tokens, salt=salt, ttl=ttl)
+        if handle is None:
+            return None
+        return Pin(handle, manager.pinned_pages(handle) * manager.fmt.block_bytes)
+
     # -- what people look at -----------------------------------------------------------------------------------------
 
     async def stats(self) -> dict[str, Any]:
@@ -108,7 +178,37 @@ class AsyncLLM:
         await self._call(self._built.audit)
 
     @property
-    def tokenizer(self) -> Any:
+    def loaded(self) -> Loaded:
+        """The model and what its folder says: tokenizer, chat templates, shape."""
+        return self._built.loaded
+
+    @property
+    def config(self) -> EngineConfig:
+        """What the engine was built from."""
+        return self._built.config
+
+    @property
+    def events(self) -> EventBus:
+        """What the engine publishes (``StepEnded``), in its own thread."""
+        return self._built.engine.events
+
+    @property
+    def kv_format(self) -> KVFormat:
+        """Bytes of a page and of a token's KV."""
+        return self._built.sizes.fmt
+
+    @property
+    def kv_capacity_bytes(self) -> int:
+        """KV that the budget holds, in bytes."""
+        return self._built.sizes.max_blocks * self._built.sizes.fmt.block_bytes
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The chat template in use, compiled."""
+        return self._intake.chat_template
+
+    @property
+    def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self._built.loaded.tokenizer
 
@@ -116,6 +216,19 @@ class AsyncLLM:
     def max_model_len(self) -> int:
         """Longest sequence in tokens."""
         return self._built.engine.max_model_len
+
+    @property
+    def dead(self) -> str | None:
+        """Why the engine does not run any more; None while it does."""
+        return self._dead
+
+    def when_dead(self, told: Callable[[str], None]) -> None:
+        """``told(reason)`` is called, in the engine's thread, once every open request has its error."""
+        with self._door:
+            if self._dead is None:
+                self._mourners.append(told)
+                return
+        told(self._dead)
 
     async def close(self) -> None:
         """End what runs with an error that says so, and give every byte back."""
@@ -146,7 +259,7 @@ class AsyncLLM:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(function())
-                except (PagodaError, AssertionError) as error:
+                except Exception as error:  # whatever it is, it is this caller's and not the loop's
                     future.set_exception(error)
 
         if not self._post(command):
@@ -160,8 +273,7 @@ class AsyncLLM:
         try:
             while self._obey(block=not engine.has_work):
                 if engine.has_work:
-                    deliver([(self._mail.get(o.request_id), o) for o in engine.step()])
-                    self._forget_finished()
+                    self._send(engine.step())
         except BaseException as error:
             _log.exception("the engine's thread died")
             reason = f"the engine died: {type(error).__name__}: {error}"
@@ -169,7 +281,9 @@ class AsyncLLM:
             self._dead = reason
         for mailbox in self._mail.values():
             mailbox.fail(EngineClosedError(reason))
-        self._obey(block=False)
+        self._answer_the_rest()
+        for told in self._mourners:
+            told(reason)
 
     def _obey(self, *, block: bool) -> bool:
         """Do what was asked since the last step; False when it is time to close."""
@@ -183,6 +297,27 @@ class AsyncLLM:
             command()
             block = False
 
+    def _answer_the_rest(self) -> None:
+        """The engine is gone: who asked meanwhile is told so."""
+        while True:
+            try:
+                command = self._inbox.get(block=False)
+            except queue.Empty:
+                return
+            if command is not None:
+                command()
+
+    def _add_all(self, requests: Sequence[Request], mailbox: Mailbox) -> None:
+        added: list[str] = []
+        try:
+            for request in requests:
+                self._add(request, mailbox)
+                added.append(request.request_id)
+        except BaseException:
+            for request_id in added:
+                self._abort(request_id)
+            raise
+
     def _add(self, request: Request, mailbox: Mailbox) -> None:
         if self._dead is not None:
             raise EngineClosedError(self._dead)
@@ -193,10 +328,44 @@ class AsyncLLM:
 
     def _abort(self, request_id: str) -> None:
         output = self._built.engine.abort(request_id)
-        mailbox = self._mail.pop(request_id, None)
         if output is not None:
-            deliver([(mailbox, output)])
+            self._send([output])
 
-    def _forget_finished(self) -> None:
-        for request_id in [request_id for request_id, mailbox in self._mail.items() if mailbox.finished]:
-            del self._mail[request_id]
+    def _drop(self, request_ids: Sequence[str], mailbox: Mailbox) -> None:
+        for request_id in request_ids:
+            if self._mail.get(request_id) is mailbox:
+                del self._mail[request_id]
+                self._built.engine.abort(request_id)
+
+    def _send(self, outputs: list[RequestOutput]) -> None:
+        deliver([(self._mail.get(output.request_id), output) for output in outputs])
+        for output in outputs:
+            if output.finished:
+                self._mail.pop(output.request_id, None)
+
+
+class Answers:
+    """Outputs of the requests that were submitted together. Close it: what still runs is aborted then."""
+
+    def __init__(self, llm: AsyncLLM, request_ids: Sequence[str], mailbox: Mailbox) -> None:
+        self.open = set(request_ids)
+        self._llm, self._mailbox = llm, mailbox
+
+    async def take(self) -> list[RequestOutput]:
+        """Wait for news: the newest output of each request that has any. Raises EngineClosedError."""
+        outputs = await self._mailbox.take()
+        for output in outputs:
+            if output.finished:
+                self.open.discard(output.request_id)
+        return outputs
+
+    def fail(self, error: Exception) -> None:
+        """The reader's next ``take`` raises this error, once what is there was taken. The requests are aborted."""
+        self._mailbox.fail(error)
+        self._llm.drop(self.open, self._mailbox)
+
+    async def aclose(self) -> None:
+        """Abort what has not ended; its pages are free before the next step. A second call does nothing."""
+        if self.open:
+            self._llm.drop(self.open, self._mailbox)
+            self.open.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import RequestError
@@ -12,6 +13,7 @@ from ..sampling.params import SamplingParams
 from .request import Prompt, Request, check_prompt_ids
 
 if TYPE_CHECKING:
+    from ..models.chat import ChatTemplate
     from .build import Built
 
 
@@ -53,9 +55,13 @@ class Intake:
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation in the model's template, ready for the assistant's turn."""
-        loaded = self._built.loaded
-        text = loaded.chat(self._built.config.chat_template).render(messages, add_generation_prompt=True)
-        return loaded.tokenizer.encode(text, add_special_tokens=False)
+        text = self.chat_template.render(messages, add_generation_prompt=True)
+        return self._built.loaded.tokenizer.encode(text, add_special_tokens=False)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The model's chat template or the one that was preferred, compiled once. Raises ModelError or ConfigError."""
+        return self._built.loaded.chat(self._built.config.chat_template)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

@@ -1,4 +1,4 @@
-"""How outputs get from the engine's thread to a reader in asyncio: one letter that grows, not a queue of letters.
+"""How outputs get from the engine's thread to a reader in asyncio: one letter a request that grows, no queue of them.
 
 A reader that is slower than the engine finds the deltas of several steps joined, so that nothing piles up behind it.
 """
@@ -13,35 +13,34 @@ from .outputs import RequestOutput
 
 
 class Mailbox:
-    """Filled by the engine's thread, read by one task of ``loop``."""
+    """Filled by the engine's thread, read by one task of ``loop``. Several requests may share one."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.finished = False
         self._lock = threading.Lock()
         self._ready = asyncio.Event()
-        self._letter: RequestOutput | None = None
+        self._letters: dict[str, RequestOutput] = {}
         self._error: Exception | None = None
 
     def put(self, output: RequestOutput) -> None:
         """From the engine's thread. The reader is woken by ``deliver``, once for all mailboxes of a loop."""
         with self._lock:
-            self._letter = output if self._letter is None else _joined(self._letter, output)
-            self.finished = output.finished
+            old = self._letters.get(output.request_id)
+            self._letters[output.request_id] = output if old is None else _joined(old, output)
 
     def fail(self, error: Exception) -> None:
-        """From the engine's thread: the reader gets this error after what is already there."""
+        """From any thread: the reader gets this error after what is already there."""
         with self._lock:
-            self._error = error
+            self._error = self._error or error
         _call_soon(self.loop, [self])
 
-    async def take(self) -> RequestOutput:
-        """Wait for news. Raises the error that ``fail`` was given."""
+    async def take(self) -> list[RequestOutput]:
+        """Wait for news: at most one output for each request. Raises the error that ``fail`` was given."""
         while True:
             with self._lock:
-                letter, self._letter = self._letter, None
-                if letter is not None:
-                    return letter
+                if self._letters:
+                    letters, self._letters = list(self._letters.values()), {}
+                    return letters
                 if self._error is not None:
                     raise self._error
                 self._ready.clear()

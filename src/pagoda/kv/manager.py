@@ -327,6 +327,10 @@ class KVManager:
         chain = self.prefix.match(self.prefix.root(salt, adapter), token_bytes(tokens), num_pages, 1)
         return self.prefix.pin(chain[-1], ttl) if chain else None
 
+    def pinned_pages(self, handle: int) -> int:
+        """Pages of tokens (blocks) that a pin keeps, 0 once its time is over; those of other pins may be among them."""
+        return 0 if self.prefix is None else self.prefix.pinned_pages(handle)
+
     def unpin(self, handle: int) -> bool:
         """Ends a pin; False if its time was over already."""
         return self.prefix is not None and self.prefix.unpin(handle)

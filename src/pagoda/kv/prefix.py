@@ -213,6 +213,14 @@ class PrefixCache:
         self.hold(entry)
         return self._num_pins
 
+    def pinned_pages(self, handle: int) -> int:
+        """How many pages of tokens the pin keeps; 0 if it has ended."""
+        entry, _ = self._pins.get(handle, (None, None))
+        num = 0
+        while entry is not None and entry.parent is not None:
+            num, entry = num + 1, entry.parent
+        return num
+
     def unpin(self, handle: int) -> bool:
         """Ends a pin; False if it has ended already."""
         entry, _ = self._pins.pop(handle, (None, None))

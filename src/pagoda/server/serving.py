@@ -1,0 +1,103 @@
+"""A service behind a socket: uvicorn on uvloop, signals, draining, and the exit code.
+
+=====  =========================================================================
+code   why the server ended
+=====  =========================================================================
+0      SIGTERM or SIGINT; open requests had their answer, or an error, before
+1      the engine died; every open request had an error before
+143    a second signal: at once (128 + the signal's number)
+=====  =========================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from ..core.errors import ConfigError
+from ..engine.async_llm import AsyncLLM
+from .app import create_app
+from .config import ServerConfig
+from .keys import Keys
+from .service import Service, State
+
+_log = logging.getLogger(__name__)
+_LINGER_SECONDS = 2
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """The listening socket, before anything is loaded: a port in use is found at once. Raises ConfigError."""
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        return socket.create_server((config.host, config.port), family=family, backlog=1024)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(
+            f"cannot listen on {config.host} port {config.port}: {reason}; choose another --port"
+        ) from error
+
+
+class _Server(uvicorn.Server):
+    """Signals are ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    llm: AsyncLLM, config: ServerConfig, keys: Keys, sock: socket.socket, *, on_ready: Callable[[], None]
+) -> int:
+    """Serves until a signal or the engine's death, then closes the engine; returns the exit code."""
+    service = Service(llm, config, keys)
+    server = _Server(
+        uvicorn.Config(
+            create_app(service), log_config=None, access_log=False, lifespan="off", server_header=False,
+            timeout_graceful_shutdown=_LINGER_SECONDS, timeout_keep_alive=30,
+        )
+    )  # fmt: skip
+    service.start()
+    stop = _signals()
+    running = asyncio.create_task(server.serve(sockets=[sock]))
+    try:
+        while not server.started and not running.done():
+            await asyncio.sleep(0.005)
+        on_ready()
+        await _first(running, stop.wait(), service.died.wait())
+        await service.drain()
+    finally:
+        server.should_exit = True
+        await running
+        service.stop()
+        dead = service.state is State.DEAD
+        await llm.close()
+    return 1 if dead else 0
+
+
+def _signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; the second ends the process."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        _log.warning("%s: no new requests; open ones may end", signal.Signals(number).name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
+
+
+async def _first(*waits: object) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks[1:]:
+        task.cancel()
