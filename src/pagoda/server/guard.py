@@ -70,7 +70,7 @@ class Guard:
             ) from None
 
     async def _receive(self, receive: Receive) -> bytes:
-        """The whole body; what it holds is counted in ``_buffered`` from the first byte, and stays so if it is whole."""
+        """The whole body. What it holds is counted in ``_buffered`` from the first byte on, and stays so if whole."""
         parts: list[bytes] = []
         size, complete = 0, False
         try:
