@@ -138,13 +138,36 @@ def test_a_file_cut_while_reading(tmp_path: Path) -> None:
     file = single(tmp_path)
     checkpoint = Checkpoint.open(tmp_path)
     os.truncate(file, file.stat().st_size - 8)
-    with pytest.raises(WeightsError, match=r"tensor '.*' ends early"):
+    with pytest.raises(WeightsError, match=r"tensor '.*' (ends early|was read)"):
         list(checkpoint.stream())
     with pytest.raises(WeightsError, match="has no tensor 'zzz'"):
         checkpoint.read("zzz")
     file.unlink()
     with pytest.raises(WeightsError, match="cannot be read"):
         checkpoint.read("a.weight")
+
+
+def test_a_file_that_changes_while_reading(tmp_path: Path) -> None:
+    file = single(tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    stream = checkpoint.stream()
+    next(stream)
+    content = file.read_bytes()
+    os.utime(file, ns=(0, 0))  # written to, with the same length
+    with pytest.raises(WeightsError, match=r"model.safetensors: changed while tensor '.*' was read"):
+        list(stream)
+    file.unlink()
+    file.write_bytes(content)  # replaced by another
+    with pytest.raises(WeightsError, match="changed while tensor"):
+        list(checkpoint.stream())
+
+
+def test_reading_in_an_order_of_ones_own(tmp_path: Path) -> None:
+    single(tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    names = list(reversed(checkpoint.entries))
+    assert [name for name, _ in checkpoint.stream(names)] == names
+    assert all(torch.equal(t, checkpoint.read(name)) for name, t in checkpoint.stream(names[:2]))
 
 
 def test_opening_needs_no_torch(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ Memory = Annotated[
 ]
 KV = Annotated[str, typer.Option(help="KV policy, for example exact.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Quantization = Annotated[
+    str, typer.Option("--quantization", "-q", help="Weight format: auto, none, int8, int4, int4(group=64), nf4, …")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 MaxModelLen = Annotated[str, typer.Option(help="Most tokens of prompt and answer together, or auto.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.", show_default="256")]

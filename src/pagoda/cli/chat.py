@@ -37,6 +37,7 @@ def chat(
     memory: opt.Memory = None,
     kv: opt.KV = "exact",
     dtype: opt.Dtype = "auto",
+    quantization: opt.Quantization = "auto",
     device: opt.Device = "auto",
     max_model_len: opt.MaxModelLen = "auto",
     chat_template: opt.ChatTemplate = None,
@@ -51,8 +52,8 @@ def chat(
     )  # fmt: skip
     params = SamplingParams(**choices)
     options = opt.given(
-        memory=memory, kv=kv, dtype=dtype, device=device, max_model_len=opt.length(max_model_len),
-        chat_template=opt.read_template(chat_template),
+        memory=memory, kv=kv, dtype=dtype, quantization=quantization, device=device,
+        max_model_len=opt.length(max_model_len), chat_template=opt.read_template(chat_template),
     )  # fmt: skip
     with open_llm(model, options) as session:
         Chat(session, params, system=system, json=json).loop(interactive=sys.stdin.isatty() and not json)

@@ -62,6 +62,8 @@ def size_of(name: str) -> dict[str, Any]:
     from ..models.catalog import read_config
     from ..models.families import is_native
     from ..models.shape import ModelShape
+    from ..weights.formats import FORMATS
+    from ..weights.quantization import parse_quantization
 
     config = read_config(name)
     family = str(config.get("model_type", ""))
@@ -87,6 +89,9 @@ def size_of(name: str) -> dict[str, Any]:
                 "kv_full_context": shape.kv_format(PAGE_SIZE, dtype).bytes_per_token * shape.max_position,
             }
             for dtype in sorted(DTYPE_BYTES)
+        },
+        "weight_formats": {
+            name: shape.weight_bytes("bfloat16", parse_quantization(name)) for name in ("none", *FORMATS.names())
         },
     }
 
@@ -117,6 +122,9 @@ def _print_size(data: dict[str, Any]) -> None:
     rows = [[dtype, *(format_bytes(num) for num in sizes.values())] for dtype, sizes in data["bytes"].items()]
     columns = ["dtype", ">weights", ">KV per token", f">KV of {data['context']:,} tokens"]
     print_table("Bytes", columns, rows)
+    full = data["weight_formats"]["none"]
+    rows = [[name, format_bytes(num), f"{num / full:.3f}"] for name, num in data["weight_formats"].items()]
+    print_table("Weights by --quantization, beside bfloat16", ["format", ">bytes", ">share"], rows)
 
 
 _FACTS = (

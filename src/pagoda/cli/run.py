@@ -48,6 +48,7 @@ def run(
     memory: opt.Memory = None,
     kv: opt.KV = "exact",
     dtype: opt.Dtype = "auto",
+    quantization: opt.Quantization = "auto",
     device: opt.Device = "auto",
     max_model_len: opt.MaxModelLen = "auto",
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its answer.")] = False,
@@ -71,7 +72,14 @@ def run(
         raise ConfigError("--echo is for people; with --json the prompt is in the document")
     if stream and (len(prompts) > 1 or n > 1):
         raise ConfigError("--stream shows one answer of one prompt; leave it out for several")
-    options = opt.given(memory=memory, kv=kv, dtype=dtype, device=device, max_model_len=opt.length(max_model_len))
+    options = opt.given(
+        memory=memory,
+        kv=kv,
+        dtype=dtype,
+        quantization=quantization,
+        device=device,
+        max_model_len=opt.length(max_model_len),
+    )
     with open_llm(model, options) as session:
         if streaming and len(prompts) == 1 and n == 1:
             if echo and not json:

@@ -59,6 +59,7 @@ class Built:
                 "family": self.loaded.shape.family,
                 "dtype": self.loaded.dtype,
                 "dtype_reason": self.loaded.dtype_reason,
+                "quantization": str(self.loaded.quantization),
                 "num_params": self.loaded.shape.num_params,
                 "max_model_len": self.sizes.max_model_len,
                 "kv_capacity_tokens": self.sizes.max_blocks * self.sizes.fmt.page_size,
@@ -126,6 +127,7 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
     loaded = load_model(
         config.model,
         dtype=config.dtype,
+        quantization=config.quantization,
         device=config.device,
         ledger=ledger,
         max_model_len=None if config.max_model_len == "auto" else int(config.max_model_len),

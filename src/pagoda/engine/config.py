@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError, choices
+from ..weights.quantization import parse_quantization
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -24,6 +25,7 @@ class EngineConfig:
     kv: str = "exact"
     dtype: str = "auto"
     weights: str = "auto"
+    quantization: str = "auto"
     device: str = "auto"
     max_model_len: int | str = "auto"
     max_num_seqs: int = 64
@@ -44,6 +46,7 @@ class EngineConfig:
             raise ConfigError(choices("dtype", self.dtype, DTYPES))
         if self.weights != "auto":
             raise ConfigError(f"weights={self.weights!r}; accepted: auto (the checkpoint's own tensors)")
+        parse_quantization(self.quantization)
         if self.page_size not in PAGE_SIZES:
             raise ConfigError(f"page_size is {self.page_size!r}; accepted: {', '.join(map(str, PAGE_SIZES))}")
         if self.granularity not in ("auto", "sequence", "layer", "head"):

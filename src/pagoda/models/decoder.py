@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from pagoda.kernels import ops
-
 from .layers.attention import Attention
 from .layers.latent import LatentAttention
-from .layers.linear import Linear, Norm, Weights
+from .layers.linear import Linear, Norm, Weights, linear, rows
 from .layers.mlp import MLP
 from .layers.moe import MoE
 from .layers.rotary import RotaryTable
@@ -81,7 +79,7 @@ class Decoder:
     ``rope_length``: the longest sequence that will be asked for (see `layers.rotary.inverse_frequencies`).
     """
 
-    def __init__(self, spec: DecoderSpec, weights: Mapping[str, Tensor], *, rope_length: int) -> None:
+    def __init__(self, spec: DecoderSpec, weights: Weights, *, rope_length: int) -> None:
         self.spec = spec
         self.embed = weights["embed.weight"]
         self.positions = weights.get("positions.weight")
@@ -108,7 +106,7 @@ class Decoder:
         """hidden ``[N, hidden_size]`` -> float32 ``[N, vocab_size]``."""
         if self.project_out is not None:
             hidden = self.project_out(hidden)
-        logits = ops.linear(hidden, self.head, self.head_bias).float()
+        logits = linear(hidden, self.head, self.head_bias).float()
         if self.spec.logit_scale != 1.0:
             logits = logits * self.spec.logit_scale
         if self.spec.logit_soft_cap:
@@ -116,7 +114,7 @@ class Decoder:
         return logits
 
     def _embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        x = self.embed[token_ids]
+        x = rows(self.embed, token_ids)
         if self.embed_scale != 1.0:
             x = x * self.embed_scale
         if self.project_in is not None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pagoda.budget.ledger import Ledger
-from pagoda.core.errors import ConfigError, ModelError, choices
+from pagoda.core.errors import ConfigError, ModelError, UnsupportedModelError, choices
 from pagoda.core.types import DTYPE_BYTES
+from pagoda.weights.quantization import Quantization, parse_quantization
 from pagoda.weights.reader import Checkpoint, torch_dtype
 
 from . import families
@@ -53,6 +54,7 @@ class Loaded:
     config: dict[str, Any]
     dtype: str
     dtype_reason: str
+    quantization: Quantization
     footprint: Footprint
 
     @property
@@ -73,6 +75,7 @@ def load_model(
     path_or_id: str | Path,
     *,
     dtype: str = "auto",
+    quantization: str = "auto",
     device: str | torch.device = "cpu",
     ledger: Ledger | None = None,
     max_model_len: int | None = None,
@@ -81,14 +84,15 @@ def load_model(
     """Loads a model into memory that it leases first: accounts ``weights``, ``tokenizer``, ``runtime`` where
     transformers has to be imported, and ``staging`` while it reads.
 
+    ``quantization`` is a weight format as text (`weights.quantization`), ``none``, or ``auto``: as the checkpoint is.
     ``max_model_len`` is the longest sequence that will be run (rotary scalings that depend on it; default: the
     model's own). ``progress(done_bytes, total_bytes)`` is called after every tensor.
     Raises ModelError (with UnsupportedModelError, WeightsError), ConfigError, BudgetError: one line each; what was
     leased has been given back then.
     """
-    where, footprint = _device(device), Footprint(ledger)
+    where, packing, footprint = _device(device), parse_quantization(quantization), Footprint(ledger)
     try:
-        return _load(resolve(path_or_id), dtype, where, footprint, max_model_len, progress)
+        return _load(resolve(path_or_id), dtype, packing, where, footprint, max_model_len, progress)
     except BaseException:
         footprint.release()
         raise
@@ -97,6 +101,7 @@ def load_model(
 def _load(
     folder: Path,
     dtype: str,
+    quantization: Quantization,
     device: torch.device,
     footprint: Footprint,
     max_model_len: int | None,
@@ -108,7 +113,7 @@ def _load(
     tokenizer = _tokenizer(folder, config, footprint)
     generation = read_generation(folder)
     templates = read_templates(folder)
-    model = _empty_model(config, getattr(torch, name), device, max_model_len, footprint)
+    model = _empty_model(config, getattr(torch, name), quantization, device, max_model_len, footprint)
     _fill(model, checkpoint, name, footprint, progress)
     return Loaded(
         model=model,
@@ -117,11 +122,12 @@ def _load(
         generation=generation,
         eos_ids=end_ids(folder, generation, config, tokenizer),
         chat_templates=templates,
-        fingerprint=fingerprint(checkpoint, config, name, model.rope_length, type(model).__name__),
+        fingerprint=fingerprint(checkpoint, config, name, quantization, model.rope_length, type(model).__name__),
         path=folder,
         config=config,
         dtype=name,
         dtype_reason=reason,
+        quantization=quantization,
         footprint=footprint,
     )
 
@@ -221,12 +227,19 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], footprint: Footprint) ->
 def _empty_model(
     config: Mapping[str, Any],
     dtype: torch.dtype,
+    quantization: Quantization,
     device: torch.device,
     max_model_len: int | None,
     footprint: Footprint,
 ) -> Model | FallbackModel:
     if families.is_native(config):
-        return Model.from_config(config, dtype=dtype, device=device, rope_length=max_model_len)
+        options = {"dtype": dtype, "device": device, "rope_length": max_model_len}
+        return Model.from_config(config, quantization=quantization, **options)
+    if not quantization.is_plain:
+        raise UnsupportedModelError(
+            f"quantization={str(quantization)!r}: {config['model_type']} runs in transformers' modules, whose weights "
+            f"stay as they are; leave quantization out, or take a native family: {', '.join(families.names())}"
+        )
     with _transformers_room(footprint):
         from .fallback import FallbackModel
 
@@ -244,11 +257,15 @@ def _fill(
     model: Model | FallbackModel, checkpoint: Checkpoint, dtype: str, footprint: Footprint, progress: Progress | None
 ) -> None:
     """Streams the checkpoint into the model, under leases taken before the first byte is read."""
-    what = f"{model.shape.family}, {dtype}"
-    lease = footprint.lease("weights", model.shape.weight_bytes(dtype), what, lambda: model.weight_bytes)
-    with footprint.passing("staging", checkpoint.largest_bytes, "one tensor while loading"):
+    packing: Quantization = getattr(model, "quantization", Quantization())
+    what = f"{model.shape.family}, {dtype if packing.is_plain else packing}"
+    num_bytes = model.shape.weight_bytes(dtype, packing)
+    lease = footprint.lease("weights", num_bytes, what, lambda: model.weight_bytes)
+    passing = checkpoint.largest_bytes + model.shape.packing_bytes(packing)
+    order = None if packing.is_plain else model.load_order(checkpoint.entries)
+    with footprint.passing("staging", passing, "one tensor while loading"):
         done, total = 0, checkpoint.num_bytes
-        for name, tensor in checkpoint.stream():
+        for name, tensor in checkpoint.stream(order):
             model.load_tensor(name, tensor)
             done += tensor.nbytes
             if progress is not None:

@@ -9,15 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from pagoda.weights.quantization import Role
+
 from .spec import AttentionSpec, BlockSpec, DecoderSpec, LatentSpec, MLPSpec, MoESpec, NormSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """Shape of one tensor; ``float32`` ones keep that type whatever the model's dtype."""
+    """Shape of one tensor; ``float32`` ones keep that type whatever the model's dtype.
+
+    ``role`` says what a weight format may do with it: all but ``plain`` are matrices (``experts`` a stack of them).
+    """
 
     shape: tuple[int, ...]
     float32: bool = False
+    role: Role = "plain"
 
     @property
     def count(self) -> int:
@@ -31,19 +37,19 @@ NUM_NORMS = {"pre": 2, "sandwich": 4, "post": 2, "post_residual": 2, "parallel":
 
 def parameters(spec: DecoderSpec) -> Table:
     """Every parameter of the model by our name, in the order of computation."""
-    table: Table = {"embed.weight": Param((spec.vocab_size, spec.embed_size))}
+    table: Table = {"embed.weight": Param((spec.vocab_size, spec.embed_size), role="embed")}
     if spec.num_positions:
         table["positions.weight"] = Param((spec.num_positions, spec.hidden_size))
     if spec.projected:
-        table["project_in.weight"] = Param((spec.hidden_size, spec.embed_size))
+        table["project_in.weight"] = Param((spec.hidden_size, spec.embed_size), role="linear")
     for i, block in enumerate(spec.blocks):
         _block(table, f"layers.{i}.", block, spec.hidden_size)
     if spec.final_norm is not None:
         _norm(table, "norm", spec.final_norm, (spec.hidden_size,))
     if spec.projected:
-        table["project_out.weight"] = Param((spec.embed_size, spec.hidden_size))
+        table["project_out.weight"] = Param((spec.embed_size, spec.hidden_size), role="linear")
     if not spec.tied:
-        table["lm_head.weight"] = Param((spec.vocab_size, spec.embed_size))
+        table["lm_head.weight"] = Param((spec.vocab_size, spec.embed_size), role="embed")
     if spec.lm_head_bias:
         table["lm_head.bias"] = Param((spec.vocab_size,))
     return table
@@ -69,8 +75,8 @@ def _norm(table: Table, name: str, norm: NormSpec, shape: tuple[int, ...]) -> No
         table[f"{name}.bias"] = Param(shape)
 
 
-def _linear(table: Table, name: str, out_size: int, in_size: int, bias: bool) -> None:
-    table[f"{name}.weight"] = Param((out_size, in_size))
+def _linear(table: Table, name: str, out_size: int, in_size: int, bias: bool, role: Role = "linear") -> None:
+    table[f"{name}.weight"] = Param((out_size, in_size), role=role)
     if bias:
         table[f"{name}.bias"] = Param((out_size,))
 
@@ -108,15 +114,15 @@ def _mlp(table: Table, prefix: str, m: MLPSpec, hidden: int) -> None:
 
 
 def _moe(table: Table, prefix: str, m: MoESpec, hidden: int) -> None:
-    _linear(table, f"{prefix}router", m.num_experts, hidden, m.router.bias)
+    _linear(table, f"{prefix}router", m.num_experts, hidden, m.router.bias, role="plain")  # small, and decides much
     if m.router.kind == "sigmoid":
         table[f"{prefix}correction_bias"] = Param((m.num_experts,), float32=True)
-    table[f"{prefix}gate_up"] = Param((m.num_experts, 2 * m.inner, hidden))
-    table[f"{prefix}experts_down"] = Param((m.num_experts, hidden, m.inner))
+    table[f"{prefix}gate_up"] = Param((m.num_experts, 2 * m.inner, hidden), role="experts")
+    table[f"{prefix}experts_down"] = Param((m.num_experts, hidden, m.inner), role="experts")
     if m.bias:
         table[f"{prefix}gate_up_bias"] = Param((m.num_experts, 2 * m.inner))
         table[f"{prefix}experts_down_bias"] = Param((m.num_experts, hidden))
     if m.shared is not None:
         _mlp(table, f"{prefix}shared.", m.shared, hidden)
     if m.shared_gate:
-        _linear(table, f"{prefix}shared_router", 1, hidden, False)
+        _linear(table, f"{prefix}shared_router", 1, hidden, False, role="plain")

@@ -12,11 +12,23 @@ from typing import Any
 
 from pagoda.core.errors import ConfigError, choices
 from pagoda.core.types import DTYPE_BYTES, KVFormat
+from pagoda.weights.quantization import Quantization, Role
 
-from .params import parameters
+from .params import Param, Table, parameters
 from .spec import AttentionSpec, DecoderSpec, LatentSpec, MLPSpec, MoESpec, RopeSpec
 
 FLOAT32 = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A parameter that a weight format may take: ``count`` matrices ``[rows, cols]`` (experts; else 1)."""
+
+    name: str
+    role: Role
+    rows: int
+    cols: int
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +39,7 @@ class ModelShape:
     ``num_params`` counts tied embeddings once; ``num_float32_params`` of them stay float32 in every dtype.
     ``attention_floats`` and ``mlp_floats`` are the elements per token that the widest layer holds inside each branch,
     residual and norms aside. ``scores_written`` says that attention has a feature (soft cap, sinks, ALiBi) for which
-    the reference op writes its scores out.
+    the reference op writes its scores out. ``matrices`` are what quantization may pack (none in a fallback model).
     """
 
     family: str
@@ -46,6 +58,7 @@ class ModelShape:
     mlp_floats: int = 0
     scores_written: bool = False
     rope_dims: tuple[int, ...] = ()
+    matrices: tuple[Matrix, ...] = ()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -58,7 +71,8 @@ class ModelShape:
     def from_spec(cls, spec: DecoderSpec) -> ModelShape:
         attn = spec.blocks[0].attn
         latent = isinstance(attn, LatentSpec)
-        table = parameters(spec).values()
+        params = parameters(spec)
+        table = params.values()
         ropes = {block.attn.rope for block in spec.blocks if block.attn.rope is not None}
         return cls(
             family=spec.family,
@@ -77,15 +91,28 @@ class ModelShape:
             mlp_floats=max(_mlp_floats(block.mlp, spec.hidden_size) for block in spec.blocks),
             scores_written=any(_writes_scores(block.attn) for block in spec.blocks),
             rope_dims=tuple(sorted(rope.dim for rope in ropes)),
+            matrices=_matrices(params),
         )
 
     @property
     def is_latent(self) -> bool:
         return self.v_dim == 0
 
-    def weight_bytes(self, dtype: str) -> int:
+    def weight_bytes(self, dtype: str, quantization: Quantization | None = None) -> int:
         """Bytes of all parameters, equal to what the loaded model holds."""
-        return (self.num_params - self.num_float32_params) * _size(dtype) + self.num_float32_params * FLOAT32
+        num_bytes = (self.num_params - self.num_float32_params) * _size(dtype) + self.num_float32_params * FLOAT32
+        if quantization is None:
+            return num_bytes
+        for m in self.matrices:
+            found = quantization.of(m.name, m.role)
+            if found is not None:
+                num_bytes += m.count * (found.num_bytes(m.rows, m.cols) - m.rows * m.cols * _size(dtype))
+        return num_bytes
+
+    def packing_bytes(self, quantization: Quantization) -> int:
+        """Bytes that packing takes at its largest matrix, beside the packed model and the tensor that was read."""
+        found = ((quantization.of(m.name, m.role), m) for m in self.matrices)
+        return max((f.scratch_bytes(m.rows, m.cols) for f, m in found if f is not None), default=0)
 
     def kv_format(self, page_size: int, dtype: str) -> KVFormat:
         """The page accounting's view of this model's KV."""
@@ -132,6 +159,15 @@ SMALL_BYTES = 1 << 17
 
 MASK_BYTES = 11
 """Per query and slot of a tile: a distance (int64) and three booleans, besides the mask in the model's dtype."""
+
+
+def _matrices(params: Table) -> tuple[Matrix, ...]:
+    return tuple(_matrix(name, param) for name, param in params.items() if param.role != "plain")
+
+
+def _matrix(name: str, param: Param) -> Matrix:
+    *experts, rows, cols = param.shape
+    return Matrix(name, param.role, rows, cols, *experts)
 
 
 def _yarn_reach(rope: RopeSpec) -> int:

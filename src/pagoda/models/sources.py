@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from .params import NUM_NORMS, Table, parameters
 from .spec import AttentionSpec, BlockSpec, DecoderSpec, LatentSpec, MLPSpec, MoESpec
@@ -34,6 +35,18 @@ class Piece:
     @property
     def region(self) -> Region:
         return (self.param, self.expert, self.start)
+
+    @property
+    def is_rows(self) -> bool:
+        """Whether the whole tensor becomes rows of the parameter as it stands."""
+        return not (self.view or self.select or self.permute)
+
+    def cut(self, tensor: Any) -> Any:
+        """The part of a checkpoint tensor that fills the region: a view of it."""
+        part = tensor.view(self.view) if self.view else tensor
+        if self.select:
+            part = part[self.select]
+        return part.permute(self.permute) if self.permute else part
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,11 @@ class SourceTable:
     def expected(self) -> dict[str, Shape]:
         """Names and shapes of the tensors that a checkpoint normally holds."""
         return {name: source.shape for name, source in self.entries.items() if not source.alternative}
+
+    def regions(self) -> set[Region]:
+        """Every region that a complete checkpoint fills."""
+        plain = (source for source in self.entries.values() if not source.alternative)
+        return {piece.region for source in plain for piece in source.pieces}
 
     def missing(self, covered: set[Region]) -> list[str]:
         """Normal names of the tensors whose regions nothing has filled."""

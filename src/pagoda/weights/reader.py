@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, entries: dict[str, TensorEntry]) -> None:
         self.folder, self.entries = folder, entries
+        self._stamps = {file: _stamp(os.stat(file)) for file in self.files}
 
     @classmethod
     def open(cls, folder: Path | str) -> Checkpoint:
@@ -61,37 +62,61 @@ class Checkpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in its own memory and its own dtype, on the CPU."""
+        with _OpenFiles(self._stamps) as files:
+            return files.read(self._entry(name))
+
+    def stream(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor once, or those of ``names`` in their order; by default as they lie on disk.
+
+        Each is valid until the next is asked for: copy what is to stay. Raises WeightsError naming file and tensor,
+        also for a file that is no longer what it was when its header was read.
+        """
+        entries = list(self.entries.values()) if names is None else [self._entry(name) for name in names]
+        buffer = _buffer(max((entry.num_bytes for entry in entries), default=0))
+        with _OpenFiles(self._stamps) as files:
+            for entry in entries:
+                yield entry.name, files.read(entry, buffer)
+
+    def _entry(self, name: str) -> TensorEntry:
         if name not in self.entries:
             raise WeightsError(f"{self.folder}: the checkpoint has no tensor {name!r}")
-        entry = self.entries[name]
-        with _opened(entry.file) as fd:
-            return _read(fd, entry, _buffer(entry.num_bytes))
-
-    def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor once, in reading order. Each is valid until the next is asked for: copy what is to stay."""
-        buffer = _buffer(self.largest_bytes)
-        for file in self.files:
-            with _opened(file) as fd:
-                for entry in self.entries.values():
-                    if entry.file == file:
-                        yield entry.name, _read(fd, entry, buffer)
+        return self.entries[name]
 
 
-class _opened:
-    """A file descriptor for the duration of a ``with``, its errors translated."""
+class _OpenFiles:
+    """The files of a checkpoint, opened when first read from, closed together."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, stamps: dict[Path, tuple[int, ...]]) -> None:
+        self._stamps, self._fds = stamps, dict[Path, int]()
 
-    def __enter__(self) -> int:
-        try:
-            self.fd = os.open(self.file, os.O_RDONLY)
-        except OSError as error:
-            raise WeightsError(f"{self.file}: cannot be read ({error.strerror})") from error
-        return self.fd
+    def read(self, entry: TensorEntry, buffer: torch.Tensor | None = None) -> torch.Tensor:
+        """The tensor, at the start of ``buffer`` or in memory of its own."""
+        fd = self._fds.get(entry.file)
+        if fd is None:
+            self._fds[entry.file] = fd = _open(entry.file)
+        tensor = _read(fd, entry, _buffer(entry.num_bytes) if buffer is None else buffer)
+        if _stamp(os.fstat(fd)) != self._stamps[entry.file]:
+            raise WeightsError(f"{entry.file}: changed while tensor {entry.name!r} was read; load it again")
+        return tensor
+
+    def __enter__(self) -> _OpenFiles:
+        return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
+        for fd in self._fds.values():
+            os.close(fd)
+
+
+def _open(file: Path) -> int:
+    try:
+        return os.open(file, os.O_RDONLY)
+    except OSError as error:
+        raise WeightsError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written to, or another one takes its place."""
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 def _buffer(num_bytes: int) -> torch.Tensor:

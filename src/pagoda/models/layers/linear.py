@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from pagoda.kernels import ops
+from pagoda.weights.packed import ExpertStack, PackedMatrix
 
 from ..spec import NormSpec
 
-Weights = Mapping[str, Tensor]
+Weight = Tensor | PackedMatrix | ExpertStack
+Weights = Mapping[str, Any]
+"""Parameters by our name: a Tensor, or a matrix in a weight format where quantization asks for one."""
+
+
+def linear(x: Tensor, weight: Tensor | PackedMatrix, bias: Tensor | None) -> Tensor:
+    """``x @ weight.T + bias``: x ``[..., in]``, weight ``[out, in]`` -> ``[..., out]``."""
+    return ops.linear(x, weight, bias) if isinstance(weight, Tensor) else weight.linear(x, bias)
+
+
+def rows(weight: Tensor | PackedMatrix, ids: Tensor) -> Tensor:
+    """Rows of an embedding: ids int64 ``[T]`` -> ``[T, in]``."""
+    return weight[ids] if isinstance(weight, Tensor) else weight.rows(ids)
 
 
 class Linear:
-    """``x @ weight.T + bias``; weight ``[out, in]``. A weight format takes the place of this object."""
+    """``x @ weight.T + bias``; weight ``[out, in]``, a Tensor or a matrix in a weight format."""
 
     __slots__ = ("bias", "weight")
 
     def __init__(self, weights: Weights, name: str) -> None:
-        self.weight, self.bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
+        self.weight: Tensor | PackedMatrix = weights[f"{name}.weight"]
+        self.bias: Tensor | None = weights.get(f"{name}.bias")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class Norm:

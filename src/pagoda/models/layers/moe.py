@@ -10,6 +10,7 @@ from torch import Tensor
 from pagoda.kernels import ops
 
 from ..spec import MoESpec, RouterSpec
+from .experts import packed_dispatch
 from .linear import Linear, Weights
 from .mlp import MLP
 
@@ -64,7 +65,10 @@ class MoE:
         """``[T, hidden]`` -> ``[T, hidden]``."""
         spec = self.spec
         ids, weights = route(spec.router, self._logits(x), self.correction)
-        out = ops.moe_dispatch(x, ids, weights, self.gate_up, self.down, **self.options)
+        if isinstance(self.gate_up, Tensor):
+            out = ops.moe_dispatch(x, ids, weights, self.gate_up, self.down, **self.options)
+        else:
+            out = packed_dispatch(x, ids, weights, self.gate_up, self.down, **self.options)
         if self.shared is None:
             return out
         shared = self.shared(x)

@@ -1,0 +1,170 @@
+"""Parameters as they arrive: placed row by row, and packed into their weight format as soon as a matrix is complete.
+
+Peak memory is the model, one tensor as it was read, and the codes of one matrix. A format that quantizes row by row is
+filled straight from the tensor that was read, a block of rows at a time; one that needs the whole matrix (low-rank
+corrections) gets it in the model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from pagoda.core.errors import WeightsError
+from pagoda.weights.formats.base import BLOCK_ELEMS, WeightFormat
+from pagoda.weights.packed import ExpertStack, PackedMatrix
+from pagoda.weights.quantization import Quantization
+
+from .layers.linear import Weight
+from .params import Param, Table
+from .sources import Piece, Region
+
+
+class WeightStore:
+    """The parameters of one model by our names, and which of their regions have come.
+
+    ``regions`` are all that a complete checkpoint fills; a matrix is packed when those of it are covered.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        regions: Iterable[Region],
+        quantization: Quantization,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.table, self.quantization, self.dtype, self.device = table, quantization, dtype, device
+        self.weights: dict[str, Weight] = {}
+        self.covered: set[Region] = set()
+        self._wanted: dict[tuple[str, int], set[Region]] = {}
+        for region in regions:
+            self._wanted.setdefault(region[:2], set()).add(region)
+        self._filling: dict[tuple[str, int], _Filling] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes allocated now, those of matrices under way included."""
+        return sum(w.nbytes for w in self.weights.values()) + sum(f.nbytes for f in self._filling.values())
+
+    def place(self, piece: Piece, tensor: Tensor | PackedMatrix) -> None:
+        """Fills the piece's region. Raises WeightsError for values that are no numbers where they are quantized."""
+        param = self.table[piece.param]
+        format = self.quantization.of(piece.param, param.role)
+        if format is not None:
+            self._fill(piece, param, format, tensor)
+        else:
+            self._copy(piece, tensor if isinstance(tensor, Tensor) else tensor.dense())
+        self.covered.add(piece.region)
+        self._pack_if_complete(piece)
+
+    def put_whole(self, name: str, like: str, tensor: Tensor | PackedMatrix) -> None:
+        """A parameter that is not in the table, kept as ``like`` is: the head of a tied model, until it is compared."""
+        param = self.table[like]
+        format = self.quantization.of(like, param.role)
+        if format is None:
+            self._allocate(name, param).copy_(tensor if isinstance(tensor, Tensor) else tensor.dense())
+            return
+        filling = self._new_filling(format, param)
+        filling.put(0, tensor)
+        self.weights[name] = filling.finish(self.dtype)
+
+    def fill_whole(self, name: str, expert: int, tensor: Tensor) -> None:
+        """One matrix, or one whole parameter, without a checkpoint."""
+        piece = Piece(name, expert=expert)
+        self._wanted[(name, expert)] = {piece.region}
+        self.place(piece, tensor)
+
+    def dense(self, name: str) -> Tensor:
+        """An unpacked parameter's tensor, allocated at first use."""
+        found = self.weights.get(name)
+        return found if isinstance(found, Tensor) else self._allocate(name, self.table[name])
+
+    def _allocate(self, name: str, param: Param) -> Tensor:
+        """Vectors start as zeros, since a bias may be partly given."""
+        dtype = torch.float32 if param.float32 else self.dtype
+        make = torch.zeros if len(param.shape) == 1 else torch.empty
+        self.weights[name] = tensor = make(param.shape, dtype=dtype, device=self.device)
+        return tensor
+
+    def _copy(self, piece: Piece, tensor: Tensor) -> None:
+        target = self.dense(piece.param)
+        if piece.expert >= 0:
+            target = target[piece.expert]
+        if piece.stop:
+            target = target[piece.start : piece.stop]
+        target.copy_(piece.cut(tensor).reshape(target.shape))
+
+    def _fill(self, piece: Piece, param: Param, format: WeightFormat, tensor: Tensor | PackedMatrix) -> None:
+        unit = (piece.param, piece.expert)
+        if unit not in self._filling:
+            self._filling[unit] = self._new_filling(format, param)
+        if piece.is_rows:
+            self._filling[unit].put(piece.start, tensor)
+        else:
+            dense = tensor if isinstance(tensor, Tensor) else tensor.dense()
+            self._filling[unit].put(piece.start, piece.cut(dense).reshape(-1, param.shape[-1]))
+
+    def _new_filling(self, format: WeightFormat, param: Param) -> _Filling:
+        return _Filling(format, param.shape[-2], param.shape[-1], self.dtype, self.device)
+
+    def _pack_if_complete(self, piece: Piece) -> None:
+        unit = (piece.param, piece.expert)
+        if unit not in self._filling or not self._wanted[unit] <= self.covered:
+            return
+        packed, shape = self._filling.pop(unit).finish(self.dtype), self.table[piece.param].shape
+        if piece.expert < 0:
+            self.weights[piece.param] = packed
+            return
+        stack = self.weights.setdefault(piece.param, ExpertStack(*shape))
+        assert isinstance(stack, ExpertStack)
+        stack.experts[piece.expert] = packed
+
+
+class _Filling:
+    """One matrix on its way into a format."""
+
+    def __init__(self, format: WeightFormat, rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.format, self.cols = format, cols
+        self.tensors: dict[str, Tensor]
+        if format.row_wise:
+            parts = format.parts(rows, cols)
+            self.tensors = {
+                n: torch.empty(shape, dtype=getattr(torch, kind), device=device) for n, (shape, kind) in parts.items()
+            }
+        else:
+            self.tensors = {"whole": torch.empty(rows, cols, dtype=dtype, device=device)}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors.values())
+
+    def put(self, start: int, tensor: Tensor | PackedMatrix) -> None:
+        """Rows from ``start``: as codes where they are this format's, quantized otherwise."""
+        if isinstance(tensor, PackedMatrix):
+            if self.format.row_wise and self.format.same_codes(tensor.format):
+                for name, part in tensor.codes.items():
+                    self.tensors[name][start : start + len(part)] = part
+                return
+            tensor = tensor.dense()
+        step = max(1, BLOCK_ELEMS // self.cols)
+        for first in range(0, len(tensor), step):
+            block = tensor[first : first + step].to(self._device, torch.float32)
+            if not torch.isfinite(block).all():
+                raise WeightsError("a value is infinite or not a number, which no weight format can hold")
+            codes = self.format.quantize(block) if self.format.row_wise else {"whole": block}
+            for name, part in codes.items():
+                self.tensors[name][start + first : start + first + len(block)] = part
+
+    def finish(self, dtype: torch.dtype) -> PackedMatrix:
+        """The packed matrix; what was under way is given up."""
+        codes, self.tensors = self.tensors, {}
+        if not self.format.row_wise:
+            codes = self.format.quantize(codes["whole"].float())
+        return self.format.pack(codes, self.cols, dtype)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.tensors.values())).device

@@ -1,0 +1,64 @@
+"""4-bit integers with a float16 scale per group of inputs, and a zero point where asymmetric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ._bits import grouped, nonzero, pack_bits, packed_width, ungrouped, unpack_bits
+from .base import Part, WeightFormat, check_group, num_groups
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .base import Codes
+
+
+@dataclass(frozen=True)
+class GroupInt4(WeightFormat):
+    """``w ~= (codes - zero) * scale``: codes 0..15, two a byte; zero 0..15 in uint8, or 8 where ``symmetric``.
+
+    A symmetric scale may be negative: the largest value of a group, whatever its sign, becomes exactly -8 steps.
+    """
+
+    group: int = 128
+    symmetric: bool = False
+
+    relative_error = 0.14
+
+    def __post_init__(self) -> None:
+        check_group(self.name, self.group)
+
+    def parts(self, rows: int, cols: int) -> dict[str, Part]:
+        groups = num_groups(cols, self.group)
+        found: dict[str, Part] = {
+            "codes": ((rows, packed_width(cols, 4)), "uint8"),
+            "scale": ((rows, groups), "float16"),
+        }
+        return found if self.symmetric else found | {"zero": ((rows, groups), "uint8")}
+
+    def quantize(self, weight: Tensor) -> Codes:
+        import torch
+
+        w = grouped(weight, self.group)
+        scale, zero = self.grid(w)
+        steps = (w / nonzero(scale.float())[..., None]).round()
+        found = (steps + (8 if zero is None else zero[..., None])).clamp(0, 15)
+        codes = {"codes": pack_bits(ungrouped(found, weight.shape[1]).to(torch.uint8), 4), "scale": scale}
+        return codes if zero is None else codes | {"zero": zero.to(torch.uint8)}
+
+    def grid(self, w: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scales (float16) and zeros (float, None where symmetric) ``[rows, groups]`` of ``[rows, groups, group]``."""
+        import torch
+
+        if self.symmetric:
+            largest = w.gather(-1, w.abs().argmax(-1, keepdim=True))[..., 0]
+            return (largest / -8).half(), None
+        low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
+        scale = ((high - low) / 15).to(torch.float16)
+        return scale, (-low / nonzero(scale.float())).round().clamp(0, 15)
+
+    def dequantize(self, codes: Codes, cols: int) -> Tensor:
+        steps = grouped(unpack_bits(codes["codes"], 4, cols).float(), self.group)
+        zero = codes["zero"].float()[..., None] if "zero" in codes else 8
+        return ungrouped((steps - zero) * codes["scale"].float()[..., None], cols)

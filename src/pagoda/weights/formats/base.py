@@ -1,0 +1,92 @@
+"""What a weight format is: how a matrix ``[rows, cols]`` becomes codes, how many bytes they take, and the way back.
+
+A format is a frozen dataclass of its parameters; the text ``int4(group=64)`` builds one. Importing a format loads no
+torch: the planner asks for bytes before anything is loaded.
+
+*Codes* are a format's tensors by name, in the canonical form that is stored on disk and taken from other people's
+checkpoints. All but the ``shared`` ones have a row per row of the matrix, so rows can be cut out, gathered (embeddings)
+and joined (q, k and v of one projection) without unpacking.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING, ClassVar
+
+from ...core.errors import ConfigError, choices
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..packed import PackedMatrix
+
+    Codes = dict[str, Tensor]
+
+Part = tuple[tuple[int, ...], str]
+"""Shape and dtype of one tensor of the codes."""
+
+PART_BYTES = {
+    "uint8": 1, "int8": 1, "float8_e4m3fn": 1, "float16": 2, "bfloat16": 2, "float32": 4,
+}  # fmt: skip
+GROUPS = (32, 64, 128)
+BLOCK_ELEMS = 1 << 18  # quantized at a time: 1 MiB of float32, so that temporaries stay in the processor's cache
+SCRATCH_BYTES = 24  # per weight while it is quantized: float32 and copies of it (the peak test of loading holds it)
+
+
+@dataclass(frozen=True)
+class WeightFormat(ABC):
+    """Base of all formats. ``embed`` names the format of embedding and head beside this one, or ``none``."""
+
+    embed: str = "int8"
+
+    name: ClassVar[str] = ""
+    row_wise: ClassVar[bool] = True
+    """Rows are quantized one by one, so a matrix may come in parts; otherwise it is quantized as a whole."""
+    shared: ClassVar[tuple[str, ...]] = ()
+    """Names of the codes that belong to all rows together."""
+    relative_error: ClassVar[float] = 0.0
+    """Bound on |w - unpacked| / |w| (Frobenius) for normally distributed weights, with the default parameters."""
+
+    @abstractmethod
+    def parts(self, rows: int, cols: int) -> dict[str, Part]:
+        """The tensors of a matrix's codes: name -> (shape, dtype)."""
+
+    @abstractmethod
+    def quantize(self, weight: Tensor) -> Codes:
+        """Codes of a float32 matrix ``[rows, cols]`` (or of some of its rows, where ``row_wise``), to the nearest."""
+
+    @abstractmethod
+    def dequantize(self, codes: Codes, cols: int) -> Tensor:
+        """float32 ``[rows, cols]`` of codes with any number of rows."""
+
+    def num_bytes(self, rows: int, cols: int) -> int:
+        """Exact bytes of a packed matrix."""
+        return sum(prod(shape) * PART_BYTES[dtype] for shape, dtype in self.parts(rows, cols).values())
+
+    def scratch_bytes(self, rows: int, cols: int) -> int:
+        """Bytes beside codes and tensor while a matrix is packed (an upper estimate)."""
+        return (min(rows * cols, BLOCK_ELEMS + cols) if self.row_wise else rows * cols) * SCRATCH_BYTES
+
+    def same_codes(self, other: WeightFormat) -> bool:
+        """Whether codes of ``other`` are codes of this format: the same parameters but for ``embed``."""
+        return type(self) is type(other) and replace(other, embed=self.embed) == self
+
+    def pack(self, codes: Codes, cols: int, dtype: torch.dtype) -> PackedMatrix:
+        """A matrix that computes in ``dtype``; takes the codes over."""
+        from ..packed import PackedMatrix
+
+        return PackedMatrix(self, codes, cols, dtype)
+
+
+def check_group(name: str, group: int, allowed: tuple[int, ...] = GROUPS) -> None:
+    """Raises ConfigError unless ``group`` is one of the sizes that exist."""
+    if group not in allowed:
+        raise ConfigError(choices(f"{name} group", group, allowed))
+
+
+def num_groups(cols: int, group: int) -> int:
+    """Groups of a row; the last may be cut short."""
+    return -(-cols // group)

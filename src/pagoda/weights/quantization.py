@@ -1,0 +1,78 @@
+"""``quantization=``: which matrix is kept in which weight format. No torch.
+
+``int4(group=64)`` is one format for every linear layer; embedding and head take what its ``embed`` parameter says;
+norms, biases, routers and position tables stay in the model's dtype. A stored checkpoint may name other formats for
+single parameters (mixed precision).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..core.calls import build_call, format_call, parse_calls
+from ..core.errors import ConfigError, choices
+from .formats import FORMATS
+from .formats.base import WeightFormat
+
+Role = Literal["linear", "experts", "embed", "plain"]
+"""What a parameter is for: a linear layer's matrix, stacked matrices of experts, a vocabulary's rows, or neither."""
+
+UNPACKED = ("auto", "none")
+_EXAMPLE = "int4(group=64, symmetric=True)"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Formats by role, and by parameter name where ``overrides`` says so; None is the model's own dtype."""
+
+    linear: WeightFormat | None = None
+    embed: WeightFormat | None = None
+    overrides: Mapping[str, WeightFormat | None] = field(default_factory=dict)
+
+    def of(self, name: str, role: Role) -> WeightFormat | None:
+        """The format of a parameter."""
+        if name in self.overrides:
+            return self.overrides[name]
+        return {"linear": self.linear, "experts": self.linear, "embed": self.embed, "plain": None}[role]
+
+    def __str__(self) -> str:
+        text = "none" if self.linear is None else format_call(self.linear.name, self.linear)
+        return f"{text} with {len(self.overrides)} parameters otherwise" if self.overrides else text
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every matrix stays in the model's dtype."""
+        return self.linear is None and self.embed is None and not self.overrides
+
+
+def parse_quantization(text: str) -> Quantization:
+    """What ``text`` asks for; ``none`` is the model's own dtype. Raises ConfigError that lists what exists."""
+    if not isinstance(text, str):
+        raise ConfigError(f"quantization is {text!r}; give a name, for example {_EXAMPLE}")
+    if text.strip() in UNPACKED:
+        return Quantization()
+    linear = parse_format(text)
+    if linear.embed == "same":
+        return Quantization(linear, linear)
+    return Quantization(linear, None if linear.embed == "none" else parse_format(linear.embed))
+
+
+def parse_format(text: str) -> WeightFormat:
+    """One format by its text. Raises ConfigError."""
+    calls = parse_calls(text, option="quantization", example=_EXAMPLE)
+    if len(calls) > 1:
+        raise ConfigError(f"quantization={text!r}: a matrix has one format; name one of them")
+    (call,) = calls
+    if call.name not in FORMATS.names():
+        raise ConfigError(choices("quantization", call.name, [*UNPACKED, *FORMATS.names()]))
+    cls = FORMATS.get(call.name)
+    assert isinstance(cls, type), f"{call.name}: FORMAT is not a class"
+    assert issubclass(cls, WeightFormat), f"{call.name}: FORMAT is not a WeightFormat"
+    return build_call(cls, call)
+
+
+def format_text(found: WeightFormat | None) -> str:
+    """The shortest text that ``parse_format`` (or ``none``) reads as this format."""
+    return "none" if found is None else format_call(found.name, found)

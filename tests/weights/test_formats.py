@@ -1,0 +1,186 @@
+"""Conformance: every weight format found in the folder, on ragged shapes, against unpack-then-multiply."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pagoda.core.errors import ConfigError
+from pagoda.weights.formats import FORMATS
+from pagoda.weights.formats.base import WeightFormat
+from pagoda.weights.packed import PackedMatrix, equal
+from pagoda.weights.quantization import Quantization, format_text, parse_format, parse_quantization
+
+# Besides every format's defaults: the other members of the grammar.
+VARIANTS = ["int4(group=32)", "int4(group=64, symmetric=True)", "int4(symmetric=True)", "nf4(group=32)"]
+TEXTS = [*FORMATS.names(), *VARIANTS]
+SHAPES = [(1, 1), (3, 7), (16, 128), (33, 200), (64, 300)]  # the last groups are cut short
+
+
+def weight(rows: int, cols: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed)) * 0.05
+
+
+def pack(text: str, w: torch.Tensor, dtype: torch.dtype = torch.float32) -> PackedMatrix:
+    found = parse_format(text)
+    return found.pack(found.quantize(w), w.shape[1], dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("text", TEXTS)
+def test_bytes_are_as_declared(text: str, shape: tuple[int, int]) -> None:
+    found, packed = parse_format(text), pack(text, weight(*shape))
+    assert packed.nbytes == found.num_bytes(*shape)
+    assert {n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in packed.codes.items()} == found.parts(
+        *shape
+    )
+    assert packed.shape == shape
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_round_trip_is_within_the_bound(text: str) -> None:
+    w = weight(128, 512)
+    error = (pack(text, w).dense() - w).norm() / w.norm()
+    assert error <= parse_format(text).relative_error
+    assert error >= parse_format(text).relative_error / 4, "a bound that nothing comes near says nothing"
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_zeros_and_outliers_stay_finite(text: str) -> None:
+    w = weight(8, 130)
+    w[2] = 0
+    w[3, 5] = 40.0
+    back = pack(text, w).dense()
+    assert torch.isfinite(back).all()
+    assert (back[2] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("text", TEXTS)
+def test_matmul_equals_unpack_then_multiply(text: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    packed = pack(text, weight(*shape), dtype)
+    x, bias = weight(5, shape[1], seed=1).to(dtype) * 20, weight(1, shape[0], seed=2)[0].to(dtype)
+    wanted = torch.nn.functional.linear(x, packed.dense(), bias)
+    rtol, atol = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (1.6e-2, 2e-2)}[dtype]
+    torch.testing.assert_close(packed.linear(x, bias), wanted, rtol=rtol, atol=atol)
+    assert packed.linear(x[:0]).shape == (0, shape[0])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_tiles_and_rows_are_parts_of_the_whole(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack(text, weight(37, 96))
+    whole = packed.dense()
+    ids = torch.tensor([[5, 0], [36, 5]])
+    torch.testing.assert_close(packed.rows(ids), whole[ids])
+    torch.testing.assert_close(packed.tile(3, 9), whole[3:9])
+    x = weight(2, 96, seed=1)
+    monkeypatch.setattr("pagoda.weights.packed.TILE_ELEMS", 96 * 5)
+    torch.testing.assert_close(packed.linear(x), x @ whole.T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_rows_are_quantized_one_by_one_where_it_says_so(text: str) -> None:
+    found, w = parse_format(text), weight(24, 100)
+    if not found.row_wise:
+        pytest.skip("quantizes the matrix as a whole")
+    whole, parts = found.quantize(w), [found.quantize(w[:7]), found.quantize(w[7:])]
+    for name, tensor in whole.items():
+        assert torch.equal(tensor.view(torch.uint8), torch.cat([p[name].view(torch.uint8) for p in parts]))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_save_and_load(text: str, tmp_path: Path) -> None:
+    packed = pack(text, weight(16, 70))
+    save_file({n: t.contiguous() for n, t in packed.codes.items()}, tmp_path / "codes.safetensors")
+    again = packed.format.pack(load_file(tmp_path / "codes.safetensors"), 70, torch.float32)
+    assert equal(packed, again)
+    assert torch.equal(packed.dense(), again.dense())
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_quantizing_what_was_unpacked_changes_little(text: str) -> None:
+    once = pack(text, weight(16, 256)).dense()
+    twice = pack(text, once).dense()
+    assert (twice - once).norm() <= 0.6 * parse_format(text).relative_error * once.norm() + 1e-6
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_int4_is_as_near_as_its_grid(symmetric: bool) -> None:
+    w = weight(16, 256)
+    packed = pack(f"int4(group=32, symmetric={symmetric})", w)
+    steps = packed.codes["scale"].float().abs().repeat_interleave(32, 1)
+    worst = (packed.dense() - w).abs() / steps
+    # Beyond the end of the grid (the side away from the largest value) up to a whole step is lost.
+    assert worst.max() <= (1.01 if symmetric else 0.55)
+
+
+def test_int8_is_within_half_a_step() -> None:
+    w = weight(16, 256)
+    packed = pack("int8", w)
+    assert ((packed.dense() - w).abs() <= w.abs().amax(1, keepdim=True) / 254 * 1.001).all()
+
+
+def test_ternary_rows_stay_exact() -> None:
+    w = torch.tensor([[0.3, -0.3, 0.0, 0.3], [0.0, 0.0, 0.0, 0.0], [-2.0, 2.0, 2.0, -2.0]])
+    assert torch.equal(pack("ternary", w).dense(), w)
+
+
+def test_grammar() -> None:
+    text = "int4(embed='none', group=64, symmetric=True)"
+    found = parse_format(text)
+    assert format_text(found) == text
+    assert (format_text(None), format_text(parse_format("int4(group=128)"))) == ("none", "int4")
+    quantization = parse_quantization(text)
+    assert quantization.of("layers.0.attn.qkv.weight", "linear") == found
+    assert quantization.of("embed.weight", "embed") is None
+    assert quantization.of("norm.weight", "plain") is None
+    assert parse_quantization("int4").of("embed.weight", "embed") == parse_format("int8")
+    assert parse_quantization("nf4(embed='same')").of("embed.weight", "embed") == parse_format("nf4(embed='same')")
+    assert parse_quantization("none").is_plain
+    mixed = Quantization(found, None, {"a": None})
+    assert mixed.of("a", "linear") is None
+    assert "1 parameters otherwise" in str(mixed)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("int5", r"unknown quantization 'int5'; accepted: auto, bf16, fp16, .*int4.*none"),
+        ("int4(group=48)", r"unknown int4 group .*48.*accepted: 32, 64, 128"),
+        ("int4(bits=3)", r"int4 has no parameter 'bits'; accepted: embed, group, symmetric"),
+        ("int4(symmetric=1)", r"int4\(symmetric=1\): expected bool"),
+        ("int4+int8", "a matrix has one format"),
+        ("int4(embed='x')", "unknown quantization 'x'"),
+        ("int4(", "does not read as"),
+    ],
+)
+def test_bad_texts_say_what_is_accepted(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        parse_quantization(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_format_is_a_frozen_dataclass_named_after_its_file() -> None:
+    for name, cls in FORMATS.items():
+        assert isinstance(cls, type)
+        assert issubclass(cls, WeightFormat)
+        assert cls.name == name
+        assert dataclasses.is_dataclass(cls)
+        assert cls() == cls()
+
+
+def test_bytes_need_no_torch() -> None:
+    code = (
+        "import sys; from pagoda.weights.formats import FORMATS;"
+        "from pagoda.weights.quantization import parse_quantization as p;"
+        "[p(n).linear.num_bytes(100, 300) for n in FORMATS.names()];"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
