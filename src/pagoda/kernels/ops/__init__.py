@@ -11,6 +11,8 @@ from .layer_norm import layer_norm
 from .linear import linear
 from .min_p_mask import min_p_mask
 from .moe_dispatch import moe_dispatch
+from .packed_embedding import packed_embedding
+from .packed_linear import packed_linear
 from .rms_norm import rms_norm
 from .rotary import rotary
 from .top_k_mask import top_k_mask
@@ -28,6 +30,8 @@ __all__ = [
     "linear",
     "min_p_mask",
     "moe_dispatch",
+    "packed_embedding",
+    "packed_linear",
     "paged_attention",
     "rms_norm",
     "rotary",

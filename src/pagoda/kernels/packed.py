@@ -1,0 +1,225 @@
+"""A weight matrix in the order in which the kernels read it. Only this file and `csrc/packed.hpp` know that order.
+
+Sixteen output rows make a panel, one register wide: lane r belongs to row r of the panel, 32 bits of it at a time.
+The panels follow one another, each contiguous over all inputs, so a product reads memory from front to back and never
+sums across lanes.
+
+    data  [experts][panels][blocks][16 lanes][32 bits]            a block: as many inputs as fit in 32 bits of a lane
+
+    format    bits  inputs of a block   what a field holds
+    fp32       32           1           the weight
+    bf16       16           2           the weight
+    int8        8           4           q + 128
+    int4        4           8           q + 8, or q as it is when there are zero points
+    ternary     2          16           q + 1
+
+The first half of a lane's fields (from the lowest bits) are the even inputs of the block, the second half the odd ones:
+
+    int4, one lane:  bits 0        4        8        12       16       20       24       28
+                     input 0       2        4        6        1        3        5        7
+
+so a shift by n fields leaves inputs 2n and 2n+1 at the bottom of the lane's two halves, where a table look-up turns
+them into a pair for the dot product of bfloat16, while a shift and a byte mask leave four inputs for the dot product
+of bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, choices
+
+PANEL = 16
+BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4, "ternary": 2}
+GROUPS = (32, 64, 128)
+_PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedWeight:
+    """``experts`` matrices of ``outputs`` rows and ``inputs`` columns, one after the other (a plain layer has one).
+
+    data: uint8, as drawn above. scales: int8 and ternary float32 ``[experts, panels * 16]``, one per row; int4
+    ``[experts, panels, groups, 16]`` in bfloat16 or float32, one per row and group of inputs; else None.
+    zeros: uint8 like int4's scales, or None when q is symmetric. The last group may be short.
+    """
+
+    format: str
+    outputs: int
+    inputs: int
+    data: Tensor
+    scales: Tensor | None = None
+    zeros: Tensor | None = None
+    group: int = 0  # inputs that share a scale (int4 only)
+    experts: int = 1
+
+    @property
+    def nbytes(self) -> int:
+        """Every byte that it holds."""
+        return sum(t.numel() * t.element_size() for t in (self.data, self.scales, self.zeros) if t is not None)
+
+    @property
+    def num_panels(self) -> int:
+        """Panels of one expert."""
+        return -(-self.outputs // PANEL)
+
+    @property
+    def num_groups(self) -> int:
+        return -(-self.inputs // self.group) if self.group else 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the weight: ``(outputs, inputs)``, or ``(experts, outputs, inputs)``."""
+        return (self.outputs, self.inputs) if self.experts == 1 else (self.experts, self.outputs, self.inputs)
+
+
+def packed_nbytes(
+    format: str, outputs: int, inputs: int, *, group: int = 0, zeros: bool = False, wide_scales: bool = False,
+    experts: int = 1,
+) -> int:  # fmt: skip
+    """The bytes of such a weight, without making it: what a plan counts and a lease asks for."""
+    _check(format, group)
+    panels, block = -(-outputs // PANEL), 32 // BITS[format]
+    data = panels * -(-inputs // block) * PANEL * 4
+    if format == "int4":
+        extra = panels * -(-inputs // group) * PANEL * ((4 if wide_scales else 2) + (1 if zeros else 0))
+    else:
+        extra = 0 if format in _PLAIN else panels * PANEL * 4
+    return experts * (data + extra)
+
+
+def lay_out(
+    format: str, codes: Tensor, scales: Tensor | None = None, zeros: Tensor | None = None, *, group: int = 0
+) -> PackedWeight:
+    """Packs what is quantized already (or plain weights), as a checkpoint's own quantization gives it.
+
+    codes ``[outputs, inputs]`` or ``[experts, outputs, inputs]``: the weights for fp32 and bf16 (cast), else integers:
+    int8 q in -127..127, int4 q in -8..7, or 0..15 with ``zeros``, ternary -1..1. scales: float ``[..., outputs]`` for
+    int8 and ternary, ``[..., outputs, groups]`` for int4, where bfloat16 stays bfloat16 and everything else becomes
+    float32. zeros ``[..., outputs, groups]`` integers 0..15.
+    Raises ConfigError for an unknown format or group, and for an integer out of range.
+    """
+    _check(format, group)
+    experts = codes.shape[0] if codes.ndim == 3 else 1
+    outputs, inputs = codes.shape[-2:]
+    codes = codes.reshape(experts, outputs, inputs)
+    fields = codes.to(_PLAIN[format]) if format in _PLAIN else _unsigned(format, codes, zeros is not None)
+    packed_scales = packed_zeros = None
+    if format == "int4":
+        assert scales is not None
+        scales = scales if scales.dtype == torch.bfloat16 else scales.float()
+        packed_scales = _by_panel(scales.reshape(experts, outputs, -1))
+        packed_zeros = None if zeros is None else _by_panel(zeros.reshape(experts, outputs, -1).to(torch.uint8))
+    elif format not in _PLAIN:
+        assert scales is not None
+        packed_scales = _padded_rows(scales.reshape(experts, outputs).float())
+    data = _pack_fields(format, fields)
+    return PackedWeight(format, outputs, inputs, data, packed_scales, packed_zeros, group, experts)
+
+
+def codes_of(packed: PackedWeight) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What `lay_out` was given: codes, scales and zeros, always with the dimension of experts."""
+    fields = _unpack_fields(packed)
+    if packed.format in _PLAIN:
+        return fields, None, None
+    assert packed.scales is not None
+    codes = fields.to(torch.int16) - _offset(packed.format, packed.zeros is not None)
+    if packed.format != "int4":
+        return codes, packed.scales[:, : packed.outputs], None
+    zeros = None if packed.zeros is None else _by_row(packed.zeros, packed.outputs)
+    return codes, _by_row(packed.scales, packed.outputs), zeros
+
+
+def unpack(packed: PackedWeight) -> Tensor:
+    """The weight that the packed one stands for: float32 (bf16: bfloat16) in `PackedWeight.shape`."""
+    codes, scales, zeros = codes_of(packed)
+    if scales is None:
+        return codes.reshape(packed.shape)
+    if packed.group == 0:
+        return (codes.float() * scales[..., None]).reshape(packed.shape)
+    groups = torch.arange(packed.inputs, device=codes.device) // packed.group
+    values = codes.float() if zeros is None else codes.float() - zeros.float()[..., groups]
+    return (values * scales.float()[..., groups]).reshape(packed.shape)
+
+
+def _check(format: str, group: int) -> None:
+    if format not in BITS:
+        raise ConfigError(choices("packed format", format, BITS))
+    if format == "int4" and group not in GROUPS:
+        raise ConfigError(choices("group of int4", group, GROUPS))
+    if format != "int4" and group:
+        raise ConfigError(f"{format} has no groups; a group of {group} was asked for")
+
+
+def _offset(format: str, zeros: bool) -> int:
+    return {"int8": 128, "int4": 0 if zeros else 8, "ternary": 1}[format]
+
+
+def _unsigned(format: str, codes: Tensor, zeros: bool) -> Tensor:
+    offset = _offset(format, zeros)
+    low, high = {"int8": (-127, 127), "int4": (0, 15) if zeros else (-8, 7), "ternary": (-1, 1)}[format]
+    if codes.numel() and (int(codes.min()) < low or int(codes.max()) > high):
+        raise ConfigError(f"{format}: integers from {int(codes.min())} to {int(codes.max())}, accepted {low} to {high}")
+    return (codes.to(torch.int16) + offset).to(torch.uint8)
+
+
+def _element_of_field(format: str, device: torch.device) -> Tensor:
+    fields = 32 // BITS[format]
+    order = [*range(0, fields, 2), *range(1, fields, 2)]
+    return torch.tensor(order, device=device)
+
+
+def _pack_fields(format: str, fields: Tensor) -> Tensor:
+    """``[experts, outputs, inputs]`` unsigned (or plain weights) -> the bytes of ``data``."""
+    experts, outputs, inputs = fields.shape
+    block, bits = 32 // BITS[format], BITS[format]
+    panels, blocks = -(-outputs // PANEL), -(-inputs // block)
+    full = fields.new_zeros(experts, panels * PANEL, blocks * block)
+    full[:, :outputs, :inputs] = fields
+    lanes = full.view(experts, panels, PANEL, blocks, block).index_select(4, _element_of_field(format, full.device))
+    lanes = lanes.transpose(2, 3)  # [experts, panels, blocks, 16, block]
+    if bits >= 8:
+        return lanes.contiguous().view(torch.uint8).reshape(experts, panels, blocks, PANEL * 4)
+    per_byte = 8 // bits
+    parts = lanes.reshape(experts, panels, blocks, PANEL * 4, per_byte)
+    out = parts[..., 0].clone()
+    for n in range(1, per_byte):
+        out |= parts[..., n] << (bits * n)
+    return out
+
+
+def _unpack_fields(packed: PackedWeight) -> Tensor:
+    block, bits = 32 // BITS[packed.format], BITS[packed.format]
+    data = packed.data
+    if bits >= 8:
+        dtype = _PLAIN.get(packed.format, torch.uint8)
+        fields = data.view(dtype)
+    else:
+        shifts = torch.arange(0, 8, bits, device=data.device, dtype=torch.uint8)
+        fields = (data[..., None] >> shifts) & ((1 << bits) - 1)
+    blocks = data.shape[2]
+    lanes = fields.reshape(packed.experts, packed.num_panels, blocks, PANEL, block)
+    order = _element_of_field(packed.format, data.device).argsort()
+    rows = lanes.index_select(4, order).transpose(2, 3).reshape(packed.experts, -1, blocks * block)
+    return rows[:, : packed.outputs, : packed.inputs]
+
+
+def _padded_rows(x: Tensor) -> Tensor:
+    """``[experts, outputs, ...]`` -> rows padded with zeros to whole panels."""
+    full = x.new_zeros(x.shape[0], -(-x.shape[1] // PANEL) * PANEL, *x.shape[2:])
+    full[:, : x.shape[1]] = x
+    return full
+
+
+def _by_panel(x: Tensor) -> Tensor:
+    """``[experts, outputs, groups]`` -> ``[experts, panels, groups, 16]``."""
+    full = _padded_rows(x)
+    return full.view(x.shape[0], -1, PANEL, x.shape[2]).transpose(2, 3).contiguous()
+
+
+def _by_row(x: Tensor, outputs: int) -> Tensor:
+    experts, panels, groups, _ = x.shape
+    return x.transpose(2, 3).reshape(experts, panels * PANEL, groups)[:, :outputs]
