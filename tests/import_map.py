@@ -69,7 +69,7 @@ TORCH_FREE = (
     "core", "budget", "schedule", "plan", "kv.pages", "kv.table", "kv.prefix", "kv.audit", "kv.manager",
     "kv.room", "kv.compaction", "kv.stats",
     "sampling.params", "models.shape", "models.resolve", "models.catalog", "cli.main", "cli.run", "cli.chat",
-    "cli.models",
+    "cli.models", "cli.serve",
 )  # fmt: skip
 NEEDS_TORCH = {"torch", "transformers", "safetensors", "triton"}
 

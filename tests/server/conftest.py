@@ -43,7 +43,7 @@ def running(llm: AsyncLLM, config: ServerConfig | None = None, keys: Keys | None
     import uvicorn
     import uvloop
 
-    from pagoda.server.serving import bind
+    from pagoda.server.listen import bind
 
     config = config or ServerConfig(port=0)
     sock = bind(config)

@@ -26,12 +26,12 @@ class Session:
 @contextmanager
 def open_llm(model: str, options: dict[str, Any]) -> Iterator[Session]:
     """Loads the model and gives every byte back at the end, whatever happens in between."""
-    before = _process_age()
+    before = process_age()
     start = time.perf_counter()
     from ..engine.llm import LLM
 
     imported = time.perf_counter()
-    with _progress_bar(model) as progress:
+    with progress_bar(model) as progress:
         llm = LLM(model, progress=progress, **options)
     phases = {name.replace("_", " "): s for name, s in llm.stats()["startup"].items() if name != "total"}
     try:
@@ -63,7 +63,7 @@ class Interrupted:
 
 
 @contextmanager
-def _progress_bar(model: str) -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar(model: str) -> Iterator[Callable[[int, int], None] | None]:
     """``progress(done_bytes, total_bytes)`` drawn on a terminal; None (no callback at all) elsewhere."""
     if not sys.stderr.isatty():
         yield None
@@ -77,7 +77,7 @@ def _progress_bar(model: str) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _process_age() -> float:
+def process_age() -> float:
     """Seconds since this process was started by its parent (interpreter start and imports so far)."""
     try:
         started_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])

@@ -188,6 +188,11 @@ class AsyncLLM:
         return self._built.config
 
     @property
+    def startup(self) -> dict[str, float]:
+        """Seconds of building the engine, by phase."""
+        return dict(self._built.startup)
+
+    @property
     def events(self) -> EventBus:
         """What the engine publishes (``StepEnded``), in its own thread."""
         return self._built.engine.events

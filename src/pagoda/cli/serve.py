@@ -1,0 +1,129 @@
+"""Serve a model over HTTP, as OpenAI's and Anthropic's clients expect it.
+
+pagoda serve lantern --memory 1GiB
+pagoda serve ./my-model --memory 6GiB --port 8001 --api-key-file keys.txt --max-num-seqs 32
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import _options as opt
+from ._output import emit_json
+from ._session import process_age, progress_bar
+
+if TYPE_CHECKING:
+    import socket
+
+    from ..engine.async_llm import AsyncLLM
+    from ..server.config import ServerConfig
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def serve(
+    model: opt.Model,
+    memory: opt.Memory = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes any free one.")] = 8000,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="Name that requests use (may be repeated).", show_default="MODEL")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="Key that requests must send (may be repeated; seen by ps).")
+    ] = None,
+    api_key_file: Annotated[
+        str | None, typer.Option(help="File of keys, one a line: KEY, NAME:KEY, or admin:KEY.")
+    ] = None,
+    cors_origin: Annotated[list[str] | None, typer.Option(help="Origin that browsers may ask from.")] = None,
+    kv: opt.KV = "exact",
+    kv_memory: Annotated[str | None, typer.Option(help="Most bytes of the budget that KV may take.")] = None,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    max_model_len: opt.MaxModelLen = "auto",
+    max_num_seqs: Annotated[int, typer.Option(help="Sequences of one step.")] = 64,
+    max_num_batched_tokens: Annotated[int, typer.Option(help="Tokens of one step.")] = 2048,
+    scheduling: Annotated[str, typer.Option(help="Which request next: fcfs or priority.")] = "fcfs",
+    chat_template: opt.ChatTemplate = None,
+    prefix_caching: Annotated[
+        bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Share the KV of equal beginnings.")
+    ] = True,
+    share_prefix_cache: Annotated[
+        bool, typer.Option("--share-prefix-cache", help="Also between API keys (timing may tell of others' prompts).")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(help="Threads of a step.", show_default="processors")] = None,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more are told to come back.")] = 256,
+    max_concurrent_per_key: Annotated[int | None, typer.Option(help="Requests under way, for each key.")] = None,
+    tokens_per_minute_per_key: Annotated[int | None, typer.Option(help="Prompt and answer, for each key.")] = None,
+    kv_per_key: Annotated[str | None, typer.Option(help="Bytes of KV that a key's requests may come to hold.")] = None,
+    max_body: Annotated[str, typer.Option(help="Largest request body.")] = "8MiB",
+    request_timeout: Annotated[float, typer.Option(help="Seconds from arrival to the last token.")] = 900.0,
+    send_timeout: Annotated[float, typer.Option(help="Seconds that a reader may take nothing.")] = 60.0,
+    drain_timeout: Annotated[float, typer.Option(help="Seconds that open requests have after SIGTERM.")] = 30.0,
+    json: opt.Json = False,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's and Anthropic's clients expect it."""
+    startup = {"python": process_age()}
+    from ..server.config import ServerConfig, bytes_or_none
+    from ..server.keys import read_keys
+    from ..server.listen import bind
+
+    config = ServerConfig(
+        host=host, port=port, names=tuple(served_model_name or ()), cors_origins=tuple(cors_origin or ()),
+        share_prefix_cache=share_prefix_cache, max_waiting=max_waiting,
+        max_concurrent_per_key=max_concurrent_per_key, tokens_per_minute_per_key=tokens_per_minute_per_key,
+        kv_bytes_per_key=bytes_or_none(kv_per_key, "kv-per-key"),
+        max_body_bytes=bytes_or_none(max_body, "max-body") or 0,
+        request_timeout=request_timeout, send_timeout=send_timeout, drain_timeout=drain_timeout,
+    )  # fmt: skip
+    keys = read_keys(api_key or (), api_key_file, os.environ)
+    sock = bind(config)
+    options = opt.given(
+        memory=memory, kv=kv, kv_memory=kv_memory, dtype=dtype, device=device, num_threads=threads,
+        max_model_len=opt.length(max_model_len), max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens, scheduling=scheduling,
+        chat_template=opt.read_template(chat_template), enable_prefix_caching=prefix_caching,
+    )  # fmt: skip
+    llm = _load(model, options, startup)
+    loaded = time.perf_counter()
+
+    def on_ready() -> None:
+        startup["listening"] = time.perf_counter() - loaded
+        _announce(llm, config, sock, startup, json=json)
+
+    from ..server.serving import run
+
+    code = run(llm, config, keys, sock, on_ready=on_ready)
+    sys.exit(code)
+
+
+def _load(model: str, options: dict[str, Any], startup: dict[str, float]) -> AsyncLLM:
+    started = time.perf_counter()
+    from ..engine.async_llm import AsyncLLM
+    from ..server import serving  # noqa: F401  # counted here, and held by the ledger as part of the runtime
+
+    startup["import"] = time.perf_counter() - started
+    with progress_bar(model) as progress:
+        llm = AsyncLLM(model, progress=progress, **options)
+    startup.update({name.replace("_", " "): s for name, s in llm.startup.items() if name != "total"})
+    return llm
+
+
+def _announce(
+    llm: AsyncLLM, config: ServerConfig, sock: socket.socket, startup: dict[str, float], *, json: bool
+) -> None:
+    """Where the server is, and what the time from start to ready was spent on."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    url, names = f"http://{host}:{sock.getsockname()[1]}", config.names or (llm.config.model,)
+    total = sum(startup.values())
+    if json:
+        emit_json({"url": url, "models": names, "ready_seconds": total, "startup_seconds": startup})
+        return
+    parts = ", ".join(f"{what} {seconds:.2f}" for what, seconds in startup.items())
+    print(f"serving {', '.join(names)} at {url}  (ready after {total:.2f} s: {parts})", flush=True)
