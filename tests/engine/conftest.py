@@ -11,12 +11,15 @@ import torch
 
 from pagoda import LLM
 
+from .kv_policies import calibrate_at_random
 from .tiny import make_model
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("tiny"))
+    folder = make_model(tmp_path_factory.mktemp("tiny"))
+    calibrate_at_random(folder, num_layers=2, num_heads=2)
+    return folder
 
 
 @pytest.fixture(scope="session")

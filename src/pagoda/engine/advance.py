@@ -146,6 +146,7 @@ class Advance:
         child.sample_state = parent.sample_state.fork(index)
         child.text = TextStream.of(self._tokenizer, parent.group.request.params)
         child.cumulative_logprob, child.num_computed = parent.cumulative_logprob, parent.num_computed
+        child.policy_state = parent.policy_state.fork()
         if self._scheduler.is_running(parent) and self._scheduler.add_running(child):
             self._manager.fork(parent.seq_id, child.seq_id)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from ..core.types import FinishReason, Granularity
 from ..core.units import format_bytes
 from ..kv.audit import audit
 from ..kv.manager import KVManager
+from ..kv.policies.base import Need
 from ..kv.storage import PageStorage
 from ..models.load import Loaded
 from ..sampling.finish import FinishRule
@@ -24,7 +26,8 @@ from ..schedule.policies.base import SchedulingPolicy
 from ..schedule.scheduler import Limits, Scheduler
 from .advance import Advance
 from .beams import BeamGroup
-from .eviction import apply_policies
+from .calibrations import Calibrations
+from .eviction import Evictor, why_not_lossy
 from .memory import PagedMemory
 from .outputs import RequestOutput
 from .report import output_of
@@ -60,6 +63,8 @@ class Counters:
     requests_finished: int = 0
     requests_failed: int = 0
     slots_dropped: int = 0
+    policy_acts: int = 0
+    policy_seconds: float = 0.0
 
 
 class Engine:
@@ -86,6 +91,7 @@ class Engine:
         self._granularity, self._audit_steps = granularity, audit_steps
         self.scheduler = Scheduler(limits, policy, PagedMemory(manager, use_prefix=use_prefix), clock)
         self._runner = Runner(loaded.model, storage, manager)
+        self._evictor = Evictor(manager, storage, self.scheduler, self.counters, Calibrations(loaded.path))
         self._advance = Advance(manager, self.scheduler, self._runner, loaded.tokenizer, clock, self._new_sequence)
         self._requests: dict[str, RequestState] = {}
         self._seq_ids = itertools.count(1)
@@ -99,7 +105,8 @@ class Engine:
         shape = self.loaded.shape
         check_prompt_ids(request.prompt_ids, shape.vocab_size, self.max_model_len)
         request.params.check_vocabulary(shape.vocab_size)
-        group = RequestState(request)
+        self._check_policy(request)
+        group = RequestState(request, self.manager.fmt)
         eos_ids = self.loaded.eos_ids
         group.rule = FinishRule(request.params, eos_ids, prompt_len=0, max_model_len=self._room_for(request))
         if request.params.beam_width is not None:
@@ -147,7 +154,7 @@ class Engine:
         try:
             result = self._runner.run(plan)
             self._advance.commit(result.pieces)
-            self.counters.slots_dropped += apply_policies(result, self.manager, self.storage, self.scheduler)
+            self._evictor.apply(result)
             self._advance.sample(result)
         except Exception as error:  # whatever broke this step must not take the server or the waiting requests along
             _log.exception("a step of %d sequences failed", len(plan.scheduled))
@@ -224,15 +231,28 @@ class Engine:
         group.sequences.append(sequence)
         return sequence
 
+    def _check_policy(self, request: Request) -> None:
+        """Raises RequestError for a policy that this model cannot run, or that was not calibrated for it."""
+        policy = request.policy
+        reason = None if policy.exact else why_not_lossy(self.loaded)
+        if reason is not None:
+            raise RequestError(f"kv={'+'.join(policy.names)!r} cannot run on this model: {reason}; accepted: exact")
+        if Need.CALIBRATION in policy.needs:
+            self._evictor.calibrations.load(policy.names[0])
+
     def _room_for(self, request: Request) -> int:
         """Tokens that an answer may have. Raises RequestError when the pool could never hold prompt and answer."""
         num_prompt, params = len(request.prompt_ids), request.params
         width = params.beam_width or 1
         capacity = self.max_blocks // width * self.manager.fmt.page_size
-        most = capacity - num_prompt if params.max_tokens is None else params.max_tokens
-        room = min(self.max_model_len - num_prompt, most)
-        if room < 1 or num_prompt + room > capacity:
-            wanted = num_prompt + max(room, 1)
+        room = self.max_model_len - num_prompt
+        if params.max_tokens is not None:
+            room = min(room, params.max_tokens)
+        elif request.policy.peak_slots(num_prompt + room, num_prompt) > capacity:
+            lengths = range(num_prompt, num_prompt + room + 1)
+            room = bisect_right(lengths, capacity, key=lambda n: request.policy.peak_slots(n, num_prompt)) - 1
+        wanted = request.policy.peak_slots(num_prompt + max(room, 1), num_prompt)
+        if room < 1 or wanted > capacity:
             needed = self.manager.blocks_needed(wanted) * width * self.manager.fmt.block_bytes
             held = self.max_blocks * self.manager.fmt.block_bytes
             beams = f" in each of {width} beams" if width > 1 else ""

@@ -2,53 +2,170 @@
 
 from __future__ import annotations
 
+import time
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
 from ..kv.manager import KVManager
-from ..kv.policies.base import Keep, PolicyInputs
+from ..kv.policies._inputs import Inputs
+from ..kv.policies.base import Decision, Need
+from ..kv.read import read_slots, write_slots
 from ..kv.storage import PageStorage
+from ..kv.table import PageTable, SlotMoves
+from ..models.load import Loaded
 from ..schedule.scheduler import Scheduler
+from .calibrations import Calibrations
 from .runner import StepResult
 from .sequence import Sequence
 
-Lens = list[list[int]]
+
+class PolicyCounters(Protocol):
+    """What is counted: ``policy_seconds`` of showing, deciding and moving, acts of single sequences, dropped slots."""
+
+    slots_dropped: int
+    policy_acts: int
+    policy_seconds: float
 
 
-def apply_policies(result: StepResult, manager: KVManager, storage: PageStorage, scheduler: Scheduler) -> int:
-    """Let each sequence's policy choose what stays; returns the number of slots dropped.
+def why_not_lossy(loaded: Loaded) -> str | None:
+    """Why this model's KV cannot lose slots, or None: attention that counts slots would count wrongly afterwards."""
+    spec = getattr(loaded.model, "spec", None)
+    layers = [] if spec is None else [block.attn for block in spec.blocks]
+    text = loaded.config.get("text_config") or loaded.config
+    alibi = any(getattr(attn, "alibi_slopes", ()) for attn in layers)
+    if alibi or text.get("alibi") or text.get("model_type") == "bloom":
+        return "ALiBi measures distance in slots, and dropped slots would shift it"
+    windows = [attn.window for attn in layers] if layers else [text.get("sliding_window") or 0]
+    if any(windows):
+        return f"its attention windows count slots ({max(windows)}), and dropped slots would shift them"
+    return None
 
-    Called after the step's tokens were committed. A policy acts from the end of the prompt on, after every token, so
-    that a recomputed sequence passes through the same states (see ``Sequence.chunk_end``). Where shared pages would
-    have to be copied and no page is free, the sequence is preempted instead and leaves the step.
+
+class Evictor:
+    """Runs the evictions of a step's sequences. Called after the step's tokens were committed.
+
+    A policy acts at the tokens that its ``next_act`` names, whoever computes them and in which chunks, so that a
+    recomputed sequence passes through the same states (see ``Sequence.chunk_end``). Where shared pages would have to be
+    copied and no page is free, the sequence is preempted instead and leaves the step.
     """
-    dropped = 0
-    for index, piece in enumerate(result.pieces):
-        sequence = piece.sequence
-        if sequence.group.request.policy.exact or sequence.num_computed < sequence.prompt_len:
-            continue
-        keep, lens = _choose(index, sequence, result, manager)
-        if not keep:
-            continue
-        moves = manager.keep_many(sequence.seq_id, keep)
-        if moves is None:
-            scheduler.preempt(sequence)
+
+    def __init__(
+        self,
+        manager: KVManager,
+        storage: PageStorage,
+        scheduler: Scheduler,
+        counters: PolicyCounters,
+        calibrations: Calibrations,
+    ) -> None:
+        self._manager, self._storage, self._scheduler = manager, storage, scheduler
+        self._counters, self.calibrations = counters, calibrations
+
+    def apply(self, result: StepResult) -> None:
+        """Show each policy what the step brought, and let those act whose time has come."""
+        watched = [index for index, piece in enumerate(result.pieces) if piece.sequence.policy.eviction is not None]
+        if not watched:
+            return
+        started = time.perf_counter()
+        _observe(result)
+        moves: list[SlotMoves] = []
+        for index in watched:
+            piece = result.pieces[index]
+            sequence = piece.sequence
+            if piece.start + piece.num_tokens == sequence.policy.next_act(piece.start, sequence.prompt_len):
+                self._act(sequence, result, moves)
+        self._run(moves)
+        self._counters.policy_seconds += time.perf_counter() - started
+
+    def _act(self, sequence: Sequence, result: StepResult, moves: list[SlotMoves]) -> None:
+        table = self._manager.table(sequence.seq_id)
+        inputs = self._inputs(sequence, table)
+        decision = sequence.policy.act(inputs)
+        if decision is None or bool(decision.keep.all()):
+            return
+        self._counters.policy_acts += 1
+        made = self._manager.keep_many(
+            sequence.seq_id, _kept(decision.keep, inputs.lens), rewrite=bool(decision.writes)
+        )
+        if made is None:
+            self._scheduler.preempt(sequence)
             result.drop(sequence)
-            continue
-        storage.run_copies(manager.take_copies())
-        storage.run_moves(moves)
-        dropped += sum(lens[layer][head] - len(slots) for (layer, head), slots in keep.items())
-    return dropped
+            return
+        moves.append(made)
+        if decision.writes:
+            self._run(moves)
+            self._write(decision, table)
+        keep = decision.keep
+        if keep.dim() < 3:
+            keep = (keep if keep.dim() == 1 else keep[:, None]).expand(*inputs.lens.shape, -1)
+        keep = keep & inputs.valid
+        self._counters.slots_dropped += int(inputs.lens.sum() - keep.sum())
+        again = sequence.policy.next_act(sequence.num_computed, sequence.prompt_len) is not None
+        sequence.policy_state.keep(keep, inputs, again)
+
+    def _inputs(self, sequence: Sequence, table: PageTable) -> Inputs:
+        fmt, device, storage = self._manager.fmt, self._storage.device, self._storage
+        lens = np.broadcast_to(table.lens[:, None], (table.num_rows, table.run)).reshape(fmt.num_layers, -1)
+        inputs = sequence.policy_state.inputs(
+            sequence.num_computed,
+            sequence.prompt_len,
+            sequence.group.request.seed,
+            torch.from_numpy(lens.astype(np.int64)).to(device),
+        )
+        if Need.CALIBRATION in sequence.policy.needs:
+            inputs.calibration = self.calibrations.load(sequence.policy.names[0])
+        inputs.read = lambda layer: read_slots(storage, table, layer)
+        return inputs
+
+    def _write(self, decision: Decision, table: PageTable) -> None:
+        """Merged content goes to where its slot is now."""
+        now = decision.keep.long().cumsum(-1) - 1
+        for layer, (mask, k, v) in decision.writes.items():
+            chosen = mask & decision.keep[layer]
+            heads, slots = chosen.nonzero(as_tuple=True)
+            write_slots(self._storage, table, layer, heads, now[layer][heads, slots], k[heads, slots], v[heads, slots])
+
+    def _run(self, moves: list[SlotMoves]) -> None:
+        """All moves at once: reads come first, so what one sequence gave up may be what another was given."""
+        if not moves:
+            return
+        self._storage.run_copies(self._manager.take_copies())
+        self._storage.run_moves(SlotMoves.join(moves))
+        moves.clear()
 
 
-def _choose(index: int, sequence: Sequence, result: StepResult, manager: KVManager) -> tuple[Keep | None, Lens]:
-    """What the policy keeps of sequence number ``index`` of the step, and the lengths [layer][head] before."""
-    request, fmt, table = sequence.group.request, manager.fmt, manager.table(sequence.seq_id)
-    lens = [[table.length(layer, head) for head in range(fmt.num_kv_heads)] for layer in range(fmt.num_layers)]
-    inputs = PolicyInputs(
-        num_layers=fmt.num_layers,
-        num_kv_heads=fmt.num_kv_heads,
-        lens=lens,
-        num_seen=sequence.num_computed,
-        prompt_len=sequence.prompt_len,
-        seed=request.seed,
-        probs=lambda layer: result.view.prob_sums[layer][index].cpu().numpy(),
-    )
-    return request.policy.select(inputs, sequence.policy_state), lens
+def _observe(result: StepResult) -> None:
+    """The step's probability sums and newest queries go to the sequences' states."""
+    for layer, sums in result.view.prob_sums.items():
+        for index, received in sums.items():
+            result.pieces[index].sequence.policy_state.add_mass(layer, received)
+    if not result.tap.spans:
+        return
+    queries = torch.stack([result.tap.queries[layer] for layer in sorted(result.tap.queries)])
+    for index, (first, last) in result.tap.spans.items():
+        piece = result.pieces[index]
+        piece.sequence.policy_state.add_queries(
+            queries[:, first:last], piece.start + piece.num_tokens, result.tap.scale, result.tap.soft_cap
+        )
+
+
+def _kept(keep: Tensor, lens: Tensor) -> dict[tuple[int | None, int | None], np.ndarray]:
+    """The mask as slots by (layer, head), for what loses any; see ``KVManager.keep_many``."""
+    mask = keep.cpu().numpy()
+    if mask.ndim == 1:
+        return {(None, None): np.flatnonzero(mask).astype(np.int32)}
+    held = lens.cpu().numpy()
+    if mask.ndim == 2:
+        mask, held = mask[:, None], held[:, :1]
+    mask = mask & (np.arange(mask.shape[-1]) < held[..., None])
+    counts = mask.sum(-1)
+    slots = np.nonzero(mask)[2].astype(np.int32)
+    ends = counts.ravel().cumsum()
+    kept: dict[tuple[int | None, int | None], np.ndarray] = {}
+    for row, (layer, head) in enumerate(np.ndindex(counts.shape)):
+        if counts[layer, head] < held[layer, head]:
+            mine = slots[ends[row] - counts[layer, head] : ends[row]]
+            kept[layer, head if keep.dim() == 3 else None] = mine
+    return kept

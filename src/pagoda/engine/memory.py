@@ -16,8 +16,10 @@ class PagedMemory:
     def admit(self, item: Item) -> int:
         sequence = _sequence(item)
         request = sequence.group.request
-        # A lossy policy acts in the step that completes the prompt, so that step must be run: nothing later is shared.
-        tokens = sequence.tokens if request.policy.exact else request.prompt_ids
+        # A policy must see the queries before its first act, so the steps with them are run, never found in the cache.
+        policy, tokens = request.policy, sequence.tokens
+        if policy.eviction is not None:
+            tokens = tokens[: max(1, min(len(tokens), policy.shareable(sequence.prompt_len) + 1))]
         cached = self._manager.admit(
             sequence.seq_id,
             tokens,
@@ -30,9 +32,8 @@ class PagedMemory:
 
     def fits(self, item: Item, num_running: int) -> bool:
         sequence = _sequence(item)
-        missing = (
-            self._manager.blocks_needed(sequence.num_tokens) - sequence.num_computed // self._manager.fmt.page_size
-        )
+        slots = sequence.policy.peak_slots(sequence.num_tokens, sequence.prompt_len)
+        missing = self._manager.blocks_needed(slots) - sequence.num_computed // self._manager.fmt.page_size
         return missing + num_running <= self._manager.available_blocks()
 
     def reserve(self, item: Item, num_tokens: int) -> bool:

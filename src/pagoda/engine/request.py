@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import RequestError
-from ..kv.policies.base import KVPolicy
+from ..kv.policies._stack import PolicyStack
 from ..sampling.params import SamplingParams
 
 Prompt = str | list[int]
@@ -19,7 +19,7 @@ class Request:
     prompt: str | None
     prompt_ids: list[int]
     params: SamplingParams
-    policy: KVPolicy
+    policy: PolicyStack
     seed: int
     arrival: float
     salt: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ class StepResult:
     logits: Tensor
     hidden: Tensor
     view: StepView
+    tap: QueryTap
 
     def drop(self, sequence: Sequence) -> None:
         """The sequence lost its pages after all: it is not sampled in this step."""
@@ -51,6 +53,35 @@ class StepResult:
             row = self.sampled.index(sequence)
             del self.sampled[row]
             self.logits = torch.cat([self.logits[:row], self.logits[row + 1 :]])
+
+
+class QueryTap:
+    """Sees each layer's queries and keeps those that a policy will want at its next act.
+
+    ``spans``: piece -> rows of ``queries[layer]`` [R, Hq, Dk] that are its newest tokens.
+    """
+
+    def __init__(self, pieces: list[Piece], device: torch.device) -> None:
+        self.spans: dict[int, tuple[int, int]] = {}
+        self.queries: dict[int, Tensor] = {}
+        self.scale, self.soft_cap = 1.0, 0.0
+        rows: list[np.ndarray] = []
+        for index, piece in enumerate(pieces):
+            wanted = _queries_wanted(piece)
+            if wanted:
+                last = piece.first_row + piece.num_tokens
+                first = sum(map(len, rows))
+                rows.append(np.arange(last - wanted, last))
+                self.spans[index] = (first, first + wanted)
+        self._rows = torch.from_numpy(np.concatenate(rows)).to(device) if rows else None
+
+    def __call__(self, layer: int, q: Tensor, options: Mapping[str, object]) -> None:
+        assert self._rows is not None
+        self.queries[layer] = q.index_select(0, self._rows)
+        scale, soft_cap = options["scale"], options.get("soft_cap", 0.0)
+        assert isinstance(scale, float | int)
+        assert isinstance(soft_cap, float | int)
+        self.scale, self.soft_cap = float(scale), float(soft_cap)
 
 
 class Runner:
@@ -65,16 +96,18 @@ class Runner:
         self._storage.run_copies(self._manager.take_copies())
         tokens, positions = _token_arrays(pieces)
         device = self.model.device
+        tap = QueryTap(pieces, device)
         view = StepView(
             self._storage,
             [self._manager.table(piece.sequence.seq_id) for piece in pieces],
             [piece.num_tokens for piece in pieces],
-            collect_probs={i for i, piece in enumerate(pieces) if _wants_probs(piece.sequence)},
+            collect_probs={i for i, piece in enumerate(pieces) if _wants_probs(piece)},
+            tap=tap if tap.spans else None,
         )
         hidden = self.model.forward(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), view)
         done = [piece for piece in pieces if piece.completes]
         logits = self.logits(hidden, [piece.first_row + piece.num_tokens - 1 for piece in done])
-        return StepResult(pieces, [piece.sequence for piece in done], logits, hidden, view)
+        return StepResult(pieces, [piece.sequence for piece in done], logits, hidden, view, tap)
 
     def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
         """float32 [len(rows), vocab] of these rows of the hidden states [T, hidden_size]."""
@@ -104,5 +137,15 @@ def _token_arrays(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, positions
 
 
-def _wants_probs(sequence: Sequence) -> bool:
-    return Need.PROBS in sequence.group.request.policy.needs
+def _wants_probs(piece: Piece) -> bool:
+    sequence = piece.sequence
+    acts = sequence.policy.next_act(piece.start, sequence.prompt_len) is not None
+    return acts and Need.PROBS in sequence.policy.needs
+
+
+def _queries_wanted(piece: Piece) -> int:
+    """How many of the piece's last tokens are among the ``window`` before the policy's next act."""
+    sequence = piece.sequence
+    window = sequence.policy.window
+    act = sequence.policy.next_act(piece.start, sequence.prompt_len) if window else None
+    return 0 if act is None else max(0, min(piece.num_tokens, piece.start + piece.num_tokens - (act - window), window))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..core.types import FinishReason, Granularity
+from ..core.types import FinishReason, Granularity, KVFormat
+from ..kv.policies._stack import PolicyStack
 from ..sampling.logprobs import TokenLogprob
 from .outputs import Timing
+from .policy_state import PolicyState
 from .request import Request
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Sequence:
-    """Tokens, how many of them have KV, and what sampling and policy remember. Knows no tensors.
+    """Tokens, how many of them have KV, and what sampling and policy remember.
 
     tokens: | prompt .......................... | output ............ |
             0            num_computed ^   prompt_len                len(tokens)
@@ -32,7 +34,7 @@ class Sequence:
         self.seq_id, self.group, self.index, self.granularity = seq_id, group, index, granularity
         self.tokens: list[int] = list(group.request.prompt_ids)
         self.num_computed = 0
-        self.policy_state: object = group.request.policy.new_state()
+        self.policy_state = group.new_policy_state()
         self.sample_state: SampleState
         self.text: TextStream
         self.cumulative_logprob = 0.0
@@ -56,12 +58,15 @@ class Sequence:
 
     @property
     def chunk_end(self) -> int:
-        """A lossy policy acts at the end of the prompt and after each later token, also when it is all recomputed."""
-        if self.group.request.policy.exact:
-            return len(self.tokens)
-        return self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
+        """No chunk reaches past the next act of the policy, also when all of it is recomputed."""
+        act = self.policy.next_act(self.num_computed, self.prompt_len)
+        return len(self.tokens) if act is None else min(act, len(self.tokens))
 
     # -- what the engine sees --------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> PolicyStack:
+        return self.group.request.policy
 
     @property
     def prompt_len(self) -> int:
@@ -82,14 +87,14 @@ class Sequence:
     def forget_kv(self) -> None:
         """Preempted: every token must be computed again, and the policy starts anew."""
         self.num_computed = 0
-        self.policy_state = self.group.request.policy.new_state()
+        self.policy_state = self.group.new_policy_state()
 
 
 class RequestState:
     """A request under way: its sequences and what is told to the client."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self, request: Request, fmt: KVFormat) -> None:
+        self.request, self._fmt = request, fmt
         self.prompt_len = len(request.prompt_ids)
         self.sequences: list[Sequence] = []
         self.timing = Timing(request.arrival)
@@ -107,6 +112,10 @@ class RequestState:
         """Sequences that are sampled: best_of if given, else n."""
         params = self.request.params
         return params.best_of or params.n
+
+    def new_policy_state(self) -> PolicyState:
+        """What the request's policy remembers of a sequence at its beginning: nothing."""
+        return PolicyState(self.request.policy, self._fmt)
 
     @property
     def live(self) -> list[Sequence]:

@@ -30,14 +30,14 @@ class RowPlan:
     num_dirty: int
 
     @classmethod
-    def make(cls, table: PageTable, row: int, kept: Int32s) -> RowPlan:
-        """Raises ConfigError for slots that the row does not have."""
+    def make(cls, table: PageTable, row: int, kept: Int32s, rewrite: bool = False) -> RowPlan:
+        """Raises ConfigError for slots that the row does not have. ``rewrite``: all runs that stay are written."""
         num, held = len(kept), int(table.lens[row])
         if num and (kept[0] < 0 or kept[-1] >= held or (kept[1:] <= kept[:-1]).any()):
             raise ConfigError(
                 f"slots to keep in row {row} not in order; accepted: 0 … {held - 1}, each once, ascending"
             )
-        first_moved = int(np.count_nonzero(kept == np.arange(num, dtype=np.int32)))
+        first_moved = 0 if rewrite else int(np.count_nonzero(kept == np.arange(num, dtype=np.int32)))
         page_size = table.fmt.page_size
         first_dirty = first_moved // page_size
         num_dirty = -(-num // page_size) - first_dirty if first_moved < num else 0
@@ -66,7 +66,9 @@ class RowPlan:
 
 
 def plan_rows(
-    table: PageTable, kept: Mapping[tuple[int, int] | tuple[int | None, int | None], Sequence[int] | Int32s]
+    table: PageTable,
+    kept: Mapping[tuple[int, int] | tuple[int | None, int | None], Sequence[int] | Int32s],
+    rewrite: bool = False,
 ) -> list[RowPlan]:
     """A plan for each row that loses slots. Raises ConfigError for a name without its own rows, or wrong slots."""
     plans: dict[int, RowPlan] = {}
@@ -75,7 +77,7 @@ def plan_rows(
         for row in rows_of(table, layer, head):
             if row in plans:
                 raise ConfigError(f"slots to keep are given twice for layer {layer}, head {head}; accepted: once")
-            plans[row] = RowPlan.make(table, row, array)
+            plans[row] = RowPlan.make(table, row, array, rewrite)
     return [plan for plan in plans.values() if len(plan.slots) < table.lens[plan.row]]
 
 

@@ -1,4 +1,4 @@
-"""The text behind ``kv=``: names with parameters, joined by ``+``, as in ``recent(budget=0.25)``.
+"""The text behind ``kv=``: names with parameters, joined by ``+``, as in ``snapkv(budget=0.25)+pyramid``.
 
 The same grammar serves Python, the command line and single requests. What is unknown is an error that lists what
 exists.
@@ -7,24 +7,26 @@ exists.
 from __future__ import annotations
 
 import dataclasses
+import re
 from functools import lru_cache
 
 from ..core.calls import Call, build_call, parse_calls
 from ..core.errors import ConfigError
 from .policies import POLICIES
+from .policies._stack import PolicyStack
 from .policies.base import KVPolicy
+
+_HYPHEN = re.compile(r"(?<=[a-z0-9])-(?=[a-z])")
 
 
 @lru_cache(maxsize=256)
-def parse_policy(text: str) -> KVPolicy:
-    """The policy that ``text`` names. Raises ConfigError that names the part which is wrong."""
-    calls = parse_calls(text, option="kv", example="recent(budget=0.25)")
-    policies = [_build(call) for call in calls]
-    lossy = [(call.name, policy) for call, policy in zip(calls, policies, strict=True) if not policy.exact]
-    if len(lossy) > 1:
-        names = "+".join(name for name, _ in lossy)
-        raise ConfigError(f"kv={text!r}: {names} would both evict tokens; name one of them")
-    return lossy[0][1] if lossy else policies[0]
+def parse_policy(text: str) -> PolicyStack:
+    """The policies that ``text`` names, joined. Raises ConfigError that names the part which is wrong.
+
+    Published names may be written with their hyphens: ``streaming-llm`` is ``streaming_llm``.
+    """
+    calls = parse_calls(_HYPHEN.sub("_", text), option="kv", example="snapkv(budget=0.25)+pyramid")
+    return PolicyStack.join([(call.name, _build(call)) for call in calls])
 
 
 def _build(call: Call) -> KVPolicy:

@@ -251,20 +251,25 @@ class KVManager:
         return self.keep_many(seq_id, {(layer, head): slots})
 
     def keep_many(
-        self, seq_id: int, kept: Mapping[tuple[int, int] | tuple[int | None, int | None], Sequence[int] | Int32s]
+        self,
+        seq_id: int,
+        kept: Mapping[tuple[int, int] | tuple[int | None, int | None], Sequence[int] | Int32s],
+        *,
+        rewrite: bool = False,
     ) -> SlotMoves | None:
         """Slots that stay, ascending, per (layer, head); heads not named stay as they are. They move up to 0 … n-1.
 
         Shared pages that would be written are replaced, for these rows only; pages past the end are free at once,
         though the returned moves may still read them: run the moves (after ``take_copies``) before the next step. Pages
         that were reserved but not written go back too. The sequence's later pages are not offered to the prefix cache.
+        With ``rewrite`` every page of these rows is the sequence's own afterwards, so that slots may be overwritten.
 
         Returns None, and nothing has changed, when there is no room for the replacements. Raises ConfigError when the
         table's rows cover more heads than were named, or the slots are not ascending slots of the head.
         """
         sequence = self._sequences[seq_id]
         table, node = sequence.table, sequence.node
-        plans = plan_rows(table, kept)
+        plans = plan_rows(table, kept, rewrite)
         if not plans:
             return SlotMoves.join([])
         dirty = np.concatenate([table.bases[plan.row, plan.dirty] for plan in plans])

@@ -8,7 +8,7 @@ Sizes: S sequences, T tokens of the step, L layers, H kv-heads, R rows of one la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ class StepView:
     collect_probs    sequences (by index, or all) whose attention probabilities are summed per slot:
                      ``prob_sums[layer][s]`` float32 [H, slots], over the chunk's queries and the heads of the group.
                      They are attended apart from the others, who keep the fast way.
+    tap              sees ``(layer, q, options)`` of every layer: how KV policies come to the queries.
     """
 
     def __init__(
@@ -38,13 +39,14 @@ class StepView:
         q_lens: Sequence[int],
         *,
         collect_probs: bool | Iterable[int] = False,
+        tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
     ) -> None:
         assert len(tables) == len(q_lens)
         for table, num in zip(tables, q_lens, strict=True):
             assert table.tail_owned, "a step over a page that others read"
             assert table.room >= num, "a step over slots that were not reserved"
         self._fmt, self._pages, self._layout = storage.fmt, storage.pages, storage.layout
-        self.num_tokens = sum(q_lens)
+        self.num_tokens, self._tap = sum(q_lens), tap
         self.prob_sums: dict[int, dict[int, Tensor]] = {}
         index = _StepIndex(self._fmt, tables, q_lens)
         page_ids, slots = index.writes()
@@ -91,6 +93,8 @@ class StepView:
     ) -> Tensor:
         fmt = self._fmt
         assert (q.shape[0], q.shape[2]) == (self.num_tokens, fmt.k_dim), f"q {tuple(q.shape)} for {fmt}"
+        if self._tap is not None:
+            self._tap(layer, q, options)
         shared = len(self._page_ids) == 1
         page_ids = self._page_ids[0] + layer * fmt.num_kv_heads if shared else self._page_ids[layer]
         kv_write(k, v, self._pages, self._layout, page_ids, self._slots[0 if shared else layer])

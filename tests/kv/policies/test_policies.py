@@ -1,39 +1,71 @@
-"""The text behind ``kv=``: what reads, what is refused, and with which words."""
+"""The text behind ``kv=``: what reads, what is refused, and with which words; what single methods keep."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+import torch
 
 from pagoda.core.errors import ConfigError
 from pagoda.core.types import Granularity
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
-from pagoda.kv.policies.base import PolicyInputs
+from pagoda.kv.policies._divide import divide_layers
+from pagoda.kv.policies._inputs import Inputs
+from pagoda.kv.policies._scored import keep_best
+from pagoda.kv.policies.base import Need, Stage
+
+LAYERS, HEADS, GROUP, WIDTH = 2, 2, 2, 16
 
 
-def inputs(length: int, *, layers: int = 2, heads: int = 3, seed: int = 0, prompt_len: int = 40) -> PolicyInputs:
-    return PolicyInputs(layers, heads, [[length] * heads] * layers, length, prompt_len, seed, lambda layer: None)  # type: ignore[arg-type,return-value]
+def inputs(length: int, window: int, *, planted: int | None = None, seed: int = 0, prompt_len: int = 0) -> Inputs:
+    """A prompt of random keys, in which all queries look for the key of slot ``planted``."""
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randn(LAYERS, HEADS, length, WIDTH, generator=generator)
+    values = torch.randn(LAYERS, HEADS, length, WIDTH, generator=generator)
+    queries = torch.randn(LAYERS, window, HEADS * GROUP, WIDTH, generator=generator)
+    if planted is not None:
+        queries = queries * 0.1 + keys[:, :, planted].repeat_interleave(GROUP, 1)[:, None]
+    lens = torch.full((LAYERS, HEADS), length)
+    mass = (queries.mean(1).view(LAYERS, HEADS, GROUP, WIDTH).mean(2)[:, :, None] * keys).sum(-1).softmax(-1)
+    positions = torch.arange(length).expand(LAYERS, HEADS, length)
+    tracks = {"attended": torch.zeros(LAYERS, HEADS, length)}
+    return Inputs(
+        length, prompt_len or length, seed, lens, mass, positions, tracks, {}, {}, queries, WIDTH**-0.5,
+        read=lambda layer: (keys[layer], values[layer]),
+    )  # fmt: skip
 
 
 def test_names_and_parameters() -> None:
     assert parse_policy("exact").exact
-    assert parse_policy("recent(budget=7)") == POLICIES.get("recent")(budget=7)  # type: ignore[operator]
-    assert parse_policy(" random( budget = 0.25 ) + exact").budget == 0.25  # type: ignore[attr-defined]
+    assert parse_policy("recent(budget=7)").eviction == POLICIES.get("recent")(budget=7)  # type: ignore[operator]
+    assert parse_policy(" random( budget = 0.25 ) + exact").eviction.budget == 0.25  # type: ignore[union-attr]
+    assert parse_policy("streaming-llm(sinks=2)") == parse_policy("streaming_llm(sinks=2)")
+    assert parse_policy("snapkv+pyramid").names == ("snapkv", "pyramid")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("snapkw", "accepted: exact, random, recent"),
+        ("snapkw", "accepted: ada, alisa"),
         ("recent(budgt=3)", "no parameter 'budgt'; accepted: budget"),
         ("recent(budget='3')", "expected int or float"),
         ("recent(budget=0)", "whole number from 1"),
         ("recent(budget=1.5)", "budget <= 1.0"),
+        ("recent(every=0)", "every=0; give a whole number from 1"),
         ("recent(3)", "does not read"),
         ("recent(budget=", "does not read"),
         ("recent(**{})", "key=value"),
         ("recent(budget=open)", "not a number"),
-        ("recent+random", "both evict"),
+        ("recent+random", "recent+random: both would drop tokens; name one of them"),
+        ("pyramid", "pyramid divides the budget of an eviction and has none here"),
+        ("pyramid+snapkv", "snapkv (eviction) must come first"),
+        ("snapkv+pyramid+ada", "both would divide the budget"),
+        ("recent+ada", "recent ranks no slots"),
+        ("zigzagkv+ada", "zigzagkv divides its budget itself"),
+        ("snapkv(kernel=4)", "kernel=4; give an odd number"),
+        ("attendre(rule='lru')", "accepted: lfa, lra"),
         ("exact(a=1)", "no parameters"),
         ("", "does not read"),
     ],
@@ -45,25 +77,91 @@ def test_what_is_wrong_is_named(text: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+EVICTIONS = [name for name, policy in POLICIES.items() if policy.stage is Stage.EVICTION]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", POLICIES.names())
-def test_every_policy_keeps_its_budget_and_repeats_itself(name: str) -> None:
+def test_every_policy_is_documented(name: str) -> None:
+    """The generated table takes the first line of the module and of the class, and the paper."""
+    policy = POLICIES.get(name)
+    assert dataclasses.is_dataclass(policy)
+    assert policy.__doc__
+    module = __import__(policy.__module__, fromlist=["_"])
+    assert module.__doc__.strip().endswith(".")
+    controls = ("exact", "recent", "random")
+    assert policy.paper.startswith("https://") or name in controls  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", EVICTIONS)
+def test_the_acts_of_a_policy_and_its_promise_agree(name: str) -> None:
+    """Walking from act to act, prompts of any length: the promise never grows between acts but by the new tokens."""
     policy = POLICIES.get(name)()  # type: ignore[operator]
-    first = policy.select(inputs(33), policy.new_state())
-    assert first == policy.select(inputs(33), policy.new_state())
-    if policy.exact:
-        assert first is None
-        assert policy.granularity is Granularity.SEQUENCE
-        return
-    for slots in first.values():
-        assert len(slots) == 20
-        assert list(slots) == sorted(set(slots))
-        assert slots[-1] == 32
-    assert not policy.select(inputs(20), policy.new_state())
+    for prompt_len in (1, 7, 64, 129):
+        acts, at = [], 0
+        while (act := policy.next_act(at, prompt_len)) is not None and act < 400:
+            assert act > at
+            assert all(policy.next_act(n, prompt_len) == act for n in range(at, act))
+            acts.append(act)
+            at = act
+        for num_seen in range(1, 200):
+            assert policy.most_slots(num_seen, prompt_len) <= num_seen
 
 
-def test_random_differs_by_head_and_by_seed() -> None:
-    policy = parse_policy("random(budget=10)")
-    kept = policy.select(inputs(33), None)
-    assert kept is not None
-    assert kept[0, 0] != kept[1, 2]
-    assert kept != policy.select(inputs(33, seed=1), None)
+@pytest.mark.parametrize("name", EVICTIONS)
+def test_every_policy_finds_what_the_queries_look_for(name: str) -> None:
+    """All queries look for one key in the middle: methods that see queries or attention keep it, and their budget."""
+    policy = POLICIES.get(name)
+    fields = {field.name for field in dataclasses.fields(policy)}  # type: ignore[arg-type]
+    small = {"window": 8, "top": 4, "span": 4, "bits": 64, "budget": 24}
+    made = policy(**{key: value for key, value in small.items() if key in fields})  # type: ignore[operator]
+    if Need.CALIBRATION in made.needs:
+        pytest.skip(f"{name} looks where its calibration tells it")
+    case = inputs(90, max(1, made.window), planted=41)
+    decision = made.act(case)
+    kept = decision.keep if decision.keep.dim() == 3 else decision.keep.expand(LAYERS, HEADS, -1)
+    assert kept.sum() <= LAYERS * HEADS * made.most_slots(90, 90)
+    again = made.act(inputs(90, max(1, made.window), planted=41))
+    assert torch.equal(again.keep, decision.keep)
+    if made.needs & {Need.QUERIES, Need.PROBS}:
+        assert kept[:, :, 41].all()
+        assert kept[:, :, -1].all()
+
+
+def test_recent_streaming_and_random() -> None:
+    def kept(text: str) -> list[int]:
+        keep = parse_policy(text).act(inputs(40, 1)).keep  # type: ignore[union-attr]
+        return (keep if keep.dim() == 1 else keep[0, 0]).nonzero().flatten().tolist()
+
+    assert kept("recent(budget=8, every=2)") == [34, 35, 36, 37, 38, 39]
+    assert kept("recent(budget=0.25, every=1)") == list(range(31, 40))
+    assert kept("streaming_llm(budget=8, sinks=2, every=2)") == [0, 1, 36, 37, 38, 39]
+    assert len(kept("random(budget=8, every=2)")) == 6
+    assert kept("random(budget=8)")[-1] == 39
+    assert POLICIES.get("recent").granularity is Granularity.SEQUENCE  # type: ignore[attr-defined]
+
+
+def test_the_best_slots_stay_and_equals_are_decided_for_the_newer() -> None:
+    scores = torch.tensor([[[1.0, 5.0, 1.0, 1.0, -torch.inf]]])
+    for budget, kept in ((1, [1]), (2, [1, 3]), (3, [1, 2, 3]), (9, [0, 1, 2, 3])):
+        keep = keep_best(scores, torch.tensor([[budget]]))
+        assert keep[0, 0].nonzero().flatten().tolist() == kept
+
+
+def test_budgets_are_divided_without_loss() -> None:
+    lens = torch.full((3, 2), 100)
+    assert divide_layers(torch.tensor([3.0, 2.0, 1.0]), 20, 2, lens)[:, 0].tolist() == [29, 20, 11]
+    assert divide_layers(torch.tensor([1.0, 0.0, 0.0]), 50, 5, lens)[:, 0].tolist() == [100, 25, 25]
+    assert divide_layers(torch.ones(3), 400, 5, lens)[:, 0].tolist() == [100, 100, 100]
+
+
+DIVIDED = ("snapkv(budget=20, window=4)+ada", "snapkv(budget=20, window=4)+pyramid", "zigzagkv(budget=20, window=4)")
+
+
+@pytest.mark.parametrize("text", [*DIVIDED, "h2o(budget=28)+ada(across_layers=True)"])
+def test_allocators_spend_exactly_the_budget(text: str) -> None:
+    """... and divide it unevenly."""
+    stack = parse_policy(text)
+    counts = stack.act(inputs(90, 4, planted=30)).keep.sum(-1)  # type: ignore[union-attr]
+    assert int(counts.sum()) == LAYERS * HEADS * 20
+    assert counts.unique().numel() > 1
+    assert int(counts.min()) >= 1

@@ -1,64 +1,125 @@
-"""The contract of a KV policy: what it needs to see, when it acts, and which slots it keeps.
+"""The contract of KV policies: what one needs to see, when it acts, and what it answers.
 
-A policy is a frozen dataclass of its parameters. The engine does the rest: copy-on-write of shared pages, compaction,
-freeing, preemption and resume. State of one sequence comes from ``new_state`` and lives with the sequence.
+A policy is a frozen dataclass of its parameters, one file, and the engine does the rest: it shows the policy what it
+declared to need, runs it at the tokens that it names, compacts, frees and shares pages, keeps the policy's memory of a
+sequence with the sequence, and recomputes a preempted sequence through the same acts, so that it ends in the same
+state. A method that ranks slots writes ``score`` and inherits the rest from ``_scored.Scored``.
+
+Stages, in the order in which ``+`` joins them::
+
+    eviction   drops or merges slots                snapkv(budget=0.25)
+    allocator  divides an eviction's budget         snapkv(budget=0.25)+pyramid
+    selection  keeps all slots, reads some pages    quest(pages=32)
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 from ...core.types import Granularity
 
 if TYPE_CHECKING:
-    import numpy as np
+    from torch import Tensor
 
-Keep = Mapping[tuple[int, int], Sequence[int]]
+    from ._inputs import Inputs
+
+
+class Stage(StrEnum):
+    """Where a policy stands in a composition."""
+
+    EXACT = "exact"
+    EVICTION = "eviction"
+    ALLOCATOR = "allocator"
+    SELECTION = "selection"
 
 
 class Need(StrEnum):
-    """What a policy must be shown beside lengths."""
+    """What a policy must be shown beside lengths. Each need costs something; nobody pays for what is not declared."""
 
-    PROBS = "probability sums"
-
-
-@dataclass(slots=True)
-class PolicyInputs:
-    """One sequence at the end of a step.
-
-    ``lens[layer][head]`` slots held now; ``num_seen`` tokens computed so far; ``prompt_len`` tokens of the prompt.
-    ``probs(layer)`` float32 [num_kv_heads, slots]: attention probability that each slot received in this step, summed
-    over the chunk's queries and the query heads of the group (only for policies that declare ``Need.PROBS``).
-    """
-
-    num_layers: int
-    num_kv_heads: int
-    lens: Sequence[Sequence[int]]
-    num_seen: int
-    prompt_len: int
-    seed: int
-    probs: Callable[[int], np.ndarray]
+    PROBS = "probability sums"  # attention that each slot received from every query so far: ``Inputs.mass``
+    QUERIES = "recent queries"  # of the last ``window`` tokens: ``LayerInputs.queries`` and ``attention``
+    POSITIONS = "positions"  # token number of each slot: ``Inputs.positions``
+    KEYS = "keys"
+    VALUES = "values"
+    CALIBRATION = "calibration"  # what ``pagoda calibrate METHOD MODEL`` stored beside the model
 
 
 class KVPolicy(ABC):
-    """Decides what KV a sequence keeps. Lossy unless ``exact``."""
+    """What every stage has. ``paper``: where the method comes from; docs/kv-policies.md links it."""
 
-    granularity: ClassVar[Granularity] = Granularity.HEAD
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    stage: ClassVar[Stage]
+    paper: ClassVar[str] = ""
     exact: ClassVar[bool] = False
 
-    def new_state(self) -> object:
-        """What one sequence must remember between steps; thrown away (and made anew) with a preemption."""
-        return None
+
+@dataclass(slots=True)
+class Decision:
+    """What an eviction does to one sequence.
+
+    keep    bool, in slots before the act: ``[N]`` (granularity sequence), ``[L, N]`` (layer) or ``[L, H, N]`` (head).
+    writes  layer -> (mask [H, N], k [H, N, Dk], v [H, N, Dv]): merged content for slots that stay.
+    """
+
+    keep: Tensor
+    writes: Mapping[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Eviction(KVPolicy):
+    """Drops slots for good (or merges them into others).
+
+    The answer may depend on nothing but the inputs and what they remember, so that a sequence that was preempted and
+    recomputed, forked, or chunked otherwise ends in the same state.
+    """
+
+    stage: ClassVar[Stage] = Stage.EVICTION
+    granularity: ClassVar[Granularity] = Granularity.HEAD
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    tracks: ClassVar[tuple[str, ...]] = ()
+    """Names of float32 values that the policy keeps per slot, in ``Inputs.tracks``; they start at 0 and move with the
+    slots."""
+
+    @property
+    def window(self) -> int:
+        """How many of the newest queries an act is shown (with ``Need.QUERIES``)."""
+        return 0
 
     @abstractmethod
-    def select(self, inputs: PolicyInputs, state: object) -> Keep | None:
-        """Slots to keep per (layer, head), ascending; heads not named stay as they are. None changes nothing.
+    def next_act(self, num_seen: int, prompt_len: int) -> int | None:
+        """The first number of tokens above ``num_seen`` at which the policy acts; None when it never does again.
 
-        Called after the step that completes the prompt and after every later step. The answer may depend on nothing but
-        the arguments, so that a sequence that was preempted and recomputed ends in the same state.
+        No chunk of a step reaches past it. Acts before ``prompt_len`` compress during prefill.
         """
+
+    @abstractmethod
+    def most_slots(self, num_seen: int, prompt_len: int) -> float:
+        """Most slots that a head holds, on the average of all heads, once ``num_seen`` tokens are seen and the acts up
+        to there are done. The conformance tests hold every policy to it, the scheduler plans with it.
+        """
+
+    @abstractmethod
+    def act(self, inputs: Inputs) -> Decision | None:
+        """Called when the tokens named by ``next_act`` are computed. None changes nothing."""
+
+
+class Allocator(KVPolicy):
+    """Divides the budget of a scored eviction among layers and heads; the sum stays what it was."""
+
+    stage: ClassVar[Stage] = Stage.ALLOCATOR
+
+    @abstractmethod
+    def allot(self, scores: Tensor, lens: Tensor, budget: int) -> Tensor:
+        """int64 ``[L, H]`` slots for each head, at most ``L * H * budget`` in all.
+
+        scores  float32 ``[L, H, N]``, -inf where a head has no slot, inf where the method insists.
+        lens    int64 ``[L, H]`` slots held.
+        """
+
+
+class Selection(KVPolicy):
+    """Keeps every slot; in decode steps attention reads only the pages that the policy chooses."""
+
+    stage: ClassVar[Stage] = Stage.SELECTION

@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...core.types import Granularity
-from .base import Keep, KVPolicy, PolicyInputs
+from .base import KVPolicy, Stage
 
 
 @dataclass(frozen=True)
 class Exact(KVPolicy):
-    granularity: ClassVar[Granularity] = Granularity.SEQUENCE
-    exact: ClassVar[bool] = True
+    """Every token's KV is kept and read."""
 
-    def select(self, inputs: PolicyInputs, state: object) -> Keep | None:
-        return None
+    stage: ClassVar[Stage] = Stage.EXACT
+    exact: ClassVar[bool] = True
 
 
 POLICY = Exact

@@ -1,30 +1,27 @@
-"""Keep the last ``budget`` tokens of every head: the control that other eviction methods must beat."""
+"""Keep the newest tokens of every head: the control that other eviction methods must beat."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import token_budget
-from .base import Keep, KVPolicy, PolicyInputs
+from ...core.types import Granularity
+from ._scored import Rolling
+from .base import Decision
+
+if TYPE_CHECKING:
+    from ._inputs import Inputs
 
 
 @dataclass(frozen=True)
-class Recent(KVPolicy):
-    """``budget``: tokens per head (a whole number), or a share of the prompt (a fraction up to 1.0)."""
+class Recent(Rolling):
+    """Nothing but the last tokens, the same in every head."""
 
-    budget: int | float = 0.5
+    granularity: ClassVar[Granularity] = Granularity.SEQUENCE
 
-    def __post_init__(self) -> None:
-        token_budget(self.budget, prompt_len=1)
-
-    def select(self, inputs: PolicyInputs, state: object) -> Keep | None:
-        budget = token_budget(self.budget, inputs.prompt_len)
-        return {
-            (layer, head): range(length - budget, length)
-            for layer, lens in enumerate(inputs.lens)
-            for head, length in enumerate(lens)
-            if length > budget
-        }
+    def act(self, inputs: Inputs) -> Decision | None:
+        at = inputs.lens.new_tensor(range(inputs.num_slots))
+        return Decision(at >= inputs.num_slots - self.slots_after(inputs.prompt_len))
 
 
 POLICY = Recent

@@ -1,0 +1,140 @@
+"""What the policy of one sequence remembers between its acts, kept in step with the slots.
+
+Per slot and head: the attention received, the token's number, and the policy's own values; they move when the slots
+move. Per sequence: a ring of the newest queries, and a dict for anything else. Recomputing a preempted sequence starts
+from a new state and passes through the same acts.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from ..core.types import KVFormat
+from ..kv.policies._inputs import Inputs
+from ..kv.policies._stack import PolicyStack
+from ..kv.policies.base import Need
+
+MASS, POSITIONS = "mass", "positions"
+
+
+class PolicyState:
+    """One sequence's memory. ``slots``: name -> [L, H, capacity], columns beyond a head's length are 0."""
+
+    __slots__ = ("_fmt", "_need_positions", "_ring", "_stack", "captured", "memory", "numbered", "scale",
+                 "slots", "soft_cap")  # fmt: skip
+
+    def __init__(self, stack: PolicyStack, fmt: KVFormat) -> None:
+        self._stack, self._fmt = stack, fmt
+        self.slots: dict[str, Tensor] = {}
+        self.memory: dict[str, object] = {}
+        self.scale, self.soft_cap = 1.0, 0.0
+        self.numbered: Tensor | None = None  # int64 [L, H]: slots whose positions are written down
+        self.captured = 0  # the ring holds queries of tokens up to here
+        self._ring: Tensor | None = None
+        self._need_positions = bool({Need.QUERIES, Need.POSITIONS} & stack.needs)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        tensors = [*self.slots.values(), *([] if self._ring is None else [self._ring])]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def fork(self) -> PolicyState:
+        """An independent copy, for a sequence that goes on from here."""
+        twin = PolicyState(self._stack, self._fmt)
+        twin.slots = {name: values.clone() for name, values in self.slots.items()}
+        twin._ring = None if self._ring is None else self._ring.clone()
+        twin.memory, twin.captured = copy.deepcopy(self.memory), self.captured
+        twin.numbered = self.numbered
+        twin.scale, twin.soft_cap = self.scale, self.soft_cap
+        return twin
+
+    # -- during steps --------------------------------------------------------------------------------------------------
+
+    def add_mass(self, layer: int, sums: Tensor) -> None:
+        """``sums`` float32 [H, slots]: attention that slots got in one step."""
+        mass = self._grown(MASS, sums.shape[-1], sums.device)
+        mass[layer, :, : sums.shape[-1]] += sums
+
+    def add_queries(self, queries: Tensor, end: int, scale: float, soft_cap: float) -> None:
+        """``queries`` [L, n, Hq, D] of the tokens before ``end``; the ring keeps the newest ``window``."""
+        width = self._stack.window
+        queries = queries[:, -width:].float()
+        if self._ring is None:
+            self._ring = queries.new_zeros(queries.shape[0], width, *queries.shape[2:])
+        at = torch.arange(end - queries.shape[1], end, device=queries.device) % width
+        self._ring[:, at] = queries
+        self.captured, self.scale, self.soft_cap = end, scale, soft_cap
+
+    # -- acts ----------------------------------------------------------------------------------------------------------
+
+    def inputs(self, num_seen: int, prompt_len: int, seed: int, lens: Tensor) -> Inputs:
+        """What the policy is shown now, but for keys, values and calibration. ``lens`` int64 [L, H]."""
+        num_slots = int(lens.max())
+        tracks = self._stack.eviction.tracks if self._stack.eviction is not None else ()
+        return Inputs(
+            num_seen=num_seen,
+            prompt_len=prompt_len,
+            seed=seed,
+            lens=lens,
+            mass=self._cut(MASS, num_slots, lens) if Need.PROBS in self._stack.needs else None,
+            positions=self._positions(num_slots, num_seen, lens) if self._need_positions else None,
+            tracks={name: self._cut(name, num_slots, lens) for name in tracks},
+            memory=self.memory,
+            queries=self._newest_queries(num_seen),
+            scale=self.scale,
+            soft_cap=self.soft_cap,
+        )
+
+    def keep(self, keep: Tensor, inputs: Inputs, again: bool) -> None:
+        """The slots moved: bool ``keep`` [L, H, N]. ``again``: whether the policy will ever act again; if not, nothing
+        is remembered any more.
+        """
+        if not again:
+            self.slots, self.memory, self._ring = {}, {}, None
+            return
+        counts = keep.sum(-1)
+        most = int(counts.max())
+        order = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :most]
+        unused = torch.arange(most, device=keep.device) >= counts[..., None]
+        values = dict(inputs.tracks)
+        if inputs.mass is not None:
+            values[MASS] = inputs.mass
+        if inputs.positions is not None:
+            values[POSITIONS] = inputs.positions
+        self.numbered = counts
+        self.slots = {name: held.gather(-1, order).masked_fill_(unused, 0) for name, held in values.items()}
+
+    def _newest_queries(self, num_seen: int) -> Tensor | None:
+        if self._ring is None or self.captured != num_seen:
+            return None
+        width = min(self._ring.shape[1], num_seen)
+        return self._ring[:, torch.arange(num_seen - width, num_seen, device=self._ring.device) % self._ring.shape[1]]
+
+    def _positions(self, num_slots: int, num_seen: int, lens: Tensor) -> Tensor:
+        """Slots beyond those that were numbered at the last act are the newest tokens, one each."""
+        known = self.slots.get(POSITIONS)
+        at = torch.arange(num_slots, device=lens.device)
+        newest = num_seen - lens[..., None] + at
+        if known is None:  # nothing was dropped so far: slot == position
+            return newest.expand(*lens.shape, num_slots).contiguous()
+        held = torch.nn.functional.pad(known, (0, num_slots - known.shape[-1]))
+        assert self.numbered is not None
+        return torch.where(at < self.numbered[..., None], held, newest)
+
+    def _cut(self, name: str, num_slots: int, lens: Tensor) -> Tensor:
+        return self._grown(name, num_slots, lens.device)[..., :num_slots]
+
+    def _grown(self, name: str, num_slots: int, device: torch.device) -> Tensor:
+        """The values of that name, with room for ``num_slots``; new columns are 0."""
+        held = self.slots.get(name)
+        if held is None or held.shape[-1] < num_slots:
+            fmt, old = self._fmt, 0 if held is None else held.shape[-1]
+            grown = torch.zeros(fmt.num_layers, fmt.num_kv_heads, max(num_slots, old + old // 4 + 16), device=device)
+            if held is not None:
+                grown[..., :old] = held
+            self.slots[name] = held = grown
+        return held

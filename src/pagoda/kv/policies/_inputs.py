@@ -1,0 +1,136 @@
+"""What a policy is shown when it acts: one sequence, all its layers, tensors on the pages' device.
+
+L layers, H kv-heads of a layer, G query heads of each, N slots of the longest head, w queries of the window.
+Slots beyond a head's length hold nothing: ``valid`` tells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class LayerInputs:
+    """One layer. What was not declared as a need is None, or an error for keys and values.
+
+    lens      int64 [H]           queries  float32 [w, H * G, Dk], oldest first; the newest is token ``num_seen - 1``
+    valid     bool [H, N]         mass     float32 [H, N]         positions  int64 [H, N]
+    """
+
+    index: int
+    num_seen: int
+    lens: Tensor
+    valid: Tensor
+    mass: Tensor | None
+    positions: Tensor | None
+    queries: Tensor | None
+    scale: float
+    soft_cap: float
+    read: Callable[[], tuple[Tensor, Tensor]]
+
+    @cached_property
+    def _content(self) -> tuple[Tensor, Tensor]:
+        return self.read()
+
+    @property
+    def keys(self) -> Tensor:
+        """float32 [H, N, Dk], rotary positions applied."""
+        return self._content[0]
+
+    @property
+    def values(self) -> Tensor:
+        """float32 [H, N, Dv]."""
+        return self._content[1]
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """float32 [H, G, w, N]: scaled products of the window's queries and the slots; -inf where a query sees none."""
+        assert self.queries is not None, "recent queries were not declared as a need"
+        assert self.positions is not None
+        heads, width = len(self.valid), len(self.queries)
+        queries = self.queries.view(width, heads, -1, self.queries.shape[-1]).permute(1, 2, 0, 3)
+        logits = (queries @ self.keys[:, None].transpose(2, 3)) * self.scale
+        if self.soft_cap > 0:
+            logits = self.soft_cap * (logits / self.soft_cap).tanh()
+        newest = self.num_seen - width + self.positions.new_tensor(range(width))
+        hidden = (self.positions[:, None, :] > newest[:, None]) | ~self.valid[:, None, :]
+        return logits.masked_fill_(hidden[:, None], -math.inf)
+
+    @cached_property
+    def attention(self) -> Tensor:
+        """float32 [H, G, w, N]: softmax of ``logits``, what the window's queries give to the slots that are left."""
+        probs: Tensor = self.logits.softmax(-1).nan_to_num_(0.0)
+        return probs
+
+
+@dataclass
+class Inputs:
+    """One sequence when its policy acts.
+
+    lens int64 [L, H]; ``num_seen`` tokens computed, ``prompt_len`` of them the prompt (or more than are computed yet).
+    tracks: the policy's values per slot [L, H, N], to be changed in place; memory: anything else it wants to keep.
+    """
+
+    num_seen: int
+    prompt_len: int
+    seed: int
+    lens: Tensor
+    mass: Tensor | None = None
+    positions: Tensor | None = None
+    tracks: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, object] = field(default_factory=dict)
+    calibration: Mapping[str, Tensor] = field(default_factory=dict)
+    queries: Tensor | None = None  # [L, w, H * G, Dk]
+    scale: float = 1.0
+    soft_cap: float = 0.0
+    read: Callable[[int], tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.lens.shape[0])
+
+    @property
+    def num_kv_heads(self) -> int:
+        return int(self.lens.shape[1])
+
+    @cached_property
+    def num_slots(self) -> int:
+        """Slots of the longest head."""
+        return int(self.lens.max())
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """bool [L, H, N]."""
+        slots = self.lens.new_tensor(range(self.num_slots))
+        return slots < self.lens[..., None]
+
+    def layers(self) -> Iterator[LayerInputs]:
+        """Every layer in turn; what it reads of keys and values is gone when the next one comes."""
+        for index in range(self.num_layers):
+            yield self.layer(index)
+
+    def layer(self, index: int) -> LayerInputs:
+        """One layer."""
+        return LayerInputs(
+            index=index,
+            num_seen=self.num_seen,
+            lens=self.lens[index],
+            valid=self.valid[index],
+            mass=None if self.mass is None else self.mass[index],
+            positions=None if self.positions is None else self.positions[index],
+            queries=None if self.queries is None else self.queries[index],
+            scale=self.scale,
+            soft_cap=self.soft_cap,
+            read=lambda: self._read(index),
+        )
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
+        assert self.read is not None, "keys or values were not declared as a need"
+        return self.read(index)

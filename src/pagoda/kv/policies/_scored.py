@@ -1,0 +1,134 @@
+"""From scores and a budget to slots that stay, for all layers and heads at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ._budget import at_least, token_budget
+from .base import Allocator, Decision, Eviction
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._inputs import Inputs, LayerInputs
+
+
+@dataclass(frozen=True)
+class Once(Eviction):
+    """Acts when the prompt is complete; what is generated afterwards is kept.
+
+    ``budget``: tokens per head that stay of the prompt (a whole number), or a share of it (a fraction up to 1.0).
+    """
+
+    budget: int | float = 0.25
+
+    def __post_init__(self) -> None:
+        token_budget(self.budget, prompt_len=1)
+
+    def next_act(self, num_seen: int, prompt_len: int) -> int | None:
+        return prompt_len if num_seen < prompt_len and prompt_len > token_budget(self.budget, prompt_len) else None
+
+    def most_slots(self, num_seen: int, prompt_len: int) -> float:
+        budget = token_budget(self.budget, prompt_len)
+        return num_seen if num_seen < prompt_len else min(budget, prompt_len) + num_seen - prompt_len
+
+    def slots_after(self, prompt_len: int) -> int:
+        """Slots of a head, on the average, right after an act."""
+        return token_budget(self.budget, prompt_len)
+
+
+@dataclass(frozen=True)
+class Rolling(Eviction):
+    """Acts when the prompt is complete and whenever a head is full again: it never holds more than the budget.
+
+    ``budget``: most tokens per head (a whole number), or a share of the prompt (a fraction up to 1.0).
+    ``every``: tokens from one act to the next. An act leaves ``budget - every`` slots, which then fill up; papers that
+    drop one token a step are ``every=1``. Moving a head's slots up once for several tokens is what makes it cheap.
+    """
+
+    budget: int | float = 0.25
+    every: int = 8
+
+    def __post_init__(self) -> None:
+        token_budget(self.budget, prompt_len=1)
+        at_least("every", self.every, 1)
+
+    def next_act(self, num_seen: int, prompt_len: int) -> int | None:
+        budget = token_budget(self.budget, prompt_len)
+        first = max(prompt_len, budget)
+        if num_seen < first:
+            return first
+        every = self._interval(budget)
+        return first + ((num_seen - first) // every + 1) * every
+
+    def most_slots(self, num_seen: int, prompt_len: int) -> float:
+        budget = token_budget(self.budget, prompt_len)
+        return num_seen if num_seen < max(prompt_len, budget) else budget
+
+    def slots_after(self, prompt_len: int) -> int:
+        """Slots of a head, on the average, right after an act."""
+        budget = token_budget(self.budget, prompt_len)
+        return max(1, budget - self._interval(budget))
+
+    def _interval(self, budget: int) -> int:
+        return max(1, min(self.every, budget // 2))
+
+
+class Scored(Eviction):
+    """Keeps the slots with the highest scores. Mixed into ``Once`` or ``Rolling``, with one formula to write.
+
+    ``sinks`` first slots and ``recent`` newest ones stay whatever their score.
+    """
+
+    sinks = 0
+    allots = False  # whether the method divides its budget itself
+
+    def recent(self, slots: int) -> int:
+        """Newest slots that stay, of ``slots`` that stay in all."""
+        return self.window
+
+    def score(self, layer: LayerInputs) -> Tensor:
+        """float32 [H, N] for one layer: the higher, the better a reason to stay. Slots beyond a head do not matter."""
+        raise NotImplementedError
+
+    def scores(self, inputs: Inputs) -> Tensor:
+        """float32 [L, H, N]; by default layer by layer."""
+        import torch
+
+        return torch.stack([self.score(layer) for layer in inputs.layers()])
+
+    def allot(self, inputs: Inputs, scores: Tensor, slots: int) -> Tensor:
+        """int64 [L, H]: slots that each head keeps; by default the same for all."""
+        return inputs.lens.new_full(inputs.lens.shape, slots)
+
+    def act(self, inputs: Inputs, allocator: Allocator | None = None) -> Decision | None:
+        slots = self.slots_after(inputs.prompt_len)  # type: ignore[attr-defined]
+        scores = protect(self.scores(inputs), inputs, self.sinks, self.recent(slots), slots)
+        if allocator is None:
+            budgets = self.allot(inputs, scores, slots)
+        else:
+            budgets = allocator.allot(scores, inputs.lens, slots)
+        return Decision(keep_best(scores, budgets))
+
+
+def protect(scores: Tensor, inputs: Inputs, sinks: int, recent: int, slots: int) -> Tensor:
+    """Scores with inf for the first ``sinks`` and the last ``recent`` slots of each head (as many of them as fit into
+    ``slots``, the newest one first), -inf beyond its length.
+    """
+    sinks = max(0, min(sinks, slots - 1))
+    recent = max(1, min(recent, slots - sinks))
+    at = inputs.lens.new_tensor(range(inputs.num_slots))
+    sure = (at < sinks) | (at >= inputs.lens[..., None] - recent)
+    return scores.masked_fill(sure, math.inf).masked_fill(~inputs.valid, -math.inf)
+
+
+def keep_best(scores: Tensor, budgets: Tensor) -> Tensor:
+    """bool [L, H, N]: the ``budgets`` [L, H] best slots of each head; of equals the newest. -inf never stays."""
+    slots = scores.shape[-1]
+    order = scores.flip(-1).argsort(dim=-1, descending=True, stable=True)
+    chosen = order.new_tensor(range(slots)) < budgets[..., None]
+    keep = chosen.new_zeros(chosen.shape).scatter(-1, slots - 1 - order, chosen)
+    kept: Tensor = keep & (scores > -math.inf)
+    return kept

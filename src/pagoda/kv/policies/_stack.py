@@ -1,0 +1,124 @@
+"""The policies of one request, joined by ``+`` and checked: the one thing that the engine asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ...core.errors import ConfigError
+from ...core.types import Granularity
+from ._scored import Scored
+from .base import Allocator, Decision, Eviction, KVPolicy, Need, Selection, Stage
+
+if TYPE_CHECKING:
+    from ._inputs import Inputs
+
+ORDER = (Stage.EVICTION, Stage.ALLOCATOR, Stage.SELECTION)
+
+
+@dataclass(frozen=True)
+class PolicyStack:
+    """What a request's ``kv=`` came to. ``names`` as written, without parameters."""
+
+    names: tuple[str, ...] = ("exact",)
+    eviction: Eviction | None = None
+    allocator: Allocator | None = None
+    selection: Selection | None = None
+
+    @classmethod
+    def join(cls, named: list[tuple[str, KVPolicy]]) -> PolicyStack:
+        """Raises ConfigError for a combination that makes no sense, with the reason."""
+        found: dict[Stage, tuple[str, KVPolicy]] = {}
+        last = -1
+        for name, policy in named:
+            if policy.stage is Stage.EXACT:
+                continue
+            if policy.stage in found:
+                raise ConfigError(f"{found[policy.stage][0]}+{name}: {_TWICE[policy.stage]}; name one of them")
+            if ORDER.index(policy.stage) < last:
+                raise ConfigError(f"{name} ({policy.stage}) must come first; the order is {' + '.join(ORDER)}")
+            last, found[policy.stage] = ORDER.index(policy.stage), (name, policy)
+        stack = cls(
+            names=tuple(name for name, policy in named if policy.stage is not Stage.EXACT) or ("exact",),
+            eviction=found.get(Stage.EVICTION, (None, None))[1],  # type: ignore[arg-type]
+            allocator=found.get(Stage.ALLOCATOR, (None, None))[1],  # type: ignore[arg-type]
+            selection=found.get(Stage.SELECTION, (None, None))[1],  # type: ignore[arg-type]
+        )
+        stack._check()
+        return stack
+
+    def _check(self) -> None:
+        if self.allocator is None:
+            return
+        name = self.names[0]
+        if self.eviction is None:
+            raise ConfigError(
+                f"{name} divides the budget of an eviction and has none here; write for example snapkv+{name}"
+            )
+        if not isinstance(self.eviction, Scored):
+            raise ConfigError(f"{name} ranks no slots, so {self.names[1]} has no scores to divide its budget by")
+        if self.eviction.granularity is not Granularity.HEAD:
+            raise ConfigError(f"{name} keeps the same slots in every head, so {self.names[1]} cannot divide its budget")
+        if self.eviction.allots:
+            raise ConfigError(f"{name} divides its budget itself; leave {self.names[1]} away")
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is lost."""
+        return self.eviction is None and self.selection is None
+
+    @property
+    def granularity(self) -> Granularity:
+        """Rows that the sequence's page table needs."""
+        return Granularity.SEQUENCE if self.eviction is None else self.eviction.granularity
+
+    @cached_property
+    def needs(self) -> frozenset[Need]:
+        """Everything that the eviction must be shown."""
+        return frozenset() if self.eviction is None else self.eviction.needs
+
+    @cached_property
+    def window(self) -> int:
+        """Newest queries that are remembered for the next act."""
+        return self.eviction.window if self.eviction is not None and Need.QUERIES in self.needs else 0
+
+    def next_act(self, num_seen: int, prompt_len: int) -> int | None:
+        """As ``Eviction.next_act``."""
+        return None if self.eviction is None else self.eviction.next_act(num_seen, prompt_len)
+
+    def most_slots(self, num_seen: int, prompt_len: int) -> float:
+        """As ``Eviction.most_slots``; without eviction every token has its slot."""
+        return num_seen if self.eviction is None else self.eviction.most_slots(num_seen, prompt_len)
+
+    def peak_slots(self, num_seen: int, prompt_len: int) -> int:
+        """Most slots of a head, on the average, on the way to ``num_seen`` tokens: prompts are whole until an act."""
+        if self.eviction is None:
+            return num_seen
+        first = self.next_act(0, prompt_len)
+        most = num_seen if first is None else max(min(first, num_seen), self.most_slots(num_seen, prompt_len))
+        return int(-(-most // 1))
+
+    def shareable(self, prompt_len: int) -> int:
+        """Tokens of the prompt whose KV may come from the prefix cache: an act must have seen the queries after."""
+        first = self.next_act(0, prompt_len)
+        if first is None:
+            return prompt_len
+        if Need.PROBS in self.needs:
+            return 0
+        return max(0, min(prompt_len, first - max(1, self.window)))
+
+    def act(self, inputs: Inputs) -> Decision | None:
+        """What the eviction decides, its budget divided by the allocator if there is one."""
+        assert self.eviction is not None
+        if self.allocator is None:
+            return self.eviction.act(inputs)
+        assert isinstance(self.eviction, Scored)
+        return self.eviction.act(inputs, self.allocator)
+
+
+_TWICE = {
+    Stage.EVICTION: "both would drop tokens",
+    Stage.ALLOCATOR: "both would divide the budget",
+    Stage.SELECTION: "both would choose what is read",
+}

@@ -1,0 +1,38 @@
+"""What methods with an observation window share: attention of the newest queries, pooled over neighbouring slots."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._inputs import LayerInputs
+
+
+def window_mass(layer: LayerInputs) -> Tensor:
+    """float32 [H, N]: attention that each slot gets from the window's queries, summed over them and their heads."""
+    mass: Tensor = layer.attention.sum((1, 2))
+    return mass
+
+
+def pool_max(scores: Tensor, kernel: int) -> Tensor:
+    """The highest score among ``kernel`` neighbours (odd), so that what stands together stays together: [H, N]."""
+    from torch.nn.functional import max_pool1d
+
+    pooled: Tensor = max_pool1d(scores[:, None], kernel, 1, kernel // 2)[:, 0]
+    return pooled
+
+
+def pool_mean(scores: Tensor, kernel: int) -> Tensor:
+    """As ``pool_max``, with the mean; slots past the ends count 0."""
+    from torch.nn.functional import avg_pool1d
+
+    pooled: Tensor = avg_pool1d(scores[:, None], kernel, 1, kernel // 2)[:, 0]
+    return pooled
+
+
+def without_window(scores: Tensor, layer: LayerInputs, window: int) -> Tensor:
+    """Slots of the window itself count 0: they stay anyway, and pooling must not spread their weight."""
+    at = layer.lens.new_tensor(range(scores.shape[-1]))
+    return scores.masked_fill(at >= layer.lens[:, None] - window, 0.0)

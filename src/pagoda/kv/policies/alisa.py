@@ -1,0 +1,43 @@
+"""ALISA: a window in two halves, one that moves along and one that attention chooses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ._budget import at_least, share
+from ._scored import Rolling, Scored
+from .base import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._inputs import LayerInputs
+
+
+@dataclass(frozen=True)
+class Alisa(Scored, Rolling):
+    """Score: attention summed over the last ``window`` queries only, the paper's local sum (algorithm 1);
+    ``recent_share`` of the budget is the static half.
+
+    Deviation: sparse window attention alone. What the paper moves to host memory or recomputes later is dropped here.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2403.17312"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
+    window: int = 8
+    recent_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("window", self.window, 1)
+        share("recent_share", self.recent_share)
+
+    def recent(self, slots: int) -> int:
+        return round(self.recent_share * slots)
+
+    def score(self, layer: LayerInputs) -> Tensor:
+        return layer.attention.sum((1, 2))
+
+
+POLICY = Alisa

@@ -1,0 +1,40 @@
+"""Finch: the question at the end of the prompt chooses what of the document stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ._budget import at_least
+from ._scored import Once, Scored
+from .base import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._inputs import LayerInputs
+
+
+@dataclass(frozen=True)
+class Finch(Scored, Once):
+    """Score: attention of the question (the prompt's last ``window`` tokens), each slot's sum divided by the number of
+    questions' tokens that could see it (section 3.2).
+
+    Deviations: the document is one chunk, since pages do not have to fit a small cache while it is read; keys keep
+    their true positions; where the question begins is a parameter, not a separator token.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2408.00167"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
+    window: int = 48
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("window", self.window, 1)
+
+    def score(self, layer: LayerInputs) -> Tensor:
+        seen = (layer.attention > 0).sum((1, 2)).clamp(min=1)
+        return layer.attention.sum((1, 2)) / seen
+
+
+POLICY = Finch

@@ -1,0 +1,36 @@
+"""PyramidKV's budgets: lower layers look at much, higher ones at little."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ...core.errors import ConfigError
+from ._divide import divide_layers
+from .base import Allocator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pyramid(Allocator):
+    """Layer budgets fall in a straight line from bottom to top; the top layer gets 1/``slope`` of the bottom one's
+    (section 4.1: an arithmetic sequence). Wraps any method that ranks slots: ``snapkv(budget=0.25)+pyramid``.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2406.02069"
+    slope: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.slope < 1.0:
+            raise ConfigError(f"slope={self.slope!r}; give 1.0 (equal layers) or more")
+
+    def allot(self, scores: Tensor, lens: Tensor, budget: int) -> Tensor:
+        import torch
+
+        weights = torch.linspace(self.slope, 1.0, len(lens)).to(lens.device)
+        return divide_layers(weights, budget, min(8, budget), lens)
+
+
+POLICY = Pyramid

@@ -1,0 +1,57 @@
+"""SCOPE: the prompt is compressed once and left alone; heavy hitters of the answer slide in a pool of their own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ._budget import at_least, share, token_budget
+from ._scored import Rolling, Scored, keep_best
+from ._vote import pool_mean, window_mass
+from .base import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._inputs import Inputs, LayerInputs
+
+
+@dataclass(frozen=True)
+class Scope(Scored, Rolling):
+    """``prompt_share`` of the budget holds the prompt, chosen as SnapKV does when it is complete and never touched
+    again; the rest holds the newest tokens of the answer and those that its last ``window`` queries dwelt on.
+
+    The sliding, discontinuous form (section 3.2: the pool is revised every so many tokens, here ``every``). Deviation:
+    the pool of the answer is reserved from the start, so that the budget is a ceiling; the paper's adaptive form lets
+    it grow.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2412.13649"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
+    window: int = 32
+    kernel: int = 7
+    prompt_share: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("window", self.window, 1)
+        share("prompt_share", self.prompt_share)
+
+    def scores(self, inputs: Inputs) -> Tensor:
+        scores = super().scores(inputs)
+        assert inputs.positions is not None
+        of_prompt = (inputs.positions < inputs.prompt_len) & inputs.valid
+        part = max(1, round(self.prompt_share * token_budget(self.budget, inputs.prompt_len)))
+        best = keep_best(scores.masked_fill(~of_prompt, -math.inf), inputs.lens.new_full(inputs.lens.shape, part))
+        settled = (of_prompt.sum(-1) <= part)[..., None] & of_prompt
+        return scores.masked_fill(of_prompt, -math.inf).masked_fill(best | settled, math.inf)
+
+    def recent(self, slots: int) -> int:
+        return max(1, min(self.window, slots // 4))
+
+    def score(self, layer: LayerInputs) -> Tensor:
+        return pool_mean(window_mass(layer), self.kernel)
+
+
+POLICY = Scope

@@ -1,0 +1,40 @@
+"""SnapKV: what the end of the prompt looks at is what the answer will look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ._budget import at_least, odd
+from ._scored import Once, Scored
+from ._vote import pool_mean, window_mass, without_window
+from .base import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._inputs import LayerInputs
+
+
+@dataclass(frozen=True)
+class SnapKV(Scored, Once):
+    """Score: attention of the prompt's last ``window`` queries, averaged over ``kernel`` neighbours (section 4).
+
+    The window itself stays. Deviation: grouped query heads vote together, since they share the KV that is dropped.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2404.14469"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
+    window: int = 32
+    kernel: int = 7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("window", self.window, 1)
+        odd("kernel", self.kernel)
+
+    def score(self, layer: LayerInputs) -> Tensor:
+        return pool_mean(without_window(window_mass(layer), layer, self.window), self.kernel)
+
+
+POLICY = SnapKV

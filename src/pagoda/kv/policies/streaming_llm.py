@@ -1,0 +1,40 @@
+"""StreamingLLM: the first tokens, where attention rests when it has nothing to look at, and a window of the newest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ...core.types import Granularity
+from ._budget import at_least
+from ._scored import Rolling
+from .base import Decision
+
+if TYPE_CHECKING:
+    from ._inputs import Inputs
+
+
+@dataclass(frozen=True)
+class StreamingLLM(Rolling):
+    """``sinks`` first tokens and the newest up to the budget, the same in every head (section 3.2).
+
+    Deviation: keys keep their true positions; the paper renumbers them inside the cache, to run past the trained
+    length.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2309.17453"
+    granularity: ClassVar[Granularity] = Granularity.SEQUENCE
+    sinks: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("sinks", self.sinks, 0)
+
+    def act(self, inputs: Inputs) -> Decision | None:
+        slots, held = self.slots_after(inputs.prompt_len), inputs.num_slots
+        sinks = min(self.sinks, slots - 1)
+        at = inputs.lens.new_tensor(range(held))
+        return Decision((at < sinks) | (at >= held - (slots - sinks)))
+
+
+POLICY = StreamingLLM

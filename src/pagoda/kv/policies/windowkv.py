@@ -1,0 +1,57 @@
+"""WindowKV: whole windows of neighbouring tokens stay, and groups of layers share one choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ._budget import at_least, share
+from ._scored import Once, Scored
+from ._vote import window_mass, without_window
+from .base import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._inputs import Inputs, LayerInputs
+
+
+@dataclass(frozen=True)
+class WindowKV(Scored, Once):
+    """The context is cut into windows of ``span`` tokens; a window's score is the mean of the ``review`` share of its
+    tokens that the prompt's last ``window`` queries look at most. ``group`` layers share the indices of their first.
+
+    Deviations: ``review`` is a parameter (small for finding a place, 1.0 for summing up), where the paper trains a
+    classifier of the task; layers have equal budgets (add ``+pyramid`` for the paper's); the last window may be cut.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2503.17922"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
+    window: int = 32
+    span: int = 8
+    review: float = 0.25
+    group: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("window", "span", "group"):
+            at_least(name, getattr(self, name), 1)
+        share("review", self.review)
+
+    def scores(self, inputs: Inputs) -> Tensor:
+        import torch
+
+        leaders = [self.score(inputs.layer(index)) for index in range(0, inputs.num_layers, self.group)]
+        return torch.stack([leaders[index // self.group] for index in range(inputs.num_layers)])
+
+    def score(self, layer: LayerInputs) -> Tensor:
+        from torch.nn.functional import pad
+
+        votes = without_window(window_mass(layer), layer, self.window)
+        num = votes.shape[-1]
+        spans = pad(votes, (0, -num % self.span)).view(votes.shape[0], -1, self.span)
+        best = spans.topk(max(1, round(self.review * self.span)), dim=-1).values.mean(-1)
+        return best.repeat_interleave(self.span, dim=-1)[:, :num]
+
+
+POLICY = WindowKV

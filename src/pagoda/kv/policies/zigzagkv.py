@@ -1,0 +1,58 @@
+"""ZigZagKV: layers whose attention is spread out get more of the budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ._budget import at_least, share
+from ._divide import divide_layers
+from ._scored import Once, Scored
+from ._vote import pool_mean, window_mass, without_window
+from .base import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._inputs import Inputs
+
+
+@dataclass(frozen=True)
+class ZigZagKV(Scored, Once):
+    """A layer's uncertainty is the mean, over its heads, of the fewest slots that hold ``held`` of the attention of the
+    prompt's last ``window`` queries (LMBA, section 3); what lies above the ``floor`` share of the budget is divided in
+    proportion. Slots within a layer are ranked as in SnapKV.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2412.09036"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
+    window: int = 32
+    kernel: int = 7
+    held: float = 0.9
+    floor: float = 0.5
+    allots = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("window", self.window, 1)
+        share("held", self.held)
+        share("floor", self.floor)
+
+    def scores(self, inputs: Inputs) -> Tensor:
+        import torch
+
+        scores, needed = [], []
+        for layer in inputs.layers():
+            mass = window_mass(layer)
+            grown = mass.sort(-1, descending=True).values.cumsum(-1) / mass.sum(-1, keepdim=True)
+            needed.append(((grown < self.held).sum(-1) + 1).float().mean())
+            scores.append(pool_mean(without_window(mass, layer, self.window), self.kernel))
+        inputs.memory["needed"] = torch.stack(needed)
+        return torch.stack(scores)
+
+    def allot(self, inputs: Inputs, scores: Tensor, slots: int) -> Tensor:
+        needed = inputs.memory.pop("needed")
+        return divide_layers(needed, slots, round(self.floor * slots), inputs.lens)
+
+
+POLICY = ZigZagKV

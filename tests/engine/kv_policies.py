@@ -1,0 +1,46 @@
+"""Every registered eviction as a text for ``kv=``, and allocators over one that they fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from pagoda.kv.grammar import parse_policy
+from pagoda.kv.policies import POLICIES
+from pagoda.kv.policies.base import Need, Stage
+
+SMALL = {"window": 8, "top": 6, "span": 4, "keep_recent": 2, "sinks": 2}
+"""Parameters that suit the tiny budgets of these tests."""
+
+
+def spelled(name: str, budget: int | float) -> str:
+    """The policy with this budget, its windows made small; an allocator wraps snapkv."""
+    policy = POLICIES.get(name)
+    assert isinstance(policy, type)
+    if policy.stage is Stage.ALLOCATOR:  # type: ignore[attr-defined]
+        return f"{spelled('snapkv', budget)}+{name}"
+    fields = {field.name for field in dataclasses.fields(policy)}
+    chosen = {"budget": budget} if "budget" in fields else {}
+    chosen |= {key: value for key, value in SMALL.items() if key in fields}
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in chosen.items())})"
+
+
+def of_stage(*stages: Stage) -> list[str]:
+    """Registered names."""
+    return [name for name, policy in POLICIES.items() if policy.stage in stages]  # type: ignore[attr-defined]
+
+
+LOSSY = of_stage(Stage.EVICTION, Stage.ALLOCATOR)
+
+
+def calibrate_at_random(folder: Path, num_layers: int, num_heads: int) -> None:
+    """Files such as ``pagoda calibrate`` writes, with random content, for every method that wants one."""
+    import torch
+
+    from pagoda.engine.calibrations import Calibrations
+
+    generator = torch.Generator().manual_seed(3)
+    for name in LOSSY:
+        if Need.CALIBRATION in parse_policy(spelled(name, 8)).needs:
+            gates = {key: torch.rand(num_layers, num_heads, generator=generator) for key in ("heads", "query_heads")}
+            Calibrations(folder).save(name, gates, {})

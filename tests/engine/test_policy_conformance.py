@@ -1,0 +1,123 @@
+"""Every registered KV policy inside the engine, found by its file: budgets, bytes, exactness, sharing, preemption."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from pagoda import SamplingParams
+from pagoda.kv.grammar import parse_policy
+
+from .conftest import kv_bytes
+from .kv_policies import LOSSY, spelled
+from .tiny import prompt
+
+PROMPTS = [prompt(40, 61), prompt(41, 18), prompt(42, 40)]
+
+
+def params(kv: str, num: int = 16, **more: Any) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=num, ignore_eos=True, seed=5, kv=kv, **more)
+
+
+def slots_held(engine: Any, seq_id: int) -> float:
+    """Slots of a head, on the average of all heads."""
+    table = engine.manager.table(seq_id)
+    return float(table.lens.mean())
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_no_more_than_the_budget_at_any_time_and_the_pages_serve_others(make_llm, name) -> None:
+    """Two exact sequences need 12 and 8 blocks; with a budget of 16 the first leaves room for the second in 14."""
+    llm = make_llm(kv_memory=kv_bytes(14), max_model_len=112, page_size=8, enable_prefix_caching=False)
+    engine, intake = llm._open().engine, llm._intake
+    kv = spelled(name, 16)
+    policy, pool = parse_policy(kv), engine.manager.pool
+    engine.add(intake.request("lossy", prompt(50, 64), params(kv, 30), stream=True))
+    engine.step()
+    used = pool.num_used_pages
+    assert used < 8 * 4, "nothing was given back"
+    assert engine.manager.held_bytes(1) == used * engine.manager.fmt.page_bytes
+    engine.add(intake.request("exact", prompt(51, 60), params("exact", 4), stream=True))
+    done, beside = set(), False
+    while engine.has_work:
+        for output in engine.step():
+            assert output.num_preemptions == 0
+            assert output.error is None
+            done |= {output.request_id} if output.finished else set()
+        for sequence in engine.scheduler.running.values():
+            if sequence.policy.eviction is not None:
+                most = policy.most_slots(sequence.num_computed, sequence.prompt_len)
+                assert slots_held(engine, sequence.seq_id) <= most
+        beside |= len(engine.scheduler.running) == 2 and pool.num_used_pages > used
+    assert done == {"lossy", "exact"}
+    assert beside, "the exact request never took the pages"
+    assert pool.num_used_pages == 0
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_a_budget_beyond_the_context_is_exact(make_llm, oracle, name) -> None:
+    outputs = make_llm().generate(PROMPTS, params(spelled(name, 400)))
+    assert [output.token_ids for output in outputs] == [oracle(ids, 16) for ids in PROMPTS]
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_same_tokens_whatever_happens_around(make_llm, name) -> None:
+    """Alone; then in small chunks, in a pool that pushes sequences out, beside other policies, with a warm cache."""
+    texts = [spelled(name, budget) for budget in (9, 16, 0.5)]
+    wanted = [params(kv, 14) for kv in texts]
+    calm = make_llm(page_size=8)
+    alone = [calm.generate([ids], param)[0] for ids, param in zip(PROMPTS, wanted, strict=True)]
+    for options in (
+        {"kv_memory": kv_bytes(13)},
+        {"kv_memory": kv_bytes(13), "enable_prefix_caching": False, "max_num_batched_tokens": 24, "max_num_seqs": 8},
+    ):
+        llm = make_llm(page_size=8, max_model_len=104, **options)
+        for _ in range(2):
+            mixed = llm.generate([*PROMPTS, prompt(60, 40)], [*wanted, params("exact", 14)])
+            assert [output.token_ids for output in mixed[:3]] == [output.token_ids for output in alone], options
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_preempted_aborted_forked(make_llm, name) -> None:
+    """A recomputed sequence ends in the same state; answers of one prompt agree with answers alone; an abort frees."""
+    kv, rng = spelled(name, 12), random.Random(name)
+    lengths = [rng.randint(1, 70), 8 * rng.randint(2, 8), 8 * rng.randint(2, 8) + 1]
+    prompts = [prompt(70 + index, length) for index, length in enumerate(lengths)]
+    calm = make_llm(page_size=8)
+    wanted = [output.token_ids for output in calm.generate(prompts, params(kv, 24))]
+    several = SamplingParams(n=3, seed=8, max_tokens=14, ignore_eos=True, kv=kv)
+    answers = [answer.token_ids for answer in calm.generate([PROMPTS[0]], several)[0].outputs]
+    llm = make_llm(page_size=8, max_num_seqs=6)
+    engine, intake = llm._open().engine, llm._intake
+    for index, ids in enumerate(prompts):
+        engine.add(intake.request(str(index), ids, params(kv, 24)))
+    engine.add(intake.request("several", PROMPTS[0], several))
+    engine.add(intake.request("gone", PROMPTS[2], params(kv, 24)))
+    done, steps = {}, 0
+    while engine.has_work:
+        done.update((output.request_id, output) for output in engine.step())
+        steps += 1
+        if steps == 9:
+            engine.abort("gone")
+        if steps in (3, 11, 22):
+            for sequence in list(engine.scheduler.running.values()):
+                engine.scheduler.preempt(sequence)
+    assert [done[str(index)].token_ids for index in range(3)] == wanted
+    assert [answer.token_ids for answer in done["several"].outputs] == answers
+    llm._open().audit()
+    engine.manager.clear_prefix()
+    assert engine.manager.pool.num_used_pages == 0
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_a_shared_prefix_is_copied_before_it_is_evicted_from(make_llm, oracle, name) -> None:
+    llm = make_llm(page_size=8)
+    exact = llm.stream(PROMPTS[0], params("exact", 30))
+    next(exact)
+    lossy = llm.generate([PROMPTS[0]], params(spelled(name, 9)))[0]
+    again = make_llm(page_size=8, enable_prefix_caching=False).generate([PROMPTS[0]], params(spelled(name, 9)))[0]
+    assert lossy.token_ids == again.token_ids
+    assert list(exact)[-1].token_ids == oracle(PROMPTS[0], 30)
+    assert llm.generate([PROMPTS[0]], params("exact"))[0].token_ids == oracle(PROMPTS[0], 16)
