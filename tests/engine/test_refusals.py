@@ -16,7 +16,7 @@ from .tiny import prompt
         ({"dtype": "fp61"}, ConfigError, "accepted: auto"),
         ({"weights": "int3"}, ConfigError, "accepted: auto"),
         ({"device": "abacus"}, ConfigError, "accepted: auto, cpu"),
-        ({"kv": "snapkw"}, ConfigError, "accepted: exact"),
+        ({"kv": "snapkw"}, ConfigError, "accepted: ada"),
         ({"scheduling": "luck"}, ConfigError, "accepted: fcfs, priority"),
         ({"page_size": 12}, ConfigError, "accepted: 8, 16"),
         ({"granularity": "token"}, ConfigError, "accepted: auto"),
