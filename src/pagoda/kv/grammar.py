@@ -11,7 +11,6 @@ import re
 from functools import lru_cache
 
 from ..core.calls import Call, build_call, parse_calls
-from ..core.errors import ConfigError
 from .policies import POLICIES
 from .policies._stack import PolicyStack
 from .policies.base import KVPolicy
