@@ -5,7 +5,8 @@ import torch
 
 from pagoda.core.errors import ConfigError
 from pagoda.kernels.case import Make
-from pagoda.kernels.packed import codes_of, lay_out, packed_nbytes, unpack
+from pagoda.kernels.packed import codes_of, lay_out, unpack
+from pagoda.kernels.packed_bytes import packed_nbytes
 from pagoda.kernels.quantize import pack, quantize_tokens
 
 RANGES = {"int8": (-127, 127), "ternary": (-1, 1), "int4": (-8, 7)}

@@ -30,11 +30,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, choices
+from ..core.errors import ConfigError
+from .packed_bytes import BITS, PANEL, check_packed
 
-PANEL = 16
-BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4, "ternary": 2}
-GROUPS = (32, 64, 128)
 _PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -76,21 +74,6 @@ class PackedWeight:
         return (self.outputs, self.inputs) if self.experts == 1 else (self.experts, self.outputs, self.inputs)
 
 
-def packed_nbytes(
-    format: str, outputs: int, inputs: int, *, group: int = 0, zeros: bool = False, wide_scales: bool = False,
-    experts: int = 1,
-) -> int:  # fmt: skip
-    """The bytes of such a weight, without making it: what a plan counts and a lease asks for."""
-    _check(format, group)
-    panels, block = -(-outputs // PANEL), 32 // BITS[format]
-    data = panels * -(-inputs // block) * PANEL * 4
-    if format == "int4":
-        extra = panels * -(-inputs // group) * PANEL * ((4 if wide_scales else 2) + (1 if zeros else 0))
-    else:
-        extra = 0 if format in _PLAIN else panels * PANEL * 4
-    return experts * (data + extra)
-
-
 def lay_out(
     format: str, codes: Tensor, scales: Tensor | None = None, zeros: Tensor | None = None, *, group: int = 0
 ) -> PackedWeight:
@@ -102,7 +85,7 @@ def lay_out(
     float32. zeros ``[..., outputs, groups]`` integers 0..15.
     Raises ConfigError for an unknown format or group, and for an integer out of range.
     """
-    _check(format, group)
+    check_packed(format, group)
     experts = codes.shape[0] if codes.ndim == 3 else 1
     outputs, inputs = codes.shape[-2:]
     codes = codes.reshape(experts, outputs, inputs)
@@ -143,15 +126,6 @@ def unpack(packed: PackedWeight) -> Tensor:
     groups = torch.arange(packed.inputs, device=codes.device) // packed.group
     values = codes.float() if zeros is None else codes.float() - zeros.float()[..., groups]
     return (values * scales.float()[..., groups]).reshape(packed.shape)
-
-
-def _check(format: str, group: int) -> None:
-    if format not in BITS:
-        raise ConfigError(choices("packed format", format, BITS))
-    if format == "int4" and group not in GROUPS:
-        raise ConfigError(choices("group of int4", group, GROUPS))
-    if format != "int4" and group:
-        raise ConfigError(f"{format} has no groups; a group of {group} was asked for")
 
 
 def _offset(format: str, zeros: bool) -> int:

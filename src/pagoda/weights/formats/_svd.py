@@ -14,7 +14,7 @@ OVERSAMPLE, ITERATIONS = 8, 3
 
 
 def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """``left [rows, rank]``, ``right [rank, cols]``: their product is near ``matrix`` (float32), zeros past its rank."""
+    """``left [rows, rank]``, ``right [rank, cols]``: the product is near ``matrix`` (float32), zeros past its rank."""
     import torch
     from torch.nn.functional import pad
 
