@@ -52,6 +52,7 @@ HOMES: dict[str, set[str]] = {
     "huggingface_hub": {"models"},
     "jinja2": {"models"},
     "xxhash": {"kv"},
+    "llguidance": {"sampling.grammar", "sampling.masks"},
     "typer": {"cli"},
     "rich": {"cli"},
     "fastapi": {"server"},
@@ -68,7 +69,8 @@ HOMES: dict[str, set[str]] = {
 TORCH_FREE = (
     "core", "budget", "schedule", "plan", "kv.pages", "kv.table", "kv.prefix", "kv.audit", "kv.manager",
     "kv.room", "kv.compaction", "kv.stats",
-    "sampling.params", "models.shape", "models.resolve", "models.catalog", "cli.main", "cli.run", "cli.chat",
+    "sampling.params", "sampling.structured", "sampling.grammar",
+    "models.shape", "models.resolve", "models.catalog", "cli.main", "cli.run", "cli.chat",
     "cli.models", "cli.serve",
 )  # fmt: skip
 NEEDS_TORCH = {"torch", "transformers", "safetensors", "triton"}

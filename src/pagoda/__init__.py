@@ -18,6 +18,7 @@ _EXPORTS = {
     "LLM": "engine.llm",
     "AsyncLLM": "engine.async_llm",
     "SamplingParams": "sampling.params",
+    "Structured": "sampling.structured",
     "RequestOutput": "engine.outputs",
     "Completion": "engine.outputs",
     "PagodaError": "core.errors",
@@ -42,6 +43,7 @@ __all__ = [
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "Structured",
     "UnsupportedModelError",
     "WeightsError",
     "__version__",
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from .engine.llm import LLM
     from .engine.outputs import Completion, RequestOutput
     from .sampling.params import SamplingParams
+    from .sampling.structured import Structured
 
 
 def __getattr__(name: str) -> Any:

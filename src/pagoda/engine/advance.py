@@ -12,7 +12,9 @@ from ..kv.manager import KVManager
 from ..models.tokenizer import Tokenizer
 from ..sampling.finish import Finish
 from ..sampling.logprobs import TokenLogprob, prompt_logprobs
+from ..sampling.masks import MaskAhead
 from ..sampling.sampler import Sampled, Sampler
+from ..schedule.item import Plan, Scheduled
 from ..schedule.scheduler import Scheduler
 from .runner import Piece, Runner, StepResult
 from .sequence import RequestState, Sequence
@@ -36,7 +38,15 @@ class Advance:
     ) -> None:
         self._manager, self._scheduler, self._runner = manager, scheduler, runner
         self._tokenizer, self._clock, self._new_sequence = tokenizer, clock, new_sequence
-        self._sampler = Sampler()
+        self._sampler, self._masks = Sampler(), MaskAhead()
+
+    def prepare(self, plan: Plan) -> None:
+        """Before the step runs: the masks of structured sequences are computed beside it, by other threads."""
+        self._masks.start([s.item.sample_state for s in plan.scheduled if _is_sampled(s)])  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """End the threads that compute masks."""
+        self._masks.close()
 
     def commit(self, pieces: list[Piece]) -> None:
         """The pieces' KV is in pages: count it, and let full pages be found by later requests."""
@@ -119,7 +129,9 @@ class Advance:
 
     def _end_if_done(self, sequence: Sequence, token_id: int) -> None:
         finish = sequence.group.rule.check(token_id, sequence.num_output)
-        ends_here = finish is not None and finish.reason is FinishReason.STOP
+        if sequence.sample_state.is_complete and (finish is None or finish.reason is FinishReason.LENGTH):
+            finish = Finish.at_structure_end()
+        ends_here = finish is not None and token_id in sequence.sample_state.end_ids
         if not ends_here or sequence.group.request.params.include_stop_in_output:
             stop = sequence.text.push(token_id, sequence.num_output)
             if stop is not None:
@@ -170,6 +182,11 @@ class Advance:
             reports.extend(
                 prompt_logprobs(self._runner.logits(result.hidden, rows), prompt[start + 1 : stop + 1], num_top)
             )
+
+
+def _is_sampled(scheduled: Scheduled) -> bool:
+    """Whether this piece ends with the sequence's newest token."""
+    return scheduled.start + scheduled.num_tokens == scheduled.item.num_tokens
 
 
 def _report(sampled: Sampled) -> TokenLogprob:

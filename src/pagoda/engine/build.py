@@ -21,6 +21,7 @@ from ..kv.pages import PagePool
 from ..kv.prefix import PrefixCache
 from ..kv.storage import PageStorage
 from ..models.load import Loaded, load_model
+from ..sampling.grammar import GrammarCompiler, grammar_bytes
 from ..schedule.policies import POLICIES
 from ..schedule.scheduler import Limits
 from .config import EngineConfig
@@ -40,6 +41,7 @@ class Built:
     sizes: Sizes
     startup: dict[str, float]
     leases: list[Lease]
+    grammars: GrammarCompiler
 
     def stats(self) -> dict[str, Any]:
         """Plain data: ``memory`` (ledger against the kernel), ``kv``, ``queue``, ``steps``, ``startup``, ``model``."""
@@ -110,6 +112,18 @@ def _cuda_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
     return Ledger(budget.total_bytes, reason=budget.reason)
 
 
+def _grammars(loaded: Loaded, config: EngineConfig) -> GrammarCompiler:
+    tokenizer = loaded.tokenizer
+    return GrammarCompiler(
+        lambda: [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)],
+        eos_ids=[token_id for token_id in loaded.eos_ids if token_id < tokenizer.vocab_size],
+        special_ids=tokenizer.special_ids,
+        encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
+        heap_bytes=heap_bytes,
+        switched_off=not config.structured_output,
+    )
+
+
 def build(config: EngineConfig, clock: Clock | None = None) -> Built:
     """Raises ConfigError, ModelError or BudgetError; what was leased until then is given back with the ledger."""
     started = time.perf_counter()
@@ -134,12 +148,17 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         progress=config.progress,
     )
     weights_read = time.perf_counter()
+    grammars = _grammars(loaded, config)
+    if config.structured_output and not on_cuda:  # the trie is the host's; a device's ledger does not count that
+        num_bytes = grammar_bytes(loaded.tokenizer.vocab_size)
+        leases.append(ledger.lease("grammars", num_bytes, "structured output", lambda: grammars.trie_bytes))
 
     sizes = fit(config, loaded.shape, loaded.dtype, ledger)
 
     def working_bytes() -> int:
-        """What malloc took for steps: all that it took since the runtime was measured, less the weights."""
-        return 0 if on_cuda else max(0, heap_bytes() - heap_before - loaded.model.weight_bytes)
+        """What malloc took for steps: all that it took since the runtime was measured, less weights and grammars."""
+        others = heap_before + loaded.model.weight_bytes + grammars.trie_bytes
+        return 0 if on_cuda else max(0, heap_bytes() - others)
 
     storage = PageStorage(sizes.fmt, sizes.max_blocks, loaded.model.device)
     leases += [
@@ -181,4 +200,4 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         "pages": ready - weights_read,
         "total": ready - started,
     }
-    return Built(config, engine, loaded, ledger, probe, sizes, startup, leases)
+    return Built(config, engine, loaded, ledger, probe, sizes, startup, leases, grammars)

@@ -36,6 +36,7 @@ class EngineConfig:
     chat_template: str | None = None
     granularity: str = "auto"
     num_threads: int | None = None
+    structured_output: bool = True
     audit: bool = False
     progress: Callable[[int, int], None] | None = None
 

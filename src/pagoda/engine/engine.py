@@ -132,6 +132,7 @@ class Engine:
         """Requests still running are aborted; every page goes back to the system."""
         for request_id in list(self._requests):
             self.abort(request_id)
+        self._advance.close()
         self.storage.close()
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -152,6 +153,7 @@ class Engine:
     def _run(self, plan: Plan) -> list[RequestState]:
         groups = list({id(s.item.group): s.item.group for s in plan.scheduled}.values())  # type: ignore[attr-defined]
         try:
+            self._advance.prepare(plan)
             result = self._runner.run(plan)
             self._advance.commit(result.pieces)
             self._evictor.apply(result)
@@ -225,7 +227,12 @@ class Engine:
             granularity = self._granularity
         sequence = Sequence(next(self._seq_ids), group, index, granularity)
         sequence.sample_state = SampleState(
-            request.params, request.prompt_ids, seed=request.seed, index=index, eos_ids=self.loaded.eos_ids
+            request.params,
+            request.prompt_ids,
+            seed=request.seed,
+            index=index,
+            eos_ids=self.loaded.eos_ids,
+            grammar=request.grammar,
         )
         sequence.text = TextStream.of(self.loaded.tokenizer, request.params)
         group.sequences.append(sequence)

@@ -51,6 +51,7 @@ class Intake:
             salt=salt,
             priority=params.priority if priority is None else priority,
             stream=stream,
+            grammar=self._built.grammars.compile(params.structured) if params.structured is not None else None,
         )
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:

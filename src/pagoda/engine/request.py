@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..core.errors import RequestError
 from ..kv.policies._stack import PolicyStack
+from ..sampling.grammar import Grammar
 from ..sampling.params import SamplingParams
 
 Prompt = str | list[int]
@@ -13,7 +14,8 @@ Prompt = str | list[int]
 
 @dataclass(slots=True)
 class Request:
-    """A checked request. ``seed`` is the params' or one drawn at submission; ``arrival`` is in seconds of the clock."""
+    """A checked request. ``seed`` is the params' or one drawn at submission; ``arrival`` is in seconds of the clock;
+    ``grammar`` is the compiled form of ``params.structured``."""
 
     request_id: str
     prompt: str | None
@@ -25,6 +27,7 @@ class Request:
     salt: str = ""
     priority: int = 0
     stream: bool = False
+    grammar: Grammar | None = None
 
 
 def check_prompt_ids(ids: list[int], vocab_size: int, max_model_len: int) -> None:

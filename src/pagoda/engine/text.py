@@ -22,7 +22,8 @@ class TextStream:
     def of(cls, tokenizer: Tokenizer, params: SamplingParams) -> TextStream:
         """The stream of a sequence that has no output yet."""
         checker = StopChecker(params.stop_strings, min_tokens=params.min_tokens, include=params.include_stop_in_output)
-        return cls(tokenizer.detokenizer(params.skip_special_tokens), checker)
+        # A grammar matches the bytes of tokens: the text must be those, a first space included.
+        return cls(tokenizer.detokenizer(params.skip_special_tokens, inside=params.structured is not None), checker)
 
     def push(self, token_id: int, num_output: int) -> str | None:
         """Token number ``num_output`` (from 1); returns the stop string that it completed, if any."""

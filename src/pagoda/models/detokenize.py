@@ -36,9 +36,11 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Detokenizer:
     """Incremental decoder of one stream. ``push(id)`` returns the text that is now certain; ``flush()`` the rest."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True, *, inside: bool = False) -> None:
+        """``inside``: the stream begins in the middle of a text, so that a first token keeps its leading space and the
+        text is the tokens' bytes (``token_bytes``)."""
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
-        stages = _stages(tokenizer.decoder_steps)
+        stages = _stages(tokenizer.decoder_steps, inside)
         self._chain: _Chain | _Window = _Window(tokenizer, skip_special_tokens) if stages is None else _Chain(stages)
 
     def push(self, token_id: int) -> str:
@@ -228,7 +230,7 @@ def _opened(step: dict[str, Any]) -> list[dict[str, Any]]:
     return [inner for outer in step["decoders"] for inner in _opened(outer)]
 
 
-def _stages(steps: list[dict[str, Any]] | None) -> list[_Stage] | None:
+def _stages(steps: list[dict[str, Any]] | None, inside: bool) -> list[_Stage] | None:
     """A stage for each step, or None if some step is not known here."""
     if steps is None:
         return [_Joined()]
@@ -241,7 +243,7 @@ def _stages(steps: list[dict[str, Any]] | None) -> list[_Stage] | None:
         elif kind == "Replace" and "String" in step["pattern"] and not fused:
             stages.append(_Map(_replacer(step["pattern"]["String"], step["content"])))
         elif kind == "Strip" and fused:
-            stages.append(_StripText(step["content"], step["start"], step["stop"]))
+            stages.append(_StripText(step["content"], 0 if inside else step["start"], step["stop"]))
         elif kind == "ByteFallback" and not fused:
             stages.append(_ByteFallback())
         elif kind == "ByteLevel" and not fused:
@@ -249,7 +251,7 @@ def _stages(steps: list[dict[str, Any]] | None) -> list[_Stage] | None:
             fused = True
         elif kind == "Metaspace" and not fused and not stages:
             never = step.get("prepend_scheme", "always") == "never"
-            stages.append(_Metaspace(step["replacement"], " " if never else ""))
+            stages.append(_Metaspace(step["replacement"], " " if never or inside else ""))
         else:
             return None
     return stages

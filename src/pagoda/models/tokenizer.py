@@ -87,11 +87,11 @@ class Tokenizer:
             raise RequestError(f"token id {min(ids)} is negative; accepted: 0 to {self.vocab_size - 1}")
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
-        """A fresh incremental decoder for one stream of ids."""
+    def detokenizer(self, skip_special_tokens: bool = True, *, inside: bool = False) -> Detokenizer:
+        """A fresh incremental decoder for one stream of ids; ``inside`` a text its first space is kept."""
         from .detokenize import Detokenizer
 
-        return Detokenizer(self, skip_special_tokens)
+        return Detokenizer(self, skip_special_tokens, inside=inside)
 
     @cached_property
     def decoder_steps(self) -> list[dict[str, Any]] | None:

@@ -1,6 +1,7 @@
-"""Steps 1 to 3 for a batch: bias, minimum length and penalties, written into the few logits that they touch.
+"""Steps 1 to 4 for a batch: bias, minimum length, penalties and structure, written into the logits that they touch.
 
-Sparse on purpose: a row without any of them costs nothing, a row with penalties costs its distinct tokens, never [V].
+Sparse on purpose: a row without any of them costs nothing, a row with penalties costs its distinct tokens, and only a
+structured row costs [V].
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .masks import forbid_outside
 from .state import SampleState
 
 
 def is_edited(state: SampleState) -> bool:
     """Whether this row's logits are changed before temperature."""
-    return bool(state.params.logit_bias) or state.forbids_ending or state.params.has_penalties
+    params = state.params
+    return bool(params.logit_bias) or state.forbids_ending or params.has_penalties or state.grammar is not None
 
 
 def apply_edits(logits: Tensor, states: Sequence[SampleState]) -> None:
@@ -25,6 +28,7 @@ def apply_edits(logits: Tensor, states: Sequence[SampleState]) -> None:
     _add_bias(logits, states)
     _forbid_ends(logits, states)
     _penalize(logits, states)
+    forbid_outside(logits, states)
 
 
 def _add_bias(logits: Tensor, states: Sequence[SampleState]) -> None:

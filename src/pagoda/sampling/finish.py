@@ -10,7 +10,7 @@ from pagoda.core.types import FinishReason
 
 from .params import SamplingParams
 
-Cause = Literal["eos", "stop_token", "stop_string", "max_tokens", "context"]
+Cause = Literal["eos", "stop_token", "stop_string", "structure", "max_tokens", "context"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,11 @@ class Finish:
     def at_stop_string(cls, stop: str) -> Finish:
         """The finish that goes with `StopCheck.stop`."""
         return cls(FinishReason.STOP, "stop_string", stop)
+
+    @classmethod
+    def at_structure_end(cls) -> Finish:
+        """The structure is complete and nothing can follow it: as good as an end of sequence, one step earlier."""
+        return cls(FinishReason.STOP, "structure")
 
 
 class FinishRule:

@@ -19,6 +19,7 @@ from .checks import (
     check_token_ids,
     refuse,
 )
+from .structured import Structured
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: logits divided by them leave float32's range."""
@@ -50,6 +51,8 @@ class SamplingParams:
         temperature (0 = greedy, lowest id wins ties), top_k (0 or -1 = off), top_p, min_p, typical_p,
         repetition_penalty (prompt and output), presence_penalty and frequency_penalty (output only),
         logit_bias {token id: added logit, -inf forbids}, seed (same request and seed = same tokens).
+    Form
+        structured: the answer follows a JSON schema, a regex, a grammar or a list of choices (`Structured`).
     Several answers
         n: answers returned; best_of: sequences sampled, of which the n of highest cumulative logprob are returned.
         beam_width: beam search instead of sampling, returning the n best; length_penalty is the exponent of the length
@@ -81,6 +84,7 @@ class SamplingParams:
     ignore_eos: bool = False
     include_stop_in_output: bool = False
     skip_special_tokens: bool = True
+    structured: Structured | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     n: int = 1
@@ -95,6 +99,7 @@ class SamplingParams:
         self._check_distribution()
         self._check_ends()
         self._check_sequences()
+        self._check_structured()
         if self.kv is not None and (not isinstance(self.kv, str) or not self.kv.strip()):
             raise refuse("kv", self.kv, "a policy such as 'exact' or 'snapkv(budget=0.25)', or None")
 
@@ -195,6 +200,14 @@ class SamplingParams:
             self._check_beam()
         elif self.length_penalty != 1.0 or self.early_stopping is not False:
             raise ConfigError("length_penalty and early_stopping act in beam search only; set beam_width as well")
+
+    def _check_structured(self) -> None:
+        if self.structured is None:
+            return
+        if not isinstance(self.structured, Structured):
+            raise refuse("structured", self.structured, "a Structured, such as Structured(regex='[0-9]+'), or None")
+        if self.ignore_eos:
+            raise ConfigError("ignore_eos cannot be combined with structured: a structure has an end; leave it out")
 
     def _check_beam(self) -> None:
         width = check_int("beam_width", self.beam_width, 1, MAX_SEQUENCES, note=", or None (no beam search)")

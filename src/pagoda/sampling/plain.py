@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from .grammar import GrammarState
 from .params import SamplingParams
 from .state import end_ids
 from .steps.draw import draw
@@ -14,6 +15,7 @@ from .steps.min_p import min_p
 from .steps.min_tokens import min_tokens
 from .steps.output_penalties import output_penalties
 from .steps.repetition_penalty import repetition_penalty
+from .steps.structure import structure
 from .steps.temperature import temperature
 from .steps.top_k import top_k
 from .steps.top_p import top_p
@@ -22,9 +24,14 @@ from .uniform import uniform
 
 
 def edited_logits(
-    logits: Tensor, params: SamplingParams, prompt_ids: Sequence[int], output_ids: Sequence[int], eos_ids: Iterable[int]
+    logits: Tensor,
+    params: SamplingParams,
+    prompt_ids: Sequence[int],
+    output_ids: Sequence[int],
+    eos_ids: Iterable[int],
+    grammar: GrammarState | None = None,
 ) -> Tensor:
-    """Steps 1 to 3, [V] -> [V]: bias, minimum length, penalties."""
+    """Steps 1 to 4, [V] -> [V]: bias, minimum length, penalties, structure."""
     if params.logit_bias:
         logits = logit_bias(logits, params.logit_bias)
     if len(output_ids) < params.min_tokens:
@@ -33,11 +40,11 @@ def edited_logits(
         logits = repetition_penalty(logits, [*prompt_ids, *output_ids], params.repetition_penalty)
     if params.frequency_penalty or params.presence_penalty:
         logits = output_penalties(logits, output_ids, params.frequency_penalty, params.presence_penalty)
-    return logits
+    return logits if grammar is None else structure(logits, grammar.mask())
 
 
 def filtered_logits(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Steps 4 to 8, [V] -> [V]: temperature and the filters. Not for greedy params."""
+    """Steps 5 to 9, [V] -> [V]: temperature and the filters. Not for greedy params."""
     logits = temperature(logits, params.temperature)
     logits = top_k(logits, params.top_k)
     logits = top_p(logits, params.top_p)
@@ -54,9 +61,10 @@ def sample_one(
     eos_ids: Iterable[int] = (),
     seed: int = 0,
     index: int = 0,
+    grammar: GrammarState | None = None,
 ) -> int:
     """All steps over one row of logits, float32 [V] -> the chosen token id."""
-    logits = edited_logits(logits, params, prompt_ids, output_ids, eos_ids)
+    logits = edited_logits(logits, params, prompt_ids, output_ids, eos_ids, grammar)
     if params.is_greedy:
         return int(logits.argmax())
     return draw(filtered_logits(logits, params), uniform(seed, index, len(output_ids)))

@@ -13,7 +13,9 @@ from .edits import apply_edits, is_edited
 from .logprobs import token_logprobs
 from .state import SampleState
 
-NO_TOKEN_ERROR = "no token is possible: the logits hold NaN or infinity, or logit_bias and min_tokens forbid them all"
+NO_TOKEN_ERROR = (
+    "no token is possible: the logits hold NaN or infinity, or logit_bias, min_tokens and structured forbid them all"
+)
 
 
 @dataclass(slots=True)
@@ -44,7 +46,8 @@ class Sampler:
         reported = [row for row, state in enumerate(states) if state.params.needs_logprobs]
         raw = self._raw_rows(logits, states, reported)
         apply_edits(logits, states)
-        out = [self._sampled(token_id) for token_id in choose(logits, states)]
+        chosen = choose(logits, states)
+        out = [self._sampled(token_id, state) for token_id, state in zip(chosen, states, strict=True)]
         if raw is not None:
             self._report(raw, reported, states, out)
         return out
@@ -73,8 +76,11 @@ class Sampler:
         return logits.clone() if any(is_edited(states[row]) for row in rows) else logits
 
     @staticmethod
-    def _sampled(token_id: int) -> Sampled:
-        return Sampled(token_id, error=NO_TOKEN_ERROR if token_id == NO_TOKEN else None)
+    def _sampled(token_id: int, state: SampleState) -> Sampled:
+        if token_id != NO_TOKEN:
+            return Sampled(token_id)
+        failed = state.grammar.error if state.grammar is not None else None
+        return Sampled(token_id, error=f"structured output failed: {failed}" if failed else NO_TOKEN_ERROR)
 
     @staticmethod
     def _report(raw: Tensor, rows: list[int], states: Sequence[SampleState], out: list[Sampled]) -> None:

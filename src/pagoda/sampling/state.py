@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from .grammar import Grammar
 from .params import SamplingParams
 
 
@@ -13,10 +14,11 @@ class SampleState:
     """One sequence's part in sampling. The engine holds it, calls `accept` with every token it keeps, `fork`s it.
 
     ``params`` must be merged with the model's defaults; ``seed`` is the request's (drawn by the engine when the client
-    sent none); ``index`` numbers the sequences of one request; ``eos_ids`` are the model's end-of-sequence ids.
+    sent none); ``index`` numbers the sequences of one request; ``eos_ids`` are the model's end-of-sequence ids;
+    ``grammar`` is the compiled form of ``params.structured``.
     """
 
-    __slots__ = ("_tally", "end_ids", "index", "num_output", "params", "seed")
+    __slots__ = ("_tally", "end_ids", "grammar", "index", "num_output", "params", "seed")
 
     def __init__(
         self,
@@ -27,13 +29,16 @@ class SampleState:
         index: int = 0,
         eos_ids: Iterable[int] = (),
         output_ids: Sequence[int] = (),
+        grammar: Grammar | None = None,
     ) -> None:
+        assert (grammar is None) == (params.structured is None), "a structured request is compiled at its intake"
         self.params, self.seed, self.index = params, seed, index
         self.end_ids: tuple[int, ...] = end_ids(params, eos_ids)
         self.num_output = 0
         self._tally: TokenTally | None = TokenTally() if params.has_penalties else None
         if self._tally is not None and params.repetition_penalty != 1.0:
             self._tally.see(prompt_ids)
+        self.grammar = None if grammar is None else grammar.start()
         for token_id in output_ids:
             self.accept(token_id)
 
@@ -42,6 +47,8 @@ class SampleState:
         self.num_output += 1
         if self._tally is not None:
             self._tally.count(token_id)
+        if self.grammar is not None:
+            self.grammar.accept(token_id)
 
     def fork(self, index: int | None = None) -> SampleState:
         """An independent copy for a sequence that goes on from here (n > 1, beams)."""
@@ -49,12 +56,19 @@ class SampleState:
         twin.params, twin.seed, twin.end_ids, twin.num_output = self.params, self.seed, self.end_ids, self.num_output
         twin.index = self.index if index is None else index
         twin._tally = None if self._tally is None else self._tally.copy()
+        twin.grammar = None if self.grammar is None else self.grammar.fork()
         return twin
 
     @property
     def forbids_ending(self) -> bool:
-        """Whether min_tokens still forbids the ids that would end the sequence."""
-        return self.num_output < self.params.min_tokens and bool(self.end_ids)
+        """Whether min_tokens still forbids the ids that would end the sequence; not if a grammar leaves no other."""
+        too_short = self.num_output < self.params.min_tokens and bool(self.end_ids)
+        return too_short and (self.grammar is None or self.grammar.can_go_on(self.end_ids))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the structure is there and nothing can follow it."""
+        return self.grammar is not None and self.grammar.is_complete
 
     def penalized(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Ids that penalties touch, int64 [m], each once, and their counts in the output, float32 [m]; None without."""

@@ -5,9 +5,10 @@ They act in this order, and `pagoda.sampling.plain` composes them so; `pagoda.sa
 1. logit_bias: added to the logits.
 2. min_tokens: ids that would end the sequence are forbidden until enough tokens are out.
 3. repetition_penalty over prompt and output; then frequency and presence penalty over the output.
-4. temperature: 0 ends here with the likeliest token, lowest id first.
-5. top_k, 6. top_p, 7. min_p, 8. typical_p: each on what the one before left, renormalized.
-9. the draw: inverse of the cumulative distribution, in the order of token ids.
+4. structure: tokens that the request's grammar does not allow next are forbidden.
+5. temperature: 0 ends here with the likeliest token, lowest id first.
+6. top_k, 7. top_p, 8. min_p, 9. typical_p: each on what the one before left, renormalized.
+10. the draw: inverse of the cumulative distribution, in the order of token ids.
 
 A forbidden token has the logit -inf. Every filter is a threshold, so tokens that tie with the last one kept are kept
 too: the kept set does not depend on the order in which a sort leaves equal values, hence not on batch or device.
