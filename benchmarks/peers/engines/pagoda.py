@@ -1,0 +1,65 @@
+"""Pagoda, stepped by its own loop, prefix cache on, tokens handed out as they come, as to a streaming client."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from ..trace import Trace
+from ..worker import Job, SharesByCache, UnsupportedError
+
+FORMS: dict[str, str | None] = {"bf16": None, "int8": None, "int4": None}
+KV_BITS = 16
+
+
+class Engine(SharesByCache):
+    def __init__(self, job: Job) -> None:
+        from pagoda.core.errors import ConfigError
+        from pagoda.engine.build import build
+        from pagoda.engine.config import EngineConfig
+        from pagoda.engine.intake import Intake
+
+        options: dict[str, Any] = {}
+        if job.weights != "bf16":
+            if "quantization" not in EngineConfig.__dataclass_fields__:
+                raise UnsupportedError("this Pagoda has no quantization= yet")
+            options["quantization"] = job.weights
+        try:
+            config = EngineConfig(
+                job.folder, dtype="bfloat16", max_model_len=job.max_len, max_num_seqs=job.max_batch,
+                num_threads=job.threads, **options,
+            )  # fmt: skip
+        except ConfigError as error:
+            raise UnsupportedError(str(error)) from error
+        self._built = build(config)
+        self._intake, self._ids = Intake(self._built), itertools.count()
+
+    def info(self) -> dict[str, Any]:
+        import torch
+
+        import pagoda
+
+        stats = self._built.stats()
+        return {
+            "version": pagoda.__version__,
+            "torch": torch.__version__,
+            "weight_bytes": stats["memory"]["accounts"]["weights"]["leased_bytes"],
+            "startup_s": stats["startup"],
+        }
+
+    def generate(self, prompts: list[list[int]], new: int, trace: Trace) -> None:
+        from pagoda import SamplingParams
+
+        engine, params = self._built.engine, SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
+        places: dict[str, int] = {}
+        for place, prompt in enumerate(prompts):
+            request = self._intake.request(f"r{next(self._ids)}", prompt, params, stream=True)
+            places[request.request_id] = place
+            engine.add(request)
+        counts = [0] * len(prompts)
+        while engine.has_work:
+            for output in engine.step():
+                if output.error:
+                    raise RuntimeError(output.error)
+                counts[places[output.request_id]] = len(output.outputs[0].token_ids)
+            trace.mark(counts)

@@ -1,0 +1,50 @@
+"""Permission to use the machine, from whatever hands it out: ``flock``, a queue, a batch system."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+
+
+class GateLostError(RuntimeError):
+    """The permission ended before the block did; what was measured after that may not have been alone."""
+
+
+class Gate:
+    """``with Gate("flock /tmp/machine.lock"): ...`` starts the command with a child of ours and waits until it runs.
+
+    The child lives as long as the block; a command that ends it earlier (a time limit) is noticed by ``check``. An
+    empty command is no gate.
+    """
+
+    def __init__(self, command: str = "") -> None:
+        self._command = shlex.split(command)
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Gate:
+        if self._command:
+            self._process = subprocess.Popen(
+                [*self._command, "sh", "-c", "echo go; exec cat"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert self._process.stdout is not None
+            if self._process.stdout.readline().strip() != "go":
+                raise GateLostError(
+                    f"{shlex.join(self._command)} ended with {self._process.wait()} and gave no permission"
+                )
+        return self
+
+    def check(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            raise GateLostError(f"{shlex.join(self._command)} ended before the measurement did")
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._process.stdin.close()
+            self._process.wait()
+            self._process.stdout.close()
+            self._process = None

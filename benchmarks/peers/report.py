@@ -1,0 +1,126 @@
+"""Markdown from a summary: the tables, and in words where Pagoda is behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .settings import COLUMNS, WEIGHTS
+from .shapes import SHAPES
+from .summary import OURS, Figure, Summary
+
+BEGIN, END = "<!-- peers: begin (python -m benchmarks.peers report writes this part) -->", "<!-- peers: end -->"
+TITLES = {
+    "qwen05b": "Qwen2.5-0.5B's shape",
+    "llama1b": "Llama-3.2-1B's shape",
+    "stories15m": "the 15M stories model's shape",
+}
+
+
+def markdown(summary: Summary) -> str:
+    """Everything between the markers of docs/performance.md."""
+    lines = [_where(summary), ""]
+    for shape in SHAPES:
+        figures = [figure for figure in summary.figures if figure.shape == shape]
+        if figures:
+            lines += [f"### {TITLES[shape]}", "", *_rates(figures), "", *_shares(figures), "", *_losses(figures), ""]
+    if summary.absent:
+        lines += ["Not measured:", "", *(f"- {cell}: {why}" for cell, why in sorted(summary.absent.items())), ""]
+    return "\n".join(lines)
+
+
+def insert(page: Path, text: str) -> None:
+    """Replaces what stands between the markers. Raises ValueError if the page has none."""
+    old = page.read_text(encoding="utf-8")
+    head, begin, rest = old.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} has no lines {BEGIN!r} and {END!r}; put them where the tables belong")
+    page.write_text(f"{head}{BEGIN}\n{text}{END}{tail}", encoding="utf-8")
+
+
+def _where(summary: Summary) -> str:
+    machine, reads = summary.machine, sorted(figure.read_gb_s for figure in summary.figures)
+    trips = sorted(figure.round_trip_ns for figure in summary.figures)
+    versions = ", ".join(f"{engine} {version}" for engine, version in sorted(summary.versions.items()))
+    return (
+        f"{machine['cpu']} (family/model {machine['cpu_family_model']}), {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB, {', '.join(machine['flags'])}; {summary.first[:10]} to {summary.last[:10]}. "
+        f"Read bandwidth while measuring {reads[0]:.0f} to {reads[-1]:.0f} GB/s, cache-line round trip "
+        f"{trips[0]:.0f} to {trips[-1]:.0f} ns. {versions}."
+    )
+
+
+def _by_row(figures: list[Figure]) -> Iterator[tuple[str, str, dict[tuple[str, str], Figure]]]:
+    """(weights, engine, {(setting, metric): figure}), Pagoda first for each kind of weights."""
+    rows: dict[tuple[str, str], dict[tuple[str, str], Figure]] = {}
+    for figure in figures:
+        rows.setdefault((figure.weights, figure.engine), {})[figure.setting, figure.metric] = figure
+    for weights, engine in sorted(rows, key=lambda row: (WEIGHTS.index(row[0]), row[1] != OURS, row[1])):
+        yield weights, engine, rows[weights, engine]
+
+
+def _columns(figures: list[Figure]) -> list[tuple[str, str, str]]:
+    present = {(figure.setting, figure.metric) for figure in figures}
+    return [column for column in COLUMNS if column[:2] in present]
+
+
+def _rates(figures: list[Figure]) -> Iterator[str]:
+    columns = _columns(figures)
+    yield "Tokens a second, median (spread in percent of it):"
+    yield ""
+    yield "| weights | engine | " + " | ".join(title for *_, title in columns) + " | peak RSS, MiB |"
+    yield "| --- | --- |" + " ---: |" * (len(columns) + 1)
+    best = {(f.weights, f.setting, f.metric): max(_rivals(figures, f), key=lambda g: g.median).engine for f in figures}
+    for weights, engine, row in _by_row(figures):
+        cells = [_rate(row.get(column[:2]), best) for column in columns]
+        rss = max(figure.peak_rss_bytes for figure in row.values()) >> 20
+        yield f"| {weights} | {engine} | " + " | ".join(cells) + f" | {rss} |"
+
+
+def _rivals(figures: list[Figure], figure: Figure) -> list[Figure]:
+    """All engines' figures of the same cell."""
+    cell = (figure.weights, figure.setting, figure.metric)
+    return [other for other in figures if (other.weights, other.setting, other.metric) == cell]
+
+
+def _rate(figure: Figure | None, best: dict[tuple[str, str, str], str]) -> str:
+    if figure is None:
+        return ""
+    text = f"{figure.median:.0f}" if figure.median >= 100 else f"{figure.median:.1f}"
+    if best[figure.weights, figure.setting, figure.metric] == figure.engine:
+        text = f"**{text}**"
+    return f"{text} ({100 * figure.spread:.0f})"
+
+
+def _shares(figures: list[Figure]) -> Iterator[str]:
+    columns = _columns(figures)
+    yield "Share of the roofline, percent (bytes / measured bandwidth or operations / measured GEMM rate):"
+    yield ""
+    yield "| weights | engine | " + " | ".join(title for *_, title in columns) + " |"
+    yield "| --- | --- |" + " ---: |" * len(columns)
+    for weights, engine, row in _by_row(figures):
+        cells = [f"{100 * row[column[:2]].share:.0f}" if column[:2] in row else "" for column in columns]
+        yield f"| {weights} | {engine} | " + " | ".join(cells) + " |"
+
+
+def _losses(figures: list[Figure]) -> Iterator[str]:
+    """Pagoda over the fastest peer of every cell, from the worst; a kind of weights that it does not have is named."""
+    titles = {column[:2]: column[2] for column in COLUMNS}
+    ratios = []
+    for weights, setting, metric in sorted({(f.weights, f.setting, f.metric) for f in figures}):
+        cell = [f for f in figures if (f.weights, f.setting, f.metric) == (weights, setting, metric)]
+        peers = [f for f in cell if f.engine != OURS]
+        if peers and len(peers) < len(cell):
+            best = max(peers, key=lambda f: f.median)
+            if best.ratio is not None:
+                ratios.append((best.ratio, f"{weights} {titles[setting, metric]}: {best.ratio:.2f} of {best.engine}"))
+    behind = [text for ratio, text in sorted(ratios) if ratio < 1]
+    ahead = [text for ratio, text in sorted(ratios, reverse=True) if ratio >= 1]
+    yield "Where Pagoda is behind the best peer: " + ("; ".join(behind) or "nowhere in this table") + "."
+    yield ""
+    yield "Where it is ahead: " + ("; ".join(ahead) or "nowhere in this table") + "."
+    ours = {f.weights for f in figures if f.engine == OURS}
+    for weights in sorted({f.weights for f in figures} - ours, key=WEIGHTS.index):
+        yield ""
+        yield f"With {weights} weights only the peers were measured."

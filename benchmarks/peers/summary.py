@@ -1,0 +1,127 @@
+"""From repetitions to figures: medians, spreads, ratios inside one round, shares of the roofline of that minute."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..probe import Probe
+from . import engines
+from .roofline import decode_seconds, prefill_seconds
+from .settings import SETTINGS
+from .shapes import SHAPES
+from .store import Repetition
+
+OURS = "pagoda"
+Key = tuple[str, str, str, str]  # shape, weights, setting, metric
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One cell of a table. ``ratio``: Pagoda's rate over this engine's in the same round, the median over rounds.
+
+    share: least time by the roofline / time taken. read_gb_s: the probes' median around these repetitions.
+    spread: (largest - smallest) / median. num: clean repetitions.
+    """
+
+    shape: str
+    weights: str
+    setting: str
+    metric: str
+    engine: str
+    median: float
+    spread: float
+    num: int
+    share: float
+    read_gb_s: float
+    round_trip_ns: float
+    gemm_g_s: float
+    peak_rss_bytes: int
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is committed and rendered. ``absent``: (shape, weights, setting, engine) -> why there is no figure."""
+
+    machine: dict[str, Any]
+    first: str
+    last: str
+    versions: dict[str, str]
+    figures: list[Figure]
+    absent: dict[str, str]
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Summary:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        data["figures"] = [Figure(**figure) for figure in data["figures"]]
+        return cls(**data)
+
+
+def summarise(repetitions: Iterable[Repetition], machine: dict[str, Any]) -> Summary:
+    """Raises ValueError when there is no clean repetition."""
+    everything = list(repetitions)
+    clean = [repetition for repetition in everything if repetition.clean]
+    if not clean:
+        raise ValueError("no clean repetition to report; run some first")
+    times = sorted(repetition.at for repetition in clean)
+    versions = {repetition.engine: str(repetition.info.get("version")) for repetition in clean}
+    absent = {
+        "/".join((*repetition.cell, repetition.engine)): repetition.failure
+        for repetition in everything
+        if repetition.failure
+    }
+    return Summary(machine, times[0], times[-1], versions, list(_figures(clean)), absent)
+
+
+def _figures(clean: list[Repetition]) -> Iterator[Figure]:
+    groups: dict[Key, dict[str, list[Repetition]]] = defaultdict(lambda: defaultdict(list))
+    for repetition in clean:
+        for metric in repetition.rates:
+            groups[(*repetition.cell, metric)][repetition.engine].append(repetition)
+    for key, by_engine in groups.items():
+        for engine, group in by_engine.items():
+            yield _figure(key, engine, group, by_engine.get(OURS, []))
+
+
+def _figure(key: Key, engine: str, group: list[Repetition], ours: list[Repetition]) -> Figure:
+    _, weights, _, metric = key
+    rates = [repetition.rates[metric] for repetition in group]
+    probes = [Probe(*repetition.before).mean(Probe(*repetition.after)) for repetition in group]
+    median = statistics.median(rates)
+    return Figure(
+        *key, engine, round(median, 2), round((max(rates) - min(rates)) / median, 3), len(rates),
+        share=round(statistics.median(_share(r, p, metric) for r, p in zip(group, probes, strict=True)), 3),
+        read_gb_s=round(statistics.median(probe.read_gb_s for probe in probes), 1),
+        round_trip_ns=round(statistics.median(probe.round_trip_ns for probe in probes), 1),
+        gemm_g_s=round(statistics.median(p.bf16_gflop_s if weights == "bf16" else p.int8_gop_s for p in probes), 1),
+        peak_rss_bytes=max(repetition.peak_rss_bytes for repetition in group),
+        ratio=None if engine == OURS else _ratio(ours, group, metric),
+    )  # fmt: skip
+
+
+def _share(repetition: Repetition, probe: Probe, metric: str) -> float:
+    shape, setting = SHAPES[repetition.shape], SETTINGS[repetition.setting]
+    size = repetition.info["weight_bytes"]
+    if metric == "prefill":
+        least = prefill_seconds(shape, setting, probe, repetition.weights, size)
+        return least * repetition.rates[metric] / (setting.batch * setting.prompt)
+    kv_bits = engines.load(repetition.engine).KV_BITS
+    least = decode_seconds(shape, setting, probe, repetition.weights, size, kv_bits)
+    return least * repetition.rates[metric] / setting.batch
+
+
+def _ratio(ours: list[Repetition], theirs: list[Repetition], metric: str) -> float | None:
+    """Median over the rounds that both have; without a common round, no ratio: the machine may have been another."""
+    rates = {repetition.round: repetition.rates[metric] for repetition in ours}
+    pairs = [rates[r.round] / r.rates[metric] for r in theirs if r.round in rates]
+    return round(statistics.median(pairs), 3) if pairs else None

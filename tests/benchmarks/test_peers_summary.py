@@ -1,0 +1,102 @@
+"""Shares and ratios against figures worked out by hand; the page against the committed JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benchmarks.peers.engines import names
+from benchmarks.peers.report import BEGIN, END, insert, markdown
+from benchmarks.peers.roofline import decode_seconds, prefill_seconds
+from benchmarks.peers.settings import SETTINGS
+from benchmarks.peers.shapes import SHAPES
+from benchmarks.peers.store import Repetition
+from benchmarks.peers.summary import Summary, summarise
+from benchmarks.probe import Probe
+
+ROOT = Path(__file__).parents[2]
+MACHINE = {"cpu": "A", "cpu_family_model": "1/2", "cores": 2, "memory_gib": 8, "flags": ["avx2"]}
+PROBE = [40.0, 50.0, 400.0, 800.0]
+QWEN = SHAPES["qwen05b"]
+
+
+def repetition(engine: str, number: int, rate: float, weights: str = "bf16", **fields: object) -> Repetition:
+    given = {
+        "rates": {"decode": rate},
+        "before": PROBE,
+        "after": PROBE,
+        "info": {"version": "1", "weight_bytes": 10**9},
+    }
+    return Repetition("qwen05b", weights, "b1", engine, number, f"2026-01-0{number + 1}", **(given | fields))  # type: ignore[arg-type]
+
+
+def test_the_published_numbers_of_parameters() -> None:
+    assert QWEN.layer_params == 357_826_560  # 24 x (896 x 896 x 2 + 896 x 128 x 2 + 3 x 896 x 4864)
+    assert QWEN.head_params == 136_134_656
+    assert QWEN.kv_bytes(1, 16) == 12288
+    assert SHAPES["llama1b"].layer_params == 973_078_528
+
+
+def test_decode_is_bound_by_bytes() -> None:
+    seconds = decode_seconds(QWEN, SETTINGS["b1"], Probe(*PROBE), "bf16", 10**9, 16)
+    assert seconds == pytest.approx((1e9 + 160 * 12288) / 40e9)
+
+
+def test_a_shared_prefix_is_read_once() -> None:
+    seconds = decode_seconds(QWEN, SETTINGS["shared"], Probe(*PROBE), "bf16", 10**9, 16)
+    assert seconds == pytest.approx((1e9 + (2048 + 32 * 80) * 12288) / 40e9)
+
+
+def test_prefill_is_bound_by_operations() -> None:
+    linear = 2 * (1024 * 357_826_560 + 136_134_656)
+    attention = 4 * 24 * 14 * 64 * 1024 * 1025 / 2
+    for weights, rate in (("bf16", 400e9), ("int8", 800e9)):
+        seconds = prefill_seconds(QWEN, SETTINGS["p1024"], Probe(*PROBE), weights, 10**9)
+        assert seconds == pytest.approx(linear / rate + attention / 400e9)
+
+
+def test_median_spread_share_and_ratio_inside_a_round() -> None:
+    ours = [repetition("pagoda", n, rate) for n, rate in enumerate([20.0, 40.0, 22.0])]
+    theirs = [repetition("vllm", n, rate) for n, rate in enumerate([10.0, 20.0, 22.0])]
+    noisy = repetition("vllm", 1, 1.0, foreign_cores=1.0)
+    summary = summarise([*ours, *theirs, noisy, repetition("transformers", 0, 0, failure="too old")], MACHINE)
+    mine, peer = summary.figures
+    assert (mine.engine, mine.median, mine.spread, mine.num, mine.ratio) == ("pagoda", 22.0, 0.909, 3, None)
+    assert (peer.engine, peer.median, peer.num, peer.ratio) == ("vllm", 20.0, 3, 2.0)  # of 2.0, 2.0, 1.0
+    assert mine.share == pytest.approx(22 * (1e9 + 160 * 12288) / 40e9, abs=1e-3)
+    assert summary.absent == {"qwen05b/bf16/b1/transformers": "too old"}
+    assert (summary.first, summary.last) == ("2026-01-01", "2026-01-03")
+
+
+def test_nothing_clean_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no clean repetition"):
+        summarise([repetition("vllm", 0, 1.0, foreign_cores=1.0)], MACHINE)
+
+
+def test_the_words_name_losses_and_what_is_missing(tmp_path: Path) -> None:
+    everything = [repetition("pagoda", 0, 20), repetition("vllm", 0, 40), repetition("vllm", 0, 80, "int8")]
+    summary = summarise(everything, MACHINE)
+    text = markdown(summary)
+    assert "| bf16 | vllm | **40.0** (0) | 0 |" in text
+    assert "behind the best peer: bf16 decode b=1: 0.50 of vllm." in text
+    assert "With int8 weights only the peers were measured." in text
+    summary.save(tmp_path / "a" / "summary.json")
+    assert Summary.read(tmp_path / "a" / "summary.json") == summary
+
+
+def test_insert_keeps_the_rest_of_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    insert(page, "new\n")
+    assert page.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    page.write_text("none")
+    with pytest.raises(ValueError, match="has no lines"):
+        insert(page, "new\n")
+
+
+def test_the_page_shows_the_committed_figures(tmp_path: Path) -> None:
+    summary = Summary.read(ROOT / "benchmarks" / "peers" / "results" / "summary.json")
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    shown = page.partition(BEGIN)[2].partition(END)[0].strip()
+    assert shown == markdown(summary).strip(), "run: python -m benchmarks.peers report"
+    assert {figure.engine for figure in summary.figures} <= set(names())
