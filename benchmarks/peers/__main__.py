@@ -54,9 +54,10 @@ def parser() -> argparse.ArgumentParser:
         "--measure-gate", default="", metavar="COMMAND", help="runs its argument when the machine is free: 'flock F'"
     )
     run.add_argument("--load-gate", default="", metavar="COMMAND", help="the same for loading and converting models")
-    report = commands.add_parser("report", help="docs/performance.md, its drawings and the committed JSON from --out")
+    report = commands.add_parser("report", help="the tables, drawings and committed JSON from --out")
     report.add_argument("--out", type=Path, help="folder of a run (default: take the committed JSON as it is)")
     report.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
+    report.add_argument("--readme", type=Path, default=ROOT / "README.md")
     report.add_argument("--json", type=Path, default=RESULTS / "summary.json")
     return made
 
@@ -105,7 +106,7 @@ def cells_by_group(cells: list[tuple[str, str, str]]) -> dict[tuple[str, str], l
 def report(args: argparse.Namespace) -> None:
     from .machine import describe
     from .plots import draw
-    from .report import insert, markdown
+    from .report import insert, markdown, short
     from .store import Store
     from .summary import Summary, summarise
 
@@ -113,6 +114,7 @@ def report(args: argparse.Namespace) -> None:
         summarise(Store(args.out), describe()).save(args.json)
     summary = Summary.read(args.json)
     insert(args.page, markdown(summary))
+    insert(args.readme, short(summary))
     for path in draw(summary, args.page.parent / "img"):
         print(path)
 

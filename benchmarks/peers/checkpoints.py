@@ -53,12 +53,12 @@ def _write_tokenizer(folder: Path, shape: Shape) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = ["<|end|>", *letters, *(f"<|{i}|>" for i in range(len(letters) + 1, shape.vocab))]
+    words = ["<|endoftext|>", *letters, *(f"<|{i}|>" for i in range(len(letters) + 1, shape.vocab))]
     tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
-    special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|end|>")
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
 
 

@@ -34,8 +34,9 @@ class Client:
         self.name, self._log = name, log
         command = [python, "-m", "benchmarks.peers.worker", name]
         with log.open("ab") as errors:
+            # Unbuffered: a request to a process that is gone fails where it is written, not again at close.
             self._process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0
             )
         self._rest = b""
         self.info: dict[str, Any] = {}
@@ -81,7 +82,6 @@ class Client:
     def _send(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        self._process.stdin.flush()
 
     def _line(self, seconds: float) -> bytes:
         """The next line. Raises TimeoutError or EOFError. No request is pipelined, so nothing follows it."""

@@ -23,17 +23,16 @@ class Gate:
 
     def __enter__(self) -> Gate:
         if self._command:
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 [*self._command, "sh", "-c", "echo go; exec cat"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            assert self._process.stdout is not None
-            if self._process.stdout.readline().strip() != "go":
-                raise GateLostError(
-                    f"{shlex.join(self._command)} ended with {self._process.wait()} and gave no permission"
-                )
+            assert process.stdout is not None
+            if process.stdout.readline().strip() != "go":
+                code = self._close()
+                raise GateLostError(f"{shlex.join(self._command)} ended with {code} and gave no permission")
         return self
 
     def check(self) -> None:
@@ -42,9 +41,11 @@ class Gate:
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            self._process.stdin.close()
-            self._process.wait()
-            self._process.stdout.close()
-            self._process = None
+            self._close()
+
+    def _close(self) -> int:
+        """The child sees the end of its input and goes; the command after it. The command's exit code."""
+        assert self._process is not None
+        process, self._process = self._process, None
+        process.communicate()
+        return process.returncode

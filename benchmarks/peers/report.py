@@ -23,10 +23,51 @@ def markdown(summary: Summary) -> str:
     for shape in SHAPES:
         figures = [figure for figure in summary.figures if figure.shape == shape]
         if figures:
-            lines += [f"### {TITLES[shape]}", "", *_rates(figures), "", *_shares(figures), "", *_losses(figures), ""]
+            lines += [
+                f"### {TITLES.get(shape, shape)}",
+                "",
+                *_rates(figures),
+                "",
+                *_shares(figures),
+                "",
+                *_losses(figures),
+                "",
+            ]
     if summary.absent:
         lines += ["Not measured:", "", *(f"- {cell}: {why}" for cell, why in sorted(summary.absent.items())), ""]
     return "\n".join(lines)
+
+
+def short(summary: Summary, shape: str = "qwen05b") -> str:
+    """README's table: Pagoda and the fastest peer, one model."""
+    figures = [figure for figure in summary.figures if figure.shape == shape]
+    columns = _columns(figures)
+    lines = [_where(summary), "", "| tokens/s | " + " | ".join(title for *_, title in columns) + " |"]
+    lines.append("| --- |" + " ---: |" * len(columns))
+    for weights in WEIGHTS:
+        ours = {(f.setting, f.metric): f for f in figures if f.weights == weights and f.engine == OURS}
+        peers = {column[:2]: _best_peer(figures, weights, column[:2]) for column in columns}
+        rows = {f"Pagoda, {weights}": ours, f"fastest peer, {weights}": peers}
+        for title, row in rows.items():
+            cells = [_named(row.get(column[:2])) for column in columns]
+            if any(cells):
+                lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _best_peer(figures: list[Figure], weights: str, column: tuple[str, str]) -> Figure | None:
+    peers = [f for f in figures if f.weights == weights and (f.setting, f.metric) == column and f.engine != OURS]
+    return max(peers, key=lambda f: f.median, default=None)
+
+
+def _named(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    return _number(figure.median) + ("" if figure.engine == OURS else f" {figure.engine}")
+
+
+def _number(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}"
 
 
 def insert(page: Path, text: str) -> None:
@@ -87,7 +128,7 @@ def _rivals(figures: list[Figure], figure: Figure) -> list[Figure]:
 def _rate(figure: Figure | None, best: dict[tuple[str, str, str], str]) -> str:
     if figure is None:
         return ""
-    text = f"{figure.median:.0f}" if figure.median >= 100 else f"{figure.median:.1f}"
+    text = _number(figure.median)
     if best[figure.weights, figure.setting, figure.metric] == figure.engine:
         text = f"**{text}**"
     return f"{text} ({100 * figure.spread:.0f})"
@@ -108,19 +149,16 @@ def _losses(figures: list[Figure]) -> Iterator[str]:
     """Pagoda over the fastest peer of every cell, from the worst; a kind of weights that it does not have is named."""
     titles = {column[:2]: column[2] for column in COLUMNS}
     ratios = []
-    for weights, setting, metric in sorted({(f.weights, f.setting, f.metric) for f in figures}):
-        cell = [f for f in figures if (f.weights, f.setting, f.metric) == (weights, setting, metric)]
-        peers = [f for f in cell if f.engine != OURS]
-        if peers and len(peers) < len(cell):
-            best = max(peers, key=lambda f: f.median)
-            if best.ratio is not None:
-                ratios.append((best.ratio, f"{weights} {titles[setting, metric]}: {best.ratio:.2f} of {best.engine}"))
+    ours = {(f.weights, f.setting, f.metric) for f in figures if f.engine == OURS}
+    for weights, setting, metric in sorted(ours):
+        best = _best_peer(figures, weights, (setting, metric))
+        if best is not None and best.ratio is not None:
+            ratios.append((best.ratio, f"{weights} {titles[setting, metric]}: {best.ratio:.2f} of {best.engine}"))
     behind = [text for ratio, text in sorted(ratios) if ratio < 1]
     ahead = [text for ratio, text in sorted(ratios, reverse=True) if ratio >= 1]
     yield "Where Pagoda is behind the best peer: " + ("; ".join(behind) or "nowhere in this table") + "."
     yield ""
     yield "Where it is ahead: " + ("; ".join(ahead) or "nowhere in this table") + "."
-    ours = {f.weights for f in figures if f.engine == OURS}
-    for weights in sorted({f.weights for f in figures} - ours, key=WEIGHTS.index):
+    for weights in sorted({f.weights for f in figures} - {cell[0] for cell in ours}, key=WEIGHTS.index):
         yield ""
         yield f"With {weights} weights only the peers were measured."

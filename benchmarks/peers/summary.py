@@ -1,4 +1,4 @@
-"""From repetitions to figures: medians, spreads, ratios inside one round, shares of the roofline of that minute."""
+"""From repetitions to figures: medians, spreads, ratios on the same machine, shares of the roofline of that minute."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from .shapes import SHAPES
 from .store import Repetition
 
 OURS = "pagoda"
+SAME_READ = 1.2
 Key = tuple[str, str, str, str]  # shape, weights, setting, metric
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One cell of a table. ``ratio``: Pagoda's rate over this engine's in the same round, the median over rounds.
+    """One cell of a table.
 
+    ratio: Pagoda's rate over this engine's, the median over pairs of repetitions that saw the same machine.
     share: least time by the roofline / time taken. read_gb_s: the probes' median around these repetitions.
     spread: (largest - smallest) / median. num: clean repetitions.
     """
@@ -121,7 +123,16 @@ def _share(repetition: Repetition, probe: Probe, metric: str) -> float:
 
 
 def _ratio(ours: list[Repetition], theirs: list[Repetition], metric: str) -> float | None:
-    """Median over the rounds that both have; without a common round, no ratio: the machine may have been another."""
-    rates = {repetition.round: repetition.rates[metric] for repetition in ours}
-    pairs = [rates[r.round] / r.rates[metric] for r in theirs if r.round in rates]
-    return round(statistics.median(pairs), 3) if pairs else None
+    """Median over pairs that saw the same machine: bandwidths within 20 %. Where none did, over pairs of one round.
+
+    A host that moves a guest's CPUs changes memory-bound rates by 1.7x within seconds; two engines of one round may
+    have met two machines.
+    """
+    pairs = [(a, b) for a in ours for b in theirs if _same_machine(a, b)]
+    pairs = pairs or [(a, b) for a in ours for b in theirs if a.round == b.round]
+    return round(statistics.median(a.rates[metric] / b.rates[metric] for a, b in pairs), 3) if pairs else None
+
+
+def _same_machine(a: Repetition, b: Repetition) -> bool:
+    reads = [repetition[0] for one in (a, b) for repetition in (one.before, one.after)]
+    return max(reads) <= SAME_READ * min(reads)

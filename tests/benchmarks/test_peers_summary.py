@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.peers.engines import names
-from benchmarks.peers.report import BEGIN, END, insert, markdown
+from benchmarks.peers.report import BEGIN, END, insert, markdown, short
 from benchmarks.peers.roofline import decode_seconds, prefill_seconds
 from benchmarks.peers.settings import SETTINGS
 from benchmarks.peers.shapes import SHAPES
@@ -43,7 +43,8 @@ def test_decode_is_bound_by_bytes() -> None:
 
 
 def test_a_shared_prefix_is_read_once() -> None:
-    seconds = decode_seconds(QWEN, SETTINGS["shared"], Probe(*PROBE), "bf16", 10**9, 16)
+    fast = Probe(40, 50, 4000, 8000)  # at 400 GFLOP/s 32 rows are bound by operations
+    seconds = decode_seconds(QWEN, SETTINGS["shared"], fast, "bf16", 10**9, 16)
     assert seconds == pytest.approx((1e9 + (2048 + 32 * 80) * 12288) / 40e9)
 
 
@@ -62,10 +63,22 @@ def test_median_spread_share_and_ratio_inside_a_round() -> None:
     summary = summarise([*ours, *theirs, noisy, repetition("transformers", 0, 0, failure="too old")], MACHINE)
     mine, peer = summary.figures
     assert (mine.engine, mine.median, mine.spread, mine.num, mine.ratio) == ("pagoda", 22.0, 0.909, 3, None)
-    assert (peer.engine, peer.median, peer.num, peer.ratio) == ("vllm", 20.0, 3, 2.0)  # of 2.0, 2.0, 1.0
+    assert (peer.engine, peer.median, peer.num, peer.ratio) == ("vllm", 20.0, 3, 1.818)  # the middle of 9 pairs
     assert mine.share == pytest.approx(22 * (1e9 + 160 * 12288) / 40e9, abs=1e-3)
     assert summary.absent == {"qwen05b/bf16/b1/transformers": "too old"}
     assert (summary.first, summary.last) == ("2026-01-01", "2026-01-03")
+
+
+def test_a_ratio_is_taken_where_both_saw_the_same_machine() -> None:
+    fast = {"before": [60.0, 300.0, 400.0, 800.0], "after": [62.0, 300.0, 400.0, 800.0]}
+    ours = [repetition("pagoda", 0, 10.0), repetition("pagoda", 1, 20.0, **fast)]
+    assert _ratio([*ours, repetition("vllm", 1, 40.0)]) == 0.25  # of the other round, at the same bandwidth
+    assert _ratio([*ours, repetition("vllm", 1, 40.0, before=fast["before"])]) == 0.5  # it changed: the same round
+    assert _ratio([ours[0], repetition("vllm", 1, 40.0, **fast)]) is None
+
+
+def _ratio(everything: list[Repetition]) -> float | None:
+    return next(figure.ratio for figure in summarise(everything, MACHINE).figures if figure.engine == "vllm")
 
 
 def test_nothing_clean_is_an_error() -> None:
@@ -78,6 +91,9 @@ def test_the_words_name_losses_and_what_is_missing(tmp_path: Path) -> None:
     summary = summarise(everything, MACHINE)
     text = markdown(summary)
     assert "| bf16 | vllm | **40.0** (0) | 0 |" in text
+    assert "| Pagoda, bf16 | 20.0 |\n| fastest peer, bf16 | 40.0 vllm |\n| fastest peer, int8 | 80.0 vllm |" in short(
+        summary
+    )
     assert "behind the best peer: bf16 decode b=1: 0.50 of vllm." in text
     assert "With int8 weights only the peers were measured." in text
     summary.save(tmp_path / "a" / "summary.json")
@@ -96,7 +112,7 @@ def test_insert_keeps_the_rest_of_the_page(tmp_path: Path) -> None:
 
 def test_the_page_shows_the_committed_figures(tmp_path: Path) -> None:
     summary = Summary.read(ROOT / "benchmarks" / "peers" / "results" / "summary.json")
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    shown = page.partition(BEGIN)[2].partition(END)[0].strip()
-    assert shown == markdown(summary).strip(), "run: python -m benchmarks.peers report"
+    for page, text in ((ROOT / "docs" / "performance.md", markdown(summary)), (ROOT / "README.md", short(summary))):
+        shown = page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip()
+        assert shown == text.strip(), "run: python -m benchmarks.peers report"
     assert {figure.engine for figure in summary.figures} <= set(names())

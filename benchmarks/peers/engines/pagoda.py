@@ -10,6 +10,7 @@ from ..worker import Job, SharesByCache, UnsupportedError
 
 FORMS: dict[str, str | None] = {"bf16": None, "int8": None, "int4": None}
 KV_BITS = 16
+QUANTIZATION = {"bf16": "none", "int8": "int8", "int4": "int4"}
 
 
 class Engine(SharesByCache):
@@ -19,15 +20,10 @@ class Engine(SharesByCache):
         from pagoda.engine.config import EngineConfig
         from pagoda.engine.intake import Intake
 
-        options: dict[str, Any] = {}
-        if job.weights != "bf16":
-            if "quantization" not in EngineConfig.__dataclass_fields__:
-                raise UnsupportedError("this Pagoda has no quantization= yet")
-            options["quantization"] = job.weights
         try:
             config = EngineConfig(
-                job.folder, dtype="bfloat16", max_model_len=job.max_len, max_num_seqs=job.max_batch,
-                num_threads=job.threads, **options,
+                job.folder, dtype="bfloat16", quantization=QUANTIZATION[job.weights], max_model_len=job.max_len,
+                max_num_seqs=job.max_batch, num_threads=job.threads,
             )  # fmt: skip
         except ConfigError as error:
             raise UnsupportedError(str(error)) from error
@@ -44,6 +40,7 @@ class Engine(SharesByCache):
             "version": pagoda.__version__,
             "torch": torch.__version__,
             "weight_bytes": stats["memory"]["accounts"]["weights"]["leased_bytes"],
+            "quantization": stats["model"]["quantization"],
             "startup_s": stats["startup"],
         }
 
