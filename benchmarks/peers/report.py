@@ -23,14 +23,11 @@ def markdown(summary: Summary) -> str:
     for shape in SHAPES:
         figures = [figure for figure in summary.figures if figure.shape == shape]
         if figures:
+            lines += [f"### {TITLES.get(shape, shape)}", "", *_rates(figures), "", *_shares(figures), ""]
             lines += [
-                f"### {TITLES.get(shape, shape)}",
-                "",
-                *_rates(figures),
-                "",
-                *_shares(figures),
-                "",
                 *_losses(figures),
+                "",
+                f"![Tokens a second of every engine, by setting](img/peers-{shape}.svg)",
                 "",
             ]
     if summary.absent:
