@@ -9,14 +9,9 @@ from ._extension import best_isa, cpu_features, num_workers
 from .cpu_attention import paged_attention
 from .cpu_linear import linear
 from .cpu_pages import copy_pages, kv_compact, kv_write
+from .cpu_rows import activation, gated_activation, layer_norm, rms_norm, rotary
 
 __all__ = [
-    "best_isa",
-    "copy_pages",
-    "cpu_features",
-    "kv_compact",
-    "kv_write",
-    "linear",
-    "num_workers",
-    "paged_attention",
-]
+    "activation", "best_isa", "copy_pages", "cpu_features", "gated_activation", "kv_compact", "kv_write", "layer_norm",
+    "linear", "num_workers", "paged_attention", "rms_norm", "rotary",
+]  # fmt: skip

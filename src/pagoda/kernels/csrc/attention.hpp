@@ -4,11 +4,10 @@
 #include <cstdint>
 #include <string>
 
+#include "dtype.hpp"
 #include "isa.hpp"
 
 namespace pagoda {
-
-enum class Dtype : int32_t { f32 = 0, bf16 = 1 };
 
 struct AttentionArgs {
   // Queries [T, Hq, k_dim], strides in elements, last dimension contiguous; result [T, Hq, v_dim] contiguous.

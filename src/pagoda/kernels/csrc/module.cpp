@@ -15,4 +15,5 @@ NB_MODULE(_cpu, m) {
   pagoda::bind_pages(m);
   pagoda::bind_attention(m);
   pagoda::bind_linear(m);
+  pagoda::bind_rows(m);
 }

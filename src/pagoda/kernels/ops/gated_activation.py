@@ -41,7 +41,8 @@ def reference(gate: Tensor, up: Tensor, kind: str, *, alpha: float = 1.702, limi
 
 
 _OP = Op("gated_activation", reference)
-TOLERANCE = {torch.float32: (1e-5, 1e-6), torch.bfloat16: (2e-2, 1e-2), torch.float16: (4e-3, 1e-3)}
+# torch's own float32 GELU is off by up to 1.2e-6 (at -4.0003, against float64), and up to 10 times that once gated.
+TOLERANCE = {torch.float32: (1e-5, 1.2e-5), torch.bfloat16: (2e-2, 1e-2), torch.float16: (4e-3, 1e-3)}
 
 
 def _case(make: Make, kind: str, shape: tuple[int, ...] = (5, 33)) -> dict[str, object]:

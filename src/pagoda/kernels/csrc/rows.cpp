@@ -1,0 +1,52 @@
+#include "rows.hpp"
+
+#include <algorithm>
+
+#include "parallel.hpp"
+
+namespace pagoda {
+
+namespace {
+
+// Elements of one item. Waking a worker that spins costs about a microsecond, in which a core handles some 4,000 elements.
+constexpr int64_t kItem = 8192;
+
+// Calls body(first, end) over 0..count in parts of about kItem elements, `width` of which belong to one of count.
+template <typename Body>
+void split(int64_t count, int64_t width, int num_threads, Body body) {
+  const int64_t step = std::max<int64_t>(1, kItem / std::max<int64_t>(1, width));
+  parallel_for((count + step - 1) / step, num_threads,
+               [&](int64_t i) { body(i * step, std::min(count, (i + 1) * step)); });
+}
+
+}  // namespace
+
+void norm(const NormArgs& a, int num_threads, const std::string& isa) {
+  const auto body = PAGODA_BODY(isa, norm_rows);
+  split(a.rows, a.parts * a.dim, num_threads, [&](int64_t first, int64_t end) { body(a, first, end); });
+}
+
+void rotary(const RotaryArgs& a, int num_threads, const std::string& isa) {
+  const auto body = PAGODA_BODY(isa, rotary_rows);
+  split(a.rows, a.heads * a.pairs * 2, num_threads, [&](int64_t first, int64_t end) { body(a, first, end); });
+}
+
+void activation(const ActivationArgs& a, int num_threads, const std::string& isa) {
+  const auto body = PAGODA_BODY(isa, activation_columns);
+  const int64_t parts = (a.width + kItem / 4 - 1) / (kItem / 4), step = (a.width + parts - 1) / std::max<int64_t>(1, parts);
+  parallel_for(a.rows * parts, num_threads, [&](int64_t i) {
+    const int64_t first = i % parts * step;
+    body(a, i / parts, first, std::min(a.width, first + step));
+  });
+}
+
+void add(const AddArgs& a, int num_threads, const std::string& isa) {
+  const auto body = PAGODA_BODY(isa, add_elements);
+  split(a.count, 1, num_threads, [&](int64_t first, int64_t end) { body(a, first, end); });
+}
+
+void clip(void* x, int64_t rows, int64_t width, int64_t row_stride, Dtype dtype, float bound, const std::string& isa) {
+  PAGODA_BODY(isa, clip_rows)(x, rows, width, row_stride, dtype, bound);
+}
+
+}  // namespace pagoda

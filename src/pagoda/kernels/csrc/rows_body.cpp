@@ -1,0 +1,268 @@
+// Rows of a batch for one instruction set; see rows.hpp. Sums of a row run over lanes in a fixed order, so a row's result
+// depends on nothing but the row.
+
+#include "rows.hpp"
+#include "vec.hpp"
+
+namespace pagoda {
+namespace {
+
+inline float total(Vec x) {
+  float lanes[kLanes];
+  store(lanes, x);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+// A register with `count` elements from p, the rest `fill`.
+template <typename T>
+inline Vec load_part(const T* p, int64_t count, float fill = 0.0f) {
+  float lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i < count ? widen(p[i]) : fill;
+  return load(lanes);
+}
+
+template <typename T>
+inline void store_part(T* p, Vec x, int64_t count) {
+  float lanes[kLanes];
+  store(lanes, x);
+  for (int i = 0; i < count; ++i) narrow(lanes[i], p + i);
+}
+
+// To the model's dtype and back: what the reference's own rounding between two operations does.
+template <typename T>
+inline Vec rounded(Vec x);
+template <>
+inline Vec rounded<float>(Vec x) { return x; }
+template <>
+inline Vec rounded<uint16_t>(Vec x) {
+  const UintVec bits = (UintVec)x;
+  const UintVec up = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  return select(x == x, (Vec)up, (Vec)(bits | 0x400000u));
+}
+
+inline void store_as(float* p, Vec x) { store(p, x); }
+inline void store_as(uint16_t* p, Vec x) {
+  const HalfVec half = __builtin_convertvector((UintVec)rounded<uint16_t>(x) >> 16, HalfVec);
+  memcpy(p, &half, sizeof half);
+}
+
+// Calls act(i, count) over a row of `width`, registers first, then what is left.
+template <typename Act>
+inline void sweep(int64_t first, int64_t end, Act act) {
+  int64_t i = first;
+  for (; i + kLanes <= end; i += kLanes) act(i, int64_t{kLanes});
+  if (i < end) act(i, end - i);
+}
+
+template <typename T>
+inline Vec take(const T* p, int64_t count) { return count == kLanes ? load(p) : load_part(p, count); }
+template <typename T>
+inline void put(T* p, Vec x, int64_t count) {
+  if (count == kLanes) store_as(p, x);
+  else store_part(p, x, count);
+}
+
+// ---- norms -----------------------------------------------------------------------------------------------------------
+
+template <typename T>
+void norm_row(const NormArgs& a, const T* x, T* out, const T* weight, const T* bias) {
+  Vec sum{};
+  float mean = 0.0f;
+  if (a.centred) {
+    sweep(0, a.dim, [&](int64_t i, int64_t n) { sum += take(x + i, n); });
+    mean = total(sum) / float(a.dim);
+    sum = Vec{};
+  }
+  sweep(0, a.dim, [&](int64_t i, int64_t n) {
+    const Vec v = n == kLanes ? load(x + i) - splat(mean) : load_part(x + i, n, mean) - splat(mean);
+    sum += v * v;
+  });
+  const float scale = 1.0f / __builtin_sqrtf(total(sum) / float(a.dim) + a.eps);
+  sweep(0, a.dim, [&](int64_t i, int64_t n) {
+    Vec y = (take(x + i, n) - splat(mean)) * scale;
+    if (a.round_first) y = rounded<T>(y);
+    if (weight) y = y * (a.offset == 0.0f ? take(weight + i, n) : take(weight + i, n) + splat(a.offset));
+    if (bias) y = (a.round_first ? rounded<T>(y) : y) + take(bias + i, n);
+    put(out + i, y, n);
+  });
+}
+
+template <typename T>
+void norm_rows_of(const NormArgs& a, int64_t first, int64_t end) {
+  const T* const weight = static_cast<const T*>(a.weight);
+  const T* const bias = static_cast<const T*>(a.bias);
+  for (int64_t row = first; row < end; ++row)
+    for (int64_t part = 0; part < a.parts; ++part)
+      norm_row<T>(a, static_cast<const T*>(a.x) + row * a.row_stride + part * a.dim,
+                  static_cast<T*>(a.out) + row * a.out_stride + part * a.dim,
+                  weight ? weight + part * a.weight_stride : nullptr, bias ? bias + part * a.weight_stride : nullptr);
+}
+
+// ---- rotation --------------------------------------------------------------------------------------------------------
+
+// A: the type of the angles. Where it equals T, products are rounded to T before they are added, as the reference's are.
+template <typename T, typename A, bool kRound>
+inline void turn(Vec& first, Vec& second, Vec c, Vec s) {
+  const auto round = [](Vec x) { return kRound ? rounded<T>(x) : x; };
+  const Vec low = round(first * c) - round(second * s);
+  second = round(second * c) + round(first * s);
+  first = low;
+}
+
+template <typename T, typename A>
+void rotary_rows_of(const RotaryArgs& a, int64_t first, int64_t end) {
+  constexpr bool kRound = sizeof(T) == sizeof(A);
+  for (int64_t row = first; row < end; ++row) {
+    const int64_t position = a.positions ? a.positions[row] : row;
+    const A* const cos = static_cast<const A*>(a.cos) + position * a.pairs;
+    const A* const sin = static_cast<const A*>(a.sin) + position * a.pairs;
+    for (int64_t head = 0; head < a.heads; ++head) {
+      T* const x = static_cast<T*>(a.x) + row * a.row_stride + head * a.dim;
+      if (!a.interleaved) {
+        sweep(0, a.pairs, [&](int64_t i, int64_t n) {
+          Vec low = take(x + i, n), high = take(x + a.pairs + i, n);
+          turn<T, A, kRound>(low, high, take(cos + i, n), take(sin + i, n));
+          put(x + i, low, n);
+          put(x + a.pairs + i, high, n);
+        });
+        continue;
+      }
+      for (int64_t i = 0; i < a.pairs; ++i) {
+        Vec low = splat(widen(x[2 * i])), high = splat(widen(x[2 * i + 1]));
+        turn<T, A, kRound>(low, high, splat(widen(cos[i])), splat(widen(sin[i])));
+        narrow(low[0], x + 2 * i);
+        narrow(high[0], x + 2 * i + 1);
+      }
+    }
+  }
+}
+
+// ---- activations -----------------------------------------------------------------------------------------------------
+
+inline Vec sigmoid(Vec x) {
+  const Vec high = splat(87.0f), away = maximum(-high, -x);
+  return splat(1.0f) / (splat(1.0f) + exponential(select(away > high, high, away)));
+}
+
+// The complementary error function of z >= 0: Chebyshev fit of Press et al., Numerical Recipes, 6.2; fractional error below
+// 1.2e-7, so that the tail of the GELU keeps its digits (1 - erf would lose them).
+inline Vec erfc_of(Vec z) {
+  constexpr float kFit[] = {0.17087277f, -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f,
+                            -0.18628806f, 0.09678418f, 0.37409196f, 1.00002368f, -1.26551223f};
+  const Vec t = splat(1.0f) / (splat(1.0f) + z * 0.5f);
+  Vec p = splat(kFit[0]);
+  for (int i = 1; i < 10; ++i) p = p * t + splat(kFit[i]);
+  return t * exponential(p - z * z);
+}
+
+inline Vec gelu(Vec x) {
+  const Vec tail = erfc_of(maximum(x, -x) * 0.70710678f) * 0.5f;
+  return x * select(x < Vec{}, tail, splat(1.0f) - tail);
+}
+
+template <Activation kKind>
+inline Vec act(Vec x) {
+  if constexpr (kKind == Activation::silu) return x * sigmoid(x);
+  if constexpr (kKind == Activation::gelu) return gelu(x);
+  if constexpr (kKind == Activation::gelu_tanh)
+    return x * 0.5f * (splat(1.0f) + tanh_of((x + x * x * x * 0.044715f) * 0.79788456f));
+  if constexpr (kKind == Activation::relu) return maximum(Vec{}, x);
+  return x;
+}
+
+template <typename T, typename Function>
+inline void apply(const ActivationArgs& a, int64_t row, int64_t first, int64_t end, Function function) {
+  const T* const gate = static_cast<const T*>(a.gate) + row * a.row_stride;
+  const T* const up = a.up ? static_cast<const T*>(a.up) + row * a.row_stride : nullptr;
+  T* const out = static_cast<T*>(a.out) + row * a.out_stride;
+  sweep(first, end, [&](int64_t i, int64_t n) {
+    Vec y = function(take(gate + i, n));
+    if (up) y = rounded<T>(y) * take(up + i, n);
+    put(out + i, y, n);
+  });
+}
+
+template <typename T>
+void activation_of(const ActivationArgs& a, int64_t row, int64_t first, int64_t end) {
+  switch (a.kind) {
+    case Activation::silu: return apply<T>(a, row, first, end, act<Activation::silu>);
+    case Activation::gelu: return apply<T>(a, row, first, end, act<Activation::gelu>);
+    case Activation::gelu_tanh: return apply<T>(a, row, first, end, act<Activation::gelu_tanh>);
+    case Activation::relu: return apply<T>(a, row, first, end, act<Activation::relu>);
+    case Activation::quick_gelu:
+      return apply<T>(a, row, first, end, [](Vec x) { return x * rounded<T>(sigmoid(rounded<T>(x * 1.702f))); });
+    case Activation::relu2:
+      return apply<T>(a, row, first, end, [](Vec x) { const Vec y = maximum(Vec{}, x); return y * y; });
+    case Activation::swiglu_oai: break;
+  }
+  // g * sigmoid(alpha * g) * (u + 1) with g and u bounded; every step is rounded, as the reference's are.
+  const T* const gate = static_cast<const T*>(a.gate) + row * a.row_stride;
+  const T* const up = static_cast<const T*>(a.up) + row * a.row_stride;
+  T* const out = static_cast<T*>(a.out) + row * a.out_stride;
+  const Vec limit = splat(a.limit);
+  sweep(first, end, [&](int64_t i, int64_t n) {
+    Vec g = take(gate + i, n), u = take(up + i, n);
+    g = select(g > limit, limit, g);
+    u = select(u > limit, limit, select(u < -limit, -limit, u));
+    const Vec swish = rounded<T>(g * rounded<T>(sigmoid(rounded<T>(g * a.alpha))));
+    put(out + i, rounded<T>(u + splat(1.0f)) * swish, n);
+  });
+}
+
+// ---- sums ------------------------------------------------------------------------------------------------------------
+
+template <typename T>
+void add_of(const AddArgs& a, int64_t first, int64_t end) {
+  T* const x = static_cast<T*>(a.x);
+  const T* const branch = static_cast<const T*>(a.branch);
+  sweep(first, end, [&](int64_t i, int64_t n) {
+    Vec y = take(branch + i, n);
+    if (a.scale != 1.0f) y = rounded<T>(y * a.scale);
+    put(x + i, take(x + i, n) + y, n);
+  });
+}
+
+template <typename T>
+void clip_of(T* x, int64_t rows, int64_t width, int64_t row_stride, float bound) {
+  const Vec high = splat(bound);
+  for (int64_t row = 0; row < rows; ++row, x += row_stride)
+    sweep(0, width, [&](int64_t i, int64_t n) {
+      const Vec v = take(x + i, n);
+      put(x + i, select(v > high, high, select(v < -high, -high, v)), n);
+    });
+}
+
+}  // namespace
+
+namespace PAGODA_ISA {
+
+void norm_rows(const NormArgs& a, int64_t first, int64_t end) {
+  if (a.dtype == Dtype::f32) norm_rows_of<float>(a, first, end);
+  else norm_rows_of<uint16_t>(a, first, end);
+}
+
+void rotary_rows(const RotaryArgs& a, int64_t first, int64_t end) {
+  if (a.dtype == Dtype::f32) rotary_rows_of<float, float>(a, first, end);
+  else if (a.angle_dtype == Dtype::f32) rotary_rows_of<uint16_t, float>(a, first, end);
+  else rotary_rows_of<uint16_t, uint16_t>(a, first, end);
+}
+
+void activation_columns(const ActivationArgs& a, int64_t row, int64_t first, int64_t end) {
+  if (a.dtype == Dtype::f32) activation_of<float>(a, row, first, end);
+  else activation_of<uint16_t>(a, row, first, end);
+}
+
+void add_elements(const AddArgs& a, int64_t first, int64_t end) {
+  if (a.dtype == Dtype::f32) add_of<float>(a, first, end);
+  else add_of<uint16_t>(a, first, end);
+}
+
+void clip_rows(void* x, int64_t rows, int64_t width, int64_t row_stride, Dtype dtype, float bound) {
+  if (dtype == Dtype::f32) clip_of(static_cast<float*>(x), rows, width, row_stride, bound);
+  else clip_of(static_cast<uint16_t*>(x), rows, width, row_stride, bound);
+}
+
+}  // namespace PAGODA_ISA
+}  // namespace pagoda

@@ -1,0 +1,65 @@
+"""The C++ bodies of norms, rotation, activations: every instruction set, widths that fill no register, any threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pagoda.kernels.ops import activation, gated_activation, layer_norm, rms_norm, rotary
+
+cpu = pytest.importorskip("pagoda.kernels.cpu", reason="built without the C++ kernels")
+ISAS = ["base", "avx2", "avx512", "avx512vnni", "avx512bf16"]
+ISAS = ISAS[: ISAS.index(cpu.best_isa()) + 1]
+LOOSE = {torch.float32: {"rtol": 1e-5, "atol": 2e-6}, torch.bfloat16: {"rtol": 8e-3, "atol": 1e-3}}
+
+
+def rows(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 2.0) -> torch.Tensor:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(len(shape) + shape[-1])) * scale).to(dtype)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", LOOSE)
+@pytest.mark.parametrize("width", [1, 15, 33, 96])
+def test_every_instruction_set(isa: str, dtype: torch.dtype, width: int) -> None:
+    x, weight, bias = rows((3, width), dtype), rows((width,), dtype), rows((width,), dtype, 0.5)
+    for got, expected in [
+        (cpu.rms_norm(x, weight, 1e-6, isa=isa), rms_norm.__globals__["reference"](x, weight, 1e-6)),
+        (cpu.layer_norm(x, weight, bias, 1e-5, isa=isa), layer_norm.__globals__["reference"](x, weight, bias, 1e-5)),
+        (cpu.activation(x, "silu", isa), activation.__globals__["reference"](x, "silu")),
+        (
+            cpu.gated_activation(x, x + 1, "relu2", isa=isa),
+            gated_activation.__globals__["reference"](x, x + 1, "relu2"),
+        ),
+    ]:
+        torch.testing.assert_close(got, expected, **LOOSE[dtype])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotation_is_bit_equal_in_bfloat16(isa: str, interleaved: bool) -> None:
+    q, k = rows((5, 3, 20), torch.bfloat16), rows((5, 1, 20), torch.bfloat16)
+    angles = rows((5, 6), torch.float32)
+    options = {"interleaved": interleaved, "rotary_dim": 12}
+    for dtype in (torch.bfloat16, torch.float32):
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        expected = rotary.__globals__["reference"](q, k, cos, sin, **options)
+        got = cpu.rotary(q, k, cos, sin, isa=isa, **options)
+        assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+def test_a_row_does_not_depend_on_its_batch_mates_or_on_threads() -> None:
+    x, weight = rows((64, 900), torch.float32), rows((900,), torch.float32)
+    whole = cpu.rms_norm(x, weight, 1e-6)
+    assert all(torch.equal(cpu.rms_norm(x[i : i + 1], weight, 1e-6)[0], whole[i]) for i in (0, 31, 63))
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(cpu.rms_norm(x, weight, 1e-6), whole)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_extremes_stay_finite_or_nan_as_in_torch() -> None:
+    x = torch.tensor([[-1e30, -200.0, -88.0, 0.0, 88.0, 200.0, 1e30, float("nan")]])
+    for kind in ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu"):
+        expected = activation.__globals__["reference"](x, kind)
+        torch.testing.assert_close(cpu.activation(x, kind), expected, rtol=1e-5, atol=1e-6, equal_nan=True)
