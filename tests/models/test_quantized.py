@@ -91,7 +91,9 @@ def test_every_format_in_a_model(text: str, tied: bool, dtype: str) -> None:
     model = filled(config, state(config), text, dtype=getattr(torch, dtype))
     assert model.weight_bytes == ModelShape.from_config(config).weight_bytes(dtype, parse_quantization(text))
     assert ("lm_head.weight" in model.weights()) is not tied
-    if dtype == "float32":
+    if dtype == "float32" and not any(
+        getattr(w, "format", None) and w.format.dynamic for w in model.weights().values()
+    ):
         torch.testing.assert_close(logits(model), logits(unpacked(model)), rtol=1e-4, atol=1e-4)
 
 

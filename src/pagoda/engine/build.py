@@ -153,7 +153,7 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         num_bytes = grammar_bytes(loaded.tokenizer.vocab_size)
         leases.append(ledger.lease("grammars", num_bytes, "structured output", lambda: grammars.trie_bytes))
 
-    sizes = fit(config, loaded.shape, loaded.dtype, ledger)
+    sizes = fit(config, loaded.shape, loaded.dtype, ledger, loaded.quantization)
 
     def working_bytes() -> int:
         """What malloc took for steps: all that it took since the runtime was measured, less weights and grammars."""

@@ -13,6 +13,7 @@ from ..core.types import KVFormat
 from ..core.units import format_bytes, parse_bytes
 from ..models.shape import ModelShape
 from ..sampling.scratch import scratch_bytes
+from ..weights.quantization import Quantization
 from .advance import LOGIT_ROWS
 from .config import EngineConfig
 
@@ -30,7 +31,9 @@ class Sizes:
     activation_bytes: int
 
 
-def fit(config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger) -> Sizes:
+def fit(
+    config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger, quantization: Quantization | None = None
+) -> Sizes:
     """Divide what the ledger has left beside the weights. Raises BudgetError with the nearest budget that works."""
     fmt = shape.kv_format(config.page_size, dtype)
     longest = _longest(config, shape)
@@ -39,6 +42,7 @@ def fit(config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger) -> 
         shape.activation_bytes(config.max_num_batched_tokens, rows, dtype, max_kv_len=longest)
         + scratch_bytes(rows, shape.vocab_size, with_logprobs=True)
         + shape.table_bytes(longest, dtype)
+        + shape.unpacking_bytes(quantization or Quantization())
     )
     # With "auto" one step's worth of context is the least that makes sense; a stated length must fit whole.
     least = longest if config.max_model_len != "auto" else min(longest, 16 * fmt.page_size)

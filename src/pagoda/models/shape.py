@@ -114,6 +114,11 @@ class ModelShape:
         found = ((quantization.of(m.name, m.role), m) for m in self.matrices)
         return max((f.scratch_bytes(m.rows, m.cols) for f, m in found if f is not None), default=0)
 
+    def unpacking_bytes(self, quantization: Quantization) -> int:
+        """Bytes of one step beside its activations, for weights that are unpacked while they are multiplied."""
+        found = ((quantization.of(m.name, m.role), m) for m in self.matrices)
+        return max((f.unpacking_bytes(m.cols) for f, m in found if f is not None), default=0)
+
     def kv_format(self, page_size: int, dtype: str) -> KVFormat:
         """The page accounting's view of this model's KV."""
         _size(dtype)

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from pagoda.core.errors import WeightsError
-from pagoda.weights.formats.base import BLOCK_ELEMS, WeightFormat
+from pagoda.weights.filling import Filling, new_filling
+from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.packed import ExpertStack, PackedMatrix
 from pagoda.weights.quantization import Quantization
 
@@ -42,7 +42,7 @@ class WeightStore:
         self._wanted: dict[tuple[str, int], set[Region]] = {}
         for region in regions:
             self._wanted.setdefault(region[:2], set()).add(region)
-        self._filling: dict[tuple[str, int], _Filling] = {}
+        self._filling: dict[tuple[str, int], Filling] = {}
 
     @property
     def num_bytes(self) -> int:
@@ -107,8 +107,8 @@ class WeightStore:
             dense = tensor if isinstance(tensor, Tensor) else tensor.dense()
             self._filling[unit].put(piece.start, piece.cut(dense).reshape(-1, param.shape[-1]))
 
-    def _new_filling(self, format: WeightFormat, param: Param) -> _Filling:
-        return _Filling(format, param.shape[-2], param.shape[-1], self.dtype, self.device)
+    def _new_filling(self, format: WeightFormat, param: Param) -> Filling:
+        return new_filling(format, *param.shape[-2:], dtype=self.dtype, device=self.device)
 
     def _pack_if_complete(self, piece: Piece) -> None:
         unit = (piece.param, piece.expert)
@@ -121,50 +121,3 @@ class WeightStore:
         stack = self.weights.setdefault(piece.param, ExpertStack(*shape))
         assert isinstance(stack, ExpertStack)
         stack.experts[piece.expert] = packed
-
-
-class _Filling:
-    """One matrix on its way into a format."""
-
-    def __init__(self, format: WeightFormat, rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.format, self.cols = format, cols
-        self.tensors: dict[str, Tensor]
-        if format.row_wise:
-            parts = format.parts(rows, cols)
-            self.tensors = {
-                n: torch.empty(shape, dtype=getattr(torch, kind), device=device) for n, (shape, kind) in parts.items()
-            }
-        else:
-            self.tensors = {"whole": torch.empty(rows, cols, dtype=dtype, device=device)}
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in self.tensors.values())
-
-    def put(self, start: int, tensor: Tensor | PackedMatrix) -> None:
-        """Rows from ``start``: as codes where they are this format's, quantized otherwise."""
-        if isinstance(tensor, PackedMatrix):
-            if self.format.row_wise and self.format.same_codes(tensor.format):
-                for name, part in tensor.codes.items():
-                    self.tensors[name][start : start + len(part)] = part
-                return
-            tensor = tensor.dense()
-        step = max(1, BLOCK_ELEMS // self.cols)
-        for first in range(0, len(tensor), step):
-            block = tensor[first : first + step].to(self._device, torch.float32)
-            if not torch.isfinite(block).all():
-                raise WeightsError("a value is infinite or not a number, which no weight format can hold")
-            codes = self.format.quantize(block) if self.format.row_wise else {"whole": block}
-            for name, part in codes.items():
-                self.tensors[name][start + first : start + first + len(block)] = part
-
-    def finish(self, dtype: torch.dtype) -> PackedMatrix:
-        """The packed matrix; what was under way is given up."""
-        codes, self.tensors = self.tensors, {}
-        if not self.format.row_wise:
-            codes = self.format.quantize(codes["whole"].float())
-        return self.format.pack(codes, self.cols, dtype)
-
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self.tensors.values())).device

@@ -2,50 +2,120 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ..kernels import ops
+from ..kernels.packed import PackedWeight, unpack
+from ..kernels.quantize import quantize_tokens
+from .formats.base import TILE_ELEMS
+
 if TYPE_CHECKING:
     from .formats.base import Codes, WeightFormat
 
-TILE_ELEMS = 1 << 20  # unpacked at a time: 4 MiB of float32
 
+class PackedMatrix(ABC):
+    """``[rows, cols]`` in ``format``; ``dtype`` is what it unpacks to."""
 
-class PackedMatrix:
-    """``[rows, cols]`` in ``format``; ``dtype`` is what it unpacks to. The plain way, for every format."""
+    __slots__ = ("dtype", "format")
 
-    __slots__ = ("codes", "cols", "dtype", "format")
-
-    def __init__(self, format: WeightFormat, codes: Codes, cols: int, dtype: torch.dtype) -> None:
-        self.format, self.codes, self.cols, self.dtype = format, codes, cols, dtype
+    def __init__(self, format: WeightFormat, dtype: torch.dtype) -> None:
+        self.format, self.dtype = format, dtype
 
     @property
-    def shape(self) -> torch.Size:
-        return torch.Size((self._any_row_part().shape[0], self.cols))
+    @abstractmethod
+    def shape(self) -> torch.Size: ...
 
-    @property
-    def device(self) -> torch.device:
-        return self._any_row_part().device
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that it holds."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The whole matrix in ``dtype``."""
+
+    @abstractmethod
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows ``ids`` (int64, any shape) in ``dtype``: ``[*ids.shape, cols]``."""
+
+    @abstractmethod
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``x @ self.T + bias``: x ``[..., cols]`` -> ``[..., rows]`` like x."""
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in self.codes.values())
+        return sum(t.nbytes for t in self.tensors().values())
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.tensors().values())).device
+
+
+class PanelMatrix(PackedMatrix):
+    """A matrix in the kernels' own order: ``packed`` is what they take, ``dynamic`` asks for int8 activations."""
+
+    __slots__ = ("packed",)
+
+    def __init__(self, format: WeightFormat, packed: PackedWeight, dtype: torch.dtype) -> None:
+        super().__init__(format, dtype)
+        self.packed = packed
+
+    @property
+    def dynamic(self) -> bool:
+        return self.format.dynamic
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size(self.packed.shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {"data": self.packed.data, "scales": self.packed.scales, "zeros": self.packed.zeros}
+        return {name: t for name, t in found.items() if t is not None}
 
     def dense(self) -> Tensor:
-        """The whole matrix in ``dtype``."""
+        return unpack(self.packed).to(self.dtype)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return ops.packed_embedding(ids, self.packed, self.dtype)
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return ops.packed_linear(x, self.packed, bias, dynamic=self.format.dynamic)
+
+
+class CodedMatrix(PackedMatrix):
+    """A matrix as the codes of its format, for formats that no kernel knows; also how stored codes are handed over."""
+
+    __slots__ = ("codes", "cols")
+
+    def __init__(self, format: WeightFormat, codes: Codes, cols: int, dtype: torch.dtype) -> None:
+        super().__init__(format, dtype)
+        self.codes, self.cols = codes, cols
+
+    @property
+    def shape(self) -> torch.Size:
+        rows = next(t for n, t in self.codes.items() if n not in self.format.shared)
+        return torch.Size((rows.shape[0], self.cols))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.codes
+
+    def dense(self) -> Tensor:
         return self.format.dequantize(self.codes, self.cols).to(self.dtype)
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows ``ids`` (int64, any shape) in ``dtype``: ``[*ids.shape, cols]``."""
         flat = ids.reshape(-1)
         part = {n: t if n in self.format.shared else t.index_select(0, flat) for n, t in self.codes.items()}
         return self.format.dequantize(part, self.cols).to(self.dtype).view(*ids.shape, self.cols)
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x @ self.T + bias``: x ``[..., cols]`` in ``dtype`` -> ``[..., rows]``. Unpacks some rows at a time."""
+        """Unpacks some rows at a time. A dynamic format rounds x to int8 first, one scale per token."""
+        if self.format.dynamic:
+            q, scale = quantize_tokens(x)
+            x = (q * scale).to(x.dtype)
         rows, step = self.shape[0], max(1, TILE_ELEMS // max(self.cols, 1))
         if rows <= step:
             return linear(x, self.dense(), bias)
@@ -55,13 +125,13 @@ class PackedMatrix:
             out[..., start:stop] = linear(x, self.tile(start, stop), None if bias is None else bias[start:stop])
         return out
 
+    def codes_of(self, start: int, stop: int) -> Codes:
+        """The codes of rows ``start:stop``."""
+        return {n: t if n in self.format.shared else t[start:stop] for n, t in self.codes.items()}
+
     def tile(self, start: int, stop: int) -> Tensor:
         """Rows ``start:stop`` in ``dtype``."""
-        part = {n: t if n in self.format.shared else t[start:stop] for n, t in self.codes.items()}
-        return self.format.dequantize(part, self.cols).to(self.dtype)
-
-    def _any_row_part(self) -> Tensor:
-        return next(t for n, t in self.codes.items() if n not in self.format.shared)
+        return self.format.dequantize(self.codes_of(start, stop), self.cols).to(self.dtype)
 
 
 class ExpertStack:
@@ -92,8 +162,9 @@ def equal(one: object, other: object) -> bool:
         return torch.equal(one, other)
     if not (isinstance(one, PackedMatrix) and isinstance(other, PackedMatrix)):
         return False
-    same = (one.format, one.cols) == (other.format, other.cols)
-    return same and all(torch.equal(_bits(t), _bits(other.codes[n])) for n, t in one.codes.items())
+    same = (one.format, one.shape) == (other.format, other.shape)
+    ours, theirs = one.tensors(), other.tensors()
+    return same and all(torch.equal(_bits(t), _bits(theirs[n])) for n, t in ours.items())
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...core.errors import ConfigError, choices
+from ...kernels.packed_bytes import packed_nbytes
 from ._bits import grouped, nonzero, pack_bits, packed_width, ungrouped, unpack_bits
 from .base import Part, WeightFormat, check_group, num_groups
 
@@ -30,6 +31,7 @@ class GroupInt4(WeightFormat):
     symmetric: bool = False
     scale: str = "bfloat16"
 
+    kernel = "int4"
     relative_error = 0.14
 
     def __post_init__(self) -> None:
@@ -66,6 +68,18 @@ class GroupInt4(WeightFormat):
         low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
         scale = ((high - low) / 15).to(dtype)
         return scale, (-low / nonzero(scale.float())).round().clamp(0, 15)
+
+    @property
+    def kernel_group(self) -> int:
+        return self.group
+
+    def integers(self, codes: Codes, cols: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        q = unpack_bits(codes["codes"], 4, cols)
+        return (q, codes["scale"], codes["zero"]) if "zero" in codes else (q.char() - 8, codes["scale"], None)
+
+    def num_bytes(self, rows: int, cols: int) -> int:
+        wide = self.scale == "float32"
+        return packed_nbytes("int4", rows, cols, group=self.group, zeros=not self.symmetric, wide_scales=wide)
 
     def dequantize(self, codes: Codes, cols: int) -> Tensor:
         steps = grouped(unpack_bits(codes["codes"], 4, cols).float(), self.group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...kernels.packed_bytes import packed_nbytes
 from ._bits import nonzero
 from .base import Part, WeightFormat
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 class RowInt8(WeightFormat):
     """``w ~= codes * scale``: codes int8 in [-127, 127], scale float32 ``max|row| / 127``."""
 
+    kernel = "int8"
     relative_error = 0.015
 
     def parts(self, rows: int, cols: int) -> dict[str, Part]:
@@ -28,6 +30,12 @@ class RowInt8(WeightFormat):
 
         scale = weight.abs().amax(1) / 127
         return {"codes": (weight / nonzero(scale)[:, None]).round().to(torch.int8), "scale": scale}
+
+    def integers(self, codes: Codes, cols: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return codes["codes"], codes["scale"], None
+
+    def num_bytes(self, rows: int, cols: int) -> int:
+        return packed_nbytes("int8", rows, cols)
 
     def dequantize(self, codes: Codes, cols: int) -> Tensor:
         return codes["codes"].float() * codes["scale"][:, None]

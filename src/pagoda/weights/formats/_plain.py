@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from ...kernels.packed_bytes import packed_nbytes
 from .base import Part, WeightFormat
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ class Plain(WeightFormat):
         import torch
 
         return {"values": weight.to(getattr(torch, self.stored))}
+
+    def integers(self, codes: Codes, cols: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return codes["values"], None, None
+
+    def num_bytes(self, rows: int, cols: int) -> int:
+        return packed_nbytes(self.kernel, rows, cols) if self.kernel else self.stored_bytes(rows, cols)
 
     def dequantize(self, codes: Codes, cols: int) -> Tensor:
         return codes["values"].float()

@@ -18,10 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ...core.errors import ConfigError, choices
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
-
-    from ..packed import PackedMatrix
 
     Codes = dict[str, Tensor]
 
@@ -32,6 +29,7 @@ PART_BYTES = {
     "uint8": 1, "int8": 1, "float8_e4m3fn": 1, "float16": 2, "bfloat16": 2, "float32": 4,
 }  # fmt: skip
 GROUPS = (32, 64, 128)
+TILE_ELEMS = 1 << 18  # unpacked at a time where no kernel multiplies packed codes
 BLOCK_ELEMS = 1 << 18  # quantized at a time: 1 MiB of float32, so that temporaries stay in the processor's cache
 SCRATCH_BYTES = 24  # per weight while it is quantized: float32 and copies of it (the peak test of loading holds it)
 
@@ -47,6 +45,10 @@ class WeightFormat(ABC):
     """Rows are quantized one by one, so a matrix may come in parts; otherwise it is quantized as a whole."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Names of the codes that belong to all rows together."""
+    kernel: ClassVar[str] = ""
+    """The format's name in ``kernels.packed``, whose order its matrices have in memory; empty: its own codes."""
+    dynamic: ClassVar[bool] = False
+    """Whether activations are rounded to int8, token by token, before they are multiplied."""
     relative_error: ClassVar[float] = 0.0
     """Bound on |w - unpacked| / |w| (Frobenius) for normally distributed weights, with the default parameters."""
 
@@ -62,23 +64,34 @@ class WeightFormat(ABC):
     def dequantize(self, codes: Codes, cols: int) -> Tensor:
         """float32 ``[rows, cols]`` of codes with any number of rows."""
 
+    def integers(self, codes: Codes, cols: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What ``kernels.packed.lay_out`` takes of these codes: integers (or plain weights), scales, zeros."""
+        raise NotImplementedError(f"{self.name} has no kernel")
+
+    @property
+    def kernel_group(self) -> int:
+        """Inputs that share a scale, as the kernel counts them: 0 where a row has one."""
+        return 0
+
     def num_bytes(self, rows: int, cols: int) -> int:
-        """Exact bytes of a packed matrix."""
+        """Exact bytes of a packed matrix in memory."""
+        return self.stored_bytes(rows, cols)
+
+    def stored_bytes(self, rows: int, cols: int) -> int:
+        """Exact bytes of a matrix's codes, as they are stored."""
         return sum(prod(shape) * PART_BYTES[dtype] for shape, dtype in self.parts(rows, cols).values())
 
     def scratch_bytes(self, rows: int, cols: int) -> int:
         """Bytes beside codes and tensor while a matrix is packed (an upper estimate)."""
         return (min(rows * cols, BLOCK_ELEMS + cols) if self.row_wise else rows * cols) * SCRATCH_BYTES
 
+    def unpacking_bytes(self, cols: int) -> int:
+        """Bytes that a product takes for the rows that it unpacks (an upper estimate)."""
+        return 0 if self.kernel else max(TILE_ELEMS, cols) * SCRATCH_BYTES
+
     def same_codes(self, other: WeightFormat) -> bool:
         """Whether codes of ``other`` are codes of this format: the same parameters but for ``embed``."""
         return type(self) is type(other) and replace(other, embed=self.embed) == self
-
-    def pack(self, codes: Codes, cols: int, dtype: torch.dtype) -> PackedMatrix:
-        """A matrix that computes in ``dtype``; takes the codes over."""
-        from ..packed import PackedMatrix
-
-        return PackedMatrix(self, codes, cols, dtype)
 
 
 def check_group(name: str, group: int, allowed: tuple[int, ...] = GROUPS) -> None:

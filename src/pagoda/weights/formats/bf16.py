@@ -10,6 +10,7 @@ from ._plain import Plain
 @dataclass(frozen=True)
 class BF16(Plain):
     name = "bf16"
+    kernel = "bf16"
     stored = "bfloat16"
     relative_error = 0.003
 

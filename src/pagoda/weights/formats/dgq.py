@@ -28,6 +28,7 @@ class DGQ(WeightFormat):
     group: int = 128
 
     name = "dgq"
+    dynamic = True
     relative_error = 0.14
 
     def __post_init__(self) -> None:
@@ -55,23 +56,23 @@ class DGQ(WeightFormat):
         best, best_error = None, None
         for nearby in (ratio.floor(), ratio.ceil()):
             step = torch.minimum(nearby.clamp(min=1), most)
-            error = (self._values(w, step, zero, scale)[1] - w).square().sum(-1)
+            error = (self._nearest(w, step, zero, scale)[1] - w).square().sum(-1)
             best = step if best is None else torch.where(error < best_error, step, best)
             best_error = error if best_error is None else torch.minimum(error, best_error)
         assert best is not None
-        q = ungrouped(self._values(w, best, zero, scale)[0], weight.shape[1])
+        q = ungrouped(self._nearest(w, best, zero, scale)[0], weight.shape[1])
         step, zero = best.to(torch.uint8), zero.to(torch.uint8)
         return {"codes": pack_bits(q.to(torch.uint8), 4), "step": step, "zero": zero, "scale": scale}
 
     def dequantize(self, codes: Codes, cols: int) -> Tensor:
-        return self.integers(codes, cols) * codes["scale"][:, None]
+        return self.values(codes, cols) * codes["scale"][:, None]
 
-    def integers(self, codes: Codes, cols: int) -> Tensor:
+    def values(self, codes: Codes, cols: int) -> Tensor:
         """The row's 8-bit integers, as float32: ``[rows, cols]`` in [-127, 127]."""
         q = grouped(unpack_bits(codes["codes"], 4, cols).float(), self.group)
         return ungrouped((q - codes["zero"].float()[..., None]) * codes["step"].float()[..., None], cols)
 
-    def _values(self, w: Tensor, step: Tensor, zero: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def _nearest(self, w: Tensor, step: Tensor, zero: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Codes, and what they stand for, with these steps."""
         grid = (step * nonzero(scale)[:, None])[..., None]
         q = ((w / grid).round() + zero[..., None]).clamp(0, 15)

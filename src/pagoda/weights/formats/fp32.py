@@ -10,6 +10,7 @@ from ._plain import Plain
 @dataclass(frozen=True)
 class FP32(Plain):
     name = "fp32"
+    kernel = "fp32"
     stored = "float32"
     relative_error = 0.0
 

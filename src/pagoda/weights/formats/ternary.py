@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...kernels.packed_bytes import packed_nbytes
 from ._bits import nonzero, pack_bits, packed_width, unpack_bits
 from .base import Part, WeightFormat
 
@@ -25,6 +26,7 @@ class Ternary(WeightFormat):
     embed: str = "none"
 
     name = "ternary"
+    kernel = "ternary"
     relative_error = 0.6
 
     def parts(self, rows: int, cols: int) -> dict[str, Part]:
@@ -39,6 +41,12 @@ class Ternary(WeightFormat):
         scale = torch.where(is_ternary, largest, size.mean(1))
         steps = (weight / nonzero(scale)[:, None]).round().clamp(-1, 1)
         return {"codes": pack_bits((steps + 1).to(torch.uint8), 2), "scale": scale}
+
+    def integers(self, codes: Codes, cols: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return unpack_bits(codes["codes"], 2, cols).char() - 1, codes["scale"], None
+
+    def num_bytes(self, rows: int, cols: int) -> int:
+        return packed_nbytes("ternary", rows, cols)
 
     def dequantize(self, codes: Codes, cols: int) -> Tensor:
         return (unpack_bits(codes["codes"], 2, cols).float() - 1) * codes["scale"][:, None]

@@ -1,0 +1,207 @@
+"""One matrix on its way into a format: rows come as they are read, in any order, and are packed at once.
+
+Three ways, by what the format can do:
+
+    panels   a kernel knows the format: rows become codes, and whole panels of 16 rows go to their place in its order
+    codes    rows become codes, in the format's own order
+    whole    the format needs the matrix as a whole (low-rank corrections): kept dense until it is complete
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..core.errors import WeightsError
+from ..kernels.packed import PackedWeight, lay_out
+from ..kernels.packed_bytes import BITS, PANEL
+from .formats.base import BLOCK_ELEMS, WeightFormat
+from .packed import CodedMatrix, PackedMatrix, PanelMatrix
+
+if TYPE_CHECKING:
+    from .formats.base import Codes
+
+
+class Filling(ABC):
+    """A matrix ``[rows, cols]`` that is not complete yet."""
+
+    def __init__(self, format: WeightFormat, rows: int, cols: int, device: torch.device) -> None:
+        self.format, self.rows, self.cols, self.device = format, rows, cols, device
+
+    def put(self, start: int, tensor: Tensor | PackedMatrix) -> None:
+        """Rows from ``start``: as codes where they are this format's already, quantized otherwise.
+
+        Raises WeightsError for values that are not finite.
+        """
+        step = max(PANEL, BLOCK_ELEMS // max(self.cols, 1) // PANEL * PANEL)
+        first = 0
+        while first < tensor.shape[0]:
+            # Blocks end where panels end, so that most panels come in one piece.
+            last = min((start + first + step) // PANEL * PANEL - start, tensor.shape[0])
+            self._put_block(start + first, *self._block(tensor, first, last))
+            first = last
+
+    def _block(self, tensor: Tensor | PackedMatrix, first: int, last: int) -> tuple[Codes | None, Tensor | None]:
+        if isinstance(tensor, CodedMatrix):
+            if self.format.row_wise and self.format.same_codes(tensor.format):
+                return {n: t.to(self.device) for n, t in tensor.codes_of(first, last).items()}, None
+            block = tensor.tile(first, last).to(self.device, torch.float32)
+        else:
+            assert isinstance(tensor, Tensor)
+            block = tensor[first:last].to(self.device, torch.float32)
+        if not torch.isfinite(block).all():
+            raise WeightsError("a value is infinite or not a number, which no weight format can hold")
+        return None, block
+
+    @abstractmethod
+    def _put_block(self, start: int, codes: Codes | None, block: Tensor | None) -> None: ...
+
+    @abstractmethod
+    def finish(self, dtype: torch.dtype) -> PackedMatrix:
+        """The packed matrix, once every row has come."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int: ...
+
+
+def new_filling(
+    format: WeightFormat, rows: int, cols: int, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Filling:
+    """An empty matrix in ``format`` for a model that computes in ``dtype``."""
+    where = torch.device(device)
+    if format.kernel:
+        return _Panels(format, rows, cols, where)
+    return _Codes(format, rows, cols, where) if format.row_wise else _Whole(format, rows, cols, where, dtype)
+
+
+def pack_matrix(format: WeightFormat, weight: Tensor, dtype: torch.dtype) -> PackedMatrix:
+    """A whole matrix at once."""
+    filling = new_filling(format, *weight.shape, dtype=dtype, device=weight.device)
+    filling.put(0, weight)
+    return filling.finish(dtype)
+
+
+class _Codes(Filling):
+    def __init__(self, format: WeightFormat, rows: int, cols: int, device: torch.device) -> None:
+        super().__init__(format, rows, cols, device)
+        parts = format.parts(rows, cols)
+        self.codes = {n: torch.empty(shape, dtype=getattr(torch, t), device=device) for n, (shape, t) in parts.items()}
+
+    def _put_block(self, start: int, codes: Codes | None, block: Tensor | None) -> None:
+        for name, part in (self.format.quantize(block) if codes is None and block is not None else codes or {}).items():
+            self.codes[name][start : start + part.shape[0]] = part
+
+    def finish(self, dtype: torch.dtype) -> PackedMatrix:
+        return CodedMatrix(self.format, self.codes, self.cols, dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.codes.values())
+
+
+class _Whole(Filling):
+    def __init__(self, format: WeightFormat, rows: int, cols: int, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(format, rows, cols, device)
+        self.matrix = torch.empty(rows, cols, dtype=dtype, device=device)
+        self.ready: Codes | None = None
+
+    def put(self, start: int, tensor: Tensor | PackedMatrix) -> None:
+        if isinstance(tensor, CodedMatrix) and self.format.same_codes(tensor.format) and tensor.shape[0] == self.rows:
+            self.ready = {n: t.to(self.device, copy=True) for n, t in tensor.codes.items()}
+        else:
+            super().put(start, tensor)
+
+    def _put_block(self, start: int, codes: Codes | None, block: Tensor | None) -> None:
+        assert block is not None
+        self.matrix[start : start + block.shape[0]] = block
+
+    def finish(self, dtype: torch.dtype) -> PackedMatrix:
+        codes = self.ready or self.format.quantize(self.matrix.float())
+        return CodedMatrix(self.format, codes, self.cols, dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return self.matrix.nbytes
+
+
+@dataclass(slots=True)
+class _Edge:
+    """A panel of which some rows have come: their integers, scales and zeros by row."""
+
+    rows: dict[int, tuple[Tensor | None, ...]]
+
+
+class _Panels(Filling):
+    """Writes ``kernels.packed``'s order panel by panel; rows of a panel that came in parts wait for the others."""
+
+    def __init__(self, format: WeightFormat, rows: int, cols: int, device: torch.device) -> None:
+        super().__init__(format, rows, cols, device)
+        kernel, group, panels = format.kernel, format.kernel_group, -(-rows // PANEL)
+        like = self._lay_out(*format.integers(format.quantize(torch.zeros(1, cols, device=device)), cols))
+        blocks = -(-cols * BITS[kernel] // 32)
+        self.data = torch.empty(1, panels, blocks, PANEL * 4, dtype=torch.uint8, device=device)
+        groups = -(-cols // group) if group else 0
+        scales = (1, panels, groups, PANEL) if group else (1, panels * PANEL)
+        self.scales = None if like.scales is None else torch.empty(scales, dtype=like.scales.dtype, device=device)
+        self.zeros = None if like.zeros is None else torch.empty(scales, dtype=torch.uint8, device=device)
+        self._edges: dict[int, _Edge] = {}
+
+    def _lay_out(self, values: Tensor, scales: Tensor | None, zeros: Tensor | None) -> PackedWeight:
+        return lay_out(self.format.kernel, values, scales, zeros, group=self.format.kernel_group)
+
+    def _put_block(self, start: int, codes: Codes | None, block: Tensor | None) -> None:
+        if codes is None:
+            assert block is not None
+            codes = self.format.quantize(block)
+        integers = self.format.integers(codes, self.cols)
+        stop = start + integers[0].shape[0]
+        whole, end = -(-start // PANEL) * PANEL, stop if stop == self.rows else stop // PANEL * PANEL
+        if end > whole:
+            self._write(whole // PANEL, *(_cut(t, whole - start, end - start) for t in integers))
+        for row in [*range(start, min(whole, stop)), *range(max(end, whole), stop)]:
+            self._keep(row, tuple(None if t is None else t[row - start].clone() for t in integers))
+
+    def _keep(self, row: int, values: tuple[Tensor | None, ...]) -> None:
+        panel = row // PANEL
+        edge = self._edges.setdefault(panel, _Edge({}))
+        edge.rows[row] = values
+        if len(edge.rows) < min(PANEL, self.rows - panel * PANEL):
+            return
+        rows = [edge.rows[r] for r in sorted(edge.rows)]
+        columns = [None if part[0] is None else torch.stack(list(part)) for part in zip(*rows, strict=True)]  # type: ignore[arg-type]
+        del self._edges[panel]
+        values_, scales, zeros = columns
+        assert values_ is not None
+        self._write(panel, values_, scales, zeros)
+
+    def _write(self, panel: int, values: Tensor | None, scales: Tensor | None, zeros: Tensor | None) -> None:
+        assert values is not None
+        small = self._lay_out(values, scales, zeros)
+        last = panel + small.num_panels
+        self.data[:, panel:last] = small.data
+        if self.scales is not None and small.scales is not None:
+            at = slice(panel, last) if self.format.kernel_group else slice(panel * PANEL, last * PANEL)
+            self.scales[:, at] = small.scales
+        if self.zeros is not None and small.zeros is not None:
+            self.zeros[:, panel:last] = small.zeros
+
+    def finish(self, dtype: torch.dtype) -> PackedMatrix:
+        assert not self._edges, "rows are missing"
+        fmt = self.format
+        packed = PackedWeight(
+            fmt.kernel, self.rows, self.cols, self.data, self.scales, self.zeros, fmt.kernel_group, experts=1
+        )
+        return PanelMatrix(fmt, packed, dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self.data, self.scales, self.zeros) if t is not None)
+
+
+def _cut(tensor: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return None if tensor is None else tensor[start:stop]

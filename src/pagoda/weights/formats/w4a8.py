@@ -1,0 +1,16 @@
+"""w4a8: weights as ``int4``; activations become 8-bit integers, a scale a token and group; products in integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ._int4 import GroupInt4
+
+
+@dataclass(frozen=True)
+class W4A8(GroupInt4):
+    name = "w4a8"
+    dynamic = True
+
+
+FORMAT = W4A8
