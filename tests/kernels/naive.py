@@ -4,8 +4,9 @@ import numpy as np
 
 
 def naive_attention(
-    q, pages, layout, table, *, scale, window=0, soft_cap=0.0, sinks=None, alibi_slopes=None, v_dim=None, prob_sums=None
-):
+    q, pages, layout, table, *, scale, window=0, soft_cap=0.0, sinks=None, alibi_slopes=None, v_dim=None,
+    prob_sums=None, sum_last=0,
+):  # fmt: skip
     """Returns the result and the probability sums, whether asked for or not."""
     num_tokens, num_q_heads, _ = q.shape
     num_seqs, num_kv_heads = table.kv_lens.shape
@@ -39,5 +40,6 @@ def naive_attention(
                     total += np.exp(float(sinks[head]) - top)
                 probs = np.exp(scores - top) / total
                 out[start + i, head] = probs @ values[where]
-                sums[seq, kv_head, slots] += probs
+                if not sum_last or i >= stop - start - sum_last:
+                    sums[seq, kv_head, slots] += probs
     return out, sums

@@ -71,6 +71,7 @@ def batches(draw):
         "alibi_slopes": make.normal(heads).abs() if draw(st.booleans()) else None,
         "v_dim": 7 if v_dim == 0 else None,
         "prob_sums": torch.ones(*table.kv_lens.shape, table.max_kv_len) if draw(st.booleans()) else None,
+        "sum_last": draw(st.sampled_from([0, 0, 1, 4])),
     }
 
 

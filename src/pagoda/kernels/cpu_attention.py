@@ -25,9 +25,13 @@ def paged_attention(
     alibi_slopes: Tensor | None = None,
     v_dim: int | None = None,
     prob_sums: Tensor | None = None,
+    sum_last: int = 0,
     isa: str = "",
+    share_prefixes: bool = True,
 ) -> Tensor:
-    """As `ops.paged_attention`, without ``prob_sums``; ``isa`` fixes the instruction set (for tests)."""
+    """As `ops.paged_attention`. For tests and benchmarks: ``isa`` fixes the instruction set, and without
+    ``share_prefixes`` every sequence reads all its pages itself (the same bits, more slowly).
+    """
     q, columns = head_rows(q), layout.v_dim if v_dim is None else v_dim
     num_seqs, num_kv_heads = table.kv_lens.shape
     out = torch.empty(q.shape[0], q.shape[1], columns, dtype=q.dtype)
@@ -38,20 +42,42 @@ def paged_attention(
     wide_sinks = None if sinks is None else sinks.float().contiguous()  # named, so that they outlive the call
     wide_slopes = None if alibi_slopes is None else alibi_slopes.float().contiguous()
     _cpu.paged_attention(
-        q.data_ptr(), q.stride(0), q.stride(1), out.data_ptr(), q.dtype == torch.bfloat16,
-        pages.data_ptr(), pages.shape[0], layout.page_size, layout.k_dim, layout.v_dim, columns,
+        q.data_ptr(), q.stride(0), q.stride(1), out.data_ptr(), DTYPES[q.dtype],
+        pages.data_ptr(), pages.shape[0], STORES[layout.dtype], layout.page_size, layout.k_dim, layout.v_dim, columns,
         rows.data_ptr(), rows.shape[0], rows.shape[1], row_of.data_ptr(), offset.data_ptr(), kv_lens.data_ptr(),
         q_starts.data_ptr(), num_seqs, q.shape[0], q.shape[1], num_kv_heads, scale, soft_cap, window,
         0 if wide_sinks is None else wide_sinks.data_ptr(), 0 if wide_slopes is None else wide_slopes.data_ptr(),
+        0 if prob_sums is None else prob_sums.data_ptr(), table.max_kv_len if prob_sums is None else prob_sums.shape[2],
+        sum_last, share_prefixes,
         torch.get_num_threads(), isa,
     )  # fmt: skip
     return out
 
 
+def plan(
+    table: LayerTable,
+    layout: PageLayout,
+    num_q_heads: int,
+    share_prefixes: bool = True,
+    window: int = 0,
+    threads: int = 1,
+) -> list[tuple[tuple[int, ...], int, int, int]]:
+    """What the threads take one by one, for tests: (sequences, kv-head, first slot, last slot + 1)."""
+    num_seqs, num_kv_heads = table.kv_lens.shape
+    items = _cpu.attention_plan(
+        table.rows.data_ptr(), *table.rows.shape, table.row_of.data_ptr(), table.offset.data_ptr(),
+        table.kv_lens.data_ptr(), table.q_starts.data_ptr(), num_seqs, num_q_heads, num_kv_heads,
+        layout.page_size, layout.k_dim, layout.v_dim, window, share_prefixes, threads,
+    )  # fmt: skip
+    return [(tuple(sorted(sequences)), *place) for sequences, *place in items]
+
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype of csrc/attention.hpp
+STORES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Store of csrc/page_shape.hpp
+
 dispatch.register(
     "paged_attention", "cpu", paged_attention,
     Features(
-        CPU, frozenset({torch.float32, torch.bfloat16}), frozenset({"window", "soft_cap", "sinks", "alibi", "latent"}),
-        same_dtype=True, multiple_of=16,
+        CPU, frozenset(DTYPES), frozenset({"window", "soft_cap", "sinks", "alibi", "latent", "prob_sums"}),
     ),
 )  # fmt: skip

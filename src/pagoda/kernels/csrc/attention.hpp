@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "dtype.hpp"
 #include "isa.hpp"
+#include "page_shape.hpp"
 
 namespace pagoda {
 
@@ -14,10 +16,12 @@ struct AttentionArgs {
   const void* q = nullptr;
   int64_t q_token_stride = 0, q_head_stride = 0;
   void* out = nullptr;
-  Dtype dtype = Dtype::f32;  // of queries, pages and result
-  // Storage [num_pages, page_size * (k_dim + stored_v_dim)]; latent pages store no V (stored_v_dim 0).
-  const void* pages = nullptr;
-  int64_t num_pages = 0, page_size = 0, k_dim = 0, stored_v_dim = 0, v_dim = 0;
+  Dtype dtype = Dtype::f32;  // of queries and result
+  // Storage of num_pages pages, one after the other.
+  const char* pages = nullptr;
+  int64_t num_pages = 0;
+  PageShape shape;
+  int64_t v_dim = 0;  // columns of the result
   // The layer's table, all int32.
   const int32_t* rows = nullptr;  // [R, max_pages]
   int64_t num_rows = 0, max_pages = 0;
@@ -31,34 +35,84 @@ struct AttentionArgs {
   int64_t window = 0;
   const float* sinks = nullptr;   // [Hq]
   const float* slopes = nullptr;  // [Hq]
+  float* prob_sums = nullptr;     // [S, Hkv, sums_stride], or null
+  int64_t sums_stride = 0;
+  int64_t sum_last = 0;           // w > 0: only the last w queries of a chunk are summed
+  bool share_prefixes = true;     // read pages that several sequences begin with once for all of them
+
+  int64_t group() const { return num_q_heads / num_kv_heads; }
+  int64_t num_queries(int64_t seq) const { return q_starts[seq + 1] - q_starts[seq]; }
+  int64_t pair(int64_t seq, int64_t head) const { return seq * num_kv_heads + head; }
 };
 
 // Runs on up to num_threads threads with the instruction set `isa` ("" = the best here). The result does not depend on the
-// number of threads, nor a sequence's on its batch mates. Throws std::out_of_range for a bad page id or row,
-// std::invalid_argument for an unknown or unusable isa.
+// number of threads, nor a sequence's on its batch mates, nor on prefixes being shared: bit for bit. Throws std::out_of_range
+// for a bad page id or row, std::invalid_argument for an unknown or unusable isa.
 void paged_attention(const AttentionArgs& args, int num_threads, const std::string& isa);
 
-// ---- between the driver (attention.cpp) and the bodies (attention_body.hpp, once per instruction set) ----------------
+// ---- the plan (attention_plan.cpp): which rows meet which slots ----------------------------------------------------------
 
-// Queries q_begin..q_end of one (sequence, kv-head), over slots slot_begin..slot_end of what they see.
-struct AttentionItem {
-  int32_t seq, head;
-  int32_t q_begin, q_end;
-  int32_t slot_begin, slot_end;
-  int64_t partial;  // where its partial result goes (an index), or -1: it is the whole, write the result itself
+// Slots are attended in parts that begin at multiples of kPartSlots; the parts of a row are merged in their order. So a row's
+// result depends on its own slots alone, however parts are grouped into items, and two sequences that begin with the same pages
+// can have their parts computed together.
+constexpr int64_t kPartSlots = 256;
+// A sequence whose queries make no more rows than this is cut into parts; wider chunks are tiled over their queries.
+constexpr int64_t kNarrowRows = 64;
+// Rows (queries x query heads of the group) that one item takes: few enough that queries and sums stay in a 1 MiB second-level
+// cache beside a block of K and V, enough that K and V are packed and read for many (arXiv:2402.07443).
+constexpr int64_t kTileRows = 256;
+constexpr int64_t kTileWords = 96 << 10;
+
+// Queries q_begin..q_end of one sequence, with all query heads of a group.
+struct Span {
+  int32_t seq, q_begin, q_end;
+  int64_t partial;  // where its first part in this item goes (in floats), or -1: it is the whole, write the result itself
 };
 
-// Slots that one item takes when a long context is split; a constant, so that results do not depend on the machine.
-constexpr int64_t kSplitSlots = 1024;
-// Rows (queries times query heads of the group) that one item takes.
-constexpr int64_t kTileRows = 32;
+// The spans of one kv-head, over slots slot_begin..slot_end, which lie in the same pages for all of them.
+struct AttentionItem {
+  int32_t head;
+  int32_t span_begin, span_end;
+  int32_t slot_begin, slot_end;
+};
 
-// A partial result: [rows][v_dim] unnormalized sums, then [rows] maxima, then [rows] denominators.
-inline int64_t partial_floats(const AttentionArgs& a) {
-  return (a.num_q_heads / a.num_kv_heads) * (a.v_dim + 2);
+// Parts first..first + count (each partial_floats) make the result of one (sequence, kv-head).
+struct Merge {
+  int32_t seq, head;
+  int64_t first, count;
+};
+
+// Probabilities of one (sequence, kv-head) over slots slot_begin..slot_end, summed over its last queries.
+struct SumItem {
+  int32_t seq, head, slot_begin, slot_end;
+};
+
+struct AttentionPlan {
+  std::vector<Span> spans;
+  std::vector<AttentionItem> items;
+  std::vector<Merge> merges;
+  std::vector<SumItem> sums;
+  int64_t num_partial_floats = 0;
+  int64_t work = 0;  // in units of one slot for one row
+};
+
+// Checks every table entry that the bodies will follow.
+AttentionPlan plan_attention(const AttentionArgs& args, int num_threads);
+
+// A part of one span: [rows][v_dim] unnormalized sums, then [rows] maxima, then [rows] denominators.
+inline int64_t partial_floats(const AttentionArgs& a, int64_t num_queries) {
+  return num_queries * a.group() * (a.v_dim + 2);
 }
 
-using AttentionBody = void (*)(const AttentionArgs&, const AttentionItem&, float* partials);
-PAGODA_DECLARE_BODIES(void, run_item, (const AttentionArgs&, const AttentionItem&, float* partials))
+// ---- the bodies (attention_body.cpp, once per instruction set) ------------------------------------------------------------
+
+struct AttentionScratch {
+  float* partials = nullptr;
+  float* norms = nullptr;  // [T, Hq, 2] maximum and denominator of each row, kept for the probability sums; or null
+};
+
+PAGODA_DECLARE_BODIES(void, run_item, (const AttentionArgs&, const Span* spans, const AttentionItem&, const AttentionScratch&))
+PAGODA_DECLARE_BODIES(void, run_merge, (const AttentionArgs&, const Merge&, const AttentionScratch&))
+PAGODA_DECLARE_BODIES(void, run_sums, (const AttentionArgs&, const SumItem&, const AttentionScratch&))
 
 }  // namespace pagoda

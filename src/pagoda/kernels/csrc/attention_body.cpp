@@ -1,30 +1,30 @@
-// One item of attention work, for one instruction set. Compiled once per instruction set (CMakeLists.txt);
-// everything but the entry lives in an unnamed namespace and uses nothing of the standard library that could be shared
-// between objects compiled for different machines.
+// Items of attention work, for one instruction set. Compiled once per instruction set (CMakeLists.txt); everything but the
+// entries lives in an unnamed namespace and uses nothing of the standard library that could be shared between objects compiled
+// for different machines.
 //
-// A tile holds R rows = queries x query heads of the group, which read the same K and V. Two layouts meet:
+// A tile holds R rows = queries x query heads of the group (of one sequence, or of several that begin with the same pages),
+// which read the same K and V. Slots are taken kBlock at a time, with a running maximum (online softmax, arXiv:1805.02867):
 //
-//   scores [slot][lane]     lanes are rows: a K element is broadcast against LANES queries, so no sum runs across a register
-//   sums   [row][v_dim]     lanes are V's columns: a row's probability is broadcast against a V row
+//   slots in pages ──pack──►  keys   [words of k_dim][kBlock]        once a block, for all rows
+//                             values [words of kBlock][v_dim]
+//   for six rows at a time:   scores = queries x keys,  probabilities = 2^(scores - maximum),  sums += probabilities x values
 //
-// Slots are taken kBlock at a time with a running maximum (online softmax, arXiv:1805.02867).
-//
-// PAGODA_ISA is the namespace (CMakeLists.txt), PAGODA_LANES the floats in a register and PAGODA_DPBF16 whether pairs of bfloat16
-// have a dot product (vec.hpp).
+// Scores are in units of log2, so that e^x is 2^x. Logits, sums and denominators are float32; the products are those of Math:
+// float32, or pairs of bfloat16 (then probabilities are rounded to bfloat16 before they meet V).
 
 #include "attention.hpp"
-#include "vec.hpp"
-
-// The two inner loops keep their sums in registers only when compiled alone: inlined, g++ 12 spilled half of them
-// (a chunk of 1024: 26.0 ms on one Zen 4 core, 23.9 so).
-#define PAGODA_OWN_REGISTERS __attribute__((noinline))
+#include "attention_math.hpp"
+#include "attention_pack.hpp"
 
 namespace pagoda {
 namespace {
 
-constexpr int kBlock = 128;  // slots a round: scores of 16 rows are 8 KiB, K and V of 64 columns in bf16 32 KiB
+constexpr int kBlock = 128;
+constexpr float kLog2E = 1.44269504f;
 
-// ---- scratch: one buffer a thread, kept ------------------------------------------------------------------------------
+inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// ---- scratch: one buffer a thread, kept ------------------------------------------------------------------------------------
 
 struct Scratch {
   float* data = nullptr;
@@ -33,290 +33,507 @@ struct Scratch {
   float* need(int64_t floats) {
     if (floats > size) {
       __builtin_free(data);
-      data = static_cast<float*>(__builtin_malloc(static_cast<size_t>(floats) * sizeof(float)));
-      if (data == nullptr) __builtin_trap();
+      data = nullptr, size = 0;
+      void* at = nullptr;
+      if (posix_memalign(&at, 64, static_cast<size_t>(floats) * sizeof(float)) != 0) __builtin_trap();
+      data = static_cast<float*>(at);
       size = floats;
     }
     return data;
   }
 };
 
-// ---- K: scores[slot][lane] += sum over d of query[lane][d] * key[slot][d] ----------------------------------------------
+thread_local Scratch scratch;
 
-// Queries transposed: [d][lane] floats, or for the dot product of bfloat16 pairs [d / 2][lane] pairs.
-template <typename T>
-struct Keys {
-  static void transpose(const T* const* query, int rows, int64_t dim, float* out) {
-    for (int64_t d = 0; d < dim; ++d)
-      for (int lane = 0; lane < kLanes; ++lane) out[d * kLanes + lane] = lane < rows ? widen(query[lane][d]) : 0.0f;
-  }
+// ---- slots of one row of pages: where they lie -----------------------------------------------------------------------------
 
-  template <int kSlots>
-  PAGODA_OWN_REGISTERS static void scores(const float* query, const T* key, int64_t dim, float* out) {
-    Vec sum[kSlots];
-    for (int j = 0; j < kSlots; ++j) sum[j] = Vec{};
-    for (int64_t d = 0; d < dim; ++d) {
-      const Vec q = load(query + d * kLanes);
-      for (int j = 0; j < kSlots; ++j) sum[j] += q * widen(key[j * dim + d]);
+struct Slots {
+  int count = 0;
+  int num_pages = 0;
+  const char* pages[kBlock];
+  const char* k[kBlock];
+  const char* v[kBlock];
+  const char* k_scales[kBlock];
+  const char* v_scales[kBlock];
+};
+
+struct PageRow {
+  const AttentionArgs& a;
+  const int32_t* ids;
+  int64_t offset;
+
+  PageRow(const AttentionArgs& args, int64_t seq, int64_t head)
+      : a(args), ids(args.rows + args.row_of[args.pair(seq, head)] * args.max_pages), offset(args.offset[args.pair(seq, head)]) {}
+
+  void find(int64_t begin, int64_t end, Slots& out) const {
+    const PageShape& p = a.shape;
+    out.count = int(end - begin), out.num_pages = 0;
+    for (int64_t slot = begin; slot < end;) {
+      const int64_t inside = slot % p.page_size;
+      const int64_t here = p.page_size - inside < end - slot ? p.page_size - inside : end - slot;
+      const char* page = a.pages + (ids[slot / p.page_size] + offset) * p.page_bytes;
+      out.pages[out.num_pages++] = page;
+      const int64_t i = slot - begin;
+      const auto plane = [&](const char** to, const Plane& plane) {
+        const char* from = page + plane.at + inside * plane.bytes;
+        for (int64_t j = 0; j < here; ++j) to[i + j] = from + j * plane.bytes;
+      };
+      plane(out.k, p.k);
+      plane(out.v, p.v.bytes ? p.v : p.k);
+      if (p.k_scales.bytes) {
+        plane(out.k_scales, p.k_scales);
+        plane(out.v_scales, p.v.bytes ? p.v_scales : p.k_scales);
+      }
+      slot += here;
     }
-    for (int j = 0; j < kSlots; ++j) store(out + j * kLanes, sum[j]);
   }
 };
+
+// ---- one block of slots, packed -------------------------------------------------------------------------------------------------
+
+template <typename Math>
+struct Block {
+  const AttentionArgs& a;
+  int64_t k_words, v_stride;
+  float *keys, *values, *row_space;  // row_space: kLanes rows of k_dim, and two of v_dim, once widened
+  float *k_scales, *v_scales;        // [kBlock], or null where rows hold numbers
+  int count = 0;
+
+  static int64_t words_of(int64_t columns) { return (columns + Math::kPerWord - 1) / Math::kPerWord; }
+
+  static int64_t floats(const AttentionArgs& a) {
+    return words_of(a.shape.k_dim) * (kBlock + kLanes) + words_of(kBlock) * padded(a.v_dim) + 2 * padded(a.v_dim) + 2 * kBlock + 64;
+  }
+
+  Block(const AttentionArgs& args, float* at) : a(args), k_words(words_of(args.shape.k_dim)), v_stride(padded(args.v_dim)) {
+    keys = at, at += k_words * kBlock;
+    values = at, at += words_of(kBlock) * v_stride;
+    row_space = at, at += k_words * kLanes + 2 * v_stride;
+    const bool scaled = a.shape.store == Store::int8 || a.shape.store == Store::fp8;
+    k_scales = scaled ? at : nullptr, v_scales = scaled ? at + kBlock : nullptr;
+  }
+
+  void pack(const Slots& slots, bool with_values, Ahead& ahead) {
+    count = slots.count;
+    for (int i = 0; i < count; i += kLanes) {
+      ahead.lines(kLanes);
+      pack_keys_at(slots, i);
+    }
+    if (!with_values) return;
+    for (int i = 0; i < count; i += Math::kPerWord) {
+      ahead.lines(Math::kPerWord / 2);
+      pack_values_at(slots, i);
+    }
+  }
+
+  void pack_keys_at(const Slots& slots, int first);
+  void pack_values_at(const Slots& slots, int first);
+};
+
+template <>
+void Block<Floats>::pack_keys_at(const Slots& slots, int first) {
+  const char* rows[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    const int j = first + i < count ? first + i : count - 1;  // behind the last slot: anything that can be read
+    rows[i] = slots.k[j];
+    if (a.shape.store == Store::f32) continue;
+    float* wide = row_space + i * k_words;
+    widen_row(a.shape.store, slots.k[j], slots.k_scales[j], a.shape.k_dim, wide);
+    rows[i] = (const char*)wide;
+  }
+  pack_keys(rows, k_words, keys + first, kBlock);
+}
+
+template <>
+void Block<Floats>::pack_values_at(const Slots& slots, int first) {
+  pack_value(a.shape.store, slots.v[first], slots.v_scales[first], a.v_dim, v_stride, values + first * v_stride);
+}
 
 #if PAGODA_DPBF16
 template <>
-struct Keys<uint16_t> {
-  static void transpose(const uint16_t* const* query, int rows, int64_t dim, float* out) {
-    for (int64_t d = 0; d < dim; d += 2)
-      for (int lane = 0; lane < kLanes; ++lane) {
-        uint32_t pair = 0;
-        if (lane < rows) memcpy(&pair, query[lane] + d, 4);
-        memcpy(out + (d / 2) * kLanes + lane, &pair, 4);
-      }
+void Block<Pairs>::pack_keys_at(const Slots& slots, int first) {
+  const char* rows[kLanes];
+  const bool odd = a.shape.k_dim % 2 != 0;
+  for (int i = 0; i < kLanes; ++i) {
+    const int j = first + i < count ? first + i : count - 1;
+    rows[i] = slots.k[j];
+    if (!odd) continue;
+    uint16_t* copy = (uint16_t*)(row_space + i * k_words);
+    memcpy(copy, slots.k[j], a.shape.k.bytes);
+    copy[a.shape.k_dim] = 0;
+    rows[i] = (const char*)copy;
   }
+  pack_keys(rows, k_words, keys + first, kBlock);
+}
 
-  template <int kSlots>
-  PAGODA_OWN_REGISTERS static void scores(const float* query, const uint16_t* key, int64_t dim, float* out) {
-    __m512 sum[kSlots];
-    for (int j = 0; j < kSlots; ++j) sum[j] = _mm512_setzero_ps();
-    for (int64_t d = 0; d < dim; d += 2) {
-      const __m512bh q = (__m512bh)_mm512_loadu_ps(query + (d / 2) * kLanes);
-      for (int j = 0; j < kSlots; ++j) {
-        int32_t pair;
-        memcpy(&pair, key + j * dim + d, 4);
-        sum[j] = _mm512_dpbf16_ps(sum[j], q, (__m512bh)_mm512_set1_epi32(pair));
-      }
-    }
-    for (int j = 0; j < kSlots; ++j) _mm512_storeu_ps(out + j * kLanes, sum[j]);
+template <>
+void Block<Pairs>::pack_values_at(const Slots& slots, int first) {
+  uint16_t* zeros = (uint16_t*)row_space;
+  const uint16_t* second = (const uint16_t*)slots.v[first + 1 < count ? first + 1 : first];
+  if (first + 1 == count) {  // an odd slot more: its partner's probability is 0, and its value must be finite
+    memset(zeros, 0, 2 * a.v_dim);
+    second = zeros;
   }
-};
+  pack_value_pair((const uint16_t*)slots.v[first], second, a.v_dim, v_stride, values + first / 2 * v_stride);
+}
 #endif
 
-// ---- V: sums[row][column] += probability[slot][row] * value[slot][column] -----------------------------------------------
+// ---- queries -----------------------------------------------------------------------------------------------------------------------
 
-template <int kRows, int kVectors, typename T>
-PAGODA_OWN_REGISTERS void add_values(const float* probs, const T* value, int64_t stride, int slots, float* sums, int64_t sum_stride) {
-  Vec sum[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r)
-    for (int c = 0; c < kVectors; ++c) sum[r][c] = load(sums + r * sum_stride + c * kLanes);
-  for (int j = 0; j < slots; ++j) {
-    Vec v[kVectors];
-    for (int c = 0; c < kVectors; ++c) v[c] = load(value + j * stride + c * kLanes);
-    for (int r = 0; r < kRows; ++r)
-      for (int c = 0; c < kVectors; ++c) sum[r][c] += v[c] * probs[j * kLanes + r];
+inline float query_element(const AttentionArgs& a, int64_t at) {
+  switch (a.dtype) {
+    case Dtype::f32: return ((const float*)a.q)[at];
+    case Dtype::bf16: return widen(((const uint16_t*)a.q)[at]);
+    default: return half_to_float(((const uint16_t*)a.q)[at]);
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int c = 0; c < kVectors; ++c) store(sums + r * sum_stride + c * kLanes, sum[r][c]);
 }
 
-// As many rows and columns at once as registers hold: 6 x 4 sums of AVX-512's 32, else 4 x 2 of 16.
-constexpr int kRowsAtOnce = kLanes == 16 ? 6 : 4;
-constexpr int kVectorsAtOnce = kLanes == 16 ? 4 : 2;
+template <typename Math>
+void pack_query(const AttentionArgs& a, int64_t token, int64_t q_head, float* out);
 
-template <int kVectors, typename T>
-void add_columns(const float* probs, const T* value, int64_t stride, int slots, int rows, float* sums, int64_t sum_stride) {
-  for (int blocks = (rows + kRowsAtOnce - 1) / kRowsAtOnce; blocks > 0; --blocks) {
-    const int here = (rows + blocks - 1) / blocks;  // even shares: 7 rows are 4 + 3, not 6 + 1
-    switch (here) {
-      case 6: add_values<kRowsAtOnce, kVectors>(probs, value, stride, slots, sums, sum_stride); break;
-      case 5: add_values<kRowsAtOnce - 1, kVectors>(probs, value, stride, slots, sums, sum_stride); break;
-      case 4: add_values<4, kVectors>(probs, value, stride, slots, sums, sum_stride); break;
-      case 3: add_values<3, kVectors>(probs, value, stride, slots, sums, sum_stride); break;
-      case 2: add_values<2, kVectors>(probs, value, stride, slots, sums, sum_stride); break;
-      default: add_values<1, kVectors>(probs, value, stride, slots, sums, sum_stride);
+template <>
+void pack_query<Floats>(const AttentionArgs& a, int64_t token, int64_t q_head, float* out) {
+  const int64_t at = token * a.q_token_stride + q_head * a.q_head_stride;
+  for (int64_t d = 0; d < a.shape.k_dim; ++d) out[d] = query_element(a, at + d);
+}
+
+#if PAGODA_DPBF16
+template <>
+void pack_query<Pairs>(const AttentionArgs& a, int64_t token, int64_t q_head, float* out) {
+  const int64_t at = token * a.q_token_stride + q_head * a.q_head_stride, dim = a.shape.k_dim;
+  if (dim % 2) out[dim / 2] = 0.0f;
+  memcpy(out, (const uint16_t*)a.q + at, 2 * dim);
+}
+#endif
+
+struct Mask {
+  int64_t first, last;  // slots that the row sees
+};
+
+// Logits of one row over a block, out of the products of query and keys: scaled, capped, masked (-inf), in units of log2.
+// Returns their maxima, lane by lane, and whether any is masked.
+inline Vec logits_of(const AttentionArgs& a, float* s, int count, int64_t begin, Mask mask, float slope, const float* k_scales,
+                     bool* is_masked) {
+  const int64_t low = mask.first - begin, high = mask.last - begin < count - 1 ? mask.last - begin : count - 1;
+  const int lanes = int(padded(count));
+  const bool masked = *is_masked = low > 0 || high < lanes - 1, plain = a.soft_cap == 0.0f && a.slopes == nullptr;
+  const float factor = plain ? a.scale * kLog2E : a.scale;
+  Vec top = splat(-kInf);
+  if (plain && !masked && !k_scales) {
+    for (int i = 0; i < lanes; i += kLanes) {
+      const Vec x = load(s + i) * factor;
+      top = maximum(x, top);
+      store(s + i, x);
     }
-    probs += here, sums += here * sum_stride, rows -= here;
+    return top;
   }
+  Vec slot;
+  for (int i = 0; i < kLanes; ++i) slot[i] = float(i);
+  const Vec from = splat(float(low)), to = splat(float(high)), own = splat(float(mask.last - begin));
+  for (int i = 0; i < lanes; i += kLanes, slot += splat(float(kLanes))) {
+    Vec x = load(s + i) * factor;
+    if (k_scales) x *= load(k_scales + i);
+    if (!plain) {
+      if (a.soft_cap > 0.0f) x = a.soft_cap * tanh_of(x / a.soft_cap);
+      x = (x + slope * (slot - own)) * kLog2E;
+    }
+    if (masked) x = select((slot >= from) & (slot <= to), x, splat(-kInf));
+    top = maximum(x, top);
+    store(s + i, x);
+  }
+  return top;
 }
 
-template <typename T>
-void add_rows(const float* probs, const T* value, int64_t stride, int slots, int rows, int64_t columns, float* sums) {
-  int64_t c = 0;
-  for (; c + kVectorsAtOnce * kLanes <= columns; c += kVectorsAtOnce * kLanes)
-    add_columns<kVectorsAtOnce>(probs, value + c, stride, slots, rows, sums + c, columns);
-  for (; c < columns; c += kLanes) add_columns<1>(probs, value + c, stride, slots, rows, sums + c, columns);
-}
+// ---- a tile of rows over one range of slots ------------------------------------------------------------------------------------------
 
-// ---- one item ---------------------------------------------------------------------------------------------------------
-
-template <typename T>
+template <typename Math>
 struct Tile {
   const AttentionArgs& a;
+  const Span* spans;
   const AttentionItem& item;
-  int group, rows, vectors;          // vectors: registers of LANES rows
-  int64_t before;                    // slots before the chunk
-  const int32_t* page_ids;
-  int32_t page_offset;
-  float *queries, *scores, *sums, *tops, *totals, *first, *last, *slopes;
+  const AttentionScratch& out;
+  int64_t group, k_words, v_stride;
+  int rows = 0;
+  float *queries, *sums, *tops, *totals, *slopes, *scores, *probs;  // totals: [rows][kLanes], added up at the end
+  Mask* masks;
+  float* block_space;
 
-  Tile(const AttentionArgs& args, const AttentionItem& it, Scratch& scratch) : a(args), item(it) {
-    const int64_t pair = int64_t{it.seq} * a.num_kv_heads + it.head;
-    group = int(a.num_q_heads / a.num_kv_heads);
-    rows = group * (it.q_end - it.q_begin);
-    vectors = (rows + kLanes - 1) / kLanes;
-    before = a.kv_lens[pair] - (a.q_starts[it.seq + 1] - a.q_starts[it.seq]);
-    page_ids = a.rows + a.row_of[pair] * a.max_pages;
-    page_offset = a.offset[pair];
-    const int64_t lanes = int64_t{vectors} * kLanes;
-    float* at = scratch.need(lanes * (a.k_dim + kBlock + a.v_dim + 5));
-    auto take = [&](int64_t floats) { float* p = at; at += floats; return p; };
-    queries = take(lanes * a.k_dim), scores = take(lanes * kBlock), sums = take(lanes * a.v_dim);
-    tops = take(lanes), totals = take(lanes), first = take(lanes), last = take(lanes), slopes = take(lanes);
+  Tile(const AttentionArgs& args, const Span* all, const AttentionItem& it, const AttentionScratch& where)
+      : a(args), spans(all), item(it), out(where), group(args.group()), k_words(Block<Math>::words_of(args.shape.k_dim)),
+        v_stride(padded(args.v_dim)) {
+    for (int s = item.span_begin; s < item.span_end; ++s) rows += int(group) * (spans[s].q_end - spans[s].q_begin);
+    const int64_t chunk = kRowsAtOnce * kBlock;
+    float* at = scratch.need(rows * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + Block<Math>::floats(a) + 10 * 16);
+    const auto take = [&](int64_t floats) { float* p = at; at += (floats + 15) / 16 * 16; return p; };
+    queries = take(rows * k_words), sums = take(rows * v_stride);
+    tops = take(rows), totals = take(rows * kLanes), slopes = take(rows);
+    masks = reinterpret_cast<Mask*>(take(rows * 4));
+    scores = take(chunk), probs = take(chunk);
+    block_space = at;
   }
 
-  int64_t token(int row) const { return a.q_starts[item.seq] + item.q_begin + row / group; }
-  int64_t q_head(int row) const { return int64_t{item.head} * group + row % group; }
+  template <typename Act>
+  void each_row(Act act) const {  // act(row, span, query of the chunk, query head)
+    int row = 0;
+    for (int s = item.span_begin; s < item.span_end; ++s)
+      for (int q = spans[s].q_begin; q < spans[s].q_end; ++q)
+        for (int64_t g = 0; g < group; ++g) act(row++, spans[s], q, item.head * group + g);
+  }
 
   void prepare() {
-    const T* base = static_cast<const T*>(a.q);
-    for (int v = 0; v < vectors; ++v) {
-      const T* query[kLanes];
-      const int here = rows - v * kLanes < kLanes ? rows - v * kLanes : kLanes;
-      for (int i = 0; i < here; ++i) {
-        const int row = v * kLanes + i;
-        query[i] = base + token(row) * a.q_token_stride + q_head(row) * a.q_head_stride;
-      }
-      Keys<T>::transpose(query, here, a.k_dim, queries + int64_t{v} * a.k_dim * kLanes);
-    }
-    for (int row = 0; row < vectors * kLanes; ++row) {
-      const int64_t own = row < rows ? before + item.q_begin + row / group : -1;  // the query's own slot
-      last[row] = float(own);
-      first[row] = a.window ? float(own - a.window + 1) : 0.0f;
-      slopes[row] = a.slopes && row < rows ? a.slopes[q_head(row)] : 0.0f;
-      tops[row] = -kInf;
-      totals[row] = 0.0f;
-    }
-    memset(sums, 0, sizeof(float) * rows * a.v_dim);
-  }
-
-  const T* page(int64_t block) const {
-    const int64_t elems = a.page_size * (a.k_dim + a.stored_v_dim);
-    return static_cast<const T*>(a.pages) + (int64_t{page_ids[block]} + page_offset) * elems;
-  }
-
-  // Calls act(page, slot in the page, count, slot in the block) for the runs of slots that lie in one page.
-  template <typename Act>
-  void pieces(int64_t begin, int64_t end, Act act) const {
-    for (int64_t slot = begin; slot < end;) {
-      const int64_t inside = slot % a.page_size;
-      int64_t count = a.page_size - inside;
-      if (count > end - slot) count = end - slot;
-      act(page(slot / a.page_size), inside, int(count), int(slot - begin));
-      slot += count;
-    }
-  }
-
-  void block(int64_t begin, int64_t end) {
-    const int slots = int(end - begin);
-    pieces(begin, end, [&](const T* page, int64_t inside, int count, int at) {
-      for (int v = 0; v < vectors; ++v) {
-        const float* query = queries + int64_t{v} * a.k_dim * kLanes;
-        const T* key = page + inside * a.k_dim;
-        float* out = scores + (int64_t{v} * kBlock + at) * kLanes;
-        int j = 0;
-        if (kLanes == 16)  // sixteen sums and more stay in AVX-512's registers
-          for (; j + 16 <= count; j += 16)
-            Keys<T>::template scores<16>(query, key + j * a.k_dim, a.k_dim, out + j * kLanes);
-        for (; j + 8 <= count; j += 8) Keys<T>::template scores<8>(query, key + j * a.k_dim, a.k_dim, out + j * kLanes);
-        for (; j < count; ++j) Keys<T>::template scores<1>(query, key + j * a.k_dim, a.k_dim, out + j * kLanes);
-      }
-    });
-    // All rows see all slots of most blocks; only then is the mask left out.
-    const int64_t own = before + item.q_begin, end_own = before + item.q_end - 1;
-    const bool masked = end - 1 > own || (a.window && begin < end_own - a.window + 1);
-    for (int v = 0; v < vectors; ++v) softmax(v, begin, slots, masked);
-    pieces(begin, end, [&](const T* page, int64_t inside, int count, int at) {
-      const int64_t stride = a.stored_v_dim ? a.stored_v_dim : a.k_dim;
-      const T* value = a.stored_v_dim ? page + a.page_size * a.k_dim + inside * stride : page + inside * stride;
-      for (int v = 0; v < vectors; ++v) {
-        const int here = rows - v * kLanes < kLanes ? rows - v * kLanes : kLanes;
-        const float* probs = scores + (int64_t{v} * kBlock + at) * kLanes;
-        add_rows(probs, value, stride, count, here, a.v_dim, sums + int64_t{v} * kLanes * a.v_dim);
-      }
+    each_row([&](int row, const Span& span, int query, int64_t q_head) {
+      pack_query<Math>(a, a.q_starts[span.seq] + query, q_head, queries + row * k_words);
+      const int64_t own = a.kv_lens[a.pair(span.seq, item.head)] - a.num_queries(span.seq) + query;
+      masks[row] = {a.window ? own - a.window + 1 : 0, own};
+      slopes[row] = a.slopes ? a.slopes[q_head] : 0.0f;
     });
   }
 
-  // Scores of one register of rows become weights; the running maximum moves, and older sums with it.
-  void softmax(int v, int64_t begin, int slots, bool masked) {
-    float* s = scores + int64_t{v} * kBlock * kLanes;
-    const int at = v * kLanes;
-    const Vec low = load(first + at), high = load(last + at), slope = load(slopes + at);
-    Vec top = load(tops + at);
-    const Vec old = top;
-    for (int j = 0; j < slots; ++j) {
-      Vec x = load(s + j * kLanes) * a.scale;
-      const Vec slot = splat(float(begin + j));
-      if (a.soft_cap > 0.0f) x = a.soft_cap * tanh_of(x / a.soft_cap);
-      if (a.slopes) x += slope * (slot - high);
-      if (masked) x = select((slot <= high) & (slot >= low), x, splat(-kInf));
-      top = maximum(x, top);
-      store(s + j * kLanes, x);
+  void restart() {
+    for (int row = 0; row < rows; ++row) tops[row] = -kInf;
+    memset(totals, 0, sizeof(float) * rows * kLanes);
+    memset(sums, 0, sizeof(float) * rows * v_stride);
+  }
+
+  float total(int64_t row) const { return total_of(load(totals + row * kLanes)); }
+
+  // Logits become weights; the running maximum moves, and older sums with it.
+  void weigh(int row, float* logits, float* weights, int64_t begin, const Block<Math>& block) {
+    bool masked;
+    const Vec highs = logits_of(a, logits, block.count, begin, masks[row], slopes[row], block.k_scales, &masked);
+    const float old = tops[row];
+    const int lanes = int(padded(block.count));
+    if (any(highs > splat(old))) {
+      const float top = largest(highs), factor = exp2_of(old - top);  // 0 for the first slots that the row sees
+      tops[row] = top;
+      if (old > -kInf) {
+        store(totals + row * kLanes, load(totals + row * kLanes) * factor);
+        for (int64_t c = 0; c < v_stride; c += kLanes)
+          store(sums + row * v_stride + c, load(sums + row * v_stride + c) * factor);
+      }
+    } else if (old == -kInf) {  // nothing seen so far
+      memset(weights, 0, sizeof(float) * Block<Math>::words_of(lanes));
+      return;
     }
-    const Vec shift = select(top == splat(-kInf), Vec{}, top);  // a row that saw nothing yet: weights 0, not nan
-    const Vec factor = exponential(old - shift);
-    Vec total = load(totals + at) * factor;
-    for (int j = 0; j < slots; ++j) {
-      const Vec p = exponential(load(s + j * kLanes) - shift);
-      total += p;
-      store(s + j * kLanes, p);
+    const Vec top = splat(tops[row]);
+    Vec sum = load(totals + row * kLanes);
+    for (int i = 0; i < lanes; i += kLanes) {
+      const Vec x = load(logits + i);
+      Vec p = exp2_of(x - top);
+      if (masked) p = select(x == splat(-kInf), Vec{}, p);
+      sum += p;
+      if (block.v_scales) p *= load(block.v_scales + i);
+      store_weights(p, weights, i);
     }
-    store(totals + at, total);
-    store(tops + at, top);
-    float factors[kLanes];
-    store(factors, factor);
-    for (int i = 0; i < kLanes && at + i < rows; ++i) {
-      if (factors[i] == 1.0f) continue;
-      float* row = sums + int64_t{at + i} * a.v_dim;
-      for (int64_t d = 0; d < a.v_dim; ++d) row[d] *= factors[i];
+    store(totals + row * kLanes, sum);
+  }
+
+  static void store_weights(Vec p, float* weights, int at) {
+#if PAGODA_DPBF16
+    if (Math::kPerWord == 2) {
+      _mm256_storeu_si256((__m256i*)(weights + at / 2), (__m256i)_mm512_cvtneps_pbh(p));
+      return;
+    }
+#endif
+    store(weights + at, p);
+  }
+
+  void attend(Block<Math>& block, int64_t begin, Ahead& ahead) {
+    const int64_t slots = padded(block.count), slot_words = Block<Math>::words_of(block.count);
+    for (int blocks = (rows + kRowsAtOnce - 1) / kRowsAtOnce, row = 0; blocks > 0; --blocks) {
+      const int here = (rows - row + blocks - 1) / blocks;  // even shares: 7 rows are 4 + 3, not 6 + 1
+      product<Math>(here, queries + row * k_words, k_words, block.keys, kBlock, k_words, slots, scores, kBlock, false, ahead);
+      for (int r = 0; r < here; ++r) {
+        ahead.lines(8);
+        weigh(row + r, scores + r * kBlock, probs + r * kBlock, begin, block);
+      }
+      product<Math>(here, probs, kBlock, block.values, v_stride, slot_words, v_stride, sums + row * v_stride, v_stride, true, ahead);
+      row += here;
     }
   }
 
-  void write_partial(float* partials) const {
-    float* out = partials + item.partial * partial_floats(a);
-    memcpy(out, sums, sizeof(float) * rows * a.v_dim);
-    memcpy(out + rows * a.v_dim, tops, sizeof(float) * rows);
-    memcpy(out + rows * (a.v_dim + 1), totals, sizeof(float) * rows);
-  }
-
-  void write_result() {
-    if (a.sinks) {  // one more logit in the denominator
-      for (int row = 0; row < rows; ++row) {
-        const float sink = a.sinks[q_head(row)], top = tops[row] > sink ? tops[row] : sink;
-        float pair[kLanes] = {tops[row] - top, sink - top};
-        store(pair, exponential(load(pair)));
-        totals[row] = totals[row] * pair[0] + pair[1];
-        for (int64_t d = 0; d < a.v_dim; ++d) sums[row * a.v_dim + d] *= pair[0];
+  void write_partials(int64_t part) const {
+    int64_t row = 0;
+    for (int s = item.span_begin; s < item.span_end; ++s) {
+      const int64_t queries_here = spans[s].q_end - spans[s].q_begin, here = queries_here * group;
+      float* to = out.partials + spans[s].partial + part * partial_floats(a, queries_here);
+      for (int64_t r = 0; r < here; ++r, ++row) {
+        memcpy(to + r * a.v_dim, sums + row * v_stride, sizeof(float) * a.v_dim);
+        to[here * a.v_dim + r] = tops[row];
+        to[here * (a.v_dim + 1) + r] = total(row);
       }
     }
-    for (int row = 0; row < rows; ++row) {
-      T* out = static_cast<T*>(a.out) + (token(row) * a.num_q_heads + q_head(row)) * a.v_dim;
-      const float scale = totals[row] > 0.0f ? 1.0f / totals[row] : 0.0f;
-      for (int64_t d = 0; d < a.v_dim; ++d) narrow(sums[row * a.v_dim + d] * scale, out + d);
-    }
   }
 
-  void run(float* partials) {
+  void write_results() const;
+
+  void run() {
     prepare();
-    for (int64_t at = item.slot_begin; at < item.slot_end;) {
-      int64_t end = (at / kBlock + 1) * kBlock;
-      if (end > item.slot_end) end = item.slot_end;
-      block(at, end);
+    const PageRow pages(a, spans[item.span_begin].seq, item.head);
+    Block<Math> block(a, block_space);
+    Slots slots[2];
+    const bool parts = spans[item.span_begin].partial >= 0;
+    const auto block_end = [&](int64_t from) {
+      const int64_t end = (from / kBlock + 1) * kBlock;
+      return end < item.slot_end ? end : int64_t{item.slot_end};
+    };
+    int64_t at = item.slot_begin, part = 0;
+    restart();
+    if (at < item.slot_end) pages.find(at, block_end(at), slots[0]);
+    for (int turn = 0; at < item.slot_end; turn ^= 1) {
+      const int64_t end = block_end(at);
+      slots[turn ^ 1].num_pages = 0;
+      if (end < item.slot_end) pages.find(end, block_end(end), slots[turn ^ 1]);
+      Ahead ahead{slots[turn ^ 1].pages, slots[turn ^ 1].num_pages, a.shape.page_bytes};
+      block.pack(slots[turn], true, ahead);
+      attend(block, at, ahead);
+      ahead.lines(slots[turn ^ 1].num_pages * int(a.shape.page_bytes / 64));  // what found no place between the products
       at = end;
+      if (parts && (at % kPartSlots == 0 || at == item.slot_end)) {
+        write_partials(part++);
+        restart();
+      }
     }
-    if (item.partial >= 0) write_partial(partials);
-    else write_result();
+    if (!parts) write_results();
   }
 };
 
-thread_local Scratch scratch;
+// ---- results ----------------------------------------------------------------------------------------------------------------------------
+
+inline void write_row(const AttentionArgs& a, int64_t token, int64_t q_head, const float* sums, float factor) {
+  const int64_t at = (token * a.num_q_heads + q_head) * a.v_dim;
+  for (int64_t d = 0; d < a.v_dim; ++d) {
+    const float x = sums[d] * factor;
+    if (a.dtype == Dtype::f32) ((float*)a.out)[at + d] = x;
+    else if (a.dtype == Dtype::bf16) narrow(x, (uint16_t*)a.out + at + d);
+    else ((uint16_t*)a.out)[at + d] = float_to_half(x);
+  }
+}
+
+// The sink joins the denominator; a row that saw nothing yields zeros.
+inline void finish_row(const AttentionArgs& a, const AttentionScratch& out, int64_t token, int64_t q_head, const float* sums,
+                       float top, float total) {
+  float factor = total > 0.0f ? 1.0f / total : 0.0f;
+  if (a.sinks) {
+    const float sink = a.sinks[q_head] * kLog2E, higher = top > sink ? top : sink;
+    const float weight = top == -kInf ? 0.0f : exp2_of(top - higher);
+    total = total * weight + exp2_of(sink - higher);
+    factor = weight / total;
+    top = higher;
+  }
+  write_row(a, token, q_head, sums, factor);
+  if (out.norms) {
+    out.norms[2 * (token * a.num_q_heads + q_head)] = top;
+    out.norms[2 * (token * a.num_q_heads + q_head) + 1] = total > 0.0f ? 1.0f / total : 0.0f;
+  }
+}
+
+template <typename Math>
+void Tile<Math>::write_results() const {
+  each_row([&](int row, const Span& span, int query, int64_t q_head) {
+    finish_row(a, out, a.q_starts[span.seq] + query, q_head, sums + row * v_stride, tops[row], total(row));
+  });
+}
+
+// Adds the parts of each row in their order, each weighted by 2^(its maximum - the common one).
+void merge_parts(const AttentionArgs& a, const Merge& merge, const AttentionScratch& out) {
+  const int64_t queries = a.num_queries(merge.seq), rows = queries * a.group(), size = partial_floats(a, queries);
+  const float* parts = out.partials + merge.first;
+  float* sums = scratch.need(padded(a.v_dim));
+  for (int64_t row = 0; row < rows; ++row) {
+    float top = -kInf, total = 0.0f;
+    for (int64_t i = 0; i < merge.count; ++i) {
+      const float other = parts[i * size + rows * a.v_dim + row];
+      top = other > top ? other : top;
+    }
+    memset(sums, 0, sizeof(float) * a.v_dim);
+    for (int64_t i = 0; i < merge.count; ++i) {
+      const float* part = parts + i * size;
+      const float own = part[rows * a.v_dim + row];
+      if (own == -kInf) continue;
+      const float weight = exp2_of(own - top);
+      total += weight * part[rows * (a.v_dim + 1) + row];
+      for (int64_t d = 0; d < a.v_dim; ++d) sums[d] += weight * part[row * a.v_dim + d];
+    }
+    const int64_t token = a.q_starts[merge.seq] + row / a.group();
+    finish_row(a, out, token, merge.head * a.group() + row % a.group(), sums, top, total);
+  }
+}
+
+// ---- probability sums: scores once more, now that every row's maximum and denominator are known -------------------------------------------
+
+template <typename Math>
+void sum_probabilities(const AttentionArgs& a, const SumItem& item, const AttentionScratch& out) {
+  const int64_t group = a.group(), k_words = Block<Math>::words_of(a.shape.k_dim), queries = a.num_queries(item.seq);
+  const int64_t first = a.sum_last && a.sum_last < queries ? queries - a.sum_last : 0;
+  const int64_t own = a.kv_lens[a.pair(item.seq, item.head)] - queries;  // slot of query 0
+  float* at = scratch.need(kRowsAtOnce * (k_words + kBlock) + Block<Math>::floats(a) + 64);
+  float *query = at, *scores = query + padded(kRowsAtOnce * k_words);
+  Block<Math> block(a, scores + kRowsAtOnce * kBlock);
+  const PageRow pages(a, item.seq, item.head);
+  Slots slots;
+  Ahead none;
+  float* sums = a.prob_sums + a.pair(item.seq, item.head) * a.sums_stride;
+  for (int64_t begin = item.slot_begin; begin < item.slot_end; begin += kBlock) {
+    const int64_t end = begin + kBlock < item.slot_end ? begin + kBlock : int64_t{item.slot_end};
+    pages.find(begin, end, slots);
+    block.pack(slots, false, none);
+    float total[kBlock] = {};
+    // Queries before `begin` see none of these slots, nor do those whose window has passed them.
+    for (int64_t row = (first > begin - own ? first : begin - own) * group; row < queries * group;) {
+      const int here = int(queries * group - row < kRowsAtOnce ? queries * group - row : kRowsAtOnce);
+      if (a.window && own + row / group - a.window + 1 >= end) break;
+      for (int r = 0; r < here; ++r) {
+        const int64_t token = a.q_starts[item.seq] + (row + r) / group;
+        pack_query<Math>(a, token, item.head * group + (row + r) % group, query + r * k_words);
+      }
+      product<Math>(here, query, k_words, block.keys, kBlock, k_words, padded(block.count), scores, kBlock, false, none);
+      for (int r = 0; r < here; ++r, ++row) {
+        const int64_t q_head = item.head * group + row % group, last = own + row / group;
+        const float* norm = out.norms + 2 * ((a.q_starts[item.seq] + row / group) * a.num_q_heads + q_head);
+        const Mask mask{a.window ? last - a.window + 1 : 0, last};
+        if (last < begin || norm[0] == -kInf) continue;
+        float* s = scores + r * kBlock;
+        bool masked;
+        logits_of(a, s, block.count, begin, mask, a.slopes ? a.slopes[q_head] : 0.0f, block.k_scales, &masked);
+        for (int i = 0; i < block.count; i += kLanes) {
+          const Vec x = load(s + i), p = select(x == splat(-kInf), Vec{}, exp2_of(x - norm[0]));
+          store(total + i, load(total + i) + p * norm[1]);
+        }
+      }
+    }
+    memcpy(sums + begin, total, sizeof(float) * block.count);
+  }
+}
+
+// Pairs where the queries are bfloat16 and the pages' numbers are bfloat16 without loss; else floats.
+inline bool in_pairs(const AttentionArgs& a) {
+#if PAGODA_DPBF16
+  return a.dtype == Dtype::bf16 && a.shape.store == Store::bf16;
+#else
+  (void)a;
+  return false;
+#endif
+}
 
 }  // namespace
 
 namespace PAGODA_ISA {
 
-void run_item(const AttentionArgs& args, const AttentionItem& item, float* partials) {
-  if (args.dtype == Dtype::f32) Tile<float>(args, item, scratch).run(partials);
-  else Tile<uint16_t>(args, item, scratch).run(partials);
+void run_item(const AttentionArgs& args, const Span* spans, const AttentionItem& item, const AttentionScratch& out) {
+#if PAGODA_DPBF16
+  if (in_pairs(args)) return Tile<Pairs>(args, spans, item, out).run();
+#endif
+  Tile<Floats>(args, spans, item, out).run();
+}
+
+void run_merge(const AttentionArgs& args, const Merge& merge, const AttentionScratch& out) { merge_parts(args, merge, out); }
+
+void run_sums(const AttentionArgs& args, const SumItem& item, const AttentionScratch& out) {
+#if PAGODA_DPBF16
+  if (in_pairs(args)) return sum_probabilities<Pairs>(args, item, out);
+#endif
+  sum_probabilities<Floats>(args, item, out);
 }
 
 }  // namespace PAGODA_ISA

@@ -45,6 +45,7 @@ class _Call:
     slopes: Tensor | None
     v_dim: int  # columns of the result
     prob_sums: Tensor | None
+    sum_last: int
     group: int  # query heads per kv-head
     dtype: torch.dtype  # of K and V once gathered
 
@@ -72,13 +73,14 @@ def paged_attention(
     alibi_slopes: Tensor | None = None,
     v_dim: int | None = None,
     prob_sums: Tensor | None = None,
+    sum_last: int = 0,
 ) -> Tensor:
     num_tokens, num_q_heads, _ = q.shape
     num_seqs, num_kv_heads = table.kv_lens.shape
     dtype = torch.promote_types(q.dtype, pages.dtype)
     call = _Call(
         pages, layout, table, scale, window, soft_cap, sinks, alibi_slopes,
-        layout.v_dim if v_dim is None else v_dim, prob_sums, num_q_heads // num_kv_heads, dtype,
+        layout.v_dim if v_dim is None else v_dim, prob_sums, sum_last, num_q_heads // num_kv_heads, dtype,
     )  # fmt: skip
     if prob_sums is not None:
         prob_sums.zero_()
@@ -248,7 +250,9 @@ def _chunk_heads(call: _Call, q: Tensor, seq: int, heads: list[int], length: int
         kt, vt = k[:, left - low : right - low], None if v is None else v[:, left - low : right - low]
         corner = (slice(tile - (stop - start), None), slice(hidden.shape[1] - (right - left), None))
         if mask is None:
-            part = _chunk_written_out(call, q[:, :, start:stop], kt, vt, hidden[corner], (seq, heads, left, right))
+            summed = max(0, num_queries - call.sum_last - start) if call.sum_last else 0
+            place = (seq, heads, left, right, summed)
+            part = _chunk_written_out(call, q[:, :, start:stop], kt, vt, hidden[corner], place)
         else:
             part = _fused(
                 call, q[:, :, start:stop], _spread(kt, q), None if vt is None else _spread(vt, q), mask[corner]
@@ -267,9 +271,10 @@ def _hidden(queries: int, slots: int, window: int, device: torch.device) -> Tens
 
 
 def _chunk_written_out(
-    call: _Call, q: Tensor, k: Tensor, v: Tensor | None, hidden: Tensor, place: tuple[int, list[int], int, int]
+    call: _Call, q: Tensor, k: Tensor, v: Tensor | None, hidden: Tensor, place: tuple[int, list[int], int, int, int]
 ) -> Tensor:
-    seq, heads, left, right = place
+    """place: sequence, heads, slots left:right, and from which query on probabilities are summed."""
+    seq, heads, left, right, summed = place
     num_heads, group, num_queries, k_dim = q.shape
     index = torch.tensor(heads, device=q.device)
     bias = sinks = None
@@ -283,7 +288,8 @@ def _chunk_written_out(
     rows = q.reshape(num_heads, group * num_queries, k_dim)
     out, probs = _attend(call, rows, k, v, hidden.repeat(group, 1)[None], bias, sinks)
     if call.prob_sums is not None:
-        call.prob_sums[seq, index, left:right] += probs.sum(1)
+        probs = probs.view(num_heads, group, num_queries, -1)[:, :, summed:]
+        call.prob_sums[seq, index, left:right] += probs.sum((1, 2))
     return out.view(num_heads, group, num_queries, -1)
 
 

@@ -44,6 +44,7 @@ def paged_attention(
     alibi_slopes: Tensor | None = None,
     v_dim: int | None = None,
     prob_sums: Tensor | None = None,
+    sum_last: int = 0,
 ) -> Tensor:
     """Attention of every query over its sequence's pages (shapes above).
 
@@ -55,6 +56,7 @@ def paged_attention(
     v_dim         latent pages (``layout.v_dim == 0``): V is ``K[..., :v_dim]``.
     prob_sums     float32 [S, Hkv, max_kv_len], overwritten: probabilities summed over the chunk's queries and the
                   group's query heads; 0 beyond a head's length.
+    sum_last      w > 0: only the last w queries of a chunk are summed (what snapkv needs at a prompt's end).
 
     Raises ConfigError for latent pages without ``v_dim`` or query heads that do not divide among the kv-heads.
     """
@@ -63,7 +65,7 @@ def paged_attention(
     run = _OP.chosen.get(key) or _OP.resolve(key, _needs(q, pages, layout, table, *used))
     out: Tensor = run(
         q, pages, layout, table, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks,
-        alibi_slopes=alibi_slopes, v_dim=v_dim, prob_sums=prob_sums,
+        alibi_slopes=alibi_slopes, v_dim=v_dim, prob_sums=prob_sums, sum_last=sum_last,
     )  # fmt: skip
     return out
 
@@ -182,11 +184,16 @@ _ROWS: dict[str, tuple[tuple[list[int], Any], dict[str, Any]]] = {
     "chunk sinks, window": (([40], [61]), {"sinks": True, "window": 7}),
     "chunk alibi": (([9, 4], [9, 30]), {"alibi": True}),
     "chunk sums": (([9, 4], [9, 30]), {"prob_sums": True}),
+    "chunk sums of the last": (([9, 4, 1], [9, 30, 12]), {"prob_sums": True, "sum_last": 5}),
+    "chunk sums of the last, tiled": (([270], [301]), {"prob_sums": True, "sum_last": 32, "window": 100}),
     "chunk latent": (([9, 4], [9, 30]), {"heads": (4, 1), "dims": (32, 0), "v_dim": 16}),
     "chunk k wider": (([9, 4], [9, 30]), {"dims": (32, 16)}),
     "mixed": (_MIXED, {}),
     "mixed evicted": (_EVICTED, {"garbage": True}),
-    "mixed everything": (_MIXED, {"window": 6, "soft_cap": 3.0, "sinks": True, "alibi": True, "prob_sums": True}),
+    "mixed everything": (
+        _MIXED,
+        {"window": 6, "soft_cap": 3.0, "sinks": True, "alibi": True, "prob_sums": True, "sum_last": 3},
+    ),
     "no queries": (([0, 0], [4, 9]), {}),
     "no sequences": (([], []), {}),
 }

@@ -1,0 +1,188 @@
+// The arithmetic of attention for one instruction set: products of small row-major matrices kept in registers, and 2^x.
+//
+// Everything is made of 32-bit words. A word is a float, or a pair of bfloat16 where the machine multiplies pairs
+// (vdpbf16ps): then `words` counts pairs, and the same loop serves both.
+#pragma once
+
+#include "vec.hpp"
+
+namespace pagoda {
+namespace {
+
+// The product keeps its sums in registers only when compiled alone: inlined, g++ 12 spilled half of them.
+#define PAGODA_OWN_REGISTERS __attribute__((noinline))
+
+struct Floats {
+  static constexpr int kPerWord = 1;
+  static Vec step(Vec sum, Vec a, Vec b) { return sum + a * b; }
+};
+
+#if PAGODA_DPBF16
+struct Pairs {
+  static constexpr int kPerWord = 2;
+  static Vec step(Vec sum, Vec a, Vec b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+};
+#endif
+
+inline Vec splat_word(const float* p) {  // all 32 bits, whatever they mean
+  int32_t bits;
+  memcpy(&bits, p, 4);
+  return (Vec)(bits - IntVec{});
+}
+
+// Pages that will be read soon, asked for a cache line at a time, between the multiplications of the block before: a core waits
+// for some two dozen lines at once, so a burst of a block's 512 stalls it (decode over 4096 tokens: 141 cycles a slot with
+// bursts, 120 with lines spread over the products alone).
+struct Ahead {
+  const char* const* pages = nullptr;
+  int count = 0;          // pages not begun
+  int64_t page_bytes = 0;
+  const char *at = nullptr, *end = nullptr;
+
+  bool more() { return at != end || next_page(); }
+  bool next_page() {
+    if (count == 0) return false;
+    --count, at = *pages++, end = at + page_bytes;
+    return true;
+  }
+  void lines(int num) {
+    for (; num > 0 && more(); --num) __builtin_prefetch(line(), 0, 2);
+  }
+  const char* line() {
+    const char* here = at;
+    at = end - at > 64 ? at + 64 : end;
+    return here;
+  }
+  // Up to `most` lines of one page: how many, and where they begin.
+  int64_t take(int64_t most, const char** begin) {
+    if (!more()) return 0;
+    const int64_t left = (end - at + 63) / 64, num = left < most ? left : most;
+    *begin = at;
+    at = num < left ? at + 64 * num : end;
+    return num;
+  }
+};
+
+// c[row][column] (+)= sum over w of a[row][w] * b[w][column], for kRows rows and kVectors registers of columns.
+template <typename Math, int kRows, int kVectors>
+PAGODA_OWN_REGISTERS void product_tile(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t words, float* c,
+                                       int64_t ldc, bool add, const char* soon, int64_t lines) {
+  Vec sum[kRows][kVectors];
+  const float* const end = a + words;
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = add ? load(c + r * ldc + v * kLanes) : Vec{};
+  const char* const last = soon + 64 * (lines > 0 ? lines - 1 : 0);
+  for (; a != end; ++a, b += ldb) {
+    __builtin_prefetch(soon, 0, 2);
+    soon += soon < last ? 64 : 0;
+    Vec x[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) x[v] = load(b + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Vec y = splat_word(a + r * lda);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = Math::step(sum[r][v], y, x[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) store(c + r * ldc + v * kLanes, sum[r][v]);
+}
+
+constexpr int kRowsAtOnce = 6;                          // with the registers of columns below: 24 sums of AVX-512's 32,
+constexpr int kVectorsAtOnce = kLanes == 16 ? 4 : 2;    // else 12 of 16
+
+template <typename Math, int kRows, int kVectors>
+inline void product_columns(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t words, float* c, int64_t ldc,
+                            bool add, Ahead& ahead) {
+  const char* soon = (const char*)b;
+  const int64_t lines = ahead.take(words, &soon);
+  product_tile<Math, kRows, kVectors>(a, lda, b, ldb, words, c, ldc, add, soon, lines);
+}
+
+template <typename Math, int kRows>
+void product_rows(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t words, int64_t columns, float* c,
+                  int64_t ldc, bool add, Ahead& ahead) {
+  int64_t at = 0;
+  for (; at + kVectorsAtOnce * kLanes <= columns; at += kVectorsAtOnce * kLanes)
+    product_columns<Math, kRows, kVectorsAtOnce>(a, lda, b + at, ldb, words, c + at, ldc, add, ahead);
+  if (kVectorsAtOnce > 2 && at + 2 * kLanes <= columns) {
+    product_columns<Math, kRows, 2>(a, lda, b + at, ldb, words, c + at, ldc, add, ahead);
+    at += 2 * kLanes;
+  }
+  if (at < columns) product_columns<Math, kRows, 1>(a, lda, b + at, ldb, words, c + at, ldc, add, ahead);
+}
+
+// rows is at most kRowsAtOnce; columns a multiple of kLanes.
+template <typename Math>
+void product(int rows, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t words, int64_t columns, float* c,
+             int64_t ldc, bool add, Ahead& ahead) {
+  switch (rows) {
+    case 6: return product_rows<Math, 6>(a, lda, b, ldb, words, columns, c, ldc, add, ahead);
+    case 5: return product_rows<Math, 5>(a, lda, b, ldb, words, columns, c, ldc, add, ahead);
+    case 4: return product_rows<Math, 4>(a, lda, b, ldb, words, columns, c, ldc, add, ahead);
+    case 3: return product_rows<Math, 3>(a, lda, b, ldb, words, columns, c, ldc, add, ahead);
+    case 2: return product_rows<Math, 2>(a, lda, b, ldb, words, columns, c, ldc, add, ahead);
+    default: return product_rows<Math, 1>(a, lda, b, ldb, words, columns, c, ldc, add, ahead);
+  }
+}
+
+// 2^x for x <= 0, flushed to 2^-126 below it; -inf gives that too. A minimax polynomial on [-1/2, 1/2]: within 1e-7.
+inline Vec exp2_of(Vec x) {
+  x = maximum(x, splat(-126.0f));
+  const Vec shifted = x + splat(12582912.0f);  // 1.5 * 2^23: rounds to the nearest integer, whose bits are the low ones
+  const Vec r = x - (shifted - splat(12582912.0f));
+  Vec p = r * 1.326472690e-3f + splat(9.671512661e-3f);
+  p = p * r + splat(5.550733744e-2f);
+  p = p * r + splat(2.402224208e-1f);
+  p = p * r + splat(6.931469776e-1f);
+  p = p * r + splat(1.0f);
+  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
+}
+
+inline float exp2_of(float x) {
+  float lanes[kLanes];
+  store(lanes, exp2_of(splat(x)));
+  return lanes[0];
+}
+
+inline bool any(IntVec mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)mask) != 0;
+#else
+  for (int i = 0; i < kLanes; ++i)
+    if (mask[i]) return true;
+  return false;
+#endif
+}
+
+inline float largest(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(x);
+#else
+  float lanes[kLanes], top = -kInf;
+  store(lanes, x);
+  for (float lane : lanes) top = lane > top ? lane : top;
+  return top;
+#endif
+}
+
+inline float total_of(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(x);
+#else
+  float lanes[kLanes], sum = 0.0f;
+  store(lanes, x);
+  for (float lane : lanes) sum += lane;
+  return sum;
+#endif
+}
+
+}  // namespace
+}  // namespace pagoda

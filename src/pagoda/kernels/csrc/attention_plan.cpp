@@ -1,0 +1,208 @@
+// Cuts a ragged batch into items that threads take one by one.
+//
+// Where a row's slots are cut depends on its own length alone (kPartSlots). How many parts make an item depends on the batch and
+// the threads: equal amounts of work, so that all finish together (lean-attention, arXiv:2405.10480). Parts that several sequences
+// read from the same pages become one item with the rows of all of them (relay-attention, arXiv:2402.14808; chunk-attention,
+// arXiv:2402.15220):
+//
+//   sequence 0   │ part 0 │ part 1 │ part 2' │ rest │        items   (0,1,2: parts 0, 1)   (0,1: part 2')   (0: rest) (1: rest)
+//   sequence 1   │ part 0 │ part 1 │ part 2' │ rest │                (2: part 2", rest)
+//   sequence 2   │ part 0 │ part 1 │ part 2" │ rest │
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "attention.hpp"
+
+namespace pagoda {
+
+namespace {
+
+constexpr int64_t kMaxItemParts = 8;
+constexpr int64_t kItemsPerThread = 8;  // the last to finish is late by an eighth of a share at most
+
+// Every table entry that the bodies will follow, checked once: they read memory unchecked.
+void check(const AttentionArgs& a, int64_t seq, int64_t head) {
+  const int64_t pair = a.pair(seq, head), page_size = a.shape.page_size;
+  const int64_t row = a.row_of[pair], blocks = (a.kv_lens[pair] + page_size - 1) / page_size;
+  if (row < 0 || row >= a.num_rows) throw std::out_of_range("row " + std::to_string(row) + " of " + std::to_string(a.num_rows));
+  if (a.kv_lens[pair] < 0 || blocks > a.max_pages)
+    throw std::out_of_range("length " + std::to_string(a.kv_lens[pair]) + " in a row of " + std::to_string(a.max_pages) + " pages");
+  if (a.prob_sums && a.kv_lens[pair] > a.sums_stride)
+    throw std::out_of_range("length " + std::to_string(a.kv_lens[pair]) + " of " + std::to_string(a.sums_stride) + " probability sums");
+  if (blocks == 0) return;
+  const int32_t* ids = a.rows + row * a.max_pages;
+  const auto [low, high] = std::minmax_element(ids, ids + blocks);
+  const int64_t first = int64_t{*low} + a.offset[pair], last = int64_t{*high} + a.offset[pair];
+  if (first < 0 || last >= a.num_pages)
+    throw std::out_of_range("page " + std::to_string(first < 0 ? first : last) + " of " + std::to_string(a.num_pages));
+}
+
+int64_t cost(int64_t slots, int64_t rows) { return slots * (32 + rows); }  // packing a slot costs as much as 32 rows' products
+
+// A sequence that is cut into parts, as one kv-head sees it.
+struct Narrow {
+  int32_t seq;
+  int64_t begin, end;      // slots that any of its queries sees
+  int64_t rows, partials;  // partials: of its first part, -1 when it is a single one
+  int64_t done;            // parts before this one are in items already
+
+  int64_t parts() const { return (end + kPartSlots - 1) / kPartSlots - begin / kPartSlots; }
+  int64_t full_parts() const { return end / kPartSlots; }
+};
+
+class Planner {
+ public:
+  Planner(const AttentionArgs& args, int num_threads) : a(args), threads(num_threads) {}
+
+  AttentionPlan run() {
+    for (int32_t head = 0; head < a.num_kv_heads; ++head) {
+      narrow.clear();
+      for (int32_t seq = 0; seq < a.num_seqs; ++seq)
+        if (a.num_queries(seq) > 0) add(seq, head);
+      if (narrow.empty()) continue;
+      set_item_parts();
+      if (a.share_prefixes && a.window == 0 && narrow.size() > 1) share(head);
+      for (const Narrow& n : narrow) {
+        const int64_t to = n.begin / kPartSlots + n.parts();
+        if (n.done < to || n.parts() == 0) emit({&n, 1}, head, n.done, to);
+      }
+    }
+    if (threads > 1)  // the longest first: what comes last is short
+      std::stable_sort(plan.items.begin(), plan.items.end(),
+                       [&](const auto& x, const auto& y) { return cost_of(x) > cost_of(y); });
+    return std::move(plan);
+  }
+
+ private:
+  struct Members {
+    const Narrow* first;
+    int64_t count;
+  };
+
+  void add(int32_t seq, int32_t head) {
+    check(a, seq, head);
+    const int64_t n = a.num_queries(seq), rows = n * a.group(), length = a.kv_lens[a.pair(seq, head)];
+    if (a.prob_sums)
+      for (int64_t at = 0; at < length; at += kPartSlots)
+        plan.sums.push_back({seq, head, int32_t(at), int32_t(std::min(length, at + kPartSlots))});
+    if (n > 1 && rows > kNarrowRows) return add_wide(seq, head);
+    Narrow own{seq, first_slot(length - n), length, rows, -1, 0};
+    own.done = own.begin / kPartSlots;
+    plan.work += cost(own.end - own.begin, rows);
+    if (own.parts() > 1) {
+      own.partials = plan.num_partial_floats;
+      plan.num_partial_floats += own.parts() * partial_floats(a, n);
+      plan.merges.push_back({seq, head, own.partials, own.parts()});
+    }
+    narrow.push_back(own);
+  }
+
+  // The first slot that a query whose own slot is `own` sees.
+  int64_t first_slot(int64_t own) const { return a.window ? std::max<int64_t>(0, own - a.window + 1) : 0; }
+
+  void add_wide(int32_t seq, int32_t head) {
+    const int64_t n = a.num_queries(seq), before = a.kv_lens[a.pair(seq, head)] - n;
+    const int64_t rows = std::min(kTileRows, kTileWords / (a.shape.k_dim + a.v_dim));
+    const int64_t tile = std::max<int64_t>(1, rows / a.group());
+    for (int64_t q = 0; q < n; q += tile) {
+      const int64_t q_end = std::min(n, q + tile), end = std::max<int64_t>(0, before + q_end);
+      const int64_t begin = std::min(end, first_slot(before + q));
+      plan.spans.push_back({seq, int32_t(q), int32_t(q_end), -1});
+      push(head, 1, begin, end);
+      plan.work += cost(end - begin, (q_end - q) * a.group());
+    }
+  }
+
+  void push(int32_t head, int64_t num_spans, int64_t begin, int64_t end) {
+    const auto last = int32_t(plan.spans.size());
+    plan.items.push_back({head, int32_t(last - num_spans), last, int32_t(begin), int32_t(end)});
+  }
+
+  int64_t cost_of(const AttentionItem& item) const {
+    int64_t rows = 0;
+    for (int32_t s = item.span_begin; s < item.span_end; ++s) rows += (plan.spans[s].q_end - plan.spans[s].q_begin) * a.group();
+    return cost(item.slot_end - item.slot_begin, rows);
+  }
+
+  void set_item_parts() {
+    int64_t total = 0;
+    for (const Narrow& n : narrow) total += cost(n.end - n.begin, n.rows);
+    const int64_t share = total * a.num_kv_heads / (threads * kItemsPerThread);
+    item_parts = std::clamp<int64_t>(share / cost(kPartSlots, narrow[0].rows), 1, kMaxItemParts);
+  }
+
+  // Items of parts from..to for these members, who read them from the same pages.
+  void emit(Members members, int32_t head, int64_t from, int64_t to) {
+    const int64_t most = std::max<int64_t>(members.first->rows, std::min(kTileRows, kTileWords / (a.shape.k_dim + a.v_dim)));
+    for (int64_t at = from; at < to || from == to;) {
+      const int64_t stop = std::min(to, at + item_parts);
+      for (int64_t m = 0; m < members.count;) {
+        int64_t rows = 0, spans = 0;
+        const Narrow& first = members.first[m];
+        for (; m < members.count && rows + members.first[m].rows <= most; ++m, ++spans) {
+          const Narrow& n = members.first[m];
+          const int64_t part = at - n.begin / kPartSlots, queries = a.num_queries(n.seq);
+          const int64_t to_floats = n.partials < 0 ? -1 : n.partials + part * partial_floats(a, queries);
+          plan.spans.push_back({n.seq, 0, int32_t(queries), to_floats});
+          rows += n.rows;
+        }
+        push(head, spans, std::max(first.begin, at * kPartSlots), std::min(first.end, stop * kPartSlots));
+      }
+      if (from == to) break;  // no slots at all: the item that writes zeros
+      at = stop;
+    }
+  }
+
+  // Page ids of one part, in the sequence's row.
+  const int32_t* ids_of(const Narrow& n, int32_t head, int64_t part, int64_t* count) const {
+    const int64_t page = a.shape.page_size, block = part * kPartSlots / page;
+    *count = ((part + 1) * kPartSlots + page - 1) / page - block;
+    return a.rows + a.row_of[a.pair(n.seq, head)] * a.max_pages + block;
+  }
+
+  int compare(const Narrow& x, const Narrow& y, int32_t head, int64_t part) const {
+    int64_t count;
+    const int32_t *mine = ids_of(x, head, part, &count), *theirs = ids_of(y, head, part, &count);
+    const int32_t apart = a.offset[a.pair(x.seq, head)] - a.offset[a.pair(y.seq, head)];
+    if (apart == 0) return std::memcmp(mine, theirs, 4 * count);
+    for (int64_t i = 0; i < count; ++i)
+      if (mine[i] + apart != theirs[i]) return mine[i] + apart < theirs[i] ? -1 : 1;
+    return 0;
+  }
+
+  void share(int32_t head) { share(narrow.data(), int64_t(narrow.size()), head, 0, 0); }
+
+  // `members` (a range of `narrow`, reordered here) share the parts from..part; what else do they share?
+  void share(Narrow* members, int64_t count, int32_t head, int64_t from, int64_t part) {
+    const auto less = [&](const Narrow& x, const Narrow& y) { return compare(x, y, head, part) < 0; };
+    const auto whole = [&](const Narrow& n) { return part < n.full_parts() && n.partials >= 0; };
+    if (part > from && std::all_of(members, members + count, whole) &&
+        std::all_of(members + 1, members + count, [&](const Narrow& n) { return compare(*members, n, head, part) == 0; }))
+      return share(members, count, head, from, part + 1);
+    if (part > from) {
+      emit({members, count}, head, from, part);
+      for (int64_t m = 0; m < count; ++m) members[m].done = part;
+    }
+    Narrow* last = std::stable_partition(members, members + count, whole);
+    std::stable_sort(members, last, less);
+    for (Narrow* first = members; first < last;) {
+      Narrow* next = first + 1;
+      while (next < last && compare(*first, *next, head, part) == 0) ++next;
+      if (next - first > 1) share(first, next - first, head, part, part + 1);
+      first = next;
+    }
+  }
+
+  const AttentionArgs& a;
+  const int threads;
+  int64_t item_parts = 1;
+  std::vector<Narrow> narrow;
+  AttentionPlan plan;
+};
+
+}  // namespace
+
+AttentionPlan plan_attention(const AttentionArgs& args, int num_threads) { return Planner(args, num_threads).run(); }
+
+}  // namespace pagoda
