@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pagoda.kernels import dispatch
 from pagoda.kernels.ops import _attention_reference, _paged
 from pagoda.kv.manager import KVManager
 from pagoda.kv.pages import PagePool
@@ -59,8 +60,14 @@ def larger(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MEMBERS)
-def test_estimate_covers_a_step(name: str, dtype: str) -> None:
-    """A prompt's second chunk: never more than estimated, and the estimate within a factor of four."""
+def test_estimate_covers_a_step(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt's second chunk: never more than estimated, and the estimate within a factor of four.
+
+    With the reference kernels, whose scratch the estimate counts: the C++ bodies, where they are built, hold less.
+    """
+    monkeypatch.setenv(dispatch.ENV, "reference")
+    for op in dispatch.OPS.values():
+        monkeypatch.setattr(op, "chosen", {})
     model = Model.from_config(larger(name), dtype=getattr(torch, dtype)).init_random()
     fmt = model.shape.kv_format(16, dtype)
     pool, storage = PagePool(fmt, 64), PageStorage(fmt, 64)

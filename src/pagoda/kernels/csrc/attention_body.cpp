@@ -13,6 +13,7 @@
 // float32, or pairs of bfloat16 (then probabilities are rounded to bfloat16 before they meet V).
 
 #include "attention.hpp"
+#include "attention_few.hpp"
 #include "attention_math.hpp"
 #include "attention_pack.hpp"
 
@@ -55,6 +56,11 @@ struct Slots {
   const char* v[kBlock];
   const char* k_scales[kBlock];
   const char* v_scales[kBlock];
+
+  // Slots behind the last, up to a full register: copies of the last (their probability is 0).
+  void pad() {
+    for (int64_t i = count; i < padded(count); ++i) k[i] = k[count - 1], v[i] = v[count - 1];
+  }
 };
 
 struct PageRow {
@@ -262,7 +268,7 @@ struct Tile {
       : a(args), spans(all), item(it), out(where), group(args.group()), k_words(Block<Math>::words_of(args.shape.k_dim)),
         v_stride(padded(args.v_dim)) {
     for (int s = item.span_begin; s < item.span_end; ++s) rows += int(group) * (spans[s].q_end - spans[s].q_begin);
-    const int64_t chunk = kRowsAtOnce * kBlock;
+    const int64_t chunk = 8 * kBlock;
     float* at = scratch.need(rows * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + Block<Math>::floats(a) + 10 * 16);
     const auto take = [&](int64_t floats) { float* p = at; at += (floats + 15) / 16 * 16; return p; };
     queries = take(rows * k_words), sums = take(rows * v_stride);
@@ -352,6 +358,41 @@ struct Tile {
     }
   }
 
+#if PAGODA_DPBF16
+  bool few() const {
+    return Math::kPerWord == 2 && a.shape.store == Store::bf16 && rows <= kFewRows && k_words % 16 == 0 && a.shape.k_dim % 2 == 0 &&
+           a.v_dim % 32 == 0;
+  }
+
+  // The same for few rows, from the slots themselves.
+  void attend_few(Block<Math>& block, Slots& slots, int64_t begin, Ahead& ahead) {
+    block.count = slots.count;
+    slots.pad();
+    with_few(rows, [&](auto products) {
+      products.scores(queries, k_words, slots.k, slots.count, scores, kBlock, ahead);
+      for (int r = 0; r < rows; ++r) {
+        ahead.lines(16);
+        weigh(r, scores + r * kBlock, probs + r * kBlock, begin, block);
+      }
+      products.values(probs, kBlock, slots.v, Block<Math>::words_of(slots.count), a.v_dim, sums, v_stride, ahead);
+    });
+  }
+#endif
+
+  void work(Block<Math>& block, Slots& slots, int64_t begin, const Slots& next) {
+    Ahead ahead{next.pages, next.num_pages, a.shape.page_bytes};
+#if PAGODA_DPBF16
+    if (few()) {
+      attend_few(block, slots, begin, ahead);
+      ahead.lines(next.num_pages * int(a.shape.page_bytes / 64));
+      return;
+    }
+#endif
+    block.pack(slots, true, ahead);
+    attend(block, begin, ahead);
+    ahead.lines(next.num_pages * int(a.shape.page_bytes / 64));  // what found no place between the products
+  }
+
   void write_partials(int64_t part) const {
     int64_t row = 0;
     for (int s = item.span_begin; s < item.span_end; ++s) {
@@ -384,10 +425,7 @@ struct Tile {
       const int64_t end = block_end(at);
       slots[turn ^ 1].num_pages = 0;
       if (end < item.slot_end) pages.find(end, block_end(end), slots[turn ^ 1]);
-      Ahead ahead{slots[turn ^ 1].pages, slots[turn ^ 1].num_pages, a.shape.page_bytes};
-      block.pack(slots[turn], true, ahead);
-      attend(block, at, ahead);
-      ahead.lines(slots[turn ^ 1].num_pages * int(a.shape.page_bytes / 64));  // what found no place between the products
+      work(block, slots[turn], at, slots[turn ^ 1]);
       at = end;
       if (parts && (at % kPartSlots == 0 || at == item.slot_end)) {
         write_partials(part++);

@@ -11,29 +11,44 @@
 namespace pagoda {
 namespace {
 
-// out[w * ldo + i] = word w of rows[i], for kLanes rows and kLanes words.
-inline void transpose_tile(const char* const* rows, int64_t word, float* out, int64_t ldo) {
 #if defined(__AVX512F__)
+// out[w] = word w of rows[0] … rows[15], for 16 words.
+inline void transpose_words(const char* const* rows, int64_t word, __m512* out) {
   __m512 a[16], b[16];
+#pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(rows[i] + 4 * word);
+#pragma GCC unroll 16
   for (int i = 0; i < 16; i += 2) {
     b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
     b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
   }
+#pragma GCC unroll 16
   for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
       const __m512d x = (__m512d)b[i + j], y = (__m512d)b[i + j + 2];
       a[i + 2 * j] = (__m512)_mm512_unpacklo_pd(x, y);      // words 2j of each quarter, rows i..i+3
       a[i + 2 * j + 1] = (__m512)_mm512_unpackhi_pd(x, y);  // words 2j+1
     }
+#pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {  // a[j], a[4+j], a[8+j], a[12+j]: word j of the quarters 0..3, of four rows each
     const __m512 x = _mm512_shuffle_f32x4(a[j], a[j + 4], 0x88), y = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0x88);
     const __m512 z = _mm512_shuffle_f32x4(a[j], a[j + 4], 0xdd), u = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0xdd);
-    _mm512_storeu_ps(out + j * ldo, _mm512_shuffle_f32x4(x, y, 0x88));
-    _mm512_storeu_ps(out + (j + 4) * ldo, _mm512_shuffle_f32x4(z, u, 0x88));
-    _mm512_storeu_ps(out + (j + 8) * ldo, _mm512_shuffle_f32x4(x, y, 0xdd));
-    _mm512_storeu_ps(out + (j + 12) * ldo, _mm512_shuffle_f32x4(z, u, 0xdd));
+    out[j] = _mm512_shuffle_f32x4(x, y, 0x88);
+    out[j + 4] = _mm512_shuffle_f32x4(z, u, 0x88);
+    out[j + 8] = _mm512_shuffle_f32x4(x, y, 0xdd);
+    out[j + 12] = _mm512_shuffle_f32x4(z, u, 0xdd);
   }
+}
+#endif
+
+// out[w * ldo + i] = word w of rows[i], for kLanes rows and kLanes words.
+inline void transpose_tile(const char* const* rows, int64_t word, float* out, int64_t ldo) {
+#if defined(__AVX512F__)
+  __m512 words[16];
+  transpose_words(rows, word, words);
+#pragma GCC unroll 16
+  for (int w = 0; w < 16; ++w) _mm512_storeu_ps(out + w * ldo, words[w]);
 #elif defined(__AVX2__)
   __m256 a[8], b[8];
   for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps((const float*)(rows[i] + 4 * word));
@@ -72,11 +87,12 @@ inline void pack_value(Store store, const char* row, const char* scales, int64_t
 }
 
 #if PAGODA_DPBF16
+const uint16_t kInterleaveLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                     8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+
 // One word row of values out of two slots of bfloat16: column by column, the first slot's number in the low half.
 inline void pack_value_pair(const uint16_t* first, const uint16_t* second, int64_t columns, int64_t padded, float* out) {
-  static const uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                    8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  const __m512i low = _mm512_loadu_si512(kLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i low = _mm512_loadu_si512(kInterleaveLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   int64_t c = 0;
   for (; c + 32 <= columns; c += 32) {
     const __m512i a = _mm512_loadu_si512(first + c), b = _mm512_loadu_si512(second + c);
