@@ -43,7 +43,6 @@ REFUSED = {
     "scoring": (tiny("deepseek_v3", scoring_func="softmax"), "scoring_func"),
     "no_rope_list": (tiny("smollm3", no_rope_layers=[1, 0]), "no_rope_layers"),
     "layer_types_in_mistral": (tiny("mistral", layer_types=["full_attention"] * 2), "ministral"),
-    "quantized": (tiny("llama", quantization_config={"quant_method": "awq"}), r"quantized \(awq\)"),
     "table": (tiny("llama", rope_scaling="linear"), "rope_scaling='linear'; it must be an object"),
     "no_type": ({"hidden_size": 3}, "no model_type"),
 }

@@ -120,7 +120,7 @@ BAD = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), {}, ModelError, "no tokenizer; expected"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), {}, WeightsError, "no weights; expected"),
     "quantized": (
-        lambda f: _config(f, quantization_config={"quant_method": "gptq"}), {}, ModelError, "quantized .gptq."
+        lambda f: _config(f, quantization_config={"quant_method": "quip"}), {}, ModelError, "quant_method 'quip'"
     ),
     "architecture": (lambda f: _config(f, model_type="frobnicator"), {}, UnsupportedModelError, "'frobnicator'"),
     "no type": (lambda f: _config(f, model_type=None), {}, ModelError, "model_type"),

@@ -16,6 +16,7 @@ from pagoda.core.errors import ConfigError, ModelError, UnsupportedModelError, c
 from pagoda.core.types import DTYPE_BYTES
 from pagoda.weights.quantization import Quantization, parse_quantization
 from pagoda.weights.reader import Checkpoint, torch_dtype
+from pagoda.weights.source import TensorSource, open_source
 
 from . import families
 from .chat import ChatTemplate, read_templates
@@ -90,9 +91,10 @@ def load_model(
     Raises ModelError (with UnsupportedModelError, WeightsError), ConfigError, BudgetError: one line each; what was
     leased has been given back then.
     """
-    where, packing, footprint = _device(device), parse_quantization(quantization), Footprint(ledger)
+    where, footprint = _device(device), Footprint(ledger)
+    asked = parse_quantization(quantization) if quantization.strip() != "auto" else None
     try:
-        return _load(resolve(path_or_id), dtype, packing, where, footprint, max_model_len, progress)
+        return _load(resolve(path_or_id), dtype, asked, where, footprint, max_model_len, progress)
     except BaseException:
         footprint.release()
         raise
@@ -101,7 +103,7 @@ def load_model(
 def _load(
     folder: Path,
     dtype: str,
-    quantization: Quantization,
+    asked: Quantization | None,
     device: torch.device,
     footprint: Footprint,
     max_model_len: int | None,
@@ -109,12 +111,17 @@ def _load(
 ) -> Loaded:
     config = read_config(folder)
     checkpoint = Checkpoint.open(folder)
+    source = open_source(checkpoint, quantization_config(config))
     name, reason = choose_dtype(dtype, config, checkpoint, device)
     tokenizer = _tokenizer(folder, config, footprint)
     generation = read_generation(folder)
     templates = read_templates(folder)
-    model = _empty_model(config, getattr(torch, name), quantization, device, max_model_len, footprint)
-    _fill(model, checkpoint, name, footprint, progress)
+    model = _empty_model(config, getattr(torch, name), asked or Quantization(), device, max_model_len, footprint)
+    if asked is None and source.formats and isinstance(model, Model):
+        as_stored = model.stored_formats(source.formats)
+        model = _empty_model(config, getattr(torch, name), as_stored, device, max_model_len, footprint)
+    _fill(model, source, name, footprint, progress)
+    quantization = getattr(model, "quantization", Quantization())
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -133,7 +140,7 @@ def _load(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json. Raises ModelError when the folder is not a model in the Hugging Face form, or a quantized one."""
+    """config.json. Raises ModelError when the folder is not a model in the Hugging Face form."""
     if not (folder / "config.json").is_file():
         if any(folder.glob("*.gguf")):
             raise ModelError(f"{folder}: GGUF files are not read yet; use the model's safetensors form")
@@ -143,13 +150,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{folder}/config.json has no model_type; it must name an architecture, for example llama")
-    quantized = config.get("quantization_config") or _text_config(config).get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method", "unnamed") if isinstance(quantized, Mapping) else quantized
-        raise ModelError(
-            f"{folder}: the checkpoint is quantized ({method}), which is not read yet; use the original weights"
-        )
     return config
+
+
+def quantization_config(config: Mapping[str, Any]) -> Any:
+    """What config.json says about packed weights; None where they are plain."""
+    return config.get("quantization_config") or _text_config(config).get("quantization_config")
 
 
 def choose_dtype(
@@ -240,10 +246,11 @@ def _empty_model(
             f"quantization={str(quantization)!r}: {config['model_type']} runs in transformers' modules, whose weights "
             f"stay as they are; leave quantization out, or take a native family: {', '.join(families.names())}"
         )
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
     with _transformers_room(footprint):
         from .fallback import FallbackModel
 
-        return FallbackModel.from_config(config, dtype=dtype, device=device, rope_length=max_model_len)
+        return FallbackModel.from_config(plain, dtype=dtype, device=device, rope_length=max_model_len)
 
 
 def _transformers_room(footprint: Footprint) -> AbstractContextManager[None]:
@@ -254,20 +261,23 @@ def _transformers_room(footprint: Footprint) -> AbstractContextManager[None]:
 
 
 def _fill(
-    model: Model | FallbackModel, checkpoint: Checkpoint, dtype: str, footprint: Footprint, progress: Progress | None
+    model: Model | FallbackModel, source: TensorSource, dtype: str, footprint: Footprint, progress: Progress | None
 ) -> None:
     """Streams the checkpoint into the model, under leases taken before the first byte is read."""
     packing: Quantization = getattr(model, "quantization", Quantization())
     what = f"{model.shape.family}, {dtype if packing.is_plain else packing}"
     num_bytes = model.shape.weight_bytes(dtype, packing)
     lease = footprint.lease("weights", num_bytes, what, lambda: model.weight_bytes)
-    passing = checkpoint.largest_bytes + model.shape.packing_bytes(packing)
-    order = None if packing.is_plain else model.load_order(checkpoint.entries)
+    passing = source.passing_bytes + model.shape.packing_bytes(packing)
+    order = model.load_order(source.names) if isinstance(model, Model) and not packing.is_plain else None
     with footprint.passing("staging", passing, "one tensor while loading"):
-        done, total = 0, checkpoint.num_bytes
-        for name, tensor in checkpoint.stream(order):
-            model.load_tensor(name, tensor)
-            done += tensor.nbytes
+        done, total = 0, source.num_bytes
+        for name, tensor, num_bytes in source.stream(order):
+            if isinstance(model, Model):
+                model.load_tensor(name, tensor)
+            else:
+                model.load_tensor(name, tensor if isinstance(tensor, torch.Tensor) else tensor.dense())
+            done += num_bytes
             if progress is not None:
                 progress(done, total)
         model.finish_loading()

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pagoda.core.errors import ModelError, WeightsError
+from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.packed import PackedMatrix, equal
 from pagoda.weights.quantization import Quantization
+from pagoda.weights.schemes.pagoda import EXPERT as OWN_EXPERT
+from pagoda.weights.schemes.pagoda import PREFIX as OWN_PREFIX
 
 from .decoder import Decoder
 from .families import read_spec
 from .layers.step import KVView
 from .params import parameters
 from .shape import ModelShape
-from .sources import source_table
+from .sources import Piece, Region, Source, source_table
 from .spec import DecoderSpec
 from .store import WeightStore
 
@@ -101,7 +105,7 @@ class Model:
         rank = {name: i for i, name in enumerate(self._params)}
 
         def place(name: str) -> tuple[int, int]:
-            source = self._sources.find(name)
+            source = self._source(name)
             if source is None:
                 return (len(rank), 0)
             if source.tied_head:
@@ -110,12 +114,39 @@ class Model:
 
         return sorted(names, key=place)
 
+    def stored_formats(self, formats: Mapping[str, WeightFormat]) -> Quantization:
+        """Every matrix as the checkpoint has it: packed where all tensors that fill it come in one format.
+
+        ``formats`` are those of the checkpoint's packed tensors, by their names there.
+        """
+        found: dict[str, set[WeightFormat]] = {}
+        packed: set[Region] = set()
+        for name, format in formats.items():
+            source = self._source(name)
+            for piece in source.pieces if source is not None else ():
+                found.setdefault(piece.param, set()).add(replace(format, embed="none"))
+                packed |= self._store.regions_of(piece) if piece.is_rows else set()
+        partly = {region[0] for region in self._sources.regions() - packed}
+        return Quantization(overrides={p: f.pop() for p, f in found.items() if len(f) == 1 and p not in partly})
+
+    def _source(self, name: str) -> Source | None:
+        """Where a checkpoint tensor goes; ``pagoda.<our name>`` of our own checkpoints goes there as it is."""
+        if not name.startswith(OWN_PREFIX):
+            return self._sources.find(name)
+        ours, _, expert = name.removeprefix(OWN_PREFIX).partition(OWN_EXPERT)
+        param = self._params.get(ours)
+        if param is None:
+            return None
+        if not expert:
+            return Source(param.shape, (Piece(ours),))
+        return Source(param.shape[1:], (Piece(ours, expert=int(expert)),)) if expert.isdecimal() else None
+
     def load_tensor(self, name: str, tensor: Tensor | PackedMatrix) -> bool:
         """Place one checkpoint tensor, converting its type. False: the tensor is of no use to this model.
 
         Raises WeightsError for an unknown name, a wrong shape or a type that holds no numbers for us.
         """
-        source = self._sources.find(name)
+        source = self._source(name)
         if source is None:
             if self._sources.ignorable(name):
                 return False

@@ -42,6 +42,9 @@ class WeightStore:
         self._wanted: dict[tuple[str, int], set[Region]] = {}
         for region in regions:
             self._wanted.setdefault(region[:2], set()).add(region)
+        self._units: dict[str, list[tuple[str, int]]] = {}
+        for unit in self._wanted:
+            self._units.setdefault(unit[0], []).append(unit)
         self._filling: dict[tuple[str, int], Filling] = {}
 
     @property
@@ -57,8 +60,15 @@ class WeightStore:
             self._fill(piece, param, format, tensor)
         else:
             self._copy(piece, tensor if isinstance(tensor, Tensor) else tensor.dense())
-        self.covered.add(piece.region)
+        self.covered |= self.regions_of(piece)
         self._pack_if_complete(piece)
+
+    def regions_of(self, piece: Piece) -> set[Region]:
+        """All that the piece fills: a whole matrix, or a whole stack of them, is every region in it."""
+        if piece.stop:
+            return {piece.region}
+        units = [(piece.param, piece.expert)] if piece.expert >= 0 else self._units.get(piece.param, [])
+        return {piece.region}.union(*(self._wanted.get(unit, set()) for unit in units))
 
     def put_whole(self, name: str, like: str, tensor: Tensor | PackedMatrix) -> None:
         """A parameter that is not in the table, kept as ``like`` is: the head of a tied model, until it is compared."""

@@ -7,6 +7,7 @@ single parameters (mixed precision).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -38,8 +39,11 @@ class Quantization:
         return {"linear": self.linear, "experts": self.linear, "embed": self.embed, "plain": None}[role]
 
     def __str__(self) -> str:
-        text = "none" if self.linear is None else format_call(self.linear.name, self.linear)
-        return f"{text} with {len(self.overrides)} parameters otherwise" if self.overrides else text
+        """The option's text; of a stored checkpoint, its formats, the most common first."""
+        if not self.overrides:
+            return format_text(self.linear)
+        counts = Counter(format_text(found) for found in self.overrides.values())
+        return " + ".join(text for text, _ in counts.most_common())
 
     @property
     def is_plain(self) -> bool:

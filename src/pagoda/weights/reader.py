@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,11 +72,19 @@ class Checkpoint:
         Each is valid until the next is asked for: copy what is to stay. Raises WeightsError naming file and tensor,
         also for a file that is no longer what it was when its header was read.
         """
-        entries = list(self.entries.values()) if names is None else [self._entry(name) for name in names]
-        buffer = _buffer(max((entry.num_bytes for entry in entries), default=0))
+        order = list(self.entries) if names is None else list(names)
+        for name, tensors in zip(order, self.stream_groups([(name,) for name in order]), strict=True):
+            yield name, tensors[name]
+
+    def stream_groups(self, groups: Sequence[Sequence[str]]) -> Iterator[dict[str, torch.Tensor]]:
+        """As ``stream``, several tensors at a time: name -> tensor, all in one buffer."""
+        wanted = [[self._entry(name) for name in group] for group in groups]
+        sizes = [sum(_aligned(entry.num_bytes) for entry in group) for group in wanted]
+        buffer = _buffer(max(sizes, default=0))
         with _OpenFiles(self._stamps) as files:
-            for entry in entries:
-                yield entry.name, files.read(entry, buffer)
+            for group in wanted:
+                starts = accumulate((_aligned(entry.num_bytes) for entry in group), initial=0)
+                yield {e.name: files.read(e, buffer[start:]) for e, start in zip(group, starts, strict=False)}
 
     def _entry(self, name: str) -> TensorEntry:
         if name not in self.entries:
@@ -117,6 +126,11 @@ def _open(file: Path) -> int:
 def _stamp(stat: os.stat_result) -> tuple[int, ...]:
     """What changes when a file is written to, or another one takes its place."""
     return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def _aligned(num_bytes: int) -> int:
+    """Room for a tensor so that the next one begins where any type may begin."""
+    return -(-num_bytes // 64) * 64
 
 
 def _buffer(num_bytes: int) -> torch.Tensor:

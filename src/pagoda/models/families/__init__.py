@@ -49,8 +49,4 @@ def read_spec(config: Mapping[str, Any]) -> DecoderSpec:
     name = config.get("model_type")
     if not isinstance(name, str):
         raise ModelError("config.json has no model_type; it must name an architecture, for example llama")
-    quantized = config.get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method", "unknown") if isinstance(quantized, Mapping) else quantized
-        raise ModelError(f"{name} config: the checkpoint is quantized ({method}); accepted: unquantized checkpoints")
     return family(name).read(ConfigReader(config, name))
