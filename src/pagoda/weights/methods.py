@@ -1,0 +1,215 @@
+"""How codes are chosen when a checkpoint is quantized with calibration: rounding, GPTQ, AWQ, HQQ.
+
+All of them take a matrix ``[rows, cols]`` (float32), its format, and what calibration saw of its inputs, and give codes
+of that format; the format's own ``quantize`` is the plain twin (``rtn``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, choices
+from .formats._bits import grouped, nonzero, pack_bits, ungrouped
+from .formats._int4 import GroupInt4
+from .formats._int8 import RowInt8
+from .formats.base import WeightFormat
+
+Codes = dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class InputStats:
+    """What a linear layer was fed: ``gram`` float32 ``[cols, cols]``, the sum of x x^T over ``count`` tokens."""
+
+    gram: Tensor
+    count: int = 0
+
+    @classmethod
+    def empty(cls, cols: int) -> InputStats:
+        return cls(torch.zeros(cols, cols))
+
+    def add(self, x: Tensor) -> None:
+        """x ``[tokens, cols]``."""
+        flat = x.reshape(-1, x.shape[-1]).float()
+        self.gram += flat.T @ flat
+        self.count += flat.shape[0]
+
+    @property
+    def power(self) -> Tensor:
+        """Mean square of each input ``[cols]``."""
+        return self.gram.diagonal() / max(1, self.count)
+
+
+def output_error(weight: Tensor, approximation: Tensor, stats: InputStats) -> float:
+    """Mean square error of the layer's outputs, summed over them: ``tr(D G D^T) / tokens``, D the difference."""
+    difference = approximation - weight
+    return float(((difference @ stats.gram) * difference).sum() / max(1, stats.count))
+
+
+def rtn(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes:
+    """Each value to the nearest; needs no calibration."""
+    return format.quantize(weight)
+
+
+def gptq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes:
+    """GPTQ (arXiv:2210.17323): column after column; what rounding loses is made up for in the columns that follow.
+
+    Grids of int4 are chosen for the original values of a group when the order reaches it, as in the paper. Takes the
+    better of this and ``rtn`` by the error of the layer's outputs, which rounding sometimes wins on small layers.
+    """
+    grid = _grid_of(format)
+    assert stats is not None
+    inverse = _inverse_root(stats.gram)
+    w, cols = weight.clone(), weight.shape[1]
+    group = grid.group or cols
+    values, scales, zeros = torch.zeros_like(w), list[Tensor](), list[Tensor | None]()
+    for start in range(0, cols, group):
+        stop = min(start + group, cols)
+        scale, zero = grid.choose(w[:, start:stop])
+        scales.append(scale)
+        zeros.append(zero)
+        errors = torch.zeros(w.shape[0], stop - start)
+        for j in range(start, stop):
+            q = grid.round(w[:, j], scale, zero)
+            values[:, j] = q
+            error = (w[:, j] - grid.value(q, scale, zero)) / inverse[j, j]
+            w[:, j:stop] -= error[:, None] * inverse[j, j:stop]
+            errors[:, j - start] = error
+        w[:, stop:] -= errors @ inverse[start:stop, stop:]
+    codes = grid.codes(values, torch.stack(scales, 1), zeros)
+    return _better(weight, format, stats, codes, format.quantize(weight))
+
+
+def awq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes:
+    """Activation-aware clipping and grids (AWQ, arXiv:2306.00978, 3.2, without moving scales into other layers).
+
+    Every group's range is shrunk by the factor that loses least where inputs are large: errors are weighted by the mean
+    square of each input. Moving scales into the layer before would change its weights, which this format keeps.
+    """
+    grid = _grid_of(format)
+    assert stats is not None
+    return _search(weight, format, grid, stats.power)
+
+
+def hqq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes:
+    """Half-quadratic quantization (Badri and Shaji 2023): zero points, by shrinkage of what is lost; no calibration.
+
+    Minimizes an lp norm (p = 0.7) of the error, so that a few outliers do not decide the grid of their group.
+    """
+    grid = _grid_of(format)
+    if not isinstance(format, GroupInt4) or format.symmetric:
+        return _search(weight, format, grid, torch.ones(weight.shape[1]))
+    w = grouped(weight, format.group)
+    scale, zero = format.grid(w)
+    assert zero is not None
+    step, beta = nonzero(scale.float())[..., None], 10.0
+    best, best_error = zero, torch.full_like(zero, float("inf"))
+    for _ in range(20):
+        q = ((w / step).round() + zero[..., None]).clamp(0, 15)
+        loss = w - (q - zero[..., None]) * step
+        error = loss.abs().pow(0.7).mean(-1)
+        best, best_error = torch.where(error < best_error, zero, best), torch.minimum(error, best_error)
+        kept = loss.sign() * (loss.abs() - loss.abs().clamp(min=1e-8).pow(-0.3) / beta).clamp(min=0)
+        zero = (q - (w - kept) / step).mean(-1).round().clamp(0, 15)
+        beta *= 1.01
+    q = ((w / step).round() + best[..., None]).clamp(0, 15)
+    codes = {"codes": pack_bits(ungrouped(q, weight.shape[1]).to(torch.uint8), 4), "scale": scale}
+    return codes | {"zero": best.to(torch.uint8)}
+
+
+METHODS: dict[str, Callable[[Tensor, WeightFormat, InputStats | None], Codes]] = {
+    "rtn": rtn, "gptq": gptq, "awq": awq, "hqq": hqq,
+}  # fmt: skip
+CALIBRATED = ("gptq", "awq", "mixed")
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """A format's integers, seen column by column: scale and zero ``[rows]`` of one group."""
+
+    format: Any
+    low: int
+    high: int
+    group: int  # 0: the whole row
+
+    def choose(self, w: Tensor, shrink: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        w = w * shrink
+        if self.group == 0:
+            return (w.abs().amax(1) / 127), None
+        scale, zero = self.format.grid(w[:, None, :])
+        return scale[:, 0], None if zero is None else zero[:, 0]
+
+    def round(self, column: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+        steps = (column / nonzero(scale.float())).round()
+        return (steps + (0 if zero is None else zero)).clamp(self.low, self.high)
+
+    def value(self, q: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+        return (q - (0 if zero is None else zero)) * scale.float()
+
+    def codes(self, values: Tensor, scales: Tensor, zeros: list[Tensor | None]) -> Codes:
+        if self.group == 0:
+            return {"codes": values.to(torch.int8), "scale": scales[:, 0]}
+        stored = (values if zeros[0] is not None else values + 8).to(torch.uint8)
+        codes = {"codes": pack_bits(stored, 4), "scale": scales}
+        if zeros[0] is None:
+            return codes
+        return codes | {"zero": torch.stack([z for z in zeros if z is not None], 1).to(torch.uint8)}
+
+
+def _grid_of(format: WeightFormat) -> _Grid:
+    if isinstance(format, RowInt8):
+        return _Grid(format, -127, 127, 0)
+    if isinstance(format, GroupInt4):
+        return _Grid(format, *((-8, 7) if format.symmetric else (0, 15)), format.group)
+    raise ConfigError(
+        choices("format of this method", format.name, ("int4", "int8", "w4a8", "w8a8")) + "; rtn takes all"
+    )
+
+
+def _search(weight: Tensor, format: WeightFormat, grid: _Grid, power: Tensor) -> Codes:
+    """Grids by group, each shrunk by the factor that loses least under ``power``."""
+    cols = weight.shape[1]
+    group, values = grid.group or cols, torch.zeros_like(weight)
+    scales, zeros = list[Tensor](), list[Tensor | None]()
+    for start in range(0, cols, group):
+        part, heavy = weight[:, start : start + group], power[start : start + group]
+        best: tuple[Tensor, Tensor, Tensor | None] | None = None
+        best_error = torch.full((weight.shape[0],), float("inf"))
+        for shrink in (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75, 0.7):
+            scale, zero = grid.choose(part, shrink)
+            wide, wide_zero = scale[:, None], None if zero is None else zero[:, None]
+            q = grid.round(part, wide, wide_zero)
+            error = ((grid.value(q, wide, wide_zero) - part).square() * heavy).sum(1)
+            won = error < best_error
+            best = (q, scale, zero) if best is None else _pick(won, (q, scale, zero), best)
+            best_error = torch.minimum(error, best_error)
+        assert best is not None
+        values[:, start : start + group] = best[0]
+        scales.append(best[1])
+        zeros.append(best[2])
+    return grid.codes(values, torch.stack(scales, 1), zeros)
+
+
+def _pick(won: Tensor, new: tuple[Tensor, Tensor, Tensor | None], old: tuple[Tensor, Tensor, Tensor | None]) -> Any:
+    zero = None if new[2] is None or old[2] is None else torch.where(won, new[2], old[2])
+    return torch.where(won[:, None], new[0], old[0]), torch.where(won, new[1], old[1]), zero
+
+
+def _inverse_root(gram: Tensor) -> Tensor:
+    """Upper Cholesky factor of the damped Hessian's inverse (the paper's step 3)."""
+    damped = gram.clone().double()
+    diagonal = damped.diagonal()
+    diagonal[diagonal == 0] = 1.0
+    diagonal += 0.01 * float(diagonal.mean())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True).float()
+
+
+def _better(weight: Tensor, format: WeightFormat, stats: InputStats, *candidates: Codes) -> Codes:
+    cols = weight.shape[1]
+    return min(candidates, key=lambda codes: output_error(weight, format.dequantize(codes, cols), stats))
