@@ -64,7 +64,7 @@ def quantize_tokens(x: Tensor, group: int = 0) -> tuple[Tensor, Tensor]:
     wide = x.float()
     groups = _grouped(wide, group or max(1, x.shape[-1]))
     largest = groups.abs().amax(-1)
-    inverse = torch.where(largest > 0, 127 / largest, 0.0)
+    inverse = torch.where(largest > 0, torch.full_like(largest, 127) / largest, 0.0)  # a number / tensor rounds twice
     codes = (groups * inverse[..., None]).round().clamp(-127, 127).to(torch.int8)
     return codes.flatten(-2)[..., : x.shape[-1]], largest / 127
 

@@ -15,5 +15,6 @@ void bind_pages(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
 void bind_linear(nanobind::module_& m);
 void bind_rows(nanobind::module_& m);
+void bind_packed(nanobind::module_& m);
 
 }  // namespace pagoda

@@ -55,6 +55,7 @@ std::map<std::string, bool> cpu_features() {
       {"avx512dq", zmm && bit(seven.ebx, 17)},
       {"avx512bw", zmm && bit(seven.ebx, 30)},
       {"avx512vl", zmm && bit(seven.ebx, 31)},
+      {"avx512vbmi", zmm && bit(seven.ecx, 1)},
       {"avx512_vnni", zmm && bit(seven.ecx, 11)},
       {"avx512_bf16", zmm && bit(seven1.eax, 5)},
       {"avx512_fp16", zmm && bit(seven.edx, 23)},
@@ -71,7 +72,7 @@ int detected_isa() {
   if (!(has["avx2"] && has["fma"] && has["f16c"])) return 0;
   if (!(has["avx512f"] && has["avx512bw"] && has["avx512vl"] && has["avx512dq"])) return 1;
   if (!has["avx512_vnni"]) return 2;
-  return has["avx512_bf16"] ? 4 : 3;  // every processor with AVX512-BF16 so far has VNNI
+  return has["avx512_bf16"] && has["avx512vbmi"] ? 4 : 3;  // VBMI: all but Cooper Lake
 }
 
 }  // namespace

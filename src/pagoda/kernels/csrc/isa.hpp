@@ -12,6 +12,8 @@ namespace pagoda {
 // Throws std::invalid_argument for an unknown or unusable one.
 int isa_index(const std::string& asked);
 
+constexpr int kPairsIsa = 4;  // avx512bf16, the first with a dot product of pairs of bfloat16
+
 }  // namespace pagoda
 
 // Declares `result name parameters;` for every instruction set that is compiled.

@@ -16,4 +16,5 @@ NB_MODULE(_cpu, m) {
   pagoda::bind_attention(m);
   pagoda::bind_linear(m);
   pagoda::bind_rows(m);
+  pagoda::bind_packed(m);
 }

@@ -1,0 +1,114 @@
+// Products with packed weights. The layout is drawn in kernels/packed.py, the contract is that of ops/packed_linear.py.
+//
+// A product is made of two steps, so that matrices that multiply the same tokens share the first, and so that a fused step
+// can give slices of rows of several matrices to its threads:
+//
+//   Tokens x = ...;  prepare_tokens(...)          once: cast, copy or quantize the tokens
+//   packed_rows({matrix, x, ...}, first, end)     for slices of rows that start at whole panels; no threads inside
+//
+// `packed_linear` does both with all threads.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "dtype.hpp"
+#include "isa.hpp"
+
+namespace pagoda {
+
+constexpr int64_t kPanel = 16;  // rows
+
+enum class Format : int32_t { fp32 = 0, bf16, int8, int4, ternary };
+
+// What the inner loop multiplies: float by float, pairs of bfloat16, or quads of int8 (dynamic quantization).
+enum class Operand : int32_t { f32 = 0, bf16, s8 };
+
+struct PackedMatrix {
+  Format format = Format::fp32;
+  int64_t outputs = 0, inputs = 0;
+  int64_t group = 0;               // inputs that share a scale; 0: a scale per row (or none)
+  const uint8_t* data = nullptr;   // [panels][blocks][16][4 bytes]
+  const void* scales = nullptr;    // int8, ternary: float [panels][16]; int4: [panels][groups][16]
+  const uint8_t* zeros = nullptr;  // int4 with zero points: [panels][groups][16]
+  bool wide_scales = true;         // float scales, else bfloat16
+
+  int64_t bits() const { return 32 >> static_cast<int>(format); }
+  int64_t block() const { return int64_t{1} << static_cast<int>(format); }  // inputs in 32 bits of a lane
+  int64_t blocks() const { return (inputs + block() - 1) / block(); }
+  int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
+  int64_t groups() const { return group == 0 ? 1 : (inputs + group - 1) / group; }
+  int64_t panel_bytes() const { return blocks() * kPanel * 4; }
+};
+
+// Matrix e of a stack of experts.
+PackedMatrix expert_of(const PackedMatrix& stack, int64_t e);
+
+// Tokens as packed_rows reads them: rows of 32-bit steps (a float, a pair of bfloat16, a quad of int8), zero behind `inputs`.
+struct Tokens {
+  Operand operand = Operand::f32;
+  int64_t count = 0;
+  int64_t steps = 0;               // 32-bit words between tokens
+  const uint32_t* data = nullptr;
+  const float* scales = nullptr;   // s8: [count][groups]
+  const float* sums = nullptr;     // [count][groups] of the prepared numbers; s8, and bf16 with zero points
+
+  Tokens from(int64_t first, int64_t groups) const {
+    Tokens t = *this;
+    t.count -= first;
+    t.data += first * steps;
+    if (scales) t.scales += first * groups;
+    if (sums) t.sums += first * groups;
+    return t;
+  }
+};
+
+// The operand for this matrix: s8 when dynamic, bf16 for bfloat16 tokens where the instruction set multiplies pairs, else f32.
+Operand operand_of(const PackedMatrix& matrix, Dtype tokens, bool dynamic, const std::string& isa);
+
+// Whether x [count][inputs], rows `stride` elements apart, can be read where it lies.
+bool usable_in_place(const PackedMatrix& matrix, Operand operand, Dtype dtype, int64_t stride, int64_t count);
+
+// Bytes that prepared tokens take (data, scales and sums together), and where they lie in a buffer of that size.
+int64_t prepared_bytes(const PackedMatrix& matrix, Operand operand, int64_t count);
+Tokens prepared_in(const PackedMatrix& matrix, Operand operand, int64_t count, void* buffer);
+
+struct PrepareArgs {
+  const PackedMatrix* matrix = nullptr;  // any matrix with the same format, inputs and group
+  const void* x = nullptr;               // [count][inputs], rows `stride` elements apart
+  Dtype dtype = Dtype::f32;
+  int64_t stride = 0;
+  Tokens out;                            // from prepared_in
+};
+
+struct LinearSlice {
+  PackedMatrix matrix;
+  Tokens x;
+  const void* bias = nullptr;  // [outputs] in the dtype of the result, or null
+  void* out = nullptr;         // [count][outputs], rows out_stride elements apart
+  Dtype dtype = Dtype::f32;
+  int64_t out_stride = 0;
+};
+
+// ---- bodies, no threads inside ---------------------------------------------------------------------------------------------
+
+PAGODA_DECLARE_BODIES(void, prepare_tokens, (const PrepareArgs&, int64_t first_token, int64_t end_token))
+// Rows first..end of the result; first is a multiple of kPanel. A number of the result depends on its token and its row alone:
+// neither on the other tokens nor on how rows are sliced.
+PAGODA_DECLARE_BODIES(void, packed_rows, (const LinearSlice&, int64_t first_row, int64_t end_row))
+
+// ---- drivers ---------------------------------------------------------------------------------------------------------------
+
+struct PackedLinearArgs {
+  PackedMatrix matrix;
+  const void* x = nullptr;  // [count][inputs] contiguous
+  const void* bias = nullptr;
+  void* out = nullptr;  // [count][outputs] contiguous
+  int64_t count = 0;
+  Dtype dtype = Dtype::f32;  // of x, bias and out
+  bool dynamic = false;
+};
+
+void packed_linear(const PackedLinearArgs& args, int num_threads, const std::string& isa);
+
+}  // namespace pagoda

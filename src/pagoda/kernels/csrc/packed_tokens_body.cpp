@@ -1,0 +1,162 @@
+// Tokens made ready for products with packed weights: widened, copied or quantized (see packed.hpp).
+
+#include "packed_expand.hpp"
+
+namespace pagoda {
+namespace {
+
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+
+// Where byte i of sixteen stored ones comes from: blocks of a format's inputs in the order of its fields.
+Bytes order_of(const PackedMatrix& m) {
+  const int fields = static_cast<int>(m.block()), per_byte = fields / 4;
+  Bytes order;
+  for (int i = 0; i < 16; ++i) {
+    const int place = i % fields, step = place / 4, byte = place % 4;
+    order[i] = static_cast<uint8_t>(i / fields * fields + element_of(byte * per_byte + step, fields));
+  }
+  return order;
+}
+
+// Round to nearest, ties to even, after the product was rounded: what quantize.py does.
+inline IntVec rounded(Vec x) {
+#if defined(__AVX512F__)
+  return (IntVec)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+  return (IntVec)_mm256_cvtps_epi32((__m256)x);
+#else
+  IntVec y;
+  for (int i = 0; i < kLanes; ++i) y[i] = static_cast<int32_t>(__builtin_lrintf(x[i]));
+  return y;
+#endif
+}
+
+inline void load_sixteen(const float* p, int64_t count, Vec (&x)[kVecs]) {
+  if (count >= kPanel) {
+    for (int v = 0; v < kVecs; ++v) x[v] = load(p + v * kLanes);
+    return;
+  }
+  float some[kPanel] = {};
+  for (int64_t i = 0; i < count; ++i) some[i] = p[i];
+  load_sixteen(some, kPanel, x);
+}
+
+inline void load_sixteen(const uint16_t* p, int64_t count, Vec (&x)[kVecs]) {
+  if (count >= kPanel) {
+    for (int v = 0; v < kVecs; ++v) x[v] = load(p + v * kLanes);
+    return;
+  }
+  float some[kPanel] = {};
+  for (int64_t i = 0; i < count; ++i) some[i] = widen(p[i]);
+  load_sixteen(some, kPanel, x);
+}
+
+// As integers, so that a NaN is larger than everything and reaches the scale.
+template <class T>
+float largest(const T* x, int64_t count) {
+  IntVec most{};
+  for (int64_t i = 0; i < count; i += kPanel) {
+    Vec part[kVecs];
+    load_sixteen(x + i, count - i, part);
+    for (int v = 0; v < kVecs; ++v) {
+      const IntVec size = (IntVec)part[v] & 0x7fffffff;
+      most = size > most ? size : most;
+    }
+  }
+  int32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits = most[i] > bits ? most[i] : bits;
+  float size;
+  memcpy(&size, &bits, 4);
+  return size;
+}
+
+// count inputs of one group, `out` padded to whole blocks of its own format; the sum of the integers is returned.
+template <class T>
+float quantize(const T* x, int64_t count, int64_t padded, float inverse, Bytes order, uint8_t* out) {
+  IntVec sum{};
+  for (int64_t i = 0; i < padded; i += kPanel) {
+    Vec part[kVecs];
+    load_sixteen(x + i, count - i, part);
+    int32_t whole[kPanel];
+    for (int v = 0; v < kVecs; ++v) {
+      const IntVec q = rounded(part[v] * inverse);
+      sum += q;
+      memcpy(whole + v * kLanes, &q, sizeof q);
+    }
+    Bytes bytes;
+    for (int j = 0; j < 16; ++j) bytes[j] = static_cast<uint8_t>(whole[j]);
+    bytes = __builtin_shuffle(bytes, order);
+    memcpy(out + i, &bytes, padded - i < 16 ? padded - i : 16);
+  }
+  int32_t total = 0;
+  for (int i = 0; i < kLanes; ++i) total += sum[i];
+  return static_cast<float>(total);
+}
+
+template <class T>
+void quantize_token(const PrepareArgs& a, const T* x, int64_t token) {
+  const PackedMatrix& m = *a.matrix;
+  const int64_t groups = m.groups(), group = m.group == 0 ? m.inputs : m.group;
+  uint8_t* const out = reinterpret_cast<uint8_t*>(const_cast<uint32_t*>(a.out.data) + token * a.out.steps);
+  float* const scales = const_cast<float*>(a.out.scales) + token * groups;
+  float* const sums = const_cast<float*>(a.out.sums) + token * groups;
+  const Bytes order = order_of(m);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = g * group, count = group < m.inputs - first ? group : m.inputs - first;
+    const float most = largest(x + first, count);
+    scales[g] = most / 127.0f;
+    sums[g] = quantize(x + first, count, (count + m.block() - 1) / m.block() * m.block(), most == 0.0f ? 0.0f : 127.0f / most,
+                       order, out + first);
+  }
+}
+
+template <class T>
+void widen_token(const PrepareArgs& a, const T* x, int64_t token) {
+  float* const out = reinterpret_cast<float*>(const_cast<uint32_t*>(a.out.data) + token * a.out.steps);
+  int64_t i = 0;
+  for (; i + kLanes <= a.matrix->inputs; i += kLanes) store(out + i, load(x + i));
+  for (; i < a.matrix->inputs; ++i) out[i] = widen(x[i]);
+  for (; i < a.out.steps; ++i) out[i] = 0.0f;
+}
+
+void copy_token(const PrepareArgs& a, const uint16_t* x, int64_t token) {
+  const PackedMatrix& m = *a.matrix;
+  uint16_t* const out = reinterpret_cast<uint16_t*>(const_cast<uint32_t*>(a.out.data) + token * a.out.steps);
+  memcpy(out, x, m.inputs * 2);
+  memset(out + m.inputs, 0, (a.out.steps * 2 - m.inputs) * 2);
+  if (a.out.sums == nullptr) return;
+  float* const sums = const_cast<float*>(a.out.sums) + token * m.groups();
+  for (int64_t g = 0; g < m.groups(); ++g) {
+    const int64_t first = g * m.group, count = m.group < m.inputs - first ? m.group : m.inputs - first;
+    Vec sum{};
+    for (int64_t i = 0; i < count; i += kPanel) {
+      Vec part[kVecs];
+      load_sixteen(x + first + i, count - i, part);
+      for (int v = 0; v < kVecs; ++v) sum += part[v];
+    }
+    sums[g] = 0.0f;
+    for (int i = 0; i < kLanes; ++i) sums[g] += sum[i];
+  }
+}
+
+template <class T>
+void prepare_one(const PrepareArgs& a, int64_t token) {
+  const T* const x = static_cast<const T*>(a.x) + token * a.stride;
+  if (a.out.operand == Operand::s8) return quantize_token(a, x, token);
+  if (a.out.operand == Operand::f32) return widen_token(a, x, token);
+  if constexpr (sizeof(T) == 2) copy_token(a, x, token);
+}
+
+}  // namespace
+
+namespace PAGODA_ISA {
+
+void prepare_tokens(const PrepareArgs& a, int64_t first_token, int64_t end_token) {
+  for (int64_t t = first_token; t < end_token; ++t) {
+    if (a.dtype == Dtype::f32) prepare_one<float>(a, t);
+    else prepare_one<uint16_t>(a, t);
+  }
+}
+
+}  // namespace PAGODA_ISA
+}  // namespace pagoda

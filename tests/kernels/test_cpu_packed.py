@@ -1,0 +1,109 @@
+"""The C++ bodies of packed products: every instruction set, batch mates, threads, awkward shapes."""
+
+import pytest
+import torch
+
+from pagoda.kernels.case import Make
+from pagoda.kernels.ops.packed_linear import reference
+from pagoda.kernels.quantize import pack
+
+from .isas import ISAS, cpu
+
+FORMS = [
+    ("fp32", {}, False), ("bf16", {}, False), ("int8", {}, False), ("int8", {}, True),
+    ("ternary", {}, False), ("ternary", {}, True),
+    ("int4", {"group": 32}, False), ("int4", {"group": 32}, True),
+    ("int4", {"group": 64, "symmetric": False}, False), ("int4", {"group": 64, "symmetric": False}, True),
+    ("int4", {"group": 128, "scale_dtype": torch.float32}, False),
+    ("int4", {"group": 128, "symmetric": False, "scale_dtype": torch.float32}, True),
+]  # fmt: skip
+# One token to two tiles; inputs that end inside a block, a group, a piece; outputs that end inside a panel.
+SHAPES = [(33, 64), (200, 300), (80, 1), (70, 1100), (35, 2500)]
+TOLERANCE = {torch.float32: (2e-5, 2e-5), torch.bfloat16: (8e-3, 1e-3)}
+
+
+def problem(form: str, options: dict, outputs: int, inputs: int, dtype: torch.dtype, tokens: int = 30):
+    make = Make(dtype)
+    weight = make.normal(outputs, inputs, scale=inputs**-0.5, dtype=torch.float32)
+    return make.normal(tokens, inputs), pack(weight, form, **options), make.normal(outputs)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("form", "options", "dynamic"), FORMS, ids=str)
+def test_every_instruction_set(isa, form, options, dynamic, dtype):
+    """Equal to the reference; and a token's bits are its own whoever shares the call."""
+    rtol, atol = TOLERANCE[dtype]
+    for outputs, inputs in SHAPES:
+        x, packed, bias = problem(form, options, outputs, inputs, dtype)
+        together = cpu.packed_linear(x, packed, bias, dynamic=dynamic, isa=isa)
+        torch.testing.assert_close(together, reference(x, packed, bias, dynamic=dynamic), rtol=rtol, atol=atol)
+        for tokens in (1, 2, 5, 7, 9, 13):
+            alone = cpu.packed_linear(x[:tokens], packed, bias, dynamic=dynamic, isa=isa)
+            assert torch.equal(alone, together[:tokens]), (outputs, inputs, tokens)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("form", "options", "dynamic"), FORMS[1:7], ids=str)
+def test_many_tokens(isa, form, options, dynamic):
+    """More tokens than are summed at once, with inputs in several pieces."""
+    x, packed, bias = problem(form, options, 40, 2200, torch.bfloat16, tokens=541)
+    got = cpu.packed_linear(x, packed, bias, dynamic=dynamic, isa=isa)
+    rtol, atol = TOLERANCE[torch.bfloat16]
+    torch.testing.assert_close(got, reference(x, packed, bias, dynamic=dynamic), rtol=rtol, atol=atol)
+    assert torch.equal(cpu.packed_linear(x[540:], packed, bias, dynamic=dynamic, isa=isa), got[540:])
+
+
+@pytest.mark.parametrize(("form", "dynamic"), [("fp32", False), ("bf16", False), ("int8", True)])
+def test_threads_change_nothing(form, dynamic):
+    threads = torch.get_num_threads()
+    x, packed, bias = problem(form, {}, 1500, 400, torch.bfloat16)
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(cpu.packed_linear(x, packed, bias, dynamic=dynamic))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_all_weights_of_a_byte(isa):
+    """Every int8 code and the largest tokens: no sum saturates, no look-up is off by one."""
+    codes = torch.arange(-127, 128).repeat(4).reshape(-1, 4)[:240]
+    from pagoda.kernels.packed import lay_out
+
+    packed = lay_out("int8", codes.repeat_interleave(8, 1), torch.ones(240))
+    for sign in (1.0, -1.0):
+        x = torch.full((2, 32), sign * 127.0)
+        expected = x @ codes.repeat_interleave(8, 1).float().T
+        for dtype in (torch.float32, torch.bfloat16):
+            for dynamic in (False, True):
+                got = cpu.packed_linear(x.to(dtype), packed, dynamic=dynamic, isa=isa)
+                assert torch.equal(got, expected.to(dtype))
+
+
+def test_views_and_stacks_of_tokens():
+    x, packed, bias = problem("int8", {}, 48, 64, torch.float32, tokens=12)
+    wide = torch.zeros(3, 4, 100)
+    wide[..., 20:84] = x.view(3, 4, 64)
+    got = cpu.packed_linear(wide[..., 20:84], packed, bias)
+    assert torch.equal(got.view(12, 48), cpu.packed_linear(x, packed, bias))
+    assert cpu.packed_linear(x[0], packed, bias).shape == (48,)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_nan_reaches_the_result(dynamic):
+    x, packed, _ = problem("int8", {}, 16, 64, torch.float32, tokens=2)
+    x[1, 40] = torch.nan
+    got = cpu.packed_linear(x, packed, dynamic=dynamic)
+    assert got[0].isfinite().all()
+    assert got[1].isnan().all()
+
+
+def test_unusable_instruction_set():
+    x, packed, _ = problem("int8", {}, 16, 64, torch.float32)
+    with pytest.raises(ValueError, match="unknown instruction set 'sse'"):
+        cpu.packed_linear(x, packed, isa="sse")
