@@ -76,7 +76,8 @@ TORCH_FREE = (
 NEEDS_TORCH = {"torch", "transformers", "safetensors", "triton"}
 
 # Folders whose plug-ins never import each other; ``base`` and files with ``_`` are their common furniture.
-PLUGIN_ROOMS = ("kv.policies", "kv.codecs", "kv.tiers", "schedule.policies", "weights.formats")
+PLUGIN_ROOMS = ("kv.policies", "kv.codecs", "kv.tiers", "schedule.policies", "weights.formats",
+                "server.parsers.tools", "server.parsers.reasoning")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,92 @@
-"""``response_format``, ``tools`` and ``tool_choice``: what an answer may look like."""
+"""``response_format``, ``tools`` and ``tool_choice``: the form that an answer is held to."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from ..sampling.structured import Structured
 from .errors import bad
 
+_ANYTHING: dict[str, Any] = {"type": "object"}
 
-def constraint(response_format: Any, tools: Any, tool_choice: Any) -> dict[str, Any]:
-    """Fields of ``SamplingParams`` that hold the answer to its form. Raises ApiError for forms that it cannot hold."""
-    if response_format is not None and response_format.type != "text":
-        raise bad("response_format", f"response_format: {response_format.type} is not supported yet; accepted: text")
-    if tools:
-        raise bad("tools", "tools are not supported yet; leave them out")
-    if tool_choice not in (None, "none", "auto"):
+
+def constraint(
+    response_format: Any, tools: Sequence[Any] | None, tool_choice: Any, parallel_tool_calls: bool | None = None
+) -> dict[str, Any]:
+    """Fields of ``SamplingParams`` for the bodies of a request. Raises ApiError where they contradict each other."""
+    calls = tool_form(tools, tool_choice, parallel_tool_calls)
+    form = response_form(response_format)
+    if calls is not None and form is not None:
+        raise bad("response_format", "response_format holds the answer and tool_choice wants a call; leave one out")
+    wanted = calls or form
+    return {} if wanted is None else {"structured": wanted}
+
+
+def response_form(response_format: Any) -> Structured | None:
+    """The form that ``response_format`` names; None for text. A schema is enforced whether ``strict`` is set or not."""
+    if response_format is None or response_format.type == "text":
+        return None
+    if response_format.type == "json_object":
+        return Structured(json_object=True)
+    schema = response_format.json_schema.schema_
+    return Structured(json_schema=schema) if schema is not None else Structured(json_object=True)
+
+
+def tool_form(tools: Sequence[Any] | None, tool_choice: Any, parallel: bool | None) -> Structured | None:
+    """``required``: a list of calls; a named tool: its arguments; None where the model is free.
+
+    Raises ApiError for a choice without tools, or of a tool that is not there.
+    """
+    if tool_choice in (None, "none", "auto"):
+        return None
+    if not tools:
         raise bad("tool_choice", "tool_choice: there are no tools to choose from")
-    return {}
+    if tool_choice == "required":
+        return Structured(json_schema=_calls_schema([tool.function for tool in tools], parallel is not False))
+    return Structured(json_schema=_parameters(named_tool(tools, tool_choice.function.name)))
+
+
+def named_tool(tools: Sequence[Any], name: str) -> Any:
+    """The function of that name. Raises ApiError listing those that there are."""
+    for tool in tools:
+        if tool.function.name == name:
+            return tool.function
+    names = ", ".join(tool.function.name for tool in tools)
+    raise bad("tool_choice", f"tool_choice names {name!r}; tools are {names}")
+
+
+def _calls_schema(functions: Sequence[Any], parallel: bool) -> dict[str, Any]:
+    """A list of calls. Each tool's schema keeps its inner references: it moves into ``$defs`` as a whole."""
+    definitions = {
+        f"tool{index}": _moved(_parameters(function), f"#/$defs/tool{index}")
+        for index, function in enumerate(functions)
+    }
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": function.name}, "arguments": {"$ref": f"#/$defs/tool{index}"}},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for index, function in enumerate(functions)
+    ]
+    return {"type": "array", "minItems": 1, "items": {"anyOf": calls}, "$defs": definitions} | (
+        {} if parallel else {"maxItems": 1}
+    )
+
+
+def _parameters(function: Any) -> dict[str, Any]:
+    """The schema of the arguments: an object, whatever else it says."""
+    return _ANYTHING | (function.parameters or {})
+
+
+def _moved(schema: Any, where: str) -> Any:
+    """A schema whose references to its own root point to ``where``."""
+    if isinstance(schema, dict):
+        return {
+            key: where + value[1:] if key == "$ref" and isinstance(value, str) and value.startswith("#")
+            else _moved(value, where)
+            for key, value in schema.items()
+        }  # fmt: skip
+    return [_moved(each, where) for each in schema] if isinstance(schema, list) else schema

@@ -1,0 +1,119 @@
+"""Mistral: ``[TOOL_CALLS] [{"name": …, "arguments": {…}}, …]``, and since v11 ``[TOOL_CALLS]name[ARGS]{…}``.
+
+https://github.com/mistralai/mistral-common (its tokenizers and their tests).
+"""
+
+from __future__ import annotations
+
+from .._json import JsonAutomaton, Verdict
+from .._scan import SPACE, CharParser, TagScan
+
+_TAG, _ARGS = "[TOOL_CALLS]", "[ARGS]"
+_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
+
+
+class Mistral(CharParser):
+    """Both forms, told apart by what follows the tag."""
+
+    needs_special_tokens = True
+
+    def __init__(self, tool_names: frozenset[str]) -> None:
+        super().__init__(tool_names)
+        self._state = self._in_text
+        self._scan = TagScan(_TAG)
+        self._name, self._arguments = "", JsonAutomaton()
+        self._in_list = False
+
+    def _take(self, char: str) -> None:
+        self._state(char)
+
+    def _in_text(self, char: str) -> None:
+        plain, found = self._scan.take(char)
+        self._say(plain)
+        if found:
+            self._held, self._state = self._scan.empty(), self._after_tag
+            self._name, self._in_list = "", False
+
+    def _after_tag(self, char: str) -> None:
+        if char == "{":
+            self._begin_call()
+            self._state = self._in_call
+            self._in_call(char)
+        elif char == "[" and not self._in_list:
+            self._in_list = True
+            self._held += char
+        elif char in SPACE:
+            self._held += char
+        elif char in _NAME_CHARS and not self._in_list:
+            self._state = self._in_name
+            self._in_name(char)
+        else:
+            self._give_up(char)
+
+    # -- the list ----------------------------------------------------------------------------------------------------
+
+    def _in_call(self, char: str) -> None:
+        verdict = self._feed_call(char)
+        if verdict is Verdict.DONE:
+            self._state = self._between
+        elif verdict is Verdict.BROKEN:
+            self._give_up(char)
+        elif verdict is Verdict.NO_CALL:
+            self._give_up("")
+
+    def _between(self, char: str) -> None:
+        if char == "{" and self._in_list:
+            self._after_tag(char)
+        elif char in SPACE or (char == "," and self._in_list):
+            self._held += char
+        elif char == "]" and self._in_list:
+            self._held, self._state = "", self._in_text
+        else:
+            self._give_up(char)
+
+    # -- the name and its arguments ----------------------------------------------------------------------------------
+
+    def _in_name(self, char: str) -> None:
+        """``name``, then ``{`` or ``[ARGS]{``; what is between name and brace is kept in ``_held`` behind the tag."""
+        rest = self._held_after_name()
+        if char == "{" and rest in ("", _ARGS):
+            self._start_call(self._name)
+            self._arguments = JsonAutomaton()
+            self._state = self._in_arguments
+            self._in_arguments(char)
+        elif char in _NAME_CHARS and not rest:
+            self._name += char
+            self._held += char
+        elif _ARGS.startswith(rest + char):
+            self._held += char
+        else:
+            self._give_up(char)
+
+    def _held_after_name(self) -> str:
+        return self._held[self._held.rindex(self._name) + len(self._name) :] if self._name else ""
+
+    def _in_arguments(self, char: str) -> None:
+        if not self._arguments.feed(char):
+            self._give_up(char)
+            return
+        self._tell_arguments(char)
+        if self._arguments.complete:
+            self._state = self._in_text
+
+    def _give_up(self, char: str) -> None:
+        """What was held is text, and so is what follows, until the next tag."""
+        self._release()
+        self._state = self._in_text
+        for each in char:
+            self._in_text(each)
+
+    def _end(self) -> None:
+        tail = self._held + self._scan.held
+        if self.num_calls and self._call is None and not tail.strip(SPACE):
+            self._held = self._scan.held = ""
+        self._held += self._scan.empty()
+        super()._end()
+
+
+PARSER = Mistral
+MARKS = (_TAG,)
