@@ -52,6 +52,7 @@ HOMES: dict[str, set[str]] = {
     "huggingface_hub": {"models"},
     "jinja2": {"models"},
     "xxhash": {"kv"},
+    "prometheus_client": {"server"},
     "llguidance": {"sampling.grammar", "sampling.masks"},
     "typer": {"cli"},
     "rich": {"cli"},

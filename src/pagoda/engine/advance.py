@@ -39,6 +39,17 @@ class Advance:
         self._manager, self._scheduler, self._runner = manager, scheduler, runner
         self._tokenizer, self._clock, self._new_sequence = tokenizer, clock, new_sequence
         self._sampler, self._masks = Sampler(), MaskAhead()
+        self._gaps: list[float] = []
+
+    @property
+    def num_masks(self) -> int:
+        """Masks computed ahead so far."""
+        return self._masks.num_masks
+
+    def take_gaps(self) -> tuple[float, ...]:
+        """Seconds between tokens of one answer, of the tokens accepted since the last call."""
+        gaps, self._gaps = tuple(self._gaps), []
+        return gaps
 
     def prepare(self, plan: Plan) -> None:
         """Before the step runs: the masks of structured sequences are computed beside it, by other threads."""
@@ -117,8 +128,12 @@ class Advance:
         if sampled.error is not None:
             self.fail(group, sampled.error)
             return
+        now = self._clock.now()
         if group.timing.first_token is None:
-            group.timing.first_token = self._clock.now()
+            group.timing.first_token = now
+        if sequence.token_at is not None:
+            self._gaps.append(now - sequence.token_at)
+        sequence.token_at = now
         sequence.tokens.append(sampled.token_id)
         sequence.sample_state.accept(sampled.token_id)
         if sampled.logprob is not None:

@@ -173,6 +173,10 @@ class AsyncLLM:
         """As ``LLM.stats``, taken between two steps."""
         return await self._call(self._built.stats)
 
+    async def watched(self, *, with_picture: bool = False) -> dict[str, Any]:
+        """``stats`` and what metrics and the web page show beside it, taken between two steps."""
+        return await self._call(partial(self._built.watched, with_picture=with_picture))
+
     async def audit(self) -> None:
         """Recount every page reference between two steps. Raises AssertionError naming the page that is wrong."""
         await self._call(self._built.audit)

@@ -26,6 +26,7 @@ from ..schedule.policies import POLICIES
 from ..schedule.scheduler import Limits
 from .config import EngineConfig
 from .engine import Engine
+from .picture import held_bytes, pages_by_granularity, picture_of
 from .sizing import STAGING_BYTES, Sizes, fit
 
 
@@ -55,6 +56,7 @@ class Built:
                 "preemptions": engine.scheduler.num_preemptions,
             },
             "steps": asdict(engine.counters),
+            "structured": {"masks": engine.num_masks},
             "startup": dict(self.startup),
             "model": {
                 "name": self.config.model,
@@ -63,10 +65,23 @@ class Built:
                 "dtype_reason": self.loaded.dtype_reason,
                 "quantization": str(self.loaded.quantization),
                 "num_params": self.loaded.shape.num_params,
+                "page_size": self.sizes.fmt.page_size,
                 "max_model_len": self.sizes.max_model_len,
                 "kv_capacity_tokens": self.sizes.max_blocks * self.sizes.fmt.page_size,
             },
         }
+
+    def watched(self, *, with_picture: bool = False) -> dict[str, Any]:
+        """``stats`` and what metrics and the web page show beside it; ``with_picture`` also sequences and prefixes."""
+        engine = self.engine
+        stats = self.stats()
+        shown = picture_of(engine) if with_picture else {}
+        stats["kv"] |= shown.pop("kv", {})
+        return stats | shown | {
+            "time": engine.clock.now(),
+            "pages_by_granularity": pages_by_granularity(engine.manager),
+            "held_bytes_by_request": held_bytes(engine.manager, list(engine.scheduler.running.values())),
+        }  # fmt: skip
 
     def audit(self) -> None:
         """Recount every page reference. Raises AssertionError naming the page that is wrong."""

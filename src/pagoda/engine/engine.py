@@ -41,7 +41,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StepEnded:
-    """Published after each step: what ran, for how long (seconds), and the state of the queues."""
+    """Published after each step: what ran, for how long (seconds), and the state of the queues.
+
+    ``token_gaps``: for each token that was sampled and not the first of its answer, seconds since the one before.
+    """
 
     num_tokens: int
     num_sequences: int
@@ -49,6 +52,7 @@ class StepEnded:
     num_waiting: int
     num_running: int
     seconds: float
+    token_gaps: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)
@@ -59,6 +63,7 @@ class Counters:
     step_seconds: float = 0.0
     tokens_computed: int = 0
     tokens_sampled: int = 0
+    prompt_tokens: int = 0
     requests_accepted: int = 0
     requests_finished: int = 0
     requests_failed: int = 0
@@ -125,6 +130,11 @@ class Engine:
         return self._finish(group)
 
     @property
+    def num_masks(self) -> int:
+        """Masks that were computed for structured output, ahead of their step."""
+        return self._advance.num_masks
+
+    @property
     def has_work(self) -> bool:
         return bool(self._requests)
 
@@ -187,6 +197,7 @@ class Engine:
             if item.group.timing.first_scheduled is None:
                 item.group.timing.first_scheduled = now
                 item.group.cached_tokens = min(cached, item.prompt_len)
+                self.counters.prompt_tokens += item.prompt_len
         for item in plan.preempted:
             assert isinstance(item, Sequence)
             item.group.num_preemptions += 1
@@ -212,10 +223,11 @@ class Engine:
         self.counters.steps += 1
         self.counters.step_seconds += seconds
         self.counters.tokens_computed += plan.num_tokens
+        gaps = self._advance.take_gaps()
         if self.events.wants(StepEnded):
             waiting, running = len(self.scheduler.waiting), len(self.scheduler.running)
             self.events.publish(
-                StepEnded(plan.num_tokens, len(plan.scheduled), len(plan.preempted), waiting, running, seconds)
+                StepEnded(plan.num_tokens, len(plan.scheduled), len(plan.preempted), waiting, running, seconds, gaps)
             )
 
     # -- sequences ---------------------------------------------------------------------------------------------------

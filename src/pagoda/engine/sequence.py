@@ -27,7 +27,7 @@ class Sequence:
 
     __slots__ = (
         "cumulative_logprob", "finish_reason", "granularity", "group", "index", "logprobs", "num_computed",
-        "policy_state", "sample_state", "seq_id", "stop_reason", "text", "tokens",
+        "policy_state", "sample_state", "seq_id", "stop_reason", "text", "token_at", "tokens",
     )  # fmt: skip
 
     def __init__(self, seq_id: int, group: RequestState, index: int, granularity: Granularity) -> None:
@@ -39,6 +39,7 @@ class Sequence:
         self.text: TextStream
         self.cumulative_logprob = 0.0
         self.logprobs: list[TokenLogprob] = []
+        self.token_at: float | None = None  # when its newest token was sampled, on the engine's clock
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
 

@@ -19,6 +19,7 @@ from .errors import ApiError, translated
 from .gate import Gate
 from .jobs import Job, RequestEnded
 from .keys import Caller, Keys
+from .metrics import Metrics
 
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25
@@ -45,6 +46,7 @@ class Service:
         self.state = State.READY
         self.gate = Gate(config, llm.config.max_num_seqs + config.max_waiting, self.now)
         self.died = asyncio.Event()
+        self.metrics = Metrics(self)
         self._ticker: asyncio.Task[None] | None = None
 
     def start(self) -> None:
