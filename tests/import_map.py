@@ -53,6 +53,7 @@ HOMES: dict[str, set[str]] = {
     "jinja2": {"models"},
     "xxhash": {"kv"},
     "prometheus_client": {"server"},
+    "opentelemetry": {"server.traces"},
     "llguidance": {"sampling.grammar", "sampling.masks"},
     "typer": {"cli"},
     "rich": {"cli"},

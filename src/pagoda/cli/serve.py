@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import socket
 
     from ..engine.async_llm import AsyncLLM
+    from ..server import logs, traces
     from ..server.config import ServerConfig
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -66,6 +67,25 @@ def serve(
     request_timeout: Annotated[float, typer.Option(help="Seconds from arrival to the last token.")] = 900.0,
     send_timeout: Annotated[float, typer.Option(help="Seconds that a reader may take nothing.")] = 60.0,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that open requests have after SIGTERM.")] = 30.0,
+    tool_call_parser: Annotated[
+        str,
+        typer.Option(
+            help="How the model writes tool calls: auto (by its chat template), hermes, llama3, mistral, json."
+        ),
+    ] = "auto",
+    reasoning_parser: Annotated[
+        str, typer.Option(help="How it writes its thoughts: auto (by its chat template), none, think, gpt_oss.")
+    ] = "auto",
+    structured_output: Annotated[
+        bool, typer.Option("--structured-output/--no-structured-output", help="Keep room for grammars.")
+    ] = True,
+    log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_file: Annotated[str | None, typer.Option(help="File to log to.", show_default="standard error")] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Log prompts and answers as well.")] = False,
+    otel: Annotated[
+        bool, typer.Option("--otel", help="Export traces over OTLP (OTEL_EXPORTER_OTLP_ENDPOINT says where to).")
+    ] = False,
     json: opt.Json = False,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's and Anthropic's clients expect it."""
@@ -81,7 +101,10 @@ def serve(
         kv_bytes_per_key=bytes_or_none(kv_per_key, "kv-per-key"),
         max_body_bytes=bytes_or_none(max_body, "max-body") or 0,
         request_timeout=request_timeout, send_timeout=send_timeout, drain_timeout=drain_timeout,
+        tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser, log_prompts=log_prompts,
     )  # fmt: skip
+    logs.set_up(log_format, log_level, log_file)
+    tracing = traces.tracer_provider() if otel else None
     keys = read_keys(api_key or (), api_key_file, os.environ)
     sock = bind(config)
     options = opt.given(
@@ -89,6 +112,7 @@ def serve(
         max_model_len=opt.length(max_model_len), max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, scheduling=scheduling,
         chat_template=opt.read_template(chat_template), enable_prefix_caching=prefix_caching,
+        structured_output=structured_output,
     )  # fmt: skip
     llm = _load(model, options, startup)
     loaded = time.perf_counter()
@@ -99,7 +123,7 @@ def serve(
 
     from ..server.serving import run
 
-    code = run(llm, config, keys, sock, on_ready=on_ready)
+    code = run(llm, config, keys, sock, on_ready=on_ready, tracing=tracing)
     sys.exit(code)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, choices
 from ..core.units import parse_bytes
+from .parsers import REASONING_PARSERS, TOOL_PARSERS
 
 MIB = 1 << 20
 
@@ -44,6 +45,8 @@ class ServerConfig:
     """Share of the KV capacity that pinned prefixes may hold."""
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
+    log_prompts: bool = False
+    """Prompts and answers become part of the log."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -56,6 +59,10 @@ class ServerConfig:
         for name in ("upload_timeout", "request_timeout", "send_timeout", "drain_timeout", "response_ttl"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give seconds above 0")
+        for registry, name in ((TOOL_PARSERS, self.tool_call_parser), (REASONING_PARSERS, self.reasoning_parser)):
+            accepted = ("auto", *(("none",) if registry is REASONING_PARSERS else ()), *registry.names())
+            if name not in accepted:
+                raise ConfigError(choices(registry.kind, name, accepted))
         if not 0 <= self.max_pinned_share <= 0.9:
             raise ConfigError(f"max_pinned_share is {self.max_pinned_share}; give a share between 0 and 0.9")
 

@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -27,7 +28,9 @@ from ..engine.async_llm import AsyncLLM
 from .app import create_app
 from .config import ServerConfig
 from .keys import Keys
+from .logs import log_requests
 from .service import Service, State
+from .traces import trace_requests
 
 _log = logging.getLogger(__name__)
 _LINGER_SECONDS = 2
@@ -41,19 +44,40 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run(llm: AsyncLLM, config: ServerConfig, keys: Keys, sock: socket.socket, *, on_ready: Callable[[], None]) -> int:
-    """``serve`` on a fresh uvloop; returns the exit code."""
+def run(
+    llm: AsyncLLM,
+    config: ServerConfig,
+    keys: Keys,
+    sock: socket.socket,
+    *,
+    on_ready: Callable[[], None],
+    tracing: Any = None,
+) -> int:
+    """``serve`` on a fresh uvloop; returns the exit code. ``tracing``: a tracer provider (`traces.tracer_provider`)."""
     logging.raiseExceptions = False  # a full disk under the log ends no request
     gc.collect()
     gc.freeze()  # a full collection over the 200,000 objects of a loaded engine holds up a step for 0.2 s
-    return uvloop.run(serve(llm, config, keys, sock, on_ready=on_ready))
+    try:
+        return uvloop.run(serve(llm, config, keys, sock, on_ready=on_ready, tracing=tracing))
+    finally:
+        if tracing is not None:
+            tracing.shutdown()
 
 
 async def serve(
-    llm: AsyncLLM, config: ServerConfig, keys: Keys, sock: socket.socket, *, on_ready: Callable[[], None]
+    llm: AsyncLLM,
+    config: ServerConfig,
+    keys: Keys,
+    sock: socket.socket,
+    *,
+    on_ready: Callable[[], None],
+    tracing: Any = None,
 ) -> int:
     """Serves until a signal or the engine's death, then closes the engine; returns the exit code."""
     service = Service(llm, config, keys)
+    log_requests(service, with_prompts=config.log_prompts)
+    if tracing is not None:
+        trace_requests(service, tracing)
     server = _Server(
         uvicorn.Config(
             create_app(service), log_config=None, access_log=False, lifespan="off", server_header=False,
