@@ -2,10 +2,11 @@
 
     python -m benchmarks.peers run --openvino-python VENV/bin/python --llamacpp-python VENV/bin/python
     python -m benchmarks.peers run --only qwen05b/bf16/b1 --rounds 5 ...   # one cell
+    python -m benchmarks.peers run --again pagoda ...                      # after a change to Pagoda
     python -m benchmarks.peers report                                      # tables and drawings from what was measured
 
-``run`` goes on where an earlier one with the same --out stopped; give another --out to measure afresh. A peer whose
-interpreter is not given is left out.
+``run`` goes on where an earlier one with the same --out stopped; give another --out, or --again, to measure afresh. A
+peer whose interpreter is not given is left out.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, default=OUT / f"{datetime.now(UTC):%F}", help="repetitions and logs")
     run.add_argument("--only", nargs="*", default=["*"], metavar="SHAPE/WEIGHTS/SETTING", help="cells, with * and ?")
     run.add_argument("--engines", nargs="*", default=engines.names(), choices=engines.names(), metavar="NAME")
+    run.add_argument(
+        "--again", nargs="*", default=[], choices=engines.names(), metavar="NAME",
+        help="set these engines' earlier repetitions of the chosen cells aside and measure them afresh",
+    )  # fmt: skip
     run.add_argument("--rounds", type=int, default=3, help="clean repetitions of each engine and cell")
     run.add_argument("--threads", type=int, help="threads of each engine (default: the CPUs that may be used)")
     run.add_argument("--minutes", type=float, default=600, help="stop starting cells after that")
@@ -67,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
 
     from .driver import Driver, Options
     from .progress import Bar
+    from .store import Store
 
     cells = [
         (shape, weights, setting)
@@ -91,6 +97,8 @@ def run(args: argparse.Namespace) -> None:
         load_s=args.load_seconds, slice_s=args.slice_seconds, total_s=60 * args.minutes,
         measure_gate=args.measure_gate, load_gate=args.load_gate,
     )  # fmt: skip
+    if args.again:
+        Store(args.out).set_aside(lambda made: made.engine in args.again and made.cell in cells)
     with Bar() as bar:
         Driver(options, bar.say, bar.progress).run(cells_by_group(cells))
 

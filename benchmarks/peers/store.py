@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,26 @@ class Store:
         self._path = folder / "repetitions.jsonl"
 
     def add(self, repetition: Repetition) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(repetition)) + "\n")
+        _append(self._path, [repetition])
+
+    def set_aside(self, unwanted: Callable[[Repetition], bool]) -> int:
+        """Moves repetitions to a file beside this one, so that they are measured again; how many."""
+        everything = list(self)
+        old = [repetition for repetition in everything if unwanted(repetition)]
+        if old:
+            _append(self._path.with_name("set_aside.jsonl"), old)
+            fresh = self._path.with_suffix(".partial")
+            fresh.unlink(missing_ok=True)
+            _append(fresh, [repetition for repetition in everything if not unwanted(repetition)])
+            fresh.replace(self._path)
+        return len(old)
 
     def __iter__(self) -> Iterator[Repetition]:
         if self._path.exists():
             with self._path.open(encoding="utf-8") as file:
                 yield from (Repetition(**json.loads(line)) for line in file)
+
+
+def _append(path: Path, repetitions: Iterable[Repetition]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(repetition)) + "\n" for repetition in repetitions)

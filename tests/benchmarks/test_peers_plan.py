@@ -42,3 +42,13 @@ def test_the_store_gives_back_what_it_got(tmp_path: Path) -> None:
     for one in kept:
         Store(tmp_path).add(one)
     assert list(Store(tmp_path)) == kept
+
+
+def test_what_is_set_aside_is_owed_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for engine in ("a", "b"):
+        store.add(repetition(engine))
+    assert store.set_aside(lambda made: made.engine == "a") == 1
+    assert plan.lacking(store, CELL, ["a", "b"], 1) == {"a": 1}
+    assert (tmp_path / "set_aside.jsonl").read_text().count('"engine": "a"') == 1
+    assert store.set_aside(lambda made: False) == 0
