@@ -12,11 +12,13 @@ peer whose interpreter is not given is left out.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ..probe import NoProbeError
 from . import engines
 from .checkpoints import ROOT
 from .settings import SETTINGS, WEIGHTS
@@ -55,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, help="threads of each engine (default: the CPUs that may be used)")
     run.add_argument("--minutes", type=float, default=600, help="stop starting cells after that")
     run.add_argument("--slice-seconds", type=float, default=100, help="longest stay behind --measure-gate at once")
+    run.add_argument("--load-seconds", type=float, default=300, help="an engine that takes longer to load is left out")
     run.add_argument(
         "--measure-gate", default="", metavar="COMMAND", help="runs its argument when the machine is free: 'flock F'"
     )
@@ -71,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     from pagoda.budget import MachineProbe
 
     from .driver import Driver, Options
+    from .gate import GateLostError
     from .progress import Bar
     from .store import Store
 
@@ -99,8 +103,14 @@ def run(args: argparse.Namespace) -> None:
     )  # fmt: skip
     if args.again:
         Store(args.out).set_aside(lambda made: made.engine in args.again and made.cell in cells)
-    with Bar() as bar:
-        Driver(options, bar.say, bar.progress).run(cells_by_group(cells))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM; the same command goes on"))
+    try:
+        with Bar() as bar:
+            Driver(options, bar.say, bar.progress).run(cells_by_group(cells))
+    except (GateLostError, NoProbeError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")
 
 
 def cells_by_group(cells: list[tuple[str, str, str]]) -> dict[tuple[str, str], list[str]]:
@@ -127,6 +137,10 @@ def report(args: argparse.Namespace) -> None:
         print(path)
 
 
+def main(words: list[str] | None = None) -> None:
+    args = parser().parse_args(words)
+    {"run": run, "report": report}[args.command](args)
+
+
 if __name__ == "__main__":
-    arguments = parser().parse_args()
-    {"run": run, "report": report}[arguments.command](arguments)
+    main()

@@ -17,10 +17,16 @@ WARM_PROMPT = 1024  # longest prompt of a warm-up
 
 
 def warm_up(client: Client, setting: Setting, seconds: float) -> None:
-    """The same batch, a few steps, no long prompt: enough for primitives and buffers to exist."""
-    prompt = min(setting.prompt, WARM_PROMPT)
-    short = replace(setting, prompt=prompt, new=min(setting.new, 4), shared=min(setting.shared, prompt // 2))
-    client.generate(short, seed_of(setting, -1, 0), seconds)
+    """Runs ``shortened(setting)`` once, not measured."""
+    client.generate(shortened(setting), seed_of(setting, -1, 0), seconds)
+
+
+def shortened(setting: Setting) -> Setting:
+    """The same batch, a few steps, no long prompt: enough for primitives and buffers to exist. What is a sequence's own
+    stays as long as it is; a prefix is cut."""
+    cut = max(0, setting.prompt - WARM_PROMPT)
+    shared = max(0, setting.shared - cut)
+    return replace(setting, prompt=setting.prompt - cut, new=min(setting.new, 4), shared=shared)
 
 
 def measured(

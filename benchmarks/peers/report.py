@@ -105,7 +105,7 @@ def _columns(figures: list[Figure]) -> list[tuple[str, str, str]]:
 
 def _rates(figures: list[Figure]) -> Iterator[str]:
     columns = _columns(figures)
-    yield "Tokens a second, median (spread in percent of it):"
+    yield "Tokens a second, median (spread in percent of it; *once*: a single undisturbed repetition):"
     yield ""
     yield "| weights | engine | " + " | ".join(title for *_, title in columns) + " | peak RSS, MiB |"
     yield "| --- | --- |" + " ---: |" * (len(columns) + 1)
@@ -128,7 +128,7 @@ def _rate(figure: Figure | None, best: dict[tuple[str, str, str], str]) -> str:
     text = _number(figure.median)
     if best[figure.weights, figure.setting, figure.metric] == figure.engine:
         text = f"**{text}**"
-    return f"{text} ({100 * figure.spread:.0f})"
+    return f"{text} ({100 * figure.spread:.0f})" if figure.num > 1 else f"{text} (once)"
 
 
 def _shares(figures: list[Figure]) -> Iterator[str]:
@@ -159,3 +159,8 @@ def _losses(figures: list[Figure]) -> Iterator[str]:
     for weights in sorted({f.weights for f in figures} - {cell[0] for cell in ours}, key=WEIGHTS.index):
         yield ""
         yield f"With {weights} weights only the peers were measured."
+    missing = [f"{weights} weights" for weights in WEIGHTS if weights not in {f.weights for f in figures}]
+    missing += [title for *column, title in COLUMNS if tuple(column) not in {(f.setting, f.metric) for f in figures}]
+    if missing:
+        yield ""
+        yield f"Not measured yet: {', '.join(missing)}."

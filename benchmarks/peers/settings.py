@@ -51,13 +51,13 @@ SETTINGS = {
 # The columns of the tables: (setting, metric, title).
 COLUMNS = (
     ("b1", "decode", "decode b=1"),
-    ("b8", "decode", "b=8"),
-    ("b32", "decode", "b=32"),
+    ("b8", "decode", "decode b=8"),
+    ("b32", "decode", "decode b=32"),
     ("p1024", "prefill", "prefill 1024"),
-    ("c4096", "prefill", "4096"),
-    ("c8192", "prefill", "8192"),
+    ("c4096", "prefill", "prefill 4096"),
+    ("c8192", "prefill", "prefill 8192"),
     ("c4096", "decode", "decode at 4k"),
-    ("c8192", "decode", "at 8k"),
-    ("shared", "decode", "b=32, 2048 shared"),
-    ("neighbour", "decode", "b=1, busy neighbour"),
+    ("c8192", "decode", "decode at 8k"),
+    ("shared", "decode", "decode b=32, 2048 shared"),
+    ("neighbour", "decode", "decode b=1, busy neighbour"),
 )

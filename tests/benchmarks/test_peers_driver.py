@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from benchmarks.peers import shapes
+from benchmarks.peers.__main__ import main
 from benchmarks.peers.driver import Driver, Options
 from benchmarks.peers.machine import describe
 from benchmarks.peers.report import markdown
@@ -53,8 +55,6 @@ def test_two_engines_in_turn_and_again_nothing(options: Options) -> None:
 
 def _alone(repetition: object) -> object:
     """Other tests run beside this one; the report is about the figures, not about who else was there."""
-    from dataclasses import replace
-
     return replace(repetition, foreign_cores=0.0)  # type: ignore[type-var]
 
 
@@ -63,11 +63,24 @@ def test_an_engine_that_cannot_start_is_left_out_by_name(options: Options, tmp_p
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\nexit 7\n")
     broken.chmod(0o755)
-    from dataclasses import replace
-
     Driver(replace(options, pythons={"vllm": str(broken)}), said.append).run({("tiny", "bf16"): ["b1"]})
     assert any("without vllm: vllm ended with 7" in line for line in said)
     assert list(Store(options.out)) == []
+
+
+def test_the_command(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\nexit 7\n")
+    broken.chmod(0o755)
+    words = ["run", "--models", str(tmp_path), "--out", str(options.out), "--engines", "vllm", "openvino"]
+    main([*words, "--vllm-python", str(broken), "--only", "tiny/bf16/*", "--again", "vllm"])
+    said = capsys.readouterr().err
+    assert "without openvino: give --openvino-python to measure it" in said
+    assert "without vllm: vllm ended with 7" in said
+    with pytest.raises(SystemExit, match="names no cell; accepted: SHAPE/WEIGHTS/SETTING"):
+        main([*words, "--only", "nothing"])
+    with pytest.raises(SystemExit, match="false ended with 1 and gave no permission"):
+        main([*words[:6], "pagoda", "--only", "tiny/bf16/b1", "--measure-gate", "false"])
 
 
 def test_an_engine_that_hangs_is_ended(options: Options, tmp_path: Path) -> None:
@@ -75,8 +88,6 @@ def test_an_engine_that_hangs_is_ended(options: Options, tmp_path: Path) -> None
     stuck = tmp_path / "python"
     stuck.write_text("#!/bin/sh\nexec sleep 60\n")
     stuck.chmod(0o755)
-    from dataclasses import replace
-
     slow = replace(options, pythons={"vllm": str(stuck)}, load_s=0.2)
     Driver(slow, said.append).run({("tiny", "bf16"): ["b1"]})
     assert any("vllm took longer than 0 s to load" in line for line in said)
@@ -84,7 +95,5 @@ def test_an_engine_that_hangs_is_ended(options: Options, tmp_path: Path) -> None
 
 def test_too_little_memory_is_said_before_anything_starts(options: Options) -> None:
     said: list[str] = []
-    from dataclasses import replace
-
     Driver(replace(options, reserve_bytes=1 << 60), said.append).run({("tiny", "bf16"): ["b1"]})
     assert any("without pagoda" in line and "of memory are available" in line for line in said)

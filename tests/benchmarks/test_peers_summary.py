@@ -90,7 +90,8 @@ def test_the_words_name_losses_and_what_is_missing(tmp_path: Path) -> None:
     everything = [repetition("pagoda", 0, 20), repetition("vllm", 0, 40), repetition("vllm", 0, 80, "int8")]
     summary = summarise(everything, MACHINE)
     text = markdown(summary)
-    assert "| bf16 | vllm | **40.0** (0) | 0 |" in text
+    assert "| bf16 | vllm | **40.0** (once) | 0 |" in text
+    assert "Not measured yet: int4 weights, decode b=8, " in text
     assert "| Pagoda, bf16 | 20.0 |\n| fastest peer, bf16 | 40.0 vllm |\n| fastest peer, int8 | 80.0 vllm |" in short(
         summary
     )

@@ -48,6 +48,14 @@ def test_rates_by_metric() -> None:
     assert measure.rates(setting, result) == {"prefill": 50.0, "decode": 10.0}
 
 
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda setting: setting.name)
+def test_a_warm_up_is_never_more_than_the_setting(setting: Setting) -> None:
+    short = measure.shortened(setting)
+    assert short.prompt <= measure.WARM_PROMPT
+    assert short.kv_tokens <= setting.kv_tokens
+    assert (short.batch, bool(short.shared)) == (setting.batch, bool(setting.shared))
+
+
 def test_prompts_are_the_same_for_all_engines_and_never_seen_twice() -> None:
     b1 = SETTINGS["b1"]
     seeds = [measure.seed_of(b1, number, number) for number in range(5)]

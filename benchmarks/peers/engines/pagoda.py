@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+from pathlib import Path
 from typing import Any
 
 from ..trace import Trace
@@ -37,7 +39,7 @@ class Engine(SharesByCache):
 
         stats = self._built.stats()
         return {
-            "version": pagoda.__version__,
+            "version": f"{pagoda.__version__} {_commit()}".strip(),
             "torch": torch.__version__,
             "weight_bytes": stats["memory"]["accounts"]["weights"]["leased_bytes"],
             "quantization": stats["model"]["quantization"],
@@ -60,3 +62,13 @@ class Engine(SharesByCache):
                     raise RuntimeError(output.error)
                 counts[places[output.request_id]] = len(output.outputs[0].token_ids)
             trace.mark(counts)
+
+
+def _commit() -> str:
+    """The commit of the checkout that runs, empty outside of one: the version alone does not name the kernels."""
+    from pagoda import __file__ as package
+
+    found = subprocess.run(
+        ["git", "-C", str(Path(package).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
+    return found.stdout.strip()
