@@ -53,6 +53,7 @@ class _Bench:
     absent: dict[str, str] = field(default_factory=dict)
     warm: set[tuple[str, str]] = field(default_factory=set)
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)  # of an engine's last repetition of a setting
+    too_long: set[tuple[str, str]] = field(default_factory=set)
 
     def drop(self, name: str, reason: str) -> None:
         self.absent[name] = reason
@@ -154,7 +155,8 @@ class Driver:
             for name in owed:
                 if name not in bench.clients and name not in bench.absent:
                     self._load(bench, name)
-            queue = plan.queue({n: c for n, c in owed.items() if n in bench.clients}, self._options.rounds)
+            ready = {name for name in bench.clients if (name, setting.name) not in bench.too_long}
+            queue = plan.queue({name: count for name, count in owed.items() if name in ready}, self._options.rounds)
             if not queue:
                 return
             with Gate(self._options.measure_gate) as gate:
@@ -167,22 +169,26 @@ class Driver:
             if name in bench.clients and time.monotonic() + expected <= until:
                 self._repeat(bench, gate, setting, name, number)
             elif name in bench.clients and expected > 0.9 * self._options.slice_s:
-                bench.drop(name, f"a repetition of {setting.name} takes {expected:.0f} s, longer than a slice")
-                self._say(f"{bench.shape.name} {bench.weights} without {name}: {bench.absent[name]}")
+                bench.too_long.add((name, setting.name))
+                self._say(
+                    f"{name} needs {expected:.0f} s for {setting.name}, longer than a slice; give --slice-seconds"
+                )
 
     def _guess(self, setting: Setting) -> float:
         """Seconds of a first repetition: half a slice for 8192 tokens, which the slowest engines need."""
         return self._options.slice_s * min(0.9, setting.kv_tokens / 16384)
 
     def _repeat(self, bench: _Bench, gate: Gate, setting: Setting, name: str, number: int) -> None:
-        started, client = time.monotonic(), bench.clients[name]
+        client = bench.clients[name]
         base = Repetition(bench.shape.name, bench.weights, setting.name, name, number, _now(), info=client.info)
         attempt = sum(r.cell == base.cell and r.engine == name for r in self._store)
         try:
             if (name, setting.name) not in bench.warm:
                 warm_up(client, setting, self._options.generate_s)
                 bench.warm.add((name, setting.name))
+            started = time.monotonic()
             repetition = measured(base, client, setting, self._prober, attempt, self._options.generate_s)
+            bench.seconds[name, setting.name] = time.monotonic() - started
             gate.check()
         except Unsupported as error:
             repetition = replace(base, failure=str(error))
@@ -192,7 +198,6 @@ class Driver:
         except GateLostError as error:
             self._say(f"{setting.name} {name}: {error}; not counted")
             return
-        bench.seconds[name, setting.name] = time.monotonic() - started
         self._store.add(repetition)
         self._progress(self._total - self._all_owed(), self._total)
         self._say(_line(repetition))

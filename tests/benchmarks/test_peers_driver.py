@@ -93,6 +93,13 @@ def test_an_engine_that_hangs_is_ended(options: Options, tmp_path: Path) -> None
     assert any("vllm took longer than 0 s to load" in line for line in said)
 
 
+def test_what_does_not_fit_into_a_slice_is_left_out_by_name(options: Options) -> None:
+    said: list[str] = []
+    only = {"pagoda": options.pythons["pagoda"]}
+    Driver(replace(options, pythons=only, slice_s=1e-3, rounds=2), said.append).run({("tiny", "bf16"): ["b1"]})
+    assert any(line.startswith("pagoda needs ") and "for b1, longer than a slice" in line for line in said), said
+
+
 def test_too_little_memory_is_said_before_anything_starts(options: Options) -> None:
     said: list[str] = []
     Driver(replace(options, reserve_bytes=1 << 60), said.append).run({("tiny", "bf16"): ["b1"]})
