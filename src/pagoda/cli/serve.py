@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import socket
 
     from ..engine.async_llm import AsyncLLM
-    from ..server import logs, traces
     from ..server.config import ServerConfig
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -90,6 +89,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, as OpenAI's and Anthropic's clients expect it."""
     startup = {"python": process_age()}
+    from ..server import logs, traces
     from ..server.config import ServerConfig, bytes_or_none
     from ..server.keys import read_keys
     from ..server.listen import bind

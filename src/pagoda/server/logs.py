@@ -56,8 +56,8 @@ def set_up(form: str, level: str, file: str | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # A client library of others that logs every request would tell of their bodies.
-    for noisy in ("httpx", "httpcore", "uvicorn.access", "asyncio"):
+    # Of others only what went wrong.
+    for noisy in ("httpx", "httpcore", "uvicorn", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

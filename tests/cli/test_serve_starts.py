@@ -1,0 +1,33 @@
+"""``pagoda serve`` as a person starts it: it says where it is, answers, logs a line a request, and ends on SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import httpx
+
+
+def test_it_starts_answers_logs_and_ends(tmp_path) -> None:
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "pagoda", "serve", "lantern", "--memory", "1GiB", "--threads", "1", "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--json", "--log-format", "json", "--log-file", str(log)],
+        stdout=subprocess.PIPE,
+        env=os.environ.copy(),
+    ) as child:
+        assert child.stdout is not None
+        url = json.loads(child.stdout.readline())["url"]
+        answer = httpx.post(f"{url}/v1/completions", json={"prompt": "A private story", "max_tokens": 3}, timeout=30)
+        assert answer.status_code == 200
+        assert "vllm:generation_tokens_total" in httpx.get(f"{url}/metrics").text
+        assert httpx.get(f"{url}/").status_code == 200
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 0
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    (told,) = [record for record in records if record.get("endpoint") == "completions"]
+    assert told["status"] == 200
+    assert "private" not in log.read_text()
