@@ -32,8 +32,9 @@ class Paged:
         page_size: int = 16,
         granularity: Granularity = Granularity.SEQUENCE,
         device: str = "cpu",
+        dtype: str = "float32",
     ) -> None:
-        fmt = shape.kv_format(page_size, "float32")
+        fmt = shape.kv_format(page_size, dtype)
         num_blocks = num_seqs * fmt.blocks_for(128)
         self.manager = KVManager(fmt, PagePool(fmt, num_blocks), None)
         self.storage = PageStorage(fmt, num_blocks, device)

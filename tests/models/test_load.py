@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 def test_weights_arrive(tmp_path: Path, num_shards: int) -> None:
     calls: list[tuple[int, int]] = []
     path = fake_model.write(tmp_path / "m", num_shards=num_shards)
-    loaded = load_model(path, progress=lambda done, total: calls.append((done, total)))
+    loaded = load_model(path, quantization="none", progress=lambda done, total: calls.append((done, total)))
     tensors = fake_model.weights(fake_model.CONFIG)
     total = sum(t.nbytes for t in tensors.values())
     assert loaded.model.weight_bytes == total == loaded.shape.weight_bytes("float32")
@@ -41,6 +41,18 @@ def test_weights_arrive(tmp_path: Path, num_shards: int) -> None:
     assert loaded.path == path
 
 
+def test_unquantized_weights_lie_in_the_kernels_order(folder: Path) -> None:
+    """By default, where the C++ kernels serve; the numbers are the checkpoint's, their bytes are known beforehand."""
+    pytest.importorskip("pagoda.kernels.cpu", reason="built without the C++ kernels")
+    for dtype, name in (("float32", "fp32"), ("bfloat16", "bf16")):
+        loaded = load_model(folder, dtype=dtype)
+        embed = loaded.model.weights()["embed.weight"]
+        assert (embed.format.name, loaded.model.op_by_op) == (name, None)
+        wanted = fake_model.weights(fake_model.CONFIG)["model.embed_tokens.weight"].to(getattr(torch, dtype))
+        assert torch.equal(embed.dense(), wanted)
+        assert loaded.model.weight_bytes == loaded.shape.weight_bytes(dtype, loaded.quantization)
+
+
 def test_stories_as_they_come() -> None:
     loaded = load_model(data("models/stories260K"))
     assert (loaded.eos_ids, loaded.generation["do_sample"], loaded.dtype) == ((1, 2), False, "float32")
@@ -48,7 +60,7 @@ def test_stories_as_they_come() -> None:
 
 
 def test_dtype_is_converted(folder: Path) -> None:
-    loaded = load_model(folder, dtype="bfloat16")
+    loaded = load_model(folder, dtype="bfloat16", quantization="none")
     assert loaded.dtype == "bfloat16"
     assert loaded.model.weight_bytes == loaded.shape.weight_bytes("bfloat16")
     wanted = fake_model.weights(fake_model.CONFIG)["model.embed_tokens.weight"].to(torch.bfloat16)

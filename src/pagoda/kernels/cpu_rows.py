@@ -8,6 +8,7 @@ from torch import Tensor
 from . import dispatch
 from ._extension import CPU, _cpu
 from .dispatch import Features
+from .ops.rms_norm import rounds_first
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "quick_gelu": 3, "relu": 4, "relu2": 5, "swiglu_oai": 6}
@@ -23,11 +24,6 @@ def rms_norm(
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, isa: str = "") -> Tensor:
     """As `ops.layer_norm`."""
     return _norm(x, weight, bias, eps, 0.0, True, False, isa)
-
-
-def rounds_first(offset: float, fp32_weight: bool) -> bool:
-    """Whether an RMSNorm is rounded to the model's dtype before its weight is applied; `ops.rms_norm` says whose is."""
-    return offset == 0.0 and not fp32_weight
 
 
 def _norm(

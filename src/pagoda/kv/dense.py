@@ -41,6 +41,9 @@ class DenseView:
         self._cache, self._seq_ids, self._q_lens = cache, list(seq_ids), list(q_lens)
         self.prob_sums: dict[int, dict[int, Tensor]] = {}
 
+    def arrays(self) -> None:
+        """No pages here: layers come one by one."""
+
     def attend(
         self,
         layer: int,

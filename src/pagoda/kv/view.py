@@ -9,6 +9,7 @@ Sizes: S sequences, T tokens of the step, L layers, H kv-heads, R rows of one la
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..core.types import Granularity, KVFormat
 from ..kernels.ops import LayerTable, kv_write, paged_attention
+from ..kernels.step import StepArrays
 from .pages import Int32s
 from .storage import PageStorage
 from .table import PageTable
@@ -48,15 +50,34 @@ class StepView:
         self._fmt, self._pages, self._layout = storage.fmt, storage.pages, storage.layout
         self.num_tokens, self._tap = sum(q_lens), tap
         self.prob_sums: dict[int, dict[int, Tensor]] = {}
-        index = _StepIndex(self._fmt, tables, q_lens)
+        self._index = index = _StepIndex(self._fmt, tables, q_lens)
         page_ids, slots = index.writes()
         self._page_ids, self._slots = (torch.from_numpy(x).to(storage.device) for x in (page_ids, slots))
-        rows = torch.from_numpy(index.rows).to(storage.device)
         everybody = set(range(len(tables)))
-        watched = everybody if collect_probs is True else everybody.intersection(collect_probs or ())
-        self._parts = [
-            _Part(index, rows, sorted(members), probs)
-            for members, probs in ((everybody - watched, False), (watched, True))
+        self._watched = everybody if collect_probs is True else everybody.intersection(collect_probs or ())
+
+    def arrays(self) -> StepArrays | None:
+        """The whole step as plain arrays, for those who run all layers at once. None where layers must come one by one:
+        probabilities are summed, or somebody sees the queries.
+        """
+        if self._watched or self._tap is not None or self._pages.device.type != "cpu":
+            return None
+        index = self._index
+        rows, row_of, offset, kv_lens, starts = (
+            torch.from_numpy(np.ascontiguousarray(x))
+            for x in (index.rows, index.row_of, index.offset, index.kv_lens, index.starts.astype(np.int32))
+        )
+        page_ids, slots = self._page_ids.contiguous(), self._slots.contiguous()  # numpy may index into any order
+        return StepArrays(self._pages, self._layout, rows, row_of, offset, kv_lens, starts, page_ids, slots)
+
+    @cached_property
+    def _parts(self) -> list[_Part]:
+        """The sequences that are attended together, layer by layer."""
+        rows = torch.from_numpy(self._index.rows).to(self._pages.device)
+        others = set(range(len(self._index.q_lens))) - self._watched
+        return [
+            _Part(self._index, rows, sorted(members), probs)
+            for members, probs in ((others, False), (self._watched, True))
             if members
         ]
 

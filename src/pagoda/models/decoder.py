@@ -15,6 +15,7 @@ from .layers.moe import MoE
 from .layers.rotary import RotaryTable
 from .layers.step import KVView, Step
 from .params import NUM_NORMS
+from .program import DecoderProgram, why_not
 from .spec import BlockSpec, DecoderSpec, LatentSpec, MoESpec
 
 
@@ -34,7 +35,7 @@ class Block:
         else:
             self.mlp = MLP(spec.mlp, weights, f"{name}mlp.")
         self.norms = [Norm(spec.norm, weights, f"{name}norm{n + 1}") for n in range(NUM_NORMS[spec.placement])]
-        self.scale = spec.residual_scale
+        self.scale, self.placement = spec.residual_scale, spec.placement
         self.arrange: Callable[[Tensor, Step], Tensor] = getattr(self, f"_{spec.placement}")
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
@@ -93,11 +94,16 @@ class Decoder:
         ropes = {block.attn.rope for block in spec.blocks if block.attn.rope is not None}
         dtype, device = self.embed.dtype, self.embed.device
         self.rotary = {rope: RotaryTable(rope, dtype=dtype, device=device, length=rope_length) for rope in ropes}
+        self.op_by_op = why_not(self)
+        """Why the blocks are run op by op, or None when one program runs them all."""
+        self._program = DecoderProgram(self) if self.op_by_op is None else None
 
     def forward(self, token_ids: Tensor, positions: Tensor, kv: KVView) -> Tensor:
         """token_ids, positions ``[T]`` int64 -> hidden ``[T, hidden_size]`` (after the final norm)."""
-        step = Step(kv, {rope: table.at(positions) for rope, table in self.rotary.items()})
         x = self._embed(token_ids, positions)
+        if self._program is not None and (arrays := kv.arrays()) is not None:
+            return self._program.run(x, positions, arrays)
+        step = Step(kv, {rope: table.at(positions) for rope, table in self.rotary.items()})
         for block in self.blocks:
             x = block(x, step)
         return x if self.norm is None else self.norm(x)

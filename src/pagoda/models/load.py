@@ -14,7 +14,8 @@ import torch
 from pagoda.budget.ledger import Ledger
 from pagoda.core.errors import ConfigError, ModelError, UnsupportedModelError, choices
 from pagoda.core.types import DTYPE_BYTES
-from pagoda.weights.quantization import Quantization, parse_quantization
+from pagoda.kernels.dispatch import load_providers
+from pagoda.weights.quantization import Quantization, in_panels, parse_quantization
 from pagoda.weights.reader import Checkpoint, torch_dtype
 from pagoda.weights.source import TensorSource, open_source
 
@@ -85,7 +86,8 @@ def load_model(
     """Loads a model into memory that it leases first: accounts ``weights``, ``tokenizer``, ``runtime`` where
     transformers has to be imported, and ``staging`` while it reads.
 
-    ``quantization`` is a weight format as text (`weights.quantization`), ``none``, or ``auto``: as the checkpoint is.
+    ``quantization`` is a weight format as text (`weights.quantization`), ``none``: plain tensors in the model's dtype,
+    or ``auto``: the checkpoint's own format, and unquantized weights in the order that this machine's kernels read.
     ``max_model_len`` is the longest sequence that will be run (rotary scalings that depend on it; default: the
     model's own). ``progress(done_bytes, total_bytes)`` is called after every tensor.
     Raises ModelError (with UnsupportedModelError, WeightsError), ConfigError, BudgetError: one line each; what was
@@ -116,7 +118,8 @@ def _load(
     tokenizer = _tokenizer(folder, config, footprint)
     generation = read_generation(folder)
     templates = read_templates(folder)
-    model = _empty_model(config, getattr(torch, name), asked or Quantization(), device, max_model_len, footprint)
+    packing = _unquantized(config, name, device) if asked is None else asked
+    model = _empty_model(config, getattr(torch, name), packing, device, max_model_len, footprint)
     if asked is None and source.formats and isinstance(model, Model):
         as_stored = model.stored_formats(source.formats)
         model = _empty_model(config, getattr(torch, name), as_stored, device, max_model_len, footprint)
@@ -251,6 +254,17 @@ def _empty_model(
         from .fallback import FallbackModel
 
         return FallbackModel.from_config(plain, dtype=dtype, device=device, rope_length=max_model_len)
+
+
+def _unquantized(config: Mapping[str, Any], dtype: str, device: torch.device) -> Quantization:
+    """The model's own numbers, in the order in which the C++ kernels read them where those serve: AVX2 at least."""
+    if device.type != "cpu" or dtype not in ("float32", "bfloat16") or not families.is_native(config):
+        return Quantization()
+    if load_providers()["cpu"] is not None:
+        return Quantization()
+    from pagoda.kernels.cpu import best_isa
+
+    return Quantization() if best_isa() == "base" else in_panels(dtype)
 
 
 def _transformers_room(footprint: Footprint) -> AbstractContextManager[None]:

@@ -80,6 +80,11 @@ class Model:
         """hidden ``[N, hidden_size]`` -> float32 ``[N, vocab_size]``."""
         return self._ready().logits(hidden)
 
+    @property
+    def op_by_op(self) -> str | None:
+        """Why the layers run one op at a time, in words; None where one program runs them all (`models.program`)."""
+        return self._ready().op_by_op
+
     def weights(self) -> dict[str, Any]:
         """Every parameter by our name, a Tensor or a matrix in its weight format; a tied head is not listed twice."""
         return dict(self._store.weights)

@@ -31,12 +31,14 @@ class Quantization:
     linear: WeightFormat | None = None
     embed: WeightFormat | None = None
     overrides: Mapping[str, WeightFormat | None] = field(default_factory=dict)
+    plain_experts: bool = False  # stacked experts stay in the model's dtype whatever ``linear`` says
 
     def of(self, name: str, role: Role) -> WeightFormat | None:
         """The format of a parameter."""
         if name in self.overrides:
             return self.overrides[name]
-        return {"linear": self.linear, "experts": self.linear, "embed": self.embed, "plain": None}[role]
+        experts = None if self.plain_experts else self.linear
+        return {"linear": self.linear, "experts": experts, "embed": self.embed, "plain": None}[role]
 
     def __str__(self) -> str:
         """The option's text; of a stored checkpoint, its formats, the most common first."""
@@ -61,6 +63,16 @@ def parse_quantization(text: str) -> Quantization:
     if linear.embed == "same":
         return Quantization(linear, linear)
     return Quantization(linear, None if linear.embed == "none" else parse_format(linear.embed))
+
+
+def in_panels(dtype: str) -> Quantization:
+    """Nothing is quantized, but matrices lie in the order in which the CPU kernels read them.
+
+    dtype is float32 or bfloat16. Experts stay as they are: their products go through torch, an expert at a time.
+    """
+    name = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
+    plain = parse_format(name)
+    return Quantization(plain, plain, plain_experts=True)
 
 
 def parse_format(text: str) -> WeightFormat:

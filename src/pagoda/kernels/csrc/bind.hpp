@@ -14,7 +14,9 @@ T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
 void bind_pages(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
 void bind_linear(nanobind::module_& m);
+void bind_packed(nanobind::module_& m);
 void bind_rows(nanobind::module_& m);
 void bind_packed(nanobind::module_& m);
+void bind_program(nanobind::module_& m);
 
 }  // namespace pagoda

@@ -26,6 +26,11 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, *, offset: float = 0.
     return out
 
 
+def rounds_first(offset: float, fp32_weight: bool) -> bool:
+    """Whether the result is rounded to x's dtype before the weight is applied."""
+    return offset == 0.0 and not fp32_weight
+
+
 def _needs(x: Tensor, weight: Tensor | None, fp32_weight: bool, offset: float) -> Needs:
     options = {"no_weight": weight is None, "fp32_weight": fp32_weight, "offset": offset != 0.0}
     dtypes = (x.dtype,) if weight is None else (x.dtype, weight.dtype)

@@ -100,14 +100,17 @@ class RotaryTable:
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin ``[T, dim / 2]`` of positions ``[T]``."""
+        on_cpu = self.device.type == "cpu"
+        needed = self.length if not on_cpu else int(positions.max()) + 1 if positions.numel() else 0
+        cos, sin = self.up_to(needed)
+        return cos[positions], sin[positions]
+
+    def up_to(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos, sin ``[rows, dim / 2]`` of all positions below ``length``, and perhaps more."""
         rows = self.cos.shape[0]
-        if self.device.type == "cpu":
-            needed = int(positions.max()) + 1 if positions.numel() else 0
-            if needed > rows:
-                self._grow(max(needed, min(2 * rows, self.length), 256))
-        elif rows == 0:
-            self._grow(self.length)
-        return self.cos[positions], self.sin[positions]
+        if length > rows:
+            self._grow(max(length, min(2 * rows, self.length), min(256, self.length)))
+        return self.cos, self.sin
 
     @torch.inference_mode(False)  # the rows outlive the step that asked for them
     def _grow(self, rows: int) -> None:

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from pagoda.kernels.step import StepArrays
+
 from ..spec import RopeSpec
 
 
@@ -30,6 +32,9 @@ class KVView(Protocol):
         sinks: Tensor | None = None,
         alibi_slopes: Tensor | None = None,
     ) -> Tensor: ...
+
+    def arrays(self) -> StepArrays | None:
+        """The step as plain arrays, for those who run all layers at once; None where layers must come one by one."""
 
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, *, v_dim: int, scale: float) -> Tensor:
         """MLA: q ``[T, Hq, k_dim]``, latent ``[T, 1, k_dim]``; the answer is ``[T, Hq, v_dim]``."""

@@ -1,0 +1,78 @@
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "bind.hpp"
+#include "program.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace pagoda {
+
+namespace {
+
+NormArgs norm_of(int64_t dim, int64_t parts, uintptr_t weight, uintptr_t bias, int64_t weight_stride, float eps, float offset,
+                 bool centred, bool round_first) {
+  NormArgs a;
+  a.dim = dim, a.parts = parts, a.weight = at<void>(weight), a.bias = at<void>(bias), a.weight_stride = weight_stride;
+  a.eps = eps, a.offset = offset, a.centred = centred, a.round_first = round_first;
+  return a;
+}
+
+}  // namespace
+
+void bind_program(nb::module_& m) {
+  nb::class_<Program>(m, "Program", "Instructions over registers; see csrc/program.hpp. Addresses must outlive it.")
+      .def("__init__", [](Program* self, int dtype, std::vector<int64_t> widths) { new (self) Program(Dtype(dtype), std::move(widths)); })
+      .def("__len__", &Program::size)
+      .def("workspace_bytes", &Program::workspace_bytes)
+      .def("norm", [](Program& p, int src, int dst, int64_t dim, uintptr_t weight, uintptr_t bias, float eps, float offset,
+                      bool centred, bool round_first) {
+        p.push(NormStep{src, dst, norm_of(dim, 1, weight, bias, 0, eps, offset, centred, round_first)});
+      })
+      .def("head_norm", [](Program& p, int reg, int64_t first, int64_t dim, int64_t parts, uintptr_t weight, uintptr_t bias,
+                           int64_t weight_stride, float eps, float offset, bool centred, bool round_first) {
+        p.push(HeadNormStep{reg, first, norm_of(dim, parts, weight, bias, weight_stride, eps, offset, centred, round_first)});
+      })
+      .def("linear", [](Program& p, int src, int dst, int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data,
+                        uintptr_t scales, uintptr_t zeros, bool wide_scales, uintptr_t bias, bool dynamic) {
+        LinearStep s;
+        s.src = src, s.dst = dst, s.bias = at<void>(bias), s.dynamic = dynamic;
+        s.matrix.format = Format(format), s.matrix.outputs = outputs, s.matrix.inputs = inputs, s.matrix.group = group;
+        s.matrix.data = at<uint8_t>(data), s.matrix.scales = at<void>(scales), s.matrix.zeros = at<uint8_t>(zeros);
+        s.matrix.wide_scales = wide_scales;
+        p.push(s);
+      })
+      .def("activation", [](Program& p, int src, int dst, bool gated, int kind, float alpha, float limit) {
+        p.push(ActivationStep{src, dst, gated, Activation(kind), alpha, limit});
+      })
+      .def("add", [](Program& p, int src, int dst, float scale) { p.push(AddStep{src, dst, scale}); })
+      .def("clip", [](Program& p, int reg, float bound) { p.push(ClipStep{reg, bound}); })
+      .def("rotary", [](Program& p, int reg, int table, int64_t heads, int64_t dim, bool interleaved) {
+        p.push(RotaryStep{reg, table, heads, dim, interleaved});
+      })
+      .def("attend", [](Program& p, int src, int dst, int layer, int64_t num_q_heads, int64_t num_kv_heads, int64_t dim,
+                        float scale, float soft_cap, int64_t window, uintptr_t sinks, uintptr_t slopes) {
+        p.push(AttendStep{src, dst, layer, num_q_heads, num_kv_heads, dim, scale, soft_cap, window, at<float>(sinks), at<float>(slopes)});
+      })
+      .def("run", [](const Program& p, uintptr_t x, int64_t num_tokens, uintptr_t positions,
+                     const std::vector<std::tuple<uintptr_t, uintptr_t, int, int64_t>>& rotary, uintptr_t pages, int64_t num_pages,
+                     int store, int64_t page_size, int64_t k_dim, int64_t v_dim, int64_t num_seqs, uintptr_t rows,
+                     int64_t rows_stride, int64_t num_rows, int64_t max_pages, uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens,
+                     int64_t lens_stride, uintptr_t q_starts, uintptr_t page_ids, uintptr_t slots, int64_t writes_stride,
+                     uintptr_t workspace, int num_threads, const std::string& isa) {
+        StepArrays s;
+        s.x = at<void>(x), s.num_tokens = num_tokens, s.positions = at<int64_t>(positions);
+        for (const auto& [cos, sin, dtype, pairs] : rotary) s.rotary.push_back({at<void>(cos), at<void>(sin), Dtype(dtype), pairs});
+        s.pages = at<char>(pages), s.num_pages = num_pages, s.shape = PageShape(Store(store), page_size, k_dim, v_dim);
+        s.num_seqs = num_seqs, s.rows = at<int32_t>(rows), s.rows_stride = rows_stride, s.num_rows = num_rows;
+        s.max_pages = max_pages, s.row_of = at<int32_t>(row_of), s.offset = at<int32_t>(offset);
+        s.kv_lens = at<int32_t>(kv_lens), s.lens_stride = lens_stride, s.q_starts = at<int32_t>(q_starts);
+        s.page_ids = at<int32_t>(page_ids), s.slots = at<int32_t>(slots), s.writes_stride = writes_stride;
+        nb::gil_scoped_release release;
+        p.run(s, at<void>(workspace), num_threads, isa);
+      });
+}
+
+}  // namespace pagoda

@@ -1,0 +1,122 @@
+#include "program.hpp"
+
+#include "pages.hpp"
+
+namespace pagoda {
+
+namespace {
+
+constexpr int64_t kAlign = 64;
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+// One run: where the registers are, and what every kind of instruction does with them.
+struct Run {
+  const StepArrays& step;
+  const Dtype dtype;
+  const std::vector<int64_t>& widths;
+  const int threads;
+  const std::string& isa;
+  std::vector<char*> registers;
+  std::vector<int32_t> ids;  // page ids of a layer, where all layers share an array
+
+  char* at(int reg, int64_t element = 0) const { return registers[reg] + element * size_of(dtype); }
+
+  void operator()(const NormStep& i) const {
+    NormArgs a = i.args;
+    a.x = at(i.src), a.out = at(i.dst), a.rows = step.num_tokens, a.dtype = dtype;
+    a.row_stride = widths[i.src], a.out_stride = widths[i.dst];
+    norm(a, threads, isa);
+  }
+
+  void operator()(const HeadNormStep& i) const {
+    NormArgs a = i.args;
+    a.x = a.out = at(i.reg, i.at), a.rows = step.num_tokens, a.dtype = dtype;
+    a.row_stride = a.out_stride = widths[i.reg];
+    norm(a, threads, isa);
+  }
+
+  void operator()(const LinearStep& i) const {
+    PackedLinearArgs a;
+    a.matrix = i.matrix, a.bias = i.bias, a.dynamic = i.dynamic;
+    a.x = at(i.src), a.out = at(i.dst), a.count = step.num_tokens, a.dtype = dtype;
+    packed_linear(a, threads, isa);
+  }
+
+  void operator()(const ActivationStep& i) const {
+    ActivationArgs a;
+    a.rows = step.num_tokens, a.width = widths[i.src] / (i.gated ? 2 : 1), a.dtype = dtype;
+    a.gate = at(i.src), a.up = i.gated ? at(i.src, a.width) : nullptr, a.out = at(i.dst);
+    a.row_stride = widths[i.src], a.out_stride = widths[i.dst];
+    a.kind = i.kind, a.alpha = i.alpha, a.limit = i.limit;
+    activation(a, threads, isa);
+  }
+
+  void operator()(const AddStep& i) const {
+    AddArgs a;
+    a.x = at(i.dst), a.branch = at(i.src), a.count = step.num_tokens * widths[i.dst], a.dtype = dtype, a.scale = i.scale;
+    add(a, threads, isa);
+  }
+
+  void operator()(const ClipStep& i) const {
+    clip(at(i.reg), step.num_tokens, widths[i.reg], widths[i.reg], dtype, i.bound, isa);
+  }
+
+  void operator()(const RotaryStep& i) const {
+    const RotaryTableRef& table = step.rotary[i.table];
+    RotaryArgs a;
+    a.x = at(i.reg), a.rows = step.num_tokens, a.heads = i.heads, a.dim = i.dim, a.row_stride = widths[i.reg];
+    a.dtype = dtype, a.cos = table.cos, a.sin = table.sin, a.angle_dtype = table.dtype, a.pairs = table.pairs;
+    a.positions = step.positions, a.interleaved = i.interleaved;
+    rotary(a, threads, isa);
+  }
+
+  void operator()(const AttendStep& i) {
+    const int64_t q_size = i.num_q_heads * i.dim, kv_size = i.num_kv_heads * i.dim;
+    write(i, at(i.src, q_size), at(i.src, q_size + kv_size));
+    AttentionArgs a;
+    a.q = at(i.src), a.q_token_stride = widths[i.src], a.q_head_stride = i.dim, a.out = at(i.dst), a.dtype = dtype;
+    a.pages = step.pages, a.num_pages = step.num_pages, a.shape = step.shape, a.v_dim = i.dim;
+    a.rows = step.rows + i.layer * step.rows_stride, a.num_rows = step.num_rows, a.max_pages = step.max_pages;
+    a.row_of = step.row_of, a.offset = step.offset + i.layer * step.num_seqs * i.num_kv_heads;
+    a.kv_lens = step.kv_lens + i.layer * step.lens_stride, a.q_starts = step.q_starts;
+    a.num_seqs = step.num_seqs, a.num_tokens = step.num_tokens;
+    a.num_q_heads = i.num_q_heads, a.num_kv_heads = i.num_kv_heads;
+    a.scale = i.scale, a.soft_cap = i.soft_cap, a.window = i.window, a.sinks = i.sinks, a.slopes = i.slopes;
+    paged_attention(a, threads, isa);
+  }
+
+  void write(const AttendStep& i, const char* k, const char* v) {
+    const int64_t count = step.num_tokens * i.num_kv_heads, width = size_of(dtype);
+    const int32_t* page_ids = step.page_ids + i.layer * step.writes_stride;
+    if (step.writes_stride == 0) {
+      ids.assign(page_ids, page_ids + count);
+      for (int32_t& id : ids) id += static_cast<int32_t>(i.layer * i.num_kv_heads);
+      page_ids = ids.data();
+    }
+    const int64_t token = widths[i.src] * width, head = i.dim * width;
+    const Pages pages{const_cast<char*>(step.pages), step.num_pages, step.shape.page_size, head, head};
+    kv_write<int32_t>(pages, Rows{k, token, head}, Rows{v, token, head}, page_ids, step.slots + i.layer * step.writes_stride,
+                      step.num_tokens, i.num_kv_heads);
+  }
+};
+
+}  // namespace
+
+int64_t Program::workspace_bytes(int64_t num_tokens) const {
+  int64_t bytes = kAlign;
+  for (size_t reg = 1; reg < widths_.size(); ++reg) bytes += aligned(num_tokens * widths_[reg] * size_of(dtype_));
+  return bytes;
+}
+
+void Program::run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const {
+  Run run{step, dtype_, widths_, num_threads, isa, {static_cast<char*>(step.x)}, {}};
+  char* at = reinterpret_cast<char*>(aligned(reinterpret_cast<intptr_t>(workspace)));
+  for (size_t reg = 1; reg < widths_.size(); ++reg) {
+    run.registers.push_back(at);
+    at += aligned(step.num_tokens * widths_[reg] * size_of(dtype_));
+  }
+  for (const Instruction& instruction : instructions_) std::visit(run, instruction);
+}
+
+}  // namespace pagoda

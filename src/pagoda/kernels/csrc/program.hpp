@@ -1,0 +1,125 @@
+// A decoder's blocks as one list of instructions over a few buffers, run for a whole step without a word of Python between
+// them. models/program.py writes the list from the model's spec; running the layers one op at a time is its plain twin.
+//
+//   register 0   the residual stream x [T][hidden], the caller's
+//   register 1…  [T][width] each, inside the workspace that the caller lends
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "attention.hpp"
+#include "packed.hpp"
+#include "rows.hpp"
+
+namespace pagoda {
+
+// Norm of register src into dst (may be equal). Only what is the same in every step is set in `args`.
+struct NormStep {
+  int src = 0, dst = 0;
+  NormArgs args;
+};
+
+// dst = src @ matrix.T + bias.
+struct LinearStep {
+  int src = 0, dst = 0;
+  PackedMatrix matrix;
+  const void* bias = nullptr;
+  bool dynamic = false;
+};
+
+// dst = act(gate) * up, with gate and up side by side in src; or act(src).
+struct ActivationStep {
+  int src = 0, dst = 0;
+  bool gated = true;
+  Activation kind = Activation::silu;
+  float alpha = 0.0f, limit = 0.0f;
+};
+
+struct AddStep {  // dst += src * scale
+  int src = 0, dst = 0;
+  float scale = 1.0f;
+};
+
+// Norm of some heads of a fused projection [T][(Hq + 2 Hkv) * dim] in place: `parts` norms of `args.dim` from element `at` on.
+struct HeadNormStep {
+  int reg = 0;
+  int64_t at = 0;
+  NormArgs args;
+};
+
+struct ClipStep {  // register to [-bound, bound]
+  int reg = 0;
+  float bound = 0.0f;
+};
+
+struct RotaryStep {  // the first `heads` heads of a fused projection, by table number `table`
+  int reg = 0, table = 0;
+  int64_t heads = 0, dim = 0;
+  bool interleaved = false;
+};
+
+// Writes K and V of a fused projection into pages, attends with its queries: dst [T][Hq * dim].
+struct AttendStep {
+  int src = 0, dst = 0, layer = 0;
+  int64_t num_q_heads = 0, num_kv_heads = 0, dim = 0;
+  float scale = 1.0f, soft_cap = 0.0f;
+  int64_t window = 0;
+  const float* sinks = nullptr;
+  const float* slopes = nullptr;
+};
+
+using Instruction =
+    std::variant<NormStep, LinearStep, ActivationStep, AddStep, HeadNormStep, ClipStep, RotaryStep, AttendStep>;
+
+struct RotaryTableRef {
+  const void* cos = nullptr;  // [positions][pairs]
+  const void* sin = nullptr;
+  Dtype dtype = Dtype::f32;
+  int64_t pairs = 0;
+};
+
+// What one step brings. A stride of 0 between layers: they share the array.
+struct StepArrays {
+  void* x = nullptr;
+  int64_t num_tokens = 0;
+  const int64_t* positions = nullptr;  // [T]
+  std::vector<RotaryTableRef> rotary;
+  const char* pages = nullptr;
+  int64_t num_pages = 0;
+  PageShape shape;
+  int64_t num_seqs = 0, num_rows = 0, max_pages = 0;
+  const int32_t* rows = nullptr;      // [L or 1][R][max_pages]
+  int64_t rows_stride = 0;
+  const int32_t* row_of = nullptr;    // [S][H]
+  const int32_t* offset = nullptr;    // [L][S][H]
+  const int32_t* kv_lens = nullptr;   // [L or 1][S][H]
+  int64_t lens_stride = 0;
+  const int32_t* q_starts = nullptr;  // [S + 1]
+  const int32_t* page_ids = nullptr;  // [L or 1][T][H]; shared: the ids of layer 0, layer l is l * H further
+  const int32_t* slots = nullptr;     // [L or 1][T][H]
+  int64_t writes_stride = 0;
+};
+
+class Program {
+ public:
+  Program(Dtype dtype, std::vector<int64_t> widths) : dtype_(dtype), widths_(std::move(widths)) {}
+
+  void push(Instruction instruction) { instructions_.push_back(std::move(instruction)); }
+  size_t size() const { return instructions_.size(); }
+
+  // Bytes of the registers 1… for so many tokens.
+  int64_t workspace_bytes(int64_t num_tokens) const;
+
+  // Runs every instruction in order on up to num_threads threads. Throws as the kernels do.
+  void run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const;
+
+ private:
+  Dtype dtype_;
+  std::vector<int64_t> widths_;  // of every register, the stream's first
+  std::vector<Instruction> instructions_;
+};
+
+}  // namespace pagoda

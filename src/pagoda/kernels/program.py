@@ -1,0 +1,119 @@
+"""A decoder's blocks as one list of instructions that the C++ side runs without Python in between (csrc/program.hpp).
+
+Running a layer op by op from Python costs some 25 calls of 3-20 us each; a whole step of a small model is shorter than
+that. This file knows arrays only: `models.program` writes the list from a model's spec, and the ops one by one are its
+plain twin.
+
+Registers: 0 is the residual stream that the caller passes to `run`; the others are rows of the widths given here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._extension import _cpu
+from .cpu_attention import STORES
+from .cpu_packed import FORMATS
+from .cpu_rows import ACTIVATIONS, DTYPES
+from .packed import PackedWeight
+from .step import StepArrays
+
+
+class Program:
+    """Instructions are appended by the methods below, in the order in which they run."""
+
+    def __init__(self, dtype: torch.dtype, widths: Sequence[int]) -> None:
+        self._program = _cpu.Program(DTYPES[dtype], list(widths))
+        self._dtype, self._widths = dtype, tuple(widths)
+        self._alive: list[Tensor] = []  # what the instructions' addresses point to
+        self._workspace = torch.empty(0, dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self._program)
+
+    def norm(
+        self, src: int, dst: int, weight: Tensor | None, bias: Tensor | None, *, eps: float, offset: float,
+        centred: bool, round_first: bool,
+    ) -> None:  # fmt: skip
+        """dst = norm(src): LayerNorm where ``centred``, else RMSNorm (`rounds_first` says when it rounds)."""
+        self._program.norm(
+            src, dst, self._widths[src], self._at(weight), self._at(bias), eps, offset, centred, round_first
+        )
+
+    def head_norm(
+        self, reg: int, first: int, dim: int, parts: int, weight: Tensor | None, bias: Tensor | None, *, eps: float,
+        offset: float, centred: bool, round_first: bool, own_weights: bool,
+    ) -> None:  # fmt: skip
+        """In place: ``parts`` norms of ``dim`` elements from element ``first``; ``own_weights``: [parts, dim]."""
+        stride = dim if own_weights else 0
+        self._program.head_norm(
+            reg, first, dim, parts, self._at(weight), self._at(bias), stride, eps, offset, centred, round_first
+        )
+
+    def linear(self, src: int, dst: int, weight: PackedWeight, bias: Tensor | None, *, dynamic: bool) -> None:
+        """dst = src @ weight.T + bias."""
+        self._program.linear(
+            src, dst, FORMATS[weight.format], weight.outputs, weight.inputs, weight.group, self._at(weight.data),
+            self._at(weight.scales), self._at(weight.zeros),
+            weight.scales is None or weight.scales.dtype == torch.float32, self._at(bias), dynamic,
+        )  # fmt: skip
+
+    def activation(self, src: int, dst: int, kind: str, *, gated: bool) -> None:
+        """dst = act(gate) * up of src = [gate | up], or act(src)."""
+        self._program.activation(src, dst, gated, ACTIVATIONS[kind], 1.702, 7.0)
+
+    def add(self, src: int, dst: int, scale: float = 1.0) -> None:
+        """dst += src * scale."""
+        self._program.add(src, dst, scale)
+
+    def clip(self, reg: int, bound: float) -> None:
+        """All elements to [-bound, bound]."""
+        self._program.clip(reg, bound)
+
+    def rotary(self, reg: int, table: int, heads: int, dim: int, *, interleaved: bool) -> None:
+        """The first ``heads`` heads of a fused projection turn by the angles of table number ``table``."""
+        self._program.rotary(reg, table, heads, dim, interleaved)
+
+    def attend(
+        self, src: int, dst: int, layer: int, heads: tuple[int, int], dim: int, *, scale: float, soft_cap: float,
+        window: int, sinks: Tensor | None, alibi_slopes: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Writes K and V of src = [q | k | v] into the layer's pages and attends with q; dst [T, Hq * dim]."""
+        sinks, slopes = (None if t is None else t.float().contiguous() for t in (sinks, alibi_slopes))
+        self._program.attend(src, dst, layer, *heads, dim, scale, soft_cap, window, self._at(sinks), self._at(slopes))
+
+    def run(
+        self, x: Tensor, positions: Tensor, rotary: Sequence[tuple[Tensor, Tensor]], step: StepArrays, isa: str = ""
+    ) -> None:
+        """All instructions over x ``[T, hidden]`` (contiguous, changed in place), positions int64 ``[T]``.
+
+        rotary: (cos, sin) ``[positions, pairs]`` by table number. Raises IndexError for a page or row that does not
+        exist.
+        """
+        assert x.dtype == self._dtype
+        assert x.is_contiguous()
+        tokens, (num_seqs, _) = x.shape[0], step.row_of.shape
+        needed = self._program.workspace_bytes(tokens)
+        if self._workspace.numel() < needed:
+            self._workspace = torch.empty(needed, dtype=torch.uint8)
+        tables = [(cos.data_ptr(), sin.data_ptr(), DTYPES[cos.dtype], cos.shape[1]) for cos, sin in rotary]
+        layout, rows = step.layout, step.rows
+        own = step.rows.shape[0] > 1
+        self._program.run(
+            x.data_ptr(), tokens, positions.data_ptr(), tables, step.pages.data_ptr(), step.pages.shape[0],
+            STORES[layout.dtype], layout.page_size, layout.k_dim, layout.v_dim, num_seqs, rows.data_ptr(),
+            rows[0].numel() if own else 0, rows.shape[1], rows.shape[2], step.row_of.data_ptr(), step.offset.data_ptr(),
+            step.kv_lens.data_ptr(), step.kv_lens[0].numel() if own else 0, step.q_starts.data_ptr(),
+            step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots[0].numel() if own else 0,
+            self._workspace.data_ptr(), torch.get_num_threads(), isa,
+        )  # fmt: skip
+
+    def _at(self, tensor: Tensor | None) -> int:
+        if tensor is None:
+            return 0
+        assert tensor.is_contiguous()
+        self._alive.append(tensor)
+        return tensor.data_ptr()

@@ -1,0 +1,201 @@
+"""A decoder written as one `kernels.program.Program`, for steps that run without Python between their kernels.
+
+`Block` in `decoder.py` is the same thing op by op: it serves where the program cannot (see `why_not`), and the tests
+hold the two equal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pagoda.kernels import dispatch
+from pagoda.kernels.ops.rms_norm import rounds_first
+from pagoda.weights.packed import PanelMatrix
+
+from .layers.attention import Attention
+from .layers.linear import EachHeadNorm, Linear, Norm
+from .layers.mlp import MLP
+from .spec import AttentionSpec, BlockSpec, MLPSpec
+
+if TYPE_CHECKING:
+    from pagoda.kernels.program import StepArrays
+
+    from .decoder import Block, Decoder
+
+STREAM, NORMED, QKV, HEADS, BRANCH, OTHER, INNER, ACTED = range(8)
+"""Registers: residual stream; its normalized copy; q, k, v; attention's answer; a branch's result, and another's beside
+it; the feed-forward's projection and what the activation makes of it."""
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def why_not(decoder: Decoder) -> str | None:
+    """Why this decoder must be run op by op; None when a program can be written."""
+    if dispatch.load_providers()["cpu"] is not None:
+        return "the C++ kernels are missing"
+    if decoder.embed.device.type != "cpu" or decoder.embed.dtype not in DTYPES:
+        return f"{decoder.embed.dtype} on {decoder.embed.device}"
+    for block in decoder.blocks:
+        if not isinstance(block.attn, Attention):
+            return "latent attention"
+        if not isinstance(block.mlp, MLP):
+            return "a mixture of experts"
+        for linear in (block.attn.qkv, block.attn.out, block.mlp.up, block.mlp.down):
+            if not isinstance(linear.weight, PanelMatrix):
+                return "weights in a format that no kernel knows"
+    if len({_widths(block) for block in decoder.spec.blocks}) > 1:
+        return "layers of different widths"
+    return None
+
+
+def _widths(block: BlockSpec) -> tuple[int, ...]:
+    attn, mlp = block.attn, block.mlp
+    assert isinstance(attn, AttentionSpec)
+    assert isinstance(mlp, MLPSpec)
+    return attn.q_size, attn.kv_size, mlp.inner, mlp.gated
+
+
+class DecoderProgram:
+    """Blocks and final norm of a decoder for which `why_not` finds no reason. Holds addresses of its weights."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        from pagoda.kernels.program import Program
+
+        attn, mlp = decoder.spec.blocks[0].attn, decoder.spec.blocks[0].mlp
+        assert isinstance(attn, AttentionSpec)
+        assert isinstance(mlp, MLPSpec)
+        hidden, qkv = decoder.spec.hidden_size, attn.q_size + 2 * attn.kv_size
+        widths = {
+            STREAM: hidden, NORMED: hidden, QKV: qkv, HEADS: attn.q_size, BRANCH: hidden, OTHER: hidden,
+            INNER: mlp.inner * (2 if mlp.gated else 1), ACTED: mlp.inner,
+        }  # fmt: skip
+        self._rotary = list(decoder.rotary.values())
+        self._tables = {rope: number for number, rope in enumerate(decoder.rotary)}
+        self._program = Program(decoder.embed.dtype, [widths[reg] for reg in sorted(widths)])
+        for block in decoder.blocks:
+            getattr(self, f"_{block.placement}")(block)
+        if decoder.norm is not None:
+            self._norm(decoder.norm, STREAM, STREAM)
+
+    def run(self, x: Tensor, positions: Tensor, step: StepArrays) -> Tensor:
+        """x ``[T, hidden]``, the embedded tokens, becomes the hidden states after the final norm, in place."""
+        length = int(positions.max()) + 1
+        self._program.run(x, positions, [table.up_to(length) for table in self._rotary], step)
+        return x
+
+    # -- the six arrangements (`spec.Placement` draws them) ------------------------------------------------------------
+
+    def _pre(self, block: Block) -> None:
+        n1, n2 = block.norms
+        self._norm(n1, STREAM, NORMED)
+        self._attention(block, NORMED, BRANCH)
+        self._add(block, BRANCH)
+        self._norm(n2, STREAM, NORMED)
+        self._mlp(block, NORMED, BRANCH)
+        self._add(block, BRANCH)
+
+    def _sandwich(self, block: Block) -> None:
+        n1, n2, n3, n4 = block.norms
+        self._norm(n1, STREAM, NORMED)
+        self._attention(block, NORMED, BRANCH)
+        self._norm(n2, BRANCH, BRANCH)
+        self._add(block, BRANCH)
+        self._norm(n3, STREAM, NORMED)
+        self._mlp(block, NORMED, BRANCH)
+        self._norm(n4, BRANCH, BRANCH)
+        self._add(block, BRANCH)
+
+    def _post(self, block: Block) -> None:
+        n1, n2 = block.norms
+        self._attention(block, STREAM, BRANCH)
+        self._norm(n1, BRANCH, BRANCH)
+        self._add(block, BRANCH)
+        self._mlp(block, STREAM, BRANCH)
+        self._norm(n2, BRANCH, BRANCH)
+        self._add(block, BRANCH)
+
+    def _post_residual(self, block: Block) -> None:
+        n1, n2 = block.norms
+        self._attention(block, STREAM, BRANCH)
+        self._add(block, BRANCH)
+        self._norm(n1, STREAM, STREAM)
+        self._mlp(block, STREAM, BRANCH)
+        self._add(block, BRANCH)
+        self._norm(n2, STREAM, STREAM)
+
+    def _parallel(self, block: Block) -> None:
+        self._norm(block.norms[0], STREAM, NORMED)
+        self._both(block, NORMED)
+
+    def _parallel_two(self, block: Block) -> None:
+        n1, n2 = block.norms
+        self._norm(n1, STREAM, NORMED)
+        self._norm(n2, STREAM, OTHER)
+        self._both(block, OTHER)
+
+    def _both(self, block: Block, mlp_input: int) -> None:
+        self._attention(block, NORMED, BRANCH)
+        self._mlp(block, mlp_input, OTHER)
+        self._program.add(OTHER, BRANCH)
+        self._add(block, BRANCH)
+
+    # -- what they are made of -----------------------------------------------------------------------------------------
+
+    def _add(self, block: Block, branch: int) -> None:
+        self._program.add(branch, STREAM, block.scale)
+
+    def _norm(self, norm: Norm, src: int, dst: int) -> None:
+        self._program.norm(src, dst, norm.weight, norm.bias, **_norm_options(norm))
+
+    def _linear(self, linear: Linear, src: int, dst: int) -> None:
+        assert isinstance(linear.weight, PanelMatrix)
+        self._program.linear(src, dst, linear.weight.packed, linear.bias, dynamic=linear.weight.dynamic)
+
+    def _attention(self, block: Block, src: int, dst: int) -> None:
+        attn, program = block.attn, self._program
+        assert isinstance(attn, Attention)
+        spec = attn.spec
+        self._linear(attn.qkv, src, QKV)
+        if attn.normed == "all":
+            self._head_norm(attn.q_norm, 0, spec.q_size, 1)
+            self._head_norm(attn.k_norm, spec.q_size, spec.kv_size, 1)
+        if spec.clip:
+            program.clip(QKV, spec.clip)
+        if attn.normed in ("head", "each"):
+            self._head_norm(attn.q_norm, 0, spec.head_dim, spec.num_heads)
+            self._head_norm(attn.k_norm, spec.q_size, spec.head_dim, spec.num_kv_heads)
+        if spec.rope is not None:
+            heads = spec.num_heads + spec.num_kv_heads
+            program.rotary(QKV, self._tables[spec.rope], heads, spec.head_dim, interleaved=spec.rope.interleaved)
+        program.attend(QKV, HEADS, attn.layer, (spec.num_heads, spec.num_kv_heads), spec.head_dim, **attn.options)
+        if attn.out_norm is not None:
+            self._norm(attn.out_norm, HEADS, HEADS)
+        self._linear(attn.out, HEADS, dst)
+
+    def _head_norm(self, norm: Norm | EachHeadNorm, first: int, dim: int, parts: int) -> None:
+        each = isinstance(norm, EachHeadNorm)
+        options = _norm_options(norm.plain) | {"round_first": True} if each else _norm_options(norm)
+        weight, bias = (None if w is None else w.contiguous() for w in (norm.weight, norm.bias))
+        self._program.head_norm(QKV, first, dim, parts, weight, bias, own_weights=each, **options)
+
+    def _mlp(self, block: Block, src: int, dst: int) -> None:
+        mlp = block.mlp
+        assert isinstance(mlp, MLP)
+        self._linear(mlp.up, src, INNER)
+        self._program.activation(INNER, ACTED, mlp.spec.act, gated=mlp.spec.gated)
+        if mlp.inner_norm is not None:
+            self._norm(mlp.inner_norm, ACTED, ACTED)
+        self._linear(mlp.down, ACTED, dst)
+
+
+def _norm_options(norm: Norm) -> dict[str, Any]:
+    spec = norm.spec
+    centred = spec.kind == "layer"
+    return {
+        "eps": spec.eps,
+        "offset": 0.0 if centred else spec.offset,
+        "centred": centred,
+        "round_first": not centred and rounds_first(spec.offset, spec.fp32_weight),
+    }
