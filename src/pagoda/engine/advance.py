@@ -16,6 +16,7 @@ from ..sampling.masks import MaskAhead
 from ..sampling.sampler import Sampled, Sampler
 from ..schedule.item import Plan, Scheduled
 from ..schedule.scheduler import Scheduler
+from .pooling import pool
 from .runner import Piece, Runner, StepResult
 from .sequence import RequestState, Sequence
 from .text import TextStream
@@ -74,6 +75,8 @@ class Advance:
         for piece in result.pieces:
             if piece.sequence.group.request.params.prompt_logprobs is not None:
                 self._report_prompt(piece, result)
+            if piece.sequence.group.request.pooling is not None:
+                self._embed(piece, result)
         beams = [row for row, sequence in enumerate(result.sampled) if sequence.group.beam is not None]
         for row in beams:
             sequence = result.sampled[row]
@@ -180,6 +183,14 @@ class Advance:
             child.forget_kv()
             self._scheduler.add(child)
         return child
+
+    def _embed(self, piece: Piece, result: StepResult) -> None:
+        """A prompt that is read for its embedding ends with its last chunk."""
+        group = piece.sequence.group
+        group.embedding = pool(piece, result)
+        if group.embedding is not None:
+            group.timing.first_token = self._clock.now()
+            self.end(piece.sequence, FinishReason.STOP)
 
     # -- prompt logprobs -----------------------------------------------------------------------------------------------
 

@@ -76,13 +76,18 @@ class AsyncLLM:
         salt: str = "",
         priority: int | None = None,
         stream: bool = False,
+        pooling: str | None = None,
     ) -> Request:
         """A checked and tokenized request for ``submit``. Blocks while it tokenizes; any thread may call it.
+
+        ``pooling``: ``mean`` or ``last`` for an embedding of the prompt instead of an answer.
 
         Raises RequestError or ConfigError; nothing is queued yet.
         """
         request_id = request_id or f"request-{next(self._ids)}"
-        return self._intake.request(request_id, prompt, params, stream=stream, salt=salt, priority=priority)
+        return self._intake.request(
+            request_id, prompt, params, stream=stream, salt=salt, priority=priority, pooling=pooling
+        )
 
     async def submit(self, requests: Sequence[Request]) -> Answers:
         """Queue these requests, all or none of them, and return where their outputs come.

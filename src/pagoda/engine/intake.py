@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import RequestError
 from ..kv.grammar import parse_policy
 from ..sampling.params import SamplingParams
+from .pooling import check_pooling
 from .request import Prompt, Request, check_prompt_ids
 
 if TYPE_CHECKING:
+    from ..kv.policies.base import KVPolicy
     from ..models.chat import ChatTemplate
     from .build import Built
 
@@ -33,9 +35,11 @@ class Intake:
         stream: bool = False,
         salt: str = "",
         priority: int | None = None,
+        pooling: str | None = None,
     ) -> Request:
         """A request ready for ``Engine.add``. Raises RequestError or ConfigError; nothing is queued then."""
         loaded = self._built.loaded
+        check_pooling(pooling)
         params = (params or SamplingParams()).merged_with(loaded.generation)
         params.check_vocabulary(loaded.shape.vocab_size)
         ids = self._ids(prompt)
@@ -45,13 +49,14 @@ class Intake:
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_ids=ids,
             params=params,
-            policy=parse_policy(params.kv) if params.kv is not None else self._default_policy,
+            policy=parse_policy("exact") if pooling is not None else self._policy(params),
             seed=params.seed if params.seed is not None else int.from_bytes(os.urandom(7), "little"),
             arrival=self._built.engine.clock.now(),
             salt=salt,
             priority=params.priority if priority is None else priority,
             stream=stream,
             grammar=self._built.grammars.compile(params.structured) if params.structured is not None else None,
+            pooling=pooling,
         )
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -63,6 +68,9 @@ class Intake:
     def chat_template(self) -> ChatTemplate:
         """The model's chat template or the one that was preferred, compiled once. Raises ModelError or ConfigError."""
         return self._built.loaded.chat(self._built.config.chat_template)
+
+    def _policy(self, params: SamplingParams) -> KVPolicy:
+        return parse_policy(params.kv) if params.kv is not None else self._default_policy
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

@@ -25,7 +25,7 @@ class PagedMemory:
             tokens,
             granularity=sequence.granularity,
             salt=request.salt,
-            use_prefix=self._use_prefix and request.params.prompt_logprobs is None,
+            use_prefix=self._use_prefix and request.params.prompt_logprobs is None and request.pooling != "mean",
         )
         sequence.num_computed = cached
         return cached

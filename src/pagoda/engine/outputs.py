@@ -68,6 +68,7 @@ class RequestOutput:
     error: str | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
     num_preemptions: int = 0
+    embedding: list[float] | None = None
 
     @property
     def text(self) -> str:

@@ -26,6 +26,7 @@ def output_of(group: RequestState, manager: KVManager, tokenizer: Tokenizer) -> 
         error=group.error,
         prompt_logprobs=group.prompt_logprobs,
         num_preemptions=group.num_preemptions,
+        embedding=group.embedding,
     )
 
 

@@ -28,6 +28,8 @@ class Request:
     priority: int = 0
     stream: bool = False
     grammar: Grammar | None = None
+    pooling: str | None = None
+    """Not None: nothing is generated, the prompt's hidden states are pooled (see ``pooling``)."""
 
 
 def check_prompt_ids(ids: list[int], vocab_size: int, max_model_len: int) -> None:

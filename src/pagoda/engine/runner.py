@@ -105,7 +105,7 @@ class Runner:
             tap=tap if tap.spans else None,
         )
         hidden = self.model.forward(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), view)
-        done = [piece for piece in pieces if piece.completes]
+        done = [piece for piece in pieces if piece.completes and piece.sequence.group.request.pooling is None]
         logits = self.logits(hidden, [piece.first_row + piece.num_tokens - 1 for piece in done])
         return StepResult(pieces, [piece.sequence for piece in done], logits, hidden, view, tap)
 

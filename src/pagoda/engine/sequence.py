@@ -12,6 +12,8 @@ from .policy_state import PolicyState
 from .request import Request
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..sampling.finish import FinishRule
     from ..sampling.state import SampleState
     from .beams import BeamGroup
@@ -104,6 +106,8 @@ class RequestState:
         self.peak_kv_bytes = 0
         self.error: str | None = None
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
+        self.pooled: Tensor | None = None  # sum of hidden states so far, float32 [hidden_size]
+        self.embedding: list[float] | None = None
         self.finished = False
         self.rule: FinishRule
         self.beam: BeamGroup | None = None

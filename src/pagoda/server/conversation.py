@@ -13,7 +13,7 @@ from typing import Any
 
 from ..engine.async_llm import AsyncLLM
 from .errors import bad
-from .schemas.chat import Message
+from .schemas.chat import Message, Tool
 
 
 @dataclass(slots=True)
@@ -49,6 +49,11 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     if message["role"] == "assistant" and not message.get("tool_calls"):
         message.setdefault("content", "")
     return message
+
+
+def chat_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
+    """Tools as templates expect them."""
+    return [tool.model_dump(exclude_none=True) for tool in tools] if tools else None
 
 
 def arguments_object(text: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.errors import EngineClosedError, PagodaError
 from ..core.events import EventBus
-from ..engine.async_llm import AsyncLLM
+from ..engine.async_llm import AsyncLLM, Pin
 from ..engine.outputs import RequestOutput
 from ..engine.request import Request
 from .config import ServerConfig
@@ -20,6 +20,8 @@ from .gate import Gate
 from .jobs import Job, RequestEnded
 from .keys import Caller, Keys
 from .metrics import Metrics
+from .pins import Pins, check_pinnable
+from .schemas.common import CacheControl
 
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25
@@ -45,6 +47,7 @@ class Service:
         self.streams: set[Any] = set()
         self.state = State.READY
         self.gate = Gate(config, llm.config.max_num_seqs + config.max_waiting, self.now)
+        self.pins = Pins(llm, config)
         self.died = asyncio.Event()
         self.metrics = Metrics(self)
         self._ticker: asyncio.Task[None] | None = None
@@ -99,6 +102,18 @@ class Service:
         """Namespace of the prefix cache: keys do not find each other's prefixes, unless that is wanted."""
         tenant = "" if self.config.share_prefix_cache or not self.keys.required else caller.name
         return f"{tenant}\x1f{cache_salt or ''}" if tenant or cache_salt else ""
+
+    async def pin(self, caller: Caller, output: RequestOutput, salt: str, ttl: float | None) -> Pin | None:
+        """Keep prompt and first answer of a finished request in the cache, as the limits allow."""
+        tokens = output.prompt_token_ids + output.outputs[0].token_ids
+        return await self.pins.hold(caller.name, tokens, salt, ttl or self.config.response_ttl, self.now())
+
+    def check_cache_control(self, control: CacheControl | None, kv: str | None) -> bool:
+        """Whether a pin is asked for. Raises ApiError where it could have no effect."""
+        if control is None or not control.pin:
+            return False
+        check_pinnable(self.llm, kv)
+        return True
 
     def most_kv_bytes(self, request: Request) -> int:
         """KV that this request may come to hold: prompt and longest answer, for each of its sequences."""

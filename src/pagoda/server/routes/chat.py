@@ -53,6 +53,7 @@ class _Chat(Answering):
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             **constraint(body.response_format, body.tools, body.tool_choice),
         )  # fmt: skip
+        self.pins = service.check_cache_control(body.cache_control, body.kv)
         if body.stream:
             refuse_unstreamable(self.params)
         self.conversation = Conversation(
@@ -73,6 +74,14 @@ class _Chat(Answering):
                 self.conversation.ids(llm), self.params, request_id=request_id, salt=salt, stream=stream
             )
         ]
+
+    async def ended(self, job: Job, outputs: list[RequestOutput]) -> int:
+        if not self.pins:
+            return 0
+        control, salt = self.body.cache_control, self.service.salt(job.caller, self.body.cache_salt)
+        assert control is not None
+        made = [await self.service.pin(job.caller, output, salt, control.ttl) for output in outputs]
+        return sum(pin.num_bytes for pin in made if pin is not None)
 
     # -- the answer in one piece -------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from ..errors import bad
 from ..infill import infill_ids
 from ..jobs import Job
 from ..logprobs import CompletionLogprobs
+from ..prompts import listed
 from ..report import FINISH, metrics_of, usage_of
 from ..sampling import sampling_params
 from ..schemas.completions import CompletionAnswer, CompletionRequest
@@ -43,8 +44,9 @@ class _Completion(Answering):
     def __init__(self, service: Service, body: CompletionRequest) -> None:
         self.service, self.body = service, body
         self.model = service.check_model(body.model)
-        self.prompts = _prompts(body)
+        self.prompts = listed(body.prompt)
         self.params = _params(body)
+        self.pins = service.check_cache_control(body.cache_control, body.kv)
         if body.stream:
             refuse_unstreamable(self.params)
         self.id, self.created = new_id("cmpl"), int(time.time())
@@ -60,6 +62,14 @@ class _Completion(Answering):
                 raise bad("suffix", "suffix: the prompt must be text then, not token ids")
             prompt = infill_ids(self.service.llm.tokenizer, prompt, self.body.suffix)
         return self.service.llm.prepare(prompt, self.params, request_id=request_id, salt=salt, stream=self.body.stream)
+
+    async def ended(self, job: Job, outputs: list[RequestOutput]) -> int:
+        if not self.pins:
+            return 0
+        control, salt = self.body.cache_control, self.service.salt(job.caller, self.body.cache_salt)
+        assert control is not None
+        made = [await self.service.pin(job.caller, output, salt, control.ttl) for output in outputs]
+        return sum(pin.num_bytes for pin in made if pin is not None)
 
     # -- the answer in one piece -------------------------------------------------------------------------------------
 
@@ -159,13 +169,6 @@ class _ChoiceWriter:
             prompt_reports = self._output.prompt_logprobs or [None]
             ids, reports = self._output.prompt_token_ids + ids, prompt_reports + reports
         return ids, reports
-
-
-def _prompts(body: CompletionRequest) -> list[str | list[int]]:
-    prompt: Any = body.prompt
-    if isinstance(prompt, str) or isinstance(prompt[0], int):
-        return [prompt]
-    return list(prompt)
 
 
 def _params(body: CompletionRequest) -> SamplingParams:
