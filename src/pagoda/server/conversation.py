@@ -12,17 +12,32 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..engine.async_llm import AsyncLLM
+from ..engine.outputs import RequestOutput
 from .errors import bad
 from .schemas.chat import Message, Tool
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An earlier prompt and its answer, as text and as the token ids that were computed."""
+
+    text: str
+    ids: list[int]
+
+
 @dataclass(slots=True)
 class Conversation:
-    """``messages`` with the roles system, user, assistant, tool; ``tools`` in OpenAI's form, None for none."""
+    """``messages`` with the roles system, user, assistant, tool; ``tools`` in OpenAI's form, None for none.
+
+    A prompt that goes on from ``known`` keeps its ids, so that the KV of an answer is found again: the model's own
+    tokens, where encoding its text anew could cut it in other places.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     variables: dict[str, Any] = field(default_factory=dict)
+    known: Known | None = None
+    _text: str = ""
 
     def text(self, llm: AsyncLLM) -> str:
         """The prompt as text, special tokens written out. Raises RequestError where the template refuses it."""
@@ -31,7 +46,20 @@ class Conversation:
 
     def ids(self, llm: AsyncLLM) -> list[int]:
         """The prompt as token ids."""
-        return llm.tokenizer.encode(self.text(llm), add_special_tokens=False)
+        text, known, tokenizer = self.text(llm), self.known, llm.tokenizer
+        self._text = text
+        if known is not None and text.startswith(known.text):
+            rest = tokenizer.encode(text[len(known.text) :], add_special_tokens=False)
+            if rest and tokenizer.is_special(rest[0]):  # a cut that no token can cross
+                return known.ids + rest
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def after(self, llm: AsyncLLM, output: RequestOutput) -> tuple[str, list[int]]:
+        """Text and ids of this prompt and its answer, for the next one's ``known``; the end token is left to it."""
+        ids = output.token_ids
+        if ids and ids[-1] in llm.loaded.eos_ids:
+            ids = ids[:-1]
+        return self._text + llm.tokenizer.decode(ids, skip_special_tokens=False), output.prompt_token_ids + ids
 
 
 def from_chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -65,9 +93,11 @@ def arguments_object(text: str) -> Any:
     return value if isinstance(value, dict) else text
 
 
-def template_variables(llm: AsyncLLM, effort: str | None, more: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Variables for the template. Raises ApiError for ``reasoning_effort`` where the template does not know it, and for
-    names that are not the client's to set.
+def template_variables(
+    llm: AsyncLLM, effort: str | None, more: Mapping[str, Any] | None, *, field: str = "reasoning_effort"
+) -> dict[str, Any]:
+    """Variables for the template. Raises ApiError for an effort (named ``field``) where the template does not know it,
+    and for names that are not the client's to set.
     """
     variables = dict(more or {})
     taken = {"messages", "tools", "documents", "add_generation_prompt"} & variables.keys()
@@ -80,7 +110,7 @@ def template_variables(llm: AsyncLLM, effort: str | None, more: Mapping[str, Any
         elif "enable_thinking" in text:
             variables.setdefault("enable_thinking", effort != "none")
         else:
-            raise bad("reasoning_effort", "reasoning_effort: this model's chat template does not know it; leave it out")
+            raise bad(field, f"{field}: this model's chat template does not know it; leave it out")
     return variables
 
 
@@ -94,6 +124,4 @@ def template_texts(llm: AsyncLLM) -> list[str]:
 def require_template(llm: AsyncLLM) -> None:
     """Raises ApiError where the model has no chat template."""
     if not template_texts(llm):
-        raise bad(
-            "messages", "this model has no chat template; use /v1/completions, or start the server with --chat-template"
-        )
+        raise bad("messages", "this model has no chat template; use /v1/completions, or serve it with --chat-template")

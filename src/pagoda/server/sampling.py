@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..sampling.params import SamplingParams
 from .errors import bad
+from .parsers.base import OutputParser
 from .schemas.common import PagodaFields, SamplingFields
 
 _SAME_NAME = (
@@ -25,6 +27,11 @@ def sampling_params(body: SamplingFields | PagodaFields, **more: Any) -> Samplin
     if values.get("stop") == []:
         del values["stop"]
     return SamplingParams(**values | more)
+
+
+def read_by(params: SamplingParams, parser: OutputParser) -> SamplingParams:
+    """The text comes with its special tokens where the parser looks for them."""
+    return replace(params, skip_special_tokens=False) if parser.special else params
 
 
 def _token_id(key: str) -> int:

@@ -22,6 +22,7 @@ from .keys import Caller, Keys
 from .metrics import Metrics
 from .pins import Pins, check_pinnable
 from .schemas.common import CacheControl
+from .stored import ResponseStore, Stored
 
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25
@@ -48,6 +49,8 @@ class Service:
         self.state = State.READY
         self.gate = Gate(config, llm.config.max_num_seqs + config.max_waiting, self.now)
         self.pins = Pins(llm, config)
+        self.responses = ResponseStore(config, self.now, self._forget)
+        self._errands: set[asyncio.Task[None]] = set()
         self.died = asyncio.Event()
         self.metrics = Metrics(self)
         self._ticker: asyncio.Task[None] | None = None
@@ -107,6 +110,13 @@ class Service:
         """Keep prompt and first answer of a finished request in the cache, as the limits allow."""
         tokens = output.prompt_token_ids + output.outputs[0].token_ids
         return await self.pins.hold(caller.name, tokens, salt, ttl or self.config.response_ttl, self.now())
+
+    def _forget(self, stored: Stored) -> None:
+        """A stored response leaves; its pin goes with it."""
+        if stored.pin is not None:
+            errand = asyncio.get_running_loop().create_task(self.pins.drop(stored.pin))
+            self._errands.add(errand)
+            errand.add_done_callback(self._errands.discard)
 
     def check_cache_control(self, control: CacheControl | None, kv: str | None) -> bool:
         """Whether a pin is asked for. Raises ApiError where it could have no effect."""

@@ -26,6 +26,12 @@ class Delta:
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
 
+    def extend(self, later: Delta) -> None:
+        """Later news of the same answer."""
+        self.content += later.content
+        self.reasoning += later.reasoning
+        self.tool_calls += later.tool_calls
+
     def __bool__(self) -> bool:
         return bool(self.content or self.reasoning or self.tool_calls)
 

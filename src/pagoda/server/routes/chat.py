@@ -12,13 +12,16 @@ from starlette.responses import Response
 from ...engine.outputs import Completion, RequestOutput
 from ...engine.request import Request as EngineRequest
 from ..answering import Answering, answer, refuse_unstreamable
-from ..conversation import Conversation, from_chat_messages, require_template, template_variables
+from ..conversation import Conversation, chat_tools, from_chat_messages, require_template, template_variables
 from ..errors import bad
 from ..jobs import Job
 from ..logprobs import chat_logprobs
-from ..parsers.base import Delta, OutputParser, PlainParser
+from ..message import AnswerMessage, delta_dict
+from ..parsers.base import Delta, OutputParser
+from ..parsers.choose import make_parser
+from ..parsers.one_call import OneCall
 from ..report import FINISH, metrics_of, usage_of
-from ..sampling import sampling_params
+from ..sampling import read_by, sampling_params
 from ..schemas.chat import ChatAnswer, ChatRequest
 from ..service import Service, new_id
 from ..streams import DONE, event
@@ -58,13 +61,17 @@ class _Chat(Answering):
             refuse_unstreamable(self.params)
         self.conversation = Conversation(
             from_chat_messages(body.messages),
-            variables=template_variables(service.llm, body.reasoning_effort, body.chat_template_kwargs),
+            None if body.tool_choice == "none" else chat_tools(body.tools),
+            template_variables(service.llm, body.reasoning_effort, body.chat_template_kwargs),
         )
+        self.params = read_by(self.params, self.parser())
         self.id, self.created = new_id("chatcmpl"), int(time.time())
         self._writers: dict[int, _ChoiceWriter] = {}
 
     def parser(self) -> OutputParser:
-        return PlainParser()
+        """A fresh one for each choice."""
+        parser = make_parser(self.service, self.conversation, self.body.tool_choice)
+        return OneCall(parser) if self.body.parallel_tool_calls is False else parser
 
     def prepare(self, job: Job) -> list[Callable[[str], EngineRequest]]:
         salt = self.service.salt(job.caller, self.body.cache_salt)
@@ -147,25 +154,22 @@ class _ChoiceWriter:
         }  # fmt: skip
 
     def news(self, completion: Completion) -> list[dict[str, Any]]:
-        """The choices of the chunks that tell this step: none, one, or text and then the end."""
+        """The choice of the chunk that tells this step, if there is anything to tell."""
         if self._ended:
             return []
         self._ended = completion.finish_reason is not None
-        deltas = [self._parser.push(completion.delta)] if completion.delta else []
+        news = self._parser.push(completion.delta) if completion.delta else Delta()
         if self._ended:
-            deltas.append(self._parser.finish())
-        told = [delta_dict(delta) for delta in deltas if delta]
-        self._has_calls = self._has_calls or any("tool_calls" in delta for delta in told)
-        choices = [
-            {"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None}
-            for delta in told
+            news.extend(self._parser.finish())
+        if not news and not self._ended:
+            return []
+        self._has_calls = self._has_calls or bool(news.tool_calls)
+        return [
+            {
+                "index": self._index, "delta": delta_dict(news), "logprobs": self._logprobs(completion),
+                "finish_reason": self._reason(completion, self._has_calls),
+            }
         ]  # fmt: skip
-        if self._ended and not choices:
-            choices = [{"index": self._index, "delta": {}, "logprobs": None, "finish_reason": None}]
-        if choices:
-            choices[0]["logprobs"] = self._logprobs(completion)
-            choices[-1]["finish_reason"] = self._reason(completion, self._has_calls)
-        return choices
 
     def _reason(self, completion: Completion, has_calls: bool) -> str | None:
         if completion.finish_reason is None:
@@ -180,46 +184,3 @@ class _ChoiceWriter:
         self._num_told += len(reports)
         num_top = self._asked.body.top_logprobs or 0
         return {"content": chat_logprobs(self._asked.service.llm.tokenizer, reports, num_top), "refusal": None}
-
-
-class AnswerMessage:
-    """The deltas of one answer, put together."""
-
-    def __init__(self) -> None:
-        self.content, self.reasoning = "", ""
-        self.calls: list[dict[str, Any]] = []
-
-    def add(self, delta: Delta) -> None:
-        self.content += delta.content
-        self.reasoning += delta.reasoning
-        for piece in delta.tool_calls:
-            if piece.index == len(self.calls):
-                function = {"name": piece.name or "", "arguments": ""}
-                self.calls.append({"id": piece.id or new_id("call"), "type": "function", "function": function})
-            self.calls[piece.index]["function"]["arguments"] += piece.arguments
-
-    def as_dict(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": self.content, "refusal": None}
-        if self.calls:
-            message |= {"content": self.content or None, "tool_calls": self.calls}
-        return message | ({"reasoning_content": self.reasoning} if self.reasoning else {})
-
-
-def delta_dict(delta: Delta) -> dict[str, Any]:
-    """A delta in OpenAI's form."""
-    told: dict[str, Any] = {}
-    if delta.reasoning:
-        told["reasoning_content"] = delta.reasoning
-    if delta.content:
-        told["content"] = delta.content
-    if delta.tool_calls:
-        told["tool_calls"] = [
-            {"index": piece.index, "function": {"arguments": piece.arguments}}
-            if piece.id is None
-            else {
-                "index": piece.index, "id": piece.id, "type": "function",
-                "function": {"name": piece.name, "arguments": piece.arguments},
-            }
-            for piece in delta.tool_calls
-        ]  # fmt: skip
-    return told

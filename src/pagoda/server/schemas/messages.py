@@ -92,6 +92,22 @@ class ThinkingOff(Body):
     type: Literal["disabled"]
 
 
+class ThinkingAsItLikes(Body):
+    """On where the model's template knows thinking at all."""
+
+    type: Literal["adaptive"]
+
+
+class JsonOutput(Body):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Body):
+    format: JsonOutput | None = None
+    effort: Literal["low", "medium", "high", "xhigh"] | None = Field(None, description="For templates that know it.")
+
+
 class UserMetadata(Body):
     user_id: str | None = None
 
@@ -104,7 +120,9 @@ class MessagesFields(Body):
     system: str | list[TextBlock] | None = None
     tools: Annotated[list[AnthropicTool], Field(max_length=128)] | None = None
     tool_choice: Annotated[AnyTool | OneTool, Field(discriminator="type")] | None = None
-    thinking: Annotated[ThinkingOn | ThinkingOff, Field(discriminator="type")] | None = None
+    thinking: Annotated[ThinkingOn | ThinkingOff | ThinkingAsItLikes, Field(discriminator="type")] | None = None
+    output_config: OutputConfig | None = None
+    cache_control: Ephemeral | None = None
 
 
 class CountRequest(MessagesFields):
