@@ -119,7 +119,10 @@ def serve(
 
     def on_ready() -> None:
         startup["listening"] = time.perf_counter() - loaded
-        _announce(llm, config, sock, startup, json=json)
+        try:
+            _announce(llm, config, sock, startup, json=json)
+        except OSError:  # a full disk, a closed pipe: the server serves all the same
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     from ..server.serving import run
 

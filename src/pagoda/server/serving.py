@@ -29,6 +29,7 @@ from .app import create_app
 from .config import ServerConfig
 from .keys import Keys
 from .logs import log_requests
+from .protocol import Protocol
 from .service import Service, State
 from .traces import trace_requests
 
@@ -80,7 +81,7 @@ async def serve(
         trace_requests(service, tracing)
     server = _Server(
         uvicorn.Config(
-            create_app(service), log_config=None, access_log=False, lifespan="off", server_header=False,
+            create_app(service), http=Protocol, log_config=None, access_log=False, lifespan="off", server_header=False,
             timeout_graceful_shutdown=_LINGER_SECONDS, timeout_keep_alive=30,
         )
     )  # fmt: skip

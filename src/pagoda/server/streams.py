@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .errors import ApiError
+from .protocol import CUT
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -74,6 +75,9 @@ class EventStream(Response):
             if not self._given_up:
                 raise
             self._task.uncancel()
+            cut = scope.get("extensions", {}).get(CUT)
+            if cut is not None:  # a plain close would wait for a full socket to empty
+                cut()
         finally:
             self._service.streams.discard(self)
             watcher.remove_done_callback(self._client_left)

@@ -36,6 +36,14 @@ def errors(*statuses: int, model: Any = ErrorAnswer) -> dict[int | str, dict[str
 READS = errors(400, 401, 404, 405)
 ASKS = errors(400, 401, 404, 405, 408, 413, 429, 500, 503, 504)
 
+STREAMS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; with stream, server-sent events",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+"""For routes whose answer may be a stream."""
+
 
 def service_of(request: Request) -> Service:
     service: Service = request.app.state.service

@@ -26,12 +26,14 @@ from ..schemas.chat import ChatAnswer, ChatRequest
 from ..service import Service, new_id
 from ..streams import DONE, event
 from ..structured import constraint
-from .base import ASKS, caller_of, request_id_of, service_of
+from .base import ASKS, STREAMS, caller_of, request_id_of, service_of
 
 router = APIRouter(tags=["chat"])
 
 
-@router.post("/v1/chat/completions", response_model=ChatAnswer, response_model_exclude_unset=True, responses=ASKS)
+@router.post(
+    "/v1/chat/completions", response_model=ChatAnswer, response_model_exclude_unset=True, responses=ASKS | STREAMS
+)
 async def chat(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation. With ``stream`` the answer is server-sent events."""
     service = service_of(request)

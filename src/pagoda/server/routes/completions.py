@@ -24,12 +24,12 @@ from ..sampling import sampling_params
 from ..schemas.completions import CompletionAnswer, CompletionRequest
 from ..service import Service, new_id
 from ..streams import DONE, event
-from .base import ASKS, caller_of, request_id_of, service_of
+from .base import ASKS, STREAMS, caller_of, request_id_of, service_of
 
 router = APIRouter(tags=["completions"])
 
 
-@router.post("/v1/completions", response_model=CompletionAnswer, responses=ASKS)
+@router.post("/v1/completions", response_model=CompletionAnswer, responses=ASKS | STREAMS)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue a text. With ``stream`` the answer is server-sent events."""
     service = service_of(request)

@@ -25,13 +25,13 @@ from ..segments import Kind, Segment, Segments
 from ..service import Service, new_id
 from ..streams import named_event
 from ..structured import constraint
-from .base import caller_of, errors, json_answer, request_id_of, service_of
+from .base import STREAMS, caller_of, errors, json_answer, request_id_of, service_of
 
 router = APIRouter(tags=["messages"])
 _ASKS = errors(400, 401, 404, 405, 408, 413, 429, 500, 503, 504, model=AnthropicError)
 
 
-@router.post("/v1/messages", response_model=MessagesAnswer, responses=_ASKS)
+@router.post("/v1/messages", response_model=MessagesAnswer, responses=_ASKS | STREAMS)
 async def messages(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation in Anthropic's form. With ``stream`` the answer is server-sent events."""
     service = service_of(request)

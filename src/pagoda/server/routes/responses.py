@@ -29,12 +29,12 @@ from ..service import Service, new_id
 from ..stored import Stored
 from ..streams import named_event
 from ..structured import constraint
-from .base import ASKS, READS, caller_of, json_answer, request_id_of, service_of
+from .base import ASKS, READS, STREAMS, caller_of, json_answer, request_id_of, service_of
 
 router = APIRouter(tags=["responses"])
 
 
-@router.post("/v1/responses", response_model=ResponseAnswer, responses=ASKS)
+@router.post("/v1/responses", response_model=ResponseAnswer, responses=ASKS | STREAMS)
 async def responses(body: ResponsesRequest, request: Request) -> Response:
     """Answer an input. With ``stream`` the answer is server-sent events."""
     service, caller = service_of(request), caller_of(request)

@@ -1,0 +1,48 @@
+"""``/admin``: what the person who runs the server may see and do. Needs the admin key, where keys are configured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ..errors import ApiError
+from ..schemas.common import Answer
+from .base import errors, json_answer, require_admin, service_of
+
+router = APIRouter(prefix="/admin", tags=["admin"])
+_ANSWERS = errors(401, 403, 405, 408, 413, 429, 500, 503)
+
+
+class AuditAnswer(Answer):
+    balanced: bool
+
+
+@router.get("/stats", response_model=dict[str, Any], responses=_ANSWERS)
+async def stats(request: Request) -> Response:
+    """Ledger, pages, queue and steps, as ``llm.stats()`` gives them, and what the server holds beside the engine."""
+    require_admin(request)
+    service = service_of(request)
+    found = await service.llm.stats()
+    found["server"] = {
+        "state": str(service.state), "open_jobs": len(service.jobs), "open_streams": len(service.streams),
+        "inside": service.gate.inside, "capacity": service.gate.capacity, "pins": len(service.pins),
+        "pinned_bytes": service.pins.num_bytes, "stored_responses": len(service.responses),
+        "keys": {
+            name: {"running": t.running, "kv_bytes": t.kv_bytes, "spent_tokens": t.spent_tokens}
+            for name, t in service.gate.tenants.items()
+        },
+    }  # fmt: skip
+    return json_answer(found)
+
+
+@router.post("/audit", response_model=AuditAnswer, responses=_ANSWERS)
+async def audit(request: Request) -> Response:
+    """Recount every page reference between two steps; 500 naming the page that is wrong."""
+    require_admin(request)
+    try:
+        await service_of(request).llm.audit()
+    except AssertionError as error:
+        raise ApiError(500, f"the page accounts do not balance: {error}", code="audit_failed") from error
+    return json_answer({"balanced": True})
