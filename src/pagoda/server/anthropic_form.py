@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..engine.async_llm import AsyncLLM
-from .conversation import Conversation, require_template, template_texts, template_variables
+from .conversation import Conversation, chat_tools, require_template, template_texts, template_variables
 from .errors import bad
 from .pins import check_pinnable
-from .schemas.chat import JsonSchemaFormat, JsonSchemaSpec, NamedFunction, NamedTool
+from .schemas.chat import FunctionSpec, JsonSchemaFormat, JsonSchemaSpec, NamedFunction, NamedTool, Tool
 from .schemas.messages import (
     AssistantTurn,
     MessagesFields,
@@ -33,16 +33,24 @@ def as_conversation(llm: AsyncLLM, body: MessagesFields) -> Conversation:
         messages.append({"role": "system", "content": _text(body.system)})
     for turn in body.messages:
         messages += _assistant(turn) if isinstance(turn, AssistantTurn) else _user(turn)
-    tools = [
-        {
-            "type": "function",
-            "function": {"name": tool.name, "parameters": tool.input_schema}
-            | ({"description": tool.description} if tool.description is not None else {}),
-        }
-        for tool in body.tools or ()
-    ]
     none = body.tool_choice is not None and body.tool_choice.type == "none"
-    return Conversation(messages, None if none else tools or None, _variables(llm, body))
+    return Conversation(messages, None if none else chat_tools(tools_of(body)), _variables(llm, body))
+
+
+def tools_of(body: MessagesFields) -> list[Tool] | None:
+    """Tools in the form of /v1/chat/completions."""
+    return [
+        Tool(
+            type="function",
+            function=FunctionSpec(name=tool.name, description=tool.description, parameters=tool.input_schema),
+        )
+        for tool in body.tools or ()
+    ] or None
+
+
+def single_call(body: MessagesFields) -> bool:
+    """Whether an answer may have one call at most."""
+    return bool(body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use)
 
 
 def tool_choice_of(body: MessagesFields) -> Any:

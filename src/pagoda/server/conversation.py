@@ -14,7 +14,9 @@ from typing import Any
 from ..engine.async_llm import AsyncLLM
 from ..engine.outputs import RequestOutput
 from .errors import bad
+from .parsers.pipeline import knows_tools
 from .schemas.chat import Message, Tool
+from .tool_text import written_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +39,23 @@ class Conversation:
     tools: list[dict[str, Any]] | None = None
     variables: dict[str, Any] = field(default_factory=dict)
     known: Known | None = None
-    _text: str = ""
+    rendered: str = ""
+    """The prompt's text, once it was rendered."""
 
     def text(self, llm: AsyncLLM) -> str:
         """The prompt as text, special tokens written out. Raises RequestError where the template refuses it."""
-        template = llm.chat_template
-        return template.render(self.messages, tools=self.tools, add_generation_prompt=True, **self.variables)
+        messages, tools = self.messages, self.tools
+        told = tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
+        if told and not any(map(knows_tools, template_texts(llm))):
+            messages, tools = written_out(messages, tools), None
+        self.rendered = llm.chat_template.render(
+            messages, tools=tools, add_generation_prompt=True, **self.variables
+        )  # fmt: skip
+        return self.rendered
 
     def ids(self, llm: AsyncLLM) -> list[int]:
         """The prompt as token ids."""
         text, known, tokenizer = self.text(llm), self.known, llm.tokenizer
-        self._text = text
         if known is not None and text.startswith(known.text):
             rest = tokenizer.encode(text[len(known.text) :], add_special_tokens=False)
             if rest and tokenizer.is_special(rest[0]):  # a cut that no token can cross
@@ -59,7 +67,7 @@ class Conversation:
         ids = output.token_ids
         if ids and ids[-1] in llm.loaded.eos_ids:
             ids = ids[:-1]
-        return self._text + llm.tokenizer.decode(ids, skip_special_tokens=False), output.prompt_token_ids + ids
+        return self.rendered + llm.tokenizer.decode(ids, skip_special_tokens=False), output.prompt_token_ids + ids
 
 
 def from_chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -123,8 +123,8 @@ def chat_format(body: ResponsesRequest) -> Any:
 class Items(Segments):
     """Output items as events. ``emit(type, fields)`` writes one event and numbers it."""
 
-    def __init__(self, parser: OutputParser, emit: Callable[..., bytes]) -> None:
-        super().__init__(parser)
+    def __init__(self, make_parser: Callable[[], OutputParser], emit: Callable[..., bytes]) -> None:
+        super().__init__(make_parser)
         self._emit = emit
         self._ids: dict[int, str] = {}
         self.logprobs: list[Any] = []

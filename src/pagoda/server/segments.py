@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from ..engine.outputs import Completion
 from .parsers.base import Delta, OutputParser
@@ -38,9 +40,9 @@ class Segment:
 class Segments(ABC):
     """Takes an answer's news and returns the events that tell them (nothing but bytes to join)."""
 
-    def __init__(self, parser: OutputParser) -> None:
+    def __init__(self, make_parser: Callable[[], OutputParser]) -> None:
         self.segments: list[Segment] = []
-        self._parser = parser
+        self._make_parser = make_parser
         self._open: Segment | None = None
         self._ended = False
 
@@ -55,6 +57,11 @@ class Segments(ABC):
     @abstractmethod
     def closed(self, segment: Segment) -> list[bytes]:
         """The segment is complete."""
+
+    @cached_property
+    def _parser(self) -> OutputParser:
+        """Made with the first output, when the prompt is known."""
+        return self._make_parser()
 
     def news(self, completion: Completion) -> list[bytes]:
         """What a step brought; at the answer's end also what the parser had kept."""

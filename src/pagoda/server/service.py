@@ -15,11 +15,13 @@ from ..engine.async_llm import AsyncLLM, Pin
 from ..engine.outputs import RequestOutput
 from ..engine.request import Request
 from .config import ServerConfig
+from .conversation import template_texts
 from .errors import ApiError, translated
 from .gate import Gate
 from .jobs import Job, RequestEnded
 from .keys import Caller, Keys
 from .metrics import Metrics
+from .parsers.pipeline import choose_reasoning_parser, choose_tool_parser
 from .pins import Pins, check_pinnable
 from .schemas.common import CacheControl
 from .stored import ResponseStore, Stored
@@ -53,6 +55,9 @@ class Service:
         self._errands: set[asyncio.Task[None]] = set()
         self.died = asyncio.Event()
         self.metrics = Metrics(self)
+        self.template_text = "\n".join(template_texts(llm)) or None
+        choose_tool_parser(config.tool_call_parser, self.template_text)  # a wrong name is an error at the start
+        choose_reasoning_parser(config.reasoning_parser, self.template_text)
         self._ticker: asyncio.Task[None] | None = None
 
     def start(self) -> None:

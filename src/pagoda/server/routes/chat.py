@@ -56,7 +56,7 @@ class _Chat(Answering):
         self.params = sampling_params(
             body, max_tokens=body.max_completion_tokens or body.max_tokens,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            **constraint(body.response_format, body.tools, body.tool_choice),
+            **constraint(body.response_format, body.tools, body.tool_choice, body.parallel_tool_calls),
         )  # fmt: skip
         self.pins = service.check_cache_control(body.cache_control, body.kv)
         if body.stream:
@@ -72,7 +72,8 @@ class _Chat(Answering):
 
     def parser(self) -> OutputParser:
         """A fresh one for each choice."""
-        parser = make_parser(self.service, self.conversation, self.body.tool_choice)
+        held = self.params.structured is not None
+        parser = make_parser(self.service, self.conversation, self.body.tool_choice, held_to_form=held)
         return OneCall(parser) if self.body.parallel_tool_calls is False else parser
 
     def prepare(self, job: Job) -> list[Callable[[str], EngineRequest]]:

@@ -14,9 +14,10 @@ from ...core.types import FinishReason
 from ...engine.outputs import Completion, RequestOutput
 from ...engine.request import Request as EngineRequest
 from ..answering import Answering, answer
-from ..anthropic_form import as_conversation, format_of, pin_seconds, tool_choice_of
+from ..anthropic_form import as_conversation, format_of, pin_seconds, single_call, tool_choice_of, tools_of
 from ..errors import ApiError
 from ..jobs import Job
+from ..parsers.base import OutputParser
 from ..parsers.choose import make_parser
 from ..parsers.one_call import OneCall
 from ..sampling import read_by, sampling_params
@@ -59,14 +60,18 @@ class _Messages(Answering):
         choice = tool_choice_of(body)
         self.params = sampling_params(
             body, max_tokens=body.max_tokens, stop=body.stop_sequences or None,
-            **constraint(format_of(body), self.conversation.tools, choice),
+            **constraint(format_of(body), tools_of(body), choice, not single_call(body)),
         )  # fmt: skip
         self.id = new_id("msg")
-        parser = make_parser(service, self.conversation, choice)
-        self.params = read_by(self.params, parser)
-        one_call = body.tool_choice is not None and getattr(body.tool_choice, "disable_parallel_tool_use", False)
-        self.blocks = _Blocks(OneCall(parser) if one_call else parser)
+        self._choice = choice
+        self.params = read_by(self.params, self._parser())
+        self.blocks = _Blocks(self._parser)
         self._begun = False
+
+    def _parser(self) -> OutputParser:
+        held = self.params.structured is not None
+        parser = make_parser(self.service, self.conversation, self._choice, held_to_form=held)
+        return OneCall(parser) if single_call(self.body) else parser
 
     def prepare(self, job: Job) -> list[Callable[[str], EngineRequest]]:
         salt, llm = self.service.salt(job.caller, self.body.cache_salt), self.service.llm

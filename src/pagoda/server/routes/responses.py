@@ -17,6 +17,7 @@ from ..conversation import Conversation, Known, chat_tools, require_template, te
 from ..errors import ApiError, bad
 from ..jobs import Job
 from ..logprobs import chat_logprobs
+from ..parsers.base import OutputParser
 from ..parsers.choose import make_parser
 from ..parsers.one_call import OneCall
 from ..report import metrics_of
@@ -73,7 +74,7 @@ class _Response(Answering):
         tools, choice = chat_tools_of(body), chat_tool_choice(body)
         self.params = sampling_params(
             body, max_tokens=body.max_output_tokens, logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
-            **constraint(chat_format(body), tools, choice),
+            **constraint(chat_format(body), tools, choice, body.parallel_tool_calls),
         )  # fmt: skip
         self._messages = (before.messages if before is not None else []) + input_messages(body)
         instructions = [{"role": "system", "content": body.instructions}] if body.instructions else []
@@ -86,9 +87,14 @@ class _Response(Answering):
         )
         self.id, self.created = new_id("resp").replace("-", "_"), int(time.time())
         self._sequence = 0
-        parser = make_parser(service, self.conversation, choice)
-        self.params = read_by(self.params, parser)
-        self._items = Items(OneCall(parser) if body.parallel_tool_calls is False else parser, self._event)
+        self._choice = choice
+        self.params = read_by(self.params, self._parser())
+        self._items = Items(self._parser, self._event)
+
+    def _parser(self) -> OutputParser:
+        held = self.params.structured is not None
+        parser = make_parser(self.service, self.conversation, self._choice, held_to_form=held)
+        return OneCall(parser) if self.body.parallel_tool_calls is False else parser
 
     def prepare(self, job: Job) -> list[Callable[[str], EngineRequest]]:
         salt, llm = self.service.salt(job.caller, self.body.cache_salt), self.service.llm

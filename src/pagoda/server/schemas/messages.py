@@ -65,7 +65,7 @@ Turn = Annotated[UserTurn | AssistantTurn, Field(discriminator="role")]
 
 
 class AnthropicTool(Body):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
     input_schema: dict[str, Any]
     type: Literal["custom"] | None = None
