@@ -35,7 +35,7 @@ def slots_of(pages, layout):
 def test_layout_draws_the_page():
     layout = PageLayout(2, 3, 1, torch.bfloat16)
     pages = torch.arange(16, dtype=torch.bfloat16).view(2, 8)
-    assert (layout.k_elems, layout.page_elems, layout.page_bytes) == (6, 8, 16)
+    assert (layout.planes, layout.page_elems, layout.page_bytes) == ([(0, 3), (6, 1)], 8, 16)
     assert layout.k(pages).tolist() == [[[0, 1, 2], [3, 4, 5]], [[8, 9, 10], [11, 12, 13]]]
     assert layout.v(pages).tolist() == [[[6], [7]], [[14], [15]]]
     layout.v(pages)[1, 1] = 99

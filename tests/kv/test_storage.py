@@ -142,7 +142,9 @@ def test_growth_on_a_gpu_keeps_the_content() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="dtype of KV pages 'fp8'; accepted: bfloat16, float16, float32"):
-        PageStorage(KVFormat(1, 1, 8, 8, 4, "fp8"), 1)
+        KVFormat(1, 1, 8, 8, 4, "fp8")
+    with pytest.raises(ConfigError, match="KV codec 'fp9'; accepted: fp8, int4, int8"):
+        PageStorage(KVFormat(1, 1, 8, 8, 4, "fp9", slot_bytes=24), 1)
     with pytest.raises(ConfigError, match="at least 1 block"):
         PageStorage(SMALL, 0)
     with pytest.raises(BudgetError, match="no address space"):

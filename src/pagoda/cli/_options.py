@@ -16,6 +16,9 @@ Memory = Annotated[
     ),
 ]
 KV = Annotated[str, typer.Option(help="KV policy, for example exact.")]
+KVCacheDtype = Annotated[
+    str, typer.Option(help="How KV is stored: auto, float32, bfloat16, float16, int8, fp8 or int4.")
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Quantization = Annotated[
     str, typer.Option("--quantization", "-q", help="Weight format: auto, none, int8, int4, int4(group=64), nf4, …")

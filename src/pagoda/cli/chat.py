@@ -36,6 +36,7 @@ def chat(
     stop: opt.Stop = None,
     memory: opt.Memory = None,
     kv: opt.KV = "exact",
+    kv_cache_dtype: opt.KVCacheDtype = "auto",
     dtype: opt.Dtype = "auto",
     quantization: opt.Quantization = "auto",
     device: opt.Device = "auto",
@@ -52,7 +53,7 @@ def chat(
     )  # fmt: skip
     params = SamplingParams(**choices)
     options = opt.given(
-        memory=memory, kv=kv, dtype=dtype, quantization=quantization, device=device,
+        memory=memory, kv=kv, kv_cache_dtype=kv_cache_dtype, dtype=dtype, quantization=quantization, device=device,
         max_model_len=opt.length(max_model_len), chat_template=opt.read_template(chat_template),
     )  # fmt: skip
     with open_llm(model, options) as session:

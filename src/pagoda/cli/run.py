@@ -47,6 +47,7 @@ def run(
     n: Annotated[int, typer.Option("-n", help="Answers per prompt.")] = 1,
     memory: opt.Memory = None,
     kv: opt.KV = "exact",
+    kv_cache_dtype: opt.KVCacheDtype = "auto",
     dtype: opt.Dtype = "auto",
     quantization: opt.Quantization = "auto",
     device: opt.Device = "auto",
@@ -75,6 +76,7 @@ def run(
     options = opt.given(
         memory=memory,
         kv=kv,
+        kv_cache_dtype=kv_cache_dtype,
         dtype=dtype,
         quantization=quantization,
         device=device,

@@ -43,6 +43,7 @@ def serve(
     ] = None,
     cors_origin: Annotated[list[str] | None, typer.Option(help="Origin that browsers may ask from.")] = None,
     kv: opt.KV = "exact",
+    kv_cache_dtype: opt.KVCacheDtype = "auto",
     kv_memory: Annotated[str | None, typer.Option(help="Most bytes of the budget that KV may take.")] = None,
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
@@ -108,7 +109,8 @@ def serve(
     keys = read_keys(api_key or (), api_key_file, os.environ)
     sock = bind(config)
     options = opt.given(
-        memory=memory, kv=kv, kv_memory=kv_memory, dtype=dtype, device=device, num_threads=threads,
+        memory=memory, kv=kv, kv_cache_dtype=kv_cache_dtype, kv_memory=kv_memory, dtype=dtype, device=device,
+        num_threads=threads,
         max_model_len=opt.length(max_model_len), max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, scheduling=scheduling,
         chat_template=opt.read_template(chat_template), enable_prefix_caching=prefix_caching,

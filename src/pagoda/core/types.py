@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .errors import ConfigError, choices
+
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -36,6 +38,8 @@ class KVFormat:
     page of (layer, head) = block base + layer * num_kv_heads + head.
 
     ``v_dim == 0`` means a latent page (MLA): one vector of ``k_dim`` per slot, V is read out of it.
+    ``dtype`` is one of DTYPE_BYTES, or a codec's name; ``slot_bytes`` are those of one slot of one head, scales
+    included (0: those of its numbers; a codec's come from ``kv.codecs``).
     """
 
     num_layers: int
@@ -44,6 +48,13 @@ class KVFormat:
     v_dim: int
     page_size: int
     dtype: str
+    slot_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.slot_bytes:
+            if self.dtype not in DTYPE_BYTES:
+                raise ConfigError(choices("dtype of KV pages", self.dtype, DTYPE_BYTES))
+            object.__setattr__(self, "slot_bytes", (self.k_dim + self.v_dim) * DTYPE_BYTES[self.dtype])
 
     @property
     def pages_per_block(self) -> int:
@@ -51,7 +62,7 @@ class KVFormat:
 
     @property
     def page_bytes(self) -> int:
-        return self.page_size * (self.k_dim + self.v_dim) * DTYPE_BYTES[self.dtype]
+        return self.page_size * self.slot_bytes
 
     @property
     def block_bytes(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError, choices
+from ..kv.codecs.base import kv_dtypes
 from ..weights.quantization import parse_quantization
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
@@ -23,6 +24,7 @@ class EngineConfig:
     memory: str | int | float | None = None
     kv_memory: str | int | None = None
     kv: str = "exact"
+    kv_cache_dtype: str = "auto"
     dtype: str = "auto"
     weights: str = "auto"
     quantization: str = "auto"
@@ -45,6 +47,8 @@ class EngineConfig:
             raise ConfigError(f"model is {self.model!r}; give a name, a folder or a hub id, for example 'lantern'")
         if self.dtype not in DTYPES:
             raise ConfigError(choices("dtype", self.dtype, DTYPES))
+        if self.kv_cache_dtype not in kv_dtypes():
+            raise ConfigError(choices("kv_cache_dtype", self.kv_cache_dtype, kv_dtypes()))
         if self.weights != "auto":
             raise ConfigError(f"weights={self.weights!r}; accepted: auto (the checkpoint's own tensors)")
         parse_quantization(self.quantization)

@@ -34,6 +34,7 @@ class LLM:
             the cgroup and the machine leave.
         kv: what KV is kept, for requests that do not say: ``"exact"``, ``"recent(budget=0.25)"``, …
         dtype: ``auto`` (the checkpoint's), ``bfloat16``, ``float16`` or ``float32``.
+        kv_cache_dtype: how KV is stored: ``auto`` (in ``dtype``), a dtype, or a codec: ``int8``, ``fp8``, ``int4``.
         quantization: ``auto`` (as the checkpoint is), ``none``, or a weight format: ``int8``, ``int4(group=64)``, …
         device: ``auto``, ``cpu`` or ``cuda``.
         max_model_len: longest sequence in tokens; ``auto`` is the model's own limit, or what the budget holds.

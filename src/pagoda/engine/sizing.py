@@ -11,6 +11,7 @@ from ..budget import Ledger, Need
 from ..core.errors import BudgetError, ConfigError
 from ..core.types import KVFormat
 from ..core.units import format_bytes, parse_bytes
+from ..kv.codecs.base import with_dtype
 from ..models.shape import ModelShape
 from ..sampling.scratch import scratch_bytes
 from ..weights.quantization import Quantization
@@ -35,7 +36,7 @@ def fit(
     config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger, quantization: Quantization | None = None
 ) -> Sizes:
     """Divide what the ledger has left beside the weights. Raises BudgetError with the nearest budget that works."""
-    fmt = shape.kv_format(config.page_size, dtype)
+    fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
     longest = _longest(config, shape)
     rows = max(min(config.max_num_seqs, config.max_num_batched_tokens), LOGIT_ROWS)
     activations = (

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 
+import torch
 from torch import Tensor
+
+from .layout import PageLayout
 
 try:
     _cpu = importlib.import_module("pagoda.kernels._cpu")
@@ -35,3 +38,13 @@ def num_workers() -> int:
 def head_rows(x: Tensor) -> Tensor:
     """x ``[tokens, heads, dim]`` with a contiguous last dimension; slices of a fused projection pass as they are."""
     return x if x.stride(2) == 1 else x.contiguous()
+
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype of csrc/dtype.hpp
+CODES = {"int8": 3, "int4": 4, "fp8": 5}  # enum Store of csrc/page_shape.hpp, which begins with the dtypes
+CODECS = frozenset(f"codec_{name}" for name in CODES)
+
+
+def store_of(layout: PageLayout) -> int:
+    """How the extension calls the way in which these pages store numbers."""
+    return DTYPES[layout.dtype] if layout.codec is None else CODES[layout.codec.name]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from ._extension import CPU, _cpu, head_rows
+from ._extension import CODECS, CPU, DTYPES, _cpu, head_rows, store_of
 from .dispatch import Features
 from .layout import PageLayout
 from .ops._table import LayerTable
@@ -43,7 +43,7 @@ def paged_attention(
     wide_slopes = None if alibi_slopes is None else alibi_slopes.float().contiguous()
     _cpu.paged_attention(
         q.data_ptr(), q.stride(0), q.stride(1), out.data_ptr(), DTYPES[q.dtype],
-        pages.data_ptr(), pages.shape[0], STORES[layout.dtype], layout.page_size, layout.k_dim, layout.v_dim, columns,
+        pages.data_ptr(), pages.shape[0], store_of(layout), layout.page_size, layout.k_dim, layout.v_dim, columns,
         rows.data_ptr(), rows.shape[0], rows.shape[1], row_of.data_ptr(), offset.data_ptr(), kv_lens.data_ptr(),
         q_starts.data_ptr(), num_seqs, q.shape[0], q.shape[1], num_kv_heads, scale, soft_cap, window,
         0 if wide_sinks is None else wide_sinks.data_ptr(), 0 if wide_slopes is None else wide_slopes.data_ptr(),
@@ -72,12 +72,9 @@ def plan(
     return [(tuple(sorted(sequences)), *place) for sequences, *place in items]
 
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype of csrc/attention.hpp
-STORES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Store of csrc/page_shape.hpp
-
 dispatch.register(
     "paged_attention", "cpu", paged_attention,
     Features(
-        CPU, frozenset(DTYPES), frozenset({"window", "soft_cap", "sinks", "alibi", "latent", "prob_sums"}),
+        CPU, frozenset(DTYPES), frozenset({"window", "soft_cap", "sinks", "alibi", "latent", "prob_sums"}) | CODECS,
     ),
 )  # fmt: skip

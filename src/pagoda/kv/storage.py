@@ -16,10 +16,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..core.errors import BudgetError, ConfigError, choices
-from ..core.types import DTYPE_BYTES, KVFormat
+from ..core.errors import BudgetError, ConfigError
+from ..core.types import KVFormat
 from ..kernels.layout import PageLayout
 from ..kernels.ops import copy_pages, kv_compact
+from .codecs.base import codec_of
 from .table import SlotMoves
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,12 +35,14 @@ class PageStorage:
     def __init__(
         self, fmt: KVFormat, max_blocks: int, device: torch.device | str = "cpu", *, num_blocks: int | None = None
     ) -> None:
-        if fmt.dtype not in DTYPE_BYTES:
-            raise ConfigError(choices("dtype of KV pages", fmt.dtype, DTYPE_BYTES))
+        codec = codec_of(fmt)
         if max_blocks < 1:
             raise ConfigError(f"storage of {max_blocks} blocks; accepted: at least 1 block of {fmt.block_bytes} bytes")
         self.fmt, self.max_blocks, self.device = fmt, max_blocks, torch.device(device)
-        self.layout = PageLayout(fmt.page_size, fmt.k_dim, fmt.v_dim, DTYPES[fmt.dtype])
+        self.layout = PageLayout(
+            fmt.page_size, fmt.k_dim, fmt.v_dim, DTYPES[fmt.dtype] if codec is None else torch.uint8, codec
+        )
+        assert self.layout.page_bytes == fmt.page_bytes, f"{fmt} counts other bytes than {self.layout}"
         self._map: mmap.mmap | None = None
         if self.device.type == "cpu":
             self._map = _reserve(max_blocks * fmt.block_bytes)

@@ -95,94 +95,73 @@ struct PageRow {
   }
 };
 
-// ---- one block of slots, packed -------------------------------------------------------------------------------------------------
+// ---- one block of slots -----------------------------------------------------------------------------------------------------------
 
 template <typename Math>
 struct Block {
+  using Number = typename Math::Number;  // float, or bfloat16 as uint16_t
+
   const AttentionArgs& a;
   int64_t k_words, v_stride;
-  float *keys, *values, *row_space;  // row_space: kLanes rows of k_dim, and two of v_dim, once widened
-  float *k_scales, *v_scales;        // [kBlock], or null where rows hold numbers
+  Number *wide_k, *wide_v;     // rows of this block as numbers, where pages hold something else
+  int64_t wide_k_row, wide_v_row;
+  float *keys, *values;        // see attention_pack.hpp
+  float *k_scales, *v_scales;  // [kBlock], or null where rows hold numbers
   int count = 0;
 
   static int64_t words_of(int64_t columns) { return (columns + Math::kPerWord - 1) / Math::kPerWord; }
+  static int64_t wide_row(int64_t dim) { return (dim + 63) / 64 * 64; }
 
   static int64_t floats(const AttentionArgs& a) {
-    return words_of(a.shape.k_dim) * (kBlock + kLanes) + words_of(kBlock) * padded(a.v_dim) + 2 * padded(a.v_dim) + 2 * kBlock + 64;
+    const int64_t wide = Math::native(a.shape) ? 0 : kBlock * (wide_row(a.shape.k_dim) + wide_row(a.v_dim));
+    return words_of(a.shape.k_dim) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + 2 * kBlock + 4 * 16;
   }
 
   Block(const AttentionArgs& args, float* at) : a(args), k_words(words_of(args.shape.k_dim)), v_stride(padded(args.v_dim)) {
+    wide_k_row = wide_row(a.shape.k_dim), wide_v_row = wide_row(a.v_dim);
     keys = at, at += k_words * kBlock;
     values = at, at += words_of(kBlock) * v_stride;
-    row_space = at, at += k_words * kLanes + 2 * v_stride;
     const bool scaled = a.shape.store == Store::int8 || a.shape.store == Store::fp8;
     k_scales = scaled ? at : nullptr, v_scales = scaled ? at + kBlock : nullptr;
+    wide_k = (Number*)(at + 2 * kBlock), wide_v = wide_k + kBlock * wide_k_row;
+  }
+
+  // Rows of numbers for all slots, which `slots` then names; scales of codes beside them.
+  void widen(Slots& slots, bool with_values, Ahead& ahead) {
+    count = slots.count;
+    if (!Math::native(a.shape)) {
+      const bool own_v = with_values && a.shape.v.bytes;
+      for (int i = 0; i < count; ++i) {
+        ahead.lines(1);
+        Number* row = wide_k + i * wide_k_row;
+        widen_row(a.shape.store, slots.k[i], slots.k_scales[i], a.shape.k_dim, row);
+        if (Math::kPerWord == 2 && a.shape.k_dim % 2) row[a.shape.k_dim] = 0;
+        slots.k[i] = (const char*)row;
+        if (own_v) widen_row(a.shape.store, slots.v[i], slots.v_scales[i], a.v_dim, wide_v + i * wide_v_row);
+        slots.v[i] = own_v ? (const char*)(wide_v + i * wide_v_row) : slots.k[i];
+      }
+    }
+    if (k_scales)
+      for (int i = 0; i < padded(count); ++i) {
+        const int slot = i < count ? i : count - 1;
+        k_scales[i] = pagoda::widen(*(const uint16_t*)slots.k_scales[slot]);
+        v_scales[i] = pagoda::widen(*(const uint16_t*)slots.v_scales[slot]);
+      }
+    slots.pad();
   }
 
   void pack(const Slots& slots, bool with_values, Ahead& ahead) {
-    count = slots.count;
     for (int i = 0; i < count; i += kLanes) {
       ahead.lines(kLanes);
-      pack_keys_at(slots, i);
+      pack_keys(slots.k + i, k_words, keys + i, kBlock);
     }
     if (!with_values) return;
     for (int i = 0; i < count; i += Math::kPerWord) {
       ahead.lines(Math::kPerWord / 2);
-      pack_values_at(slots, i);
+      Math::pack_values(slots.v + i, a.v_dim, v_stride, values + i / Math::kPerWord * v_stride);
     }
   }
-
-  void pack_keys_at(const Slots& slots, int first);
-  void pack_values_at(const Slots& slots, int first);
 };
-
-template <>
-void Block<Floats>::pack_keys_at(const Slots& slots, int first) {
-  const char* rows[kLanes];
-  for (int i = 0; i < kLanes; ++i) {
-    const int j = first + i < count ? first + i : count - 1;  // behind the last slot: anything that can be read
-    rows[i] = slots.k[j];
-    if (a.shape.store == Store::f32) continue;
-    float* wide = row_space + i * k_words;
-    widen_row(a.shape.store, slots.k[j], slots.k_scales[j], a.shape.k_dim, wide);
-    rows[i] = (const char*)wide;
-  }
-  pack_keys(rows, k_words, keys + first, kBlock);
-}
-
-template <>
-void Block<Floats>::pack_values_at(const Slots& slots, int first) {
-  pack_value(a.shape.store, slots.v[first], slots.v_scales[first], a.v_dim, v_stride, values + first * v_stride);
-}
-
-#if PAGODA_DPBF16
-template <>
-void Block<Pairs>::pack_keys_at(const Slots& slots, int first) {
-  const char* rows[kLanes];
-  const bool odd = a.shape.k_dim % 2 != 0;
-  for (int i = 0; i < kLanes; ++i) {
-    const int j = first + i < count ? first + i : count - 1;
-    rows[i] = slots.k[j];
-    if (!odd) continue;
-    uint16_t* copy = (uint16_t*)(row_space + i * k_words);
-    memcpy(copy, slots.k[j], a.shape.k.bytes);
-    copy[a.shape.k_dim] = 0;
-    rows[i] = (const char*)copy;
-  }
-  pack_keys(rows, k_words, keys + first, kBlock);
-}
-
-template <>
-void Block<Pairs>::pack_values_at(const Slots& slots, int first) {
-  uint16_t* zeros = (uint16_t*)row_space;
-  const uint16_t* second = (const uint16_t*)slots.v[first + 1 < count ? first + 1 : first];
-  if (first + 1 == count) {  // an odd slot more: its partner's probability is 0, and its value must be finite
-    memset(zeros, 0, 2 * a.v_dim);
-    second = zeros;
-  }
-  pack_value_pair((const uint16_t*)slots.v[first], second, a.v_dim, v_stride, values + first / 2 * v_stride);
-}
-#endif
 
 // ---- queries -----------------------------------------------------------------------------------------------------------------------
 
@@ -360,14 +339,11 @@ struct Tile {
 
 #if PAGODA_DPBF16
   bool few() const {
-    return Math::kPerWord == 2 && a.shape.store == Store::bf16 && rows <= kFewRows && k_words % 16 == 0 && a.shape.k_dim % 2 == 0 &&
-           a.v_dim % 32 == 0;
+    return Math::kPerWord == 2 && rows <= kFewRows && k_words % 16 == 0 && a.v_dim % 32 == 0;
   }
 
   // The same for few rows, from the slots themselves.
   void attend_few(Block<Math>& block, Slots& slots, int64_t begin, Ahead& ahead) {
-    block.count = slots.count;
-    slots.pad();
     with_few(rows, [&](auto products) {
       products.scores(queries, k_words, slots.k, slots.count, scores, kBlock, ahead);
       for (int r = 0; r < rows; ++r) {
@@ -381,6 +357,7 @@ struct Tile {
 
   void work(Block<Math>& block, Slots& slots, int64_t begin, const Slots& next) {
     Ahead ahead{next.pages, next.num_pages, a.shape.page_bytes};
+    block.widen(slots, true, ahead);
 #if PAGODA_DPBF16
     if (few()) {
       attend_few(block, slots, begin, ahead);
@@ -515,6 +492,7 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
   for (int64_t begin = item.slot_begin; begin < item.slot_end; begin += kBlock) {
     const int64_t end = begin + kBlock < item.slot_end ? begin + kBlock : int64_t{item.slot_end};
     pages.find(begin, end, slots);
+    block.widen(slots, false, none);
     block.pack(slots, false, none);
     float total[kBlock] = {};
     // Queries before `begin` see none of these slots, nor do those whose window has passed them.
@@ -544,10 +522,10 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
   }
 }
 
-// Pairs where the queries are bfloat16 and the pages' numbers are bfloat16 without loss; else floats.
+// Pairs where the queries are bfloat16 and so are the pages' numbers (codes are, without loss; decoded int4 is rounded).
 inline bool in_pairs(const AttentionArgs& a) {
 #if PAGODA_DPBF16
-  return a.dtype == Dtype::bf16 && a.shape.store == Store::bf16;
+  return a.dtype == Dtype::bf16 && a.shape.store != Store::f32 && a.shape.store != Store::f16;
 #else
   (void)a;
   return false;

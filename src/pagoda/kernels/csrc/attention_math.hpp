@@ -4,6 +4,8 @@
 // (vdpbf16ps): then `words` counts pairs, and the same loop serves both.
 #pragma once
 
+#include "attention_pack.hpp"
+#include "page_shape.hpp"
 #include "vec.hpp"
 
 namespace pagoda {
@@ -13,13 +15,23 @@ namespace {
 #define PAGODA_OWN_REGISTERS __attribute__((noinline))
 
 struct Floats {
+  using Number = float;
   static constexpr int kPerWord = 1;
+  static bool native(const PageShape& p) { return p.store == Store::f32; }
   static Vec step(Vec sum, Vec a, Vec b) { return sum + a * b; }
+  static void pack_values(const char* const* rows, int64_t columns, int64_t padded, float* out) {
+    pack_value((const float*)rows[0], columns, padded, out);
+  }
 };
 
 #if PAGODA_DPBF16
 struct Pairs {
+  using Number = uint16_t;
   static constexpr int kPerWord = 2;
+  static bool native(const PageShape& p) { return p.store == Store::bf16 && p.k_dim % 2 == 0; }
+  static void pack_values(const char* const* rows, int64_t columns, int64_t padded, float* out) {
+    pack_value_pair((const uint16_t*)rows[0], (const uint16_t*)rows[1], columns, padded, out);
+  }
   static Vec step(Vec sum, Vec a, Vec b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 };
 #endif

@@ -80,9 +80,9 @@ inline void pack_keys(const char* const* rows, int64_t words, float* out, int64_
     for (int i = 0; i < kLanes; ++i) memcpy(out + w * ldo + i, rows[i] + 4 * w, 4);
 }
 
-// One word row of values out of one slot: its columns as floats, zeros behind the last.
-inline void pack_value(Store store, const char* row, const char* scales, int64_t columns, int64_t padded, float* out) {
-  widen_row(store, row, scales, columns, out);
+// One word row of values out of one slot: its columns, zeros behind the last.
+inline void pack_value(const float* row, int64_t columns, int64_t padded, float* out) {
+  memcpy(out, row, sizeof(float) * columns);
   for (int64_t c = columns; c < padded; ++c) out[c] = 0.0f;
 }
 

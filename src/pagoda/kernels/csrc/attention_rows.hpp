@@ -48,7 +48,31 @@ inline uint16_t float_to_half(float value) {  // to nearest, ties to even
 #endif
 }
 
-inline float bf16_to_float(uint16_t bits) { return widen(bits); }
+// e4m3 by moving its exponent and mantissa under a float's, whose bias is 2^120 larger; that holds below 2^-6 as well.
+inline float e4m3_to_float(uint8_t code) {
+  uint32_t bits = uint32_t(code & 0x7fu) << 20;
+  float size;
+  memcpy(&size, &bits, 4);
+  size *= 1.329227995784916e36f;
+  return code & 0x80u ? -size : size;
+}
+
+// Calls act(group, first column, columns) for the groups of an int4 row.
+template <typename Act>
+inline void each_int4_group(int64_t dim, Act act) {
+  for (int64_t first = 0, g = 0; first < dim; first += kInt4Group, ++g)
+    act(g, first, dim - first < kInt4Group ? dim - first : kInt4Group);
+}
+
+inline void widen_int4(const uint8_t* codes, const uint16_t* scales, int64_t dim, float* out) {
+  each_int4_group(dim, [&](int64_t g, int64_t first, int64_t here) {
+    const float unit = widen(scales[2 * g]), least = widen(scales[2 * g + 1]);
+    const int64_t half = (here + 1) / 2;
+    const uint8_t* in = codes + g * (kInt4Group / 2);
+    for (int64_t i = 0; i < half; ++i) out[first + i] = float(in[i] & 15u) * unit + least;
+    for (int64_t i = half; i < here; ++i) out[first + i] = float(in[i - half] >> 4) * unit + least;
+  });
+}
 
 inline void widen_row(Store store, const char* row, const char* scales, int64_t dim, float* out) {
   switch (store) {
@@ -73,11 +97,91 @@ inline void widen_row(Store store, const char* row, const char* scales, int64_t 
       for (; d < dim; ++d) out[d] = half_to_float(in[d]);
       return;
     }
-    default:
-      (void)scales;
-      __builtin_trap();
+    case Store::int8:
+      for (int64_t d = 0; d < dim; ++d) out[d] = float(((const int8_t*)row)[d]);
+      return;
+    case Store::fp8:
+      for (int64_t d = 0; d < dim; ++d) out[d] = e4m3_to_float(((const uint8_t*)row)[d]);
+      return;
+    case Store::int4:
+      return widen_int4((const uint8_t*)row, (const uint16_t*)scales, dim, out);
   }
 }
+
+#if PAGODA_DPBF16
+
+// bfloat16 of the codes 0..127 by bytes: int8 without its sign, e4m3 without its sign. All are exact.
+struct CodeTable {
+  alignas(64) uint8_t low[128], high[128];
+};
+
+constexpr uint16_t bf16_of_int(int value) {
+  if (value == 0) return 0;
+  int power = 0;
+  while (value >> (power + 1)) ++power;
+  return uint16_t((127 + power) << 7 | ((value << (7 - power)) & 0x7f));
+}
+
+constexpr uint16_t bf16_of_e4m3(int code) {
+  const int exponent = code >> 3, mantissa = code & 7;
+  if (exponent) return uint16_t((exponent + 120) << 7 | mantissa << 4);
+  return mantissa ? uint16_t(bf16_of_int(mantissa) - (9 << 7)) : uint16_t(0);  // mantissa * 2^-9
+}
+
+template <typename Of>
+constexpr CodeTable table_of(Of of) {
+  CodeTable table{};
+  for (int code = 0; code < 128; ++code) {
+    table.low[code] = uint8_t(of(code) & 0xff);
+    table.high[code] = uint8_t(of(code) >> 8);
+  }
+  return table;
+}
+
+constexpr CodeTable kInt8Table = table_of(bf16_of_int), kFp8Table = table_of(bf16_of_e4m3);
+
+// 64 codes become 64 numbers by two looks into 128 bytes each (seven instructions; widening by arithmetic takes 24). Writes up
+// to the next multiple of 64.
+template <bool kSigned>  // the sign is a two's complement's, else the highest bit
+inline void widen_codes(const CodeTable& table, const uint8_t* codes, int64_t dim, uint16_t* out) {
+  const __m512i low0 = _mm512_load_si512(table.low), low1 = _mm512_load_si512(table.low + 64);
+  const __m512i high0 = _mm512_load_si512(table.high), high1 = _mm512_load_si512(table.high + 64);
+  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);  // so that unpacking by quarters keeps columns in order
+  for (int64_t d = 0; d < dim; d += 64) {
+    const __mmask64 mask = dim - d < 64 ? (__mmask64{1} << (dim - d)) - 1 : ~__mmask64{0};
+    const __m512i x = _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(mask, codes + d));
+    const __m512i sign = _mm512_and_si512(x, _mm512_set1_epi8(char(0x80))), index = kSigned ? _mm512_abs_epi8(x) : x;
+    const __m512i low = _mm512_permutex2var_epi8(low0, index, low1);
+    const __m512i high = _mm512_or_si512(_mm512_permutex2var_epi8(high0, index, high1), sign);
+    _mm512_storeu_si512(out + d, _mm512_unpacklo_epi8(low, high));
+    _mm512_storeu_si512(out + d + 32, _mm512_unpackhi_epi8(low, high));
+  }
+}
+
+// A group's sixteen possible numbers are a table; its codes pick from it.
+inline void widen_int4(const uint8_t* codes, const uint16_t* scales, int64_t dim, uint16_t* out) {
+  const Vec steps = (Vec)_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  each_int4_group(dim, [&](int64_t g, int64_t first, int64_t here) {
+    const __m256i numbers = (__m256i)_mm512_cvtneps_pbh(steps * widen(scales[2 * g]) + splat(widen(scales[2 * g + 1])));
+    const int64_t half = (here + 1) / 2;
+    const __m128i bytes = _mm_maskz_loadu_epi8(__mmask16((1u << half) - 1), codes + g * (kInt4Group / 2));
+    const __m256i words = _mm256_cvtepu8_epi16(bytes);  // the index's upper bits do not count
+    _mm256_storeu_si256((__m256i*)(out + first), _mm256_permutexvar_epi16(words, numbers));
+    _mm256_storeu_si256((__m256i*)(out + first + half), _mm256_permutexvar_epi16(_mm256_srli_epi16(words, 4), numbers));
+  });
+}
+
+// A row as bfloat16; there is room for whole multiples of 64 in `out`. Numbers behind the last column are anything.
+inline void widen_row(Store store, const char* row, const char* scales, int64_t dim, uint16_t* out) {
+  switch (store) {
+    case Store::int8: return widen_codes<true>(kInt8Table, (const uint8_t*)row, dim, out);
+    case Store::fp8: return widen_codes<false>(kFp8Table, (const uint8_t*)row, dim, out);
+    case Store::int4: return widen_int4((const uint8_t*)row, (const uint16_t*)scales, dim, out);
+    default: memcpy(out, row, 2 * dim);  // bfloat16
+  }
+}
+
+#endif
 
 }  // namespace
 }  // namespace pagoda

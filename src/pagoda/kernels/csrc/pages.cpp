@@ -3,18 +3,49 @@
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
-#include <string>
-#include <vector>
+#include <unordered_map>
+
+#include "parallel.hpp"
 
 namespace pagoda {
 
 namespace {
+
+constexpr int64_t kParallelBytes = 1 << 20;  // moved by one core in 100 us; below it, waking another is not worth it
+constexpr int64_t kTokensAtOnce = 16;
 
 template <typename Id>
 void check(const Id* ids, int64_t count, int64_t limit, const char* what) {
   for (int64_t i = 0; i < count; ++i)
     if (ids[i] < 0 || ids[i] >= limit)
       throw std::out_of_range(std::string(what) + " " + std::to_string(ids[i]) + " of " + std::to_string(limit));
+}
+
+void check(const WriteArgs& a, const void* ids, int64_t limit, const char* what) {
+  const int64_t count = a.tokens * a.heads;
+  if (a.wide_ids) check(static_cast<const int64_t*>(ids), count, limit, what);
+  else check(static_cast<const int32_t*>(ids), count, limit, what);
+}
+
+// Whether moving in the order given would read a slot after it was written. Sources of one page that follow each other are a
+// run; compaction reads a page in one run, so a page read in two is called a danger without a closer look.
+template <typename Id>
+bool reads_what_it_wrote(const Id* src_pages, const Id* src_slots, const Id* dst_pages, const Id* dst_slots, int64_t count) {
+  std::unordered_map<Id, std::pair<int64_t, int64_t>> runs;  // source page -> its moves
+  for (int64_t i = 0, next; i < count; i = next) {
+    for (next = i + 1; next < count && src_pages[next] == src_pages[i];) ++next;
+    if (!runs.emplace(src_pages[i], std::make_pair(i, next)).second) return true;
+  }
+  std::pair<int64_t, int64_t> run{0, 0};
+  for (int64_t i = 0; i < count; ++i) {
+    if (i == 0 || dst_pages[i] != dst_pages[i - 1]) {
+      const auto found = runs.find(dst_pages[i]);
+      run = found == runs.end() ? std::make_pair(int64_t{0}, int64_t{0}) : found->second;
+    }
+    for (int64_t j = std::max(i + 1, run.first); j < run.second; ++j)
+      if (src_slots[j] == dst_slots[i]) return true;
+  }
+  return false;
 }
 
 // Whether any target is also a source: only then must everything be read before the first write.
@@ -27,45 +58,50 @@ bool overlap(std::vector<Key> sources, const std::vector<Key>& targets) {
 
 }  // namespace
 
-template <typename Id>
-void kv_write(const Pages& pages, Rows k, Rows v, const Id* page_ids, const Id* slots, int64_t tokens, int64_t heads) {
-  check(page_ids, tokens * heads, pages.num_pages, "page");
-  check(slots, tokens * heads, pages.page_size, "slot");
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t h = 0; h < heads; ++h, ++page_ids, ++slots) {
-      std::memcpy(pages.k(*page_ids, *slots), k.at(t, h), pages.k_bytes);
-      if (pages.v_bytes) std::memcpy(pages.v(*page_ids, *slots), v.at(t, h), pages.v_bytes);
-    }
+void kv_write(const WriteArgs& a, int num_threads, const std::string& isa) {
+  const auto body = PAGODA_BODY(isa, write_slots);
+  check(a, a.page_ids, a.num_pages, "page");
+  check(a, a.slots, a.shape.page_size, "slot");
+  const int64_t bytes = a.tokens * a.heads * (a.shape.k_dim + a.shape.v_dim) * size_of(a.dtype);
+  if (bytes < kParallelBytes) return body(a, 0, a.tokens);
+  parallel_for((a.tokens + kTokensAtOnce - 1) / kTokensAtOnce, num_threads, [&](int64_t i) {
+    body(a, i * kTokensAtOnce, std::min(a.tokens, (i + 1) * kTokensAtOnce));
+  });
 }
 
 template <typename Id>
-void kv_compact(const Pages& pages, const Id* src_pages, const Id* src_slots, const Id* dst_pages, const Id* dst_slots,
-                int64_t count) {
-  check(src_pages, count, pages.num_pages, "page");
-  check(dst_pages, count, pages.num_pages, "page");
-  check(src_slots, count, pages.page_size, "slot");
-  check(dst_slots, count, pages.page_size, "slot");
-  const int64_t slot_bytes = pages.k_bytes + pages.v_bytes;
-  std::vector<char> held(static_cast<size_t>(count * slot_bytes));  // closing gaps overlaps nearly always: read all first
-  char* at = held.data();
-  for (int64_t i = 0; i < count; ++i, at += slot_bytes) {
-    std::memcpy(at, pages.k(src_pages[i], src_slots[i]), pages.k_bytes);
-    if (pages.v_bytes) std::memcpy(at + pages.k_bytes, pages.v(src_pages[i], src_slots[i]), pages.v_bytes);
+void kv_compact(char* base, int64_t num_pages, int64_t page_bytes, int64_t page_size, const std::vector<Plane>& planes,
+                const Id* src_pages, const Id* src_slots, const Id* dst_pages, const Id* dst_slots, int64_t count) {
+  check(src_pages, count, num_pages, "page");
+  check(dst_pages, count, num_pages, "page");
+  check(src_slots, count, page_size, "slot");
+  check(dst_slots, count, page_size, "slot");
+  const auto at = [&](const Plane& plane, Id page, Id slot) { return base + page * page_bytes + plane.at + slot * plane.bytes; };
+  if (!reads_what_it_wrote(src_pages, src_slots, dst_pages, dst_slots, count)) {
+    for (int64_t i = 0; i < count; ++i)
+      for (const Plane& plane : planes)
+        std::memmove(at(plane, dst_pages[i], dst_slots[i]), at(plane, src_pages[i], src_slots[i]), plane.bytes);
+    return;
   }
-  at = held.data();
-  for (int64_t i = 0; i < count; ++i, at += slot_bytes) {
-    std::memcpy(pages.k(dst_pages[i], dst_slots[i]), at, pages.k_bytes);
-    if (pages.v_bytes) std::memcpy(pages.v(dst_pages[i], dst_slots[i]), at + pages.k_bytes, pages.v_bytes);
-  }
+  int64_t slot_bytes = 0;
+  for (const Plane& plane : planes) slot_bytes += plane.bytes;
+  std::vector<char> held(static_cast<size_t>(count * slot_bytes));
+  char* to = held.data();
+  for (int64_t i = 0; i < count; ++i)
+    for (const Plane& plane : planes) std::memcpy(to, at(plane, src_pages[i], src_slots[i]), plane.bytes), to += plane.bytes;
+  to = held.data();
+  for (int64_t i = 0; i < count; ++i)
+    for (const Plane& plane : planes) std::memcpy(at(plane, dst_pages[i], dst_slots[i]), to, plane.bytes), to += plane.bytes;
 }
 
 template <typename Id>
-void copy_pages(char* base, int64_t num_pages, int64_t page_bytes, const Id* src, const Id* dst, int64_t count) {
+void copy_pages(char* base, int64_t num_pages, int64_t page_bytes, const Id* src, const Id* dst, int64_t count, int num_threads) {
   check(src, count, num_pages, "page");
   check(dst, count, num_pages, "page");
   const std::vector<Id> sources(src, src + count), targets(dst, dst + count);
   if (!overlap(sources, targets)) {
-    for (int64_t i = 0; i < count; ++i) std::memcpy(base + dst[i] * page_bytes, base + src[i] * page_bytes, page_bytes);
+    if (count * page_bytes < kParallelBytes) num_threads = 1;
+    parallel_for(count, num_threads, [&](int64_t i) { std::memcpy(base + dst[i] * page_bytes, base + src[i] * page_bytes, page_bytes); });
     return;
   }
   std::vector<char> held(static_cast<size_t>(count * page_bytes));
@@ -73,10 +109,10 @@ void copy_pages(char* base, int64_t num_pages, int64_t page_bytes, const Id* src
   for (int64_t i = 0; i < count; ++i) std::memcpy(base + dst[i] * page_bytes, held.data() + i * page_bytes, page_bytes);
 }
 
-#define PAGODA_INSTANTIATE(Id)                                                                                        \
-  template void kv_write<Id>(const Pages&, Rows, Rows, const Id*, const Id*, int64_t, int64_t);                       \
-  template void kv_compact<Id>(const Pages&, const Id*, const Id*, const Id*, const Id*, int64_t);                    \
-  template void copy_pages<Id>(char*, int64_t, int64_t, const Id*, const Id*, int64_t);
+#define PAGODA_INSTANTIATE(Id)                                                                                             \
+  template void kv_compact<Id>(char*, int64_t, int64_t, int64_t, const std::vector<Plane>&, const Id*, const Id*, const Id*, \
+                               const Id*, int64_t);                                                                        \
+  template void copy_pages<Id>(char*, int64_t, int64_t, const Id*, const Id*, int64_t, int);
 PAGODA_INSTANTIATE(int32_t)
 PAGODA_INSTANTIATE(int64_t)
 

@@ -1,22 +1,15 @@
-// Bytes in and out of pages: writing new tokens, moving slots, copying pages. No arithmetic, so any element type.
+// Bytes in and out of pages: writing new tokens, moving slots, copying pages.
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
+
+#include "dtype.hpp"
+#include "isa.hpp"
+#include "page_shape.hpp"
 
 namespace pagoda {
-
-// Storage [num_pages, page_bytes]; a page is a block of K slots, then a block of V slots (v_bytes == 0: none).
-struct Pages {
-  char* base;
-  int64_t num_pages;
-  int64_t page_size;  // slots
-  int64_t k_bytes;    // of one slot
-  int64_t v_bytes;
-
-  int64_t page_bytes() const { return page_size * (k_bytes + v_bytes); }
-  char* k(int64_t page, int64_t slot) const { return base + page * page_bytes() + slot * k_bytes; }
-  char* v(int64_t page, int64_t slot) const { return base + page * page_bytes() + page_size * k_bytes + slot * v_bytes; }
-};
 
 // A tensor [tokens, heads, dim] whose last dimension is contiguous; strides in bytes.
 struct Rows {
@@ -27,12 +20,33 @@ struct Rows {
   const char* at(int64_t token, int64_t head) const { return base + token * token_stride + head * head_stride; }
 };
 
-// All ids and slots are checked before the first byte is written; std::out_of_range names the first bad one.
+struct WriteArgs {
+  char* pages = nullptr;
+  int64_t num_pages = 0;
+  PageShape shape;
+  Rows k{}, v{};               // of `dtype`; v is not read for latent pages
+  Dtype dtype = Dtype::f32;
+  const void *page_ids = nullptr, *slots = nullptr;  // [tokens, heads], int32 or int64
+  bool wide_ids = false;
+  int64_t tokens = 0, heads = 0;
+
+  int64_t id(const void* ids, int64_t i) const {
+    return wide_ids ? static_cast<const int64_t*>(ids)[i] : static_cast<const int32_t*>(ids)[i];
+  }
+};
+
+// Slot slots[t, h] of page page_ids[t, h] becomes k[t, h] and v[t, h], as the pages store numbers: copied, rounded or encoded.
+// All functions check every id and slot before the first byte is written; std::out_of_range names the first bad one.
+void kv_write(const WriteArgs& args, int num_threads, const std::string& isa);
+
+// Slot dst becomes what slot src was before the call, in each of `planes`; targets must differ from each other.
 template <typename Id>
-void kv_write(const Pages&, Rows k, Rows v, const Id* page_ids, const Id* slots, int64_t tokens, int64_t heads);
+void kv_compact(char* base, int64_t num_pages, int64_t page_bytes, int64_t page_size, const std::vector<Plane>& planes,
+                const Id* src_pages, const Id* src_slots, const Id* dst_pages, const Id* dst_slots, int64_t count);
 template <typename Id>
-void kv_compact(const Pages&, const Id* src_pages, const Id* src_slots, const Id* dst_pages, const Id* dst_slots, int64_t count);
-template <typename Id>
-void copy_pages(char* base, int64_t num_pages, int64_t page_bytes, const Id* src, const Id* dst, int64_t count);
+void copy_pages(char* base, int64_t num_pages, int64_t page_bytes, const Id* src, const Id* dst, int64_t count, int num_threads);
+
+// Tokens first..last of kv_write; ids are checked already.
+PAGODA_DECLARE_BODIES(void, write_slots, (const WriteArgs&, int64_t first, int64_t last))
 
 }  // namespace pagoda

@@ -77,7 +77,7 @@ def paged_attention(
 ) -> Tensor:
     num_tokens, num_q_heads, _ = q.shape
     num_seqs, num_kv_heads = table.kv_lens.shape
-    dtype = torch.promote_types(q.dtype, pages.dtype)
+    dtype = q.dtype if layout.codec is not None else torch.promote_types(q.dtype, pages.dtype)
     call = _Call(
         pages, layout, table, scale, window, soft_cap, sinks, alibi_slopes,
         layout.v_dim if v_dim is None else v_dim, prob_sums, sum_last, num_q_heads // num_kv_heads, dtype,

@@ -3,7 +3,7 @@
 Shapes (T tokens of S sequences, Hq query heads over Hkv kv-heads, G = Hq / Hkv)::
 
     q        [T, Hq, k_dim]      query head h reads kv-head h // G
-    pages    [num_pages, page_elems] of layout.dtype
+    pages    [num_pages, page_elems] of layout.dtype, numbers or a codec's bytes
     returns  [T, Hq, v_dim]      in q's dtype; softmax and its sums are float32
 
 Query i (0-based) of a chunk of n sees slots ``0 .. kv_len - n + i``. Slots, not positions: after eviction a head's kept
@@ -61,7 +61,17 @@ def paged_attention(
     Raises ConfigError for latent pages without ``v_dim`` or query heads that do not divide among the kv-heads.
     """
     used = (window > 0, soft_cap > 0.0, sinks is None, alibi_slopes is None, v_dim, prob_sums is None)
-    key = (used, q.dtype, pages.dtype, pages.device.type, layout.k_dim, layout.v_dim, q.shape[1], table.row_of.shape[1])
+    key = (
+        used,
+        q.dtype,
+        pages.dtype,
+        layout.codec_name,
+        pages.device.type,
+        layout.k_dim,
+        layout.v_dim,
+        q.shape[1],
+        table.row_of.shape[1],
+    )
     run = _OP.chosen.get(key) or _OP.resolve(key, _needs(q, pages, layout, table, *used))
     out: Tensor = run(
         q, pages, layout, table, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks,
@@ -85,6 +95,10 @@ def _needs(
         "latent": v_dim is not None, "prob_sums": not no_sums,
     }  # fmt: skip
     options = frozenset(name for name, on in used.items() if on)
+    if layout.codec is not None:
+        return Needs(
+            pages.device.type, (q.dtype,), (layout.k_dim, layout.v_dim), options | {f"codec_{layout.codec.name}"}
+        )
     return Needs(pages.device.type, (q.dtype, layout.dtype), (layout.k_dim, layout.v_dim), options)
 
 

@@ -30,9 +30,8 @@ def reference(
     pages: Tensor, layout: PageLayout, src_pages: Tensor, src_slots: Tensor, dst_pages: Tensor, dst_slots: Tensor
 ) -> None:
     source, target = (src_pages.long(), src_slots.long()), (dst_pages.long(), dst_slots.long())
-    blocks = [layout.k(pages)] + ([layout.v(pages)] if layout.v_dim else [])
-    for block in blocks:
-        block.index_put_(target, block[source])
+    for plane in layout.plane_views(pages):
+        plane.index_put_(target, plane[source])
 
 
 _OP = Op("kv_compact", reference)

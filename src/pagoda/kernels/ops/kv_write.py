@@ -11,23 +11,26 @@ from ..layout import PageLayout
 
 
 def kv_write(k: Tensor, v: Tensor | None, pages: Tensor, layout: PageLayout, page_ids: Tensor, slots: Tensor) -> None:
-    """Slot ``slots[t, h]`` of page ``page_ids[t, h]`` becomes ``k[t, h]``, ``v[t, h]``, rounded to the pages' dtype.
+    """Slot ``slots[t, h]`` of page ``page_ids[t, h]`` becomes ``k[t, h]``, ``v[t, h]``, rounded to the pages' dtype or
+    encoded by their codec.
 
     k ``[T, Hkv, k_dim]``, v ``[T, Hkv, v_dim]`` (None for latent pages), page_ids and slots ``[T, Hkv]`` int, slots
     within the page. Targets must differ from each other; shared pages must have been copied before.
     """
-    key = (k.dtype, pages.dtype, pages.device.type, v is None, page_ids.dtype)
-    run = _OP.chosen.get(key) or _OP.resolve(key, _needs(k, v, pages, page_ids))
+    key = (k.dtype, pages.dtype, layout.codec_name, pages.device.type, v is None, page_ids.dtype)
+    run = _OP.chosen.get(key) or _OP.resolve(key, _needs(k, v, pages, layout, page_ids))
     run(k, v, pages, layout, page_ids, slots)
 
 
-def _needs(k: Tensor, v: Tensor | None, pages: Tensor, page_ids: Tensor) -> Needs:
+def _needs(k: Tensor, v: Tensor | None, pages: Tensor, layout: PageLayout, page_ids: Tensor) -> Needs:
     options = frozenset({"latent"} if v is None else ()) | {f"ids_{str(page_ids.dtype).removeprefix('torch.')}"}
+    if layout.codec is not None:
+        return Needs(pages.device.type, (k.dtype,), options=options | {f"codec_{layout.codec.name}"})
     return Needs(pages.device.type, (k.dtype, pages.dtype), options=options)
 
 
 def reference(k: Tensor, v: Tensor | None, pages: Tensor, layout: PageLayout, page_ids: Tensor, slots: Tensor) -> None:
-    if v is not None and layout.k_dim == layout.v_dim:
+    if v is not None and layout.k_dim == layout.v_dim and layout.codec is None:
         # Pages as rows of one vector: K of (page, slot) is row 2 * page * page_size + slot, V is page_size further on.
         rows = pages.view(-1, layout.k_dim)
         index = (page_ids.long() * (2 * layout.page_size) + slots).reshape(-1)
@@ -35,6 +38,12 @@ def reference(k: Tensor, v: Tensor | None, pages: Tensor, layout: PageLayout, pa
         rows.index_copy_(0, index + layout.page_size, v.reshape(-1, layout.v_dim).to(pages.dtype))
         return
     where = (page_ids.long(), slots.long())
+    if layout.codec is not None:
+        rows = [layout.codec.encode(x.float()) for x in (k, v) if x is not None]
+        values = [codes for codes, _ in rows] + [scales for _, scales in rows]
+        for plane, value in zip(layout.plane_views(pages), values, strict=True):
+            plane.index_put_(where, value)
+        return
     layout.k(pages).index_put_(where, k.to(pages.dtype))
     if v is not None:
         layout.v(pages).index_put_(where, v.to(pages.dtype))

@@ -1,0 +1,136 @@
+// Rows of new tokens as pages store them, for one instruction set. The definitions are kv/codecs/*.py; these give the same bits.
+#include "attention_rows.hpp"
+#include "pages.hpp"
+
+namespace pagoda {
+namespace {
+
+// The smallest bfloat16 not below x >= 0, as bits.
+inline uint16_t bf16_above(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return uint16_t((bits + 0xffffu) >> 16);
+}
+
+// The largest bfloat16 not above x.
+inline uint16_t bf16_below(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return uint16_t((x < 0.0f ? bits + 0xffffu : bits) >> 16);
+}
+
+inline float largest_size(const float* x, int64_t dim) {
+  float most = 0.0f;
+  for (int64_t d = 0; d < dim; ++d) {
+    const float size = __builtin_fabsf(x[d]);
+    most = size > most ? size : most;
+  }
+  return most;
+}
+
+inline float round_even(float x) {  // |x| < 2^22
+  return (x + 12582912.0f) - 12582912.0f;
+}
+
+void encode_int8(const float* x, int64_t dim, int8_t* codes, uint16_t* scale) {
+  *scale = bf16_above(largest_size(x, dim) / 127.0f);
+  const float unit = widen(*scale);
+  for (int64_t d = 0; d < dim; ++d) {
+    const float code = unit > 0.0f ? round_even(x[d] / unit) : 0.0f;
+    codes[d] = int8_t(code < -127.0f ? -127.0f : code > 127.0f ? 127.0f : code);
+  }
+}
+
+// e4m3 (arXiv:2209.05433) of |x| <= 448: sign, four bits of exponent with bias 7, three of mantissa.
+inline uint8_t to_e4m3(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  const uint8_t sign = uint8_t(bits >> 24 & 0x80u);
+  bits &= 0x7fffffffu;
+  if (bits < 0x3c800000u) {  // below 2^-6: a multiple of 2^-9
+    float size;
+    memcpy(&size, &bits, 4);
+    return sign | uint8_t(round_even(size * 512.0f));
+  }
+  bits += 0x7ffffu + ((bits >> 20) & 1u);  // to nearest, ties to even
+  return sign | uint8_t((bits - (120u << 23)) >> 20);
+}
+
+void encode_fp8(const float* x, int64_t dim, uint8_t* codes, uint16_t* scale) {
+  *scale = bf16_above(largest_size(x, dim) / 448.0f);
+  const float unit = widen(*scale);
+  for (int64_t d = 0; d < dim; ++d) codes[d] = unit > 0.0f ? to_e4m3(x[d] / unit) : 0;
+}
+
+void encode_int4(const float* x, int64_t dim, uint8_t* codes, uint16_t* scales) {
+  for (int64_t first = 0; first < dim; first += kInt4Group, scales += 2) {
+    const int64_t here = dim - first < kInt4Group ? dim - first : kInt4Group, half = (here + 1) / 2;
+    float low = x[first], high = x[first];
+    for (int64_t d = first; d < first + here; ++d) low = x[d] < low ? x[d] : low, high = x[d] > high ? x[d] : high;
+    scales[1] = bf16_below(low + 0.0f);  // + 0: of -0 and 0 either may be called the smallest or largest
+    const float least = widen(scales[1]);
+    scales[0] = bf16_above((high - least + 0.0f) / 15.0f);
+    const float unit = widen(scales[0]);
+    const auto code = [&](int64_t d) {
+      const float steps = unit > 0.0f ? round_even((x[first + d] - least) / unit) : 0.0f;
+      return uint8_t(steps < 0.0f ? 0.0f : steps > 15.0f ? 15.0f : steps);
+    };
+    for (int64_t i = 0; i < half; ++i) codes[i] = uint8_t(code(i) | (half + i < here ? code(half + i) << 4 : 0));
+    codes += half;
+  }
+}
+
+void encode(Store store, const float* x, int64_t dim, char* row, char* scales) {
+  switch (store) {
+    case Store::f32:
+      memcpy(row, x, 4 * dim);
+      return;
+    case Store::bf16:
+      for (int64_t d = 0; d < dim; ++d) narrow(x[d], (uint16_t*)row + d);
+      return;
+    case Store::f16:
+      for (int64_t d = 0; d < dim; ++d) ((uint16_t*)row)[d] = float_to_half(x[d]);
+      return;
+    case Store::int8: return encode_int8(x, dim, (int8_t*)row, (uint16_t*)scales);
+    case Store::fp8: return encode_fp8(x, dim, (uint8_t*)row, (uint16_t*)scales);
+    case Store::int4: return encode_int4(x, dim, (uint8_t*)row, (uint16_t*)scales);
+  }
+}
+
+thread_local float* wide = nullptr;  // one row, kept
+thread_local int64_t wide_size = 0;
+
+}  // namespace
+
+namespace PAGODA_ISA {
+
+void write_slots(const WriteArgs& a, int64_t first, int64_t last) {
+  const PageShape& p = a.shape;
+  const bool copied = int32_t(p.store) == int32_t(a.dtype);  // the two enumerations agree where both exist
+  const int64_t most = p.k_dim > p.v_dim ? p.k_dim : p.v_dim;
+  if (!copied && wide_size < most) {
+    __builtin_free(wide);
+    wide = (float*)__builtin_malloc(sizeof(float) * most);
+    if (wide == nullptr) __builtin_trap();
+    wide_size = most;
+  }
+  const auto put = [&](const char* from, int64_t dim, const Plane& rows, const Plane& scales, char* page, int64_t slot) {
+    char* row = page + rows.at + slot * rows.bytes;
+    if (copied) {
+      memcpy(row, from, rows.bytes);
+      return;
+    }
+    widen_row(Store(a.dtype), from, nullptr, dim, wide);
+    encode(p.store, wide, dim, row, page + scales.at + slot * scales.bytes);
+  };
+  for (int64_t t = first; t < last; ++t)
+    for (int64_t h = 0; h < a.heads; ++h) {
+      const int64_t i = t * a.heads + h, slot = a.id(a.slots, i);
+      char* page = a.pages + a.id(a.page_ids, i) * p.page_bytes;
+      put(a.k.at(t, h), p.k_dim, p.k, p.k_scales, page, slot);
+      if (p.v.bytes) put(a.v.at(t, h), p.v_dim, p.v, p.v_scales, page, slot);
+    }
+}
+
+}  // namespace PAGODA_ISA
+}  // namespace pagoda
