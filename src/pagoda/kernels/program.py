@@ -14,10 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._extension import _cpu
-from .cpu_attention import STORES
+from ._extension import DTYPES, _cpu, store_of
 from .cpu_packed import FORMATS
-from .cpu_rows import ACTIVATIONS, DTYPES
+from .cpu_rows import ACTIVATIONS
 from .packed import PackedWeight
 from .step import StepArrays
 
@@ -104,7 +103,7 @@ class Program:
         own = step.rows.shape[0] > 1
         self._program.run(
             x.data_ptr(), tokens, positions.data_ptr(), tables, step.pages.data_ptr(), step.pages.shape[0],
-            STORES[layout.dtype], layout.page_size, layout.k_dim, layout.v_dim, num_seqs, rows.data_ptr(),
+            store_of(layout), layout.page_size, layout.k_dim, layout.v_dim, num_seqs, rows.data_ptr(),
             rows[0].numel() if own else 0, rows.shape[1], rows.shape[2], step.row_of.data_ptr(), step.offset.data_ptr(),
             step.kv_lens.data_ptr(), step.kv_lens[0].numel() if own else 0, step.q_starts.data_ptr(),
             step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots[0].numel() if own else 0,

@@ -95,9 +95,12 @@ struct Run {
       page_ids = ids.data();
     }
     const int64_t token = widths[i.src] * width, head = i.dim * width;
-    const Pages pages{const_cast<char*>(step.pages), step.num_pages, step.shape.page_size, head, head};
-    kv_write<int32_t>(pages, Rows{k, token, head}, Rows{v, token, head}, page_ids, step.slots + i.layer * step.writes_stride,
-                      step.num_tokens, i.num_kv_heads);
+    WriteArgs a;
+    a.pages = const_cast<char*>(step.pages), a.num_pages = step.num_pages, a.shape = step.shape;
+    a.k = {k, token, head}, a.v = {v, token, head}, a.dtype = dtype;
+    a.page_ids = page_ids, a.slots = step.slots + i.layer * step.writes_stride;
+    a.tokens = step.num_tokens, a.heads = i.num_kv_heads;
+    kv_write(a, threads, isa);
   }
 };
 
