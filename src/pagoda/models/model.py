@@ -12,7 +12,7 @@ from torch import Tensor
 from pagoda.core.errors import ModelError, WeightsError
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.packed import PackedMatrix, equal
-from pagoda.weights.quantization import Quantization
+from pagoda.weights.quantization import Quantization, Role
 from pagoda.weights.schemes.pagoda import EXPERT as OWN_EXPERT
 from pagoda.weights.schemes.pagoda import PREFIX as OWN_PREFIX
 
@@ -88,6 +88,10 @@ class Model:
     def weights(self) -> dict[str, Any]:
         """Every parameter by our name, a Tensor or a matrix in its weight format; a tied head is not listed twice."""
         return dict(self._store.weights)
+
+    def shape_role(self, name: str) -> Role:
+        """What a parameter is for."""
+        return self._params[name if name in self._params else EMBED].role
 
     @property
     def weight_bytes(self) -> int:

@@ -97,34 +97,53 @@ def awq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes
 
 
 def hqq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes:
-    """Half-quadratic quantization (Badri and Shaji 2023): zero points, by shrinkage of what is lost; no calibration.
+    """Half-quadratic quantization (Badri and Shaji 2023), without calibration: the grid by an lp norm of what is lost.
 
-    Minimizes an lp norm (p = 0.7) of the error, so that a few outliers do not decide the grid of their group.
+    p = 0.7, so that a few outliers do not decide the grid of their group. Zero points are moved by shrinkage, as there;
+    ours are integers, so ranges are tried as well (`_SHRINKS`).
     """
     grid = _grid_of(format)
     if not isinstance(format, GroupInt4) or format.symmetric:
         return _search(weight, format, grid, torch.ones(weight.shape[1]))
     w = grouped(weight, format.group)
-    scale, zero = format.grid(w)
-    assert zero is not None
-    step, beta = nonzero(scale.float())[..., None], 10.0
-    best, best_error = zero, torch.full_like(zero, float("inf"))
-    for _ in range(20):
-        q = ((w / step).round() + zero[..., None]).clamp(0, 15)
-        loss = w - (q - zero[..., None]) * step
-        error = loss.abs().pow(0.7).mean(-1)
-        best, best_error = torch.where(error < best_error, zero, best), torch.minimum(error, best_error)
-        kept = loss.sign() * (loss.abs() - loss.abs().clamp(min=1e-8).pow(-0.3) / beta).clamp(min=0)
-        zero = (q - (w - kept) / step).mean(-1).round().clamp(0, 15)
-        beta *= 1.01
-    q = ((w / step).round() + best[..., None]).clamp(0, 15)
-    codes = {"codes": pack_bits(ungrouped(q, weight.shape[1]).to(torch.uint8), 4), "scale": scale}
-    return codes | {"zero": best.to(torch.uint8)}
+    best: tuple[Tensor, Tensor, Tensor] | None = None
+    best_error = torch.full(w.shape[:-1], float("inf"))
+    for shrink in _SHRINKS:
+        scale, zero = format.grid(w * shrink)
+        assert zero is not None
+        for turn in range(4):
+            q, loss = _on_grid(w, scale, zero)
+            error = loss.abs().pow(0.7).mean(-1)
+            won = error < best_error
+            new = (q, scale, zero)
+            if best is None:
+                best = new
+            else:
+                best = (torch.where(won[..., None], q, best[0]), *_where(won, new[1:], best[1:]))
+            best_error = torch.minimum(error, best_error)
+            beta = 10.0 * 1.01**turn
+            kept = loss.sign() * (loss.abs() - loss.abs().clamp(min=1e-8).pow(-0.3) / beta).clamp(min=0)
+            zero = (q - (w - kept) / nonzero(scale.float())[..., None]).mean(-1).round().clamp(0, 15)
+    assert best is not None
+    codes = {"codes": pack_bits(ungrouped(best[0], weight.shape[1]).to(torch.uint8), 4), "scale": best[1]}
+    return codes | {"zero": best[2].to(torch.uint8)}
+
+
+def _on_grid(w: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes of groups, and what they lose."""
+    step = scale.float()[..., None]
+    q = ((w / nonzero(step)).round() + zero[..., None]).clamp(0, 15)
+    return q, w - (q - zero[..., None]) * step
+
+
+def _where(won: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.where(won, n, o) for n, o in zip(new, old, strict=True))
 
 
 METHODS: dict[str, Callable[[Tensor, WeightFormat, InputStats | None], Codes]] = {
     "rtn": rtn, "gptq": gptq, "awq": awq, "hqq": hqq,
 }  # fmt: skip
+_SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75, 0.7)
 CALIBRATED = ("gptq", "awq", "mixed")
 
 
@@ -180,7 +199,7 @@ def _search(weight: Tensor, format: WeightFormat, grid: _Grid, power: Tensor) ->
         part, heavy = weight[:, start : start + group], power[start : start + group]
         best: tuple[Tensor, Tensor, Tensor | None] | None = None
         best_error = torch.full((weight.shape[0],), float("inf"))
-        for shrink in (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75, 0.7):
+        for shrink in _SHRINKS:
             scale, zero = grid.choose(part, shrink)
             wide, wide_zero = scale[:, None], None if zero is None else zero[:, None]
             q = grid.round(part, wide, wide_zero)

@@ -1,0 +1,70 @@
+"""The price list of weight formats as a markdown table and a drawing: quality over bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..core.errors import ConfigError
+from ..core.units import format_bytes
+from .weights import Price, PriceList
+
+BEGIN, END = "<!-- prices of {model} -->", "<!-- end of prices -->"
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 320, 60, 40
+
+
+def markdown(found: PriceList) -> str:
+    """A table, one row a format."""
+    head = "| format | bytes | bits per weight | perplexity | KL, nats | top-1 | recall | tokens/s | beside exact |"
+    rule = "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    return "\n".join([head, rule, *(_row(p) for p in found.prices)])
+
+
+def _row(p: Price) -> str:
+    recall = "-" if p.recall is None else f"{p.recall:.2f}"
+    rate = "-" if p.tokens_per_second is None else f"{p.tokens_per_second:.0f}"
+    speed = "-" if p.speed is None else f"{p.speed:.2f}"
+    cells = (
+        f"`{p.format}`", format_bytes(p.num_bytes), f"{p.bits_per_weight:.2f}", f"{p.perplexity:.3f}", f"{p.kl:.4f}",
+        f"{p.top1:.3f}", recall, rate, speed,
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def rewrite(page: Path, found: PriceList) -> None:
+    """Puts the table between the page's markers. Raises ConfigError where they are missing."""
+    begin = BEGIN.format(model=found.model)
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{page}: cannot be read ({error.strerror})") from error
+    before, at, rest = text.partition(begin)
+    _, end, after = rest.partition(END)
+    if not at or not end:
+        raise ConfigError(f"{page}: has no lines {begin!r} and {END!r} to put the prices between")
+    page.write_text(f"{before}{begin}\n{markdown(found)}\n{END}{after}", encoding="utf-8")
+
+
+def drawing(found: PriceList) -> str:
+    """SVG: KL divergence (down is better) over bytes, a dot a format."""
+    lossy = [p for p in found.prices if p.kl > 0]
+    most_bytes = max((p.num_bytes for p in found.prices), default=1)
+    most_kl = max((p.kl for p in lossy), default=1.0)
+    dots = "".join(_dot(p, most_bytes, most_kl) for p in lossy)
+    axes = (
+        f'<path d="M{_LEFT} 10V{_HEIGHT - _BOTTOM}H{_WIDTH - 10}" fill="none" stroke="#888"/>'
+        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 8}">bytes of weights, to {format_bytes(most_bytes)}</text>'
+        f'<text x="8" y="20">KL, to {most_kl:.3f} nats</text>'
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" font-family="sans-serif" '
+        f'font-size="12"><rect width="100%" height="100%" fill="#fff"/>{axes}{dots}</svg>\n'
+    )
+
+
+def _dot(p: Price, most_bytes: int, most_kl: float) -> str:
+    x = _LEFT + (_WIDTH - _LEFT - 120) * p.num_bytes / most_bytes
+    # The square root spreads the good formats, which would all lie on the axis.
+    y = (_HEIGHT - _BOTTOM) - (_HEIGHT - _BOTTOM - 30) * (p.kl / most_kl) ** 0.5
+    return (
+        f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="#36c"/><text x="{x + 7:.0f}" y="{y + 4:.0f}">{p.format}</text>'
+    )

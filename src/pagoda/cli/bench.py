@@ -1,0 +1,18 @@
+"""Measure: what weight formats save and cost.
+
+pagoda bench weights lantern
+"""
+
+from __future__ import annotations
+
+import typer
+
+from ._bench_weights import weights
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+app.command()(weights)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure what is saved and what it costs. Every measurement has --json, and --help of its own."""

@@ -1,0 +1,134 @@
+"""Write a model in a weight format, its codes chosen by calibration.
+
+pagoda quantize lantern small --format int4 --method gptq
+pagoda quantize lantern mixed --method mixed --size 2MiB
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.errors import ConfigError
+from ..core.units import format_bytes, parse_bytes
+from . import _options as opt
+from ._output import emit_json, print_table
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def quantize(
+    model: opt.Model,
+    out: Annotated[Path, typer.Argument(help="A new folder for the quantized model.", show_default=False)],
+    format: Annotated[str, typer.Option(help="Weight format: int8, int4, int4(group=32), nf4, …")] = "int4",
+    method: Annotated[str, typer.Option(help="rtn, gptq, awq, hqq, or mixed (formats by measured harm).")] = "rtn",
+    size: Annotated[
+        str | None, typer.Option(help="With mixed: most bytes of all weights.", show_default="as --format")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Calibration text.", show_default="the model's own samples")] = None,
+    tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 4096,
+    memory: opt.Memory = None,
+    json: opt.Json = False,
+) -> None:
+    """Write a model in a weight format, its codes chosen by calibration."""
+    from ..models.quantize import info, quantize_model
+    from ..weights.quantization import parse_quantization
+
+    if tokens < 1:
+        raise ConfigError(f"--tokens is {tokens}; give a whole number from 1")
+    if size is not None and method != "mixed":
+        raise ConfigError(f"--size is for --method mixed; {method} takes the bytes of --format")
+    quantization = parse_quantization(format)
+    if quantization.is_plain:
+        raise ConfigError(f"--format {format!r} leaves the weights as they are; give one like int4")
+    calibration = [] if method in ("rtn", "hqq") else calibration_tokens(model, text, tokens, memory)
+    loaded = _load(model, memory)
+    try:
+        with _bar("measuring") as progress:
+            if method == "mixed":
+                quantization = _mixed(loaded, quantization, size, calibration, progress)
+        with _bar("quantizing") as progress:
+            how = "rtn" if method == "mixed" else method
+            report = quantize_model(loaded, out, quantization, method=how, calibration=calibration, progress=progress)
+    finally:
+        loaded.close()
+    found = {
+        "model": model,
+        "out": str(out),
+        "calibration_tokens": sum(map(len, calibration)),
+        **info(report),
+        "method": method,
+    }
+    emit_json(found) if json else _show(found)
+
+
+def calibration_tokens(model: str, text: Path | None, count: int, memory: str | None) -> list[list[int]]:
+    """Token ids in pieces of at most 256: of the file, or of samples from the model itself."""
+    from ..engine.llm import LLM
+    from ..sampling.params import SamplingParams
+
+    with LLM(model, memory=memory) as llm:
+        length = min(256, llm.max_model_len)
+        if text is not None:
+            ids = llm.tokenizer.encode(_read(text))[:count]
+            return [ids[i : i + length] for i in range(0, len(ids), length)]
+        start = llm.tokenizer.encode("") or llm.tokenizer.encode("The")
+        params = [
+            SamplingParams(max_tokens=length - len(start), temperature=1.0, seed=seed, ignore_eos=True)
+            for seed in range(-(-count // length))
+        ]
+        return [start + out.outputs[0].token_ids for out in llm.generate([start] * len(params), params)]
+
+
+def _load(model: str, memory: str | None) -> Any:
+    from ..budget import Ledger, MachineProbe, default_budget, lease_runtime
+    from ..models.load import load_model
+
+    probe = MachineProbe()
+    budget = default_budget(memory, probe)
+    ledger = Ledger(budget.total_bytes, reason=budget.reason)
+    lease_runtime(ledger, probe)
+    return load_model(model, quantization="none", ledger=ledger)
+
+
+def _mixed(loaded: Any, uniform: Any, size: str | None, calibration: list[list[int]], progress: Any) -> Any:
+    from ..models.quantize import CANDIDATES, mixed
+    from ..weights.quantization import parse_format
+
+    budget = loaded.shape.weight_bytes(loaded.dtype, uniform) if size is None else parse_bytes(size, what="--size")
+    return mixed(loaded, [parse_format(text) for text in CANDIDATES], budget, calibration, progress)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"calibration text {path} cannot be read ({error})") from error
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _show(found: dict[str, Any]) -> None:
+    rows = [
+        [name, p["format"], format_bytes(p["bytes"]), f"{p['relative_error']:.4f}"]
+        for name, p in found["parameters"].items()
+    ]
+    print_table(f"{found['model']} by {found['method']}", ["parameter", "format", ">bytes", ">relative error"], rows)
+    print(f"{format_bytes(found['bytes_before'])} -> {format_bytes(found['bytes_after'])} in {found['out']}")

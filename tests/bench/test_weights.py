@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import torch
+
+from pagoda.bench import weights, weights_report
+from pagoda.cli.main import main
+from pagoda.core.errors import ConfigError
+
+
+def test_measures_are_what_they_say() -> None:
+    certain = torch.tensor([[9.0, 0.0], [0.0, 9.0], [9.0, 0.0]])
+    other = torch.tensor([[9.0, 0.0], [9.0, 0.0], [9.0, 0.0]])
+    assert weights.perplexity([[0, 0, 1]], [certain]) == pytest.approx(1.0, abs=1e-3)
+    assert weights.perplexity([[0, 0, 0]], [torch.zeros(3, 2)]) == pytest.approx(2.0)
+    assert weights.agreement([certain], [other]) == pytest.approx(2 / 3)
+
+
+def test_the_price_list_of_lantern(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A\n<!-- prices of lantern -->\nold\n<!-- end of prices -->\nZ\n")
+    arguments = ["bench", "weights", "lantern", "--formats", "int8; int4; ternary", "--tokens", "512", "--no-speed"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--json", "--out", str(tmp_path / "o"), "--docs", str(page)])
+    assert not ended.value.code
+    found = {p["format"]: p for p in json.loads(capsys.readouterr().out)["prices"]}
+    exact, int8, int4, ternary = (found[name] for name in ("none", "int8", "int4", "ternary"))
+    assert (exact["kl"], exact["top1"]) == (0.0, 1.0)
+    assert exact["num_bytes"] > int8["num_bytes"] > int4["num_bytes"]
+    assert int8["kl"] < int4["kl"] < ternary["kl"]
+    assert int4["perplexity"] < 1.03 * exact["perplexity"]
+    assert exact["recall"] is not None
+    assert exact["recall"] > ternary["recall"]
+    text = page.read_text()
+    assert "old" not in text
+    assert text.startswith("# A\n")
+    assert text.endswith("Z\n")
+    assert "| `int4` |" in text
+    assert ElementTree.parse(tmp_path / "o" / "weights-lantern.svg").getroot().tag.endswith("svg")
+
+
+def test_a_page_without_markers(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    with pytest.raises(ConfigError, match="has no lines"):
+        weights_report.rewrite(page, weights.PriceList("m", 0, []))

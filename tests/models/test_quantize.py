@@ -1,0 +1,125 @@
+"""`pagoda quantize`: calibrated codes, mixed formats, and folders that load again to the same numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pagoda.cli.main import main
+from pagoda.core.errors import ConfigError, ModelError
+from pagoda.models import families
+from pagoda.models.load import load_model
+from pagoda.models.quantize import allocate, mixed, quantize_model
+from pagoda.weights.formats import FORMATS
+from pagoda.weights.methods import METHODS, InputStats, output_error
+from pagoda.weights.packed import ExpertStack, PackedMatrix
+from pagoda.weights.quantization import parse_format, parse_quantization
+
+from . import fake_model
+
+
+def stats(cols: int) -> InputStats:
+    """Inputs that depend on one another, some of them large."""
+    generator = torch.Generator().manual_seed(1)
+    mix = torch.randn(cols, cols, generator=generator) * torch.linspace(0.1, 3, cols)
+    found = InputStats.empty(cols)
+    found.add(torch.randn(512, cols, generator=generator) @ mix / cols**0.5)
+    return found
+
+
+@pytest.mark.parametrize("text", ["int4(group=32)", "int4(group=64, symmetric=True)", "int8", "w4a8(group=32)"])
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_calibrated_methods_lose_less_of_the_outputs_than_rounding(method: str, text: str) -> None:
+    w = torch.randn(48, 160, generator=torch.Generator().manual_seed(0)) * 0.05
+    format, seen = parse_format(text), stats(160)
+    error = {
+        name: output_error(w, format.dequantize(METHODS[name](w, format, seen), 160), seen) for name in (method, "rtn")
+    }
+    assert error[method] <= error["rtn"] * (1.0 if method == "gptq" else 1.02)
+    if method == "gptq":
+        assert error[method] < 0.8 * error["rtn"]
+
+
+def test_hqq_lowers_the_norm_that_it_minimizes() -> None:
+    w = torch.randn(32, 256, generator=torch.Generator().manual_seed(0)) * 0.05
+    w[:, ::50] *= 8
+    format = parse_format("int4(group=64)")
+    loss = {n: (format.dequantize(METHODS[n](w, format, None), 256) - w).abs().pow(0.7).mean() for n in ("hqq", "rtn")}
+    assert loss["hqq"] < 0.99 * loss["rtn"]
+
+
+@pytest.mark.parametrize("text", [*FORMATS.names(), "int4(embed='same')", "int8(embed='none')"])
+def test_a_written_folder_loads_to_the_same_numbers(tmp_path: Path, text: str) -> None:
+    source, out = fake_model.write(tmp_path / "m"), tmp_path / "out"
+    report = quantize_model(load_model(source, quantization="none"), out, parse_quantization(text))
+    ours, direct = load_model(out), load_model(source, quantization=text)
+    assert ours.model.weight_bytes == direct.model.weight_bytes == report.bytes_after
+    for name, wanted in direct.model.weights().items():
+        found = ours.model.weights()[name]
+        if isinstance(wanted, PackedMatrix):
+            assert torch.equal(found.dense(), wanted.dense())
+        else:
+            assert torch.equal(found, wanted)
+    assert ours.tokenizer.encode("a") == direct.tokenizer.encode("a")
+
+
+def test_experts_come_back(tmp_path: Path) -> None:
+    config = families.family("mixtral").tiny()
+    source, out = fake_model.write(tmp_path / "m", **config), tmp_path / "out"
+    quantize_model(load_model(source, quantization="none"), out, parse_quantization("int8"))
+    ours, direct = load_model(out).model.weights(), load_model(source, quantization="int8").model.weights()
+    for name, wanted in direct.items():
+        if isinstance(wanted, ExpertStack):
+            assert all(torch.equal(ours[name][e].dense(), wanted[e].dense()) for e in range(wanted.shape[0]))
+
+
+def test_allocation_spends_bytes_where_they_help_most() -> None:
+    harm = {"a": [0.0, 1.0, 9.0], "b": [0.0, 0.1, 0.2], "c": [0.0, 3.0, 4.0]}
+    sizes = {name: [8, 4, 2] for name in harm}
+    assert allocate(harm, sizes, 6) == {"a": 2, "b": 2, "c": 2}
+    assert allocate(harm, sizes, 8) == {"a": 1, "b": 2, "c": 2}
+    assert allocate(harm, sizes, 24) == {"a": 0, "b": 0, "c": 0}
+    with pytest.raises(ConfigError, match="1 bytes below the smallest"):
+        allocate(harm, sizes, 5)
+
+
+def test_mixed_keeps_its_budget() -> None:
+    loaded = load_model("lantern", quantization="none")
+    ids = loaded.tokenizer.encode(
+        "Once upon a time there was a little girl named Lily. She loved to play outside. " * 3
+    )
+    candidates = [parse_format(t) for t in ("int8", "int4(group=32)", "int3(rank=0)")]
+    uniform = parse_quantization("int4(group=128, embed='same')")
+    budget = loaded.shape.weight_bytes(loaded.dtype, uniform)
+    found = mixed(loaded, candidates, budget, [ids])
+    assert loaded.shape.weight_bytes(loaded.dtype, found) <= budget
+    assert len(set(found.overrides.values())) > 1
+
+
+def test_refusals(tmp_path: Path) -> None:
+    loaded = load_model(fake_model.write(tmp_path / "m"), quantization="none")
+    with pytest.raises(ConfigError, match="unknown method 'magic'; accepted: awq, gptq, hqq, rtn"):
+        quantize_model(loaded, tmp_path / "o", parse_quantization("int4"), method="magic")
+    with pytest.raises(ConfigError, match="needs calibration"):
+        quantize_model(loaded, tmp_path / "o", parse_quantization("int4"), method="gptq")
+    with pytest.raises(ConfigError, match="unknown format of this method 'nf4'"):
+        quantize_model(loaded, tmp_path / "o", parse_quantization("nf4"), method="hqq")
+    with pytest.raises(ModelError, match="is not empty"):
+        quantize_model(loaded, tmp_path / "m", parse_quantization("int4"))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        main(["quantize", "lantern", str(out), "--method", "gptq", "--tokens", "600", "--json"])
+    assert not ended.value.code
+    report = json.loads(capsys.readouterr().out)
+    assert report["bytes_after"] < 0.3 * report["bytes_before"]
+    assert report["calibration_tokens"] >= 600
+    assert load_model(out).model.weight_bytes == report["bytes_after"]
+    with pytest.raises(SystemExit) as ended:
+        main(["quantize", "lantern", str(tmp_path / "o2"), "--size", "1MiB"])
+    assert ended.value.code == 2
