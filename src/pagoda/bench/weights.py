@@ -32,7 +32,7 @@ RECALL_CASES, DISTANCE, DEPTH = 32, 160, 48
 class Price:
     """One format. ``perplexity`` of the text, ``kl`` in nats per token, ``top1`` and ``recall`` as shares of 1.
 
-    ``recall`` None: the model cannot hold the cases. ``tokens_per_second`` and ``speed`` (beside exact) None: not asked.
+    ``recall`` None: the cases are too long. ``tokens_per_second`` and ``speed`` (beside exact) None: not asked.
     """
 
     format: str
@@ -96,7 +96,7 @@ def price(
                 recalled,
                 rate and rate[1],
                 rate and rate[1] / rate[0],
-            )  # fmt: skip
+            )
         )
         if progress is not None:
             progress(done + 1, len(names))

@@ -116,10 +116,7 @@ def hqq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes
             error = loss.abs().pow(0.7).mean(-1)
             won = error < best_error
             new = (q, scale, zero)
-            if best is None:
-                best = new
-            else:
-                best = (torch.where(won[..., None], q, best[0]), *_where(won, new[1:], best[1:]))
+            best = new if best is None else (torch.where(won[..., None], q, best[0]), *_where(won, new[1:], best[1:]))
             best_error = torch.minimum(error, best_error)
             beta = 10.0 * 1.01**turn
             kept = loss.sign() * (loss.abs() - loss.abs().clamp(min=1e-8).pow(-0.3) / beta).clamp(min=0)
