@@ -20,6 +20,7 @@ from .formats._int8 import RowInt8
 from .formats.base import WeightFormat
 
 Codes = dict[str, Tensor]
+COLUMNS = 128  # rounded before what they lost is taken up by all columns that follow
 
 
 @dataclass(slots=True)
@@ -59,25 +60,25 @@ def rtn(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes
 def gptq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes:
     """GPTQ (arXiv:2210.17323): column after column; what rounding loses is made up for in the columns that follow.
 
-    Grids of int4 are chosen for the original values of a group when the order reaches it, as in the paper. Takes the
-    better of this and ``rtn`` by the error of the layer's outputs, which rounding sometimes wins on small layers.
+    Columns come in the order of their inputs' power, the largest first, with the grids of all groups settled before
+    (``awq``'s), so that codes stay in the order of the inputs. Takes the better of this and ``rtn`` by the error of the
+    layer's outputs, which rounding sometimes wins on small layers.
     """
     grid = _grid_of(format)
     assert stats is not None
-    inverse = _inverse_root(stats.gram)
-    w, cols = weight.clone(), weight.shape[1]
-    group = grid.group or cols
-    values, scales, zeros = torch.zeros_like(w), list[Tensor](), list[Tensor | None]()
-    for start in range(0, cols, group):
-        stop = min(start + group, cols)
-        scale, zero = grid.choose(w[:, start:stop])
-        scales.append(scale)
-        zeros.append(zero)
+    _, scales, zeros = _search(weight, grid, stats.power)
+    order = stats.gram.diagonal().argsort(descending=True, stable=True)
+    inverse = _inverse_root(stats.gram[order][:, order])
+    w, cols = weight[:, order].clone(), weight.shape[1]
+    group, places = grid.group or cols, order.tolist()
+    values = torch.zeros_like(weight)
+    for start in range(0, cols, COLUMNS):
+        stop = min(start + COLUMNS, cols)
         errors = torch.zeros(w.shape[0], stop - start)
         for j in range(start, stop):
-            q = grid.round(w[:, j], scale, zero)
-            values[:, j] = q
-            error = (w[:, j] - grid.value(q, scale, zero)) / inverse[j, j]
+            g = places[j] // group
+            values[:, places[j]] = q = grid.round(w[:, j], scales[g], zeros[g])
+            error = (w[:, j] - grid.value(q, scales[g], zeros[g])) / inverse[j, j]
             w[:, j:stop] -= error[:, None] * inverse[j, j:stop]
             errors[:, j - start] = error
         w[:, stop:] -= errors @ inverse[start:stop, stop:]
@@ -93,7 +94,8 @@ def awq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes
     """
     grid = _grid_of(format)
     assert stats is not None
-    return _search(weight, format, grid, stats.power)
+    values, scales, zeros = _search(weight, grid, stats.power)
+    return grid.codes(values, torch.stack(scales, 1), zeros)
 
 
 def hqq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes:
@@ -104,7 +106,8 @@ def hqq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes
     """
     grid = _grid_of(format)
     if not isinstance(format, GroupInt4) or format.symmetric:
-        return _search(weight, format, grid, torch.ones(weight.shape[1]))
+        values, scales, zeros = _search(weight, grid, torch.ones(weight.shape[1]))
+        return grid.codes(values, torch.stack(scales, 1), zeros)
     w = grouped(weight, format.group)
     best: tuple[Tensor, Tensor, Tensor] | None = None
     best_error = torch.full(w.shape[:-1], float("inf"))
@@ -187,8 +190,8 @@ def _grid_of(format: WeightFormat) -> _Grid:
     )
 
 
-def _search(weight: Tensor, format: WeightFormat, grid: _Grid, power: Tensor) -> Codes:
-    """Grids by group, each shrunk by the factor that loses least under ``power``."""
+def _search(weight: Tensor, grid: _Grid, power: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    """Grids by group, each shrunk by the factor that loses least under ``power``: values, scales, zeros."""
     cols = weight.shape[1]
     group, values = grid.group or cols, torch.zeros_like(weight)
     scales, zeros = list[Tensor](), list[Tensor | None]()
@@ -208,7 +211,7 @@ def _search(weight: Tensor, format: WeightFormat, grid: _Grid, power: Tensor) ->
         values[:, start : start + group] = best[0]
         scales.append(best[1])
         zeros.append(best[2])
-    return grid.codes(values, torch.stack(scales, 1), zeros)
+    return values, scales, zeros
 
 
 def _pick(won: Tensor, new: tuple[Tensor, Tensor, Tensor | None], old: tuple[Tensor, Tensor, Tensor | None]) -> Any:
