@@ -32,7 +32,7 @@ def quantize(
         str | None, typer.Option(help="With mixed: most bytes of all weights.", show_default="as --format")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Calibration text.", show_default="the model's own samples")] = None,
-    tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 4096,
+    tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 16384,
     memory: opt.Memory = None,
     json: opt.Json = False,
 ) -> None:
