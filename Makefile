@@ -13,7 +13,7 @@ TORCH_FREE = $(wildcard src/pagoda/core src/pagoda/budget src/pagoda/schedule sr
 	$(foreach f,pages table prefix audit manager room compaction stats,src/pagoda/kv/$(f).py) \
 	src/pagoda/sampling/params.py src/pagoda/models/shape.py)
 
-.PHONY: run test slow venv lint format types map cov ci clean help
+.PHONY: run test slow venv lint format types map cov ci clean help prices
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -53,6 +53,15 @@ map: $(STAMP)  ## who may import whom
 
 cov: $(STAMP)  ## coverage of the rooms without torch (at least 95 %)
 	$(PYTEST) -q --cov --cov-report=term $(ARGS)
+
+# Where the other models and the held-out text are (no data, no table).
+DATA ?= ../shared/data
+TEXT := $(DATA)/text/tinystories_valid_word_sample.txt.gz
+
+prices: $(STAMP)  ## measure KV policies again and rewrite docs/kv-policies.md
+	$(BIN)/pagoda bench kv lantern --budgets 0.25,0.5 --cases 36 --text $(TEXT) --data $(DATA) --docs docs/kv-policies.md
+	$(BIN)/pagoda bench kv $(DATA)/models/stories260K --budgets 0.25,0.5 --tasks perplexity,agreement --text $(TEXT) \
+	  --docs docs/kv-policies.md
 
 ci:  ## what CI runs
 	bash .ci/run

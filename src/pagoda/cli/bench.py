@@ -1,15 +1,18 @@
-"""Measure: what weight formats save and cost.
+"""Measure: what KV policies and weight formats save and cost.
 
-pagoda bench weights lantern
+pagoda bench kv lantern          methods x budgets over quality tasks
+pagoda bench weights lantern     formats over quality, bytes and speed
 """
 
 from __future__ import annotations
 
 import typer
 
+from ._bench_kv import kv
 from ._bench_weights import weights
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+app.command()(kv)
 app.command()(weights)
 
 

@@ -98,9 +98,14 @@ class Advance:
             self._choose(sequences[part], result.logits[rows[part]])
 
     def _choose(self, sequences: list[Sequence], logits: Tensor) -> None:
+        taught = {
+            row: Sampled(sequence.group.request.teacher(sequence.num_output, logits[row]))
+            for row, sequence in enumerate(sequences)
+            if sequence.group.request.teacher is not None
+        }
         sampled = self._sampler.sample(logits, [sequence.sample_state for sequence in sequences])
-        for sequence, token in zip(sequences, sampled, strict=True):
-            self._accept(sequence, token)
+        for row, (sequence, token) in enumerate(zip(sequences, sampled, strict=True)):
+            self._accept(sequence, taught.get(row, token))
 
     def wake(self, sequence: Sequence) -> None:
         """A complete sequence was given another token."""

@@ -116,7 +116,7 @@ class Evictor:
         )
         if Need.CALIBRATION in sequence.policy.needs:
             inputs.calibration = self.calibrations.load(sequence.policy.names[0])
-        inputs.read = lambda layer: read_slots(storage, table, layer)
+        inputs.read = lambda layer: read_slots(storage, table, layer, inputs.num_slots)
         return inputs
 
     def _write(self, decision: Decision, table: PageTable) -> None:

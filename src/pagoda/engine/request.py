@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from ..core.errors import RequestError
 from ..kv.policies._stack import PolicyStack
@@ -15,7 +18,11 @@ Prompt = str | list[int]
 @dataclass(slots=True)
 class Request:
     """A checked request. ``seed`` is the params' or one drawn at submission; ``arrival`` is in seconds of the clock;
-    ``grammar`` is the compiled form of ``params.structured``."""
+    ``grammar`` is the compiled form of ``params.structured``.
+
+    teacher: teacher forcing, for measurements. Called with the number of tokens so far and the logits float32 [vocab];
+    what it says is the next token, whatever the logits are.
+    """
 
     request_id: str
     prompt: str | None
@@ -30,6 +37,7 @@ class Request:
     grammar: Grammar | None = None
     pooling: str | None = None
     """Not None: nothing is generated, the prompt's hidden states are pooled (see ``pooling``)."""
+    teacher: Callable[[int, Tensor], int] | None = None
 
 
 def check_prompt_ids(ids: list[int], vocab_size: int, max_model_len: int) -> None:

@@ -11,11 +11,11 @@ from .storage import PageStorage
 from .table import PageTable
 
 
-def read_slots(storage: PageStorage, table: PageTable, layer: int) -> tuple[Tensor, Tensor]:
-    """K and V of one layer, float32 ``[H, N, Dk]`` and ``[H, N, Dv]``, N slots of the longest head.
+def read_slots(storage: PageStorage, table: PageTable, layer: int, num_slots: int) -> tuple[Tensor, Tensor]:
+    """K and V of one layer, float32 ``[H, num_slots, Dk]`` and ``[H, num_slots, Dv]``.
 
-    Rows of shorter heads end in what their pages hold; latent pages (MLA) have V in the first columns of K and no
-    columns of their own here.
+    Beyond a head's length stands what its pages hold, or zeros; latent pages (MLA) have V in the first columns of K and
+    no columns of their own here.
     """
     heads = table.fmt.num_kv_heads
     rows = [table.row(layer, head) for head in range(heads)]
@@ -25,8 +25,13 @@ def read_slots(storage: PageStorage, table: PageTable, layer: int) -> tuple[Tens
         table.bases[rows, :columns].astype("int64")
     )
     k, v = gather(storage.pages, storage.layout, ids.to(storage.device), torch.float32)
-    k = k[:, :most]
-    return k, k[..., :0] if v is None else v[:, :most]
+    k = _fit(k, num_slots)
+    return k, k[..., :0] if v is None else _fit(v, num_slots)
+
+
+def _fit(x: Tensor, num_slots: int) -> Tensor:
+    missing = num_slots - x.shape[1]
+    return x[:, :num_slots] if missing <= 0 else torch.nn.functional.pad(x, (0, 0, 0, missing))
 
 
 def write_slots(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,3 +167,16 @@ def test_allocators_spend_exactly_the_budget(text: str) -> None:
     assert int(counts.sum()) == LAYERS * HEADS * 20
     assert counts.unique().numel() > 1
     assert int(counts.min()) >= 1
+
+
+def test_the_method_in_the_docs_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "kv-policies.md").read_text(encoding="utf-8")
+    code = page.partition("```py\n")[2].partition("```")[0]
+    (tmp_path / "loudest_policy.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = importlib.import_module("loudest_policy").Loudest(budget=20)
+    case = inputs(60, 1)
+    keep = made.act(case).keep
+    norms = case.layer(0).keys.norm(dim=-1)
+    assert keep.sum(-1).eq(20).all()
+    assert norms[0][keep[0, 0]][:-1].min() > norms[0][~keep[0, 0]].max()

@@ -25,7 +25,7 @@ class Corm(Scored, Rolling):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.15949"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
-    window: int = 32
+    window: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,8 +29,8 @@ class Scope(Scored, Rolling):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.13649"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
-    window: int = 32
-    kernel: int = 7
+    window: int = 16
+    kernel: int = 13
     prompt_share: float = 0.75
 
     def __post_init__(self) -> None:

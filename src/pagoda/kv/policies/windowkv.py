@@ -27,8 +27,8 @@ class WindowKV(Scored, Once):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.17922"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
-    window: int = 32
-    span: int = 8
+    window: int = 16
+    span: int = 16
     review: float = 0.25
     group: int = 2
 

@@ -26,8 +26,8 @@ class ZigZagKV(Scored, Once):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.09036"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
-    window: int = 32
-    kernel: int = 7
+    window: int = 16
+    kernel: int = 13
     held: float = 0.9
     floor: float = 0.5
     allots = True

@@ -1,0 +1,180 @@
+"""The price list of KV policies: every method at every budget, on the same cases, in one engine.
+
+For each: KV bytes held while answering and at the peak (as shares of exact), quality by task, and the speed of prefill
+and decode beside exact, measured in turns.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..core.calls import parse_calls
+from ..kv.grammar import parse_policy
+from ..kv.policies import POLICIES
+from ..kv.policies.base import Stage
+from ..sampling.params import SamplingParams
+from .forced import Answer, ForcedEngine
+from .quality.tasks import TASKS
+from .quality.tasks.base import Task, World
+from .quality.tasks.recall import heat
+
+HELPLESS = 0.2
+"""A task in which the exact model itself scores less says nothing about a method."""
+
+
+@dataclass
+class Price:
+    """One method at one budget. Shares are of exact on the same cases; ``quality`` by metric."""
+
+    kv: str
+    method: str
+    budget: int | float | None
+    held_share: float = 1.0
+    peak_share: float = 1.0
+    quality: dict[str, float] = field(default_factory=dict)
+    prefill_speed: float = 1.0
+    decode_speed: float = 1.0
+    policy_share: float = 0.0
+    heat: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class PriceList:
+    """All prices of one model; the first is exact. ``left_out``: metric -> why it is not judged."""
+
+    model: str
+    length: int
+    count: int
+    prices: list[Price]
+    higher_is_better: dict[str, bool]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def spell(policies: Sequence[str], budgets: Sequence[int | float]) -> list[tuple[str, str, int | float | None]]:
+    """``(kv, method, budget)`` for every policy at every budget. A policy that states its own budget is taken as it is;
+    an allocator alone wraps snapkv. Raises ConfigError as the grammar does.
+    """
+    found: list[tuple[str, str, int | float | None]] = []
+    for text in policies:
+        first = parse_calls(text.replace("-", "_"), option="policies", example="snapkv,h2o")[0]
+        policy: Any = POLICIES.get(first.name)
+        if policy.stage is Stage.ALLOCATOR:
+            text, policy = f"snapkv+{text}", POLICIES.get("snapkv")
+        fixed = "budget" in first.arguments or "budget" not in policy.__dataclass_fields__
+        for budget in [None] if fixed else budgets:
+            kv = text if budget is None else _with_budget(text, budget)
+            parse_policy(kv)
+            if not parse_policy(kv).exact:
+                found.append((kv, text, budget))
+    return found
+
+
+def _with_budget(text: str, budget: int | float) -> str:
+    head, plus, tail = text.partition("+")
+    name, _, rest = head.partition("(")
+    others = rest.rstrip(") ")
+    return f"{name}(budget={budget}{', ' if others else ''}{others}){plus}{tail}"
+
+
+def price(
+    engine: ForcedEngine,
+    world: World,
+    chosen: Sequence[tuple[str, str, int | float | None]],
+    tasks: Sequence[str],
+    count: int,
+    *,
+    model: str,
+    with_speed: bool = True,
+    progress: Callable[[str], None] = lambda _: None,
+) -> PriceList:
+    """Runs everything; ``progress`` is told each (method, budget) when it is done. Raises ConfigError for a task that
+    the world cannot hold, and for policies that the model cannot run.
+    """
+    made = [(name, _task(name)) for name in tasks]
+    cases = {name: task.cases(world, count) for name, task in made}
+    exact = {name: list(engine.run(cases[name], "exact")) for name, _ in made}
+    better = {metric: up for _, task in made for metric, up in task.metrics.items()}
+    found = PriceList(model, world.length, count, [], better)
+    for kv, method, budget in [("exact", "exact", None), *chosen]:
+        one = Price(kv, method, budget)
+        answers = exact if kv == "exact" else {name: list(engine.run(cases[name], kv)) for name, _ in made}
+        _judge(one, made, answers, exact)
+        if with_speed:
+            _race(one, engine, world)
+        found.prices.append(one)
+        progress(kv)
+    for metric, value in found.prices[0].quality.items():
+        if better[metric] and value < HELPLESS:
+            found.left_out[metric] = f"exact itself scores {value:.2f}"
+    return found
+
+
+def _task(name: str) -> Task:
+    task: Any = TASKS.get(name)
+    made: Task = task()
+    return made
+
+
+def _judge(
+    one: Price, tasks: Sequence[tuple[str, Task]], answers: dict[str, list[Answer]], exact: dict[str, list[Answer]]
+) -> None:
+    mine = [answer for name, _ in tasks for answer in answers[name]]
+    theirs = [answer for name, _ in tasks for answer in exact[name]]
+    one.held_share = sum(a.held_bytes for a in mine) / sum(a.held_bytes for a in theirs)
+    one.peak_share = sum(a.peak_bytes for a in mine) / sum(a.peak_bytes for a in theirs)
+    for name, task in tasks:
+        one.quality |= task.score(answers[name], exact[name])
+    if "recall" in answers:
+        one.heat = {f"{distance}/{depth}": share for (distance, depth), share in heat(answers["recall"]).items()}
+
+
+def _race(one: Price, engine: ForcedEngine, world: World, *, rounds: int = 2, width: int = 8, answer: int = 24) -> None:
+    """Prefill and decode of a batch, the method and exact in turns; the medians of the ratios."""
+    prefill, decode = [], []
+    before = engine.engine.counters.policy_seconds
+    spent = 0.0
+    for round_ in range(rounds):
+        times = {}
+        for kv in ("exact", one.kv):
+            rng = random.Random(f"{one.kv}{round_}{kv}")
+            vocab = engine.built.loaded.shape.vocab_size
+            prompts = [[rng.randrange(vocab) for _ in range(world.length - answer)] for _ in range(width)]
+            times[kv] = engine.timed(prompts, SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True, kv=kv))
+        spent += sum(times[one.kv])
+        prefill.append(times["exact"][0] / times[one.kv][0])
+        decode.append(times["exact"][1] / times[one.kv][1])
+    one.prefill_speed, one.decode_speed = statistics.median(prefill), statistics.median(decode)
+    one.policy_share = (engine.engine.counters.policy_seconds - before) / spent
+
+
+def front(found: PriceList, metric: str) -> list[Price]:
+    """Prices that no other beats in both bytes held and this metric, by bytes."""
+    sign = 1 if found.higher_is_better[metric] else -1
+    best: list[Price] = []
+    for one in sorted(found.prices, key=lambda p: (p.held_share, -sign * p.quality[metric])):
+        if not best or sign * one.quality[metric] > sign * best[-1].quality[metric]:
+            best.append(one)
+    return best
+
+
+def losers(found: PriceList, metric: str, controls: Sequence[str] = ("recent", "random")) -> list[str]:
+    """Methods that do not beat every control at the same budget by this metric: ``kv`` texts."""
+    sign = 1 if found.higher_is_better[metric] else -1
+    by_budget = {
+        p.budget: max(sign * q.quality[metric] for q in found.prices if q.budget == p.budget and q.method in controls)
+        for p in found.prices
+        if p.method in controls
+    }
+    return [
+        p.kv
+        for p in found.prices
+        if p.budget in by_budget and p.method not in controls and sign * p.quality[metric] <= by_budget[p.budget]
+    ]

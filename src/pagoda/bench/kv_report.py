@@ -1,0 +1,94 @@
+"""The price list as markdown and as a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..core.errors import ConfigError
+from ..kv.policies import POLICIES
+from .kv import Price, PriceList, front
+
+SHARES = ("top1", "recall", "multi_key", "multi_query", "multi_turn", "copying", "counting", "topics")
+
+
+def markdown(found: PriceList) -> str:
+    """A table with one row a price, sorted by method and budget, and what was left out."""
+    metrics = [m for m in found.prices[0].quality if m not in found.left_out]
+    titles = ["kv", "KV held", "peak", *(m.replace("_", " ") for m in metrics), "prefill", "decode", "deciding"]
+    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
+    for one in found.prices:
+        cells = [f"`{one.kv}`", f"{one.held_share:.0%}", f"{one.peak_share:.0%}"]
+        cells += [_cell(metric, one.quality[metric]) for metric in metrics]
+        cells += [f"{one.prefill_speed:.2f}x", f"{one.decode_speed:.2f}x", f"{one.policy_share:.1%}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [f"\nLeft out: {metric} ({why})." for metric, why in found.left_out.items()]
+    return "\n".join(lines)
+
+
+def _cell(metric: str, value: float) -> str:
+    return f"{value:.0%}" if metric in SHARES else f"{value:.3f}" if metric == "kl" else f"{value:.2f}"
+
+
+def methods_table() -> str:
+    """Every registered policy: what it does, its parameters, its paper."""
+    lines = ["| name | what stays | parameters | paper |", "| --- | --- | --- | --- |"]
+    for name, policy in POLICIES.items():
+        fields = dataclasses.fields(policy)  # type: ignore[arg-type]
+        parameters = ", ".join(f"{field.name}={field.default!r}" for field in fields)
+        paper = getattr(policy, "paper", "")
+        link = f"[{paper.rpartition('/')[2]}]({paper})" if paper else ""
+        module = __import__(policy.__module__, fromlist=["_"])
+        summary = " ".join((module.__doc__ or "").split("\n\n")[0].split())
+        lines.append(f"| `{name}` | {summary} | {parameters} | {link} |")
+    return "\n".join(lines)
+
+
+def splice(page: str, name: str, text: str) -> str:
+    """The page with what stands between ``<!-- name -->`` and ``<!-- end name -->`` replaced.
+
+    Raises ConfigError when the page has no such place.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    if begin not in page or end not in page:
+        raise ConfigError(f"the page has no place for {name!r}: it needs the lines {begin} and {end}")
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+
+
+def plot(found: PriceList, path: Path) -> None:
+    """Quality over bytes held, two panels with the Pareto front drawn. Raises ConfigError without matplotlib."""
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise ConfigError("plots need matplotlib; run: pip install 'pagoda-llm[bench]'") from error
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    metrics = [m for m in ("kl", "recall", "multi_turn") if m in found.higher_is_better and m not in found.left_out]
+    metrics = metrics or [m for m in found.prices[0].quality if m not in found.left_out][:1]
+    figure, axes = plt.subplots(1, len(metrics), figsize=(6.2 * len(metrics), 5), squeeze=False)
+    methods = sorted({one.method for one in found.prices})
+    colors = {method: plt.get_cmap("tab20")(index % 20) for index, method in enumerate(methods)}
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for method in methods:
+            mine = sorted((p for p in found.prices if p.method == method), key=lambda p: p.held_share)
+            marker = "s" if method in ("recent", "random") else "o"
+            axis.plot(*_points(mine, metric), marker=marker, color=colors[method], linewidth=0.6, label=method)
+        best = [p for p in front(found, metric) if metric != "kl" or p.quality[metric] > 0]
+        axis.plot(*_points(best, metric), color="black", linewidth=2, alpha=0.5, zorder=0, label="front")
+        axis.set_xlabel("KV bytes held, as a share of exact")
+        axis.set_title(metric.replace("_", " ") + (" (nats, lower is better)" if metric == "kl" else ""))
+        if metric == "kl":
+            axis.set_yscale("symlog", linthresh=1e-3)
+        axis.grid(alpha=0.3)
+    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle(f"{found.model}: {found.count} cases a task of {found.length} tokens")
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def _points(prices: Sequence[Price], metric: str) -> tuple[list[float], list[float]]:
+    return [p.held_share for p in prices], [p.quality[metric] for p in prices]

@@ -1,0 +1,38 @@
+"""``pagoda bench kv``: what is refused, in one line, and the JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from .conftest import pagoda
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--policies", "snapkw"], "accepted: ada"),
+        (["--budgets", "much"], "budget 'much' is not a number"),
+        (["--tasks", "juggling"], "quality task"),
+        (["--cases", "0"], "cases is 0"),
+        (["--length", "4"], "length is 4"),
+        (["--text", "/nowhere.txt"], "cannot be read"),
+    ],
+)
+def test_refusals(args: list[str], message: str) -> None:
+    done = pagoda("bench", "kv", "lantern", "--policies", "recent", *args)
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_json_and_files(tmp_path) -> None:
+    done = pagoda(
+        "bench", "kv", "lantern", "--policies", "recent,snapkv(window=8)", "--budgets", "32", "--tasks", "recall",
+        "--cases", "1", "--length", "192", "--no-speed", "--json", "--out", str(tmp_path),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert [p["kv"] for p in found["prices"]] == ["exact", "recent(budget=32)", "snapkv(budget=32, window=8)"]
+    assert {path.name for path in tmp_path.iterdir()} == {"kv-lantern.json", "kv-lantern.md", "kv-lantern.png"}
