@@ -10,9 +10,9 @@ namespace pagoda {
 namespace {
 
 constexpr int64_t kParallelBytes = 256 << 10;  // weights under which waking a thread costs more than it brings
-constexpr int64_t kItemBytes = 128 << 10;      // weights of one item: small beside a core's cache, large beside a fetch
 constexpr int64_t kItemTokens = 528;           // tokens of one item, where there are many
 constexpr int64_t kItemPanels = 16;            // panels of one item then
+constexpr int64_t kBlock = 4;                  // panels that slices are cut by: the widest tile
 
 // One buffer a thread that calls, kept: a step's products follow one another.
 struct Buffer {
@@ -41,7 +41,7 @@ int64_t words_of(const PackedMatrix& m, Operand operand) {
 bool crowded(int64_t bytes, int64_t count) { return count > 4 && bytes % 1024 == 0; }
 
 bool has_sums(const PackedMatrix& m, Operand operand) {
-  return operand == Operand::s8 || (operand == Operand::bf16 && m.zeros != nullptr);
+  return operand == Operand::s8 || m.zeros != nullptr;
 }
 
 }  // namespace
@@ -84,9 +84,9 @@ Tokens prepared_in(const PackedMatrix& m, Operand operand, int64_t count, void* 
   auto* const words = static_cast<uint32_t*>(memory);
   t.data = words;
   if (memory == nullptr) return t;
-  auto* const numbers = reinterpret_cast<float*>(words + count * t.steps);
+  uint32_t* const numbers = words + count * t.steps;
   if (has_sums(m, operand)) t.sums = numbers;
-  if (operand == Operand::s8) t.scales = numbers + count * m.groups();
+  if (operand == Operand::s8) t.scales = reinterpret_cast<float*>(numbers + count * m.groups());
   return t;
 }
 
@@ -110,17 +110,17 @@ void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string
     parallel_for(parts, num_threads, [&](int64_t i) { prepare(p, i * part, std::min(a.count, (i + 1) * part)); });
   }
   if (m.panels() * m.panel_bytes() * std::max<int64_t>(1, a.count / 4) < kParallelBytes) num_threads = 1;
-  const bool many = a.count > 64;
-  const int64_t token_parts = (a.count + kItemTokens - 1) / kItemTokens;
-  const int64_t panels = many ? kItemPanels : std::max<int64_t>(4, kItemBytes / std::max<int64_t>(1, m.panel_bytes()) / 4 * 4);
-  const int64_t parts = (m.panels() + panels - 1) / panels;
+  // Few tokens: few long slices, since a slice fetches ahead only within itself. Many: small ones, which end together.
+  const int64_t token_parts = (a.count + kItemTokens - 1) / kItemTokens, blocks = (m.panels() + kBlock - 1) / kBlock;
+  const int64_t parts = std::min(blocks, std::max<int64_t>(2 * num_threads, a.count > 64 ? m.panels() / kItemPanels : 0));
   parallel_for(parts * token_parts, num_threads, [&](int64_t i) {
     const int64_t token = i % token_parts * kItemTokens, part = i / token_parts;
+    const int64_t row = part * blocks / parts * kBlock * kPanel, end = (part + 1) * blocks / parts * kBlock * kPanel;
     LinearSlice own = s;
     own.x = s.x.from(token, m.groups());
     own.x.count = std::min(own.x.count, kItemTokens);
     own.out = static_cast<char*>(s.out) + token * s.out_stride * size_of(s.dtype);
-    rows(own, part * panels * kPanel, std::min(m.outputs, (part + 1) * panels * kPanel));
+    rows(own, row, std::min(m.outputs, end));
   });
 }
 

@@ -51,7 +51,9 @@ struct Tokens {
   int64_t steps = 0;               // 32-bit words between tokens
   const uint32_t* data = nullptr;
   const float* scales = nullptr;   // s8: [count][groups]
-  const float* sums = nullptr;     // [count][groups] of the prepared numbers; s8, and bf16 with zero points
+  // [count][groups], bits of float: the sums of the tokens, where there are zero points; of int32 for s8: what makes up for the
+  // stored offset, -offset times the sum (with zero points minus the sum).
+  const uint32_t* sums = nullptr;
 
   Tokens from(int64_t first, int64_t groups) const {
     Tokens t = *this;

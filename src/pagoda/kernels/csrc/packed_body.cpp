@@ -1,18 +1,18 @@
 // Slices of rows of a product with a packed weight, for one instruction set (see packed.hpp and packed_tile.hpp).
+//
+// Few tokens (one tile) follow the weights once through memory. Many go block by block: panels that fit in a core's second
+// cache meet tile after tile of tokens; formats that must be turned into floats or bfloat16 are turned once a block.
 
 #include "packed_tile.hpp"
 
 namespace pagoda {
 namespace {
 
-constexpr int kMaxTokens = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 3;  // of a tile: kTokens x kPanels x kVecs sums stay in registers
 constexpr int64_t kTokenBlock = 22 * kMaxTokens;  // tokens whose sums are kept while the inputs come in pieces
-constexpr int64_t kPiece = 1024;                  // inputs of an expanded piece (128 KiB to 512 KiB of panels: in a core's L2)
-
-constexpr int panels_for(int tokens) {
-  if (kLanes != 16) return tokens <= 2 && kLanes == 8 ? 2 : 1;
-  return tokens <= 6 ? 4 : tokens <= 8 ? 3 : 2;
-}
+constexpr int64_t kFewBytes = 384 << 10;          // tokens that stay in the second cache beside the panels
+constexpr int64_t kStreamBytes = 256 << 10;       // panels at a time, as they are stored
+constexpr int64_t kPiece = 1024;                  // inputs turned at a time for many tokens
+constexpr int64_t kShortPiece = 128;              // for few: in the first cache; a multiple of all groups
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -37,167 +37,178 @@ thread_local Scratch scratch;
 
 // ---- from sums to results --------------------------------------------------------------------------------------------------
 
-// Sixteen results of one token: scaled, with bias, rounded; the last panel of a matrix may be cut short.
-template <class Sum>
-void finish_panel(const LinearSlice& s, int64_t token, int64_t panel, const uint32_t* sums) {
+// Results of tokens first..end in one panel: scaled, with bias, rounded. The last panel of a matrix may be cut short.
+template <bool kIntegers, class T>
+void finish_panel(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
   const PackedMatrix& m = s.matrix;
-  const bool row_scales = m.scales != nullptr && m.group == 0;
-  const bool integers = s.x.operand == Operand::s8 && m.group == 0;
-  const int32_t offset = !integers ? 0 : int32_t(s.x.sums[token]) * (m.format == Format::int8 ? 128 : 1);
-  const float token_scale = integers ? s.x.scales[token] : 1.0f;
   const int64_t row = panel * kPanel, count = smaller(kPanel, m.outputs - row);
-  float out[kPanel];
+  Vec scale[kVecs], bias[kVecs];
+  T some[kPanel] = {};
+  if (s.bias) memcpy(some, static_cast<const T*>(s.bias) + row, count * sizeof(T));
   for (int v = 0; v < kVecs; ++v) {
-    Vec x = (Vec)load_lanes(sums + v * kLanes);
-    if (integers) x = __builtin_convertvector((IntVec)x - offset, Vec);
-    if (row_scales) x *= load(static_cast<const float*>(m.scales) + row + v * kLanes) * token_scale;
-    store(out + v * kLanes, x);
+    bias[v] = load(some + v * kLanes);
+    scale[v] = splat(1.0f);
+    if (m.scales && m.group == 0) scale[v] = load(static_cast<const float*>(m.scales) + row + v * kLanes);
   }
-  const int64_t at = token * s.out_stride + row;
-  if (s.dtype == Dtype::f32) {
-    const float* bias = static_cast<const float*>(s.bias);
-    float* to = static_cast<float*>(s.out) + at;
-    if (bias) for (int64_t i = 0; i < count; ++i) out[i] += bias[row + i];
-    memcpy(to, out, count * sizeof(float));
-  } else {
-    const uint16_t* bias = static_cast<const uint16_t*>(s.bias);
-    uint16_t* to = static_cast<uint16_t*>(s.out) + at;
-    if (bias) for (int64_t i = 0; i < count; ++i) out[i] += widen(bias[row + i]);
-    for (int64_t i = 0; i < count; ++i) narrow(out[i], to + i);
+  for (int64_t t = first; t < end; ++t, sums += sum_stride) {
+    T* const out = static_cast<T*>(s.out) + t * s.out_stride + row;
+    T* const to = count == kPanel ? out : some;
+    for (int v = 0; v < kVecs; ++v) {
+      const UintVec sum = load_lanes(sums + v * kLanes);
+      if constexpr (kIntegers) {
+        store(to + v * kLanes, to_floats((IntVec)sum) * (scale[v] * s.x.scales[t]) + bias[v]);
+      } else {
+        store(to + v * kLanes, (Vec)sum * scale[v] + bias[v]);
+      }
+    }
+    if (to != out) memcpy(out, to, count * sizeof(T));
   }
 }
 
 // ---- one kind of product ---------------------------------------------------------------------------------------------------
 
-typedef void (*RunTile)(const GroupedTile&);
-
-template <class Op, bool kGrouped, int kTokens, int kPanels>
-void run_tile(const GroupedTile& g) {
-  if constexpr (kGrouped) grouped_tile<Op, kTokens, kPanels>(g);
-  else plain_tile<Op, kTokens, kPanels>(g.tile);
-}
-
-// For 1..kMaxTokens tokens: the tile with many panels, and that with one.
-template <class Op, bool kGrouped>
-struct Tiles {
-  RunTile wide[kMaxTokens + 1], narrow[kMaxTokens + 1];
-  template <int kTokens>
-  constexpr void fill() {
-    wide[kTokens] = run_tile<Op, kGrouped, kTokens, panels_for(kTokens)>;
-    narrow[kTokens] = run_tile<Op, kGrouped, kTokens, 1>;
-    if constexpr (kTokens > 1) fill<kTokens - 1>();
-  }
-  constexpr Tiles() : wide(), narrow() { fill<kMaxTokens>(); }
-};
-
-struct Piece {  // of the inputs, as the tiles read it
+struct Piece {  // of the inputs of a block of panels, as the tiles read it
   const uint8_t* panels;
   int64_t panel_stride, first, lines;
-  bool in_place;
+  const uint8_t* next;  // what comes after, to be fetched; null where somebody else goes on
 };
 
-template <class Op, bool kGrouped>
+// Op reads the lines as they are stored; Wide reads what Op turned them into, when that pays.
+template <class Op, class Wide, bool kGrouped>
 class Product {
  public:
-  explicit Product(const LinearSlice& slice) : s(slice), m(slice.matrix) {
-    expanded = s.x.operand == Operand::f32 ? m.format != Format::fp32 : s.x.operand == Operand::bf16 && m.format != Format::bf16;
-    step = s.x.operand == Operand::f32 ? 1 : s.x.operand == Operand::bf16 ? 2 : 4;  // inputs in a word
-    num_tiles = (s.x.count + kMaxTokens - 1) / kMaxTokens;
-  }
+  explicit Product(const LinearSlice& slice) : s(slice), m(slice.matrix) {}
 
-  void run(int64_t first_panel, int64_t end_panel) {
-    const int64_t few = panels_for(static_cast<int>(num_tiles > 1 ? kMaxTokens : s.x.count));
-    const int64_t block = num_tiles > 1 ? 8 * few : few;
-    piece = expanded ? (num_tiles > 1 ? kPiece : kPiece / 4) : num_tiles > 1 ? 2 * kPiece : m.inputs;
-    many_pieces = m.inputs > piece;
-    const int64_t held = many_pieces ? smaller(s.x.count, kTokenBlock) : kMaxTokens;
-    const int64_t panel_bytes = expanded ? smaller(piece, m.blocks() * m.block()) / step * 64 : 0;
-    char* const memory = scratch.need(block * panel_bytes + held * block * kPanel * 4);
-    buffer = reinterpret_cast<uint8_t*>(memory);
-    sums = reinterpret_cast<uint32_t*>(memory + block * panel_bytes);
+  void run(int64_t first_panel, int64_t last_panel) {
+    plan();
+    end_of_slice = last_panel;
     for (int64_t token = 0; token < s.x.count; token += kTokenBlock)
-      for (int64_t panel = first_panel; panel < end_panel; panel += block)
-        run_block(token, smaller(s.x.count, token + kTokenBlock), panel, smaller(end_panel, panel + block), block * kPanel);
+      for (int64_t panel = first_panel; panel < end_of_slice; panel += block)
+        run_block(token, smaller(s.x.count, token + kTokenBlock), panel, smaller(end_of_slice, panel + block));
   }
 
  private:
-  void run_block(int64_t token, int64_t end_token, int64_t panel, int64_t end_panel, int64_t sum_stride) {
+  // How much at a time. Few tokens stay in the second cache while panels stream by; many tokens stream by a block of panels.
+  void plan() {
+    const bool one_tile = s.x.count <= kMaxTokens, few = s.x.count * s.x.steps * 4 <= kFewBytes;
+    turned = !__is_same(Op, Wide) && s.x.count > Op::kDirect;
+    const int64_t wide = panels_for(static_cast<int>(smaller(s.x.count, kMaxTokens)));
+    block = wide * (one_tile ? 1 : few && !turned ? 1 : 8);
+    piece = turned ? (one_tile ? kShortPiece : kPiece) : kStreamBytes / (block * 64) * m.block() / 128 * 128;
+    many_pieces = m.inputs > piece;
+    const int64_t turned_bytes = turned ? block * lines_of(smaller(piece, m.inputs)) * Op::kSteps * 64 : 0;
+    const int64_t held = many_pieces ? smaller(s.x.count, kTokenBlock) : kMaxTokens;
+    buffer = reinterpret_cast<uint8_t*>(scratch.need(turned_bytes + held * block * kPanel * 4));
+    sums = reinterpret_cast<uint32_t*>(buffer + turned_bytes);
+    sum_stride = block * kPanel;
+  }
+
+  int64_t lines_of(int64_t inputs) const { return (inputs + m.block() - 1) / m.block(); }
+
+  void run_block(int64_t token, int64_t end_token, int64_t panel, int64_t end_panel) {
     for (int64_t first = 0; first < m.inputs; first += piece) {
       const Piece p = make_piece(panel, end_panel, first);
-      for (int64_t t = token; t < end_token;) {
-        // Tiles of nearly equal height.
-        const int64_t left = (end_token - t + kMaxTokens - 1) / kMaxTokens, count = (end_token - t + left - 1) / left;
+      const int64_t tiles = (end_token - token + kMaxTokens - 1) / kMaxTokens;
+      for (int64_t t = token, i = 0; i < tiles; ++i) {
+        const int64_t count = (end_token - t + tiles - i - 1) / (tiles - i);  // tiles of nearly equal height
         uint32_t* const at = sums + (many_pieces ? (t - token) * sum_stride : 0);
-        run_row(p, t, static_cast<int>(count), panel, end_panel, at, sum_stride);
-        if (!many_pieces) finish(t, t + count, panel, end_panel, at, sum_stride);
+        if (turned) run_row<Wide>(p, t, static_cast<int>(count), panel, end_panel, at, i, tiles);
+        else run_row<Op>(p, t, static_cast<int>(count), panel, end_panel, at, i, tiles);
+        if (!many_pieces) finish(t, t + count, panel, end_panel, at);
         t += count;
       }
     }
-    if (many_pieces) finish(token, end_token, panel, end_panel, sums, sum_stride);
+    if (many_pieces) finish(token, end_token, panel, end_panel, sums);
   }
 
   Piece make_piece(int64_t panel, int64_t end_panel, int64_t first) const {
-    const int64_t count = smaller(piece, m.inputs - first);
-    const int64_t stored = (count + m.block() - 1) / m.block() * 64;  // bytes of a panel
+    const int64_t lines = lines_of(smaller(piece, m.inputs - first));
     const uint8_t* const data = m.data + panel * m.panel_bytes() + first / m.block() * 64;
-    if (!expanded) return {data, m.panel_bytes(), first, stored / 64, true};
-    const int64_t lines = (count + m.block() - 1) / m.block() * m.block() / step;
-    for (int64_t p = panel; p < end_panel; ++p) {
-      uint8_t* const out = buffer + (p - panel) * lines * 64;
-#if PAGODA_DPBF16
-      if (s.x.operand == Operand::bf16) {
-        expand_bf16(m, p, first, count, reinterpret_cast<uint32_t*>(out));
-        continue;
+    const uint8_t* next = end_panel < end_of_slice ? m.data + end_panel * m.panel_bytes() : nullptr;
+    if (first + piece < m.inputs) next = data + lines * 64;
+    if (!turned) return {data, m.panel_bytes(), first, lines, next};
+    for (int64_t p = panel; p < end_panel; ++p)
+      turn(data + (p - panel) * m.panel_bytes(), lines, buffer + (p - panel) * lines * Op::kSteps * 64);
+    return {buffer, lines * Op::kSteps * 64, first, lines * Op::kSteps, next};
+  }
+
+  static void turn(const uint8_t* from, int64_t lines, uint8_t* to) {
+    for (int64_t i = 0; i < lines; ++i, from += 64, to += Op::kSteps * 64) {
+      __builtin_prefetch(from + 4096, 0, 2);
+      for (int v = 0; v < kVecs; ++v) {
+        const auto line = Op::open(load_lanes(from + v * sizeof(UintVec)));
+#pragma GCC unroll 16
+        for (int n = 0; n < Op::kSteps; ++n) {
+          const UintVec numbers = Op::numbers(line, n);
+          memcpy(to + n * 64 + v * sizeof(UintVec), &numbers, sizeof numbers);
+        }
       }
-#endif
-      expand_floats(m, p, first, count, reinterpret_cast<float*>(out));
     }
-    return {buffer, lines * 64, first, lines, false};
   }
 
-  void run_row(const Piece& p, int64_t token, int count, int64_t panel, int64_t end_panel, uint32_t* at, int64_t sum_stride) const {
-    static constexpr Tiles<Op, kGrouped> tiles;
-    GroupedTile g;
-    g.matrix = &m;
-    g.tile.panel_stride = p.panel_stride;
-    g.tile.token = s.x.data + token * s.x.steps + p.first / step;
-    g.tile.token_stride = s.x.steps;
-    g.tile.lines = p.lines;
-    g.tile.sum_stride = sum_stride;
-    g.tile.add = p.first > 0;
-    if (kGrouped) {
-      g.lines_of_group = m.group / step / Op::kSplit;
-      g.groups = (p.lines + g.lines_of_group - 1) / g.lines_of_group;
-      g.first_group = p.first / m.group;
-      g.scale_stride = m.groups();
-      g.token_scales = s.x.scales ? s.x.scales + token * g.scale_stride : nullptr;
-      g.token_sums = s.x.sums ? s.x.sums + token * g.scale_stride : nullptr;
-    }
+  // Tile number i of `tiles` over a piece: one row of tokens, panel after panel.
+  template <class O>
+  void run_row(const Piece& p, int64_t token, int count, int64_t panel, int64_t end_panel, uint32_t* at, int64_t i,
+               int64_t tiles) const {
+    static constexpr Tiles<O, kGrouped> table;
+    const int64_t inputs_of_line = turned ? m.block() / Op::kSteps : m.block();
+    const int64_t group = kGrouped ? p.first / m.group : 0;
+    Tile tile;
+    tile.panel_stride = p.panel_stride;
+    tile.token = s.x.data + token * s.x.steps + p.first / inputs_of_line * O::kSteps;
+    tile.token_stride = s.x.steps;
+    tile.lines = p.lines;
+    tile.sum_stride = sum_stride;
+    tile.add = p.first > 0;
+    tile.scale_stride = m.groups();
+    tile.token_scales = s.x.scales ? s.x.scales + token * tile.scale_stride + group : nullptr;
+    tile.token_sums = s.x.sums ? s.x.sums + token * tile.scale_stride + group : nullptr;
+    tile.wide_scales = m.wide_scales;
+    tile.group_stride = tile.scale_stride * kPanel;
+    if (kGrouped) tile.lines_of_group = m.group / inputs_of_line;
     const int wide = panels_for(count);
-    for (int64_t i = panel; i < end_panel;) {
-      const bool many = i + wide <= end_panel;
-      g.panel = i;
-      g.tile.panel = p.panels + (i - panel) * p.panel_stride;
-      g.tile.ahead = p.in_place ? smaller(wide * p.panel_stride, 4096) : 0;
-      g.tile.sums = at + (i - panel) * kPanel;
-      (many ? tiles.wide : tiles.narrow)[count](g);
-      i += many ? wide : 1;
+    for (int64_t q = panel; q < end_panel;) {
+      const bool many = q + wide <= end_panel;
+      if (kGrouped) {
+        const int64_t first = q * tile.group_stride + group * kPanel;
+        tile.scales = static_cast<const char*>(m.scales) + first * (m.wide_scales ? 4 : 2);
+        tile.zeros = m.zeros ? m.zeros + first : nullptr;
+      }
+      tile.panel = p.panels + (q - panel) * p.panel_stride;
+      tile.sums = at + (q - panel) * kPanel;
+      fetch_ahead(tile, p, q - panel, i, tiles);
+      (many ? table.wide : table.narrow)[count](tile);
+      q += many ? wide : 1;
     }
   }
 
-  void finish(int64_t token, int64_t end_token, int64_t panel, int64_t end_panel, const uint32_t* at, int64_t sum_stride) const {
-    for (int64_t t = token; t < end_token; ++t)
-      for (int64_t p = panel; p < end_panel; ++p)
-        finish_panel<typename Op::Sum>(s, t, p, at + (t - token) * sum_stride + (p - panel) * kPanel);
+  // The tiles over a piece share the fetching of the next. (Fetching an address past the end of the data does nothing.)
+  void fetch_ahead(Tile& tile, const Piece& p, int64_t q, int64_t i, int64_t tiles) const {
+    const bool fetch = !turned && p.next != nullptr && tiles <= 16;
+    tile.ahead_step = fetch ? (64 + tiles - 1) / tiles : 0;
+    tile.ahead = fetch ? p.next + q * p.panel_stride + i * p.lines * tile.ahead_step : tile.panel;
+  }
+
+  void finish(int64_t token, int64_t end_token, int64_t panel, int64_t end_panel, const uint32_t* at) const {
+    constexpr bool kIntegers = __is_same(typename Op::Sum, IntVec) && !kGrouped;
+    for (int64_t p = panel; p < end_panel; ++p, at += kPanel) {
+      if (s.dtype == Dtype::f32) finish_panel<kIntegers, float>(s, token, end_token, p, at, sum_stride);
+      else finish_panel<kIntegers, uint16_t>(s, token, end_token, p, at, sum_stride);
+    }
   }
 
   const LinearSlice& s;
   const PackedMatrix& m;
-  bool expanded, many_pieces = false;
-  int64_t step, num_tiles, piece = 0;
+  bool turned = false, many_pieces = false;
+  int64_t block = 0, piece = 0, sum_stride = 0, end_of_slice = 0;
   uint8_t* buffer = nullptr;
   uint32_t* sums = nullptr;
 };
+
+template <class Op, class Wide, bool kGrouped = false>
+void run(const LinearSlice& s, int64_t first, int64_t end) {
+  Product<Op, Wide, kGrouped>(s).run(first, end);
+}
 
 }  // namespace
 
@@ -206,16 +217,25 @@ namespace PAGODA_ISA {
 void packed_rows(const LinearSlice& s, int64_t first_row, int64_t end_row) {
   const int64_t first = first_row / kPanel, end = (end_row + kPanel - 1) / kPanel;
   if (s.x.count == 0 || first >= end) return;
-  if (s.x.operand == Operand::f32) return Product<Floats, false>(s).run(first, end);
+  const Format format = s.matrix.format;
+  if (s.x.operand == Operand::s8) {
+    if (format == Format::int8) return run<Quads<8>, Quads<8>>(s, first, end);
+    if (format == Format::int4) return run<Quads<4>, Quads<4>, true>(s, first, end);
+    return run<Quads<2>, Quads<2>>(s, first, end);
+  }
 #if PAGODA_DPBF16
   if (s.x.operand == Operand::bf16) {
-    if (s.matrix.format == Format::int4) return Product<Pairs, true>(s).run(first, end);
-    return Product<Pairs, false>(s).run(first, end);
+    if (format == Format::bf16) return run<Pairs, Pairs>(s, first, end);
+    if (format == Format::int8) return run<PairsOf<8>, Pairs>(s, first, end);
+    if (format == Format::int4) return run<PairsOf<4>, Pairs, true>(s, first, end);
+    return run<PairsOf<2>, Pairs>(s, first, end);
   }
 #endif
-  if (s.matrix.format == Format::int8) return Product<Quads<1>, false>(s).run(first, end);
-  if (s.matrix.format == Format::int4) return Product<Quads<2>, true>(s).run(first, end);
-  return Product<Quads<4>, false>(s).run(first, end);
+  if (format == Format::fp32) return run<Floats, Floats>(s, first, end);
+  if (format == Format::bf16) return run<FloatsOf<16>, Floats>(s, first, end);
+  if (format == Format::int8) return run<FloatsOf<8>, Floats>(s, first, end);
+  if (format == Format::int4) return run<FloatsOf<4>, Floats, true>(s, first, end);
+  return run<FloatsOf<2>, Floats>(s, first, end);
 }
 
 }  // namespace PAGODA_ISA

@@ -1,6 +1,6 @@
 // Tokens made ready for products with packed weights: widened, copied or quantized (see packed.hpp).
 
-#include "packed_expand.hpp"
+#include "packed_fields.hpp"
 
 namespace pagoda {
 namespace {
@@ -72,7 +72,7 @@ float largest(const T* x, int64_t count) {
 
 // count inputs of one group, `out` padded to whole blocks of its own format; the sum of the integers is returned.
 template <class T>
-float quantize(const T* x, int64_t count, int64_t padded, float inverse, Bytes order, uint8_t* out) {
+int32_t quantize(const T* x, int64_t count, int64_t padded, float inverse, Bytes order, uint8_t* out) {
   IntVec sum{};
   for (int64_t i = 0; i < padded; i += kPanel) {
     Vec part[kVecs];
@@ -90,7 +90,7 @@ float quantize(const T* x, int64_t count, int64_t padded, float inverse, Bytes o
   }
   int32_t total = 0;
   for (int i = 0; i < kLanes; ++i) total += sum[i];
-  return static_cast<float>(total);
+  return total;
 }
 
 template <class T>
@@ -99,14 +99,15 @@ void quantize_token(const PrepareArgs& a, const T* x, int64_t token) {
   const int64_t groups = m.groups(), group = m.group == 0 ? m.inputs : m.group;
   uint8_t* const out = reinterpret_cast<uint8_t*>(const_cast<uint32_t*>(a.out.data) + token * a.out.steps);
   float* const scales = const_cast<float*>(a.out.scales) + token * groups;
-  float* const sums = const_cast<float*>(a.out.sums) + token * groups;
+  int32_t* const sums = reinterpret_cast<int32_t*>(const_cast<uint32_t*>(a.out.sums)) + token * groups;
+  const int32_t offset = m.zeros ? 1 : m.format == Format::int8 ? 128 : m.format == Format::int4 ? 8 : 1;
   const Bytes order = order_of(m);
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * group, count = group < m.inputs - first ? group : m.inputs - first;
     const float most = largest(x + first, count);
     scales[g] = most / 127.0f;
-    sums[g] = quantize(x + first, count, (count + m.block() - 1) / m.block() * m.block(), most == 0.0f ? 0.0f : 127.0f / most,
-                       order, out + first);
+    const float inverse = most == 0.0f ? 0.0f : 127.0f / most;
+    sums[g] = -offset * quantize(x + first, count, (count + m.block() - 1) / m.block() * m.block(), inverse, order, out + first);
   }
 }
 
@@ -120,12 +121,15 @@ void widen_token(const PrepareArgs& a, const T* x, int64_t token) {
 }
 
 void copy_token(const PrepareArgs& a, const uint16_t* x, int64_t token) {
-  const PackedMatrix& m = *a.matrix;
   uint16_t* const out = reinterpret_cast<uint16_t*>(const_cast<uint32_t*>(a.out.data) + token * a.out.steps);
-  memcpy(out, x, m.inputs * 2);
-  memset(out + m.inputs, 0, (a.out.steps * 2 - m.inputs) * 2);
-  if (a.out.sums == nullptr) return;
-  float* const sums = const_cast<float*>(a.out.sums) + token * m.groups();
+  memcpy(out, x, a.matrix->inputs * 2);
+  memset(out + a.matrix->inputs, 0, (a.out.steps * 2 - a.matrix->inputs) * 2);
+}
+
+template <class T>
+void sum_groups(const PrepareArgs& a, const T* x, int64_t token) {
+  const PackedMatrix& m = *a.matrix;
+  float* const sums = reinterpret_cast<float*>(const_cast<uint32_t*>(a.out.sums)) + token * m.groups();
   for (int64_t g = 0; g < m.groups(); ++g) {
     const int64_t first = g * m.group, count = m.group < m.inputs - first ? m.group : m.inputs - first;
     Vec sum{};
@@ -143,6 +147,7 @@ template <class T>
 void prepare_one(const PrepareArgs& a, int64_t token) {
   const T* const x = static_cast<const T*>(a.x) + token * a.stride;
   if (a.out.operand == Operand::s8) return quantize_token(a, x, token);
+  if (a.out.sums) sum_groups(a, x, token);
   if (a.out.operand == Operand::f32) return widen_token(a, x, token);
   if constexpr (sizeof(T) == 2) copy_token(a, x, token);
 }

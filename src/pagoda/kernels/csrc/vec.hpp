@@ -73,6 +73,14 @@ inline void narrow(float x, uint16_t* out) {
   *out = uint16_t(bits >> 16);
 }
 
+inline void store(uint16_t* p, Vec x) {  // as bfloat16, to nearest, ties to even
+  const UintVec bits = (UintVec)x;
+  const UintVec up = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const UintVec quiet = bits | 0x400000u;
+  const HalfVec half = __builtin_convertvector((x == x ? up : quiet) >> 16, HalfVec);
+  memcpy(p, &half, sizeof half);
+}
+
 inline Vec select(IntVec mask, Vec yes, Vec no) { return (Vec)((mask & (IntVec)yes) | (~mask & (IntVec)no)); }
 inline Vec maximum(Vec a, Vec b) { return select(a > b, a, b); }
 

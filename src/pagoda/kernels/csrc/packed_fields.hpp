@@ -1,0 +1,171 @@
+// What the inner loops multiply. A line of a panel is sixteen rows of 32 bits; a step of a token is 32 bits, the same for all
+// rows. An operand says how many steps a line meets, which numbers of the line meet step n, and how they are multiplied.
+//
+//   Floats, FloatsOf<bits>   a step is a float         fp32; bf16, int8, int4, ternary turned into floats
+//   Pairs, PairsOf<bits>     a pair of bfloat16        bf16; int8, int4, ternary turned into bfloat16 (exact)
+//   Quads<bits>              four int8                 int8, int4, ternary as unsigned bytes
+//
+// Integers come less their offset for Floats and Pairs (int4 always less eight), as they are stored for Quads.
+#pragma once
+
+#include "packed.hpp"
+#include "vec.hpp"
+
+namespace pagoda {
+namespace {
+
+constexpr int kVecs = kPanel / kLanes;  // registers of a panel
+
+inline UintVec load_lanes(const void* p) {
+  UintVec x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+
+inline UintVec splat_word(uint32_t x) { return x - UintVec{}; }
+
+// The input of a block that field f of a lane holds, and the field that holds input n.
+constexpr int element_of(int field, int fields) { return field < fields / 2 ? 2 * field : 2 * (field - fields / 2) + 1; }
+constexpr int field_of(int element, int fields) { return element / 2 + (element % 2 ? fields / 2 : 0); }
+
+// Tokens of a tile: its sums, [tokens][panels][kVecs], stay in registers beside the operands.
+constexpr int kMaxTokens = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 3;
+
+struct Floats {
+  typedef Vec Sum;
+  typedef Vec Step;
+  typedef UintVec Line;
+  static constexpr int kSteps = 1, kDirect = kMaxTokens;  // kDirect: tokens up to which lines are turned in registers
+  static Line open(UintVec line) { return line; }
+  static UintVec numbers(Line line, int) { return line; }
+  static Step step(uint32_t x) { return (Vec)splat_word(x); }
+  static Sum add(Sum sum, UintVec numbers, Step x) { return sum + (Vec)numbers * x; }
+};
+
+template <int kBits>
+struct FloatsOf : Floats {
+  static constexpr int kSteps = 32 / kBits, kDirect = 2;
+  static UintVec numbers(UintVec line, int n) {
+    if (kBits == 16) return n == 0 ? line << 16 : line & 0xffff0000u;
+    constexpr uint32_t kMask = kBits < 32 ? (uint32_t{1} << kBits % 32) - 1 : ~0u;
+    const IntVec q = (IntVec)((line >> (kBits * field_of(n, kSteps))) & kMask);
+    return (UintVec)(__builtin_convertvector(q, Vec) - splat(kBits == 8 ? 128.0f : kBits == 4 ? 8.0f : 1.0f));
+  }
+};
+
+#if PAGODA_DPBF16
+
+struct Pairs {
+  typedef Vec Sum;
+  typedef __m512bh Step;
+  typedef __m512i Line;
+  static constexpr int kSteps = 1, kDirect = kMaxTokens;
+  static Line open(UintVec line) { return (__m512i)line; }
+  static UintVec numbers(Line line, int) { return (UintVec)line; }
+  static Step step(uint32_t x) { return (__m512bh)_mm512_set1_epi32(x); }
+  static Sum add(Sum sum, UintVec numbers, Step x) { return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)numbers, x); }
+};
+
+constexpr uint16_t small_bf16(int value) {
+  const int size = value < 0 ? -value : value;
+  int exponent = 0;
+  while (size >> (exponent + 1)) ++exponent;
+  if (size == 0) return 0;
+  return static_cast<uint16_t>((value < 0 ? 0x8000 : 0) | (127 + exponent) << 7 | ((size << (7 - exponent)) & 127));
+}
+
+// Looked up by the lowest five bits of a word: those above the field must not matter.
+template <int kBits>
+struct WordTable {
+  alignas(64) uint16_t entry[32];
+  constexpr WordTable() : entry() {
+    for (int i = 0; i < 32; ++i) entry[i] = small_bf16(i % (1 << kBits) - (kBits == 4 ? 8 : 1));
+  }
+};
+
+template <int kBits>
+constexpr WordTable<kBits> kWords{};
+
+template <int kBits>  // int4, ternary
+struct PairsOf : Pairs {
+  static constexpr int kSteps = 16 / kBits, kDirect = kBits == 4 ? 12 : 4;
+  static UintVec numbers(__m512i line, int n) {
+    return (UintVec)_mm512_permutexvar_epi16(_mm512_srli_epi32(line, n * kBits), _mm512_load_si512(kWords<kBits>.entry));
+  }
+};
+
+// The two bytes of the bfloat16 of 0..127.
+struct ByteTables {
+  alignas(64) uint8_t low[128], high[128];
+  constexpr ByteTables() : low(), high() {
+    for (int i = 0; i < 128; ++i) low[i] = small_bf16(i) & 255, high[i] = small_bf16(i) >> 8;
+  }
+};
+
+constexpr ByteTables kBytes;
+
+template <>
+struct PairsOf<8> : Pairs {
+  static constexpr int kSteps = 2, kDirect = 12;
+  struct Line {
+    __m512i low, high;  // bytes of the bfloat16
+  };
+  static Line open(UintVec line) {
+    const __m512i sign = _mm512_set1_epi8(-128), q = _mm512_xor_si512((__m512i)line, sign), size = _mm512_abs_epi8(q);
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kBytes.low), size, _mm512_load_si512(kBytes.low + 64));
+    const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(kBytes.high), size, _mm512_load_si512(kBytes.high + 64));
+    return {low, _mm512_ternarylogic_epi32(high, q, sign, 0xf8)};  // high | (q & sign)
+  }
+  static UintVec numbers(Line line, int n) {  // the even bytes of a lane are inputs 0 and 1, the odd ones 2 and 3
+    const __m512i even = _mm512_set1_epi16(0x00ff);
+    if (n == 0) return (UintVec)_mm512_ternarylogic_epi32(even, line.low, _mm512_slli_epi16(line.high, 8), 0xca);
+    return (UintVec)_mm512_ternarylogic_epi32(even, _mm512_srli_epi16(line.low, 8), line.high, 0xca);
+  }
+};
+
+#endif
+
+template <int kBits>
+struct Quads {
+  typedef IntVec Sum;
+  typedef UintVec Line;
+  static constexpr int kSteps = 8 / kBits, kDirect = kMaxTokens;
+  static Line open(UintVec line) { return line; }
+  static UintVec numbers(Line line, int n) {
+    if (kBits == 8) return line;
+    return (line >> (kBits * n)) & (kBits == 4 ? 0x0f0f0f0fu : 0x03030303u);
+  }
+#if defined(__AVX512VNNI__)
+  typedef __m512i Step;
+  static Step step(uint32_t x) { return _mm512_set1_epi32(x); }
+  static Sum add(Sum sum, UintVec numbers, Step x) { return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)numbers, x); }
+#elif defined(__AVX2__)
+  // Without VNNI by words: the sum of two products of bytes saturates in vpmaddubsw (255 * 127 * 2 > 32767).
+  struct Step {
+    UintVec low, high;  // bytes 0 and 2, bytes 1 and 3, with their signs
+  };
+  static Step step(uint32_t x) {
+    const auto word = [](uint32_t byte) { return uint32_t(int32_t(int8_t(byte))) & 0xffff; };
+    return {splat_word(word(x) | word(x >> 16) << 16), splat_word(word(x >> 8) | word(x >> 24) << 16)};
+  }
+  static Sum add(Sum sum, UintVec numbers, Step x) {
+    return sum + products(numbers & 0x00ff00ffu, x.low) + products((numbers >> 8) & 0x00ff00ffu, x.high);
+  }
+#if defined(__AVX512F__)
+  static IntVec products(UintVec a, UintVec b) { return (IntVec)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+#else
+  static IntVec products(UintVec a, UintVec b) { return (IntVec)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+#endif
+#else
+  typedef uint32_t Step;
+  static Step step(uint32_t x) { return x; }
+  static Sum add(Sum sum, UintVec numbers, Step x) {
+    for (int byte = 0; byte < 4; ++byte)
+      sum += (IntVec)((numbers >> (8 * byte)) & 0xffu) * int32_t(int8_t(x >> (8 * byte)));
+    return sum;
+  }
+#endif
+};
+
+}  // namespace
+}  // namespace pagoda
