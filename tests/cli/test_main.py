@@ -14,7 +14,7 @@ from pagoda.core.errors import BudgetError
 
 from .conftest import pagoda
 
-COMMANDS = ("run", "chat", "serve", "models", "doctor", "bench")
+COMMANDS = ("run", "chat", "serve", "models", "doctor", "bench", "calibrate")
 
 
 def test_help_lists_every_command_with_its_first_line() -> None:
@@ -53,7 +53,10 @@ def test_the_version() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["serv"], "no command 'serv'; commands: run, chat, serve, models, doctor, bench; see pagoda --help"),
+        (
+            ["serv"],
+            "no command 'serv'; commands: run, chat, serve, models, doctor, bench, calibrate; see pagoda --help",
+        ),
         (["run", "lantern", "--no-such-option"], "No such option: --no-such-option; see pagoda run --help"),
         (["run"], "Missing argument"),
         (["run", "lantern", "x", "--max-tokens", "many"], "Invalid value for '--max-tokens'"),

@@ -20,7 +20,7 @@ def spelled(name: str, budget: int | float) -> str:
     if policy.stage is Stage.ALLOCATOR:  # type: ignore[attr-defined]
         return f"{spelled('snapkv', budget)}+{name}"
     fields = {field.name for field in dataclasses.fields(policy)}
-    chosen = {"budget": budget} if "budget" in fields else {}
+    chosen = {"budget": budget} if "budget" in fields else {"local": budget if isinstance(budget, int) else 10}
     chosen |= {key: value for key, value in SMALL.items() if key in fields}
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in chosen.items())})"
 
@@ -42,5 +42,6 @@ def calibrate_at_random(folder: Path, num_layers: int, num_heads: int) -> None:
     generator = torch.Generator().manual_seed(3)
     for name in LOSSY:
         if Need.CALIBRATION in parse_policy(spelled(name, 8)).needs:
-            gates = {key: torch.rand(num_layers, num_heads, generator=generator) for key in ("heads", "query_heads")}
+            sizes = {"heads": num_heads, "query_heads": 2 * num_heads, "layers": 1}
+            gates = {key: torch.rand(num_layers, size, generator=generator) for key, size in sizes.items()}
             Calibrations(folder).save(name, gates, {})

@@ -64,6 +64,8 @@ class Advance:
         """The pieces' KV is in pages: count it, and let full pages be found by later requests."""
         for piece in pieces:
             sequence, end = piece.sequence, piece.start + piece.num_tokens
+            if sequence.policy.selection is not None and piece.start >= sequence.prompt_len:
+                self._manager.stop_offering(sequence.seq_id)  # computed from a part of the pages: not for others
             self._manager.commit(sequence.seq_id, sequence.tokens[piece.start : end])
             sequence.num_computed = end
             group = sequence.group

@@ -70,6 +70,8 @@ class Counters:
     slots_dropped: int = 0
     policy_acts: int = 0
     policy_seconds: float = 0.0
+    pages_read: int = 0
+    pages_held: int = 0
 
 
 class Engine:

@@ -18,16 +18,21 @@ from ..kv.table import PageTable, SlotMoves
 from ..models.load import Loaded
 from ..schedule.scheduler import Scheduler
 from .calibrations import Calibrations
+from .policy_state import PolicyState
 from .runner import StepResult
 from .sequence import Sequence
 
 
 class PolicyCounters(Protocol):
-    """What is counted: ``policy_seconds`` of showing, deciding and moving, acts of single sequences, dropped slots."""
+    """What is counted: ``policy_seconds`` of showing, deciding and moving, acts of single sequences, dropped slots;
+    pages that selections read, of those that their sequences held, by head and layer.
+    """
 
     slots_dropped: int
     policy_acts: int
     policy_seconds: float
+    pages_read: int
+    pages_held: int
 
 
 def why_not_lossy(loaded: Loaded) -> str | None:
@@ -65,6 +70,9 @@ class Evictor:
 
     def apply(self, result: StepResult) -> None:
         """Show each policy what the step brought, and let those act whose time has come."""
+        for piece in result.pieces:
+            if piece.sequence.policy.selection is not None and piece.start >= piece.sequence.prompt_len:
+                self._count(piece.sequence.policy_state)
         watched = [index for index, piece in enumerate(result.pieces) if piece.sequence.policy.eviction is not None]
         if not watched:
             return
@@ -78,6 +86,12 @@ class Evictor:
                 self._act(sequence, result, moves)
         self._run(moves)
         self._counters.policy_seconds += time.perf_counter() - started
+
+    def _count(self, state: PolicyState) -> None:
+        notes = state.notes
+        self._counters.pages_read += notes.pages_read
+        self._counters.pages_held += notes.pages_held
+        notes.pages_read = notes.pages_held = 0
 
     def _act(self, sequence: Sequence, result: StepResult, moves: list[SlotMoves]) -> None:
         table = self._manager.table(sequence.seq_id)

@@ -18,7 +18,7 @@ class PagedMemory:
         request = sequence.group.request
         # A policy must see the queries before its first act, so the steps with them are run, never found in the cache.
         policy, tokens = request.policy, sequence.tokens
-        if policy.eviction is not None:
+        if not policy.exact:
             tokens = tokens[: max(1, min(len(tokens), policy.shareable(sequence.prompt_len) + 1))]
         cached = self._manager.admit(
             sequence.seq_id,

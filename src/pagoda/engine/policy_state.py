@@ -16,6 +16,7 @@ from ..core.types import KVFormat
 from ..kv.policies._inputs import Inputs
 from ..kv.policies._stack import PolicyStack
 from ..kv.policies.base import Need
+from .selection import Notes
 
 MASS, POSITIONS = "mass", "positions"
 
@@ -23,13 +24,16 @@ MASS, POSITIONS = "mass", "positions"
 class PolicyState:
     """One sequence's memory. ``slots``: name -> [L, H, capacity], columns beyond a head's length are 0."""
 
-    __slots__ = ("_fmt", "_need_positions", "_ring", "_stack", "captured", "memory", "numbered", "scale",
-                 "slots", "soft_cap")  # fmt: skip
+    __slots__ = (
+        "_fmt", "_need_positions", "_ring", "_stack", "captured", "memory", "notes", "numbered", "scale", "slots",
+        "soft_cap",
+    )  # fmt: skip
 
     def __init__(self, stack: PolicyStack, fmt: KVFormat) -> None:
         self._stack, self._fmt = stack, fmt
         self.slots: dict[str, Tensor] = {}
         self.memory: dict[str, object] = {}
+        self.notes = Notes(fmt.num_layers, fmt.num_kv_heads)
         self.scale, self.soft_cap = 1.0, 0.0
         self.numbered: Tensor | None = None  # int64 [L, H]: slots whose positions are written down
         self.captured = 0  # the ring holds queries of tokens up to here
@@ -48,7 +52,7 @@ class PolicyState:
         twin.slots = {name: values.clone() for name, values in self.slots.items()}
         twin._ring = None if self._ring is None else self._ring.clone()
         twin.memory, twin.captured = copy.deepcopy(self.memory), self.captured
-        twin.numbered = self.numbered
+        twin.numbered, twin.notes = self.numbered, self.notes.fork()
         twin.scale, twin.soft_cap = self.scale, self.soft_cap
         return twin
 
@@ -93,6 +97,7 @@ class PolicyState:
         """The slots moved: bool ``keep`` [L, H, N]. ``again``: whether the policy will ever act again; if not, nothing
         is remembered any more.
         """
+        self.notes.forget_pages()
         if not again:
             self.slots, self.memory, self._ring = {}, {}, None
             return

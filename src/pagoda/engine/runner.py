@@ -15,6 +15,7 @@ from ..kv.policies.base import Need
 from ..kv.storage import PageStorage
 from ..kv.view import StepView
 from ..schedule.item import Plan
+from .selection import PageChooser
 from .sequence import Sequence
 
 if TYPE_CHECKING:
@@ -103,11 +104,23 @@ class Runner:
             [piece.num_tokens for piece in pieces],
             collect_probs={i for i, piece in enumerate(pieces) if _wants_probs(piece)},
             tap=tap if tap.spans else None,
+            choosers=self._choosers(pieces),
         )
         hidden = self.model.forward(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), view)
         done = [piece for piece in pieces if piece.completes and piece.sequence.group.request.pooling is None]
         logits = self.logits(hidden, [piece.first_row + piece.num_tokens - 1 for piece in done])
         return StepResult(pieces, [piece.sequence for piece in done], logits, hidden, view, tap)
+
+    def _choosers(self, pieces: list[Piece]) -> dict[int, PageChooser]:
+        """For every decode step of a sequence whose policy selects pages."""
+        choosers = {}
+        for index, piece in enumerate(pieces):
+            sequence = piece.sequence
+            selection = sequence.policy.selection
+            if selection is not None and piece.start >= sequence.prompt_len:
+                notes, table = sequence.policy_state.notes, self._manager.table(sequence.seq_id)
+                choosers[index] = PageChooser(selection, notes, self._storage, table)
+        return choosers
 
     def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
         """float32 [len(rows), vocab] of these rows of the hidden states [T, hidden_size]."""

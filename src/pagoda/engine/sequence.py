@@ -62,6 +62,8 @@ class Sequence:
     @property
     def chunk_end(self) -> int:
         """No chunk reaches past the next act of the policy, also when all of it is recomputed."""
+        if self.policy.selection is not None:  # what was read depends on the query: tokens are replayed one by one
+            return self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
         act = self.policy.next_act(self.num_computed, self.prompt_len)
         return len(self.tokens) if act is None else min(act, len(self.tokens))
 

@@ -210,6 +210,10 @@ class KVManager:
             self.prefix.release(sequence.node)
         sequence.node, sequence.tail = None, []
 
+    def stop_offering(self, seq_id: int) -> None:
+        """What is committed from here on is not exact, and never offered to the prefix cache."""
+        self._leave(self._sequences[seq_id])
+
     def truncate(self, seq_id: int, num_slots: int) -> None:
         """Rollback to the first ``num_slots`` tokens (speculation, beams); reserved pages beyond go back as well.
 

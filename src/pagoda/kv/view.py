@@ -9,7 +9,9 @@ Sizes: S sequences, T tokens of the step, L layers, H kv-heads, R rows of one la
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +25,12 @@ from .storage import PageStorage
 from .table import PageTable
 
 
+class Chooser(Protocol):
+    """Says which pages a sequence of one token reads in a layer; see ``StepView``."""
+
+    def choose(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor]: ...
+
+
 class StepView:
     """The KV view (see ``models.layers.step.KVView``) over pages. Valid for one step: the tables must have reserved the
     step's tokens, and not have committed them.
@@ -32,6 +40,8 @@ class StepView:
                      ``prob_sums[layer][s]`` float32 [H, slots], over the chunk's queries and the heads of the group.
                      They are attended apart from the others, who keep the fast way.
     tap              sees ``(layer, q, options)`` of every layer: how KV policies come to the queries.
+    choosers         sequence (by index) of one token -> who says, with ``choose(layer, q [Hq, Dk], scale)``, what
+                     it reads: page ids int32 [H, K] and slots int32 [H], all pages but the last full.
     """
 
     def __init__(
@@ -42,6 +52,7 @@ class StepView:
         *,
         collect_probs: bool | Iterable[int] = False,
         tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
+        choosers: Mapping[int, Chooser] | None = None,
     ) -> None:
         assert len(tables) == len(q_lens)
         for table, num in zip(tables, q_lens, strict=True):
@@ -55,12 +66,14 @@ class StepView:
         self._page_ids, self._slots = (torch.from_numpy(x).to(storage.device) for x in (page_ids, slots))
         everybody = set(range(len(tables)))
         self._watched = everybody if collect_probs is True else everybody.intersection(collect_probs or ())
+        self._choosers = choosers or {}
+        assert not self._watched & set(self._choosers), "probability sums of pages that were not read"
 
     def arrays(self) -> StepArrays | None:
         """The whole step as plain arrays, for those who run all layers at once. None where layers must come one by one:
-        probabilities are summed, or somebody sees the queries.
+        probabilities are summed, somebody sees the queries, or a sequence chooses its pages by them.
         """
-        if self._watched or self._tap is not None or self._pages.device.type != "cpu":
+        if self._watched or self._choosers or self._tap is not None or self._pages.device.type != "cpu":
             return None
         index = self._index
         rows, row_of, offset, kv_lens, starts = (
@@ -74,10 +87,11 @@ class StepView:
     def _parts(self) -> list[_Part]:
         """The sequences that are attended together, layer by layer."""
         rows = torch.from_numpy(self._index.rows).to(self._pages.device)
-        others = set(range(len(self._index.q_lens))) - self._watched
+        choosing = set(self._choosers)
+        others = set(range(len(self._index.q_lens))) - self._watched - choosing
         return [
             _Part(self._index, rows, sorted(members), probs)
-            for members, probs in ((others, False), (self._watched, True))
+            for members, probs in ((others, False), (self._watched, True), (choosing, False))
             if members
         ]
 
@@ -132,6 +146,8 @@ class StepView:
         self, part: _Part, layer: int, q: Tensor, v_dim: int | None, options: Mapping[str, object]
     ) -> Tensor:
         table = part.table(layer)
+        if part.members[0] in self._choosers:
+            table = self._chosen_table(part, layer, q, options)
         sums = None
         if part.probs:
             sums = q.new_empty(*table.kv_lens.shape, table.max_kv_len, dtype=torch.float32)
@@ -140,6 +156,26 @@ class StepView:
             assert table.kv_lens_cpu is not None
             self.prob_sums[layer] = {s: sums[i, :, : max(table.kv_lens_cpu[i])] for i, s in enumerate(part.members)}
         return out
+
+    def _chosen_table(self, part: _Part, layer: int, q: Tensor, options: Mapping[str, object]) -> LayerTable:
+        """A row of single pages for every (sequence, head): those that its chooser named."""
+        scale = options["scale"]
+        assert isinstance(scale, float | int)
+        chosen = [self._choosers[s].choose(layer, q[i], float(scale)) for i, s in enumerate(part.members)]
+        num_heads, width = self._fmt.num_kv_heads, max(ids.shape[1] for ids, _ in chosen)
+        rows = torch.cat([torch.nn.functional.pad(ids, (0, width - ids.shape[1])) for ids, _ in chosen])
+        lens = torch.stack([lens for _, lens in chosen])
+        pairs = torch.arange(len(rows), dtype=torch.int32, device=rows.device).view(-1, num_heads)
+        whole, lens_cpu = part.table(layer), lens.tolist()
+        return replace(
+            whole,
+            rows=rows.contiguous(),
+            row_of=pairs,
+            offset=torch.zeros_like(pairs),
+            kv_lens=lens,
+            max_kv_len=max(map(max, lens_cpu)),
+            kv_lens_cpu=lens_cpu,
+        )
 
 
 class _StepIndex:

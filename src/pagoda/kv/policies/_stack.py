@@ -49,6 +49,11 @@ class PolicyStack:
         return stack
 
     def _check(self) -> None:
+        if self.selection is not None and Need.PROBS in self.needs:
+            raise ConfigError(
+                f"{self.names[0]} adds up the attention of every query, and {self.names[-1]} leaves pages unread; "
+                "choose a method that looks at recent queries, such as snapkv"
+            )
         if self.allocator is None:
             return
         name = self.names[0]

@@ -1,0 +1,73 @@
+"""How many long sequences one pool holds, and what it answers per second: exact against a KV policy, in turns.
+
+    python benchmarks/kv_capacity.py --kv "snapkv(budget=0.25)" --rounds 3
+
+The pool holds eight exact sequences of 2048 tokens of ``lantern``. Each round serves the same number of requests (a
+long prompt each, no two alike) with exact and with the policy. Reported: the most sequences that ran at once, the most
+pages in use, tokens per second (prompt and answer), and the share of step time spent by the policies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+
+from pagoda import LLM, SamplingParams
+
+LENGTH, EXACT = 2048, 8
+
+
+def serve(llm: LLM, kv: str, requests: int, answer: int, seed: int) -> dict[str, float]:
+    """One batch of requests, all submitted at once."""
+    built = llm._open()
+    engine, rng = built.engine, random.Random(seed)
+    prompt_len = LENGTH - answer
+    params = SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True, kv=kv)
+    for index in range(requests):
+        ids = [rng.randrange(8, built.loaded.shape.vocab_size) for _ in range(prompt_len)]
+        engine.add(llm._intake.request(f"{kv}-{seed}-{index}", ids, params))
+    before = engine.counters.policy_seconds, engine.counters.step_seconds
+    most_at_once = most_pages = 0
+    started = time.perf_counter()
+    while engine.has_work:
+        engine.step()
+        # Only sequences whose prompt is complete count: one in prefill may still be put back.
+        at_once = sum(s.num_computed >= s.prompt_len for s in engine.scheduler.running.values())  # type: ignore[attr-defined]
+        most_at_once = max(most_at_once, at_once)
+        most_pages = max(most_pages, engine.manager.pool.num_used_pages)
+    seconds = time.perf_counter() - started
+    policy = engine.counters.policy_seconds - before[0]
+    return {
+        "at_once": most_at_once,
+        "pages": most_pages,
+        "tokens_per_s": requests * LENGTH / seconds,
+        "policy_share": policy / (engine.counters.step_seconds - before[1]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kv", default="snapkv(budget=0.25)")
+    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--answer", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=2)
+    args = parser.parse_args()
+    with LLM("lantern", memory="2GiB") as probe:
+        fmt = probe._open().sizes.fmt
+    blocks = EXACT * fmt.blocks_for(LENGTH)
+    llm = LLM("lantern", memory="4GiB", kv_memory=blocks * fmt.block_bytes, enable_prefix_caching=False)
+    found: dict[str, list[dict[str, float]]] = {"exact": [], args.kv: []}
+    for round_ in range(args.rounds):
+        for kv, runs in found.items():
+            runs.append(serve(llm, kv, args.requests, args.answer, round_))
+    llm.close()
+    result = {kv: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for kv, runs in found.items()}
+    ratios = [b["tokens_per_s"] / a["tokens_per_s"] for a, b in zip(found["exact"], found[args.kv], strict=True)]
+    print(json.dumps({"pool_pages": blocks * fmt.pages_per_block, **result, "throughput_ratios": ratios}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""A model run with its attention written out: what heads look at, what they give back, and gradients through both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Watch = Callable[[int, Tensor, Tensor], Tensor | None]
+"""Sees (layer, probabilities [Hq, T, T], values [Hkv, T, Dv]); returns the heads' output [Hq, T, Dv], or None for
+the usual one."""
+
+
+class OpenView:
+    """The KV view of one whole sequence without a cache. Everything is differentiable."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int = 0, soft_cap: float = 0.0,
+        sinks: Tensor | None = None, alibi_slopes: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """As ``models.layers.step.KVView.attend``, for models that policies may compress: no windows, no ALiBi."""
+        assert window == 0
+        assert alibi_slopes is None
+        group = q.shape[1] // k.shape[1]
+        keys, values = (x.transpose(0, 1).float() for x in (k, v))
+        logits = q.transpose(0, 1).float() @ keys.repeat_interleave(group, 0).transpose(1, 2) * scale
+        if soft_cap > 0:
+            logits = soft_cap * torch.tanh(logits / soft_cap)
+        ahead = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
+        logits = logits.masked_fill(ahead, -math.inf)
+        probs = logits.softmax(-1)
+        if sinks is not None:
+            total = logits.logsumexp(-1, keepdim=True)
+            probs = probs * torch.sigmoid(total - sinks.float()[:, None, None])
+        out = self._watch(layer, probs, values)
+        if out is None:
+            out = probs @ values.repeat_interleave(group, 0)
+        return out.transpose(0, 1).to(q.dtype)
+
+    def attend_latent(self, layer: int, q: Tensor, latent: Tensor, *, v_dim: int, scale: float) -> Tensor:
+        """MLA: V is the first ``v_dim`` columns of the latent."""
+        return self.attend(layer, q, latent, latent[..., :v_dim], scale=scale)
+
+
+def run(model: Any, ids: list[int], watch: Watch) -> Tensor:
+    """Hidden states float32 [T, hidden] of one sequence."""
+    tokens = torch.tensor(ids)
+    hidden: Tensor = model.forward(tokens, torch.arange(len(ids)), OpenView(watch))
+    return hidden.float()
+
+
+def usual(layer: int, probs: Tensor, values: Tensor) -> Tensor | None:
+    """A watch that watches nothing."""
+    return None

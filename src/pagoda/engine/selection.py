@@ -1,0 +1,130 @@
+"""Page selection in decode steps: which pages each head reads, as a table that attention takes like any other.
+
+A head's slots lie in pages; reading only some of them is a table over those pages, since order and position of slots do
+not matter to a decode query: the chosen full pages come first, the page under way last::
+
+    held     │ 0 │ 1 │ 2 │ 3 │ 4 │ 5 │ 6.. │        6 full pages and one under way
+    read     │ 1 │ 4 │ 5 │ 6.. │                     kv_len = 3 * page_size + slots of the last
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.ops._paged import gather
+from ..kv.policies._pages import Look, PageSelection
+from ..kv.storage import PageStorage
+from ..kv.table import PageTable
+
+
+class Notes:
+    """What a selection noted of one sequence: sketches of full pages by layer, and its own memory."""
+
+    def __init__(self, num_layers: int, num_heads: int) -> None:
+        self.sketches: list[Tensor | None] = [None] * num_layers
+        self.sketched = np.zeros((num_layers, num_heads), np.int64)  # pages of each head that are in the sketches
+        self.memory: list[dict[str, Tensor]] = [{} for _ in range(num_layers)]
+        self.pages_read = self.pages_held = 0
+
+    def fork(self) -> Notes:
+        """An independent copy."""
+        twin = Notes(*self.sketched.shape)
+        twin.sketches = [None if s is None else s.clone() for s in self.sketches]
+        twin.sketched = self.sketched.copy()
+        twin.memory = [dict(m) for m in self.memory]
+        return twin
+
+    def forget_pages(self) -> None:
+        """The pages' content moved (an eviction acted)."""
+        self.__init__(*self.sketched.shape)  # type: ignore[misc]
+
+
+class PageChooser:
+    """One sequence in one decode step."""
+
+    def __init__(self, policy: PageSelection, notes: Notes, storage: PageStorage, table: PageTable) -> None:
+        self._policy, self._notes, self._storage, self._table = policy, notes, storage, table
+        fmt = table.fmt
+        self._lens = np.broadcast_to(table.lens[:, None], (table.num_rows, table.run)).reshape(fmt.num_layers, -1) + 1
+
+    def choose(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """q [Hq, D] of the newest token, whose own key is written: page ids int32 [H, K], slots to attend int32 [H]."""
+        fmt, policy = self._table.fmt, self._policy
+        lens = self._lens[layer]
+        full = (lens - 1) // fmt.page_size  # the page that holds the newest token is read whatever it holds
+        most = int(full.max())
+        ids = self._page_ids(layer, most + 1)  # [H, most + 1]
+        last = torch.from_numpy(full.astype(np.int64)).to(ids.device)
+        counts = torch.tensor([policy.num_pages(int(n)) for n in full], device=ids.device)
+        tail = torch.from_numpy((lens - full * fmt.page_size).astype(np.int64)).to(ids.device)
+        self._notes.pages_held += int(full.sum()) + len(full)
+        self._notes.pages_read += int(counts.sum()) + len(full)
+        keep = int(counts.max())
+        if keep == most:
+            columns = torch.arange(most + 1, device=ids.device).expand(len(full), -1)
+            counts = last
+        else:
+            columns = self._best(layer, q, scale, full, ids, counts, keep, last)
+        return ids.gather(1, columns).to(torch.int32), (counts * fmt.page_size + tail).to(torch.int32)
+
+    def _best(
+        self,
+        layer: int,
+        q: Tensor,
+        scale: float,
+        full: np.ndarray,
+        ids: Tensor,
+        counts: Tensor,
+        keep: int,
+        last: Tensor,
+    ) -> Tensor:
+        """Columns int64 [H, keep + 1]: each head's chosen full pages in order, then the page under way."""
+        most = ids.shape[1] - 1
+        valid = torch.arange(most, device=ids.device) < last[:, None]
+        look = Look(
+            layer=layer,
+            queries=q.float().view(len(full), -1, q.shape[-1]),
+            sketches=self._sketches(layer, full, ids),
+            valid=valid,
+            scale=scale,
+            read_keys=lambda: self._keys(ids[:, :most]),
+            memory=self._notes.memory[layer],
+        )
+        scores = self._policy.score(look).masked_fill(~valid, -torch.inf)
+        scores.scatter_(1, (last - 1).clamp(min=0)[:, None], torch.inf)
+        order = scores.topk(keep, dim=1).indices
+        order = order.masked_fill(torch.arange(keep, device=ids.device) >= counts[:, None], most + 1).sort(1).values
+        columns = torch.cat([order, order.new_full((len(full), 1), most + 1)], 1)
+        columns.scatter_(1, counts[:, None], last[:, None])
+        return columns.clamp(max=most)
+
+    def _sketches(self, layer: int, full: np.ndarray, ids: Tensor) -> Tensor:
+        notes, most = self._notes, int(full.max())
+        known, held = notes.sketched[layer], notes.sketches[layer]
+        if (full > known).any():
+            start = int(known[full > known].min())
+            made = self._policy.sketch(self._keys(ids[:, start:most]), notes.memory[layer])
+            if held is None or held.shape[1] < most:
+                grown = made.new_zeros(made.shape[0], most + most // 4 + 4, *made.shape[2:])
+                if held is not None:
+                    grown[:, :start] = held[:, :start]
+                notes.sketches[layer] = held = grown
+            held[:, start:most] = made
+            notes.sketched[layer] = full
+        assert held is not None
+        return held[:, :most]
+
+    def _keys(self, ids: Tensor) -> Tensor:
+        """float32 [H, n, page_size, D] of these pages."""
+        fmt = self._table.fmt
+        k, _ = gather(self._storage.pages, self._storage.layout, ids, torch.float32)
+        return k.view(ids.shape[0], ids.shape[1], fmt.page_size, -1)
+
+    def _page_ids(self, layer: int, num: int) -> Tensor:
+        table = self._table
+        heads = range(table.fmt.num_kv_heads)
+        rows = [table.row(layer, head) for head in heads]
+        offsets = np.array([table.offset(layer, head) for head in heads])[:, None]
+        return torch.from_numpy((table.bases[rows, :num] + offsets).astype(np.int64)).to(self._storage.device)

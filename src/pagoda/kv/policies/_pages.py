@@ -1,0 +1,61 @@
+"""What a page selection is shown, and what all of them share: a budget in pages and the pages that are always read."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ...core.errors import ConfigError
+from .base import Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Look:
+    """One decode step of one sequence in one layer. H kv-heads, G query heads each, P full pages of the longest.
+
+    queries    float32 [H, G, D]       sketches  float32 [H, P, …]: what the policy noted of each full page
+    valid      bool [H, P]             scale     of the products
+    read_keys  () -> float32 [H, P, page_size, D]: the keys themselves, for methods that look at (parts of) them
+    memory     the policy's own notes for this sequence and layer
+    """
+
+    layer: int
+    queries: Tensor
+    sketches: Tensor
+    valid: Tensor
+    scale: float
+    read_keys: Callable[[], Tensor]
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PageSelection(Selection):
+    """``pages``: full pages that a head reads in a decode step (a whole number), or a share of them (a fraction). The
+    page under way and the one before it, the newest tokens, are always read; the latter counts.
+    """
+
+    pages: int | float = 0.25
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.pages, int) and self.pages >= 1
+        part = isinstance(self.pages, float) and 0.0 < self.pages <= 1.0
+        if not whole and not part:
+            raise ConfigError(f"pages={self.pages!r}; give pages per head (from 1) or a share (0.0 < pages <= 1.0)")
+
+    def num_pages(self, full: int) -> int:
+        """Pages to read of ``full`` ones."""
+        wanted = self.pages if isinstance(self.pages, int) else max(1, round(self.pages * full))
+        return min(int(wanted), full)
+
+    @abstractmethod
+    def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        """What is noted of pages when they are full: keys float32 [H, n, page_size, D] -> [H, n, …]."""
+
+    @abstractmethod
+    def score(self, look: Look) -> Tensor:
+        """float32 [H, P]: the higher, the sooner a page is read."""

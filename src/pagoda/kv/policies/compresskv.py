@@ -1,0 +1,59 @@
+"""CompressKV: only heads known to retrieve whole meanings may vote, and layers that suffer more get more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ._budget import at_least, odd, share
+from ._divide import divide_layers
+from ._scored import Once, Scored
+from ._vote import pool_mean, without_window
+from .base import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._inputs import Inputs, LayerInputs
+
+
+@dataclass(frozen=True)
+class CompressKV(Scored, Once):
+    """Score: attention of the last ``window`` queries in the ``top`` query heads of the layer with the highest semantic
+    retrieval scores, the same for all its heads; layers share the budget above ``floor`` by their calibrated eviction
+    error. Both come from ``pagoda calibrate compresskv MODEL``.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2508.02401"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS, Need.CALIBRATION})
+    window: int = 16
+    kernel: int = 13
+    top: int = 2
+    floor: float = 0.5
+    allots = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("window", self.window, 1)
+        at_least("top", self.top, 1)
+        odd("kernel", self.kernel)
+        share("floor", self.floor)
+
+    def scores(self, inputs: Inputs) -> Tensor:
+        import torch
+
+        return torch.stack([self._votes(inputs, layer) for layer in inputs.layers()])
+
+    def _votes(self, inputs: Inputs, layer: LayerInputs) -> Tensor:
+        ranks = inputs.calibration["query_heads"][layer.index]
+        best = ranks.topk(min(self.top, len(ranks))).indices.to(layer.lens.device)
+        heads = layer.attention.flatten(0, 1).index_select(0, best)  # [top, w, N]
+        votes = heads.sum((0, 1)).expand(layer.valid.shape).contiguous()
+        return pool_mean(without_window(votes, layer, self.window), self.kernel)
+
+    def allot(self, inputs: Inputs, scores: Tensor, slots: int) -> Tensor:
+        error = inputs.calibration["layers"].flatten().to(inputs.lens.device)
+        return divide_layers(error, slots, round(self.floor * slots), inputs.lens)
+
+
+POLICY = CompressKV

@@ -1,0 +1,35 @@
+"""Quest: read the pages whose keys could match the query best, judged by each page's smallest and largest key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ._pages import Look, PageSelection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Quest(PageSelection):
+    """Score: the upper bound of query times key over the page, from channel-wise minima and maxima (section 3.3), the
+    highest of the group's heads.
+
+    Deviations: every layer selects (the paper leaves the first two dense); heads of a group read the same pages.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2406.10774"
+
+    def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        import torch
+
+        return torch.stack([keys.amin(2), keys.amax(2)], 2)
+
+    def score(self, look: Look) -> Tensor:
+        q, low, high = look.queries, look.sketches[:, :, 0], look.sketches[:, :, 1]
+        bound = q.clamp(min=0) @ high.transpose(1, 2) + q.clamp(max=0) @ low.transpose(1, 2)
+        return bound.amax(1)
+
+
+POLICY = Quest

@@ -1,0 +1,75 @@
+"""``pagoda calibrate``: what it finds in lantern, whose second layer does the recalling; what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pagoda.bench.calibration import CALIBRATORS, duo_attention
+from pagoda.bench.quality.tasks.base import World
+from pagoda.core.errors import ConfigError, ModelError
+from pagoda.engine.calibrations import FOLDER, Calibrations
+from pagoda.kv.grammar import parse_policy
+from pagoda.kv.policies import POLICIES
+from pagoda.kv.policies.base import Need, Stage
+from pagoda.models.load import load_model
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    found = load_model("lantern", dtype="float32")
+    yield found
+    found.close()
+
+
+@pytest.fixture(autouse=True)
+def plain_torch(monkeypatch) -> None:
+    monkeypatch.setenv("PAGODA_KERNELS", "reference")
+
+
+def wanting() -> list[str]:
+    evictions = [name for name, p in POLICIES.items() if p.stage is Stage.EVICTION]  # type: ignore[attr-defined]
+    return [name for name in evictions if Need.CALIBRATION in parse_policy(name).needs]
+
+
+def test_every_policy_that_wants_a_calibration_has_its_command_and_lanterns_file(loaded) -> None:
+    assert wanting() == CALIBRATORS.names()
+    for name in wanting():
+        found = Calibrations(loaded.path).load(name)
+        assert found["heads"].shape == (4, 2)
+
+
+@pytest.mark.parametrize("name", ["razor_attention", "compresskv"])
+def test_lanterns_induction_heads_are_found(loaded, name) -> None:
+    world = World.make(loaded.tokenizer, 192)
+    found, _ = CALIBRATORS.get(name)(loaded.model, world, loaded.shape)  # type: ignore[operator]
+    assert found["query_heads"].shape == (4, 4)
+    assert int(found["query_heads"].amax(1).argmax()) == 1
+    assert torch.isfinite(found["query_heads"]).all()
+
+
+def test_gates_are_trained(loaded, monkeypatch) -> None:
+    """Eight steps are enough for the heads of layer 1 to be held up and the others to sink."""
+    monkeypatch.setattr(duo_attention, "STEPS", 8)
+    monkeypatch.setattr(duo_attention, "CASES", 2)
+    monkeypatch.setattr(duo_attention, "RATE", 0.1)
+    world = World.make(loaded.tokenizer, 192)
+    found, _ = duo_attention.calibrate(loaded.model, world, loaded.shape)
+    gates = found["heads"]
+    assert float(gates[1].min()) > float(gates[[0, 2, 3]].max())
+
+
+def test_files_are_read_strictly(tmp_path: Path) -> None:
+    store = Calibrations(tmp_path)
+    with pytest.raises(ConfigError, match="razor_attention was not calibrated for this model; run: pagoda calibrate"):
+        store.load("razor_attention")
+    path = store.save("razor_attention", {"heads": torch.tensor([[0.5, 1.0]])}, {"length": 9})
+    assert store.load("razor_attention")["heads"].tolist() == [[0.5, 1.0]]
+    assert json.loads(path.read_text())["notes"] == {"length": 9}
+    for text in ("nonsense", "{}", '{"tensors": {"heads": "x"}}'):
+        (tmp_path / FOLDER / "razor_attention.json").write_text(text)
+        with pytest.raises(ModelError, match="is not a calibration file"):
+            Calibrations(tmp_path).load("razor_attention")

@@ -1,0 +1,85 @@
+"""Every registered page selection in the engine: exact with all pages, the share it claims, the same tokens always."""
+
+from __future__ import annotations
+
+import pytest
+
+from pagoda import ConfigError, SamplingParams
+from pagoda.kv.policies.base import Stage
+
+from .conftest import kv_bytes
+from .kv_policies import of_stage
+from .tiny import prompt
+
+NAMES = of_stage(Stage.SELECTION)
+PROMPTS = [prompt(40, 61), prompt(41, 18), prompt(42, 128)]
+
+
+def params(kv: str, num: int = 16) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=num, ignore_eos=True, seed=5, kv=kv)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_pages_are_exact(make_llm, oracle, name) -> None:
+    outputs = make_llm(page_size=8).generate(PROMPTS, params(f"{name}(pages=400)"))
+    assert [output.token_ids for output in outputs] == [oracle(ids, 16) for ids in PROMPTS]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_reads_the_pages_that_it_claims(make_llm, name) -> None:
+    """128 tokens are 16 full pages of 8; a step reads four of them and the one under way, in 4 heads."""
+    llm = make_llm(page_size=8)
+    llm.generate([PROMPTS[2]], params(f"{name}(pages=4)", 9))
+    steps = llm.stats()["steps"]
+    assert steps["pages_read"] == 8 * 4 * (4 + 1)
+    assert steps["pages_held"] == 8 * 4 * (16 + 1) - 4 + 4  # the seventh token fills page 17
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_tokens_whatever_happens_around(make_llm, oracle, name) -> None:
+    kv = f"{name}(pages=3)"
+    alone = [make_llm(page_size=8).generate([ids], params(kv))[0].token_ids for ids in PROMPTS]
+    assert alone[2] != oracle(PROMPTS[2], 16)
+    llm = make_llm(page_size=8, max_num_batched_tokens=24, max_num_seqs=8, kv_memory=kv_bytes(30))
+    for _ in range(2):
+        mixed = llm.generate([*PROMPTS, prompt(60, 50)], [params(kv)] * 3 + [params("recent(budget=9)")])
+        assert [output.token_ids for output in mixed[:3]] == alone
+    engine, intake = llm._open().engine, llm._intake
+    for index, ids in enumerate(PROMPTS):
+        engine.add(intake.request(str(index), ids, params(kv)))
+    done, steps = {}, 0
+    while engine.has_work:
+        done.update((output.request_id, output.token_ids) for output in engine.step())
+        steps += 1
+        if steps in (12, 20):
+            for sequence in list(engine.scheduler.running.values()):
+                engine.scheduler.preempt(sequence)
+    assert [done[str(index)] for index in range(3)] == alone
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_computed_from_some_pages_is_not_shared(make_llm, oracle, name) -> None:
+    llm = make_llm(page_size=8)
+    said = llm.generate([PROMPTS[2]], params(f"{name}(pages=2)", 20))[0].token_ids
+    longer = [*PROMPTS[2], *said]
+    output = llm.generate([longer], params("exact"))[0]
+    assert output.usage.cached_tokens == 128
+    assert output.token_ids == oracle(longer, 16)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_joins_an_eviction(make_llm, name) -> None:
+    kv = f"snapkv(budget=40, window=8)+{name}(pages=2)"
+    alone = make_llm(page_size=8).generate([PROMPTS[2]], params(kv))[0].token_ids
+    llm = make_llm(page_size=8, max_num_batched_tokens=24, max_num_seqs=8)
+    assert llm.generate([PROMPTS[2], prompt(9, 30)], params(kv))[0].token_ids == alone
+    several = SamplingParams(n=2, temperature=0, max_tokens=12, ignore_eos=True, kv=kv)
+    assert [answer.token_ids for answer in llm.generate([PROMPTS[2]], several)[0].outputs] == [alone[:12]] * 2
+    with pytest.raises(ConfigError, match="leaves pages unread"):
+        llm.generate([PROMPTS[2]], params(f"h2o+{name}"))
+
+
+def test_bad_page_counts_are_refused(make_llm) -> None:
+    for text in ("quest(pages=0)", "quest(pages=1.5)"):
+        with pytest.raises(ConfigError, match="pages per head"):
+            make_llm().generate([PROMPTS[0]], params(text))
