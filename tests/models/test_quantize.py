@@ -103,12 +103,15 @@ def test_mixed_keeps_its_budget() -> None:
 
 
 def test_gptq_of_lantern_is_within_three_percent_of_its_perplexity(tmp_path: Path) -> None:
-    """int4(group=32) on TinyStories: 2.285 exact, 3.32 by rounding, 2.30 by GPTQ over 16384 tokens of other stories."""
+    """int4(group=32) on TinyStories: 2.285 exact, 3.32 by rounding, 2.33 by GPTQ over 26,624 tokens of other stories.
+
+    With 16,384 tokens it is 2.33 or 2.38, by which stories they are: less text is not enough for every choice of it.
+    """
     text = gzip.decompress(data("text/tinystories_train_head.txt.gz").read_bytes()).decode()
     exact = load_model("lantern", quantization="none")
     ids = exact.tokenizer.encode(text)
     cut = [ids[i : i + 256] for i in range(0, len(ids), 256)]
-    judged, calibration = cut[:8], cut[24:88]
+    judged, calibration = cut[:8], cut[16:120]
     quantization = parse_quantization("int4(group=32)")
     quantize_model(exact, tmp_path / "gptq", quantization, method="gptq", calibration=calibration)
     quantize_model(exact, tmp_path / "rtn", quantization)
