@@ -69,11 +69,11 @@ def gated_activation(
 
 
 def _activation(gate: Tensor, up: Tensor | None, kind: str, alpha: float, limit: float, isa: str) -> Tensor:
-    width = gate.shape[-1]
+    shape, width = gate.shape, gate.shape[-1]
     if gate.dim() != 2 or gate.stride(1) != 1 or (up is not None and up.stride() != gate.stride()):
         gate, up = (None if t is None else t.reshape(-1, width).contiguous() for t in (gate, up))
     assert gate is not None
-    out = torch.empty(gate.shape, dtype=gate.dtype)
+    out = torch.empty(shape, dtype=gate.dtype)
     _cpu.activation(
         gate.data_ptr(), _address(up), out.data_ptr(), gate.shape[0], width, gate.stride(0), DTYPES[gate.dtype],
         ACTIVATIONS[kind], alpha, limit, torch.get_num_threads(), isa,
