@@ -244,13 +244,11 @@ def args_memory(args: argparse.Namespace) -> str:
 def _model(args: argparse.Namespace) -> tuple[str, int]:
     if args.model != "qwen05b":
         return args.model, 2048
-    folder = args.models / "qwen05b"
-    if not (folder / "model.safetensors").exists():
-        sys.path.insert(0, str(Path(__file__).parent))
-        from against_transformers import make_model
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from benchmarks.peers.checkpoints import model_folder
+    from benchmarks.peers.shapes import SHAPES
 
-        make_model(folder)
-    return str(folder), 15000
+    return str(model_folder(args.models, SHAPES["qwen05b"])), 15000
 
 
 def measure(args: argparse.Namespace, model: str, vocab: int, options: dict[str, Any]) -> dict[str, Any]:
