@@ -18,4 +18,7 @@ app.command()(weights)
 
 @app.callback()
 def bench() -> None:
-    """Measure what is saved and what it costs. Every measurement has --json, and --help of its own."""
+    """Measure: what KV policies and weight formats save and cost.
+
+    Every measurement has --json, and --help of its own.
+    """

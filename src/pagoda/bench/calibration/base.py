@@ -20,6 +20,9 @@ class OpenView:
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
 
+    def arrays(self) -> None:
+        """No pages here: layers come one by one."""
+
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int = 0, soft_cap: float = 0.0,
         sinks: Tensor | None = None, alibi_slopes: Tensor | None = None,
