@@ -152,12 +152,6 @@ def test_bad_input_is_one_line(folder: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_gguf_folder(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match="GGUF files are not read yet"):
-        load_model(tmp_path)
-
-
 def test_bytes_are_leased_before_they_are_read(folder: Path) -> None:
     ledger = Ledger(64 << 20)
     loaded = load_model(folder, ledger=ledger)

@@ -24,10 +24,19 @@ def test_nonsense_is_refused_without_the_network(text: str) -> None:
 
 
 def test_a_file_is_not_a_model(tmp_path: Path) -> None:
-    for name, words in {"model.gguf": "GGUF files are not read yet", "model.safetensors": "give the folder"}.items():
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ModelError, match="is a file; give a GGUF file, or the folder"):
+        resolve(tmp_path / "model.safetensors")
+
+
+def test_a_gguf_file_is_one(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"x")
-        with pytest.raises(ModelError, match=words):
-            resolve(tmp_path / name)
+    assert resolve(tmp_path / "a.gguf") == tmp_path / "a.gguf"
+    with pytest.raises(ModelError, match=r"several GGUF files \(a.gguf, b.gguf\); name one of them"):
+        resolve(tmp_path)
+    (tmp_path / "b.gguf").unlink()
+    assert resolve(tmp_path) == tmp_path / "a.gguf"
 
 
 @pytest.fixture

@@ -51,14 +51,23 @@ def cached_models() -> list[FoundModel]:
 
 
 def read_config(path_or_id: str) -> dict[str, Any]:
-    """The ``config.json`` of a model: from its folder, from the hub cache, or that one file from the hub.
+    """The config of a model: that of its GGUF file, or config.json from its folder, the hub cache or the hub.
 
     Raises ModelError, one line, where there is none or it is not a JSON object.
     """
     if path_or_id == EMBEDDED or not is_hub_id(path_or_id) or Path(path_or_id).exists():
-        return _read(resolve(path_or_id) / "config.json")
+        return _config_at(resolve(path_or_id))
     cached = {model.name: model.path for model in cached_models()}
     return _read(cached[path_or_id] / "config.json" if path_or_id in cached else _download(path_or_id))
+
+
+def _config_at(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        return _read(path / "config.json")
+    from ..weights.gguf_header import read_gguf
+    from .gguf import config_of
+
+    return config_of(read_gguf(path))
 
 
 def _read(file: Path) -> dict[str, Any]:

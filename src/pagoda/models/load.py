@@ -37,6 +37,7 @@ TINY_PARAMS = 32_000_000
 
 # Measured: private memory grows by 8 to 10 times the size of tokenizer.json (GPT-2, Mistral), and a little at use.
 TOKENIZER_FACTOR, TOKENIZER_BYTES = 10, 6 << 20
+GGUF_HEADER_BYTES = 4 << 20  # a vocabulary of 150,000 with merges; the lease becomes what it really took
 TRANSFORMERS_BYTES = 160 << 20  # measured beside torch: 133 MB with one architecture's file; adapted to what it is
 
 
@@ -103,7 +104,7 @@ def load_model(
 
 
 def _load(
-    folder: Path,
+    path: Path,
     dtype: str,
     asked: Quantization | None,
     device: torch.device,
@@ -111,13 +112,9 @@ def _load(
     max_model_len: int | None,
     progress: Progress | None,
 ) -> Loaded:
-    config = read_config(folder)
-    checkpoint = Checkpoint.open(folder)
-    source = open_source(checkpoint, quantization_config(config))
-    name, reason = choose_dtype(dtype, config, checkpoint, device)
-    tokenizer = _tokenizer(folder, config, footprint)
-    generation = read_generation(folder)
-    templates = read_templates(folder)
+    opened = _open_file(path, footprint) if path.is_file() else _open_folder(path, footprint)
+    config, source, tokenizer = opened.config, opened.source, opened.tokenizer
+    name, reason = choose_dtype(dtype, config, source.checkpoint, device)
     packing = _unquantized(config, name, device) if asked is None else asked
     model = _empty_model(config, getattr(torch, name), packing, device, max_model_len, footprint)
     if asked is None and source.formats and isinstance(model, Model):
@@ -129,11 +126,11 @@ def _load(
         model=model,
         tokenizer=tokenizer,
         shape=model.shape,
-        generation=generation,
-        eos_ids=end_ids(folder, generation, config, tokenizer),
-        chat_templates=templates,
-        fingerprint=fingerprint(checkpoint, config, name, quantization, model.rope_length, type(model).__name__),
-        path=folder,
+        generation=opened.generation,
+        eos_ids=end_ids(path, opened.generation, config, tokenizer),
+        chat_templates=opened.chat_templates,
+        fingerprint=fingerprint(source.checkpoint, config, name, quantization, model.rope_length, type(model).__name__),
+        path=path,
         config=config,
         dtype=name,
         dtype_reason=reason,
@@ -142,11 +139,37 @@ def _load(
     )
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """What a model's files say, before any weight is read."""
+
+    config: dict[str, Any]
+    source: TensorSource
+    tokenizer: Tokenizer
+    generation: dict[str, Any]
+    chat_templates: dict[str, str]
+
+
+def _open_folder(folder: Path, footprint: Footprint) -> _Opened:
+    config = read_config(folder)
+    source = open_source(Checkpoint.open(folder), quantization_config(config))
+    tokenizer = _tokenizer(folder, config, footprint)
+    return _Opened(config, source, tokenizer, read_generation(folder), read_templates(folder))
+
+
+def _open_file(file: Path, footprint: Footprint) -> _Opened:
+    from .gguf import open_gguf
+
+    # The metadata is nearly all tokenizer: tokens, scores and merges, at most half of the file.
+    room = min(file.stat().st_size, GGUF_HEADER_BYTES)
+    with footprint.measured("tokenizer", TOKENIZER_FACTOR * room + TOKENIZER_BYTES, file.name):
+        found = open_gguf(file)
+    return _Opened(found.config, found.source, found.tokenizer, {}, found.chat_templates)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json. Raises ModelError when the folder is not a model in the Hugging Face form."""
     if not (folder / "config.json").is_file():
-        if any(folder.glob("*.gguf")):
-            raise ModelError(f"{folder}: GGUF files are not read yet; use the model's safetensors form")
         raise ModelError(
             f"{folder}: no config.json; expected a folder in the Hugging Face form (config, weights, tokenizer)"
         )

@@ -13,7 +13,7 @@ _FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*.tiktoken"
 
 
 def resolve(path_or_id: str | Path) -> Path:
-    """The model's folder; a hub id is fetched, or taken from the local cache when there is no network.
+    """The model's folder, or its GGUF file; a hub id is fetched, or taken from the local cache without a network.
 
     Raises ModelError, one line: what was looked for, why it failed, what to do.
     """
@@ -24,6 +24,8 @@ def resolve(path_or_id: str | Path) -> Path:
         )
     path = Path(text).expanduser()
     if path.is_dir():
+        return _in_folder(path.resolve())
+    if path.suffix == ".gguf" and path.is_file():
         return path.resolve()
     if text == EMBEDDED:
         return _embedded()
@@ -34,6 +36,16 @@ def resolve(path_or_id: str | Path) -> Path:
             f"{text}: no such folder, and not a Hugging Face id (org/name); accepted: 'lantern', a folder, an id"
         )
     return _fetch(text)
+
+
+def _in_folder(folder: Path) -> Path:
+    """The folder, or the one GGUF file in a folder that is no Hugging Face model."""
+    if (folder / "config.json").is_file():
+        return folder
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1:
+        raise ModelError(f"{folder}: several GGUF files ({', '.join(f.name for f in files[:4])}); name one of them")
+    return files[0] if files else folder
 
 
 def _embedded() -> Path:
@@ -47,9 +59,7 @@ def _embedded() -> Path:
 
 
 def _why_not_a_file(path: Path) -> str:
-    if path.suffix == ".gguf":
-        return f"{path}: GGUF files are not read yet; use the model's folder in the Hugging Face format (safetensors)"
-    return f"{path}: is a file; give the folder that holds config.json and the weights (here: {path.parent})"
+    return f"{path}: is a file; give a GGUF file, or the folder that holds config.json and the weights"
 
 
 def is_hub_id(text: str) -> bool:

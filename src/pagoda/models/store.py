@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pagoda.weights.filling import Filling, new_filling
-from pagoda.weights.formats.base import WeightFormat
-from pagoda.weights.packed import ExpertStack, PackedMatrix
+from pagoda.weights.formats.base import TILE_ELEMS, WeightFormat
+from pagoda.weights.packed import CodedMatrix, ExpertStack, PackedMatrix
 from pagoda.weights.quantization import Quantization
 
 from .layers.linear import Weight
@@ -59,7 +59,7 @@ class WeightStore:
         if format is not None:
             self._fill(piece, param, format, tensor)
         else:
-            self._copy(piece, tensor if isinstance(tensor, Tensor) else tensor.dense())
+            self._copy(piece, tensor)
         self.covered |= self.regions_of(piece)
         self._pack_if_complete(piece)
 
@@ -99,13 +99,17 @@ class WeightStore:
         self.weights[name] = tensor = make(param.shape, dtype=dtype, device=self.device)
         return tensor
 
-    def _copy(self, piece: Piece, tensor: Tensor) -> None:
+    def _copy(self, piece: Piece, tensor: Tensor | PackedMatrix) -> None:
         target = self.dense(piece.param)
         if piece.expert >= 0:
             target = target[piece.expert]
         if piece.stop:
             target = target[piece.start : piece.stop]
-        target.copy_(piece.cut(tensor).reshape(target.shape))
+        if isinstance(tensor, CodedMatrix) and piece.is_rows:
+            _unpack_into(target, tensor)
+        else:
+            dense = tensor if isinstance(tensor, Tensor) else tensor.dense()
+            target.copy_(piece.cut(dense).reshape(target.shape))
 
     def _fill(self, piece: Piece, param: Param, format: WeightFormat, tensor: Tensor | PackedMatrix) -> None:
         unit = (piece.param, piece.expert)
@@ -131,3 +135,10 @@ class WeightStore:
         stack = self.weights.setdefault(piece.param, ExpertStack(*shape))
         assert isinstance(stack, ExpertStack)
         stack.experts[piece.expert] = packed
+
+
+def _unpack_into(target: Tensor, matrix: CodedMatrix) -> None:
+    """A tile of rows at a time, so that the matrix never stands unpacked beside its place."""
+    rows, step = matrix.shape[0], max(1, TILE_ELEMS // max(matrix.shape[1], 1))
+    for start in range(0, rows, step):
+        target[start : start + step] = matrix.tile(start, min(start + step, rows))

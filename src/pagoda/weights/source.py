@@ -25,7 +25,6 @@ class TensorSource:
     def __init__(self, checkpoint: Checkpoint, logical: Mapping[str, Logical]) -> None:
         self.checkpoint, self.logical = checkpoint, logical
         self.formats: dict[str, WeightFormat] = {n: t.format for n, t in logical.items() if t.format is not None}
-        self.is_quantized = any(len(t.parts) > 1 for t in logical.values())
 
     @property
     def names(self) -> list[str]:
@@ -64,6 +63,8 @@ class TensorSource:
 
 
 def _made_bytes(tensor: Logical) -> int:
+    if tensor.made_bytes is not None:
+        return tensor.made_bytes
     if len(tensor.parts) == 1:
         return 0
     rows, cols = tensor.shape

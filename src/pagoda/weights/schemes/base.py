@@ -24,13 +24,15 @@ Read = Callable[[str], "Tensor"]
 class Logical:
     """One tensor as the model knows it. ``build`` makes it of the stored ``parts`` (the first of them is the largest).
 
-    ``format`` None: the values come unpacked, because no weight format holds exactly these codes.
+    ``format`` None: the values come unpacked, because no weight format holds exactly these codes. ``made_bytes``: what
+    ``build`` takes beside its parts; None: nothing for one part, the result and a block's scratch for several.
     """
 
     parts: tuple[str, ...]
     shape: tuple[int, ...]
     build: Callable[[Mapping[str, Tensor]], Tensor | CodedMatrix]
     format: WeightFormat | None = None
+    made_bytes: int | None = None
 
 
 class Scheme(ABC):

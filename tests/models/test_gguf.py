@@ -1,0 +1,253 @@
+"""GGUF files written by the ``gguf`` package: the same numbers and tokens as the model in its other form."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pagoda import LLM, SamplingParams
+from pagoda.budget.ledger import Ledger
+from pagoda.core.errors import PagodaError, UnsupportedModelError, WeightsError
+from pagoda.models.layers.rotary import inverse_frequencies
+from pagoda.models.load import load_model
+from pagoda.weights.gguf_blocks import OPENERS, Blocks, open_blocks
+from pagoda.weights.gguf_header import TYPES
+from pagoda.weights.packed import PackedMatrix
+
+from . import fake_model
+from .tokenizer_samples import data
+
+gguf = pytest.importorskip("gguf")
+
+LAYER = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def write(
+    folder: Path, file: Path, kind: str = "F32", extra: dict[str, torch.Tensor] | None = None, **metadata: Any
+) -> Path:
+    """The Hugging Face model of ``folder`` as llama.cpp's converter would write it."""
+    config = json.loads((folder / "config.json").read_text())
+    arch = config["model_type"]
+    writer = gguf.GGUFWriter(file, arch)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    (_sentencepiece if (folder / "native").is_dir() else _byte_level)(writer, folder)
+    for key, value in metadata.items():
+        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        add(key.replace("__", "."), value)
+    for name, tensor in (extra or {}).items():
+        writer.add_tensor(name, tensor.numpy())
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        _add(writer, name, tensor.float(), kind, config if arch == "llama" else {})
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def _add(writer: Any, name: str, tensor: torch.Tensor, kind: str, config: dict[str, Any]) -> None:
+    module, _, leaf = name.rpartition(".")
+    parts = module.split(".")
+    theirs = OUTSIDE.get(module) or f"blk.{parts[2]}.{LAYER['.'.join(parts[3:])]}"
+    heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(theirs.rpartition(".")[2], "")
+    if heads in config:  # rotary pairs side by side
+        shape = (config[heads], 2, -1, *tensor.shape[1:])
+        tensor = tensor.reshape(shape).transpose(1, 2).reshape(tensor.shape)
+    array = tensor.contiguous().numpy()
+    if kind == "F32" or array.ndim < 2 or array.shape[1] % 32:
+        writer.add_tensor(f"{theirs}.{leaf}", array)
+        return
+    type_ = getattr(gguf.GGMLQuantizationType, kind)
+    writer.add_tensor(f"{theirs}.{leaf}", gguf.quants.quantize(array, type_), raw_dtype=type_)
+
+
+def _sentencepiece(writer: Any, folder: Path) -> None:
+    from sentencepiece import SentencePieceProcessor
+
+    sp = SentencePieceProcessor(str(folder / "native" / "tok512.model"))
+    ids = range(sp.vocab_size())
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([sp.id_to_piece(i) for i in ids])
+    writer.add_token_scores([sp.get_score(i) for i in ids])
+    kinds = ((6, sp.is_byte), (3, sp.is_control), (2, sp.is_unknown))
+    writer.add_token_types([next((kind for kind, test in kinds if test(i)), 1) for i in ids])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def _byte_level(writer: Any, folder: Path) -> None:
+    model = json.loads((folder / "tokenizer.json").read_text())
+    vocab = model["model"]["vocab"] | {t["content"]: t["id"] for t in model["added_tokens"]}
+    special = {t["content"] for t in model["added_tokens"]}
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    config = json.loads((folder / "config.json").read_text())
+    tokens += [f"<unused{i}>" for i in range(config["vocab_size"] - len(tokens))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if t in special or t.startswith("<unused") else 1 for t in tokens])
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in model["model"]["merges"]])
+    writer.add_eos_token_id(7)
+
+
+def dense(weight: Any) -> torch.Tensor:
+    return weight.dense() if isinstance(weight, PackedMatrix) else weight
+
+
+@pytest.mark.parametrize("kind", sorted(OPENERS))
+def test_blocks_open_as_in_the_gguf_package(kind: str) -> None:
+    size = OPENERS[kind][0]
+    raw = torch.randint(0, 256, (5, 3 * size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    blocks = raw.view(-1, size)
+    at = {"Q6_K": (208,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q4_1": (0, 2), "Q5_1": (0, 2)}.get(kind, (0,))
+    for start in at:
+        blocks[:, start : start + 2] = torch.rand(len(blocks), 1).half().view(torch.uint8)
+    wanted = gguf.quants.dequantize(raw.numpy(), getattr(gguf.GGMLQuantizationType, kind))
+    opened = open_blocks(raw, kind)
+    torch.testing.assert_close(opened, torch.from_numpy(wanted), rtol=1e-6, atol=1e-6)
+    assert (kind, opened.shape[1] // 3, size) in TYPES.values()
+    assert Blocks(kind=kind).stored_bytes(5, opened.shape[1]) == raw.nbytes
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_weights_are_the_dequantized_ones(tmp_path: Path, kind: str) -> None:
+    folder = data("models/stories260K")
+    ledger = Ledger(256 << 20)
+    ours, plain = load_model(write(folder, tmp_path / "m.gguf", kind), ledger=ledger), load_model(folder)
+    assert ledger.leased_by("weights") == ours.model.weight_bytes
+    for name, stored in plain.model.weights().items():
+        wanted = dense(stored)
+        if kind != "F32" and wanted.dim() == 2 and wanted.shape[1] % 32 == 0:
+            type_ = getattr(gguf.GGMLQuantizationType, kind)
+            wanted = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(wanted.numpy(), type_), type_))
+        torch.testing.assert_close(dense(ours.model.weights()[name]), wanted, rtol=1e-6, atol=1e-8)
+    assert ours.model.weights()["layers.0.attn.qkv.weight"].format.name == ("int4" if kind == "Q4_0" else "fp32")
+    ours.close()
+    assert ledger.leased_bytes == 0
+
+
+@pytest.mark.parametrize("text", ["Once upon a time, there was a girl.", "héllo wörld 123", "Tom  and\nLily", " a", ""])
+def test_sentencepiece_tokens(tmp_path: Path, text: str) -> None:
+    folder = data("models/stories260K")
+    ours, plain = load_model(write(folder, tmp_path / "m.gguf")).tokenizer, load_model(folder).tokenizer
+    ids = plain.encode(text)
+    assert ours.encode(text) == ids
+    assert ours.decode(ids) == plain.decode(ids)
+
+
+def test_golden_text_of_a_gguf_file(tmp_path: Path) -> None:
+    folder = data("models/stories260K")
+    wanted = json.loads((folder / "reference.json").read_text())
+    write(folder, tmp_path / "m.gguf")
+    with LLM(str(tmp_path), memory="2GiB") as llm, LLM(str(folder), memory="2GiB") as plain:
+        params = SamplingParams(max_tokens=40, temperature=0)
+        ours, theirs = (x.generate("Once upon a time", params)[0].token_ids for x in (llm, plain))
+    assert ours == theirs
+    golden = next(p for p in wanted["prompts"] if p["prompt"] == "Once upon a time")
+    assert golden["greedy_60_ids"][:40] == ours
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_families_and_byte_level_tokens(tmp_path: Path, family: str, tied: bool) -> None:
+    folder = fake_model.write(tmp_path / "m", model_type=family, tie_word_embeddings=tied, torch_dtype="bfloat16")
+    ours, plain = load_model(write(folder, tmp_path / "x.gguf")), load_model(folder)
+    for name, wanted in plain.model.weights().items():
+        assert torch.equal(dense(ours.model.weights()[name]), dense(wanted))
+    assert ours.tokenizer.encode("Hello, wörld 12!") == plain.tokenizer.encode("Hello, wörld 12!")
+    assert ours.eos_ids == (7,)
+
+
+def test_chat_template_and_other_formats(tmp_path: Path) -> None:
+    folder = fake_model.write(tmp_path / "m")
+    loaded = load_model(write(folder, tmp_path / "x.gguf", tokenizer__chat_template="{{ 1 + 1 }}"), quantization="int8")
+    assert loaded.chat().render([{"role": "user", "content": "hi"}]) == "2"
+    assert isinstance(loaded.model.weights()["embed.weight"], PackedMatrix)
+
+
+def _cut(file: Path, keep: int) -> None:
+    file.write_bytes(file.read_bytes()[:keep])
+
+
+def _patch(file: Path, at: int, raw: bytes) -> None:
+    content = bytearray(file.read_bytes())
+    content[at : at + len(raw)] = raw
+    file.write_bytes(content)
+
+
+def test_llama3_rotary_factors_and_linear_scaling(tmp_path: Path) -> None:
+    """Files of Llama 3.1 carry the divisors of the rotary pairs as a tensor."""
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling |= {"original_max_position_embeddings": 32}
+    folder = fake_model.write(tmp_path / "m", rope_scaling=scaling)
+    wanted = rope_of(load_model(folder))
+    plain = inverse_frequencies(replace(wanted, kind="default"), 128)
+    factors = plain / inverse_frequencies(wanted, 128)
+    ours = rope_of(load_model(write(folder, tmp_path / "x.gguf", extra={"rope_freqs.weight": factors})))
+    torch.testing.assert_close(inverse_frequencies(ours, 128), inverse_frequencies(wanted, 128))
+    assert ours.attention_factor == 1.0
+    options = {"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": 4.0}
+    scaled = rope_of(load_model(write(folder, tmp_path / "y.gguf", **options)))
+    torch.testing.assert_close(inverse_frequencies(scaled, 128), plain / 4)
+
+
+def rope_of(loaded: Any) -> Any:
+    return loaded.model.spec.blocks[0].attn.rope
+
+
+DAMAGE = {
+    "empty": (lambda f: _cut(f, 0), "does not begin with GGUF"),
+    "another kind": (lambda f: _patch(f, 0, b"ELF!"), "does not begin with GGUF"),
+    "version": (lambda f: _patch(f, 4, struct.pack("<I", 9)), "GGUF version 9; accepted: 2, 3"),
+    "counts": (lambda f: _patch(f, 8, struct.pack("<Q", 1 << 60)), "claims 1152921504606846976 tensors; damaged"),
+    "header cut": (lambda f: _cut(f, 3000), "truncated in its header"),
+    "data cut": (lambda f: _cut(f, f.stat().st_size - 100), r"tensor '.*' ends .* bytes after the end of the file"),
+    "a length": (lambda f: _patch(f, 24, struct.pack("<Q", 1 << 50)), "a length of .* damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_one_line_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    file = write(fake_model.write(tmp_path / "m"), tmp_path / "x.gguf")
+    damage, words = DAMAGE[name]
+    damage(file)
+    ledger = Ledger(256 << 20)
+    with pytest.raises(WeightsError, match=words) as caught:
+        load_model(file, ledger=ledger)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert ledger.leased_bytes == 0
+
+
+def test_refusals(tmp_path: Path) -> None:
+    folder = fake_model.write(tmp_path / "m")
+    scaled = write(folder, tmp_path / "x.gguf", llama__rope__scaling__type="yarn")
+    with pytest.raises(UnsupportedModelError, match="rope.scaling.type 'yarn'; accepted: linear, none"):
+        load_model(scaled)
+    write(folder, tmp_path / "y.gguf")
+    with pytest.raises(PagodaError, match="several GGUF files"):
+        load_model(tmp_path)
+    name = b"general.architecture\x08\0\0\0\5\0\0\0\0\0\0\0"
+    raw = (tmp_path / "y.gguf").read_bytes().replace(name + b"llama", name + b"mamba")
+    (tmp_path / "z").mkdir()
+    (tmp_path / "z" / "z.gguf").write_bytes(raw)
+    with pytest.raises(UnsupportedModelError, match="'mamba'; accepted: llama, qwen2, qwen3"):
+        load_model(tmp_path / "z")
