@@ -14,6 +14,7 @@ import httpx
 def test_it_starts_answers_logs_and_ends(tmp_path) -> None:
     log = tmp_path / "log"
     command = [sys.executable, "-m", "pagoda", "serve", "lantern", "--memory", "1GiB", "--threads", "1", "--port", "0"]
+    command += ["--quantization", "int8", "--kv-cache-dtype", "int8", "--max-model-len", "256"]
     with subprocess.Popen(
         [*command, "--json", "--log-format", "json", "--log-file", str(log)],
         stdout=subprocess.PIPE,
@@ -25,6 +26,8 @@ def test_it_starts_answers_logs_and_ends(tmp_path) -> None:
         assert answer.status_code == 200
         assert "vllm:generation_tokens_total" in httpx.get(f"{url}/metrics").text
         assert httpx.get(f"{url}/").status_code == 200
+        made = httpx.get(f"{url}/admin/stats").json()["model"]
+        assert (made["quantization"], made["max_model_len"]) == ("int8", 256)
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 0
     records = [json.loads(line) for line in log.read_text().splitlines()]

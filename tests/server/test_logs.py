@@ -35,7 +35,7 @@ def asked(serve, file: Path, *, with_prompts: bool) -> list[dict]:
     set_up("json", "info", str(file))
     log_requests(server.service, with_prompts=with_prompts)
     headers = {"authorization": "Bearer correct-horse-battery", "x-request-id": "my-request-7"}
-    body = {"prompt": "A secret story about", "max_tokens": 4, "ignore_eos": True}
+    body = {"prompt": "A secret story about", "max_tokens": 4, "ignore_eos": True, "user": "customer 5"}
     assert server.post("/v1/completions", body, headers=headers).status_code == 200
     assert server.post("/v1/completions", body | {"kv": "nonsense"}, headers=headers).status_code == 400
     return [record for record in records(file) if record["logger"] == "pagoda.server.logs"]
@@ -45,6 +45,7 @@ def test_requests_are_told_without_their_words(serve, tmp_path: Path) -> None:
     good, bad = asked(serve, tmp_path / "log", with_prompts=False)
     assert good["request_id"] == "my-request-7"
     assert (good["endpoint"], good["key"], good["status"]) == ("completions", "ada", 200)
+    assert good["user"] == "customer 5"
     assert good["completion_tokens"] == 4
     assert good["prompt_tokens"] > 0
     assert good["time"].endswith("Z")

@@ -54,6 +54,15 @@ def test_a_request_is_counted_everywhere(server: Running) -> None:
     assert total(after, "vllm:num_requests_running") == 0
 
 
+def test_every_answer_of_a_prompt_is_counted(server: Running) -> None:
+    before = samples(server)
+    usage = server.post("/v1/completions", {"prompt": "A fox", "max_tokens": 5, "ignore_eos": True, "n": 3}).json()[
+        "usage"
+    ]
+    name = "vllm:generation_tokens_total"
+    assert total(samples(server), name) - total(before, name) == usage["completion_tokens"] == 15
+
+
 def test_prefix_hits_are_tokens(server: Running) -> None:
     prompt = "A prompt that nobody else sends, long enough for several pages. " * 6
     ask = {"prompt": prompt, "max_tokens": 1}

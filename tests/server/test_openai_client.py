@@ -111,6 +111,25 @@ def test_responses_with_and_without_a_previous_one(client: openai.OpenAI, server
         client.responses.create(input="x", previous_response_id=first.id, **GREEDY)
 
 
+def test_input_items_of_a_response(client: openai.OpenAI) -> None:
+    first = client.responses.create(input="Tell me a story.", max_output_tokens=4, **GREEDY)
+    (item,) = client.responses.input_items.list(first.id)
+    assert (item.role, item.content[0].text) == ("user", "Tell me a story.")
+    texts = ["one", "two", "three"]
+    second = client.responses.create(
+        input=[{"role": "user", "content": text} for text in texts], previous_response_id=first.id,
+        max_output_tokens=4, **GREEDY,
+    )  # fmt: skip
+    listed = client.responses.input_items.list(second.id, limit=1, order="asc")  # the client asks for page after page
+    assert [item.content[0].text for item in listed] == texts
+    newest = client.responses.input_items.list(second.id)
+    assert [item.content[0].text for item in newest] == texts[::-1]
+    with pytest.raises(openai.BadRequestError, match="after"):
+        client.responses.input_items.list(second.id, after="msg_none")
+    with pytest.raises(openai.NotFoundError):
+        client.responses.input_items.list("resp_none")
+
+
 def test_a_previous_response_is_pinned_until_it_goes(client: openai.OpenAI, server: Running) -> None:
     before = len(server.service.pins)
     first = client.responses.create(input="Tell me about the sea. " * 8, max_output_tokens=8, **GREEDY)

@@ -46,6 +46,7 @@ def serve(
     kv_cache_dtype: opt.KVCacheDtype = "auto",
     kv_memory: Annotated[str | None, typer.Option(help="Most bytes of the budget that KV may take.")] = None,
     dtype: opt.Dtype = "auto",
+    quantization: opt.Quantization = "auto",
     device: opt.Device = "auto",
     max_model_len: opt.MaxModelLen = "auto",
     max_num_seqs: Annotated[int, typer.Option(help="Sequences of one step.")] = 64,
@@ -107,28 +108,28 @@ def serve(
     logs.set_up(log_format, log_level, log_file)
     tracing = traces.tracer_provider() if otel else None
     keys = read_keys(api_key or (), api_key_file, os.environ)
-    sock = bind(config)
     options = opt.given(
-        memory=memory, kv=kv, kv_cache_dtype=kv_cache_dtype, kv_memory=kv_memory, dtype=dtype, device=device,
-        num_threads=threads,
+        memory=memory, kv=kv, kv_cache_dtype=kv_cache_dtype, kv_memory=kv_memory, dtype=dtype,
+        quantization=quantization, device=device, num_threads=threads,
         max_model_len=opt.length(max_model_len), max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, scheduling=scheduling,
         chat_template=opt.read_template(chat_template), enable_prefix_caching=prefix_caching,
         structured_output=structured_output,
     )  # fmt: skip
-    llm = _load(model, options, startup)
-    loaded = time.perf_counter()
+    with bind(config) as sock:
+        llm = _load(model, options, startup)
+        loaded = time.perf_counter()
 
-    def on_ready() -> None:
-        startup["listening"] = time.perf_counter() - loaded
-        try:
-            _announce(llm, config, sock, startup, json=json)
-        except OSError:  # a full disk, a closed pipe: the server serves all the same
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        def on_ready() -> None:
+            startup["listening"] = time.perf_counter() - loaded
+            try:
+                _announce(llm, config, sock, startup, json=json)
+            except OSError:  # a full disk, a closed pipe: the server serves all the same
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    from ..server.serving import run
+        from ..server.serving import run
 
-    code = run(llm, config, keys, sock, on_ready=on_ready, tracing=tracing)
+        code = run(llm, config, keys, sock, on_ready=on_ready, tracing=tracing)
     sys.exit(code)
 
 

@@ -41,6 +41,8 @@ class Advance:
         self._tokenizer, self._clock, self._new_sequence = tokenizer, clock, new_sequence
         self._sampler, self._masks = Sampler(), MaskAhead()
         self._gaps: list[float] = []
+        self.num_tokens = 0
+        """Tokens that answers were given so far; those of one prompt count each."""
 
     @property
     def num_masks(self) -> int:
@@ -84,6 +86,7 @@ class Advance:
             sequence = result.sampled[row]
             assert sequence.group.beam is not None
             sequence.group.beam.offer(sequence, result.logits[row])
+            self.num_tokens += 1
         rows, sequences = [], []
         for row, sequence in enumerate(result.sampled):
             if sequence.group.beam is None:
@@ -144,6 +147,7 @@ class Advance:
         if sequence.token_at is not None:
             self._gaps.append(now - sequence.token_at)
         sequence.token_at = now
+        self.num_tokens += 1
         sequence.tokens.append(sampled.token_id)
         sequence.sample_state.accept(sampled.token_id)
         if sampled.logprob is not None:

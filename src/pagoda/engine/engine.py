@@ -174,8 +174,6 @@ class Engine:
             _log.exception("a step of %d sequences failed", len(plan.scheduled))
             for group in groups:
                 self._advance.fail(group, f"the step failed: {type(error).__name__}: {error}")
-            return groups
-        self.counters.tokens_sampled += len(result.sampled)
         return groups
 
     def _unstick(self, plan: Plan) -> list[RequestState]:
@@ -225,6 +223,7 @@ class Engine:
         self.counters.steps += 1
         self.counters.step_seconds += seconds
         self.counters.tokens_computed += plan.num_tokens
+        self.counters.tokens_sampled = self._advance.num_tokens
         gaps = self._advance.take_gaps()
         if self.events.wants(StepEnded):
             waiting, running = len(self.scheduler.waiting), len(self.scheduler.running)

@@ -18,7 +18,7 @@ from ..core.errors import ConfigError, PagodaError
 from ..engine.outputs import RequestOutput
 from ..engine.request import Request as EngineRequest
 from ..sampling.params import SamplingParams
-from .errors import ApiError, translated
+from .errors import ApiError, bad, translated
 from .jobs import Job
 from .service import Service
 from .streams import DONE, EventStream, encode, event, while_connected
@@ -100,6 +100,14 @@ async def _events(job: Job, asked: Answering) -> AsyncGenerator[bytes, None]:
     except Exception:  # a bug of ours: the client is told that it is over, the log has the traceback
         _log.exception("request %s: the stream failed", job.request_id)
         yield asked.error_events(ApiError(500, "internal error; the server's log has the details", code="internal"))
+
+
+def check_stream(body: Any, params: SamplingParams) -> None:
+    """Raises ApiError or ConfigError for options of a stream without one, and for what a stream cannot tell."""
+    if body.stream:
+        refuse_unstreamable(params)
+    elif body.stream_options is not None:
+        raise bad("stream_options", "stream_options: there is no stream; set stream to true, or leave it out")
 
 
 def refuse_unstreamable(params: SamplingParams) -> None:

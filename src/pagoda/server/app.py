@@ -69,7 +69,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        what = {404: f"no such path: {request.url.path}", 405: f"{request.method} is not possible here"}
+        what = {404: _no_such_path(request.url.path), 405: f"{request.method} is not possible here"}
         answer = _answer(request, ApiError(error.status_code, what.get(error.status_code, str(error.detail))))
         answer.headers.update(error.headers or {})
         return answer
@@ -83,6 +83,13 @@ def _handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_bug)
+
+
+def _no_such_path(path: str) -> str:
+    """With the way out for the habits of other servers' clients."""
+    if path.startswith("/api/"):
+        return f"no such path: {path}; Ollama's own API is not spoken here: point its OpenAI client at /v1"
+    return f"no such path: {path}; the APIs of OpenAI and Anthropic are at /v1/…, and /openapi.json lists all paths"
 
 
 def _answer(request: Request, error: ApiError) -> Response:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from ..core.types import FinishReason
 from ..engine.outputs import RequestOutput
@@ -27,7 +27,7 @@ class RequestEnded:
 
     ``outputs``: the last that was known of each of its engine requests (none where it was refused before the engine
     saw it); ``status``: the HTTP status, or that of the error which ended a stream; ``arrival`` and ``ended`` on the
-    engine's clock.
+    engine's clock; ``labels``: what the client said about the request itself (``user``, ``metadata``).
     """
 
     request_id: str
@@ -37,17 +37,22 @@ class RequestEnded:
     status: int
     arrival: float
     ended: float
+    labels: dict[str, Any] = field(default_factory=dict)
 
 
 class Job:
     """Use as ``async with service.job(…) as job``. Leaving it aborts what still runs and frees its pages."""
 
-    def __init__(self, service: Service, request_id: str, endpoint: str, caller: Caller, num_requests: int = 1) -> None:
+    def __init__(
+        self, service: Service, request_id: str, endpoint: str, caller: Caller, num_requests: int = 1,
+        labels: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self._service, self.request_id, self.endpoint, self.caller = service, request_id, endpoint, caller
         self.ticket: Ticket = service.gate.enter(caller, num_requests)
         self.arrival = service.now()
         self.deadline = self.arrival + service.config.request_timeout
         self.requests: list[Request] = []
+        self.labels = {name: value for name, value in (labels or {}).items() if value}
         self._last: dict[str, RequestOutput] = {}
         self._answers = None
         self._error: Exception | None = None

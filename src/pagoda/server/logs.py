@@ -78,6 +78,7 @@ def log_requests(service: Service, *, with_prompts: bool) -> None:
             "completion_tokens": sum(each.completion_tokens for each in usage),
             "kv_bytes_peak": sum(output.memory.peak for output in ended.outputs),
             "preemptions": sum(output.num_preemptions for output in ended.outputs),
+            **ended.labels,
         }
         if with_prompts:
             fields["prompts"] = [output.prompt or output.prompt_token_ids for output in ended.outputs]

@@ -84,10 +84,13 @@ class Service:
         """Seconds on the engine's clock."""
         return time.perf_counter()
 
-    def job(self, request_id: str, endpoint: str, caller: Caller, num_requests: int = 1) -> Job:
-        """A request that comes in. Raises ApiError where it may not: not ready, queue or key limits."""
+    def job(self, request_id: str, endpoint: str, caller: Caller, num_requests: int = 1, **labels: Any) -> Job:
+        """A request that comes in; ``labels`` go into its log record.
+
+        Raises ApiError where it may not: not ready, queue or key limits.
+        """
         self.check_ready()
-        return Job(self, request_id, endpoint, caller, num_requests)
+        return Job(self, request_id, endpoint, caller, num_requests, labels)
 
     def check_ready(self) -> None:
         """Raises ApiError 503 while the server drains or has lost its engine."""
@@ -143,7 +146,14 @@ class Service:
         if self.events.wants(RequestEnded):
             self.events.publish(
                 RequestEnded(
-                    job.request_id, job.endpoint, job.caller.name, outputs, status_of(error), job.arrival, self.now()
+                    job.request_id,
+                    job.endpoint,
+                    job.caller.name,
+                    outputs,
+                    status_of(error),
+                    job.arrival,
+                    self.now(),
+                    job.labels,
                 )
             )
 

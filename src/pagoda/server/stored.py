@@ -15,13 +15,15 @@ from .errors import ApiError
 class Stored:
     """A response with what the next one needs.
 
-    messages: the whole conversation, answer included, without instructions. text, ids: prompt and answer as they were
+    messages: the whole conversation, answer included, without instructions. items: what this request added to it, as
+    input items. text, ids: prompt and answer as they were
     computed; a next prompt that begins with this text takes these ids, and finds their KV.
     """
 
     response: dict[str, Any]
     owner: str
     messages: list[dict[str, Any]]
+    items: list[dict[str, Any]]
     text: str
     ids: list[int]
     until: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..core.errors import ConfigError
 from ..sampling.structured import Structured
 from .errors import bad
 
@@ -12,15 +13,34 @@ _ANYTHING: dict[str, Any] = {"type": "object"}
 
 
 def constraint(
-    response_format: Any, tools: Sequence[Any] | None, tool_choice: Any, parallel_tool_calls: bool | None = None
-) -> dict[str, Any]:
-    """Fields of ``SamplingParams`` for the bodies of a request. Raises ApiError where they contradict each other."""
-    calls = tool_form(tools, tool_choice, parallel_tool_calls)
+    response_format: Any, tools: Sequence[Any] | None = None, tool_choice: Any = None,
+    parallel_tool_calls: bool | None = None, *, outputs: Any = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Fields of ``SamplingParams`` for the bodies of a request; ``outputs`` is its ``structured_outputs``.
+
+    Raises ApiError where they contradict each other.
+    """
     form = response_form(response_format)
+    if outputs is not None:
+        if form is not None:
+            raise bad("structured_outputs", "structured_outputs and response_format both hold the answer; give one")
+        form = named_form(outputs)
+    calls = tool_form(tools, tool_choice, parallel_tool_calls)
     if calls is not None and form is not None:
         raise bad("response_format", "response_format holds the answer and tool_choice wants a call; leave one out")
     wanted = calls or form
     return {} if wanted is None else {"structured": wanted}
+
+
+def named_form(outputs: Any) -> Structured:
+    """The form that ``structured_outputs`` names. Raises ApiError unless it is exactly one."""
+    try:
+        return Structured(
+            json_schema=outputs.json_, json_object=outputs.json_object, regex=outputs.regex, grammar=outputs.grammar,
+            choice=outputs.choice, compact=outputs.compact,
+        )  # fmt: skip
+    except ConfigError as error:
+        raise bad("structured_outputs", f"structured_outputs: {error}") from error
 
 
 def response_form(response_format: Any) -> Structured | None:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from ...engine.outputs import Completion, RequestOutput
 from ...engine.request import Request as EngineRequest
-from ..answering import Answering, answer, refuse_unstreamable
+from ..answering import Answering, answer, check_stream
 from ..conversation import Conversation, chat_tools, from_chat_messages, require_template, template_variables
 from ..errors import bad
 from ..jobs import Job
@@ -38,7 +38,8 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation. With ``stream`` the answer is server-sent events."""
     service = service_of(request)
     asked = _Chat(service, body)
-    job = service.job(request_id_of(request), "chat", caller_of(request))
+    labels = {"user": body.user or body.safety_identifier, "metadata": body.metadata}
+    job = service.job(request_id_of(request), "chat", caller_of(request), **labels)
     return await answer(request, service, job, asked, stream=body.stream)
 
 
@@ -56,11 +57,11 @@ class _Chat(Answering):
         self.params = sampling_params(
             body, max_tokens=body.max_completion_tokens or body.max_tokens,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            **constraint(body.response_format, body.tools, body.tool_choice, body.parallel_tool_calls),
+            **constraint(body.response_format, body.tools, body.tool_choice, body.parallel_tool_calls,
+                         outputs=body.structured_outputs),
         )  # fmt: skip
         self.pins = service.check_cache_control(body.cache_control, body.kv)
-        if body.stream:
-            refuse_unstreamable(self.params)
+        check_stream(body, self.params)
         self.conversation = Conversation(
             from_chat_messages(body.messages),
             None if body.tool_choice == "none" else chat_tools(body.tools),

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from ...engine.outputs import Completion, RequestOutput
 from ...engine.request import Request as EngineRequest
 from ...sampling.params import SamplingParams
-from ..answering import Answering, answer, refuse_unstreamable
+from ..answering import Answering, answer, check_stream
 from ..errors import bad
 from ..infill import infill_ids
 from ..jobs import Job
@@ -24,6 +24,7 @@ from ..sampling import sampling_params
 from ..schemas.completions import CompletionAnswer, CompletionRequest
 from ..service import Service, new_id
 from ..streams import DONE, event
+from ..structured import constraint
 from .base import ASKS, STREAMS, caller_of, request_id_of, service_of
 
 router = APIRouter(tags=["completions"])
@@ -34,7 +35,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue a text. With ``stream`` the answer is server-sent events."""
     service = service_of(request)
     answering = _Completion(service, body)
-    job = service.job(request_id_of(request), "completions", caller_of(request), len(answering.prompts))
+    job = service.job(request_id_of(request), "completions", caller_of(request), len(answering.prompts), user=body.user)
     return await answer(request, service, job, answering, stream=body.stream)
 
 
@@ -47,8 +48,7 @@ class _Completion(Answering):
         self.prompts = listed(body.prompt)
         self.params = _params(body)
         self.pins = service.check_cache_control(body.cache_control, body.kv)
-        if body.stream:
-            refuse_unstreamable(self.params)
+        check_stream(body, self.params)
         self.id, self.created = new_id("cmpl"), int(time.time())
         self._writers: dict[int, _ChoiceWriter] = {}
 
@@ -179,4 +179,5 @@ def _params(body: CompletionRequest) -> SamplingParams:
     return sampling_params(
         body, max_tokens=body.max_tokens or (1 if body.max_tokens == 0 else None), best_of=body.best_of,
         logprobs=body.logprobs, prompt_logprobs=prompt_logprobs,
+        **constraint(body.response_format, outputs=body.structured_outputs),
     )  # fmt: skip

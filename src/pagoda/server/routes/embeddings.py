@@ -32,7 +32,7 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     """One vector for each input."""
     service = service_of(request)
     asked = _Embedding(service, body)
-    job = service.job(request_id_of(request), "embeddings", caller_of(request), len(asked.prompts))
+    job = service.job(request_id_of(request), "embeddings", caller_of(request), len(asked.prompts), user=body.user)
     return await answer(request, service, job, asked, stream=False)
 
 

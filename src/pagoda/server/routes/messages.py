@@ -37,7 +37,8 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation in Anthropic's form. With ``stream`` the answer is server-sent events."""
     service = service_of(request)
     asked = _Messages(service, body)
-    job = service.job(request_id_of(request), "messages", caller_of(request))
+    user = body.metadata.user_id if body.metadata is not None else None
+    job = service.job(request_id_of(request), "messages", caller_of(request), user=user)
     return await answer(request, service, job, asked, stream=body.stream)
 
 
@@ -60,7 +61,8 @@ class _Messages(Answering):
         choice = tool_choice_of(body)
         self.params = sampling_params(
             body, max_tokens=body.max_tokens, stop=body.stop_sequences or None,
-            **constraint(format_of(body), tools_of(body), choice, not single_call(body)),
+            **constraint(format_of(body), tools_of(body), choice, not single_call(body),
+                         outputs=body.structured_outputs),
         )  # fmt: skip
         self.id = new_id("msg")
         self._choice = choice

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from ...core.types import FinishReason
@@ -15,6 +15,7 @@ from ...engine.request import Request as EngineRequest
 from ..answering import Answering, answer
 from ..conversation import Conversation, Known, chat_tools, require_template, template_variables
 from ..errors import ApiError, bad
+from ..input_items import input_items, page_of
 from ..jobs import Job
 from ..logprobs import chat_logprobs
 from ..parsers.base import OutputParser
@@ -24,7 +25,7 @@ from ..report import metrics_of
 from ..responses_form import Items, answer_message, chat_format, chat_tool_choice, input_messages
 from ..responses_form import chat_tools as chat_tools_of
 from ..sampling import read_by, sampling_params
-from ..schemas.responses import DeletedAnswer, ResponseAnswer, ResponsesRequest
+from ..schemas.responses import DeletedAnswer, InputItemsAnswer, ResponseAnswer, ResponsesRequest
 from ..segments import Kind
 from ..service import Service, new_id
 from ..stored import Stored
@@ -45,7 +46,8 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
             body.previous_response_id, caller.name, status=400, param="previous_response_id"
         )  # fmt: skip
     asked = _Response(service, body, caller.name, before)
-    job = service.job(request_id_of(request), "responses", caller)
+    user = body.user or body.safety_identifier
+    job = service.job(request_id_of(request), "responses", caller, user=user)
     return await answer(request, service, job, asked, stream=body.stream)
 
 
@@ -62,6 +64,19 @@ async def delete_response(response_id: str, request: Request) -> Response:
     return json_answer({"id": response_id, "object": "response", "deleted": True})
 
 
+@router.get("/v1/responses/{response_id}/input_items", response_model=InputItemsAnswer, responses=READS)
+async def stored_input(
+    response_id: str,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+) -> Response:
+    """What the request of a stored response added to the conversation; of earlier ones, ask those."""
+    stored = service_of(request).responses.get(response_id, caller_of(request).name)
+    return json_answer(page_of(stored.items, limit=limit, newest_first=order == "desc", after=after))
+
+
 class _Response(Answering):
     def __init__(self, service: Service, body: ResponsesRequest, owner: str, before: Stored | None) -> None:
         self.service, self.body, self._owner, self._before = service, body, owner, before
@@ -74,7 +89,7 @@ class _Response(Answering):
         tools, choice = chat_tools_of(body), chat_tool_choice(body)
         self.params = sampling_params(
             body, max_tokens=body.max_output_tokens, logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
-            **constraint(chat_format(body), tools, choice, body.parallel_tool_calls),
+            **constraint(chat_format(body), tools, choice, body.parallel_tool_calls, outputs=body.structured_outputs),
         )  # fmt: skip
         self._messages = (before.messages if before is not None else []) + input_messages(body)
         instructions = [{"role": "system", "content": body.instructions}] if body.instructions else []
@@ -122,7 +137,7 @@ class _Response(Answering):
             self.service.responses.put(
                 Stored(
                     self._whole(outputs, held), self._owner, [*self._messages, answer_message(self._items.segments)],
-                    text, ids, self.service.now() + self.service.config.response_ttl, pin,
+                    input_items(self.body), text, ids, self.service.now() + self.service.config.response_ttl, pin,
                 )
             )  # fmt: skip
         return held

@@ -11,6 +11,7 @@ from .common import (
     Body,
     FinishReason,
     MetricsAnswer,
+    Off,
     PagodaFields,
     SamplingFields,
     StreamOptions,
@@ -126,7 +127,7 @@ class ChatRequest(SamplingFields, PagodaFields):
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool = False
+    logprobs: Off = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
@@ -134,12 +135,12 @@ class ChatRequest(SamplingFields, PagodaFields):
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = Field(None, description="For templates that know it.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="More variables of the chat template.")
-    stream: bool = False
+    stream: Off = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="Accepted and not used.")
-    metadata: dict[str, str] | None = Field(None, description="Accepted and not used.")
-    safety_identifier: str | None = Field(None, description="Accepted and not used.")
-    prompt_cache_key: str | None = Field(None, description="Accepted and not used: equal beginnings are found anyway.")
+    user: str | None = Field(None, description="Part of the log record of this request.")
+    metadata: dict[str, str] | None = Field(None, description="Part of the log record, like user.")
+    safety_identifier: str | None = Field(None, description="Another name of user.")
+    prompt_cache_key: str | None = Field(None, description="Nothing to do: equal beginnings are found anyway.")
     store: Literal[False] | None = Field(None, description="Nothing is stored.")
     service_tier: Literal["auto", "default"] | None = Field(None, description="There is one tier.")
     modalities: list[Literal["text"]] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 
 class Body(BaseModel):
@@ -19,6 +19,17 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def or_null(of: Any, default: Any) -> Any:
+    """The type ``of`` for a field whose null means the default: OpenAI's clients send the fields that they know."""
+    kinds = {bool: "boolean", int: "integer"}
+    schema = {"anyOf": [{"type": kinds[of]}, {"type": "null"}], "default": default}
+    return Annotated[of, BeforeValidator(lambda value: default if value is None else value), WithJsonSchema(schema)]
+
+
+Off = or_null(bool, False)
+On = or_null(bool, True)
+
+
 class CacheControl(Body):
     """Keep the KV of this prompt and its answer for later requests with the same beginning."""
 
@@ -29,7 +40,8 @@ class CacheControl(Body):
 
 
 class StreamOptions(Body):
-    include_usage: bool = False
+    include_usage: Off = False
+    include_obfuscation: Literal[False] | None = Field(None, description="Streams are not padded.")
 
 
 class SamplingFields(Body):
@@ -47,11 +59,22 @@ class SamplingFields(Body):
     seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
-    ignore_eos: bool = False
+    ignore_eos: Off = False
     min_tokens: int | None = None
-    include_stop_str_in_output: bool = False
-    skip_special_tokens: bool = True
+    include_stop_str_in_output: Off = False
+    skip_special_tokens: On = True
     n: int | None = None
+
+
+class StructuredOutputs(Body):
+    """The form of the answer, by the names that vLLM has for it; exactly one, and ``compact`` for JSON."""
+
+    json_: dict[str, Any] | bool | str | None = Field(None, alias="json", description="A JSON schema, or its text.")
+    json_object: Off = False
+    regex: str | None = None
+    grammar: str | None = Field(None, description="In Lark's notation; its rule start is the answer.")
+    choice: list[str] | None = None
+    compact: Off = Field(False, description="JSON without whitespace between its parts.")
 
 
 class PagodaFields(Body):
@@ -61,6 +84,7 @@ class PagodaFields(Body):
     priority: int | None = Field(None, description="Lower runs earlier, under the priority policy.")
     cache_salt: str | None = Field(None, max_length=256, description="Requests with other salts share no prefix.")
     cache_control: CacheControl | None = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 class PromptTokensDetails(Answer):

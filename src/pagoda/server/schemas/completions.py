@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .common import Answer, FinishReason, MetricsAnswer, PagodaFields, SamplingFields, StreamOptions, UsageAnswer
+from .chat import ResponseFormat
+from .common import (
+    Answer,
+    FinishReason,
+    MetricsAnswer,
+    Off,
+    PagodaFields,
+    SamplingFields,
+    StreamOptions,
+    UsageAnswer,
+    or_null,
+)
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Prompt = str | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenId], Field(min_length=1)] | Annotated[
@@ -17,14 +28,15 @@ Prompt = str | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenI
 class CompletionRequest(SamplingFields, PagodaFields):
     prompt: Prompt
     model: str | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = 16
-    echo: bool = False
+    max_tokens: Annotated[or_null(int, 16), Field(ge=0)] = 16
+    echo: Off = False
     logprobs: Annotated[int, Field(ge=0, le=100)] | None = None
     best_of: int | None = None
     suffix: str | None = Field(None, description="Only for models with infilling tokens.")
-    stream: bool = False
+    response_format: ResponseFormat | None = None
+    stream: Off = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="Accepted and not used.")
+    user: str | None = Field(None, description="Part of the log record of this request.")
 
 
 class CompletionLogprobsAnswer(Answer):

@@ -18,7 +18,7 @@ class EmbeddingRequest(Body):
     pooling: Literal["mean", "last"] = Field("mean", description="Over the hidden states of the prompt's tokens.")
     priority: int | None = None
     cache_salt: str | None = Field(None, max_length=256)
-    user: str | None = Field(None, description="Accepted and not used.")
+    user: str | None = Field(None, description="Part of the log record of this request.")
 
 
 class EmbeddingItem(Answer):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .common import Answer, Body
+from .common import Answer, Body, Off, StructuredOutputs
 
 
 class Ephemeral(Body):
@@ -135,12 +135,13 @@ class MessagesRequest(MessagesFields):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    stream: bool = False
-    metadata: UserMetadata | None = Field(None, description="Accepted and not used.")
+    stream: Off = False
+    metadata: UserMetadata | None = Field(None, description="user_id is part of the log record of this request.")
     service_tier: Literal["auto", "standard_only"] | None = None
     kv: str | None = None
     priority: int | None = None
     cache_salt: str | None = Field(None, max_length=256)
+    structured_outputs: StructuredOutputs | None = None
 
 
 class MessagesUsage(Answer):

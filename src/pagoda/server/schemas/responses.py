@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from .chat import ReasoningEffort
-from .common import Answer, Body, MetricsAnswer, PagodaFields
+from .common import Answer, Body, MetricsAnswer, Off, On, PagodaFields
 
 
 class InputText(Body):
@@ -108,7 +108,7 @@ class ResponsesRequest(PagodaFields):
     model: str | None = None
     instructions: str | None = Field(None, description="Not carried over to the next response.")
     previous_response_id: str | None = None
-    store: bool = True
+    store: On = True
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -116,7 +116,7 @@ class ResponsesRequest(PagodaFields):
     min_p: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
-    ignore_eos: bool = False
+    ignore_eos: Off = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     include: list[Literal["message.output_text.logprobs"]] | None = None
     text: TextOptions | None = None
@@ -124,14 +124,14 @@ class ResponsesRequest(PagodaFields):
     tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | None = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningOptions | None = None
-    stream: bool = False
+    stream: Off = False
     truncation: Literal["disabled"] | None = Field(None, description="What is too long is refused.")
     background: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     metadata: dict[str, str] | None = Field(None, description="Comes back with the response.")
-    user: str | None = Field(None, description="Accepted and not used.")
-    safety_identifier: str | None = Field(None, description="Accepted and not used.")
-    prompt_cache_key: str | None = Field(None, description="Accepted and not used.")
+    user: str | None = Field(None, description="Comes back, and is part of the log record of this request.")
+    safety_identifier: str | None = Field(None, description="Another name of user.")
+    prompt_cache_key: str | None = Field(None, description="Nothing to do: equal beginnings are found anyway.")
 
 
 class InputTokensDetails(Answer):
@@ -176,6 +176,14 @@ class ResponseAnswer(Answer):
     user: str | None
     metadata: dict[str, str]
     metrics: MetricsAnswer | None
+
+
+class InputItemsAnswer(Answer):
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 class DeletedAnswer(Answer):
