@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..core.clock import Clock
 from ..core.types import FinishReason
-from ..kv.manager import KVManager
 from ..models.tokenizer import Tokenizer
 from ..sampling.finish import Finish
 from ..sampling.logprobs import TokenLogprob, prompt_logprobs
@@ -30,14 +29,13 @@ class Advance:
 
     def __init__(
         self,
-        manager: KVManager,
         scheduler: Scheduler,
         runner: Runner,
         tokenizer: Tokenizer,
         clock: Clock,
         new_sequence: Callable[[RequestState, int], Sequence],
     ) -> None:
-        self._manager, self._scheduler, self._runner = manager, scheduler, runner
+        self._scheduler, self._runner = scheduler, runner
         self._tokenizer, self._clock, self._new_sequence = tokenizer, clock, new_sequence
         self._sampler, self._masks = Sampler(), MaskAhead()
         self._gaps: list[float] = []
@@ -66,13 +64,13 @@ class Advance:
         """The pieces' KV is in pages: count it, and let full pages be found by later requests."""
         for piece in pieces:
             sequence, end = piece.sequence, piece.start + piece.num_tokens
+            manager = sequence.store.manager
             if sequence.policy.selection is not None and piece.start >= sequence.prompt_len:
-                self._manager.stop_offering(sequence.seq_id)  # computed from a part of the pages: not for others
-            self._manager.commit(sequence.seq_id, sequence.tokens[piece.start : end])
+                manager.stop_offering(sequence.seq_id)  # computed from a part of the pages: not for others
+            manager.commit(sequence.seq_id, sequence.tokens[piece.start : end])
             sequence.num_computed = end
             group = sequence.group
-            held = sum(self._manager.held_bytes(s.seq_id) for s in group.sequences if s.num_computed)
-            group.peak_kv_bytes = max(group.peak_kv_bytes, held)
+            group.peak_kv_bytes = max(group.peak_kv_bytes, group.held_bytes)
 
     def sample(self, result: StepResult) -> None:
         """Choose the next token of every sequence that is complete; answers of one prompt fork here."""
@@ -189,7 +187,7 @@ class Advance:
         child.cumulative_logprob, child.num_computed = parent.cumulative_logprob, parent.num_computed
         child.policy_state = parent.policy_state.fork()
         if self._scheduler.is_running(parent) and self._scheduler.add_running(child):
-            self._manager.fork(parent.seq_id, child.seq_id)
+            child.store.manager.fork(parent.seq_id, child.seq_id)
         else:
             child.forget_kv()
             self._scheduler.add(child)

@@ -14,12 +14,10 @@ from ..core.clock import Clock, SystemClock
 from ..core.errors import BudgetError
 from ..core.types import Granularity
 from ..core.units import format_bytes
-from ..kv.audit import audit
 from ..kv.grammar import parse_policy
-from ..kv.manager import KVManager
 from ..kv.pages import PagePool
 from ..kv.prefix import PrefixCache
-from ..kv.storage import PageStorage
+from ..kv.stores import Stores
 from ..models.load import Loaded, load_model
 from ..sampling.grammar import GrammarCompiler, grammar_bytes
 from ..schedule.policies import POLICIES
@@ -46,10 +44,10 @@ class Built:
 
     def stats(self) -> dict[str, Any]:
         """Plain data: ``memory`` (ledger against the kernel), ``kv``, ``queue``, ``steps``, ``startup``, ``model``."""
-        engine, kv = self.engine, self.engine.manager.stats()
+        engine = self.engine
         return {
             "memory": reconcile(self.ledger, self.probe).as_dict(),
-            "kv": asdict(kv) | {"used_bytes": kv.used_bytes, "touched_bytes": kv.touched_bytes},
+            "kv": engine.stores.stats(),
             "queue": {
                 "running": len(engine.scheduler.running),
                 "waiting": len(engine.scheduler.waiting),
@@ -79,13 +77,13 @@ class Built:
         stats["kv"] |= shown.pop("kv", {})
         return stats | shown | {
             "time": engine.clock.now(),
-            "pages_by_granularity": pages_by_granularity(engine.manager),
-            "held_bytes_by_request": held_bytes(engine.manager, list(engine.scheduler.running.values())),
+            "pages_by_granularity": pages_by_granularity(engine.stores),
+            "held_bytes_by_request": held_bytes(list(engine.scheduler.running.values())),
         }  # fmt: skip
 
     def audit(self) -> None:
         """Recount every page reference. Raises AssertionError naming the page that is wrong."""
-        audit(self.engine.manager)
+        self.engine.stores.audit()
 
     def close(self) -> None:
         """Give pages, weights and leases back."""
@@ -94,18 +92,6 @@ class Built:
         for lease in self.leases:
             lease.release()
         trim_heap()
-
-
-class _PoolGrowth:
-    """The pool's way to the ledger: each block is leased before it is used."""
-
-    def __init__(self, lease: Lease, block_bytes: int) -> None:
-        self._lease, self._block_bytes = lease, block_bytes
-
-    def __call__(self, num_blocks: int) -> int:
-        while num_blocks > 0 and not self._lease.try_resize(self._lease.num_bytes + num_blocks * self._block_bytes):
-            num_blocks //= 2
-        return num_blocks
 
 
 def _host_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
@@ -175,34 +161,27 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         others = heap_before + loaded.model.weight_bytes + grammars.trie_bytes
         return 0 if on_cuda else max(0, heap_bytes() - others)
 
-    storage = PageStorage(sizes.fmt, sizes.max_blocks, loaded.model.device)
     leases += [
         ledger.lease("activations", sizes.activation_bytes, "largest step", resident=working_bytes),
         ledger.lease("staging", STAGING_BYTES, "step metadata and copies", resident=lambda: 0),
     ]
-    # On a CPU untouched pages cost nothing, so the pool grows as it needs; a device's memory is taken whole.
-    first_blocks = sizes.max_blocks if on_cuda else 0
-    pool = PagePool(sizes.fmt, first_blocks, max_blocks=sizes.max_blocks)
-    kv_lease = ledger.lease(
-        "kv",
-        first_blocks * sizes.fmt.block_bytes,
-        "pages",
-        resident=lambda: storage.reserved_bytes if on_cuda else pool.num_touched_blocks * sizes.fmt.block_bytes,
-    )
+    # On a CPU untouched pages cost nothing, so the pools grow as they need; a device's memory is taken whole.
+    kv_bytes = sizes.max_blocks * sizes.fmt.block_bytes
+    kv_lease = ledger.lease("kv", kv_bytes if on_cuda else 0, "pages", resident=lambda: stores.touched_bytes)
     leases.append(kv_lease)
     clock = clock or SystemClock()
-    prefix = None
-    if config.enable_prefix_caching:
-        prefix = PrefixCache(pool, fingerprint=loaded.fingerprint, clock=clock.now)
-    manager = KVManager(sizes.fmt, pool, prefix, grow=_PoolGrowth(kv_lease, sizes.fmt.block_bytes))
+
+    def make_prefix(pool: PagePool) -> PrefixCache | None:
+        return PrefixCache(pool, fingerprint=loaded.fingerprint, clock=clock.now) if caching else None
+
+    caching = config.enable_prefix_caching
+    stores = Stores(sizes.fmt, kv_bytes, kv_lease, loaded.model.device, make_prefix, lazy=not on_cuda)
     engine = Engine(
         loaded,
-        manager,
-        storage,
+        stores,
         limits=limits,
         policy=policy_class(),
         max_model_len=sizes.max_model_len,
-        max_blocks=sizes.max_blocks,
         clock=clock,
         use_prefix=config.enable_prefix_caching,
         granularity=None if config.granularity == "auto" else Granularity(config.granularity),

@@ -14,10 +14,10 @@ from ..core.errors import RequestError
 from ..core.events import EventBus
 from ..core.types import FinishReason, Granularity
 from ..core.units import format_bytes
-from ..kv.audit import audit
 from ..kv.manager import KVManager
 from ..kv.policies.base import Need
 from ..kv.storage import PageStorage
+from ..kv.stores import Store, Stores
 from ..models.load import Loaded
 from ..sampling.finish import FinishRule
 from ..sampling.state import SampleState, end_ids
@@ -80,28 +80,36 @@ class Engine:
     def __init__(
         self,
         loaded: Loaded,
-        manager: KVManager,
-        storage: PageStorage,
+        stores: Stores,
         *,
         limits: Limits,
         policy: SchedulingPolicy,
         max_model_len: int,
-        max_blocks: int,
         clock: Clock,
         use_prefix: bool = True,
         granularity: Granularity | None = None,
         audit_steps: bool = False,
     ) -> None:
-        self.loaded, self.manager, self.storage, self.clock = loaded, manager, storage, clock
-        self.max_model_len, self.max_blocks = max_model_len, max_blocks
+        self.loaded, self.stores, self.clock = loaded, stores, clock
+        self.max_model_len = max_model_len
         self.events, self.counters = EventBus(), Counters()
         self._granularity, self._audit_steps = granularity, audit_steps
-        self.scheduler = Scheduler(limits, policy, PagedMemory(manager, use_prefix=use_prefix), clock)
-        self._runner = Runner(loaded.model, storage, manager)
-        self._evictor = Evictor(manager, storage, self.scheduler, self.counters, Calibrations(loaded.path))
-        self._advance = Advance(manager, self.scheduler, self._runner, loaded.tokenizer, clock, self._new_sequence)
+        self.scheduler = Scheduler(limits, policy, PagedMemory(use_prefix=use_prefix), clock)
+        self._runner = Runner(loaded.model, stores)
+        self._evictor = Evictor(self.scheduler, self.counters, Calibrations(loaded.path))
+        self._advance = Advance(self.scheduler, self._runner, loaded.tokenizer, clock, self._new_sequence)
         self._requests: dict[str, RequestState] = {}
         self._seq_ids = itertools.count(1)
+
+    @property
+    def manager(self) -> KVManager:
+        """The pages of the engine's own KV format."""
+        return self.stores.default.manager
+
+    @property
+    def storage(self) -> PageStorage:
+        """Their bytes."""
+        return self.stores.default.storage
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -113,9 +121,10 @@ class Engine:
         check_prompt_ids(request.prompt_ids, shape.vocab_size, self.max_model_len)
         request.params.check_vocabulary(shape.vocab_size)
         self._check_policy(request)
-        group = RequestState(request, self.manager.fmt)
+        store = self.stores.of(request.policy.codec)
+        group = RequestState(request, store)
         eos_ids = self.loaded.eos_ids
-        group.rule = FinishRule(request.params, eos_ids, prompt_len=0, max_model_len=self._room_for(request))
+        group.rule = FinishRule(request.params, eos_ids, prompt_len=0, max_model_len=self._room_for(request, store))
         if request.params.beam_width is not None:
             group.beam = BeamGroup(group, self._advance, end_ids(request.params, eos_ids))
         self._requests[request.request_id] = group
@@ -145,7 +154,7 @@ class Engine:
         for request_id in list(self._requests):
             self.abort(request_id)
         self._advance.close()
-        self.storage.close()
+        self.stores.close()
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -156,7 +165,7 @@ class Engine:
         self._note(plan, started)
         touched = self._run(plan) if plan.scheduled else self._unstick(plan)
         if self._audit_steps:
-            audit(self.manager)
+            self.stores.audit()
         outputs = self._collect(touched)
         self._publish(plan, self.clock.now() - started)
         return outputs
@@ -182,11 +191,12 @@ class Engine:
             return []
         sequence = self.scheduler.waiting.head()
         assert isinstance(sequence, Sequence)
-        needed = self.manager.blocks_needed(sequence.num_tokens) * self.manager.fmt.block_bytes
+        manager = sequence.store.manager
+        needed = manager.blocks_needed(sequence.num_tokens) * manager.fmt.block_bytes
         self._advance.fail(
             sequence.group,
             f"{sequence.num_tokens} tokens need {format_bytes(needed)} of KV, and pinned prefixes leave "
-            f"{format_bytes(self.manager.available_blocks() * self.manager.fmt.block_bytes)}; unpin some or raise the "
+            f"{format_bytes(manager.available_blocks() * manager.fmt.block_bytes)}; unpin some or raise the "
             "budget",
         )
         return [sequence.group]
@@ -208,7 +218,7 @@ class Engine:
             if group.sequences and not group.live:
                 outputs.append(self._finish(group))
             elif group.request.stream and group.timing.first_token is not None:
-                outputs.append(output_of(group, self.manager, self.loaded.tokenizer))
+                outputs.append(output_of(group, self.loaded.tokenizer))
         return outputs
 
     def _finish(self, group: RequestState) -> RequestOutput:
@@ -217,7 +227,7 @@ class Engine:
         del self._requests[group.request.request_id]
         self.counters.requests_finished += 1
         self.counters.requests_failed += group.error is not None
-        return output_of(group, self.manager, self.loaded.tokenizer)
+        return output_of(group, self.loaded.tokenizer)
 
     def _publish(self, plan: Plan, seconds: float) -> None:
         self.counters.steps += 1
@@ -236,7 +246,7 @@ class Engine:
     def _new_sequence(self, group: RequestState, index: int) -> Sequence:
         request = group.request
         granularity = request.policy.granularity
-        if request.policy.exact and self._granularity is not None:
+        if request.policy.eviction is None and self._granularity is not None:
             granularity = self._granularity
         sequence = Sequence(next(self._seq_ids), group, index, granularity)
         sequence.sample_state = SampleState(
@@ -254,17 +264,19 @@ class Engine:
     def _check_policy(self, request: Request) -> None:
         """Raises RequestError for a policy that this model cannot run, or that was not calibrated for it."""
         policy = request.policy
-        reason = None if policy.exact else why_not_lossy(self.loaded)
+        self.stores.check(policy.codec)
+        reason = None if policy.keeps_all else why_not_lossy(self.loaded)
         if reason is not None:
             raise RequestError(f"kv={'+'.join(policy.names)!r} cannot run on this model: {reason}; accepted: exact")
         if Need.CALIBRATION in policy.needs:
             self._evictor.calibrations.load(policy.names[0])
 
-    def _room_for(self, request: Request) -> int:
+    def _room_for(self, request: Request, store: Store) -> int:
         """Tokens that an answer may have. Raises RequestError when the pool could never hold prompt and answer."""
         num_prompt, params = len(request.prompt_ids), request.params
         width = params.beam_width or 1
-        capacity = self.max_blocks // width * self.manager.fmt.page_size
+        fmt, max_blocks = store.fmt, store.manager.pool.max_blocks
+        capacity = max_blocks // width * fmt.page_size
         room = self.max_model_len - num_prompt
         if params.max_tokens is not None:
             room = min(room, params.max_tokens)
@@ -273,8 +285,7 @@ class Engine:
             room = bisect_right(lengths, capacity, key=lambda n: request.policy.peak_slots(n, num_prompt)) - 1
         wanted = request.policy.peak_slots(num_prompt + max(room, 1), num_prompt)
         if room < 1 or wanted > capacity:
-            needed = self.manager.blocks_needed(wanted) * width * self.manager.fmt.block_bytes
-            held = self.max_blocks * self.manager.fmt.block_bytes
+            needed, held = fmt.blocks_for(wanted) * width * fmt.block_bytes, max_blocks * fmt.block_bytes
             beams = f" in each of {width} beams" if width > 1 else ""
             raise RequestError(
                 f"{num_prompt} prompt tokens and up to {max(room, 1)} more{beams} need {format_bytes(needed)} of KV, "

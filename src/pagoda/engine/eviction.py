@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kv.manager import KVManager
 from ..kv.policies._inputs import Inputs
 from ..kv.policies.base import Decision, Need
 from ..kv.read import read_slots, write_slots
-from ..kv.storage import PageStorage
+from ..kv.stores import Store
 from ..kv.table import PageTable, SlotMoves
 from ..models.load import Loaded
 from ..schedule.scheduler import Scheduler
@@ -59,14 +58,11 @@ class Evictor:
 
     def __init__(
         self,
-        manager: KVManager,
-        storage: PageStorage,
         scheduler: Scheduler,
         counters: PolicyCounters,
         calibrations: Calibrations,
     ) -> None:
-        self._manager, self._storage, self._scheduler = manager, storage, scheduler
-        self._counters, self.calibrations = counters, calibrations
+        self._scheduler, self._counters, self.calibrations = scheduler, counters, calibrations
 
     def apply(self, result: StepResult) -> None:
         """Show each policy what the step brought, and let those act whose time has come."""
@@ -78,13 +74,14 @@ class Evictor:
             return
         started = time.perf_counter()
         _observe(result)
-        moves: list[SlotMoves] = []
+        moves: dict[Store, list[SlotMoves]] = {}
         for index in watched:
             piece = result.pieces[index]
             sequence = piece.sequence
             if piece.start + piece.num_tokens == sequence.policy.next_act(piece.start, sequence.prompt_len):
-                self._act(sequence, result, moves)
-        self._run(moves)
+                self._act(sequence, result, moves.setdefault(sequence.store, []))
+        for store, mine in moves.items():
+            _run(store, mine)
         self._counters.policy_seconds += time.perf_counter() - started
 
     def _count(self, state: PolicyState) -> None:
@@ -94,23 +91,22 @@ class Evictor:
         notes.pages_read = notes.pages_held = 0
 
     def _act(self, sequence: Sequence, result: StepResult, moves: list[SlotMoves]) -> None:
-        table = self._manager.table(sequence.seq_id)
+        store, manager = sequence.store, sequence.store.manager
+        table = manager.table(sequence.seq_id)
         inputs = self._inputs(sequence, table)
         decision = sequence.policy.act(inputs)
         if decision is None or bool(decision.keep.all()):
             return
         self._counters.policy_acts += 1
-        made = self._manager.keep_many(
-            sequence.seq_id, _kept(decision.keep, inputs.lens), rewrite=bool(decision.writes)
-        )
+        made = manager.keep_many(sequence.seq_id, _kept(decision.keep, inputs.lens), rewrite=bool(decision.writes))
         if made is None:
             self._scheduler.preempt(sequence)
             result.drop(sequence)
             return
         moves.append(made)
         if decision.writes:
-            self._run(moves)
-            self._write(decision, table)
+            _run(store, moves)
+            _write(decision, store, table)
         keep = decision.keep
         if keep.dim() < 3:
             keep = (keep if keep.dim() == 1 else keep[:, None]).expand(*inputs.lens.shape, -1)
@@ -120,34 +116,36 @@ class Evictor:
         sequence.policy_state.keep(keep, inputs, again)
 
     def _inputs(self, sequence: Sequence, table: PageTable) -> Inputs:
-        fmt, device, storage = self._manager.fmt, self._storage.device, self._storage
+        fmt, storage = sequence.store.fmt, sequence.store.storage
         lens = np.broadcast_to(table.lens[:, None], (table.num_rows, table.run)).reshape(fmt.num_layers, -1)
         inputs = sequence.policy_state.inputs(
             sequence.num_computed,
             sequence.prompt_len,
             sequence.group.request.seed,
-            torch.from_numpy(lens.astype(np.int64)).to(device),
+            torch.from_numpy(lens.astype(np.int64)).to(storage.device),
         )
         if Need.CALIBRATION in sequence.policy.needs:
             inputs.calibration = self.calibrations.load(sequence.policy.names[0])
         inputs.read = lambda layer: read_slots(storage, table, layer, inputs.num_slots)
         return inputs
 
-    def _write(self, decision: Decision, table: PageTable) -> None:
-        """Merged content goes to where its slot is now."""
-        now = decision.keep.long().cumsum(-1) - 1
-        for layer, (mask, k, v) in decision.writes.items():
-            chosen = mask & decision.keep[layer]
-            heads, slots = chosen.nonzero(as_tuple=True)
-            write_slots(self._storage, table, layer, heads, now[layer][heads, slots], k[heads, slots], v[heads, slots])
 
-    def _run(self, moves: list[SlotMoves]) -> None:
-        """All moves at once: reads come first, so what one sequence gave up may be what another was given."""
-        if not moves:
-            return
-        self._storage.run_copies(self._manager.take_copies())
-        self._storage.run_moves(SlotMoves.join(moves))
-        moves.clear()
+def _write(decision: Decision, store: Store, table: PageTable) -> None:
+    """Merged content goes to where its slot is now."""
+    now = decision.keep.long().cumsum(-1) - 1
+    for layer, (mask, k, v) in decision.writes.items():
+        chosen = mask & decision.keep[layer]
+        heads, slots = chosen.nonzero(as_tuple=True)
+        write_slots(store.storage, table, layer, heads, now[layer][heads, slots], k[heads, slots], v[heads, slots])
+
+
+def _run(store: Store, moves: list[SlotMoves]) -> None:
+    """All moves at once: reads come first, so what one sequence gave up may be what another was given."""
+    if not moves:
+        return
+    store.run_copies()
+    store.storage.run_moves(SlotMoves.join(moves))
+    moves.clear()
 
 
 def _observe(result: StepResult) -> None:

@@ -14,6 +14,7 @@ from ..core.types import Granularity
 if TYPE_CHECKING:
     from ..kv.manager import KVManager
     from ..kv.prefix import Entry
+    from ..kv.stores import Stores
     from ..kv.table import PageTable
     from .engine import Engine
     from .sequence import Sequence
@@ -27,30 +28,34 @@ def picture_of(engine: Engine) -> dict[str, Any]:
     running: list[Any] = list(engine.scheduler.running.values())
     waiting: list[Any] = list(engine.scheduler.waiting)
     shown = (running + waiting)[:MAX_SEQUENCES]
-    live = set(engine.manager.seq_ids())
+    live = _live(engine.stores)
     return {
-        "kv": _kv(engine.manager),
-        "sequences": [_sequence(sequence, engine.manager, sequence.seq_id in live) for sequence in shown],
+        "kv": _kv(engine.manager) | {"pages_by_granularity": pages_by_granularity(engine.stores)},
+        "sequences": [_sequence(sequence, sequence.seq_id in live) for sequence in shown],
         "num_not_shown": len(running) + len(waiting) - len(shown),
         "prefix": _prefix(engine.manager),
     }
 
 
-def pages_by_granularity(manager: KVManager) -> dict[str, int]:
+def _live(stores: Stores) -> set[int]:
+    return {seq_id for store in stores for seq_id in store.manager.seq_ids()}
+
+
+def pages_by_granularity(stores: Stores) -> dict[str, int]:
     """Pages held by live sequences, shared ones counted for each, by the granularity of their tables."""
     pages = dict.fromkeys((str(granularity) for granularity in Granularity), 0)
-    for seq_id in manager.seq_ids():
-        table = manager.table(seq_id)
-        pages[str(table.granularity)] += table.num_pages
+    for store in stores:
+        for seq_id in store.manager.seq_ids():
+            table = store.manager.table(seq_id)
+            pages[str(table.granularity)] += table.num_pages
     return pages
 
 
-def held_bytes(manager: KVManager, sequences: list[Sequence]) -> dict[str, int]:
+def held_bytes(running: list[Sequence]) -> dict[str, int]:
     """KV bytes by request id, pages that are shared counted for each."""
-    live, held = set(manager.seq_ids()), defaultdict[str, int](int)
-    for sequence in sequences:
-        if sequence.seq_id in live:
-            held[sequence.group.request.request_id] += manager.held_bytes(sequence.seq_id)
+    held = defaultdict[str, int](int)
+    for sequence in running:
+        held[sequence.group.request.request_id] += sequence.store.manager.held_bytes(sequence.seq_id)
     return dict(held)
 
 
@@ -61,12 +66,11 @@ def _kv(manager: KVManager) -> dict[str, Any]:
         "num_kv_heads": fmt.num_kv_heads,
         "page_size": fmt.page_size,
         "page_bytes": fmt.page_bytes,
-        "pages_by_granularity": pages_by_granularity(manager),
     }
 
 
-def _sequence(sequence: Sequence, manager: KVManager, has_pages: bool) -> dict[str, Any]:
-    request = sequence.group.request
+def _sequence(sequence: Sequence, has_pages: bool) -> dict[str, Any]:
+    request, manager = sequence.group.request, sequence.store.manager
     table = manager.table(sequence.seq_id) if has_pages else None
     return {
         "id": sequence.seq_id,
@@ -78,6 +82,7 @@ def _sequence(sequence: Sequence, manager: KVManager, has_pages: bool) -> dict[s
         "num_computed": sequence.num_computed,
         "policy": "+".join(request.policy.names),
         "granularity": str(sequence.granularity),
+        "format": sequence.store.fmt.dtype,
         "kv_bytes": manager.held_bytes(sequence.seq_id) if has_pages else 0,
         "kept": _kept(table) if table is not None else None,
     }

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from ..kv.manager import KVManager
 from ..models.tokenizer import Tokenizer
 from ..sampling.ranking import best_sequences
 from .outputs import Completion, KVMemory, RequestOutput, Usage
 from .sequence import RequestState, Sequence
 
 
-def output_of(group: RequestState, manager: KVManager, tokenizer: Tokenizer) -> RequestOutput:
+def output_of(group: RequestState, tokenizer: Tokenizer) -> RequestOutput:
     """A snapshot; its lists are copies. Text that may still turn into a stop string is not in it."""
     request = group.request
     answers = group.beam.answers(tokenizer) if group.beam is not None else _answers(group)
-    held = 0 if group.finished else sum(manager.held_bytes(s.seq_id) for s in group.live if s.num_computed)
     return RequestOutput(
         request_id=request.request_id,
         prompt=request.prompt,
         prompt_token_ids=request.prompt_ids,
         outputs=answers,
         usage=Usage(group.prompt_len, sum(len(answer.token_ids) for answer in answers), group.cached_tokens),
-        memory=KVMemory(peak=group.peak_kv_bytes, held=held),
+        memory=KVMemory(peak=group.peak_kv_bytes, held=0 if group.finished else group.held_bytes),
         timing=group.timing,
         finished=group.finished,
         error=group.error,

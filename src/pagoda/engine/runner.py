@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kv.manager import KVManager
+from ..kv.mixed_view import MixedView
 from ..kv.policies.base import Need
-from ..kv.storage import PageStorage
+from ..kv.stores import Store, Stores
 from ..kv.view import StepView
 from ..schedule.item import Plan
 from .selection import PageChooser
@@ -45,7 +45,7 @@ class StepResult:
     sampled: list[Sequence]
     logits: Tensor
     hidden: Tensor
-    view: StepView
+    view: StepView | MixedView
     tap: QueryTap
 
     def drop(self, sequence: Sequence) -> None:
@@ -88,45 +88,62 @@ class QueryTap:
 class Runner:
     """Owns the way of a step through the device; knows no requests' texts and no scheduling. Call in inference mode."""
 
-    def __init__(self, model: Model, storage: PageStorage, manager: KVManager) -> None:
-        self.model, self._storage, self._manager = model, storage, manager
+    def __init__(self, model: Model, stores: Stores) -> None:
+        self.model, self._stores = model, stores
 
     def run(self, plan: Plan) -> StepResult:
         """One forward pass. KV of the plan's tokens is written; nothing is committed yet."""
         pieces = _pieces(plan)
-        self._storage.run_copies(self._manager.take_copies())
+        for store in self._stores:
+            store.run_copies()
         tokens, positions = _token_arrays(pieces)
         device = self.model.device
         tap = QueryTap(pieces, device)
-        view = StepView(
-            self._storage,
-            [self._manager.table(piece.sequence.seq_id) for piece in pieces],
-            [piece.num_tokens for piece in pieces],
-            collect_probs={i for i, piece in enumerate(pieces) if _wants_probs(piece)},
-            tap=tap if tap.spans else None,
-            choosers=self._choosers(pieces),
-        )
+        view = _view(pieces, tap)
         hidden = self.model.forward(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), view)
         done = [piece for piece in pieces if piece.completes and piece.sequence.group.request.pooling is None]
         logits = self.logits(hidden, [piece.first_row + piece.num_tokens - 1 for piece in done])
         return StepResult(pieces, [piece.sequence for piece in done], logits, hidden, view, tap)
-
-    def _choosers(self, pieces: list[Piece]) -> dict[int, PageChooser]:
-        """For every decode step of a sequence whose policy selects pages."""
-        choosers = {}
-        for index, piece in enumerate(pieces):
-            sequence = piece.sequence
-            selection = sequence.policy.selection
-            if selection is not None and piece.start >= sequence.prompt_len:
-                notes, table = sequence.policy_state.notes, self._manager.table(sequence.seq_id)
-                choosers[index] = PageChooser(selection, notes, self._storage, table)
-        return choosers
 
     def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
         """float32 [len(rows), vocab] of these rows of the hidden states [T, hidden_size]."""
         if len(rows) == hidden.shape[0]:
             return self.model.logits(hidden)
         return self.model.logits(hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)])
+
+
+def _view(pieces: list[Piece], tap: QueryTap) -> StepView | MixedView:
+    """One view where all pages have one format, else one for each format."""
+    stores = list(dict.fromkeys(piece.sequence.store for piece in pieces))
+    seen = tap if tap.spans else None
+    if len(stores) == 1:
+        return _store_view(stores[0], pieces, seen)
+    members = [[i for i, piece in enumerate(pieces) if piece.sequence.store is store] for store in stores]
+    views = [_store_view(store, [pieces[i] for i in mine]) for store, mine in zip(stores, members, strict=True)]
+    return MixedView(views, members, [piece.num_tokens for piece in pieces], stores[0].storage.device, seen)
+
+
+def _store_view(store: Store, pieces: list[Piece], tap: QueryTap | None = None) -> StepView:
+    return StepView(
+        store.storage,
+        [store.manager.table(piece.sequence.seq_id) for piece in pieces],
+        [piece.num_tokens for piece in pieces],
+        collect_probs={i for i, piece in enumerate(pieces) if _wants_probs(piece)},
+        tap=tap,
+        choosers=_choosers(store, pieces),
+    )
+
+
+def _choosers(store: Store, pieces: list[Piece]) -> dict[int, PageChooser]:
+    """For every decode step of a sequence whose policy selects pages."""
+    choosers = {}
+    for index, piece in enumerate(pieces):
+        sequence = piece.sequence
+        selection = sequence.policy.selection
+        if selection is not None and piece.start >= sequence.prompt_len:
+            notes, table = sequence.policy_state.notes, store.manager.table(sequence.seq_id)
+            choosers[index] = PageChooser(selection, notes, store.storage, table)
+    return choosers
 
 
 def _pieces(plan: Plan) -> list[Piece]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..core.types import FinishReason, Granularity, KVFormat
+from ..core.types import FinishReason, Granularity
 from ..kv.policies._stack import PolicyStack
+from ..kv.stores import Store
 from ..sampling.logprobs import TokenLogprob
 from .outputs import Timing
 from .policy_state import PolicyState
@@ -29,11 +30,13 @@ class Sequence:
 
     __slots__ = (
         "cumulative_logprob", "finish_reason", "granularity", "group", "index", "logprobs", "num_computed",
-        "policy_state", "sample_state", "seq_id", "stop_reason", "text", "token_at", "tokens",
+        "policy_state", "sample_state", "seq_id", "stop_reason", "store", "text", "token_at",
+        "tokens",
     )  # fmt: skip
 
     def __init__(self, seq_id: int, group: RequestState, index: int, granularity: Granularity) -> None:
         self.seq_id, self.group, self.index, self.granularity = seq_id, group, index, granularity
+        self.store = group.store
         self.tokens: list[int] = list(group.request.prompt_ids)
         self.num_computed = 0
         self.policy_state = group.new_policy_state()
@@ -62,10 +65,11 @@ class Sequence:
     @property
     def chunk_end(self) -> int:
         """No chunk reaches past the next act of the policy, also when all of it is recomputed."""
+        end = len(self.tokens)
         if self.policy.selection is not None:  # what was read depends on the query: tokens are replayed one by one
-            return self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
+            end = self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
         act = self.policy.next_act(self.num_computed, self.prompt_len)
-        return len(self.tokens) if act is None else min(act, len(self.tokens))
+        return end if act is None else min(act, end)
 
     # -- what the engine sees --------------------------------------------------------------------------------------
 
@@ -96,10 +100,10 @@ class Sequence:
 
 
 class RequestState:
-    """A request under way: its sequences and what is told to the client."""
+    """A request under way: its sequences, whose pages lie in ``store``, and what is told to the client."""
 
-    def __init__(self, request: Request, fmt: KVFormat) -> None:
-        self.request, self._fmt = request, fmt
+    def __init__(self, request: Request, store: Store) -> None:
+        self.request, self.store = request, store
         self.prompt_len = len(request.prompt_ids)
         self.sequences: list[Sequence] = []
         self.timing = Timing(request.arrival)
@@ -122,7 +126,12 @@ class RequestState:
 
     def new_policy_state(self) -> PolicyState:
         """What the request's policy remembers of a sequence at its beginning: nothing."""
-        return PolicyState(self.request.policy, self._fmt)
+        return PolicyState(self.request.policy, self.store.fmt)
+
+    @property
+    def held_bytes(self) -> int:
+        """KV bytes of all its sequences, pages that are shared counted for each."""
+        return sum(self.store.manager.held_bytes(s.seq_id) for s in self.live if s.num_computed)
 
     @property
     def live(self) -> list[Sequence]:

@@ -46,6 +46,7 @@ class KVManager:
     grow    is asked for a number of blocks when pages run out, and returns how many the ledger granted (0 … asked); the
             manager adds them to the pool. It is asked before cached prefixes are given up. What was granted stays with
             the pool, even when the reservation fails in the end; ``shrink`` gives it back.
+    growable  how many it could get now, at most (default: as many as the pool may still grow by).
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class KVManager:
         prefix: PrefixCache | None,
         *,
         grow: Callable[[int], int] | None = None,
+        growable: Callable[[], int] | None = None,
     ) -> None:
         self.fmt, self.pool, self.prefix = fmt, pool, prefix
-        self._room, self._can_grow = Room(pool, prefix, grow), grow is not None
+        self._room, self._can_grow = Room(pool, prefix, grow, growable), grow is not None
         self._sequences: dict[int, _Sequence] = {}
         self._copies: dict[int, int] = {}  # page to be written -> page to be read, before the next step
         self._num_copies = self._num_dropped = self._num_refined = 0
@@ -377,6 +379,10 @@ class KVManager:
         still grow by, and cached prefixes that nobody uses.
         """
         return self._room.available_blocks()
+
+    def idle_blocks(self) -> int:
+        """Blocks that ``shrink`` could take out of the pool now, at most."""
+        return self._room.idle_blocks()
 
     def capacity_tokens(self) -> int:
         """Tokens of the longest sequence that fits when it is alone and nothing is pinned."""

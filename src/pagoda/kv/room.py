@@ -14,10 +14,17 @@ class Room:
 
     grow    is asked for a number of blocks, and returns how many the ledger granted (0 … asked); they are then added to
             the pool, and stay with it even when that was not enough: ``shrink`` gives them back.
+    growable  how many blocks it could get now, at most; None: as many as the pool may still grow by.
     """
 
-    def __init__(self, pool: PagePool, prefix: PrefixCache | None, grow: Callable[[int], int] | None) -> None:
-        self._pool, self._prefix, self._grow = pool, prefix, grow
+    def __init__(
+        self,
+        pool: PagePool,
+        prefix: PrefixCache | None,
+        grow: Callable[[int], int] | None,
+        growable: Callable[[], int] | None = None,
+    ) -> None:
+        self._pool, self._prefix, self._grow, self._growable = pool, prefix, grow, growable
 
     def make(self, run: int, needed: Callable[[], int]) -> bool:
         """Sees to it that ``needed()`` runs of ``run`` pages are free. It is asked again as entries go, since that ends
@@ -59,7 +66,13 @@ class Room:
         """
         free = self._pool.num_free_pages // self._pool.fmt.pages_per_block
         growth = self._pool.max_blocks - self._pool.num_blocks if self._grow is not None else 0
+        if self._growable is not None:
+            growth = min(growth, self._growable())
         return free + growth + (self._prefix.num_idle if self._prefix is not None else 0)
+
+    def idle_blocks(self) -> int:
+        """Blocks that ``shrink`` could take out of the pool, at most."""
+        return self._pool.num_free_blocks + (self._prefix.num_idle if self._prefix is not None else 0)
 
 
 class Reclaim:

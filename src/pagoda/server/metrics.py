@@ -37,6 +37,8 @@ _HISTOGRAMS = {
     "pagoda_step_seconds": ("Duration of a step.", SECONDS),
 }
 
+_STATES = ("used", "leased")  # of the blocks of one KV format
+
 
 class Metrics:
     """Subscribes when made; ``scrape`` gives the text."""
@@ -188,13 +190,17 @@ def _kv_bytes(stats: dict[str, Any], capacity: int) -> Iterator[Metric]:
     kv = stats["kv"]
     states = {
         "used": kv["used_bytes"],
-        "idle_prefix": kv["num_idle_entries"] * kv["block_bytes"],
+        "idle_prefix": kv["idle_prefix_bytes"],
         "touched": kv["touched_bytes"],
         "capacity": capacity,
     }
     yield _gauge("pagoda_kv_bytes", "KV bytes of a tier. used: pages with an owner, idle_prefix: those of them that "
                  "only the prefix cache holds, touched: resident, capacity: the most that may be.", ["tier", "state"],
                  {("device", state): value for state, value in states.items()})  # fmt: skip
+    formats = {(name, state): one[f"{state}_bytes"] for name, one in kv["formats"].items() for state in _STATES}
+    yield _gauge("pagoda_kv_format_bytes", "KV bytes by the format of the pages. used: pages with an owner, leased: "
+                 "blocks that the format has, in use or not.", ["format", "state"],
+                 formats)  # fmt: skip
     yield _gauge("pagoda_kv_pages", "Pages that live sequences hold, by the granularity of their tables; shared pages "
                  "count for each.", ["granularity"],
                  {(name,): pages for name, pages in stats["pages_by_granularity"].items()})  # fmt: skip

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from ...core.errors import ConfigError
 from ...core.types import Granularity
 from ._scored import Scored
-from .base import Allocator, Decision, Eviction, KVPolicy, Need, Selection, Stage
+from .base import Allocator, Decision, Eviction, KVPolicy, Need, Selection, Stage, Stored
 
 if TYPE_CHECKING:
     from ._inputs import Inputs
 
-ORDER = (Stage.EVICTION, Stage.ALLOCATOR, Stage.SELECTION)
+ORDER = (Stage.EVICTION, Stage.ALLOCATOR, Stage.CODEC, Stage.SELECTION)
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class PolicyStack:
     eviction: Eviction | None = None
     allocator: Allocator | None = None
     selection: Selection | None = None
+    codec: str | None = None
 
     @classmethod
     def join(cls, named: list[tuple[str, KVPolicy]]) -> PolicyStack:
@@ -39,11 +40,13 @@ class PolicyStack:
             if ORDER.index(policy.stage) < last:
                 raise ConfigError(f"{name} ({policy.stage}) must come first; the order is {' + '.join(ORDER)}")
             last, found[policy.stage] = ORDER.index(policy.stage), (name, policy)
+        stored = found.get(Stage.CODEC, (None, None))[1]
         stack = cls(
             names=tuple(name for name, policy in named if policy.stage is not Stage.EXACT) or ("exact",),
             eviction=found.get(Stage.EVICTION, (None, None))[1],  # type: ignore[arg-type]
             allocator=found.get(Stage.ALLOCATOR, (None, None))[1],  # type: ignore[arg-type]
             selection=found.get(Stage.SELECTION, (None, None))[1],  # type: ignore[arg-type]
+            codec=stored.codec if isinstance(stored, Stored) else None,
         )
         stack._check()
         return stack
@@ -71,6 +74,11 @@ class PolicyStack:
     @property
     def exact(self) -> bool:
         """Whether nothing is lost."""
+        return self.keeps_all and self.codec is None
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every slot stays and is read, so that what is in the pages depends on the tokens alone."""
         return self.eviction is None and self.selection is None
 
     @property
@@ -125,5 +133,6 @@ class PolicyStack:
 _TWICE = {
     Stage.EVICTION: "both would drop tokens",
     Stage.ALLOCATOR: "both would divide the budget",
+    Stage.CODEC: "a page has one format",
     Stage.SELECTION: "both would choose what is read",
 }

@@ -9,6 +9,7 @@ Stages, in the order in which ``+`` joins them::
 
     eviction   drops or merges slots                snapkv(budget=0.25)
     allocator  divides an eviction's budget         snapkv(budget=0.25)+pyramid
+    codec      stores what stays in fewer bytes     snapkv(budget=0.25)+int8     (a file of kv/codecs)
     selection  keeps all slots, reads some pages    quest(pages=32)
 """
 
@@ -34,6 +35,7 @@ class Stage(StrEnum):
     EXACT = "exact"
     EVICTION = "eviction"
     ALLOCATOR = "allocator"
+    CODEC = "codec"
     SELECTION = "selection"
 
 
@@ -117,6 +119,14 @@ class Allocator(KVPolicy):
         scores  float32 ``[L, H, N]``, -inf where a head has no slot, inf where the method insists.
         lens    int64 ``[L, H]`` slots held.
         """
+
+
+@dataclass(frozen=True)
+class Stored(KVPolicy):
+    """All pages of the sequence are of this codec, from its first token on."""
+
+    stage: ClassVar[Stage] = Stage.CODEC
+    codec: str
 
 
 class Selection(KVPolicy):

@@ -1,0 +1,190 @@
+"""Pages of several KV formats in one engine: each format has its own pool and bytes, all of them one lease.
+
+    kv lease │ float32 blocks ██████░░ │ int8 blocks ███░ │ free: whichever format asks next │
+
+A store is made when a request first names its format. Blocks are leased one by one, and a format that runs out takes
+the blocks that others do not use (free ones, then those of prefixes that nobody needs) before it gives up prefixes of
+its own. A sequence lives in one store; stores never share pages, so each has a prefix cache of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..budget.ledger import Lease
+from ..core.errors import ConfigError
+from ..core.types import KVFormat
+from .audit import audit
+from .codecs.base import with_dtype
+from .manager import KVManager
+from .pages import MAX_PAGES, PagePool
+from .prefix import PrefixCache
+from .storage import PageStorage
+
+
+@dataclass(slots=True, eq=False)
+class Store:
+    """The pages of one KV format: who has them, and their bytes."""
+
+    manager: KVManager
+    storage: PageStorage
+
+    @property
+    def fmt(self) -> KVFormat:
+        return self.manager.fmt
+
+    @property
+    def leased_bytes(self) -> int:
+        """Bytes of the blocks that the pool may use now."""
+        return self.manager.pool.num_blocks * self.fmt.block_bytes
+
+    def run_copies(self) -> None:
+        """The page copies that the manager noted."""
+        self.storage.run_copies(self.manager.take_copies())
+
+
+class Stores:
+    """All formats. ``total_bytes`` is the most that their blocks may take together; ``lease`` is what they have.
+
+    make_prefix  a prefix cache for a pool, or None.
+    lazy         whether pages cost nothing until they are used (a CPU). Elsewhere the default format takes all bytes at
+                 once, and there are no other formats.
+    """
+
+    def __init__(
+        self,
+        fmt: KVFormat,
+        total_bytes: int,
+        lease: Lease,
+        device: torch.device | str,
+        make_prefix: Callable[[PagePool], PrefixCache | None],
+        *,
+        lazy: bool,
+    ) -> None:
+        self._model_fmt, self.total_bytes, self._lease = fmt, total_bytes, lease
+        self._device, self._make_prefix, self._lazy = device, make_prefix, lazy
+        self._by_dtype: dict[str, Store] = {}
+        self.default = self._open(fmt)
+
+    def __iter__(self) -> Iterator[Store]:
+        return iter(self._by_dtype.values())
+
+    def __len__(self) -> int:
+        return len(self._by_dtype)
+
+    def of(self, codec: str | None) -> Store:
+        """The store of a codec (None: of the engine's own format), opened if this is the first to name it.
+
+        Raises ConfigError where it cannot be opened.
+        """
+        if codec is None or codec == self.default.fmt.dtype:
+            return self.default
+        store = self._by_dtype.get(codec)
+        return store if store is not None else self._open(with_dtype(self._model_fmt, codec))
+
+    def check(self, codec: str | None) -> None:
+        """Raises ConfigError if ``of`` would."""
+        if codec is not None and codec != self.default.fmt.dtype and not self._lazy:
+            raise ConfigError(
+                f"kv={codec!r}: on this device all pages have one format, {self.default.fmt.dtype}; start the engine "
+                f"with kv_cache_dtype={codec!r}"
+            )
+
+    def audit(self) -> None:
+        """Recounts every store. Raises AssertionError naming what does not balance."""
+        for store in self:
+            audit(store.manager)
+        leased = sum(store.leased_bytes for store in self)
+        assert leased == self._lease.num_bytes, f"stores have blocks of {leased} bytes, {self._lease.num_bytes} leased"
+
+    def stats(self) -> dict[str, Any]:
+        """Plain data: the counters of the engine's own format, with bytes, sequences, events and prefix hits of all
+        formats added up, and ``formats``: bytes and sequences of each.
+        """
+        each = {store.fmt.dtype: store.manager.stats() for store in self}
+        total = asdict(self.default.manager.stats())
+        for name in ("num_sequences", "num_copied_pages", "num_dropped_slots", "num_refined_tables"):
+            total[name] = sum(getattr(one, name) for one in each.values())
+        total["prefix"] = {name: sum(asdict(one.prefix)[name] for one in each.values()) for name in total["prefix"]}
+        return total | {
+            "used_bytes": sum(one.used_bytes for one in each.values()),
+            "touched_bytes": sum(one.touched_bytes for one in each.values()),
+            "idle_prefix_bytes": sum(one.num_idle_entries * one.block_bytes for one in each.values()),
+            "formats": {
+                name: {
+                    "bytes_per_token": one.block_bytes // self.default.fmt.page_size,
+                    "used_bytes": one.used_bytes,
+                    "leased_bytes": one.capacity_bytes,
+                    "num_sequences": one.num_sequences,
+                }
+                for name, one in each.items()
+            },
+        }
+
+    @property
+    def touched_bytes(self) -> int:
+        """Bytes that may be resident."""
+        if not self._lazy:
+            return sum(store.storage.reserved_bytes for store in self)
+        return sum(store.manager.pool.num_touched_blocks * store.fmt.block_bytes for store in self)
+
+    def close(self) -> None:
+        """Every page goes back to the system."""
+        for store in self:
+            store.storage.close()
+
+    def _open(self, fmt: KVFormat) -> Store:
+        if self._by_dtype:
+            self.check(fmt.dtype)
+        max_blocks = min(self.total_bytes // fmt.block_bytes, MAX_PAGES // fmt.pages_per_block)
+        pool = PagePool(fmt, 0 if self._lazy else max_blocks, max_blocks=max_blocks)
+        way = _Growth(self, fmt)
+        manager = KVManager(fmt, pool, self._make_prefix(pool), grow=way.grow, growable=way.growable)
+        store = self._by_dtype[fmt.dtype] = Store(manager, PageStorage(fmt, max_blocks, self._device))
+        return store
+
+    # Blocks that go from one format to another ----------------------------------------------------------------------
+
+    def take(self, taker: KVFormat, num_blocks: int) -> int:
+        """Leases up to ``num_blocks`` more blocks for a format, others' unused ones if need be; returns how many."""
+        missing = self._lease.num_bytes + num_blocks * taker.block_bytes - self.total_bytes
+        if missing > 0:
+            self._give_back(taker, missing)
+            num_blocks = min(num_blocks, (self.total_bytes - self._lease.num_bytes) // taker.block_bytes)
+        while num_blocks > 0 and not self._lease.try_resize(self._lease.num_bytes + num_blocks * taker.block_bytes):
+            num_blocks //= 2
+        return max(0, num_blocks)
+
+    def _give_back(self, taker: KVFormat, num_bytes: int) -> None:
+        for store in self:
+            if num_bytes > 0 and store.fmt != taker:
+                gone = store.manager.shrink(-(-num_bytes // store.fmt.block_bytes))
+                store.storage.release_blocks(gone)
+                self._lease.resize(self._lease.num_bytes - len(gone) * store.fmt.block_bytes)
+                num_bytes -= len(gone) * store.fmt.block_bytes
+
+    def growable(self, taker: KVFormat) -> int:
+        """Blocks that ``take`` could lease now, at most."""
+        unused = self.total_bytes - self._lease.num_bytes
+        for store in self:
+            if store.fmt != taker:
+                unused += store.manager.idle_blocks() * store.fmt.block_bytes
+        return unused // taker.block_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Growth:
+    """One pool's way to the common lease."""
+
+    stores: Stores
+    fmt: KVFormat
+
+    def grow(self, num_blocks: int) -> int:
+        return self.stores.take(self.fmt, num_blocks)
+
+    def growable(self) -> int:
+        return self.stores.growable(self.fmt)
