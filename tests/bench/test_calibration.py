@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pagoda.bench.calibration import CALIBRATORS, duo_attention
 from pagoda.bench.quality.tasks.base import World
 from pagoda.core.errors import ConfigError, ModelError
 from pagoda.engine.calibrations import FOLDER, Calibrations
-from pagoda.kernels.dispatch import OPS
+from pagoda.kernels.dispatch import restricted
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
 from pagoda.kv.policies.base import Need, Stage
@@ -27,17 +28,9 @@ def loaded():
 
 
 @pytest.fixture(autouse=True)
-def plain_torch(monkeypatch):
-    """Gradients go through the reference only; kernels that earlier tests of this process chose are forgotten."""
-    monkeypatch.setenv("PAGODA_KERNELS", "reference")
-    _forget_choices()
-    yield
-    _forget_choices()
-
-
-def _forget_choices() -> None:
-    for op in OPS.values():
-        op.chosen.clear()
+def plain_torch() -> Iterator[None]:
+    with restricted("reference"):
+        yield
 
 
 def wanting() -> list[str]:

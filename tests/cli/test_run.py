@@ -32,7 +32,7 @@ def test_text_goes_to_stdout_and_details_to_stderr(capfd: pytest.CaptureFixture[
 
 
 def test_json_is_one_document_with_the_whole_truth(capfd: pytest.CaptureFixture[str]) -> None:
-    done = run(capfd, "--prompt", PROMPT, *GREEDY, "--json", "--memory", "1GiB")
+    done = run(capfd, "--prompt", PROMPT, *GREEDY, "--json", "--memory", "3GiB")
     assert done.code == 0
     assert done.err == ""
     data = done.json

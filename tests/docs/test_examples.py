@@ -47,7 +47,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("command", "code"), COMMANDS)
 def test_commands_run(command: str, code: int, capfd: pytest.CaptureFixture[str]) -> None:
-    if "|" in command:
+    if "|" in command or "--memory" in command:  # a stated budget is that of a process with nothing else in it
         ours = f'"{sys.executable}" -m pagoda '
         shell = command.replace("pagoda ", ours, 1)
         done = subprocess.run(

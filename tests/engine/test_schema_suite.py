@@ -30,7 +30,7 @@ REASONS = (
 
 @pytest.fixture(scope="module")
 def llm():
-    with LLM("lantern", memory="1GiB", num_threads=1, max_num_seqs=128) as made:
+    with LLM("lantern", memory="3GiB", num_threads=1, max_num_seqs=128) as made:
         yield made
 
 

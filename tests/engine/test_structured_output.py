@@ -165,7 +165,7 @@ def test_it_can_be_switched_off_and_then_takes_no_bytes(make_llm):
 
 def test_a_sentencepiece_model_keeps_its_first_space():
     folder = data("models/stories260K")
-    with LLM(str(folder), memory="1GiB", num_threads=1, audit=True) as llm:
+    with LLM(str(folder), memory="3GiB", num_threads=1, audit=True) as llm:
         forms = [Structured(regex=" [a-z]{2,9} [a-z]{2,9}"), Structured(json_schema=SCHEMA, compact=True)]
         outputs = llm.generate(
             ["Once upon a time"] * 8, [params(forms[i % 2], i, temperature=float(i % 3)) for i in range(8)]

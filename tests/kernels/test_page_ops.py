@@ -19,11 +19,7 @@ ID_DTYPES = st.sampled_from([torch.int32, torch.int64])
 @pytest.fixture(params=["reference", "chosen"], autouse=True, scope="module")
 def implementation(request):
     """Everything here holds for the reference and for whatever is chosen over it."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "reference":
-            patch.setenv(dispatch.ENV, "reference")
-        for op in dispatch.OPS.values():
-            patch.setattr(op, "chosen", {})
+    with dispatch.restricted("reference" if request.param == "reference" else ""):
         yield request.param
 
 

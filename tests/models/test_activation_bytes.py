@@ -60,14 +60,11 @@ def larger(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MEMBERS)
-def test_estimate_covers_a_step(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimate_covers_a_step(name: str, dtype: str) -> None:
     """A prompt's second chunk: never more than estimated, and the estimate within a factor of four.
 
     With the reference kernels, whose scratch the estimate counts: the C++ bodies, where they are built, hold less.
     """
-    monkeypatch.setenv(dispatch.ENV, "reference")
-    for op in dispatch.OPS.values():
-        monkeypatch.setattr(op, "chosen", {})
     model = Model.from_config(larger(name), dtype=getattr(torch, dtype)).init_random()
     fmt = model.shape.kv_format(16, dtype)
     pool, storage = PagePool(fmt, 64), PageStorage(fmt, 64)
@@ -79,7 +76,7 @@ def test_estimate_covers_a_step(name: str, dtype: str, monkeypatch: pytest.Monke
     assert manager.reserve(0, NUM_TOKENS)
     view = StepView(storage, [manager.table(0)], [NUM_TOKENS])
     tokens, positions = torch.zeros(NUM_TOKENS, dtype=torch.long), torch.arange(BEFORE, BEFORE + NUM_TOKENS)
-    with torch.inference_mode(), LiveBytes() as live:
+    with dispatch.restricted("reference"), torch.inference_mode(), LiveBytes() as live:
         model.logits(model.forward(tokens, positions, view)[-1:])
     estimate = model.shape.activation_bytes(NUM_TOKENS, 1, dtype, max_kv_len=BEFORE + NUM_TOKENS)
     tables = model.shape.table_bytes(BEFORE + NUM_TOKENS, dtype)

@@ -18,7 +18,7 @@ from pagoda.server.keys import Keys
 from pagoda.server.protocol import Protocol
 from pagoda.server.service import Service
 
-OPTIONS = {"memory": "1GiB", "kv_memory": "64MiB", "num_threads": 1, "max_num_seqs": 16}
+OPTIONS = {"memory": "3GiB", "kv_memory": "64MiB", "num_threads": 1, "max_num_seqs": 16}
 
 
 class Running:

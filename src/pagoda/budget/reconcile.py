@@ -6,10 +6,12 @@ after the runtime was measured. It is a line of its own, so that nobody has to g
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import Any
 
 from ..core.units import MIB
+from .heap import trim_heap
 from .ledger import Lease, Ledger, LedgerReport
 from .probe import MachineProbe
 
@@ -79,6 +81,8 @@ def lease_runtime(
     ``allowance_bytes`` is leased on top for that code. Raises BudgetError if the budget is smaller than the process is.
     """
     probe = probe or MachineProbe()
+    gc.collect()  # what a closed engine left behind in this process is nobody's runtime
+    trim_heap()
     private = probe.private_rss()
     return ledger.lease(
         "runtime",

@@ -5,7 +5,6 @@ pagoda calibrate duo_attention lantern     writes kv-calibration/duo_attention.j
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Annotated
 
@@ -26,25 +25,26 @@ def calibrate(
     json: opt.Json = False,
 ) -> None:
     """Look at a model once for the KV policies that need it."""
-    os.environ["PAGODA_KERNELS"] = "reference"  # gradients pass through plain torch only
     from ..bench.calibration import CALIBRATORS
     from ..bench.quality.tasks.base import World
     from ..engine.calibrations import Calibrations
     from ..engine.eviction import why_not_lossy
+    from ..kernels.dispatch import restricted
     from ..models.load import load_model
 
     name = method.replace("-", "_")
     run = CALIBRATORS.get(name)
     assert callable(run)
-    loaded = load_model(model, dtype="float32")
-    reason = why_not_lossy(loaded)
-    longest = min(length, loaded.shape.max_position)
-    if reason is not None:
-        raise ConfigError(f"{name} cannot run on this model: {reason}")
     if length < 128:
         raise ConfigError(f"length is {length}; give 128 tokens or more")
-    started = time.perf_counter()
-    found, notes = run(loaded.model, World.make(loaded.tokenizer, longest), loaded.shape)
+    with restricted("reference"):  # gradients pass through plain torch only
+        loaded = load_model(model, dtype="float32")
+        reason = why_not_lossy(loaded)
+        if reason is not None:
+            raise ConfigError(f"{name} cannot run on this model: {reason}")
+        started = time.perf_counter()
+        longest = min(length, loaded.shape.max_position)
+        found, notes = run(loaded.model, World.make(loaded.tokenizer, longest), loaded.shape)
     path = Calibrations(loaded.path).save(name, found, {"length": longest, **notes})
     loaded.close()
     seconds = time.perf_counter() - started

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,15 +95,41 @@ class Op:
 
     def choose(self, needs: Needs) -> Implementation:
         """The first implementation that meets the needs; the reference when none does."""
-        only = os.environ.get(ENV)
+        only = restriction()
         for implementation in self.implementations:
-            if only in (None, "", implementation.name) and implementation.why_not(needs) is None:
+            if only in ("", implementation.name) and implementation.why_not(needs) is None:
                 return implementation
         return self.implementations[-1]
 
 
 OPS: dict[str, Op] = {}
+_restrictions: list[str] = []  # of `restricted`, innermost last
 _providers: dict[str, str | None] = {}  # provider -> why it could not be loaded (None: loaded)
+
+
+def restriction() -> str:
+    """The one implementation that may run besides the reference, by `restricted` or by the environment; "" is any."""
+    return _restrictions[-1] if _restrictions else os.environ.get(ENV, "")
+
+
+@contextmanager
+def restricted(name: str) -> Iterator[None]:
+    """Within the block only implementations called ``name`` (and references) are chosen, whatever was chosen before.
+
+    For work that must pass through plain torch, such as gradients. Models built within the block keep to it.
+    """
+    _restrictions.append(name)
+    _forget()
+    try:
+        yield
+    finally:
+        _restrictions.pop()
+        _forget()
+
+
+def _forget() -> None:
+    for op in OPS.values():
+        op.chosen.clear()
 
 
 def register(op: str, name: str, run: Callable[..., Any], features: Features) -> None:

@@ -6,7 +6,6 @@ hold the two equal.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,8 +35,8 @@ def why_not(decoder: Decoder) -> str | None:
     """Why this decoder must be run op by op; None when a program can be written."""
     if dispatch.load_providers()["cpu"] is not None:
         return "the C++ kernels are missing"
-    if os.environ.get(dispatch.ENV) not in (None, "", "cpu"):
-        return f"{dispatch.ENV} asks for other kernels"
+    if dispatch.restriction() not in ("", "cpu"):
+        return f"only {dispatch.restriction()} kernels are asked for"
     if decoder.embed.device.type != "cpu" or decoder.embed.dtype not in DTYPES:
         return f"{decoder.embed.dtype} on {decoder.embed.device}"
     for block in decoder.blocks:

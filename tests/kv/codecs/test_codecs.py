@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -35,12 +36,9 @@ def codec(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(params=["reference", "chosen"])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "reference":
-        monkeypatch.setenv(dispatch.ENV, "reference")
-    for op in dispatch.OPS.values():
-        monkeypatch.setattr(op, "chosen", {})
-    return str(request.param)
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    with dispatch.restricted("reference" if request.param == "reference" else ""):
+        yield str(request.param)
 
 
 def rows(dim: int, num: int = 200) -> torch.Tensor:
