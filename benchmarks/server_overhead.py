@@ -136,6 +136,9 @@ class RemoteLLM:
     def when_dead(self, told: Any) -> None:
         pass
 
+    def lease(self, *_: Any) -> None:
+        """The budget is the other process's."""
+
     def prepare(self, prompt: Any, params: Any, *, request_id: str, salt: str, stream: bool) -> Any:
         from pagoda.engine.request import Request
         from pagoda.kv.grammar import parse_policy

@@ -15,7 +15,7 @@ from pagoda.engine.async_llm import AsyncLLM
 from pagoda.server.app import create_app
 from pagoda.server.config import ServerConfig
 from pagoda.server.keys import Keys
-from pagoda.server.protocol import Protocol
+from pagoda.server.protocol import protocol_of
 from pagoda.server.service import Service
 
 OPTIONS = {"memory": "3GiB", "kv_memory": "64MiB", "num_threads": 1, "max_num_seqs": 16}
@@ -52,7 +52,9 @@ def running(llm: AsyncLLM, config: ServerConfig | None = None, keys: Keys | None
 
     async def serve() -> None:
         service = Service(llm, config, keys)
-        server = uvicorn.Server(uvicorn.Config(create_app(service), http=Protocol, log_config=None, lifespan="off"))
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(service), http=protocol_of(service.buffers), log_config=None, lifespan="off")
+        )
         service.start()
         made.update(service=service, server=server, loop=asyncio.get_running_loop())
         task = asyncio.create_task(server._serve([sock]))

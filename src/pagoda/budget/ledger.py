@@ -17,7 +17,18 @@ from ..core.errors import BudgetError, ConfigError
 from ..core.units import format_bytes
 
 # The order in which tables list the accounts. Other names are accepted, and come after these.
-ACCOUNTS = ("runtime", "weights", "tokenizer", "grammars", "kv", "activations", "staging", "adapters", "cache")
+ACCOUNTS = (
+    "runtime",
+    "weights",
+    "tokenizer",
+    "grammars",
+    "kv",
+    "activations",
+    "staging",
+    "adapters",
+    "cache",
+    "server",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,9 @@ def serve(
     tokens_per_minute_per_key: Annotated[int | None, typer.Option(help="Prompt and answer, for each key.")] = None,
     kv_per_key: Annotated[str | None, typer.Option(help="Bytes of KV that a key's requests may come to hold.")] = None,
     max_body: Annotated[str, typer.Option(help="Largest request body.")] = "8MiB",
+    server_memory: Annotated[
+        str, typer.Option(help="Bytes of the budget for connections, requests and stored responses.")
+    ] = "64MiB",
     request_timeout: Annotated[float, typer.Option(help="Seconds from arrival to the last token.")] = 900.0,
     send_timeout: Annotated[float, typer.Option(help="Seconds that a reader may take nothing.")] = 60.0,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that open requests have after SIGTERM.")] = 30.0,
@@ -102,6 +105,7 @@ def serve(
         max_concurrent_per_key=max_concurrent_per_key, tokens_per_minute_per_key=tokens_per_minute_per_key,
         kv_bytes_per_key=bytes_or_none(kv_per_key, "kv-per-key"),
         max_body_bytes=bytes_or_none(max_body, "max-body") or 0,
+        memory_bytes=bytes_or_none(server_memory, "server-memory") or 0,
         request_timeout=request_timeout, send_timeout=send_timeout, drain_timeout=drain_timeout,
         tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser, log_prompts=log_prompts,
     )  # fmt: skip
@@ -114,7 +118,7 @@ def serve(
         max_model_len=opt.length(max_model_len), max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, scheduling=scheduling,
         chat_template=opt.read_template(chat_template), enable_prefix_caching=prefix_caching,
-        structured_output=structured_output,
+        structured_output=structured_output, reserve_bytes=config.memory_bytes,
     )  # fmt: skip
     with bind(config) as sock:
         llm = _load(model, options, startup)

@@ -24,6 +24,7 @@ from .outputs import RequestOutput
 from .request import Prompt, Request
 
 if TYPE_CHECKING:
+    from ..budget.ledger import Lease
     from ..core.events import EventBus
     from ..core.types import KVFormat
     from ..models.chat import ChatTemplate
@@ -185,6 +186,13 @@ class AsyncLLM:
     async def audit(self) -> None:
         """Recount every page reference between two steps. Raises AssertionError naming the page that is wrong."""
         await self._call(self._built.audit)
+
+    def lease(self, account: str, num_bytes: int, what: str, resident: Callable[[], int]) -> Lease | None:
+        """Bytes of the budget that the caller holds (``reserve_bytes`` keeps them free); None if it is a device's.
+
+        Raises BudgetError where they are not free.
+        """
+        return None if self._built.is_on_cuda else self._built.ledger.lease(account, num_bytes, what, resident)
 
     @property
     def loaded(self) -> Loaded:

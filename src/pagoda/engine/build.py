@@ -41,6 +41,7 @@ class Built:
     startup: dict[str, float]
     leases: list[Lease]
     grammars: GrammarCompiler
+    is_on_cuda: bool
 
     def stats(self) -> dict[str, Any]:
         """Plain data: ``memory`` (ledger against the kernel), ``kv``, ``queue``, ``steps``, ``startup``, ``model``."""
@@ -154,7 +155,7 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         num_bytes = grammar_bytes(loaded.tokenizer.vocab_size)
         leases.append(ledger.lease("grammars", num_bytes, "structured output", lambda: grammars.trie_bytes))
 
-    sizes = fit(config, loaded.shape, loaded.dtype, ledger, loaded.quantization)
+    sizes = fit(config, loaded.shape, loaded.dtype, ledger, loaded.quantization, ledger_is_host=not on_cuda)
 
     def working_bytes() -> int:
         """What malloc took for steps: all that it took since the runtime was measured, less weights and grammars."""
@@ -194,4 +195,4 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         "pages": ready - weights_read,
         "total": ready - started,
     }
-    return Built(config, engine, loaded, ledger, probe, sizes, startup, leases, grammars)
+    return Built(config, engine, loaded, ledger, probe, sizes, startup, leases, grammars, on_cuda)

@@ -39,6 +39,7 @@ class EngineConfig:
     granularity: str = "auto"
     num_threads: int | None = None
     structured_output: bool = True
+    reserve_bytes: int = 0
     audit: bool = False
     progress: Callable[[int, int], None] | None = None
 
@@ -62,6 +63,8 @@ class EngineConfig:
         length = self.max_model_len
         if length != "auto" and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
             raise ConfigError(f"max_model_len is {length!r}; give a number of tokens from 1, or 'auto'")
+        if not isinstance(self.reserve_bytes, int) or self.reserve_bytes < 0:
+            raise ConfigError(f"reserve_bytes is {self.reserve_bytes!r}; give a whole number of bytes from 0")
         for name in ("max_num_seqs", "max_num_batched_tokens", "num_threads"):
             value = getattr(self, name)
             if value is None and name == "num_threads":

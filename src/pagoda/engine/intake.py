@@ -76,7 +76,7 @@ class Intake:
         if isinstance(prompt, str):
             if not prompt:
                 raise RequestError("the prompt is empty; give at least one token of text")
-            return self._built.loaded.tokenizer.encode(prompt)
+            return self._built.loaded.tokenizer.encode(prompt, context=self._built.engine.max_model_len)
         if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
             return list(prompt)
         raise RequestError(f"a prompt is text or a list of token ids, not {type(prompt).__name__}")

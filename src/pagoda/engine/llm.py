@@ -42,6 +42,7 @@ class LLM:
         scheduling: ``fcfs`` or ``priority``.
         kv_memory: most bytes of it that KV pages may take (default: all that is left beside weights and activations).
         granularity: rows of an exact sequence's table, ``sequence`` | ``layer`` | ``head`` (same tokens, for tests).
+        reserve_bytes: bytes of the budget that stay free for leases of the caller's own (``llm.lease``).
         structured_output: keep room for grammars (400 bytes a token of the vocabulary and 8 MiB); False refuses them.
         audit: recount every page reference after each step (slow; for tests).
     Raises ConfigError, ModelError or BudgetError, each a line that says what to change.

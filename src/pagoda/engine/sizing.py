@@ -33,9 +33,13 @@ class Sizes:
 
 
 def fit(
-    config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger, quantization: Quantization | None = None
-) -> Sizes:
-    """Divide what the ledger has left beside the weights. Raises BudgetError with the nearest budget that works."""
+    config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger, quantization: Quantization | None = None,
+    *, ledger_is_host: bool = True,
+) -> Sizes:  # fmt: skip
+    """Divide what the ledger has left beside the weights. Raises BudgetError with the nearest budget that works.
+
+    ``config.reserve_bytes`` stay free for the caller's own leases, where the ledger is the host's.
+    """
     fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
     longest = _longest(config, shape)
     rows = max(min(config.max_num_seqs, config.max_num_batched_tokens), LOGIT_ROWS)
@@ -45,15 +49,17 @@ def fit(
         + shape.table_bytes(longest, dtype)
         + shape.unpacking_bytes(quantization or Quantization())
     )
+    reserve = config.reserve_bytes if ledger_is_host else 0
     # With "auto" one step's worth of context is the least that makes sense; a stated length must fit whole.
     least = longest if config.max_model_len != "auto" else min(longest, 16 * fmt.page_size)
     needs = [
         Need("activations", activations, "activations"),
         Need("staging", STAGING_BYTES, "staging"),
+        *([Need("server", reserve, "what the caller holds")] if reserve else []),
         Need("kv", fmt.blocks_for(least) * fmt.block_bytes, f"KV of {least} tokens"),
     ]
     ledger.require(needs)
-    left = ledger.free_bytes - activations - STAGING_BYTES
+    left = ledger.free_bytes - activations - STAGING_BYTES - reserve
     if config.kv_memory is not None:
         left = min(left, _stated_kv_bytes(config, fmt, least))
     max_blocks = min(left // fmt.block_bytes, (2**31 - 1) // fmt.pages_per_block)

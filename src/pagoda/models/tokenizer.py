@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
+_CHARS_PER_TOKEN = 16
 _NEEDS_CONVERSION = ("tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
                      "vocab.txt", "tiktoken.model")  # fmt: skip
 
@@ -68,8 +69,19 @@ class Tokenizer:
 
     # -- text to ids
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of ``text``; special tokens written out in it count as themselves, as in transformers."""
+    def encode(self, text: str, add_special_tokens: bool = True, *, context: int | None = None) -> list[int]:
+        """Token ids of ``text``; special tokens written out in it count as themselves, as in transformers.
+
+        Raises RequestError for a text whose beginning alone is longer than ``context`` tokens: tokenizing takes some
+        200 bytes a token, so what is far too long is not tokenized whole.
+        """
+        if context is not None and len(text) > _CHARS_PER_TOKEN * context:
+            num_tokens = len(self.encode_many([text[: _CHARS_PER_TOKEN * context]], add_special_tokens)[0])
+            if num_tokens > context:
+                raise RequestError(
+                    f"the prompt has more than {num_tokens} tokens and leaves no room for an answer: the context is "
+                    f"{context}; shorten the prompt or raise max_model_len"
+                )
         return self.encode_many([text], add_special_tokens)[0]
 
     def encode_many(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:

@@ -21,8 +21,8 @@ class ServerConfig:
     """Names that requests may use for the model; the first one is told in answers."""
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 * MIB
-    max_buffered_bytes: int = 32 * MIB
-    """Bodies of all requests that are being received, together."""
+    memory_bytes: int = 64 * MIB
+    """What connections, requests and stored responses may hold together, beside the engine (see `buffers`)."""
     upload_timeout: float = 30.0
     request_timeout: float = 900.0
     """From arrival to the last token."""
@@ -51,11 +51,12 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; give 1 to 65535, or 0 for any free one")
-        for name in ("max_body_bytes", "max_buffered_bytes", "max_responses", "max_waiting", "max_pins"):
+        for name in ("max_body_bytes", "max_responses", "max_waiting", "max_pins"):
             _at_least(name, getattr(self, name), 0 if name.startswith("max_w") or name == "max_pins" else 1)
         for name in ("max_concurrent_per_key", "tokens_per_minute_per_key", "kv_bytes_per_key"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
+        _at_least("memory_bytes", self.memory_bytes, MIB)
         for name in ("upload_timeout", "request_timeout", "send_timeout", "drain_timeout", "response_ttl"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give seconds above 0")

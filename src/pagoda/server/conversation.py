@@ -60,7 +60,7 @@ class Conversation:
             rest = tokenizer.encode(text[len(known.text) :], add_special_tokens=False)
             if rest and tokenizer.is_special(rest[0]):  # a cut that no token can cross
                 return known.ids + rest
-        return tokenizer.encode(text, add_special_tokens=False)
+        return tokenizer.encode(text, add_special_tokens=False, context=llm.max_model_len)
 
     def after(self, llm: AsyncLLM, output: RequestOutput) -> tuple[str, list[int]]:
         """Text and ids of this prompt and its answer, for the next one's ``known``; the end token is left to it."""

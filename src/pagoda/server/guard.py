@@ -1,7 +1,8 @@
 """The first thing that a request meets: its id, its key, the size and speed of its body. Plain ASGI, no parsing yet.
 
 A body is received whole before the application sees the request, so limits hold on one spot and a slow upload occupies
-nothing but a connection. What all uploads together may hold is bounded too.
+nothing but a connection. What all bodies hold, as they came and parsed, is taken from the server's buffers until their
+answers have ended.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .buffers import bytes_of_body
 from .errors import ApiError
 from .streams import encode
 
@@ -30,8 +32,7 @@ class Guard:
     """Puts ``request_id`` and ``caller`` into the scope's state, or answers with an error itself."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._service = app, service
-        self._buffered = 0
+        self._app, self._service, self._buffers = app, service, service.buffers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,20 +43,25 @@ class Guard:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         tagged = _tagged(send, request_id)
-        body = b""
+        held = 0
         try:
             state["caller"] = self._service.keys.caller(headers)
             if state["caller"] is None and not is_open(scope["path"]):
                 raise ApiError(401, "no such API key; send it as Authorization: Bearer …", code="invalid_api_key")
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 body = await self._body(headers, receive)
-            await self._app(scope, _replayed(body, receive), tagged)
+                held = len(body)
+                parsed = bytes_of_body(body) - held
+                self._buffers.require(parsed, "this body, once it is read,")
+                held += parsed
+                receive = _replayed(body, receive)
+            await self._app(scope, receive, tagged)
         except ApiError as error:
             await answer_error(scope, tagged, error)
         except _Gone:
             return
         finally:
-            self._buffered -= len(body)
+            self._buffers.give(held)
 
     async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
         config, declared = self._service.config, headers.get("content-length", "0")
@@ -70,9 +76,9 @@ class Guard:
             ) from None
 
     async def _receive(self, receive: Receive) -> bytes:
-        """The whole body. What it holds is counted in ``_buffered`` from the first byte on, and stays so if whole."""
+        """The whole body. What it holds is taken from the buffers from the first byte on, and stays so if whole."""
         parts: list[bytes] = []
-        size, complete = 0, False
+        size, held, complete = 0, 0, False
         try:
             while not complete:
                 message = await receive()
@@ -80,15 +86,14 @@ class Guard:
                     raise _Gone
                 part, complete = message.get("body", b""), not message.get("more_body", False)
                 size += len(part)
-                self._buffered += len(part)
-                parts.append(part)
                 if size > self._service.config.max_body_bytes:
                     raise self._too_large()
-                if self._buffered > self._service.config.max_buffered_bytes:
-                    raise ApiError(429, "too many large requests at once; try again", code="uploads", retry_after=2)
+                self._buffers.require(len(part), "this body")
+                held = size
+                parts.append(part)
             return b"".join(parts)
         except BaseException:
-            self._buffered -= size
+            self._buffers.give(held)
             raise
 
     def _too_large(self) -> ApiError:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.types import FinishReason
 from ..engine.outputs import RequestOutput
 from ..engine.request import Request
+from .buffers import LOGPROB_BYTES
 from .errors import ApiError
 from .gate import Ticket
 from .keys import Caller
@@ -56,6 +57,7 @@ class Job:
         self._last: dict[str, RequestOutput] = {}
         self._answers = None
         self._error: Exception | None = None
+        self._held_bytes = 0
         service.jobs.add(self)
 
     async def __aenter__(self) -> Job:
@@ -74,6 +76,7 @@ class Job:
             self.requests = await asyncio.to_thread(
                 lambda: [make(request_id) for make, request_id in zip(prepare, ids, strict=True)]
             )
+            self._hold_logprobs()
             self.ticket.reserve_kv(sum(self._service.most_kv_bytes(request) for request in self.requests))
             self._answers = await self._service.llm.submit(self.requests)
             if self._error is not None:  # shutting down, or too late, while it was being prepared
@@ -123,7 +126,15 @@ class Job:
         outputs = tuple(self._last.values())
         self.ticket.spend(sum(output.usage.total_tokens for output in outputs))
         self.ticket.leave()
+        self._service.buffers.give(self._held_bytes)
         self._service.job_ended(self, outputs, error)
+
+    def _hold_logprobs(self) -> None:
+        """Room for what a slow reader may leave lying. Raises ApiError."""
+        num = sum(self._service.most_logprobs(request) for request in self.requests)
+        if num:
+            self._service.buffers.require(num * LOGPROB_BYTES, "logprobs of so many tokens", param="logprobs")
+            self._held_bytes = num * LOGPROB_BYTES
 
     def _index(self, request_id: str) -> int:
         return 0 if len(self.requests) == 1 else int(request_id.rpartition("-")[2])

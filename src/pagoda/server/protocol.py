@@ -1,29 +1,61 @@
-"""uvicorn's HTTP protocol with two things that it lacks: a time limit for headers, and a way to cut a connection."""
+"""uvicorn's HTTP protocol with what it lacks: a time limit for headers, a bound on connections, a way to cut one."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .buffers import WRITE_BUFFER_BYTES
+
+if TYPE_CHECKING:
+    from .buffers import Buffers
 
 HEADER_SECONDS = 20.0
 CUT = "pagoda.cut"
 """Extension of the scope: a function that drops the connection with whatever its socket still holds."""
 
 
-class Protocol(HttpToolsProtocol):
-    """One connection."""
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%s"
+)
+_FULL_BODY = b'{"error":{"message":"too many connections; try again","type":"unavailable_error","param":null,' \
+    b'"code":"connections"}}'  # fmt: skip
 
+
+class Protocol(HttpToolsProtocol):
+    """One connection. A subclass (see `protocol_of`) knows whose buffers it is taken from."""
+
+    buffers: Buffers
     _late: asyncio.TimerHandle | None = None
+    _is_in = False
 
     def connection_made(self, transport: Any) -> None:
+        self._is_in = self.buffers.connect()
+        if not self._is_in:
+            transport.write(_FULL % (len(_FULL_BODY), _FULL_BODY))
+            transport.close()
+            return
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         super().connection_made(transport)
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._headers_came()
-        super().connection_lost(exc)
+        if self._is_in:
+            self._is_in = False
+            self.buffers.disconnect()
+            self._headers_came()
+            super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_in:
+            super().data_received(data)
+
+    def eof_received(self) -> None:
+        if self._is_in:
+            super().eof_received()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -42,3 +74,8 @@ class Protocol(HttpToolsProtocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+
+def protocol_of(taken_from: Buffers) -> type[Protocol]:
+    """The protocol of one server."""
+    return type("Protocol", (Protocol,), {"buffers": taken_from})

@@ -14,6 +14,7 @@ from ..core.events import EventBus
 from ..engine.async_llm import AsyncLLM, Pin
 from ..engine.outputs import RequestOutput
 from ..engine.request import Request
+from .buffers import Buffers
 from .config import ServerConfig
 from .conversation import template_texts
 from .errors import ApiError, translated
@@ -50,8 +51,9 @@ class Service:
         self.streams: set[Any] = set()
         self.state = State.READY
         self.gate = Gate(config, llm.config.max_num_seqs + config.max_waiting, self.now)
+        self.buffers = Buffers(llm, config.memory_bytes)
         self.pins = Pins(llm, config)
-        self.responses = ResponseStore(config, self.now, self._forget)
+        self.responses = ResponseStore(config, self.now, self.buffers, self._forget)
         self._errands: set[asyncio.Task[None]] = set()
         self.died = asyncio.Event()
         self.metrics = Metrics(self)
@@ -77,6 +79,7 @@ class Service:
         """The loop ends: nothing is watched any more."""
         if self._ticker is not None:
             self._ticker.cancel()
+        self.buffers.close()
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -140,6 +143,14 @@ class Service:
         answer = room if params.max_tokens is None else min(room, params.max_tokens)
         fmt = self.llm.kv_format
         return fmt.blocks_for(num_prompt + answer * params.num_sequences) * fmt.block_bytes
+
+    def most_logprobs(self, request: Request) -> int:
+        """Alternatives that its reports may come to list."""
+        params, num_prompt = request.params, len(request.prompt_ids)
+        room = self.llm.max_model_len - num_prompt
+        answer = room if params.max_tokens is None else min(room, params.max_tokens)
+        num = 0 if params.logprobs is None else answer * params.num_sequences * (params.logprobs + 1)
+        return num + (0 if params.prompt_logprobs is None else num_prompt * (params.prompt_logprobs + 1))
 
     def job_ended(self, job: Job, outputs: tuple[RequestOutput, ...], error: BaseException | None) -> None:
         """Tells listeners."""

@@ -29,7 +29,7 @@ from .app import create_app
 from .config import ServerConfig
 from .keys import Keys
 from .logs import log_requests
-from .protocol import Protocol
+from .protocol import protocol_of
 from .service import Service, State
 from .traces import trace_requests
 
@@ -81,8 +81,8 @@ async def serve(
         trace_requests(service, tracing)
     server = _Server(
         uvicorn.Config(
-            create_app(service), http=Protocol, log_config=None, access_log=False, lifespan="off", server_header=False,
-            timeout_graceful_shutdown=_LINGER_SECONDS, timeout_keep_alive=30,
+            create_app(service), http=protocol_of(service.buffers), log_config=None, access_log=False, lifespan="off",
+            server_header=False, timeout_graceful_shutdown=_LINGER_SECONDS, timeout_keep_alive=30,
         )
     )  # fmt: skip
     service.start()

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..engine.async_llm import Pin
+from .buffers import MAX_STORED_SHARE, Buffers, bytes_of_body
 from .config import ServerConfig
 from .errors import ApiError
+from .streams import encode
 
 
 @dataclass(slots=True)
@@ -28,23 +30,34 @@ class Stored:
     ids: list[int]
     until: float
     pin: Pin | None = field(default=None)
+    num_bytes: int = 0
 
 
 class ResponseStore:
     """Oldest first. ``dropped(stored)`` is called for each that leaves, so that its pin can go."""
 
-    def __init__(self, config: ServerConfig, now: Callable[[], float], dropped: Callable[[Stored], None]) -> None:
-        self._config, self._now, self._dropped = config, now, dropped
+    def __init__(
+        self, config: ServerConfig, now: Callable[[], float], buffers: Buffers, dropped: Callable[[Stored], None]
+    ) -> None:
+        self._config, self._now, self._buffers, self._dropped = config, now, buffers, dropped
+        self.num_bytes = 0
         self._kept: dict[str, Stored] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def put(self, stored: Stored) -> None:
-        """Keep one; the oldest goes where there are too many."""
+        """Keep one; the oldest go where there are too many, or too many bytes. One that alone is too large goes too."""
         self._expire()
-        while len(self._kept) >= self._config.max_responses:
+        stored.num_bytes, most = bytes_of(stored), int(MAX_STORED_SHARE * self._buffers.capacity)
+        while self._kept and (
+            len(self._kept) >= self._config.max_responses or self.num_bytes + stored.num_bytes > most
+        ):
             self._drop(next(iter(self._kept)))
+        if stored.num_bytes > most or not self._buffers.take(stored.num_bytes):
+            self._dropped(stored)
+            return
+        self.num_bytes += stored.num_bytes
         self._kept[stored.response["id"]] = stored
 
     def get(self, response_id: str, owner: str, *, status: int = 404, param: str | None = None) -> Stored:
@@ -69,4 +82,13 @@ class ResponseStore:
             self._drop(response_id)
 
     def _drop(self, response_id: str) -> None:
-        self._dropped(self._kept.pop(response_id))
+        stored = self._kept.pop(response_id)
+        self.num_bytes -= stored.num_bytes
+        self._buffers.give(stored.num_bytes)
+        self._dropped(stored)
+
+
+def bytes_of(stored: Stored) -> int:
+    """About what it takes: the response twice (its items are also messages), the conversation, its text and ids."""
+    data = encode((stored.response, stored.messages, stored.items))
+    return bytes_of_body(data) + 4 * len(stored.text) + 40 * len(stored.ids)

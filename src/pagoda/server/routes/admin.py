@@ -29,6 +29,8 @@ async def stats(request: Request) -> Response:
         "state": str(service.state), "open_jobs": len(service.jobs), "open_streams": len(service.streams),
         "inside": service.gate.inside, "capacity": service.gate.capacity, "pins": len(service.pins),
         "pinned_bytes": service.pins.num_bytes, "stored_responses": len(service.responses),
+        "connections": service.buffers.num_connections, "held_bytes": service.buffers.held,
+        "capacity_bytes": service.buffers.capacity,
         "keys": {
             name: {"running": t.running, "kv_bytes": t.kv_bytes, "spent_tokens": t.spent_tokens}
             for name, t in service.gate.tenants.items()
