@@ -124,8 +124,8 @@ def test_a_device_whose_memory_is_taken_whole_has_one_format() -> None:
 
     fmt = KVFormat(1, 1, 16, 16, 8, "float32")
     ledger = Ledger(1 << 20)
-    stores = Stores(fmt, 4 * fmt.block_bytes, ledger.lease("kv", 4 * fmt.block_bytes, "pages"), "cpu", lambda _: None,
-                    lazy=False)  # fmt: skip
+    leases = ledger.lease("kv", 4 * fmt.block_bytes, "pages"), ledger.lease("policies", 0, "state")
+    stores = Stores(fmt, 4 * fmt.block_bytes, *leases, "cpu", lambda _: None, lazy=False)
     assert stores.of("float32") is stores.of(None) is stores.default
     with pytest.raises(ConfigError, match="start the engine with kv_cache_dtype='int8'"):
         stores.of("int8")

@@ -23,6 +23,7 @@ ACCOUNTS = (
     "tokenizer",
     "grammars",
     "kv",
+    "policies",
     "activations",
     "staging",
     "adapters",

@@ -158,8 +158,10 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
     sizes = fit(config, loaded.shape, loaded.dtype, ledger, loaded.quantization, ledger_is_host=not on_cuda)
 
     def working_bytes() -> int:
-        """What malloc took for steps: all that it took since the runtime was measured, less weights and grammars."""
-        others = heap_before + loaded.model.weight_bytes + grammars.trie_bytes
+        """What malloc took for steps: all that it took since the runtime was measured, less weights, grammars and
+        what policies hold.
+        """
+        others = heap_before + loaded.model.weight_bytes + grammars.trie_bytes + stores.state_bytes
         return 0 if on_cuda else max(0, heap_bytes() - others)
 
     leases += [
@@ -169,14 +171,15 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
     # On a CPU untouched pages cost nothing, so the pools grow as they need; a device's memory is taken whole.
     kv_bytes = sizes.max_blocks * sizes.fmt.block_bytes
     kv_lease = ledger.lease("kv", kv_bytes if on_cuda else 0, "pages", resident=lambda: stores.touched_bytes)
-    leases.append(kv_lease)
+    state_lease = ledger.lease("policies", 0, "what KV policies remember")
+    leases += [kv_lease, state_lease]
     clock = clock or SystemClock()
 
     def make_prefix(pool: PagePool) -> PrefixCache | None:
         return PrefixCache(pool, fingerprint=loaded.fingerprint, clock=clock.now) if caching else None
 
     caching = config.enable_prefix_caching
-    stores = Stores(sizes.fmt, kv_bytes, kv_lease, loaded.model.device, make_prefix, lazy=not on_cuda)
+    stores = Stores(sizes.fmt, kv_bytes, kv_lease, state_lease, loaded.model.device, make_prefix, lazy=not on_cuda)
     engine = Engine(
         loaded,
         stores,

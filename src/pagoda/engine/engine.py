@@ -138,6 +138,7 @@ class Engine:
             return None
         for sequence in group.live:
             self._advance.end(sequence, FinishReason.ABORT)
+        self._hold_state()
         return self._finish(group)
 
     @property
@@ -166,6 +167,7 @@ class Engine:
         touched = self._run(plan) if plan.scheduled else self._unstick(plan)
         if self._audit_steps:
             self.stores.audit()
+        touched += [group for group in self._hold_state() if group not in touched]
         outputs = self._collect(touched)
         self._publish(plan, self.clock.now() - started)
         return outputs
@@ -200,6 +202,29 @@ class Engine:
             "budget",
         )
         return [sequence.group]
+
+    def _hold_state(self) -> list[RequestState]:
+        """Leases what policies remember of the running sequences; where that does not fit, the last in rank gives way.
+
+        A step may exceed the lease by what its own states grew, which the staging lease covers. Returns requests that
+        failed: those whose state does not fit even alone.
+        """
+        running: list[Sequence] = [s for s in self.scheduler.running.values() if not s.policy.keeps_all]  # type: ignore[attr-defined]
+        if not running and not self.stores.state_bytes:
+            return []
+        ranked = sorted(running, key=lambda s: self.scheduler.policy.key(s, self.clock.now()))
+        while not self.stores.hold_state(needed := sum(s.policy_state.num_bytes for s in ranked)):
+            victim = ranked.pop()
+            if len(self.scheduler.running) > 1:
+                self.scheduler.preempt(victim)
+                continue
+            self._advance.fail(
+                victim.group,
+                f"what kv={'+'.join(victim.policy.names)!r} remembers of {victim.num_tokens} tokens takes "
+                f"{format_bytes(needed)} beside its pages, and that is not there; raise the budget or ask for less",
+            )
+            return [victim.group]
+        return []
 
     def _note(self, plan: Plan, now: float) -> None:
         for item, cached in plan.admitted:

@@ -42,9 +42,10 @@ class PolicyState:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors, those of a selection's notes too."""
         tensors = [*self.slots.values(), *([] if self._ring is None else [self._ring])]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        tensors += [value for value in self.memory.values() if isinstance(value, Tensor)]
+        return sum(t.nbytes for t in tensors) + self.notes.num_bytes
 
     def fork(self) -> PolicyState:
         """An independent copy, for a sequence that goes on from here."""

@@ -28,6 +28,12 @@ class Notes:
         self.memory: list[dict[str, Tensor]] = [{} for _ in range(num_layers)]
         self.pages_read = self.pages_held = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        held = sum(sketch.nbytes for sketch in self.sketches if sketch is not None)
+        return held + sum(value.nbytes for memory in self.memory for value in memory.values())
+
     def fork(self) -> Notes:
         """An independent copy."""
         twin = Notes(*self.sketched.shape)

@@ -48,7 +48,8 @@ class Store:
 
 
 class Stores:
-    """All formats. ``total_bytes`` is the most that their blocks may take together; ``lease`` is what they have.
+    """All formats. ``total_bytes`` is the most that their blocks, and what policies remember of sequences, may take
+    together; ``lease`` is what the blocks have, ``state_lease`` what the policies have.
 
     make_prefix  a prefix cache for a pool, or None.
     lazy         whether pages cost nothing until they are used (a CPU). Elsewhere the default format takes all bytes at
@@ -60,12 +61,14 @@ class Stores:
         fmt: KVFormat,
         total_bytes: int,
         lease: Lease,
+        state_lease: Lease,
         device: torch.device | str,
         make_prefix: Callable[[PagePool], PrefixCache | None],
         *,
         lazy: bool,
     ) -> None:
         self._model_fmt, self.total_bytes, self._lease = fmt, total_bytes, lease
+        self._state_lease = state_lease
         self._device, self._make_prefix, self._lazy = device, make_prefix, lazy
         self._by_dtype: dict[str, Store] = {}
         self.default = self._open(fmt)
@@ -114,6 +117,7 @@ class Stores:
             "used_bytes": sum(one.used_bytes for one in each.values()),
             "touched_bytes": sum(one.touched_bytes for one in each.values()),
             "idle_prefix_bytes": sum(one.num_idle_entries * one.block_bytes for one in each.values()),
+            "policy_bytes": self.state_bytes,
             "formats": {
                 name: {
                     "bytes_per_token": one.block_bytes // self.default.fmt.page_size,
@@ -151,15 +155,35 @@ class Stores:
 
     def take(self, taker: KVFormat, num_blocks: int) -> int:
         """Leases up to ``num_blocks`` more blocks for a format, others' unused ones if need be; returns how many."""
-        missing = self._lease.num_bytes + num_blocks * taker.block_bytes - self.total_bytes
+        missing = num_blocks * taker.block_bytes - self._unused_bytes
         if missing > 0:
             self._give_back(taker, missing)
-            num_blocks = min(num_blocks, (self.total_bytes - self._lease.num_bytes) // taker.block_bytes)
+            num_blocks = min(num_blocks, self._unused_bytes // taker.block_bytes)
         while num_blocks > 0 and not self._lease.try_resize(self._lease.num_bytes + num_blocks * taker.block_bytes):
             num_blocks //= 2
         return max(0, num_blocks)
 
-    def _give_back(self, taker: KVFormat, num_bytes: int) -> None:
+    def hold_state(self, num_bytes: int) -> bool:
+        """Leases what policies remember now, from the bytes of blocks that nobody uses if need be. False if it does not
+        fit; the old lease stays then.
+        """
+        missing = num_bytes - self._state_lease.num_bytes - self._unused_bytes
+        if missing > 0 and self._lazy:
+            self._give_back(None, missing)
+            if num_bytes - self._state_lease.num_bytes > self._unused_bytes:
+                return False
+        return self._state_lease.try_resize(num_bytes)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes leased for what policies remember."""
+        return self._state_lease.num_bytes
+
+    @property
+    def _unused_bytes(self) -> int:
+        return self.total_bytes - self._lease.num_bytes - self._state_lease.num_bytes
+
+    def _give_back(self, taker: KVFormat | None, num_bytes: int) -> None:
         for store in self:
             if num_bytes > 0 and store.fmt != taker:
                 gone = store.manager.shrink(-(-num_bytes // store.fmt.block_bytes))
@@ -169,11 +193,11 @@ class Stores:
 
     def growable(self, taker: KVFormat) -> int:
         """Blocks that ``take`` could lease now, at most."""
-        unused = self.total_bytes - self._lease.num_bytes
+        unused = self._unused_bytes
         for store in self:
             if store.fmt != taker:
                 unused += store.manager.idle_blocks() * store.fmt.block_bytes
-        return unused // taker.block_bytes
+        return max(0, unused) // taker.block_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ import { bytes, element, percent, rate, svg } from "./format.js";
 
 const $ = (id) => document.getElementById(id);
 const KEPT = 120; // points of the small charts: two minutes
-const ORDER = ["runtime", "weights", "tokenizer", "grammars", "kv", "activations", "staging"];
-const COLOURS = { runtime: 0, weights: 1, tokenizer: 6, grammars: 3, kv: 4, activations: 2, staging: 5 };
+const ORDER = ["runtime", "weights", "tokenizer", "grammars", "kv", "policies", "activations", "staging"];
+const COLOURS = { runtime: 0, weights: 1, tokenizer: 6, grammars: 3, kv: 4, policies: 7, activations: 2, staging: 5 };
 const history = { rate: [], kv: [], running: [], waiting: [] };
 let before = null, chosen = null, shown = null;
 

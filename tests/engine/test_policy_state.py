@@ -1,0 +1,66 @@
+"""What policies remember is leased: counted to the byte, taken from the same budget as the pages, given back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pagoda import SamplingParams
+
+from .conftest import kv_bytes
+from .tiny import prompt
+
+KVS = ["h2o(budget=40)", "snapkv(budget=20)", "razor_attention(local=12)", "quest(pages=2)", "loki(pages=2)",
+       "tokenselect(pages=2)"]  # fmt: skip
+
+
+def params(kv: str, num: int = 16) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=num, ignore_eos=True, seed=5, kv=kv)
+
+
+@pytest.mark.parametrize("kv", KVS)
+def test_the_lease_is_what_the_states_hold(make_llm: Any, kv: str) -> None:
+    llm = make_llm(page_size=8, max_num_batched_tokens=40, max_num_seqs=8)
+    engine = llm._open().engine
+    for index in range(2):
+        engine.add(llm._intake.request(str(index), prompt(30 + index, 60), params(kv)))
+    most = 0
+    while engine.has_work:
+        engine.step()
+        held = sum(s.policy_state.num_bytes for s in engine.scheduler.running.values())
+        assert engine.stores.state_bytes == held
+        assert llm.stats()["memory"]["accounts"]["policies"]["leased_bytes"] == held
+        most = max(most, held)
+    assert most > 0
+    assert engine.stores.state_bytes == 0
+
+
+def test_an_aborted_sequence_leaves_no_lease(make_llm: Any) -> None:
+    llm = make_llm()
+    engine = llm._open().engine
+    engine.add(llm._intake.request("gone", prompt(1, 40), params("h2o(budget=400)")))
+    engine.step()
+    assert engine.stores.state_bytes > 0
+    engine.abort("gone")
+    assert engine.stores.state_bytes == 0
+
+
+def test_who_finds_no_room_for_it_gives_way_and_ends_the_same(make_llm: Any) -> None:
+    """Two of 48 tokens fill 13 blocks but for what a state takes: they run one after the other."""
+    prompts, kv = [prompt(50, 44), prompt(51, 44)], "h2o(budget=400)"
+    wanted = [make_llm(page_size=8).generate([ids], params(kv, 6))[0].token_ids for ids in prompts]
+    llm = make_llm(page_size=8, kv_memory=kv_bytes(14), max_model_len=104, enable_prefix_caching=False)
+    outputs = llm.generate(prompts, params(kv, 6))
+    assert [output.token_ids for output in outputs] == wanted
+    assert sum(output.num_preemptions for output in outputs) > 0
+
+
+def test_what_never_fits_ends_in_an_error_that_says_so(make_llm: Any, oracle: Any) -> None:
+    llm = make_llm(page_size=8, kv_memory=kv_bytes(13), max_model_len=104)
+    ids = prompt(52, 97)
+    assert llm.generate([ids], params("exact", 6))[0].token_ids == oracle(ids, 6)
+    output = llm.generate([ids], params("h2o(budget=400)", 6))[0]
+    assert output.error is not None
+    assert "what kv='h2o' remembers of" in output.error
+    assert llm.generate([ids], params("exact", 6))[0].token_ids == oracle(ids, 6)
