@@ -12,7 +12,7 @@ from ..worker import Job, SharesByCache, UnsupportedError
 
 FORMS: dict[str, str | None] = {"bf16": None, "int8": None, "int4": None}
 KV_BITS = 16
-QUANTIZATION = {"bf16": "none", "int8": "int8", "int4": "int4"}
+QUANTIZATION = {"bf16": "auto", "int8": "w8a8", "int4": "w4a8"}
 
 
 class Engine(SharesByCache):

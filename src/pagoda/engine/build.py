@@ -25,6 +25,7 @@ from ..schedule.scheduler import Limits
 from .config import EngineConfig
 from .engine import Engine
 from .picture import held_bytes, pages_by_granularity, picture_of
+from .profile import Profile, profile_of
 from .sizing import STAGING_BYTES, Sizes, fit
 
 
@@ -44,9 +45,10 @@ class Built:
     is_on_cuda: bool
 
     def stats(self) -> dict[str, Any]:
-        """Plain data: ``memory`` (ledger against the kernel), ``kv``, ``queue``, ``steps``, ``startup``, ``model``."""
-        engine = self.engine
-        return {
+        """Plain data: ``memory`` (ledger against the kernel), ``kv``, ``queue``, ``steps``, ``startup``, ``model``;
+        ``profile`` where ``PAGODA_PROFILE=1``."""
+        engine, profile = self.engine, self.profile()
+        return ({} if profile is None else {"profile": profile.as_dict()}) | {
             "memory": reconcile(self.ledger, self.probe).as_dict(),
             "kv": engine.stores.stats(),
             "queue": {
@@ -69,6 +71,10 @@ class Built:
                 "kv_capacity_tokens": self.sizes.max_blocks * self.sizes.fmt.page_size,
             },
         }
+
+    def profile(self) -> Profile | None:
+        """Seconds inside kernels by kind; None unless the process runs with ``PAGODA_PROFILE=1``."""
+        return profile_of(self.loaded, self.engine.counters)
 
     def watched(self, *, with_picture: bool = False) -> dict[str, Any]:
         """``stats`` and what metrics and the web page show beside it; ``with_picture`` also sequences and prefixes."""

@@ -81,6 +81,14 @@ def _activation(gate: Tensor, up: Tensor | None, kind: str, alpha: float, limit:
     return out
 
 
+def greedy(logits: Tensor, isa: str = "") -> Tensor:
+    """As `ops.greedy`."""
+    logits = logits.contiguous()
+    ids = torch.empty(logits.shape[0], dtype=torch.int64)
+    _cpu.greedy(logits.data_ptr(), *logits.shape, ids.data_ptr(), torch.get_num_threads(), isa)
+    return ids
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -94,3 +102,4 @@ dispatch.register("layer_norm", "cpu", layer_norm, Features(CPU, WIDE, frozenset
 dispatch.register("rotary", "cpu", rotary, Features(CPU, WIDE, frozenset({"interleaved", "partial"})))
 dispatch.register("activation", "cpu", activation, Features(CPU, WIDE, frozenset(ACTIVATIONS) - {"swiglu_oai"}))
 dispatch.register("gated_activation", "cpu", gated_activation, Features(CPU, WIDE, frozenset(ACTIVATIONS)))
+dispatch.register("greedy", "cpu", greedy, Features(CPU, frozenset({torch.float32})))

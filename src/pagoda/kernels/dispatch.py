@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from ..core.errors import ConfigError, choices
 
 # Modules that register implementations when imported; a missing extension leaves its reason here, not an exception.
 PROVIDERS = ("cpu",)
+PROFILE = "PAGODA_PROFILE"  # "1": time every op and every instruction of a program; `timings` has the sums
 ENV = "PAGODA_KERNELS"  # "reference" (or any implementation's name) restricts the choice: for hunting bugs
 
 
@@ -90,7 +92,8 @@ class Op:
     def resolve(self, key: Hashable, needs: Needs) -> Callable[..., Any]:
         """Chooses for these needs and remembers it under ``key``."""
         load_providers()
-        self.chosen[key] = run = self.choose(needs).run
+        run = self.choose(needs).run
+        self.chosen[key] = run = timed(self.name, run) if profiling() else run
         return run
 
     def choose(self, needs: Needs) -> Implementation:
@@ -155,6 +158,34 @@ def _load(provider: str) -> str | None:
     except ImportError as error:
         return str(error)
     return None
+
+
+def profiling() -> bool:
+    """Whether ops and programs are timed: ``PAGODA_PROFILE=1`` in the environment when they are first used."""
+    return os.environ.get(PROFILE, "") not in ("", "0")
+
+
+_timings: dict[str, list[float]] = {}  # op -> calls, seconds
+
+
+def timings() -> dict[str, tuple[int, float]]:
+    """Calls and seconds of every op that was called since it was profiled. Ops that call ops count both."""
+    return {name: (int(calls), seconds) for name, (calls, seconds) in _timings.items()}
+
+
+def timed(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, with its calls and seconds added to ``timings`` under this name."""
+    sums = _timings.setdefault(name, [0, 0.0])
+
+    def timed_run(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return run(*args, **kwargs)
+        finally:
+            sums[0] += 1
+            sums[1] += time.perf_counter() - started
+
+    return timed_run
 
 
 def explain(op: str, needs: Needs) -> dict[str, str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ._extension import DTYPES, _cpu, store_of
 from .cpu_packed import FORMATS
 from .cpu_rows import ACTIVATIONS
+from .dispatch import profiling
 from .packed import PackedWeight
 from .step import StepArrays
 
@@ -29,9 +30,18 @@ class Program:
         self._dtype, self._widths = dtype, tuple(widths)
         self._alive: list[Tensor] = []  # what the instructions' addresses point to
         self._workspace = torch.empty(0, dtype=torch.uint8)
+        self._program.watch(profiling())
 
     def __len__(self) -> int:
         return len(self._program)
+
+    def timings(self) -> dict[str, tuple[int, float]]:
+        """Calls and seconds by kind of instruction, products by their shape; empty unless ``PAGODA_PROFILE`` is set."""
+        found: dict[str, tuple[int, float]] = {}
+        for name, calls, seconds in self._program.timings():
+            before = found.get(name, (0, 0.0))
+            found[name] = (before[0] + calls, before[1] + seconds)
+        return found
 
     def norm(
         self, src: int, dst: int, weight: Tensor | None, bias: Tensor | None, *, eps: float, offset: float,

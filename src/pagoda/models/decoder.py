@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .layers.attention import Attention
 from .layers.latent import LatentAttention
-from .layers.linear import Linear, Norm, Weights, linear, rows
+from .layers.linear import Linear, Norm, Weights, rows
+from .layers.linear import logits as head_logits
 from .layers.mlp import MLP
 from .layers.moe import MoE
 from .layers.rotary import RotaryTable
@@ -108,11 +109,15 @@ class Decoder:
             x = block(x, step)
         return x if self.norm is None else self.norm(x)
 
+    def timings(self) -> dict[str, tuple[int, float]]:
+        """As `DecoderProgram.timings`; nothing where the blocks run op by op."""
+        return {} if self._program is None else self._program.timings()
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden ``[N, hidden_size]`` -> float32 ``[N, vocab_size]``."""
         if self.project_out is not None:
             hidden = self.project_out(hidden)
-        logits = linear(hidden, self.head, self.head_bias).float()
+        logits = head_logits(hidden, self.head, self.head_bias)
         if self.spec.logit_scale != 1.0:
             logits = logits * self.spec.logit_scale
         if self.spec.logit_soft_cap:

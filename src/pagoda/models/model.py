@@ -85,6 +85,10 @@ class Model:
         """Why the layers run one op at a time, in words; None where one program runs them all (`models.program`)."""
         return self._ready().op_by_op
 
+    def timings(self) -> dict[str, tuple[int, float]]:
+        """Calls and seconds inside the program by kind of instruction; empty unless ``PAGODA_PROFILE`` is set."""
+        return self._ready().timings()
+
     def weights(self) -> dict[str, Any]:
         """Every parameter by our name, a Tensor or a matrix in its weight format; a tied head is not listed twice."""
         return dict(self._store.weights)

@@ -87,6 +87,10 @@ class DecoderProgram:
         self._program.run(x, positions, [table.up_to(length) for table in self._rotary], step)
         return x
 
+    def timings(self) -> dict[str, tuple[int, float]]:
+        """As `kernels.program.Program.timings`."""
+        return self._program.timings()
+
     # -- the six arrangements (`spec.Placement` draws them) ------------------------------------------------------------
 
     def _pre(self, block: Block) -> None:

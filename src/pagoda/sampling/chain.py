@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.ops import greedy
 from .draws import draw_full, draw_narrow, wide_dtype
 from .knobs import Knobs
 from .params import SamplingParams
@@ -90,7 +91,7 @@ def _next_width(more_than: int, vocab_size: int) -> int:
 def _run(group: _Group, rows: list[int], logits: Tensor, states: Sequence[SampleState]) -> Tensor:
     """One group's ids or codes, int64 [len(rows)] on the device."""
     if group.way == "greedy" and len(rows) == len(logits):
-        return _greedy(logits)
+        return greedy(logits)
     parts = slices(rows, group.bytes_per_row(logits.shape[1]), logits.device.type)
     return torch.cat([_run_slice(group, part, logits, states) for part in parts])
 
@@ -100,16 +101,11 @@ def _run_slice(group: _Group, rows: Sequence[int], logits: Tensor, states: Seque
     if rows[-1] - rows[0] != len(rows) - 1:
         x = logits[torch.tensor(rows, device=logits.device)]
     if group.way == "greedy":
-        return _greedy(x)
+        return greedy(x)
     knobs = Knobs.of([states[row] for row in rows], x)
     best = x.amax(-1, keepdim=True)
     way = {"full": _full, "ranked": _ranked, "typical": _typical}[group.way]
     return torch.where(best.isfinite()[:, 0], way(x, best, knobs, group), NO_TOKEN)
-
-
-def _greedy(x: Tensor) -> Tensor:
-    best, ids = x.max(dim=-1)  # the first of equal maxima
-    return torch.where(best.isfinite(), ids, NO_TOKEN)
 
 
 def _full(x: Tensor, best: Tensor, knobs: Knobs, group: _Group) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import WeightsError
+from ..kernels.memory import empty_bytes
 from ..kernels.packed import PackedWeight, lay_out
 from ..kernels.packed_bytes import BITS, PANEL
 from .formats.base import BLOCK_ELEMS, WeightFormat
@@ -144,7 +145,7 @@ class _Panels(Filling):
         kernel, group, panels = format.kernel, format.kernel_group, -(-rows // PANEL)
         like = self._lay_out(*format.integers(format.quantize(torch.zeros(1, cols, device=device)), cols))
         blocks = -(-cols * BITS[kernel] // 32)
-        self.data = torch.empty(1, panels, blocks, PANEL * 4, dtype=torch.uint8, device=device)
+        self.data = empty_bytes((1, panels, blocks, PANEL * 4), device)
         groups = -(-cols // group) if group else 0
         scales = (1, panels, groups, PANEL) if group else (1, panels * PANEL)
         self.scales = None if like.scales is None else torch.empty(scales, dtype=like.scales.dtype, device=device)

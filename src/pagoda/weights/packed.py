@@ -85,6 +85,10 @@ class PanelMatrix(PackedMatrix):
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return ops.packed_linear(x, self.packed, bias, dynamic=self.format.dynamic)
 
+    def wide_linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``linear(x, bias).float()`` in one pass."""
+        return ops.packed_linear(x, self.packed, bias, dynamic=self.format.dynamic, wide=True)
+
 
 class CodedMatrix(PackedMatrix):
     """A matrix as the codes of its format, for formats that no kernel knows; also how stored codes are handed over."""

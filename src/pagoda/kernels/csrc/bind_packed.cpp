@@ -7,19 +7,36 @@ namespace nb = nanobind;
 
 namespace pagoda {
 
+namespace {
+
+PackedMatrix matrix_of(int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data, uintptr_t scales,
+                       uintptr_t zeros, bool wide_scales) {
+  PackedMatrix m;
+  m.format = static_cast<Format>(format), m.outputs = outputs, m.inputs = inputs, m.group = group;
+  m.data = at<uint8_t>(data), m.scales = at<void>(scales), m.zeros = at<uint8_t>(zeros), m.wide_scales = wide_scales;
+  return m;
+}
+
+}  // namespace
+
 void bind_packed(nb::module_& m) {
-  m.def("packed_linear", [](uintptr_t x, uintptr_t bias, uintptr_t out, int64_t count, bool bf16, bool dynamic, int format,
+  m.def("packed_linear", [](uintptr_t x, uintptr_t bias, uintptr_t out, int64_t count, bool bf16, bool dynamic, bool wide, int format,
                             int64_t outputs, int64_t inputs, int64_t group, uintptr_t data, uintptr_t scales,
                             uintptr_t zeros, bool wide_scales, int num_threads, const std::string& isa) {
     PackedLinearArgs a;
-    a.matrix.format = static_cast<Format>(format), a.matrix.outputs = outputs, a.matrix.inputs = inputs;
-    a.matrix.group = group, a.matrix.data = at<uint8_t>(data), a.matrix.scales = at<void>(scales);
-    a.matrix.zeros = at<uint8_t>(zeros), a.matrix.wide_scales = wide_scales;
+    a.matrix = matrix_of(format, outputs, inputs, group, data, scales, zeros, wide_scales), a.wide = wide;
     a.x = at<void>(x), a.bias = at<void>(bias), a.out = at<void>(out), a.count = count;
     a.dtype = bf16 ? Dtype::bf16 : Dtype::f32, a.dynamic = dynamic;
     nb::gil_scoped_release release;
     packed_linear(a, num_threads, isa);
-  }, "x, bias and out of one dtype, contiguous; bias, scales and zeros 0 where there are none.");
+  }, "x, bias and out of one dtype (out float32 where wide), contiguous; bias, scales and zeros 0 where there are none.");
+
+  m.def("packed_embedding", [](uintptr_t ids, uintptr_t out, int64_t count, bool bf16, int format, int64_t outputs, int64_t inputs,
+                               int64_t group, uintptr_t data, uintptr_t scales, uintptr_t zeros, bool wide_scales, int num_threads) {
+    const PackedMatrix matrix = matrix_of(format, outputs, inputs, group, data, scales, zeros, wide_scales);
+    nb::gil_scoped_release release;
+    packed_embedding(matrix, at<int64_t>(ids), count, at<void>(out), bf16 ? Dtype::bf16 : Dtype::f32, num_threads);
+  }, "Rows ids[i], int64, into out [count, inputs]. IndexError for an id that is no row.");
 }
 
 }  // namespace pagoda

@@ -27,6 +27,12 @@ void bind_program(nb::module_& m) {
       .def("__init__", [](Program* self, int dtype, std::vector<int64_t> widths) { new (self) Program(Dtype(dtype), std::move(widths)); })
       .def("__len__", &Program::size)
       .def("workspace_bytes", &Program::workspace_bytes)
+      .def("watch", &Program::watch)
+      .def("timings", [](const Program& p) {
+        std::vector<std::tuple<std::string, int64_t, double>> found;
+        for (const Program::Timing& t : p.timings()) found.emplace_back(t.name, t.calls, t.seconds);
+        return found;
+      }, "(name, calls, seconds) of every instruction, since they were first watched.")
       .def("norm", [](Program& p, int src, int dst, int64_t dim, uintptr_t weight, uintptr_t bias, float eps, float offset,
                       bool centred, bool round_first) {
         p.push(NormStep{src, dst, norm_of(dim, 1, weight, bias, 0, eps, offset, centred, round_first)});

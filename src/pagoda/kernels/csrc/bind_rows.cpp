@@ -38,6 +38,11 @@ void bind_rows(nb::module_& m) {
     nb::gil_scoped_release release;
     activation(a, num_threads, isa);
   }, "up 0: act(gate) alone; gate and up share their row stride; out [rows, width] contiguous.");
+
+  m.def("greedy", [](uintptr_t logits, int64_t rows, int64_t width, uintptr_t ids, int num_threads, const std::string& isa) {
+    nb::gil_scoped_release release;
+    greedy(at<float>(logits), rows, width, at<int64_t>(ids), num_threads, isa);
+  }, "logits float32 [rows, width] contiguous -> ids int64 [rows]: the first of the largest, -1 where no token is possible.");
 }
 
 }  // namespace pagoda

@@ -99,6 +99,7 @@ void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string
     throw std::invalid_argument("more than 65536 inputs would overflow 32-bit sums");
   LinearSlice s;
   s.matrix = m, s.bias = a.bias, s.out = a.out, s.dtype = a.dtype, s.out_stride = m.outputs;
+  s.wide = a.wide && a.dtype != Dtype::f32;
   if (usable_in_place(m, operand, a.dtype, m.inputs, a.count)) {
     s.x.operand = operand, s.x.count = a.count, s.x.steps = m.inputs * size_of(a.dtype) / 4;
     s.x.data = static_cast<const uint32_t*>(a.x);
@@ -119,7 +120,7 @@ void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string
     LinearSlice own = s;
     own.x = s.x.from(token, m.groups());
     own.x.count = std::min(own.x.count, kItemTokens);
-    own.out = static_cast<char*>(s.out) + token * s.out_stride * size_of(s.dtype);
+    own.out = static_cast<char*>(s.out) + token * s.out_stride * (s.wide ? 4 : size_of(s.dtype));
     rows(own, row, std::min(m.outputs, end));
   });
 }

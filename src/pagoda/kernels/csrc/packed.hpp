@@ -90,6 +90,7 @@ struct LinearSlice {
   void* out = nullptr;         // [count][outputs], rows out_stride elements apart
   Dtype dtype = Dtype::f32;
   int64_t out_stride = 0;
+  bool wide = false;  // out is float, of numbers rounded to dtype
 };
 
 // ---- bodies, no threads inside ---------------------------------------------------------------------------------------------
@@ -109,8 +110,12 @@ struct PackedLinearArgs {
   int64_t count = 0;
   Dtype dtype = Dtype::f32;  // of x, bias and out
   bool dynamic = false;
+  bool wide = false;  // out is float all the same: of numbers rounded to dtype (logits)
 };
 
 void packed_linear(const PackedLinearArgs& args, int num_threads, const std::string& isa);
+
+// Rows ids[i] of the matrix, in dtype: out [count][inputs]. Throws std::out_of_range for an id that is no row.
+void packed_embedding(const PackedMatrix& matrix, const int64_t* ids, int64_t count, void* out, Dtype dtype, int num_threads);
 
 }  // namespace pagoda

@@ -38,12 +38,14 @@ thread_local Scratch scratch;
 // ---- from sums to results --------------------------------------------------------------------------------------------------
 
 // Results of tokens first..end in one panel: scaled, with bias, rounded. The last panel of a matrix may be cut short.
-template <bool kIntegers, class T>
+// T: what they are rounded to; Out: T, or float for numbers of T kept wide.
+template <bool kIntegers, class T, class Out = T>
 void finish_panel(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
   const PackedMatrix& m = s.matrix;
   const int64_t row = panel * kPanel, count = smaller(kPanel, m.outputs - row);
   Vec scale[kVecs], bias[kVecs];
   T some[kPanel] = {};
+  Out edge[kPanel];
   if (s.bias) memcpy(some, static_cast<const T*>(s.bias) + row, count * sizeof(T));
   for (int v = 0; v < kVecs; ++v) {
     bias[v] = load(some + v * kLanes);
@@ -51,17 +53,21 @@ void finish_panel(const LinearSlice& s, int64_t first, int64_t end, int64_t pane
     if (m.scales && m.group == 0) scale[v] = load(static_cast<const float*>(m.scales) + row + v * kLanes);
   }
   for (int64_t t = first; t < end; ++t, sums += sum_stride) {
-    T* const out = static_cast<T*>(s.out) + t * s.out_stride + row;
-    T* const to = count == kPanel ? out : some;
+    Out* const out = static_cast<Out*>(s.out) + t * s.out_stride + row;
+    Out* const to = count == kPanel ? out : edge;
     for (int v = 0; v < kVecs; ++v) {
       const UintVec sum = load_lanes(sums + v * kLanes);
-      if constexpr (kIntegers) {
-        store(to + v * kLanes, to_floats((IntVec)sum) * (scale[v] * s.x.scales[t]) + bias[v]);
-      } else {
-        store(to + v * kLanes, (Vec)sum * scale[v] + bias[v]);
+      Vec y;
+      if constexpr (kIntegers) y = to_floats((IntVec)sum) * (scale[v] * s.x.scales[t]) + bias[v];
+      else y = (Vec)sum * scale[v] + bias[v];
+      if constexpr (sizeof(Out) != sizeof(T)) {
+        T rounded[kLanes];
+        store(rounded, y);
+        y = load(rounded);
       }
+      store(to + v * kLanes, y);
     }
-    if (to != out) memcpy(out, to, count * sizeof(T));
+    if (to != out) memcpy(out, to, count * sizeof(Out));
   }
 }
 
@@ -193,6 +199,7 @@ class Product {
     constexpr bool kIntegers = __is_same(typename Op::Sum, IntVec) && !kGrouped;
     for (int64_t p = panel; p < end_panel; ++p, at += kPanel) {
       if (s.dtype == Dtype::f32) finish_panel<kIntegers, float>(s, token, end_token, p, at, sum_stride);
+      else if (s.wide) finish_panel<kIntegers, uint16_t, float>(s, token, end_token, p, at, sum_stride);
       else finish_panel<kIntegers, uint16_t>(s, token, end_token, p, at, sum_stride);
     }
   }

@@ -1,5 +1,7 @@
 #include "program.hpp"
 
+#include <chrono>
+
 #include "pages.hpp"
 
 namespace pagoda {
@@ -104,6 +106,19 @@ struct Run {
   }
 };
 
+struct Name {
+  std::string operator()(const NormStep&) const { return "norm"; }
+  std::string operator()(const HeadNormStep&) const { return "head norm"; }
+  std::string operator()(const LinearStep& i) const {
+    return "linear " + std::to_string(i.matrix.outputs) + " x " + std::to_string(i.matrix.inputs);
+  }
+  std::string operator()(const ActivationStep&) const { return "activation"; }
+  std::string operator()(const AddStep&) const { return "add"; }
+  std::string operator()(const ClipStep&) const { return "clip"; }
+  std::string operator()(const RotaryStep&) const { return "rotary"; }
+  std::string operator()(const AttendStep&) const { return "attention"; }
+};
+
 }  // namespace
 
 int64_t Program::workspace_bytes(int64_t num_tokens) const {
@@ -119,7 +134,24 @@ void Program::run(const StepArrays& step, void* workspace, int num_threads, cons
     run.registers.push_back(at);
     at += aligned(step.num_tokens * widths_[reg] * size_of(dtype_));
   }
-  for (const Instruction& instruction : instructions_) std::visit(run, instruction);
+  if (!watched_) {
+    for (const Instruction& instruction : instructions_) std::visit(run, instruction);
+    return;
+  }
+  nanoseconds_.resize(instructions_.size()), calls_.resize(instructions_.size());
+  for (size_t i = 0; i < instructions_.size(); ++i) {
+    const auto started = std::chrono::steady_clock::now();
+    std::visit(run, instructions_[i]);
+    nanoseconds_[i] += std::chrono::nanoseconds(std::chrono::steady_clock::now() - started).count();
+    ++calls_[i];
+  }
+}
+
+std::vector<Program::Timing> Program::timings() const {
+  std::vector<Timing> found;
+  for (size_t i = 0; i < nanoseconds_.size(); ++i)
+    found.push_back({std::visit(Name{}, instructions_[i]), calls_[i], nanoseconds_[i] * 1e-9});
+  return found;
 }
 
 }  // namespace pagoda

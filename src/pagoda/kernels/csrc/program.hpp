@@ -113,6 +113,17 @@ class Program {
   // Bytes of the registers 1… for so many tokens.
   int64_t workspace_bytes(int64_t num_tokens) const;
 
+  // Whether the time of every instruction is added up from now on (off at first; two readings of the clock each, 50 ns).
+  void watch(bool on) { watched_ = on; }
+
+  // What the watched runs took: for each instruction a name (its kind, and the shape of a product), calls and seconds.
+  struct Timing {
+    std::string name;
+    int64_t calls = 0;
+    double seconds = 0.0;
+  };
+  std::vector<Timing> timings() const;
+
   // Runs every instruction in order on up to num_threads threads. Throws as the kernels do.
   void run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const;
 
@@ -120,6 +131,8 @@ class Program {
   Dtype dtype_;
   std::vector<int64_t> widths_;  // of every register, the stream's first
   std::vector<Instruction> instructions_;
+  bool watched_ = false;
+  mutable std::vector<int64_t> nanoseconds_, calls_;  // of every instruction, since it was first watched
 };
 
 }  // namespace pagoda

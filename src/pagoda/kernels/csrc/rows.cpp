@@ -1,6 +1,8 @@
 #include "rows.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <vector>
 
 #include "parallel.hpp"
 
@@ -47,6 +49,25 @@ void add(const AddArgs& a, int num_threads, const std::string& isa) {
 
 void clip(void* x, int64_t rows, int64_t width, int64_t row_stride, Dtype dtype, float bound, const std::string& isa) {
   PAGODA_BODY(isa, clip_rows)(x, rows, width, row_stride, dtype, bound);
+}
+
+void greedy(const float* logits, int64_t rows, int64_t width, int64_t* ids, int num_threads, const std::string& isa) {
+  const auto body = PAGODA_BODY(isa, largest_of);
+  constexpr int64_t kParts = 16, kSmall = 16384;  // parts of a row: 3 us each of the largest vocabularies
+  const int64_t parts = width > kSmall ? kParts : 1;
+  std::vector<float> best(rows * parts);
+  std::vector<int64_t> place(rows * parts);
+  parallel_for(rows * parts, num_threads, [&](int64_t i) {
+    const int64_t first = i % parts * width / parts, end = (i % parts + 1) * width / parts;
+    body(logits + i / parts * width + first, end - first, &best[i], &place[i]);
+    place[i] += first;
+  });
+  for (int64_t row = 0; row < rows; ++row) {
+    int64_t winner = row * parts;
+    for (int64_t i = winner; i < (row + 1) * parts; ++i)
+      if (best[i] > best[winner] || best[i] != best[i]) winner = i;  // a NaN wins, and stays
+    ids[row] = std::isfinite(best[winner]) ? place[winner] : -1;
+  }
 }
 
 }  // namespace pagoda

@@ -62,6 +62,9 @@ void activation(const ActivationArgs& args, int num_threads, const std::string& 
 void add(const AddArgs& args, int num_threads, const std::string& isa);
 void clip(void* x, int64_t rows, int64_t width, int64_t row_stride, Dtype dtype, float bound, const std::string& isa);
 
+// ids[row] = the first place of the largest of `width` logits, or -1 where that is infinite or any is not a number.
+void greedy(const float* logits, int64_t rows, int64_t width, int64_t* ids, int num_threads, const std::string& isa);
+
 // ---- bodies: rows (or elements) first..end of the arguments, no threads --------------------------------------------------
 
 PAGODA_DECLARE_BODIES(void, norm_rows, (const NormArgs&, int64_t first, int64_t end))
@@ -69,5 +72,8 @@ PAGODA_DECLARE_BODIES(void, rotary_rows, (const RotaryArgs&, int64_t first, int6
 PAGODA_DECLARE_BODIES(void, activation_columns, (const ActivationArgs&, int64_t row, int64_t first, int64_t end))
 PAGODA_DECLARE_BODIES(void, add_elements, (const AddArgs&, int64_t first, int64_t end))
 PAGODA_DECLARE_BODIES(void, clip_rows, (void* x, int64_t rows, int64_t width, int64_t row_stride, Dtype dtype, float bound))
+
+// Of `count` numbers: the largest and its first place; *best is a NaN where one of them is.
+PAGODA_DECLARE_BODIES(void, largest_of, (const float* x, int64_t count, float* best, int64_t* place))
 
 }  // namespace pagoda

@@ -234,9 +234,41 @@ void clip_of(T* x, int64_t rows, int64_t width, int64_t row_stride, float bound)
     });
 }
 
+// ---- the largest of a row --------------------------------------------------------------------------------------------
+
+// Lane by lane the largest and where it was first; a NaN anywhere shows in `seen`.
+void largest_in(const float* x, int64_t count, float* best, int64_t* place) {
+  Vec top = splat(-kInf), seen{};
+  IntVec at{};
+  IntVec index;
+  for (int i = 0; i < kLanes; ++i) index[i] = i;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes, index += kLanes) {
+    const Vec v = load(x + i);
+    const IntVec higher = v > top;
+    top = select(higher, v, top);
+    at = (higher & index) | (~higher & at);
+    seen += v - v;  // 0, or a NaN for one and for an infinity
+  }
+  *best = -kInf, *place = 0;
+  bool odd = false;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    odd |= seen[lane] != seen[lane];
+    if (top[lane] > *best || (top[lane] == *best && at[lane] < *place)) *best = top[lane], *place = at[lane];
+  }
+  for (int64_t j = i; j < count; ++j) {
+    odd |= x[j] != x[j];
+    if (x[j] > *best) *best = x[j], *place = j;
+  }
+  for (int64_t j = 0; odd && j < count; ++j)
+    if (x[j] != x[j]) *best = x[j], odd = false;
+}
+
 }  // namespace
 
 namespace PAGODA_ISA {
+
+void largest_of(const float* x, int64_t count, float* best, int64_t* place) { largest_in(x, count, best, place); }
 
 void norm_rows(const NormArgs& a, int64_t first, int64_t end) {
   if (a.dtype == Dtype::f32) norm_rows_of<float>(a, first, end);

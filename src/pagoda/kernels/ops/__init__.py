@@ -5,6 +5,7 @@ from .activation import activation
 from .attention import paged_attention
 from .copy_pages import copy_pages
 from .gated_activation import gated_activation
+from .greedy import greedy
 from .kv_compact import kv_compact
 from .kv_write import kv_write
 from .layer_norm import layer_norm
@@ -24,6 +25,7 @@ __all__ = [
     "activation",
     "copy_pages",
     "gated_activation",
+    "greedy",
     "kv_compact",
     "kv_write",
     "layer_norm",

@@ -14,17 +14,20 @@ from ..quantize import pack, quantize_tokens
 INTEGER = ("int8", "int4", "ternary")
 
 
-def packed_linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, *, dynamic: bool = False) -> Tensor:
+def packed_linear(
+    x: Tensor, packed: PackedWeight, bias: Tensor | None = None, *, dynamic: bool = False, wide: bool = False
+) -> Tensor:
     """``x @ weight.T + bias``: x ``[..., inputs]`` float32 or bfloat16, bias ``[outputs]`` -> ``[..., outputs]``.
 
     Exact products of x with the weight that ``packed`` stands for, summed in float32 and rounded once to x's dtype.
     With ``dynamic``, x is first rounded to int8 (`quantize_tokens`: one scale a token for int8 and ternary, one a token
-    and group for int4) and multiplied in integers. A token's bits do not depend on the other tokens of the call.
+    and group for int4) and multiplied in integers. ``wide``: the rounded result as float32 (logits are
+    sampled in float32, and need no second pass then). A token's bits do not depend on the other tokens of the call.
     Raises ConfigError for ``dynamic`` with fp32 or bf16 weights.
     """
     key = (x.dtype, x.device.type, packed.format, dynamic, bias is None)
     run = _OP.chosen.get(key) or _OP.resolve(key, _needs(*key))
-    out: Tensor = run(x, packed, bias, dynamic=dynamic)
+    out: Tensor = run(x, packed, bias, dynamic=dynamic, wide=wide)
     return out
 
 
@@ -35,11 +38,14 @@ def _needs(dtype: torch.dtype, device: str, format: str, dynamic: bool, no_bias:
     return Needs(device, (dtype,), options=frozenset(name for name, on in options.items() if on))
 
 
-def reference(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, *, dynamic: bool = False) -> Tensor:
+def reference(
+    x: Tensor, packed: PackedWeight, bias: Tensor | None = None, *, dynamic: bool = False, wide: bool = False
+) -> Tensor:
     tokens = x.reshape(-1, packed.inputs)
     out = _integer_product(tokens, packed) if dynamic else tokens.float() @ unpack(packed).float().T
     out = out if bias is None else out + bias.float()
-    return out.to(x.dtype).view(*x.shape[:-1], packed.outputs)
+    rounded = out.to(x.dtype).view(*x.shape[:-1], packed.outputs)
+    return rounded.float() if wide else rounded
 
 
 def _integer_product(tokens: Tensor, packed: PackedWeight) -> Tensor:
@@ -65,12 +71,12 @@ TOLERANCE = {torch.float32: (1e-4, 2e-5), torch.bfloat16: (1.6e-2, 2e-2)}
 
 def _case(
     make: Make, tokens: int, inputs: int, outputs: int, format: str, bias: bool = False, dynamic: bool = False,
-    group: int = 0, symmetric: bool = True, scale_dtype: torch.dtype = torch.bfloat16,
+    group: int = 0, symmetric: bool = True, scale_dtype: torch.dtype = torch.bfloat16, wide: bool = False,
 ) -> dict[str, object]:  # fmt: skip
     weight = make.normal(outputs, inputs, scale=inputs**-0.5, dtype=torch.float32)
     packed = pack(weight, format, group=group, symmetric=symmetric, scale_dtype=scale_dtype)
     bias_row = make.normal(outputs) if bias else None
-    return {"x": make.normal(tokens, inputs), "packed": packed, "bias": bias_row, "dynamic": dynamic}
+    return {"x": make.normal(tokens, inputs), "packed": packed, "bias": bias_row, "dynamic": dynamic, "wide": wide}
 
 
 _SHAPES = (
@@ -86,4 +92,5 @@ _FORMATS = (
     {"format": "int4", "group": 32, "dynamic": True},
     {"format": "int4", "group": 64, "dynamic": True, "symmetric": False},
 )  # fmt: skip
-CASES = cross("packed_linear", _case, *({**shape, **form} for form in _FORMATS for shape in _SHAPES))
+_WIDE = {"tokens": 2, "inputs": 64, "outputs": 40, "bias": True, "wide": True}
+CASES = cross("packed_linear", _case, *({**shape, **form} for form in _FORMATS for shape in (*_SHAPES, _WIDE)))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pagoda.kernels import ops
-from pagoda.weights.packed import ExpertStack, PackedMatrix
+from pagoda.weights.packed import ExpertStack, PackedMatrix, PanelMatrix
 
 from ..spec import NormSpec
 
@@ -20,6 +20,11 @@ Weights = Mapping[str, Any]
 def linear(x: Tensor, weight: Tensor | PackedMatrix, bias: Tensor | None) -> Tensor:
     """``x @ weight.T + bias``: x ``[..., in]``, weight ``[out, in]`` -> ``[..., out]``."""
     return ops.linear(x, weight, bias) if isinstance(weight, Tensor) else weight.linear(x, bias)
+
+
+def logits(x: Tensor, weight: Tensor | PackedMatrix, bias: Tensor | None) -> Tensor:
+    """``linear`` as float32, rounded to x's dtype before: x ``[N, in]`` -> ``[N, out]``."""
+    return weight.wide_linear(x, bias) if isinstance(weight, PanelMatrix) else linear(x, weight, bias).float()
 
 
 def rows(weight: Tensor | PackedMatrix, ids: Tensor) -> Tensor:

@@ -1,0 +1,85 @@
+"""Where a decode step's time goes: ``python -m benchmarks.step MODEL --batch 8``.
+
+Greedy sequences of random tokens decode together in this process; kernels are timed one by one
+(``PAGODA_PROFILE=1``), so the step is a few microseconds longer than usual. "Outside of kernels" is what none accounts
+for: Python, allocation, the scheduler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pagoda.engine.build import Built
+    from pagoda.engine.profile import Profile
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--batch", type=int, default=1, help="sequences that decode together")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
+    parser.add_argument("--steps", type=int, default=32, help="decode steps that are counted")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--quantization", default="auto")
+    parser.add_argument("--kv-cache-dtype", default="auto")
+    parser.add_argument("--memory", default="6GiB")
+    args = parser.parse_args()
+    os.environ["PAGODA_PROFILE"] = "1"
+    run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    from pagoda import SamplingParams
+    from pagoda.engine.build import build
+    from pagoda.engine.config import EngineConfig
+    from pagoda.engine.intake import Intake
+
+    config = EngineConfig(
+        args.model, memory=args.memory, num_threads=args.threads, enable_prefix_caching=False, max_num_seqs=args.batch,
+        quantization=args.quantization, kv_cache_dtype=args.kv_cache_dtype,
+        max_model_len=args.prompt + args.steps + 16, max_num_batched_tokens=max(2048, args.batch),
+    )  # fmt: skip
+    built = build(config)
+    engine, intake = built.engine, Intake(built)
+    rng, vocab = random.Random(0), built.loaded.shape.vocab_size
+    params = SamplingParams(temperature=0, max_tokens=args.steps + 8, ignore_eos=True)
+    for index in range(args.batch):
+        prompt = [rng.randrange(5, vocab - 5) for _ in range(args.prompt)]
+        engine.add(intake.request(f"r{index}", prompt, params, stream=True))
+    while any(s.num_output < 4 for s in engine.scheduler.running.values()) or engine.scheduler.waiting:
+        engine.step()
+    sums = [profile_of(built)]
+    for _ in range(args.steps):
+        engine.step()
+        sums.append(profile_of(built))
+    show([after.since(before) for before, after in pairwise(sums)], args.batch)
+    built.close()
+
+
+def profile_of(built: Built) -> Profile:
+    found = built.profile()
+    assert found is not None
+    return found
+
+
+def show(steps: list[Profile], batch: int) -> None:
+    """Median and least of each part; on a machine that others use, the least is nearer to what the part costs."""
+    parts = {name: [step.kernels[name][1] for step in steps if name in step.kernels] for name in steps[0].kernels}
+    parts["outside of kernels"] = [step.outside_seconds for step in steps]
+    whole = [step.step_seconds for step in steps]
+    usual = median(whole)
+    print(f"{'median ms':>10} {'':>6} {'least ms':>9}  a step of {batch}: {batch / usual:.1f} tokens/s")
+    for name, seconds in sorted(parts.items(), key=lambda part: -median(part[1])):
+        share = median(seconds) / usual
+        print(f"{median(seconds) * 1e3:10.3f} {share:6.1%} {min(seconds) * 1e3:9.3f}  {name}")
+    print(f"{usual * 1e3:10.3f} {1:6.1%} {min(whole) * 1e3:9.3f}  all")
+
+
+if __name__ == "__main__":
+    main()

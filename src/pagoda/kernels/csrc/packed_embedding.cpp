@@ -1,0 +1,91 @@
+// Rows of a packed matrix: tokens looked up in an embedding. A row is one lane of a panel, 4 bytes out of every 64, so it
+// costs a cache line for each block of inputs; nothing else is read or unpacked.
+#include <cstring>
+#include <stdexcept>
+
+#include "packed.hpp"
+#include "parallel.hpp"
+
+namespace pagoda {
+
+namespace {
+
+float widened(uint16_t x) {
+  const uint32_t bits = uint32_t{x} << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+
+uint16_t narrowed(float x) {  // to nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  bits = x != x ? (bits | 0x400000u) : bits + 0x7fffu + ((bits >> 16) & 1u);
+  return static_cast<uint16_t>(bits >> 16);
+}
+
+// The input of a block that field f of a lane holds: even inputs first (kernels/packed.py).
+int64_t element_of_field(int64_t f, int64_t fields) { return f < fields / 2 ? 2 * f : 2 * (f - fields / 2) + 1; }
+
+struct Row {
+  const PackedMatrix& m;
+  int64_t panel, lane;
+
+  uint32_t word(int64_t block) const {
+    uint32_t bits;
+    std::memcpy(&bits, m.data + panel * m.panel_bytes() + block * kPanel * 4 + lane * 4, 4);
+    return bits;
+  }
+
+  float scale(int64_t group) const {
+    const int64_t at = m.group == 0 ? panel * kPanel + lane : (panel * m.groups() + group) * kPanel + lane;
+    return m.wide_scales ? static_cast<const float*>(m.scales)[at] : widened(static_cast<const uint16_t*>(m.scales)[at]);
+  }
+
+  float zero(int64_t group) const {
+    if (m.zeros) return m.zeros[(panel * m.groups() + group) * kPanel + lane];
+    return m.format == Format::int8 ? 128.0f : m.format == Format::int4 ? 8.0f : 1.0f;
+  }
+
+  // Calls put(input, value) for every input.
+  template <typename Put>
+  void each(Put put) const {
+    const int64_t fields = m.block(), bits = m.bits();
+    for (int64_t block = 0; block < m.blocks(); ++block) {
+      const uint32_t lanes = word(block);
+      const int64_t first = block * fields, group = m.group == 0 ? 0 : first / m.group;
+      if (m.format == Format::fp32) {
+        float x;
+        std::memcpy(&x, &lanes, 4);
+        put(first, x);
+      } else if (m.format == Format::bf16) {
+        put(first, widened(static_cast<uint16_t>(lanes)));
+        if (first + 1 < m.inputs) put(first + 1, widened(static_cast<uint16_t>(lanes >> 16)));
+      } else {
+        const float step = scale(group), middle = zero(group);
+        for (int64_t f = 0; f < fields; ++f) {
+          const int64_t input = first + element_of_field(f, fields);
+          if (input < m.inputs) put(input, (float(lanes >> (f * bits) & ((1u << bits) - 1)) - middle) * step);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void packed_embedding(const PackedMatrix& m, const int64_t* ids, int64_t count, void* out, Dtype dtype, int num_threads) {
+  for (int64_t i = 0; i < count; ++i)
+    if (ids[i] < 0 || ids[i] >= m.outputs)
+      throw std::out_of_range("row " + std::to_string(ids[i]) + " of " + std::to_string(m.outputs));
+  const int64_t part = 4, parts = (count + part - 1) / part;
+  parallel_for(parts, num_threads, [&](int64_t p) {
+    for (int64_t i = p * part; i < count && i < (p + 1) * part; ++i) {
+      const Row row{m, ids[i] / kPanel, ids[i] % kPanel};
+      if (dtype == Dtype::f32) row.each([to = static_cast<float*>(out) + i * m.inputs](int64_t j, float x) { to[j] = x; });
+      else row.each([to = static_cast<uint16_t*>(out) + i * m.inputs](int64_t j, float x) { to[j] = narrowed(x); });
+    }
+  });
+}
+
+}  // namespace pagoda
