@@ -80,7 +80,7 @@ def lay_out(
     """Packs what is quantized already (or plain weights), as a checkpoint's own quantization gives it.
 
     codes ``[outputs, inputs]`` or ``[experts, outputs, inputs]``: the weights for fp32 and bf16 (cast), else integers:
-    int8 q in -127..127, int4 q in -8..7, or 0..15 with ``zeros``, ternary -1..1. scales: float ``[..., outputs]`` for
+    int8 q in -128..127, int4 q in -8..7, or 0..15 with ``zeros``, ternary -1..1. scales: float ``[..., outputs]`` for
     int8 and ternary, ``[..., outputs, groups]`` for int4, where bfloat16 stays bfloat16 and everything else becomes
     float32. zeros ``[..., outputs, groups]`` integers 0..15.
     Raises ConfigError for an unknown format or group, and for an integer out of range.
@@ -134,7 +134,7 @@ def _offset(format: str, zeros: bool) -> int:
 
 def _unsigned(format: str, codes: Tensor, zeros: bool) -> Tensor:
     offset = _offset(format, zeros)
-    low, high = {"int8": (-127, 127), "int4": (0, 15) if zeros else (-8, 7), "ternary": (-1, 1)}[format]
+    low, high = {"int8": (-128, 127), "int4": (0, 15) if zeros else (-8, 7), "ternary": (-1, 1)}[format]
     if codes.numel() and (int(codes.min()) < low or int(codes.max()) > high):
         raise ConfigError(f"{format}: integers from {int(codes.min())} to {int(codes.max())}, accepted {low} to {high}")
     return (codes.to(torch.int16) + offset).to(torch.uint8)

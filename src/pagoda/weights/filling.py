@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import WeightsError
+from ..kernels.lay_out import can_lay_out, lay_out_rows
 from ..kernels.memory import empty_bytes
 from ..kernels.packed import PackedWeight, lay_out
 from ..kernels.packed_bytes import BITS, PANEL
@@ -25,6 +26,9 @@ from .packed import CodedMatrix, PackedMatrix, PanelMatrix
 
 if TYPE_CHECKING:
     from .formats.base import Codes
+
+
+NOT_FINITE = "a value is infinite or not a number, which no weight format can hold"
 
 
 class Filling(ABC):
@@ -55,7 +59,7 @@ class Filling(ABC):
             assert isinstance(tensor, Tensor)
             block = tensor[first:last].to(self.device, torch.float32)
         if not torch.isfinite(block).all():
-            raise WeightsError("a value is infinite or not a number, which no weight format can hold")
+            raise WeightsError(NOT_FINITE)
         return None, block
 
     @abstractmethod
@@ -152,6 +156,39 @@ class _Panels(Filling):
         self.zeros = None if like.zeros is None else torch.empty(scales, dtype=torch.uint8, device=device)
         self._edges: dict[int, _Edge] = {}
 
+    def put(self, start: int, tensor: Tensor | PackedMatrix) -> None:
+        stored, stop = self._stored(tensor), start + tensor.shape[0]
+        if stored is None or start % PANEL or (stop % PANEL and stop != self.rows):
+            super().put(start, tensor)
+            return
+        first, last = start // PANEL, -(-stop // PANEL)
+        if not lay_out_rows(self.format.kernel, stored, self.data[0, first:last]):
+            raise WeightsError(NOT_FINITE)
+        if isinstance(tensor, CodedMatrix):
+            zeros = tensor.codes.get("zero")
+            self._put_scales(first, *(_in_panels(t) for t in (tensor.codes["scale"], zeros)))
+
+    def _stored(self, tensor: Tensor | PackedMatrix) -> Tensor | None:
+        """Rows that hold this format's numbers already, to be laid out in one pass."""
+        found: Tensor | None
+        if isinstance(tensor, CodedMatrix):
+            found = tensor.codes.get("codes") if self.format.same_codes(tensor.format) else None
+        else:
+            found = tensor if isinstance(tensor, Tensor) else None
+        fits = found is not None and self.data.device.type == "cpu" and can_lay_out(self.format.kernel, found)
+        return found if fits else None
+
+    def _put_scales(self, first: int, scales: Tensor | None, zeros: Tensor | None) -> None:
+        """``[rows, groups]`` or ``[rows]``, filled up to whole panels, from panel ``first``."""
+        for target, given in ((self.scales, scales), (self.zeros, zeros)):
+            if target is None or given is None:
+                continue
+            if self.format.kernel_group:
+                by_panel = given.view(-1, PANEL, given.shape[1]).transpose(1, 2)
+                target[0, first : first + by_panel.shape[0]] = by_panel
+            else:
+                target[0, first * PANEL : first * PANEL + given.shape[0]] = given
+
     def _lay_out(self, values: Tensor, scales: Tensor | None, zeros: Tensor | None) -> PackedWeight:
         return lay_out(self.format.kernel, values, scales, zeros, group=self.format.kernel_group)
 
@@ -202,6 +239,15 @@ class _Panels(Filling):
     @property
     def nbytes(self) -> int:
         return sum(t.nbytes for t in (self.data, self.scales, self.zeros) if t is not None)
+
+
+def _in_panels(scales: Tensor | None) -> Tensor | None:
+    """Rows filled up with zeros to whole panels."""
+    if scales is None or scales.shape[0] % PANEL == 0:
+        return scales
+    full = scales.new_zeros(-(-scales.shape[0] // PANEL) * PANEL, *scales.shape[1:])
+    full[: scales.shape[0]] = scales
+    return full
 
 
 def _cut(tensor: Tensor | None, start: int, stop: int) -> Tensor | None:

@@ -1,9 +1,9 @@
 """Reads a checkpoint tensor by tensor, so that loading takes the model plus one tensor and not the model twice.
 
-Tensors are read with ``pread``. A mapped file would be simpler, but its touched pages count towards the process's RSS
-next to the model's own copy: the peak would be twice the model, and the budget is a promise. All tensors of a stream
-pass through one buffer: with a fresh one each, a 235 MB model peaked at 289 MB (the allocator keeps what was freed),
-with one buffer at 252 MB, which is the model and its largest tensor.
+Tensors are read into a buffer of our own, past the page cache. A mapped file would be simpler, but its touched pages
+count towards the process's RSS next to the model's own copy: the peak would be twice the model, and the budget is a
+promise. All tensors of a stream pass through one buffer of the largest's size, and the next ones are read into what is
+free of it while the last one is packed.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pagoda.core.errors import WeightsError
 
+from .ahead import Fill, ReadAhead
+from .direct import ALIGN, DirectFile, Stamp, aligned_buffer, span_bytes
 from .header import TensorEntry, read_header
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "consolidated.00.pth")
-_READ_BYTES = 1 << 28  # one pread call stays below the kernel's 2 GiB limit
+AHEAD_BYTES = 4 << 20  # of a stream's buffer beside its largest tensor: reading goes on while that one is used
 
 
 class Checkpoint:
@@ -35,7 +36,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, entries: dict[str, TensorEntry]) -> None:
         self.folder, self.entries = folder, entries
-        self._stamps = {file: _stamp(os.stat(file)) for file in self.files}
+        self._stamps = {file: Stamp.of(os.stat(file)) for file in self.files}
 
     @classmethod
     def open(cls, folder: Path | str) -> Checkpoint:
@@ -63,8 +64,11 @@ class Checkpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in its own memory and its own dtype, on the CPU."""
-        with _OpenFiles(self._stamps) as files:
-            return files.read(self._entry(name))
+        entry = self._entry(name)
+        with _OpenFiles(self._stamps, use_cache=True) as files:
+            raw = files.read(entry, aligned_buffer(staging_bytes([entry])))
+            files.check([entry])
+        return _tensor(entry, raw).clone()
 
     def stream(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor once, or those of ``names`` in their order; by default as they lie on disk.
@@ -77,14 +81,17 @@ class Checkpoint:
             yield name, tensors[name]
 
     def stream_groups(self, groups: Sequence[Sequence[str]]) -> Iterator[dict[str, torch.Tensor]]:
-        """As ``stream``, several tensors at a time: name -> tensor, all in one buffer."""
+        """As ``stream``, several tensors at a time: name -> tensor. The next are read while these are used."""
         wanted = [[self._entry(name) for name in group] for group in groups]
-        sizes = [sum(_aligned(entry.num_bytes) for entry in group) for group in wanted]
-        buffer = _buffer(max(sizes, default=0))
-        with _OpenFiles(self._stamps) as files:
-            for group in wanted:
-                starts = accumulate((_aligned(entry.num_bytes) for entry in group), initial=0)
-                yield {e.name: files.read(e, buffer[start:]) for e, start in zip(group, starts, strict=False)}
+        sizes = [staging_bytes(group) for group in wanted]
+        with _OpenFiles(self._stamps, use_cache=True) as files:
+            ahead = ReadAhead(sizes, aligned_buffer(ring_bytes(sizes)), files.filling(wanted))
+            try:
+                for group, raw in zip(wanted, ahead, strict=True):
+                    files.check(group)
+                    yield {e.name: _tensor(e, part) for e, part in _parts(group, raw)}
+            finally:
+                ahead.close()
 
     def _entry(self, name: str) -> TensorEntry:
         if name not in self.entries:
@@ -95,64 +102,65 @@ class Checkpoint:
 class _OpenFiles:
     """The files of a checkpoint, opened when first read from, closed together."""
 
-    def __init__(self, stamps: dict[Path, tuple[int, ...]]) -> None:
-        self._stamps, self._fds = stamps, dict[Path, int]()
+    def __init__(self, stamps: dict[Path, Stamp], *, use_cache: bool) -> None:
+        self._stamps, self._use_cache, self._open = stamps, use_cache, dict[Path, DirectFile]()
 
-    def read(self, entry: TensorEntry, buffer: torch.Tensor | None = None) -> torch.Tensor:
-        """The tensor, at the start of ``buffer`` or in memory of its own."""
-        fd = self._fds.get(entry.file)
-        if fd is None:
-            self._fds[entry.file] = fd = _open(entry.file)
-        tensor = _read(fd, entry, _buffer(entry.num_bytes) if buffer is None else buffer)
-        if _stamp(os.fstat(fd)) != self._stamps[entry.file]:
-            raise WeightsError(f"{entry.file}: changed while tensor {entry.name!r} was read; load it again")
-        return tensor
+    def filling(self, groups: Sequence[Sequence[TensorEntry]]) -> Fill:
+        """What a read-ahead calls: every tensor of a group, one after the other."""
+
+        def fill(index: int, buffer: torch.Tensor) -> None:
+            start = 0
+            for entry in groups[index]:
+                self.read(entry, buffer[start:])
+                start += span_bytes(entry.num_bytes)
+
+        return fill
+
+    def read(self, entry: TensorEntry, buffer: torch.Tensor) -> torch.Tensor:
+        """The tensor's bytes, somewhere in ``buffer``."""
+        if entry.file not in self._open:
+            self._open[entry.file] = DirectFile(entry.file, use_cache=self._use_cache)
+        return self._open[entry.file].read(entry.offset, entry.num_bytes, buffer, f"tensor {entry.name!r}")
+
+    def check(self, group: Iterable[TensorEntry]) -> None:
+        """Raises WeightsError if a file is no longer what it was when its header was read."""
+        for entry in group:
+            if entry.file in self._open and self._open[entry.file].stamp != self._stamps[entry.file]:
+                raise WeightsError(f"{entry.file}: changed while tensor {entry.name!r} was read; load it again")
 
     def __enter__(self) -> _OpenFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for fd in self._fds.values():
-            os.close(fd)
+        for file in self._open.values():
+            file.close()
 
 
-def _open(file: Path) -> int:
-    try:
-        return os.open(file, os.O_RDONLY)
-    except OSError as error:
-        raise WeightsError(f"{file}: cannot be read ({error.strerror})") from error
+def ring_bytes(sizes: Sequence[int]) -> int:
+    """The buffer that groups of these ``staging_bytes`` pass through."""
+    largest = max(sizes, default=0)
+    return largest + min(largest // 16, AHEAD_BYTES)
 
 
-def _stamp(stat: os.stat_result) -> tuple[int, ...]:
-    """What changes when a file is written to, or another one takes its place."""
-    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+def staging_bytes(group: Iterable[TensorEntry]) -> int:
+    """Room for these tensors as they are read."""
+    return sum(span_bytes(entry.num_bytes) for entry in group)
 
 
-def _aligned(num_bytes: int) -> int:
-    """Room for a tensor so that the next one begins where any type may begin."""
-    return -(-num_bytes // 64) * 64
+def _parts(group: Iterable[TensorEntry], raw: torch.Tensor) -> Iterator[tuple[TensorEntry, torch.Tensor]]:
+    """Each tensor's bytes in a group that was read."""
+    start = 0
+    for entry in group:
+        first = start + entry.offset % ALIGN
+        yield entry, raw[first : first + entry.num_bytes]
+        start += span_bytes(entry.num_bytes)
 
 
-def _buffer(num_bytes: int) -> torch.Tensor:
-    import torch
-
-    return torch.empty(num_bytes, dtype=torch.uint8)
-
-
-def _read(fd: int, entry: TensorEntry, buffer: torch.Tensor) -> torch.Tensor:
-    """Fills the start of ``buffer`` with the tensor's bytes and returns that part as the tensor."""
-    buffer = buffer[: entry.num_bytes]
-    view: Any = buffer.numpy()  # the same bytes, as something that the system can write into
-    done = 0
-    while done < entry.num_bytes:
-        try:
-            got = os.preadv(fd, [view[done : done + _READ_BYTES]], entry.offset + done)
-        except OSError as error:
-            raise WeightsError(f"{entry.file}: tensor {entry.name!r} cannot be read ({error.strerror})") from error
-        if not got:
-            raise WeightsError(f"{entry.file}: tensor {entry.name!r} ends early: the file became shorter while read")
-        done += got
-    return buffer.view(torch_dtype(entry.dtype)).reshape(entry.shape)
+def _tensor(entry: TensorEntry, raw: torch.Tensor) -> torch.Tensor:
+    dtype = torch_dtype(entry.dtype)
+    if entry.offset % dtype.itemsize:  # the format does not ask for aligned data, only all writers do it
+        raw = raw.clone()
+    return raw.view(dtype).reshape(entry.shape)
 
 
 def torch_dtype(name: str) -> torch.dtype:

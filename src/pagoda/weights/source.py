@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, PagodaError, WeightsError, choices
 from .formats.base import BLOCK_ELEMS, SCRATCH_BYTES, WeightFormat
-from .reader import Checkpoint
+from .reader import Checkpoint, ring_bytes, staging_bytes
 from .schemes import SCHEMES
 from .schemes.base import Logical
 
@@ -39,9 +39,9 @@ class TensorSource:
     def passing_bytes(self) -> int:
         """What stands beside the model while it loads: one tensor as it is stored, and what it is made into."""
         entries = self.checkpoint.entries
-        return max(
-            (self._stored_bytes(t) + _made_bytes(t) for t in self.logical.values() if t.parts[0] in entries), default=0
-        )
+        found = [t for t in self.logical.values() if t.parts[0] in entries]
+        read = ring_bytes([staging_bytes(entries[part] for part in t.parts) for t in found])
+        return read + max((_made_bytes(t) for t in found), default=0)
 
     def stream(self, order: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor | CodedMatrix, int]]:
         """(name, tensor, bytes read for it), each valid until the next. Raises WeightsError naming file and tensor."""

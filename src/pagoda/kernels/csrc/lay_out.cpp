@@ -1,0 +1,89 @@
+#include "lay_out.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace pagoda {
+namespace {
+
+constexpr int64_t kRows = 16;    // of a panel
+constexpr int64_t kBlocks = 64;  // at a time: 4 KiB of a panel, which stay in the first cache while its rows are strewn
+
+uint32_t turned(uint32_t block, Stored stored) {
+  if (stored == Stored::int8) {
+    block ^= 0x80808080u;
+    return (block & 0xff0000ffu) | (block & 0x0000ff00u) << 8 | (block & 0x00ff0000u) >> 8;
+  }
+  if (stored == Stored::int4) {
+    uint32_t even = block & 0x0f0f0f0fu, odd = block >> 4 & 0x0f0f0f0fu;
+    even = (even | even >> 4) & 0x00ff00ffu, odd = (odd | odd >> 4) & 0x00ff00ffu;
+    even = (even | even >> 8) & 0xffffu, odd = (odd | odd >> 8) & 0xffffu;
+    return even | odd << 16;
+  }
+  return block;
+}
+
+// The block that a row's end cuts short: fields that are not there are 0.
+uint32_t last_block(const uint8_t* bytes, int64_t count, Stored stored) {
+  uint32_t block = 0;
+  std::memcpy(&block, bytes, count);
+  if (stored == Stored::int8) block |= 0x80808080u << 8 * count;  // turned: 0
+  return turned(block, stored);
+}
+
+template <Stored stored>
+bool strew(const uint8_t* row, int64_t count, uint32_t* out) {
+  uint32_t bad = 0;
+  for (int64_t b = 0; b < count; ++b) {
+    uint32_t block;
+    std::memcpy(&block, row + 4 * b, 4);
+    if (stored == Stored::f32) bad |= (block & 0x7f800000u) == 0x7f800000u;
+    if (stored == Stored::bf16) bad |= ((block & 0x7f80u) == 0x7f80u) | ((block & 0x7f800000u) == 0x7f800000u);
+    out[b * kRows] = turned(block, stored);
+  }
+  return bad == 0;
+}
+
+bool finite_end(const uint8_t* bytes, int64_t count, Stored stored) {
+  uint32_t block = 0;
+  std::memcpy(&block, bytes, count);
+  return stored != Stored::bf16 || (block & 0x7f80u) != 0x7f80u;
+}
+
+template <Stored stored>
+bool panel(const LayOutArgs& a, int64_t first, uint32_t* out) {
+  const int64_t whole = a.row_bytes / 4, rest = a.row_bytes % 4, here = std::min(kRows, a.num_rows - first);
+  if (here < kRows) std::memset(out, 0, (whole + (rest > 0)) * kRows * 4);
+  bool finite = true;
+  for (int64_t b = 0; b < whole; b += kBlocks)
+    for (int64_t r = 0; r < here; ++r)
+      finite &= strew<stored>(a.rows + (first + r) * a.row_bytes + 4 * b, std::min(kBlocks, whole - b), out + b * kRows + r);
+  for (int64_t r = 0; rest && r < here; ++r) {
+    const uint8_t* end = a.rows + (first + r) * a.row_bytes + 4 * whole;
+    out[whole * kRows + r] = last_block(end, rest, stored);
+    finite &= finite_end(end, rest, stored);
+  }
+  return finite;
+}
+
+template <Stored stored>
+bool all_panels(const LayOutArgs& a) {
+  const int64_t blocks = (a.row_bytes + 3) / 4;
+  uint32_t* out = reinterpret_cast<uint32_t*>(a.panels);
+  bool finite = true;
+  for (int64_t first = 0; first < a.num_rows; first += kRows) finite &= panel<stored>(a, first, out + first * blocks);
+  return finite;
+}
+
+}  // namespace
+
+bool lay_out(const LayOutArgs& a) {
+  switch (a.stored) {
+    case Stored::f32: return all_panels<Stored::f32>(a);
+    case Stored::bf16: return all_panels<Stored::bf16>(a);
+    case Stored::int8: return all_panels<Stored::int8>(a);
+    default: return all_panels<Stored::int4>(a);
+  }
+}
+
+}  // namespace pagoda

@@ -1,0 +1,49 @@
+"""Stored rows into panels by the C++ extension: one pass over the bytes, `packed.lay_out` is the plain twin."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .packed_bytes import BITS, PANEL
+
+STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8}
+"""Format of a panel -> the type of the rows that it is laid out of: the weights, signed integers, two codes a byte."""
+_NUMBERS = {name: number for number, name in enumerate(STORED)}  # csrc/lay_out.hpp numbers them alike
+
+
+def can_lay_out(format: str, rows: Tensor) -> bool:
+    """Whether ``lay_out_rows`` takes these rows as they are."""
+    return (
+        STORED.get(format) == rows.dtype and rows.is_contiguous() and rows.device.type == "cpu" and _cpu() is not None
+    )
+
+
+def lay_out_rows(format: str, rows: Tensor, panels: Tensor) -> bool:
+    """rows ``[n, …]`` into ``panels`` uint8 ``[ceil(n / 16), blocks, 64]``, contiguous, of ``n`` rows from a panel's
+    first. False, with the panels written all the same, where a float is infinite or not a number.
+
+    One thread, without torch's and without the interpreter's lock: others compute meanwhile.
+    """
+    row_bytes = rows.nbytes // max(1, rows.shape[0])
+    assert panels.nbytes == -(-rows.shape[0] // PANEL) * -(-row_bytes // 4) * PANEL * 4, "panels of another size"
+    assert panels.is_contiguous()
+    finite: bool = _cpu().lay_out(rows.data_ptr(), rows.shape[0], row_bytes, panels.data_ptr(), _NUMBERS[format])
+    return finite
+
+
+def panel_bytes(format: str, rows: int, cols: int) -> int:
+    """Bytes of the panels of a matrix, without its scales."""
+    return -(-rows // PANEL) * -(-cols * BITS[format] // 32) * PANEL * 4
+
+
+@cache
+def _cpu() -> Any:
+    try:
+        from ._extension import _cpu as extension
+    except ImportError:
+        return None
+    return extension
