@@ -54,11 +54,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--answer", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=None, help="default: all cores")
     args = parser.parse_args()
     with LLM("lantern", memory="2GiB") as probe:
         fmt = probe._open().sizes.fmt
     blocks = EXACT * fmt.blocks_for(LENGTH)
-    llm = LLM("lantern", memory="4GiB", kv_memory=blocks * fmt.block_bytes, enable_prefix_caching=False)
+    llm = LLM("lantern", memory="4GiB", kv_memory=blocks * fmt.block_bytes, enable_prefix_caching=False,
+              num_threads=args.threads)  # fmt: skip
     found: dict[str, list[dict[str, float]]] = {"exact": [], args.kv: []}
     for round_ in range(args.rounds):
         for kv, runs in found.items():

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..core.calls import parse_calls
+from ..kv.codecs import CODECS
 from ..kv.grammar import parse_policy
 from ..kv.policies import POLICIES
 from ..kv.policies.base import Stage
@@ -65,6 +66,10 @@ def spell(policies: Sequence[str], budgets: Sequence[int | float]) -> list[tuple
     found: list[tuple[str, str, int | float | None]] = []
     for text in policies:
         first = parse_calls(text.replace("-", "_"), option="policies", example="snapkv,h2o")[0]
+        if first.name in CODECS.names():
+            parse_policy(text)
+            found.append((text, text, None))
+            continue
         policy: Any = POLICIES.get(first.name)
         if policy.stage is Stage.ALLOCATOR:
             text, policy = f"snapkv+{text}", POLICIES.get("snapkv")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def kv(
     model: Annotated[str, typer.Argument(help="lantern, a folder, or a Hugging Face id.")],
-    policies: Annotated[str | None, typer.Option(help="Comma-separated; default: every registered one.")] = None,
+    policies: Annotated[str | None, typer.Option(help="Comma-separated; default: every policy and codec.")] = None,
     budgets: Annotated[str, typer.Option(help="Comma-separated: tokens per head, or shares of the prompt.")] = "0.25",
     tasks: Annotated[str | None, typer.Option(help="Comma-separated; default: all that need no data.")] = None,
     cases: Annotated[int, typer.Option(help="Cases of each task.")] = 18,
@@ -83,9 +83,11 @@ def _write(found: PriceList, out: Path | None, docs: Path | None) -> None:
 
 
 def _all_policies() -> list[str]:
+    from ..kv.codecs import CODECS
     from ..kv.policies import POLICIES
 
-    return [name for name in POLICIES.names() if name != "exact"]
+    composed = [f"snapkv+{name}" for name in CODECS.names()]
+    return [*(name for name in POLICIES.names() if name != "exact"), *CODECS.names(), *composed]
 
 
 def _length(length: int | None, longest: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -73,13 +75,14 @@ class Evictor:
         if not watched:
             return
         started = time.perf_counter()
-        _observe(result)
-        moves: dict[Store, list[SlotMoves]] = {}
-        for index in watched:
-            piece = result.pieces[index]
-            sequence = piece.sequence
-            if piece.start + piece.num_tokens == sequence.policy.next_act(piece.start, sequence.prompt_len):
-                self._act(sequence, result, moves.setdefault(sequence.store, []))
+        with _one_thread():
+            _observe(result)
+            moves: dict[Store, list[SlotMoves]] = {}
+            for index in watched:
+                piece = result.pieces[index]
+                sequence = piece.sequence
+                if piece.start + piece.num_tokens == sequence.policy.next_act(piece.start, sequence.prompt_len):
+                    self._act(sequence, result, moves.setdefault(sequence.store, []))
         for store, mine in moves.items():
             _run(store, mine)
         self._counters.policy_seconds += time.perf_counter() - started
@@ -146,6 +149,19 @@ def _run(store: Store, moves: list[SlotMoves]) -> None:
     store.run_copies()
     store.storage.run_moves(SlotMoves.join(moves))
     moves.clear()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch's own threads stay out of it: they would wake for each of a hundred small operations while the kernels'
+    pool still has the cores. An act on 2000 tokens of lantern takes 35 ms so; with both, on busy cores, a second.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _observe(result: StepResult) -> None:

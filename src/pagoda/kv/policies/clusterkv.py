@@ -1,0 +1,66 @@
+"""ClusterKV: keys are clustered by direction, and whole clusters are recalled whose centre the query likes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ._budget import at_least
+from ._pages import Look, PageSelection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class ClusterKV(PageSelection):
+    """K-means of a head's keys by cosine, one cluster for every ``tokens_per_cluster`` of the prompt (section 4.1); a
+    token is worth what its cluster's centre scores with the query (section 4.2).
+
+    Deviations: pages are fetched, not single tokens, so a page is worth the sum over its tokens; tokens of the answer
+    join the nearest cluster, where the paper makes new ones every so often.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2412.03213"
+    tokens_per_cluster: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("tokens_per_cluster", self.tokens_per_cluster, 1)
+
+    def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        flat = keys.flatten(1, 2)
+        if "centers" not in memory:
+            memory["centers"] = centers(flat, max(1, flat.shape[1] // self.tokens_per_cluster))
+        return assign(flat, memory["centers"]).view(keys.shape[:3]).float()
+
+    def score(self, look: Look) -> Tensor:
+        scores = look.queries @ look.memory["centers"].transpose(1, 2) * look.scale  # [H, G, C]
+        shares = (scores - scores.amax(-1, keepdim=True)).exp().amax(1)
+        return shares.gather(1, look.sketches.flatten(1).long()).view(look.sketches.shape).sum(-1)
+
+
+def centers(keys: Tensor, num: int) -> Tensor:
+    """float32 [H, num, D]: means of the clusters that ``ROUNDS`` rounds of k-means find, from evenly spaced keys on."""
+    import torch
+
+    start = torch.linspace(0, keys.shape[1] - 1, num).round().long().to(keys.device)
+    found = keys[:, start]
+    for _ in range(ROUNDS):
+        mine = assign(keys, found)
+        sums = torch.zeros_like(found).scatter_add(1, mine[..., None].expand(keys.shape), keys)
+        counts = found.new_zeros(found.shape[:2]).scatter_add(1, mine, keys.new_ones(mine.shape))[..., None]
+        found = torch.where(counts > 0, sums / counts.clamp(min=1.0), found)
+    return found
+
+
+def assign(keys: Tensor, found: Tensor) -> Tensor:
+    """int64 [H, N]: the centre [H, C, D] of the most alike direction of each key [H, N, D]."""
+    from torch.nn.functional import normalize
+
+    return (keys @ normalize(found, dim=-1).transpose(1, 2)).argmax(-1)
+
+
+POLICY = ClusterKV

@@ -1,0 +1,60 @@
+"""LServe: pages are judged by the best of their parts, and one choice serves several steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ...core.errors import ConfigError
+from ._budget import at_least
+from ._pages import Look, PageSelection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LServe(PageSelection):
+    """Score: the highest upper bound of query times key over the page's logical pages of ``part`` slots, from their
+    channel-wise minima and maxima (hierarchical paging, section 3.5); it is computed every ``reuse`` steps (reusable
+    selection, section 3.6).
+
+    Deviations: this is the dynamic half. The static one, heads that only see sinks and a window, is an eviction here:
+    ``duo_attention+lserve``. Prefill is not sparse.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2502.14866"
+    part: int = 4
+    reuse: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("part", self.part, 1)
+        at_least("reuse", self.reuse, 1)
+
+    def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        import torch
+
+        heads, pages, size, width = keys.shape
+        if size % self.part:
+            raise ConfigError(f"lserve(part={self.part}) does not divide pages of {size} slots; give a divisor")
+        parts = keys.view(heads, pages, size // self.part, self.part, width)
+        return torch.stack([parts.amin(3), parts.amax(3)], 3)  # [H, n, parts, 2, D]
+
+    def score(self, look: Look) -> Tensor:
+        from torch.nn.functional import pad
+
+        age = look.memory.get("age")
+        if age is not None and int(age) < self.reuse:
+            age += 1
+            known = look.memory["scores"]
+            return pad(known, (0, look.valid.shape[1] - known.shape[1]))
+        heads, pages, parts, _, width = look.sketches.shape
+        low, high = (look.sketches[:, :, :, i].reshape(heads, pages * parts, width).transpose(1, 2) for i in (0, 1))
+        q = look.queries
+        bound = (q.clamp(min=0) @ high + q.clamp(max=0) @ low).amax(1).view(heads, pages, parts).amax(-1)
+        look.memory["scores"], look.memory["age"] = bound, bound.new_ones(())
+        return bound
+
+
+POLICY = LServe
