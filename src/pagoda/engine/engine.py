@@ -209,7 +209,7 @@ class Engine:
         A step may exceed the lease by what its own states grew, which the staging lease covers. Returns requests that
         failed: those whose state does not fit even alone.
         """
-        running: list[Sequence] = [s for s in self.scheduler.running.values() if not s.policy.keeps_all]  # type: ignore[attr-defined]
+        running: list[Sequence] = [s for s in self.scheduler.running.values() if s.policy.remembers]  # type: ignore[attr-defined]
         if not running and not self.stores.state_bytes:
             return []
         ranked = sorted(running, key=lambda s: self.scheduler.policy.key(s, self.clock.now()))

@@ -72,10 +72,13 @@ class Evictor:
             if piece.sequence.policy.selection is not None and piece.start >= piece.sequence.prompt_len:
                 self._count(piece.sequence.policy_state)
         watched = [index for index, piece in enumerate(result.pieces) if piece.sequence.policy.eviction is not None]
-        if not watched:
+        encoding = [piece.sequence for piece in result.pieces if piece.sequence.policy.windowed is not None]
+        if not watched and not encoding:
             return
         started = time.perf_counter()
         with _one_thread():
+            for sequence in encoding:
+                _encode(sequence)
             _observe(result)
             moves: dict[Store, list[SlotMoves]] = {}
             for index in watched:
@@ -131,6 +134,15 @@ class Evictor:
             inputs.calibration = self.calibrations.load(sequence.policy.names[0])
         inputs.read = lambda layer: read_slots(storage, table, layer, inputs.num_slots)
         return inputs
+
+
+def _encode(sequence: Sequence) -> None:
+    """Pages that lie whole before the raw window are encoded, if their time has come."""
+    codec, tail, store = sequence.policy.windowed, sequence.policy_state.tail, sequence.store
+    assert codec is not None
+    assert tail is not None
+    until = codec.num_encoded(sequence.num_computed, store.fmt.page_size)
+    tail.encode(codec, store.storage, store.manager.table(sequence.seq_id), until)
 
 
 def _write(decision: Decision, store: Store, table: PageTable) -> None:

@@ -16,6 +16,7 @@ from ..core.types import KVFormat
 from ..kv.policies._inputs import Inputs
 from ..kv.policies._stack import PolicyStack
 from ..kv.policies.base import Need
+from ..kv.window_view import RawTail
 from .selection import Notes
 
 MASS, POSITIONS = "mass", "positions"
@@ -26,7 +27,7 @@ class PolicyState:
 
     __slots__ = (
         "_fmt", "_need_positions", "_ring", "_stack", "captured", "memory", "notes", "numbered", "scale", "slots",
-        "soft_cap",
+        "soft_cap", "tail",
     )  # fmt: skip
 
     def __init__(self, stack: PolicyStack, fmt: KVFormat) -> None:
@@ -38,6 +39,9 @@ class PolicyState:
         self.numbered: Tensor | None = None  # int64 [L, H]: slots whose positions are written down
         self.captured = 0  # the ring holds queries of tokens up to here
         self._ring: Tensor | None = None
+        self.tail: RawTail | None = None
+        if (codec := stack.windowed) is not None:
+            self.tail = RawTail(fmt, (fmt.k_dim, fmt.v_dim), codec.window + codec.every + fmt.page_size)
         self._need_positions = bool({Need.QUERIES, Need.POSITIONS} & stack.needs)
 
     @property
@@ -45,7 +49,12 @@ class PolicyState:
         """Bytes of all tensors, those of a selection's notes too."""
         tensors = [*self.slots.values(), *([] if self._ring is None else [self._ring])]
         tensors += [value for value in self.memory.values() if isinstance(value, Tensor)]
-        return sum(t.nbytes for t in tensors) + self.notes.num_bytes
+        return sum(t.nbytes for t in tensors) + self.notes.num_bytes + self.tail_bytes
+
+    @property
+    def tail_bytes(self) -> int:
+        """Bytes of raw tokens beside encoded pages."""
+        return 0 if self.tail is None else self.tail.num_bytes
 
     def fork(self) -> PolicyState:
         """An independent copy, for a sequence that goes on from here."""
@@ -55,6 +64,7 @@ class PolicyState:
         twin.memory, twin.captured = copy.deepcopy(self.memory), self.captured
         twin.numbered, twin.notes = self.numbered, self.notes.fork()
         twin.scale, twin.soft_cap = self.scale, self.soft_cap
+        twin.tail = None if self.tail is None else self.tail.fork()
         return twin
 
     # -- during steps --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from ..kv.mixed_view import MixedView
 from ..kv.policies.base import Need
 from ..kv.stores import Store, Stores
 from ..kv.view import StepView
+from ..kv.window_view import WindowView
 from ..schedule.item import Plan
 from .selection import PageChooser
 from .sequence import Sequence
@@ -45,7 +46,7 @@ class StepResult:
     sampled: list[Sequence]
     logits: Tensor
     hidden: Tensor
-    view: StepView | MixedView
+    view: StepView | WindowView | MixedView
     tap: QueryTap
 
     def drop(self, sequence: Sequence) -> None:
@@ -112,7 +113,7 @@ class Runner:
         return self.model.logits(hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)])
 
 
-def _view(pieces: list[Piece], tap: QueryTap) -> StepView | MixedView:
+def _view(pieces: list[Piece], tap: QueryTap) -> StepView | WindowView | MixedView:
     """One view where all pages have one format, else one for each format."""
     stores = list(dict.fromkeys(piece.sequence.store for piece in pieces))
     seen = tap if tap.spans else None
@@ -123,11 +124,17 @@ def _view(pieces: list[Piece], tap: QueryTap) -> StepView | MixedView:
     return MixedView(views, members, [piece.num_tokens for piece in pieces], stores[0].storage.device, seen)
 
 
-def _store_view(store: Store, pieces: list[Piece], tap: QueryTap | None = None) -> StepView:
+def _store_view(store: Store, pieces: list[Piece], tap: QueryTap | None = None) -> StepView | WindowView:
+    tables = [store.manager.table(piece.sequence.seq_id) for piece in pieces]
+    q_lens = [piece.num_tokens for piece in pieces]
+    codecs = [codec for piece in pieces if (codec := piece.sequence.policy.windowed) is not None]
+    if codecs:
+        tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]
+        return WindowView(store.storage, tables, q_lens, codecs, tails, tap)
     return StepView(
         store.storage,
-        [store.manager.table(piece.sequence.seq_id) for piece in pieces],
-        [piece.num_tokens for piece in pieces],
+        tables,
+        q_lens,
         collect_probs={i for i, piece in enumerate(pieces) if _wants_probs(piece)},
         tap=tap,
         choosers=_choosers(store, pieces),

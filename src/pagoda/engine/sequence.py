@@ -130,8 +130,9 @@ class RequestState:
 
     @property
     def held_bytes(self) -> int:
-        """KV bytes of all its sequences, pages that are shared counted for each."""
-        return sum(self.store.manager.held_bytes(s.seq_id) for s in self.live if s.num_computed)
+        """KV bytes of all its sequences, raw tokens beside encoded pages among them; shared pages count for each."""
+        held = [s for s in self.live if s.num_computed]
+        return sum(self.store.manager.held_bytes(s.seq_id) + s.policy_state.tail_bytes for s in held)
 
     @property
     def live(self) -> list[Sequence]:

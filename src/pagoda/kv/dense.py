@@ -82,6 +82,21 @@ class DenseView:
         return torch.cat(outs)
 
 
+def attend_dense(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+) -> Tensor:
+    """Attention written out: q ``[n, Hq, Dk]``, the last n of keys ``[slots, Hkv, Dk]``, values -> ``[n, Hq, Dv]``."""
+    return _mix(_probabilities(q, keys, scale, window, soft_cap, sinks, alibi_slopes), values, q.dtype)
+
+
 def _probabilities(
     q: Tensor, keys: Tensor, scale: float, window: int, soft_cap: float, sinks: Tensor | None, slopes: Tensor | None
 ) -> Tensor:

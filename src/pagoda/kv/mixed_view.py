@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..kernels.step import StepArrays
 from .view import StepView
+from .window_view import WindowView
 
 
 class MixedView:
@@ -23,7 +24,7 @@ class MixedView:
 
     def __init__(
         self,
-        views: Sequence[StepView],
+        views: Sequence[StepView | WindowView],
         members: Sequence[Sequence[int]],
         q_lens: Sequence[int],
         device: torch.device,
@@ -68,7 +69,11 @@ class MixedView:
         )
 
     def _each(
-        self, layer: int, q: Tensor, options: Mapping[str, object], attend: Callable[[StepView, Tensor], Tensor]
+        self,
+        layer: int,
+        q: Tensor,
+        options: Mapping[str, object],
+        attend: Callable[[StepView | WindowView, Tensor], Tensor],
     ) -> Tensor:
         if self._tap is not None:
             self._tap(layer, q, options)

@@ -20,7 +20,7 @@ from ..core.errors import BudgetError, ConfigError
 from ..core.types import KVFormat
 from ..kernels.layout import PageLayout
 from ..kernels.ops import copy_pages, kv_compact
-from .codecs.base import codec_of
+from .codecs.base import codec_of, kv_dtypes
 from .table import SlotMoves
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,13 +35,13 @@ class PageStorage:
     def __init__(
         self, fmt: KVFormat, max_blocks: int, device: torch.device | str = "cpu", *, num_blocks: int | None = None
     ) -> None:
-        codec = codec_of(fmt)
+        codec = codec_of(fmt) if fmt.dtype in kv_dtypes() else None
         if max_blocks < 1:
             raise ConfigError(f"storage of {max_blocks} blocks; accepted: at least 1 block of {fmt.block_bytes} bytes")
         self.fmt, self.max_blocks, self.device = fmt, max_blocks, torch.device(device)
-        self.layout = PageLayout(
-            fmt.page_size, fmt.k_dim, fmt.v_dim, DTYPES[fmt.dtype] if codec is None else torch.uint8, codec
-        )
+        self.layout = PageLayout(fmt.page_size, fmt.slot_bytes, 0, torch.uint8)  # bytes: see ``window_view``
+        if fmt.dtype in kv_dtypes():
+            self.layout = PageLayout(fmt.page_size, fmt.k_dim, fmt.v_dim, DTYPES.get(fmt.dtype, torch.uint8), codec)
         assert self.layout.page_bytes == fmt.page_bytes, f"{fmt} counts other bytes than {self.layout}"
         self._map: mmap.mmap | None = None
         if self.device.type == "cpu":

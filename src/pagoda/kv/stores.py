@@ -10,7 +10,7 @@ its own. A sequence lives in one store; stores never share pages, so each has a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from .audit import audit
 from .codecs.base import with_dtype
 from .manager import KVManager
 from .pages import MAX_PAGES, PagePool
+from .policies._windowed import WindowedCodec
+from .policies.base import Stored
 from .prefix import PrefixCache
 from .storage import PageStorage
 
@@ -79,23 +81,32 @@ class Stores:
     def __len__(self) -> int:
         return len(self._by_dtype)
 
-    def of(self, codec: str | None) -> Store:
+    def of(self, stored: Stored | WindowedCodec | None) -> Store:
         """The store of a codec (None: of the engine's own format), opened if this is the first to name it.
 
         Raises ConfigError where it cannot be opened.
         """
-        if codec is None or codec == self.default.fmt.dtype:
+        if stored is None or stored.codec == self.default.fmt.dtype:
             return self.default
-        store = self._by_dtype.get(codec)
-        return store if store is not None else self._open(with_dtype(self._model_fmt, codec))
+        self.check(stored)
+        store = self._by_dtype.get(stored.codec)
+        if store is not None:
+            return store
+        if isinstance(stored, Stored):
+            return self._open(with_dtype(self._model_fmt, stored.codec))
+        return self._open(windowed_format(self._model_fmt, stored), shares=False)
 
-    def check(self, codec: str | None) -> None:
+    def check(self, stored: Stored | WindowedCodec | None) -> None:
         """Raises ConfigError if ``of`` would."""
-        if codec is not None and codec != self.default.fmt.dtype and not self._lazy:
+        if stored is None or stored.codec == self.default.fmt.dtype:
+            return
+        if not self._lazy:
             raise ConfigError(
-                f"kv={codec!r}: on this device all pages have one format, {self.default.fmt.dtype}; start the engine "
-                f"with kv_cache_dtype={codec!r}"
+                f"kv={stored.codec!r}: on this device all pages have one format, {self.default.fmt.dtype}; start the "
+                "engine with kv_cache_dtype for another"
             )
+        if isinstance(stored, WindowedCodec) and not self._model_fmt.v_dim:
+            raise ConfigError(f"kv={stored.codec!r}: this model's latent KV has no keys and values to encode apart")
 
     def audit(self) -> None:
         """Recounts every store. Raises AssertionError naming what does not balance."""
@@ -141,13 +152,12 @@ class Stores:
         for store in self:
             store.storage.close()
 
-    def _open(self, fmt: KVFormat) -> Store:
-        if self._by_dtype:
-            self.check(fmt.dtype)
+    def _open(self, fmt: KVFormat, *, shares: bool = True) -> Store:
         max_blocks = min(self.total_bytes // fmt.block_bytes, MAX_PAGES // fmt.pages_per_block)
         pool = PagePool(fmt, 0 if self._lazy else max_blocks, max_blocks=max_blocks)
         way = _Growth(self, fmt)
-        manager = KVManager(fmt, pool, self._make_prefix(pool), grow=way.grow, growable=way.growable)
+        prefix = self._make_prefix(pool) if shares else None
+        manager = KVManager(fmt, pool, prefix, grow=way.grow, growable=way.growable)
         store = self._by_dtype[fmt.dtype] = Store(manager, PageStorage(fmt, max_blocks, self._device))
         return store
 
@@ -198,6 +208,12 @@ class Stores:
             if store.fmt != taker:
                 unused += store.manager.idle_blocks() * store.fmt.block_bytes
         return max(0, unused) // taker.block_bytes
+
+
+def windowed_format(fmt: KVFormat, codec: WindowedCodec) -> KVFormat:
+    """The format of a windowed codec's pages, bytes of a slot rounded up."""
+    page_bytes = codec.page_bytes(fmt.page_size, fmt.k_dim, fmt.v_dim)
+    return replace(fmt, dtype=codec.codec, slot_bytes=-(-page_bytes // fmt.page_size))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ...core.errors import ConfigError
 from ...core.types import Granularity
 from ._scored import Scored
+from ._windowed import WindowedCodec
 from .base import Allocator, Decision, Eviction, KVPolicy, Need, Selection, Stage, Stored
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class PolicyStack:
     eviction: Eviction | None = None
     allocator: Allocator | None = None
     selection: Selection | None = None
-    codec: str | None = None
+    codec: Stored | WindowedCodec | None = None
 
     @classmethod
     def join(cls, named: list[tuple[str, KVPolicy]]) -> PolicyStack:
@@ -40,13 +41,12 @@ class PolicyStack:
             if ORDER.index(policy.stage) < last:
                 raise ConfigError(f"{name} ({policy.stage}) must come first; the order is {' + '.join(ORDER)}")
             last, found[policy.stage] = ORDER.index(policy.stage), (name, policy)
-        stored = found.get(Stage.CODEC, (None, None))[1]
         stack = cls(
             names=tuple(name for name, policy in named if policy.stage is not Stage.EXACT) or ("exact",),
             eviction=found.get(Stage.EVICTION, (None, None))[1],  # type: ignore[arg-type]
             allocator=found.get(Stage.ALLOCATOR, (None, None))[1],  # type: ignore[arg-type]
             selection=found.get(Stage.SELECTION, (None, None))[1],  # type: ignore[arg-type]
-            codec=stored.codec if isinstance(stored, Stored) else None,
+            codec=found.get(Stage.CODEC, (None, None))[1],  # type: ignore[arg-type]
         )
         stack._check()
         return stack
@@ -56,6 +56,11 @@ class PolicyStack:
             raise ConfigError(
                 f"{self.names[0]} adds up the attention of every query, and {self.names[-1]} leaves pages unread; "
                 "choose a method that looks at recent queries, such as snapkv"
+            )
+        if self.windowed is not None and not self.keeps_all:
+            raise ConfigError(
+                f"{'+'.join(self.names)}: {self.windowed.codec} encodes whole pages, and the others drop slots or "
+                "leave pages unread; choose a codec of single slots, such as int4"
             )
         if self.allocator is None:
             return
@@ -75,6 +80,16 @@ class PolicyStack:
     def exact(self) -> bool:
         """Whether nothing is lost."""
         return self.keeps_all and self.codec is None
+
+    @property
+    def windowed(self) -> WindowedCodec | None:
+        """The codec, if it leaves a window of raw tokens beside the pages."""
+        return self.codec if isinstance(self.codec, WindowedCodec) else None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a sequence has a state of its own beside its pages."""
+        return not self.keeps_all or self.windowed is not None
 
     @property
     def keeps_all(self) -> bool:
@@ -98,6 +113,8 @@ class PolicyStack:
 
     def next_act(self, num_seen: int, prompt_len: int) -> int | None:
         """As ``Eviction.next_act``."""
+        if self.windowed is not None:
+            return self.windowed.next_act(num_seen)
         return None if self.eviction is None else self.eviction.next_act(num_seen, prompt_len)
 
     def most_slots(self, num_seen: int, prompt_len: int) -> float:
