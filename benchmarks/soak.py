@@ -1,10 +1,11 @@
 """Hundreds of mixed requests through AsyncLLM in a small budget, checked against runs one by one.
 
-    python benchmarks/soak.py --requests 500 --memory 420MiB
+    python benchmarks/soak.py --requests 500 --memory 420MiB --kv-memory 9MiB
 
 Lengths are 1 to 3000 tokens (what the context cannot hold must be refused, not lost), some share a prefix, some are
-aborted, and the budget is small enough that sequences push each other out. Exit code 1 unless: every request ended, the
-tokens equal those of single runs, the auditor balances, RSS is flat from request 100 on, and the peak below the budget.
+aborted, and the pool holds little more than one full context, so that sequences push each other out. Exit code 1
+unless: every request ended, the tokens equal those of single runs, the auditor balances, RSS is flat from request 100
+on, and the peak below the budget.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def make_work(num: int, vocab: int, seed: int, seconds: float) -> list[Work]:
         if rng.random() < 0.3:
             ids = [*rng.choice(prefixes)[: rng.randrange(16, 600)], *ids[:200]]
         gives_up = rng.randrange(1, 20) if rng.random() < 0.1 else None
-        work.append(Work(ids, rng.randrange(1, 64), gives_up, rng.random() * seconds))
+        work.append(Work(ids, rng.randrange(1, 200), gives_up, rng.random() * seconds))
     return work
 
 
@@ -50,7 +51,8 @@ def params(item: Work) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=item.max_tokens, ignore_eos=True)
 
 
-async def crowd(args: argparse.Namespace, work: list[Work]) -> tuple[list[object], dict, list[int]]:
+async def crowd(args: argparse.Namespace, work: list[Work]) -> tuple[list[object], dict, list[int], int]:
+    """Answers (or refusals) in the order of ``work``, the engine's statistics, RSS at every end, the context."""
     probe, rss, done = MachineProbe(), [], 0
 
     async def one(llm: AsyncLLM, item: Work) -> object:
@@ -71,21 +73,25 @@ async def crowd(args: argparse.Namespace, work: list[Work]) -> tuple[list[object
             print(f"\r{done}/{len(work)}", end="", file=sys.stderr)
         return last
 
-    async with AsyncLLM("lantern", memory=args.memory, max_num_seqs=32, max_num_batched_tokens=512) as llm:
+    options = {"memory": args.memory, "kv_memory": args.kv_memory, "max_num_seqs": 32, "max_num_batched_tokens": 512}
+    async with AsyncLLM("lantern", **options) as llm:
         answers = await asyncio.gather(*(one(llm, item) for item in work))
         await llm.audit()
-        return answers, await llm.stats(), rss
+        return answers, await llm.stats(), rss, llm.max_model_len
 
 
-def check(work: list[Work], answers: list[object], args: argparse.Namespace) -> tuple[Counter, list[int]]:
-    """Compare with single runs; the outcome of each request counted, and the indices of wrong ones."""
+def check(work: list[Work], answers: list[object], context: int) -> tuple[Counter, list[int]]:
+    """Compare with single runs; the outcome of each request counted, and the indices of wrong ones.
+
+    ``context``: what the small budget left of the model's context; longer prompts had to be refused, no others.
+    """
     outcomes: Counter = Counter()
     wrong = []
     with LLM("lantern", enable_prefix_caching=False) as llm:
         for index, (item, answer) in enumerate(zip(work, answers, strict=True)):
             if isinstance(answer, RequestError):
                 outcomes["refused"] += 1
-                if len(item.ids) < llm.max_model_len:
+                if len(item.ids) < context:
                     wrong.append(index)
                 continue
             outcomes[str(answer.finish_reason or "aborted")] += 1
@@ -101,19 +107,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--memory", default="420MiB")
+    parser.add_argument("--kv-memory", default="9MiB", help="the pool; 8 MiB is lantern's whole context")
     parser.add_argument("--seconds", type=float, default=30.0, help="arrivals are spread over so long")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     work = make_work(args.requests, 2048, args.seed, args.seconds)
     started = time.perf_counter()
-    answers, stats, rss = asyncio.run(crowd(args, work))
+    answers, stats, rss, context = asyncio.run(crowd(args, work))
     seconds = time.perf_counter() - started
     peak = stats["memory"]["peak_rss_bytes"]  # before the single runs, which have a budget of their own
-    outcomes, wrong = check(work, answers, args)
+    outcomes, wrong = check(work, answers, context)
     later = rss[min(100, len(rss) // 2) :]
     result = {
         "requests": len(work),
         "seconds": round(seconds, 1),
+        "context": context,
         "outcomes": dict(outcomes),
         "wrong": wrong,
         "preemptions": stats["queue"]["preemptions"],
