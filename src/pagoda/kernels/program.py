@@ -114,9 +114,9 @@ class Program:
         self._program.run(
             x.data_ptr(), tokens, positions.data_ptr(), tables, step.pages.data_ptr(), step.pages.shape[0],
             store_of(layout), layout.page_size, layout.k_dim, layout.v_dim, num_seqs, rows.data_ptr(),
-            rows[0].numel() if own else 0, rows.shape[1], rows.shape[2], step.row_of.data_ptr(), step.offset.data_ptr(),
-            step.kv_lens.data_ptr(), step.kv_lens[0].numel() if own else 0, step.q_starts.data_ptr(),
-            step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots[0].numel() if own else 0,
+            rows.stride(0) if own else 0, rows.shape[1], rows.shape[2], step.row_of.data_ptr(), step.offset.data_ptr(),
+            step.kv_lens.data_ptr(), step.kv_lens.stride(0) if own else 0, step.q_starts.data_ptr(),
+            step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots.stride(0) if own else 0,
             self._workspace.data_ptr(), torch.get_num_threads(), isa,
         )  # fmt: skip
 

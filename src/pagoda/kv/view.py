@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -78,7 +78,7 @@ class StepView:
         index = self._index
         rows, row_of, offset, kv_lens, starts = (
             torch.from_numpy(np.ascontiguousarray(x))
-            for x in (index.rows, index.row_of, index.offset, index.kv_lens, index.starts.astype(np.int32))
+            for x in (index.rows, index.row_of, index.offset, index.kv_lens, index.starts)
         )
         page_ids, slots = self._page_ids.contiguous(), self._slots.contiguous()  # numpy may index into any order
         return StepArrays(self._pages, self._layout, rows, row_of, offset, kv_lens, starts, page_ids, slots)
@@ -190,7 +190,13 @@ class _StepIndex:
 
     def __init__(self, fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[int]) -> None:
         self.fmt, self.q_lens = fmt, np.array(q_lens, np.int32)
-        self.starts = np.concatenate([[0], np.cumsum(self.q_lens)])
+        self.starts = np.zeros(len(tables) + 1, np.int32)
+        np.cumsum(self.q_lens, out=self.starts[1:])
+        if all(table.granularity is Granularity.SEQUENCE for table in tables):
+            self.row_of, self.offset = _whole_rows(fmt, len(tables))
+            self.kv_lens = self._lengths(tables, 1)
+            self.rows = self._stack(tables, 1, range(len(tables) + 1))
+            return
         grains = [table.granularity for table in tables]
         coarse = np.array([grain is Granularity.SEQUENCE for grain in grains])[:, None]
         fine = np.array([grain is Granularity.HEAD for grain in grains])[:, None]
@@ -209,7 +215,7 @@ class _StepIndex:
         lens += self.q_lens[:, None]
         return lens
 
-    def _stack(self, tables: Sequence[PageTable], num_layers: int, firsts: list[int]) -> Int32s:
+    def _stack(self, tables: Sequence[PageTable], num_layers: int, firsts: Sequence[int]) -> Int32s:
         width = max(1, self.fmt.blocks_for(int(self.kv_lens.max())))
         rows: Int32s = np.zeros((num_layers, firsts[-1], width), np.int32)
         for first, last, table in zip(firsts[:-1], firsts[1:], tables, strict=True):
@@ -221,6 +227,8 @@ class _StepIndex:
 
     def writes(self) -> tuple[Int32s, Int32s]:
         """page_ids and slots [L1, T, H] of the step's tokens (with L1 == 1 the ids of layer 0)."""
+        if len(self.kv_lens) == 1 and len(self.q_lens) == self.starts[-1]:
+            return self._decode_writes()
         owner = np.repeat(np.arange(len(self.q_lens)), self.q_lens)  # [T] sequence of each token
         from_end = np.arange(len(owner)) - self.starts[1:][owner]  # -n … -1 within a chunk of n
         at = self.kv_lens[:, owner] + from_end.astype(np.int32)[:, None]
@@ -229,6 +237,24 @@ class _StepIndex:
         page_ids: Int32s = self.rows[layers, self.row_of[owner], column]
         page_ids += self.offset[: len(at), owner]
         return page_ids, slots
+
+
+    def _decode_writes(self) -> tuple[Int32s, Int32s]:
+        """``writes`` where every sequence brings one token and the layers are alike."""
+        column, slots = np.divmod(self.kv_lens[0] - np.int32(1), np.int32(self.fmt.page_size))
+        page_ids: Int32s = self.rows[0, self.row_of, column]
+        page_ids += self.offset[0]
+        return page_ids[None], slots[None]
+
+
+@lru_cache(maxsize=256)
+def _whole_rows(fmt: KVFormat, num_seqs: int) -> tuple[Int32s, Int32s]:
+    """row_of and offset where every table has one row for all layers and heads; nobody writes into them."""
+    heads, layers = np.arange(fmt.num_kv_heads), np.arange(fmt.num_layers)[:, None, None]
+    row_of = np.repeat(np.arange(num_seqs, dtype=np.int32)[:, None], fmt.num_kv_heads, axis=1)
+    offset = np.empty((fmt.num_layers, num_seqs, fmt.num_kv_heads), np.int32)
+    offset[:] = heads + fmt.num_kv_heads * layers
+    return row_of, offset
 
 
 class _Part:

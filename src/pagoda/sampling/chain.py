@@ -53,6 +53,8 @@ class _Group:
 
 def choose(logits: Tensor, states: Sequence[SampleState]) -> list[int]:
     """logits [N, V] float32 after the edits (read only) -> N token ids, or NO_TOKEN where none is possible."""
+    if all(state.params.is_greedy for state in states):
+        return greedy(logits).tolist()
     vocab_size = logits.shape[1]
     chosen = [NO_TOKEN] * len(states)
     todo: dict[_Group, list[int]] = defaultdict(list)
