@@ -238,7 +238,6 @@ class _StepIndex:
         page_ids += self.offset[: len(at), owner]
         return page_ids, slots
 
-
     def _decode_writes(self) -> tuple[Int32s, Int32s]:
         """``writes`` where every sequence brings one token and the layers are alike."""
         column, slots = np.divmod(self.kv_lens[0] - np.int32(1), np.int32(self.fmt.page_size))
