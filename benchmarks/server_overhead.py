@@ -22,6 +22,7 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 PROMPT = 32
@@ -119,6 +120,7 @@ class RemoteLLM:
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         import threading
 
+        from pagoda.core.events import EventBus
         from pagoda.engine.config import EngineConfig
         from pagoda.models.resolve import resolve
         from pagoda.models.tokenizer import Tokenizer
@@ -128,7 +130,8 @@ class RemoteLLM:
         context.Process(target=two_engine, args=(theirs, model, options), daemon=True).start()
         self.max_model_len, max_blocks, self.kv_format = self._pipe.recv()
         self.kv_capacity_bytes = max_blocks * self.kv_format.block_bytes
-        self.config, self.dead = EngineConfig(model, **options), None
+        self.config, self.dead, self.events = EngineConfig(model, **options), None, EventBus()
+        self.loaded = SimpleNamespace(chat_templates={}, generation={})
         self.tokenizer = Tokenizer.from_dir(resolve(model))
         self._mail: dict[str, Any] = {}
         threading.Thread(target=self._listen, daemon=True).start()

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .buffers import bytes_of_body
 from .errors import ApiError
+from .protocol import DIRECT
 from .streams import encode
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Guard:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         tagged = _tagged(send, request_id)
+        scope.setdefault("extensions", {})[DIRECT] = send
         held = 0
         try:
             state["caller"] = self._service.keys.caller(headers)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .buffers import Buffers
 
 HEADER_SECONDS = 20.0
+DIRECT = "pagoda.send"
+"""Extension of the scope: uvicorn's own ``send``, past everything that only looks at the beginning of an answer."""
 CUT = "pagoda.cut"
 """Extension of the scope: a function that drops the connection with whatever its socket still holds."""
 
