@@ -34,7 +34,7 @@ TOOLS = [
 
 def of(**fields) -> Structured | None:
     body = ChatRequest.model_validate({"messages": [USER]} | fields)
-    return constraint(body.response_format, body.tools, body.tool_choice, body.parallel_tool_calls).get("structured")
+    return constraint(body.response_format, body.tools, body.tool_choice, body.parallel_tool_calls).structured
 
 
 def test_formats():

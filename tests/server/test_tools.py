@@ -75,6 +75,39 @@ def test_a_call_that_must_come_and_its_stream(client: openai.OpenAI, choice: obj
     assert after.choices[0].message.tool_calls is None
 
 
+def brace(server: Running) -> dict[str, float]:
+    """A bias that lets lantern begin with a brace, as a call does; later braces stay possible."""
+    tokenizer = server.service.llm.tokenizer
+    return {str(tokenizer.encode("{", add_special_tokens=False)[-1]): 30.0}
+
+
+def test_a_strict_tool_holds_a_call_that_the_model_is_free_to_make(server: Running, client: openai.OpenAI) -> None:
+    strict = {"type": "function", "function": TOOL["function"] | {"strict": True}}
+    options = {"model": "lantern", "messages": ASK, "max_tokens": 60, "temperature": 0}
+    free = client.chat.completions.create(**options, tools=[strict]).choices[0]
+    assert free.message.content == client.chat.completions.create(**options, tools=[TOOL]).choices[0].message.content
+    called = client.chat.completions.create(**options, tools=[strict], logit_bias=brace(server)).choices[0]
+    assert called.finish_reason == "tool_calls"
+    (call,) = called.message.tool_calls
+    assert well_formed(call.function.arguments)
+    streamed = ""
+    for chunk in client.chat.completions.create(**options, tools=[strict], logit_bias=brace(server), stream=True):
+        for delta in chunk.choices[0].delta.tool_calls or ():
+            streamed += delta.function.arguments or ""
+    assert well_formed(streamed)
+
+
+def test_a_form_beside_tools_leaves_room_for_calls(server: Running, client: openai.OpenAI) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": Animal.model_json_schema()}}
+    options = {"model": "lantern", "messages": ASK, "max_tokens": 100, "temperature": 0, "response_format": form}
+    answer = client.chat.completions.create(**options, tools=[TOOL]).choices[0].message
+    assert answer.tool_calls or Animal.model_validate_json(answer.content)
+    done = server.post(
+        "/v1/chat/completions", {"messages": ASK, "tools": [TOOL], "structured_outputs": {"regex": "[0-9]+"}}
+    )
+    assert (done.status_code, done.json()["error"]["param"]) == (400, "structured_outputs")
+
+
 def test_calls_as_items_of_a_response(client: openai.OpenAI) -> None:
     tool = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": True}
     response = client.responses.create(

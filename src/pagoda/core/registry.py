@@ -29,12 +29,13 @@ class Registry:
         """The plug-in of that name. Raises ConfigError listing what exists."""
         if name not in self.names():
             raise ConfigError(choices(self.kind, name, self.names()))
-        return getattr(self._module(name), self.attribute)
+        return getattr(self.module(name), self.attribute)
 
     def items(self) -> Iterator[tuple[str, object]]:
         """Every plug-in, by name (imports them all: for tests and docs)."""
         for name in self.names():
             yield name, self.get(name)
 
-    def _module(self, name: str) -> ModuleType:
+    def module(self, name: str) -> ModuleType:
+        """The plug-in's file, for what it says beside its attribute."""
         return importlib.import_module(f"{self.package}.{name}")

@@ -247,18 +247,33 @@ def _regex_rule(regex: str) -> str:
     return f"start: /{llguidance.regex_to_lark(regex, use_ascii='')}/"
 
 
+def json_rule(schema: Any) -> str:
+    """A JSON schema as the right-hand side of a rule in Lark's notation. Raises RequestError."""
+    if not isinstance(schema, dict):
+        schema = {} if schema else {"not": {}}
+    _check_schema(schema)
+    return f"%json {json.dumps(schema | {'x-guidance': _style(compact=False)}, ensure_ascii=False)}"
+
+
+def _style(*, compact: bool) -> dict[str, Any]:
+    style: dict[str, Any] = {"lenient": False, "coerce_one_of": False}
+    return style | ({"whitespace_flexible": False} if compact else {"whitespace_pattern": _WHITESPACE})
+
+
+def _check_schema(schema: Any) -> None:
+    if "x-guidance" in schema:
+        raise RequestError("structured.json_schema has the key 'x-guidance', which is the compiler's own; leave it out")
+
+
 def _json_source(structured: Structured) -> str:
     import llguidance
 
-    style: dict[str, Any] = {"lenient": False, "coerce_one_of": False}
-    style |= {"whitespace_flexible": False} if structured.compact else {"whitespace_pattern": _WHITESPACE}
     schema: Any = {"type": "object"} if structured.json_object else json.loads(structured.json_schema)
     if schema is False:
         raise RequestError("structured.json_schema is False: nothing satisfies it")
     schema = {} if schema is True else schema
-    if "x-guidance" in schema:
-        raise RequestError("structured.json_schema has the key 'x-guidance', which is the compiler's own; leave it out")
-    return llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=style)
+    _check_schema(schema)
+    return llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_style(compact=structured.compact))
 
 
 def _limits() -> llguidance.LLParserLimits:

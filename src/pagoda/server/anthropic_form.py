@@ -42,7 +42,9 @@ def tools_of(body: MessagesFields) -> list[Tool] | None:
     return [
         Tool(
             type="function",
-            function=FunctionSpec(name=tool.name, description=tool.description, parameters=tool.input_schema),
+            function=FunctionSpec(
+                name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict
+            ),
         )
         for tool in body.tools or ()
     ] or None

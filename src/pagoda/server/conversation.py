@@ -88,8 +88,9 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def chat_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
-    """Tools as templates expect them."""
-    return [tool.model_dump(exclude_none=True) for tool in tools] if tools else None
+    """Tools as templates expect them; ``strict`` is for the server."""
+    left_out = {"function": {"strict"}}
+    return [tool.model_dump(exclude_none=True, exclude=left_out) for tool in tools] if tools else None
 
 
 def arguments_object(text: str) -> Any:

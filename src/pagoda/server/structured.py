@@ -1,22 +1,35 @@
-"""``response_format``, ``tools`` and ``tool_choice``: the form that an answer is held to."""
+"""``response_format``, ``structured_outputs``, ``tools`` and ``tool_choice``: the form that an answer is held to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError
 from ..sampling.structured import Structured
 from .errors import bad
+from .strict import free_until_called
+
+if TYPE_CHECKING:
+    from .service import Service
 
 _ANYTHING: dict[str, Any] = {"type": "object"}
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What an answer is held to, if anything; ``whole``: from its first character, with no thoughts before it."""
+
+    structured: Structured | None = None
+    whole: bool = False
+
+
 def constraint(
     response_format: Any, tools: Sequence[Any] | None = None, tool_choice: Any = None,
-    parallel_tool_calls: bool | None = None, *, outputs: Any = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Fields of ``SamplingParams`` for the bodies of a request; ``outputs`` is its ``structured_outputs``.
+    parallel_tool_calls: bool | None = None, *, outputs: Any = None, service: Service | None = None,
+) -> Form:  # fmt: skip
+    """For the bodies of a request; ``outputs`` is its ``structured_outputs``; ``service`` where there may be tools.
 
     Raises ApiError where they contradict each other.
     """
@@ -28,8 +41,10 @@ def constraint(
     calls = tool_form(tools, tool_choice, parallel_tool_calls)
     if calls is not None and form is not None:
         raise bad("response_format", "response_format holds the answer and tool_choice wants a call; leave one out")
+    if service is not None and tools and tool_choice in (None, "auto"):
+        return Form(free_until_called(service, tools, parallel_tool_calls is not False, form), form is not None)
     wanted = calls or form
-    return {} if wanted is None else {"structured": wanted}
+    return Form(wanted, wanted is not None)
 
 
 def named_form(outputs: Any) -> Structured:

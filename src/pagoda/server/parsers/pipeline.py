@@ -65,7 +65,7 @@ def _choose(registry: Registry, wanted: str, template: str | None, also: tuple[s
             raise ConfigError(choices(registry.kind, wanted, ["auto", *also, *registry.names()]))
         return wanted
     for name in registry.names():
-        module: Any = registry._module(name)
+        module: Any = registry.module(name)
         if template is not None and any(mark in template for mark in module.MARKS):
             return name
     return None

@@ -54,11 +54,14 @@ class _Chat(Answering):
             raise bad("max_tokens", "max_tokens and max_completion_tokens are two names of one limit; give one")
         if body.top_logprobs is not None and not body.logprobs:
             raise bad("top_logprobs", "top_logprobs: set logprobs to true as well")
+        self.form = constraint(
+            body.response_format, body.tools, body.tool_choice, body.parallel_tool_calls,
+            outputs=body.structured_outputs, service=service,
+        )  # fmt: skip
         self.params = sampling_params(
             body, max_tokens=body.max_completion_tokens or body.max_tokens,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            **constraint(body.response_format, body.tools, body.tool_choice, body.parallel_tool_calls,
-                         outputs=body.structured_outputs),
+            structured=self.form.structured,
         )  # fmt: skip
         self.pins = service.check_cache_control(body.cache_control, body.kv)
         check_stream(body, self.params)
@@ -73,8 +76,7 @@ class _Chat(Answering):
 
     def parser(self) -> OutputParser:
         """A fresh one for each choice."""
-        held = self.params.structured is not None
-        parser = make_parser(self.service, self.conversation, self.body.tool_choice, held_to_form=held)
+        parser = make_parser(self.service, self.conversation, self.body.tool_choice, held_to_form=self.form.whole)
         return OneCall(parser) if self.body.parallel_tool_calls is False else parser
 
     def prepare(self, job: Job) -> list[Callable[[str], EngineRequest]]:

@@ -179,5 +179,5 @@ def _params(body: CompletionRequest) -> SamplingParams:
     return sampling_params(
         body, max_tokens=body.max_tokens or (1 if body.max_tokens == 0 else None), best_of=body.best_of,
         logprobs=body.logprobs, prompt_logprobs=prompt_logprobs,
-        **constraint(body.response_format, outputs=body.structured_outputs),
+        structured=constraint(body.response_format, outputs=body.structured_outputs).structured,
     )  # fmt: skip

@@ -59,10 +59,13 @@ class _Messages(Answering):
         self.conversation = as_conversation(service.llm, body)
         self.pin_seconds = pin_seconds(service.llm, body)
         choice = tool_choice_of(body)
+        self.form = constraint(
+            format_of(body), tools_of(body), choice, not single_call(body),
+            outputs=body.structured_outputs, service=service,
+        )  # fmt: skip
         self.params = sampling_params(
             body, max_tokens=body.max_tokens, stop=body.stop_sequences or None,
-            **constraint(format_of(body), tools_of(body), choice, not single_call(body),
-                         outputs=body.structured_outputs),
+            structured=self.form.structured,
         )  # fmt: skip
         self.id = new_id("msg")
         self._choice = choice
@@ -71,8 +74,7 @@ class _Messages(Answering):
         self._begun = False
 
     def _parser(self) -> OutputParser:
-        held = self.params.structured is not None
-        parser = make_parser(self.service, self.conversation, self._choice, held_to_form=held)
+        parser = make_parser(self.service, self.conversation, self._choice, held_to_form=self.form.whole)
         return OneCall(parser) if single_call(self.body) else parser
 
     def prepare(self, job: Job) -> list[Callable[[str], EngineRequest]]:

@@ -87,9 +87,12 @@ class _Response(Answering):
         if body.top_logprobs is not None and not wants_logprobs:
             raise bad("top_logprobs", "top_logprobs: put message.output_text.logprobs into include as well")
         tools, choice = chat_tools_of(body), chat_tool_choice(body)
+        self.form = constraint(
+            chat_format(body), tools, choice, body.parallel_tool_calls, outputs=body.structured_outputs, service=service
+        )
         self.params = sampling_params(
             body, max_tokens=body.max_output_tokens, logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
-            **constraint(chat_format(body), tools, choice, body.parallel_tool_calls, outputs=body.structured_outputs),
+            structured=self.form.structured,
         )  # fmt: skip
         self._messages = (before.messages if before is not None else []) + input_messages(body)
         instructions = [{"role": "system", "content": body.instructions}] if body.instructions else []
@@ -107,8 +110,7 @@ class _Response(Answering):
         self._items = Items(self._parser, self._event)
 
     def _parser(self) -> OutputParser:
-        held = self.params.structured is not None
-        parser = make_parser(self.service, self.conversation, self._choice, held_to_form=held)
+        parser = make_parser(self.service, self.conversation, self._choice, held_to_form=self.form.whole)
         return OneCall(parser) if self.body.parallel_tool_calls is False else parser
 
     def prepare(self, job: Job) -> list[Callable[[str], EngineRequest]]:

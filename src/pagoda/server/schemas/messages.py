@@ -69,6 +69,7 @@ class AnthropicTool(Body):
     description: str | None = None
     input_schema: dict[str, Any]
     type: Literal["custom"] | None = None
+    strict: bool | None = None
     cache_control: Ephemeral | None = None
 
 

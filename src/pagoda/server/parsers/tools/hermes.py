@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .._json import Verdict
 from .._scan import SPACE, CharParser, TagScan
+from .._strict import Held
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
@@ -78,3 +79,8 @@ class Hermes(CharParser):
 
 PARSER = Hermes
 MARKS = (_OPEN,)
+
+
+def strict_rules(held: Held) -> str:
+    """The grammar of an answer in this format."""
+    return held.grammar('WS call WS "</tool_call>" WS', held.call_rules(), mark=_OPEN)

@@ -6,6 +6,7 @@ What models without a format of their own are asked for, and what ``tool_choice`
 from __future__ import annotations
 
 from .._bare import BareCalls
+from .._strict import Held
 
 
 class JsonCalls(BareCalls):
@@ -14,3 +15,9 @@ class JsonCalls(BareCalls):
 
 PARSER = JsonCalls
 MARKS: tuple[str, ...] = ()
+
+
+def strict_rules(held: Held) -> str:
+    """The grammar of an answer in this format."""
+    calls = 'call | "[" WS call (WS "," WS call)* WS "]"' if held.several else "call"
+    return held.grammar(calls, held.call_rules())

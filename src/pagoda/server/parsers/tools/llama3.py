@@ -6,6 +6,7 @@ https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1: several call
 from __future__ import annotations
 
 from .._bare import BareCalls
+from .._strict import Held
 
 
 class Llama3(BareCalls):
@@ -19,3 +20,11 @@ class Llama3(BareCalls):
 
 PARSER = Llama3
 MARKS = ("<|python_tag|>", "Environment: ipython")
+
+
+def strict_rules(held: Held) -> str:
+    """The grammar of an answer in this format; the tag may not begin anything else."""
+    calls = 'call (WS ";" WS call)*' if held.several else "call"
+    token_id = held.special(Llama3.tag)
+    tag = "" if token_id is None else f"<[{token_id}]>? "
+    return held.grammar(tag + calls, held.call_rules("parameters"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .._json import JsonAutomaton, Verdict
 from .._scan import SPACE, CharParser, TagScan
+from .._strict import Held
 
 _TAG, _ARGS = "[TOOL_CALLS]", "[ARGS]"
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
@@ -117,3 +118,14 @@ class Mistral(CharParser):
 
 PARSER = Mistral
 MARKS = (_TAG,)
+
+
+def strict_rules(held: Held) -> str:
+    """The grammar of an answer in the form that the template shows."""
+    if _ARGS not in held.template:
+        more = '(WS "," WS call)* ' if held.several else ""
+        return held.grammar(f'WS "[" WS call {more}WS "]" WS', held.call_rules(), mark=_TAG)
+    args_id = held.special(_ARGS)
+    args = f'"{_ARGS}"' if args_id is None else f"<[{args_id}]>"
+    calls = [f'"{name}" {args} arguments{n}' for n, (name, _) in enumerate(held.tools)]
+    return held.grammar("call WS", [f"call: {' | '.join(calls)}", *held.argument_rules()], mark=_TAG)
