@@ -78,12 +78,12 @@ def test_a_call_that_must_come_and_its_stream(client: openai.OpenAI, choice: obj
 def brace(server: Running) -> dict[str, float]:
     """A bias that lets lantern begin with a brace, as a call does; later braces stay possible."""
     tokenizer = server.service.llm.tokenizer
-    return {str(tokenizer.encode("{", add_special_tokens=False)[-1]): 30.0}
+    return {str(tokenizer.encode("{", add_special_tokens=False)[-1]): 100.0}
 
 
 def test_a_strict_tool_holds_a_call_that_the_model_is_free_to_make(server: Running, client: openai.OpenAI) -> None:
     strict = {"type": "function", "function": TOOL["function"] | {"strict": True}}
-    options = {"model": "lantern", "messages": ASK, "max_tokens": 60, "temperature": 0}
+    options = {"model": "lantern", "messages": ASK, "max_tokens": 120, "temperature": 0}
     free = client.chat.completions.create(**options, tools=[strict]).choices[0]
     assert free.message.content == client.chat.completions.create(**options, tools=[TOOL]).choices[0].message.content
     called = client.chat.completions.create(**options, tools=[strict], logit_bias=brace(server)).choices[0]

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from ._json import Verdict
-from ._scan import SPACE, CharParser, TagScan
+from ._scan import SPACE, CharParser
 
 
 class BareCalls(CharParser):
     """Without a tag an object counts as a call only at the beginning and only with the name of a known tool.
 
-    ``tag``: markup behind which any object is a call; "" for none. ``separators``: what may stand between two calls.
+    Behind the tag any object is a call. ``separators``: what may stand between two calls.
     """
 
-    tag = ""
     separators = ","
     lists = True
 
     def __init__(self, tool_names: frozenset[str]) -> None:
         super().__init__(tool_names)
         self._state = self._at_start
-        self._scan = TagScan(self.tag)
         self._tagged = self._in_list = False
-
-    def _take(self, char: str) -> None:
-        self._state(char)
 
     def _at_start(self, char: str) -> None:
         """Before the first call: white space, a brace, a bracket, or the tag's first character."""
         if char == "{":
-            self._begin_call(known=not self._tagged)
-            self._state = self._in_call
-            self._in_call(char)
+            self._open_call(char, known=not self._tagged)
         elif char == "[" and self.lists and not self._in_list:
             self._in_list = True
             self._held += char
@@ -39,16 +31,7 @@ class BareCalls(CharParser):
         else:
             self._give_up(char)
 
-    def _in_call(self, char: str) -> None:
-        verdict = self._feed_call(char)
-        if verdict is Verdict.DONE:
-            self._state = self._between
-        elif verdict is Verdict.BROKEN:
-            self._give_up(char)
-        elif verdict is Verdict.NO_CALL:
-            self._give_up("")
-
-    def _between(self, char: str) -> None:
+    def _after_call(self, char: str) -> None:
         if char == "{":
             self._at_start(char)
         elif char in SPACE or char in self.separators:
@@ -78,10 +61,3 @@ class BareCalls(CharParser):
             return
         for each in text:
             self._in_text(each)
-
-    def _end(self) -> None:
-        tail = self._held + self._scan.held
-        if self.num_calls and self._call is None and not tail.strip(SPACE):
-            self._held = self._scan.held = ""
-        self._held += self._scan.empty()
-        super()._end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 from ._json import CallReader, Verdict
 from .pieces import Content, Parser, Piece, ToolArguments, ToolStart, joined
@@ -11,13 +12,18 @@ SPACE = " \t\n\r"
 
 
 class CharParser(Parser):
-    """Subclasses take characters; what they emit is joined piece by piece.
+    """Subclasses are states, functions of one character each; what they emit is joined piece by piece.
 
-    ``_held`` is text that may turn out to be markup: it is content if it does not.
+    ``tag`` leads to calls ("" for none). ``_held`` is text that may turn out to be markup: it is content if it does
+    not. A call object goes ``_open_call`` -> ``_in_call`` -> ``_after_call``, or ``_give_up`` where it is none.
     """
+
+    tag = ""
 
     def __init__(self, tool_names: frozenset[str]) -> None:
         self._names = tool_names
+        self._state: Callable[[str], None] = self._in_text
+        self._scan = TagScan(self.tag)
         self._out: list[Piece] = []
         self._held = ""
         self._call: CallReader | None = None
@@ -25,7 +31,7 @@ class CharParser(Parser):
 
     def push(self, text: str) -> list[Piece]:
         for char in text:
-            self._take(char)
+            self._state(char)
         return self._emitted()
 
     def flush(self) -> list[Piece]:
@@ -33,11 +39,41 @@ class CharParser(Parser):
         return self._emitted()
 
     @abstractmethod
-    def _take(self, char: str) -> None:
-        """One character, whatever state this is in."""
+    def _in_text(self, char: str) -> None:
+        """Content, until the tag comes."""
+
+    @abstractmethod
+    def _after_call(self, char: str) -> None:
+        """A call object is complete."""
+
+    def _open_call(self, char: str, *, known: bool = False) -> None:
+        """The brace of a call object; ``known``: only calls of the request's tools count."""
+        self._call = CallReader(self._names if known else None)
+        self._state = self._in_call
+        self._in_call(char)
+
+    def _in_call(self, char: str) -> None:
+        verdict = self._feed_call(char)
+        if verdict is Verdict.DONE:
+            self._state = self._after_call
+        elif verdict is Verdict.BROKEN:
+            self._give_up(char)
+        elif verdict is Verdict.NO_CALL:
+            self._give_up("")
+
+    def _give_up(self, char: str) -> None:
+        """What was held is text, and so is what follows, until the next tag."""
+        self._release()
+        self._state = self._in_text
+        for each in char:
+            self._in_text(each)
 
     def _end(self) -> None:
-        """No more characters. What is held is content."""
+        """No more characters. What is held is content; white space behind the last call is not."""
+        tail = self._held + self._scan.held
+        if self.num_calls and self._call is None and not tail.strip(SPACE):
+            self._held = self._scan.held = ""
+        self._held += self._scan.empty()
         if self._call is not None:
             self._held += self._call.raw
             self._call = None
@@ -54,10 +90,6 @@ class CharParser(Parser):
         """What was held is content after all."""
         held, self._held = self._held, ""
         self._say(held)
-
-    def _begin_call(self, known: bool = False) -> None:
-        """A call object begins with the next character; ``known``: only calls of the request's tools count."""
-        self._call = CallReader(self._names if known else None)
 
     def _feed_call(self, char: str) -> Verdict:
         """Give the character to the call under way and tell what became known."""

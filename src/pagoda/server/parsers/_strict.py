@@ -31,7 +31,7 @@ class Held:
         """The whole grammar. ``calls`` is the right-hand side of all calls; behind ``mark`` where calls have one,
         otherwise at the beginning of the answer, so that other text begins neither with a brace nor with a bracket.
         """
-        lines = [*rules, "WS: /[ \\n\\t]{0,8}/"]
+        lines = [*rules, "WS: /[ \\n]?/"]
         if self.other is not None:
             start = f"({self._mark(mark)} {calls}){self._times}" if mark else calls
             return "\n".join([f"start: {start} | other", f"other: {self.other}", *lines])

@@ -5,8 +5,7 @@ https://github.com/NousResearch/Hermes-Function-Calling
 
 from __future__ import annotations
 
-from .._json import Verdict
-from .._scan import SPACE, CharParser, TagScan
+from .._scan import SPACE, CharParser
 from .._strict import Held
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -15,13 +14,7 @@ _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 class Hermes(CharParser):
     """Several objects in one pair of tags are several calls. White space beside the tags is not content."""
 
-    def __init__(self, tool_names: frozenset[str]) -> None:
-        super().__init__(tool_names)
-        self._state = self._in_text
-        self._scan = TagScan(_OPEN)
-
-    def _take(self, char: str) -> None:
-        self._state(char)
+    tag = _OPEN
 
     def _in_text(self, char: str) -> None:
         plain, found = self._scan.take(char)
@@ -31,22 +24,11 @@ class Hermes(CharParser):
 
     def _after_open(self, char: str) -> None:
         if char == "{":
-            self._begin_call()
-            self._state = self._in_call
-            self._in_call(char)
+            self._open_call(char)
         elif char in SPACE:
             self._held += char
         else:
             self._give_up(char)
-
-    def _in_call(self, char: str) -> None:
-        verdict = self._feed_call(char)
-        if verdict is Verdict.DONE:
-            self._state = self._after_call
-        elif verdict is Verdict.BROKEN:
-            self._give_up(char)
-        elif verdict is Verdict.NO_CALL:
-            self._give_up("")
 
     def _after_call(self, char: str) -> None:
         tag = self._held.lstrip(SPACE)
@@ -60,21 +42,6 @@ class Hermes(CharParser):
                 self._held, self._state = "", self._in_text
         else:
             self._give_up(char)
-
-    def _give_up(self, char: str) -> None:
-        """What was held is text, and so is what follows, until the next tag."""
-        self._release()
-        self._state = self._in_text
-        for each in char:
-            self._in_text(each)
-
-    def _end(self) -> None:
-        tail = self._held if self._state == self._after_call else self._scan.held
-        if self.num_calls and not tail.strip(SPACE):  # after the last call
-            self._held = self._scan.held = "" if self._call is None else self._held
-        if self._state == self._in_text:
-            self._held += self._scan.empty()
-        super()._end()
 
 
 PARSER = Hermes

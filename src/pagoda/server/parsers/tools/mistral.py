@@ -5,8 +5,8 @@ https://github.com/mistralai/mistral-common (its tokenizers and their tests).
 
 from __future__ import annotations
 
-from .._json import JsonAutomaton, Verdict
-from .._scan import SPACE, CharParser, TagScan
+from .._json import JsonAutomaton
+from .._scan import SPACE, CharParser
 from .._strict import Held
 
 _TAG, _ARGS = "[TOOL_CALLS]", "[ARGS]"
@@ -17,16 +17,12 @@ class Mistral(CharParser):
     """Both forms, told apart by what follows the tag."""
 
     needs_special_tokens = True
+    tag = _TAG
 
     def __init__(self, tool_names: frozenset[str]) -> None:
         super().__init__(tool_names)
-        self._state = self._in_text
-        self._scan = TagScan(_TAG)
         self._name, self._arguments = "", JsonAutomaton()
         self._in_list = False
-
-    def _take(self, char: str) -> None:
-        self._state(char)
 
     def _in_text(self, char: str) -> None:
         plain, found = self._scan.take(char)
@@ -37,9 +33,7 @@ class Mistral(CharParser):
 
     def _after_tag(self, char: str) -> None:
         if char == "{":
-            self._begin_call()
-            self._state = self._in_call
-            self._in_call(char)
+            self._open_call(char)
         elif char == "[" and not self._in_list:
             self._in_list = True
             self._held += char
@@ -53,16 +47,7 @@ class Mistral(CharParser):
 
     # -- the list ----------------------------------------------------------------------------------------------------
 
-    def _in_call(self, char: str) -> None:
-        verdict = self._feed_call(char)
-        if verdict is Verdict.DONE:
-            self._state = self._between
-        elif verdict is Verdict.BROKEN:
-            self._give_up(char)
-        elif verdict is Verdict.NO_CALL:
-            self._give_up("")
-
-    def _between(self, char: str) -> None:
+    def _after_call(self, char: str) -> None:
         if char == "{" and self._in_list:
             self._after_tag(char)
         elif char in SPACE or (char == "," and self._in_list):
@@ -100,20 +85,6 @@ class Mistral(CharParser):
         self._tell_arguments(char)
         if self._arguments.complete:
             self._state = self._in_text
-
-    def _give_up(self, char: str) -> None:
-        """What was held is text, and so is what follows, until the next tag."""
-        self._release()
-        self._state = self._in_text
-        for each in char:
-            self._in_text(each)
-
-    def _end(self) -> None:
-        tail = self._held + self._scan.held
-        if self.num_calls and self._call is None and not tail.strip(SPACE):
-            self._held = self._scan.held = ""
-        self._held += self._scan.empty()
-        super()._end()
 
 
 PARSER = Mistral
