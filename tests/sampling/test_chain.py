@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pagoda.sampling import chain
+from pagoda.sampling.closing import Closing
 from pagoda.sampling.params import SamplingParams
 from pagoda.sampling.plain import sample_one
 from pagoda.sampling.sampler import Sampler
@@ -36,6 +37,7 @@ def random_params(rng: random.Random, vocab_size: int) -> SamplingParams:
         min_tokens=maybe(5, 0),
         stop_token_ids=maybe([5, 6], None),
         ignore_eos=maybe(True, False),
+        closing=maybe(Closing(rng.choice([1, 4, 8]), (7, 9), rng.choice([(), (3,)])), None),
     )
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pagoda import RequestError, Structured
@@ -67,6 +67,7 @@ def test_every_walk_is_in_the_language(name, form):
 
 
 @settings(deadline=None, max_examples=60)
+@example(["\x7f"])
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), min_size=1, max_size=6))
 def test_any_texts_are_choices(texts):
     grammars, tokenizer, eos_id = of("byte_level")

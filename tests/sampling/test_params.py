@@ -28,6 +28,7 @@ REFUSED = [
     ("frequency_penalty", [-2.1, 2.1, NAN, None]),
     ("seed", [1.0, True, 2**64, -(2**63) - 1, "7"]),
     ("structured", [{}, "[0-9]+", {"regex": "a"}, True]),
+    ("closing", [{}, 3, (1, 2), True]),
     ("logit_bias", [[1], {"5": 1.0}, {-1: 1.0}, {1.0: 1.0}, {True: 1.0}, {1: NAN}, {1: INF}, {1: None}, {1: True}]),
     ("stop", ["", [""], [1], 5, ["a"] * 65, "x" * 1025, {"a": 1}, [None], b"x"]),
     ("stop_token_ids", [[-1], ["1"], 5, [True], [1.0], "12", list(range(1025)), {1: 2}]),

@@ -1,4 +1,4 @@
-"""The fused chain: steps 5 to 10 (temperature, filters, draw) for a ragged batch, every row with its own parameters.
+"""The fused chain: steps 6 to 11 (temperature, filters, draw) for a ragged batch, every row with its own parameters.
 
 Rows are grouped by the least work that decides them:
 

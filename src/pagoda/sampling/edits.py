@@ -1,4 +1,4 @@
-"""Steps 1 to 4 for a batch: bias, minimum length, penalties and structure, written into the logits that they touch.
+"""Steps 1 to 5 for a batch: bias, minimum length, penalties, structure, closing, written into the logits they touch.
 
 Sparse on purpose: a row without any of them costs nothing, a row with penalties costs its distinct tokens, and only a
 structured row costs [V].
@@ -20,7 +20,8 @@ from .state import SampleState
 def is_edited(state: SampleState) -> bool:
     """Whether this row's logits are changed before temperature."""
     params = state.params
-    return bool(params.logit_bias) or state.forbids_ending or params.has_penalties or state.grammar is not None
+    changed = bool(params.logit_bias) or params.has_penalties or state.grammar is not None
+    return changed or state.forbids_ending or state.forced is not None
 
 
 def apply_edits(logits: Tensor, states: Sequence[SampleState]) -> None:
@@ -29,6 +30,15 @@ def apply_edits(logits: Tensor, states: Sequence[SampleState]) -> None:
     _forbid_ends(logits, states)
     _penalize(logits, states)
     forbid_outside(logits, states)
+    _force(logits, states)
+
+
+def _force(logits: Tensor, states: Sequence[SampleState]) -> None:
+    for row, state in enumerate(states):
+        token_id = state.forced
+        if token_id is not None:
+            logits[row] = -math.inf
+            logits[row, token_id] = 0.0
 
 
 def _add_bias(logits: Tensor, states: Sequence[SampleState]) -> None:

@@ -234,7 +234,7 @@ def _source(structured: Structured) -> str:
     elif structured.grammar is not None:
         rules = {"lark_grammar": structured.grammar}
     elif structured.choice is not None:
-        literals = " | ".join(json.dumps(each, ensure_ascii=False) for each in structured.choice)
+        literals = " | ".join(map(literal, structured.choice))
         rules = {"lark_grammar": f"start: {literals}"}
     else:
         return _json_source(structured)
@@ -245,6 +245,11 @@ def _regex_rule(regex: str) -> str:
     import llguidance
 
     return f"start: /{llguidance.regex_to_lark(regex, use_ascii='')}/"
+
+
+def literal(text: str) -> str:
+    """A text in Lark's notation: JSON's, but for DEL, which its lexer does not take as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def json_rule(schema: Any) -> str:

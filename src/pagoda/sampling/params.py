@@ -19,6 +19,7 @@ from .checks import (
     check_token_ids,
     refuse,
 )
+from .closing import Closing
 from .structured import Structured
 
 GREEDY_BELOW = 1e-5
@@ -53,6 +54,7 @@ class SamplingParams:
         logit_bias {token id: added logit, -inf forbids}, seed (same request and seed = same tokens).
     Form
         structured: the answer follows a JSON schema, a regex, a grammar or a list of choices (`Structured`).
+        closing: a mark that comes after so many tokens at the latest (`Closing`), for example the end of thoughts.
     Several answers
         n: answers returned; best_of: sequences sampled, of which the n of highest cumulative logprob are returned.
         beam_width: beam search instead of sampling, returning the n best; length_penalty is the exponent of the length
@@ -85,6 +87,7 @@ class SamplingParams:
     include_stop_in_output: bool = False
     skip_special_tokens: bool = True
     structured: Structured | None = None
+    closing: Closing | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     n: int = 1
@@ -153,7 +156,12 @@ class SamplingParams:
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises RequestError when a bias or stop id is not a token of this model."""
-        for field, ids in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):
+        marks = () if self.closing is None else self.closing.ids
+        for field, ids in (
+            ("logit_bias", self.logit_bias),
+            ("stop_token_ids", self.stop_token_ids),
+            ("closing", marks),
+        ):
             for token_id in ids or ():
                 if token_id >= vocab_size:
                     raise RequestError(
@@ -202,6 +210,8 @@ class SamplingParams:
             raise ConfigError("length_penalty and early_stopping act in beam search only; set beam_width as well")
 
     def _check_structured(self) -> None:
+        if self.closing is not None and not isinstance(self.closing, Closing):
+            raise refuse("closing", self.closing, "a Closing, or None")
         if self.structured is None:
             return
         if not isinstance(self.structured, Structured):
@@ -234,6 +244,7 @@ _NEUTRAL_IN_BEAM_SEARCH: dict[str, tuple[object, ...]] = {
     "best_of": (None,),
     "stop": (None,),
     "logprobs": (None,),
+    "closing": (None,),
 }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from .grammar import GrammarState
 from .params import SamplingParams
 from .state import end_ids
+from .steps.closing import closing
 from .steps.draw import draw
 from .steps.logit_bias import logit_bias
 from .steps.min_p import min_p
@@ -31,7 +32,7 @@ def edited_logits(
     eos_ids: Iterable[int],
     grammar: GrammarState | None = None,
 ) -> Tensor:
-    """Steps 1 to 4, [V] -> [V]: bias, minimum length, penalties, structure."""
+    """Steps 1 to 5, [V] -> [V]: bias, minimum length, penalties, structure, closing."""
     if params.logit_bias:
         logits = logit_bias(logits, params.logit_bias)
     if len(output_ids) < params.min_tokens:
@@ -40,11 +41,12 @@ def edited_logits(
         logits = repetition_penalty(logits, [*prompt_ids, *output_ids], params.repetition_penalty)
     if params.frequency_penalty or params.presence_penalty:
         logits = output_penalties(logits, output_ids, params.frequency_penalty, params.presence_penalty)
-    return logits if grammar is None else structure(logits, grammar.mask())
+    logits = logits if grammar is None else structure(logits, grammar.mask())
+    return logits if params.closing is None else closing(logits, params.closing, output_ids)
 
 
 def filtered_logits(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Steps 5 to 9, [V] -> [V]: temperature and the filters. Not for greedy params."""
+    """Steps 6 to 10, [V] -> [V]: temperature and the filters. Not for greedy params."""
     logits = temperature(logits, params.temperature)
     logits = top_k(logits, params.top_k)
     logits = top_p(logits, params.top_p)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from .closing import ClosingState
 from .grammar import Grammar
 from .params import SamplingParams
 
@@ -18,7 +19,7 @@ class SampleState:
     ``grammar`` is the compiled form of ``params.structured``.
     """
 
-    __slots__ = ("_tally", "end_ids", "grammar", "index", "num_output", "params", "seed")
+    __slots__ = ("_closing", "_tally", "end_ids", "grammar", "index", "num_output", "params", "seed")
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class SampleState:
         if self._tally is not None and params.repetition_penalty != 1.0:
             self._tally.see(prompt_ids)
         self.grammar = None if grammar is None else grammar.start()
+        self._closing = None if params.closing is None else ClosingState(params.closing)
         for token_id in output_ids:
             self.accept(token_id)
 
@@ -49,6 +51,8 @@ class SampleState:
             self._tally.count(token_id)
         if self.grammar is not None:
             self.grammar.accept(token_id)
+        if self._closing is not None:
+            self._closing.accept(token_id)
 
     def fork(self, index: int | None = None) -> SampleState:
         """An independent copy for a sequence that goes on from here (n > 1, beams)."""
@@ -57,6 +61,7 @@ class SampleState:
         twin.index = self.index if index is None else index
         twin._tally = None if self._tally is None else self._tally.copy()
         twin.grammar = None if self.grammar is None else self.grammar.fork()
+        twin._closing = None if self._closing is None else self._closing.copy()
         return twin
 
     @property
@@ -64,6 +69,11 @@ class SampleState:
         """Whether min_tokens still forbids the ids that would end the sequence; not if a grammar leaves no other."""
         too_short = self.num_output < self.params.min_tokens and bool(self.end_ids)
         return too_short and (self.grammar is None or self.grammar.can_go_on(self.end_ids))
+
+    @property
+    def forced(self) -> int | None:
+        """The token that has to come next, whatever the logits say (see ``closing``); None mostly."""
+        return None if self._closing is None else self._closing.forced
 
     @property
     def is_complete(self) -> bool:

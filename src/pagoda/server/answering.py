@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -18,10 +19,12 @@ from ..core.errors import ConfigError, PagodaError
 from ..engine.outputs import RequestOutput
 from ..engine.request import Request as EngineRequest
 from ..sampling.params import SamplingParams
+from .conversation import Conversation
 from .errors import ApiError, bad, translated
 from .jobs import Job
 from .service import Service
 from .streams import DONE, EventStream, encode, event, while_connected
+from .thinking import Thoughts
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +103,22 @@ async def _events(job: Job, asked: Answering) -> AsyncGenerator[bytes, None]:
     except Exception:  # a bug of ours: the client is told that it is over, the log has the traceback
         _log.exception("request %s: the stream failed", job.request_id)
         yield asked.error_events(ApiError(500, "internal error; the server's log has the details", code="internal"))
+
+
+def conversation_request(
+    service: Service, job: Job, conversation: Conversation, params: SamplingParams, body: Any,
+    thoughts: Thoughts | None = None,
+) -> list[Callable[[str], EngineRequest]]:  # fmt: skip
+    """The one engine request of a conversation; rendered and tokenized in the worker thread."""
+    salt = service.salt(job.caller, body.cache_salt)
+
+    def make(request_id: str) -> EngineRequest:
+        ids, wanted = conversation.ids(service.llm), params
+        if thoughts is not None:
+            wanted = replace(params, closing=thoughts.closing(conversation.rendered))
+        return service.llm.prepare(ids, wanted, request_id=request_id, salt=salt, stream=body.stream)
+
+    return [make]
 
 
 def check_stream(body: Any, params: SamplingParams) -> None:

@@ -73,6 +73,15 @@ def format_of(body: MessagesFields) -> JsonSchemaFormat | None:
     return JsonSchemaFormat(type="json_schema", json_schema=JsonSchemaSpec(name="output", schema=wanted.schema_))
 
 
+def budget_of(body: MessagesRequest) -> int | None:
+    """Most tokens of thoughts. Raises ApiError unless they leave room for an answer."""
+    budget = body.thinking.budget_tokens if isinstance(body.thinking, ThinkingOn) else None
+    if budget is not None and budget >= body.max_tokens:
+        raise bad("thinking.budget_tokens", f"thinking.budget_tokens is {budget} and max_tokens {body.max_tokens}, "
+                  "which counts both; leave room for the answer")  # fmt: skip
+    return budget
+
+
 def pin_seconds(llm: AsyncLLM, body: MessagesRequest) -> float | None:
     """How long the prompt is to be pinned: the longest of its cache marks; None without any."""
     found = [TTL_SECONDS[mark.ttl] for mark in _marks(body)]
@@ -102,9 +111,6 @@ def _thinking(llm: AsyncLLM, body: MessagesFields) -> dict[str, Any]:
     if isinstance(body.thinking, ThinkingOn):
         if not knows:
             raise bad("thinking", "thinking: this model's chat template cannot turn it on; leave it out")
-        if body.thinking.budget_tokens is not None:
-            raise bad("thinking.budget_tokens", "thinking.budget_tokens: reasoning has no budget of its own here; "
-                      "bound the whole answer with max_tokens")  # fmt: skip
         return {"enable_thinking": True}
     return {"enable_thinking": body.thinking.type == "adaptive"} if knows else {}
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..sampling.grammar import json_rule
+from ..sampling.grammar import json_rule, literal
 from ..sampling.structured import Structured
 from .errors import bad
 from .parsers import TOOL_PARSERS
@@ -53,5 +53,5 @@ def _rule(form: Structured) -> str:
     if form.is_json:
         return json_rule({"type": "object"} if form.json_object else json.loads(form.json_schema))
     if form.choice is not None:
-        return " | ".join(json.dumps(text, ensure_ascii=False) for text in form.choice)
+        return " | ".join(map(literal, form.choice))
     raise bad("structured_outputs", f"structured_outputs.{form.kind} leaves no room for calls; set tool_choice to none")

@@ -6,9 +6,10 @@ They act in this order, and `pagoda.sampling.plain` composes them so; `pagoda.sa
 2. min_tokens: ids that would end the sequence are forbidden until enough tokens are out.
 3. repetition_penalty over prompt and output; then frequency and presence penalty over the output.
 4. structure: tokens that the request's grammar does not allow next are forbidden.
-5. temperature: 0 ends here with the likeliest token, lowest id first.
-6. top_k, 7. top_p, 8. min_p, 9. typical_p: each on what the one before left, renormalized.
-10. the draw: inverse of the cumulative distribution, in the order of token ids.
+5. closing: a mark that has not come in time is the only token that is possible.
+6. temperature: 0 ends here with the likeliest token, lowest id first.
+7. top_k, 8. top_p, 9. min_p, 10. typical_p: each on what the one before left, renormalized.
+11. the draw: inverse of the cumulative distribution, in the order of token ids.
 
 A forbidden token has the logit -inf. Every filter is a threshold, so tokens that tie with the last one kept are kept
 too: the kept set does not depend on the order in which a sort leaves equal values, hence not on batch or device.

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from ...engine.outputs import Completion, RequestOutput
 from ...engine.request import Request as EngineRequest
-from ..answering import Answering, answer, check_stream
+from ..answering import Answering, answer, check_stream, conversation_request
 from ..conversation import Conversation, chat_tools, from_chat_messages, require_template, template_variables
 from ..errors import bad
 from ..jobs import Job
@@ -26,6 +26,7 @@ from ..schemas.chat import ChatAnswer, ChatRequest
 from ..service import Service, new_id
 from ..streams import DONE, event
 from ..structured import constraint
+from ..thinking import thoughts_of
 from .base import ASKS, STREAMS, caller_of, request_id_of, service_of
 
 router = APIRouter(tags=["chat"])
@@ -58,6 +59,7 @@ class _Chat(Answering):
             body.response_format, body.tools, body.tool_choice, body.parallel_tool_calls,
             outputs=body.structured_outputs, service=service,
         )  # fmt: skip
+        self.thoughts = thoughts_of(service, body.thinking_token_budget, self.form, "thinking_token_budget")
         self.params = sampling_params(
             body, max_tokens=body.max_completion_tokens or body.max_tokens,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
@@ -80,13 +82,7 @@ class _Chat(Answering):
         return OneCall(parser) if self.body.parallel_tool_calls is False else parser
 
     def prepare(self, job: Job) -> list[Callable[[str], EngineRequest]]:
-        salt = self.service.salt(job.caller, self.body.cache_salt)
-        llm, stream = self.service.llm, self.body.stream
-        return [
-            lambda request_id: llm.prepare(
-                self.conversation.ids(llm), self.params, request_id=request_id, salt=salt, stream=stream
-            )
-        ]
+        return conversation_request(self.service, job, self.conversation, self.params, self.body, self.thoughts)
 
     async def ended(self, job: Job, outputs: list[RequestOutput]) -> int:
         if not self.pins:

@@ -13,8 +13,8 @@ from starlette.responses import Response
 from ...core.types import FinishReason
 from ...engine.outputs import Completion, RequestOutput
 from ...engine.request import Request as EngineRequest
-from ..answering import Answering, answer
-from ..anthropic_form import as_conversation, format_of, pin_seconds, single_call, tool_choice_of, tools_of
+from ..answering import Answering, answer, conversation_request
+from ..anthropic_form import as_conversation, budget_of, format_of, pin_seconds, single_call, tool_choice_of, tools_of
 from ..errors import ApiError
 from ..jobs import Job
 from ..parsers.base import OutputParser
@@ -26,6 +26,7 @@ from ..segments import Kind, Segment, Segments
 from ..service import Service, new_id
 from ..streams import named_event
 from ..structured import constraint
+from ..thinking import thoughts_of
 from .base import STREAMS, caller_of, errors, json_answer, request_id_of, service_of
 
 router = APIRouter(tags=["messages"])
@@ -63,6 +64,7 @@ class _Messages(Answering):
             format_of(body), tools_of(body), choice, not single_call(body),
             outputs=body.structured_outputs, service=service,
         )  # fmt: skip
+        self.thoughts = thoughts_of(service, budget_of(body), self.form, "thinking.budget_tokens")
         self.params = sampling_params(
             body, max_tokens=body.max_tokens, stop=body.stop_sequences or None,
             structured=self.form.structured,
@@ -78,12 +80,7 @@ class _Messages(Answering):
         return OneCall(parser) if single_call(self.body) else parser
 
     def prepare(self, job: Job) -> list[Callable[[str], EngineRequest]]:
-        salt, llm = self.service.salt(job.caller, self.body.cache_salt), self.service.llm
-        return [
-            lambda request_id: llm.prepare(
-                self.conversation.ids(llm), self.params, request_id=request_id, salt=salt, stream=self.body.stream
-            )
-        ]
+        return conversation_request(self.service, job, self.conversation, self.params, self.body, self.thoughts)
 
     async def ended(self, job: Job, outputs: list[RequestOutput]) -> int:
         if self.pin_seconds is None:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from ...core.types import FinishReason
 from ...engine.outputs import RequestOutput
 from ...engine.request import Request as EngineRequest
-from ..answering import Answering, answer
+from ..answering import Answering, answer, conversation_request
 from ..conversation import Conversation, Known, chat_tools, require_template, template_variables
 from ..errors import ApiError, bad
 from ..input_items import input_items, page_of
@@ -31,6 +31,7 @@ from ..service import Service, new_id
 from ..stored import Stored
 from ..streams import named_event
 from ..structured import constraint
+from ..thinking import thoughts_of
 from .base import ASKS, READS, STREAMS, caller_of, json_answer, request_id_of, service_of
 
 router = APIRouter(tags=["responses"])
@@ -90,6 +91,7 @@ class _Response(Answering):
         self.form = constraint(
             chat_format(body), tools, choice, body.parallel_tool_calls, outputs=body.structured_outputs, service=service
         )
+        self.thoughts = thoughts_of(service, body.thinking_token_budget, self.form, "thinking_token_budget")
         self.params = sampling_params(
             body, max_tokens=body.max_output_tokens, logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
             structured=self.form.structured,
@@ -114,12 +116,7 @@ class _Response(Answering):
         return OneCall(parser) if self.body.parallel_tool_calls is False else parser
 
     def prepare(self, job: Job) -> list[Callable[[str], EngineRequest]]:
-        salt, llm = self.service.salt(job.caller, self.body.cache_salt), self.service.llm
-        return [
-            lambda request_id: llm.prepare(
-                self.conversation.ids(llm), self.params, request_id=request_id, salt=salt, stream=self.body.stream
-            )
-        ]
+        return conversation_request(self.service, job, self.conversation, self.params, self.body, self.thoughts)
 
     async def ended(self, job: Job, outputs: list[RequestOutput]) -> int:
         """Store the conversation, and pin its KV for the next turn."""

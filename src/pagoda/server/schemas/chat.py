@@ -135,6 +135,7 @@ class ChatRequest(SamplingFields, PagodaFields):
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = Field(None, description="For templates that know it.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="More variables of the chat template.")
+    thinking_token_budget: Annotated[int, Field(ge=1)] | None = Field(None, description="Most tokens of thoughts.")
     stream: Off = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Part of the log record of this request.")

@@ -86,7 +86,7 @@ class OneTool(Body):
 
 class ThinkingOn(Body):
     type: Literal["enabled"]
-    budget_tokens: int | None = Field(None, description="Refused: the length of reasoning cannot be bounded apart.")
+    budget_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Most tokens of thoughts.")
 
 
 class ThinkingOff(Body):

@@ -124,6 +124,7 @@ class ResponsesRequest(PagodaFields):
     tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | None = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningOptions | None = None
+    thinking_token_budget: Annotated[int, Field(ge=1)] | None = Field(None, description="Most tokens of thoughts.")
     stream: Off = False
     truncation: Literal["disabled"] | None = Field(None, description="What is too long is refused.")
     background: Literal[False] | None = None

@@ -72,3 +72,5 @@ class Think(Parser):
 
 PARSER = Think
 MARKS = (_OPEN, _CLOSE)
+BOUNDS = (_OPEN, _CLOSE)
+"""What thoughts stand between, for models whose thoughts may be cut short."""
