@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pagoda.server.histogram import Buckets
 from pagoda.server.keys import Keys
 
-from .conftest import Running
+from .conftest import OPTIONS, Running, running
 
 BOARDS = sorted((Path(__file__).parents[2] / "docs" / "grafana").glob("*.json"))
 
@@ -141,3 +142,21 @@ def test_buckets_count_as_prometheus_does() -> None:
     buckets.observe_all([0.5, 1.0, 1.5, 9.0])
     assert buckets.cumulative() == [("1.0", 2.0), ("2.0", 3.0), ("+Inf", 4.0)]
     assert buckets.sum == 12.0
+
+
+def test_live_quality_is_exported() -> None:
+    """``pagoda serve --shadow 1``: after a lossy request the server finds time for its exact twin."""
+    from pagoda.engine.async_llm import AsyncLLM
+
+    llm = AsyncLLM("lantern", **OPTIONS, shadow=1.0)
+    with running(llm) as server:
+        body = {"prompt": "Once upon a time there was a fox. " * 6, "max_tokens": 8, "ignore_eos": True}
+        assert server.post("/v1/completions", body | {"kv": "recent(budget=8)"}).status_code == 200
+        deadline = time.monotonic() + 30
+        while total(found := samples(server), "pagoda_shadow_tokens_total") < 8 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        server.call(llm.close())
+    assert total(found, "pagoda_shadow_requests_total", kv="recent") == 1
+    assert total(found, "pagoda_shadow_tokens_total", kv="recent") == 8
+    assert 0 <= total(found, "pagoda_shadow_agreed_total", kv="recent") <= 8
+    assert total(found, "pagoda_shadow_kl_sum_total", kv="recent") > 0

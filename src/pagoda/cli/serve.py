@@ -44,6 +44,9 @@ def serve(
     cors_origin: Annotated[list[str] | None, typer.Option(help="Origin that browsers may ask from.")] = None,
     kv: opt.KV = "exact",
     kv_cache_dtype: opt.KVCacheDtype = "auto",
+    shadow: Annotated[
+        float, typer.Option(help="Share of lossy requests that are run exactly as well, when idle, and compared.")
+    ] = 0.0,
     kv_memory: Annotated[str | None, typer.Option(help="Most bytes of the budget that KV may take.")] = None,
     dtype: opt.Dtype = "auto",
     quantization: opt.Quantization = "auto",
@@ -113,7 +116,7 @@ def serve(
     tracing = traces.tracer_provider() if otel else None
     keys = read_keys(api_key or (), api_key_file, os.environ)
     options = opt.given(
-        memory=memory, kv=kv, kv_cache_dtype=kv_cache_dtype, kv_memory=kv_memory, dtype=dtype,
+        memory=memory, kv=kv, kv_cache_dtype=kv_cache_dtype, kv_memory=kv_memory, dtype=dtype, shadow=shadow,
         quantization=quantization, device=device, num_threads=threads,
         max_model_len=opt.length(max_model_len), max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, scheduling=scheduling,

@@ -106,6 +106,9 @@ class Advance:
             for row, sequence in enumerate(sequences)
             if sequence.group.request.teacher is not None
         }
+        for row, sequence in enumerate(sequences):
+            if sequence.group.request.observer is not None:
+                sequence.group.request.observer(sequence.num_output, logits[row])
         sampled = self._sampler.sample(logits, [sequence.sample_state for sequence in sequences])
         for row, (sequence, token) in enumerate(zip(sequences, sampled, strict=True)):
             self._accept(sequence, taught.get(row, token))

@@ -26,6 +26,7 @@ from .config import EngineConfig
 from .engine import Engine
 from .picture import held_bytes, pages_by_granularity, picture_of
 from .profile import Profile, profile_of
+from .shadow import Shadows
 from .sizing import STAGING_BYTES, Sizes, fit
 
 
@@ -57,6 +58,7 @@ class Built:
                 "preemptions": engine.scheduler.num_preemptions,
             },
             "steps": asdict(engine.counters),
+            "shadow": engine.shadows.stats(),
             "structured": {"masks": engine.num_masks},
             "startup": dict(self.startup),
             "model": {
@@ -196,6 +198,7 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         use_prefix=config.enable_prefix_caching,
         granularity=None if config.granularity == "auto" else Granularity(config.granularity),
         audit_steps=config.audit,
+        shadows=Shadows(config.shadow),
     )
     ready = time.perf_counter()
     startup = {

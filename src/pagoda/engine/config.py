@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..core.errors import ConfigError, choices
 from ..kv.codecs.base import kv_dtypes
 from ..weights.quantization import parse_quantization
+from .shadow import check_share
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -40,6 +41,7 @@ class EngineConfig:
     num_threads: int | None = None
     structured_output: bool = True
     reserve_bytes: int = 0
+    shadow: float = 0.0
     audit: bool = False
     progress: Callable[[int, int], None] | None = None
 
@@ -57,6 +59,7 @@ class EngineConfig:
             raise ConfigError(f"page_size is {self.page_size!r}; accepted: {', '.join(map(str, PAGE_SIZES))}")
         if self.granularity not in ("auto", "sequence", "layer", "head"):
             raise ConfigError(choices("granularity", self.granularity, ("auto", "sequence", "layer", "head")))
+        check_share(self.shadow)
         self._check_counts()
 
     def _check_counts(self) -> None:

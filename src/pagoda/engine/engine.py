@@ -34,6 +34,7 @@ from .report import output_of
 from .request import Request, check_prompt_ids
 from .runner import Runner
 from .sequence import RequestState, Sequence
+from .shadow import PREFIX, Shadows
 from .text import TextStream
 
 _log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Engine:
         use_prefix: bool = True,
         granularity: Granularity | None = None,
         audit_steps: bool = False,
+        shadows: Shadows | None = None,
     ) -> None:
         self.loaded, self.stores, self.clock = loaded, stores, clock
         self.max_model_len = max_model_len
@@ -98,6 +100,7 @@ class Engine:
         self._runner = Runner(loaded.model, stores)
         self._evictor = Evictor(self.scheduler, self.counters, Calibrations(loaded.path))
         self._advance = Advance(self.scheduler, self._runner, loaded.tokenizer, clock, self._new_sequence)
+        self.shadows = shadows or Shadows(0.0)
         self._requests: dict[str, RequestState] = {}
         self._seq_ids = itertools.count(1)
 
@@ -117,6 +120,12 @@ class Engine:
         """Accept a request, or raise RequestError saying why it can never run here."""
         if request.request_id in self._requests:
             raise RequestError(f"request id {request.request_id!r} is already running; choose another")
+        self._accept(request)
+        self._stop_shadow()
+        self.shadows.watch(request)
+        self.counters.requests_accepted += 1
+
+    def _accept(self, request: Request) -> None:
         shape = self.loaded.shape
         check_prompt_ids(request.prompt_ids, shape.vocab_size, self.max_model_len)
         request.params.check_vocabulary(shape.vocab_size)
@@ -129,7 +138,6 @@ class Engine:
             group.beam = BeamGroup(group, self._advance, end_ids(request.params, eos_ids))
         self._requests[request.request_id] = group
         self.scheduler.add(self._new_sequence(group, 0))
-        self.counters.requests_accepted += 1
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now; its pages are free for the next step. None if it is not running any more."""
@@ -148,10 +156,11 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._requests)
+        return bool(self._requests) or self.shadows.has_pending
 
     def close(self) -> None:
         """Requests still running are aborted; every page goes back to the system."""
+        self._stop_shadow()
         for request_id in list(self._requests):
             self.abort(request_id)
         self._advance.close()
@@ -162,6 +171,8 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Run one step and say what changed: every streaming request that got tokens, and every one that ended."""
         started = self.clock.now()
+        if not self._requests and self.shadows.has_pending:
+            self._start_shadow(started)
         plan = self.scheduler.schedule()
         self._note(plan, started)
         touched = self._run(plan) if plan.scheduled else self._unstick(plan)
@@ -241,7 +252,8 @@ class Engine:
         outputs = []
         for group in groups:
             if group.sequences and not group.live:
-                outputs.append(self._finish(group))
+                output = self._finish(group)
+                outputs += [] if _is_shadow(group) else [output]
             elif group.request.stream and group.timing.first_token is not None:
                 outputs.append(output_of(group, self.loaded.tokenizer))
         return outputs
@@ -250,9 +262,27 @@ class Engine:
         group.finished = True
         group.timing.finished = self.clock.now()
         del self._requests[group.request.request_id]
-        self.counters.requests_finished += 1
-        self.counters.requests_failed += group.error is not None
+        if _is_shadow(group):
+            self.shadows.settle(ok=group.error is None)
+        else:
+            self.counters.requests_finished += 1
+            self.counters.requests_failed += group.error is not None
+            ended_well = group.sequences[0].finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+            self.shadows.ended(group.request.request_id, group.sequences[0].output_ids, ok=ended_well)
         return output_of(group, self.loaded.tokenizer)
+
+    def _start_shadow(self, now: float) -> None:
+        try:
+            self._accept(self.shadows.next(now))
+        except RequestError as error:  # what fits compressed need not fit exactly
+            _log.info("no exact twin: %s", error)
+            self.shadows.settle(ok=False)
+
+    def _stop_shadow(self) -> None:
+        """A shadow that runs makes room for whom it was not to disturb."""
+        request_id = self.shadows.give_way()
+        if request_id is not None:
+            self.abort(request_id)
 
     def _publish(self, plan: Plan, seconds: float) -> None:
         self.counters.steps += 1
@@ -318,3 +348,7 @@ class Engine:
                 "the memory budget"
             )
         return room
+
+
+def _is_shadow(group: RequestState) -> bool:
+    return group.request.request_id.startswith(PREFIX)

@@ -137,7 +137,10 @@ class LLM:
         submitted: list[str] = []
         try:
             submitted.extend(self._submit(prompt, params) for prompt, params in work)
-            return [self._wait(request_id) for request_id in submitted]
+            outputs = [self._wait(request_id) for request_id in submitted]
+            while self._open().engine.shadows.is_busy:  # here the end of a call is when nobody waits
+                self._pump()
+            return outputs
         finally:  # a bad prompt among good ones, Ctrl-C: nothing of this call stays behind
             self._drop(submitted)
 

@@ -22,6 +22,7 @@ class Request:
 
     teacher: teacher forcing, for measurements. Called with the number of tokens so far and the logits float32 [vocab];
     what it says is the next token, whatever the logits are.
+    observer: sees the same before each token is sampled.
     """
 
     request_id: str
@@ -38,6 +39,7 @@ class Request:
     pooling: str | None = None
     """Not None: nothing is generated, the prompt's hidden states are pooled (see ``pooling``)."""
     teacher: Callable[[int, Tensor], int] | None = None
+    observer: Callable[[int, Tensor], None] | None = None
 
 
 def check_prompt_ids(ids: list[int], vocab_size: int, max_model_len: int) -> None:

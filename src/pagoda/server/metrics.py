@@ -167,8 +167,21 @@ def _from_stats(stats: dict[str, Any], model: list[str]) -> Iterator[Metric]:
         yield _gauge(name, text, of_model, {tuple(model): value})
     for name, (text, value) in counters.items():
         yield _counter(name, text, of_model, {tuple(model): value})
+    yield from _shadow(stats["shadow"]["policies"])
     yield from _memory(stats["memory"])
     yield from _kv_bytes(stats, capacity)
+
+
+def _shadow(policies: dict[str, Any]) -> Iterator[Metric]:
+    """Live quality: nothing until a shadow has run."""
+    for key, text in (
+        ("requests", "Lossy requests that were run exactly as well."),
+        ("tokens", "Tokens of them that were compared."),
+        ("agreed", "Those of them at which both first choices were the same."),
+        ("kl_sum", "KL divergence from the exact to the lossy distribution, in nats, added up over tokens."),
+    ):
+        values = {(name,): found[key] for name, found in policies.items()}
+        yield _counter(f"pagoda_shadow_{key}", text, ["kv"], values)
 
 
 def _memory(memory: dict[str, Any]) -> Iterator[Metric]:
