@@ -33,6 +33,8 @@ def open_llm(model: str, options: dict[str, Any]) -> Iterator[Session]:
     imported = time.perf_counter()
     with progress_bar(model) as progress:
         llm = LLM(model, progress=progress, **options)
+    if (placement := llm.stats()["model"]["weights"]) != "resident":
+        print(f"weights: {placement}", file=sys.stderr, flush=True)
     phases = {name.replace("_", " "): s for name, s in llm.stats()["startup"].items() if name != "total"}
     try:
         yield Session(llm, {"python": before, "import": imported - start, **phases})

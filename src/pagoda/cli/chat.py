@@ -39,6 +39,7 @@ def chat(
     kv_cache_dtype: opt.KVCacheDtype = "auto",
     dtype: opt.Dtype = "auto",
     quantization: opt.Quantization = "auto",
+    weights: opt.Weights = "auto",
     device: opt.Device = "auto",
     max_model_len: opt.MaxModelLen = "auto",
     chat_template: opt.ChatTemplate = None,
@@ -53,7 +54,8 @@ def chat(
     )  # fmt: skip
     params = SamplingParams(**choices)
     options = opt.given(
-        memory=memory, kv=kv, kv_cache_dtype=kv_cache_dtype, dtype=dtype, quantization=quantization, device=device,
+        memory=memory, kv=kv, kv_cache_dtype=kv_cache_dtype, dtype=dtype, quantization=quantization,
+        weights=weights, device=device,
         max_model_len=opt.length(max_model_len), chat_template=opt.read_template(chat_template),
     )  # fmt: skip
     with open_llm(model, options) as session:

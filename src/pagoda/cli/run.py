@@ -50,6 +50,7 @@ def run(
     kv_cache_dtype: opt.KVCacheDtype = "auto",
     dtype: opt.Dtype = "auto",
     quantization: opt.Quantization = "auto",
+    weights: opt.Weights = "auto",
     device: opt.Device = "auto",
     max_model_len: opt.MaxModelLen = "auto",
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its answer.")] = False,
@@ -79,6 +80,7 @@ def run(
         kv_cache_dtype=kv_cache_dtype,
         dtype=dtype,
         quantization=quantization,
+        weights=weights,
         device=device,
         max_model_len=opt.length(max_model_len),
     )

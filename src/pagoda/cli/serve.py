@@ -50,6 +50,7 @@ def serve(
     kv_memory: Annotated[str | None, typer.Option(help="Most bytes of the budget that KV may take.")] = None,
     dtype: opt.Dtype = "auto",
     quantization: opt.Quantization = "auto",
+    weights: opt.Weights = "auto",
     device: opt.Device = "auto",
     max_model_len: opt.MaxModelLen = "auto",
     max_num_seqs: Annotated[int, typer.Option(help="Sequences of one step.")] = 64,
@@ -117,7 +118,7 @@ def serve(
     keys = read_keys(api_key or (), api_key_file, os.environ)
     options = opt.given(
         memory=memory, kv=kv, kv_cache_dtype=kv_cache_dtype, kv_memory=kv_memory, dtype=dtype, shadow=shadow,
-        quantization=quantization, device=device, num_threads=threads,
+        quantization=quantization, weights=weights, device=device, num_threads=threads,
         max_model_len=opt.length(max_model_len), max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, scheduling=scheduling,
         chat_template=opt.read_template(chat_template), enable_prefix_caching=prefix_caching,
@@ -163,4 +164,6 @@ def _announce(
         emit_json({"url": url, "models": names, "ready_seconds": total, "startup_seconds": startup})
         return
     parts = ", ".join(f"{what} {seconds:.2f}" for what, seconds in startup.items())
+    if (placement := llm.stats()["model"]["weights"]) != "resident":
+        print(f"weights: {placement}", flush=True)
     print(f"serving {', '.join(names)} at {url}  (ready after {total:.2f} s: {parts})", flush=True)

@@ -27,7 +27,7 @@ from .engine import Engine
 from .picture import held_bytes, pages_by_granularity, picture_of
 from .profile import Profile, profile_of
 from .shadow import Shadows
-from .sizing import STAGING_BYTES, Sizes, fit
+from .sizing import STAGING_BYTES, Sizes, fit, weight_room
 
 
 @dataclass(slots=True)
@@ -67,6 +67,7 @@ class Built:
                 "dtype": self.loaded.dtype,
                 "dtype_reason": self.loaded.dtype_reason,
                 "quantization": str(self.loaded.quantization),
+                "weights": self.loaded.placement,
                 "num_params": self.loaded.shape.num_params,
                 "page_size": self.sizes.fmt.page_size,
                 "max_model_len": self.sizes.max_model_len,
@@ -155,6 +156,8 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         device=config.device,
         ledger=ledger,
         max_model_len=None if config.max_model_len == "auto" else int(config.max_model_len),
+        weights=config.weights,
+        room=None if on_cuda else weight_room(config, ledger),
         progress=config.progress,
     )
     weights_read = time.perf_counter()

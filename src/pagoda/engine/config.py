@@ -11,6 +11,7 @@ from ..weights.quantization import parse_quantization
 from .shadow import check_share
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
+PLACEMENTS = ("auto", "resident", "stream")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -52,8 +53,8 @@ class EngineConfig:
             raise ConfigError(choices("dtype", self.dtype, DTYPES))
         if self.kv_cache_dtype not in kv_dtypes():
             raise ConfigError(choices("kv_cache_dtype", self.kv_cache_dtype, kv_dtypes()))
-        if self.weights != "auto":
-            raise ConfigError(f"weights={self.weights!r}; accepted: auto (the checkpoint's own tensors)")
+        if self.weights not in PLACEMENTS:
+            raise ConfigError(choices("weights", self.weights, PLACEMENTS))
         parse_quantization(self.quantization)
         if self.page_size not in PAGE_SIZES:
             raise ConfigError(f"page_size is {self.page_size!r}; accepted: {', '.join(map(str, PAGE_SIZES))}")

@@ -12,7 +12,9 @@ from ..core.errors import BudgetError, ConfigError
 from ..core.types import KVFormat
 from ..core.units import format_bytes, parse_bytes
 from ..kv.codecs.base import with_dtype
+from ..models.load import Room, RoomFor
 from ..models.shape import ModelShape
+from ..sampling.grammar import grammar_bytes
 from ..sampling.scratch import scratch_bytes
 from ..weights.quantization import Quantization
 from .advance import LOGIT_ROWS
@@ -42,16 +44,9 @@ def fit(
     """
     fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
     longest = _longest(config, shape)
-    rows = max(min(config.max_num_seqs, config.max_num_batched_tokens), LOGIT_ROWS)
-    activations = (
-        shape.activation_bytes(config.max_num_batched_tokens, rows, dtype, max_kv_len=longest)
-        + scratch_bytes(rows, shape.vocab_size, with_logprobs=True)
-        + shape.table_bytes(longest, dtype)
-        + shape.unpacking_bytes(quantization or Quantization())
-    )
+    activations = _activations(config, shape, dtype, quantization or Quantization())
     reserve = config.reserve_bytes if ledger_is_host else 0
-    # With "auto" one step's worth of context is the least that makes sense; a stated length must fit whole.
-    least = longest if config.max_model_len != "auto" else min(longest, 16 * fmt.page_size)
+    least = _least(config, longest, fmt)
     needs = [
         Need("activations", activations, "activations"),
         Need("staging", STAGING_BYTES, "staging"),
@@ -64,6 +59,40 @@ def fit(
         left = min(left, _stated_kv_bytes(config, fmt, least))
     max_blocks = min(left // fmt.block_bytes, (2**31 - 1) // fmt.pages_per_block)
     return Sizes(min(longest, max_blocks * fmt.page_size), max_blocks, fmt, activations)
+
+
+def weight_room(config: EngineConfig, ledger: Ledger) -> RoomFor:
+    """What weights may take of a host's ledger, so that a step and KV fit beside them.
+
+    Streamed weights leave an eighth of it, or the KV of one sequence as long as can be, to KV: with less, few
+    sequences would share the pass over the weights that every step pays for.
+    """
+
+    def room(shape: ModelShape, dtype: str, quantization: Quantization) -> Room:
+        fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
+        longest = _longest(config, shape)
+        grammars = grammar_bytes(shape.vocab_size) if config.structured_output else 0
+        beside = _activations(config, shape, dtype, quantization) + STAGING_BYTES + config.reserve_bytes + grammars
+        left = ledger.free_bytes - beside
+        least, most = (fmt.blocks_for(n) * fmt.block_bytes for n in (_least(config, longest, fmt), longest))
+        return Room(left - least, left - max(least, min(most, left // 8)))
+
+    return room
+
+
+def _activations(config: EngineConfig, shape: ModelShape, dtype: str, quantization: Quantization) -> int:
+    longest, rows = _longest(config, shape), max(min(config.max_num_seqs, config.max_num_batched_tokens), LOGIT_ROWS)
+    return (
+        shape.activation_bytes(config.max_num_batched_tokens, rows, dtype, max_kv_len=longest)
+        + scratch_bytes(rows, shape.vocab_size, with_logprobs=True)
+        + shape.table_bytes(longest, dtype)
+        + shape.unpacking_bytes(quantization)
+    )
+
+
+def _least(config: EngineConfig, longest: int, fmt: KVFormat) -> int:
+    """Tokens of KV without which nothing works: with "auto" one step's worth; a stated length must fit whole."""
+    return longest if config.max_model_len != "auto" else min(longest, 16 * fmt.page_size)
 
 
 def _stated_kv_bytes(config: EngineConfig, fmt: KVFormat, least: int) -> int:

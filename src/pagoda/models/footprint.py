@@ -14,6 +14,7 @@ class Footprint:
 
     def __init__(self, ledger: Ledger | None) -> None:
         self._ledger, self._leases = ledger, list[Lease]()
+        self._closers: list[Callable[[], None]] = []
 
     def lease(self, account: str, num_bytes: int, what: str, resident: Callable[[], int] | None = None) -> Lease | None:
         """A lease that stays until ``release``. Raises BudgetError."""
@@ -45,8 +46,14 @@ class Footprint:
         with self._ledger.lease(account, num_bytes, what):
             yield
 
+    def at_release(self, close: Callable[[], None]) -> None:
+        """Called when the leases go back: what holds their bytes lets them go."""
+        self._closers.append(close)
+
     def release(self) -> None:
         """Gives every lease back. A second call does nothing."""
+        while self._closers:
+            self._closers.pop()()
         while self._leases:
             self._leases.pop().release()
 

@@ -141,7 +141,8 @@ def _logical(name: str, tensor: GGUFTensor, rotated: Mapping[str, int]) -> tuple
     format = Int4(group=32, symmetric=True, scale="float32", embed="none") if exact else None
     made = 2 * tensor.entry.num_bytes if heads or exact else 0
     made += BLOCK_ELEMS * SCRATCH_BYTES if tensor.entry.dtype == "U8" else 0
-    return ours, Logical((name,), tensor.shape, lambda t: _build(t[name], tensor, heads, format), format, made)
+    rows = name if not heads and tensor.entry.dtype != "U8" else None
+    return ours, Logical((name,), tensor.shape, lambda t: _build(t[name], tensor, heads, format), format, made, rows)
 
 
 def _build(stored: Tensor, tensor: GGUFTensor, heads: int, format: Int4 | None) -> Tensor | CodedMatrix:

@@ -14,6 +14,7 @@ import torch
 from pagoda.budget.ledger import Ledger
 from pagoda.core.errors import ConfigError, ModelError, UnsupportedModelError, choices
 from pagoda.core.types import DTYPE_BYTES
+from pagoda.core.units import format_bytes
 from pagoda.kernels.dispatch import load_providers
 from pagoda.weights.quantization import Quantization, in_panels, parse_quantization
 from pagoda.weights.reader import Checkpoint, torch_dtype
@@ -27,12 +28,27 @@ from .generation import end_ids, read_generation
 from .model import Model
 from .resolve import resolve
 from .shape import ModelShape
+from .stream_plan import StreamPlan, plan_stream
 from .tokenizer import Tokenizer, read_json
 
 if TYPE_CHECKING:
     from .fallback import FallbackModel
 
 Progress = Callable[[int, int], None]
+PLACEMENTS = ("auto", "resident", "stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes that weights may take: ``whole`` if all of them stay in memory, ``streaming`` if some are read at every
+    step (less, since a stream's ring and more KV stand beside them).
+    """
+
+    whole: int
+    streaming: int
+
+
+RoomFor = Callable[[ModelShape, str, Quantization], Room]
 TINY_PARAMS = 32_000_000
 
 # Measured: private memory grows by 8 to 10 times the size of tokenizer.json (GPT-2, Mistral), and a little at use.
@@ -59,6 +75,16 @@ class Loaded:
     dtype_reason: str
     quantization: Quantization
     footprint: Footprint
+    stream: StreamPlan | None = None
+    """What is read from disk at every step; None where all weights are in memory."""
+
+    @property
+    def placement(self) -> str:
+        """Where the weights are, in words."""
+        if self.stream is None:
+            return "resident"
+        per_step, kept = format_bytes(self.stream.step_bytes), format_bytes(self.stream.resident_bytes)
+        return f"stream: {kept} in memory, {per_step} read from disk at every step"
 
     @property
     def chat_template(self) -> str | None:
@@ -82,6 +108,8 @@ def load_model(
     device: str | torch.device = "cpu",
     ledger: Ledger | None = None,
     max_model_len: int | None = None,
+    weights: str = "auto",
+    room: RoomFor | None = None,
     progress: Progress | None = None,
 ) -> Loaded:
     """Loads a model into memory that it leases first: accounts ``weights``, ``tokenizer``, ``runtime`` where
@@ -91,13 +119,15 @@ def load_model(
     or ``auto``: the checkpoint's own format, and unquantized weights in the order that this machine's kernels read.
     ``max_model_len`` is the longest sequence that will be run (rotary scalings that depend on it; default: the
     model's own). ``progress(done_bytes, total_bytes)`` is called after every tensor.
+    ``weights``: ``stream`` leaves on disk what ``room`` has no place for, to be read at every step; ``resident`` never
+    does; ``auto`` does where a room is given and the model does not fit it.
     Raises ModelError (with UnsupportedModelError, WeightsError), ConfigError, BudgetError: one line each; what was
     leased has been given back then.
     """
     where, footprint = _device(device), Footprint(ledger)
     asked = parse_quantization(quantization) if quantization.strip() != "auto" else None
     try:
-        return _load(resolve(path_or_id), dtype, asked, where, footprint, max_model_len, progress)
+        return _load(resolve(path_or_id), dtype, asked, where, footprint, max_model_len, (weights, room), progress)
     except BaseException:
         footprint.release()
         raise
@@ -110,6 +140,7 @@ def _load(
     device: torch.device,
     footprint: Footprint,
     max_model_len: int | None,
+    placement: tuple[str, RoomFor | None],
     progress: Progress | None,
 ) -> Loaded:
     opened = _open_file(path, footprint) if path.is_file() else _open_folder(path, footprint)
@@ -120,7 +151,12 @@ def _load(
     if asked is None and source.formats and isinstance(model, Model):
         as_stored = model.stored_formats(source.formats)
         model = _empty_model(config, getattr(torch, name), as_stored, device, max_model_len, footprint)
-    _fill(model, source, name, footprint, progress)
+    plan = _streaming(model, source, name, *placement)
+    if plan is not None:
+        assert isinstance(model, Model)
+        _fill_streamed(model, source, name, plan, footprint, progress)
+    else:
+        _fill(model, source, name, footprint, progress)
     quantization = getattr(model, "quantization", Quantization())
     return Loaded(
         model=model,
@@ -136,6 +172,7 @@ def _load(
         dtype_reason=reason,
         quantization=quantization,
         footprint=footprint,
+        stream=plan,
     )
 
 
@@ -305,7 +342,7 @@ def _fill(
     what = f"{model.shape.family}, {dtype if packing.is_plain else packing}"
     num_bytes = model.shape.weight_bytes(dtype, packing)
     lease = footprint.lease("weights", num_bytes, what, lambda: model.weight_bytes)
-    passing = source.passing_bytes + model.shape.packing_bytes(packing)
+    passing = source.passing_bytes() + model.shape.packing_bytes(packing)
     order = model.load_order(source.names) if isinstance(model, Model) and not packing.is_plain else None
     with footprint.passing("staging", passing, "one tensor while loading"):
         done, total = 0, source.num_bytes
@@ -320,3 +357,65 @@ def _fill(
         model.finish_loading()
     if lease is not None:
         lease.resize(model.weight_bytes)
+
+
+def _streaming(
+    model: Model | FallbackModel, source: TensorSource, dtype: str, weights: str, room_for: RoomFor | None
+) -> StreamPlan | None:
+    """The plan of a model whose weights are not all kept. Raises ConfigError where that was asked for and cannot be."""
+    if weights not in PLACEMENTS:
+        raise ConfigError(choices("weights", weights, PLACEMENTS))
+    packing: Quantization = getattr(model, "quantization", Quantization())
+    room = None if room_for is None else room_for(model.shape, dtype, packing)
+    needed = model.shape.weight_bytes(dtype, packing)
+    if model.device.type != "cpu":
+        if weights == "stream":
+            raise ConfigError("weights='stream' is for device='cpu': a GPU's weights are not read from disk")
+        return None
+    if weights == "resident" or (weights == "auto" and (room is None or needed <= room.whole)):
+        return None
+    reason = "it runs in transformers' modules"
+    if isinstance(model, Model):
+        rows, unfit = model.stored_rows(source)
+        plan = plan_stream(model.shape, dtype, packing, 0 if room is None else room.streaming, rows)
+        if rows and (weights == "stream" or plan.num_bytes < needed):
+            return plan
+        reason = next(iter(unfit.values()), "it has no matrix") if not rows else "it is too small to gain by it"
+    if weights == "auto":
+        return None
+    raise ConfigError(
+        f"weights='stream': no matrix of this model can be read as it is multiplied ({reason}); "
+        "`pagoda quantize` writes a checkpoint that can, for example with --format bf16 or int4"
+    )
+
+
+def _fill_streamed(
+    model: Model, source: TensorSource, dtype: str, plan: StreamPlan, footprint: Footprint, progress: Progress | None
+) -> None:
+    from .streamed_load import keep_resident, stream_rest
+
+    rows, _ = model.stored_rows(source)
+    others = [name for name in model.load_order(source.names) if not model.fills_only(name, rows)]
+    what = f"{model.shape.family}, {model.quantization}, {len(plan.streamed)} matrices on disk"
+    lease = footprint.lease("weights", plan.resident_bytes, what, lambda: model.weight_bytes)
+    total, done = source.num_bytes, 0
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if progress is not None:
+            progress(min(done, total), total)
+
+    passing = max(plan.passing_bytes, source.passing_bytes(others) + model.shape.packing_bytes(model.quantization))
+    with footprint.passing("staging", passing, "one tensor while loading"):
+        for name, tensor, num_bytes in source.stream(others):
+            model.load_tensor(name, tensor)
+            advance(num_bytes)
+        keep_resident(model, source, plan, rows, advance)
+    ring = footprint.lease("weights", plan.passing_bytes, "ring of streamed weights")
+    stream = stream_rest(model, source, plan, rows)
+    footprint.at_release(stream.close)
+    model.finish_loading()
+    if lease is not None and ring is not None:
+        lease.resize(model.weight_bytes)
+        ring.resize(stream.num_bytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,13 @@ from torch import Tensor
 
 from pagoda.core.errors import ModelError, WeightsError
 from pagoda.weights.formats.base import WeightFormat
+from pagoda.weights.header import TensorEntry
 from pagoda.weights.packed import PackedMatrix, equal
 from pagoda.weights.quantization import Quantization, Role
+from pagoda.weights.rows import StoredRows, runs_of
 from pagoda.weights.schemes.pagoda import EXPERT as OWN_EXPERT
 from pagoda.weights.schemes.pagoda import PREFIX as OWN_PREFIX
+from pagoda.weights.source import TensorSource
 
 from .decoder import Decoder
 from .families import read_spec
@@ -24,6 +27,7 @@ from .shape import ModelShape
 from .sources import Piece, Region, Source, source_table
 from .spec import DecoderSpec
 from .store import WeightStore
+from .stream_plan import can_stream
 
 EMBED, HEAD = "embed.weight", "lm_head.weight"
 
@@ -141,6 +145,45 @@ class Model:
                 packed |= self._store.regions_of(piece) if piece.is_rows else set()
         partly = {region[0] for region in self._sources.regions() - packed}
         return Quantization(overrides={p: f.pop() for p, f in found.items() if len(f) == 1 and p not in partly})
+
+    def stored_rows(self, source: TensorSource) -> tuple[dict[str, StoredRows], dict[str, str]]:
+        """Matrices whose rows lie in the checkpoint as their kernel takes them; and why the others' do not."""
+        parts: dict[str, list[tuple[int, int, TensorEntry]]] = {}
+        unfit: dict[str, str] = {}
+        for name, logical in source.logical.items():
+            found = self._source(name)
+            if found is not None and found.tied_head:
+                unfit[EMBED] = f"a head is stored beside it ({name!r}), to be compared when it is read"
+            if found is None or found.tied_head or found.alternative:
+                continue
+            for piece in found.pieces:
+                if logical.rows is None or not piece.is_rows:
+                    unfit[piece.param] = f"tensor {name!r} is rearranged while it is read"
+                else:
+                    entry = source.checkpoint.entries[logical.rows]
+                    parts.setdefault(piece.param, []).append((piece.start, found.shape[0], entry))
+        fit: dict[str, StoredRows] = {}
+        for matrix in self.shape.matrices:
+            format = can_stream(matrix, self.quantization)
+            if format is None or matrix.name in unfit:
+                unfit.setdefault(matrix.name, "its format is not multiplied as it is stored")
+                continue
+            rows = StoredRows(format.kernel, matrix.rows, matrix.cols, runs_of(parts.get(matrix.name, [])))
+            reason = rows.why_not()
+            if reason is None:
+                fit[matrix.name] = rows
+            else:
+                unfit[matrix.name] = reason
+        return fit, unfit
+
+    def keep(self, name: str, weight: PackedMatrix) -> None:
+        """A parameter that comes ready, whole."""
+        self._store.keep(name, weight)
+
+    def fills_only(self, name: str, params: Collection[str]) -> bool:
+        """Whether a checkpoint tensor fills nothing but these parameters."""
+        found = self._source(name)
+        return found is not None and bool(found.pieces) and all(piece.param in params for piece in found.pieces)
 
     def _source(self, name: str) -> Source | None:
         """Where a checkpoint tensor goes; ``pagoda.<our name>`` of our own checkpoints goes there as it is."""

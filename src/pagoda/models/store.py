@@ -70,6 +70,12 @@ class WeightStore:
         units = [(piece.param, piece.expert)] if piece.expert >= 0 else self._units.get(piece.param, [])
         return {piece.region}.union(*(self._wanted.get(unit, set()) for unit in units))
 
+    def keep(self, name: str, weight: Weight) -> None:
+        """A parameter that came ready: all of its regions are covered."""
+        self.weights[name] = weight
+        for unit in self._units.get(name, []):
+            self.covered |= self._wanted[unit]
+
     def put_whole(self, name: str, like: str, tensor: Tensor | PackedMatrix) -> None:
         """A parameter that is not in the table, kept as ``like`` is: the head of a tied model, until it is compared."""
         param = self.table[like]

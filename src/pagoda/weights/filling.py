@@ -166,7 +166,7 @@ class _Panels(Filling):
             raise WeightsError(NOT_FINITE)
         if isinstance(tensor, CodedMatrix):
             zeros = tensor.codes.get("zero")
-            self._put_scales(first, *(_in_panels(t) for t in (tensor.codes["scale"], zeros)))
+            self._put_scales(first, *(in_panels(t) for t in (tensor.codes["scale"], zeros)))
 
     def _stored(self, tensor: Tensor | PackedMatrix) -> Tensor | None:
         """Rows that hold this format's numbers already, to be laid out in one pass."""
@@ -241,7 +241,7 @@ class _Panels(Filling):
         return sum(t.nbytes for t in (self.data, self.scales, self.zeros) if t is not None)
 
 
-def _in_panels(scales: Tensor | None) -> Tensor | None:
+def in_panels(scales: Tensor | None) -> Tensor | None:
     """Rows filled up with zeros to whole panels."""
     if scales is None or scales.shape[0] % PANEL == 0:
         return scales

@@ -46,6 +46,10 @@ class PackedMatrix(ABC):
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x @ self.T + bias``: x ``[..., cols]`` -> ``[..., rows]`` like x."""
 
+    def wide_linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``linear(x, bias).float()``."""
+        return self.linear(x, bias).float()
+
     @property
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.tensors().values())

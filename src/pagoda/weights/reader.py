@@ -62,10 +62,14 @@ class Checkpoint:
         """Bytes of the largest tensor on disk: what loading needs beside the model."""
         return max((entry.num_bytes for entry in self.entries.values()), default=0)
 
+    def open_files(self, *, use_cache: bool) -> OpenFiles:
+        """The files, for reads of other pieces than whole tensors."""
+        return OpenFiles(self._stamps, use_cache=use_cache)
+
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in its own memory and its own dtype, on the CPU."""
         entry = self._entry(name)
-        with _OpenFiles(self._stamps, use_cache=True) as files:
+        with OpenFiles(self._stamps, use_cache=True) as files:
             raw = files.read(entry, aligned_buffer(staging_bytes([entry])))
             files.check([entry])
         return _tensor(entry, raw).clone()
@@ -84,7 +88,7 @@ class Checkpoint:
         """As ``stream``, several tensors at a time: name -> tensor. The next are read while these are used."""
         wanted = [[self._entry(name) for name in group] for group in groups]
         sizes = [staging_bytes(group) for group in wanted]
-        with _OpenFiles(self._stamps, use_cache=True) as files:
+        with OpenFiles(self._stamps, use_cache=True) as files:
             ahead = ReadAhead(sizes, aligned_buffer(ring_bytes(sizes)), files.filling(wanted))
             try:
                 for group, raw in zip(wanted, ahead, strict=True):
@@ -99,7 +103,7 @@ class Checkpoint:
         return self.entries[name]
 
 
-class _OpenFiles:
+class OpenFiles:
     """The files of a checkpoint, opened when first read from, closed together."""
 
     def __init__(self, stamps: dict[Path, Stamp], *, use_cache: bool) -> None:
@@ -118,9 +122,13 @@ class _OpenFiles:
 
     def read(self, entry: TensorEntry, buffer: torch.Tensor) -> torch.Tensor:
         """The tensor's bytes, somewhere in ``buffer``."""
+        return self.read_range(entry, entry.offset, entry.num_bytes, buffer)
+
+    def read_range(self, entry: TensorEntry, offset: int, num_bytes: int, buffer: torch.Tensor) -> torch.Tensor:
+        """Some of the tensor's bytes, by where they lie in its file."""
         if entry.file not in self._open:
             self._open[entry.file] = DirectFile(entry.file, use_cache=self._use_cache)
-        return self._open[entry.file].read(entry.offset, entry.num_bytes, buffer, f"tensor {entry.name!r}")
+        return self._open[entry.file].read(offset, num_bytes, buffer, f"tensor {entry.name!r}")
 
     def check(self, group: Iterable[TensorEntry]) -> None:
         """Raises WeightsError if a file is no longer what it was when its header was read."""
@@ -128,12 +136,16 @@ class _OpenFiles:
             if entry.file in self._open and self._open[entry.file].stamp != self._stamps[entry.file]:
                 raise WeightsError(f"{entry.file}: changed while tensor {entry.name!r} was read; load it again")
 
-    def __enter__(self) -> _OpenFiles:
+    def __enter__(self) -> OpenFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._open.values():
-            file.close()
+        self.close()
+
+    def close(self) -> None:
+        """A second call does nothing."""
+        while self._open:
+            self._open.popitem()[1].close()
 
 
 def ring_bytes(sizes: Sequence[int]) -> int:

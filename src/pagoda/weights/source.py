@@ -35,11 +35,11 @@ class TensorSource:
         """Bytes that a stream reads."""
         return sum(self._stored_bytes(t) for t in self.logical.values())
 
-    @property
-    def passing_bytes(self) -> int:
-        """What stands beside the model while it loads: one tensor as it is stored, and what it is made into."""
+    def passing_bytes(self, names: Iterable[str] | None = None) -> int:
+        """What stands beside the model while these tensors (all) load: one as it is stored, and what is made of it."""
         entries = self.checkpoint.entries
-        found = [t for t in self.logical.values() if t.parts[0] in entries]
+        wanted = self.logical.values() if names is None else (self.logical[name] for name in names)
+        found = [t for t in wanted if t.parts[0] in entries]
         read = ring_bytes([staging_bytes(entries[part] for part in t.parts) for t in found])
         return read + max((_made_bytes(t) for t in found), default=0)
 
@@ -78,7 +78,7 @@ def open_source(checkpoint: Checkpoint, quantization_config: Any) -> TensorSourc
     Raises WeightsError for a method that is not read, or a checkpoint that does not fit its config.
     """
     if not quantization_config:
-        plain = {n: Logical((n,), e.shape, _itself(n)) for n, e in checkpoint.entries.items()}
+        plain = {n: Logical((n,), e.shape, _itself(n), rows=n) for n, e in checkpoint.entries.items()}
         return TensorSource(checkpoint, plain)
     where = f"{checkpoint.folder}/config.json: quantization_config"
     method = quantization_config.get("quant_method") if isinstance(quantization_config, Mapping) else None

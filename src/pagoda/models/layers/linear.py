@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pagoda.kernels import ops
-from pagoda.weights.packed import ExpertStack, PackedMatrix, PanelMatrix
+from pagoda.weights.packed import ExpertStack, PackedMatrix
 
 from ..spec import NormSpec
 
@@ -24,7 +24,7 @@ def linear(x: Tensor, weight: Tensor | PackedMatrix, bias: Tensor | None) -> Ten
 
 def logits(x: Tensor, weight: Tensor | PackedMatrix, bias: Tensor | None) -> Tensor:
     """``linear`` as float32, rounded to x's dtype before: x ``[N, in]`` -> ``[N, out]``."""
-    return weight.wide_linear(x, bias) if isinstance(weight, PanelMatrix) else linear(x, weight, bias).float()
+    return ops.linear(x, weight, bias).float() if isinstance(weight, Tensor) else weight.wide_linear(x, bias)
 
 
 def rows(weight: Tensor | PackedMatrix, ids: Tensor) -> Tensor:

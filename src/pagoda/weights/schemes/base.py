@@ -26,6 +26,7 @@ class Logical:
 
     ``format`` None: the values come unpacked, because no weight format holds exactly these codes. ``made_bytes``: what
     ``build`` takes beside its parts; None: nothing for one part, the result and a block's scratch for several.
+    ``rows``: the part whose rows are the tensor's own, one after the other, in its dtype or as the format's ``codes``.
     """
 
     parts: tuple[str, ...]
@@ -33,6 +34,7 @@ class Logical:
     build: Callable[[Mapping[str, Tensor]], Tensor | CodedMatrix]
     format: WeightFormat | None = None
     made_bytes: int | None = None
+    rows: str | None = None
 
 
 class Scheme(ABC):
@@ -93,7 +95,9 @@ class ModuleScheme(Scheme):
                 used.update(made.parts, self.leftovers(name))
         for stored, entry in self.entries.items():
             if stored not in used and stored not in found:
-                found[stored] = Logical((stored,), entry.shape, lambda tensors, stored=stored: tensors[stored])  # type: ignore[misc]
+                found[stored] = Logical(
+                    (stored,), entry.shape, lambda tensors, stored=stored: tensors[stored], rows=stored
+                )  # type: ignore[misc]
         return found
 
     def is_packed(self, stored: str) -> bool:

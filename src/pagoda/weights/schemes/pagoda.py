@@ -40,7 +40,7 @@ class Pagoda(Scheme):
             if code:
                 codes.setdefault(name, []).append(code)
             else:
-                found[name] = Logical((stored,), entry.shape, lambda t, stored=stored: t[stored])  # type: ignore[misc]
+                found[name] = Logical((stored,), entry.shape, lambda t, stored=stored: t[stored], rows=stored)  # type: ignore[misc]
         return found | {name: self._matrix(name, kinds) for name, kinds in codes.items()}
 
     def _matrix(self, name: str, kinds: list[str]) -> Logical:
@@ -53,7 +53,13 @@ class Pagoda(Scheme):
         rows, cols = self._size(name, format, stored)
         for kind, (shape, _) in format.parts(rows, cols).items():
             self.expect(f"{name}{CODE}{kind}", shape)
-        return Logical(tuple(stored.values()), (rows, cols), lambda t: _build(t, stored, format, cols), format)
+        return Logical(
+            tuple(stored.values()),
+            (rows, cols),
+            lambda t: _build(t, stored, format, cols),
+            format,
+            rows=stored.get("codes"),
+        )
 
     def _size(self, name: str, format: WeightFormat, stored: Mapping[str, str]) -> tuple[int, int]:
         """Rows and columns, stored beside the codes: packed codes do not say how full their last byte is."""

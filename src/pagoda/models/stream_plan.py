@@ -1,0 +1,73 @@
+"""Which matrices stay in memory and which are read from disk at every step, when a model is larger than its room.
+
+    room   | vectors, scales, unstreamable | ring and one unit's panels | matrices kept: as many as fit, in order |
+
+No torch: a plan is made from the shape alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from pagoda.kernels.packed_bytes import BITS, PANEL
+from pagoda.weights.formats.base import WeightFormat
+from pagoda.weights.quantization import Quantization
+from pagoda.weights.rows import STORED, rows_of_unit
+
+from .shape import Matrix, ModelShape
+
+ALIGN_BYTES = 8192  # of a unit in the ring, beside its rows: pages that are shared with its neighbours in the file
+RING_UNITS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """``streamed`` matrices are read at every step, all others are in memory.
+
+    resident_bytes: every parameter, or part of one, that is in memory. passing_bytes: the ring, and the panels of the
+    unit that is multiplied. step_bytes: read from disk for one step, whatever its batch (a little more: whole pages).
+    """
+
+    streamed: tuple[str, ...]
+    resident_bytes: int
+    passing_bytes: int
+    step_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory for weights, all together."""
+        return self.resident_bytes + self.passing_bytes
+
+
+def can_stream(matrix: Matrix, quantization: Quantization) -> WeightFormat | None:
+    """The matrix's format if its rows can be multiplied as they come from disk."""
+    found = quantization.of(matrix.name, matrix.role)
+    fits = found is not None and found.kernel in STORED and matrix.role in ("linear", "embed") and matrix.count == 1
+    return found if fits else None
+
+
+def plan_stream(
+    shape: ModelShape, dtype: str, quantization: Quantization, room_bytes: int, names: Collection[str] | None = None
+) -> StreamPlan:
+    """Keeps matrices in the order of computation for as long as they fit ``room_bytes``.
+
+    ``names``: matrices that the checkpoint allows to stream (None: all whose format does). The plan may exceed the
+    room; what it needs at least is its ``num_bytes`` with room 0.
+    """
+    rows: dict[str, int] = {}
+    units = [0]
+    for matrix in shape.matrices:
+        found = can_stream(matrix, quantization)
+        if found is not None and (names is None or matrix.name in names):
+            row_bytes = -(-matrix.cols * BITS[found.kernel] // 8)
+            rows[matrix.name] = -(-matrix.rows // PANEL) * -(-row_bytes // 4) * PANEL * 4
+            units.append(min(rows_of_unit(row_bytes), matrix.rows) * row_bytes)
+    passing = RING_UNITS * (max(units) + ALIGN_BYTES) + max(units) + PANEL * 4
+    resident = shape.weight_bytes(dtype, quantization) - sum(rows.values())
+    streamed = dict(rows)
+    for name, num_bytes in rows.items():
+        if resident + passing + num_bytes <= room_bytes:
+            resident += num_bytes
+            del streamed[name]
+    return StreamPlan(tuple(streamed), resident, passing if streamed else 0, sum(streamed.values()))

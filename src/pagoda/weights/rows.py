@@ -1,0 +1,82 @@
+"""Where the rows of a matrix lie on disk, and how they are cut into units that are read at once. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..kernels.packed_bytes import BITS, PANEL
+from .header import TensorEntry
+
+UNIT_BYTES = 8 << 20
+"""Of rows read, laid out and multiplied at once: two reads, and little memory."""
+
+STORED = {"fp32": "F32", "bf16": "BF16", "int8": "I8", "int4": "U8"}
+"""Kernel format -> the dtype of stored rows that hold its numbers already (`kernels.lay_out`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowRun:
+    """Rows ``start:start + rows`` of a matrix: all of one stored tensor."""
+
+    entry: TensorEntry
+    start: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Rows ``start:stop`` of a matrix; each part is ``rows`` of them: (tensor, first byte in its file, bytes, rows)."""
+
+    start: int
+    stop: int
+    parts: tuple[tuple[TensorEntry, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """A whole matrix by its runs, in order; ``kernel`` is the format that its bytes hold."""
+
+    kernel: str
+    rows: int
+    cols: int
+    runs: tuple[RowRun, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        return -(-self.cols * BITS[self.kernel] // 8)
+
+    def why_not(self) -> str | None:
+        """Why these rows cannot be taken as they lie, in words; None where they can."""
+        at = 0
+        for run in self.runs:
+            entry = run.entry
+            if entry.dtype != STORED[self.kernel] or entry.num_bytes != run.rows * self.row_bytes:
+                return f"tensor {entry.name!r} is stored as {entry.dtype}, {self.kernel} asks for {STORED[self.kernel]}"
+            if run.start != at or run.start % PANEL:
+                return f"tensor {entry.name!r} begins at row {run.start}, inside a panel of {PANEL}"
+            at += run.rows
+        return None if at == self.rows else f"rows {at} to {self.rows} come from no tensor of their own"
+
+    def units(self, unit_bytes: int = UNIT_BYTES) -> list[Unit]:
+        """The matrix in pieces of at most ``unit_bytes``, whole panels each."""
+        step = rows_of_unit(self.row_bytes, unit_bytes)
+        return [self._unit(start, min(start + step, self.rows)) for start in range(0, self.rows, step)]
+
+    def _unit(self, start: int, stop: int) -> Unit:
+        parts = []
+        for run in self.runs:
+            first, last = max(start, run.start), min(stop, run.start + run.rows)
+            if first < last:
+                offset = run.entry.offset + (first - run.start) * self.row_bytes
+                parts.append((run.entry, offset, (last - first) * self.row_bytes, last - first))
+        return Unit(start, stop, tuple(parts))
+
+
+def rows_of_unit(row_bytes: int, unit_bytes: int = UNIT_BYTES) -> int:
+    return max(PANEL, unit_bytes // max(1, row_bytes) // PANEL * PANEL)
+
+
+def runs_of(entries: Sequence[tuple[int, int, TensorEntry]]) -> tuple[RowRun, ...]:
+    """(first row, rows, tensor) in any order."""
+    return tuple(RowRun(entry, start, rows) for start, rows, entry in sorted(entries, key=lambda found: found[0]))

@@ -1,0 +1,210 @@
+"""Matrices that stay on disk: a product reads them unit by unit, while a thread reads ahead what comes next.
+
+All streamed matrices of a model share one `WeightStream`, whose ring is filled in the order of computation, over and
+over: one pass over the weights serves every sequence of a step (FlexGen, https://arxiv.org/abs/2303.06865, 4.1;
+TPI-LLM's sliding window, https://arxiv.org/abs/2410.00531, 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..core.errors import WeightsError
+from ..kernels import ops
+from ..kernels.lay_out import STORED, lay_out_rows, panel_bytes
+from ..kernels.packed import PackedWeight
+from ..kernels.packed_bytes import BITS, PANEL
+from .ahead import ReadAhead
+from .direct import ALIGN, aligned_buffer, span_bytes
+from .filling import NOT_FINITE, in_panels
+from .packed import PackedMatrix
+from .reader import Checkpoint
+from .rows import StoredRows, Unit
+
+if TYPE_CHECKING:
+    from .formats.base import WeightFormat
+
+RING_UNITS = 4
+
+
+class WeightStream:
+    """``matrices`` in the order in which a step multiplies with them; those in ``looked_up`` only give rows."""
+
+    def __init__(self, matrices: Sequence[StoredRows], checkpoint: Checkpoint, looked_up: Collection[int] = ()) -> None:
+        self.matrices = list(matrices)
+        # The thread that reads ahead and look-ups of single rows have each their own.
+        self._files, self._row_files = (checkpoint.open_files(use_cache=False) for _ in range(2))
+        self._looked_up = frozenset(looked_up)
+        multiplied = [(number, m) for number, m in enumerate(matrices) if number not in looked_up]
+        self._units = [(number, i, unit) for number, m in multiplied for i, unit in enumerate(m.units())]
+        self._sizes = [sum(span_bytes(num_bytes) for _, _, num_bytes, _ in unit.parts) for *_, unit in self._units]
+        ring = RING_UNITS * max(self._sizes, default=0)
+        panels = max(
+            (panel_bytes(m.kernel, u.stop - u.start, m.cols) for _, m in multiplied for u in m.units()), default=0
+        )
+        self.num_bytes = ring + panels
+        self._panels = torch.empty(panels, dtype=torch.uint8)
+        self._ahead: ReadAhead | None = ReadAhead(self._sizes, aligned_buffer(ring), self._fill, repeat=True)
+        self.bytes_read = 0
+
+    @property
+    def bytes_per_pass(self) -> int:
+        """Read from disk for one step, whatever its batch."""
+        return sum(self._sizes)
+
+    def panels(self, number: int, index: int) -> Tensor:
+        """Unit ``index`` of a matrix in the kernels' order ``[panels, blocks, 64]``, valid until the next is asked for.
+
+        Units that come before it in the ring are passed over: a step without logits does not read the head.
+        Raises WeightsError naming file and tensor.
+        """
+        if self._ahead is None:
+            raise WeightsError("the model is closed; its weights are no longer read")
+        assert number not in self._looked_up, "this matrix only gives rows; it never comes through the ring"
+        while True:
+            place, raw = self._ahead.take()
+            found = self._units[place]
+            try:
+                if found[:2] == (number, index):
+                    return self._lay_out(self.matrices[number], found[2], raw)
+            finally:
+                self._ahead.give_back()
+
+    def _fill(self, place: int, buffer: Tensor) -> None:
+        start = 0
+        for entry, offset, num_bytes, _ in self._units[place][2].parts:
+            self._files.read_range(entry, offset, num_bytes, buffer[start:])
+            start += span_bytes(num_bytes)
+            self.bytes_read += num_bytes
+
+    def _lay_out(self, matrix: StoredRows, unit: Unit, raw: Tensor) -> Tensor:
+        self._files.check(entry for entry, *_ in unit.parts)
+        return lay_out_unit(matrix, unit, raw, self._panels)
+
+    def read_rows(self, number: int, ids: Sequence[int]) -> Tensor:
+        """Single rows of a matrix as they are stored, ``[len(ids), row]`` of its dtype: look-ups in an embedding."""
+        matrix = self.matrices[number]
+        dtype, buffer = STORED[matrix.kernel], aligned_buffer(span_bytes(matrix.row_bytes))
+        out = torch.empty(len(ids), matrix.row_bytes, dtype=torch.uint8)
+        for i, row in enumerate(ids):
+            run = next(run for run in matrix.runs if run.start <= row < run.start + run.rows)
+            offset = run.entry.offset + (row - run.start) * matrix.row_bytes
+            out[i] = self._row_files.read_range(run.entry, offset, matrix.row_bytes, buffer)
+            self._row_files.check([run.entry])
+        return out.view(dtype)
+
+    def close(self) -> None:
+        """Ends the thread, closes the files, lets the ring go."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead, self._panels = None, torch.empty(0, dtype=torch.uint8)
+            self._files.close()
+            self._row_files.close()
+
+
+class StreamedMatrix(PackedMatrix):
+    """One matrix of a stream; scales and zero points, where its format has them, are in memory."""
+
+    __slots__ = ("_number", "_scales", "_stream", "_units", "_zeros", "stored")
+
+    def __init__(
+        self, format: WeightFormat, dtype: torch.dtype, stream: WeightStream, number: int, codes: Mapping[str, Tensor]
+    ) -> None:
+        super().__init__(format, dtype)
+        self._stream, self._number, self.stored = stream, number, stream.matrices[number]
+        self._units = self.stored.units()
+        group = format.kernel_group
+        self._scales, self._zeros = (_by_panel(codes.get(name), group) for name in ("scale", "zero"))
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.stored.rows, self.stored.cols))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is in memory."""
+        found = {"scales": self._scales, "zeros": self._zeros}
+        return {name: t for name, t in found.items() if t is not None}
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def dense(self) -> Tensor:
+        return self.rows(torch.arange(self.stored.rows))
+
+    def rows(self, ids: Tensor) -> Tensor:
+        flat = ids.reshape(-1)
+        stored = self._stream.read_rows(self._number, flat.tolist())
+        if self._scales is not None:
+            stored = self.format.dequantize(self._codes(stored, flat), self.stored.cols)
+        return stored[:, : self.stored.cols].to(self.dtype).view(*ids.shape, self.stored.cols)
+
+    def _codes(self, stored: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        found = {"codes": stored}
+        for name, values in (("scale", self._scales), ("zero", self._zeros)):
+            if values is not None:
+                by_row = values[0].transpose(1, 2).flatten(0, 1) if self.format.kernel_group else values[0]
+                found[name] = by_row.index_select(0, ids)
+        return found
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self._multiply(x, bias, wide=False)
+
+    def wide_linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``linear(x, bias).float()`` in one pass."""
+        return self._multiply(x, bias, wide=True)
+
+    def _multiply(self, x: Tensor, bias: Tensor | None, *, wide: bool) -> Tensor:
+        out = x.new_empty(*x.shape[:-1], self.stored.rows, dtype=torch.float32 if wide else x.dtype)
+        if out.numel() == 0:
+            return out
+        for index, unit in enumerate(self._units):
+            part = self._packed(unit, self._stream.panels(self._number, index))
+            here = None if bias is None else bias[unit.start : unit.stop]
+            out[..., unit.start : unit.stop] = ops.packed_linear(x, part, here, dynamic=self.format.dynamic, wide=wide)
+        return out
+
+    def _packed(self, unit: Unit, panels: Tensor) -> PackedWeight:
+        first, last = unit.start // PANEL, -(-unit.stop // PANEL)
+        group = self.format.kernel_group
+        at = slice(first, last) if group else slice(first * PANEL, last * PANEL)
+        scales, zeros = (None if t is None else t[:, at] for t in (self._scales, self._zeros))
+        rows, cols = unit.stop - unit.start, self.stored.cols
+        return PackedWeight(self.stored.kernel, rows, cols, panels[None], scales, zeros, group, experts=1)
+
+
+def lay_out_unit(matrix: StoredRows, unit: Unit, raw: Tensor, panels: Tensor) -> Tensor:
+    """The unit's rows, as they were read into ``raw``, at the start of ``panels`` (uint8, flat).
+
+    Raises WeightsError naming the tensor whose values are no numbers.
+    """
+    blocks = -(-matrix.cols * BITS[matrix.kernel] // 32)
+    start = first = 0
+    for entry, offset, num_bytes, rows in unit.parts:
+        last = first + -(-rows // PANEL) * blocks * PANEL * 4
+        at = start + offset % ALIGN
+        stored = _rows(raw[at : at + num_bytes], STORED[matrix.kernel], rows)
+        if not lay_out_rows(matrix.kernel, stored, panels[first:last]):
+            raise WeightsError(f"{entry.file}: tensor {entry.name!r}: {NOT_FINITE}")
+        start, first = start + span_bytes(num_bytes), last
+    return panels[:first].view(-1, blocks, PANEL * 4)
+
+
+def _rows(raw: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+    if raw.storage_offset() % dtype.itemsize:
+        raw = raw.clone()
+    return raw.view(dtype).view(rows, -1)
+
+
+def _by_panel(values: Tensor | None, group: int) -> Tensor | None:
+    """``[rows]`` or ``[rows, groups]`` in the order of `PackedWeight`'s scales."""
+    padded = in_panels(values)
+    if padded is None:
+        return None
+    if not group:
+        return padded[None].clone()
+    return padded.view(1, -1, PANEL, padded.shape[1]).transpose(2, 3).contiguous()
