@@ -13,7 +13,7 @@ TORCH_FREE = $(wildcard src/pagoda/core src/pagoda/budget src/pagoda/schedule sr
 	$(foreach f,pages table prefix audit manager room compaction stats,src/pagoda/kv/$(f).py) \
 	src/pagoda/sampling/params.py src/pagoda/models/shape.py)
 
-.PHONY: run test slow venv lint format types map cov ci clean help prices
+.PHONY: run test slow venv lint format types map sanitize cov ci clean help prices
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -47,6 +47,18 @@ format: $(STAMP)  ## ruff: fix what can be fixed
 
 types: $(STAMP)  ## mypy, strict, in the rooms without torch
 	$(BIN)/mypy $(TORCH_FREE)
+
+# Kernels built with the compiler's checks for memory and undefined behaviour, in front of the tests that call them.
+SANITIZED := build/sanitized
+RUNTIMES   = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
+
+sanitize: $(STAMP)  ## tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+		$(BIN)/python -m pip install --quiet --no-input --no-deps --upgrade --target $(SANITIZED) \
+		-C cmake.define.PAGODA_SANITIZE=ON -C build-dir=$(SANITIZED)-cmake .
+	LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=1 \
+		PAGODA_EXTENSION=$$(ls $(SANITIZED)/pagoda/kernels/_cpu*.so) \
+		$(BIN)/python -m pytest -q -x $(or $(ARGS),tests/kernels tests/models/test_program.py)
 
 map: $(STAMP)  ## who may import whom
 	$(BIN)/python -m pytest -q tests/test_import_map.py

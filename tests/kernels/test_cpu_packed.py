@@ -107,3 +107,21 @@ def test_unusable_instruction_set():
     x, packed, _ = problem("int8", {}, 16, 64, torch.float32)
     with pytest.raises(ValueError, match="unknown instruction set 'sse'"):
         cpu.packed_linear(x, packed, isa="sse")
+
+
+@pytest.mark.parametrize(("format", "group", "dynamic"), [("bf16", 0, False), ("int8", 0, True), ("int4", 32, False)])
+def test_grouped_products_have_the_bits_of_single_ones(format, group, dynamic) -> None:
+    generator = torch.Generator().manual_seed(3)
+    counts = [5, 0, 70, 1, 13]
+    weights = torch.randn(len(counts), 144, 160, generator=generator)
+    matrices = [pack(weight, format, group=group) for weight in weights]
+    x = torch.randn(sum(counts), 160, generator=generator).bfloat16()
+    together = cpu.grouped_linear(x, counts, matrices, dynamic=dynamic)
+    alone = [cpu.packed_linear(part, m, dynamic=dynamic) for part, m in zip(x.split(counts), matrices, strict=True)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_a_grouped_product_needs_matrices_of_one_shape() -> None:
+    matrices = [pack(torch.randn(32, 64), "int8"), pack(torch.randn(48, 64), "int8")]
+    with pytest.raises(ValueError, match="differ"):
+        cpu.grouped_linear(torch.randn(2, 64), [1, 1], matrices)

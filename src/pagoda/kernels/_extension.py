@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from .layout import PageLayout
 
+PATH = "PAGODA_EXTENSION"  # a file: another build of the extension (sanitizers, two builds side by side)
+
+
+def _load() -> ModuleType:
+    name, path = f"{__package__}._cpu", os.environ.get(PATH)
+    if not path:
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not os.path.isfile(path):
+        raise ImportError(f"{PATH}={path!r} is no extension module; give the path of a built _cpu*.so")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 try:
-    _cpu = importlib.import_module("pagoda.kernels._cpu")
+    _cpu = _load()
 except ImportError as error:
     raise ImportError(f"the C++ extension was not built when Pagoda was installed ({error})") from None
 

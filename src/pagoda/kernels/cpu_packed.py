@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,23 @@ def packed_linear(
         x.dtype == torch.bfloat16, dynamic, wide, *_matrix(packed), torch.get_num_threads(), isa,
     )  # fmt: skip
     return out.view(*x.shape[:-1], packed.outputs)
+
+
+def grouped_linear(
+    x: Tensor, counts: Sequence[int], matrices: Sequence[PackedWeight], biases: Sequence[Tensor] | None = None, *,
+    dynamic: bool = False, isa: str = "",
+) -> Tensor:  # fmt: skip
+    """As `ops.grouped_linear`."""
+    x = x.contiguous()
+    out = torch.empty(x.shape[0], matrices[0].outputs, dtype=x.dtype)
+    used = [e for e, count in enumerate(counts) if count]
+    own = {e: biases[e].to(x.dtype).contiguous() for e in used} if biases is not None else {}
+    groups = [(counts[e], own[e].data_ptr() if own else 0, *_matrix(matrices[e])) for e in used]
+    _cpu.grouped_linear(
+        x.data_ptr(), out.data_ptr(), x.shape[0], x.dtype == torch.bfloat16, dynamic, groups, torch.get_num_threads(),
+        isa,
+    )  # fmt: skip
+    return out
 
 
 def packed_embedding(ids: Tensor, packed: PackedWeight, dtype: torch.dtype) -> Tensor:
@@ -54,5 +73,9 @@ dispatch.register(
 )  # fmt: skip
 dispatch.register(
     "packed_linear", "cpu", packed_linear,
+    Features(CPU, frozenset({torch.float32, torch.bfloat16}), frozenset({*BITS, "dynamic", "bias"})),
+)  # fmt: skip
+dispatch.register(
+    "grouped_linear", "cpu", grouped_linear,
     Features(CPU, frozenset({torch.float32, torch.bfloat16}), frozenset({*BITS, "dynamic", "bias"})),
 )  # fmt: skip

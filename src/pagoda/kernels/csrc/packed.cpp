@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <vector>
 
 #include "parallel.hpp"
 
@@ -12,6 +13,7 @@ namespace {
 constexpr int64_t kParallelBytes = 256 << 10;  // weights under which waking a thread costs more than it brings
 constexpr int64_t kItemTokens = 528;           // tokens of one item, where there are many
 constexpr int64_t kItemPanels = 16;            // panels of one item then
+constexpr int64_t kSliceBytes = 512 << 10;     // weights of one item, where tokens are few
 constexpr int64_t kBlock = 4;                  // panels that slices are cut by: the widest tile
 
 // One buffer a thread that calls, kept: a step's products follow one another.
@@ -90,38 +92,105 @@ Tokens prepared_in(const PackedMatrix& m, Operand operand, int64_t count, void* 
   return t;
 }
 
-void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string& isa) {
+namespace {
+
+void check(const PackedMatrix& m, Operand operand) {
+  if (m.inputs > 65536 && operand == Operand::s8 && m.group == 0)
+    throw std::invalid_argument("more than 65536 inputs would overflow 32-bit sums");
+}
+
+// x [count][inputs] as the bodies read it: where it lies, or prepared in this thread's buffer.
+Tokens tokens_of(const PackedMatrix& m, Operand operand, const void* x, int64_t count, Dtype dtype, int num_threads,
+                 const std::string& isa) {
+  if (usable_in_place(m, operand, dtype, m.inputs, count)) {
+    Tokens t;
+    t.operand = operand, t.count = count, t.steps = m.inputs * size_of(dtype) / 4, t.data = static_cast<const uint32_t*>(x);
+    return t;
+  }
   const auto prepare = PAGODA_BODY(isa, prepare_tokens);
+  PrepareArgs p;
+  p.matrix = &m, p.x = x, p.dtype = dtype, p.stride = m.inputs;
+  p.out = prepared_in(m, operand, count, buffer.need(prepared_bytes(m, operand, count)));
+  const int64_t part = 16, parts = (count + part - 1) / part;
+  parallel_for(parts, num_threads, [&](int64_t i) { prepare(p, i * part, std::min(count, (i + 1) * part)); });
+  return p.out;
+}
+
+// A product cut into items: parts of the tokens times parts of the rows.
+class Cut {
+ public:
+  // Few tokens: few long slices, since a slice fetches ahead only within itself (its beginning costs a microsecond), but
+  // enough of them that a thread which others disturb is not waited for. Many tokens: small ones, which end together.
+  Cut(const LinearSlice& slice, int num_threads) : s(slice), blocks((s.matrix.panels() + kBlock - 1) / kBlock) {
+    token_parts = (s.x.count + kItemTokens - 1) / kItemTokens;
+    const int64_t long_ones = s.matrix.panels() * s.matrix.panel_bytes() / kSliceBytes;
+    const int64_t few = std::clamp<int64_t>(long_ones, 2 * num_threads, 8 * num_threads);
+    parts = std::min(blocks, std::max<int64_t>(few, s.x.count > 64 ? s.matrix.panels() / kItemPanels : 0));
+  }
+
+  int64_t items() const { return parts * token_parts; }
+
+  template <typename Rows>
+  void run(int64_t item, Rows rows) const {
+    const int64_t token = item % token_parts * kItemTokens, part = item / token_parts;
+    const int64_t row = part * blocks / parts * kBlock * kPanel, end = (part + 1) * blocks / parts * kBlock * kPanel;
+    LinearSlice own = s;
+    own.x = s.x.from(token, s.matrix.groups());
+    own.x.count = std::min(own.x.count, kItemTokens);
+    own.out = static_cast<char*>(s.out) + token * s.out_stride * (s.wide ? 4 : size_of(s.dtype));
+    rows(own, row, std::min(s.matrix.outputs, end));
+  }
+
+ private:
+  LinearSlice s;
+  int64_t blocks, token_parts, parts;
+};
+
+}  // namespace
+
+void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string& isa) {
   const auto rows = PAGODA_BODY(isa, packed_rows);
   const PackedMatrix& m = a.matrix;
   const Operand operand = operand_of(m, a.dtype, a.dynamic, isa);
-  if (m.inputs > 65536 && operand == Operand::s8 && m.group == 0)
-    throw std::invalid_argument("more than 65536 inputs would overflow 32-bit sums");
+  check(m, operand);
   LinearSlice s;
   s.matrix = m, s.bias = a.bias, s.out = a.out, s.dtype = a.dtype, s.out_stride = m.outputs;
   s.wide = a.wide && a.dtype != Dtype::f32;
-  if (usable_in_place(m, operand, a.dtype, m.inputs, a.count)) {
-    s.x.operand = operand, s.x.count = a.count, s.x.steps = m.inputs * size_of(a.dtype) / 4;
-    s.x.data = static_cast<const uint32_t*>(a.x);
-  } else {
-    PrepareArgs p;
-    p.matrix = &m, p.x = a.x, p.dtype = a.dtype, p.stride = m.inputs;
-    s.x = p.out = prepared_in(m, operand, a.count, buffer.need(prepared_bytes(m, operand, a.count)));
-    const int64_t part = 16, parts = (a.count + part - 1) / part;
-    parallel_for(parts, num_threads, [&](int64_t i) { prepare(p, i * part, std::min(a.count, (i + 1) * part)); });
-  }
+  s.x = tokens_of(m, operand, a.x, a.count, a.dtype, num_threads, isa);
   if (m.panels() * m.panel_bytes() * std::max<int64_t>(1, a.count / 4) < kParallelBytes) num_threads = 1;
-  // Few tokens: few long slices, since a slice fetches ahead only within itself. Many: small ones, which end together.
-  const int64_t token_parts = (a.count + kItemTokens - 1) / kItemTokens, blocks = (m.panels() + kBlock - 1) / kBlock;
-  const int64_t parts = std::min(blocks, std::max<int64_t>(2 * num_threads, a.count > 64 ? m.panels() / kItemPanels : 0));
-  parallel_for(parts * token_parts, num_threads, [&](int64_t i) {
-    const int64_t token = i % token_parts * kItemTokens, part = i / token_parts;
-    const int64_t row = part * blocks / parts * kBlock * kPanel, end = (part + 1) * blocks / parts * kBlock * kPanel;
-    LinearSlice own = s;
-    own.x = s.x.from(token, m.groups());
-    own.x.count = std::min(own.x.count, kItemTokens);
-    own.out = static_cast<char*>(s.out) + token * s.out_stride * (s.wide ? 4 : size_of(s.dtype));
-    rows(own, row, std::min(m.outputs, end));
+  const Cut cut(s, num_threads);
+  parallel_for(cut.items(), num_threads, [&](int64_t i) { cut.run(i, rows); });
+}
+
+void grouped_linear(const GroupedLinearArgs& a, int num_threads, const std::string& isa) {
+  if (a.groups.empty()) return;
+  const auto rows = PAGODA_BODY(isa, packed_rows);
+  const PackedMatrix& like = a.groups[0].matrix;
+  const Operand operand = operand_of(like, a.dtype, a.dynamic, isa);
+  check(like, operand);
+  const Tokens x = tokens_of(like, operand, a.x, a.count, a.dtype, num_threads, isa);
+  std::vector<Cut> cuts;
+  std::vector<int64_t> first_items = {0};
+  int64_t token = 0, bytes = 0;
+  for (const GroupedLinearArgs::Group& group : a.groups) {
+    const PackedMatrix& m = group.matrix;
+    if (m.format != like.format || m.inputs != like.inputs || m.outputs != like.outputs || m.group != like.group ||
+        (m.zeros == nullptr) != (like.zeros == nullptr))
+      throw std::invalid_argument("the matrices of a grouped product differ in format or shape");
+    LinearSlice s;
+    s.matrix = m, s.bias = group.bias, s.dtype = a.dtype, s.out_stride = m.outputs;
+    s.out = static_cast<char*>(a.out) + token * m.outputs * size_of(a.dtype);
+    s.x = x.from(token, m.groups());
+    s.x.count = group.count;
+    token += group.count, bytes += m.panels() * m.panel_bytes() * std::max<int64_t>(1, group.count / 4);
+    cuts.emplace_back(s, 1);  // many matrices: two slices each are enough
+    first_items.push_back(first_items.back() + cuts.back().items());
+  }
+  if (token != a.count) throw std::invalid_argument("the groups' tokens are not all the tokens");
+  if (bytes < kParallelBytes) num_threads = 1;
+  parallel_for(first_items.back(), num_threads, [&](int64_t i) {
+    const int64_t group = std::upper_bound(first_items.begin(), first_items.end(), i) - first_items.begin() - 1;
+    cuts[group].run(i - first_items[group], rows);
   });
 }
 

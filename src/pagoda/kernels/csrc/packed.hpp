@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "dtype.hpp"
 #include "isa.hpp"
@@ -114,6 +115,23 @@ struct PackedLinearArgs {
 };
 
 void packed_linear(const PackedLinearArgs& args, int num_threads, const std::string& isa);
+
+// A product for each of several matrices of one format and shape (the experts of a mixture), all of them in one job.
+struct GroupedLinearArgs {
+  struct Group {
+    PackedMatrix matrix;
+    const void* bias = nullptr;
+    int64_t count = 0;  // tokens, which follow those of the group before
+  };
+  std::vector<Group> groups;
+  const void* x = nullptr;  // [count][inputs] contiguous
+  void* out = nullptr;      // [count][outputs] contiguous
+  int64_t count = 0;
+  Dtype dtype = Dtype::f32;
+  bool dynamic = false;
+};
+
+void grouped_linear(const GroupedLinearArgs& args, int num_threads, const std::string& isa);
 
 // Rows ids[i] of the matrix, in dtype: out [count][inputs]. Throws std::out_of_range for an id that is no row.
 void packed_embedding(const PackedMatrix& matrix, const int64_t* ids, int64_t count, void* out, Dtype dtype, int num_threads);

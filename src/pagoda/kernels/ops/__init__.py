@@ -6,6 +6,7 @@ from .attention import paged_attention
 from .copy_pages import copy_pages
 from .gated_activation import gated_activation
 from .greedy import greedy
+from .grouped_linear import grouped_linear
 from .kv_compact import kv_compact
 from .kv_write import kv_write
 from .layer_norm import layer_norm
@@ -26,6 +27,7 @@ __all__ = [
     "copy_pages",
     "gated_activation",
     "greedy",
+    "grouped_linear",
     "kv_compact",
     "kv_write",
     "layer_norm",

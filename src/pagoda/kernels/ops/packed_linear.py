@@ -26,12 +26,13 @@ def packed_linear(
     Raises ConfigError for ``dynamic`` with fp32 or bf16 weights.
     """
     key = (x.dtype, x.device.type, packed.format, dynamic, bias is None)
-    run = _OP.chosen.get(key) or _OP.resolve(key, _needs(*key))
+    run = _OP.chosen.get(key) or _OP.resolve(key, needs_of(*key))
     out: Tensor = run(x, packed, bias, dynamic=dynamic, wide=wide)
     return out
 
 
-def _needs(dtype: torch.dtype, device: str, format: str, dynamic: bool, no_bias: bool) -> Needs:
+def needs_of(dtype: torch.dtype, device: str, format: str, dynamic: bool, no_bias: bool) -> Needs:
+    """What a product of these asks for; `grouped_linear` asks for the same."""
     if dynamic and format not in INTEGER:
         raise ConfigError(f"dynamic quantization needs weights of {', '.join(INTEGER)}; these are {format}")
     options = {format: True, "dynamic": dynamic, "bias": not no_bias}

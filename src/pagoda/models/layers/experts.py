@@ -1,4 +1,4 @@
-"""A mixture's experts in a weight format: the plain way of ``ops.moe_dispatch``, one packed matrix after another."""
+"""A mixture's experts in a weight format: one call for all in the kernels' panels, else one matrix after another."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ import torch
 from torch import Tensor
 
 from pagoda.kernels import ops
-from pagoda.weights.packed import ExpertStack
+from pagoda.weights.packed import ExpertStack, PanelMatrix
+
+
+def in_panels(stack: ExpertStack) -> bool:
+    """Whether a kernel multiplies all experts of the stack in one call."""
+    return all(isinstance(expert, PanelMatrix) for expert in stack.experts)
+
+
+def _grouped(x: Tensor, counts: list[int], stack: ExpertStack, biases: Tensor | None) -> Tensor:
+    """Rows of x, sorted by expert, through their experts."""
+    matrices = [expert.packed for expert in stack.experts]
+    rows = None if biases is None else list(biases)
+    return ops.grouped_linear(x, counts, matrices, rows, dynamic=stack[0].format.dynamic)
 
 
 def packed_dispatch(
@@ -27,6 +39,13 @@ def packed_dispatch(
     order = topk_ids.reshape(-1).argsort(stable=True)  # by expert, then by token
     counts = torch.bincount(topk_ids.reshape(-1), minlength=gate_up.shape[0]).tolist()
     tokens, weights = order // top_k, topk_weights.reshape(-1).index_select(0, order)[:, None]
+    if in_panels(gate_up) and in_panels(down):
+        inner = _grouped(x.index_select(0, tokens), counts, gate_up, gate_up_b)
+        gate, up = inner.chunk(2, dim=-1)
+        inner = ops.gated_activation(gate, up, kind, alpha=alpha, limit=limit)
+        result = _grouped(inner, counts, down, down_b) * weights
+        # Rows are in the order of experts, and added one after the other: the roundings are those of the loop below.
+        return out.index_add_(0, tokens, result.to(x.dtype))
     start = 0
     for expert, count in enumerate(counts):
         if count == 0:

@@ -1,0 +1,76 @@
+"""``python -m benchmarks.ops linear --shape 4864x896 --formats bf16 w8a8`` and ``python -m benchmarks.ops attention``.
+
+Both ways are run in turn; medians, and in brackets the least, in microseconds. Tables are markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from . import attention, linear
+from .timing import Times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=None, help="default: torch's")
+    ops = parser.add_subparsers(dest="op", required=True)
+    products = ops.add_parser("linear", help="products with packed weights beside torch's linear")
+    products.add_argument("--shape", type=_pair, nargs="+", default=[(9728, 896), (896, 4864)], metavar="OUTxIN")
+    products.add_argument("--formats", nargs="+", choices=linear.FORMATS, default=["bf16", "w8a8", "w4a8"])
+    products.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64, 256, 1024])
+    slots = ops.add_parser("attention", help="attention over pages beside torch's over contiguous tensors")
+    slots.add_argument("--heads", type=_pair, default=(14, 2), metavar="QxKV")
+    slots.add_argument("--dim", type=int, default=64)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    if args.op == "linear":
+        for shape in args.shape:
+            for format in args.formats:
+                show_linear(shape, format, args.tokens)
+    else:
+        show_attention(args.heads, args.dim)
+
+
+def show_linear(shape: tuple[int, int], format: str, tokens: list[int]) -> None:
+    print(f"[{shape[0]}, {shape[1]}] {format}, torch in {'float32' if format == 'fp32' else 'bfloat16'}\n")
+    print(
+        "| tokens | pagoda, us | torch, us | torch / pagoda | GB/s | Gop/s |\n| ---: | ---: | ---: | ---: | ---: | ---: |"
+    )
+    for count, times, num_bytes in linear.rows(shape, format, tokens):
+        ours = times["pagoda"].usual
+        ops = 2 * count * shape[0] * shape[1]
+        ratio = f"{times['torch'].usual / ours:.2f} | {num_bytes / ours / 1e9:.1f} | {ops / ours / 1e9:.0f}"
+        print(f"| {count} | {_shown(times['pagoda'])} | {_shown(times['torch'])} | {ratio} |", flush=True)
+    print()
+
+
+def show_attention(heads: tuple[int, int], dim: int) -> None:
+    print(f"{heads[0]} query heads, {heads[1]} kv-heads, {dim} columns, bfloat16\n")
+    print("| sequences | queries | slots | pagoda, us | torch, us | torch / pagoda | Gop/s |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for batch, times in attention.rows(heads, dim):
+        ours = times["pagoda"].usual
+        ratio = f"{times['torch'].usual / ours:.2f} | {batch.flops(heads[0], dim) / ours / 1e9:.0f}"
+        sizes = f"| {batch.num_seqs} | {batch.queries} | {batch.length} |"
+        print(f"{sizes} {_shown(times['pagoda'])} | {_shown(times['torch'])} | {ratio} |", flush=True)
+
+
+def _shown(times: Times) -> str:
+    return f"{times.usual * 1e6:.0f} ({times.least * 1e6:.0f})"
+
+
+def _pair(text: str) -> tuple[int, int]:
+    try:
+        first, second = (int(part) for part in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; give two numbers, for example 4864x896") from None
+    return first, second
+
+
+if __name__ == "__main__":
+    main()
