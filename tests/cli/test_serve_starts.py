@@ -9,27 +9,37 @@ import subprocess
 import sys
 
 import httpx
+import pytest
+
+from ..server.otlp import collecting
 
 
-def test_it_starts_answers_logs_and_ends(tmp_path) -> None:
+def test_it_starts_answers_logs_traces_and_ends(tmp_path) -> None:
+    pytest.importorskip("opentelemetry.exporter", reason="needs the otel extra")
     log = tmp_path / "log"
     command = [sys.executable, "-m", "pagoda", "serve", "lantern", "--memory", "1GiB", "--threads", "1", "--port", "0"]
     command += ["--quantization", "int8", "--kv-cache-dtype", "int8", "--max-model-len", "256"]
-    with subprocess.Popen(
-        [*command, "--json", "--log-format", "json", "--log-file", str(log)],
-        stdout=subprocess.PIPE,
-        env=os.environ.copy(),
-    ) as child:
-        assert child.stdout is not None
-        url = json.loads(child.stdout.readline())["url"]
-        answer = httpx.post(f"{url}/v1/completions", json={"prompt": "A private story", "max_tokens": 3}, timeout=30)
-        assert answer.status_code == 200
-        assert "vllm:generation_tokens_total" in httpx.get(f"{url}/metrics").text
-        assert httpx.get(f"{url}/").status_code == 200
-        made = httpx.get(f"{url}/admin/stats").json()["model"]
-        assert (made["quantization"], made["max_model_len"]) == ("int8", 256)
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(30) == 0
+    with collecting() as collector:
+        environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SERVICE_NAME": "story-teller"}
+        with subprocess.Popen(
+            [*command, "--json", "--log-format", "json", "--log-file", str(log), "--otel"],
+            stdout=subprocess.PIPE, env=environment,
+        ) as child:  # fmt: skip
+            assert child.stdout is not None
+            url = json.loads(child.stdout.readline())["url"]
+            answer = httpx.post(
+                f"{url}/v1/completions", json={"prompt": "A private story", "max_tokens": 3}, timeout=30
+            )
+            assert answer.status_code == 200
+            assert "vllm:generation_tokens_total" in httpx.get(f"{url}/metrics").text
+            assert httpx.get(f"{url}/").status_code == 200
+            made = httpx.get(f"{url}/admin/stats").json()["model"]
+            assert (made["quantization"], made["max_model_len"]) == ("int8", 256)
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(30) == 0
+    assert {"completions lantern", "queue", "prefill", "decode"} == {span.name for span in collector.spans}
+    assert collector.services == {"story-teller"}
+    assert b"private" not in b"".join(span.SerializeToString() for span in collector.spans)
     records = [json.loads(line) for line in log.read_text().splitlines()]
     (told,) = [record for record in records if record.get("endpoint") == "completions"]
     assert told["status"] == 200

@@ -30,7 +30,10 @@ def tracer_provider() -> Any:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise ConfigError("--otel needs the extra: pip install 'pagoda-llm[otel]'") from error
-    provider = TracerProvider(resource=Resource.create({"service.name": "pagoda"}))
+    resource = Resource.create()
+    if str(resource.attributes["service.name"]).startswith("unknown_service"):  # nobody said what this is
+        resource = resource.merge(Resource({"service.name": "pagoda"}))
+    provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
 
