@@ -159,17 +159,17 @@ def test_bad_tables_are_refused_before_memory_is_touched():
         cpu.paged_attention(**arguments, isa="sse")
 
 
-def prefix_tree(q_lens=(1, 1, 2, 1, 1), dtype=torch.float32):
+def prefix_tree(q_lens=(1, 1, 2, 1, 1), dtype=torch.float32, dim=32):
     """Five sequences over pages of 16: the first four begin with the same 704 slots, the first two with 1104, the last
     shares nothing."""
-    make, layout = Make(dtype), PageLayout(16, 32, 32, dtype)
+    make, layout = Make(dtype), PageLayout(16, dim, dim, dtype)
     lens = [1300, 1290, 900, 760, 800]
     table, num_pages = layer_table(make, q_lens, lens, page_size=16, num_kv_heads=2, per_head=False)
     rows = table.rows.clone()
     rows[1:4, :44] = rows[0, :44]
     rows[1, 44:69] = rows[0, 44:69]
     return {
-        "q": make.normal(sum(q_lens), 6, 32), "pages": make.pages(num_pages, layout), "layout": layout,
+        "q": make.normal(sum(q_lens), 6, dim), "pages": make.pages(num_pages, layout), "layout": layout,
         "table": dataclasses.replace(table, rows=rows), "scale": 0.2,
     }  # fmt: skip
 
@@ -183,6 +183,17 @@ def test_shared_prefixes_change_no_bit(options, dtype):
     rtol, atol = TOLERANCE[dtype]
     shared = cpu.paged_attention(**arguments)
     assert torch.equal(shared, cpu.paged_attention(**arguments, share_prefixes=False))
+    torch.testing.assert_close(shared, reference(**arguments), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dim", [48, 80, 96, 40])
+def test_few_rows_have_the_bits_of_many(dim):
+    """Three rows of a sequence read slots where they lie, those of four sequences together read packed ones: the widths
+    whose last columns fill half a register, and one that is always packed."""
+    arguments = prefix_tree(dtype=torch.bfloat16, dim=dim)
+    shared = cpu.paged_attention(**arguments)
+    assert torch.equal(shared, cpu.paged_attention(**arguments, share_prefixes=False))
+    rtol, atol = TOLERANCE[torch.bfloat16]
     torch.testing.assert_close(shared, reference(**arguments), rtol=rtol, atol=atol)
 
 

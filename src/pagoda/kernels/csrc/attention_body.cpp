@@ -131,13 +131,13 @@ struct Block {
     count = slots.count;
     if (!Math::native(a.shape)) {
       const bool own_v = with_values && a.shape.v.bytes;
+      const auto fetch = [&](int) { ahead.lines(1); };
+      widen_rows(a.shape.store, slots.k, slots.k_scales, count, a.shape.k_dim, wide_k, wide_k_row, fetch);
+      if (own_v) widen_rows(a.shape.store, slots.v, slots.v_scales, count, a.v_dim, wide_v, wide_v_row, fetch);
       for (int i = 0; i < count; ++i) {
-        ahead.lines(1);
         Number* row = wide_k + i * wide_k_row;
-        widen_row(a.shape.store, slots.k[i], slots.k_scales[i], a.shape.k_dim, row);
         if (Math::kPerWord == 2 && a.shape.k_dim % 2) row[a.shape.k_dim] = 0;
         slots.k[i] = (const char*)row;
-        if (own_v) widen_row(a.shape.store, slots.v[i], slots.v_scales[i], a.v_dim, wide_v + i * wide_v_row);
         slots.v[i] = own_v ? (const char*)(wide_v + i * wide_v_row) : slots.k[i];
       }
     }
@@ -339,7 +339,7 @@ struct Tile {
 
 #if PAGODA_DPBF16
   bool few() const {
-    return Math::kPerWord == 2 && rows <= kFewRows && k_words % 16 == 0 && a.v_dim % 32 == 0;
+    return Math::kPerWord == 2 && rows <= kFewRows && k_words >= 16 && k_words % 8 == 0 && a.v_dim % 16 == 0;
   }
 
   // The same for few rows, from the slots themselves.

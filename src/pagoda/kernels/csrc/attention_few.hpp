@@ -13,20 +13,27 @@ namespace {
 
 constexpr int kFewRows = 8;
 
-// out[row][0..15] = queries[row] . keys of 16 slots; k_words a multiple of 16.
+// Adds words kFrom..15 of sixteen that begin at `word`.
+template <int kRows, int kFrom>
+__attribute__((always_inline)) inline void few_words(const float* queries, int64_t k_words, const char* const* keys, int64_t word,
+                                                     Vec (&sum)[kRows]) {
+  __m512 key[16];
+  transpose_words(keys, word, key);
+#pragma GCC unroll 16
+  for (int i = kFrom; i < 16; ++i)
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) sum[r] = Pairs::step(sum[r], splat_word(queries + r * k_words + word + i), key[i]);
+}
+
+// out[row][0..15] = queries[row] . keys of 16 slots; k_words at least 16 and a multiple of 8.
 template <int kRows>
 PAGODA_OWN_REGISTERS void few_scores(const float* queries, int64_t k_words, const char* const* keys, float* out, int64_t ldo) {
   Vec sum[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) sum[r] = Vec{};
-  for (int64_t w = 0; w < k_words; w += 16) {
-    __m512 key[16];
-    transpose_words(keys, w, key);
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) sum[r] = Pairs::step(sum[r], splat_word(queries + r * k_words + w + i), key[i]);
-  }
+  int64_t w = 0;
+  for (; w + 16 <= k_words; w += 16) few_words<kRows, 0>(queries, k_words, keys, w, sum);
+  if (w < k_words) few_words<kRows, 8>(queries, k_words, keys, k_words - 16, sum);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) store(out + r * ldo, sum[r]);
 }
@@ -56,6 +63,24 @@ PAGODA_OWN_REGISTERS void few_values(const float* probs, int64_t ldp, const char
   for (int r = 0; r < kRows; ++r) store(sums + r * lds, sum[r][0]), store(sums + r * lds + 16, sum[r][1]);
 }
 
+// The same for the last 16 columns.
+template <int kRows>
+PAGODA_OWN_REGISTERS void few_last_values(const float* probs, int64_t ldp, const char* const* values, int64_t pairs,
+                                          int64_t column, float* sums, int64_t lds) {
+  Vec sum[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) sum[r] = load(sums + r * lds);
+  for (int64_t j = 0; j < pairs; ++j) {
+    const __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(values[2 * j] + 2 * column)));
+    const __m512i y = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(values[2 * j + 1] + 2 * column)));
+    const Vec both = (Vec)_mm512_or_si512(x, _mm512_slli_epi32(y, 16));
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) sum[r] = Pairs::step(sum[r], splat_word(probs + r * ldp + j), both);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) store(sums + r * lds, sum[r]);
+}
+
 template <int kRows>
 struct Few {
   static void scores(const float* queries, int64_t k_words, const char* const* keys, int slots, float* out, int64_t ldo,
@@ -67,11 +92,13 @@ struct Few {
   }
   static void values(const float* probs, int64_t ldp, const char* const* values, int64_t pairs, int64_t columns, float* sums,
                      int64_t lds, Ahead& ahead) {
-    for (int64_t c = 0; c < columns; c += 32) {
+    int64_t c = 0;
+    for (; c + 32 <= columns; c += 32) {
       const char* soon = values[0];
       const int64_t lines = ahead.take(pairs, &soon);
       few_values<kRows>(probs, ldp, values, pairs, c, sums + c, lds, soon, lines);
     }
+    if (c < columns) few_last_values<kRows>(probs, ldp, values, pairs, c, sums + c, lds);
   }
 };
 

@@ -140,21 +140,26 @@ constexpr CodeTable table_of(Of of) {
 
 constexpr CodeTable kInt8Table = table_of(bf16_of_int), kFp8Table = table_of(bf16_of_e4m3);
 
-// 64 codes become 64 numbers by two looks into 128 bytes each (seven instructions; widening by arithmetic takes 24). Writes up
-// to the next multiple of 64.
-template <bool kSigned>  // the sign is a two's complement's, else the highest bit
-inline void widen_codes(const CodeTable& table, const uint8_t* codes, int64_t dim, uint16_t* out) {
+// Rows of codes, `count` of them, each to `stride` numbers further in `out`, up to the next multiple of 64; calls before(row)
+// first. 64 codes become 64 numbers by two looks into 128 bytes each (seven instructions; widening by arithmetic takes 24).
+// The tables stay in registers from row to row.
+template <bool kSigned, typename Before>  // the sign is a two's complement's, else the highest bit
+inline void widen_codes(const CodeTable& table, const char* const* rows, int count, int64_t dim, uint16_t* out, int64_t stride,
+                        Before before) {
   const __m512i low0 = _mm512_load_si512(table.low), low1 = _mm512_load_si512(table.low + 64);
   const __m512i high0 = _mm512_load_si512(table.high), high1 = _mm512_load_si512(table.high + 64);
   const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);  // so that unpacking by quarters keeps columns in order
-  for (int64_t d = 0; d < dim; d += 64) {
-    const __mmask64 mask = dim - d < 64 ? (__mmask64{1} << (dim - d)) - 1 : ~__mmask64{0};
-    const __m512i x = _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(mask, codes + d));
-    const __m512i sign = _mm512_and_si512(x, _mm512_set1_epi8(char(0x80))), index = kSigned ? _mm512_abs_epi8(x) : x;
-    const __m512i low = _mm512_permutex2var_epi8(low0, index, low1);
-    const __m512i high = _mm512_or_si512(_mm512_permutex2var_epi8(high0, index, high1), sign);
-    _mm512_storeu_si512(out + d, _mm512_unpacklo_epi8(low, high));
-    _mm512_storeu_si512(out + d + 32, _mm512_unpackhi_epi8(low, high));
+  const __mmask64 rest = dim % 64 ? (__mmask64{1} << dim % 64) - 1 : ~__mmask64{0};
+  for (int row = 0; row < count; ++row, out += stride) {
+    before(row);
+    for (int64_t d = 0; d < dim; d += 64) {
+      const __m512i x = _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(dim - d < 64 ? rest : ~__mmask64{0}, rows[row] + d));
+      const __m512i sign = _mm512_and_si512(x, _mm512_set1_epi8(char(0x80))), index = kSigned ? _mm512_abs_epi8(x) : x;
+      const __m512i low = _mm512_permutex2var_epi8(low0, index, low1);
+      const __m512i high = _mm512_or_si512(_mm512_permutex2var_epi8(high0, index, high1), sign);
+      _mm512_storeu_si512(out + d, _mm512_unpacklo_epi8(low, high));
+      _mm512_storeu_si512(out + d + 32, _mm512_unpackhi_epi8(low, high));
+    }
   }
 }
 
@@ -171,17 +176,31 @@ inline void widen_int4(const uint8_t* codes, const uint16_t* scales, int64_t dim
   });
 }
 
-// A row as bfloat16; there is room for whole multiples of 64 in `out`. Numbers behind the last column are anything.
-inline void widen_row(Store store, const char* row, const char* scales, int64_t dim, uint16_t* out) {
-  switch (store) {
-    case Store::int8: return widen_codes<true>(kInt8Table, (const uint8_t*)row, dim, out);
-    case Store::fp8: return widen_codes<false>(kFp8Table, (const uint8_t*)row, dim, out);
-    case Store::int4: return widen_int4((const uint8_t*)row, (const uint16_t*)scales, dim, out);
-    default: memcpy(out, row, 2 * dim);  // bfloat16
+// Rows as bfloat16, `stride` numbers apart in `out`, where there is room for whole multiples of 64. Numbers behind the last
+// column are anything.
+template <typename Before>
+inline void widen_rows(Store store, const char* const* rows, const char* const* scales, int count, int64_t dim, uint16_t* out,
+                       int64_t stride, Before before) {
+  if (store == Store::int8) return widen_codes<true>(kInt8Table, rows, count, dim, out, stride, before);
+  if (store == Store::fp8) return widen_codes<false>(kFp8Table, rows, count, dim, out, stride, before);
+  for (int row = 0; row < count; ++row, out += stride) {
+    before(row);
+    if (store == Store::int4) widen_int4((const uint8_t*)rows[row], (const uint16_t*)scales[row], dim, out);
+    else memcpy(out, rows[row], 2 * dim);  // bfloat16
   }
 }
 
 #endif
+
+// The same as floats.
+template <typename Before>
+inline void widen_rows(Store store, const char* const* rows, const char* const* scales, int count, int64_t dim, float* out,
+                       int64_t stride, Before before) {
+  for (int row = 0; row < count; ++row, out += stride) {
+    before(row);
+    widen_row(store, rows[row], scales[row], dim, out);
+  }
+}
 
 }  // namespace
 }  // namespace pagoda
