@@ -28,7 +28,7 @@ def start_server(args: argparse.Namespace) -> tuple[subprocess.Popen[str], str, 
     code = "from pagoda.cli.main import main; main()"
     child = subprocess.Popen(
         [sys.executable, "-c", code, "serve", "lantern", "--memory", args.memory, "--port", "0", "--json",
-         "--max-waiting", "512", "--send-timeout", "10"],
+         "--max-waiting", "512", "--send-timeout", "10", "--log-level", "warning"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert child.stdout is not None

@@ -24,8 +24,8 @@ OPTIONS = {"memory": "3GiB", "kv_memory": "64MiB", "num_threads": 1, "max_num_se
 class Running:
     """A server under test: ``url``, ``http`` (an httpx client), ``call`` to run code in its event loop."""
 
-    def __init__(self, url: str, service: Service, loop: asyncio.AbstractEventLoop) -> None:
-        self.url, self.service, self._loop = url, service, loop
+    def __init__(self, url: str, service: Service, loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
+        self.url, self.service, self._loop, self.connections = url, service, loop, connections
         self.http = httpx.Client(base_url=url, timeout=60)
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -67,7 +67,12 @@ def running(llm: AsyncLLM, config: ServerConfig | None = None, keys: Keys | None
     thread = threading.Thread(target=lambda: uvloop.run(serve()), daemon=True)
     thread.start()
     assert ready.wait(30)
-    server = Running(f"http://127.0.0.1:{sock.getsockname()[1]}", made["service"], made["loop"])
+    server = Running(
+        f"http://127.0.0.1:{sock.getsockname()[1]}",
+        made["service"],
+        made["loop"],
+        made["server"].server_state.connections,
+    )
     try:
         yield server
     finally:

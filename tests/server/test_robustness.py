@@ -17,9 +17,10 @@ from typing import Any
 import httpx
 import pytest
 
-from pagoda.core.errors import ConfigError
+from pagoda.core.errors import ConfigError, PagodaError
 from pagoda.server.jobs import RequestEnded
 from pagoda.server.keys import Keys, read_keys
+from pagoda.server.streams import EventStream
 
 from .conftest import Running
 
@@ -73,6 +74,29 @@ def test_a_client_that_leaves_frees_its_pages_within_a_step(server: Running) -> 
     all_is_freed(server)
 
 
+def test_leaving_is_heard_before_the_next_step(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the moment the connection's end is seen, at most the step under way runs with the pages held."""
+    llm = server.service.llm
+    engine, seen = llm._built.engine, {}
+    give_up, abort = EventStream._give_up, type(engine).abort
+
+    def noting_leave(stream: EventStream) -> None:
+        seen.setdefault("left", engine.counters.steps)
+        give_up(stream)
+
+    def noting_abort(self: Any, request_id: str) -> Any:
+        seen.setdefault("freed", engine.counters.steps)
+        return abort(self, request_id)
+
+    monkeypatch.setattr(EventStream, "_give_up", noting_leave)
+    monkeypatch.setattr(type(engine), "abort", noting_abort)
+    sock = raw_stream(server, LONG)
+    sock.close()
+    until(lambda: "freed" in seen)
+    assert seen["freed"] - seen["left"] <= 1
+    all_is_freed(server)
+
+
 def test_a_client_that_leaves_before_an_unstreamed_answer(server: Running) -> None:
     with pytest.raises(httpx.ReadTimeout):
         server.post("/v1/completions", LONG | {"stream": False}, timeout=0.3)
@@ -105,6 +129,21 @@ def test_a_slow_reader_holds_up_nobody_and_is_let_go(serve: Callable[..., Runnin
     all_is_freed(server)
     assert 499 in [event.status for event in ended]
     sock.close()
+
+
+def test_a_slow_reader_cannot_grow_memory(serve: Callable[..., Running]) -> None:
+    """What waits for it is one joined letter and about one socket buffer, however much it has not taken."""
+    server = serve(send_timeout=300)
+    with raw_stream(server, LONG | {"logprobs": 10, "n": 4}):  # 5 MB of events
+        until(lambda: any(stream._sending_since is not None for stream in server.service.streams), 120)
+        (job,) = server.service.jobs
+        assert job._answers is not None
+        until(lambda: idle(server), 120)  # the engine was not held up: the whole answer is there
+        assert server.service.streams
+        assert len(job._answers._mailbox._letters) == 1
+        waiting = [connection.transport.get_write_buffer_size() for connection in server.connections]
+        assert 0 < max(waiting) < 1 << 18
+    all_is_freed(server)
 
 
 # -- sizes and times ---------------------------------------------------------------------------------------------------
@@ -262,6 +301,49 @@ def test_cors_is_off_unless_an_origin_is_named(serve: Callable[..., Running], se
     assert open_.http.options("/v1/models", headers=ask).headers["access-control-allow-origin"] == ask["Origin"]
     other = ask | {"Origin": "https://other.example"}
     assert "access-control-allow-origin" not in open_.http.get("/health", headers=other).headers
+
+
+def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every known key is looked at, by a comparison that does not stop early, whichever it is and whether it is any."""
+    from pagoda.server import keys as module
+
+    compared: list[int] = []
+
+    def counting(one: bytes, other: bytes) -> bool:
+        compared.append(len(one))
+        return real(one, other)
+
+    real = module.hmac.compare_digest
+    monkeypatch.setattr(module.hmac, "compare_digest", counting)
+    for key in ("key-of-ann", "key-of-bob", "key-of-admin", "nobody's", ""):
+        compared.clear()
+        KEYS.caller({"authorization": f"Bearer {key}", "x-api-key": key})
+        assert compared == [32, 32, 32], key
+
+
+def test_nothing_is_pickled() -> None:
+    """No file of the package reads or writes pickles; what crosses processes or disks is JSON, msgspec or tensors."""
+    import ast
+    from pathlib import Path
+
+    import pagoda
+
+    for file in Path(pagoda.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {"pickle", "cloudpickle", "dill", "shelve", "marshal"} & set(names), file
+
+
+def test_a_template_from_a_stranger_runs_in_a_sandbox(server: Running) -> None:
+    from pagoda.models.chat import ChatTemplate
+
+    for text in ("{{ messages.__class__.__mro__ }}", "{{ cycler.__init__.__globals__ }}", "{{ messages.append(1) }}"):
+        with pytest.raises(PagodaError):
+            ChatTemplate({"default": text}, {}).render([{"role": "user", "content": "hi"}])
+    hostile = {"messages": [{"role": "user", "content": "{{ 7 * 191 }}"}], "max_tokens": 1}
+    prompt = server.post("/tokenize", {"messages": hostile["messages"]}).json()["tokens"]
+    assert "{{ 7 * 191 }}" in server.post("/detokenize", {"tokens": prompt}).json()["prompt"]
 
 
 # -- the process -------------------------------------------------------------------------------------------------------
