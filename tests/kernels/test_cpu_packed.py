@@ -72,7 +72,7 @@ def test_threads_change_nothing(form, dynamic):
 @pytest.mark.parametrize("isa", ISAS)
 def test_all_weights_of_a_byte(isa):
     """Every int8 code and the largest tokens: no sum saturates, no look-up is off by one."""
-    codes = torch.arange(-127, 128).repeat(4).reshape(-1, 4)[:240]
+    codes = torch.arange(-128, 128).repeat(4).reshape(-1, 4)[:240]
     from pagoda.kernels.packed import lay_out
 
     packed = lay_out("int8", codes.repeat_interleave(8, 1), torch.ones(240))

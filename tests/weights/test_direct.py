@@ -99,10 +99,11 @@ def fill(index: int, buffer: torch.Tensor) -> None:
     buffer.fill_(index % 251)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
 @pytest.mark.parametrize("room", [100, 130, 1000])
-def test_groups_come_whole_and_in_order(room: int) -> None:
+def test_groups_come_whole_and_in_order(room: int, num_threads: int) -> None:
     sizes = [40, 100, 1, 60, 60, 60, 99, 3, 30, 30, 30, 30, 100, 0, 7]
-    ahead = ReadAhead(sizes, torch.zeros(room, dtype=torch.uint8), fill)
+    ahead = ReadAhead(sizes, torch.zeros(room, dtype=torch.uint8), fill, num_threads=num_threads)
     seen = []
     for number, part in enumerate(ahead):
         time.sleep(0.001 * (number % 2))
@@ -115,7 +116,7 @@ def test_groups_come_whole_and_in_order(room: int) -> None:
 
 def test_over_and_over_with_several_in_hand() -> None:
     sizes = [30, 50, 20]
-    ahead = ReadAhead(sizes, torch.zeros(100, dtype=torch.uint8), fill, repeat=True)
+    ahead = ReadAhead(sizes, torch.zeros(100, dtype=torch.uint8), fill, repeat=True, num_threads=2)
     for _ in range(20):
         taken = [ahead.take(), ahead.take()]
         assert all((part == group).all() for group, part in taken)
@@ -123,7 +124,7 @@ def test_over_and_over_with_several_in_hand() -> None:
         ahead.give_back()
     assert [ahead.take()[0]] == [1]
     ahead.close()
-    assert not ahead._thread.is_alive()
+    assert not any(thread.is_alive() for thread in ahead._threads)
 
 
 def test_an_error_reaches_the_consumer_after_what_was_good() -> None:
@@ -145,4 +146,4 @@ def test_closing_early_ends_the_thread() -> None:
     ahead.take()
     ahead.close()
     ahead.close()
-    assert not ahead._thread.is_alive()
+    assert not any(thread.is_alive() for thread in ahead._threads)

@@ -109,6 +109,16 @@ class OpenFiles:
     def __init__(self, stamps: dict[Path, Stamp], *, use_cache: bool) -> None:
         self._stamps, self._use_cache, self._open = stamps, use_cache, dict[Path, DirectFile]()
 
+    def open_all(self) -> None:
+        """Before several threads read."""
+        for path in self._stamps:
+            self._file(path)
+
+    def _file(self, path: Path) -> DirectFile:
+        if path not in self._open:
+            self._open[path] = DirectFile(path, use_cache=self._use_cache)
+        return self._open[path]
+
     def filling(self, groups: Sequence[Sequence[TensorEntry]]) -> Fill:
         """What a read-ahead calls: every tensor of a group, one after the other."""
 
@@ -126,9 +136,7 @@ class OpenFiles:
 
     def read_range(self, entry: TensorEntry, offset: int, num_bytes: int, buffer: torch.Tensor) -> torch.Tensor:
         """Some of the tensor's bytes, by where they lie in its file."""
-        if entry.file not in self._open:
-            self._open[entry.file] = DirectFile(entry.file, use_cache=self._use_cache)
-        return self._open[entry.file].read(offset, num_bytes, buffer, f"tensor {entry.name!r}")
+        return self._file(entry.file).read(offset, num_bytes, buffer, f"tensor {entry.name!r}")
 
     def check(self, group: Iterable[TensorEntry]) -> None:
         """Raises WeightsError if a file is no longer what it was when its header was read."""

@@ -28,7 +28,7 @@ from .rows import StoredRows, Unit
 if TYPE_CHECKING:
     from .formats.base import WeightFormat
 
-RING_UNITS = 4
+RING_UNITS, NUM_READERS = 4, 2
 
 
 class WeightStream:
@@ -48,8 +48,10 @@ class WeightStream:
         )
         self.num_bytes = ring + panels
         self._panels = torch.empty(panels, dtype=torch.uint8)
-        self._ahead: ReadAhead | None = ReadAhead(self._sizes, aligned_buffer(ring), self._fill, repeat=True)
-        self.bytes_read = 0
+        self._files.open_all()
+        self._ahead: ReadAhead | None = ReadAhead(
+            self._sizes, aligned_buffer(ring), self._fill, repeat=True, num_threads=NUM_READERS
+        )
 
     @property
     def bytes_per_pass(self) -> int:
@@ -79,7 +81,6 @@ class WeightStream:
         for entry, offset, num_bytes, _ in self._units[place][2].parts:
             self._files.read_range(entry, offset, num_bytes, buffer[start:])
             start += span_bytes(num_bytes)
-            self.bytes_read += num_bytes
 
     def _lay_out(self, matrix: StoredRows, unit: Unit, raw: Tensor) -> Tensor:
         self._files.check(entry for entry, *_ in unit.parts)

@@ -113,7 +113,9 @@ struct PairsOf<8> : Pairs {
   static Line open(UintVec line) {
     const __m512i sign = _mm512_set1_epi8(-128), q = _mm512_xor_si512((__m512i)line, sign), size = _mm512_abs_epi8(q);
     const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kBytes.low), size, _mm512_load_si512(kBytes.low + 64));
-    const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(kBytes.high), size, _mm512_load_si512(kBytes.high + 64));
+    const __m512i small = _mm512_permutex2var_epi8(_mm512_load_si512(kBytes.high), size, _mm512_load_si512(kBytes.high + 64));
+    // -128 has no entry of its own (128 is looked up as 0, right for the low byte): checkpoints of others hold it.
+    const __m512i high = _mm512_mask_mov_epi8(small, _mm512_movepi8_mask(size), _mm512_set1_epi8(0x43));
     return {low, _mm512_ternarylogic_epi32(high, q, sign, 0xf8)};  // high | (q & sign)
   }
   static UintVec numbers(Line line, int n) {  // the even bytes of a lane are inputs 0 and 1, the odd ones 2 and 3
