@@ -40,7 +40,7 @@ def test_same_tokens_whatever_happens_around(make_llm, oracle, name) -> None:
     kv = f"{name}(pages=3)"
     alone = [make_llm(page_size=8).generate([ids], params(kv))[0].token_ids for ids in PROMPTS]
     assert alone[2] != oracle(PROMPTS[2], 16)
-    llm = make_llm(page_size=8, max_num_batched_tokens=24, max_num_seqs=8, kv_memory=kv_bytes(30))
+    llm = make_llm(page_size=8, max_num_batched_tokens=24, max_num_seqs=8, kv_memory=kv_bytes(40))
     for _ in range(2):
         mixed = llm.generate([*PROMPTS, prompt(60, 50)], [params(kv)] * 3 + [params("recent(budget=9)")])
         assert [output.token_ids for output in mixed[:3]] == alone

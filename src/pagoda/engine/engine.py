@@ -199,20 +199,34 @@ class Engine:
         return groups
 
     def _unstick(self, plan: Plan) -> list[RequestState]:
-        """Nothing could run. If nobody was preempted to change that, the head of the queue can never run: say so."""
-        if plan.preempted or self.scheduler.running or not self.scheduler.waiting:
+        """Nothing could run. Unless somebody was preempted to change that, a sequence can never run: say so."""
+        sequence = self._stuck(plan)
+        if sequence is None:
             return []
-        sequence = self.scheduler.waiting.head()
-        assert isinstance(sequence, Sequence)
         manager = sequence.store.manager
         needed = manager.blocks_needed(sequence.num_tokens) * manager.fmt.block_bytes
+        beside = f" beside what kv={'+'.join(sequence.policy.names)!r} remembers" if sequence.policy.remembers else ""
         self._advance.fail(
             sequence.group,
-            f"{sequence.num_tokens} tokens need {format_bytes(needed)} of KV, and pinned prefixes leave "
-            f"{format_bytes(manager.available_blocks() * manager.fmt.block_bytes)}; unpin some or raise the "
-            "budget",
+            f"{sequence.num_tokens} tokens need {format_bytes(needed)} of KV{beside}, and pinned prefixes leave "
+            f"{format_bytes(manager.available_blocks() * manager.fmt.block_bytes)}; unpin some or raise the budget",
         )
         return [sequence.group]
+
+    def _stuck(self, plan: Plan) -> Sequence | None:
+        """The head of the queue where nobody runs, or the sequence that ran alone and found no page: it would find none
+        again.
+        """
+        if self.scheduler.running or not self.scheduler.waiting:
+            return None
+        if not plan.preempted:
+            head = self.scheduler.waiting.head()
+            assert isinstance(head, Sequence)
+            return head
+        alone = plan.preempted[0]
+        assert isinstance(alone, Sequence)
+        waits = self.scheduler.waiting.position(alone) is not None  # a beam that made room for another does not
+        return alone if len(plan.preempted) == 1 and waits else None
 
     def _hold_state(self) -> list[RequestState]:
         """Leases what policies remember of the running sequences; where that does not fit, the last in rank gives way.

@@ -104,6 +104,7 @@ class Evictor:
         if decision is None or bool(decision.keep.all()):
             return
         self._counters.policy_acts += 1
+        dropped = manager.num_dropped_slots
         made = manager.keep_many(sequence.seq_id, _kept(decision.keep, inputs.lens), rewrite=bool(decision.writes))
         if made is None:
             self._scheduler.preempt(sequence)
@@ -113,13 +114,9 @@ class Evictor:
         if decision.writes:
             _run(store, moves)
             _write(decision, store, table)
-        keep = decision.keep
-        if keep.dim() < 3:
-            keep = (keep if keep.dim() == 1 else keep[:, None]).expand(*inputs.lens.shape, -1)
-        keep = keep & inputs.valid
-        self._counters.slots_dropped += int(inputs.lens.sum() - keep.sum())
+        self._counters.slots_dropped += manager.num_dropped_slots - dropped
         again = sequence.policy.next_act(sequence.num_computed, sequence.prompt_len) is not None
-        sequence.policy_state.keep(keep, inputs, again)
+        sequence.policy_state.keep(decision.keep, inputs, again)
 
     def _inputs(self, sequence: Sequence, table: PageTable) -> Inputs:
         fmt, storage = sequence.store.fmt, sequence.store.storage

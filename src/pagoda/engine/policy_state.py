@@ -105,22 +105,27 @@ class PolicyState:
         )
 
     def keep(self, keep: Tensor, inputs: Inputs, again: bool) -> None:
-        """The slots moved: bool ``keep`` [L, H, N]. ``again``: whether the policy will ever act again; if not, nothing
-        is remembered any more.
+        """The slots moved: bool ``keep`` [N], [L, N] or [L, H, N]. ``again``: whether the policy will ever act again;
+        if not, nothing is remembered any more.
         """
         self.notes.forget_pages()
         if not again:
             self.slots, self.memory, self._ring = {}, {}, None
             return
-        counts = keep.sum(-1)
-        most = int(counts.max())
-        order = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :most]
-        unused = torch.arange(most, device=keep.device) >= counts[..., None]
         values = dict(inputs.tracks)
         if inputs.mass is not None:
             values[MASS] = inputs.mass
         if inputs.positions is not None:
             values[POSITIONS] = inputs.positions
+        if not values:
+            return
+        if keep.dim() < 3:
+            keep = (keep if keep.dim() == 1 else keep[:, None]).expand(*inputs.lens.shape, -1)
+        keep = keep & inputs.valid
+        counts = keep.sum(-1)
+        most = int(counts.max())
+        order = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :most]
+        unused = torch.arange(most, device=keep.device) >= counts[..., None]
         self.numbered = counts
         self.slots = {name: held.gather(-1, order).masked_fill_(unused, 0) for name, held in values.items()}
 

@@ -48,32 +48,55 @@ class Notes:
 
 
 class PageChooser:
-    """One sequence in one decode step."""
+    """One sequence in one decode step. Where all heads hold as many slots, as a rule, the work of a layer is one
+    look at the sketches, one choice and one gather; where an eviction left them unequal, ``_best`` sorts it out.
+    """
 
     def __init__(self, policy: PageSelection, notes: Notes, storage: PageStorage, table: PageTable) -> None:
         self._policy, self._notes, self._storage, self._table = policy, notes, storage, table
         fmt = table.fmt
         self._lens = np.broadcast_to(table.lens[:, None], (table.num_rows, table.run)).reshape(fmt.num_layers, -1) + 1
+        self._full = (self._lens - 1) // fmt.page_size  # the page that holds the newest token is read whatever it holds
+        self._ids = _all_page_ids(table, int(self._full.max()) + 1).to(storage.device)
+        self._is_even = bool((self._lens == self._lens.flat[0]).all())
 
     def choose(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """q [Hq, D] of the newest token, whose own key is written: page ids int32 [H, K], slots to attend int32 [H]."""
-        fmt, policy = self._table.fmt, self._policy
-        lens = self._lens[layer]
-        full = (lens - 1) // fmt.page_size  # the page that holds the newest token is read whatever it holds
+        page_size, policy, full = self._table.fmt.page_size, self._policy, self._full[layer]
         most = int(full.max())
-        ids = self._page_ids(layer, most + 1)  # [H, most + 1]
-        last = torch.from_numpy(full.astype(np.int64)).to(ids.device)
-        counts = torch.tensor([policy.num_pages(int(n)) for n in full], device=ids.device)
-        tail = torch.from_numpy((lens - full * fmt.page_size).astype(np.int64)).to(ids.device)
+        ids = self._ids[layer, :, : most + 1]
+        counts = [policy.num_pages(int(n)) for n in full]
+        keep = max(counts)
         self._notes.pages_held += int(full.sum()) + len(full)
-        self._notes.pages_read += int(counts.sum()) + len(full)
-        keep = int(counts.max())
+        self._notes.pages_read += (len(counts) + sum(counts)) if keep < most else int(full.sum()) + len(full)
+        last = self._lens[layer] - full * page_size
         if keep == most:
-            columns = torch.arange(most + 1, device=ids.device).expand(len(full), -1)
-            counts = last
-        else:
-            columns = self._best(layer, q, scale, full, ids, counts, keep, last)
-        return ids.gather(1, columns).to(torch.int32), (counts * fmt.page_size + tail).to(torch.int32)
+            return ids.to(torch.int32), self._slots(full * page_size + last)
+        if self._is_even:
+            scores = self._scores(layer, q, scale, full, ids)
+            scores[:, most - 1] = torch.inf
+            best = ids.gather(1, scores.topk(keep, dim=1, sorted=False).indices)
+            return torch.cat([best, ids[:, most:]], 1).to(torch.int32), self._slots(keep * page_size + last)
+        columns = self._best(layer, q, scale, full, ids, torch.tensor(counts, device=ids.device), keep)
+        return ids.gather(1, columns).to(torch.int32), self._slots(np.array(counts) * page_size + last)
+
+    def _slots(self, lens: np.ndarray) -> Tensor:
+        return torch.from_numpy(lens.astype(np.int32)).to(self._storage.device)
+
+    def _scores(
+        self, layer: int, q: Tensor, scale: float, full: np.ndarray, ids: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        most = ids.shape[1] - 1
+        look = Look(
+            layer=layer,
+            queries=q.float().view(len(full), -1, q.shape[-1]),
+            sketches=self._sketches(layer, full, ids),
+            valid=torch.ones(len(full), most, dtype=torch.bool, device=ids.device) if valid is None else valid,
+            scale=scale,
+            read_keys=lambda: self._keys(ids[:, :most]),
+            memory=self._notes.memory[layer],
+        )
+        return self._policy.score(look)
 
     def _best(
         self,
@@ -84,21 +107,12 @@ class PageChooser:
         ids: Tensor,
         counts: Tensor,
         keep: int,
-        last: Tensor,
     ) -> Tensor:
         """Columns int64 [H, keep + 1]: each head's chosen full pages in order, then the page under way."""
         most = ids.shape[1] - 1
+        last = torch.from_numpy(full.astype(np.int64)).to(ids.device)
         valid = torch.arange(most, device=ids.device) < last[:, None]
-        look = Look(
-            layer=layer,
-            queries=q.float().view(len(full), -1, q.shape[-1]),
-            sketches=self._sketches(layer, full, ids),
-            valid=valid,
-            scale=scale,
-            read_keys=lambda: self._keys(ids[:, :most]),
-            memory=self._notes.memory[layer],
-        )
-        scores = self._policy.score(look).masked_fill(~valid, -torch.inf)
+        scores = self._scores(layer, q, scale, full, ids, valid).masked_fill(~valid, -torch.inf)
         scores.scatter_(1, (last - 1).clamp(min=0)[:, None], torch.inf)
         order = scores.topk(keep, dim=1).indices
         order = order.masked_fill(torch.arange(keep, device=ids.device) >= counts[:, None], most + 1).sort(1).values
@@ -128,9 +142,15 @@ class PageChooser:
         k, _ = gather(self._storage.pages, self._storage.layout, ids, torch.float32)
         return k.view(ids.shape[0], ids.shape[1], fmt.page_size, -1)
 
-    def _page_ids(self, layer: int, num: int) -> Tensor:
-        table = self._table
-        heads = range(table.fmt.num_kv_heads)
-        rows = [table.row(layer, head) for head in heads]
-        offsets = np.array([table.offset(layer, head) for head in heads])[:, None]
-        return torch.from_numpy((table.bases[rows, :num] + offsets).astype(np.int64)).to(self._storage.device)
+
+def _all_page_ids(table: PageTable, num: int) -> Tensor:
+    """int64 [L, H, num]: the first pages of every head."""
+    fmt = table.fmt
+    heads = [(layer, head) for layer in range(fmt.num_layers) for head in range(fmt.num_kv_heads)]
+    if table.num_rows == 1:
+        rows, offsets = np.zeros(len(heads), np.int64), np.arange(len(heads))
+    else:
+        rows = np.array([table.row(*at) for at in heads])
+        offsets = np.array([table.offset(*at) for at in heads])
+    ids = table.bases[rows, :num].astype(np.int64) + offsets[:, None]
+    return torch.from_numpy(ids.reshape(fmt.num_layers, fmt.num_kv_heads, -1))

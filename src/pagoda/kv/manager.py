@@ -392,6 +392,11 @@ class KVManager:
         """Bytes of all pages of the sequence, shared ones included."""
         return self._sequences[seq_id].table.num_pages * self.fmt.page_bytes
 
+    @property
+    def num_dropped_slots(self) -> int:
+        """Slots that policies gave up so far, of all heads."""
+        return self._num_dropped
+
     def stats(self) -> KVStats:
         """Counters now."""
         pool, prefix = self.pool, self.prefix

@@ -39,9 +39,10 @@ class LServe(PageSelection):
         if size % self.part:
             raise ConfigError(f"lserve(part={self.part}) does not divide pages of {size} slots; give a divisor")
         parts = keys.view(heads, pages, size // self.part, self.part, width)
-        return torch.stack([parts.amin(3), parts.amax(3)], 3)  # [H, n, parts, 2, D]
+        return torch.cat([parts.amax(3), parts.amin(3)], -1)  # [H, n, parts, 2 D]
 
     def score(self, look: Look) -> Tensor:
+        import torch
         from torch.nn.functional import pad
 
         age = look.memory.get("age")
@@ -49,11 +50,10 @@ class LServe(PageSelection):
             age += 1
             known = look.memory["scores"]
             return pad(known, (0, look.valid.shape[1] - known.shape[1]))
-        heads, pages, parts, _, width = look.sketches.shape
-        low, high = (look.sketches[:, :, :, i].reshape(heads, pages * parts, width).transpose(1, 2) for i in (0, 1))
-        q = look.queries
-        bound = (q.clamp(min=0) @ high + q.clamp(max=0) @ low).amax(1).view(heads, pages, parts).amax(-1)
-        look.memory["scores"], look.memory["age"] = bound, bound.new_ones(())
+        heads, pages, parts, _ = look.sketches.shape
+        q = torch.cat([look.queries.clamp(min=0), look.queries.clamp(max=0)], -1)
+        bound = (q @ look.sketches.flatten(1, 2).transpose(1, 2)).amax(1).view(heads, pages, parts).amax(-1)
+        look.memory["scores"], look.memory["age"] = bound.clone(), bound.new_ones(())
         return bound
 
 

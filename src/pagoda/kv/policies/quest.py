@@ -24,12 +24,13 @@ class Quest(PageSelection):
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
         import torch
 
-        return torch.stack([keys.amin(2), keys.amax(2)], 2)
+        return torch.cat([keys.amax(2), keys.amin(2)], -1)  # [H, n, 2 D]
 
     def score(self, look: Look) -> Tensor:
-        q, low, high = look.queries, look.sketches[:, :, 0], look.sketches[:, :, 1]
-        bound = q.clamp(min=0) @ high.transpose(1, 2) + q.clamp(max=0) @ low.transpose(1, 2)
-        return bound.amax(1)
+        import torch
+
+        q = torch.cat([look.queries.clamp(min=0), look.queries.clamp(max=0)], -1)
+        return (q @ look.sketches.transpose(1, 2)).amax(1)
 
 
 POLICY = Quest

@@ -1,0 +1,117 @@
+"""Decode steps at long context: exact against page selections, in turns, on a random model of a 0.5B model's shape.
+
+    python benchmarks/kv_selection.py --kv "quest(pages=0.1)" --context 8192 --sequences 4
+
+The KV of the context is random numbers written straight into the pages, since the time of a step does not depend on
+them; the steps themselves are the engine's own. Reported for each policy: milliseconds of a step (median), the ratio to
+exact, and the share of held pages that was read, as the engine counts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from pagoda import LLM, SamplingParams
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 896, "intermediate_size": 4864,
+    "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64,
+    "max_position_embeddings": 16384, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+def write_model(folder: Path) -> None:
+    """Random weights with lantern's tokenizer."""
+    import pagoda
+    from pagoda.models.model import Model
+
+    lantern = Path(pagoda.__file__).parent / "assets" / "lantern"
+    vocab = json.loads((lantern / "config.json").read_text())["vocab_size"]
+    config = CONFIG | {"vocab_size": vocab}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(lantern / name, folder / name)
+    tensors = {
+        name: torch.randn(shape).mul_(0.02).to(torch.bfloat16)
+        for name, shape in Model.from_config(config).expected_tensors().items()
+    }
+    save_file(tensors, folder / "model.safetensors")
+
+
+class Steps:
+    """Sequences of one policy, decoding, their contexts already in the pages."""
+
+    def __init__(self, llm: LLM, kv: str, context: int, sequences: int, steps: int) -> None:
+        self.engine, self.counters = llm._open().engine, llm._open().engine.counters
+        params = SamplingParams(temperature=0, max_tokens=steps, ignore_eos=True, kv=kv)
+        for index in range(sequences):
+            ids = [8 + (7 * index + i) % 1000 for i in range(context)]
+            self.engine.add(llm._intake.request(f"{kv}-{index}", ids, params))
+        manager = self.engine.manager
+        for sequence in list(self.engine.scheduler.waiting):
+            waiting: Any = sequence
+            manager.admit(waiting.seq_id, waiting.tokens, use_prefix=False)
+            assert manager.reserve(waiting.seq_id, context - 1)
+            manager.commit(waiting.seq_id, waiting.tokens[: context - 1])
+            waiting.num_computed = context - 1
+            self.engine.scheduler.remove(waiting)
+            self.engine.scheduler.running[waiting.seq_id] = waiting
+        pages = self.engine.storage.pages
+        pages.view(-1)[: manager.pool.num_touched_blocks * manager.fmt.pages_per_block * pages.shape[1]].normal_()
+
+    def run(self, steps: int) -> tuple[list[float], float]:
+        """Seconds of each step, and the share of pages read."""
+        before = self.counters.pages_read, self.counters.pages_held
+        seconds = []
+        for _ in range(steps):
+            started = time.perf_counter()
+            self.engine.step()
+            seconds.append(time.perf_counter() - started)
+        read, held = (now - then for now, then in zip((self.counters.pages_read, self.counters.pages_held), before))  # noqa: B905
+        return seconds, read / held if held else 1.0
+
+    def stop(self) -> None:
+        """Abort all."""
+        for request_id in list(self.engine._requests):
+            self.engine.abort(request_id)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kv", nargs="+", default=["quest(pages=0.1)", "lserve(pages=0.1)"])
+    parser.add_argument("--context", type=int, default=8192)
+    parser.add_argument("--sequences", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=None, help="default: all cores")
+    args = parser.parse_args()
+    found: dict[str, Any] = {kv: {"seconds": [], "read": 1.0} for kv in ["exact", *args.kv]}
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder))
+        llm = LLM(folder, memory="5GiB", enable_prefix_caching=False, num_threads=args.threads, max_num_seqs=16)
+        for _ in range(args.rounds):
+            for kv, mine in found.items():
+                batch = Steps(llm, kv, args.context, args.sequences, args.steps + 4)
+                batch.run(3)  # the first looks at all pages once
+                seconds, mine["read"] = batch.run(args.steps)
+                mine["seconds"] += seconds
+                batch.stop()
+        llm.close()
+    exact = statistics.median(found["exact"]["seconds"])
+    for kv, mine in found.items():
+        step = statistics.median(mine["seconds"])
+        print(f"{kv:24} {step * 1e3:8.1f} ms a step   {exact / step:5.2f}x exact   {mine['read']:.1%} of pages read")
+
+
+if __name__ == "__main__":
+    main()
