@@ -41,7 +41,7 @@ def test_json_is_one_document_with_the_whole_truth(capfd: pytest.CaptureFixture[
     assert data["usage"]["completion_tokens"] == len(data["token_ids"]) == 12
     assert data["speed"]["tokens_per_second"] > 0
     assert data["kv_bytes"]["peak"] > 0
-    assert data["memory"]["total_bytes"] == 1 << 30
+    assert data["memory"]["total_bytes"] == 3 << 30
     assert data["text"] == run(capfd, PROMPT, *GREEDY).out.removesuffix("\n")
     again = run(capfd, "--token-ids", ",".join(map(str, data["prompt_token_ids"])), *GREEDY, "--json").json
     assert again["token_ids"] == data["token_ids"]
