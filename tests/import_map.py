@@ -22,7 +22,10 @@ ARROWS: dict[str, set[str]] = {
     "kv": {"core", "budget", "kernels"},
     "sampling": {"core", "kernels"},
     "models": {"core", "budget", "kernels", "weights", "kv.view", "kv.dense"},
-    "plan": {"core", "budget", "schedule", "kv", "models.shape", "sampling.params"},
+    "plan": {
+        "core", "budget", "schedule", "kv", "models.shape", "models.footprint", "models.catalog", "models.families",
+        "weights.quantization", "weights.formats", "sampling.params", "sampling.scratch",
+    },
     "speculative": {"core", "budget", "kernels", "kv", "models", "sampling"},
     "adapters": {"core", "budget", "kernels", "weights", "models"},
     "engine": {
@@ -52,6 +55,9 @@ HOMES: dict[str, set[str]] = {
     "huggingface_hub": {"models"},
     "jinja2": {"models"},
     "xxhash": {"kv"},
+    "blake3": {"kv.tiers"},
+    "zstandard": {"kv.tiers"},
+    "highspy": {"plan.placement"},
     "prometheus_client": {"server"},
     "opentelemetry": {"server.traces"},
     "llguidance": {"sampling.grammar", "sampling.masks"},
@@ -71,7 +77,7 @@ HOMES: dict[str, set[str]] = {
 TORCH_FREE = (
     "core", "budget", "schedule", "plan", "kv.pages", "kv.table", "kv.prefix", "kv.audit", "kv.manager",
     "kv.room", "kv.compaction", "kv.stats",
-    "sampling.params", "sampling.structured", "sampling.grammar",
+    "sampling.params", "sampling.scratch", "sampling.structured", "sampling.grammar",
     "models.shape", "models.resolve", "models.catalog", "cli.main", "cli.run", "cli.chat",
     "cli.models", "cli.serve",
 )  # fmt: skip

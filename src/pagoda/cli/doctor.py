@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -28,14 +28,30 @@ OMP_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU
 
 
 @app.command()
-def doctor(json: opt.Json = False) -> None:
+def doctor(
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine's rates first, for pagoda plan (a minute).")
+    ] = False,
+    json: opt.Json = False,
+) -> None:
     """Say what this machine offers, what is missing, and whether Pagoda works here."""
+    if calibrate:
+        _calibrate()
     report = examine()
     report["findings"] = findings(report)
     report["works"] = not any(finding["level"] == "broken" for finding in report["findings"])
     emit_json(report) if json else _print(report)
     if not report["works"]:
         raise typer.Exit(1)
+
+
+def _calibrate() -> None:
+    """Measures, with a line on stderr for what comes next, and keeps the result in the user's cache folder."""
+    from ..bench.machine import measure
+    from ..plan.machine import save_machine
+
+    machine = measure(lambda what: print(f"measuring {what}", file=sys.stderr, flush=True))
+    print(f"kept in {save_machine(machine)}", file=sys.stderr)
 
 
 def examine() -> dict[str, Any]:
@@ -50,6 +66,7 @@ def examine() -> dict[str, Any]:
         "torch": _torch(),
         "kernels": _kernels(),
         "models": _models(),
+        "calibration": _calibration(),
         "environment": {name: os.environ[name] for name in OMP_VARIABLES if name in os.environ},
     }
 
@@ -123,6 +140,18 @@ def _models() -> dict[str, Any]:
     }
 
 
+def _calibration() -> dict[str, Any]:
+    from ..plan.machine import load_machine
+
+    machine, reason = load_machine()
+    return {
+        "reason": reason,
+        "measured": machine.measured,
+        "read_bytes_per_second": machine.read_bytes_per_second,
+        "disk_bytes_per_second": machine.disk_bytes_per_second,
+    }
+
+
 def findings(report: dict[str, Any]) -> list[dict[str, str]]:
     """What a person should know: ``broken`` (nothing runs), ``slow`` (works, but could be faster), ``note``."""
     found: list[dict[str, str]] = []
@@ -170,6 +199,7 @@ def _print(report: dict[str, Any]) -> None:
         ["torch threads", str(torch.get("threads", "-"))],
         ["libraries", ", ".join(f"{name} {version or 'MISSING'}" for name, version in report["libraries"].items())],
         ["models", ", ".join(report["models"]["found"]) + f" (and {report['models']['families']} native families)"],
+        ["rates", _rates(report["calibration"])],
         *([name, value] for name, value in report["environment"].items()),
     ]
     print_table("This machine", ["what", "found"], rows)
@@ -178,6 +208,13 @@ def _print(report: dict[str, Any]) -> None:
     for finding in report["findings"]:
         print(f"{finding['level']}: {finding['text']}")
     print("Pagoda works here." if report["works"] else "Pagoda does not work here; see 'broken' above.")
+
+
+def _rates(found: dict[str, Any]) -> str:
+    if not found["measured"]:
+        return str(found["reason"])
+    read, disk = (format_bytes(int(found[f"{what}_bytes_per_second"])) for what in ("read", "disk"))
+    return f"memory {read}/s, disk {disk}/s ({found['reason']})"
 
 
 def _first_line(error: BaseException) -> str:

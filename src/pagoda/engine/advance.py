@@ -13,15 +13,13 @@ from ..sampling.finish import Finish
 from ..sampling.logprobs import TokenLogprob, prompt_logprobs
 from ..sampling.masks import MaskAhead
 from ..sampling.sampler import Sampled, Sampler
+from ..sampling.scratch import LOGIT_ROWS
 from ..schedule.item import Plan, Scheduled
 from ..schedule.scheduler import Scheduler
 from .pooling import pool
 from .runner import Piece, Runner, StepResult
 from .sequence import RequestState, Sequence
 from .text import TextStream
-
-LOGIT_ROWS = 64
-"""Rows of logits handled at once beside a step's own: 64 x 152k x 4 bytes = 39 MB for the largest vocabularies."""
 
 
 class Advance:

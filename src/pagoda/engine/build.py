@@ -19,7 +19,9 @@ from ..kv.pages import PagePool
 from ..kv.prefix import PrefixCache
 from ..kv.stores import Stores
 from ..models.load import Loaded, load_model
-from ..sampling.grammar import GrammarCompiler, grammar_bytes
+from ..plan.accounts import STAGING_BYTES
+from ..sampling.grammar import GrammarCompiler
+from ..sampling.scratch import grammar_bytes
 from ..schedule.policies import POLICIES
 from ..schedule.scheduler import Limits
 from .config import EngineConfig
@@ -27,7 +29,7 @@ from .engine import Engine
 from .picture import held_bytes, pages_by_granularity, picture_of
 from .profile import Profile, profile_of
 from .shadow import Shadows
-from .sizing import STAGING_BYTES, Sizes, fit, weight_room
+from .sizing import Sizes, fit, weight_room
 
 
 @dataclass(slots=True)

@@ -14,14 +14,10 @@ from ..core.units import format_bytes, parse_bytes
 from ..kv.codecs.base import with_dtype
 from ..models.load import Room, RoomFor
 from ..models.shape import ModelShape
-from ..sampling.grammar import grammar_bytes
-from ..sampling.scratch import scratch_bytes
+from ..plan.accounts import STAGING_BYTES, StepLimits, step_bytes
+from ..sampling.scratch import grammar_bytes
 from ..weights.quantization import Quantization
-from .advance import LOGIT_ROWS
 from .config import EngineConfig
-
-STAGING_BYTES = 16 << 20
-"""Step metadata, copies between pages, sampled rows, detokenizers: small things that live for a step or a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +77,8 @@ def weight_room(config: EngineConfig, ledger: Ledger) -> RoomFor:
 
 
 def _activations(config: EngineConfig, shape: ModelShape, dtype: str, quantization: Quantization) -> int:
-    longest, rows = _longest(config, shape), max(min(config.max_num_seqs, config.max_num_batched_tokens), LOGIT_ROWS)
-    return (
-        shape.activation_bytes(config.max_num_batched_tokens, rows, dtype, max_kv_len=longest)
-        + scratch_bytes(rows, shape.vocab_size, with_logprobs=True)
-        + shape.table_bytes(longest, dtype)
-        + shape.unpacking_bytes(quantization)
-    )
+    step = StepLimits(config.max_num_batched_tokens, config.max_num_seqs, _longest(config, shape))
+    return step_bytes(shape, dtype, quantization, step)
 
 
 def _least(config: EngineConfig, longest: int, fmt: KVFormat) -> int:

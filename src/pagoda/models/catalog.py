@@ -70,6 +70,13 @@ def _config_at(path: Path) -> dict[str, Any]:
     return config_of(read_gguf(path))
 
 
+def folder_of(path_or_id: str) -> Path | None:
+    """The model's folder on this machine; None where only its config is to be had."""
+    if path_or_id == EMBEDDED or not is_hub_id(path_or_id) or Path(path_or_id).exists():
+        return resolve(path_or_id)
+    return next((model.path for model in cached_models() if model.name == path_or_id), None)
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

@@ -23,11 +23,11 @@ from pagoda.weights.source import TensorSource, open_source
 from . import families
 from .chat import ChatTemplate, read_templates
 from .fingerprint import fingerprint
-from .footprint import Footprint
+from .footprint import Footprint, tokenizer_bytes
 from .generation import end_ids, read_generation
 from .model import Model
 from .resolve import resolve
-from .shape import ModelShape
+from .shape import TINY_PARAMS, ModelShape
 from .stream_plan import StreamPlan, plan_stream
 from .tokenizer import Tokenizer, read_json
 
@@ -49,10 +49,7 @@ class Room:
 
 
 RoomFor = Callable[[ModelShape, str, Quantization], Room]
-TINY_PARAMS = 32_000_000
 
-# Measured: private memory grows by 8 to 10 times the size of tokenizer.json (GPT-2, Mistral), and a little at use.
-TOKENIZER_FACTOR, TOKENIZER_BYTES = 10, 6 << 20
 GGUF_HEADER_BYTES = 4 << 20  # a vocabulary of 150,000 with merges; the lease becomes what it really took
 TRANSFORMERS_BYTES = 160 << 20  # measured beside torch: 133 MB with one architecture's file; adapted to what it is
 
@@ -199,7 +196,7 @@ def _open_file(file: Path, footprint: Footprint) -> _Opened:
 
     # The metadata is nearly all tokenizer: tokens, scores and merges, at most half of the file.
     room = min(file.stat().st_size, GGUF_HEADER_BYTES)
-    with footprint.measured("tokenizer", TOKENIZER_FACTOR * room + TOKENIZER_BYTES, file.name):
+    with footprint.measured("tokenizer", tokenizer_bytes(room), file.name):
         found = open_gguf(file)
     return _Opened(found.config, found.source, found.tokenizer, {}, found.chat_templates)
 
@@ -289,7 +286,7 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], footprint: Footprint) ->
     if not file.is_file():
         with _transformers_room(footprint):
             return Tokenizer.from_dir(folder, _text_config(config))
-    with footprint.measured("tokenizer", TOKENIZER_FACTOR * file.stat().st_size + TOKENIZER_BYTES, file.name):
+    with footprint.measured("tokenizer", tokenizer_bytes(file.stat().st_size), file.name):
         return Tokenizer.from_dir(folder, _text_config(config))
 
 

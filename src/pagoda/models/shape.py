@@ -18,6 +18,8 @@ from .params import Param, Table, parameters
 from .spec import AttentionSpec, DecoderSpec, LatentSpec, MLPSpec, MoESpec, RopeSpec
 
 FLOAT32 = 4
+TINY_PARAMS = 32_000_000
+"""Up to here ``dtype="auto"`` runs in float32 on a CPU: memory is no matter, rounding is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class ModelShape:
     ``attention_floats`` and ``mlp_floats`` are the elements per token that the widest layer holds inside each branch,
     residual and norms aside. ``scores_written`` says that attention has a feature (soft cap, sinks, ALiBi) for which
     the reference op writes its scores out. ``matrices`` are what quantization may pack (none in a fallback model).
+    ``experts_per_token``: of each mixture layer, 0 in a dense model.
     """
 
     family: str
@@ -59,6 +62,7 @@ class ModelShape:
     scores_written: bool = False
     rope_dims: tuple[int, ...] = ()
     matrices: tuple[Matrix, ...] = ()
+    experts_per_token: int = 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -92,6 +96,7 @@ class ModelShape:
             scores_written=any(_writes_scores(block.attn) for block in spec.blocks),
             rope_dims=tuple(sorted(rope.dim for rope in ropes)),
             matrices=_matrices(params),
+            experts_per_token=max((b.mlp.router.top_k for b in spec.blocks if isinstance(b.mlp, MoESpec)), default=0),
         )
 
     @property
@@ -108,6 +113,10 @@ class ModelShape:
             if found is not None:
                 num_bytes += m.count * (found.num_bytes(m.rows, m.cols) - m.rows * m.cols * _size(dtype))
         return num_bytes
+
+    def largest_matrix_bytes(self, dtype: str) -> int:
+        """Of one matrix as it is read, unpacked; experts come one by one."""
+        return max((m.rows * m.cols for m in self.matrices), default=0) * _size(dtype)
 
     def packing_bytes(self, quantization: Quantization) -> int:
         """Bytes that packing takes at its largest matrix, beside the packed model and the tensor that was read."""

@@ -28,15 +28,6 @@ if TYPE_CHECKING:
 _WHITESPACE = r"( |\r?\n[ \t]{0,32})"
 _QUOTED = re.compile(r"\s*(\d+ \||\^+$)")
 _MAX_CACHED = 16
-_BYTES_PER_TOKEN = 400
-"""Of the vocabulary's trie with the library's slices: measured 385 (GPT-2's 50,257 tokens)."""
-_BYTES_FOR_GRAMMARS = 8 << 20
-"""Compiled grammars and the states of running sequences; a large schema takes 0.5 MB, a state shares most of it."""
-
-
-def grammar_bytes(vocab_size: int) -> int:
-    """What the trie and the grammars of one model may take."""
-    return _BYTES_FOR_GRAMMARS + _BYTES_PER_TOKEN * vocab_size
 
 
 class GrammarState:

@@ -15,7 +15,20 @@ DEVICE_SLICE_BYTES = 512 * _MIB
 MOST_BYTES_PER_LOGIT = 80
 """Of any way through the chain: ranking the whole vocabulary keeps values, ids, masses and masks of every token."""
 
+LOGIT_ROWS = 64
+"""Rows of logits handled at once beside a step's own: 64 x 152k x 4 bytes = 39 MB for the largest vocabularies."""
+
+_TRIE_BYTES_PER_TOKEN = 400
+"""Of the vocabulary's trie with the library's slices: measured 385 (GPT-2's 50,257 tokens)."""
+_GRAMMARS_BYTES = 8 << 20
+"""Compiled grammars and the states of running sequences; a large schema takes 0.5 MB, a state shares most of it."""
+
 Row = TypeVar("Row")
+
+
+def grammar_bytes(vocab_size: int) -> int:
+    """What the trie and the grammars of one model may take."""
+    return _GRAMMARS_BYTES + _TRIE_BYTES_PER_TOKEN * vocab_size
 
 
 def slice_bytes(device_type: str) -> int:

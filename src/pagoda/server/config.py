@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..core.errors import ConfigError, choices
 from ..core.units import parse_bytes
+from ..plan.accounts import SERVER_BYTES
 from .parsers import REASONING_PARSERS, TOOL_PARSERS
 
 MIB = 1 << 20
@@ -21,7 +22,7 @@ class ServerConfig:
     """Names that requests may use for the model; the first one is told in answers."""
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 * MIB
-    memory_bytes: int = 64 * MIB
+    memory_bytes: int = SERVER_BYTES
     """What connections, requests and stored responses may hold together, beside the engine (see `buffers`)."""
     upload_timeout: float = 30.0
     request_timeout: float = 900.0

@@ -1,0 +1,178 @@
+"""What ``pagoda plan`` says beside what happens: memory and speed of many model-plan pairs, as a table.
+
+    python -m benchmarks.plan_accuracy lantern FOLDER … --out docs/planner.md
+
+Calibrates first (or takes ``--machine FILE``), then runs every pair in a process of its own: the engine that the plan
+describes, ``concurrency`` random prompts at once, ends ignored. Compared are the bytes that the ledger leased at its
+peak, the process's peak RSS, seconds of a prompt alone, and seconds a token while all decode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pagoda.bench.kv_report import splice
+from pagoda.models.catalog import folder_of, read_config
+from pagoda.plan.accounts import SERVER_BYTES
+from pagoda.plan.demand import Demand
+from pagoda.plan.machine import load_machine, save_machine
+from pagoda.plan.plans import Choice, Plan, Planner
+from pagoda.plan.prices import nearest_prices
+from pagoda.plan.subject import Subject
+
+PAIRS = (
+    (Choice("auto"), Demand(256, 48, 1)),
+    (Choice("auto"), Demand(1024, 48, 8)),
+    (Choice("int8"), Demand(256, 48, 1)),
+    (Choice("int8", "int8"), Demand(1024, 32, 8)),
+    (Choice("int4"), Demand(512, 48, 1)),
+    (Choice("w8a8"), Demand(512, 48, 4)),
+    (Choice("auto", max_num_batched_tokens=256), Demand(1500, 32, 2)),
+)
+BUDGET = 6 << 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan_accuracy", description=__doc__)
+    parser.add_argument("models", nargs="*", default=["lantern"])
+    parser.add_argument("--machine", type=Path, help="a kept calibration; default: calibrate now")
+    parser.add_argument("--pairs", default="", help="only these numbers of the list, from 0: 0,3")
+    parser.add_argument("--out", type=Path, help="page whose table is rewritten")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(run(json.loads(args.one))))
+        return
+    machine_file = args.machine or _calibrate()
+    numbers = [int(n) for n in args.pairs.split(",") if n] or range(len(PAIRS))
+    rows = [row for model in args.models for number in numbers if (row := compare(model, number, machine_file))]
+    text = markdown(rows)
+    print(text)
+    if args.out:
+        args.out.write_text(splice(args.out.read_text(encoding="utf-8"), "accuracy", text), encoding="utf-8")
+
+
+def _calibrate() -> Path:
+    from pagoda.bench.machine import measure
+
+    return save_machine(measure(lambda what: print(f"measuring {what}", file=sys.stderr, flush=True)))
+
+
+def planned(model: str, number: int, machine_file: Path) -> Plan | None:
+    """The plan of that pair, None where the model's positions end before."""
+    choice, demand = PAIRS[number]
+    subject = Subject.of(model, read_config(model), folder=folder_of(model))
+    if demand.length + 16 > subject.shape.max_position:
+        return None
+    machine, _ = load_machine(machine_file)
+    planner = Planner(subject, machine, nearest_prices(subject.shape.num_params), demand, BUDGET)
+    return planner.plan(choice)
+
+
+def compare(model: str, number: int, machine_file: Path) -> dict[str, Any] | None:
+    """Predicted beside measured, of one pair."""
+    plan = planned(model, number, machine_file)
+    if plan is None:
+        return None
+    _, demand = PAIRS[number]
+    work = {"model": model, "flags": plan.flags, "prompt": demand.prompt, "output": demand.output}
+    command = [sys.executable, "-m", "benchmarks.plan_accuracy", "--one", json.dumps(work | {"at_once": plan.running})]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "."})
+    found = json.loads(done.stdout.splitlines()[-1])
+    row = {"model": Path(model).name, "plan": str(plan.choice), "requests": plan.running, **found}
+    row |= {"planned_bytes": plan.peak_bytes, "planned_tpot": plan.tpot, "planned_ttft": plan.ttft_alone}
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
+
+
+def run(work: dict[str, Any]) -> dict[str, Any]:
+    """In a process of its own: the engine of the plan, measured."""
+    import random
+
+    from pagoda.engine.build import build
+    from pagoda.engine.config import EngineConfig
+    from pagoda.engine.intake import Intake
+    from pagoda.sampling.params import SamplingParams
+    from pagoda.server import logs, serving, traces  # noqa: F401  # as pagoda serve has them
+
+    given = dict(zip(work["flags"][::2], work["flags"][1::2], strict=True))
+    options: dict[str, Any] = {name.removeprefix("--").replace("-", "_"): value for name, value in given.items()}
+    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
+        options[name] = int(options[name])
+    built = build(EngineConfig(work["model"], reserve_bytes=SERVER_BYTES, **options))
+    server = built.ledger.lease("server", SERVER_BYTES, "what pagoda serve holds")
+    engine, intake = built.engine, Intake(built)
+    rng, vocab = random.Random(0), built.loaded.shape.vocab_size
+    params = SamplingParams(temperature=0, max_tokens=work["output"], ignore_eos=True)
+
+    def prompt() -> list[int]:
+        return [rng.randrange(3, vocab) for _ in range(work["prompt"])]
+
+    firsts = []
+    for number in range(3):  # the first one touches code and memory that a served engine has touched
+        engine.add(intake.request(f"alone-{number}", prompt(), SamplingParams(temperature=0, max_tokens=1)))
+        started = time.perf_counter()
+        while engine.has_work:
+            engine.step()
+        firsts.append(time.perf_counter() - started)
+    for number in range(work["at_once"]):
+        engine.add(intake.request(f"together-{number}", prompt(), params))
+    steps = []
+    while engine.has_work:
+        started, waiting = time.perf_counter(), len(engine.scheduler.waiting)
+        pending = any(s.num_tokens - s.num_computed > 1 for s in engine.scheduler.running.values())
+        engine.step()
+        if not waiting and not pending and len(engine.scheduler.running) == work["at_once"]:
+            steps.append(time.perf_counter() - started)
+    memory = built.stats()["memory"]
+    server.release()
+    built.close()
+    return {
+        "leased_bytes": memory["peak_leased_bytes"], "rss_bytes": memory["peak_rss_bytes"],
+        "ttft": statistics.median(firsts[1:]), "tpot": statistics.median(steps),
+    }  # fmt: skip
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table, and how many pairs are within the promised bounds."""
+    head = (
+        "| model | plan | at a time | memory planned | leased | | peak RSS | first token planned | measured | "
+        "| per token planned | measured | |"
+    )
+    lines = [head, "| --- | --- |" + " ---: |" * 11]
+    for row in rows:
+        memory, first, each = (row[a] / row[b] - 1 for a, b in _COMPARED)
+        lines.append(
+            f"| {row['model']} | {row['plan']} | {row['requests']} | {_mib(row['planned_bytes'])} "
+            f"| {_mib(row['leased_bytes'])} | {memory:+.1%} | {_mib(row['rss_bytes'])} "
+            f"| {row['planned_ttft']:.3f} s | {row['ttft']:.3f} s | {first:+.0%} "
+            f"| {1000 * row['planned_tpot']:.1f} ms | {1000 * row['tpot']:.1f} ms | {each:+.0%} |"
+        )
+    within = [
+        sum(abs(row[a] / row[b] - 1) <= bound for row in rows) for (a, b), bound in zip(_COMPARED, _BOUNDS, strict=True)
+    ]
+    lines.append(
+        f"\nOf {len(rows)} pairs, memory is within 3 % in {within[0]}, the first token within 20 % in {within[1]}, "
+        f"a token's time within 20 % in {within[2]}."
+    )
+    return "\n".join(lines)
+
+
+_COMPARED = (("planned_bytes", "leased_bytes"), ("planned_ttft", "ttft"), ("planned_tpot", "tpot"))
+_BOUNDS = (0.03, 0.2, 0.2)
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.0f} MiB"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Measures what the planner charges for lossy methods, and writes ``src/pagoda/plan/measured/MODEL.json``.
+
+    python -m benchmarks.plan_prices lantern
+
+Weight formats, ways to store KV and KV policies on the same cases, teacher-forced through the engine, each beside the
+exact model: KL divergence in nats a token, the mean over tasks of very different kinds (running text, and facts that
+have to be found again far back), so that a method that reads well but forgets is not cheap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pagoda.bench.forced import Answer, ForcedEngine
+from pagoda.bench.quality.tasks import TASKS
+from pagoda.bench.quality.tasks.base import World
+from pagoda.kv.codecs import CODECS
+from pagoda.plan.prices import FOLDER
+
+TASK_NAMES = ("agreement", "recall", "multi_key", "copying")
+FORMATS = ("int8", "w8a8", "int4(group=32)", "int4", "w4a8", "nf4", "int3", "int2")
+POLICIES = (
+    "snapkv(budget=0.5)", "snapkv(budget=0.25)", "snapkv(budget=0.25)+ada", "streaming_llm(budget=0.5)",
+    "streaming_llm(budget=0.25)", "h2o(budget=0.25)", "scope(budget=0.25)",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan_prices", description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--cases", type=int, default=8)
+    parser.add_argument("--length", type=int, default=400)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    args = parser.parse_args()
+    found = measure(args.model, args.cases, args.length)
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / f"{Path(args.model).name}.json"
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=1))
+
+
+def measure(model: str, count: int, length: int) -> dict[str, Any]:
+    """Everything that `pagoda.plan.prices` reads."""
+    with ForcedEngine(model, quantization="none") as engine:
+        world = World.make(engine.built.loaded.tokenizer, min(length, engine.engine.max_model_len - 8))
+        cases = cases_of(world, count)
+        exact = answers(engine, cases, "exact")
+        policies = {}
+        for kv in POLICIES:
+            print(kv, file=sys.stderr, flush=True)
+            before, started = engine.engine.counters.policy_seconds, time.perf_counter()
+            loss = divergence(exact, answers(engine, cases, kv))
+            spent = time.perf_counter() - started
+            policies[kv] = {"kl": loss, "deciding": (engine.engine.counters.policy_seconds - before) / spent}
+        num_params = engine.built.loaded.shape.num_params
+    return {
+        "model": Path(model).name, "num_params": num_params, "cases": count, "length": length, "tasks": list(cases),
+        "weights": {name: alone(model, cases, exact, quantization=name) for name in FORMATS},
+        "kv_dtypes": {
+            name: alone(model, cases, exact, quantization="none", kv_cache_dtype=name) for name in CODECS.names()
+        },
+        "policies": policies,
+    }  # fmt: skip
+
+
+def cases_of(world: World, count: int) -> dict[str, Any]:
+    """Those of every task that the model's context has room for."""
+    found = {}
+    for name in TASK_NAMES:
+        task: Any = TASKS.get(name)
+        try:
+            found[name] = task().cases(world, count)
+        except ValueError as error:
+            print(f"left out: {name} ({error})", file=sys.stderr)
+    return found
+
+
+def answers(engine: ForcedEngine, cases: dict[str, Any], kv: str) -> dict[str, list[Answer]]:
+    return {name: list(engine.run(some, kv)) for name, some in cases.items()}
+
+
+def alone(model: str, cases: dict[str, Any], exact: dict[str, list[Answer]], **options: str) -> float:
+    """The loss of an engine with these options."""
+    print(options, file=sys.stderr, flush=True)
+    with ForcedEngine(model, **options) as engine:
+        return divergence(exact, answers(engine, cases, "exact"))
+
+
+def divergence(exact: dict[str, list[Answer]], other: dict[str, list[Answer]]) -> float:
+    """Mean over tasks of the mean over scored places of KL(exact || other), nats."""
+    per_task = []
+    for name, truths in exact.items():
+        total, places = 0.0, 0
+        for truth, answer in zip(truths, other[name], strict=True):
+            p, q = truth.logits.log_softmax(-1), answer.logits.log_softmax(-1)
+            total += float((p.exp() * (p - q)).sum())
+            places += len(truth.logits)
+        per_task.append(total / max(1, places))
+    return round(sum(per_task) / len(per_task), 5)
+
+
+if __name__ == "__main__":
+    main()

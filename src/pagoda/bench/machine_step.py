@@ -1,0 +1,74 @@
+"""What a step costs that multiplies next to nothing: taken from tiny random models that differ in one thing each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ..engine.build import build
+from ..engine.config import EngineConfig
+from ..engine.intake import Intake
+from ..models.model import Model
+from ..models.resolve import resolve
+from ..sampling.params import SamplingParams
+from ..weights.writer import write_tensors
+
+FEW, MANY, WIDE = 2, 26, 65536
+NUM_STEPS, BATCH = 40, 16
+_CONFIG = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1,
+    "num_key_value_heads": 1, "head_dim": 64, "max_position_embeddings": 512, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+def step_costs() -> tuple[float, float, float, float]:
+    """Seconds of a step, of each of its layers, of each sequence, and of each logit of a sequence.
+
+    Four models of hidden size 64: few and many layers, one and several sequences, a small and a large vocabulary.
+    """
+    base = decode_seconds(layers=FEW, sequences=1)
+    layer = max(0.0, decode_seconds(layers=MANY, sequences=1) - base) / (MANY - FEW)
+    row = max(0.0, decode_seconds(layers=FEW, sequences=BATCH) - base) / (BATCH - 1)
+    wide = decode_seconds(layers=FEW, sequences=BATCH, vocab=WIDE)
+    narrow = decode_seconds(layers=FEW, sequences=BATCH)
+    sample = max(0.0, wide - narrow) / (BATCH * (WIDE - 2048))
+    return max(0.0, base - FEW * layer - row), layer, row, sample
+
+
+def decode_seconds(*, layers: int, sequences: int, vocab: int = 2048) -> float:
+    """The median decode step of a random model, with lantern's tokenizer, through the whole engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        _write(Path(folder), layers, vocab)
+        built = build(EngineConfig(folder, dtype="bfloat16", max_num_batched_tokens=256, structured_output=False))
+        try:
+            engine, intake = built.engine, Intake(built)
+            params = SamplingParams(temperature=0, max_tokens=NUM_STEPS + 8, ignore_eos=True)
+            for number in range(sequences):
+                engine.add(intake.request(f"step-{number}", [number + 3] * 8, params))
+            for _ in range(4):
+                engine.step()
+            times = []
+            for _ in range(NUM_STEPS):
+                started = time.perf_counter()
+                engine.step()
+                times.append(time.perf_counter() - started)
+            return statistics.median(times)
+        finally:
+            built.close()
+
+
+def _write(folder: Path, layers: int, vocab: int) -> None:
+    config = _CONFIG | {"num_hidden_layers": layers, "vocab_size": vocab, "eos_token_id": 1, "bos_token_id": 1}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    shutil.copy(resolve("lantern") / "tokenizer.json", folder / "tokenizer.json")
+    generator = torch.Generator().manual_seed(0)
+    shapes = Model.from_config(config).expected_tensors()
+    tensors = {name: torch.randn(shape, generator=generator).bfloat16() * 0.1 for name, shape in shapes.items()}
+    write_tensors(folder / "model.safetensors", tensors)

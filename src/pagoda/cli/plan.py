@@ -1,0 +1,139 @@
+"""Say before loading what fits a budget, how fast, and at what loss.
+
+pagoda plan MODEL --memory 3GiB                                        the best plans
+pagoda plan MODEL --memory 3GiB --prompt 4000 --concurrency 8 --pick 2 start the second
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.errors import ConfigError
+from ..core.units import format_bytes
+from . import _options as opt
+from ._output import emit_json, print_table
+
+if TYPE_CHECKING:
+    from ..plan.plans import Plan
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def plan(
+    model: opt.Model,
+    memory: opt.Memory = None,
+    prompt: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 1024,
+    output: Annotated[int, typer.Option(help="Tokens of an answer.")] = 256,
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 1,
+    slo_ttft: Annotated[float | None, typer.Option(help="Most seconds to the first token.")] = None,
+    slo_tpot: Annotated[float | None, typer.Option(help="Most seconds between two tokens.")] = None,
+    max_loss: Annotated[float | None, typer.Option(help="Most nats a token that may be lost; 0 = exact.")] = None,
+    disk: Annotated[str | None, typer.Option(help="Also say what would lie on a disk of this size.")] = None,
+    pick: Annotated[int | None, typer.Option(help="Start pagoda serve with this plan.")] = None,
+    json: opt.Json = False,
+) -> None:
+    """Say before loading what fits a budget, how fast, and at what loss."""
+    found = examine(
+        model, memory, prompt=prompt, output=output, concurrency=concurrency, slo_ttft=slo_ttft, slo_tpot=slo_tpot,
+        max_loss=max_loss, disk=disk,
+    )  # fmt: skip
+    if pick is not None:
+        _start(model, found["plans"], pick)
+    emit_json(_plain(found)) if json else _print(found)
+
+
+def examine(
+    model: str, memory: str | None, *, max_loss: float | None, disk: str | None, **demand: Any
+) -> dict[str, Any]:
+    """Everything that is shown; ``plans`` are ``plan.plans.Plan`` objects."""
+    from ..budget import MachineProbe, default_budget
+    from ..core.units import parse_bytes
+    from ..models.catalog import folder_of, read_config
+    from ..plan.demand import Demand
+    from ..plan.machine import load_machine
+    from ..plan.plans import Planner
+    from ..plan.prices import nearest_prices
+    from ..plan.subject import Subject
+
+    asked, probe = Demand(**demand), MachineProbe()
+    subject = Subject.of(model, read_config(model), folder=folder_of(model), probe=probe)
+    machine, machine_reason = load_machine(probe=probe)
+    budget = default_budget(memory, probe)
+    prices = nearest_prices(subject.shape.num_params)
+    planner = Planner(subject, machine, prices, asked, budget.total_bytes)
+    placed = None if disk is None else planner.placements(parse_bytes(disk, what="disk"))
+    plans = planner.plans(max_loss=max_loss) if disk is None or planner.fits else []
+    return {
+        "model": model, "parameters": subject.shape.num_params, "dtype": subject.dtype,
+        "budget_bytes": budget.total_bytes, "budget_reason": budget.reason, "machine": machine_reason,
+        "prices": None if prices is None else prices.model,
+        "priced_itself": prices is not None and prices.num_params == subject.shape.num_params,
+        "exact_only": subject.exact_only, "plans": plans, "placements": placed,
+    }  # fmt: skip
+
+
+def _plain(found: dict[str, Any]) -> dict[str, Any]:
+    return found | {"plans": [plan.as_dict() for plan in found["plans"]]}
+
+
+def _start(model: str, plans: list[Plan], number: int) -> None:
+    if not 1 <= number <= len(plans):
+        raise ConfigError(f"pick is {number}; this budget has plans 1 to {len(plans)}")
+    command = ["-m", "pagoda", "serve", model, *plans[number - 1].flags]
+    print(f"pagoda {' '.join(command[2:])}", file=sys.stderr, flush=True)
+    os.execv(sys.executable, [sys.executable, *command])
+
+
+def _print(found: dict[str, Any]) -> None:
+    rows = [_row(number, plan) for number, plan in enumerate(found["plans"], 1)]
+    columns = [
+        "#", "weights", "KV", "policy", ">step", ">at a time", ">first token", ">per token", ">tokens/s", ">memory",
+        ">loss",
+    ]  # fmt: skip
+    if rows:
+        print_table(f"Plans for {found['model']} in {format_bytes(found['budget_bytes'])}", columns, rows)
+        accounts = [
+            [str(number), *(format_bytes(num) for num in plan.accounts.as_dict().values())]
+            for number, plan in enumerate(found["plans"], 1)
+        ]
+        names = [f">{name}" for name in found["plans"][0].accounts.as_dict()]
+        print_table("Memory by account", ["#", *names], accounts)
+    if found["placements"]:
+        placed = [
+            [
+                one["weights"],
+                *(f"{one['shares'][item]['disk']:.0%}" for item in ("weights", "kv")),
+                f"{one['seconds']:.3g} s",
+            ]
+            for one in found["placements"]
+        ]
+        print_table("Placement: what would lie on the disk", ["weights", ">of weights", ">of KV", ">step"], placed)
+    for note in _notes(found):
+        print(note)
+
+
+def _row(number: int, plan: Plan) -> list[str]:
+    choice = plan.choice
+    return [
+        str(number), choice.quantization, choice.kv_cache_dtype, choice.kv, str(choice.max_num_batched_tokens),
+        str(plan.running), f"{plan.ttft:.2f} s", f"{1000 * plan.tpot:.1f} ms", f"{plan.tokens_per_second:.1f}",
+        format_bytes(plan.accounts.total), f"{plan.loss:.3f}",
+    ]  # fmt: skip
+
+
+def _notes(found: dict[str, Any]) -> list[str]:
+    notes = [f"speed: {found['machine']}", f"budget: {found['budget_reason']}"]
+    if found["prices"] is None:
+        notes.append("loss: nothing was measured, so only exact plans are shown")
+    else:
+        kind = "measured on this model" if found["priced_itself"] else "an estimate, measured on"
+        notes.append(f"loss: nats a token beside exact, {kind} {found['prices']}; of several methods, the sum")
+    if found["exact_only"]:
+        notes.append(f"KV policies are left out: {found['exact_only']}")
+    notes.append("start one: the same command with --pick N")
+    return notes

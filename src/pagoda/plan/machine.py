@@ -1,0 +1,149 @@
+"""What this machine can do: measured once by ``pagoda doctor --calibrate``, kept in the user's cache folder.
+
+Rates are those of our own kernels, not of a data sheet: products with every weight format at several step sizes,
+attention over pages by the way KV is stored, what a step costs that computes nothing, the disk. Without a calibration a
+guess of the kind "10 GB/s a core" stands in, and every plan says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..budget.probe import MachineProbe
+from ..core.errors import ConfigError
+
+VERSION = 1
+GUESSED_BYTES_PER_SECOND, GUESSED_FLOPS = 10e9, 50e9  # of one core
+GUESSED_RUNTIME_BYTES = 420 << 20
+
+Curve = tuple[tuple[int, float], ...]
+"""``(tokens, seconds)`` with tokens ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Rates of one machine.
+
+    runtime_bytes      RSS of a process that has imported the engine, before it loads anything
+    products           weight format -> seconds a weight at so many tokens at a time
+    attend             how KV is stored -> seconds for one multiply-add of decode attention (slot x head x element)
+    attend_prompt      the same for a chunk of a prompt
+    step, layer, row   seconds of a step, of each layer of it, and of each sequence in it, beside products and attention
+    sample             seconds a logit: choosing the next token
+    """
+
+    cpu: str
+    threads: int
+    runtime_bytes: int
+    read_bytes_per_second: float
+    disk_bytes_per_second: float
+    products: Mapping[str, Curve] = field(default_factory=dict)
+    attend: Mapping[str, float] = field(default_factory=dict)
+    attend_prompt: float = 0.0
+    step: float = 0.0
+    layer: float = 0.0
+    row: float = 0.0
+    sample: float = 0.0
+    measured: bool = False
+    version: int = VERSION
+
+    @classmethod
+    def guess(cls, probe: MachineProbe | None = None) -> Machine:
+        """A stand-in, from the number of cores alone."""
+        probe = probe or MachineProbe()
+        cores = probe.cpus()
+        flop = 1 / (GUESSED_FLOPS * cores)
+        return cls(
+            cpu=probe.cpu_model(), threads=cores, runtime_bytes=GUESSED_RUNTIME_BYTES,
+            read_bytes_per_second=GUESSED_BYTES_PER_SECOND * cores, disk_bytes_per_second=500e6,
+            attend={"auto": 2 * flop}, attend_prompt=2 * flop, step=3e-4, layer=2e-5, row=3e-5,
+        )  # fmt: skip
+
+    def weight_seconds(self, name: str, tokens: float, bytes_per_weight: float) -> float:
+        """Seconds that one weight of format ``name`` takes when ``tokens`` tokens are multiplied with it.
+
+        Between measured step sizes on a straight line; beyond the largest in proportion. A format that was not measured
+        is bound by its bytes and by the guessed flops.
+        """
+        curve = self.products.get(name)
+        if not curve:
+            flops = 2 * tokens / (GUESSED_FLOPS * self.threads)
+            return max(bytes_per_weight / self.read_bytes_per_second, flops)
+        return _between(curve, max(tokens, 1.0))
+
+    def attend_seconds(self, kv_dtype: str) -> float:
+        """Seconds of one multiply-add of decode attention over KV stored that way."""
+        known = self.attend
+        return known.get(kv_dtype) or known.get("auto") or max(known.values(), default=0.0)
+
+
+def _between(curve: Curve, tokens: float) -> float:
+    sizes = [size for size, _ in curve]
+    at = bisect_right(sizes, tokens)
+    if at == 0:
+        return curve[0][1]
+    if at == len(curve):
+        return curve[-1][1] * tokens / curve[-1][0]
+    (low, before), (high, after) = curve[at - 1], curve[at]
+    return before + (after - before) * (tokens - low) / (high - low)
+
+
+def measured_formats() -> tuple[str, ...]:
+    """The weight formats whose products are calibrated, as ``quantization=`` names them; ``none.*``: plain tensors."""
+    return ("none.bfloat16", "fp32", "bf16", "int8", "w8a8", "int4(group=32)", "int4", "w4a8", "nf4", "int3", "int2")
+
+
+def calibration_file() -> Path:
+    """``$XDG_CACHE_HOME/pagoda/machine.json``, or in ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "pagoda" / "machine.json"
+
+
+def save_machine(machine: Machine, file: Path | None = None) -> Path:
+    """Written whole or not at all. Raises ConfigError where the folder cannot be written."""
+    file = file or calibration_file()
+    fresh = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(asdict(machine), indent=1) + "\n", encoding="utf-8")
+        fresh.replace(file)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot keep the calibration ({error.strerror}); set XDG_CACHE_HOME") from error
+    return file
+
+
+def load_machine(file: Path | None = None, probe: MachineProbe | None = None) -> tuple[Machine, str]:
+    """The calibrated machine, or a guess; and where it comes from, for people.
+
+    A calibration of another processor, another number of threads, or another version is not used.
+    """
+    file, probe = file or calibration_file(), probe or MachineProbe()
+    guess = Machine.guess(probe)
+    try:
+        found = _read(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return guess, "guessed; run: pagoda doctor --calibrate"
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return guess, f"guessed, as {file} cannot be read ({error}); run: pagoda doctor --calibrate"
+    if (found.version, found.cpu, found.threads) != (VERSION, guess.cpu, guess.threads):
+        return guess, f"guessed, as {file} is of another machine; run: pagoda doctor --calibrate"
+    return found, f"calibrated, {file}"
+
+
+def _read(data: dict[str, Any]) -> Machine:
+    products = {
+        name: tuple((int(tokens), float(seconds)) for tokens, seconds in curve)
+        for name, curve in data.pop("products").items()
+    }
+    machine = Machine(**data, products=products)
+    numbers = [machine.read_bytes_per_second, machine.disk_bytes_per_second, *machine.attend.values()]
+    if not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise ValueError("a rate is not a positive number")
+    return machine

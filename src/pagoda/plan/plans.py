@@ -1,0 +1,326 @@
+"""Every way to run a model that fits a budget, and the best of them: quality, tokens a second and bytes.
+
+A plan is a weight format, a way to store KV, a KV policy and a step size. What it takes is the sum that the engine will
+lease (`accounts`); how fast it is comes from the machine's rates (`roofline`); what it loses was measured (`prices`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from math import ceil
+from typing import Any
+
+from ..budget.reconcile import LATE_CODE_BYTES
+from ..core.errors import BudgetError
+from ..core.types import KVFormat
+from ..core.units import format_bytes
+from ..kv.codecs.base import with_dtype
+from ..kv.grammar import parse_policy
+from ..sampling.scratch import grammar_bytes
+from .accounts import SERVER_BYTES, STAGING_BYTES, Accounts, StepLimits, step_bytes
+from .demand import Demand
+from .machine import Machine
+from .placement import Item, Tier, place
+from .prices import EXACT, Prices
+from .roofline import Roofline, Work
+from .subject import Subject
+
+PAGE_SIZE = 16
+STEP_TOKENS = (2048, 1024, 512, 256, 128)
+EPSILON = 0.02
+"""A plan that is better by less than this share in everything is not worth a line of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What distinguishes one plan from another; the fields are options of ``pagoda serve``."""
+
+    quantization: str = "auto"
+    kv_cache_dtype: str = "auto"
+    kv: str = EXACT
+    max_num_batched_tokens: int = 2048
+
+    def __str__(self) -> str:
+        return (
+            f"weights {self.quantization}, KV {self.kv_cache_dtype}, {self.kv}, steps of {self.max_num_batched_tokens}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to run the model.
+
+    running    requests that fit at a time (at most as many as asked)
+    ttft       seconds to the first token of a request that arrives while the others decode
+    ttft_alone  the same while nobody decodes
+    tpot       seconds between two tokens of an answer while all decode
+    tokens_per_second   of all answers, prompts included in the time
+    loss       nats a token beside the exact model
+    loading_bytes   what is leased while the weights are read
+    """
+
+    choice: Choice
+    accounts: Accounts
+    running: int
+    ttft: float
+    ttft_alone: float
+    tpot: float
+    tokens_per_second: float
+    loss: float
+    flags: tuple[str, ...]
+    loading_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that is leased at any time: while the weights are read, or when everything runs."""
+        return max(self.accounts.total, self.loading_bytes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data; bytes and seconds."""
+        found = asdict(self) | {"accounts": self.accounts.as_dict(), "total_bytes": self.accounts.total}
+        found |= {"peak_bytes": self.peak_bytes}
+        return found | {"flags": list(self.flags)}
+
+
+class Planner:
+    """All plans of one model on one machine for one demand, inside ``budget_bytes``."""
+
+    def __init__(
+        self, subject: Subject, machine: Machine, prices: Prices | None, demand: Demand, budget_bytes: int
+    ) -> None:
+        self._subject, self._machine, self._prices = subject, machine, prices
+        self._demand, self._budget = demand, budget_bytes
+        self._longest = -(-demand.length // PAGE_SIZE) * PAGE_SIZE
+        if self._longest > subject.shape.max_position:
+            raise BudgetError(
+                f"prompt and answer together have {demand.length} tokens, but positions of {subject.name} end at "
+                f"{subject.shape.max_position}; ask for fewer"
+            )
+        self._rooflines: dict[tuple[str, str], Roofline] = {}
+        self._weights: dict[str, int] = {}
+
+    def plan(self, choice: Choice) -> Plan:
+        """That one. Raises BudgetError where it does not fit."""
+        beside, running, kv_bytes, least = self._divide(choice)
+        if not running:
+            raise BudgetError(
+                f"{choice} does not fit into {format_bytes(self._budget)}; the nearest budget that can is "
+                f"{-(-least >> 20)}MiB"
+            )
+        return self._plan(choice, beside, running, kv_bytes)
+
+    @property
+    def fits(self) -> bool:
+        """Whether any plan fits without a slower tier."""
+        return any(self._divide(choice)[1] for choice in self._choices())
+
+    def plans(self, *, max_loss: float | None = None) -> list[Plan]:
+        """Those that fit and keep the asked times, none dominated by another; the least loss first.
+
+        Raises BudgetError with the nearest budget, or the nearest times, when there is none.
+        """
+        smallest: int | None = None
+        fitting: list[Plan] = []
+        for choice in self._choices():
+            if max_loss is not None and self._loss(choice) > max_loss:
+                continue
+            beside, running, kv_bytes, least = self._divide(choice)
+            smallest = least if smallest is None else min(smallest, least)
+            if running:
+                fitting.append(self._plan(choice, beside, running, kv_bytes))
+        if not fitting:
+            assert smallest is not None
+            raise BudgetError(
+                f"no plan fits {self._subject.name} with {self._demand.length} tokens into "
+                f"{format_bytes(self._budget)}; the nearest budget that can is {-(-smallest >> 20)}MiB"
+            )
+        return front(self._in_time(fitting))
+
+    def _choices(self) -> Iterator[Choice]:
+        prices, exact_only = self._prices, self._subject.exact_only
+        weights, dtypes, policies = ["auto"], ["auto"], [EXACT]
+        if prices is not None:
+            weights += list(prices.weights)
+            dtypes += list(prices.kv_dtypes)
+            policies += [] if exact_only else list(prices.policies)
+        least = min(self._demand.concurrency, STEP_TOKENS[-1])
+        steps = [size for size in STEP_TOKENS if size >= least and size < 2 * max(self._demand.length, STEP_TOKENS[-1])]
+        for quantization, kv_dtype, policy, size in product(weights, dtypes, policies, steps):
+            yield Choice(quantization, kv_dtype, policy, size)
+
+    def _limits(self, choice: Choice) -> StepLimits:
+        seqs = min(self._demand.concurrency, choice.max_num_batched_tokens)
+        return StepLimits(choice.max_num_batched_tokens, seqs, self._longest)
+
+    def _beside(self, choice: Choice) -> Accounts:
+        subject, quantization = self._subject, self._subject.quantization(choice.quantization)
+        weights = self._weights.get(choice.quantization)
+        if weights is None:
+            weights = self._weights[choice.quantization] = subject.shape.weight_bytes(subject.dtype, quantization)
+        return Accounts(
+            runtime=self._machine.runtime_bytes + LATE_CODE_BYTES,
+            weights=weights,
+            tokenizer=subject.tokenizer_bytes,
+            grammars=grammar_bytes(subject.shape.vocab_size),
+            activations=step_bytes(subject.shape, subject.dtype, quantization, self._limits(choice)),
+            staging=STAGING_BYTES,
+            server=SERVER_BYTES,
+            kv=0,
+        )
+
+    def _divide(self, choice: Choice) -> tuple[Accounts, int, int, int]:
+        """(accounts without KV, requests that fit, their KV in bytes, the least budget for one request)."""
+        beside, fmt = self._beside(choice), self._format(choice)
+        held, peak = self._blocks(choice, fmt)
+        loading = self._loading(choice, beside)
+        room = (self._budget - beside.total) // fmt.block_bytes if loading <= self._budget else 0
+        running = 0 if room < peak else min(self._demand.concurrency, 1 + (room - peak) // max(held, 1))
+        running = min(running, choice.max_num_batched_tokens)
+        kv_bytes = (peak + max(running - 1, 0) * held) * fmt.block_bytes
+        return beside, running, kv_bytes, max(loading, beside.total + peak * fmt.block_bytes)
+
+    def _loading(self, choice: Choice, beside: Accounts) -> int:
+        """Weights, the tensor that is being read, and what packing it takes."""
+        shape, quantization = self._subject.shape, self._subject.quantization(choice.quantization)
+        passing = shape.largest_matrix_bytes(self._subject.dtype) + shape.packing_bytes(quantization)
+        return beside.runtime + beside.weights + beside.tokenizer + passing
+
+    def _format(self, choice: Choice) -> KVFormat:
+        return with_dtype(self._subject.shape.kv_format(PAGE_SIZE, self._subject.dtype), choice.kv_cache_dtype)
+
+    def _blocks(self, choice: Choice, fmt: KVFormat) -> tuple[int, int]:
+        """Blocks of a sequence while it answers, and at its peak: a prompt is whole until the policy acts."""
+        policy, demand = parse_policy(choice.kv), self._demand
+        peak = policy.peak_slots(demand.length, demand.prompt)
+        held = max(policy.most_slots(n, demand.prompt) for n in (demand.prompt, demand.length))
+        return fmt.blocks_for(ceil(held)), fmt.blocks_for(peak)
+
+    def _roofline(self, choice: Choice) -> Roofline:
+        key = (choice.quantization, choice.kv_cache_dtype)
+        if key not in self._rooflines:
+            subject = self._subject
+            quantization = subject.quantization(choice.quantization)
+            self._rooflines[key] = Roofline(
+                subject.shape, subject.dtype, quantization, choice.kv_cache_dtype, self._machine
+            )
+        return self._rooflines[key]
+
+    def _plan(self, choice: Choice, beside: Accounts, running: int, kv_bytes: int) -> Plan:
+        demand, policy = self._demand, parse_policy(choice.kv)
+        middle = policy.most_slots(demand.prompt + demand.output // 2, demand.prompt)
+        deciding = self._prices.policies[choice.kv].deciding if choice.kv != EXACT and self._prices else 0.0
+        roofline, slower = self._roofline(choice), 1 / max(0.05, 1 - deciding)
+        tpot = slower * roofline.seconds(Work(decodes=running, context=middle, rows=running))
+        alone = slower * prompt_seconds(roofline, demand.prompt, choice.max_num_batched_tokens)
+        ttft = alone
+        if running > 1:
+            ttft = slower * prompt_seconds(
+                roofline, demand.prompt, choice.max_num_batched_tokens, decodes=running - 1, context=middle
+            )
+        seconds = running * alone + max(demand.output - 1, 0) * tpot
+        return Plan(
+            choice, _with_kv(beside, kv_bytes), running, ttft, alone, tpot, running * demand.output / seconds,
+            self._loss(choice), self._flags(choice), self._loading(choice, beside),
+        )  # fmt: skip
+
+    def _loss(self, choice: Choice) -> float:
+        loss = self._prices.loss(choice.quantization, choice.kv_cache_dtype, choice.kv) if self._prices else 0.0
+        assert loss is not None, f"{choice} has no price"
+        return loss
+
+    def placements(self, disk_bytes: int) -> list[dict[str, Any]]:
+        """For every weight format, which share of weights and KV would lie on a disk, and the seconds of a decode step.
+
+        Formats that do not even fit with the disk are left out. The placement is computed, not run: the engine keeps
+        weights in memory.
+        """
+        found = []
+        for choice in (
+            c for c in self._choices() if c == Choice(c.quantization, max_num_batched_tokens=STEP_TOKENS[-1])
+        ):
+            beside, fmt = self._beside(choice), self._format(choice)
+            kv_bytes = self._blocks(choice, fmt)[1] * fmt.block_bytes * self._demand.concurrency
+            room = self._budget - (beside.total - beside.weights)
+            layers = self._subject.shape.num_layers
+            items = [
+                Item("weights", beside.weights, piece=beside.weights // layers),
+                Item("kv", kv_bytes, write_share=1 / self._demand.length, piece=kv_bytes // layers),
+            ]
+            rate = self._machine.disk_bytes_per_second
+            work = Work(decodes=self._demand.concurrency, context=self._demand.length, rows=self._demand.concurrency)
+            try:
+                placed = place(
+                    items,
+                    [Tier("host", room), Tier("disk", disk_bytes, rate, rate)],
+                    self._roofline(choice).seconds(work),
+                )
+            except BudgetError:
+                continue
+            found.append({"weights": choice.quantization, "shares": placed.shares, "seconds": placed.seconds})
+        return found
+
+    def _flags(self, choice: Choice) -> tuple[str, ...]:
+        flags = [
+            "--memory", str(self._budget), "--max-model-len", str(self._longest),
+            "--max-num-seqs", str(self._limits(choice).max_num_seqs),
+            "--max-num-batched-tokens", str(choice.max_num_batched_tokens),
+        ]  # fmt: skip
+        for name, value, default in (
+            ("--quantization", choice.quantization, "auto"),
+            ("--kv-cache-dtype", choice.kv_cache_dtype, "auto"),
+            ("--kv", choice.kv, EXACT),
+        ):
+            flags += [] if value == default else [name, value]
+        return tuple(flags)
+
+    def _in_time(self, plans: list[Plan]) -> list[Plan]:
+        demand = self._demand
+        most_ttft, most_tpot = demand.slo_ttft or float("inf"), demand.slo_tpot or float("inf")
+        good = [plan for plan in plans if plan.ttft <= most_ttft and plan.tpot <= most_tpot]
+        if not good:
+            best = min(plans, key=lambda plan: max(plan.ttft / most_ttft, plan.tpot / most_tpot))
+            raise BudgetError(
+                f"no plan in {format_bytes(self._budget)} keeps the asked times; the nearest ({best.choice}) has its "
+                f"first token after {best.ttft:.3g} s and one every {best.tpot:.3g} s; ask for less at a time, or more "
+                "memory"
+            )
+        return good
+
+
+def prompt_seconds(
+    roofline: Roofline, prompt: int, step_tokens: int, *, decodes: int = 0, context: float = 0.0
+) -> float:
+    """Seconds of a prompt's chunks, in steps that ``decodes`` others share."""
+    room, total, start = max(1, step_tokens - decodes), 0.0, 0
+    while start < prompt:
+        chunk = min(room, prompt - start)
+        last = start + chunk == prompt
+        work = Work(decodes=decodes, context=context, chunk=chunk, start=start, rows=decodes + last)
+        total += roofline.seconds(work)
+        start += chunk
+    return total
+
+
+def front(plans: Iterable[Plan]) -> list[Plan]:
+    """Plans that no other beats in loss, speed and memory together; near-equals are one."""
+    kept: list[Plan] = []
+    for plan in sorted(plans, key=lambda plan: (plan.loss, -plan.tokens_per_second, plan.accounts.total)):
+        if not any(_beats(other, plan) for other in kept):
+            kept.append(plan)
+    return kept
+
+
+def _beats(one: Plan, other: Plan) -> bool:
+    """``one`` is as good in everything, or worse by less than what matters."""
+    return (
+        one.loss <= other.loss
+        and one.tokens_per_second >= other.tokens_per_second * (1 - EPSILON)
+        and one.accounts.total <= other.accounts.total * (1 + EPSILON)
+        and one.running >= other.running
+    )
+
+
+def _with_kv(accounts: Accounts, kv_bytes: int) -> Accounts:
+    return Accounts(**{**accounts.as_dict(), "kv": kv_bytes})

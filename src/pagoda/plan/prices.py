@@ -1,0 +1,67 @@
+"""What lossy methods cost in quality, as measured: the files of ``plan/measured``, one a model, written by
+``benchmarks/plan_prices.py`` from ``pagoda bench weights`` and ``pagoda bench kv``.
+
+The price is the KL divergence from the exact model, in nats a token. Prices of several methods at once are added up; a
+model that was not measured gets the prices of the nearest that was, by number of parameters. Both are estimates, and
+are called so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "measured"
+EXACT = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPrice:
+    """A KV policy: its loss, and the share of a step's time that deciding took."""
+
+    loss: float
+    deciding: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Losses by name, measured on ``model``. What is not in here was not measured, and has no price."""
+
+    model: str
+    num_params: int
+    weights: Mapping[str, float]
+    kv_dtypes: Mapping[str, float]
+    policies: Mapping[str, PolicyPrice]
+
+    def loss(self, weights: str, kv_dtype: str, policy: str) -> float | None:
+        """Of the three together; None where one of them has no price."""
+        parts = (
+            0.0 if weights == "auto" else self.weights.get(weights),
+            0.0 if kv_dtype == "auto" else self.kv_dtypes.get(kv_dtype),
+            0.0 if policy == EXACT else self.policies[policy].loss if policy in self.policies else None,
+        )
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
+
+
+@cache
+def all_prices() -> tuple[Prices, ...]:
+    """Every measured model."""
+    return tuple(_read(file) for file in sorted(FOLDER.glob("*.json")))
+
+
+def nearest_prices(num_params: int, known: Sequence[Prices] | None = None) -> Prices | None:
+    """Those of the measured model nearest in size, at best the model itself; None where nothing was measured."""
+    found = all_prices() if known is None else known
+    ranked = sorted(found, key=lambda prices: abs(math.log(prices.num_params / max(1, num_params))))
+    return ranked[0] if ranked else None
+
+
+def _read(file: Path) -> Prices:
+    data = json.loads(file.read_text(encoding="utf-8"))
+    policies = {name: PolicyPrice(one["kl"], one["deciding"]) for name, one in data["policies"].items()}
+    return Prices(data["model"], data["num_params"], data["weights"], data["kv_dtypes"], policies)

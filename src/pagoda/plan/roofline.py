@@ -1,0 +1,105 @@
+"""Seconds of a step: products, attention and what every step costs, each from the rates of the machine.
+
+    step = fixed + layers + rows + sum over matrices (weights x seconds a weight at that many tokens) + attention
+
+A product at one token is bound by the bytes of the weights, at many by operations; the calibrated curves hold both. Of
+a mixture only the experts that some token chose are read: of E experts, h = E (1 - (1 - k/E)^T) at T tokens of k each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from ..core.types import DTYPE_BYTES
+from ..models.shape import ModelShape
+from ..weights.quantization import Quantization, Role, format_text
+from .machine import Machine
+
+EMBED, HEAD = "embed.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One step: ``decodes`` sequences of ``context`` slots with a token each, and ``chunk`` tokens of a prompt after
+    ``start`` others. ``rows`` are sampled.
+    """
+
+    decodes: int = 0
+    context: float = 0.0
+    chunk: int = 0
+    start: int = 0
+    rows: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.decodes + self.chunk
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Matrices alike: so many weights in one format, for one purpose; ``count`` experts of ``weights`` together."""
+
+    format: str
+    role: Role
+    weights: int
+    bytes_per_weight: float
+    count: int = 1
+
+
+class Roofline:
+    """The step times of one model in one weight format, with KV stored in one way."""
+
+    def __init__(
+        self, shape: ModelShape, dtype: str, quantization: Quantization, kv_dtype: str, machine: Machine
+    ) -> None:
+        self._shape, self._machine = shape, machine
+        self._groups = _groups(shape, dtype, quantization)
+        self._attend = machine.attend_seconds(kv_dtype)
+        self._windows = Counter(shape.windows)
+
+    def seconds(self, work: Work) -> float:
+        """Of one step."""
+        machine, shape = self._machine, self._shape
+        fixed = machine.step + machine.layer * shape.num_layers + machine.row * work.rows
+        products = sum(self._product(group, work) for group in self._groups)
+        return fixed + products + self._attention(work) + machine.sample * work.rows * shape.vocab_size
+
+    def _product(self, group: _Group, work: Work) -> float:
+        tokens, share = float(work.tokens), 1.0
+        if group.role == "embed":
+            tokens = float(work.rows)
+        elif group.role == "experts":
+            chosen = self._shape.experts_per_token / group.count
+            hit = group.count * (1 - (1 - chosen) ** work.tokens)
+            tokens, share = work.tokens * chosen * group.count / hit, hit / group.count
+        seconds = self._machine.weight_seconds(group.format, tokens, group.bytes_per_weight)
+        return group.weights * share * seconds if tokens else 0.0
+
+    def _attention(self, work: Work) -> float:
+        shape, one_prompt = self._shape, self._machine.attend_prompt
+        width = shape.num_q_heads * (shape.k_dim + (shape.v_dim or shape.k_dim))
+        middle = work.start + work.chunk / 2
+        total = 0.0
+        for window, layers in self._windows.items():
+            most = window or float("inf")
+            total += layers * work.decodes * min(work.context, most) * self._attend
+            total += layers * work.chunk * min(middle, most) * one_prompt
+        return width * total
+
+
+def _groups(shape: ModelShape, dtype: str, quantization: Quantization) -> list[_Group]:
+    """Matrices by format and role. A tied embedding is multiplied as the head; an untied one is only looked up in."""
+    tied = not any(matrix.name == HEAD for matrix in shape.matrices)
+    sums: dict[tuple[str, Role, int], tuple[int, int]] = {}
+    for matrix in shape.matrices:
+        if matrix.name == EMBED and not tied:
+            continue
+        found = quantization.of(matrix.name, matrix.role)
+        size = matrix.rows * matrix.cols * matrix.count
+        plain = size * DTYPE_BYTES[dtype]
+        num_bytes = plain if found is None else matrix.count * found.num_bytes(matrix.rows, matrix.cols)
+        key = (f"none.{dtype}" if found is None else format_text(found), matrix.role, matrix.count)
+        weights, held = sums.get(key, (0, 0))
+        sums[key] = weights + size, held + num_bytes
+    return [_Group(name, role, weights, held / weights, count) for (name, role, count), (weights, held) in sums.items()]

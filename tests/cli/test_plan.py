@@ -1,0 +1,69 @@
+"""``pagoda plan`` as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pagoda.cli import plan
+from tests.plan.public_shapes import config_of
+
+from .conftest import in_process
+
+
+@pytest.fixture(autouse=True)
+def no_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_a_table_for_people_and_data_for_programs(capfd: pytest.CaptureFixture[str]) -> None:
+    args = ("plan", "lantern", "--memory", "1GiB", "--prompt", "500", "--output", "100", "--concurrency", "4")
+    shown = in_process(capfd, *args)
+    assert shown.code == 0
+    assert "Memory by account" in shown.out
+    assert "guessed; run: pagoda doctor --calibrate" in shown.out
+    data = in_process(capfd, *args, "--json").json
+    assert data["plans"][0]["loss"] == 0.0
+    assert sum(data["plans"][0]["accounts"].values()) == data["plans"][0]["total_bytes"] <= data["budget_bytes"]
+    assert data["priced_itself"]
+
+
+def test_pick_starts_the_server_with_the_plans_flags(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: started.append(command))
+    args = ("plan", "lantern", "--memory", "1GiB", "--prompt", "500", "--output", "100")
+    plans = in_process(capfd, *args, "--json").json["plans"]
+    in_process(capfd, *args, "--pick", str(len(plans)))
+    assert started[0][1:5] == ["-m", "pagoda", "serve", "lantern"]
+    assert started[0][5:] == plans[-1]["flags"]
+    refused = in_process(capfd, *args, "--pick", "99")
+    assert refused.code == 2
+    assert f"this budget has plans 1 to {len(plans)}" in refused.err
+
+
+def test_the_flags_are_options_of_serve() -> None:
+    from pagoda.cli.serve import serve
+    from pagoda.core.units import GIB
+
+    found = plan.examine(
+        "lantern", str(GIB), prompt=500, output=100, concurrency=2, slo_ttft=None, slo_tpot=None, max_loss=None,
+        disk=None,
+    )  # fmt: skip
+    options = {name.replace("_", "-") for name in serve.__annotations__}
+    for one in found["plans"]:
+        assert {flag.removeprefix("--") for flag in one.flags[::2]} <= options
+
+
+def test_a_disk_is_shown_where_memory_is_too_small(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config_of("Llama-3.2-1B")))
+    done = in_process(capfd, "plan", str(tmp_path), "--memory", "2GiB", "--max-loss", "0", "--disk", "8GiB", "--json")
+    assert done.code == 2
+    assert "the nearest budget that can is" in done.err
+    done = in_process(capfd, "plan", str(tmp_path), "--memory", "2GiB", "--disk", "8GiB", "--json")
+    assert done.code == 0, done.err
+    assert done.json["placements"][0]["shares"]["weights"]["disk"] > 0.2

@@ -1,0 +1,185 @@
+"""Plans: sums that agree with the engine's, a front that nobody beats, refusals that name what would do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pagoda.budget import MachineProbe
+from pagoda.core.errors import BudgetError, ConfigError, UnsupportedModelError
+from pagoda.core.units import GIB, MIB
+from pagoda.models.shape import ModelShape
+from pagoda.plan.demand import Demand
+from pagoda.plan.machine import Machine, load_machine, save_machine
+from pagoda.plan.plans import Planner, front
+from pagoda.plan.prices import PolicyPrice, Prices, all_prices, nearest_prices
+from pagoda.plan.roofline import Roofline, Work
+from pagoda.plan.subject import Subject
+from pagoda.weights.quantization import in_panels, parse_quantization
+from tests.plan.public_shapes import SHAPES, config_of
+
+PRICES = Prices(
+    "lantern",
+    3_000_000,
+    {"int8": 0.001, "int4": 0.05},
+    {"int8": 0.002},
+    {"snapkv(budget=0.25)": PolicyPrice(0.02, 0.1)},
+)
+MACHINE = Machine(
+    cpu="a test", threads=2, runtime_bytes=400 * MIB, read_bytes_per_second=20e9, disk_bytes_per_second=1e9,
+    products={"bf16": ((1, 1e-10), (100, 1e-9)), "int8": ((1, 5e-11), (100, 1e-9)), "int4": ((1, 3e-11), (100, 1e-9))},
+    attend={"auto": 1e-11, "int8": 1e-11}, attend_prompt=2e-12, step=1e-4, layer=1e-5, row=1e-5, measured=True,
+)  # fmt: skip
+
+
+def planner(name: str, budget: int, prices: Prices | None = PRICES, **demand: int | float) -> Planner:
+    return Planner(Subject.of(name, config_of(name)), MACHINE, prices, Demand(**demand), budget)  # type: ignore[arg-type]
+
+
+def test_accounts_are_what_the_engine_leases() -> None:
+    """The same configuration built for real: every account but the runtime, which is the test's own process."""
+    from pagoda import LLM
+    from pagoda.models.catalog import folder_of, read_config
+
+    subject = Subject.of("lantern", read_config("lantern"), folder=folder_of("lantern"))
+    plans = Planner(subject, MACHINE, None, Demand(prompt=200, output=50), GIB).plans()
+    flags = dict(zip(plans[0].flags[::2], plans[0].flags[1::2], strict=True))
+    with LLM(
+        "lantern",
+        memory="3GiB",
+        max_model_len=int(flags["--max-model-len"]),
+        max_num_seqs=int(flags["--max-num-seqs"]),
+        max_num_batched_tokens=int(flags["--max-num-batched-tokens"]),
+    ) as llm:
+        accounts = llm.stats()["memory"]["accounts"]
+        planned = plans[0].accounts.as_dict()
+        for name in ("weights", "activations", "staging", "grammars"):
+            assert planned[name] == accounts[name]["leased_bytes"], name
+
+
+def test_plans_fit_and_nobody_beats_another() -> None:
+    plans = planner("Qwen2.5-0.5B", 2 * GIB, concurrency=16, prompt=4000).plans()
+    assert all(plan.accounts.total <= 2 * GIB for plan in plans)
+    assert [plan.loss for plan in plans] == sorted(plan.loss for plan in plans)
+    assert plans[0].loss == 0.0
+    assert front(plans) == plans
+    assert any(plan.loss > 0 and plan.tokens_per_second > plans[0].tokens_per_second for plan in plans)
+
+
+def test_a_policy_lets_more_requests_in() -> None:
+    plans = planner("Llama-3.2-1B", 3700 * MIB, concurrency=32, prompt=8000).plans()
+    exact = max(plan.running for plan in plans if plan.choice.kv == "exact" and plan.choice.kv_cache_dtype == "auto")
+    assert max(plan.running for plan in plans if plan.choice.kv.startswith("snapkv")) > exact
+
+
+def test_refusals_name_what_would_do() -> None:
+    with pytest.raises(
+        BudgetError, match=r"no plan fits Llama-3.1-70B .* nearest budget that can is (\d+)MiB"
+    ) as error:
+        planner("Llama-3.1-70B", GIB).plans()
+    nearest = int(str(error.value).rpartition(" ")[2].removesuffix("MiB"))
+    assert planner("Llama-3.1-70B", nearest * MIB).plans()
+    with pytest.raises(BudgetError, match="keeps the asked times; the nearest"):
+        planner("Qwen2.5-0.5B", 2 * GIB, slo_ttft=1e-6).plans()
+    with pytest.raises(BudgetError, match="positions of gpt2 end at 1024"):
+        planner("gpt2", 2 * GIB, prompt=1000, output=100)
+    with pytest.raises(ConfigError, match="concurrency is 0"):
+        Demand(concurrency=0)
+    with pytest.raises(UnsupportedModelError, match="x: bloom runs through transformers"):
+        Subject.of("x", {"model_type": "bloom"})
+    with pytest.raises(ConfigError, match=r"packed already \(gptq\)"):
+        Subject.of("x", config_of("gpt2") | {"quantization_config": {"quant_method": "gptq"}})
+
+
+def test_times_that_are_kept() -> None:
+    every = planner("Qwen2.5-0.5B", 2 * GIB, concurrency=4).plans()
+    limit = min(plan.tpot for plan in every) * 1.01
+    assert all(plan.tpot <= limit for plan in planner("Qwen2.5-0.5B", 2 * GIB, concurrency=4, slo_tpot=limit).plans())
+
+
+def test_windows_keep_their_kv_exact() -> None:
+    plans = planner("gemma-2-2b", 16 * GIB, concurrency=2).plans()
+    assert {plan.choice.kv for plan in plans} == {"exact"}
+
+
+def test_no_prices_no_losses() -> None:
+    plans = planner("Qwen2.5-0.5B", 2 * GIB, prices=None).plans()
+    assert {str(plan.choice).partition(", steps")[0] for plan in plans} == {"weights auto, KV auto, exact"}
+
+
+def test_placements_spill_what_does_not_fit() -> None:
+    placed = planner("Llama-3.1-8B", 8 * GIB).placements(100 * GIB)
+    by_format = {one["weights"]: one for one in placed}
+    assert 0.4 < by_format["auto"]["shares"]["weights"]["disk"] < 0.7
+    assert by_format["int4"]["shares"]["weights"]["disk"] == 0.0
+    assert by_format["auto"]["seconds"] > by_format["int4"]["seconds"]
+
+
+def test_steps_take_longer_with_more_to_do() -> None:
+    shape = ModelShape.from_config(config_of("Llama-3.2-1B"))
+    roofline = Roofline(shape, "bfloat16", in_panels("bfloat16"), "auto", MACHINE)
+    one = roofline.seconds(Work(decodes=1, context=100, rows=1))
+    assert one < roofline.seconds(Work(decodes=1, context=10_000, rows=1)) < roofline.seconds(Work(chunk=1000))
+    weights = sum(m.rows * m.cols for m in shape.matrices)
+    by_hand = 1e-4 + 16e-5 + 1e-5 + weights * 1e-10 + 16 * 32 * 128 * 100 * 1e-11
+    assert one == pytest.approx(by_hand)
+
+
+def test_a_window_bounds_what_is_read() -> None:
+    shape = ModelShape.from_config(config_of("Mistral-7B"))
+    assert set(shape.windows) == {4096}
+    roofline = Roofline(shape, "bfloat16", in_panels("bfloat16"), "auto", MACHINE)
+    far = roofline.seconds(Work(decodes=1, context=20_000, rows=1))
+    assert far == roofline.seconds(Work(decodes=1, context=4096, rows=1))
+
+
+def test_a_mixture_reads_the_experts_that_are_chosen() -> None:
+    shape = ModelShape.from_config(config_of("Mixtral-8x7B"))
+    roofline = Roofline(shape, "bfloat16", parse_quantization("int8"), "auto", MACHINE)
+    one, many = (roofline.seconds(Work(decodes=n, rows=n)) for n in (1, 64))
+    weights = sum(m.rows * m.cols * m.count for m in shape.matrices)
+    assert one < 0.35 * weights * 5e-11
+    assert many > weights * 5e-11
+
+
+def test_the_machine_is_kept_and_checked(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "machine.json"
+    probe = MachineProbe()
+    assert load_machine(file, probe)[1].startswith("guessed; run")
+    mine = replace(MACHINE, cpu=probe.cpu_model(), threads=probe.cpus())
+    save_machine(mine, file)
+    assert load_machine(file, probe) == (mine, f"calibrated, {file}")
+    save_machine(replace(mine, threads=99), file)
+    assert "another machine" in load_machine(file, probe)[1]
+    file.write_text(file.read_text().replace('"disk_bytes_per_second": 1000000000.0', '"disk_bytes_per_second": -1'))
+    assert "cannot be read" in load_machine(file, probe)[1]
+
+
+def test_measured_prices_are_there_and_sane() -> None:
+    found = all_prices()
+    assert {"lantern", "stories260K"} <= {prices.model for prices in found}
+    for prices in found:
+        assert prices.weights["int8"] < prices.weights["int2"]
+        assert prices.kv_dtypes["int8"] < prices.kv_dtypes["int4"]
+        assert prices.loss("auto", "auto", "exact") == 0.0
+        assert prices.loss("unheard-of", "auto", "exact") is None
+    nearest = nearest_prices(7_000_000_000)
+    assert nearest is not None
+    assert nearest.model == "lantern"
+    assert nearest_prices(1, known=()) is None
+
+
+def test_every_public_shape_is_planned_without_torch() -> None:
+    code = (
+        "import sys; from tests.plan.test_plans import *\n"
+        "for name in SHAPES:\n"
+        "    length = min(1280, Subject.of(name, config_of(name)).shape.max_position)\n"
+        "    assert planner(name, 4096 * GIB, prompt=length - 100, output=100, concurrency=4).plans()\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    assert len(SHAPES) >= 30
+    subprocess.run([sys.executable, "-c", code], check=True)
