@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pagoda.budget.ledger import Lease, Ledger, Need, format_bytes_up
+from pagoda.budget.ledger import REQUIRED, SPARE, Lease, Ledger, Need, format_bytes_up
 from pagoda.core.errors import BudgetError, ConfigError
 from pagoda.core.units import GIB, MIB, parse_bytes
 
@@ -196,3 +196,70 @@ class LedgerMachine(RuleBasedStateMachine):
 
 TestLedgerMachine = LedgerMachine.TestCase
 TestLedgerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# Giving way ---------------------------------------------------------------------------------------------------------
+
+
+def _spare(ledger: Ledger, num_bytes: int, *, keep: int = 0, priority: int = SPARE) -> Lease:
+    """A lease that gives all but ``keep`` bytes back when asked."""
+
+    def give(wanted: int) -> int:
+        given = min(wanted, max(0, lease.num_bytes - keep))
+        lease.resize(lease.num_bytes - given)
+        return given
+
+    lease = ledger.lease("cache", num_bytes, "spare", priority=priority, reclaim=give)
+    return lease
+
+
+def test_spare_leases_give_way_before_anybody_is_refused() -> None:
+    ledger = Ledger(100)
+    cache = _spare(ledger, 80, keep=30)
+    weights = ledger.lease("weights", 60, "llama")
+    assert (cache.num_bytes, weights.num_bytes, ledger.free_bytes, ledger.reclaimed_bytes) == (40, 60, 0, 40)
+    weights.resize(70)
+    assert cache.num_bytes == 30
+    with pytest.raises(BudgetError, match="needs 1 B more"):
+        weights.resize(71)
+    assert (cache.num_bytes, weights.num_bytes) == (30, 70)
+
+
+def test_the_lowest_priority_gives_first_and_nobody_gives_upwards() -> None:
+    ledger = Ledger(100)
+    required = _spare(ledger, 40, priority=REQUIRED)
+    spare = _spare(ledger, 60)
+    ledger.lease("weights", 30, "llama")
+    assert (required.num_bytes, spare.num_bytes) == (40, 30)
+    assert ledger.try_lease("kv", 40, "more pages", priority=SPARE) is None  # of 30 spare bytes; required ones stay
+    assert required.num_bytes == 40
+
+
+def test_who_asks_while_another_is_giving_takes_what_is_free() -> None:
+    """Two owners that wait for each other would wait for ever: the second is refused instead."""
+    ledger = Ledger(100)
+    refused: list[bool] = []
+
+    def give(wanted: int) -> int:
+        refused.append(ledger.try_lease("other", 10, "asks meanwhile") is None)
+        lease.resize(lease.num_bytes - wanted)
+        return wanted
+
+    lease = ledger.lease("cache", 100, "spare", priority=SPARE, reclaim=give)
+    ledger.lease("weights", 20, "llama")
+    assert refused == [True]
+
+
+def test_requirements_and_smaller_budgets_ask_too() -> None:
+    ledger = Ledger(100)
+    cache = _spare(ledger, 90)
+    ledger.require([Need("weights", 50, "llama")])
+    assert cache.num_bytes == 50
+    ledger.set_total(30, reason="stated: 30")
+    assert (cache.num_bytes, ledger.free_bytes, ledger.total_bytes) == (30, 0, 30)
+    ledger.lease("weights", 20, "llama")
+    with pytest.raises(BudgetError, match=r"less than what is in use .*nearest budget that can is 1MiB"):
+        ledger.set_total(10)
+    assert ledger.total_bytes == 30
+    ledger.set_total(200)
+    assert ledger.free_bytes == 200 - ledger.leased_bytes

@@ -161,9 +161,9 @@ def test_the_machine_is_kept_and_checked(tmp_path: Path) -> None:
 
 def test_measured_prices_are_there_and_sane() -> None:
     found = all_prices()
-    assert {"lantern", "stories260K"} <= {prices.model for prices in found}
+    assert "lantern" in {prices.model for prices in found}
     for prices in found:
-        assert prices.weights["int8"] < prices.weights["int2"]
+        assert prices.weights["int8"] < prices.weights["int4"]
         assert prices.kv_dtypes["int8"] < prices.kv_dtypes["int4"]
         assert prices.loss("auto", "auto", "exact") == 0.0
         assert prices.loss("unheard-of", "auto", "exact") is None

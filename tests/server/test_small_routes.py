@@ -73,3 +73,14 @@ def test_errors_of_every_kind_have_one_shape(server: Running) -> None:
 def test_request_ids_come_back(server: Running) -> None:
     assert server.http.get("/health", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     assert server.http.get("/health", headers={"x-request-id": "bad id!"}).headers["x-request-id"].startswith("req-")
+
+
+def test_the_budget_changes_while_the_server_runs(server: Running) -> None:
+    before = server.stats()["memory"]["total_bytes"]
+    done = server.post("/admin/budget", {"memory": "2900MiB"})
+    assert (done.status_code, done.json()["total_bytes"]) == (200, 2900 << 20)
+    refused = server.post("/admin/budget", {"memory": "64MiB"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "budget_too_small")
+    assert "the nearest budget that can is" in refused.json()["error"]["message"]
+    assert server.post("/admin/budget", {"memory": "lots"}).status_code == 400
+    assert server.post("/admin/budget", {"memory": before}).json()["total_bytes"] == before

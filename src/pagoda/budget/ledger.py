@@ -5,6 +5,9 @@
 
 A lease is a promise, not a measurement: it is the most that its owner may touch. What is really in memory is its
 ``resident`` figure; ``reconcile`` compares those with what the kernel says.
+
+Some leases are held for comfort: free pages, cached prefixes. Their owner says how to give bytes back (``reclaim``),
+and a lease that finds no room takes from those of its own priority and below, the lowest first, before it is refused.
 """
 
 from __future__ import annotations
@@ -30,6 +33,11 @@ ACCOUNTS = (
     "cache",
     "server",
 )
+
+SPARE, REQUIRED = 0, 1
+"""Priorities: what is kept because there is room for it, and what its owner cannot work without."""
+
+Reclaim = Callable[[int], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +82,15 @@ class LedgerReport:
 class Lease:
     """Bytes granted by the ledger until ``release`` (or the end of a ``with``). Made by ``Ledger.lease`` only."""
 
-    __slots__ = ("_ledger", "_num_bytes", "_resident", "account", "what")
+    __slots__ = ("_ledger", "_num_bytes", "_resident", "account", "priority", "reclaim", "what")
 
     def __init__(
-        self, ledger: Ledger, account: str, num_bytes: int, what: str, resident: Callable[[], int] | None
+        self, ledger: Ledger, account: str, num_bytes: int, what: str, resident: Callable[[], int] | None, priority: int
     ) -> None:
         self._ledger: Ledger | None = ledger
-        self.account, self.what = account, what
+        self.account, self.what, self.priority = account, what, priority
         self._num_bytes, self._resident = num_bytes, resident
+        self.reclaim: Reclaim | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -131,7 +140,8 @@ class Ledger:
         if isinstance(total_bytes, bool) or not isinstance(total_bytes, int) or total_bytes <= 0:
             raise ConfigError(f"a memory budget is a positive whole number of bytes, got {total_bytes!r}")
         self.total_bytes, self.reason = total_bytes, reason
-        self._lock = threading.Lock()
+        self.reclaimed_bytes = 0  # given up for others, since the start
+        self._lock, self._reclaiming = threading.Lock(), threading.Lock()
         self._leases: list[Lease] = []
         self._leased: dict[str, int] = {}
         self._peak: dict[str, int] = {}
@@ -151,23 +161,43 @@ class Ledger:
         """Bytes that the leases of one account hold."""
         return self._leased.get(account, 0)
 
-    def lease(self, account: str, num_bytes: int, what: str, resident: Callable[[], int] | None = None) -> Lease:
+    def lease(
+        self,
+        account: str,
+        num_bytes: int,
+        what: str,
+        resident: Callable[[], int] | None = None,
+        *,
+        priority: int = REQUIRED,
+        reclaim: Reclaim | None = None,
+    ) -> Lease:
         """Takes ``num_bytes`` of the budget. ``resident`` counts what of it is in memory (called at reports only).
 
-        Raises BudgetError, with the numbers and the nearest budget that can, if that much is not free.
+        ``reclaim(n)`` shrinks the lease by ``n`` bytes, or as near as it can, and returns by how many; it may be called
+        from any thread that leases, and never while another reclaim is under way.
+        Raises BudgetError, with the numbers and the nearest budget that can, if that much is neither free nor given up.
         """
-        lease = Lease(self, account, 0, what, resident)
+        lease = Lease(self, account, 0, what, resident, priority)
+        lease.reclaim = reclaim
+        self._reclaim_for(lease, num_bytes)
         with self._lock:
             self._book(lease, num_bytes)
             self._leases.append(lease)
         return lease
 
     def try_lease(
-        self, account: str, num_bytes: int, what: str, resident: Callable[[], int] | None = None
+        self,
+        account: str,
+        num_bytes: int,
+        what: str,
+        resident: Callable[[], int] | None = None,
+        *,
+        priority: int = REQUIRED,
+        reclaim: Reclaim | None = None,
     ) -> Lease | None:
         """As ``lease``, but None instead of an error where it does not fit."""
         try:
-            return self.lease(account, num_bytes, what, resident)
+            return self.lease(account, num_bytes, what, resident, priority=priority, reclaim=reclaim)
         except BudgetError:
             return None
 
@@ -178,6 +208,11 @@ class Ledger:
         """
         wanted = list(needs)
         total = sum(need.num_bytes for need in wanted)
+        if total > self.free_bytes and self._reclaiming.acquire(blocking=False):
+            try:
+                self._reclaim(total - self.free_bytes, REQUIRED, None)
+            finally:
+                self._reclaiming.release()
         if total > self.free_bytes:
             parts = ", ".join(f"{need.what} {format_bytes(need.num_bytes)}" for need in wanted)
             raise BudgetError(self._refusal(total, f"this needs {format_bytes(total)} ({parts})"))
@@ -191,7 +226,48 @@ class Ledger:
         accounts = tuple(_account_report(name, leases, peaks[name]) for name in names)
         return LedgerReport(self.total_bytes, leased_total, peak_total, accounts)
 
+    def set_total(self, total_bytes: int, *, reason: str = "") -> None:
+        """Changes the budget; what leases can give up is given up first where it became smaller.
+
+        Raises BudgetError with the nearest budget that can, and the budget is what it was, if leases need more.
+        """
+        assert total_bytes > 0, f"a budget of {total_bytes} bytes"
+        with self._reclaiming:
+            self._reclaim(self._leased_total - total_bytes, REQUIRED, None)
+        with self._lock:
+            if self._leased_total > total_bytes:
+                held = ", ".join(f"{name} {format_bytes(num)}" for name, num in self._leased.items() if num)
+                raise BudgetError(
+                    f"a budget of {format_bytes(total_bytes)} is less than what is in use ({held}); the nearest budget "
+                    f"that can is {format_bytes_up(self._leased_total)}"
+                )
+            self.total_bytes, self.reason = total_bytes, reason
+
+    def _reclaim_for(self, lease: Lease, num_bytes: int) -> None:
+        """Asks others to give way where ``lease`` would not fit with ``num_bytes``. One reclaim at a time: who comes
+        while another is under way (perhaps waiting for this very thread) takes its chance with what is free.
+        """
+        missing = num_bytes - lease.num_bytes - self.free_bytes
+        if missing <= 0 or not self._reclaiming.acquire(blocking=False):
+            return
+        try:
+            self._reclaim(missing, lease.priority, lease)
+        finally:
+            self._reclaiming.release()
+
+    def _reclaim(self, missing: int, priority: int, lease: Lease | None) -> None:
+        with self._lock:
+            givers = [one for one in self._leases if one.reclaim and one is not lease and one.priority <= priority]
+        for giver in sorted(givers, key=lambda one: one.priority):
+            if missing <= 0:
+                return
+            assert giver.reclaim is not None
+            given = giver.reclaim(missing)
+            self.reclaimed_bytes += given
+            missing -= given
+
     def _change(self, lease: Lease, num_bytes: int) -> None:
+        self._reclaim_for(lease, num_bytes)
         with self._lock:
             self._book(lease, num_bytes)
 

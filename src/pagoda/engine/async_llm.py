@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import EngineClosedError, RequestError
 from ..sampling.params import SamplingParams
+from .budgeting import set_budget
 from .build import build
 from .config import EngineConfig
 from .intake import Intake
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ..models.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
+GIVE_WAY_SECONDS = 2.0  # a long step of a large model
 Command = Callable[[], None]
 
 
@@ -63,6 +65,7 @@ class AsyncLLM:
         self._dead: str | None = None
         self._mourners: list[Callable[[str], None]] = []
         self._door = threading.Lock()  # nothing is put into the inbox once ``_dead`` is set
+        self._built.between_steps = self._between_steps
         self._thread = threading.Thread(target=self._serve, name="pagoda-engine", daemon=True)
         self._thread.start()
 
@@ -187,6 +190,10 @@ class AsyncLLM:
         """Recount every page reference between two steps. Raises AssertionError naming the page that is wrong."""
         await self._call(self._built.audit)
 
+    async def set_budget(self, memory: str | int | float) -> int:
+        """As ``LLM.set_budget``, between two steps."""
+        return await self._call(partial(set_budget, self._built, memory))
+
     def lease(self, account: str, num_bytes: int, what: str, resident: Callable[[], int]) -> Lease | None:
         """Bytes of the budget that the caller holds (``reserve_bytes`` keeps them free); None if it is a device's.
 
@@ -287,6 +294,25 @@ class AsyncLLM:
         if not self._post(command):
             raise EngineClosedError(self._dead)
         return await asyncio.wrap_future(future)
+
+    def _between_steps(self, work: Callable[[], int]) -> int:
+        """``work()`` on the engine's thread; 0 if that has not come to it within ``GIVE_WAY_SECONDS``: who asks,
+        perhaps another engine's thread, does better without.
+        """
+        if threading.current_thread() is self._thread:
+            return work()
+        future: Future[int] = Future()
+
+        def command() -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_result(work())
+
+        if not self._post(command):
+            return 0
+        try:
+            return future.result(GIVE_WAY_SECONDS)
+        except TimeoutError:
+            return 0 if future.cancel() else future.result()
 
     # -- the engine's side -------------------------------------------------------------------------------------------
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from ..budget import Ledger, MachineProbe, default_budget, heap_bytes, lease_runtime, reconcile, trim_heap
-from ..budget.ledger import Lease
+from ..budget.ledger import SPARE, Lease
 from ..core.clock import Clock, SystemClock
 from ..core.errors import BudgetError
 from ..core.types import Granularity
@@ -32,6 +33,11 @@ from .shadow import Shadows
 from .sizing import Sizes, fit, weight_room
 
 
+def run_here(work: Callable[[], int]) -> int:
+    """The simplest ``Built.between_steps``."""
+    return work()
+
+
 @dataclass(slots=True)
 class Built:
     """An engine with what it stands on. ``startup`` seconds by phase."""
@@ -46,6 +52,8 @@ class Built:
     leases: list[Lease]
     grammars: GrammarCompiler
     is_on_cuda: bool
+    between_steps: Callable[[Callable[[], int]], int] = run_here
+    """Runs something while no step is under way: at once, or, where the engine has a thread of its own, over there."""
 
     def stats(self) -> dict[str, Any]:
         """Plain data: ``memory`` (ledger against the kernel), ``kv``, ``queue``, ``steps``, ``startup``, ``model``;
@@ -96,6 +104,10 @@ class Built:
     def audit(self) -> None:
         """Recount every page reference. Raises AssertionError naming the page that is wrong."""
         self.engine.stores.audit()
+
+    def give_way(self, num_bytes: int) -> int:
+        """Free pages and unused prefixes go back to the ledger, up to that many bytes; returns how many."""
+        return self.between_steps(lambda: self.engine.stores.give_back(num_bytes))
 
     def close(self) -> None:
         """Give pages, weights and leases back."""
@@ -183,7 +195,9 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
     ]
     # On a CPU untouched pages cost nothing, so the pools grow as they need; a device's memory is taken whole.
     kv_bytes = sizes.max_blocks * sizes.fmt.block_bytes
-    kv_lease = ledger.lease("kv", kv_bytes if on_cuda else 0, "pages", resident=lambda: stores.touched_bytes)
+    kv_lease = ledger.lease(
+        "kv", kv_bytes if on_cuda else 0, "pages", resident=lambda: stores.touched_bytes, priority=SPARE
+    )
     state_lease = ledger.lease("policies", 0, "what KV policies remember")
     leases += [kv_lease, state_lease]
     clock = clock or SystemClock()
@@ -192,7 +206,16 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         return PrefixCache(pool, fingerprint=loaded.fingerprint, clock=clock.now) if caching else None
 
     caching = config.enable_prefix_caching
-    stores = Stores(sizes.fmt, kv_bytes, kv_lease, state_lease, loaded.model.device, make_prefix, lazy=not on_cuda)
+    stores = Stores(
+        sizes.fmt,
+        kv_bytes,
+        kv_lease,
+        state_lease,
+        loaded.model.device,
+        make_prefix,
+        lazy=not on_cuda,
+        address_bytes=probe.limit()[0],
+    )
     engine = Engine(
         loaded,
         stores,
@@ -212,4 +235,6 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         "pages": ready - weights_read,
         "total": ready - started,
     }
-    return Built(config, engine, loaded, ledger, probe, sizes, startup, leases, grammars, on_cuda)
+    built = Built(config, engine, loaded, ledger, probe, sizes, startup, leases, grammars, on_cuda)
+    kv_lease.reclaim = built.give_way
+    return built

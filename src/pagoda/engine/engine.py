@@ -251,6 +251,15 @@ class Engine:
             return [victim.group]
         return []
 
+    def preempt_last(self) -> bool:
+        """The running sequence that is last in rank gives its pages up and waits; False if none is running."""
+        running = self.scheduler.running.values()
+        if not running:
+            return False
+        now = self.clock.now()
+        self.scheduler.preempt(max(running, key=lambda item: self.scheduler.policy.key(item, now)))
+        return True
+
     def _note(self, plan: Plan, now: float) -> None:
         for item, cached in plan.admitted:
             assert isinstance(item, Sequence)
@@ -344,7 +353,7 @@ class Engine:
         """Tokens that an answer may have. Raises RequestError when the pool could never hold prompt and answer."""
         num_prompt, params = len(request.prompt_ids), request.params
         width = params.beam_width or 1
-        fmt, max_blocks = store.fmt, store.manager.pool.max_blocks
+        fmt, max_blocks = store.fmt, store.manager.pool.limit_blocks
         capacity = max_blocks // width * fmt.page_size
         room = self.max_model_len - num_prompt
         if params.max_tokens is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core.errors import ConfigError, EngineClosedError, RequestError
 from ..sampling.params import SamplingParams
+from .budgeting import set_budget
 from .build import Built, build
 from .config import EngineConfig
 from .intake import Intake
@@ -97,6 +98,15 @@ class LLM:
     def stats(self) -> dict[str, Any]:
         """Ledger accounts, pages, prefix cache, queue and step times, as plain data (bytes are ints)."""
         return self._open().stats()
+
+    def set_budget(self, memory: str | int | float) -> int:
+        """Another budget from the next step on; returns it in bytes. When it shrinks, unused prefixes go first, then
+        the last in rank of the running sequences wait and are computed again, to the same tokens.
+
+        Raises BudgetError with the nearest budget that can, or ConfigError, and nothing has changed.
+        """
+        with self._lock:
+            return set_budget(self._open(), memory)
 
     @property
     def tokenizer(self) -> Any:

@@ -22,12 +22,20 @@ from .config import EngineConfig
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a budget allows: sequence length in tokens, pool size in blocks, bytes beside the pool."""
+    """What a budget allows: sequence length in tokens, pool size in blocks, bytes beside the pool.
+
+    longest          tokens that the step's buffers are sized for; ``max_model_len`` is what of it the pool holds
+    least_kv_bytes   KV without which the engine makes no sense
+    stated_kv_bytes  ``kv_memory``, 0 where it was not said
+    """
 
     max_model_len: int
     max_blocks: int
     fmt: KVFormat
     activation_bytes: int
+    longest: int = 0
+    least_kv_bytes: int = 0
+    stated_kv_bytes: int = 0
 
 
 def fit(
@@ -51,10 +59,13 @@ def fit(
     ]
     ledger.require(needs)
     left = ledger.free_bytes - activations - STAGING_BYTES - reserve
+    stated = 0
     if config.kv_memory is not None:
-        left = min(left, _stated_kv_bytes(config, fmt, least))
+        stated = _stated_kv_bytes(config, fmt, least)
+        left = min(left, stated)
     max_blocks = min(left // fmt.block_bytes, (2**31 - 1) // fmt.pages_per_block)
-    return Sizes(min(longest, max_blocks * fmt.page_size), max_blocks, fmt, activations)
+    max_model_len = min(longest, max_blocks * fmt.page_size)
+    return Sizes(max_model_len, max_blocks, fmt, activations, longest, fmt.blocks_for(least) * fmt.block_bytes, stated)
 
 
 def weight_room(config: EngineConfig, ledger: Ledger) -> RoomFor:

@@ -386,7 +386,7 @@ class KVManager:
 
     def capacity_tokens(self) -> int:
         """Tokens of the longest sequence that fits when it is alone and nothing is pinned."""
-        return (self.pool.max_blocks if self._can_grow else self.pool.num_blocks) * self.fmt.page_size
+        return (self.pool.limit_blocks if self._can_grow else self.pool.num_blocks) * self.fmt.page_size
 
     def held_bytes(self, seq_id: int) -> int:
         """Bytes of all pages of the sequence, shared ones included."""
@@ -402,7 +402,7 @@ class KVManager:
         pool, prefix = self.pool, self.prefix
         return KVStats(
             num_blocks=pool.num_blocks,
-            max_blocks=pool.max_blocks,
+            max_blocks=pool.limit_blocks,
             num_free_blocks=pool.num_free_blocks,
             num_touched_blocks=pool.num_touched_blocks,
             num_pages=pool.num_blocks * self.fmt.pages_per_block,

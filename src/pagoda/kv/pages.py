@@ -25,7 +25,7 @@ MAX_PAGES = 2**31 - 1  # page ids are int32
 
 
 class PagePool:
-    """Accounting of ``max_blocks`` blocks of which ``num_blocks`` may be used now.
+    """Accounting of ``max_blocks`` blocks, of which ``num_blocks`` may be used now and ``limit_blocks`` ever.
 
     A *run* is ``run`` consecutive pages that start at a multiple of ``run``: ``fmt.pages_per_run(granularity)``, which
     is a block, a group or a page. Block b owns the ids ``[b * P, (b + 1) * P)`` with ``P = fmt.pages_per_block``.
@@ -38,7 +38,7 @@ class PagePool:
         if max_blocks * fmt.pages_per_block > MAX_PAGES:
             most = MAX_PAGES // fmt.pages_per_block
             raise ConfigError(f"a pool of {max_blocks} blocks has page ids beyond int32; accepted: up to {most} blocks")
-        self.fmt, self.max_blocks = fmt, max_blocks
+        self.fmt, self.max_blocks, self.limit_blocks = fmt, max_blocks, max_blocks
         self._P, self._H, self._L = fmt.pages_per_block, fmt.num_kv_heads, fmt.num_layers
         # calloc: counts of blocks that were never used cost no memory.
         self.refs: Int32s = np.zeros(max_blocks * self._P, np.int32)
@@ -234,6 +234,15 @@ class PagePool:
         self._touched.append(block)
 
     # Size at run time -----------------------------------------------------------------------------------------------
+
+    def set_limit(self, num_blocks: int) -> None:
+        """How many blocks it may come to; blocks in use beyond that stay until ``shrink`` takes them."""
+        assert num_blocks * self._P <= MAX_PAGES, f"page ids of {num_blocks} blocks are beyond int32"
+        more = num_blocks - self.max_blocks
+        if more > 0:
+            self.refs = np.concatenate([self.refs, np.zeros(more * self._P, np.int32)])
+            self.max_blocks = num_blocks
+        self.limit_blocks = num_blocks
 
     def grow(self, num: int) -> int:
         """Up to ``num`` more usable blocks; returns how many there came to be (``max_blocks`` is the end)."""

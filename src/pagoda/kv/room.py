@@ -33,7 +33,7 @@ class Room:
         pool, prefix = self._pool, self._prefix
         missing = needed() - pool.num_free_runs(run)
         if missing > 0 and self._grow is not None:
-            blocks = min(-(-missing * run // pool.fmt.pages_per_block), pool.max_blocks - pool.num_blocks)
+            blocks = min(-(-missing * run // pool.fmt.pages_per_block), pool.limit_blocks - pool.num_blocks)
             if blocks > 0:
                 pool.grow(self._grow(blocks))
                 missing = needed() - pool.num_free_runs(run)
@@ -65,7 +65,7 @@ class Room:
         of an unused prefix may be shared still with a sequence that evicted from it.
         """
         free = self._pool.num_free_pages // self._pool.fmt.pages_per_block
-        growth = self._pool.max_blocks - self._pool.num_blocks if self._grow is not None else 0
+        growth = max(0, self._pool.limit_blocks - self._pool.num_blocks) if self._grow is not None else 0
         if self._growable is not None:
             growth = min(growth, self._growable())
         return free + growth + (self._prefix.num_idle if self._prefix is not None else 0)

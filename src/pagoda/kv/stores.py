@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from ..budget.ledger import Lease
-from ..core.errors import ConfigError
+from ..core.errors import BudgetError, ConfigError
 from ..core.types import KVFormat
+from ..core.units import format_bytes
 from .audit import audit
 from .codecs.base import with_dtype
 from .manager import KVManager
@@ -54,6 +55,7 @@ class Stores:
     together; ``lease`` is what the blocks have, ``state_lease`` what the policies have.
 
     make_prefix  a prefix cache for a pool, or None.
+    address_bytes  what ``total_bytes`` may be raised to later: address space, which costs nothing (lazy stores only).
     lazy         whether pages cost nothing until they are used (a CPU). Elsewhere the default format takes all bytes at
                  once, and there are no other formats.
     """
@@ -68,9 +70,10 @@ class Stores:
         make_prefix: Callable[[PagePool], PrefixCache | None],
         *,
         lazy: bool,
+        address_bytes: int = 0,
     ) -> None:
         self._model_fmt, self.total_bytes, self._lease = fmt, total_bytes, lease
-        self._state_lease = state_lease
+        self._state_lease, self._address_bytes = state_lease, max(total_bytes, address_bytes)
         self._device, self._make_prefix, self._lazy = device, make_prefix, lazy
         self._by_dtype: dict[str, Store] = {}
         self.default = self._open(fmt)
@@ -153,13 +156,51 @@ class Stores:
             store.storage.close()
 
     def _open(self, fmt: KVFormat, *, shares: bool = True) -> Store:
-        max_blocks = min(self.total_bytes // fmt.block_bytes, MAX_PAGES // fmt.pages_per_block)
+        max_blocks = self._limit(fmt, self.total_bytes)
         pool = PagePool(fmt, 0 if self._lazy else max_blocks, max_blocks=max_blocks)
+        addresses = self._limit(fmt, self._address_bytes) if self._lazy else max_blocks
         way = _Growth(self, fmt)
         prefix = self._make_prefix(pool) if shares else None
         manager = KVManager(fmt, pool, prefix, grow=way.grow, growable=way.growable)
-        store = self._by_dtype[fmt.dtype] = Store(manager, PageStorage(fmt, max_blocks, self._device))
+        store = self._by_dtype[fmt.dtype] = Store(manager, PageStorage(fmt, addresses, self._device))
         return store
+
+    @staticmethod
+    def _limit(fmt: KVFormat, num_bytes: int) -> int:
+        """Blocks of that many bytes, as far as page ids reach."""
+        return min(num_bytes // fmt.block_bytes, MAX_PAGES // fmt.pages_per_block)
+
+    # Size at run time -----------------------------------------------------------------------------------------------
+
+    def set_total(self, total_bytes: int) -> None:
+        """Blocks and policies may take that much together from now on. Free blocks and unused prefixes beyond it leave
+        at once; blocks in use stay until their sequences are gone (see ``excess_bytes``).
+
+        Raises BudgetError where stores have no address space for it, or whose memory is not lazy.
+        """
+        if not self._lazy:
+            raise BudgetError("pages of this device were taken whole at the start; restart with another budget")
+        if total_bytes > self._address_bytes:
+            raise BudgetError(
+                f"{format_bytes(total_bytes)} of KV are more than the {format_bytes(self._address_bytes)} that this "
+                "machine could ever give; ask for less"
+            )
+        self.total_bytes = total_bytes
+        for store in self:
+            store.manager.pool.set_limit(self._limit(store.fmt, total_bytes))
+        self._give_back(None, self.excess_bytes)
+
+    @property
+    def excess_bytes(self) -> int:
+        """What is leased beyond the total, since its sequences are still there."""
+        return max(0, -self._unused_bytes)
+
+    def give_back(self, num_bytes: int) -> int:
+        """Free blocks and unused prefixes leave, the way the ledger asks (``Lease.reclaim``): returns their bytes."""
+        before = self._lease.num_bytes
+        if self._lazy:
+            self._give_back(None, num_bytes)
+        return before - self._lease.num_bytes
 
     # Blocks that go from one format to another ----------------------------------------------------------------------
 

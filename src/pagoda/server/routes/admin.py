@@ -7,8 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from ...core.errors import BudgetError
 from ..errors import ApiError
-from ..schemas.common import Answer
+from ..schemas.common import Answer, Body
 from .base import errors, json_answer, require_admin, service_of
 
 router = APIRouter(prefix="/admin", tags=["admin"])
@@ -37,6 +38,29 @@ async def stats(request: Request) -> Response:
         },
     }  # fmt: skip
     return json_answer(found)
+
+
+class BudgetBody(Body):
+    memory: str | int
+
+
+class BudgetAnswer(Answer):
+    total_bytes: int
+    leased_bytes: int
+    free_bytes: int
+
+
+@router.post("/budget", response_model=BudgetAnswer, responses=errors(400, 401, 403, 405, 408, 409, 413, 429, 500, 503))
+async def budget(request: Request, body: BudgetBody) -> Response:
+    """Another memory budget from the next step on; 409 with the nearest that can where it is too small."""
+    require_admin(request)
+    llm = service_of(request).llm
+    try:
+        await llm.set_budget(body.memory)
+    except BudgetError as error:
+        raise ApiError(409, str(error), param="memory", code="budget_too_small") from error
+    memory = (await llm.stats())["memory"]
+    return json_answer({name: memory[name] for name in ("total_bytes", "leased_bytes", "free_bytes")})
 
 
 @router.post("/audit", response_model=AuditAnswer, responses=_ANSWERS)

@@ -20,6 +20,7 @@ _MEANING = {
     404: "No such model or object",
     405: "The path does not know this method",
     408: "The body came too slowly",
+    409: "Not in the present state of things",
     413: "The body is too large",
     429: "Queue or key limit full; Retry-After says when to ask again",
     500: "The engine failed on this request",

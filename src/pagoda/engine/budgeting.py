@@ -1,0 +1,47 @@
+"""A running engine's budget changes: pages follow at once, sequences that no longer fit wait their turn again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..budget import default_budget
+from ..core.errors import BudgetError, ConfigError
+from ..core.units import format_bytes
+
+if TYPE_CHECKING:
+    from .build import Built
+
+
+def set_budget(built: Built, memory: str | int | float) -> int:
+    """Gives the engine another budget between two steps; returns it in bytes.
+
+    Growing takes effect at the next step. When it shrinks, free pages and unused prefixes go first; then running
+    sequences, the last in rank first, give up theirs and are computed again when there is room.
+
+    Raises ConfigError or BudgetError, with the nearest budget that can, and nothing has changed.
+    """
+    if built.is_on_cuda:
+        raise ConfigError("the budget of a device cannot be changed while it runs: its pages were taken whole; restart")
+    budget = default_budget(memory, built.probe)
+    ledger, stores, sizes = built.ledger, built.engine.stores, built.sizes
+    reserve = max(0, built.config.reserve_bytes - ledger.leased_by("server"))
+    beside = ledger.leased_bytes - ledger.leased_by("kv") - ledger.leased_by("policies") + reserve
+    least = beside + sizes.least_kv_bytes
+    if budget.total_bytes < least:
+        raise BudgetError(
+            f"a budget of {format_bytes(budget.total_bytes)} leaves no room for KV beside weights and the rest "
+            f"({format_bytes(beside)}); the nearest budget that can is {-(-least >> 20)}MiB"
+        )
+    total = budget.total_bytes - beside
+    if built.config.kv_memory is not None:
+        total = min(total, sizes.stated_kv_bytes)
+    stores.set_total(total)
+    while stores.excess_bytes and built.engine.preempt_last():
+        stores.give_back(stores.excess_bytes)
+    ledger.set_total(budget.total_bytes, reason=budget.reason)
+    max_blocks = stores.default.manager.pool.limit_blocks
+    max_model_len = min(sizes.longest, max_blocks * sizes.fmt.page_size)
+    built.sizes = replace(sizes, max_blocks=max_blocks, max_model_len=max_model_len)
+    built.engine.max_model_len = max_model_len
+    return budget.total_bytes

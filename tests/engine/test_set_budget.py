@@ -1,0 +1,130 @@
+"""Budgets that change while an engine runs: pages follow, sequences wait, tokens stay the same."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pagoda import LLM, AsyncLLM, SamplingParams
+from pagoda.budget.ledger import REQUIRED
+from pagoda.core.errors import BudgetError, ConfigError
+from pagoda.engine.build import Built
+from pagoda.engine.config import EngineConfig
+from pagoda.engine.intake import Intake
+
+from .tiny import VOCAB
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+
+
+def prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(VOCAB) for _ in range(length)] for _ in range(count)]
+
+
+def build_tiny(tiny: Path) -> Built:
+    from pagoda.engine.build import build
+
+    return build(EngineConfig(str(tiny), memory="3GiB", structured_output=False))
+
+
+def budget_for(built: Built, num_blocks: int) -> int:
+    """The budget that leaves room for that many blocks of KV."""
+    beside = built.ledger.leased_bytes - built.ledger.leased_by("kv")
+    return beside + num_blocks * built.sizes.fmt.block_bytes
+
+
+def test_a_shrinking_budget_preempts_and_changes_no_token(tiny: Path, oracle: Callable[..., list[int]]) -> None:
+    built = build_tiny(tiny)
+    engine, intake, asked = built.engine, Intake(built), prompts(8, 40)
+    for number, prompt in enumerate(asked):
+        engine.add(intake.request(str(number), prompt, GREEDY))
+    outputs = []
+    for step in range(400):
+        if step == 4:
+            set_to = budget_for(built, 17)
+            from pagoda.engine.budgeting import set_budget
+
+            assert set_budget(built, set_to) == set_to
+            assert built.ledger.leased_by("kv") <= 17 * built.sizes.fmt.block_bytes
+            assert built.ledger.total_bytes == set_to
+        outputs += [o for o in engine.step() if o.finished]
+        assert built.ledger.leased_bytes <= built.ledger.total_bytes
+        if not engine.has_work:
+            break
+    assert engine.scheduler.num_preemptions > 0
+    assert {o.request_id: o.outputs[0].token_ids for o in outputs} == {
+        str(number): oracle(prompt, 24) for number, prompt in enumerate(asked)
+    }
+    built.close()
+
+
+def test_a_growing_budget_lets_more_in(tiny: Path) -> None:
+    from pagoda.engine.budgeting import set_budget
+
+    built = build_tiny(tiny)
+    intake = Intake(built)
+    set_budget(built, budget_for(built, 16))
+    assert built.engine.max_model_len == 256
+    for number, prompt in enumerate(prompts(8, 60)):
+        built.engine.add(intake.request(str(number), prompt, GREEDY))
+    built.engine.step()
+    before = len(built.engine.scheduler.running)
+    set_budget(built, budget_for(built, 600))
+    built.engine.step()
+    assert len(built.engine.scheduler.running) == 8 > before
+    assert built.engine.max_model_len == 512
+    set_budget(built, "3500MiB")  # more than at the start: address space is there
+    built.close()
+
+
+def test_what_cannot_be_is_refused_and_changes_nothing(tiny: Path) -> None:
+    with LLM(str(tiny), memory="3GiB", structured_output=False) as llm:
+        before = llm.stats()["memory"]["total_bytes"]
+        with pytest.raises(BudgetError, match=r"nearest budget that can is (\d+)MiB") as error:
+            llm.set_budget("64MiB")
+        with pytest.raises(ConfigError, match="is not a budget"):
+            llm.set_budget("lots")
+        assert llm.stats()["memory"]["total_bytes"] == before
+        nearest = int(str(error.value).rpartition(" ")[2].removesuffix("MiB")) << 20
+        assert llm.set_budget(nearest) == nearest
+        assert llm.generate([prompts(1, 30)[0]], GREEDY)[0].error is None
+
+
+def test_cached_prefixes_give_way_to_other_leases(tiny: Path) -> None:
+    """Another owner's lease takes the bytes of idle pages and cached prefixes, not those of running sequences."""
+    built = build_tiny(tiny)
+    intake = Intake(built)
+    for number, prompt in enumerate(prompts(4, 100)):
+        built.engine.add(intake.request(str(number), prompt, GREEDY))
+    while built.engine.has_work:
+        built.engine.step()
+    cached = built.ledger.leased_by("kv")
+    assert cached > 0
+    lease = built.ledger.lease("weights", built.ledger.free_bytes + cached // 2, "another model", priority=REQUIRED)
+    assert built.ledger.leased_by("kv") <= cached - cached // 2
+    built.audit()
+    lease.release()
+    built.close()
+
+
+def test_another_thread_is_given_way_between_steps(tiny: Path) -> None:
+    async def scene() -> None:
+        async with AsyncLLM(str(tiny), memory="3GiB", structured_output=False) as llm:
+            asked = [llm.generate_one(prompt, GREEDY) for prompt in prompts(4, 100)]
+            first = asyncio.gather(*asked)
+            built = llm._built
+            await asyncio.sleep(0.01)
+            lease = await asyncio.to_thread(built.ledger.lease, "weights", built.ledger.free_bytes, "another model")
+            outputs = await first
+            assert all(output.error is None for output in outputs)
+            more = await asyncio.to_thread(lease.resize, lease.num_bytes + built.ledger.leased_by("kv") // 2)
+            assert more is None
+            lease.release()
+            assert await llm.set_budget("2900MiB") == 2900 << 20
+
+    asyncio.run(scene())
