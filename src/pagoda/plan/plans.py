@@ -233,8 +233,8 @@ class Planner:
     def placements(self, disk_bytes: int) -> list[dict[str, Any]]:
         """For every weight format, which share of weights and KV would lie on a disk, and the seconds of a decode step.
 
-        Formats that do not even fit with the disk are left out. The placement is computed, not run: the engine keeps
-        weights in memory.
+        Formats that do not even fit with the disk are left out. An estimate: the engine chooses for itself which
+        matrices it reads from disk.
         """
         found = []
         for choice in (

@@ -164,7 +164,9 @@ class DiskTier:
                 target = max(0, min(int(self.budget_bytes * FILL_SHARE), self.budget_bytes - room))
             for path, size, used_at in found if mine else []:
                 unfinished = path.suffix == ".tmp"
-                old = (self.ttl is not None and now - used_at > self.ttl) or (unfinished and now - used_at > STALE_SECONDS)
+                old = (self.ttl is not None and now - used_at > self.ttl) or (
+                    unfinished and now - used_at > STALE_SECONDS
+                )
                 if (old or (used > target and not unfinished)) and self._remove(path):
                     used -= size
                     num += 1
