@@ -57,6 +57,9 @@ def serve(
     max_num_batched_tokens: Annotated[int, typer.Option(help="Tokens of one step.")] = 2048,
     scheduling: Annotated[str, typer.Option(help="Which request next: fcfs or priority.")] = "fcfs",
     chat_template: opt.ChatTemplate = None,
+    kv_dir: Annotated[str | None, typer.Option(help="Folder that keeps computed prefixes over restarts.")] = None,
+    disk: Annotated[str | None, typer.Option(help="Most bytes in --kv-dir.", show_default="8GiB")] = None,
+    kv_ttl: Annotated[float | None, typer.Option(help="Seconds after the last use that a prefix stays there.")] = None,
     prefix_caching: Annotated[
         bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Share the KV of equal beginnings.")
     ] = True,
@@ -121,7 +124,8 @@ def serve(
         quantization=quantization, weights=weights, device=device, num_threads=threads,
         max_model_len=opt.length(max_model_len), max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, scheduling=scheduling,
-        chat_template=opt.read_template(chat_template), enable_prefix_caching=prefix_caching,
+        chat_template=opt.read_template(chat_template), kv_dir=kv_dir, disk=disk, kv_ttl=kv_ttl,
+        enable_prefix_caching=prefix_caching,
         structured_output=structured_output, reserve_bytes=config.memory_bytes,
     )  # fmt: skip
     with bind(config) as sock:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..models.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
+IDLE_SECONDS = 0.004  # between two lots of KV that go to disk while nobody asks for anything
 GIVE_WAY_SECONDS = 2.0  # a long step of a large model
 Command = Callable[[], None]
 
@@ -336,9 +337,12 @@ class AsyncLLM:
     def _obey(self, *, block: bool) -> bool:
         """Do what was asked since the last step; False when it is time to close."""
         while True:
+            idle = IDLE_SECONDS if block and self._built.engine.has_unwritten else None
             try:
-                command = self._inbox.get(block=block)
+                command = self._inbox.get(block=block, timeout=idle)
             except queue.Empty:
+                if idle is not None:
+                    self._built.engine.write_back()
                 return True
             if command is None:
                 return False

@@ -17,6 +17,7 @@ from ..core.types import Granularity
 from ..core.units import format_bytes
 from ..kv.grammar import parse_policy
 from ..kv.pages import PagePool
+from ..kv.persist import WRITE_BYTES
 from ..kv.prefix import PrefixCache
 from ..kv.stores import Stores
 from ..models.load import Loaded, load_model
@@ -27,6 +28,7 @@ from ..schedule.policies import POLICIES
 from ..schedule.scheduler import Limits
 from .config import EngineConfig
 from .engine import Engine
+from .keeping import open_persistence, open_tier
 from .picture import held_bytes, pages_by_granularity, picture_of
 from .profile import Profile, profile_of
 from .shadow import Shadows
@@ -62,6 +64,7 @@ class Built:
         return ({} if profile is None else {"profile": profile.as_dict()}) | {
             "memory": reconcile(self.ledger, self.probe).as_dict(),
             "kv": engine.stores.stats(),
+            "disk": None if engine.persistence is None else engine.persistence.as_dict(),
             "queue": {
                 "running": len(engine.scheduler.running),
                 "waiting": len(engine.scheduler.waiting),
@@ -180,6 +183,9 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         num_bytes = grammar_bytes(loaded.tokenizer.vocab_size)
         leases.append(ledger.lease("grammars", num_bytes, "structured output", lambda: grammars.trie_bytes))
 
+    kept = None if config.kv_dir is None else open_tier(config)
+    io_lease = ledger.lease("staging", 0 if kept is None else WRITE_BYTES, "KV on its way to disk", lambda: 0)
+    leases.append(io_lease)
     sizes = fit(config, loaded.shape, loaded.dtype, ledger, loaded.quantization, ledger_is_host=not on_cuda)
 
     def working_bytes() -> int:
@@ -216,6 +222,7 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         lazy=not on_cuda,
         address_bytes=probe.limit()[0],
     )
+    persistence = None if kept is None else open_persistence(kept, stores.default, ledger, io_lease)
     engine = Engine(
         loaded,
         stores,
@@ -227,6 +234,7 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         granularity=None if config.granularity == "auto" else Granularity(config.granularity),
         audit_steps=config.audit,
         shadows=Shadows(config.shadow),
+        persistence=persistence,
     )
     ready = time.perf_counter()
     startup = {

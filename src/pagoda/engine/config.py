@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError, choices
+from ..core.units import parse_bytes
 from ..kv.codecs.base import kv_dtypes
 from ..weights.quantization import parse_quantization
 from .shadow import check_share
@@ -43,6 +44,9 @@ class EngineConfig:
     structured_output: bool = True
     reserve_bytes: int = 0
     shadow: float = 0.0
+    kv_dir: str | None = None
+    disk: str | int | None = None
+    kv_ttl: float | None = None
     audit: bool = False
     progress: Callable[[int, int], None] | None = None
 
@@ -62,6 +66,18 @@ class EngineConfig:
             raise ConfigError(choices("granularity", self.granularity, ("auto", "sequence", "layer", "head")))
         check_share(self.shadow)
         self._check_counts()
+        self._check_disk()
+
+    def _check_disk(self) -> None:
+        for name in ("disk", "kv_ttl"):
+            if getattr(self, name) is not None and self.kv_dir is None:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, but no kv_dir says where; give a folder")
+        if self.disk is not None and parse_bytes(self.disk, what="disk") == 0:
+            raise ConfigError(f"disk is {self.disk!r}; give a size in bytes above 0, for example '10GiB'")
+        if self.kv_ttl is not None and not self.kv_ttl > 0:
+            raise ConfigError(f"kv_ttl is {self.kv_ttl!r}; give seconds above 0")
+        if self.kv_dir is not None and not self.enable_prefix_caching:
+            raise ConfigError("kv_dir keeps the prefix cache, which is switched off; leave one of the two out")
 
     def _check_counts(self) -> None:
         length = self.max_model_len

@@ -15,6 +15,7 @@ from ..core.events import EventBus
 from ..core.types import FinishReason, Granularity
 from ..core.units import format_bytes
 from ..kv.manager import KVManager
+from ..kv.persist import Persistence
 from ..kv.policies.base import Need
 from ..kv.storage import PageStorage
 from ..kv.stores import Store, Stores
@@ -91,12 +92,17 @@ class Engine:
         granularity: Granularity | None = None,
         audit_steps: bool = False,
         shadows: Shadows | None = None,
+        persistence: Persistence | None = None,
     ) -> None:
         self.loaded, self.stores, self.clock = loaded, stores, clock
+        self.persistence, self._tokens_per_second = persistence, 0.0
         self.max_model_len = max_model_len
         self.events, self.counters = EventBus(), Counters()
         self._granularity, self._audit_steps = granularity, audit_steps
-        self.scheduler = Scheduler(limits, policy, PagedMemory(use_prefix=use_prefix), clock)
+        self._memory = PagedMemory(
+            use_prefix=use_prefix, persistence=persistence, nobody_runs=lambda: not self.scheduler.running
+        )
+        self.scheduler = Scheduler(limits, policy, self._memory, clock)
         self._runner = Runner(loaded.model, stores)
         self._evictor = Evictor(self.scheduler, self.counters, Calibrations(loaded.path))
         self._advance = Advance(self.scheduler, self._runner, loaded.tokenizer, clock, self._new_sequence)
@@ -137,7 +143,9 @@ class Engine:
         if request.params.beam_width is not None:
             group.beam = BeamGroup(group, self._advance, end_ids(request.params, eos_ids))
         self._requests[request.request_id] = group
-        self.scheduler.add(self._new_sequence(group, 0))
+        sequence = self._new_sequence(group, 0)
+        self._memory.prefetch(sequence, self._tokens_per_second)
+        self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now; its pages are free for the next step. None if it is not running any more."""
@@ -164,6 +172,8 @@ class Engine:
         for request_id in list(self._requests):
             self.abort(request_id)
         self._advance.close()
+        if self.persistence is not None:
+            self.persistence.close()
         self.stores.close()
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -180,8 +190,19 @@ class Engine:
             self.stores.audit()
         touched += [group for group in self._hold_state() if group not in touched]
         outputs = self._collect(touched)
+        self.write_back()
         self._publish(plan, self.clock.now() - started)
         return outputs
+
+    @property
+    def has_unwritten(self) -> bool:
+        """Whether ``write_back`` has something to do."""
+        return self.persistence is not None and self.persistence.has_unwritten
+
+    def write_back(self) -> None:
+        """Some of the KV that is not on disk yet goes there, behind the next steps' backs."""
+        if self.persistence is not None:
+            self.persistence.flush()
 
     @torch.inference_mode()
     def _run(self, plan: Plan) -> list[RequestState]:
@@ -270,6 +291,7 @@ class Engine:
         for item in plan.preempted:
             assert isinstance(item, Sequence)
             item.group.num_preemptions += 1
+            self._memory.prefetch(item, self._tokens_per_second)
 
     def _collect(self, groups: list[RequestState]) -> list[RequestOutput]:
         outputs = []
@@ -285,6 +307,8 @@ class Engine:
         group.finished = True
         group.timing.finished = self.clock.now()
         del self._requests[group.request.request_id]
+        for sequence in group.sequences:
+            self._memory.forget(sequence)
         if _is_shadow(group):
             self.shadows.settle(ok=group.error is None)
         else:
@@ -311,6 +335,9 @@ class Engine:
         self.counters.steps += 1
         self.counters.step_seconds += seconds
         self.counters.tokens_computed += plan.num_tokens
+        if plan.num_tokens >= 64 and seconds > 0:  # prompts: what a recomputation would run at
+            rate = plan.num_tokens / seconds
+            self._tokens_per_second = 0.8 * (self._tokens_per_second or rate) + 0.2 * rate
         self.counters.tokens_sampled = self._advance.num_tokens
         gaps = self._advance.take_gaps()
         if self.events.wants(StepEnded):

@@ -44,6 +44,8 @@ class LLM:
         max_num_seqs, max_num_batched_tokens: sequences and tokens of one step.
         scheduling: ``fcfs`` or ``priority``.
         kv_memory: most bytes of it that KV pages may take (default: all that is left beside weights and activations).
+        kv_dir: folder that keeps the KV of prompts over restarts, with at most ``disk`` bytes (default 8GiB), each
+            page for ``kv_ttl`` seconds after its last use (default: as long as there is room).
         granularity: rows of an exact sequence's table, ``sequence`` | ``layer`` | ``head`` (same tokens, for tests).
         reserve_bytes: bytes of the budget that stay free for leases of the caller's own (``llm.lease``).
         structured_output: keep room for grammars (400 bytes a token of the vocabulary and 8 MiB); False refuses them.

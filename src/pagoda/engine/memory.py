@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from ..kv.persist import Persistence
 from ..schedule.item import Item
 from .sequence import Sequence
 
@@ -9,28 +12,59 @@ from .sequence import Sequence
 class PagedMemory:
     """The scheduler's ``Memory``. Keeps ``num_computed`` of a sequence true to the pages that it holds."""
 
-    def __init__(self, *, use_prefix: bool) -> None:
-        self._use_prefix = use_prefix
+    def __init__(
+        self,
+        *,
+        use_prefix: bool,
+        persistence: Persistence | None = None,
+        nobody_runs: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``persistence``: the disk behind the prefix cache of the engine's own KV format."""
+        self._use_prefix, self._persistence, self._nobody_runs = use_prefix, persistence, nobody_runs
+
+    def prefetch(self, sequence: Sequence, tokens_per_second: float) -> None:
+        """Starts to read what of the sequence's KV is on disk only; it waits its turn until that is there."""
+        if self._persistence is not None and self._persistence.keeps(sequence.store.manager) and self._shares(sequence):
+            salt = sequence.group.request.salt
+            tokens = self._sharable_tokens(sequence)
+            self._persistence.fetch(sequence.seq_id, tokens, salt=salt, tokens_per_second=tokens_per_second)
+
+    def forget(self, sequence: Sequence) -> None:
+        """The sequence has ended."""
+        if self._persistence is not None:
+            self._persistence.forget(sequence.seq_id)
 
     def admit(self, item: Item) -> int:
         sequence = _sequence(item)
-        request = sequence.group.request
-        # A policy must see the queries before its first act, so the steps with them are run, never found in the cache.
-        policy, tokens = request.policy, sequence.tokens
-        if not policy.keeps_all:
-            tokens = tokens[: max(1, min(len(tokens), policy.shareable(sequence.prompt_len) + 1))]
+        salt = sequence.group.request.salt
+        if self._persistence is not None:
+            self._persistence.install(sequence.seq_id, salt=salt, wait=self._nobody_runs())
         cached = sequence.store.manager.admit(
             sequence.seq_id,
-            tokens,
+            self._sharable_tokens(sequence),
             granularity=sequence.granularity,
-            salt=request.salt,
-            use_prefix=self._use_prefix and request.params.prompt_logprobs is None and request.pooling != "mean",
+            salt=salt,
+            use_prefix=self._shares(sequence),
         )
         sequence.num_computed = cached
         return cached
 
+    def _shares(self, sequence: Sequence) -> bool:
+        request = sequence.group.request
+        return self._use_prefix and request.params.prompt_logprobs is None and request.pooling != "mean"
+
+    @staticmethod
+    def _sharable_tokens(sequence: Sequence) -> list[int]:
+        """A policy must see the queries before its first act: the steps with them are run, never found in the cache."""
+        policy, tokens = sequence.group.request.policy, sequence.tokens
+        if policy.keeps_all:
+            return tokens
+        return tokens[: max(1, min(len(tokens), policy.shareable(sequence.prompt_len) + 1))]
+
     def fits(self, item: Item, num_running: int) -> bool:
         sequence = _sequence(item)
+        if self._persistence is not None and self._persistence.is_pending(sequence.seq_id):
+            return False
         manager = sequence.store.manager
         slots = sequence.policy.peak_slots(sequence.num_tokens, sequence.prompt_len)
         missing = manager.blocks_needed(slots) - sequence.num_computed // manager.fmt.page_size

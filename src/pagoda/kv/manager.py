@@ -338,6 +338,29 @@ class KVManager:
         chain = self.prefix.match(self.prefix.root(salt, adapter), token_bytes(tokens), num_pages, 1)
         return self.prefix.pin(chain[-1], ttl) if chain else None
 
+    def restore(self, node: Entry, pages: Sequence[bytes]) -> list[int]:
+        """Blocks for pages of tokens that follow ``node``, one entry of the prefix cache each, as far as there is room.
+
+        Returns the blocks, in order, for the caller to fill before anybody reads them.
+        """
+        assert self.prefix is not None
+        run, blocks = self.fmt.pages_per_block, list[int]()
+        self.prefix.hold(node)  # room is made of idle entries: not of this one
+        for tokens in pages:
+            if not self._room.make(run, lambda: 1):
+                break
+            runs = self._alloc(run, 1)
+            entry = self.prefix.insert(node, tokens, runs, run)
+            self.pool.unref_runs(runs, run)
+            if entry is None:
+                break
+            blocks.append(int(runs[0]) // run)
+            self.prefix.hold(entry)
+            self.prefix.release(node)
+            node = entry
+        self.prefix.release(node)
+        return blocks
+
     def pinned_pages(self, handle: int) -> int:
         """Pages of tokens (blocks) that a pin keeps, 0 once its time is over; those of other pins may be among them."""
         return 0 if self.prefix is None else self.prefix.pinned_pages(handle)

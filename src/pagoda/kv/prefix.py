@@ -85,6 +85,8 @@ class PrefixCache:
         self.pool, self.fingerprint, self.ttl = pool, fingerprint, ttl
         self.stats = PrefixStats()
         self._clock, self._hash = clock, hasher
+        self.on_insert: Callable[[Entry], None] | None = None
+        """Told of every entry that ``insert`` made."""
         self._page_bytes = 4 * pool.fmt.page_size
         self._roots: dict[bytes, Entry] = {}  # those that are held or have children
         self._entries: dict[bytes, Entry] = {}
@@ -143,6 +145,10 @@ class PrefixCache:
         self.stats.num_missed_pages += max_pages - len(chain)
         return chain
 
+    def is_there(self, entry: Entry) -> bool:
+        """Whether it has not been evicted since."""
+        return self._entries.get(entry.key) is entry
+
     def child(self, node: Entry, tokens: bytes) -> Entry | None:
         """The entry of this page of tokens right after ``node``."""
         entry = self._entries.get(self._hash(node.key + tokens))
@@ -169,6 +175,8 @@ class PrefixCache:
         self._touch((entry,))
         self._settle(node)
         self.stats.num_inserted_pages += 1
+        if self.on_insert is not None:
+            self.on_insert(entry)
         return entry
 
     def upgrade(self, entry: Entry, runs: Int32s, run: int) -> None:

@@ -1,6 +1,6 @@
 """One page of tokens with its KV, as bytes on disk. A record names its content, so a wrong one is never taken for it.
 
-    magic 8 | flags 4 | itemsize 4 | tokens 4 | raw bytes 8 | body bytes 8 | parent 32 | key 32 | tokens | body | blake3 32
+    magic 8 | flags 4 | itemsize 4 | tokens 4 | raw 8 | body 8 | parent 32 | key 32 | the tokens | the body | digest 32
 
 ``key`` is the hash of the parent's key and the tokens: it stands for the whole text from the start, in its namespace.
 The checksum covers everything before it. The body is the pages' bytes by planes (all first bytes of the numbers, then

@@ -1,0 +1,46 @@
+"""The prefix cache on disk as an engine's options ask for it: ``kv_dir``, ``disk``, ``kv_ttl``."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from .. import __version__
+from ..budget.ledger import Lease, Ledger
+from ..core.errors import ConfigError
+from ..core.units import format_bytes, parse_bytes
+from ..kernels.dispatch import load_providers
+from ..kv.persist import Persistence
+from ..kv.stores import Store
+from ..kv.tiers.disk import DiskTier
+from .config import EngineConfig
+
+DEFAULT_DISK_BYTES = 8 << 30
+
+
+def open_tier(config: EngineConfig) -> DiskTier:
+    """Raises ConfigError where the folder cannot be used, or its disk is smaller than what was asked for."""
+    assert config.kv_dir is not None
+    asked = None if config.disk is None else parse_bytes(config.disk, what="disk")
+    tier = DiskTier(config.kv_dir, asked or DEFAULT_DISK_BYTES, ttl=config.kv_ttl)
+    room = shutil.disk_usage(tier.folder).free + tier.used_bytes
+    if asked is not None and asked > room:
+        raise ConfigError(
+            f"disk is {config.disk!r}, but {Path(config.kv_dir)} has room for {format_bytes(room)}; ask for less"
+        )
+    tier.budget_bytes = min(tier.budget_bytes, max(1, room // 2 if asked is None else asked))
+    return tier
+
+
+def open_persistence(tier: DiskTier, store: Store, ledger: Ledger, lease: Lease) -> Persistence:
+    """Pages are taken back only by the same version of the same kernels, whose numbers they are."""
+    tag = f"pagoda {__version__}, {_kernels()}, {store.storage.device.type}"
+    return Persistence(tier, store.manager, store.storage, ledger, lease, tag=tag)
+
+
+def _kernels() -> str:
+    if load_providers()["cpu"] is not None:
+        return "reference"
+    from ..kernels.cpu import best_isa
+
+    return best_isa()

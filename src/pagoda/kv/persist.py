@@ -1,0 +1,307 @@
+"""The prefix cache of one store on disk: pages go there behind the steps' backs, and come back before they are needed.
+
+    commit ─► prefix entry ─► dirty ─┄ between two steps, copied out of the pool ┄─► writer's thread ─► disk
+    request ─► pages missing in memory ─► reader's thread ─► bytes ─┄ between two steps, copied in ┄─► prefix entry
+
+The engine's thread does nothing but copy bytes; packing, hashing and the disk are the two other threads'. What waits in
+between is leased (account ``staging``), and bounded: a page that finds no room is written later, or not at all.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..budget.ledger import Lease, Ledger
+from .manager import KVManager
+from .prefix import Entry, token_bytes
+from .storage import PageStorage
+from .table import expand_runs
+from .tiers.disk import DiskTier
+
+WRITE_BYTES = 16 << 20
+"""Copied out of the pool and not yet written, at most."""
+STEP_BYTES = 4 << 20
+"""Copied out after one step: half a millisecond of memory traffic."""
+CLOSE_SECONDS = 10.0
+WAIT_SECONDS = 5.0
+"""A disk that takes longer is not waited for."""
+
+
+@dataclass(slots=True)
+class Page:
+    """A page of tokens on its way from the disk. ``raw`` None: it was not there after all."""
+
+    tokens: bytes
+    key: bytes
+    parent: bytes
+    raw: bytes | None = None
+
+
+@dataclass(slots=True)
+class Fetch:
+    """Pages of a text that are being read; those ``before`` them (their tokens) are in memory."""
+
+    before: list[bytes]
+    pages: list[Page]
+    lease: Lease
+    ready: threading.Event = field(default_factory=threading.Event)
+    cancelled: bool = False
+
+    def found(self) -> list[Page]:
+        """Up to the first that was not there."""
+        pages = []
+        for page in self.pages:
+            if page.raw is None:
+                break
+            pages.append(page)
+        return pages
+
+
+@dataclass(slots=True)
+class PersistStats:
+    """In pages of tokens, since the start."""
+
+    num_queued: int = 0
+    num_skipped: int = 0
+    num_restored: int = 0
+    num_fetches: int = 0
+    num_recomputed: int = 0
+    """Fetches that were not tried, since computing was expected to be faster."""
+
+
+class Persistence:
+    """Belongs to the engine's thread, but for its two helpers.
+
+    ``lease`` holds ``WRITE_BYTES``; ``tag`` is what else decides the bytes of a page, such as the kernels' instruction
+    set.
+    """
+
+    def __init__(
+        self, tier: DiskTier, manager: KVManager, storage: PageStorage, ledger: Ledger, lease: Lease, *, tag: str = ""
+    ) -> None:
+        assert manager.prefix is not None, "without a prefix cache there is nothing to keep"
+        self.tier, self.stats = tier, PersistStats()
+        self._manager, self._storage, self._prefix, self._ledger = manager, storage, manager.prefix, ledger
+        self._tag = tag.encode()
+        self._dirty: deque[Entry] = deque()
+        self._keys: dict[bytes, bytes] = {}  # key in memory -> key on disk, of the entries that were seen
+        self._restoring = False
+        self._lease = lease
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._to_write: queue.SimpleQueue[tuple[bytes, bytes, bytes, bytes] | None] = queue.SimpleQueue()
+        self._to_read: queue.SimpleQueue[Fetch | None] = queue.SimpleQueue()
+        self._bytes_per_second = 0.0
+        self._fetches: dict[int, Fetch] = {}
+        self._threads = [
+            threading.Thread(target=work, name=f"pagoda-kv-{name}", daemon=True)
+            for name, work in (("writer", self._write_all), ("reader", self._read_all))
+        ]
+        self._prefix.on_insert = self._note
+        for thread in self._threads:
+            thread.start()
+
+    def keeps(self, manager: KVManager) -> bool:
+        """Whether these are the pages that it keeps."""
+        return manager is self._manager
+
+    # Out of the pool ------------------------------------------------------------------------------------------------
+
+    def _note(self, entry: Entry) -> None:
+        if not self._restoring:
+            self._dirty.append(entry)
+
+    @property
+    def has_unwritten(self) -> bool:
+        """Whether there are pages to copy out."""
+        return bool(self._dirty)
+
+    def flush(self, most_bytes: int = STEP_BYTES) -> None:
+        """Between two steps: some of what is new goes to the writer, as far as it has room."""
+        block_bytes = self._manager.fmt.block_bytes
+        while self._dirty and most_bytes > 0:
+            with self._lock:
+                if self._waiting + block_bytes > max(WRITE_BYTES, block_bytes):
+                    return
+                self._waiting += block_bytes
+            entry = self._dirty.popleft()
+            if not self._prefix.is_there(entry):
+                self.stats.num_skipped += 1
+                self._written(block_bytes)
+                continue
+            assert entry.parent is not None
+            key, parent = self._key_of(entry), self._key_of(entry.parent)
+            self._to_write.put((key, parent, entry.tokens, self._bytes_of(entry)))
+            self.stats.num_queued += 1
+            most_bytes -= block_bytes
+
+    def _bytes_of(self, entry: Entry) -> bytes:
+        pages = torch.from_numpy(expand_runs(entry.runs, entry.run, 1).astype(np.int64))
+        found = self._storage.pages.index_select(0, pages.to(self._storage.device)).cpu()
+        return found.contiguous().view(torch.uint8).numpy().tobytes()
+
+    def _key_of(self, entry: Entry) -> bytes:
+        known = self._keys.get(entry.key)
+        if known is None:
+            if entry.parent is None:
+                known = DiskTier.root_key(self._tag + b"\0" + entry.tokens)
+            else:
+                known = DiskTier.child_key(self._key_of(entry.parent), entry.tokens)
+            if len(self._keys) > 1 << 20:
+                self._keys.clear()
+            self._keys[entry.key] = known
+        return known
+
+    def _write_all(self) -> None:
+        itemsize, block_bytes = self._storage.pages.element_size(), self._manager.fmt.block_bytes
+        while (item := self._to_write.get()) is not None:
+            key, parent, tokens, raw = item
+            self.tier.write(key, parent, tokens, raw, itemsize)
+            self._written(block_bytes)
+
+    def _written(self, num_bytes: int) -> None:
+        with self._lock:
+            self._waiting -= num_bytes
+
+    # Into the pool --------------------------------------------------------------------------------------------------
+
+    def fetch(self, seq_id: int, tokens: Sequence[int], *, salt: str, tokens_per_second: float) -> None:
+        """Starts to read the pages of these tokens that are on disk and not in memory, where that is expected to take
+        less time than to compute them. ``tokens_per_second`` 0: not known yet.
+        """
+        page_size = self._manager.fmt.page_size
+        num_pages = (len(tokens) - 1) // page_size
+        data = token_bytes(tokens[: num_pages * page_size])
+        pieces = [data[at : at + 4 * page_size] for at in range(0, len(data), 4 * page_size)]
+        node = self._prefix.root(salt)
+        start = 0
+        for piece in pieces:
+            child = self._prefix.child(node, piece)
+            if child is None:
+                break
+            node, start = child, start + 1
+        key, pages = self._key_of(node), list[Page]()
+        for piece in pieces[start:]:
+            parent, key = key, DiskTier.child_key(key, piece)
+            if not self.tier.has(key):
+                break
+            pages.append(Page(piece, key, parent))
+        if not pages or self._computing_is_faster(len(pages), tokens_per_second):
+            return
+        pages = pages[: self._ledger.free_bytes // self._manager.fmt.block_bytes]
+        lease = self._ledger.try_lease("staging", len(pages) * self._manager.fmt.block_bytes, "KV on its way from disk")
+        if lease is None or not pages:
+            return
+        found = self._fetches[seq_id] = Fetch(pieces[:start], pages, lease)
+        self.stats.num_fetches += 1
+        self._to_read.put(found)
+
+    def _computing_is_faster(self, num_pages: int, tokens_per_second: float) -> bool:
+        if not self._bytes_per_second or not tokens_per_second:
+            return False
+        reading = num_pages * self._manager.fmt.block_bytes / self._bytes_per_second
+        computing = num_pages * self._manager.fmt.page_size / tokens_per_second
+        self.stats.num_recomputed += computing < reading
+        return computing < reading
+
+    def _read_all(self) -> None:
+        raw_bytes = self._manager.fmt.block_bytes
+        while (fetch := self._to_read.get()) is not None:
+            started, count, corrupt = time.perf_counter(), 0, self.tier.stats.num_corrupt
+            for page in fetch.pages:
+                page.raw = None if fetch.cancelled else self.tier.read(page.key, page.parent, page.tokens, raw_bytes)
+                # Where one record is corrupt others may be: they are looked through, so that all are written anew.
+                if page.raw is None and self.tier.stats.num_corrupt == corrupt:
+                    break
+                count += page.raw is not None
+            if count:
+                rate = count * raw_bytes / max(1e-6, time.perf_counter() - started)
+                self._bytes_per_second = 0.7 * (self._bytes_per_second or rate) + 0.3 * rate
+            with self._lock:
+                fetch.ready.set()
+                if fetch.cancelled:
+                    fetch.lease.release()
+
+    def is_pending(self, seq_id: int) -> bool:
+        """Whether pages for this sequence are still being read."""
+        fetch = self._fetches.get(seq_id)
+        return fetch is not None and not fetch.ready.is_set()
+
+    def install(self, seq_id: int, *, salt: str, wait: bool) -> None:
+        """What was read for the sequence becomes prefix entries, as far as there is room. ``wait``: nobody else has
+        anything to do meanwhile.
+        """
+        fetch = self._fetches.get(seq_id)
+        if fetch is None or not fetch.ready.wait(WAIT_SECONDS if wait else 0):
+            return
+        del self._fetches[seq_id]
+        self._restoring = True
+        try:
+            self._install(fetch, salt)
+        finally:
+            self._restoring = False
+            fetch.lease.release()
+
+    def _install(self, fetch: Fetch, salt: str) -> None:
+        node, pages = self._prefix.root(salt), fetch.found()
+        for piece in fetch.before:
+            child = self._prefix.child(node, piece)
+            if child is None:
+                return  # the text before has left memory meanwhile
+            node = child
+        while pages and (child := self._prefix.child(node, pages[0].tokens)) is not None:
+            node = child  # and these have come in from elsewhere
+            del pages[0]
+        per_block = self._manager.fmt.pages_per_block
+        for block, page in zip(self._manager.restore(node, [page.tokens for page in pages]), pages, strict=False):
+            assert page.raw is not None
+            target = self._storage.pages[block * per_block : (block + 1) * per_block]
+            target.copy_(torch.frombuffer(bytearray(page.raw), dtype=target.dtype).view(target.shape))
+            self.stats.num_restored += 1
+
+    def forget(self, seq_id: int) -> None:
+        """The sequence ended before its pages came."""
+        fetch = self._fetches.pop(seq_id, None)
+        if fetch is not None:
+            with self._lock:
+                fetch.cancelled = True  # the reader may still be writing into it, and gives the lease back then
+                if fetch.ready.is_set():
+                    fetch.lease.release()
+
+    def settle(self, seconds: float) -> bool:
+        """Waits until all that is new is on disk; False if that takes longer."""
+        deadline = time.monotonic() + seconds
+        while (self._dirty or self._waiting) and time.monotonic() < deadline:
+            self.flush(WRITE_BYTES)
+            time.sleep(0.002)
+        return not (self._dirty or self._waiting)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for ``stats``."""
+        return {
+            "budget_bytes": self.tier.budget_bytes, "used_bytes": self.tier.used_bytes, "waiting": len(self._dirty),
+            "read_bytes_per_second": self._bytes_per_second, **asdict(self.stats),
+            **{f"disk_{name}": value for name, value in asdict(self.tier.stats).items()},
+        }  # fmt: skip
+
+    def close(self) -> None:
+        """What is new is written first, as far as that goes in ``CLOSE_SECONDS``."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        self.settle(CLOSE_SECONDS)
+        self._to_write.put(None)
+        self._to_read.put(None)
+        for thread in self._threads:
+            thread.join(max(0.1, deadline - time.monotonic()))
+        for fetch in self._fetches.values():
+            fetch.lease.release()
+        self._fetches.clear()
+        self._prefix.on_insert = None

@@ -1,0 +1,139 @@
+"""Prefixes that outlive their engine: found again, exact, and never worse than computing anew."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pagoda import LLM, SamplingParams
+from pagoda.core.errors import ConfigError
+from pagoda.kv.tiers.disk import VERSION
+
+from .tiny import VOCAB, make_model
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+Oracle = Callable[[list[int], int], list[int]]
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(VOCAB) for _ in range(length)]
+
+
+def open_tiny(tiny: Path, folder: Path, **options: Any) -> LLM:
+    return LLM(str(tiny), memory="3GiB", structured_output=False, kv_dir=str(folder), **options)
+
+
+def records(folder: Path) -> list[Path]:
+    return sorted((folder / VERSION).rglob("*.kv"))
+
+
+def answer(llm: LLM, ids: list[int], **params: Any) -> tuple[list[int], int]:
+    """(tokens, cached prompt tokens) of one greedy answer."""
+    out = llm.generate([ids], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, **params))[0]
+    return out.outputs[0].token_ids, out.usage.cached_tokens
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "layer", "head"])
+def test_a_prefix_is_found_after_a_restart(tiny: Path, tmp_path: Path, oracle: Oracle, granularity: str) -> None:
+    ids = prompt(100)
+    with open_tiny(tiny, tmp_path, granularity=granularity) as llm:
+        assert answer(llm, ids) == (oracle(ids, 12), 0)
+    assert len(records(tmp_path)) == (100 + 11) // 16
+    with open_tiny(tiny, tmp_path) as llm:
+        assert answer(llm, ids) == (oracle(ids, 12), 96)
+        longer = ids + oracle(ids, 12) + prompt(20, 1)
+        assert answer(llm, longer)[0] == oracle(longer, 12)
+        assert answer(llm, ids[:50])[1] == 48
+        stats = llm.stats()["disk"]
+        assert (stats["num_restored"], stats["disk_num_corrupt"]) == (6, 0)
+        llm._built.audit()
+
+
+def test_pages_of_another_model_format_or_tenant_are_misses(tiny: Path, tmp_path: Path) -> None:
+    ids = prompt(60)
+    with open_tiny(tiny, tmp_path) as llm:
+        answer(llm, ids)
+    other = make_model(tmp_path / "other", seed=5)
+    for changes in ({"model": other}, {"kv_cache_dtype": "int8"}, {"dtype": "bfloat16"}, {"page_size": 32}):
+        with open_tiny(changes.pop("model", tiny), tmp_path, **changes) as llm:
+            assert answer(llm, ids)[1] == 0, changes
+    with open_tiny(tiny, tmp_path) as llm:
+        assert answer(llm, ids)[1] == 48
+
+
+def test_corrupt_and_missing_pages_are_computed_again(tiny: Path, tmp_path: Path, oracle: Oracle) -> None:
+    ids = prompt(100)
+    with open_tiny(tiny, tmp_path) as llm:
+        answer(llm, ids)
+    for number, path in enumerate(records(tmp_path)):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 255
+        path.write_bytes(data if number % 2 else data[: len(data) // 2])
+    with open_tiny(tiny, tmp_path) as llm:
+        assert answer(llm, ids) == (oracle(ids, 12), 0)
+        assert llm.stats()["disk"]["disk_num_corrupt"] >= 1
+    with open_tiny(tiny, tmp_path) as llm:
+        assert answer(llm, ids) == (oracle(ids, 12), 96), "what was wrong has been written again"
+
+
+def test_a_disk_that_fails_costs_nothing_but_the_cache(
+    tiny: Path, tmp_path: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pagoda.kv.tiers._files import Files
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Files, "write_whole", fail)
+    ids = prompt(100)
+    with open_tiny(tiny, tmp_path) as llm:
+        assert answer(llm, ids)[0] == oracle(ids, 12)
+        assert answer(llm, ids) == (oracle(ids, 12), 96)
+    assert not records(tmp_path)
+
+
+def test_the_folder_keeps_its_budget(tiny: Path, tmp_path: Path) -> None:
+    with open_tiny(tiny, tmp_path, disk="64KiB") as llm:
+        for seed in range(8):
+            answer(llm, prompt(120, seed))
+    assert 0 < sum(path.stat().st_size for path in records(tmp_path)) <= 65536
+
+
+def test_what_left_memory_comes_back_from_disk(tiny: Path, tmp_path: Path, oracle: Oracle) -> None:
+    """A conversation's KV survives other requests that need all pages."""
+    with open_tiny(tiny, tmp_path, kv_memory="128KiB", max_model_len=400) as llm:
+        first = prompt(150)
+        answer(llm, first)
+        assert llm._built.engine.persistence.settle(60)
+        for seed in range(1, 5):
+            answer(llm, prompt(300, seed))
+        llm._built.engine.manager.clear_prefix()
+        assert answer(llm, first) == (oracle(first, 12), 144)
+        llm._built.audit()
+
+
+def test_preempted_sequences_end_with_the_same_tokens(tiny: Path, tmp_path: Path, oracle: Oracle) -> None:
+    asked = [prompt(120, seed) for seed in range(6)]
+    with open_tiny(tiny, tmp_path, kv_memory="128KiB", max_model_len=400) as llm:
+        params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+        outputs = llm.generate(asked, params)
+        assert [o.outputs[0].token_ids for o in outputs] == [oracle(ids, 40) for ids in asked]
+        assert llm.stats()["memory"]["accounts"]["staging"]["leased_bytes"] == (16 << 20) * 2
+        llm._built.audit()
+
+
+def test_options_that_make_no_sense_are_refused(tiny: Path, tmp_path: Path) -> None:
+    for options, message in (
+        ({"kv_dir": None, "disk": "1GiB"}, "no kv_dir says where"),
+        ({"disk": "0"}, "above 0"),
+        ({"disk": "4000TiB"}, "has room for"),
+        ({"kv_ttl": -1.0}, "seconds above 0"),
+        ({"enable_prefix_caching": False}, "switched off"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LLM(str(tiny), memory="3GiB", structured_output=False, **{"kv_dir": str(tmp_path), **options})
