@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from importlib import metadata
 from pathlib import Path
 
-from .. import __version__
 from ..budget.ledger import Lease, Ledger
 from ..core.errors import ConfigError
 from ..core.units import format_bytes, parse_bytes
@@ -34,7 +34,7 @@ def open_tier(config: EngineConfig) -> DiskTier:
 
 def open_persistence(tier: DiskTier, store: Store, ledger: Ledger, lease: Lease) -> Persistence:
     """Pages are taken back only by the same version of the same kernels, whose numbers they are."""
-    tag = f"pagoda {__version__}, {_kernels()}, {store.storage.device.type}"
+    tag = f"pagoda {metadata.version('pagoda-llm')}, {_kernels()}, {store.storage.device.type}"
     return Persistence(tier, store.manager, store.storage, ledger, lease, tag=tag)
 
 
