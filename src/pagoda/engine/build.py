@@ -81,6 +81,7 @@ class Built:
                 "dtype_reason": self.loaded.dtype_reason,
                 "quantization": str(self.loaded.quantization),
                 "weights": self.loaded.placement,
+                "expert_cache": None if self.loaded.experts is None else asdict(self.loaded.experts.counters),
                 "num_params": self.loaded.shape.num_params,
                 "page_size": self.sizes.fmt.page_size,
                 "max_model_len": self.sizes.max_model_len,
@@ -174,6 +175,7 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         ledger=ledger,
         max_model_len=None if config.max_model_len == "auto" else int(config.max_model_len),
         weights=config.weights,
+        expert_cache=config.expert_cache,
         room=None if on_cuda else weight_room(config, ledger),
         progress=config.progress,
     )

@@ -13,6 +13,7 @@ from .shadow import check_share
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
 PLACEMENTS = ("auto", "resident", "stream")
+EXPERT_CACHES = ("lru", "lfu", "traced")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -30,6 +31,7 @@ class EngineConfig:
     kv_cache_dtype: str = "auto"
     dtype: str = "auto"
     weights: str = "auto"
+    expert_cache: str = "traced"
     quantization: str = "auto"
     device: str = "auto"
     max_model_len: int | str = "auto"
@@ -57,6 +59,8 @@ class EngineConfig:
             raise ConfigError(choices("dtype", self.dtype, DTYPES))
         if self.kv_cache_dtype not in kv_dtypes():
             raise ConfigError(choices("kv_cache_dtype", self.kv_cache_dtype, kv_dtypes()))
+        if self.expert_cache not in EXPERT_CACHES:
+            raise ConfigError(choices("expert_cache", self.expert_cache, EXPERT_CACHES))
         if self.weights not in PLACEMENTS:
             raise ConfigError(choices("weights", self.weights, PLACEMENTS))
         parse_quantization(self.quantization)

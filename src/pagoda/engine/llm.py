@@ -38,7 +38,8 @@ class LLM:
         kv_cache_dtype: how KV is stored: ``auto`` (in ``dtype``), a dtype, or a codec: ``int8``, ``fp8``, ``int4``.
         quantization: ``auto`` (as the checkpoint is), ``none``, or a weight format: ``int8``, ``int4(group=64)``, …
         weights: ``resident``, ``stream`` (what does not fit is read from disk at every step), or ``auto``: stream where
-            the budget is below the weights.
+            the budget is below the weights. Of a mixture, experts stay on disk.
+        expert_cache: which of them are in memory: ``traced``, ``lfu`` or ``lru`` (docs/weights.md).
         device: ``auto``, ``cpu`` or ``cuda``.
         max_model_len: longest sequence in tokens; ``auto`` is the model's own limit, or what the budget holds.
         max_num_seqs, max_num_batched_tokens: sequences and tokens of one step.

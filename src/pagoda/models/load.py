@@ -16,6 +16,8 @@ from pagoda.core.errors import ConfigError, ModelError, UnsupportedModelError, c
 from pagoda.core.types import DTYPE_BYTES
 from pagoda.core.units import format_bytes
 from pagoda.kernels.dispatch import load_providers
+from pagoda.weights.expert_cache import POLICIES as CACHE_POLICIES
+from pagoda.weights.expert_cache import ExpertCache
 from pagoda.weights.quantization import Quantization, in_panels, parse_quantization
 from pagoda.weights.reader import Checkpoint, torch_dtype
 from pagoda.weights.source import TensorSource, open_source
@@ -28,7 +30,7 @@ from .generation import end_ids, read_generation
 from .model import Model
 from .resolve import resolve
 from .shape import TINY_PARAMS, ModelShape
-from .stream_plan import StreamPlan, plan_stream
+from .stream_plan import StreamPlan, plan_experts, plan_stream
 from .tokenizer import Tokenizer, read_json
 
 if TYPE_CHECKING:
@@ -74,12 +76,15 @@ class Loaded:
     footprint: Footprint
     stream: StreamPlan | None = None
     """What is read from disk at every step; None where all weights are in memory."""
+    experts: ExpertCache | None = None
 
     @property
     def placement(self) -> str:
         """Where the weights are, in words."""
         if self.stream is None:
             return "resident"
+        if self.stream.num_experts:
+            return f"experts: {self.stream.expert_slots} of {self.stream.num_experts} in memory, the others on disk"
         per_step, kept = format_bytes(self.stream.step_bytes), format_bytes(self.stream.resident_bytes)
         return f"stream: {kept} in memory, {per_step} read from disk at every step"
 
@@ -107,6 +112,7 @@ def load_model(
     max_model_len: int | None = None,
     weights: str = "auto",
     room: RoomFor | None = None,
+    expert_cache: str = "traced",
     progress: Progress | None = None,
 ) -> Loaded:
     """Loads a model into memory that it leases first: accounts ``weights``, ``tokenizer``, ``runtime`` where
@@ -117,14 +123,17 @@ def load_model(
     ``max_model_len`` is the longest sequence that will be run (rotary scalings that depend on it; default: the
     model's own). ``progress(done_bytes, total_bytes)`` is called after every tensor.
     ``weights``: ``stream`` leaves on disk what ``room`` has no place for, to be read at every step; ``resident`` never
-    does; ``auto`` does where a room is given and the model does not fit it.
+    does; ``auto`` does where a room is given and the model does not fit it. Of a mixture the experts stay on disk, with
+    a cache whose policy is ``expert_cache``: lru, lfu or traced.
     Raises ModelError (with UnsupportedModelError, WeightsError), ConfigError, BudgetError: one line each; what was
     leased has been given back then.
     """
     where, footprint = _device(device), Footprint(ledger)
     asked = parse_quantization(quantization) if quantization.strip() != "auto" else None
     try:
-        return _load(resolve(path_or_id), dtype, asked, where, footprint, max_model_len, (weights, room), progress)
+        return _load(
+            resolve(path_or_id), dtype, asked, where, footprint, max_model_len, (weights, room), expert_cache, progress
+        )
     except BaseException:
         footprint.release()
         raise
@@ -138,6 +147,7 @@ def _load(
     footprint: Footprint,
     max_model_len: int | None,
     placement: tuple[str, RoomFor | None],
+    expert_cache: str,
     progress: Progress | None,
 ) -> Loaded:
     opened = _open_file(path, footprint) if path.is_file() else _open_folder(path, footprint)
@@ -149,7 +159,11 @@ def _load(
         as_stored = model.stored_formats(source.formats)
         model = _empty_model(config, getattr(torch, name), as_stored, device, max_model_len, footprint)
     plan = _streaming(model, source, name, *placement)
-    if plan is not None:
+    cache = None
+    if plan is not None and plan.num_experts:
+        assert isinstance(model, Model)
+        cache = _fill_around_experts(model, source, name, plan, expert_cache, footprint, progress)
+    elif plan is not None:
         assert isinstance(model, Model)
         _fill_streamed(model, source, name, plan, footprint, progress)
     else:
@@ -170,6 +184,7 @@ def _load(
         quantization=quantization,
         footprint=footprint,
         stream=plan,
+        experts=cache,
     )
 
 
@@ -372,7 +387,12 @@ def _streaming(
     if weights == "resident" or (weights == "auto" and (room is None or needed <= room.whole)):
         return None
     reason = "it runs in transformers' modules"
-    if isinstance(model, Model):
+    if isinstance(model, Model) and any(matrix.role == "experts" for matrix in model.shape.matrices):
+        expert_rows, why_not = model.expert_rows(source)
+        if expert_rows:
+            return plan_experts(model.shape, dtype, packing, 0 if room is None else room.streaming)
+        reason = why_not or "it has no experts of its own"
+    elif isinstance(model, Model):
         rows, unfit = model.stored_rows(source)
         plan = plan_stream(model.shape, dtype, packing, 0 if room is None else room.streaming, rows)
         if rows and (weights == "stream" or plan.num_bytes < needed):
@@ -416,3 +436,33 @@ def _fill_streamed(
     if lease is not None and ring is not None:
         lease.resize(model.weight_bytes)
         ring.resize(stream.num_bytes)
+
+
+def _fill_around_experts(
+    model: Model, source: TensorSource, dtype: str, plan: StreamPlan, policy: str, footprint: Footprint,
+    progress: Progress | None,
+) -> ExpertCache:  # fmt: skip
+    """Everything but the experts, and a cache for those."""
+    from .streamed_load import cache_experts
+
+    if policy not in CACHE_POLICIES:
+        raise ConfigError(choices("expert_cache", policy, CACHE_POLICIES))
+    others = [name for name in model.load_order(source.names) if not model.fills_only(name, plan.streamed)]
+    what = f"{model.shape.family}, {model.quantization}, experts on disk"
+    lease = footprint.lease("weights", plan.resident_bytes, what, lambda: model.weight_bytes)
+    ring = footprint.lease("weights", plan.passing_bytes, f"cache of {plan.expert_slots} experts")
+    passing = source.passing_bytes(others) + model.shape.packing_bytes(model.quantization)
+    with footprint.passing("staging", passing, "one tensor while loading"):
+        done, total = 0, sum(source.stored_bytes(name) for name in others)
+        for name, tensor, num_bytes in source.stream(others):
+            model.load_tensor(name, tensor)
+            done += num_bytes
+            if progress is not None:
+                progress(done, total)
+    cache = cache_experts(model, source, plan, policy)
+    footprint.at_release(cache.close)
+    model.finish_loading()
+    if lease is not None and ring is not None:
+        lease.resize(model.weight_bytes)
+        ring.resize(cache.num_bytes)
+    return cache

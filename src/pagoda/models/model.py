@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pagoda.core.errors import ModelError, WeightsError
+from pagoda.weights.expert_cache import CachedExperts
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.header import TensorEntry
 from pagoda.weights.packed import PackedMatrix, equal
-from pagoda.weights.quantization import Quantization, Role
+from pagoda.weights.quantization import Quantization, Role, packed_experts
 from pagoda.weights.rows import StoredRows, runs_of
 from pagoda.weights.schemes.pagoda import EXPERT as OWN_EXPERT
 from pagoda.weights.schemes.pagoda import PREFIX as OWN_PREFIX
@@ -176,7 +177,30 @@ class Model:
                 unfit[matrix.name] = reason
         return fit, unfit
 
-    def keep(self, name: str, weight: PackedMatrix) -> None:
+    def expert_rows(self, source: TensorSource) -> tuple[dict[tuple[str, int], StoredRows], str | None]:
+        """Rows of every expert's matrices, by parameter and expert; or why they cannot be taken as they lie."""
+        parts: dict[tuple[str, int], list[tuple[int, int, TensorEntry]]] = {}
+        for name, logical in source.logical.items():
+            found = self._source(name)
+            for piece in () if found is None else found.pieces:
+                if self._params[piece.param].role != "experts":
+                    continue
+                if logical.rows is None or logical.format is not None or not piece.is_rows or piece.expert < 0:
+                    return {}, f"tensor {name!r} does not hold one expert's rows in plain numbers"
+                entry = source.checkpoint.entries[logical.rows]
+                parts.setdefault((piece.param, piece.expert), []).append((piece.start, entry.shape[0], entry))
+        rows: dict[tuple[str, int], StoredRows] = {}
+        packing = packed_experts(self.quantization)
+        for (param, expert), found_parts in sorted(parts.items()):
+            format, shape = packing.of(param, "experts"), self._params[param].shape
+            if format is None or format.kernel not in ("fp32", "bf16"):
+                return {}, "its experts' format is not multiplied as it is stored"
+            rows[param, expert] = matrix = StoredRows(format.kernel, shape[1], shape[2], runs_of(found_parts))
+            if (reason := matrix.why_not()) is not None:
+                return {}, reason
+        return rows, None
+
+    def keep(self, name: str, weight: PackedMatrix | CachedExperts) -> None:
         """A parameter that comes ready, whole."""
         self._store.keep(name, weight)
 

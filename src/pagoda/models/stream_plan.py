@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from pagoda.kernels.packed_bytes import BITS, PANEL
 from pagoda.weights.formats.base import WeightFormat
-from pagoda.weights.quantization import Quantization
+from pagoda.weights.quantization import Quantization, packed_experts
 from pagoda.weights.rows import STORED, rows_of_unit
 
 from .shape import Matrix, ModelShape
 
-ALIGN_BYTES = 8192  # of a unit in the ring, beside its rows: pages that are shared with its neighbours in the file
+ALIGN_BYTES = 4 * 8192  # of a unit in the ring, beside its rows: pages that are shared with its neighbours in the file
 RING_UNITS = 4
+MIN_SLOTS = 2  # one expert is computed, the next is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,9 @@ class StreamPlan:
     resident_bytes: int
     passing_bytes: int
     step_bytes: int
+    expert_slots: int = 0
+    """Experts of all layers that are in memory at once, in a cache; they are part of the passing bytes."""
+    num_experts: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -71,3 +75,23 @@ def plan_stream(
             resident += num_bytes
             del streamed[name]
     return StreamPlan(tuple(streamed), resident, passing if streamed else 0, sum(streamed.values()))
+
+
+def plan_experts(shape: ModelShape, dtype: str, quantization: Quantization, room_bytes: int) -> StreamPlan:
+    """A mixture's plan: everything but experts is kept, and as many of those in a cache as fit ``room_bytes``."""
+    quantization = packed_experts(quantization)
+    experts = [matrix for matrix in shape.matrices if matrix.role == "experts"]
+    layers = {matrix.name.partition(".mlp.")[0] for matrix in experts}
+    num_experts = len(layers) * experts[0].count
+    total = biggest = 0
+    for matrix in experts:
+        found = quantization.of(matrix.name, "experts")
+        assert found is not None, f"{matrix.name} has no format"
+        total += matrix.count * found.num_bytes(matrix.rows, matrix.cols)
+        row_bytes = -(-matrix.cols * BITS[found.kernel] // 8)
+        biggest = max(biggest, min(rows_of_unit(row_bytes), matrix.rows) * row_bytes)
+    resident = shape.weight_bytes(dtype, quantization) - total
+    reading, slot = biggest + ALIGN_BYTES, total // num_experts
+    slots = max(MIN_SLOTS, min(num_experts, (room_bytes - resident - reading) // slot))
+    names = tuple(matrix.name for matrix in experts)
+    return StreamPlan(names, resident, slots * slot + reading, 0, expert_slots=slots, num_experts=num_experts)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pagoda.weights.ahead import ReadAhead
 from pagoda.weights.direct import ALIGN, aligned_buffer, span_bytes
+from pagoda.weights.expert_cache import CachedExperts, ExpertCache
 from pagoda.weights.filling import new_filling
 from pagoda.weights.packed import CodedMatrix, PackedMatrix
 from pagoda.weights.rows import StoredRows, Unit
@@ -109,3 +110,24 @@ def _as_matrix(
         return stored
     here = {kind: values[start : start + stored.shape[0]] for kind, values in codes.items()}
     return CodedMatrix(format, {"codes": stored} | here, cols, stored.dtype)
+
+
+def cache_experts(model: Model, source: TensorSource, plan: StreamPlan, policy: str) -> ExpertCache:
+    """The experts of all layers, in a cache. Call when everything else is loaded."""
+    rows, reason = model.expert_rows(source)
+    assert reason is None, reason
+    experts: dict[tuple[int, int], list[StoredRows]] = {}
+    params = [matrix for matrix in model.shape.matrices if matrix.role == "experts"]
+    for matrix in params:  # gate_up before down, as the table has them
+        for expert in range(matrix.count):
+            experts.setdefault((layer_of(matrix.name), expert), []).append(rows[matrix.name, expert])
+    cache = ExpertCache(experts, source.checkpoint, plan.expert_slots, policy)
+    for matrix in params:
+        shape = (matrix.count, matrix.rows, matrix.cols)
+        model.keep(matrix.name, CachedExperts(cache, layer_of(matrix.name), shape))
+    return cache
+
+
+def layer_of(name: str) -> int:
+    """``layers.7.mlp.gate_up`` -> 7."""
+    return int(name.split(".")[1])

@@ -58,6 +58,10 @@ class TensorSource:
                 raise WeightsError(f"{where}: tensor {made.parts[0]!r} cannot be unpacked ({error})") from error
             yield name, tensor, sum(t.nbytes for t in tensors.values())
 
+    def stored_bytes(self, name: str) -> int:
+        """Bytes that a stream reads for one tensor."""
+        return self._stored_bytes(self.logical[name])
+
     def _stored_bytes(self, tensor: Logical) -> int:
         return sum(self.checkpoint.entries[part].num_bytes for part in tensor.parts)
 

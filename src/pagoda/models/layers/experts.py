@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from pagoda.kernels import ops
+from pagoda.weights.expert_cache import CachedExperts
 from pagoda.weights.packed import ExpertStack, PanelMatrix
 
 
@@ -59,4 +62,35 @@ def packed_dispatch(
         inner = ops.gated_activation(gate, up, kind, alpha=alpha, limit=limit)
         result = down[expert].linear(inner, None if down_b is None else down_b[expert]) * weights[part]
         out.index_add_(0, tokens[part], result.to(x.dtype))
+    return out
+
+
+def cached_dispatch(
+    x: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    experts: CachedExperts,
+    *,
+    kind: str,
+    alpha: float,
+    limit: float,
+    gate_up_b: Tensor | None = None,
+    down_b: Tensor | None = None,
+) -> Tensor:
+    """As ``packed_dispatch``, to the last bit: experts are computed as they come, and added in the order of numbers."""
+    out, top_k = torch.zeros_like(x), topk_ids.shape[1]
+    order = topk_ids.reshape(-1).argsort(stable=True)
+    counts = torch.bincount(topk_ids.reshape(-1), minlength=experts.shape[0]).tolist()
+    tokens, weights = order // top_k, topk_weights.reshape(-1).index_select(0, order)[:, None]
+    starts = [0, *itertools.accumulate(counts)]
+    results: dict[int, Tensor] = {}
+    for expert, (gate_up, down) in experts.cache.use(experts.layer, [e for e, count in enumerate(counts) if count]):
+        part = slice(starts[expert], starts[expert + 1])
+        bias = None if gate_up_b is None else gate_up_b[expert]
+        gate, up = ops.packed_linear(x.index_select(0, tokens[part]), gate_up, bias).chunk(2, dim=-1)
+        inner = ops.gated_activation(gate, up, kind, alpha=alpha, limit=limit)
+        result = ops.packed_linear(inner, down, None if down_b is None else down_b[expert]) * weights[part]
+        results[expert] = result.to(x.dtype)
+    for expert in sorted(results):
+        out.index_add_(0, tokens[starts[expert] : starts[expert + 1]], results[expert])
     return out

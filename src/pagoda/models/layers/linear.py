@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from pagoda.kernels import ops
+from pagoda.weights.expert_cache import CachedExperts
 from pagoda.weights.packed import ExpertStack, PackedMatrix
 
 from ..spec import NormSpec
 
-Weight = Tensor | PackedMatrix | ExpertStack
+Weight = Tensor | PackedMatrix | ExpertStack | CachedExperts
 Weights = Mapping[str, Any]
 """Parameters by our name: a Tensor, or a matrix in a weight format where quantization asks for one."""
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pagoda.kernels import ops
+from pagoda.weights.expert_cache import CachedExperts
 
 from ..spec import MoESpec, RouterSpec
-from .experts import packed_dispatch
+from .experts import cached_dispatch, packed_dispatch
 from .linear import Linear, Weights
 from .mlp import MLP
 
@@ -65,7 +66,9 @@ class MoE:
         """``[T, hidden]`` -> ``[T, hidden]``."""
         spec = self.spec
         ids, weights = route(spec.router, self._logits(x), self.correction)
-        if isinstance(self.gate_up, Tensor):
+        if isinstance(self.gate_up, CachedExperts):
+            out = cached_dispatch(x, ids, weights, self.gate_up, **self.options)
+        elif isinstance(self.gate_up, Tensor):
             out = ops.moe_dispatch(x, ids, weights, self.gate_up, self.down, **self.options)
         else:
             out = packed_dispatch(x, ids, weights, self.gate_up, self.down, **self.options)
