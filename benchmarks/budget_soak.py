@@ -1,0 +1,211 @@
+"""``pagoda serve`` in a memory cgroup at its budget + 5 %, under a mixed load of long prompts, with what goes wrong.
+
+    python -m benchmarks.budget_soak FOLDER_OF_A_MODEL --memory 2GiB --seconds 600
+    python -m benchmarks.budget_soak FOLDER_OF_A_MODEL --memory 2GiB --seconds 600 --trouble
+
+``--trouble`` adds kept prefixes and, for a third of the time each: a disk on which every write ends early (RLIMIT_FSIZE
+stands for a full one); ``kill -9`` in the middle of the load; a restart over the same folder. Needs root and a memory
+controller. Prints a JSON document; exit code 1 unless no process was killed for memory, the peak stayed within the
+budget, and every request that was not cut off by our own ``kill -9`` was answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from pagoda.budget.cgroup import _hierarchies
+from pagoda.core.units import parse_bytes
+
+LENGTHS = (30, 300, 1200, 2400)
+
+
+class Group:
+    """A fresh memory cgroup below our own."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        error: OSError | None = None
+        for hierarchy in _hierarchies(Path("/")):
+            self.folder = hierarchy.group / f"pagoda-soak-{os.getpid()}"
+            self.peak_file = self.folder / ("memory.peak" if hierarchy.version == 2 else "memory.max_usage_in_bytes")
+            limit = self.folder / ("memory.max" if hierarchy.version == 2 else "memory.limit_in_bytes")
+            try:
+                self.folder.mkdir()
+                limit.write_text(str(limit_bytes))
+                return
+            except OSError as caught:
+                error = caught
+        raise SystemExit(f"no memory cgroup can be made ({error}); run as root with the memory controller")
+
+    def kills(self) -> int:
+        """Processes that the kernel ended for memory."""
+        for name in ("memory.events", "memory.oom_control"):
+            if (self.folder / name).exists():
+                fields = dict(line.split()[:2] for line in (self.folder / name).read_text().splitlines())
+                return int(fields.get("oom_kill", 0))
+        return 0
+
+    def close(self) -> None:
+        for _ in range(100):
+            try:
+                self.folder.rmdir()
+                return
+            except OSError:  # the last process is still being taken apart
+                time.sleep(0.1)
+
+
+class Server:
+    """``pagoda serve`` inside the group."""
+
+    def __init__(self, args: argparse.Namespace, group: Group, *extra: str, file_limit: int | None = None) -> None:
+        def enter() -> None:
+            (group.folder / "cgroup.procs").write_text(str(os.getpid()))
+            if file_limit is not None:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+        command = [
+            sys.executable,
+            "-m",
+            "pagoda",
+            "serve",
+            args.model,
+            "--memory",
+            args.memory,
+            "--port",
+            "0",
+            "--json",
+        ]
+        limits = ["--max-model-len", str(args.max_model_len), "--max-num-batched-tokens", "512", "--max-num-seqs", "16"]
+        self.process = subprocess.Popen(
+            [*command, *limits, *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=enter
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            assert self.process.stderr is not None
+            raise SystemExit(f"the server did not start: {self.process.stderr.read()[-1000:]}")
+        self.url = json.loads(line)["url"]
+
+    def peak_rss(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+        self.process.wait(120)
+
+
+async def load(server: Server, args: argparse.Namespace, seconds: float, seed: int) -> Counter[str]:
+    """Requests of mixed lengths, a third of them going on from an earlier one, until the time is over."""
+    rng, ends, seen = random.Random(seed), time.monotonic() + seconds, Counter[str]()
+    told: list[list[int]] = []
+
+    async def user(client: httpx.AsyncClient) -> None:
+        while time.monotonic() < ends:
+            ids = [rng.randrange(3, args.vocab) for _ in range(rng.choice(LENGTHS))]
+            if told and rng.random() < 0.3:
+                ids = rng.choice(told) + ids
+            ids = ids[: args.max_model_len - 100]
+            body = {"prompt": ids, "max_tokens": rng.choice((8, 32, 96)), "temperature": 0, "ignore_eos": True}
+            try:
+                answer = await client.post("/v1/completions", json=body)
+            except httpx.HTTPError as error:
+                seen[f"cut off: {type(error).__name__}"] += 1
+                await asyncio.sleep(0.2)
+                continue
+            seen[f"status {answer.status_code}"] += 1
+            told.append(ids)
+            del told[:-20]
+
+    async with httpx.AsyncClient(base_url=server.url, timeout=600) as client:
+        await asyncio.gather(*(user(client) for _ in range(args.at_once)))
+    return seen
+
+
+def phase(server: Server, args: argparse.Namespace, seconds: float, seed: int) -> dict[str, Any]:
+    """One stretch of load on one server, and what the server says about it."""
+    seen = asyncio.run(load(server, args, seconds, seed))
+    stats = httpx.get(f"{server.url}/admin/stats", timeout=60).json()
+    disk = stats.get("disk") or {}
+    return {
+        "answers": dict(seen), "peak_rss": server.peak_rss(), "peak_leased": stats["memory"]["peak_leased_bytes"],
+        "preemptions": stats["queue"]["preemptions"], "restored_pages": disk.get("num_restored"),
+        "disk_errors": disk.get("disk_num_errors"), "disk_bytes": disk.get("used_bytes"),
+    }  # fmt: skip
+
+
+async def kill_in_the_middle(server: Server, args: argparse.Namespace, seconds: float) -> Counter[str]:
+    running = asyncio.create_task(load(server, args, seconds, 2))
+    await asyncio.sleep(seconds * 0.8)
+    server.stop(signal.SIGKILL)
+    return await running
+
+
+def soak(args: argparse.Namespace, group: Group) -> dict[str, Any]:
+    if not args.trouble:
+        server = Server(args, group)
+        found = {"load": phase(server, args, args.seconds, 1)}
+        server.stop()
+        return found
+    third, found = args.seconds / 3, {}
+    with tempfile.TemporaryDirectory() as folder:
+        keep = ("--kv-dir", folder, "--disk", args.disk)
+        server = Server(args, group, *keep, file_limit=4096)  # no record fits: every write ends early
+        found["full disk"] = phase(server, args, third, 1)
+        server.stop()
+        server = Server(args, group, *keep)
+        found["killed"] = {"answers": dict(asyncio.run(kill_in_the_middle(server, args, third)))}
+        server = Server(args, group, *keep)
+        found["restarted"] = phase(server, args, third, 2)  # the same prompts again
+        server.stop()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.budget_soak", description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--memory", default="2GiB")
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--at-once", type=int, default=8)
+    parser.add_argument("--disk", default="1GiB")
+    parser.add_argument("--vocab", type=int, default=2000)
+    parser.add_argument("--max-model-len", type=int, default=3072)
+    parser.add_argument("--trouble", action="store_true")
+    args = parser.parse_args()
+    budget = parse_bytes(args.memory)
+    group = Group(budget + budget // 20)
+    try:
+        found = soak(args, group)
+        killed, group_peak = group.kills(), int(group.peak_file.read_text())
+    finally:
+        group.close()
+    answers = Counter[str]()
+    for name, one in found.items():
+        answers.update({f"{name}, {what}": num for what, num in one["answers"].items()})
+    bad = {what: num for what, num in answers.items() if not what.endswith("status 200") and "killed, cut" not in what}
+    peaks = [one["peak_rss"] for one in found.values() if "peak_rss" in one]
+    verdict = {
+        "budget": budget, "peak_rss": max(peaks), "cgroup_peak": group_peak, "killed_by_the_kernel": killed,
+        "not_answered": bad, "passed": not killed and not bad and max(peaks) <= budget,
+    }  # fmt: skip
+    print(json.dumps(found | {"verdict": verdict}, indent=1))
+    sys.exit(0 if verdict["passed"] else 1)
+
+
+if __name__ == "__main__":
+    main()
