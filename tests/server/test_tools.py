@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import anthropic
@@ -158,3 +159,62 @@ def test_what_is_refused(server: Running, changes: dict, param: str | None) -> N
     assert done.status_code == 400, done.text
     if param:
         assert done.json()["error"]["param"] == param
+
+
+class Weather(BaseModel):
+    """Looks it up."""
+
+    windy: bool
+
+
+def test_the_async_client_parses_forms_and_tools(server: Running) -> None:
+    async def ask() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+            options = {"model": "lantern", "messages": ASK, "max_tokens": 200, "temperature": 0}
+            answer = await client.chat.completions.parse(response_format=Animal, **options)
+            assert isinstance(answer.choices[0].message.parsed, Animal)
+            tool = openai.pydantic_function_tool(Weather)
+            called = await client.chat.completions.parse(
+                tools=[tool], tool_choice="required", parallel_tool_calls=False, **options
+            )
+            assert isinstance(called.choices[0].message.tool_calls[0].function.parsed_arguments, Weather)
+            async with client.chat.completions.stream(
+                tools=[tool], tool_choice="required", parallel_tool_calls=False, **options
+            ) as stream:
+                kinds = {event.type async for event in stream}
+                final = await stream.get_final_completion()
+            assert "tool_calls.function.arguments.done" in kinds
+            assert isinstance(final.choices[0].message.tool_calls[0].function.parsed_arguments, Weather)
+            async with client.responses.stream(
+                model="lantern", input="A fox.", text_format=Animal, max_output_tokens=200, temperature=0
+            ) as events:
+                seen = {event.type async for event in events}
+                response = await events.get_final_response()
+            assert "response.output_text.delta" in seen
+            assert isinstance(response.output_parsed, Animal)
+            raw = await client.chat.completions.with_raw_response.create(**options | {"max_tokens": 2})
+            assert raw.headers["x-request-id"]
+            with pytest.raises(openai.BadRequestError):
+                await client.chat.completions.create(**options | {"temperature": 9000})
+
+    asyncio.run(ask())
+
+
+def test_the_async_client_of_anthropic(server: Running) -> None:
+    async def ask() -> None:
+        async with anthropic.AsyncAnthropic(base_url=server.url, api_key="x", max_retries=0) as client:
+            tools = [{"name": "weather", "description": "Looks it up.", "input_schema": SCHEMA}]
+            options = {"model": "lantern", "max_tokens": 200, "messages": ASK}
+            plain = await client.messages.create(**options | {"max_tokens": 4})
+            assert plain.content[0].type == "text"
+            async with client.messages.stream(
+                tools=tools, tool_choice={"type": "tool", "name": "weather"}, **options
+            ) as stream:
+                kinds = {event.type async for event in stream}
+                final = await stream.get_final_message()
+            assert "input_json" in kinds
+            assert well_formed(json.dumps(final.content[0].input))
+            with pytest.raises(anthropic.BadRequestError):
+                await client.messages.create(**options, extra_body={"temperature": 9.0e9})
+
+    asyncio.run(ask())
