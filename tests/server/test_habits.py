@@ -113,6 +113,7 @@ def test_forms_by_the_names_of_vllm(server: Running, form: dict, pattern: str) -
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
         ({"guided_regex": "a"}, "guided_regex"),
+        ({"priority": 3}, "priority"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
     ],
 )

@@ -178,7 +178,7 @@ def test_errors_are_the_clients_exceptions(client: openai.OpenAI) -> None:
 
 def test_extensions_through_extra_body(client: openai.OpenAI, server: Running) -> None:
     before = len(server.service.pins)
-    extra = {"cache_control": {"pin": True, "ttl": 60}, "cache_salt": "mine", "priority": 3, "kv": "exact"}
+    extra = {"cache_control": {"pin": True, "ttl": 60}, "cache_salt": "mine", "priority": 0, "kv": "exact"}
     answer = client.chat.completions.create(messages=MESSAGES, max_tokens=30, extra_body=extra, **GREEDY)
     assert answer.metrics["kv_bytes_held"] > 0  # type: ignore[attr-defined]
     assert len(server.service.pins) == before + 1

@@ -17,7 +17,7 @@ from ..engine.request import Request
 from .buffers import Buffers
 from .config import ServerConfig
 from .conversation import template_texts
-from .errors import ApiError, translated
+from .errors import ApiError, bad, translated
 from .gate import Gate
 from .jobs import Job, RequestEnded
 from .keys import Caller, Keys
@@ -111,6 +111,11 @@ class Service:
                 404, f"no model {name!r} here; served: {', '.join(self.names)}", param="model", code="model_not_found"
             )
         return name
+
+    def check_priority(self, priority: int | None) -> None:
+        """Raises ApiError where a priority would have no effect."""
+        if priority and self.llm.config.scheduling != "priority":
+            raise bad("priority", "priority: this server takes requests as they come (--scheduling); leave it out")
 
     def salt(self, caller: Caller, cache_salt: str | None) -> str:
         """Namespace of the prefix cache: keys do not find each other's prefixes, unless that is wanted."""

@@ -50,6 +50,7 @@ class _Chat(Answering):
     def __init__(self, service: Service, body: ChatRequest) -> None:
         self.service, self.body = service, body
         self.model = service.check_model(body.model)
+        service.check_priority(body.priority)
         require_template(service.llm)
         if body.max_tokens is not None and body.max_completion_tokens is not None:
             raise bad("max_tokens", "max_tokens and max_completion_tokens are two names of one limit; give one")

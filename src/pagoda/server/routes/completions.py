@@ -45,6 +45,7 @@ class _Completion(Answering):
     def __init__(self, service: Service, body: CompletionRequest) -> None:
         self.service, self.body = service, body
         self.model = service.check_model(body.model)
+        service.check_priority(body.priority)
         self.prompts = listed(body.prompt)
         self.params = _params(body)
         self.pins = service.check_cache_control(body.cache_control, body.kv)

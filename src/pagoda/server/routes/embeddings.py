@@ -40,6 +40,7 @@ class _Embedding(Answering):
     def __init__(self, service: Service, body: EmbeddingRequest) -> None:
         self.service, self.body = service, body
         self.model = service.check_model(body.model)
+        service.check_priority(body.priority)
         self.prompts = listed(body.input)
         size = service.llm.loaded.shape.hidden_size
         if body.dimensions is not None and body.dimensions > size:

@@ -57,6 +57,7 @@ class _Messages(Answering):
     def __init__(self, service: Service, body: MessagesRequest) -> None:
         self.service, self.body = service, body
         self.model = service.check_model(body.model)
+        service.check_priority(body.priority)
         self.conversation = as_conversation(service.llm, body)
         self.pin_seconds = pin_seconds(service.llm, body)
         choice = tool_choice_of(body)

@@ -82,6 +82,7 @@ class _Response(Answering):
     def __init__(self, service: Service, body: ResponsesRequest, owner: str, before: Stored | None) -> None:
         self.service, self.body, self._owner, self._before = service, body, owner, before
         self.model = service.check_model(body.model)
+        service.check_priority(body.priority)
         require_template(service.llm)
         self.pins = service.check_cache_control(body.cache_control, body.kv)
         wants_logprobs = body.include is not None and "message.output_text.logprobs" in body.include
