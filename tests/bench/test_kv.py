@@ -122,6 +122,7 @@ def test_front_and_losers() -> None:
     found = PriceList("m", 1, 1, prices, {"kl": False})
     assert [p.kv for p in front(found, "kl")] == ["recent", "a", "exact"]
     assert losers(found, "kl") == ["b"]
+    assert markdown(found).endswith("- No better than `recent` or `random` at the same budget, by kl: `b`.")
 
 
 def test_the_page_lists_every_method() -> None:

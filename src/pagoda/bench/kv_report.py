@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ..core.errors import ConfigError
 from ..kv.policies import POLICIES
-from .kv import Price, PriceList, front
+from .kv import Price, PriceList, front, losers
 
 SHARES = ("top1", "recall", "multi_key", "multi_query", "multi_turn", "copying", "counting", "topics")
+JUDGED = ("kl", "perplexity", "recall", "multi_key", "multi_turn")
 
 
 def markdown(found: PriceList) -> str:
@@ -24,7 +25,21 @@ def markdown(found: PriceList) -> str:
         cells += [f"{one.prefill_speed:.2f}x", f"{one.decode_speed:.2f}x", f"{one.policy_share:.1%}"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [f"\nLeft out: {metric} ({why})." for metric, why in found.left_out.items()]
-    return "\n".join(lines)
+    lost = _losers(found)
+    return "\n".join([*lines, "", *lost] if lost else lines)
+
+
+def _losers(found: PriceList) -> list[str]:
+    """A line for each metric that some method does not win against the controls."""
+    lines = []
+    for metric in JUDGED:
+        lost = losers(found, metric) if metric in found.prices[0].quality and metric not in found.left_out else []
+        if lost:
+            names = ", ".join(f"`{kv}`" for kv in lost)
+            lines.append(
+                f"- No better than `recent` or `random` at the same budget, by {metric.replace('_', ' ')}: {names}."
+            )
+    return lines
 
 
 def _cell(metric: str, value: float) -> str:
@@ -74,19 +89,23 @@ def plot(found: PriceList, path: Path) -> None:
     for axis, metric in zip(axes[0], metrics, strict=True):
         for method in methods:
             mine = sorted((p for p in found.prices if p.method == method), key=lambda p: p.held_share)
-            marker = "s" if method in ("recent", "random") else "o"
+            marker = "s" if method in ("recent", "random") else "o^vD"[methods.index(method) // 20]
             axis.plot(*_points(mine, metric), marker=marker, color=colors[method], linewidth=0.6, label=method)
         best = [p for p in front(found, metric) if metric != "kl" or p.quality[metric] > 0]
         axis.plot(*_points(best, metric), color="black", linewidth=2, alpha=0.5, zorder=0, label="front")
+        for one in best:
+            axis.annotate(one.kv, (one.held_share, one.quality[metric]), (4, 4), textcoords="offset points", fontsize=6)
         axis.set_xlabel("KV bytes held, as a share of exact")
         axis.set_title(metric.replace("_", " ") + (" (nats, lower is better)" if metric == "kl" else ""))
         if metric == "kl":
             axis.set_yscale("symlog", linthresh=1e-3)
         axis.grid(alpha=0.3)
-    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend = axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), ncol=1 + len(methods) // 24)
+    legend.set_in_layout(False)
     figure.suptitle(f"{found.model}: {found.count} cases a task of {found.length} tokens")
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    legend.set_in_layout(True)
+    figure.savefig(path, dpi=90, bbox_inches="tight")
     plt.close(figure)
 
 
