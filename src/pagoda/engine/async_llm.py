@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import EngineClosedError, RequestError
 from ..sampling.params import SamplingParams
-from .budgeting import set_budget
+from .budgeting import resize_weights, set_budget
 from .build import build
 from .config import EngineConfig
 from .intake import Intake
@@ -194,6 +194,10 @@ class AsyncLLM:
     async def set_budget(self, memory: str | int | float) -> int:
         """As ``LLM.set_budget``, between two steps."""
         return await self._call(partial(set_budget, self._built, memory))
+
+    async def resize_weights(self, num_bytes: str | int) -> int:
+        """As ``LLM.resize_weights``, between two steps."""
+        return await self._call(partial(resize_weights, self._built, num_bytes))
 
     def lease(self, account: str, num_bytes: int, what: str, resident: Callable[[], int]) -> Lease | None:
         """Bytes of the budget that the caller holds (``reserve_bytes`` keeps them free); None if it is a device's.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..budget import default_budget
 from ..core.errors import BudgetError, ConfigError
-from ..core.units import format_bytes
+from ..core.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from .build import Built
@@ -45,3 +45,21 @@ def set_budget(built: Built, memory: str | int | float) -> int:
     built.sizes = replace(sizes, max_blocks=max_blocks, max_model_len=max_model_len)
     built.engine.max_model_len = max_model_len
     return budget.total_bytes
+
+
+def resize_weights(built: Built, num_bytes: str | int) -> int:
+    """Gives bitstack weights another size between two steps; what they give up is KV's. Returns their bytes.
+
+    Running sequences go on with the KV that they have. A prefix cache would mix the KV of several sizes, so it has to
+    be off. Raises ConfigError, BudgetError or WeightsError, and nothing has changed.
+    """
+    stacks = built.loaded.stacks
+    if stacks is None:
+        raise ConfigError("this model runs in transformers' modules, whose weights stay as they are")
+    if built.config.enable_prefix_caching:
+        raise ConfigError(
+            "weights of a changing size would mix their KV in the prefix cache; start with enable_prefix_caching=False"
+        )
+    total = stacks.resize(parse_bytes(num_bytes, what="weights"))
+    set_budget(built, built.ledger.total_bytes)
+    return total

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.errors import ConfigError, EngineClosedError, RequestError
 from ..sampling.params import SamplingParams
-from .budgeting import set_budget
+from .budgeting import resize_weights, set_budget
 from .build import Built, build
 from .config import EngineConfig
 from .intake import Intake
@@ -110,6 +110,14 @@ class LLM:
         """
         with self._lock:
             return set_budget(self._open(), memory)
+
+    def resize_weights(self, num_bytes: str | int) -> int:
+        """Weights in bitstack take another size from the next step on, as many blocks as fit; returns their bytes.
+
+        Raises ConfigError, BudgetError or WeightsError, and nothing has changed.
+        """
+        with self._lock:
+            return resize_weights(self._open(), num_bytes)
 
     @property
     def tokenizer(self) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pagoda.budget.ledger import Ledger
+from pagoda.budget.ledger import Lease, Ledger
 from pagoda.core.errors import ConfigError, ModelError, UnsupportedModelError, choices
 from pagoda.core.types import DTYPE_BYTES
 from pagoda.core.units import format_bytes
@@ -28,6 +28,7 @@ from .fingerprint import fingerprint
 from .footprint import Footprint, tokenizer_bytes
 from .generation import end_ids, read_generation
 from .model import Model
+from .resizing import BlockStacks
 from .resolve import resolve
 from .shape import TINY_PARAMS, ModelShape
 from .stream_plan import StreamPlan, plan_experts, plan_stream
@@ -77,6 +78,8 @@ class Loaded:
     stream: StreamPlan | None = None
     """What is read from disk at every step; None where all weights are in memory."""
     experts: ExpertCache | None = None
+    stacks: BlockStacks | None = None
+    """Blocks that come and go while the model runs; None for a model of transformers' modules."""
 
     @property
     def placement(self) -> str:
@@ -159,7 +162,7 @@ def _load(
         as_stored = model.stored_formats(source.formats)
         model = _empty_model(config, getattr(torch, name), as_stored, device, max_model_len, footprint)
     plan = _streaming(model, source, name, *placement)
-    cache = None
+    cache = lease = None
     if plan is not None and plan.num_experts:
         assert isinstance(model, Model)
         cache = _fill_around_experts(model, source, name, plan, expert_cache, footprint, progress)
@@ -167,7 +170,7 @@ def _load(
         assert isinstance(model, Model)
         _fill_streamed(model, source, name, plan, footprint, progress)
     else:
-        _fill(model, source, name, footprint, progress)
+        lease = _fill(model, source, name, footprint, progress)
     quantization = getattr(model, "quantization", Quantization())
     return Loaded(
         model=model,
@@ -185,6 +188,7 @@ def _load(
         footprint=footprint,
         stream=plan,
         experts=cache,
+        stacks=BlockStacks(model, source.checkpoint, lease) if isinstance(model, Model) else None,
     )
 
 
@@ -348,8 +352,8 @@ def _transformers_room(footprint: Footprint) -> AbstractContextManager[None]:
 
 def _fill(
     model: Model | FallbackModel, source: TensorSource, dtype: str, footprint: Footprint, progress: Progress | None
-) -> None:
-    """Streams the checkpoint into the model, under leases taken before the first byte is read."""
+) -> Lease | None:
+    """Streams the checkpoint into the model, under leases taken before the first byte is read; returns the weights'."""
     packing: Quantization = getattr(model, "quantization", Quantization())
     what = f"{model.shape.family}, {dtype if packing.is_plain else packing}"
     num_bytes = model.shape.weight_bytes(dtype, packing)
@@ -369,6 +373,7 @@ def _fill(
         model.finish_loading()
     if lease is not None:
         lease.resize(model.weight_bytes)
+    return lease
 
 
 def _streaming(
