@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 
 from pagoda import SamplingParams
+from pagoda.schedule.policies import POLICIES
 
 from .conftest import kv_bytes
 from .tiny import prompt
@@ -52,6 +53,14 @@ def test_matrix(make_llm, oracle, granularity, chunk, blocks, prefix) -> None:
     if not prefix:
         assert all(output.usage.cached_tokens == 0 for output in outputs)
         assert stats["kv"]["num_used_pages"] == 0
+
+
+@pytest.mark.parametrize("name", POLICIES.names())
+def test_scheduling_policies_change_when_and_never_what(make_llm, oracle, name) -> None:
+    llm = make_llm(scheduling=name, page_size=8, max_num_batched_tokens=48, max_num_seqs=8, kv_memory=kv_bytes(16))
+    for _ in range(2):  # the second time the policy has learned from the first
+        outputs = llm.generate(PROMPTS, GREEDY)
+        assert [output.token_ids for output in outputs] == [oracle(ids, NUM) for ids in PROMPTS]
 
 
 @pytest.mark.parametrize("page_size", [8, 16, 32, 64, 128])

@@ -17,7 +17,7 @@ from .tiny import prompt
         ({"weights": "int3"}, ConfigError, "accepted: auto"),
         ({"device": "abacus"}, ConfigError, "accepted: auto, cpu"),
         ({"kv": "snapkw"}, ConfigError, "accepted: ada"),
-        ({"scheduling": "luck"}, ConfigError, "accepted: fcfs, priority"),
+        ({"scheduling": "luck"}, ConfigError, "accepted: batchllm, classes, cost"),
         ({"page_size": 12}, ConfigError, "accepted: 8, 16"),
         ({"granularity": "token"}, ConfigError, "accepted: auto"),
         ({"max_model_len": 100_000}, ConfigError, "positions end at 512"),

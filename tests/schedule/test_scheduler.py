@@ -2,60 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
 from pagoda.core.clock import FalseClock
 from pagoda.core.errors import ConfigError
-from pagoda.schedule.item import Item
 from pagoda.schedule.policies import POLICIES
 from pagoda.schedule.scheduler import Limits, Scheduler
 
-
-@dataclass
-class Stream:
-    seq_id: int
-    num_tokens: int
-    arrival: float = 0.0
-    priority: int = 0
-    num_computed: int = 0
-
-    @property
-    def chunk_end(self) -> int:
-        return self.num_tokens
-
-
-class CountingMemory:
-    """Tokens instead of pages: what is reserved is taken from one number."""
-
-    def __init__(self, capacity: int, cached: dict[int, int] | None = None) -> None:
-        self.capacity, self.cached = capacity, cached or {}
-        self.held: dict[int, int] = {}
-
-    @property
-    def free(self) -> int:
-        return self.capacity - sum(self.held.values())
-
-    def admit(self, item: Item) -> int:
-        cached = self.cached.get(item.seq_id, 0)
-        item.num_computed = cached  # type: ignore[misc]
-        self.held[item.seq_id] = cached
-        return cached
-
-    def fits(self, item: Item, num_running: int) -> bool:
-        return item.num_tokens - item.num_computed + num_running <= self.free
-
-    def reserve(self, item: Item, num_tokens: int) -> bool:
-        wanted = item.num_computed + num_tokens - self.held[item.seq_id]
-        if wanted > self.free:
-            return False
-        self.held[item.seq_id] += max(0, wanted)
-        return True
-
-    def release(self, item: Item) -> None:
-        self.held.pop(item.seq_id, None)
-        item.num_computed = 0  # type: ignore[misc]
+from .fakes import CountingMemory, Stream
 
 
 def make(capacity: int = 10_000, tokens: int = 64, seqs: int = 8, policy: str = "fcfs", **cached: int) -> Scheduler:
@@ -225,21 +179,6 @@ def test_removal_from_the_middle_of_the_queue() -> None:
     assert scheduler.waiting.position(items[3]) == 2
     assert scheduler.waiting.position(items[2]) is None
     assert scheduler.policy.explain(items[3], 2) == "2 earlier requests wait before it"
-
-
-def test_a_dynamic_policy_is_sorted_anew() -> None:
-    class Youngest(POLICIES.get("fcfs")):  # type: ignore[misc]
-        dynamic = True
-
-        def key(self, item: Item, now: float) -> tuple[float, ...]:
-            return (item.num_tokens, item.seq_id)
-
-    scheduler = Scheduler(Limits(8, 1), Youngest(), CountingMemory(100), FalseClock())
-    items = [Stream(i, 4 + i) for i in range(3)]
-    for item in items:
-        scheduler.add(item)
-    items[0].num_tokens = 9
-    assert scheduler.schedule().scheduled[0].item is items[1]
 
 
 @pytest.mark.parametrize(("tokens", "seqs"), [(4, 8), (8, 0)])

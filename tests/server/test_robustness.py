@@ -18,6 +18,8 @@ import httpx
 import pytest
 
 from pagoda.core.errors import ConfigError, PagodaError
+from pagoda.schedule.item import Item
+from pagoda.schedule.scheduler import Scheduler
 from pagoda.server.jobs import RequestEnded
 from pagoda.server.keys import Keys, read_keys
 from pagoda.server.streams import EventStream
@@ -252,6 +254,22 @@ def test_keys_open_doors_and_nothing_else_does(serve: Callable[..., Running]) ->
         assert server.http.get("/admin/stats", headers=headers).status_code == 403
     assert server.http.get("/admin/stats", headers=as_("admin")).json()["kv"]["num_sequences"] == 0
     assert server.http.post("/admin/audit", headers=as_("admin")).json() == {"balanced": True}
+
+
+def test_the_caller_is_the_tenant_that_fair_policies_see(
+    serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenants, add = [], Scheduler.add
+
+    def noted(self: Scheduler, item: Item) -> None:
+        tenants.append(item.tenant)
+        add(self, item)
+
+    monkeypatch.setattr(Scheduler, "add", noted)
+    server = serve(KEYS)
+    for name in ("ann", "bob"):
+        assert server.post("/v1/completions", SHORT, headers=as_(name)).status_code == 200
+    assert tenants == ["ann", "bob"]
 
 
 def test_keys_do_not_find_each_others_prefixes_or_responses(serve: Callable[..., Running]) -> None:

@@ -55,7 +55,9 @@ def serve(
     max_model_len: opt.MaxModelLen = "auto",
     max_num_seqs: Annotated[int, typer.Option(help="Sequences of one step.")] = 64,
     max_num_batched_tokens: Annotated[int, typer.Option(help="Tokens of one step.")] = 2048,
-    scheduling: Annotated[str, typer.Option(help="Which request next: fcfs or priority.")] = "fcfs",
+    scheduling: Annotated[
+        str, typer.Option(help="Which request next: fcfs, priority, sjf, vtc, … (docs/scheduling.md).")
+    ] = "fcfs",
     chat_template: opt.ChatTemplate = None,
     kv_dir: Annotated[str | None, typer.Option(help="Folder that keeps computed prefixes over restarts.")] = None,
     disk: Annotated[str | None, typer.Option(help="Most bytes in --kv-dir.", show_default="8GiB")] = None,

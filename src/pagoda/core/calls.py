@@ -34,16 +34,22 @@ def parse_calls(text: str, *, option: str, example: str) -> list[Call]:
 
 
 def build_call(cls: type[T], call: Call) -> T:
-    """``cls``, a dataclass, from a call's parameters. Raises ConfigError naming the parameter that is wrong."""
+    """``cls``, a dataclass, from a call's parameters. Raises ConfigError naming the parameter that is wrong.
+
+    Nothing is guessed but that 3 is 3.0 where only a float is accepted.
+    """
     accepted = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments = dict(call.arguments)
     for key, value in call.arguments.items():
         if key not in accepted:
             names = ", ".join(accepted) or "no parameters"
             raise ConfigError(f"{call.name} has no parameter {key!r}; accepted: {names}")
         kinds = [kind.strip() for kind in str(accepted[key].type).split("|")]
-        if type(value).__name__ not in kinds:
+        if type(value) is int and "float" in kinds and "int" not in kinds:
+            arguments[key] = float(value)
+        elif type(value).__name__ not in kinds:
             raise ConfigError(f"{call.name}({key}={value!r}): expected {' or '.join(kinds)}")
-    return cls(**call.arguments)
+    return cls(**arguments)
 
 
 def format_call(name: str, instance: Any) -> str:

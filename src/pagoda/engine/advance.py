@@ -123,7 +123,7 @@ class Advance:
         if stop is not None and reason is FinishReason.LENGTH:
             reason, why = FinishReason.STOP, stop
         sequence.finish_reason, sequence.stop_reason = reason, why
-        self._scheduler.remove(sequence)
+        self._scheduler.remove(sequence, completed=reason in (FinishReason.STOP, FinishReason.LENGTH))
 
     def fail(self, group: RequestState, message: str) -> None:
         """The whole request ends in an error that says why."""

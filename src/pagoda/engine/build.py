@@ -24,7 +24,7 @@ from ..models.load import Loaded, load_model
 from ..plan.accounts import STAGING_BYTES
 from ..sampling.grammar import GrammarCompiler
 from ..sampling.scratch import grammar_bytes
-from ..schedule.policies import POLICIES
+from ..schedule.policies import parse_scheduling
 from ..schedule.scheduler import Limits
 from .config import EngineConfig
 from .engine import Engine
@@ -158,7 +158,7 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
     started = time.perf_counter()
     parse_policy(config.kv)
     limits = Limits(max(config.max_num_batched_tokens, 1), min(config.max_num_seqs, config.max_num_batched_tokens))
-    policy_class: Any = POLICIES.get(config.scheduling)
+    scheduling = parse_scheduling(config.scheduling)
     probe = MachineProbe()
     torch.set_num_threads(config.num_threads or probe.cpus())
     on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
@@ -229,7 +229,7 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         loaded,
         stores,
         limits=limits,
-        policy=policy_class(),
+        policy=scheduling,
         max_model_len=sizes.max_model_len,
         clock=clock,
         use_prefix=config.enable_prefix_caching,

@@ -191,7 +191,9 @@ class Engine:
         touched += [group for group in self._hold_state() if group not in touched]
         outputs = self._collect(touched)
         self.write_back()
-        self._publish(plan, self.clock.now() - started)
+        seconds = self.clock.now() - started
+        self.scheduler.ended(plan, seconds)
+        self._publish(plan, seconds)
         return outputs
 
     @property
@@ -258,7 +260,7 @@ class Engine:
         running: list[Sequence] = [s for s in self.scheduler.running.values() if s.policy.remembers]  # type: ignore[attr-defined]
         if not running and not self.stores.state_bytes:
             return []
-        ranked = sorted(running, key=lambda s: self.scheduler.policy.key(s, self.clock.now()))
+        ranked = sorted(running, key=self.scheduler.policy.rank)
         while not self.stores.hold_state(needed := sum(s.policy_state.num_bytes for s in ranked)):
             victim = ranked.pop()
             if len(self.scheduler.running) > 1:
@@ -277,8 +279,7 @@ class Engine:
         running = self.scheduler.running.values()
         if not running:
             return False
-        now = self.clock.now()
-        self.scheduler.preempt(max(running, key=lambda item: self.scheduler.policy.key(item, now)))
+        self.scheduler.preempt(max(running, key=self.scheduler.policy.rank))
         return True
 
     def _note(self, plan: Plan, now: float) -> None:

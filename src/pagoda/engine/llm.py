@@ -43,7 +43,7 @@ class LLM:
         device: ``auto``, ``cpu`` or ``cuda``.
         max_model_len: longest sequence in tokens; ``auto`` is the model's own limit, or what the budget holds.
         max_num_seqs, max_num_batched_tokens: sequences and tokens of one step.
-        scheduling: ``fcfs`` or ``priority``.
+        scheduling: which request next: ``fcfs``, ``priority``, ``sjf(weight=5.0)``, … (docs/scheduling.md).
         kv_memory: most bytes of it that KV pages may take (default: all that is left beside weights and activations).
         kv_dir: folder that keeps the KV of prompts over restarts, with at most ``disk`` bytes (default 8GiB), each
             page for ``kv_ttl`` seconds after its last use (default: as long as there is room).

@@ -70,6 +70,9 @@ class PagedMemory:
         missing = manager.blocks_needed(slots) - sequence.num_computed // manager.fmt.page_size
         return missing + num_running <= manager.available_blocks()
 
+    def capacity_tokens(self, item: Item) -> int:
+        return _sequence(item).store.manager.capacity_tokens()
+
     def reserve(self, item: Item, num_tokens: int) -> bool:
         return _sequence(item).store.manager.reserve(item.seq_id, num_tokens)
 

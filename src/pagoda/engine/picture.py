@@ -24,14 +24,18 @@ MAX_ENTRIES = 1500
 
 
 def picture_of(engine: Engine) -> dict[str, Any]:
-    """Plain data: ``kv``, ``sequences`` (running first, then waiting), ``prefix``."""
+    """Plain data: ``kv``, ``sequences`` (running first, then waiting, those with ``why`` they wait), ``prefix``."""
     running: list[Any] = list(engine.scheduler.running.values())
     waiting: list[Any] = list(engine.scheduler.waiting)
     shown = (running + waiting)[:MAX_SEQUENCES]
     live = _live(engine.stores)
     return {
         "kv": _kv(engine.manager) | {"pages_by_granularity": pages_by_granularity(engine.stores)},
-        "sequences": [_sequence(sequence, sequence.seq_id in live) for sequence in shown],
+        "sequences": [
+            _sequence(sequence, sequence.seq_id in live)
+            | {"why": None if sequence.seq_id in live else engine.scheduler.why_waiting(sequence)}
+            for sequence in shown
+        ],
         "num_not_shown": len(running) + len(waiting) - len(shown),
         "prefix": _prefix(engine.manager),
     }

@@ -18,7 +18,8 @@ Prompt = str | list[int]
 @dataclass(slots=True)
 class Request:
     """A checked request. ``seed`` is the params' or one drawn at submission; ``arrival`` is in seconds of the clock;
-    ``grammar`` is the compiled form of ``params.structured``.
+    ``grammar`` is the compiled form of ``params.structured``; ``tenant`` is whose share of the machine it takes,
+    under a scheduling policy that divides it.
 
     teacher: teacher forcing, for measurements. Called with the number of tokens so far and the logits float32 [vocab];
     what it says is the next token, whatever the logits are.
@@ -33,6 +34,7 @@ class Request:
     seed: int
     arrival: float
     salt: str = ""
+    tenant: str = ""
     priority: int = 0
     stream: bool = False
     grammar: Grammar | None = None

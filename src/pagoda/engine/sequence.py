@@ -71,6 +71,18 @@ class Sequence:
         act = self.policy.next_act(self.num_computed, self.prompt_len)
         return end if act is None else min(act, end)
 
+    @property
+    def prompt(self) -> list[int]:
+        return self.group.request.prompt_ids
+
+    @property
+    def max_output(self) -> int | None:
+        return self.group.request.params.max_tokens
+
+    @property
+    def tenant(self) -> str:
+        return self.group.request.tenant
+
     # -- what the engine sees --------------------------------------------------------------------------------------
 
     @property

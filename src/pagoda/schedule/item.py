@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,6 +32,22 @@ class Item(Protocol):
     def chunk_end(self) -> int:
         """No chunk may reach past this token (a lossy KV policy acts there); usually ``num_tokens``."""
 
+    @property
+    def prompt(self) -> Sequence[int]:
+        """Token ids of the prompt."""
+
+    @property
+    def num_output(self) -> int:
+        """Tokens sampled so far."""
+
+    @property
+    def max_output(self) -> int | None:
+        """Tokens that may be sampled at most; None where the client set no limit."""
+
+    @property
+    def tenant(self) -> str:
+        """Who is served: requests with the same name share one claim to the machine. Empty: nobody in particular."""
+
 
 class Memory(Protocol):
     """The byte side of scheduling. Every answer is final for the step: what is granted is really there."""
@@ -40,6 +57,9 @@ class Memory(Protocol):
 
     def fits(self, item: Item, num_running: int) -> bool:
         """Whether the whole of the item's known tokens would fit now, with room for the others to go on."""
+
+    def capacity_tokens(self, item: Item) -> int:
+        """Tokens of KV, in the item's format, that all sequences together may hold."""
 
     def reserve(self, item: Item, num_tokens: int) -> bool:
         """Grant the pages that the next ``num_tokens`` tokens are written to, or change nothing and say False."""

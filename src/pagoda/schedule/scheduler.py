@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..core.clock import Clock
 from ..core.errors import ConfigError
 from .item import Item, Memory, Plan, Scheduled
-from .policies.base import SchedulingPolicy
+from .policies.base import Room, SchedulingPolicy
 from .queue import WaitingQueue
 
 
@@ -39,25 +39,36 @@ class Scheduler:
         self.waiting = WaitingQueue(policy)
         self.running: dict[int, Item] = {}
         self._parked: dict[int, Item] = {}  # preempted with nothing to compute: they wait for ``wake``, not for pages
+        self._held: dict[int, str] = {}  # the policy's reason to hold the head back, by sequence
         self.num_preemptions = 0
 
     def add(self, item: Item) -> None:
         """A new sequence waits to be admitted."""
-        self.waiting.add(item, self._clock.now())
+        self.policy.arrived(item)
+        self.waiting.add(item)
 
     def add_running(self, item: Item) -> bool:
         """A fork of a running sequence, pages already shared, runs at once; False when all seats are taken."""
         if len(self.running) >= self.limits.max_num_seqs:
             return False
+        self.policy.arrived(item)
         self.running[item.seq_id] = item
+        self.policy.admitted(item, item.num_computed)
         return True
 
-    def remove(self, item: Item) -> None:
-        """The sequence ended or was aborted; its pages go back if it held any."""
-        if self.running.pop(item.seq_id, None) is not None:
+    def remove(self, item: Item, completed: bool = True) -> None:
+        """The sequence ended (``completed``) or was aborted or failed; its pages go back if it held any."""
+        if item.seq_id in self.running:
+            del self.running[item.seq_id]
             self._memory.release(item)
-        elif self._parked.pop(item.seq_id, None) is None:
-            self.waiting.remove(item)
+        elif self._parked.pop(item.seq_id, None) is None and not self.waiting.remove(item):
+            return
+        self.policy.left(item, completed)
+
+    def ended(self, plan: Plan, seconds: float) -> None:
+        """The planned step ran and took ``seconds``: what policies learn from."""
+        if plan.scheduled:
+            self.policy.ran(plan.scheduled, seconds)
 
     def is_running(self, item: Item) -> bool:
         """Whether the item holds a seat and pages."""
@@ -66,7 +77,7 @@ class Scheduler:
     def wake(self, item: Item) -> None:
         """The item has a new token to compute; needed where it was complete (a beam) and may have lost its pages."""
         if self._parked.pop(item.seq_id, None) is not None:
-            self.waiting.add(item, self._clock.now())
+            self.waiting.add(item)
 
     def preempt(self, item: Item) -> None:
         """A running sequence gives its pages up and waits again (for those who find out after planning)."""
@@ -74,13 +85,21 @@ class Scheduler:
 
     def schedule(self) -> Plan:
         """Choose the next step. An empty plan means that nothing can run."""
-        now = self._clock.now()
         plan = Plan()
-        budget = self._continue_running(plan, now)
-        if not plan.preempted:
-            self._admit_waiting(plan, budget, now)
+        self._held.clear()
+        ranked = sorted(self.running.values(), key=self.policy.rank)
+        decodes = [item for item in ranked if item.num_tokens - item.num_computed == 1]
+        prompts = [item for item in ranked if item.num_tokens - item.num_computed > 1]
+        limit = self.limits.max_num_batched_tokens
+        budget = min(limit, max(self.policy.token_budget(len(decodes), limit), len(decodes), 1))
+        if self.policy.prefill_first():
+            self._prompts_alone(plan, budget, prompts, ranked)
+        if not plan.scheduled:
+            budget = self._continue(plan, budget, decodes + prompts, ranked)
+            if not plan.preempted:
+                self._admit_waiting(plan, budget)
         if not plan.scheduled and self.waiting:
-            self._make_room(plan, now)
+            self._make_room(plan)
         return plan
 
     def why_waiting(self, item: Item) -> str:
@@ -90,19 +109,23 @@ class Scheduler:
             return "it is running"
         if ahead == 0:
             full = len(self.running) >= self.limits.max_num_seqs
-            return f"all {self.limits.max_num_seqs} seats are taken" if full else "its KV does not fit yet"
+            if full:
+                return f"all {self.limits.max_num_seqs} seats are taken"
+            return self._held.get(item.seq_id, "its KV does not fit yet")
         return self.policy.explain(item, ahead)
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def _continue_running(self, plan: Plan, now: float) -> int:
-        """Decodes, then chunks of prompts under way, each in the policy's order; returns the tokens left."""
-        ranked = sorted(self.running.values(), key=lambda item: self.policy.key(item, now))
-        decodes = [item for item in ranked if item.num_tokens - item.num_computed == 1]
-        prompts = [item for item in ranked if item.num_tokens - item.num_computed > 1]
+    def _prompts_alone(self, plan: Plan, budget: int, prompts: list[Item], ranked: list[Item]) -> None:
+        """Prompts under way, then new ones; running decodes get nothing in a step that has a prompt."""
+        budget = self._continue(plan, budget, prompts, ranked)
+        if not plan.preempted:
+            self._admit_waiting(plan, budget)
+
+    def _continue(self, plan: Plan, budget: int, items: list[Item], ranked: list[Item]) -> int:
+        """Running ``items`` in this order, all ``ranked`` running ones as victims; returns the tokens left."""
         taken: dict[int, Scheduled] = {}
-        budget = self.limits.max_num_batched_tokens
-        for item in decodes + prompts:
+        for item in items:
             num_tokens = min(self._pending(item), budget)
             if num_tokens == 0 or item.seq_id not in self.running:
                 continue
@@ -131,17 +154,28 @@ class Scheduler:
                 return False, returned
         return True, returned
 
-    def _admit_waiting(self, plan: Plan, budget: int, now: float) -> None:
-        self.waiting.refresh(now)
+    def _admit_waiting(self, plan: Plan, budget: int) -> None:
         while budget > 0 and self.waiting:
             item = self.waiting.head()
+            if self._holds(item):
+                break
             if len(self.running) < self.limits.max_num_seqs:
                 num_tokens = self._try_admit(item, budget, plan)
                 if num_tokens:
                     budget -= num_tokens
                     continue
-            if not self._preempt_for(item, plan, now):
+            if not self._preempt_for(item, plan):
                 break
+
+    def _holds(self, item: Item) -> bool:
+        """Whether the policy keeps the first in rank back. An idle machine starts whatever there is."""
+        if not self.running:
+            return False
+        capacity, now = self._memory.capacity_tokens(item), self._clock.now()
+        reason = self.policy.hold(item, Room(self.running.values(), len(self.waiting), capacity, now))
+        if reason:
+            self._held[item.seq_id] = reason
+        return bool(reason)
 
     def _try_admit(self, item: Item, budget: int, plan: Plan) -> int:
         """Open a table, share what is cached, reserve the first chunk; returns its tokens, 0 if it does not fit.
@@ -155,26 +189,27 @@ class Scheduler:
         if not fits or not self._memory.reserve(item, num_tokens):
             self._memory.release(item)
             return 0
-        self.waiting.pop()
+        self.waiting.remove(item)
         self.running[item.seq_id] = item
+        self.policy.admitted(item, cached)
         plan.admitted.append((item, cached))
         plan.scheduled.append(Scheduled(item, cached, num_tokens))
         return num_tokens
 
-    def _preempt_for(self, item: Item, plan: Plan, now: float) -> bool:
+    def _preempt_for(self, item: Item, plan: Plan) -> bool:
         """Take the place of the last-ranked sequence that the policy lets ``item`` preempt; False if there is none."""
         below = [running for running in self.running.values() if self.policy.may_preempt(item, running)]
         if not below:
             return False
-        victim = max(below, key=lambda running: self.policy.key(running, now))
+        victim = max(below, key=self.policy.rank)
         self._preempt(victim, plan)
         plan.scheduled = [s for s in plan.scheduled if s.item is not victim]
         return True
 
-    def _make_room(self, plan: Plan, now: float) -> None:
+    def _make_room(self, plan: Plan) -> None:
         """Nothing runs but something waits: idle holders of pages (beams waiting for a sibling) give way."""
         if self.running:
-            self._preempt(max(self.running.values(), key=lambda r: self.policy.key(r, now)), plan)
+            self._preempt(max(self.running.values(), key=self.policy.rank), plan)
 
     def _preempt(self, victim: Item, plan: Plan) -> None:
         idle = victim.num_computed == victim.num_tokens
@@ -185,7 +220,7 @@ class Scheduler:
         if idle:
             self._parked[victim.seq_id] = victim
         else:
-            self.waiting.add(victim, self._clock.now())
+            self.waiting.add(victim)
 
     @staticmethod
     def _pending(item: Item) -> int:

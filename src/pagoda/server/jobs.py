@@ -76,6 +76,8 @@ class Job:
             self.requests = await asyncio.to_thread(
                 lambda: [make(request_id) for make, request_id in zip(prepare, ids, strict=True)]
             )
+            for made in self.requests:
+                made.tenant = self.caller.name
             self._hold_logprobs()
             self.ticket.reserve_kv(sum(self._service.most_kv_bytes(request) for request in self.requests))
             self._answers = await self._service.llm.submit(self.requests)

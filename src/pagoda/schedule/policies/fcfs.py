@@ -7,7 +7,7 @@ from .base import Key, SchedulingPolicy
 
 
 class Fcfs(SchedulingPolicy):
-    def key(self, item: Item, now: float) -> Key:
+    def key(self, item: Item) -> Key:
         return (item.arrival, item.seq_id)
 
     def explain(self, item: Item, ahead: int) -> str:

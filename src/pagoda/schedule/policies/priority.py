@@ -7,8 +7,11 @@ from .base import Key, SchedulingPolicy
 
 
 class Priority(SchedulingPolicy):
-    def key(self, item: Item, now: float) -> Key:
+    def key(self, item: Item) -> Key:
         return (item.priority, item.arrival, item.seq_id)
+
+    def starves(self) -> str:
+        return "the classes are strict: urgent traffic without end keeps the rest waiting (see classes)"
 
     def may_preempt(self, waiting: Item, running: Item) -> bool:
         return waiting.priority < running.priority

@@ -149,7 +149,7 @@ function fillRow(row, s, longest) {
   row.setAttribute("aria-selected", s.id === chosen);
   const [who, track, much] = row.children, kept = keptShare(s) * s.num_computed;
   who.textContent = `${s.id} ${s.running ? s.policy : "waits"}`;
-  who.title = `${s.request}: ${s.num_prompt} prompt tokens, ${s.num_tokens - s.num_prompt} of the answer, ${s.policy}, granularity ${s.granularity}`;
+  who.title = `${s.request}: ${s.num_prompt} prompt tokens, ${s.num_tokens - s.num_prompt} of the answer, ${s.policy}, granularity ${s.granularity}${s.why ? `; waits: ${s.why}` : ""}`;
   const widths = [kept, s.num_computed - kept, s.num_tokens - s.num_computed];
   widths.forEach((width, i) => { track.children[i].style.width = `${(100 * width) / longest}%`; track.children[i].style.opacity = i === 1 ? 0.25 : 1; });
   much.textContent = `${s.num_tokens} tok · ${bytes(s.kv_bytes)}`;

@@ -1,0 +1,67 @@
+"""Admission from the distribution of past output lengths (Past-Future, https://arxiv.org/abs/2507.10150, section 3).
+
+A request starts only if the memory that all running ones are expected to need *at every moment to come* leaves room
+for it: sequences end one after another, each end gives tokens back, and the peak of that curve must stay under the
+capacity. What is expected of a sequence is drawn from the lengths of answers that ended, given that it is already as
+long as it is. Deviations: the draw is a hash of the sequence, the same at each step, so that a schedule can be
+repeated; pages shared through the prefix cache count for each sequence, which errs on the safe side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ...core.errors import ConfigError
+from ..item import Item
+from ..prediction.histogram import Histogram
+from .base import Key, Room, SchedulingPolicy
+
+
+@dataclass
+class PastFuture(SchedulingPolicy):
+    """``reserve``: share of the capacity that is kept free for draws that were too short."""
+
+    reserve: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reserve < 1:
+            raise ConfigError(f"past_future(reserve={self.reserve}): give a share from 0 to below 1")
+        self._lengths = Histogram()
+
+    def key(self, item: Item) -> Key:
+        return (item.arrival, item.seq_id)
+
+    def hold(self, item: Item, room: Room) -> str:
+        peak = peak_tokens((i.num_tokens, self._remaining(i)) for i in (*room.running, item))
+        limit = int(room.capacity_tokens * (1 - self.reserve))
+        if peak <= limit:
+            return ""
+        return f"beside those that run it is expected to need {peak} tokens of KV at the peak, and {limit} are there"
+
+    def left(self, item: Item, completed: bool) -> None:
+        if completed:
+            self._lengths.observe(item)
+
+    def explain(self, item: Item, ahead: int) -> str:
+        return f"{ahead} earlier requests wait before it, for memory that running ones are expected to need"
+
+    def _remaining(self, item: Item) -> int:
+        drawn = (item.seq_id * 2654435761 % 2**32) / 2**32  # Knuth's multiplicative hash: uniform and repeatable
+        return self._lengths.quantile(item, drawn) - item.num_output
+
+
+def peak_tokens(held: Iterable[tuple[int, int]]) -> int:
+    """Most tokens that sequences (tokens now, tokens to come) hold together until the last one ends.
+
+    All grow by one a step; the peaks are at the ends. With the longest-lived first, at the end of the i-th those
+    before it still run and have each grown by its remainder (equation 3 of the paper).
+    """
+    peak = total = 0
+    for count, (tokens, remaining) in enumerate(sorted(held, key=lambda pair: -pair[1]), start=1):
+        total += tokens
+        peak = max(peak, total + count * remaining)
+    return peak
+
+
+POLICY = PastFuture
