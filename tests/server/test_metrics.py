@@ -93,6 +93,22 @@ def test_the_ledger_is_told_account_by_account(server: Running) -> None:
     }
 
 
+def test_the_disk_is_a_tier(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = server.service.metrics
+    server.http.get("/metrics")
+    assert ("pagoda_kv_pages_restored_total", ()) not in samples(server)
+    disk = {"used_bytes": 5 << 20, "budget_bytes": 1 << 30, "num_restored": 7}
+
+    async def watched(*, with_picture: bool = False) -> dict:
+        return metrics._stats | {"disk": disk}
+
+    monkeypatch.setattr(server.service.llm, "watched", watched)
+    found = samples(server)
+    assert total(found, "pagoda_kv_bytes", tier="disk", state="used") == 5 << 20
+    assert total(found, "pagoda_kv_bytes", tier="disk", state="capacity") == 1 << 30
+    assert total(found, "pagoda_kv_pages_restored_total") == 7
+
+
 def test_what_a_client_did_wrong_is_counted_as_such(server: Running) -> None:
     before = samples(server)
     assert server.post("/v1/completions", {"prompt": "x", "kv": "nonsense"}).status_code == 400

@@ -207,9 +207,15 @@ def _kv_bytes(stats: dict[str, Any], capacity: int) -> Iterator[Metric]:
         "touched": kv["touched_bytes"],
         "capacity": capacity,
     }
+    tiers = {("device", state): value for state, value in states.items()}
+    disk = stats["disk"]
+    if disk is not None:
+        tiers |= {("disk", "used"): disk["used_bytes"], ("disk", "capacity"): disk["budget_bytes"]}
+        yield _counter("pagoda_kv_pages_restored", "Pages of tokens that came from the disk instead of a computation.",
+                       [], {(): disk["num_restored"]})  # fmt: skip
     yield _gauge("pagoda_kv_bytes", "KV bytes of a tier. used: pages with an owner, idle_prefix: those of them that "
                  "only the prefix cache holds, touched: resident, capacity: the most that may be.", ["tier", "state"],
-                 {("device", state): value for state, value in states.items()})  # fmt: skip
+                 tiers)  # fmt: skip
     formats = {(name, state): one[f"{state}_bytes"] for name, one in kv["formats"].items() for state in _STATES}
     yield _gauge("pagoda_kv_format_bytes", "KV bytes by the format of the pages. used: pages with an owner, leased: "
                  "blocks that the format has, in use or not.", ["format", "state"],
