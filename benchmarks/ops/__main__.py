@@ -10,12 +10,13 @@ import argparse
 import torch
 
 from . import attention, linear
-from .timing import Times
+from .timing import CLOCKS, Times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=None, help="default: torch's")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: time of one thread's processor")
     ops = parser.add_subparsers(dest="op", required=True)
     products = ops.add_parser("linear", help="products with packed weights beside torch's linear")
     products.add_argument("--shape", type=_pair, nargs="+", default=[(9728, 896), (896, 4864)], metavar="OUTxIN")
@@ -25,22 +26,24 @@ def main() -> None:
     slots.add_argument("--heads", type=_pair, default=(14, 2), metavar="QxKV")
     slots.add_argument("--dim", type=int, default=64)
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    if args.clock == "cpu" and args.threads not in (None, 1):
+        parser.error("--clock cpu measures one thread; leave --threads out")
+    if args.threads or args.clock == "cpu":
+        torch.set_num_threads(args.threads or 1)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
     if args.op == "linear":
         for shape in args.shape:
             for format in args.formats:
-                show_linear(shape, format, args.tokens)
+                show_linear(shape, format, args.tokens, args.clock)
     else:
-        show_attention(args.heads, args.dim)
+        show_attention(args.heads, args.dim, args.clock)
 
 
-def show_linear(shape: tuple[int, int], format: str, tokens: list[int]) -> None:
+def show_linear(shape: tuple[int, int], format: str, tokens: list[int], clock: str) -> None:
     print(f"[{shape[0]}, {shape[1]}] {format}, torch in {'float32' if format == 'fp32' else 'bfloat16'}\n")
     print("| tokens | pagoda, us | torch, us | torch / pagoda | GB/s | Gop/s |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
-    for count, times, num_bytes in linear.rows(shape, format, tokens):
+    for count, times, num_bytes in linear.rows(shape, format, tokens, clock):
         ours = times["pagoda"].usual
         ops = 2 * count * shape[0] * shape[1]
         ratio = f"{times['torch'].usual / ours:.2f} | {num_bytes / ours / 1e9:.1f} | {ops / ours / 1e9:.0f}"
@@ -48,11 +51,11 @@ def show_linear(shape: tuple[int, int], format: str, tokens: list[int]) -> None:
     print()
 
 
-def show_attention(heads: tuple[int, int], dim: int) -> None:
+def show_attention(heads: tuple[int, int], dim: int, clock: str) -> None:
     print(f"{heads[0]} query heads, {heads[1]} kv-heads, {dim} columns, bfloat16\n")
     print("| sequences | queries | slots | pagoda, us | torch, us | torch / pagoda | Gop/s |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for batch, times in attention.rows(heads, dim):
+    for batch, times in attention.rows(heads, dim, clock):
         ours = times["pagoda"].usual
         ratio = f"{times['torch'].usual / ours:.2f} | {batch.flops(heads[0], dim) / ours / 1e9:.0f}"
         sizes = f"| {batch.num_seqs} | {batch.queries} | {batch.length} |"

@@ -37,11 +37,11 @@ BATCHES = (
 )  # fmt: skip
 
 
-def rows(heads: tuple[int, int], dim: int) -> Iterator[tuple[Batch, dict[str, Times]]]:
+def rows(heads: tuple[int, int], dim: int, clock: str = "wall") -> Iterator[tuple[Batch, dict[str, Times]]]:
     """Times of "pagoda" and "torch" in bfloat16; heads: (query heads, kv-heads)."""
     for batch in BATCHES:
         ways = {"pagoda": _ours(batch, heads, dim), "torch": _torch(batch, heads, dim)}
-        yield batch, in_turn(ways, ROUNDS)
+        yield batch, in_turn(ways, ROUNDS, 1, clock)
 
 
 def _ours(batch: Batch, heads: tuple[int, int], dim: int) -> Callable[[int], object]:

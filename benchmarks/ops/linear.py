@@ -23,7 +23,9 @@ FORMATS = {"fp32": "fp32", "bf16": "bf16", "int8": "int8", "w8a8": "int8", "int4
 ROUNDS = 15
 
 
-def rows(shape: tuple[int, int], format: str, tokens: list[int]) -> Iterator[tuple[int, dict[str, Times], int]]:
+def rows(
+    shape: tuple[int, int], format: str, tokens: list[int], clock: str = "wall"
+) -> Iterator[tuple[int, dict[str, Times], int]]:
     """(tokens, times of "pagoda" and "torch", bytes of the packed weight) for each number of tokens.
 
     torch multiplies bfloat16 by bfloat16 (float32 for fp32), whatever the format: what one would use without ours.
@@ -38,7 +40,7 @@ def rows(shape: tuple[int, int], format: str, tokens: list[int]) -> Iterator[tup
         x = torch.randn(count, inputs).to(dtype)
         dynamic = format in ("w8a8", "w4a8")
         ways = {"pagoda": _ours(x, copies, dynamic), "torch": _torch(x, plain)}
-        yield count, in_turn(ways, ROUNDS, warm=2), packed.nbytes
+        yield count, in_turn(ways, ROUNDS, 2, clock), packed.nbytes
 
 
 def _copy(packed: PackedWeight) -> PackedWeight:

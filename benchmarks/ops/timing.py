@@ -23,18 +23,24 @@ class Times:
         return min(self.seconds)
 
 
-def in_turn(ways: dict[str, Callable[[int], object]], rounds: int, warm: int = 1) -> dict[str, Times]:
+CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
+"""cpu: processor time of the calling thread, for one thread on a machine that others use."""
+
+
+def in_turn(
+    ways: dict[str, Callable[[int], object]], rounds: int, warm: int = 1, clock: str = "wall"
+) -> dict[str, Times]:
     """Runs ``way(round)`` of every name, one after the other, each round in another order; warm rounds do not count.
 
     The number of the round lets a way take other weights each time, so that none are left in a cache.
     """
-    names = list(ways)
+    names, now = list(ways), CLOCKS[clock]
     found: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-warm, rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            started = time.perf_counter()
+            started = now()
             ways[name](number)
             if number >= 0:
-                found[name].append(time.perf_counter() - started)
+                found[name].append(now() - started)
     return {name: Times(tuple(seconds)) for name, seconds in found.items()}

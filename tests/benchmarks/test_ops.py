@@ -25,7 +25,7 @@ def test_both_products_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "COPIES_BYTES", 1)
     seen: dict[str, torch.Tensor] = {}
 
-    def once(ways, rounds, warm):
+    def once(ways, rounds, warm, clock):
         seen.update({name: way(0) for name, way in ways.items()})
         return in_turn(ways, 1, 0)
 
@@ -44,7 +44,7 @@ def test_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     monkeypatch.setattr(linear, "ROUNDS", 1)
     monkeypatch.setattr(attention, "ROUNDS", 1)
     monkeypatch.setattr(attention, "BATCHES", (attention.Batch(2, 1, 20), attention.Batch(1, 8, 24)))
-    for line in ("linear --shape 32x48 --tokens 1 3 --formats bf16 w4a8", "attention --heads 4x2 --dim 32"):
+    for line in ("--clock cpu linear --shape 32x48 --tokens 1 3 --formats bf16 w4a8", "attention --heads 4x2 --dim 32"):
         monkeypatch.setattr(sys, "argv", ["ops", *line.split()])
         command.main()
     out = capsys.readouterr().out
