@@ -58,7 +58,7 @@ sanitize: $(STAMP)  ## tests of the C++ kernels under AddressSanitizer and Undef
 		-C cmake.define.PAGODA_SANITIZE=ON -C build-dir=$(SANITIZED)-cmake .
 	LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=1 \
 		PAGODA_EXTENSION=$$(ls $(SANITIZED)/pagoda/kernels/_cpu*.so) \
-		$(BIN)/python -m pytest -q -x $(or $(ARGS),tests/kernels tests/models/test_program.py)
+		$(BIN)/python -m pytest -q -x --capture=sys $(or $(ARGS),tests/kernels tests/models/test_program.py)
 
 map: $(STAMP)  ## who may import whom
 	$(BIN)/python -m pytest -q tests/test_import_map.py

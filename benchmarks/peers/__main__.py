@@ -55,6 +55,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run.add_argument("--rounds", type=int, default=3, help="clean repetitions of each engine and cell")
     run.add_argument("--threads", type=int, help="threads of each engine (default: the CPUs that may be used)")
+    run.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall",
+        help="cpu: rates by processor time, for --threads 1 on a shared machine; give it an --out of its own",
+    )  # fmt: skip
     run.add_argument("--minutes", type=float, default=600, help="stop starting cells after that")
     run.add_argument("--slice-seconds", type=float, default=100, help="longest stay behind --measure-gate at once")
     run.add_argument("--load-seconds", type=float, default=300, help="an engine that takes longer to load is left out")
@@ -99,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
     options = Options(
         pythons, makers, args.models, args.out, args.threads or MachineProbe().cpus(), rounds=args.rounds,
         load_s=args.load_seconds, slice_s=args.slice_seconds, total_s=60 * args.minutes,
-        measure_gate=args.measure_gate, load_gate=args.load_gate,
+        measure_gate=args.measure_gate, load_gate=args.load_gate, clock=args.clock,
     )  # fmt: skip
     if args.again:
         Store(args.out).set_aside(lambda made: made.engine in args.again and made.cell in cells)

@@ -13,6 +13,7 @@ from typing import Any
 from .checkpoints import ROOT
 from .machine import peak_rss_bytes
 from .settings import Setting
+from .trace import CLOCK
 from .worker import Job
 
 LAST_WORDS = 5.0  # seconds between a polite end and a kill
@@ -29,15 +30,16 @@ class Unsupported(EngineError):
 class Client:
     """One worker process. Not thread-safe; one request at a time."""
 
-    def __init__(self, name: str, python: str, log: Path) -> None:
+    def __init__(self, name: str, python: str, log: Path, clock: str = "wall") -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.name, self._log = name, log
         command = [python, "-m", "benchmarks.peers.worker", name]
         with log.open("ab") as errors:
             # Unbuffered: a request to a process that is gone fails where it is written, not again at close.
             self._process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0
-            )
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0,
+                env=os.environ | {CLOCK: clock},
+            )  # fmt: skip
         self._rest = b""
         self.info: dict[str, Any] = {}
 

@@ -26,6 +26,7 @@ class Options:
 
     pythons: engine -> interpreter that has it. converters: checkpoint form -> interpreter with its tools.
     measure_gate, load_gate: see gate.py. reserve_bytes: memory that must stay available on the machine.
+    clock: see trace.py.
     """
 
     pythons: dict[str, str]
@@ -41,6 +42,7 @@ class Options:
     reserve_bytes: int = 2 << 30
     measure_gate: str = ""
     load_gate: str = ""
+    clock: str = "wall"
 
 
 @dataclass
@@ -111,7 +113,9 @@ class Driver:
             folder = self._folder(bench.shape)
             checkpoint = self._checkpoint(folder, name, bench.weights)
             self._check_memory(checkpoint)
-            client = Client(name, self._options.pythons[name], self._options.out / "logs" / f"{name}.log")
+            client = Client(
+                name, self._options.pythons[name], self._options.out / "logs" / f"{name}.log", self._options.clock
+            )
             bench.clients[name] = client
             with Gate(self._options.load_gate):
                 started = time.perf_counter()
@@ -180,7 +184,16 @@ class Driver:
 
     def _repeat(self, bench: _Bench, gate: Gate, setting: Setting, name: str, number: int) -> None:
         client = bench.clients[name]
-        base = Repetition(bench.shape.name, bench.weights, setting.name, name, number, _now(), info=client.info)
+        base = Repetition(
+            bench.shape.name,
+            bench.weights,
+            setting.name,
+            name,
+            number,
+            _now(),
+            info=client.info,
+            clock=self._options.clock,
+        )
         attempt = sum(r.cell == base.cell and r.engine == name for r in self._store)
         try:
             if (name, setting.name) not in bench.warm:

@@ -31,10 +31,11 @@ class Repetition:
     peak_rss_bytes: int = 0
     info: dict[str, Any] = field(default_factory=dict)
     failure: str | None = None
+    clock: str = "wall"
 
     @property
     def clean(self) -> bool:
-        return self.failure is None and self.foreign_cores <= FOREIGN_MAX
+        return self.failure is None and (self.clock == "cpu" or self.foreign_cores <= FOREIGN_MAX)
 
     @property
     def cell(self) -> tuple[str, str, str]:

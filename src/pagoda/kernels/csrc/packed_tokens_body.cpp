@@ -70,17 +70,18 @@ float largest(const T* x, int64_t count) {
   return size;
 }
 
-// count inputs of one group, `out` padded to whole blocks of its own format; the sum of the integers is returned.
+// count inputs of one group, `out` padded to whole blocks of its own format; the sum of the integers is returned. Unsigned: of
+// a token with a NaN it wraps around, and the scale, which is NaN then, spoils the result anyway.
 template <class T>
-int32_t quantize(const T* x, int64_t count, int64_t padded, float inverse, Bytes order, uint8_t* out) {
-  IntVec sum{};
+uint32_t quantize(const T* x, int64_t count, int64_t padded, float inverse, Bytes order, uint8_t* out) {
+  UintVec sum{};
   for (int64_t i = 0; i < padded; i += kPanel) {
     Vec part[kVecs];
     load_sixteen(x + i, count - i, part);
     int32_t whole[kPanel];
     for (int v = 0; v < kVecs; ++v) {
       const IntVec q = rounded(part[v] * inverse);
-      sum += q;
+      sum += (UintVec)q;
       memcpy(whole + v * kLanes, &q, sizeof q);
     }
     Bytes bytes;
@@ -88,7 +89,7 @@ int32_t quantize(const T* x, int64_t count, int64_t padded, float inverse, Bytes
     bytes = __builtin_shuffle(bytes, order);
     memcpy(out + i, &bytes, padded - i < 16 ? padded - i : 16);
   }
-  int32_t total = 0;
+  uint32_t total = 0;
   for (int i = 0; i < kLanes; ++i) total += sum[i];
   return total;
 }
@@ -99,15 +100,15 @@ void quantize_token(const PrepareArgs& a, const T* x, int64_t token) {
   const int64_t groups = m.groups(), group = m.group == 0 ? m.inputs : m.group;
   uint8_t* const out = reinterpret_cast<uint8_t*>(const_cast<uint32_t*>(a.out.data) + token * a.out.steps);
   float* const scales = const_cast<float*>(a.out.scales) + token * groups;
-  int32_t* const sums = reinterpret_cast<int32_t*>(const_cast<uint32_t*>(a.out.sums)) + token * groups;
-  const int32_t offset = m.zeros ? 1 : m.format == Format::int8 ? 128 : m.format == Format::int4 ? 8 : 1;
+  uint32_t* const sums = const_cast<uint32_t*>(a.out.sums) + token * groups;
+  const uint32_t offset = m.zeros ? 1 : m.format == Format::int8 ? 128 : m.format == Format::int4 ? 8 : 1;
   const Bytes order = order_of(m);
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * group, count = group < m.inputs - first ? group : m.inputs - first;
     const float most = largest(x + first, count);
     scales[g] = most / 127.0f;
     const float inverse = most == 0.0f ? 0.0f : 127.0f / most;
-    sums[g] = -offset * quantize(x + first, count, (count + m.block() - 1) / m.block() * m.block(), inverse, order, out + first);
+    sums[g] = 0u - offset * quantize(x + first, count, (count + m.block() - 1) / m.block() * m.block(), inverse, order, out + first);
   }
 }
 
