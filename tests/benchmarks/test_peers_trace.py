@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import pytest
 from benchmarks.peers import measure
 from benchmarks.peers.settings import SETTINGS, Setting
+from benchmarks.peers.store import Repetition
 from benchmarks.peers.trace import Trace
 
 
@@ -62,3 +66,19 @@ def test_prompts_are_the_same_for_all_engines_and_never_seen_twice() -> None:
     assert len(set(seeds)) == 5
     assert measure.seed_of(b1, 1, 1) == measure.seed_of(b1, 1, 0)  # an engine that joins late gets the round's prompts
     assert measure.seed_of(b1, 1, 2) not in seeds  # the same round again
+
+
+def test_a_trace_may_count_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting takes none of it."""
+    monkeypatch.setenv("PAGODA_PEERS_CLOCK", "cpu")
+    trace = Trace(1, 1)
+    time.sleep(0.2)
+    trace.mark([1])
+    assert trace.summary()["first_s"] < 0.15
+
+
+def test_processor_time_needs_no_machine_of_its_own() -> None:
+    crowded = Repetition("shape", "bf16", "b1", "pagoda", 0, "now", foreign_cores=1.5)
+    assert not crowded.clean
+    assert replace(crowded, clock="cpu").clean
+    assert not replace(crowded, clock="cpu", failure="gone").clean

@@ -31,14 +31,12 @@ class Quantization:
     linear: WeightFormat | None = None
     embed: WeightFormat | None = None
     overrides: Mapping[str, WeightFormat | None] = field(default_factory=dict)
-    plain_experts: bool = False  # stacked experts stay in the model's dtype whatever ``linear`` says
 
     def of(self, name: str, role: Role) -> WeightFormat | None:
         """The format of a parameter."""
         if name in self.overrides:
             return self.overrides[name]
-        experts = None if self.plain_experts else self.linear
-        return {"linear": self.linear, "experts": experts, "embed": self.embed, "plain": None}[role]
+        return {"linear": self.linear, "experts": self.linear, "embed": self.embed, "plain": None}[role]
 
     def __str__(self) -> str:
         """The option's text; of a stored checkpoint, its formats, the most common first."""
@@ -68,11 +66,11 @@ def parse_quantization(text: str) -> Quantization:
 def in_panels(dtype: str) -> Quantization:
     """Nothing is quantized, but matrices lie in the order in which the CPU kernels read them.
 
-    dtype is float32 or bfloat16. Experts stay as they are: their products go through torch, an expert at a time.
+    dtype is float32 or bfloat16.
     """
     name = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
     plain = parse_format(name)
-    return Quantization(plain, plain, plain_experts=True)
+    return Quantization(plain, plain)
 
 
 def packed_experts(quantization: Quantization) -> Quantization:
