@@ -14,7 +14,7 @@ from pagoda.weights.expert_cache import CachedExperts
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.header import TensorEntry
 from pagoda.weights.packed import PackedMatrix, equal
-from pagoda.weights.quantization import Quantization, Role, packed_experts
+from pagoda.weights.quantization import Quantization, Role
 from pagoda.weights.rows import StoredRows, runs_of
 from pagoda.weights.schemes.pagoda import EXPERT as OWN_EXPERT
 from pagoda.weights.schemes.pagoda import PREFIX as OWN_PREFIX
@@ -190,7 +190,7 @@ class Model:
                 entry = source.checkpoint.entries[logical.rows]
                 parts.setdefault((piece.param, piece.expert), []).append((piece.start, entry.shape[0], entry))
         rows: dict[tuple[str, int], StoredRows] = {}
-        packing = packed_experts(self.quantization)
+        packing = self.quantization
         for (param, expert), found_parts in sorted(parts.items()):
             format, shape = packing.of(param, "experts"), self._params[param].shape
             if format is None or format.kernel not in ("fp32", "bf16"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pagoda.kernels.packed_bytes import BITS, PANEL
 from pagoda.weights.formats.base import WeightFormat
-from pagoda.weights.quantization import Quantization, packed_experts
+from pagoda.weights.quantization import Quantization
 from pagoda.weights.rows import STORED, rows_of_unit
 
 from .shape import Matrix, ModelShape
@@ -79,7 +79,6 @@ def plan_stream(
 
 def plan_experts(shape: ModelShape, dtype: str, quantization: Quantization, room_bytes: int) -> StreamPlan:
     """A mixture's plan: everything but experts is kept, and as many of those in a cache as fit ``room_bytes``."""
-    quantization = packed_experts(quantization)
     experts = [matrix for matrix in shape.matrices if matrix.role == "experts"]
     layers = {matrix.name.partition(".mlp.")[0] for matrix in experts}
     num_experts = len(layers) * experts[0].count

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..core.calls import build_call, format_call, parse_calls
@@ -71,11 +71,6 @@ def in_panels(dtype: str) -> Quantization:
     name = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
     plain = parse_format(name)
     return Quantization(plain, plain)
-
-
-def packed_experts(quantization: Quantization) -> Quantization:
-    """The same, with experts in the format of the linear layers: those of a cache are multiplied from panels."""
-    return replace(quantization, plain_experts=False)
 
 
 def parse_format(text: str) -> WeightFormat:
