@@ -36,7 +36,7 @@ class Options:
     threads: int
     rounds: int = 3
     load_s: float = 300
-    generate_s: float = 120
+    generate_s: float = 300
     slice_s: float = 100
     total_s: float = 36000
     reserve_bytes: int = 2 << 30
