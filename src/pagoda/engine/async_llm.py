@@ -217,6 +217,11 @@ class AsyncLLM:
         return self._built.config
 
     @property
+    def uses_priority(self) -> bool:
+        """Whether the scheduling policy looks at the priority of requests."""
+        return self._built.engine.scheduler.policy.uses_priority
+
+    @property
     def startup(self) -> dict[str, float]:
         """Seconds of building the engine, by phase."""
         return dict(self._built.startup)

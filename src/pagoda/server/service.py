@@ -114,7 +114,7 @@ class Service:
 
     def check_priority(self, priority: int | None) -> None:
         """Raises ApiError where a priority would have no effect."""
-        if priority and self.llm.config.scheduling != "priority":
+        if priority and not self.llm.uses_priority:
             raise bad("priority", "priority: this server takes requests as they come (--scheduling); leave it out")
 
     def salt(self, caller: Caller, cache_salt: str | None) -> str:

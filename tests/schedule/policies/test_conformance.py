@@ -123,6 +123,16 @@ def test_its_order_is_total_and_does_not_depend_on_who_was_added_first(name: str
 
 
 @every_policy
+def test_a_priority_counts_or_is_said_not_to(name: str) -> None:
+    policy = parse_scheduling(name)
+    items = [Stream(i, 20, 0.0, priority, prompt=[1] * 20) for i, priority in enumerate((1, 0))]
+    for item in items:
+        policy.arrived(item)
+    first = min(items, key=policy.rank)
+    assert (first.priority == 0) is policy.uses_priority
+
+
+@every_policy
 def test_asking_for_the_next_does_not_look_at_all_that_wait(name: str) -> None:
     """Calls into the policy in one step, at 200 and at 2000 waiting: the same number."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..item import Item, Scheduled
 
@@ -29,7 +30,12 @@ class Room:
 
 @dataclass
 class SchedulingPolicy(ABC):
-    """Orders sequences; smaller ranks run first and are preempted last. The rank is the lane's, then the key."""
+    """Orders sequences; smaller ranks run first and are preempted last. The rank is the lane's, then the key.
+
+    ``uses_priority``: whether ``Item.priority`` means anything; the server refuses one that would not.
+    """
+
+    uses_priority: ClassVar[bool] = False
 
     @abstractmethod
     def key(self, item: Item) -> Key:

@@ -20,6 +20,8 @@ from .base import Key, Room, SchedulingPolicy
 class Classes(SchedulingPolicy):
     """``headroom``: share of the KV capacity that best effort work leaves free. ``patience``: seconds."""
 
+    uses_priority = True
+
     headroom: float = 0.1
     patience: float = 30.0
 

@@ -19,6 +19,8 @@ from .base import Key, SchedulingPolicy
 class Edf(SchedulingPolicy):
     """``slo``: seconds to the first token of class 0. ``growth``: by what it is multiplied per class."""
 
+    uses_priority = True
+
     slo: float = 1.0
     growth: float = 4.0
 

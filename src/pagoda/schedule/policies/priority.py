@@ -7,6 +7,8 @@ from .base import Key, SchedulingPolicy
 
 
 class Priority(SchedulingPolicy):
+    uses_priority = True
+
     def key(self, item: Item) -> Key:
         return (item.priority, item.arrival, item.seq_id)
 

@@ -81,7 +81,7 @@ class PagodaFields(Body):
     """Extensions of Pagoda."""
 
     kv: str | None = Field(None, description="KV policy of this request, for example exact or snapkv(budget=0.25).")
-    priority: int | None = Field(None, description="Lower runs earlier, under the priority policy.")
+    priority: int | None = Field(None, description="Lower runs earlier, under the policies priority, classes and edf.")
     cache_salt: str | None = Field(None, max_length=256, description="Requests with other salts share no prefix.")
     cache_control: CacheControl | None = None
     structured_outputs: StructuredOutputs | None = None
