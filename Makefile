@@ -72,7 +72,7 @@ TEXT := $(DATA)/text/tinystories_valid_word_sample.txt.gz
 
 prices: $(STAMP)  ## measure KV policies again and rewrite docs/kv-policies.md
 	$(BIN)/pagoda bench kv lantern --cases 12 --text $(TEXT) --data $(DATA) --docs docs/kv-policies.md
-	for model in stories260K; do $(BIN)/pagoda bench kv $(DATA)/models/$$model --cases 12 \
+	for model in stories260K bitnet-stories-3M; do $(BIN)/pagoda bench kv $(DATA)/models/$$model --cases 12 \
 	  --tasks perplexity,agreement --text $(TEXT) --docs docs/kv-policies.md || exit 1; done
 
 ci:  ## what CI runs
