@@ -32,7 +32,7 @@ def _row(p: Price) -> str:
 
 def rewrite(page: Path, found: PriceList) -> None:
     """Puts the table between the page's markers. Raises ConfigError where they are missing."""
-    begin = BEGIN.format(model=found.model)
+    begin = BEGIN.format(model=Path(found.model).name)
     try:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
