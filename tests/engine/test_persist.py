@@ -137,3 +137,20 @@ def test_options_that_make_no_sense_are_refused(tiny: Path, tmp_path: Path) -> N
     ):
         with pytest.raises(ConfigError, match=message):
             LLM(str(tiny), memory="3GiB", structured_output=False, **{"kv_dir": str(tmp_path), **options})
+
+
+def test_texts_may_be_thousands_of_pages_deep(tmp_path: Path) -> None:
+    """Names on disk are chained; the chain is longer than Python's stack, and may have been forgotten."""
+    from pagoda.kv import persist
+
+    deep = make_model(tmp_path / "deep", max_position_embeddings=32768)
+    ids = prompt(8 * 1050)
+    with open_tiny(deep, tmp_path, page_size=8) as llm:
+        answer(llm, ids)
+        llm._built.engine.persistence._keys.clear()
+        assert persist.MOST_KEYS > 1050
+        assert answer(llm, ids + prompt(20, 1))[1] >= len(ids) - 8
+    with open_tiny(deep, tmp_path, page_size=8) as llm:
+        assert answer(llm, ids)[1] == len(ids) - 8
+        llm._built.engine.persistence._keys.clear()
+        assert answer(llm, ids + prompt(20, 2))[1] >= len(ids) - 8

@@ -31,6 +31,8 @@ WRITE_BYTES = 16 << 20
 """Copied out of the pool and not yet written, at most."""
 STEP_BYTES = 4 << 20
 """Copied out after one step: half a millisecond of memory traffic."""
+MOST_DIRTY, MOST_KEYS = 1 << 14, 1 << 15
+"""Entries that wait to be copied out, and names on disk that are remembered: 8 MiB together."""
 CLOSE_SECONDS = 10.0
 WAIT_SECONDS = 5.0
 """A disk that takes longer is not waited for."""
@@ -117,8 +119,12 @@ class Persistence:
     # Out of the pool ------------------------------------------------------------------------------------------------
 
     def _note(self, entry: Entry) -> None:
-        if not self._restoring:
+        if self._restoring:
+            return
+        if len(self._dirty) < MOST_DIRTY:
             self._dirty.append(entry)
+        else:  # the disk does not keep up: what is older is nearer to the root, and worth more
+            self.stats.num_skipped += 1
 
     @property
     def has_unwritten(self) -> bool:
@@ -150,16 +156,17 @@ class Persistence:
         return found.contiguous().view(torch.uint8).numpy().tobytes()
 
     def _key_of(self, entry: Entry) -> bytes:
-        known = self._keys.get(entry.key)
-        if known is None:
-            if entry.parent is None:
-                known = DiskTier.root_key(self._tag + b"\0" + entry.tokens)
-            else:
-                known = DiskTier.child_key(self._key_of(entry.parent), entry.tokens)
-            if len(self._keys) > 1 << 20:
-                self._keys.clear()
-            self._keys[entry.key] = known
-        return known
+        """The entry's name on disk. A loop, since texts are thousands of pages deep."""
+        if len(self._keys) > MOST_KEYS:
+            self._keys.clear()
+        unnamed, node = [], entry
+        while node.parent is not None and node.key not in self._keys:
+            unnamed.append(node)
+            node = node.parent
+        key = self._keys[node.key] if node.parent is not None else DiskTier.root_key(self._tag + b"\0" + node.tokens)
+        for node in reversed(unnamed):
+            key = self._keys[node.key] = DiskTier.child_key(key, node.tokens)
+        return key
 
     def _write_all(self) -> None:
         itemsize, block_bytes = self._storage.pages.element_size(), self._manager.fmt.block_bytes

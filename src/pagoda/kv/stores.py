@@ -238,6 +238,7 @@ class Stores:
         for store in self:
             if num_bytes > 0 and store.fmt != taker:
                 gone = store.manager.shrink(-(-num_bytes // store.fmt.block_bytes))
+                store.run_copies()  # noted copies may read pages that have just become free: before their bytes go
                 store.storage.release_blocks(gone)
                 self._lease.resize(self._lease.num_bytes - len(gone) * store.fmt.block_bytes)
                 num_bytes -= len(gone) * store.fmt.block_bytes

@@ -1,0 +1,63 @@
+"""Several formats in one lease: what gives way, and what must not be lost when it does."""
+
+from __future__ import annotations
+
+import torch
+
+from pagoda.budget.ledger import Ledger
+from pagoda.core.types import KVFormat
+from pagoda.kv.pages import PagePool
+from pagoda.kv.prefix import PrefixCache
+from pagoda.kv.stores import Stores
+
+FMT = KVFormat(2, 2, 8, 8, 16, "float32")
+
+
+def make_stores(num_blocks: int = 8) -> Stores:
+    ledger = Ledger(64 << 20)
+    stores = Stores(
+        FMT, num_blocks * FMT.block_bytes, ledger.lease("kv", 0, "pages"), ledger.lease("policies", 0, "states"), "cpu",
+        lambda pool: PrefixCache(pool), lazy=True, address_bytes=4 * num_blocks * FMT.block_bytes,
+    )  # fmt: skip
+    assert isinstance(stores.default.manager.pool, PagePool)
+    return stores
+
+
+def test_a_noted_copy_is_made_before_its_source_is_given_back() -> None:
+    """A fork's tail page is to be copied, its parent goes, and its block is asked for: the fork still has the bytes."""
+    stores = make_stores()
+    manager, storage = stores.default.manager, stores.default.storage
+    manager.admit(1, list(range(8)))
+    assert manager.reserve(1, 8)
+    manager.commit(1, list(range(8)))
+    source = manager.table(1).runs()
+    per_block = FMT.pages_per_block
+    storage.pages[int(source[0]) : int(source[0]) + per_block] = 7.0
+    manager.fork(1, 2)
+    assert manager.reserve(2, 1)
+    manager.release(1)
+    assert stores.give_back(8 * FMT.block_bytes) > 0
+    stores.default.run_copies()
+    target = int(manager.table(2).runs()[0])
+    assert target != int(source[0])
+    assert torch.equal(storage.pages[target : target + per_block], torch.full((per_block, 256), 7.0))
+    stores.audit()
+    stores.close()
+
+
+def test_the_total_moves_both_ways() -> None:
+    stores = make_stores(4)
+    manager = stores.default.manager
+    manager.admit(1, list(range(100)))
+    assert not manager.reserve(1, 100)
+    stores.set_total(8 * FMT.block_bytes)
+    assert manager.reserve(1, 100)
+    manager.commit(1, list(range(100)))
+    stores.set_total(2 * FMT.block_bytes)
+    assert stores.excess_bytes == 5 * FMT.block_bytes
+    manager.release(1)
+    stores.set_total(2 * FMT.block_bytes)
+    assert stores.excess_bytes == 0
+    assert manager.pool.num_blocks == 2
+    stores.audit()
+    stores.close()
