@@ -128,3 +128,11 @@ def test_another_thread_is_given_way_between_steps(tiny: Path) -> None:
             assert await llm.set_budget("2900MiB") == 2900 << 20
 
     asyncio.run(scene())
+
+
+def test_the_smaller_of_total_and_host_counts(tiny: Path) -> None:
+    for options in ({"memory": "3GiB", "host_memory": "2GiB"}, {"memory": "2GiB", "host_memory": "3GiB"}):
+        with LLM(str(tiny), structured_output=False, **options) as llm:
+            assert llm.stats()["memory"]["total_bytes"] == 2 << 30
+    with pytest.raises(ConfigError, match="device_memory is '1GiB', but this engine runs on the CPU"):
+        LLM(str(tiny), device="cpu", device_memory="1GiB")

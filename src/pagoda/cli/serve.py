@@ -47,6 +47,8 @@ def serve(
     shadow: Annotated[
         float, typer.Option(help="Share of lossy requests that are run exactly as well, when idle, and compared.")
     ] = 0.0,
+    host_memory: Annotated[str | None, typer.Option(help="Budget of the host alone; --memory bounds it too.")] = None,
+    device_memory: Annotated[str | None, typer.Option(help="Budget of a CUDA device alone.")] = None,
     kv_memory: Annotated[str | None, typer.Option(help="Most bytes of the budget that KV may take.")] = None,
     dtype: opt.Dtype = "auto",
     quantization: opt.Quantization = "auto",
@@ -122,7 +124,8 @@ def serve(
     tracing = traces.tracer_provider() if otel else None
     keys = read_keys(api_key or (), api_key_file, os.environ)
     options = opt.given(
-        memory=memory, kv=kv, kv_cache_dtype=kv_cache_dtype, kv_memory=kv_memory, dtype=dtype, shadow=shadow,
+        memory=memory, host_memory=host_memory, device_memory=device_memory,
+        kv=kv, kv_cache_dtype=kv_cache_dtype, kv_memory=kv_memory, dtype=dtype, shadow=shadow,
         quantization=quantization, weights=weights, device=device, num_threads=threads,
         max_model_len=opt.length(max_model_len), max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, scheduling=scheduling,

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from ..budget import Ledger, MachineProbe, default_budget, heap_bytes, lease_runtime, reconcile, trim_heap
+from ..budget.default import Budget
 from ..budget.ledger import SPARE, Lease
 from ..core.clock import Clock, SystemClock
-from ..core.errors import BudgetError
+from ..core.errors import BudgetError, ConfigError
 from ..core.types import Granularity
 from ..core.units import format_bytes
 from ..kv.grammar import parse_policy
@@ -123,19 +124,35 @@ class Built:
 
 
 def _host_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
-    budget = default_budget(config.memory, probe)
+    if config.device_memory is not None:
+        raise ConfigError(
+            f"device_memory is {config.device_memory!r}, but this engine runs on the CPU; say memory or host_memory"
+        )
+    budget = _smaller(config.memory, config.host_memory, probe)
     return Ledger(budget.total_bytes, reason=budget.reason)
+
+
+def _smaller(total: str | int | float | None, part: str | int | float | None, probe: MachineProbe) -> Budget:
+    """The budget of one place, bounded by what was said about all places together."""
+    if part is None or total is None:
+        return default_budget(total if part is None else part, probe)
+    return min(default_budget(total, probe), default_budget(part, probe), key=lambda budget: budget.total_bytes)
 
 
 def _cuda_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
     """Weights, pages and steps live on the device, so the budget is the device's: what is free there, less a margin."""
     free = torch.cuda.mem_get_info(None if config.device in ("auto", "cuda") else config.device)[0]
-    if config.memory is None:
+    if config.host_memory is not None:
+        raise ConfigError(
+            f"host_memory is {config.host_memory!r}, but this engine keeps everything on its device, and bounds that "
+            "alone; say memory or device_memory"
+        )
+    if config.memory is None and config.device_memory is None:
         return Ledger(free - free // 16, reason="free device memory minus a margin of 6 %")
-    budget = default_budget(config.memory, probe)
+    budget = _smaller(config.memory, config.device_memory, probe)
     if budget.total_bytes > free:
         raise BudgetError(
-            f"memory {config.memory!r} is {format_bytes(budget.total_bytes)}, but the device has {format_bytes(free)} "
+            f"memory ({budget.reason}) is {format_bytes(budget.total_bytes)}, but the device has {format_bytes(free)} "
             "free; ask for less, or use device='cpu'"
         )
     return Ledger(budget.total_bytes, reason=budget.reason)

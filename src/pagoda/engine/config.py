@@ -27,6 +27,8 @@ class EngineConfig:
     model: str
     memory: str | int | float | None = None
     kv_memory: str | int | None = None
+    host_memory: str | int | float | None = None
+    device_memory: str | int | float | None = None
     kv: str = "exact"
     kv_cache_dtype: str = "auto"
     dtype: str = "auto"

@@ -44,6 +44,8 @@ class LLM:
         max_model_len: longest sequence in tokens; ``auto`` is the model's own limit, or what the budget holds.
         max_num_seqs, max_num_batched_tokens: sequences and tokens of one step.
         scheduling: which request next: ``fcfs``, ``priority``, ``sjf(weight=5.0)``, … (docs/scheduling.md).
+        host_memory, device_memory: budgets of one place; ``memory`` bounds each of them too. What does not belong to
+            the place where the engine runs is refused.
         kv_memory: most bytes of it that KV pages may take (default: all that is left beside weights and activations).
         kv_dir: folder that keeps the KV of prompts over restarts, with at most ``disk`` bytes (default 8GiB), each
             page for ``kv_ttl`` seconds after its last use (default: as long as there is room).
