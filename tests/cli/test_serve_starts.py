@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from ..server.otlp import collecting
+from .conftest import pagoda
 
 
 def test_it_starts_answers_logs_traces_and_ends(tmp_path) -> None:
@@ -44,3 +46,18 @@ def test_it_starts_answers_logs_traces_and_ends(tmp_path) -> None:
     (told,) = [record for record in records if record.get("endpoint") == "completions"]
     assert told["status"] == 200
     assert "private" not in log.read_text()
+
+
+def test_it_tells_people_where_it_is_and_takes_a_load() -> None:
+    command = [sys.executable, "-m", "pagoda", "serve", "lantern", "--memory", "1GiB", "--threads", "1", "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--scheduling", "sarathi_serve(tbt=0.05)"], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        url = re.search(r"serving lantern at (http://\S+)", child.stdout.readline())
+        assert url is not None
+        words = "--requests 4 --rate 20 --prompt-tokens 20 --output-tokens 3 --vocab-size 200 --json"
+        done = pagoda("bench", "serve", url[1], *words.split())
+        assert (done.code, done.json["num_requests"], done.json["num_failed"]) == (0, 4, 0)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 0

@@ -173,6 +173,6 @@ def _announce(
         emit_json({"url": url, "models": names, "ready_seconds": total, "startup_seconds": startup})
         return
     parts = ", ".join(f"{what} {seconds:.2f}" for what, seconds in startup.items())
-    if (placement := llm.stats()["model"]["weights"]) != "resident":
-        print(f"weights: {placement}", flush=True)
+    if llm.weights_placement != "resident":
+        print(f"weights: {llm.weights_placement}", flush=True)
     print(f"serving {', '.join(names)} at {url}  (ready after {total:.2f} s: {parts})", flush=True)

@@ -217,6 +217,11 @@ class AsyncLLM:
         return self._built.config
 
     @property
+    def weights_placement(self) -> str:
+        """Where the weights lie: ``resident``, or what is read from where."""
+        return self._built.loaded.placement
+
+    @property
     def uses_priority(self) -> bool:
         """Whether the scheduling policy looks at the priority of requests."""
         return self._built.engine.scheduler.policy.uses_priority
