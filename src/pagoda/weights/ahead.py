@@ -35,7 +35,7 @@ class ReadAhead:
     """Groups of ``sizes`` bytes in a ring of ``buffer``, filled by ``fill`` on threads of their own, taken in order.
 
     ``repeat``: after the last group comes the first again, for ever. ``num_threads``: groups that are read at once;
-    with two, the disk has work while a thread waits for its turn (on a busy processor 0.83 of its rate, not 0.57).
+    with two, the disk has work while a thread waits for its turn (busy cores: 0.63 to 0.83 of its rate, not 0.57).
     """
 
     def __init__(
