@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 WRITE_BUFFER_BYTES = 16 << 10
 """Of a socket that does not empty; beyond it nothing more is written until it does."""
 CONNECTION_BYTES = 16 * 1024 + WRITE_BUFFER_BYTES
+"""Protocol, parser and transport (an estimate, not a measurement), and the buffer."""
 MAX_CONNECTION_SHARE = 0.5
 MAX_STORED_SHARE = 0.25
 MAX_REQUEST_SHARE = 0.875
 """What requests leave is for connections, so that a client can be told that there is no room."""
 LOGPROB_BYTES = 640
-"""Of one alternative of one token, from the engine's report to the JSON object: measured 560."""
+"""Of one alternative of one token, from the engine's report to the JSON object: measured 470, 20 for a token."""
 BYTES_PER_TEXT_BYTE = 5
 BYTES_PER_MARK = 160
-"""Body, JSON objects and checked model of a body: most for one of its texts in wide characters (4.6 a byte), and most
-for one comma, colon or bracket outside of texts (143, conversations of many short messages).
+"""Body, JSON objects and checked model of a body: a text in wide characters holds 2.6 a byte (6 for the moment of its
+parsing), and a comma, colon or bracket outside of texts 143 at most (conversations of many short messages).
 """
 _TEXTS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _ROUGHLY = 1 << 20
