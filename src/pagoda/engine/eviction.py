@@ -80,15 +80,21 @@ class Evictor:
             for sequence in encoding:
                 _encode(sequence)
             _observe(result)
-            moves: dict[Store, list[SlotMoves]] = {}
-            for index in watched:
-                piece = result.pieces[index]
-                sequence = piece.sequence
-                if piece.start + piece.num_tokens == sequence.policy.next_act(piece.start, sequence.prompt_len):
-                    self._act(sequence, result, moves.setdefault(sequence.store, []))
-        for store, mine in moves.items():
-            _run(store, mine)
+            for store in dict.fromkeys(result.pieces[index].sequence.store for index in watched):
+                self._act_in(store, [i for i in watched if result.pieces[i].sequence.store is store], result)
         self._counters.policy_seconds += time.perf_counter() - started
+
+    def _act_in(self, store: Store, watched: list[int], result: StepResult) -> None:
+        """The acts of one store's pieces. Their moves run before another store acts: its pool may grow by blocks that
+        have just become free here, whose bytes the moves still read.
+        """
+        moves: list[SlotMoves] = []
+        for index in watched:
+            piece = result.pieces[index]
+            sequence = piece.sequence
+            if piece.start + piece.num_tokens == sequence.policy.next_act(piece.start, sequence.prompt_len):
+                self._act(sequence, result, moves)
+        _run(store, moves)
 
     def _count(self, state: PolicyState) -> None:
         notes = state.notes
