@@ -10,6 +10,7 @@ import torch
 
 from pagoda.core.errors import BudgetError, ConfigError
 from pagoda.core.types import KVFormat
+from pagoda.kv.codecs.base import with_dtype
 from pagoda.kv.storage import PageStorage
 from pagoda.kv.table import SlotMoves
 
@@ -144,7 +145,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="dtype of KV pages 'fp8'; accepted: bfloat16, float16, float32"):
         KVFormat(1, 1, 8, 8, 4, "fp8")
     with pytest.raises(ConfigError, match="KV codec 'fp9'; accepted: fp8, int4, int8"):
-        PageStorage(KVFormat(1, 1, 8, 8, 4, "fp9", slot_bytes=24), 1)
+        with_dtype(SMALL, "fp9")
     with pytest.raises(ConfigError, match="at least 1 block"):
         PageStorage(SMALL, 0)
     with pytest.raises(BudgetError, match="no address space"):
