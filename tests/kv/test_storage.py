@@ -144,7 +144,9 @@ def test_growth_on_a_gpu_keeps_the_content() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="dtype of KV pages 'fp8'; accepted: bfloat16, float16, float32"):
         KVFormat(1, 1, 8, 8, 4, "fp8")
-    with pytest.raises(ConfigError, match="KV codec 'fp9'; accepted: fp8, int4, int8"):
+    with pytest.raises(
+        ConfigError, match="unknown kv_cache_dtype 'fp9'; accepted: auto, bfloat16, float16, float32, fp8, int4, int8"
+    ):
         with_dtype(SMALL, "fp9")
     with pytest.raises(ConfigError, match="at least 1 block"):
         PageStorage(SMALL, 0)
