@@ -55,8 +55,8 @@ def test_the_version() -> None:
     [
         (
             ["serv"],
-            "no command 'serv'; commands: run, chat, serve, models, doctor, quantize, bench, calibrate; "
-            "see pagoda --help",
+            "no command 'serv'; commands: run, chat, serve, models, plan, doctor, quantize, cache, bench, "
+            "calibrate; see pagoda --help",
         ),
         (["run", "lantern", "--no-such-option"], "No such option: --no-such-option; see pagoda run --help"),
         (["run"], "Missing argument"),
