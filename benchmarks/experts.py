@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 
 from pagoda.budget.ledger import Ledger
 from pagoda.kv.dense import DenseCache, DenseView
-from pagoda.models.load import Loaded, Room, load_model
+from pagoda.models.load import Loaded, load_model
 from pagoda.models.model import Model
+from pagoda.models.placement import Room
 from pagoda.weights.expert_cache import POLICIES
 
 CONFIG = {

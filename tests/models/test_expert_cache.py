@@ -12,7 +12,8 @@ import torch
 from pagoda import LLM, SamplingParams
 from pagoda.budget.ledger import Ledger
 from pagoda.core.errors import ConfigError, WeightsError
-from pagoda.models.load import Room, load_model
+from pagoda.models.load import load_model
+from pagoda.models.placement import Room
 from pagoda.models.shape import ModelShape
 from pagoda.models.stream_plan import plan_experts
 from pagoda.weights.expert_cache import POLICIES, ExpertCache

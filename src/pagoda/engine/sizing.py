@@ -12,7 +12,7 @@ from ..core.errors import BudgetError, ConfigError
 from ..core.types import KVFormat
 from ..core.units import format_bytes, parse_bytes
 from ..kv.codecs.base import with_dtype
-from ..models.load import Room, RoomFor
+from ..models.placement import Room, RoomFor
 from ..models.shape import ModelShape
 from ..plan.accounts import STAGING_BYTES, StepLimits, step_bytes
 from ..sampling.scratch import grammar_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pagoda.budget.ledger import Lease, Ledger
+from pagoda.budget.ledger import Ledger
 from pagoda.core.errors import ConfigError, ModelError, UnsupportedModelError, choices
 from pagoda.core.types import DTYPE_BYTES
 from pagoda.core.units import format_bytes
 from pagoda.kernels.dispatch import load_providers
-from pagoda.weights.expert_cache import POLICIES as CACHE_POLICIES
 from pagoda.weights.expert_cache import ExpertCache
 from pagoda.weights.quantization import Quantization, in_panels, parse_quantization
 from pagoda.weights.reader import Checkpoint, torch_dtype
@@ -28,30 +27,15 @@ from .fingerprint import fingerprint
 from .footprint import Footprint, tokenizer_bytes
 from .generation import end_ids, read_generation
 from .model import Model
+from .placement import Filling, Progress, RoomFor, choose_stream
 from .resizing import BlockStacks
 from .resolve import resolve
 from .shape import TINY_PARAMS, ModelShape
-from .stream_plan import StreamPlan, plan_experts, plan_stream
+from .stream_plan import StreamPlan
 from .tokenizer import Tokenizer, read_json
 
 if TYPE_CHECKING:
     from .fallback import FallbackModel
-
-Progress = Callable[[int, int], None]
-PLACEMENTS = ("auto", "resident", "stream")
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """Bytes that weights may take: ``whole`` if all of them stay in memory, ``streaming`` if some are read at every
-    step (less, since a stream's ring and more KV stand beside them).
-    """
-
-    whole: int
-    streaming: int
-
-
-RoomFor = Callable[[ModelShape, str, Quantization], Room]
 
 GGUF_HEADER_BYTES = 4 << 20  # a vocabulary of 150,000 with merges; the lease becomes what it really took
 TRANSFORMERS_BYTES = 160 << 20  # measured beside torch: 133 MB with one architecture's file; adapted to what it is
@@ -161,16 +145,15 @@ def _load(
     if asked is None and source.formats and isinstance(model, Model):
         as_stored = model.stored_formats(source.formats)
         model = _empty_model(config, getattr(torch, name), as_stored, device, max_model_len, footprint)
-    plan = _streaming(model, source, name, *placement)
+    plan = choose_stream(model, source, name, *placement)
+    filling = Filling(model, source, name, footprint, progress)
     cache = lease = None
-    if plan is not None and plan.num_experts:
-        assert isinstance(model, Model)
-        cache = _fill_around_experts(model, source, name, plan, expert_cache, footprint, progress)
-    elif plan is not None:
-        assert isinstance(model, Model)
-        _fill_streamed(model, source, name, plan, footprint, progress)
+    if plan is None:
+        lease = filling.whole()
+    elif plan.num_experts:
+        cache = filling.around_experts(plan, expert_cache)
     else:
-        lease = _fill(model, source, name, footprint, progress)
+        filling.streamed(plan)
     quantization = getattr(model, "quantization", Quantization())
     return Loaded(
         model=model,
@@ -348,126 +331,3 @@ def _transformers_room(footprint: Footprint) -> AbstractContextManager[None]:
     if "transformers.modeling_utils" in sys.modules:
         return nullcontext()
     return footprint.measured("runtime", TRANSFORMERS_BYTES, "transformers")
-
-
-def _fill(
-    model: Model | FallbackModel, source: TensorSource, dtype: str, footprint: Footprint, progress: Progress | None
-) -> Lease | None:
-    """Streams the checkpoint into the model, under leases taken before the first byte is read; returns the weights'."""
-    packing: Quantization = getattr(model, "quantization", Quantization())
-    what = f"{model.shape.family}, {dtype if packing.is_plain else packing}"
-    num_bytes = model.shape.weight_bytes(dtype, packing)
-    lease = footprint.lease("weights", num_bytes, what, lambda: model.weight_bytes)
-    passing = source.passing_bytes() + model.shape.packing_bytes(packing)
-    order = model.load_order(source.names) if isinstance(model, Model) and not packing.is_plain else None
-    with footprint.passing("staging", passing, "one tensor while loading"):
-        done, total = 0, source.num_bytes
-        for name, tensor, num_bytes in source.stream(order):
-            if isinstance(model, Model):
-                model.load_tensor(name, tensor)
-            else:
-                model.load_tensor(name, tensor if isinstance(tensor, torch.Tensor) else tensor.dense())
-            done += num_bytes
-            if progress is not None:
-                progress(done, total)
-        model.finish_loading()
-    if lease is not None:
-        lease.resize(model.weight_bytes)
-    return lease
-
-
-def _streaming(
-    model: Model | FallbackModel, source: TensorSource, dtype: str, weights: str, room_for: RoomFor | None
-) -> StreamPlan | None:
-    """The plan of a model whose weights are not all kept. Raises ConfigError where that was asked for and cannot be."""
-    if weights not in PLACEMENTS:
-        raise ConfigError(choices("weights", weights, PLACEMENTS))
-    packing: Quantization = getattr(model, "quantization", Quantization())
-    room = None if room_for is None else room_for(model.shape, dtype, packing)
-    needed = model.shape.weight_bytes(dtype, packing)
-    if model.device.type != "cpu":
-        if weights == "stream":
-            raise ConfigError("weights='stream' is for device='cpu': a GPU's weights are not read from disk")
-        return None
-    if weights == "resident" or (weights == "auto" and (room is None or needed <= room.whole)):
-        return None
-    reason = "it runs in transformers' modules"
-    if isinstance(model, Model) and any(matrix.role == "experts" for matrix in model.shape.matrices):
-        expert_rows, why_not = model.expert_rows(source)
-        if expert_rows:
-            return plan_experts(model.shape, dtype, packing, 0 if room is None else room.streaming)
-        reason = why_not or "it has no experts of its own"
-    elif isinstance(model, Model):
-        rows, unfit = model.stored_rows(source)
-        plan = plan_stream(model.shape, dtype, packing, 0 if room is None else room.streaming, rows)
-        if rows and (weights == "stream" or plan.num_bytes < needed):
-            return plan
-        reason = next(iter(unfit.values()), "it has no matrix") if not rows else "it is too small to gain by it"
-    if weights == "auto":
-        return None
-    raise ConfigError(
-        f"weights='stream': no matrix of this model can be read as it is multiplied ({reason}); "
-        "`pagoda quantize` writes a checkpoint that can, for example with --format bf16 or int4"
-    )
-
-
-def _fill_streamed(
-    model: Model, source: TensorSource, dtype: str, plan: StreamPlan, footprint: Footprint, progress: Progress | None
-) -> None:
-    from .streamed_load import keep_resident, stream_rest
-
-    rows, _ = model.stored_rows(source)
-    others = [name for name in model.load_order(source.names) if not model.fills_only(name, rows)]
-    what = f"{model.shape.family}, {model.quantization}, {len(plan.streamed)} matrices on disk"
-    lease = footprint.lease("weights", plan.resident_bytes, what, lambda: model.weight_bytes)
-    total, done = source.num_bytes, 0
-
-    def advance(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-        if progress is not None:
-            progress(min(done, total), total)
-
-    passing = max(plan.passing_bytes, source.passing_bytes(others) + model.shape.packing_bytes(model.quantization))
-    with footprint.passing("staging", passing, "one tensor while loading"):
-        for name, tensor, num_bytes in source.stream(others):
-            model.load_tensor(name, tensor)
-            advance(num_bytes)
-        keep_resident(model, source, plan, rows, advance)
-    ring = footprint.lease("weights", plan.passing_bytes, "ring of streamed weights")
-    stream = stream_rest(model, source, plan, rows)
-    footprint.at_release(stream.close)
-    model.finish_loading()
-    if lease is not None and ring is not None:
-        lease.resize(model.weight_bytes)
-        ring.resize(stream.num_bytes)
-
-
-def _fill_around_experts(
-    model: Model, source: TensorSource, dtype: str, plan: StreamPlan, policy: str, footprint: Footprint,
-    progress: Progress | None,
-) -> ExpertCache:  # fmt: skip
-    """Everything but the experts, and a cache for those."""
-    from .streamed_load import cache_experts
-
-    if policy not in CACHE_POLICIES:
-        raise ConfigError(choices("expert_cache", policy, CACHE_POLICIES))
-    others = [name for name in model.load_order(source.names) if not model.fills_only(name, plan.streamed)]
-    what = f"{model.shape.family}, {model.quantization}, experts on disk"
-    lease = footprint.lease("weights", plan.resident_bytes, what, lambda: model.weight_bytes)
-    ring = footprint.lease("weights", plan.passing_bytes, f"cache of {plan.expert_slots} experts")
-    passing = source.passing_bytes(others) + model.shape.packing_bytes(model.quantization)
-    with footprint.passing("staging", passing, "one tensor while loading"):
-        done, total = 0, sum(source.stored_bytes(name) for name in others)
-        for name, tensor, num_bytes in source.stream(others):
-            model.load_tensor(name, tensor)
-            done += num_bytes
-            if progress is not None:
-                progress(done, total)
-    cache = cache_experts(model, source, plan, policy)
-    footprint.at_release(cache.close)
-    model.finish_loading()
-    if lease is not None and ring is not None:
-        lease.resize(model.weight_bytes)
-        ring.resize(cache.num_bytes)
-    return cache

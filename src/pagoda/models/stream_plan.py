@@ -19,6 +19,7 @@ from .shape import Matrix, ModelShape
 
 ALIGN_BYTES = 4 * 8192  # of a unit in the ring, beside its rows: pages that are shared with its neighbours in the file
 RING_UNITS = 4
+PLACEMENTS = ("auto", "resident", "stream")  # what `weights` may be
 MIN_SLOTS = 2  # one expert is computed, the next is read
 
 

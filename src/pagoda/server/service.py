@@ -127,6 +127,15 @@ class Service:
         tokens = output.prompt_token_ids + output.outputs[0].token_ids
         return await self.pins.hold(caller.name, tokens, salt, ttl or self.config.response_ttl, self.now())
 
+    async def pin_all(
+        self, caller: Caller, outputs: list[RequestOutput], control: CacheControl | None, cache_salt: str | None
+    ) -> int:
+        """``pin`` for every output of a request that asked for it; returns the bytes that are held now."""
+        assert control is not None
+        salt = self.salt(caller, cache_salt)
+        made = [await self.pin(caller, output, salt, control.ttl) for output in outputs]
+        return sum(pin.num_bytes for pin in made if pin is not None)
+
     def _forget(self, stored: Stored) -> None:
         """A stored response leaves; its pin goes with it."""
         if stored.pin is not None:

@@ -17,6 +17,14 @@ def in_panels(stack: ExpertStack) -> bool:
     return all(isinstance(expert, PanelMatrix) for expert in stack.experts)
 
 
+def _by_expert(topk_ids: Tensor, topk_weights: Tensor, num_experts: int) -> tuple[list[int], Tensor, Tensor]:
+    """How many rows each expert gets; the rows' tokens ``[T * k]`` and weights ``[T * k, 1]``, by expert, token."""
+    chosen = topk_ids.reshape(-1)
+    order = chosen.argsort(stable=True)
+    counts: list[int] = torch.bincount(chosen, minlength=num_experts).tolist()
+    return counts, order // topk_ids.shape[1], topk_weights.reshape(-1).index_select(0, order)[:, None]
+
+
 def _grouped(x: Tensor, counts: list[int], stack: ExpertStack, biases: Tensor | None) -> Tensor:
     """Rows of x, sorted by expert, through their experts."""
     matrices = [expert.packed for expert in stack.experts]
@@ -38,10 +46,8 @@ def packed_dispatch(
     down_b: Tensor | None = None,
 ) -> Tensor:
     """As ``ops.moe_dispatch`` (shapes stand there): experts in the order of their numbers, only the chosen are read."""
-    out, top_k = torch.zeros_like(x), topk_ids.shape[1]
-    order = topk_ids.reshape(-1).argsort(stable=True)  # by expert, then by token
-    counts = torch.bincount(topk_ids.reshape(-1), minlength=gate_up.shape[0]).tolist()
-    tokens, weights = order // top_k, topk_weights.reshape(-1).index_select(0, order)[:, None]
+    out = torch.zeros_like(x)
+    counts, tokens, weights = _by_expert(topk_ids, topk_weights, gate_up.shape[0])
     if in_panels(gate_up) and in_panels(down):
         inner = _grouped(x.index_select(0, tokens), counts, gate_up, gate_up_b)
         gate, up = inner.chunk(2, dim=-1)
@@ -78,10 +84,8 @@ def cached_dispatch(
     down_b: Tensor | None = None,
 ) -> Tensor:
     """As ``packed_dispatch``, to the last bit: experts are computed as they come, and added in the order of numbers."""
-    out, top_k = torch.zeros_like(x), topk_ids.shape[1]
-    order = topk_ids.reshape(-1).argsort(stable=True)
-    counts = torch.bincount(topk_ids.reshape(-1), minlength=experts.shape[0]).tolist()
-    tokens, weights = order // top_k, topk_weights.reshape(-1).index_select(0, order)[:, None]
+    out = torch.zeros_like(x)
+    counts, tokens, weights = _by_expert(topk_ids, topk_weights, experts.shape[0])
     starts = [0, *itertools.accumulate(counts)]
     results: dict[int, Tensor] = {}
     for expert, (gate_up, down) in experts.cache.use(experts.layer, [e for e, count in enumerate(counts) if count]):

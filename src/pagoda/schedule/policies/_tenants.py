@@ -1,8 +1,11 @@
-"""What each tenant has been served, and who is here now: the counters under vtc, dlpm and cost."""
+"""What each tenant has been served, and who is here now: the counters and the lanes under vtc and cost."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from ..item import Item
+from .base import Key, SchedulingPolicy
 
 MAX_IDLE = 10_000  # tenants without requests whose counters are remembered
 
@@ -40,3 +43,25 @@ class Tenants:
         idle = sorted((tenant for tenant in self.served if tenant not in self.live), key=self.served.__getitem__)
         for tenant in idle[: MAX_IDLE // 2]:  # the least served: the lift gives them back most of what is lost
             del self.served[tenant]
+
+
+class LeastServedFirst(SchedulingPolicy):
+    """A lane for each tenant, in order of arrival; the lane of the tenant that was served least goes next."""
+
+    def __post_init__(self) -> None:
+        self._tenants = Tenants()
+
+    def key(self, item: Item) -> Key:
+        return (item.arrival, item.seq_id)
+
+    def lane(self, item: Item) -> Hashable:
+        return item.tenant
+
+    def lane_rank(self, lane: Hashable, head: Item) -> Key:
+        return (self._tenants.served[head.tenant],)
+
+    def arrived(self, item: Item) -> None:
+        self._tenants.arrive(item.tenant)
+
+    def left(self, item: Item, completed: bool) -> None:
+        self._tenants.leave(item.tenant)

@@ -9,36 +9,23 @@ request is charged for what it computes again only as output, once.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...core.errors import ConfigError
 from ..item import Item, Scheduled
-from ._tenants import Tenants
-from .base import Key, SchedulingPolicy
+from ._tenants import LeastServedFirst
 
 
 @dataclass
-class Vtc(SchedulingPolicy):
+class Vtc(LeastServedFirst):
     output_weight: float = 2.0
 
     def __post_init__(self) -> None:
         if not self.output_weight >= 0:
             raise ConfigError(f"vtc(output_weight={self.output_weight}): give 0 or above")
-        self._tenants = Tenants()
+        super().__post_init__()
         self._charged: set[int] = set()
-
-    def key(self, item: Item) -> Key:
-        return (item.arrival, item.seq_id)
-
-    def lane(self, item: Item) -> Hashable:
-        return item.tenant
-
-    def lane_rank(self, lane: Hashable, head: Item) -> Key:
-        return (self._tenants.served[head.tenant],)
-
-    def arrived(self, item: Item) -> None:
-        self._tenants.arrive(item.tenant)
 
     def admitted(self, item: Item, num_cached: int) -> None:
         if item.seq_id not in self._charged:
@@ -52,7 +39,7 @@ class Vtc(SchedulingPolicy):
 
     def left(self, item: Item, completed: bool) -> None:
         self._charged.discard(item.seq_id)
-        self._tenants.leave(item.tenant)
+        super().left(item, completed)
 
     def explain(self, item: Item, ahead: int) -> str:
         served = self._tenants.served[item.tenant]

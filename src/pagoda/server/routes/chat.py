@@ -88,10 +88,7 @@ class _Chat(Answering):
     async def ended(self, job: Job, outputs: list[RequestOutput]) -> int:
         if not self.pins:
             return 0
-        control, salt = self.body.cache_control, self.service.salt(job.caller, self.body.cache_salt)
-        assert control is not None
-        made = [await self.service.pin(job.caller, output, salt, control.ttl) for output in outputs]
-        return sum(pin.num_bytes for pin in made if pin is not None)
+        return await self.service.pin_all(job.caller, outputs, self.body.cache_control, self.body.cache_salt)
 
     # -- the answer in one piece -------------------------------------------------------------------------------------
 

@@ -1,0 +1,178 @@
+"""Where a model's weights go while it is loaded: all into memory, or some left on disk, to be read at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pagoda.budget.ledger import Lease
+from pagoda.core.errors import ConfigError, choices
+from pagoda.weights.expert_cache import POLICIES as CACHE_POLICIES
+from pagoda.weights.expert_cache import ExpertCache
+from pagoda.weights.quantization import Quantization
+from pagoda.weights.source import TensorSource
+
+from .footprint import Footprint
+from .model import Model
+from .shape import ModelShape
+from .stream_plan import PLACEMENTS, StreamPlan, plan_experts, plan_stream
+
+if TYPE_CHECKING:
+    from .fallback import FallbackModel
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes that weights may take: ``whole`` if all of them stay in memory, ``streaming`` if some are read at every
+    step (less, since a stream's ring and more KV stand beside them).
+    """
+
+    whole: int
+    streaming: int
+
+
+RoomFor = Callable[[ModelShape, str, Quantization], Room]
+
+
+def choose_stream(
+    model: Model | FallbackModel, source: TensorSource, dtype: str, weights: str, room_for: RoomFor | None
+) -> StreamPlan | None:
+    """The plan of a model whose weights are not all kept. Raises ConfigError where that was asked for and cannot be."""
+    if weights not in PLACEMENTS:
+        raise ConfigError(choices("weights", weights, PLACEMENTS))
+    packing = _packing(model)
+    room = None if room_for is None else room_for(model.shape, dtype, packing)
+    needed = model.shape.weight_bytes(dtype, packing)
+    if model.device.type != "cpu":
+        if weights == "stream":
+            raise ConfigError("weights='stream' is for device='cpu': a GPU's weights are not read from disk")
+        return None
+    if weights == "resident" or (weights == "auto" and (room is None or needed <= room.whole)):
+        return None
+    reason = "it runs in transformers' modules"
+    if isinstance(model, Model) and any(matrix.role == "experts" for matrix in model.shape.matrices):
+        expert_rows, why_not = model.expert_rows(source)
+        if expert_rows:
+            return plan_experts(model.shape, dtype, packing, 0 if room is None else room.streaming)
+        reason = why_not or "it has no experts of its own"
+    elif isinstance(model, Model):
+        rows, unfit = model.stored_rows(source)
+        plan = plan_stream(model.shape, dtype, packing, 0 if room is None else room.streaming, rows)
+        if rows and (weights == "stream" or plan.num_bytes < needed):
+            return plan
+        reason = next(iter(unfit.values()), "it has no matrix") if not rows else "it is too small to gain by it"
+    if weights == "auto":
+        return None
+    raise ConfigError(
+        f"weights='stream': no matrix of this model can be read as it is multiplied ({reason}); "
+        "`pagoda quantize` writes a checkpoint that can, for example with --format bf16 or int4"
+    )
+
+
+class Filling:
+    """One model's weights on their way from its checkpoint, under leases taken before the first byte is read."""
+
+    def __init__(
+        self,
+        model: Model | FallbackModel,
+        source: TensorSource,
+        dtype: str,
+        footprint: Footprint,
+        progress: Progress | None,
+    ) -> None:
+        self._model, self._source, self._dtype = model, source, dtype
+        self._footprint, self._progress = footprint, progress
+        self._done, self._total = 0, source.num_bytes
+
+    def whole(self) -> Lease | None:
+        """All of them stay in memory. Returns their lease."""
+        model, packing = self._model, _packing(self._model)
+        what = f"{model.shape.family}, {self._dtype if packing.is_plain else packing}"
+        lease = self._lease(model.shape.weight_bytes(self._dtype, packing), what)
+        order = model.load_order(self._source.names) if isinstance(model, Model) and not packing.is_plain else None
+        with self._staging(self._source.passing_bytes() + model.shape.packing_bytes(packing)):
+            self._load(order)
+            model.finish_loading()
+        if lease is not None:
+            lease.resize(model.weight_bytes)
+        return lease
+
+    def streamed(self, plan: StreamPlan) -> None:
+        """What the plan keeps; the other matrices are read at every step."""
+        from .streamed_load import keep_resident, stream_rest
+
+        model, source = self._native, self._source
+        rows, _ = model.stored_rows(source)
+        others = [name for name in model.load_order(source.names) if not model.fills_only(name, rows)]
+        what = f"{model.shape.family}, {model.quantization}, {len(plan.streamed)} matrices on disk"
+        lease = self._lease(plan.resident_bytes, what)
+        passing = source.passing_bytes(others) + model.shape.packing_bytes(model.quantization)
+        with self._staging(max(plan.passing_bytes, passing)):
+            self._load(others)
+            keep_resident(model, source, plan, rows, self._advance)
+        ring = self._footprint.lease("weights", plan.passing_bytes, "ring of streamed weights")
+        stream = stream_rest(model, source, plan, rows)
+        self._beside(lease, ring, stream.close, lambda: stream.num_bytes)
+
+    def around_experts(self, plan: StreamPlan, policy: str) -> ExpertCache:
+        """Everything but the experts, and a cache for those. Raises ConfigError for an unknown policy."""
+        from .streamed_load import cache_experts
+
+        if policy not in CACHE_POLICIES:
+            raise ConfigError(choices("expert_cache", policy, CACHE_POLICIES))
+        model, source = self._native, self._source
+        others = [name for name in model.load_order(source.names) if not model.fills_only(name, plan.streamed)]
+        lease = self._lease(plan.resident_bytes, f"{model.shape.family}, {model.quantization}, experts on disk")
+        ring = self._footprint.lease("weights", plan.passing_bytes, f"cache of {plan.expert_slots} experts")
+        self._total = sum(source.stored_bytes(name) for name in others)
+        with self._staging(source.passing_bytes(others) + model.shape.packing_bytes(model.quantization)):
+            self._load(others)
+        cache = cache_experts(model, source, plan, policy)
+        self._beside(lease, ring, cache.close, lambda: cache.num_bytes)
+        return cache
+
+    @property
+    def _native(self) -> Model:
+        assert isinstance(self._model, Model)  # plans are made for native families only
+        return self._model
+
+    def _lease(self, num_bytes: int, what: str) -> Lease | None:
+        return self._footprint.lease("weights", num_bytes, what, lambda: self._model.weight_bytes)
+
+    def _staging(self, num_bytes: int) -> AbstractContextManager[None]:
+        return self._footprint.passing("staging", num_bytes, "one tensor while loading")
+
+    def _load(self, order: Sequence[str] | None) -> None:
+        model = self._model
+        for name, tensor, num_bytes in self._source.stream(order):
+            if isinstance(model, Model):
+                model.load_tensor(name, tensor)
+            else:
+                model.load_tensor(name, tensor if isinstance(tensor, torch.Tensor) else tensor.dense())
+            self._advance(num_bytes)
+
+    def _advance(self, num_bytes: int) -> None:
+        self._done += num_bytes
+        if self._progress is not None:
+            self._progress(min(self._done, self._total), self._total)
+
+    def _beside(
+        self, lease: Lease | None, ring: Lease | None, close: Callable[[], None], num_bytes: Callable[[], int]
+    ) -> None:
+        """The model is whole; what stands beside its resident weights is closed with them, and leases become exact."""
+        self._footprint.at_release(close)
+        self._model.finish_loading()
+        if lease is not None and ring is not None:
+            lease.resize(self._model.weight_bytes)
+            ring.resize(num_bytes())
+
+
+def _packing(model: Model | FallbackModel) -> Quantization:
+    found: Quantization = getattr(model, "quantization", Quantization())
+    return found
