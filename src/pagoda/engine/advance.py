@@ -119,7 +119,7 @@ class Advance:
         """The sequence gets no more tokens: its pages go back, its held-back text comes out."""
         if sequence.finished:
             return
-        stop = sequence.text.finish(sequence.num_output)
+        stop = sequence.text.finish(sequence.num_output) if sequence.text.decides else None
         if stop is not None and reason is FinishReason.LENGTH:
             reason, why = FinishReason.STOP, stop
         sequence.finish_reason, sequence.stop_reason = reason, why
@@ -161,7 +161,8 @@ class Advance:
             finish = Finish.at_structure_end()
         ends_here = finish is not None and token_id in sequence.sample_state.end_ids
         if not ends_here or sequence.group.request.params.include_stop_in_output:
-            stop = sequence.text.push(token_id, sequence.num_output)
+            sequence.num_shown = sequence.num_output
+            stop = sequence.text.push(token_id, sequence.num_output) if sequence.text.decides else None
             if stop is not None:
                 finish = Finish.at_stop_string(stop)
         if finish is not None:

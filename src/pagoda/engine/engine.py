@@ -179,7 +179,10 @@ class Engine:
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def step(self) -> list[RequestOutput]:
-        """Run one step and say what changed: every streaming request that got tokens, and every one that ended."""
+        """Run one step and say what changed: every streaming request that got tokens, and every one that ended.
+
+        Who reads an output's text makes it first (``RequestOutput.tell``), in a thread that is not in a hurry.
+        """
         started = self.clock.now()
         if not self._requests and self.shadows.has_pending:
             self._start_shadow(started)

@@ -193,7 +193,7 @@ class LLM:
         with self._lock:
             for output in self._open().engine.step():
                 if output.request_id in self._mail:
-                    self._mail[output.request_id].append(output)
+                    self._mail[output.request_id].append(output.tell())
 
     def _drop(self, request_ids: list[str]) -> None:
         with self._lock:

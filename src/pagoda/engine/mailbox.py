@@ -24,6 +24,7 @@ class Mailbox:
     def put(self, output: RequestOutput) -> None:
         """In the loop's thread (see ``deliver``): the reader finds it."""
         old = self._letters.get(output.request_id)
+        output.tell()  # beside the engine's next step
         self._letters[output.request_id] = output if old is None else _joined(old, output)
         self._wake()
 

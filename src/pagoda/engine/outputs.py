@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..core.types import FinishReason
 from ..sampling.logprobs import TokenLogprob
+
+if TYPE_CHECKING:
+    from .text import TextStream
 
 
 @dataclass(slots=True)
@@ -41,6 +45,17 @@ class Completion:
     stop_reason: str | int | None = None
     cumulative_logprob: float | None = None
     logprobs: list[TokenLogprob] | None = None
+    untold: TextStream | None = field(default=None, repr=False, compare=False)
+    """Where the text comes from, until it was told."""
+    num_shown: int = field(default=0, repr=False, compare=False)
+    """Tokens that are text: an end token is not."""
+
+    def tell(self) -> None:
+        """The tokens become text."""
+        if self.untold is not None:
+            ended, stream = self.finish_reason is not None, self.untold
+            self.untold = None
+            self.text, self.delta = stream.read(self.token_ids[: self.num_shown], ended=ended)
 
 
 @dataclass(slots=True)
@@ -69,6 +84,14 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     num_preemptions: int = 0
     embedding: list[float] | None = None
+
+    def tell(self) -> RequestOutput:
+        """Make the texts where the engine left them to its reader; itself. Outputs of one request are told in order,
+        by one thread at a time.
+        """
+        for answer in self.outputs:
+            answer.tell()
+        return self
 
     @property
     def text(self) -> str:

@@ -9,7 +9,9 @@ from .sequence import RequestState, Sequence
 
 
 def output_of(group: RequestState, tokenizer: Tokenizer) -> RequestOutput:
-    """A snapshot; its lists are copies. Text that may still turn into a stop string is not in it."""
+    """A snapshot; its lists are copies. Text that may still turn into a stop string is not in it, and
+    text that decides nothing is not made yet (``RequestOutput.tell``).
+    """
     request = group.request
     answers = group.beam.answers(tokenizer) if group.beam is not None else _answers(group)
     return RequestOutput(
@@ -38,14 +40,16 @@ def _answers(group: RequestState) -> list[Completion]:
 
 
 def _completion(sequence: Sequence, index: int) -> Completion:
-    params = sequence.group.request.params
+    params, stream = sequence.group.request.params, sequence.text
     return Completion(
         index=index,
-        text=sequence.text.visible,
+        text=stream.visible if stream.decides else "",
         token_ids=sequence.output_ids,
-        delta=sequence.text.take_delta(),
+        delta=stream.take_delta() if stream.decides else "",
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
         cumulative_logprob=sequence.cumulative_logprob if params.needs_logprobs else None,
         logprobs=list(sequence.logprobs) if params.logprobs is not None else None,
+        untold=None if stream.decides else stream,
+        num_shown=sequence.num_shown,
     )

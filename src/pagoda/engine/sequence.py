@@ -30,7 +30,7 @@ class Sequence:
 
     __slots__ = (
         "cumulative_logprob", "finish_reason", "granularity", "group", "index", "logprobs", "num_computed",
-        "policy_state", "sample_state", "seq_id", "stop_reason", "store", "text", "token_at",
+        "num_shown", "policy_state", "sample_state", "seq_id", "stop_reason", "store", "text", "token_at",
         "tokens",
     )  # fmt: skip
 
@@ -42,6 +42,7 @@ class Sequence:
         self.policy_state = group.new_policy_state()
         self.sample_state: SampleState
         self.text: TextStream
+        self.num_shown = 0  # output tokens that are text: all but an end token
         self.cumulative_logprob = 0.0
         self.logprobs: list[TokenLogprob] = []
         self.token_at: float | None = None  # when its newest token was sampled, on the engine's clock

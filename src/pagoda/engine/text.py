@@ -1,6 +1,12 @@
-"""The text of one sequence as it grows: tokens to characters, stop strings held back, deltas for streams."""
+"""The text of one sequence as it grows: tokens to characters, stop strings held back, deltas for streams.
+
+Where a stop string may end the sequence its text is made between two steps, by the engine's thread. Where nothing of
+the text decides anything, it is made by whoever reads it, while the next step runs (``RequestOutput.tell``).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from ..models.detokenize import Detokenizer
 from ..models.tokenizer import Tokenizer
@@ -11,12 +17,14 @@ from ..sampling.stop import StopChecker
 class TextStream:
     """``visible`` is what a client may see: no half character, no beginning of a stop string."""
 
-    __slots__ = ("_checker", "_detokenizer", "_given", "visible")
+    __slots__ = ("_checker", "_detokenizer", "_given", "_num_pushed", "decides", "visible")
 
     def __init__(self, detokenizer: Detokenizer, checker: StopChecker) -> None:
         self._detokenizer, self._checker = detokenizer, checker
+        self.decides = bool(checker.stops)
+        """Whether the text may end the sequence; if not, only its readers need it."""
         self.visible = ""
-        self._given = 0
+        self._given = self._num_pushed = 0
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, params: SamplingParams) -> TextStream:
@@ -27,6 +35,7 @@ class TextStream:
 
     def push(self, token_id: int, num_output: int) -> str | None:
         """Token number ``num_output`` (from 1); returns the stop string that it completed, if any."""
+        self._num_pushed = num_output
         check = self._checker.push(self._detokenizer.push(token_id), num_output)
         self.visible += check.text
         return check.stop
@@ -40,6 +49,14 @@ class TextStream:
         if check.stop is None:
             self.visible += self._checker.flush()
         return check.stop
+
+    def read(self, ids: Sequence[int], *, ended: bool) -> tuple[str, str]:
+        """The text of all output ids that are shown, those that were read before among them; and its new part."""
+        for token_id in ids[self._num_pushed :]:
+            self.push(token_id, self._num_pushed + 1)
+        if ended:
+            self.finish(len(ids))
+        return self.visible, self.take_delta()
 
     def take_delta(self) -> str:
         """The visible text that was not taken yet."""
