@@ -6,7 +6,8 @@
 Three sides, each in processes of its own, asked in turn: ``engine`` (AsyncLLM alone), ``one`` (the server as it is: the
 engine's thread in the HTTP process) and ``two`` (HTTP in a process of its own, the engine's outputs over a pipe). Load:
 ``--streams`` streaming completions of ``--tokens`` tokens at once, from a client process that reads and counts. The
-figures are medians of tokens per second, their spread (max - min) / median, and the ratio to ``engine`` round by round.
+figures are medians of tokens per second, their spread (max - min) / median, the ratio to ``engine`` round by round, and
+what the side's processes hold together at the end (proportional set size: what they share counts once).
 """
 
 from __future__ import annotations
@@ -282,10 +283,18 @@ def measure(args: argparse.Namespace, model: str, vocab: int, options: dict[str,
             assert tokens == args.streams * args.tokens, (name, tokens)
             if round_:
                 rates[name].append(tokens / seconds)
+    held = {name: pss_of_tree(process.pid) for name, process in zip(args.sides, processes, strict=True)}
     for process in processes:
         process.terminate()
     asking.send(None)
-    return summary(args, rates)
+    return summary(args, rates) | {f"{name}_mib": round(num_bytes / 2**20) for name, num_bytes in held.items()}
+
+
+def pss_of_tree(pid: int | None) -> int:
+    """Proportional set size of a process and those it started, in bytes."""
+    fields = Path(f"/proc/{pid}/smaps_rollup").read_text().split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return 1024 * int(fields[fields.index("Pss:") + 1]) + sum(pss_of_tree(int(child)) for child in children)
 
 
 def summary(args: argparse.Namespace, rates: dict[str, list[float]]) -> dict[str, Any]:

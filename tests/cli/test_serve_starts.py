@@ -51,9 +51,10 @@ def test_it_starts_answers_logs_traces_and_ends(tmp_path) -> None:
 def test_it_tells_people_where_it_is_and_takes_a_load() -> None:
     command = [sys.executable, "-m", "pagoda", "serve", "lantern", "--memory", "1GiB", "--threads", "1", "--port", "0"]
     with subprocess.Popen(
-        [*command, "--scheduling", "sarathi_serve(tbt=0.05)"], stdout=subprocess.PIPE, text=True
+        [*command, "--scheduling", "sarathi_serve(tbt=0.05)"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
+        assert child.stderr is not None
         url = re.search(r"serving lantern at (http://\S+)", child.stdout.readline())
         assert url is not None
         words = "--requests 4 --rate 20 --prompt-tokens 20 --output-tokens 3 --vocab-size 200 --json"
@@ -61,3 +62,4 @@ def test_it_tells_people_where_it_is_and_takes_a_load() -> None:
         assert (done.code, done.json["num_requests"], done.json["num_failed"]) == (0, 4, 0)
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 0
+        assert "leaked" not in child.stderr.read()

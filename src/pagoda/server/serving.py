@@ -61,6 +61,7 @@ def run(
     try:
         return uvloop.run(serve(llm, config, keys, sock, on_ready=on_ready, tracing=tracing))
     finally:
+        gc.unfreeze()  # or what is frozen outlives the interpreter, and its extensions complain of leaks
         if tracing is not None:
             tracing.shutdown()
 
