@@ -238,6 +238,9 @@ def test_kv_bytes_of_a_key(serve: Callable[..., Running], lantern: Any) -> None:
         assert (done.status_code, done.json()["error"]["code"]) == (429, "kv_limit")
     done = server.post("/v1/completions", LONG | {"n": 2}, headers=as_("bob"))
     assert (done.status_code, done.json()["error"]["code"]) == (400, "kv_limit")
+    for kv in ("int8", "streaming_llm(budget=64)"):  # counted as it is kept
+        done = server.post("/v1/completions", LONG | {"n": 2, "kv": kv, "stream": False}, headers=as_("bob"))
+        assert done.status_code == 200, done.text
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------

@@ -238,8 +238,19 @@ class AsyncLLM:
 
     @property
     def kv_format(self) -> KVFormat:
-        """Bytes of a page and of a token's KV."""
+        """Bytes of a page and of a token's KV, in the engine's own format."""
         return self._built.sizes.fmt
+
+    def most_kv_bytes(self, request: Request) -> int:
+        """KV that a request may come to hold, as its policy keeps it: prompt and longest answers."""
+        params, num_prompt = request.params, len(request.prompt_ids)
+        answer = self.max_model_len - num_prompt
+        answer = answer if params.max_tokens is None else min(answer, params.max_tokens)
+        fmt, num = self._built.engine.stores.format_of(request.policy.codec), params.num_sequences
+        if request.policy.eviction is None:
+            return fmt.blocks_for(num_prompt + answer * num) * fmt.block_bytes
+        each = request.policy.peak_slots(num_prompt + answer, num_prompt)  # what is evicted is no longer shared
+        return fmt.blocks_for(each) * num * fmt.block_bytes
 
     @property
     def kv_capacity_bytes(self) -> int:

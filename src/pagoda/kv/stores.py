@@ -93,11 +93,15 @@ class Stores:
             return self.default
         self.check(stored)
         store = self._by_dtype.get(stored.codec)
-        if store is not None:
-            return store
+        return store or self._open(self.format_of(stored), shares=isinstance(stored, Stored))
+
+    def format_of(self, stored: Stored | WindowedCodec | None) -> KVFormat:
+        """The format of the pages that ``of`` gives out; opens nothing, so that any thread may ask."""
+        if stored is None or stored.codec == self.default.fmt.dtype:
+            return self.default.fmt
         if isinstance(stored, Stored):
-            return self._open(with_dtype(self._model_fmt, stored.codec))
-        return self._open(windowed_format(self._model_fmt, stored), shares=False)
+            return with_dtype(self._model_fmt, stored.codec)
+        return windowed_format(self._model_fmt, stored)
 
     def check(self, stored: Stored | WindowedCodec | None) -> None:
         """Raises ConfigError if ``of`` would."""

@@ -79,7 +79,7 @@ class Job:
             for made in self.requests:
                 made.tenant = self.caller.name
             self._hold_logprobs()
-            self.ticket.reserve_kv(sum(self._service.most_kv_bytes(request) for request in self.requests))
+            self.ticket.reserve_kv(sum(self._service.llm.most_kv_bytes(request) for request in self.requests))
             self._answers = await self._service.llm.submit(self.requests)
             if self._error is not None:  # shutting down, or too late, while it was being prepared
                 raise self._error

@@ -150,14 +150,6 @@ class Service:
         check_pinnable(self.llm, kv)
         return True
 
-    def most_kv_bytes(self, request: Request) -> int:
-        """KV that this request may come to hold: prompt and longest answer, for each of its sequences."""
-        params, num_prompt = request.params, len(request.prompt_ids)
-        room = self.llm.max_model_len - num_prompt
-        answer = room if params.max_tokens is None else min(room, params.max_tokens)
-        fmt = self.llm.kv_format
-        return fmt.blocks_for(num_prompt + answer * params.num_sequences) * fmt.block_bytes
-
     def most_logprobs(self, request: Request) -> int:
         """Alternatives that its reports may come to list."""
         params, num_prompt = request.params, len(request.prompt_ids)
