@@ -22,6 +22,7 @@ class Stream:
     num_output: int = 0
     max_output: int | None = None
     tenant: str = ""
+    salt: str = ""
 
     @property
     def chunk_end(self) -> int:
@@ -49,6 +50,9 @@ class CountingMemory:
 
     def fits(self, item: Item, num_running: int) -> bool:
         return item.num_tokens - item.num_computed + num_running <= self.free
+
+    def cached_tokens(self, item: Item) -> int:
+        return self.cached.get(item.seq_id, 0)
 
     def capacity_tokens(self, item: Item) -> int:
         return self.capacity

@@ -49,6 +49,14 @@ class PagedMemory:
         sequence.num_computed = cached
         return cached
 
+    def cached_tokens(self, item: Item) -> int:
+        sequence = _sequence(item)
+        if not self._shares(sequence):
+            return 0
+        return sequence.store.manager.cached_tokens(
+            self._sharable_tokens(sequence), granularity=sequence.granularity, salt=sequence.salt
+        )
+
     def _shares(self, sequence: Sequence) -> bool:
         request = sequence.group.request
         return self._use_prefix and request.params.prompt_logprobs is None and request.pooling != "mean"

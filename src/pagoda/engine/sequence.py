@@ -84,6 +84,10 @@ class Sequence:
     def tenant(self) -> str:
         return self.group.request.tenant
 
+    @property
+    def salt(self) -> str:
+        return self.group.request.salt
+
     # -- what the engine sees --------------------------------------------------------------------------------------
 
     @property

@@ -86,14 +86,34 @@ class KVManager:
         table, node = PageTable(self.fmt, granularity), None
         if self.prefix is not None and use_prefix:
             node = self.prefix.root(salt, adapter)
-            max_pages = (len(tokens) - 1) // self.fmt.page_size
-            chain = self.prefix.match(node, token_bytes(tokens[: max_pages * self.fmt.page_size]), max_pages, table.run)
+            data, max_pages = self._full_pages(tokens)
+            chain = self.prefix.match(node, data, max_pages, table.run)
             if chain:
                 node = chain[-1]
                 self._adopt(table, chain)
             self.prefix.hold(node)
         self._sequences[seq_id] = _Sequence(table, node, [])
         return table.num_tokens
+
+    def cached_tokens(
+        self,
+        tokens: Sequence[int],
+        *,
+        granularity: Granularity = Granularity.SEQUENCE,
+        salt: str = "",
+        adapter: str = "",
+    ) -> int:
+        """What ``admit`` would return now. Nothing is opened, and no page counts as used."""
+        if self.prefix is None or not len(tokens):
+            return 0
+        data, max_pages = self._full_pages(tokens)
+        run = PageTable(self.fmt, granularity).run
+        return len(self.prefix.peek(self.prefix.root(salt, adapter), data, max_pages, run)) * self.fmt.page_size
+
+    def _full_pages(self, tokens: Sequence[int]) -> tuple[bytes, int]:
+        """The tokens' full pages as the prefix cache compares them; at least one token is left over."""
+        max_pages = (len(tokens) - 1) // self.fmt.page_size
+        return token_bytes(tokens[: max_pages * self.fmt.page_size]), max_pages
 
     def _adopt(self, table: PageTable, chain: list[Entry]) -> None:
         if chain[0].run == chain[-1].run == min(entry.run for entry in chain):

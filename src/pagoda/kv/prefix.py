@@ -132,17 +132,22 @@ class PrefixCache:
         with runs of ``run`` pages can adopt (they are as coarse, or coarser). Marks it as used.
         """
         self.expire()
-        width, node, chain = self._page_bytes, root, []
+        chain = self.peek(root, tokens, max_pages, run)
+        self._touch(chain)
+        self.stats.num_lookups += 1
+        self.stats.num_hit_pages += len(chain)
+        self.stats.num_missed_pages += max_pages - len(chain)
+        return chain
+
+    def peek(self, root: Entry, tokens: bytes, max_pages: int, run: int) -> list[Entry]:
+        """What ``match`` would return; nothing is marked or counted."""
+        width, node, chain = self._page_bytes, root, list[Entry]()
         for start in range(0, max_pages * width, width):
             child = self.child(node, tokens[start : start + width])
             if child is None or child.run < run:
                 break
             chain.append(child)
             node = child
-        self._touch(chain)
-        self.stats.num_lookups += 1
-        self.stats.num_hit_pages += len(chain)
-        self.stats.num_missed_pages += max_pages - len(chain)
         return chain
 
     def is_there(self, entry: Entry) -> bool:

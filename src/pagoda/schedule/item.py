@@ -48,6 +48,10 @@ class Item(Protocol):
     def tenant(self) -> str:
         """Who is served: requests with the same name share one claim to the machine. Empty: nobody in particular."""
 
+    @property
+    def salt(self) -> str:
+        """Items find each other's prefixes in the cache only where their salts are equal."""
+
 
 class Memory(Protocol):
     """The byte side of scheduling. Every answer is final for the step: what is granted is really there."""
@@ -57,6 +61,9 @@ class Memory(Protocol):
 
     def fits(self, item: Item, num_running: int) -> bool:
         """Whether the whole of the item's known tokens would fit now, with room for the others to go on."""
+
+    def cached_tokens(self, item: Item) -> int:
+        """Of the item's known tokens, how many ``admit`` would find in the prefix cache now. Changes nothing."""
 
     def capacity_tokens(self, item: Item) -> int:
         """Tokens of KV, in the item's format, that all sequences together may hold."""

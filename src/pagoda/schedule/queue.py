@@ -48,6 +48,11 @@ class WaitingQueue:
             del self._lanes[place[0]]
         return True
 
+    def refile(self, item: Item) -> None:
+        """The policy ranks the item anew; nothing happens to one that does not wait."""
+        if self.remove(item):
+            self.add(item)
+
     def position(self, item: Item) -> int | None:
         """How many stand before the item as ranks are now; None if it does not wait."""
         place = self._places.get(item.seq_id)

@@ -15,6 +15,9 @@ from .item import Item, Memory, Plan, Scheduled
 from .policies.base import Room, SchedulingPolicy
 from .queue import WaitingQueue
 
+MOST_LOOKS = 8
+"""Heads of the queue that are looked at again before one is admitted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -35,12 +38,18 @@ class Limits:
 
 class Scheduler:
     def __init__(self, limits: Limits, policy: SchedulingPolicy, memory: Memory, clock: Clock) -> None:
-        self.limits, self.policy, self._memory, self._clock = limits, policy, memory, clock
-        self.waiting = WaitingQueue(policy)
+        self.limits, self._memory, self._clock = limits, memory, clock
         self.running: dict[int, Item] = {}
+        self.use(policy)
         self._parked: dict[int, Item] = {}  # preempted with nothing to compute: they wait for ``wake``, not for pages
         self._held: dict[int, str] = {}  # the policy's reason to hold the head back, by sequence
         self.num_preemptions = 0
+
+    def use(self, policy: SchedulingPolicy) -> None:
+        """From now on this policy decides. Nobody may be here: what a policy knows of a request begins at arrival."""
+        assert not self.running, "sequences are running"
+        self.policy, self.waiting = policy, WaitingQueue(policy)
+        policy.bind(self._memory.cached_tokens)
 
     def add(self, item: Item) -> None:
         """A new sequence waits to be admitted."""
@@ -87,6 +96,8 @@ class Scheduler:
         """Choose the next step. An empty plan means that nothing can run."""
         plan = Plan()
         self._held.clear()
+        for item in self.policy.moved():
+            self.waiting.refile(item)
         ranked = sorted(self.running.values(), key=self.policy.rank)
         decodes = [item for item in ranked if item.num_tokens - item.num_computed == 1]
         prompts = [item for item in ranked if item.num_tokens - item.num_computed > 1]
@@ -156,7 +167,7 @@ class Scheduler:
 
     def _admit_waiting(self, plan: Plan, budget: int) -> None:
         while budget > 0 and self.waiting:
-            item = self.waiting.head()
+            item = self._head() if len(self.running) < self.limits.max_num_seqs else self.waiting.head()
             if self._holds(item):
                 break
             if len(self.running) < self.limits.max_num_seqs:
@@ -166,6 +177,16 @@ class Scheduler:
                     continue
             if not self._preempt_for(item, plan):
                 break
+
+    def _head(self) -> Item:
+        """The first in rank, once the policy has looked at it again; a few of those that were first go back at most."""
+        item = self.waiting.head()
+        for _ in range(MOST_LOOKS):
+            if not self.policy.is_stale(item):
+                break
+            self.waiting.refile(item)
+            item = self.waiting.head()
+        return item
 
     def _holds(self, item: Item) -> bool:
         """Whether the policy keeps the first in rank back. An idle machine starts whatever there is."""
@@ -217,6 +238,7 @@ class Scheduler:
         self._memory.release(victim)
         plan.preempted.append(victim)
         self.num_preemptions += 1
+        self.policy.preempted(victim)
         if idle:
             self._parked[victim.seq_id] = victim
         else:

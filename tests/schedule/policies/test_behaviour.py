@@ -172,27 +172,6 @@ def test_an_idle_tenant_saves_up_no_claim() -> None:
     assert policy.lane_rank("s", sleeper) == policy.lane_rank("w", worker) == (1000.0,)
 
 
-def runs_of_groups(machine: Machine, jobs: list[Job]) -> int:
-    """How often the beginning changes in the order of starts."""
-    seen: dict[int, None] = {}
-    for plan in machine.plans:
-        seen.update((number, None) for number, _ in plan)
-    heads = [jobs[number].prompt[0] for number in seen]
-    return 1 + sum(a != b for a, b in itertools.pairwise(heads))
-
-
-@pytest.mark.parametrize(("name", "most"), [("batchllm", 4), ("dlpm(quantum=100000)", 5)])
-def test_requests_that_begin_alike_start_one_after_another(name: str, most: int) -> None:
-    jobs = [Job(0.001 * i, [i % 4 + 1] * 64 + prompt(10), 4) for i in range(40)]
-    counts = {}
-    for policy in ("fcfs", name):
-        machine = Machine(parse_scheduling(policy), limits=Limits(128, 2))
-        machine.run(jobs)
-        counts[policy] = runs_of_groups(machine, jobs)
-    assert counts["fcfs"] == 40
-    assert counts[name] <= most + 2  # the first two seats were filled before anybody else had come
-
-
 def test_urgent_requests_take_the_place_of_best_effort_ones_until_those_have_waited_enough() -> None:
     policy = parse_scheduling("classes(headroom=0.2, patience=10)")
     urgent, work = Stream(1, 50, arrival=5.0), Stream(2, 50, arrival=0.0, priority=1)

@@ -63,6 +63,7 @@ class _Sequence:
         self.seq_id, self.job, self.served, self.prompt = seq_id, job, served, job.prompt
         self.num_computed = self.num_output = 0
 
+    salt = ""
     max_output = None  # what a policy knows of the answer's length, it must have learned
 
     @property
@@ -108,6 +109,11 @@ class _PagedMemory:
         manager = self.manager
         missing = manager.blocks_needed(item.num_tokens) - item.num_computed // manager.fmt.page_size
         return missing + num_running <= manager.available_blocks()
+
+    def cached_tokens(self, item: Item) -> int:
+        if self.manager.prefix is None:
+            return 0
+        return self.manager.cached_tokens(_of(item).tokens(0, item.num_tokens))
 
     def capacity_tokens(self, item: Item) -> int:
         return self.manager.capacity_tokens()

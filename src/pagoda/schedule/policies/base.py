@@ -2,14 +2,15 @@
 
 A policy is a dataclass: its fields are the parameters of ``--scheduling name(key=value)``, what it remembers is set in
 ``__post_init__``. It is asked often, so every answer is O(1) in the number of waiting requests, and the order inside a
-lane never changes: a request that shall gain on others while it waits gets a key made of its arrival (an item that is
-"worth 10 s" more is ranked as if it had come 10 s earlier), which no clock can overturn.
+lane never changes by itself: a request that shall gain on others while it waits gets a key made of its arrival (an item
+that is "worth 10 s" more is ranked as if it had come 10 s earlier), which no clock can overturn. What really changes a
+rank, such as a prefix that was computed meanwhile, is told by ``moved`` and ``is_stale``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,7 +40,9 @@ class SchedulingPolicy(ABC):
 
     @abstractmethod
     def key(self, item: Item) -> Key:
-        """Rank inside the item's lane: a total order (end it with ``seq_id``), the same as long as the item waits."""
+        """Rank inside the item's lane: a total order (end it with ``seq_id``), the same as long as the item waits,
+        but for those that ``moved``.
+        """
 
     @abstractmethod
     def explain(self, item: Item, ahead: int) -> str:
@@ -75,13 +78,29 @@ class SchedulingPolicy(ABC):
         """Tokens of the next step; held between ``num_decodes`` and ``limit``, which is ``max_num_batched_tokens``."""
         return limit
 
+    def moved(self) -> Iterable[Item]:
+        """Items whose lane or key may be another since this was asked last; asked before each step."""
+        return ()
+
+    def is_stale(self, item: Item) -> bool:
+        """A second look at the first in rank before it is admitted: True if its key has changed just now. Asked again
+        without a step between, it says False.
+        """
+        return False
+
     # What is told; nothing need be done, so these are no abstract methods ------------------------------------------
+
+    def bind(self, cached_tokens: Callable[[Item], int]) -> None:  # noqa: B027
+        """Told once, before anything else: how many of an item's tokens the prefix cache holds now (O(its pages))."""
 
     def arrived(self, item: Item) -> None:  # noqa: B027
         """The item is new and is about to wait (told once, before ``lane`` and ``key`` are asked)."""
 
     def admitted(self, item: Item, num_cached: int) -> None:  # noqa: B027
         """The item starts, or starts again; KV of its first ``num_cached`` tokens was there."""
+
+    def preempted(self, item: Item) -> None:  # noqa: B027
+        """The item lost its seat and its pages, and is about to wait again."""
 
     def ran(self, scheduled: Sequence[Scheduled], seconds: float) -> None:  # noqa: B027
         """A step ended. Items may have grown, or have left, since it was planned."""
