@@ -34,7 +34,10 @@ TOOLS = [
 
 def of(**fields) -> Structured | None:
     body = ChatRequest.model_validate({"messages": [USER]} | fields)
-    return constraint(body.response_format, body.tools, body.tool_choice, body.parallel_tool_calls).structured
+    outputs = body.structured_outputs
+    return constraint(
+        body.response_format, body.tools, body.tool_choice, body.parallel_tool_calls, outputs=outputs
+    ).structured
 
 
 def test_formats():
@@ -53,6 +56,12 @@ def test_a_free_model_is_not_held():
 def test_a_named_tool_is_held_to_its_schema():
     choice = {"type": "function", "function": {"name": "f"}}
     assert of(tools=TOOLS, tool_choice=choice) == Structured(json_schema={"type": "object"})
+
+
+def test_the_form_of_texts_is_none_of_a_wanted_call():
+    assert of(tools=TOOLS, tool_choice="required", response_format={"type": "json_object"}) == of(
+        tools=TOOLS, tool_choice="required"
+    )
 
 
 def test_required_is_a_list_of_calls_and_references_still_hold():
@@ -78,8 +87,8 @@ def test_required_is_a_list_of_calls_and_references_still_hold():
             "tools are f, tree",
         ),
         (
-            {"tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}},
-            "response_format",
+            {"tools": TOOLS, "tool_choice": "required", "structured_outputs": {"regex": "a"}},
+            "structured_outputs",
             "leave one out",
         ),
     ],

@@ -30,6 +30,7 @@ def constraint(
     parallel_tool_calls: bool | None = None, *, outputs: Any = None, service: Service | None = None,
 ) -> Form:  # fmt: skip
     """For the bodies of a request; ``outputs`` is its ``structured_outputs``; ``service`` where there may be tools.
+    Where a call is wanted no text is written, and ``response_format``, the form of texts, has nothing to hold.
 
     Raises ApiError where they contradict each other.
     """
@@ -39,8 +40,10 @@ def constraint(
             raise bad("structured_outputs", "structured_outputs and response_format both hold the answer; give one")
         form = named_form(outputs)
     calls = tool_form(tools, tool_choice, parallel_tool_calls)
-    if calls is not None and form is not None:
-        raise bad("response_format", "response_format holds the answer and tool_choice wants a call; leave one out")
+    if calls is not None and outputs is not None:
+        raise bad(
+            "structured_outputs", "structured_outputs hold the answer and tool_choice wants a call; leave one out"
+        )
     if service is not None and tools and tool_choice in (None, "auto"):
         return Form(free_until_called(service, tools, parallel_tool_calls is not False, form), form is not None)
     wanted = calls or form
