@@ -212,6 +212,7 @@ def test_grammar() -> None:
     assert quantization.of("embed.weight", "embed") is None
     assert quantization.of("norm.weight", "plain") is None
     assert parse_quantization("int4").of("embed.weight", "embed") == parse_format("int8")
+    assert parse_quantization("w4a8").of("embed.weight", "embed") == parse_format("w8a8")
     assert parse_quantization("nf4(embed='same')").of("embed.weight", "embed") == parse_format("nf4(embed='same')")
     assert parse_quantization("none").is_plain
     mixed = Quantization(found, None, {"a": None})

@@ -9,6 +9,8 @@ from ._int4 import GroupInt4
 
 @dataclass(frozen=True)
 class W4A8(GroupInt4):
+    embed: str = "w8a8"
+
     name = "w4a8"
     dynamic = True
 

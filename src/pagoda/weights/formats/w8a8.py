@@ -9,6 +9,8 @@ from ._int8 import RowInt8
 
 @dataclass(frozen=True)
 class W8A8(RowInt8):
+    embed: str = "w8a8"
+
     name = "w8a8"
     dynamic = True
 
