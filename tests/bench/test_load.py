@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pagoda.bench.load import Target, closed_loop, open_loop
-from pagoda.bench.records import read_records, write_records
+from pagoda.bench.records import Run, read_records, write_records
+from pagoda.bench.timeline import Sample
 from pagoda.bench.traces import draw
 from pagoda.core.errors import ConfigError
 from pagoda.plan.simulator.replica import Served
@@ -120,11 +121,11 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 
 def test_a_run_is_kept_and_read_again(tmp_path: Path) -> None:
     records, _, _ = against(answer, lambda target: open_loop(target, ARRIVALS[:3]))
-    write_records(tmp_path, records, {"x": 1})
+    write_records(tmp_path, Run("x", records, [Sample(0.5, waiting=3.0)], {"x": 1}))
     again = read_records(tmp_path / "serve.json")
     assert [len(r.token_at) for r in again] == [len(r.token_at) for r in records]
     assert again[0].at == records[0].at
-    assert "<polyline" in (tmp_path / "itl.svg").read_text()
+    assert json.loads((tmp_path / "serve.json").read_text())["timeline"][0]["waiting"] == 3.0
     (tmp_path / "serve.json").write_text('{"requests": [{"when": 1}]}')
     with pytest.raises(ConfigError, match="no serve.json"):
         read_records(tmp_path / "serve.json")

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -48,7 +49,7 @@ def test_it_starts_answers_logs_traces_and_ends(tmp_path) -> None:
     assert "private" not in log.read_text()
 
 
-def test_it_tells_people_where_it_is_and_takes_a_load() -> None:
+def test_it_tells_people_where_it_is_and_takes_a_load(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pagoda", "serve", "lantern", "--memory", "1GiB", "--threads", "1", "--port", "0"]
     with subprocess.Popen(
         [*command, "--scheduling", "sarathi_serve(tbt=0.05)"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -58,8 +59,11 @@ def test_it_tells_people_where_it_is_and_takes_a_load() -> None:
         url = re.search(r"serving lantern at (http://\S+)", child.stdout.readline())
         assert url is not None
         words = "--requests 4 --rate 20 --prompt-tokens 20 --output-tokens 3 --vocab-size 200 --json"
-        done = pagoda("bench", "serve", url[1], *words.split())
-        assert (done.code, done.json["num_requests"], done.json["num_failed"]) == (0, 4, 0)
+        done = pagoda("bench", "serve", url[1], *words.split(), "--users", "1,2", "--out", str(tmp_path))
+        runs = done.json["runs"]
+        assert [(r["users"], r["num_requests"], r["num_failed"]) for r in runs] == [(1, 4, 0), (2, 4, 0)]
+        assert all("most_running" in r["server"] for r in runs)  # from the server's own metrics
+        assert {p.name for p in tmp_path.iterdir()} > {"report.html", "sweep.png", "users-1", "users-2"}
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 0
         assert "leaked" not in child.stderr.read()

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..core.errors import ConfigError
 from ..kv.policies import POLICIES
 from .kv import Price, PriceList, front, losers
+from .pyplot import pyplot
 
 SHARES = ("top1", "recall", "multi_key", "multi_query", "multi_turn", "copying", "counting", "topics")
 JUDGED = ("kl", "perplexity", "recall", "multi_key", "multi_turn")
@@ -74,13 +75,7 @@ def splice(page: str, name: str, text: str) -> str:
 
 def plot(found: PriceList, path: Path) -> None:
     """Quality over bytes held, two panels with the Pareto front drawn. Raises ConfigError without matplotlib."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib; run: pip install 'pagoda-llm[bench]'") from error
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     metrics = [m for m in ("kl", "recall", "multi_turn") if m in found.higher_is_better and m not in found.left_out]
     metrics = metrics or [m for m in found.prices[0].quality if m not in found.left_out][:1]
     figure, axes = plt.subplots(1, len(metrics), figsize=(6.2 * len(metrics), 5), squeeze=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,27 +26,33 @@ def serve(
     tenants: Annotated[int, typer.Option(help="Tenants, for poisson and bursty.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Of poisson and bursty.")] = 0,
     users: Annotated[
-        int | None, typer.Option(help="So many users who wait for their answers, instead of arrivals.", min=1)
+        str | None,
+        typer.Option(help="So many users who wait for their answers, instead of arrivals; 1,4,16 is a run for each."),
     ] = None,
     time_scale: Annotated[float, typer.Option(help="Requests come so many times as fast.")] = 1.0,
     length_scale: Annotated[float, typer.Option(help="Prompts and answers are so many times as long.")] = 1.0,
     model: Annotated[str | None, typer.Option(help="Name that the server knows.", show_default="its own")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="PAGODA_BENCH_KEY", help="Key of the server.")] = None,
     vocab_size: Annotated[int, typer.Option(help="Prompts are made of token ids below this.", min=11)] = 1000,
-    warmup: Annotated[float, typer.Option(help="Seconds at the beginning that do not count.", min=0)] = 0.0,
+    warmup: Annotated[
+        str, typer.Option(help="Seconds at the beginning that do not count; auto: until the run is steady.")
+    ] = "0",
     timeout: Annotated[float, typer.Option(help="Seconds after which a request has failed.")] = 600.0,
     slo_ttft: Annotated[float, typer.Option(help="Seconds to the first token that are promised.")] = 2.0,
     slo_tpot: Annotated[float, typer.Option(help="Seconds a token that are promised.")] = 0.1,
     against: Annotated[Path | None, typer.Option(help="serve.json of another run, to be compared with.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for serve.json, ttft.svg, itl.svg and e2e.svg.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for serve.json, report.html and its pictures.")] = None,
     json: opt.Json = False,
 ) -> None:
     """Put load on a server and say what its users wait for: TTFT, TPOT, ITL, end to end; goodput, fairness."""
     import asyncio
 
-    from ..bench.latency import Promise, compare, summarize
-    from ..bench.load import Target, closed_loop, open_loop
-    from ..bench.records import read_records, write_records
+    from ..bench.latency import Promise
+    from ..bench.load import Target
+    from ..bench.load_report import write_report
+    from ..bench.pyplot import pyplot
+    from ..bench.records import Run, read_records, write_records
+    from ..bench.serving import parse_users, parse_warmup, put_load, summarize_run
     from ..bench.traces import arrivals_of
 
     arrivals = arrivals_of(
@@ -52,35 +60,56 @@ def serve(
         time=time_scale, length=length_scale,
     )  # fmt: skip
     before = read_records(against) if against is not None else None
+    seconds, sweep = parse_warmup(warmup), parse_users(users)
     target = Target(url, model, api_key, vocab_size, timeout)
-    loop = open_loop(target, arrivals, _told) if users is None else closed_loop(target, arrivals, users, _told)
-    records = asyncio.run(loop)
-    failed = [r.error for r in records if r.error]
-    if len(failed) == len(records):
-        print(f"error: no request was answered: {failed[0]}", file=sys.stderr)
-        raise typer.Exit(1)
-    summary = summarize(records, Promise(slo_ttft, slo_tpot), warmup=warmup)
-    told: dict[str, Any] = summary.as_dict() | {"errors": sorted(set(failed))[:5]}
-    if before is not None:
-        told["against"] = [d.as_dict() for d in compare(before, records)]
     if out is not None:
-        write_records(out, records, told)
-    emit_json(told) if json else _show(told)
+        pyplot()  # what is missing is said before the load, not after it
+    runs = list[Run]()
+    for number in sweep:
+        with _progress(len(arrivals)) as told:
+            run = asyncio.run(put_load(target, arrivals, number, told))
+        failed = [r.error for r in run.records if r.error]
+        if len(failed) == len(run.records):
+            print(f"error: no request was answered: {failed[0]}", file=sys.stderr)
+            raise typer.Exit(1)
+        summarize_run(run, Promise(slo_ttft, slo_tpot), warmup=seconds, before=before)
+        runs.append(run)
+        if out is not None:
+            write_records(out if len(sweep) == 1 else out / f"users-{number}", run)
+    if out is not None:
+        write_report(out, runs, before)
+    if json:
+        emit_json(runs[0].summary if len(runs) == 1 else {"runs": [run.summary for run in runs]})
+        return
+    for run in runs:
+        _show(run.label, run.summary)
 
 
-def _told(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done} of {total} answered", end="\n" if done == total else "", file=sys.stderr, flush=True)
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("answered"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("answered", total=total)
+        yield lambda done, of: bar.update(task, completed=done)
 
 
-def _show(told: dict[str, Any]) -> None:
-    measures = ("ttft", "tpot", "itl", "e2e")
-    names = ("mean", "p50", "p90", "p95", "p99", "max")
-    rows = [[name, *(f"{told[name].get(n, 0.0):.4f}" for n in names)] for name in measures]
-    print_table("seconds", ["measure", *(f">{n}" for n in names)], rows)
-    plain = ("num_requests", "num_failed", "requests_per_second", "output_tokens_per_second", "goodput_per_second",
-             "good_share", "cached_share", "jain", "max_min")  # fmt: skip
-    print_table("run", ["what", ">value"], [[name, f"{told[name]:.4g}"] for name in plain])
+def _show(label: str, told: dict[str, Any]) -> None:
+    from ..bench.load_report import COLUMNS, MEASURES, PLAIN
+
+    rows = [[name, *(f"{told[name].get(n, 0.0):.4f}" for n in COLUMNS)] for name in MEASURES]
+    print_table(f"{label}, seconds", ["measure", *(f">{n}" for n in COLUMNS)], rows)
+    plain = [[name, f"{told[name]:.4g}"] for name in PLAIN]
+    plain += [[name.replace("_", " "), f"{value:.4g}"] for name, value in told.get("server", {}).items()]
+    print_table("run", ["what", ">value"], plain)
+    if not told["steady"]["settled"]:
+        print("the run did not settle: it is too short, or the server was given more than it can do")
     for error in told["errors"]:
         print(f"failed: {error}")
     for d in told.get("against", []):
