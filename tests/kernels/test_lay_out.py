@@ -53,6 +53,17 @@ def test_what_is_no_number_is_seen(format: str, value: float, at: tuple[int, int
     assert not lay_out_rows(format, weight, panels)
 
 
+def test_several_threads_write_what_one_does() -> None:
+    """Pieces of 2 MiB: several of whole panels, and a last one that ends inside a panel."""
+    weight = torch.randn(1500, 2050, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    one, three = (torch.zeros(94, 1025, PANEL * 4, dtype=torch.uint8) for _ in range(2))
+    assert lay_out_rows("bf16", weight, one)
+    assert lay_out_rows("bf16", weight, three, num_threads=3)
+    assert torch.equal(one, three)
+    weight[1490, 7] = float("nan")
+    assert not lay_out_rows("bf16", weight, three, num_threads=3)
+
+
 def test_what_it_does_not_take() -> None:
     assert not can_lay_out("ternary", torch.zeros(4, 4, dtype=torch.uint8))
     assert not can_lay_out("bf16", torch.zeros(4, 4))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from pagoda.models.shape import ModelShape
 from pagoda.weights.formats import FORMATS
 from pagoda.weights.packed import ExpertStack, PackedMatrix
 from pagoda.weights.quantization import parse_quantization
-from pagoda.weights.reader import AHEAD_BYTES
 
 from ..engine.tiny import make_model, prompt
 from . import fake_model
@@ -174,24 +171,3 @@ def test_refusals(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(fake_model.CONFIG | {"model_type": "olmo"}))
     with pytest.raises(UnsupportedModelError, match="quantization='int8': olmo runs in transformers' modules"):
         load_model(folder, quantization="int8")
-
-
-PEAK = """
-import sys
-import torch
-from pagoda.models import families, load
-def peak(): return int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]) * 1024
-torch.ones(8, 8).to(torch.bfloat16) @ torch.ones(8, 8).to(torch.bfloat16)
-before = peak()
-loaded = load.load_model(sys.argv[1], dtype='bfloat16', quantization='int4')
-print(peak() - before, loaded.model.weight_bytes, loaded.shape.packing_bytes(loaded.quantization))
-"""
-
-
-def test_peak_memory_is_the_packed_model_and_one_tensor(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 10, "vocab_size": 16000}
-    fake_model.write(tmp_path / "m", dtype=torch.bfloat16, **sizes)
-    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "m")], check=True, capture_output=True, text=True)
-    growth, model, packing = map(int, done.stdout.split())
-    assert model < 75 << 20
-    assert growth <= model + 16000 * 768 * 2 + AHEAD_BYTES + packing + (16 << 20)

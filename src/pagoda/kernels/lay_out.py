@@ -22,16 +22,18 @@ def can_lay_out(format: str, rows: Tensor) -> bool:
     )
 
 
-def lay_out_rows(format: str, rows: Tensor, panels: Tensor) -> bool:
+def lay_out_rows(format: str, rows: Tensor, panels: Tensor, num_threads: int = 1) -> bool:
     """rows ``[n, …]`` into ``panels`` uint8 ``[ceil(n / 16), blocks, 64]``, contiguous, of ``n`` rows from a panel's
     first. False, with the panels written all the same, where a float is infinite or not a number.
 
-    One thread, without torch's and without the interpreter's lock: others compute meanwhile.
+    The kernels' own threads, without the interpreter's lock: others compute meanwhile.
     """
     row_bytes = rows.nbytes // max(1, rows.shape[0])
     assert panels.nbytes == -(-rows.shape[0] // PANEL) * -(-row_bytes // 4) * PANEL * 4, "panels of another size"
     assert panels.is_contiguous()
-    finite: bool = _cpu().lay_out(rows.data_ptr(), rows.shape[0], row_bytes, panels.data_ptr(), _NUMBERS[format])
+    finite: bool = _cpu().lay_out(
+        rows.data_ptr(), rows.shape[0], row_bytes, panels.data_ptr(), _NUMBERS[format], num_threads
+    )
     return finite
 
 

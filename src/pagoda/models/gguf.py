@@ -142,7 +142,9 @@ def _logical(name: str, tensor: GGUFTensor, rotated: Mapping[str, int]) -> tuple
     made = 2 * tensor.entry.num_bytes if heads or exact else 0
     made += BLOCK_ELEMS * SCRATCH_BYTES if tensor.entry.dtype == "U8" else 0
     rows = name if not heads and tensor.entry.dtype != "U8" else None
-    return ours, Logical((name,), tensor.shape, lambda t: _build(t[name], tensor, heads, format), format, made, rows)
+    return ours, Logical(
+        (name,), tensor.shape, lambda t: _build(t[name], tensor, heads, format), format, made, rows, by_rows=not heads
+    )
 
 
 def _build(stored: Tensor, tensor: GGUFTensor, heads: int, format: Int4 | None) -> Tensor | CodedMatrix:

@@ -221,8 +221,17 @@ class Model:
             return Source(param.shape, (Piece(ours),))
         return Source(param.shape[1:], (Piece(ours, expert=int(expert)),)) if expert.isdecimal() else None
 
-    def load_tensor(self, name: str, tensor: Tensor | PackedMatrix) -> bool:
+    def takes_rows(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether ``load_tensor`` takes this checkpoint tensor some rows at a time. False where its shape is wrong."""
+        found = self._source(name)
+        if found is None or found.tied_head or found.alternative or found.shape != shape:
+            return False
+        return len(found.pieces) == 1 and self._store.takes_rows(found.pieces[0])
+
+    def load_tensor(self, name: str, tensor: Tensor | PackedMatrix, start: int | None = None) -> bool:
         """Place one checkpoint tensor, converting its type. False: the tensor is of no use to this model.
+
+        ``start``: these are its rows from there, which come in order (``takes_rows``).
 
         Raises WeightsError for an unknown name, a wrong shape or a type that holds no numbers for us.
         """
@@ -234,7 +243,7 @@ class Model:
                 f"unexpected tensor {name!r} {list(tensor.shape)} in a {self.spec.family} checkpoint; "
                 f"it belongs to no part of this architecture"
             )
-        if tuple(tensor.shape) != source.shape:
+        if start is None and tuple(tensor.shape) != source.shape:
             raise WeightsError(
                 f"tensor {name!r} has shape {list(tensor.shape)}, but this {self.spec.family} config needs "
                 f"{list(source.shape)}; the checkpoint and its config.json do not belong together"
@@ -249,12 +258,14 @@ class Model:
             return not self._drop_equal_head()
         if source.alternative and all(piece.region in self._store.covered for piece in source.pieces):
             return False
+        first = start or 0
+        complete = start is None or first + tensor.shape[0] == source.shape[0]
         for piece in source.pieces:
             try:
-                self._store.place(piece, tensor)
+                self._store.place(piece, tensor, first, complete=complete)
             except WeightsError as error:
                 raise WeightsError(f"tensor {name!r}: {error}") from error
-        if self.spec.tied:
+        if self.spec.tied and complete:
             self._drop_equal_head()
         return True
 

@@ -95,9 +95,11 @@ class Filling:
         model, packing = self._model, _packing(self._model)
         what = f"{model.shape.family}, {self._dtype if packing.is_plain else packing}"
         lease = self._lease(model.shape.weight_bytes(self._dtype, packing), what)
-        order = model.load_order(self._source.names) if isinstance(model, Model) and not packing.is_plain else None
-        with self._staging(self._source.passing_bytes() + model.shape.packing_bytes(packing)):
-            self._load(order)
+        names = self._source.names
+        if isinstance(model, Model) and not packing.is_plain:
+            names = model.load_order(names)
+        with self._staged(names):
+            self._load(names)
             model.finish_loading()
         if lease is not None:
             lease.resize(model.weight_bytes)
@@ -105,17 +107,16 @@ class Filling:
 
     def streamed(self, plan: StreamPlan) -> None:
         """What the plan keeps; the other matrices are read at every step."""
-        from .streamed_load import keep_resident, stream_rest
+        from .streamed_load import stream_rest
 
         model, source = self._native, self._source
         rows, _ = model.stored_rows(source)
-        others = [name for name in model.load_order(source.names) if not model.fills_only(name, rows)]
+        kept = [name for name in model.load_order(source.names) if not model.fills_only(name, plan.streamed)]
         what = f"{model.shape.family}, {model.quantization}, {len(plan.streamed)} matrices on disk"
         lease = self._lease(plan.resident_bytes, what)
-        passing = source.passing_bytes(others) + model.shape.packing_bytes(model.quantization)
-        with self._staging(max(plan.passing_bytes, passing)):
-            self._load(others)
-            keep_resident(model, source, plan, rows, self._advance)
+        self._total = sum(source.stored_bytes(name) for name in kept)
+        with self._staged(kept):
+            self._load(kept)
         ring = self._footprint.lease("weights", plan.passing_bytes, "ring of streamed weights")
         stream = stream_rest(model, source, plan, rows)
         self._beside(lease, ring, stream.close, lambda: stream.num_bytes)
@@ -131,7 +132,7 @@ class Filling:
         lease = self._lease(plan.resident_bytes, f"{model.shape.family}, {model.quantization}, experts on disk")
         ring = self._footprint.lease("weights", plan.passing_bytes, f"cache of {plan.expert_slots} experts")
         self._total = sum(source.stored_bytes(name) for name in others)
-        with self._staging(source.passing_bytes(others) + model.shape.packing_bytes(model.quantization)):
+        with self._staged(others):
             self._load(others)
         cache = cache_experts(model, source, plan, policy)
         self._beside(lease, ring, cache.close, lambda: cache.num_bytes)
@@ -145,17 +146,26 @@ class Filling:
     def _lease(self, num_bytes: int, what: str) -> Lease | None:
         return self._footprint.lease("weights", num_bytes, what, lambda: self._model.weight_bytes)
 
-    def _staging(self, num_bytes: int) -> AbstractContextManager[None]:
-        return self._footprint.passing("staging", num_bytes, "one tensor while loading")
+    def _staged(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """A lease for what stands beside the model while these tensors load."""
+        passing = self._source.passing_bytes(names, self._cut(names))
+        packing = self._model.shape.packing_bytes(_packing(self._model))
+        return self._footprint.passing("staging", passing + packing, "tensors while loading")
 
-    def _load(self, order: Sequence[str] | None) -> None:
-        model = self._model
-        for name, tensor, num_bytes in self._source.stream(order):
+    def _cut(self, names: Sequence[str]) -> set[str]:
+        """Those that the model takes some rows at a time."""
+        model, logical = self._model, self._source.logical
+        return {n for n in names if isinstance(model, Model) and model.takes_rows(n, logical[n].shape)}
+
+    def _load(self, names: Sequence[str]) -> None:
+        model, cut = self._model, self._cut(names)
+        for part in self._source.stream(names, cut):
             if isinstance(model, Model):
-                model.load_tensor(name, tensor)
+                model.load_tensor(part.name, part.tensor, part.start if part.name in cut else None)
             else:
-                model.load_tensor(name, tensor if isinstance(tensor, torch.Tensor) else tensor.dense())
-            self._advance(num_bytes)
+                tensor = part.tensor
+                model.load_tensor(part.name, tensor if isinstance(tensor, torch.Tensor) else tensor.dense())
+            self._advance(part.num_bytes)
 
     def _advance(self, num_bytes: int) -> None:
         self._done += num_bytes

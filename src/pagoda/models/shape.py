@@ -13,6 +13,7 @@ from typing import Any
 from pagoda.core.errors import ConfigError, choices
 from pagoda.core.types import DTYPE_BYTES, KVFormat
 from pagoda.weights.quantization import Quantization, Role
+from pagoda.weights.reader import RING_BYTES
 
 from .params import Param, Table, parameters
 from .spec import AttentionSpec, DecoderSpec, LatentSpec, MLPSpec, MoESpec, RopeSpec
@@ -114,9 +115,12 @@ class ModelShape:
                 num_bytes += m.count * (found.num_bytes(m.rows, m.cols) - m.rows * m.cols * _size(dtype))
         return num_bytes
 
-    def largest_matrix_bytes(self, dtype: str) -> int:
-        """Of one matrix as it is read, unpacked; experts come one by one."""
-        return max((m.rows * m.cols for m in self.matrices), default=0) * _size(dtype)
+    def reading_bytes(self, dtype: str, quantization: Quantization) -> int:
+        """What plain matrices pass through while they are read: whole, or by rows where their format takes those."""
+        size = _size(dtype)
+        found = ((m.rows * m.cols * size, quantization.of(m.name, m.role)) for m in self.matrices)
+        by_rows = min(self.num_params * size // 8, RING_BYTES)
+        return max((by_rows if f is None or f.row_wise else num_bytes for num_bytes, f in found), default=0)
 
     def packing_bytes(self, quantization: Quantization) -> int:
         """Bytes that packing takes at its largest matrix, beside the packed model and the tensor that was read."""

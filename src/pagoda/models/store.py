@@ -52,16 +52,26 @@ class WeightStore:
         """Bytes allocated now, those of matrices under way included."""
         return sum(w.nbytes for w in self.weights.values()) + sum(f.nbytes for f in self._filling.values())
 
-    def place(self, piece: Piece, tensor: Tensor | PackedMatrix) -> None:
-        """Fills the piece's region. Raises WeightsError for values that are no numbers where they are quantized."""
+    def place(self, piece: Piece, tensor: Tensor | PackedMatrix, start: int = 0, *, complete: bool = True) -> None:
+        """Fills the piece's region, or its rows from ``start``; ``complete`` with the last of them.
+
+        Raises WeightsError for values that are no numbers where they are quantized.
+        """
         param = self.table[piece.param]
         format = self.quantization.of(piece.param, param.role)
         if format is not None:
-            self._fill(piece, param, format, tensor)
+            self._fill(piece, param, format, tensor, start)
         else:
-            self._copy(piece, tensor)
-        self.covered |= self.regions_of(piece)
-        self._pack_if_complete(piece)
+            self._copy(piece, tensor, start)
+        if complete:
+            self.covered |= self.regions_of(piece)
+            self._pack_if_complete(piece)
+
+    def takes_rows(self, piece: Piece) -> bool:
+        """Whether ``place`` takes the tensor some rows at a time."""
+        param = self.table[piece.param]
+        format = self.quantization.of(piece.param, param.role)
+        return piece.is_rows and len(param.shape) > 1 and (format is None or format.row_wise)
 
     def regions_of(self, piece: Piece) -> set[Region]:
         """All that the piece fills: a whole matrix, or a whole stack of them, is every region in it."""
@@ -105,24 +115,28 @@ class WeightStore:
         self.weights[name] = tensor = make(param.shape, dtype=dtype, device=self.device)
         return tensor
 
-    def _copy(self, piece: Piece, tensor: Tensor | PackedMatrix) -> None:
+    def _copy(self, piece: Piece, tensor: Tensor | PackedMatrix, start: int) -> None:
         target = self.dense(piece.param)
         if piece.expert >= 0:
             target = target[piece.expert]
         if piece.stop:
             target = target[piece.start : piece.stop]
+        if piece.is_rows and target.dim() > 1:
+            target = target[start : start + tensor.shape[0]]
         if isinstance(tensor, CodedMatrix) and piece.is_rows:
             _unpack_into(target, tensor)
         else:
             dense = tensor if isinstance(tensor, Tensor) else tensor.dense()
             target.copy_(piece.cut(dense).reshape(target.shape))
 
-    def _fill(self, piece: Piece, param: Param, format: WeightFormat, tensor: Tensor | PackedMatrix) -> None:
+    def _fill(
+        self, piece: Piece, param: Param, format: WeightFormat, tensor: Tensor | PackedMatrix, start: int
+    ) -> None:
         unit = (piece.param, piece.expert)
         if unit not in self._filling:
             self._filling[unit] = self._new_filling(format, param)
         if piece.is_rows:
-            self._filling[unit].put(piece.start, tensor)
+            self._filling[unit].put(piece.start + start, tensor)
         else:
             dense = tensor if isinstance(tensor, Tensor) else tensor.dense()
             self._filling[unit].put(piece.start, piece.cut(dense).reshape(-1, param.shape[-1]))

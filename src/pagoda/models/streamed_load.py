@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from pagoda.weights.ahead import ReadAhead
-from pagoda.weights.direct import ALIGN, aligned_buffer, span_bytes
 from pagoda.weights.expert_cache import CachedExperts, ExpertCache
-from pagoda.weights.filling import new_filling
-from pagoda.weights.packed import CodedMatrix, PackedMatrix
-from pagoda.weights.rows import StoredRows, Unit
+from pagoda.weights.rows import StoredRows
 from pagoda.weights.schemes.pagoda import CODE
 from pagoda.weights.source import TensorSource
-from pagoda.weights.streaming import RING_UNITS, STORED, StreamedMatrix, WeightStream
+from pagoda.weights.streaming import StreamedMatrix, WeightStream
 
 from .stream_plan import StreamPlan
 
@@ -25,41 +21,6 @@ if TYPE_CHECKING:
     from .model import Model
 
 EMBED, HEAD = "embed.weight", "lm_head.weight"
-Done = Callable[[int], None]
-
-
-def keep_resident(
-    model: Model, source: TensorSource, plan: StreamPlan, rows: Mapping[str, StoredRows], done: Done
-) -> None:
-    """The matrices that the plan keeps, read unit by unit: at no time does one stand there twice."""
-    kept = {name: matrix for name, matrix in rows.items() if name not in plan.streamed}
-    work = [(name, unit) for name, matrix in kept.items() for unit in matrix.units()]
-    sizes = [sum(span_bytes(num_bytes) for _, _, num_bytes, _ in unit.parts) for _, unit in work]
-    codes = {name: _codes(model, source, name) for name in kept}
-    with source.checkpoint.open_files(use_cache=True) as files:
-
-        def fill(index: int, buffer: Tensor) -> None:
-            start = 0
-            for entry, offset, num_bytes, _ in work[index][1].parts:
-                files.read_range(entry, offset, num_bytes, buffer[start:])
-                start += span_bytes(num_bytes)
-
-        ahead = ReadAhead(sizes, aligned_buffer(RING_UNITS * max(sizes, default=0)), fill)
-        try:
-            filling = None
-            for (name, unit), raw in zip(work, ahead, strict=True):
-                files.check(entry for entry, *_ in unit.parts)
-                format, matrix = _format(model, name), kept[name]
-                if unit.start == 0:
-                    filling = new_filling(format, matrix.rows, matrix.cols, dtype=model.dtype)
-                assert filling is not None
-                for start, stored in _stored(matrix, unit, raw):
-                    filling.put(start, _as_matrix(format, stored, start, codes[name], matrix.cols))
-                done(raw.nbytes)
-                if unit.stop == matrix.rows:
-                    model.keep(name, filling.finish(model.dtype))
-        finally:
-            ahead.close()
 
 
 def stream_rest(model: Model, source: TensorSource, plan: StreamPlan, rows: Mapping[str, StoredRows]) -> WeightStream:
@@ -89,27 +50,6 @@ def _codes(model: Model, source: TensorSource, name: str) -> dict[str, Tensor]:
         return {}
     kinds = {part.rpartition(CODE)[2]: part for part in logical.parts}
     return {kind: source.checkpoint.read(kinds[kind]) for kind in ("scale", "zero") if kind in kinds}
-
-
-def _stored(matrix: StoredRows, unit: Unit, raw: Tensor) -> list[tuple[int, Tensor]]:
-    """First row, and rows as they are stored, of every part of a unit that was read."""
-    found, row, start = [], unit.start, 0
-    for _, offset, num_bytes, rows in unit.parts:
-        part = raw[start + offset % ALIGN :][:num_bytes]
-        dtype = STORED[matrix.kernel]
-        part = part.clone() if part.storage_offset() % dtype.itemsize else part
-        found.append((row, part.view(dtype).view(rows, -1)))
-        row, start = row + rows, start + span_bytes(num_bytes)
-    return found
-
-
-def _as_matrix(
-    format: WeightFormat, stored: Tensor, start: int, codes: Mapping[str, Tensor], cols: int
-) -> Tensor | PackedMatrix:
-    if not codes:
-        return stored
-    here = {kind: values[start : start + stored.shape[0]] for kind, values in codes.items()}
-    return CodedMatrix(format, {"codes": stored} | here, cols, stored.dtype)
 
 
 def cache_experts(model: Model, source: TensorSource, plan: StreamPlan, policy: str) -> ExpertCache:

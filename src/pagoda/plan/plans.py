@@ -182,9 +182,9 @@ class Planner:
         return beside, running, kv_bytes, max(loading, beside.total + peak * fmt.block_bytes)
 
     def _loading(self, choice: Choice, beside: Accounts) -> int:
-        """Weights, the tensor that is being read, and what packing it takes."""
+        """Weights, what they are read into, and what packing takes."""
         shape, quantization = self._subject.shape, self._subject.quantization(choice.quantization)
-        passing = shape.largest_matrix_bytes(self._subject.dtype) + shape.packing_bytes(quantization)
+        passing = shape.reading_bytes(self._subject.dtype, quantization) + shape.packing_bytes(quantization)
         return beside.runtime + beside.weights + beside.tokenizer + passing
 
     def _format(self, choice: Choice) -> KVFormat:

@@ -162,7 +162,8 @@ class _Panels(Filling):
             super().put(start, tensor)
             return
         first, last = start // PANEL, -(-stop // PANEL)
-        if not lay_out_rows(self.format.kernel, stored, self.data[0, first:last]):
+        # Memory is touched for the first time here, and on some machines that takes longer than the disk.
+        if not lay_out_rows(self.format.kernel, stored, self.data[0, first:last], torch.get_num_threads()):
             raise WeightsError(NOT_FINITE)
         if isinstance(tensor, CodedMatrix):
             zeros = tensor.codes.get("zero")

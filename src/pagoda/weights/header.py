@@ -13,7 +13,7 @@ import json
 import math
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,12 @@ class TensorEntry:
     shape: tuple[int, ...]
     offset: int
     num_bytes: int
+
+    def rows(self, start: int, stop: int) -> TensorEntry:
+        """Rows ``start:stop`` of it: the first dimension's slices lie one after the other."""
+        row_bytes = self.num_bytes // self.shape[0]
+        shape, offset = (stop - start, *self.shape[1:]), self.offset + start * row_bytes
+        return replace(self, shape=shape, offset=offset, num_bytes=(stop - start) * row_bytes)
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:

@@ -2,8 +2,8 @@
 
 Tensors are read into a buffer of our own, past the page cache. A mapped file would be simpler, but its touched pages
 count towards the process's RSS next to the model's own copy: the peak would be twice the model, and the budget is a
-promise. All tensors of a stream pass through one buffer of the largest's size, and the next ones are read into what is
-free of it while the last one is packed.
+promise. All tensors of a stream pass through one ring, and the next ones are read into what is free of it while the
+last one is packed. Large ones may come some rows at a time: the ring is small then, and reading never waits for long.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "consolidated.00.pth")
-AHEAD_BYTES = 4 << 20  # of a stream's buffer beside its largest tensor: reading goes on while that one is used
+RING_BYTES = 32 << 20  # of what a stream reads ahead into: some reads under way while one piece is packed
+AHEAD_BYTES = 4 << 20  # of the ring beside its largest piece, where that alone fills it
+NUM_READERS = 2  # the disk has work while one thread waits for its turn
 
 
 class Checkpoint:
@@ -86,12 +88,17 @@ class Checkpoint:
 
     def stream_groups(self, groups: Sequence[Sequence[str]]) -> Iterator[dict[str, torch.Tensor]]:
         """As ``stream``, several tensors at a time: name -> tensor. The next are read while these are used."""
-        wanted = [[self._entry(name) for name in group] for group in groups]
-        sizes = [staging_bytes(group) for group in wanted]
+        return self.stream_entries([[self._entry(name) for name in group] for group in groups])
+
+    def stream_entries(self, groups: Sequence[Sequence[TensorEntry]]) -> Iterator[dict[str, torch.Tensor]]:
+        """As ``stream_groups``, by entries of this checkpoint's tensors, or of some rows of them."""
+        sizes = [staging_bytes(group) for group in groups]
         with OpenFiles(self._stamps, use_cache=True) as files:
-            ahead = ReadAhead(sizes, aligned_buffer(ring_bytes(sizes)), files.filling(wanted))
+            files.open_all()
+            buffer = aligned_buffer(ring_bytes(sizes))
+            ahead = ReadAhead(sizes, buffer, files.filling(groups), num_threads=NUM_READERS)
             try:
-                for group, raw in zip(wanted, ahead, strict=True):
+                for group, raw in zip(groups, ahead, strict=True):
                     files.check(group)
                     yield {e.name: _tensor(e, part) for e, part in _parts(group, raw)}
             finally:
@@ -159,7 +166,7 @@ class OpenFiles:
 def ring_bytes(sizes: Sequence[int]) -> int:
     """The buffer that groups of these ``staging_bytes`` pass through."""
     largest = max(sizes, default=0)
-    return largest + min(largest // 16, AHEAD_BYTES)
+    return max(largest + min(largest // 16, AHEAD_BYTES), min(sum(sizes) // 8, RING_BYTES))
 
 
 def staging_bytes(group: Iterable[TensorEntry]) -> int:

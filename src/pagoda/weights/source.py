@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, PagodaError, WeightsError, choices
 from .formats.base import BLOCK_ELEMS, SCRATCH_BYTES, WeightFormat
+from .header import TensorEntry
 from .reader import Checkpoint, ring_bytes, staging_bytes
+from .rows import UNIT_BYTES, rows_of_unit
 from .schemes import SCHEMES
-from .schemes.base import Logical
+from .schemes.base import Logical, plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +20,29 @@ if TYPE_CHECKING:
     from .packed import CodedMatrix
 
 ALIASES = {"compressed-tensors": "compressed_tensors", "sparseml": "compressed_tensors"}
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Rows of a logical tensor from ``start`` (all of them where it was not cut), valid until the next comes.
+
+    ``num_bytes`` were read for them.
+    """
+
+    name: str
+    start: int
+    tensor: Tensor | CodedMatrix
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows ``start:stop`` of a logical tensor, and where its stored parts lie."""
+
+    name: str
+    start: int
+    stop: int
+    entries: tuple[TensorEntry, ...]
 
 
 class TensorSource:
@@ -35,20 +61,21 @@ class TensorSource:
         """Bytes that a stream reads."""
         return sum(self._stored_bytes(t) for t in self.logical.values())
 
-    def passing_bytes(self, names: Iterable[str] | None = None) -> int:
-        """What stands beside the model while these tensors (all) load: one as it is stored, and what is made of it."""
-        entries = self.checkpoint.entries
-        wanted = self.logical.values() if names is None else (self.logical[name] for name in names)
-        found = [t for t in wanted if t.parts[0] in entries]
-        read = ring_bytes([staging_bytes(entries[part] for part in t.parts) for t in found])
-        return read + max((_made_bytes(t) for t in found), default=0)
+    def passing_bytes(self, names: Iterable[str] | None = None, cut: Collection[str] = ()) -> int:
+        """What stands beside the model while these tensors (all) load: the ring, and what is made of a piece of it."""
+        pieces = self._pieces(names, cut)
+        read = ring_bytes([staging_bytes(piece.entries) for piece in pieces])
+        return read + max((_made_bytes(self.logical[piece.name], piece) for piece in pieces), default=0)
 
-    def stream(self, order: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor | CodedMatrix, int]]:
-        """(name, tensor, bytes read for it), each valid until the next. Raises WeightsError naming file and tensor."""
-        names = list(self.logical) if order is None else list(order)
-        groups = [self.logical[name].parts for name in names]
-        for name, tensors in zip(names, self.checkpoint.stream_groups(groups), strict=True):
-            made = self.logical[name]
+    def stream(self, names: Iterable[str] | None = None, cut: Collection[str] = ()) -> Iterator[Arrival]:
+        """These tensors (all), one after the other; large ones of ``cut`` in pieces of some rows, in order.
+
+        Raises WeightsError naming file and tensor.
+        """
+        pieces = self._pieces(names, cut)
+        arrivals = self.checkpoint.stream_entries([piece.entries for piece in pieces])
+        for piece, tensors in zip(pieces, arrivals, strict=True):
+            made = self.logical[piece.name]
             try:
                 tensor = made.build(tensors)
             except PagodaError:
@@ -56,7 +83,23 @@ class TensorSource:
             except (RuntimeError, ValueError, KeyError, IndexError) as error:
                 where = self.checkpoint.entries[made.parts[0]].file
                 raise WeightsError(f"{where}: tensor {made.parts[0]!r} cannot be unpacked ({error})") from error
-            yield name, tensor, sum(t.nbytes for t in tensors.values())
+            yield Arrival(piece.name, piece.start, tensor, sum(t.nbytes for t in tensors.values()))
+
+    def _pieces(self, names: Iterable[str] | None, cut: Collection[str]) -> list[_Piece]:
+        return [p for name in (self.logical if names is None else names) for p in self._pieces_of(name, name in cut)]
+
+    def _pieces_of(self, name: str, may_cut: bool) -> Iterator[_Piece]:
+        logical, found = self.logical[name], self.checkpoint.entries
+        entries = tuple(found[part] for part in logical.parts)
+        rows, num_bytes = logical.shape[0] if logical.shape else 0, sum(entry.num_bytes for entry in entries)
+        step = rows_of_unit(-(-num_bytes // max(1, rows)), UNIT_BYTES)
+        if not may_cut or not logical.by_rows or num_bytes <= UNIT_BYTES or step >= rows:
+            yield _Piece(name, 0, rows, entries)
+            return
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            # Parts without a row per row of the tensor come whole every time: a size, a scale of all.
+            yield _Piece(name, start, stop, tuple(e.rows(start, stop) if e.shape[0] == rows else e for e in entries))
 
     def stored_bytes(self, name: str) -> int:
         """Bytes that a stream reads for one tensor."""
@@ -66,14 +109,17 @@ class TensorSource:
         return sum(self.checkpoint.entries[part].num_bytes for part in tensor.parts)
 
 
-def _made_bytes(tensor: Logical) -> int:
-    if tensor.made_bytes is not None:
-        return tensor.made_bytes
-    if len(tensor.parts) == 1:
-        return 0
-    rows, cols = tensor.shape
-    made = rows * cols * 4 if tensor.format is None else tensor.format.stored_bytes(rows, cols)
-    return made + min(rows * cols, BLOCK_ELEMS) * SCRATCH_BYTES
+def _made_bytes(tensor: Logical, piece: _Piece) -> int:
+    if tensor.made_bytes is None and len(tensor.parts) > 1:
+        rows, cols = tensor.shape
+        made = rows * cols * 4 if tensor.format is None else tensor.format.stored_bytes(rows, cols)
+        made += min(rows * cols, BLOCK_ELEMS) * SCRATCH_BYTES
+    else:
+        made = tensor.made_bytes or 0
+    num_rows = piece.stop - piece.start
+    if not made or num_rows == tensor.shape[0]:
+        return made
+    return min(made, made * num_rows // tensor.shape[0] + BLOCK_ELEMS * SCRATCH_BYTES)
 
 
 def open_source(checkpoint: Checkpoint, quantization_config: Any) -> TensorSource:
@@ -82,8 +128,7 @@ def open_source(checkpoint: Checkpoint, quantization_config: Any) -> TensorSourc
     Raises WeightsError for a method that is not read, or a checkpoint that does not fit its config.
     """
     if not quantization_config:
-        plain = {n: Logical((n,), e.shape, _itself(n), rows=n) for n, e in checkpoint.entries.items()}
-        return TensorSource(checkpoint, plain)
+        return TensorSource(checkpoint, {name: plain(name, entry) for name, entry in checkpoint.entries.items()})
     where = f"{checkpoint.folder}/config.json: quantization_config"
     method = quantization_config.get("quant_method") if isinstance(quantization_config, Mapping) else None
     name = ALIASES.get(str(method), str(method))
@@ -94,7 +139,3 @@ def open_source(checkpoint: Checkpoint, quantization_config: Any) -> TensorSourc
         return TensorSource(checkpoint, scheme(quantization_config, checkpoint.entries, checkpoint.read).logical())
     except ConfigError as error:
         raise WeightsError(f"{checkpoint.folder}/config.json: {error}") from error
-
-
-def _itself(name: str) -> Any:
-    return lambda tensors: tensors[name]

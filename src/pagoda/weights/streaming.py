@@ -84,7 +84,7 @@ class WeightStream:
 
     def _lay_out(self, matrix: StoredRows, unit: Unit, raw: Tensor) -> Tensor:
         self._files.check(entry for entry, *_ in unit.parts)
-        return lay_out_unit(matrix, unit, raw, self._panels)
+        return lay_out_unit(matrix, unit, raw, self._panels, torch.get_num_threads())
 
     def read_rows(self, number: int, ids: Sequence[int]) -> Tensor:
         """Single rows of a matrix as they are stored, ``[len(ids), row]`` of its dtype: look-ups in an embedding."""
@@ -178,7 +178,7 @@ class StreamedMatrix(PackedMatrix):
         return PackedWeight(self.stored.kernel, rows, cols, panels[None], scales, zeros, group, experts=1)
 
 
-def lay_out_unit(matrix: StoredRows, unit: Unit, raw: Tensor, panels: Tensor) -> Tensor:
+def lay_out_unit(matrix: StoredRows, unit: Unit, raw: Tensor, panels: Tensor, num_threads: int = 1) -> Tensor:
     """The unit's rows, as they were read into ``raw``, at the start of ``panels`` (uint8, flat).
 
     Raises WeightsError naming the tensor whose values are no numbers.
@@ -189,7 +189,7 @@ def lay_out_unit(matrix: StoredRows, unit: Unit, raw: Tensor, panels: Tensor) ->
         last = first + -(-rows // PANEL) * blocks * PANEL * 4
         at = start + offset % ALIGN
         stored = _rows(raw[at : at + num_bytes], STORED[matrix.kernel], rows)
-        if not lay_out_rows(matrix.kernel, stored, panels[first:last]):
+        if not lay_out_rows(matrix.kernel, stored, panels[first:last], num_threads):
             raise WeightsError(f"{entry.file}: tensor {entry.name!r}: {NOT_FINITE}")
         start, first = start + span_bytes(num_bytes), last
     return panels[:first].view(-1, blocks, PANEL * 4)

@@ -1,12 +1,16 @@
 #include "lay_out.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+
+#include "parallel.hpp"
 
 namespace pagoda {
 namespace {
 
 constexpr int64_t kRows = 16;    // of a panel
+constexpr int64_t kPiece = 2 << 20;  // bytes of panels that one thread writes at a time
 constexpr int64_t kBlocks = 64;  // at a time: 4 KiB of a panel, which stay in the first cache while its rows are strewn
 
 uint32_t turned(uint32_t block, Stored stored) {
@@ -68,10 +72,16 @@ bool panel(const LayOutArgs& a, int64_t first, uint32_t* out) {
 
 template <Stored stored>
 bool all_panels(const LayOutArgs& a) {
-  const int64_t blocks = (a.row_bytes + 3) / 4;
+  const int64_t blocks = (a.row_bytes + 3) / 4, panel_bytes = std::max<int64_t>(1, blocks * kRows * 4);
+  const int64_t step = std::max<int64_t>(1, kPiece / panel_bytes) * kRows;
   uint32_t* out = reinterpret_cast<uint32_t*>(a.panels);
-  bool finite = true;
-  for (int64_t first = 0; first < a.num_rows; first += kRows) finite &= panel<stored>(a, first, out + first * blocks);
+  std::atomic<bool> finite{true};
+  parallel_for((a.num_rows + step - 1) / step, a.num_threads, [&](int64_t item) {
+    bool fine = true;
+    for (int64_t first = item * step; first < std::min(a.num_rows, (item + 1) * step); first += kRows)
+      fine &= panel<stored>(a, first, out + first * blocks);
+    if (!fine) finite = false;
+  });
   return finite;
 }
 

@@ -19,9 +19,11 @@ struct LayOutArgs {
   int64_t num_rows, row_bytes;
   uint8_t* panels;  // [ceil(num_rows / 16)][ceil(row_bytes / 4)][16][4 bytes]
   Stored stored;
+  int num_threads;
 };
 
-// False, with the panels written all the same, when a float is infinite or not a number. One thread.
+// False, with the panels written all the same, when a float is infinite or not a number. Threads write pieces of their own,
+// the size of a huge page, so that memory which was never touched is made by all of them at once.
 bool lay_out(const LayOutArgs& a);
 
 }  // namespace pagoda

@@ -27,6 +27,7 @@ class Logical:
     ``format`` None: the values come unpacked, because no weight format holds exactly these codes. ``made_bytes``: what
     ``build`` takes beside its parts; None: nothing for one part, the result and a block's scratch for several.
     ``rows``: the part whose rows are the tensor's own, one after the other, in its dtype or as the format's ``codes``.
+    ``by_rows``: ``build`` of some rows of the parts (those that have a row per row of the tensor) gives these rows.
     """
 
     parts: tuple[str, ...]
@@ -35,6 +36,7 @@ class Logical:
     format: WeightFormat | None = None
     made_bytes: int | None = None
     rows: str | None = None
+    by_rows: bool = False
 
 
 class Scheme(ABC):
@@ -95,9 +97,7 @@ class ModuleScheme(Scheme):
                 used.update(made.parts, self.leftovers(name))
         for stored, entry in self.entries.items():
             if stored not in used and stored not in found:
-                found[stored] = Logical(
-                    (stored,), entry.shape, lambda tensors, stored=stored: tensors[stored], rows=stored
-                )  # type: ignore[misc]
+                found[stored] = plain(stored, entry)
         return found
 
     def is_packed(self, stored: str) -> bool:
@@ -107,6 +107,11 @@ class ModuleScheme(Scheme):
     def leftovers(self, name: str) -> Iterable[str]:
         """Stored tensors of a module that nothing is made of."""
         return ()
+
+
+def plain(name: str, entry: TensorEntry) -> Logical:
+    """A tensor that is stored as it is."""
+    return Logical((name,), entry.shape, lambda tensors: tensors[name], rows=name, by_rows=True)
 
 
 def whole_groups(group: int, cols: int) -> int | None:

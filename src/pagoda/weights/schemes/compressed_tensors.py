@@ -81,10 +81,11 @@ class CompressedTensors(ModuleScheme):
         def build(tensors: Mapping[str, Tensor]) -> CodedMatrix:
             import torch
 
-            scale = tensors[f"{name}.weight_scale"].float().reshape(-1).expand(rows).contiguous()
-            return CodedMatrix(found, {"codes": tensors[f"{name}.weight"], "scale": scale}, cols, torch.float32)
+            codes = tensors[f"{name}.weight"]
+            scale = tensors[f"{name}.weight_scale"].float().reshape(-1).expand(len(codes)).contiguous()
+            return CodedMatrix(found, {"codes": codes, "scale": scale}, cols, torch.float32)
 
-        return Logical((f"{name}.weight", f"{name}.weight_scale"), (rows, cols), build, found)
+        return Logical((f"{name}.weight", f"{name}.weight_scale"), (rows, cols), build, found, by_rows=True)
 
     def _packed(self, name: str) -> Logical:
         if self.bits != 4:
@@ -104,7 +105,10 @@ class CompressedTensors(ModuleScheme):
         kind = W4A8 if self.dynamic else Int4
         found = kind(group=ours, symmetric=self.symmetric, scale="float32", embed="none")
         parts = (f"{name}.weight_packed", f"{name}.weight_scale", *zeros)
-        return Logical(parts, (rows, cols), lambda t: self._build(t, name, cols, group, found), found)
+        # Zero points are packed along the rows, so only codes without them can be cut.
+        return Logical(
+            parts, (rows, cols), lambda t: self._build(t, name, cols, group, found), found, by_rows=self.symmetric
+        )
 
     def _build(
         self, tensors: Mapping[str, Tensor], name: str, cols: int, group: int, format: Int4 | W4A8

@@ -14,7 +14,7 @@ from ...core.config import Section
 from ...core.errors import WeightsError
 from ..formats.base import WeightFormat
 from ..quantization import parse_format
-from .base import Logical, Scheme
+from .base import Logical, Scheme, plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ class Pagoda(Scheme):
             if code:
                 codes.setdefault(name, []).append(code)
             else:
-                found[name] = Logical((stored,), entry.shape, lambda t, stored=stored: t[stored], rows=stored)  # type: ignore[misc]
+                found[name] = plain(stored, entry)
         return found | {name: self._matrix(name, kinds) for name, kinds in codes.items()}
 
     def _matrix(self, name: str, kinds: list[str]) -> Logical:
@@ -58,7 +58,9 @@ class Pagoda(Scheme):
             (rows, cols),
             lambda t: _build(t, stored, format, cols),
             format,
+            made_bytes=0,
             rows=stored.get("codes"),
+            by_rows=format.row_wise and not format.shared,
         )
 
     def _size(self, name: str, format: WeightFormat, stored: Mapping[str, str]) -> tuple[int, int]:

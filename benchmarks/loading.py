@@ -1,0 +1,77 @@
+"""How fast a model loads, against its disk: `python -m benchmarks.loading MODEL`.
+
+Every round drops the checkpoint from the page cache, reads it directly from front to back (the disk's rate), drops it
+again, and loads the model in a process of its own that has imported everything before its clock starts. What counts is
+the share of the disk's rate, and how much more than the loaded model the process holds at its peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.streaming import disk_rate
+
+LOAD = """
+import json, sys, time
+import torch
+from pagoda.budget import MachineProbe
+from pagoda.models.load import load_model
+from pagoda.models import families, fallback_check
+torch.ones(8, 8).to(torch.bfloat16) @ torch.ones(8, 8).to(torch.bfloat16)
+before = MachineProbe().peak_rss()
+start = time.perf_counter()
+loaded = load_model(sys.argv[1], quantization=sys.argv[2])
+seconds = time.perf_counter() - start
+grown = MachineProbe().peak_rss() - before
+print(json.dumps({"seconds": seconds, "peak": grown, "model": loaded.model.weight_bytes}))
+"""
+
+
+def drop(files: list[Path]) -> None:
+    """Their pages leave the page cache."""
+    for file in files:
+        handle = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def measure(model: Path, quantization: str, rounds: int) -> dict[str, object]:
+    files = sorted(model.glob("*.safetensors"))
+    stored = sum(file.stat().st_size for file in files)
+    found = []
+    for _ in range(rounds):
+        drop(files)
+        rate = statistics.mean(disk_rate(file, file.stat().st_size) for file in files)
+        drop(files)
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, str(model), quantization], check=True, capture_output=True, text=True
+        )
+        one = json.loads(done.stdout)
+        found.append(one | {"disk_bytes_per_second": rate, "share": stored / one["seconds"] / rate})
+    return {
+        "stored_bytes": stored,
+        "share": statistics.median(one["share"] for one in found),
+        "bytes_per_second": stored / statistics.median(one["seconds"] for one in found),
+        "disk_bytes_per_second": statistics.median(one["disk_bytes_per_second"] for one in found),
+        "peak_beside_model": max(one["peak"] - one["model"] for one in found),
+        "rounds": found,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--quantization", default="auto")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    print(json.dumps(measure(args.model, args.quantization, args.rounds), indent=1))
+
+
+if __name__ == "__main__":
+    main()
