@@ -9,7 +9,7 @@ import pytest
 
 from pagoda.bench.latency import Promise, compare, percentiles, summarize
 from pagoda.bench.load_plots import cumulative
-from pagoda.plan.simulator.replica import Served
+from pagoda.plan.simulator.sequence import Served
 
 
 def answered(at: float, *token_at: float, tenant: str = "", error: str = "") -> Served:

@@ -16,7 +16,7 @@ from pagoda.bench.records import Run, read_records, write_records
 from pagoda.bench.timeline import Sample
 from pagoda.bench.traces import draw
 from pagoda.core.errors import ConfigError
-from pagoda.plan.simulator.replica import Served
+from pagoda.plan.simulator.sequence import Served
 
 Handler = Callable[[dict[str, Any], asyncio.StreamWriter], Awaitable[None]]
 

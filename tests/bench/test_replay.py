@@ -9,7 +9,7 @@ from benchmarks.scheduling_traces import Oracle, service_gap
 
 from pagoda.bench.replay import Replayed, ReplayEngine
 from pagoda.bench.traces import Arrival
-from pagoda.plan.simulator.replica import Served
+from pagoda.plan.simulator.sequence import Served
 from pagoda.schedule.policies import parse_scheduling
 
 

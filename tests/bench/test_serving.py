@@ -17,7 +17,7 @@ from pagoda.bench.serving import parse_users, parse_warmup, summarize_run
 from pagoda.bench.steady import mser, steady_state
 from pagoda.bench.timeline import Sample, parse, watch
 from pagoda.core.errors import ConfigError
-from pagoda.plan.simulator.replica import Served
+from pagoda.plan.simulator.sequence import Served
 
 METRICS = """# HELP vllm:num_requests_running x
 vllm:num_requests_running{model_name="a"} 3.0

@@ -17,8 +17,9 @@ from pagoda.plan.demand import Demand
 from pagoda.plan.machine import Machine, load_machine, save_machine
 from pagoda.plan.plans import Planner, front
 from pagoda.plan.prices import PolicyPrice, Prices, all_prices, nearest_prices
-from pagoda.plan.roofline import Roofline, Work
+from pagoda.plan.roofline import Roofline
 from pagoda.plan.subject import Subject
+from pagoda.plan.work import Work
 from pagoda.weights.quantization import in_panels, parse_quantization
 from tests.plan.public_shapes import SHAPES, config_of
 

@@ -9,7 +9,7 @@ from random import Random
 from statistics import fmean, mean
 from typing import Any
 
-from ..plan.simulator.replica import Served
+from ..plan.simulator.sequence import Served
 
 PERCENTILES = (50, 90, 95, 99)
 NUM_RESAMPLES = 1000

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..core.errors import ConfigError
-from ..plan.simulator.replica import Served
+from ..plan.simulator.sequence import Served
 from .traces import Arrival
 
 READ_BYTES = 1 << 20

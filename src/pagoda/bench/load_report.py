@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..plan.simulator.replica import Served
+from ..plan.simulator.sequence import Served
 from .latency import e2e, ttft
 from .pyplot import pyplot
 from .records import Run, answered

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..plan.simulator.replica import Served
+from ..plan.simulator.sequence import Served
 from .timeline import Sample
 
 NAME = "serve.json"

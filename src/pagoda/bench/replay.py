@@ -18,7 +18,7 @@ from ..engine.build import build
 from ..engine.config import EngineConfig
 from ..engine.intake import Intake
 from ..engine.outputs import RequestOutput
-from ..plan.simulator.replica import Served
+from ..plan.simulator.sequence import Served
 from ..sampling.params import SamplingParams
 from ..schedule.policies.base import SchedulingPolicy
 from .traces import Arrival

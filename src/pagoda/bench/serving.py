@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from ..core.errors import ConfigError
-from ..plan.simulator.replica import Served
+from ..plan.simulator.sequence import Served
 from .latency import Promise, compare, summarize
 from .load import Progress, Target, closed_loop, open_loop
 from .records import Run

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from ..plan.simulator.replica import Served
+from ..plan.simulator.sequence import Served
 from .latency import e2e
 
 BATCH = 5

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.errors import ConfigError
 from . import _options as opt
 from ._output import emit_json
 
@@ -24,11 +25,19 @@ def sim(
     rate: Annotated[float, typer.Option(help="Requests a second, for poisson and bursty.")] = 4.0,
     tenants: Annotated[int, typer.Option(help="Tenants, for poisson and bursty.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Of poisson and bursty.")] = 0,
-    device: Annotated[str, typer.Option(help="a100-80g, h100-80g or l4.")] = "a100-80g",
-    model: Annotated[str, typer.Option(help="llama-2-7b, llama-3.1-8b or mistral-7b.")] = "llama-2-7b",
+    device: Annotated[
+        str, typer.Option(help="A machine of the catalogue (a100-80g, h100-80g, l4, …), or here.")
+    ] = "a100-80g",
+    machines: Annotated[Path | None, typer.Option(help="YAML file with more machines, as plan/machines.yaml.")] = None,
+    model: Annotated[
+        str, typer.Option(help="llama-2-7b, llama-3.1-8b, mistral-7b, or any that pagoda plan takes.")
+    ] = "llama-2-7b",
+    memory: Annotated[str | None, typer.Option(help="The budget, where the device is here.")] = None,
+    quantization: Annotated[str, typer.Option(help="Weight format, where the device is here.")] = "auto",
+    page_size: Annotated[int, typer.Option(help="Tokens of a KV page.", min=1)] = 16,
     replicas: Annotated[int, typer.Option(help="Engines side by side.", min=1)] = 1,
     blocks: Annotated[
-        int | None, typer.Option(help="KV blocks of 16 tokens of a replica.", show_default="what fits", min=1)
+        int | None, typer.Option(help="KV blocks (pages of tokens) of a replica.", show_default="what fits", min=1)
     ] = None,
     max_num_seqs: Annotated[int, typer.Option(help="Sequences of a step.", min=1)] = 64,
     max_num_batched_tokens: Annotated[int, typer.Option(help="Tokens of a step.", min=1)] = 2048,
@@ -39,12 +48,14 @@ def sim(
 ) -> None:
     """Run the real scheduler and page pool under a false clock: what would each policy do to this traffic?
 
-    Step times come from published peaks of the device and stated shares of them; compare policies, not machines.
+    Step times of the device here are those of pagoda plan (pagoda doctor --calibrate [--model M]); of others they come
+    from published peaks and stated shares of them.
     """
     from ..bench import sim as bench
     from ..bench.latency import Promise
     from ..bench.traces import arrivals_of
-    from ..plan.simulator.cost import DEVICES, MODELS, pick
+    from ..plan import targets
+    from ..plan.catalogue import pick_machine
     from ..schedule.scheduler import Limits
 
     arrivals = arrivals_of(trace, requests, rate=rate, seed=seed, tenants=tenants, time=time_scale, length=length_scale)
@@ -55,14 +66,24 @@ def sim(
             end = "\n" if number == len(arrivals) else ""
             print(f"\r{name}: {number} of {len(arrivals)} requests arrived", end=end, file=sys.stderr, flush=True)
 
-    rows = bench.run(
-        arrivals, policies, pick("device", DEVICES, device), pick("model", MODELS, model),
-        promise=Promise(slo_ttft, slo_tpot), limits=Limits(max_num_batched_tokens, max_num_seqs), replicas=replicas,
-        blocks=blocks, progress=told,
-    )  # fmt: skip
+    limits = Limits(max_num_batched_tokens, max_num_seqs)
+    if device == targets.HERE:
+        target = targets.here(
+            model, limits, memory=memory, quantization=quantization, page_size=page_size, blocks=blocks
+        )
+    elif memory is not None or quantization != "auto":
+        raise ConfigError(f"--memory and --quantization are of this machine; with --device {device} leave them out")
+    else:
+        machine = pick_machine(device, machines)
+        target = targets.rented(model, machine, limits, page_size=page_size, blocks=blocks)
+    promise = Promise(slo_ttft, slo_tpot)
+    rows = bench.run(arrivals, policies, target.setting, promise=promise, replicas=replicas, progress=told)
     if out is not None:
         _write(out, rows)
-    emit_json(bench.as_dict(rows)) if json else print(bench.markdown(rows))
+    if json:
+        emit_json({"steps": target.reason, **bench.as_dict(rows)})
+    else:
+        print(f"{bench.markdown(rows)}\n\nstep times: {target.reason}")
 
 
 def _write(folder: Path, rows: list[Row]) -> None:

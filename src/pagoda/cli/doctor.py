@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..core.errors import PagodaError
+from ..core.errors import ConfigError, PagodaError
 from ..core.units import format_bytes
 from . import _options as opt
 from ._output import emit_json, print_table
@@ -32,11 +32,20 @@ def doctor(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure this machine's rates first, for pagoda plan (a minute).")
     ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="With --calibrate: measure this model's own step times (a minute).")
+    ] = None,
+    quantization: Annotated[str, typer.Option(help="Weight format of --model.")] = "auto",
+    kv_cache_dtype: Annotated[str, typer.Option(help="KV format of --model.")] = "auto",
     json: opt.Json = False,
 ) -> None:
     """Say what this machine offers, what is missing, and whether Pagoda works here."""
-    if calibrate:
+    if model is not None and not calibrate:
+        raise ConfigError(f"--model {model} is for --calibrate; give both, or neither")
+    if calibrate and model is None:
         _calibrate()
+    elif model is not None:
+        _calibrate_model(model, quantization, kv_cache_dtype)
     report = examine()
     report["findings"] = findings(report)
     report["works"] = not any(finding["level"] == "broken" for finding in report["findings"])
@@ -52,6 +61,18 @@ def _calibrate() -> None:
 
     machine = measure(lambda what: print(f"measuring {what}", file=sys.stderr, flush=True))
     print(f"kept in {save_machine(machine)}", file=sys.stderr)
+
+
+def _calibrate_model(model: str, quantization: str, kv_cache_dtype: str) -> None:
+    """The step times of one model, kept beside the machine's rates (which are measured first, if they never were)."""
+    from ..bench.steps import calibrate_model
+    from ..plan.machine import load_machine
+
+    if not load_machine()[0].measured:
+        _calibrate()
+    told = lambda what: print(f"measuring {what}", file=sys.stderr, flush=True)  # noqa: E731
+    steps, file = calibrate_model(model, quantization, kv_cache_dtype, told)
+    print(f"{steps.num_steps} steps, within {steps.spread:.1%} (median), kept in {file}", file=sys.stderr)
 
 
 def examine() -> dict[str, Any]:

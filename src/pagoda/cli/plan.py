@@ -2,6 +2,7 @@
 
 pagoda plan MODEL --memory 3GiB                                        the best plans
 pagoda plan MODEL --memory 3GiB --prompt 4000 --concurrency 8 --pick 2 start the second
+pagoda plan cluster --model M --trace FILE --slo-ttft 1               machines for traffic
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..core.errors import ConfigError
 from ..core.units import format_bytes
@@ -23,7 +25,19 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-@app.command()
+class PlanOrCluster(TyperCommand):
+    """``plan cluster …`` is a command of its own; whatever else comes first is a model (``./cluster`` a folder)."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        if args[:1] != ["cluster"]:
+            return super().make_context(info_name, args, parent, **extra)
+        from . import _plan_cluster
+
+        command = typer.main.get_command(_plan_cluster.app)
+        return command.make_context(f"{info_name} cluster", args[1:], parent, **extra)
+
+
+@app.command(cls=PlanOrCluster)
 def plan(
     model: opt.Model,
     memory: opt.Memory = None,
@@ -37,7 +51,10 @@ def plan(
     pick: Annotated[int | None, typer.Option(help="Start pagoda serve with this plan.")] = None,
     json: opt.Json = False,
 ) -> None:
-    """Say before loading what fits a budget, how fast, and at what loss."""
+    """Say before loading what fits a budget, how fast, and at what loss.
+
+    For traffic on several machines: pagoda plan cluster --help
+    """
     found = examine(
         model, memory, prompt=prompt, output=output, concurrency=concurrency, slo_ttft=slo_ttft, slo_tpot=slo_tpot,
         max_loss=max_loss, disk=disk,

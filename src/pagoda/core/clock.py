@@ -44,5 +44,10 @@ class FalseClock:
             raise ValueError(f"time does not go back: advance({seconds})")
         self._now += seconds
 
+    def advance_to(self, moment: float) -> None:
+        """Moves time on to ``moment`` exactly. Raises ValueError when asked to go back."""
+        self.advance(0.0 if moment >= self._now else moment - self._now)
+        self._now = moment
+
     def sleep(self, seconds: float) -> None:
         self.advance(max(0.0, seconds))

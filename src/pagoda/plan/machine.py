@@ -37,6 +37,7 @@ class Machine:
     attend_prompt      the same for a chunk of a prompt
     step, layer, row   seconds of a step, of each layer of it, and of each sequence in it, beside products and attention
     sample             seconds a logit: choosing the next token
+    flops              operations a second where a product was not measured (0: a guess by the number of cores)
     """
 
     cpu: str
@@ -51,6 +52,7 @@ class Machine:
     layer: float = 0.0
     row: float = 0.0
     sample: float = 0.0
+    flops: float = 0.0
     measured: bool = False
     version: int = VERSION
 
@@ -74,8 +76,8 @@ class Machine:
         """
         curve = self.products.get(name)
         if not curve:
-            flops = 2 * tokens / (GUESSED_FLOPS * self.threads)
-            return max(bytes_per_weight / self.read_bytes_per_second, flops)
+            flops = self.flops or GUESSED_FLOPS * self.threads
+            return max(bytes_per_weight / self.read_bytes_per_second, 2 * tokens / flops)
         return _between(curve, max(tokens, 1.0))
 
     def attend_seconds(self, kv_dtype: str) -> float:

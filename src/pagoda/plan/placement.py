@@ -81,12 +81,9 @@ def _fits_nearest(items: Sequence[Item], tier: Tier) -> bool:
 def _solve(items: Sequence[Item], tiers: Sequence[Tier], compute_seconds: float) -> Placement:
     import highspy
 
-    class Silent(highspy.Highs):  # the callbacks' set-up prints a banner
-        def enableCallbacks(self) -> None:
-            self.silent()
-            super().enableCallbacks()  # type: ignore[no-untyped-call]
+    from .solver import silent_solver
 
-    solver = Silent()  # type: ignore[no-untyped-call]
+    solver = silent_solver()
     scale = 1.0 / max(item.num_bytes for item in items)  # rows near 1 keep the simplex's tolerances meaningful
     seconds = solver.addVariable(lb=compute_seconds, obj=1.0)
     # A whisper towards near tiers: of placements that take the same time, the one that moves least.

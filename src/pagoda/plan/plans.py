@@ -24,8 +24,9 @@ from .demand import Demand
 from .machine import Machine
 from .placement import Item, Tier, place
 from .prices import EXACT, Prices
-from .roofline import Roofline, Work
+from .steps import step_model
 from .subject import Subject
+from .work import StepModel, Work
 
 PAGE_SIZE = 16
 STEP_TOKENS = (2048, 1024, 512, 256, 128)
@@ -98,7 +99,7 @@ class Planner:
                 f"prompt and answer together have {demand.length} tokens, but positions of {subject.name} end at "
                 f"{subject.shape.max_position}; ask for fewer"
             )
-        self._rooflines: dict[tuple[str, str], Roofline] = {}
+        self._step_models: dict[tuple[str, str], StepModel] = {}
         self._weights: dict[str, int] = {}
 
     def plan(self, choice: Choice) -> Plan:
@@ -137,6 +138,10 @@ class Planner:
                 f"{format_bytes(self._budget)}; the nearest budget that can is {-(-smallest >> 20)}MiB"
             )
         return front(self._in_time(fitting))
+
+    def kv_blocks(self, choice: Choice) -> int:
+        """Blocks of KV that the budget leaves beside everything else (0 where there is none)."""
+        return max(0, (self._budget - self._beside(choice).total) // self._format(choice).block_bytes)
 
     def _choices(self) -> Iterator[Choice]:
         prices, exact_only = self._prices, self._subject.exact_only
@@ -197,27 +202,23 @@ class Planner:
         held = max(policy.most_slots(n, demand.prompt) for n in (demand.prompt, demand.length))
         return fmt.blocks_for(ceil(held)), fmt.blocks_for(peak)
 
-    def _roofline(self, choice: Choice) -> Roofline:
+    def _steps(self, choice: Choice) -> StepModel:
         key = (choice.quantization, choice.kv_cache_dtype)
-        if key not in self._rooflines:
-            subject = self._subject
-            quantization = subject.quantization(choice.quantization)
-            self._rooflines[key] = Roofline(
-                subject.shape, subject.dtype, quantization, choice.kv_cache_dtype, self._machine
-            )
-        return self._rooflines[key]
+        if key not in self._step_models:
+            self._step_models[key] = step_model(self._subject, *key, self._machine)
+        return self._step_models[key]
 
     def _plan(self, choice: Choice, beside: Accounts, running: int, kv_bytes: int) -> Plan:
         demand, policy = self._demand, parse_policy(choice.kv)
         middle = policy.most_slots(demand.prompt + demand.output // 2, demand.prompt)
         deciding = self._prices.policies[choice.kv].deciding if choice.kv != EXACT and self._prices else 0.0
-        roofline, slower = self._roofline(choice), 1 / max(0.05, 1 - deciding)
-        tpot = slower * roofline.seconds(Work(decodes=running, context=middle, rows=running))
-        alone = slower * prompt_seconds(roofline, demand.prompt, choice.max_num_batched_tokens)
+        steps, slower = self._steps(choice), 1 / max(0.05, 1 - deciding)
+        tpot = slower * steps.seconds(Work(decodes=running, context=middle, rows=running))
+        alone = slower * prompt_seconds(steps, demand.prompt, choice.max_num_batched_tokens)
         ttft = alone
         if running > 1:
             ttft = slower * prompt_seconds(
-                roofline, demand.prompt, choice.max_num_batched_tokens, decodes=running - 1, context=middle
+                steps, demand.prompt, choice.max_num_batched_tokens, decodes=running - 1, context=middle
             )
         seconds = running * alone + max(demand.output - 1, 0) * tpot
         return Plan(
@@ -254,7 +255,7 @@ class Planner:
                 placed = place(
                     items,
                     [Tier("host", room), Tier("disk", disk_bytes, rate, rate)],
-                    self._roofline(choice).seconds(work),
+                    self._steps(choice).seconds(work),
                 )
             except BudgetError:
                 continue
@@ -289,16 +290,14 @@ class Planner:
         return good
 
 
-def prompt_seconds(
-    roofline: Roofline, prompt: int, step_tokens: int, *, decodes: int = 0, context: float = 0.0
-) -> float:
+def prompt_seconds(steps: StepModel, prompt: int, step_tokens: int, *, decodes: int = 0, context: float = 0.0) -> float:
     """Seconds of a prompt's chunks, in steps that ``decodes`` others share."""
     room, total, start = max(1, step_tokens - decodes), 0.0, 0
     while start < prompt:
         chunk = min(room, prompt - start)
         last = start + chunk == prompt
         work = Work(decodes=decodes, context=context, chunk=chunk, start=start, rows=decodes + last)
-        total += roofline.seconds(work)
+        total += steps.seconds(work)
         start += chunk
     return total
 

@@ -8,6 +8,7 @@ a mixture only the experts that some token chose are read: of E experts, h = E (
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -15,25 +16,9 @@ from ..core.types import DTYPE_BYTES
 from ..models.shape import ModelShape
 from ..weights.quantization import Quantization, Role, format_text
 from .machine import Machine
+from .work import StepModel
 
 EMBED, HEAD = "embed.weight", "lm_head.weight"
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One step: ``decodes`` sequences of ``context`` slots with a token each, and ``chunk`` tokens of a prompt after
-    ``start`` others. ``rows`` are sampled.
-    """
-
-    decodes: int = 0
-    context: float = 0.0
-    chunk: int = 0
-    start: int = 0
-    rows: int = 0
-
-    @property
-    def tokens(self) -> int:
-        return self.decodes + self.chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +32,7 @@ class _Group:
     count: int = 1
 
 
-class Roofline:
+class Roofline(StepModel):
     """The step times of one model in one weight format, with KV stored in one way."""
 
     def __init__(
@@ -56,36 +41,37 @@ class Roofline:
         self._shape, self._machine = shape, machine
         self._groups = _groups(shape, dtype, quantization)
         self._attend = machine.attend_seconds(kv_dtype)
-        self._windows = Counter(shape.windows)
+        self._windows = Counter(window or math.inf for window in shape.windows)
+        self._known: dict[tuple[int, int], float] = {}
 
-    def seconds(self, work: Work) -> float:
-        """Of one step."""
+    def step_seconds(self, decodes: int, slots: float, chunk: int, pairs: float, rows: int) -> float:
+        key = decodes + chunk, rows
+        if key not in self._known:
+            self._known[key] = self._beside_attention(*key)
+        return self._known[key] + self._attention(decodes, slots, chunk, pairs)
+
+    def _beside_attention(self, tokens: int, rows: int) -> float:
         machine, shape = self._machine, self._shape
-        fixed = machine.step + machine.layer * shape.num_layers + machine.row * work.rows
-        products = sum(self._product(group, work) for group in self._groups)
-        return fixed + products + self._attention(work) + machine.sample * work.rows * shape.vocab_size
+        fixed = machine.step + machine.layer * shape.num_layers + machine.row * rows
+        products = sum(self._product(group, tokens, rows) for group in self._groups)
+        return fixed + products + machine.sample * rows * shape.vocab_size
 
-    def _product(self, group: _Group, work: Work) -> float:
-        tokens, share = float(work.tokens), 1.0
-        if group.role == "embed":
-            tokens = float(work.rows)
-        elif group.role == "experts":
+    def _product(self, group: _Group, tokens: int, rows: int) -> float:
+        each, share = float(rows if group.role == "embed" else tokens), 1.0
+        if group.role == "experts":
             chosen = self._shape.experts_per_token / group.count
-            hit = group.count * (1 - (1 - chosen) ** work.tokens)
-            tokens, share = work.tokens * chosen * group.count / hit, hit / group.count
-        seconds = self._machine.weight_seconds(group.format, tokens, group.bytes_per_weight)
-        return group.weights * share * seconds if tokens else 0.0
+            hit = group.count * (1 - (1 - chosen) ** tokens)
+            each, share = tokens * chosen * group.count / hit, hit / group.count
+        seconds = self._machine.weight_seconds(group.format, each, group.bytes_per_weight)
+        return group.weights * share * seconds if each else 0.0
 
-    def _attention(self, work: Work) -> float:
-        shape, one_prompt = self._shape, self._machine.attend_prompt
-        width = shape.num_q_heads * (shape.k_dim + (shape.v_dim or shape.k_dim))
-        middle = work.start + work.chunk / 2
-        total = 0.0
+    def _attention(self, decodes: int, slots: float, chunk: int, pairs: float) -> float:
+        """A layer with a window reads no more of each sequence; sequences count as equally long for that."""
+        shape, total = self._shape, 0.0
         for window, layers in self._windows.items():
-            most = window or float("inf")
-            total += layers * work.decodes * min(work.context, most) * self._attend
-            total += layers * work.chunk * min(middle, most) * one_prompt
-        return width * total
+            total += layers * min(slots, decodes * window if decodes else 0.0) * self._attend
+            total += layers * min(pairs, chunk * window if chunk else 0.0) * self._machine.attend_prompt
+        return shape.num_q_heads * (shape.k_dim + (shape.v_dim or shape.k_dim)) * total
 
 
 def _groups(shape: ModelShape, dtype: str, quantization: Quantization) -> list[_Group]:

@@ -140,30 +140,33 @@ class Scheduler:
             num_tokens = min(self._pending(item), budget)
             if num_tokens == 0 or item.seq_id not in self.running:
                 continue
-            granted, returned = self._reserve_or_preempt(item, num_tokens, ranked, taken, plan)
-            budget += returned
+            granted = self._memory.reserve(item, num_tokens)
+            if not granted:
+                granted, returned = self._preempt_until(item, num_tokens, ranked, taken, plan)
+                budget += returned
             if granted:
                 taken[item.seq_id] = Scheduled(item, item.num_computed, num_tokens)
                 budget -= num_tokens
         plan.scheduled.extend(taken.values())
         return budget
 
-    def _reserve_or_preempt(
+    def _preempt_until(
         self, item: Item, num_tokens: int, ranked: list[Item], taken: dict[int, Scheduled], plan: Plan
     ) -> tuple[bool, int]:
-        """Reserve, taking the pages of the last-ranked sequences until it fits.
+        """Takes the pages of the last-ranked sequences until the item's tokens fit.
 
-        Returns whether it fits (False if the item itself was the last) and the step tokens that the victims had.
+        Returns whether they do (False if the item itself was the last) and the step tokens that the victims had.
         """
         returned = 0
-        while not self._memory.reserve(item, num_tokens):
+        while True:
             victim = ranked.pop()
             self._preempt(victim, plan)
             if victim.seq_id in taken:
                 returned += taken.pop(victim.seq_id).num_tokens
             if victim is item:
                 return False, returned
-        return True, returned
+            if self._memory.reserve(item, num_tokens):
+                return True, returned
 
     def _admit_waiting(self, plan: Plan, budget: int) -> None:
         while budget > 0 and self.waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -9,17 +10,18 @@ import pytest
 from pagoda.core.errors import ConfigError
 from pagoda.kv.audit import audit
 from pagoda.plan.simulator.cluster import simulate
-from pagoda.plan.simulator.cost import DEVICES, MODELS, LinearCost, kv_blocks, pick, roofline
-from pagoda.plan.simulator.replica import Job, Replica, Served, Setting
-from pagoda.schedule.item import Scheduled
+from pagoda.plan.simulator.memory import PagedMemory
+from pagoda.plan.simulator.replica import Replica, Setting
+from pagoda.plan.simulator.sequence import Job, Served
+from pagoda.schedule.policies import POLICIES
 from pagoda.schedule.scheduler import Limits
 
-FMT = MODELS["llama-2-7b"].kv_format(16)
-COST = LinearCost(base=0.01, floor=0.0, token=0.001, slot=0.0, pair=0.0)
+from .fakes import FMT, Linear
 
 
-def setting(scheduling: str = "fcfs", blocks: int = 200, cost: LinearCost = COST, **limits: int) -> Setting:
-    return Setting(FMT, blocks, cost, scheduling, Limits(**{"max_num_batched_tokens": 64, "max_num_seqs": 8} | limits))
+def setting(scheduling: str = "fcfs", blocks: int = 200, **limits: int) -> Setting:
+    allowed = Limits(**{"max_num_batched_tokens": 64, "max_num_seqs": 8} | limits)
+    return Setting(FMT, blocks, Linear(), scheduling, allowed)
 
 
 def test_one_request_takes_what_its_steps_cost() -> None:
@@ -48,8 +50,10 @@ def test_prefixes_are_found_and_the_pool_balances() -> None:
     replica.run_until(20.0)
     assert [s.num_cached for s in served] == [0, 64]
     assert replica.clock.now() == 20.0
-    assert replica.memory.manager.stats().num_sequences == 0
-    audit(replica.memory.manager)
+    memory = replica.memory
+    assert isinstance(memory, PagedMemory)
+    assert memory.manager.stats().num_sequences == 0
+    audit(memory.manager)
 
 
 def test_what_can_never_fit_is_refused_and_the_rest_goes_on() -> None:
@@ -66,27 +70,50 @@ def test_replicas_share_the_load() -> None:
         simulate(jobs, setting(), replicas=0)
 
 
-def test_the_cost_of_a_step_is_the_larger_of_weights_and_arithmetic_and_the_kv() -> None:
-    cost = LinearCost(base=1.0, floor=5.0, token=0.1, slot=0.01, pair=0.001)
+def traffic(seed: int, num: int = 60) -> list[Job]:
+    """Some prompts begin alike; three tenants, two priorities, bursts."""
+    random, jobs, now = Random(seed), list[Job](), 0.0
+    heads = [[random.randrange(1000) for _ in range(80)] for _ in range(4)]
+    for i in range(num):
+        now += random.expovariate(3 + 2 * seed)
+        head = random.choice(heads)[: random.randrange(80)] if random.random() < 0.6 else []
+        prompt = head + [random.randrange(1000) for _ in range(random.randrange(1, 90))]
+        jobs.append(Job(now, prompt, random.randrange(1, 60), f"t{i % 3}", i % 2))
+    return jobs
 
-    class _Any:
-        pass
 
-    item = _Any()
-    decode, chunk = Scheduled(item, 100, 1), Scheduled(item, 10, 100)  # type: ignore[arg-type]
-    assert cost.seconds([decode]) == pytest.approx(1 + 5 + 1.0)
-    assert cost.seconds([decode, chunk]) == pytest.approx(1 + 10.1 + 1.1 + 0.001 * 100 * 60)
+@pytest.mark.parametrize("name", POLICIES.names())
+def test_steps_at_once_and_counted_pages_change_nothing(name: str) -> None:
+    """Against one step at a time on the real pool: every token at the same time, to the last bit."""
+    for seed, blocks, use_prefix, replicas in (
+        (0, 16, True, 1),
+        (1, 16, False, 1),
+        (2, 60, True, 2),
+        (3, 60, False, 2),
+    ):
+        fast = replace(setting(name, blocks), cost=Linear(1e-6), use_prefix=use_prefix)
+        slow = replace(fast, jump=False, count_pages=False)
+        one, other = (simulate(traffic(seed), s, replicas=replicas) for s in (fast, slow))
+        assert [r.token_at for r in one.served] == [r.token_at for r in other.served]
+        assert [r.num_preemptions for r in one.served] == [r.num_preemptions for r in other.served]
+        assert [r.num_cached for r in one.served] == [r.num_cached for r in other.served]
+        assert (one.num_steps, one.num_tokens, one.busy_share) == (other.num_steps, other.num_tokens, other.busy_share)
 
 
-def test_an_a100_has_about_the_published_speed() -> None:
-    """7B weights at 16 bit: 13.5 GB at 1.6 TB/s is 8 ms a step; 14 thousand prompt tokens a second."""
-    device, model = pick("device", DEVICES, "a100-80g"), pick("model", MODELS, "llama-2-7b")
-    cost = roofline(device, model)
-    assert 0.008 < cost.floor < 0.009
-    assert 1 / cost.token == pytest.approx(13_900, rel=0.01)
-    assert kv_blocks(device, model, 16) * 16 == pytest.approx(111_000, rel=0.02)
-    with pytest.raises(ConfigError, match="accepted: a100-80g"):
-        pick("device", DEVICES, "abacus")
+def test_steps_at_once_are_rarely_scheduled() -> None:
+    """One sequence of 200 tokens: a prompt, a first decode, a few looks ahead, the end."""
+    replica, calls = Replica(setting()), list[int]()
+    schedule = replica.scheduler.schedule
+
+    def counted():  # type: ignore[no-untyped-def]
+        calls.append(1)
+        return schedule()
+
+    replica.scheduler.schedule = counted  # type: ignore[method-assign]
+    replica.add(0, Job(0.0, range(10), 200), Served(0.0, 10, 200))
+    replica.run_until(float("inf"))
+    assert replica.num_steps == 200
+    assert len(calls) < 12
 
 
 def test_the_orderings_of_the_papers_hold() -> None:

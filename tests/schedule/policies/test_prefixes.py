@@ -8,21 +8,20 @@ from random import Random
 import pytest
 
 from pagoda.plan.simulator.cluster import simulate
-from pagoda.plan.simulator.cost import MODELS, LinearCost
-from pagoda.plan.simulator.replica import Job, Served, Setting
+from pagoda.plan.simulator.replica import Setting
+from pagoda.plan.simulator.sequence import Job, Served
 from pagoda.schedule.policies import parse_scheduling
 from pagoda.schedule.policies._prefixes import PromptTree
 from pagoda.schedule.scheduler import Limits
+from tests.plan.simulator.fakes import FMT, Linear
 
 from ..fakes import Stream
 
-COST = LinearCost(base=0.01, floor=0.0, token=0.001, slot=0.0, pair=0.0)
 PURE = "dlpm(quantum=1000000000, window=1000000)"
 
 
 def run(name: str, jobs: list[Job], blocks: int = 60, seats: int = 4) -> list[Served]:
-    fmt = MODELS["llama-2-7b"].kv_format(16)
-    return simulate(jobs, Setting(fmt, blocks, COST, name, Limits(256, seats))).served
+    return simulate(jobs, Setting(FMT, blocks, Linear(), name, Limits(256, seats))).served
 
 
 def cached(served: list[Served]) -> int:

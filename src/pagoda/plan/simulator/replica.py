@@ -1,158 +1,92 @@
-"""One engine without a model: real scheduler, real KV manager, a clock that jumps by what a step would take."""
+"""One engine without a model: real scheduler, real KV manager, a clock that jumps by what a step would take.
+
+Most steps are like the one before: the same sequences decode, nobody comes, goes, or is let in. How many such steps
+follow is known beforehand (``_steady_steps``), so they are run at once: times are added up one by one, as stepping
+would, and each sequence takes its tokens and pages in one go. The result is the same to the last bit (tests compare).
+"""
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...core.clock import FalseClock
 from ...core.types import KVFormat
-from ...kv.manager import KVManager
-from ...kv.pages import PagePool
-from ...kv.prefix import PrefixCache
-from ...schedule.item import Item
+from ...schedule.item import Plan, Scheduled
 from ...schedule.policies import parse_scheduling
+from ...schedule.policies.base import SchedulingPolicy
 from ...schedule.scheduler import Limits, Scheduler
-from .cost import StepCost
+from ..work import StepModel
+from .memory import CountedMemory, PagedMemory, SimMemory
+from .sequence import Job, Served, SimSequence, of
 
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A request ``at`` seconds: ``num_output`` tokens after ``prompt``."""
-
-    at: float
-    prompt: Sequence[int]
-    num_output: int
-    tenant: str = ""
-    priority: int = 0
-
-
-@dataclass(slots=True)
-class Served:
-    """What became of a request: when each token of the answer came (seconds of the same clock as ``at``)."""
-
-    at: float
-    num_prompt: int
-    num_output: int
-    tenant: str = ""
-    num_cached: int = 0
-    num_preemptions: int = 0
-    token_at: array[float] = field(default_factory=lambda: array("d"))
-    error: str = ""
+LONGEST_JUMP = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One replica. ``num_blocks``: its KV, in blocks of ``fmt``."""
+    """One replica. ``num_blocks``: its KV, in blocks of ``fmt``.
+
+    ``jump``: equal steps at once; ``count_pages``: pages that nobody shares as a number. Neither changes a result; both
+    may be switched off for tests.
+    """
 
     fmt: KVFormat
     num_blocks: int
-    cost: StepCost
+    cost: StepModel
     scheduling: str = "fcfs"
     limits: Limits = field(default_factory=Limits)
     use_prefix: bool = True
-
-
-class _Sequence:
-    """The scheduler's view of a job. Sampled tokens are -1: no other answer goes on alike."""
-
-    __slots__ = ("job", "num_computed", "num_output", "prompt", "seq_id", "served")
-
-    def __init__(self, seq_id: int, job: Job, served: Served) -> None:
-        self.seq_id, self.job, self.served, self.prompt = seq_id, job, served, job.prompt
-        self.num_computed = self.num_output = 0
-
-    salt = ""
-    max_output = None  # what a policy knows of the answer's length, it must have learned
-
-    @property
-    def priority(self) -> int:
-        return self.job.priority
-
-    @property
-    def tenant(self) -> str:
-        return self.job.tenant
-
-    @property
-    def arrival(self) -> float:
-        return self.job.at
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt) + self.num_output
-
-    chunk_end = num_tokens
-
-    def tokens(self, start: int, end: int) -> Sequence[int]:
-        num_prompt = len(self.prompt)
-        if start >= num_prompt:
-            return [-1] * (end - start)
-        head = self.prompt[start : min(end, num_prompt)]
-        return head if end <= num_prompt else [*head, *([-1] * (end - num_prompt))]
-
-
-class _PagedMemory:
-    """As the engine's, for sequences without tensors."""
-
-    def __init__(self, setting: Setting) -> None:
-        pool = PagePool(setting.fmt, setting.num_blocks)
-        self.manager = KVManager(setting.fmt, pool, PrefixCache(pool) if setting.use_prefix else None)
-
-    def admit(self, item: Item) -> int:
-        sequence = _of(item)
-        cached = self.manager.admit(sequence.seq_id, sequence.tokens(0, sequence.num_tokens))
-        sequence.num_computed = cached
-        return cached
-
-    def fits(self, item: Item, num_running: int) -> bool:
-        manager = self.manager
-        missing = manager.blocks_needed(item.num_tokens) - item.num_computed // manager.fmt.page_size
-        return missing + num_running <= manager.available_blocks()
-
-    def cached_tokens(self, item: Item) -> int:
-        if self.manager.prefix is None:
-            return 0
-        return self.manager.cached_tokens(_of(item).tokens(0, item.num_tokens))
-
-    def capacity_tokens(self, item: Item) -> int:
-        return self.manager.capacity_tokens()
-
-    def reserve(self, item: Item, num_tokens: int) -> bool:
-        return self.manager.reserve(item.seq_id, num_tokens)
-
-    def release(self, item: Item) -> None:
-        self.manager.release(item.seq_id)
-        _of(item).num_computed = 0
-
-
-def _of(item: Item) -> _Sequence:
-    assert isinstance(item, _Sequence)
-    return item
+    jump: bool = True
+    count_pages: bool = True
 
 
 class Replica:
-    """Jobs in (``add``), time on (``run_until``). Every token's time is noted in the job's ``Served``."""
+    """Jobs in (``add``), time on (``run_until``). Every token's time is noted in the job's ``Served``.
 
-    def __init__(self, setting: Setting) -> None:
+    ``ended`` is called with each sequence that has all its tokens.
+    """
+
+    def __init__(self, setting: Setting, *, ended: Callable[[SimSequence], None] | None = None) -> None:
         self.setting, self.clock = setting, FalseClock()
-        self.memory = _PagedMemory(setting)
+        self.memory: SimMemory = (
+            CountedMemory(setting.fmt, setting.num_blocks)
+            if setting.count_pages and not setting.use_prefix
+            else PagedMemory(setting.fmt, setting.num_blocks, setting.use_prefix)
+        )
         self.scheduler = Scheduler(setting.limits, parse_scheduling(setting.scheduling), self.memory, self.clock)
         self.num_steps = self.num_tokens = self.num_open = 0
         self.busy_seconds = 0.0
+        self._ended, self._traits = ended, _Traits.of(self.scheduler.policy)
+        self._ahead: list[float] = []  # ends of steps to come that are all like the last one …
+        self._taken: list[float] = []  # … and the seconds of each
+        self._last = Plan()
 
-    def add(self, seq_id: int, job: Job, served: Served) -> None:
-        """The job arrives now; one that can never fit is refused in ``served.error``."""
-        wanted, capacity = len(job.prompt) + job.num_output, self.memory.manager.capacity_tokens()
+    def add(self, seq_id: int, job: Job, served: Served, *, now: float | None = None, moved: int = 0) -> None:
+        """The job arrives (at ``now``, default: when it says); one that can never fit is refused in ``served.error``.
+        ``moved``: see ``SimSequence``.
+        """
+        self._catch_up(job.at if now is None else now)
+        wanted, capacity = len(job.prompt) + job.num_output, self.memory.capacity_tokens()
         if wanted > capacity:
             served.error = f"{wanted} tokens, and the KV holds {capacity}"
             return
         self.num_open += 1
-        self.scheduler.add(_Sequence(seq_id, job, served))
+        self.scheduler.add(SimSequence(seq_id, job, served, moved))
 
     def run_until(self, seconds: float) -> None:
-        """Steps until the clock is there or past it (a step is not cut), or nothing is left to do."""
-        while self.num_open and self.clock.now() < seconds:
+        """Steps until the clock is there or past it (a step is not cut), or nothing is left to do.
+
+        Steps of a jump that lie ahead are not run before somebody comes or goes: until then nothing depends on them.
+        """
+        while self.num_open:
+            if self._ahead:
+                if len(self._ahead) > 1 and self._ahead[-2] >= seconds:
+                    return
+                self._catch_up(seconds)
+            if self.clock.now() >= seconds:
+                return
             self._step()
         if seconds != float("inf"):
             self.clock.sleep(seconds - self.clock.now())
@@ -161,31 +95,157 @@ class Replica:
         plan = self.scheduler.schedule()
         assert plan.scheduled or plan.preempted, "requests are open, and nothing can run"
         for item, cached in plan.admitted:
-            served = _of(item).served
+            served = of(item).served
             if not served.token_at:
                 served.num_cached = cached
         for item in plan.preempted:
-            _of(item).served.num_preemptions += 1
+            of(item).served.num_preemptions += 1
         if not plan.scheduled:
             return
-        self.memory.manager.take_copies()  # nothing to copy here; the engine runs them before each step
-        seconds = self.setting.cost.seconds(plan.scheduled)
+        seconds = self._seconds(plan)
         self.clock.advance(seconds)
         self.num_steps += 1
         self.busy_seconds += seconds
-        self.num_tokens += plan.num_tokens
-        for s in plan.scheduled:
-            self._commit(_of(s.item), s.start, s.num_tokens)
+        num_before = len(self.scheduler.running)
+        self._commit(plan)
         self.scheduler.ended(plan, seconds)
+        if self.setting.jump and len(self.scheduler.running) == num_before:
+            self._look_ahead(plan)
 
-    def _commit(self, sequence: _Sequence, start: int, num_tokens: int) -> None:
-        manager, end = self.memory.manager, start + num_tokens
-        manager.commit(sequence.seq_id, sequence.tokens(start, end))
-        sequence.num_computed = end
-        if end < sequence.num_tokens:
+    def _seconds(self, plan: Plan) -> float:
+        decodes = slots = chunk = rows = 0
+        pairs = 0.0
+        for s in plan.scheduled:
+            if s.num_tokens == 1:
+                decodes, slots, rows = decodes + 1, slots + s.start, rows + 1
+            else:
+                chunk, pairs = chunk + s.num_tokens, pairs + s.num_tokens * (s.start + s.num_tokens / 2)
+                rows += s.start + s.num_tokens == s.item.num_tokens
+        return self.setting.cost.step_seconds(decodes, slots, chunk, pairs, rows)
+
+    def _commit(self, plan: Plan) -> None:
+        """Tokens are computed; whoever has no more to compute gets one sampled. The inner loop: written flat."""
+        now, page_size, use_prefix, memory = (
+            self.clock.now(),
+            self.memory.page_size,
+            self.setting.use_prefix,
+            self.memory,
+        )
+        for s in plan.scheduled:
+            sequence, end = of(s.item), s.start + s.num_tokens
+            self.num_tokens += s.num_tokens
+            sequence.num_computed = end
+            if use_prefix and end // page_size > sequence.written // page_size:
+                memory.write(sequence, end)
+            if end == sequence.num_tokens:
+                sequence.num_tokens = end + 1
+                sequence.num_output += 1
+                sequence.served.token_at.append(now)
+                if sequence.num_output == sequence.job.num_output:
+                    self._leave(sequence)
+
+    def _leave(self, sequence: SimSequence) -> None:
+        self.num_open -= 1
+        self.scheduler.remove(sequence)
+        if self._ended is not None:
+            self._ended(sequence)
+
+    # Equal steps at once --------------------------------------------------------------------------------------------
+
+    def _look_ahead(self, plan: Plan) -> None:
+        """Notes when the steps will end that are like the last one, if there are any."""
+        num_steps = self._steady_steps(plan)
+        if num_steps < 1:
             return
-        sequence.num_output += 1
-        sequence.served.token_at.append(self.clock.now())
-        if sequence.num_output == sequence.job.num_output:
-            self.num_open -= 1
-            self.scheduler.remove(sequence)
+        cost, decodes = self.setting.cost.step_seconds, len(plan.scheduled)
+        slots, now = sum(of(s.item).num_computed for s in plan.scheduled), self.clock.now()
+        self._last, self._taken = plan, []
+        for _ in range(num_steps):
+            seconds = cost(decodes, slots, 0, 0.0, decodes)
+            now += seconds
+            slots += decodes
+            self._ahead.append(now)
+            self._taken.append(seconds)
+
+    def _steady_steps(self, plan: Plan) -> int:
+        """How many steps from now on are pure decodes of those that just ran, whoever else may arrive meanwhile.
+
+        All that run must have run, with one token each, and nobody may have been let in or thrown out. Who waits must
+        go on waiting: there is nobody; or no seat is free, and the policy takes none away; or the first in rank is the
+        same, was refused just now, and every decode leaves less room. Pages must be there for all; nobody may end.
+        """
+        scheduler, traits = self.scheduler, self._traits
+        if plan.preempted or plan.admitted or len(plan.scheduled) != len(scheduler.running):
+            return 0
+        if any(s.num_tokens != 1 for s in plan.scheduled):
+            return 0
+        if scheduler.waiting:
+            full = len(scheduler.running) >= self.setting.limits.max_num_seqs
+            if not (traits.is_patient and (full or traits.is_plain)):
+                return 0
+        sequences = [of(s.item) for s in plan.scheduled]
+        if any(q.num_tokens - q.num_computed != 1 for q in sequences):
+            return 0
+        num_steps = min(LONGEST_JUMP, min(q.job.num_output - q.num_output for q in sequences) - 1)
+        available = self.memory.available_blocks()
+        while num_steps > 0 and sum(self.memory.blocks_to_come(q, num_steps) for q in sequences) > available:
+            num_steps //= 2
+        return num_steps
+
+    def _catch_up(self, seconds: float) -> None:
+        """Runs the noted steps that begin before ``seconds``, and forgets the others."""
+        ends = self._ahead
+        if not ends:
+            return
+        now = self.clock.now()
+        count = 0 if now >= seconds else min(len(ends), 1 + bisect_left(ends, seconds))
+        self._ahead = []
+        if count:
+            self._run_ahead(ends[:count])
+
+    def _run_ahead(self, ends: list[float]) -> None:
+        count = len(ends)
+        for seconds in self._taken[:count]:
+            self.busy_seconds += seconds
+        self.num_steps += count
+        self.num_tokens += count * len(self._last.scheduled)
+        if self._traits.learns:
+            self._tell_policy(count)
+        for s in self._last.scheduled:
+            sequence = of(s.item)
+            granted = self.memory.reserve(sequence, count)
+            assert granted, "room for these steps was counted before"
+            sequence.num_computed += count
+            if self.setting.use_prefix:
+                self.memory.write(sequence, sequence.num_computed)
+            sequence.num_output += count
+            sequence.num_tokens += count
+            sequence.served.token_at.extend(ends)
+        self.clock.advance_to(ends[-1])
+
+    def _tell_policy(self, num_steps: int) -> None:
+        for number in range(num_steps):
+            ran = [Scheduled(s.item, s.start + 1 + number, 1) for s in self._last.scheduled]
+            self.scheduler.ended(Plan(ran), self._taken[number])
+
+
+@dataclass(frozen=True, slots=True)
+class _Traits:
+    """What a policy leaves as the contract has it.
+
+    learns      it is told of every step
+    is_patient  nobody who waits takes the place of one that runs
+    is_plain    and the first in rank stays first, is never held back, and a step has room for so many tokens always
+    """
+
+    learns: bool
+    is_patient: bool
+    is_plain: bool
+
+    @classmethod
+    def of(cls, policy: SchedulingPolicy) -> _Traits:
+        def keeps(*names: str) -> bool:
+            return all(getattr(type(policy), name) is getattr(SchedulingPolicy, name) for name in names)
+
+        plain = keeps("may_preempt", "hold", "lane", "lane_rank", "token_budget", "moved", "is_stale")
+        return cls(learns=not keeps("ran"), is_patient=keeps("may_preempt"), is_plain=plain)

@@ -1,0 +1,93 @@
+"""``FittedSteps`` out of measured steps: least squares of relative errors, disturbed steps left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..core.errors import ConfigError
+from ..plan.steps import FittedSteps, knot_weights
+
+TOKEN_KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+ROW_KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ROUNDS = 4
+OUTLIER = 1.25
+"""A step that took so many times what the fit says was disturbed; the next round leaves it out."""
+HARD_OUTLIER = 3.0
+"""Smaller disturbances are what traffic will meet too: the fit is scaled to the sum of all steps but these."""
+
+
+class Sample(NamedTuple):
+    """One step that ran: the arguments of ``StepModel.step_seconds``, and what it took."""
+
+    decodes: int
+    slots: float
+    chunk: int
+    pairs: float
+    rows: int
+    seconds: float
+
+
+def fit_steps(samples: Sequence[Sample]) -> FittedSteps:
+    """Least squares of relative errors, nothing below zero, disturbed steps left out.
+
+    Raises ConfigError for too few steps, or such that follow no line.
+    """
+    tokens = _knots(TOKEN_KNOTS, [s.decodes + s.chunk for s in samples])
+    rows = _knots(ROW_KNOTS, [s.rows for s in samples])
+    table = np.array([_columns(tokens, rows, s) for s in samples])
+    seconds = np.array([s.seconds for s in samples])
+    if len(samples) < 2 * table.shape[1]:
+        raise ConfigError(f"{len(samples)} measured steps are too few to fit {table.shape[1]} numbers")
+    used = np.ones(len(samples), bool)
+    for _ in range(ROUNDS):
+        found = _least_squares(table[used] / seconds[used, None], np.ones(int(used.sum())))
+        away = seconds / np.maximum(table @ found, 1e-9)
+        used = (away < OUTLIER) & (away > 1 / OUTLIER)
+        if used.sum() < table.shape[1]:
+            raise ConfigError("measured steps follow no line: the machine was busy with something else; try again")
+    found = found * _mean_share(seconds, table @ found)
+    first = len(tokens) + len(rows)
+    return FittedSteps(
+        body=tuple(zip(tokens, found[: len(tokens)].tolist(), strict=True)),
+        head=tuple(zip(rows, found[len(tokens) : first].tolist(), strict=True)),
+        slot=float(found[first]), pair=float(found[first + 1]),
+        spread=float(np.median(np.abs(away - 1))), num_steps=len(samples),
+    )  # fmt: skip
+
+
+def _mean_share(seconds: np.ndarray, fitted: np.ndarray) -> float:
+    usual = seconds < HARD_OUTLIER * fitted
+    return float(seconds[usual].sum() / fitted[usual].sum())
+
+
+def _knots(all_knots: tuple[int, ...], seen: list[int]) -> tuple[int, ...]:
+    """Those that were measured; curves go straight between and beyond them."""
+    there = set(seen)
+    return tuple(knot for knot in all_knots if knot in there)
+
+
+def _columns(tokens: tuple[int, ...], rows: tuple[int, ...], s: Sample) -> list[float]:
+    line = [0.0] * (len(tokens) + len(rows)) + [s.slots, s.pairs]
+    for place, weight in knot_weights(tokens, s.decodes + s.chunk):
+        line[place] = weight
+    for place, weight in knot_weights(rows, s.rows):
+        line[len(tokens) + place] = weight
+    return line
+
+
+def _least_squares(table: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Columns whose best share is negative leave, the most negative first."""
+    scale = np.maximum(np.abs(table).max(axis=0), 1e-30)
+    kept = list(range(table.shape[1]))
+    while True:
+        part = table[:, kept] / scale[kept]
+        found = np.linalg.lstsq(part, wanted, rcond=1e-9)[0]
+        if found.min() >= 0:
+            break
+        del kept[int(found.argmin())]
+    whole = np.zeros(table.shape[1])
+    whole[kept] = found / scale[kept]
+    return whole

@@ -1,0 +1,175 @@
+"""Measures the step times of one model through its whole engine, for ``plan.steps``: ``doctor --calibrate --model``.
+
+The sweep: so many sequences decode, few and many slots long, and prompts of every size come in beside them. Every step
+counts, those that start a batch too; the order is mixed, so that a slow minute of the machine is no slow size.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from ..engine.build import Built, build
+from ..engine.config import EngineConfig
+from ..engine.intake import Intake
+from ..models.catalog import folder_of, read_config
+from ..plan.machine import load_machine
+from ..plan.steps import FittedSteps, save_steps, steps_file
+from ..plan.subject import Subject
+from ..sampling.params import SamplingParams
+from ..schedule.item import Scheduled
+from ..schedule.policies.fcfs import POLICY as Fcfs
+from .step_fit import Sample, fit_steps
+
+DECODE_STEPS = 6
+BATCHES = (0, 1, 2, 4, 8, 16, 32)
+CHUNKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+FEW_CHUNKS = (32, 128, 512)
+LONG_PROMPT = 3
+STEP_TOKENS, STEP_SEQS = 512, 32
+MIXED_AT_ONCE = (2, 8, 32)
+
+
+class Recorder(Fcfs):  # type: ignore[misc, valid-type]
+    """First come, first served, and what every step was."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+
+    def ran(self, scheduled: Sequence[Scheduled], seconds: float) -> None:
+        self.samples.append(sample_of(scheduled, seconds))
+
+
+def sample_of(scheduled: Sequence[Scheduled], seconds: float) -> Sample:
+    """After the step: whose last token was computed has one more by now, and was sampled."""
+    decodes = chunk = rows = 0
+    slots = pairs = 0.0
+    for s in scheduled:
+        rows += s.item.num_output > 0
+        if s.num_tokens == 1 and s.start >= len(s.item.prompt):
+            decodes, slots = decodes + 1, slots + s.start
+        else:
+            chunk, pairs = chunk + s.num_tokens, pairs + s.num_tokens * (s.start + s.num_tokens / 2)
+    return Sample(decodes, slots, chunk, pairs, rows, seconds)
+
+
+@dataclass
+class Sweep:
+    """Requests through one engine, every step recorded. ``longest``: tokens that a sequence may have."""
+
+    built: Built
+    longest: int
+
+    recorder: Recorder = field(default_factory=Recorder)
+
+    def __post_init__(self) -> None:
+        self._intake, self._ids = Intake(self.built), count()
+        self._random, self._vocab = random.Random(0), self.built.loaded.shape.vocab_size
+        self._num_open = 0
+        self.built.engine.scheduler.use(self.recorder)
+
+    def add(self, num_prompt: int, num_output: int) -> str:
+        """A request of random tokens, which no cache knows."""
+        prompt = [self._random.randrange(3, self._vocab) for _ in range(num_prompt)]
+        name = f"sweep-{next(self._ids)}"
+        params = SamplingParams(temperature=0, max_tokens=num_output, ignore_eos=True)
+        self.built.engine.add(self._intake.request(name, prompt, params, stream=True))
+        self._num_open += 1
+        return name
+
+    def step(self) -> None:
+        """With what the engine does after a step is measured: publishing, policies that learn."""
+        samples, started = self.recorder.samples, time.perf_counter()
+        num_before, outputs = len(samples), self.built.engine.step()
+        if len(samples) > num_before:
+            samples[-1] = samples[-1]._replace(seconds=time.perf_counter() - started)
+        self._num_open -= sum(output.finished for output in outputs)
+
+    def rest(self, num_open: int) -> None:
+        """Steps until no more requests than that are open, and none of them is a prompt."""
+        scheduler = self.built.engine.scheduler
+        while self._num_open > num_open or any(
+            item.num_tokens - item.num_computed > 1 for item in (*scheduler.running.values(), *scheduler.waiting)
+        ):
+            self.step()
+
+    def batch(self, size: int, context: int, chunks: Sequence[int]) -> None:
+        """``size`` sequences of ``context`` slots decode alone, then beside prompts of these sizes."""
+        names = [self.add(context, self.longest - context) for _ in range(size)]
+        self.rest(size)
+        for _ in range(DECODE_STEPS if size else 0):
+            self.step()
+        for chunk in chunks:
+            self.add(chunk, 1)
+            self.rest(size)
+        for name in names:
+            self.built.engine.abort(name)
+        self._num_open -= size
+
+    def mixture(self, num: int, at_once: int) -> None:
+        """``num`` requests of all lengths, ``at_once`` open at a time: steps as traffic makes them, hot and cold."""
+        for _ in range(num):
+            prompt = round(math.exp(self._random.uniform(math.log(8), math.log(self.longest / 2))))
+            self.add(prompt, self._random.randrange(2, 48))
+            while self._num_open >= at_once:
+                self.step()
+        self.rest(0)
+
+
+def settings(limit: int, longest: int, max_seqs: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """(sequences, slots of each, prompts beside them), small and large ones in turn."""
+    contexts = (16, min(longest // 2, 512))
+    sizes = sorted({min(size, max_seqs) for size in BATCHES}, key=lambda size: (size % 3, size))
+    for size in sizes:
+        for context in contexts if size else contexts[:1]:
+            chunks = CHUNKS if size in (0, 4) and context == 16 else FEW_CHUNKS
+            fitting = tuple(c for c in chunks if c + size <= limit and c < longest and size < max_seqs)
+            long = min(LONG_PROMPT * limit, longest - 2)
+            yield size, context, (*fitting, long) if size in (0, 4) and long > limit else fitting
+
+
+def calibrate_model(
+    model: str, quantization: str = "auto", kv_cache_dtype: str = "auto",
+    progress: Callable[[str], None] = lambda _: None, *, seconds: float = 60.0,
+) -> tuple[FittedSteps, Path]:  # fmt: skip
+    """Measured, and kept where ``step_model`` finds it."""
+    subject = Subject.of(model, read_config(model), folder=folder_of(model))
+    config = EngineConfig(
+        model, quantization=quantization, kv_cache_dtype=kv_cache_dtype, max_num_seqs=STEP_SEQS,
+        max_num_batched_tokens=STEP_TOKENS, structured_output=False,
+    )  # fmt: skip
+    steps, _ = measure_steps(config, progress, seconds=seconds)
+    file = steps_file(subject, quantization, kv_cache_dtype, load_machine()[0])
+    save_steps(steps, file)
+    return steps, file
+
+
+def measure_steps(
+    config: EngineConfig, progress: Callable[[str], None] = lambda _: None, *, seconds: float = 60.0
+) -> tuple[FittedSteps, list[Sample]]:
+    """The fit, and every step it is made of. Goes on in rounds until ``seconds`` are over, one round at least."""
+    built = build(config)
+    try:
+        limits, longest = built.engine.scheduler.limits, built.engine.max_model_len
+        sweep, started = Sweep(built, min(longest, 4096)), time.perf_counter()
+        sweep.batch(1, 16, (min(256, longest // 2),))  # touches what a served engine has touched
+        sweep.recorder.samples.clear()
+        for number in count(1):
+            for size, context, chunks in settings(limits.max_num_batched_tokens, sweep.longest, limits.max_num_seqs):
+                progress(f"steps, round {number}: {size} sequences of {context} slots")
+                sweep.batch(size, context, chunks)
+                if number > 1 and time.perf_counter() - started > seconds:
+                    break
+            progress(f"steps, round {number}: a mixture")
+            for at_once in MIXED_AT_ONCE:
+                sweep.mixture(2 * at_once + 4, min(at_once, limits.max_num_seqs))
+            if time.perf_counter() - started > seconds:
+                return fit_steps(sweep.recorder.samples), sweep.recorder.samples
+    finally:
+        built.close()
+    raise AssertionError("a sweep ends by time")
