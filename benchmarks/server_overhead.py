@@ -151,14 +151,13 @@ class RemoteLLM:
         return Request(request_id, None, ids, params, parse_policy("exact"), 0, 0.0, salt, 0, stream)
 
     async def submit(self, requests: Any) -> Any:
-        from pagoda.engine.async_llm import Answers
-        from pagoda.engine.mailbox import Mailbox
+        from pagoda.engine.mailbox import Answers, Mailbox
 
         mailbox = Mailbox(asyncio.get_running_loop())
         for request in requests:
             self._mail[request.request_id] = mailbox
         self._pipe.send(("add", [(r.request_id, r.prompt_ids, r.params, r.stream, r.salt) for r in requests]))
-        return Answers(self, [request.request_id for request in requests], mailbox)  # type: ignore[arg-type]
+        return Answers(self.drop, [request.request_id for request in requests], mailbox)
 
     def drop(self, request_ids: Any, mailbox: Any) -> None:
         self._pipe.send(("abort", list(request_ids)))

@@ -13,7 +13,8 @@ and a lease that finds no room takes from those of its own priority and below, t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..core.errors import BudgetError, ConfigError
@@ -216,6 +217,20 @@ class Ledger:
         if total > self.free_bytes:
             parts = ", ".join(f"{need.what} {format_bytes(need.num_bytes)}" for need in wanted)
             raise BudgetError(self._refusal(total, f"this needs {format_bytes(total)} ({parts})"))
+
+    @contextmanager
+    def whole_or_nothing(self) -> Iterator[None]:
+        """What is leased inside the ``with``, by whatever thread, goes back if it raises."""
+        with self._lock:
+            before = set(self._leases)
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                new = [lease for lease in self._leases if lease not in before]
+            for lease in new:
+                lease.release()
+            raise
 
     def report(self) -> LedgerReport:
         """Every account with any history. Owners' counters are called outside the lock: they may lease, or block."""

@@ -81,6 +81,9 @@ def serve(
     ] = "64MiB",
     request_timeout: Annotated[float, typer.Option(help="Seconds from arrival to the last token.")] = 900.0,
     send_timeout: Annotated[float, typer.Option(help="Seconds that a reader may take nothing.")] = 60.0,
+    sleep_after: Annotated[
+        float | None, typer.Option(help="Seconds without a request after which weights and KV are given back.")
+    ] = None,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that open requests have after SIGTERM.")] = 30.0,
     tool_call_parser: Annotated[
         str,
@@ -118,6 +121,7 @@ def serve(
         max_body_bytes=bytes_or_none(max_body, "max-body") or 0,
         memory_bytes=bytes_or_none(server_memory, "server-memory") or 0,
         request_timeout=request_timeout, send_timeout=send_timeout, drain_timeout=drain_timeout,
+        sleep_after=sleep_after,
         tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser, log_prompts=log_prompts,
     )  # fmt: skip
     logs.set_up(log_format, log_level, log_file)

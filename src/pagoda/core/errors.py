@@ -40,6 +40,10 @@ class EngineClosedError(PagodaError):
     """The engine was closed, or died, before the request ended."""
 
 
+class AsleepError(PagodaError):
+    """The engine gave its weights back and cannot get them again; it sleeps on, and the next request tries anew."""
+
+
 def choices(what: str, got: object, accepted: Iterable[str] | str) -> str:
     """The house form of a bad-choice message: ``unknown dtype 'fp61'; accepted: auto, float32, …``."""
     names = ", ".join(str(name) for name in sorted(accepted)) if not isinstance(accepted, str) else accepted

@@ -7,20 +7,21 @@ import itertools
 import logging
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import EngineClosedError, RequestError
+from ..core.errors import AsleepError, EngineClosedError, PagodaError, RequestError
 from ..sampling.params import SamplingParams
 from .budgeting import resize_weights, set_budget
-from .build import build
+from .build import build, rebuild
 from .config import EngineConfig
 from .intake import Intake
 from .llm import checked_options
-from .mailbox import Mailbox, deliver
+from .mailbox import Answers, Mailbox, deliver
 from .outputs import RequestOutput
 from .request import Prompt, Request
 
@@ -46,6 +47,18 @@ class Pin:
     num_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class FallsAsleep:
+    """Published on ``AsyncLLM.events``, in the engine's thread, before pages and weights are given back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Woke:
+    """Published on ``AsyncLLM.events``, in the engine's thread; ``seconds`` until the engine was there again."""
+
+    seconds: float
+
+
 class AsyncLLM:
     """As ``LLM`` (same options), for many requests at once from asyncio.
 
@@ -64,6 +77,7 @@ class AsyncLLM:
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._mail: dict[str, Mailbox] = {}
         self._dead: str | None = None
+        self._sleeps = False
         self._mourners: list[Callable[[str], None]] = []
         self._door = threading.Lock()  # nothing is put into the inbox once ``_dead`` is set
         self._built.between_steps = self._between_steps
@@ -87,8 +101,11 @@ class AsyncLLM:
 
         ``pooling``: ``mean`` or ``last`` for an embedding of the prompt instead of an answer.
 
-        Raises RequestError or ConfigError; nothing is queued yet.
+        Raises RequestError or ConfigError, or AsleepError where weights that were given back do not come; nothing is
+        queued yet.
         """
+        if self._sleeps:
+            self._ask(self._wake).result()
         request_id = request_id or f"request-{next(self._ids)}"
         return self._intake.request(
             request_id, prompt, params, stream=stream, salt=salt, priority=priority, pooling=pooling
@@ -100,7 +117,7 @@ class AsyncLLM:
         Raises RequestError saying which can never run here, EngineClosedError if the engine went away.
         """
         mailbox = Mailbox(asyncio.get_running_loop())
-        answers = Answers(self, [request.request_id for request in requests], mailbox)
+        answers = Answers(self.drop, [request.request_id for request in requests], mailbox)
         try:
             await self._call(lambda: self._add_all(requests, mailbox))
         except asyncio.CancelledError:  # the caller left while the engine was busy with a step
@@ -172,32 +189,78 @@ class AsyncLLM:
 
     def _pin(self, tokens: Sequence[int], salt: str, ttl: float | None) -> Pin | None:
         manager = self._built.engine.manager
-        handle = manager.pin(tokens, salt=salt, ttl=ttl)
+        handle = None if self._sleeps else manager.pin(tokens, salt=salt, ttl=ttl)
         if handle is None:
             return None
         return Pin(handle, manager.pinned_pages(handle) * manager.fmt.block_bytes)
+
+    # -- sleep -------------------------------------------------------------------------------------------------------
+
+    async def sleep(self) -> int:
+        """Give weights and KV back until somebody asks for an answer; returns the bytes that left the ledger.
+
+        Kept prefixes and pins are gone, unless a ``kv_dir`` has them; tokenizer and budget stay. Asleep already: 0.
+        Raises RequestError while requests run.
+        """
+        return await self._call(self._fall_asleep)  # type: ignore[no-any-return]
+
+    async def wake(self) -> None:
+        """Load the weights again now, and not with the next request. Raises AsleepError; it sleeps on."""
+        await self._call(self._wake)
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether weights and KV were given back."""
+        return self._sleeps
+
+    def _fall_asleep(self) -> int:
+        if self._sleeps:
+            return 0
+        if self._built.engine.has_work:
+            raise RequestError("requests are running; sleep when they have ended")
+        held = self._built.ledger.leased_bytes
+        self.events.publish(FallsAsleep())
+        self._built.sleep()
+        self._sleeps = True
+        return held - self._built.ledger.leased_bytes
+
+    def _wake(self) -> None:
+        if not self._sleeps:
+            return
+        started = time.perf_counter()
+        try:
+            self._built = rebuild(self._built)
+        except PagodaError as error:
+            raise AsleepError(f"the engine sleeps and cannot wake: {error}") from error
+        self._intake = Intake(self._built)
+        self._sleeps = False
+        self.events.publish(Woke(time.perf_counter() - started))
+
+    def _awake(self, function: Callable[[], Any]) -> Any:
+        self._wake()
+        return function()
 
     # -- what people look at -----------------------------------------------------------------------------------------
 
     async def stats(self) -> dict[str, Any]:
         """As ``LLM.stats``, taken between two steps."""
-        return await self._call(self._built.stats)
+        return await self._call(lambda: self._built.stats() | {"asleep": self._sleeps})
 
     async def watched(self, *, with_picture: bool = False) -> dict[str, Any]:
         """``stats`` and what metrics and the web page show beside it, taken between two steps."""
-        return await self._call(partial(self._built.watched, with_picture=with_picture))
+        return await self._call(lambda: self._built.watched(with_picture=with_picture) | {"asleep": self._sleeps})
 
     async def audit(self) -> None:
         """Recount every page reference between two steps. Raises AssertionError naming the page that is wrong."""
-        await self._call(self._built.audit)
+        await self._call(lambda: None if self._sleeps else self._built.audit())
 
     async def set_budget(self, memory: str | int | float) -> int:
         """As ``LLM.set_budget``, between two steps."""
-        return await self._call(partial(set_budget, self._built, memory))
+        return await self._call(partial(self._awake, lambda: set_budget(self._built, memory)))
 
     async def resize_weights(self, num_bytes: str | int) -> int:
         """As ``LLM.resize_weights``, between two steps."""
-        return await self._call(partial(resize_weights, self._built, num_bytes))
+        return await self._call(partial(self._awake, lambda: resize_weights(self._built, num_bytes)))
 
     def lease(self, account: str, num_bytes: int, what: str, resident: Callable[[], int]) -> Lease | None:
         """Bytes of the budget that the caller holds (``reserve_bytes`` keeps them free); None if it is a device's.
@@ -308,6 +371,10 @@ class AsyncLLM:
 
     async def _call(self, function: Callable[[], Any]) -> Any:
         """Run ``function`` on the engine's thread between two steps and bring its answer or error back."""
+        return await asyncio.wrap_future(self._ask(function))
+
+    def _ask(self, function: Callable[[], Any]) -> Future[Any]:
+        """As ``_call``, for any thread. Raises EngineClosedError."""
         future: Future[Any] = Future()
 
         def command() -> None:
@@ -319,7 +386,7 @@ class AsyncLLM:
 
         if not self._post(command):
             raise EngineClosedError(self._dead)
-        return await asyncio.wrap_future(future)
+        return future
 
     def _between_steps(self, work: Callable[[], int]) -> int:
         """``work()`` on the engine's thread; 0 if that has not come to it within ``GIVE_WAY_SECONDS``: who asks,
@@ -343,11 +410,11 @@ class AsyncLLM:
     # -- the engine's side -------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        engine, reason = self._built.engine, "the engine was closed"
+        reason = "the engine was closed"
         try:
-            while self._obey(block=not engine.has_work):
-                if engine.has_work:
-                    self._send(engine.step())
+            while self._obey(block=not self._built.engine.has_work):
+                if self._built.engine.has_work:
+                    self._send(self._built.engine.step())
         except BaseException as error:
             _log.exception("the engine's thread died")
             reason = f"the engine died: {type(error).__name__}: {error}"
@@ -400,6 +467,7 @@ class AsyncLLM:
             raise EngineClosedError(self._dead)
         if request.request_id in self._mail:
             raise RequestError(f"request id {request.request_id!r} is already running; choose another")
+        self._wake()
         self._built.engine.add(request)
         self._mail[request.request_id] = mailbox
 
@@ -419,30 +487,3 @@ class AsyncLLM:
         for output in outputs:
             if output.finished:
                 self._mail.pop(output.request_id, None)
-
-
-class Answers:
-    """Outputs of the requests that were submitted together. Close it: what still runs is aborted then."""
-
-    def __init__(self, llm: AsyncLLM, request_ids: Sequence[str], mailbox: Mailbox) -> None:
-        self.open = set(request_ids)
-        self._llm, self._mailbox = llm, mailbox
-
-    async def take(self) -> list[RequestOutput]:
-        """Wait for news: the newest output of each request that has any. Raises EngineClosedError."""
-        outputs = await self._mailbox.take()
-        for output in outputs:
-            if output.finished:
-                self.open.discard(output.request_id)
-        return outputs
-
-    def fail(self, error: Exception) -> None:
-        """The reader's next ``take`` raises this error, once what is there was taken. The requests are aborted."""
-        self._mailbox.fail(error)
-        self._llm.drop(self.open, self._mailbox)
-
-    async def aclose(self) -> None:
-        """Abort what has not ended; its pages are free before the next step. A second call does nothing."""
-        if self.open:
-            self._llm.drop(self.open, self._mailbox)
-            self.open.clear()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..budget import default_budget
 from ..core.errors import BudgetError, ConfigError
 from ..core.units import format_bytes, parse_bytes
+from .sizing import reserved_bytes
 
 if TYPE_CHECKING:
     from .build import Built
@@ -25,7 +26,7 @@ def set_budget(built: Built, memory: str | int | float) -> int:
         raise ConfigError("the budget of a device cannot be changed while it runs: its pages were taken whole; restart")
     budget = default_budget(memory, built.probe)
     ledger, stores, sizes = built.ledger, built.engine.stores, built.sizes
-    reserve = max(0, built.config.reserve_bytes - ledger.leased_by("server"))
+    reserve = reserved_bytes(built.config, ledger)
     beside = ledger.leased_bytes - ledger.leased_by("kv") - ledger.leased_by("policies") + reserve
     least = beside + sizes.least_kv_bytes
     if budget.total_bytes < least:

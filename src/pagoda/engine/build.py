@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
-from ..budget import Ledger, MachineProbe, default_budget, heap_bytes, lease_runtime, reconcile, trim_heap
-from ..budget.default import Budget
+from ..budget import Ledger, MachineProbe, heap_bytes, reconcile, trim_heap
 from ..budget.ledger import SPARE, Lease
 from ..core.clock import Clock, SystemClock
-from ..core.errors import BudgetError, ConfigError
 from ..core.types import Granularity
-from ..core.units import format_bytes
 from ..kv.grammar import parse_policy
 from ..kv.pages import PagePool
 from ..kv.persist import WRITE_BYTES
@@ -29,11 +25,15 @@ from ..schedule.policies import parse_scheduling
 from ..schedule.scheduler import Limits
 from .config import EngineConfig
 from .engine import Engine
+from .ground import Ground
 from .keeping import open_persistence, open_tier
 from .picture import held_bytes, pages_by_granularity, picture_of
 from .profile import Profile, profile_of
 from .shadow import Shadows
 from .sizing import Sizes, fit, weight_room
+
+COLLECTED_BYTES = 64 << 20
+"""Weights that are worth looking for the last references to."""
 
 
 def run_here(work: Callable[[], int]) -> int:
@@ -48,15 +48,25 @@ class Built:
     config: EngineConfig
     engine: Engine
     loaded: Loaded
-    ledger: Ledger
-    probe: MachineProbe
+    ground: Ground
     sizes: Sizes
     startup: dict[str, float]
     leases: list[Lease]
     grammars: GrammarCompiler
-    is_on_cuda: bool
     between_steps: Callable[[Callable[[], int]], int] = run_here
     """Runs something while no step is under way: at once, or, where the engine has a thread of its own, over there."""
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.ground.ledger
+
+    @property
+    def probe(self) -> MachineProbe:
+        return self.ground.probe
+
+    @property
+    def is_on_cuda(self) -> bool:
+        return self.ground.is_on_cuda
 
     def stats(self) -> dict[str, Any]:
         """Plain data: ``memory`` (ledger against the kernel), ``kv``, ``queue``, ``steps``, ``startup``, ``model``;
@@ -114,48 +124,28 @@ class Built:
         """Free pages and unused prefixes go back to the ledger, up to that many bytes; returns how many."""
         return self.between_steps(lambda: self.engine.stores.give_back(num_bytes))
 
+    def sleep(self) -> None:
+        """Give pages and weights back. What the model's folder says stays, and so does the budget (see `rebuild`)."""
+        self.engine.close()
+        self.loaded.close()
+        self.grammars = _grammars(self.loaded, self.config)
+        while self.leases:
+            self.leases.pop().release()
+        gc.collect()
+        trim_heap()
+
     def close(self) -> None:
         """Give pages, weights and leases back."""
+        num_bytes = self.loaded.model.weight_bytes
         self.engine.close()
         self.loaded.close()
         for lease in self.leases:
             lease.release()
+        if self.ground.runtime is not None:
+            self.ground.runtime.release()
+        if num_bytes > COLLECTED_BYTES:  # layers and their program hold each other; a collection takes 0.2 s
+            gc.collect()
         trim_heap()
-
-
-def _host_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
-    if config.device_memory is not None:
-        raise ConfigError(
-            f"device_memory is {config.device_memory!r}, but this engine runs on the CPU; say memory or host_memory"
-        )
-    budget = _smaller(config.memory, config.host_memory, probe)
-    return Ledger(budget.total_bytes, reason=budget.reason)
-
-
-def _smaller(total: str | int | float | None, part: str | int | float | None, probe: MachineProbe) -> Budget:
-    """The budget of one place, bounded by what was said about all places together."""
-    if part is None or total is None:
-        return default_budget(total if part is None else part, probe)
-    return min(default_budget(total, probe), default_budget(part, probe), key=lambda budget: budget.total_bytes)
-
-
-def _cuda_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
-    """Weights, pages and steps live on the device, so the budget is the device's: what is free there, less a margin."""
-    free = torch.cuda.mem_get_info(None if config.device in ("auto", "cuda") else config.device)[0]
-    if config.host_memory is not None:
-        raise ConfigError(
-            f"host_memory is {config.host_memory!r}, but this engine keeps everything on its device, and bounds that "
-            "alone; say memory or device_memory"
-        )
-    if config.memory is None and config.device_memory is None:
-        return Ledger(free - free // 16, reason="free device memory minus a margin of 6 %")
-    budget = _smaller(config.memory, config.device_memory, probe)
-    if budget.total_bytes > free:
-        raise BudgetError(
-            f"memory ({budget.reason}) is {format_bytes(budget.total_bytes)}, but the device has {format_bytes(free)} "
-            "free; ask for less, or use device='cpu'"
-        )
-    return Ledger(budget.total_bytes, reason=budget.reason)
 
 
 def _grammars(loaded: Loaded, config: EngineConfig) -> GrammarCompiler:
@@ -174,14 +164,23 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
     """Raises ConfigError, ModelError or BudgetError; what was leased until then is given back with the ledger."""
     started = time.perf_counter()
     parse_policy(config.kv)
+    parse_scheduling(config.scheduling)
+    return _build(config, Ground.of(config), clock, started)
+
+
+def rebuild(asleep: Built) -> Built:
+    """The engine again, after ``Built.sleep``, in the same budget. Raises as ``build`` does, and it sleeps on."""
+    config = replace(asleep.config, progress=None)
+    with asleep.ledger.whole_or_nothing():
+        built = _build(config, asleep.ground, asleep.engine.clock, time.perf_counter())
+    built.engine.events, built.between_steps = asleep.engine.events, asleep.between_steps
+    return built
+
+
+def _build(config: EngineConfig, ground: Ground, clock: Clock | None, started: float) -> Built:
+    ledger, probe, on_cuda = ground.ledger, ground.probe, ground.is_on_cuda
+    heap_before, leases = ground.heap_bytes, list[Lease]()
     limits = Limits(max(config.max_num_batched_tokens, 1), min(config.max_num_seqs, config.max_num_batched_tokens))
-    scheduling = parse_scheduling(config.scheduling)
-    probe = MachineProbe()
-    torch.set_num_threads(config.num_threads or probe.cpus())
-    on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
-    ledger = _cuda_ledger(config, probe) if on_cuda else _host_ledger(config, probe)
-    leases = [] if on_cuda else [lease_runtime(ledger, probe)]
-    heap_before = heap_bytes()
     imported = time.perf_counter()
 
     loaded = load_model(
@@ -246,7 +245,7 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         loaded,
         stores,
         limits=limits,
-        policy=scheduling,
+        policy=parse_scheduling(config.scheduling),
         max_model_len=sizes.max_model_len,
         clock=clock,
         use_prefix=config.enable_prefix_caching,
@@ -262,6 +261,6 @@ def build(config: EngineConfig, clock: Clock | None = None) -> Built:
         "pages": ready - weights_read,
         "total": ready - started,
     }
-    built = Built(config, engine, loaded, ledger, probe, sizes, startup, leases, grammars, on_cuda)
+    built = Built(config, engine, loaded, ground, sizes, startup, leases, grammars)
     kv_lease.reclaim = built.give_way
     return built

@@ -7,7 +7,7 @@ A step's letters go over to the loop in one call, and everything else happens in
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from .outputs import RequestOutput
 
@@ -52,6 +52,35 @@ class Mailbox:
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
+
+
+class Answers:
+    """Outputs of the requests that were submitted together. Close it: what still runs is aborted then."""
+
+    def __init__(
+        self, drop: Callable[[Iterable[str], Mailbox], None], request_ids: Sequence[str], mailbox: Mailbox
+    ) -> None:
+        self.open = set(request_ids)
+        self._drop, self._mailbox = drop, mailbox
+
+    async def take(self) -> list[RequestOutput]:
+        """Wait for news: the newest output of each request that has any. Raises EngineClosedError."""
+        outputs = await self._mailbox.take()
+        for output in outputs:
+            if output.finished:
+                self.open.discard(output.request_id)
+        return outputs
+
+    def fail(self, error: Exception) -> None:
+        """The reader's next ``take`` raises this error, once what is there was taken. The requests are aborted."""
+        self._mailbox.fail(error)
+        self._drop(self.open, self._mailbox)
+
+    async def aclose(self) -> None:
+        """Abort what has not ended; its pages are free before the next step. A second call does nothing."""
+        if self.open:
+            self._drop(self.open, self._mailbox)
+            self.open.clear()
 
 
 def deliver(letters: Iterable[tuple[Mailbox | None, RequestOutput]]) -> None:

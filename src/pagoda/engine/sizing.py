@@ -49,7 +49,7 @@ def fit(
     fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
     longest = _longest(config, shape)
     activations = _activations(config, shape, dtype, quantization or Quantization())
-    reserve = config.reserve_bytes if ledger_is_host else 0
+    reserve = reserved_bytes(config, ledger) if ledger_is_host else 0
     least = _least(config, longest, fmt)
     needs = [
         Need("activations", activations, "activations"),
@@ -68,6 +68,11 @@ def fit(
     return Sizes(max_model_len, max_blocks, fmt, activations, longest, fmt.blocks_for(least) * fmt.block_bytes, stated)
 
 
+def reserved_bytes(config: EngineConfig, ledger: Ledger) -> int:
+    """What has to stay free for the caller's own leases: those that it has not taken yet."""
+    return max(0, config.reserve_bytes - ledger.leased_by("server"))
+
+
 def weight_room(config: EngineConfig, ledger: Ledger) -> RoomFor:
     """What weights may take of a host's ledger, so that a step and KV fit beside them.
 
@@ -79,7 +84,8 @@ def weight_room(config: EngineConfig, ledger: Ledger) -> RoomFor:
         fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
         longest = _longest(config, shape)
         grammars = grammar_bytes(shape.vocab_size) if config.structured_output else 0
-        beside = _activations(config, shape, dtype, quantization) + STAGING_BYTES + config.reserve_bytes + grammars
+        beside = STAGING_BYTES + reserved_bytes(config, ledger) + grammars
+        beside += _activations(config, shape, dtype, quantization)
         left = ledger.free_bytes - beside
         least, most = (fmt.blocks_for(n) * fmt.block_bytes for n in (_least(config, longest, fmt), longest))
         return Room(left - least, left - max(least, min(most, left // 8)))

@@ -15,6 +15,7 @@ Radix trees over KV: SGLang (arXiv:2312.07104); chained page hashes: vLLM (arXiv
 from __future__ import annotations
 
 import heapq
+import itertools
 import time
 from array import array
 from collections.abc import Callable, Sequence
@@ -24,6 +25,9 @@ import numpy as np
 import xxhash
 
 from .pages import Int32s, PagePool
+
+_HANDLES = itertools.count(1)
+"""Of pins, in the whole process: that of a cache which is gone names nothing."""
 
 
 class Entry:
@@ -92,7 +96,7 @@ class PrefixCache:
         self._entries: dict[bytes, Entry] = {}
         self._heap: list[tuple[int, int, Entry]] = []  # (tick, serial, entry); stale unless entry.lru == serial
         self._pins: dict[int, tuple[Entry, float | None]] = {}
-        self._tick = self._serial = self._num_pins = self._num_used = 0
+        self._tick = self._serial = self._num_used = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -221,10 +225,10 @@ class PrefixCache:
 
     def pin(self, entry: Entry, ttl: float | None = None) -> int:
         """Keeps the entry and its ancestors until ``unpin(handle)`` or for ``ttl`` seconds; returns the handle."""
-        self._num_pins += 1
-        self._pins[self._num_pins] = (entry, None if ttl is None else self._clock() + ttl)
+        handle = next(_HANDLES)
+        self._pins[handle] = (entry, None if ttl is None else self._clock() + ttl)
         self.hold(entry)
-        return self._num_pins
+        return handle
 
     def pinned_pages(self, handle: int) -> int:
         """How many pages of tokens the pin keeps; 0 if it has ended."""

@@ -92,6 +92,10 @@ class FallbackModel:
         """Bytes of the parameters that are allocated now."""
         return sum(t.nbytes for t in self.weights().values()) + sum(once.num_bytes for once in self._arriving.values())
 
+    def unload(self) -> None:
+        """Lets every parameter go, whoever still holds the model; it cannot run any more."""
+        self._module = self._head = None
+
     def _ready(self) -> Any:
         if self._module is None:
             raise ModelError(f"the {self._name} model is not loaded; call finish_loading() after its tensors")

@@ -43,7 +43,9 @@ TRANSFORMERS_BYTES = 160 << 20  # measured beside torch: 133 MB with one archite
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to run, with everything its folder says. ``close`` gives the weights' lease back."""
+    """A model ready to run, with everything its folder says. ``close`` gives the weights and their leases back; what
+    the folder says stays.
+    """
 
     model: Model | FallbackModel
     tokenizer: Tokenizer
@@ -85,7 +87,8 @@ class Loaded:
         return ChatTemplate.of(self.chat_templates, self.tokenizer, override)
 
     def close(self) -> None:
-        """Gives every lease that loading took back to the ledger. A second call does nothing."""
+        """Gives weights and every lease that loading took back to the ledger. A second call does nothing."""
+        self.model.unload()
         self.footprint.release()
 
 

@@ -107,6 +107,11 @@ class Model:
         """Bytes of the parameters that are allocated now."""
         return self._store.num_bytes
 
+    def unload(self) -> None:
+        """Lets every parameter go, whoever still holds the model; it cannot run any more."""
+        self._decoder = None
+        self._store.weights.clear()
+
     def _ready(self) -> Decoder:
         if self._decoder is None:
             raise ModelError(f"the {self.spec.family} model is not loaded; call finish_loading() after its tensors")

@@ -31,6 +31,8 @@ class ServerConfig:
     """A reader that takes nothing for so long is let go."""
     drain_timeout: float = 30.0
     """What still runs so long after SIGTERM ends in an error."""
+    sleep_after: float | None = None
+    """Without a request for so long, weights and KV are given back until the next one."""
     max_waiting: int = 256
     """Requests that may wait beside those that run (max_num_seqs of the engine)."""
     max_concurrent_per_key: int | None = None
@@ -61,6 +63,8 @@ class ServerConfig:
         for name in ("upload_timeout", "request_timeout", "send_timeout", "drain_timeout", "response_ttl"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give seconds above 0")
+        if self.sleep_after is not None and not self.sleep_after > 0:
+            raise ConfigError(f"sleep_after is {self.sleep_after}; give seconds above 0, or leave it out")
         for registry, name in ((TOOL_PARSERS, self.tool_call_parser), (REASONING_PARSERS, self.reasoning_parser)):
             accepted = ("auto", *(("none",) if registry is REASONING_PARSERS else ()), *registry.names())
             if name not in accepted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..core.errors import ConfigError, EngineClosedError, ModelError, PagodaError, RequestError
+from ..core.errors import AsleepError, ConfigError, EngineClosedError, ModelError, PagodaError, RequestError
 
 # status -> (OpenAI's type, Anthropic's type)
 TYPES = {
@@ -59,6 +59,8 @@ def translated(error: PagodaError) -> ApiError:
     message = str(error)
     if isinstance(error, EngineClosedError):
         return ApiError(503, message, code="engine_closed", retry_after=10)
+    if isinstance(error, AsleepError):
+        return ApiError(503, message, code="cannot_wake", retry_after=10)
     if isinstance(error, (RequestError, ConfigError)):
         named = _NAMED.match(message)
         too_long = "tokens and leaves no room" in message or "but the budget leaves" in message

@@ -148,6 +148,7 @@ def _from_stats(stats: dict[str, Any], model: list[str]) -> Iterator[Metric]:
     gauges = {
         "vllm:num_requests_running": ("Sequences that run.", queue["running"]),
         "vllm:num_requests_waiting": ("Sequences that wait.", queue["waiting"]),
+        "pagoda_asleep": ("1 while weights and KV are given back.", int(stats["asleep"])),
         "vllm:kv_cache_usage_perc": ("Share of the KV capacity in use, 1 is all.", kv["used_bytes"] / max(1, capacity)),
     }
     counters = {

@@ -59,6 +59,10 @@ class Pins:
         if self._held.pop(pin.handle, None) is not None:
             await self._llm.unpin(pin)
 
+    def forget(self) -> None:
+        """Everything that was pinned is gone."""
+        self._held.clear()
+
     def expire(self, now: float) -> None:
         """Forget those whose time is over; the engine ends them by itself."""
         for handle in [handle for handle, held in self._held.items() if held.until <= now]:

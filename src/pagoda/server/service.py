@@ -25,6 +25,7 @@ from .metrics import Metrics
 from .parsers.pipeline import choose_reasoning_parser, choose_tool_parser
 from .pins import Pins, check_pinnable
 from .schemas.common import CacheControl
+from .sleeping import Sleeper
 from .stored import ResponseStore, Stored
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Service:
         self._errands: set[asyncio.Task[None]] = set()
         self.died = asyncio.Event()
         self.metrics = Metrics(self)
+        self.sleeper = Sleeper(self)
         self.template_text = "\n".join(template_texts(llm)) or None
         choose_tool_parser(config.tool_call_parser, self.template_text)  # a wrong name is an error at the start
         choose_reasoning_parser(config.reasoning_parser, self.template_text)
@@ -208,6 +210,7 @@ class Service:
                     job.fail(ApiError(504, f"no complete answer within {seconds:g} s", code="timeout"))
             for stream in list(self.streams):
                 stream.check(now, self.config.send_timeout)
+            self.sleeper.tick(now)
 
 
 def new_id(prefix: str) -> str:

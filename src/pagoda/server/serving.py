@@ -24,7 +24,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from ..engine.async_llm import AsyncLLM
+from ..engine.async_llm import AsyncLLM, FallsAsleep, Woke
 from .app import create_app
 from .config import ServerConfig
 from .keys import Keys
@@ -56,14 +56,26 @@ def run(
 ) -> int:
     """``serve`` on a fresh uvloop; returns the exit code. ``tracing``: a tracer provider (`traces.tracer_provider`)."""
     logging.raiseExceptions = False  # a full disk under the log ends no request
-    gc.collect()
-    gc.freeze()  # a full collection over the 200,000 objects of a loaded engine holds up a step for 0.2 s
+    _freeze()
+    llm.events.subscribe(FallsAsleep, lambda _: gc.unfreeze())  # or what is given back would stay
+    llm.events.subscribe(Woke, _woke)
     try:
         return uvloop.run(serve(llm, config, keys, sock, on_ready=on_ready, tracing=tracing))
     finally:
         gc.unfreeze()  # or what is frozen outlives the interpreter, and its extensions complain of leaks
         if tracing is not None:
             tracing.shutdown()
+
+
+def _freeze() -> None:
+    """A full collection over the 200,000 objects of a loaded engine holds up a step for 0.2 s."""
+    gc.collect()
+    gc.freeze()
+
+
+def _woke(event: Woke) -> None:
+    _log.info("awake after %.2f s", event.seconds)
+    _freeze()
 
 
 async def serve(

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ...core.errors import BudgetError
+from ...core.errors import BudgetError, RequestError
 from ..errors import ApiError
 from ..schemas.common import Answer, Body
 from .base import errors, json_answer, require_admin, service_of
@@ -61,6 +61,38 @@ async def budget(request: Request, body: BudgetBody) -> Response:
         raise ApiError(409, str(error), param="memory", code="budget_too_small") from error
     memory = (await llm.stats())["memory"]
     return json_answer({name: memory[name] for name in ("total_bytes", "leased_bytes", "free_bytes")})
+
+
+class SleepAnswer(Answer):
+    asleep: bool
+    freed_bytes: int
+
+
+@router.post("/sleep", response_model=SleepAnswer, responses=errors(401, 403, 405, 408, 409, 413, 429, 500, 503))
+async def sleep(request: Request) -> Response:
+    """Give weights and KV back until the next request, or ``/admin/wake``; 409 while requests run."""
+    require_admin(request)
+    service = service_of(request)
+    service.check_ready()
+    try:
+        freed = await service.sleeper.sleep()
+    except RequestError as error:
+        raise ApiError(409, str(error), code="busy") from error
+    return json_answer({"asleep": True, "freed_bytes": freed})
+
+
+class WakeAnswer(Answer):
+    asleep: bool
+
+
+@router.post("/wake", response_model=WakeAnswer, responses=_ANSWERS)
+async def wake(request: Request) -> Response:
+    """Load the weights again now; 503 saying why where that cannot be."""
+    require_admin(request)
+    service = service_of(request)
+    service.check_ready()
+    await service.llm.wake()
+    return json_answer({"asleep": False})
 
 
 @router.post("/audit", response_model=AuditAnswer, responses=_ANSWERS)

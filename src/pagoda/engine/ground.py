@@ -1,0 +1,70 @@
+"""What an engine stands on: the budget that was stated, and the process as it was before anything was loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..budget import Ledger, MachineProbe, default_budget, heap_bytes, lease_runtime
+from ..budget.default import Budget
+from ..budget.ledger import Lease
+from ..core.errors import BudgetError, ConfigError
+from ..core.units import format_bytes
+from .config import EngineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What an engine stands on, and what stays when it sleeps: the budget, and the process as it was before."""
+
+    ledger: Ledger
+    probe: MachineProbe
+    runtime: Lease | None
+    heap_bytes: int
+    is_on_cuda: bool
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> Ground:
+        """The budget that the configuration states, and the process measured. Raises ConfigError or BudgetError."""
+        probe = MachineProbe()
+        torch.set_num_threads(config.num_threads or probe.cpus())
+        on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+        ledger = _cuda_ledger(config, probe) if on_cuda else _host_ledger(config, probe)
+        runtime = None if on_cuda else lease_runtime(ledger, probe)
+        return cls(ledger, probe, runtime, heap_bytes(), on_cuda)
+
+
+def _host_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
+    if config.device_memory is not None:
+        raise ConfigError(
+            f"device_memory is {config.device_memory!r}, but this engine runs on the CPU; say memory or host_memory"
+        )
+    budget = _smaller(config.memory, config.host_memory, probe)
+    return Ledger(budget.total_bytes, reason=budget.reason)
+
+
+def _smaller(total: str | int | float | None, part: str | int | float | None, probe: MachineProbe) -> Budget:
+    """The budget of one place, bounded by what was said about all places together."""
+    if part is None or total is None:
+        return default_budget(total if part is None else part, probe)
+    return min(default_budget(total, probe), default_budget(part, probe), key=lambda budget: budget.total_bytes)
+
+
+def _cuda_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
+    """Weights, pages and steps live on the device, so the budget is the device's: what is free there, less a margin."""
+    free = torch.cuda.mem_get_info(None if config.device in ("auto", "cuda") else config.device)[0]
+    if config.host_memory is not None:
+        raise ConfigError(
+            f"host_memory is {config.host_memory!r}, but this engine keeps everything on its device, and bounds that "
+            "alone; say memory or device_memory"
+        )
+    if config.memory is None and config.device_memory is None:
+        return Ledger(free - free // 16, reason="free device memory minus a margin of 6 %")
+    budget = _smaller(config.memory, config.device_memory, probe)
+    if budget.total_bytes > free:
+        raise BudgetError(
+            f"memory ({budget.reason}) is {format_bytes(budget.total_bytes)}, but the device has {format_bytes(free)} "
+            "free; ask for less, or use device='cpu'"
+        )
+    return Ledger(budget.total_bytes, reason=budget.reason)
