@@ -1,8 +1,10 @@
 """What ``pagoda plan`` says beside what happens: memory and speed of many model-plan pairs, as a table.
 
     python -m benchmarks.plan_accuracy lantern FOLDER … --out docs/planner.md
+    python -m benchmarks.plan_accuracy lantern --machine FILE --steps 20 --pairs 0,1 --keep results.json
 
-Calibrates first (or takes ``--machine FILE``), then runs every pair in a process of its own: the engine that the plan
+Calibrates first (or takes ``--machine FILE``; with ``--steps SECONDS`` each model in each format too, as
+``pagoda doctor --calibrate --model`` does), then runs every pair in a process of its own: the engine that the plan
 describes, ``concurrency`` random prompts at once, ends ignored. Compared are the bytes that the ledger leased at its
 peak, the process's peak RSS, seconds of a prompt alone, and seconds a token while all decode.
 """
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pagoda.bench.kv_report import splice
+from pagoda.bench.steps import calibrate_model
 from pagoda.models.catalog import folder_of, read_config
 from pagoda.plan.accounts import SERVER_BYTES
 from pagoda.plan.demand import Demand
@@ -45,6 +48,8 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["lantern"])
     parser.add_argument("--machine", type=Path, help="a kept calibration; default: calibrate now")
     parser.add_argument("--pairs", default="", help="only these numbers of the list, from 0: 0,3")
+    parser.add_argument("--steps", type=float, help="measure each model's own step times for so many seconds")
+    parser.add_argument("--keep", type=Path, help="JSON file of results, added to; the table is of all that are kept")
     parser.add_argument("--out", type=Path, help="page whose table is rewritten")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -53,7 +58,14 @@ def main() -> None:
         return
     machine_file = args.machine or _calibrate()
     numbers = [int(n) for n in args.pairs.split(",") if n] or range(len(PAIRS))
-    rows = [row for model in args.models for number in numbers if (row := compare(model, number, machine_file))]
+    rows = json.loads(args.keep.read_text(encoding="utf-8")) if args.keep and args.keep.exists() else []
+    for model in args.models:
+        for number in numbers:
+            row = compare(model, number, machine_file, args.steps)
+            if row is not None:
+                rows = [old for old in rows if any(old[key] != row[key] for key in ("model", "plan", "asked"))] + [row]
+            if args.keep:
+                args.keep.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     text = markdown(rows)
     print(text)
     if args.out:
@@ -77,8 +89,11 @@ def planned(model: str, number: int, machine_file: Path) -> Plan | None:
     return planner.plan(choice)
 
 
-def compare(model: str, number: int, machine_file: Path) -> dict[str, Any] | None:
+def compare(model: str, number: int, machine_file: Path, steps: float | None = None) -> dict[str, Any] | None:
     """Predicted beside measured, of one pair."""
+    if steps is not None and planned(model, number, machine_file) is not None:
+        choice = PAIRS[number][0]
+        calibrate_model(model, choice.quantization, choice.kv_cache_dtype, seconds=steps)
     plan = planned(model, number, machine_file)
     if plan is None:
         return None
@@ -88,6 +103,7 @@ def compare(model: str, number: int, machine_file: Path) -> dict[str, Any] | Non
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "."})
     found = json.loads(done.stdout.splitlines()[-1])
     row = {"model": Path(model).name, "plan": str(plan.choice), "requests": plan.running, **found}
+    row["asked"] = f"{demand.prompt} + {demand.output}"
     row |= {"planned_bytes": plan.peak_bytes, "planned_tpot": plan.tpot, "planned_ttft": plan.ttft_alone}
     print(json.dumps(row), file=sys.stderr, flush=True)
     return row
@@ -144,14 +160,14 @@ def run(work: dict[str, Any]) -> dict[str, Any]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table, and how many pairs are within the promised bounds."""
     head = (
-        "| model | plan | at a time | memory planned | leased | | peak RSS | first token planned | measured | "
+        "| model | plan | tokens | at a time | memory planned | leased | | peak RSS | first token planned | measured | "
         "| per token planned | measured | |"
     )
-    lines = [head, "| --- | --- |" + " ---: |" * 11]
+    lines = [head, "| --- | --- | --- |" + " ---: |" * 11]
     for row in rows:
         memory, first, each = (row[a] / row[b] - 1 for a, b in _COMPARED)
         lines.append(
-            f"| {row['model']} | {row['plan']} | {row['requests']} | {_mib(row['planned_bytes'])} "
+            f"| {row['model']} | {row['plan']} | {row['asked']} | {row['requests']} | {_mib(row['planned_bytes'])} "
             f"| {_mib(row['leased_bytes'])} | {memory:+.1%} | {_mib(row['rss_bytes'])} "
             f"| {row['planned_ttft']:.3f} s | {row['ttft']:.3f} s | {first:+.0%} "
             f"| {1000 * row['planned_tpot']:.1f} ms | {1000 * row['tpot']:.1f} ms | {each:+.0%} |"

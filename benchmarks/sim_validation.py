@@ -3,9 +3,9 @@
     python -m benchmarks.sim_validation lantern --settings 0,1,2 --keep results.json
     python -m benchmarks.sim_validation --keep results.json --out docs/scheduling.md
 
-Each setting measures the model's step times first (``bench.steps``, a part of ``--seconds``), then replays the requests
-in the engine, then simulates them with what was measured before. ``--keep`` adds to a file, so that settings can be run
-one by one on a machine that is quiet only for minutes; ``--out`` writes the table of all that is kept.
+Each setting measures the model's step times (``bench.steps``) and replays the requests in the engine, twice in turn, so
+that both see the same minutes of the machine; then the requests are simulated with what was measured. ``--keep`` adds
+to a file, so that settings can be run one by one where a machine is quiet for minutes only; ``--out`` writes the table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pagoda.bench.kv_report import splice
 from pagoda.bench.latency import Promise, Summary, summarize
 from pagoda.bench.replay import ReplayEngine
 from pagoda.bench.sim import jobs
-from pagoda.bench.steps import measure_steps
+from pagoda.bench.step_fit import Sample, fit_steps
+from pagoda.bench.steps import measure_samples
 from pagoda.bench.traces import Arrival, draw
 from pagoda.engine.config import EngineConfig
 from pagoda.plan.catalogue import as_one_head
@@ -66,6 +67,7 @@ LARGE = (
     Case("prefill_first", "poisson", 24, 4.0, 100, 16),
 )
 PROMISE = Promise()
+ROUNDS = 2
 
 
 def main() -> None:
@@ -93,22 +95,26 @@ def main() -> None:
 
 
 def compare(model: str, quantization: str, case: Case, seconds: float) -> dict[str, Any]:
-    """Steps measured, requests replayed, requests simulated."""
+    """Steps measured and requests replayed, in turn; requests simulated. Of the replays the mean counts."""
     options: dict[str, Any] = {"memory": "4GiB", "quantization": quantization, "structured_output": False}
     plain = EngineConfig(model, max_num_seqs=32, max_num_batched_tokens=512, **options)
-    steps, _ = measure_steps(plain, seconds=seconds)
-    with ReplayEngine(model, max_num_seqs=case.seqs, max_num_batched_tokens=case.step_tokens, **options) as engine:
-        manager = engine.engine.manager
-        arrivals = case.arrivals(engine.engine.max_model_len)
-        fmt, tokens = as_one_head(manager.fmt), manager.capacity_tokens()
-        engine.run(arrivals[:4], parse_scheduling("fcfs"))  # touches what a served engine has touched
-        real = summarize(engine.run(arrivals, parse_scheduling(case.policy)).served, PROMISE)
+    samples, runs, arrivals = list[Sample](), list[Summary](), list[Arrival]()
+    for _ in range(ROUNDS):
+        samples += measure_samples(plain, seconds=seconds / ROUNDS)
+        with ReplayEngine(model, max_num_seqs=case.seqs, max_num_batched_tokens=case.step_tokens, **options) as engine:
+            manager = engine.engine.manager
+            arrivals = case.arrivals(engine.engine.max_model_len)
+            fmt, tokens = as_one_head(manager.fmt), manager.capacity_tokens()
+            engine.run(arrivals[:4], parse_scheduling("fcfs"))  # touches what a served engine has touched
+            runs.append(summarize(engine.run(arrivals, parse_scheduling(case.policy)).served, PROMISE))
+    steps = fit_steps(samples)
+    real = {name: mean(_short(one)[name] for one in runs) for name in _short(runs[0])}
     setting = Setting(
         fmt, tokens // fmt.page_size, steps, case.policy, Limits(case.step_tokens, case.seqs), use_prefix=False
     )
     return {
         "model": Path(model).name, "weights": quantization, "case": vars(case) | {"num": len(arrivals)},
-        "spread": steps.spread, "real": _short(real), "simulated": _short(_simulated(arrivals, setting)),
+        "spread": steps.spread, "real": real, "simulated": _short(_simulated(arrivals, setting)),
     }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ class Sweep:
         prompt = [self._random.randrange(3, self._vocab) for _ in range(num_prompt)]
         name = f"sweep-{next(self._ids)}"
         params = SamplingParams(temperature=0, max_tokens=num_output, ignore_eos=True)
-        self.built.engine.add(self._intake.request(name, prompt, params, stream=True))
+        self.built.engine.add(self._intake.request(name, prompt, params))
         self._num_open += 1
         return name
 
@@ -111,26 +111,43 @@ class Sweep:
             self.built.engine.abort(name)
         self._num_open -= size
 
-    def mixture(self, num: int, at_once: int) -> None:
-        """``num`` requests of all lengths, ``at_once`` open at a time: steps as traffic makes them, hot and cold."""
-        for _ in range(num):
-            prompt = round(math.exp(self._random.uniform(math.log(8), math.log(self.longest / 2))))
+    def mixture(self, at_once: int, num_tokens: int) -> None:
+        """Requests of all lengths, ``at_once`` open at a time, about ``num_tokens`` of prompts in all: steps as traffic
+        makes them, hot and cold.
+        """
+        longest = max(32, min(self.longest // 2, num_tokens // 8))
+        while num_tokens > 0:
+            prompt = round(math.exp(self._random.uniform(math.log(8), math.log(longest))))
+            num_tokens -= prompt
             self.add(prompt, self._random.randrange(2, 48))
             while self._num_open >= at_once:
                 self.step()
         self.rest(0)
 
+    def seconds_a_token(self, num_tokens: int = 256) -> float:
+        """Of a prompt; what the sweep can afford follows from it."""
+        num_tokens = min(num_tokens, self.longest // 2)
+        self.batch(1, 16, (num_tokens,))  # touches what a served engine has touched
+        started = time.perf_counter()
+        self.batch(0, 16, (num_tokens,))
+        return (time.perf_counter() - started) / num_tokens
 
-def settings(limit: int, longest: int, max_seqs: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-    """(sequences, slots of each, prompts beside them), small and large ones in turn."""
-    contexts = (16, min(longest // 2, 512))
+
+def settings(limit: int, longest: int, max_seqs: int, budget: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """(sequences, slots of each, prompts beside them), small and large ones in turn; each takes a part of ``budget``
+    tokens of prompts.
+    """
+    part = budget // 8
     sizes = sorted({min(size, max_seqs) for size in BATCHES}, key=lambda size: (size % 3, size))
     for size in sizes:
-        for context in contexts if size else contexts[:1]:
+        far = max(16, min(longest // 2, 512, part // max(1, size)))
+        for context in sorted({16, far}) if size else (16,):
             chunks = CHUNKS if size in (0, 4) and context == 16 else FEW_CHUNKS
-            fitting = tuple(c for c in chunks if c + size <= limit and c < longest and size < max_seqs)
+            fitting = [c for c in chunks if c + size <= limit and c < longest and size < max_seqs]
             long = min(LONG_PROMPT * limit, longest - 2)
-            yield size, context, (*fitting, long) if size in (0, 4) and long > limit else fitting
+            if size in (0, 4) and size < max_seqs and long > limit:
+                fitting.append(long)
+            yield size, context, tuple(c for c in fitting if c <= max(limit // 2, part))
 
 
 def calibrate_model(
@@ -143,7 +160,7 @@ def calibrate_model(
         model, quantization=quantization, kv_cache_dtype=kv_cache_dtype, max_num_seqs=STEP_SEQS,
         max_num_batched_tokens=STEP_TOKENS, structured_output=False,
     )  # fmt: skip
-    steps, _ = measure_steps(config, progress, seconds=seconds)
+    steps = measure_steps(config, progress, seconds=seconds)
     file = steps_file(subject, quantization, kv_cache_dtype, load_machine()[0])
     save_steps(steps, file)
     return steps, file
@@ -151,25 +168,33 @@ def calibrate_model(
 
 def measure_steps(
     config: EngineConfig, progress: Callable[[str], None] = lambda _: None, *, seconds: float = 60.0
-) -> tuple[FittedSteps, list[Sample]]:
-    """The fit, and every step it is made of. Goes on in rounds until ``seconds`` are over, one round at least."""
+) -> FittedSteps:
+    """The fit of what was measured in about so many seconds."""
+    return fit_steps(measure_samples(config, progress, seconds=seconds))
+
+
+def measure_samples(
+    config: EngineConfig, progress: Callable[[str], None] = lambda _: None, *, seconds: float = 60.0
+) -> list[Sample]:
+    """Every step of the sweep. Goes on in rounds until ``seconds`` are over, one round at least."""
     built = build(config)
     try:
         limits, longest = built.engine.scheduler.limits, built.engine.max_model_len
         sweep, started = Sweep(built, min(longest, 4096)), time.perf_counter()
-        sweep.batch(1, 16, (min(256, longest // 2),))  # touches what a served engine has touched
+        budget = int(seconds / 3 / sweep.seconds_a_token())
         sweep.recorder.samples.clear()
         for number in count(1):
-            for size, context, chunks in settings(limits.max_num_batched_tokens, sweep.longest, limits.max_num_seqs):
+            wanted = settings(limits.max_num_batched_tokens, sweep.longest, limits.max_num_seqs, budget)
+            for size, context, chunks in wanted:
                 progress(f"steps, round {number}: {size} sequences of {context} slots")
                 sweep.batch(size, context, chunks)
                 if number > 1 and time.perf_counter() - started > seconds:
-                    break
+                    return sweep.recorder.samples
             progress(f"steps, round {number}: a mixture")
             for at_once in MIXED_AT_ONCE:
-                sweep.mixture(2 * at_once + 4, min(at_once, limits.max_num_seqs))
+                sweep.mixture(min(at_once, limits.max_num_seqs), min(budget // 8, 16 * sweep.longest))
             if time.perf_counter() - started > seconds:
-                return fit_steps(sweep.recorder.samples), sweep.recorder.samples
+                return sweep.recorder.samples
     finally:
         built.close()
     raise AssertionError("a sweep ends by time")
