@@ -61,10 +61,10 @@ SMALL = (
     Case("sjf", "poisson", 250, 80, 200, 40, seqs=8),
 )
 LARGE = (
-    Case("fcfs", "poisson", 24, 0.6, 100, 16),
-    Case("sarathi_serve(tbt=0.3)", "bursty", 24, 0.6, 100, 16),
-    Case("fcfs", "poisson", 24, 4.0, 100, 16, step_tokens=128),
-    Case("prefill_first", "poisson", 24, 4.0, 100, 16),
+    Case("fcfs", "poisson", 12, 0.8, 100, 12),
+    Case("fcfs", "poisson", 16, 4.0, 100, 12, step_tokens=128),
+    Case("sarathi_serve(tbt=0.3)", "bursty", 12, 0.8, 100, 12),
+    Case("prefill_first", "poisson", 16, 4.0, 100, 12),
 )
 PROMISE = Promise()
 ROUNDS = 2

@@ -34,7 +34,9 @@ def sim(
     ] = "llama-2-7b",
     memory: Annotated[str | None, typer.Option(help="The budget, where the device is here.")] = None,
     quantization: Annotated[str, typer.Option(help="Weight format, where the device is here.")] = "auto",
-    page_size: Annotated[int, typer.Option(help="Tokens of a KV page.", min=1)] = 16,
+    page_size: Annotated[
+        int | None, typer.Option(help="Tokens of a KV page.", show_default="16, or the trace's blocks", min=1)
+    ] = None,
     replicas: Annotated[int, typer.Option(help="Engines side by side.", min=1)] = 1,
     blocks: Annotated[
         int | None, typer.Option(help="KV blocks (pages of tokens) of a replica.", show_default="what fits", min=1)
@@ -66,6 +68,7 @@ def sim(
             end = "\n" if number == len(arrivals) else ""
             print(f"\r{name}: {number} of {len(arrivals)} requests arrived", end=end, file=sys.stderr, flush=True)
 
+    page_size = page_size or bench.page_size_of(arrivals)
     limits = Limits(max_num_batched_tokens, max_num_seqs)
     if device == targets.HERE:
         target = targets.here(

@@ -50,7 +50,7 @@ def cluster(
     An integer program over sizes of requests and kinds of machines proposes, a simulation of the trace decides. Step
     times come from published peaks and stated shares of them.
     """
-    from ..bench.sim import jobs
+    from ..bench.sim import jobs, page_size_of
     from ..bench.traces import arrivals_of
     from ..plan import capacity
     from ..plan.catalogue import machine_types
@@ -63,7 +63,14 @@ def cluster(
     use_prefix = any(a.blocks for a in arrivals)
     asked = [*(machine or known), *([divide] if divide else [])]
     candidates, left_out = capacity.candidates(
-        model, known, list(dict.fromkeys(asked)), limits, policy, use_prefix=use_prefix, strict=machine is not None
+        model,
+        known,
+        list(dict.fromkeys(asked)),
+        limits,
+        policy,
+        page_size=page_size_of(arrivals),
+        use_prefix=use_prefix,
+        strict=machine is not None,
     )
     todo = list(jobs(arrivals))
     with counter(len(todo)) as told:

@@ -184,7 +184,7 @@ class PagePool:
         assert counts.min() >= 0, f"a page of the runs {runs.tolist()} has no owner to take away"
         table[rows] = counts
         dead = counts == 0
-        if run == 1:
+        if run == 1 < self._P:  # a block of one page (the simulator's) needs no merging
             self._free_pages(runs[dead[:, 0]])
             return
         whole = dead.all(axis=1)

@@ -53,7 +53,7 @@ class Outcome:
 
 def candidates(
     model: str, known: Mapping[str, MachineType], names: Sequence[str], limits: Limits, scheduling: str, *,
-    use_prefix: bool = False, strict: bool = False,
+    page_size: int = 16, use_prefix: bool = False, strict: bool = False,
 ) -> tuple[dict[str, Candidate], dict[str, str]]:  # fmt: skip
     """The machines of these names with the model on them; and those that cannot hold it, with the reason.
 
@@ -64,7 +64,7 @@ def candidates(
         if name not in known:
             raise ConfigError(choices("machine", name, known))
         try:
-            setting = rented(model, known[name], limits).setting
+            setting = rented(model, known[name], limits, page_size=page_size).setting
         except ConfigError as error:
             if strict:
                 raise
