@@ -8,9 +8,18 @@ import pytest
 import torch
 
 from pagoda import ConfigError, SamplingParams
+from pagoda.core.types import KVFormat
+from pagoda.kv.dense import attend_dense
 from pagoda.kv.grammar import parse_policy
+from pagoda.kv.manager import KVManager
+from pagoda.kv.pages import PagePool
 from pagoda.kv.policies import POLICIES
-from pagoda.kv.policies._windowed import WindowedCodec, pack, unpack
+from pagoda.kv.policies._windowed import Seen, WindowedCodec, pack, unpack
+from pagoda.kv.policies.base import Need
+from pagoda.kv.raw_tail import RawTail, page_ids
+from pagoda.kv.storage import PageStorage
+from pagoda.kv.stores import windowed_format
+from pagoda.kv.window_view import WindowView
 
 from .conftest import kv_bytes
 from .tiny import prompt
@@ -28,18 +37,33 @@ def params(kv: str, num: int = 16, **more: Any) -> SamplingParams:
 def test_pages_take_the_bytes_that_they_state_and_come_back(name: str, shape: tuple[int, int, int]) -> None:
     codec = POLICIES.get(name)()  # type: ignore[operator]
     size, k_dim, v_dim = shape
-    generator = torch.Generator().manual_seed(1)
-    k, v = (torch.randn(2, 3, size, dim, generator=generator) for dim in (k_dim, v_dim))
-    pages = codec.encode(k, v)
-    assert pages.shape == (2, 3, codec.page_bytes(size, k_dim, v_dim))
+    k, v = (numbers(2, 3, 2, size, dim) for dim in (k_dim, v_dim))
+    seen = Seen(learned_by(codec, k_dim, v_dim), k.flatten(2, 3), numbers(2, 5, 6, k_dim), 0.3)
+    pages = codec.encode(k, v, seen)
+    assert pages.shape == (2, 3, 2, codec.page_bytes(size, k_dim, v_dim))
     assert pages.dtype == torch.uint8
-    again = codec.decode(pages, size, k_dim, v_dim)
-    for x, y in zip((k, v), again, strict=True):
+    again = codec.decode(pages[1], size, k_dim, v_dim, {key: x[1] for key, x in seen.learned.items()})
+    for x, y in zip((k[1], v[1]), again, strict=True):
         assert y.shape == x.shape
         assert float((x - y).square().mean() / x.square().mean()) < 0.2
 
 
-@pytest.mark.parametrize("bits", [2, 4])
+def numbers(*shape: int) -> torch.Tensor:
+    """Slots that depend on few things, in channels of many sizes, as those of models do."""
+    generator = torch.Generator().manual_seed(shape[-1])
+    few = torch.randn(*shape[:-1], 4, generator=generator) @ torch.randn(4, shape[-1], generator=generator)
+    noise = 0.1 * torch.randn(*shape, generator=generator)
+    return (few + noise) * torch.logspace(0.3, -0.7, shape[-1])
+
+
+def learned_by(codec: Any, k_dim: int, v_dim: int) -> dict[str, torch.Tensor]:
+    if Need.CALIBRATION not in codec.needs:
+        return {}
+    learned: dict[str, torch.Tensor] = codec.learn(numbers(2, 3, 600, k_dim), numbers(2, 3, 600, v_dim))
+    return learned
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
 def test_codes_are_packed_without_loss(bits: int) -> None:
     codes = torch.randint(0, 2**bits, (3, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(bits))
     assert pack(codes, bits).shape == (3, 24 * bits // 8)
@@ -82,6 +106,85 @@ def test_same_tokens_whatever_happens_around(make_llm: Any, oracle: Any, name: s
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_attention_is_that_over_what_pages_and_raw_tokens_hold(name: str, monkeypatch: Any) -> None:
+    """Three sequences of one step, in one call or in three, beside the plain twin: decode, put together, attend."""
+    fmt, codec = KVFormat(2, 2, 8, 8, 4, "float32"), POLICIES.get(name)(window=3, every=4)  # type: ignore[operator]
+    learned, stored = learned_by(codec, 8, 8), windowed_format(fmt, codec)
+    learned = {key: x[:, :2] for key, x in learned.items()}
+    storage = PageStorage(stored, 40)
+    manager = KVManager(stored, PagePool(stored, 40), None)
+    tables, tails, lens, q_lens = [], [], [21, 0, 9], [1, 5, 2]
+    k, v, q = numbers(2, 30, 2, 8), numbers(2, 30, 2, 8).flip(1), numbers(2, 8, 4, 8)
+    for s, held in enumerate(lens):
+        manager.admit(s, [1])
+        manager.reserve(s, held + q_lens[s])
+        tables.append(manager.table(s))
+        tails.append(RawTail(stored, 4))
+        if held:
+            for layer in range(2):
+                tails[s].put(layer, 0, k[layer, :held], v[layer, :held])
+            manager.commit(s, [1] * held)
+            tails[s].encode(codec, storage, tables[s], learned, q[:, :4], 0.3)
+            assert 0 < tails[s].start <= held - 3
+    for scratch in (1 << 20, 1):
+        monkeypatch.setattr("pagoda.kv.window_view.SCRATCH_BYTES", scratch)
+        view = WindowView(storage, tables, q_lens, [codec] * 3, tails, learned)
+        for layer in range(2):
+            got, first = view.attend(layer, q[layer], k[layer, -8:], v[layer, -8:], scale=0.3), 0
+            for s, held in enumerate(lens):
+                ids = page_ids(tables[s], 0, tails[s].start // 4)[layer]
+                pages = storage.pages[torch.from_numpy(ids)][..., : codec.page_bytes(4, 8, 8)]
+                old = codec.decode(pages, 4, 8, 8, {key: x[layer] for key, x in learned.items()})
+                rows = slice(first, first + q_lens[s])
+                raw = (torch.cat([x[layer, tails[s].start : held], x[layer, -8:][rows]]) for x in (k, v))
+                both = [torch.cat([x.flatten(1, 2).transpose(0, 1), y]) for x, y in zip(old, raw, strict=True)]
+                torch.testing.assert_close(got[rows], attend_dense(q[layer, rows], *both, scale=0.3))
+                first += q_lens[s]
+    storage.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_an_eviction_leaves_is_encoded(make_llm: Any, name: str) -> None:
+    """Pages really go back, at the bytes of both; alone, in small chunks, and once more after it was pushed out."""
+    kv = f"snapkv(budget=24, window=8)+{name}(window=0, every=8)"
+    alone = make_llm(page_size=8).generate([PROMPTS[2]], params(kv, 24))[0]
+    llm = make_llm(page_size=8, max_num_batched_tokens=24, max_num_seqs=8)
+    mixed = llm.generate([*PROMPTS, PROMPTS[2]], [params("exact"), params(name), params(kv, 24), params("int8")])
+    assert mixed[2].token_ids == alone.token_ids
+    engine = llm._open().engine
+    engine.add(llm._intake.request("0", PROMPTS[2], params(kv, 24)))
+    done, steps = None, 0
+    while engine.has_work:
+        done, steps = (engine.step() or [None])[-1], steps + 1
+        if steps == 12:
+            sequence = next(iter(engine.scheduler.running.values()))
+            manager, codec, fmt = sequence.store.manager, sequence.policy.windowed, sequence.store.fmt
+            held = sequence.num_computed - 100 + 24
+            assert (manager.table(sequence.seq_id).lens == held).all()
+            assert manager.held_bytes(sequence.seq_id) == -(-held // 8) * 4 * fmt.page_bytes
+            assert sequence.policy_state.tail.start == (sequence.num_computed // 8 * 8 - 100 + 24) // 8 * 8 > 0
+            assert sequence.policy_state.tail.k.shape[2] <= 2 * (codec.every + 8)
+            engine.scheduler.preempt(sequence)
+    assert done.token_ids == alone.token_ids
+    llm._open().audit()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prefixes_are_shared_where_nothing_raw_is_missing(make_llm: Any, name: str) -> None:
+    """As many tokens as lie before an act; answers are those without the cache. A raw window shares nothing."""
+    kv, ids, other = f"{name}(window=0, every=32)", PROMPTS[2], PROMPTS[2][:70] + prompt(77, 9)
+    without = make_llm(page_size=8, enable_prefix_caching=False)
+    fresh = [without.generate([x], params(kv))[0] for x in (ids, other)]
+    llm = make_llm(page_size=8)
+    found = [llm.generate([x], params(kv))[0] for x in (ids, ids, other)]
+    assert [x.token_ids for x in found] == [fresh[0].token_ids, fresh[0].token_ids, fresh[1].token_ids]
+    assert [x.usage.cached_tokens for x in found] == [0, 96, 64]
+    again = [llm.generate([ids], params(f"{name}(window=8, every=8)"))[0] for _ in range(2)]
+    assert [x.usage.cached_tokens for x in again] == [0, 0]
+    llm._open().audit()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_its_bytes_are_counted(make_llm: Any, name: str) -> None:
     """Pages at their size, raw tokens in the policies' account, both in what the request says that it holds."""
     llm = make_llm(page_size=8)
@@ -92,17 +195,19 @@ def test_its_bytes_are_counted(make_llm: Any, name: str) -> None:
     sequence = next(iter(engine.scheduler.running.values()))
     codec, fmt = sequence.policy.windowed, sequence.store.fmt
     assert fmt.page_bytes - codec.page_bytes(8, 8, 8) in range(8)
-    assert engine.stores.state_bytes == sequence.policy_state.tail_bytes > 0
+    state = sequence.policy_state
+    assert engine.stores.state_bytes == state.num_bytes >= state.tail_bytes > 0
     pages = sequence.store.manager.held_bytes(sequence.seq_id)
     assert pages == 13 * 4 * fmt.page_bytes
-    assert sequence.group.held_bytes == pages + engine.stores.state_bytes
+    assert sequence.group.held_bytes == pages + state.tail_bytes
 
 
 @pytest.mark.parametrize(
     ("kv", "words"),
     [
-        ("snapkv+kivi", "snapkv+kivi: kivi2-channel encodes whole pages"),
-        ("kivi+quest", "encodes whole pages"),
+        ("h2o+kivi", "h2o+kivi: kivi encodes whole pages of all heads, and h2o drops slots again and again"),
+        ("snapkv+ada+kivi", "ada gives heads different numbers of slots"),
+        ("kivi+quest", "quest judges pages by keys that it would have to decode first"),
         ("kivi+int8", "a page has one format"),
         ("kivi(bits=3)", "bits=3; accepted: 2, 4"),
         ("kivi(keys='row')", "accepted: channel, token"),
@@ -133,6 +238,6 @@ def test_two_bits_by_channel_beat_plain_rounding(make_llm: Any) -> None:
     errors = {}
     for kind in ("channel", "token"):
         codec = parse_policy(f"kivi(keys={kind!r})").windowed
-        found, _ = codec.decode(codec.encode(parts, parts), 16, parts.shape[-1], parts.shape[-1])
+        found, _ = codec.decode(codec.encode(parts, parts, Seen()), 16, parts.shape[-1], parts.shape[-1], {})
         errors[kind] = float((found - parts).square().mean())
     assert errors["channel"] < 0.5 * errors["token"]

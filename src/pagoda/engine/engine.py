@@ -105,6 +105,7 @@ class Engine:
         self.scheduler = Scheduler(limits, policy, self._memory, clock)
         self._runner = Runner(loaded.model, stores)
         self._evictor = Evictor(self.scheduler, self.counters, Calibrations(loaded.path))
+        stores.calibration = self._evictor.calibrations.load
         self._advance = Advance(self.scheduler, self._runner, loaded.tokenizer, clock, self._new_sequence)
         self.shadows = shadows or Shadows(0.0)
         self._requests: dict[str, RequestState] = {}
@@ -377,7 +378,7 @@ class Engine:
         reason = None if policy.keeps_all else why_not_lossy(self.loaded)
         if reason is not None:
             raise RequestError(f"kv={'+'.join(policy.names)!r} cannot run on this model: {reason}; accepted: exact")
-        if Need.CALIBRATION in policy.needs:
+        if policy.eviction is not None and Need.CALIBRATION in policy.eviction.needs:
             self._evictor.calibrations.load(policy.names[0])
 
     def _room_for(self, request: Request, store: Store) -> int:

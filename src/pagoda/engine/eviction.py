@@ -20,7 +20,7 @@ from ..models.load import Loaded
 from ..schedule.scheduler import Scheduler
 from .calibrations import Calibrations
 from .policy_state import PolicyState
-from .runner import StepResult
+from .runner import Piece, StepResult
 from .sequence import Sequence
 
 
@@ -72,16 +72,17 @@ class Evictor:
             if piece.sequence.policy.selection is not None and piece.start >= piece.sequence.prompt_len:
                 self._count(piece.sequence.policy_state)
         watched = [index for index, piece in enumerate(result.pieces) if piece.sequence.policy.eviction is not None]
-        encoding = [piece.sequence for piece in result.pieces if piece.sequence.policy.windowed is not None]
+        encoding = [piece for piece in result.pieces if piece.sequence.policy.windowed is not None]
         if not watched and not encoding:
             return
         started = time.perf_counter()
         with _one_thread():
-            for sequence in encoding:
-                _encode(sequence)
             _observe(result)
             for store in dict.fromkeys(result.pieces[index].sequence.store for index in watched):
                 self._act_in(store, [i for i in watched if result.pieces[i].sequence.store is store], result)
+            for piece in encoding:
+                if piece.sequence.num_computed and _is_due(piece):
+                    _encode(piece.sequence)
         self._counters.policy_seconds += time.perf_counter() - started
 
     def _act_in(self, store: Store, watched: list[int], result: StepResult) -> None:
@@ -91,9 +92,8 @@ class Evictor:
         moves: list[SlotMoves] = []
         for index in watched:
             piece = result.pieces[index]
-            sequence = piece.sequence
-            if piece.start + piece.num_tokens == sequence.policy.next_act(piece.start, sequence.prompt_len):
-                self._act(sequence, result, moves)
+            if _is_due(piece) and piece.sequence.policy.evicts(piece.start, piece.sequence.prompt_len):
+                self._act(piece.sequence, result, moves)
         _run(store, moves)
 
     def _count(self, state: PolicyState) -> None:
@@ -116,7 +116,11 @@ class Evictor:
             self._scheduler.preempt(sequence)
             result.drop(sequence)
             return
-        moves.append(made)
+        tail = sequence.policy_state.tail
+        if tail is not None:  # all raw so far: there is nothing in the pages to be moved
+            tail.keep(decision.keep)
+        else:
+            moves.append(made)
         if decision.writes:
             _run(store, moves)
             _write(decision, store, table)
@@ -133,19 +137,29 @@ class Evictor:
             sequence.group.request.seed,
             torch.from_numpy(lens.astype(np.int64)).to(storage.device),
         )
-        if Need.CALIBRATION in sequence.policy.needs:
+        eviction = sequence.policy.eviction
+        if eviction is not None and Need.CALIBRATION in eviction.needs:
             inputs.calibration = self.calibrations.load(sequence.policy.names[0])
-        inputs.read = lambda layer: read_slots(storage, table, layer, inputs.num_slots)
+        tail = sequence.policy_state.tail
+        if tail is not None:
+            inputs.read = lambda layer: tail.held(layer, inputs.num_slots)
+        else:
+            inputs.read = lambda layer: read_slots(storage, table, layer, inputs.num_slots)
         return inputs
 
 
+def _is_due(piece: Piece) -> bool:
+    return piece.start + piece.num_tokens == piece.sequence.policy.next_act(piece.start, piece.sequence.prompt_len)
+
+
 def _encode(sequence: Sequence) -> None:
-    """Pages that lie whole before the raw window are encoded, if their time has come."""
-    codec, tail, store = sequence.policy.windowed, sequence.policy_state.tail, sequence.store
+    """Pages that lie whole before the raw window are encoded."""
+    codec, state, store = sequence.policy.windowed, sequence.policy_state, sequence.store
     assert codec is not None
-    assert tail is not None
-    until = codec.num_encoded(sequence.num_computed, store.fmt.page_size)
-    tail.encode(codec, store.storage, store.manager.table(sequence.seq_id), until)
+    assert state.tail is not None
+    queries = state.newest_queries(sequence.num_computed, codec.probes)
+    table = store.manager.table(sequence.seq_id)
+    state.tail.encode(codec, store.storage, table, store.learned, queries, state.scale)
 
 
 def _write(decision: Decision, store: Store, table: PageTable) -> None:

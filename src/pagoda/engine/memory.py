@@ -59,6 +59,8 @@ class PagedMemory:
 
     def _shares(self, sequence: Sequence) -> bool:
         request = sequence.group.request
+        if request.policy.windowed is not None and not request.policy.keeps_all:
+            return False  # the prompt's pages are empty until they hold what an eviction left
         return self._use_prefix and request.params.prompt_logprobs is None and request.pooling != "mean"
 
     @staticmethod

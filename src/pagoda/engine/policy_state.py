@@ -16,7 +16,7 @@ from ..core.types import KVFormat
 from ..kv.policies._inputs import Inputs
 from ..kv.policies._stack import PolicyStack
 from ..kv.policies.base import Need
-from ..kv.window_view import RawTail
+from ..kv.raw_tail import RawTail
 from .selection import Notes
 
 MASS, POSITIONS = "mass", "positions"
@@ -41,7 +41,7 @@ class PolicyState:
         self._ring: Tensor | None = None
         self.tail: RawTail | None = None
         if (codec := stack.windowed) is not None:
-            self.tail = RawTail(fmt, (fmt.k_dim, fmt.v_dim), codec.window + codec.every + fmt.page_size)
+            self.tail = RawTail(fmt, codec.window + codec.every + fmt.page_size)
         self._need_positions = bool({Need.QUERIES, Need.POSITIONS} & stack.needs)
 
     @property
@@ -99,7 +99,7 @@ class PolicyState:
             positions=self._positions(num_slots, num_seen, lens) if self._need_positions else None,
             tracks={name: self._cut(name, num_slots, lens) for name in tracks},
             memory=self.memory,
-            queries=self._newest_queries(num_seen),
+            queries=self.newest_queries(num_seen, self._stack.eviction.window if self._stack.eviction else 0),
             scale=self.scale,
             soft_cap=self.soft_cap,
         )
@@ -129,10 +129,11 @@ class PolicyState:
         self.numbered = counts
         self.slots = {name: held.gather(-1, order).masked_fill_(unused, 0) for name, held in values.items()}
 
-    def _newest_queries(self, num_seen: int) -> Tensor | None:
-        if self._ring is None or self.captured != num_seen:
+    def newest_queries(self, num_seen: int, most: int) -> Tensor | None:
+        """float32 [L, w, Hq, D] of the tokens before ``num_seen``, ``most`` at most; None if none were captured."""
+        if self._ring is None or self.captured != num_seen or not most:
             return None
-        width = min(self._ring.shape[1], num_seen)
+        width = min(self._ring.shape[1], num_seen, most)
         return self._ring[:, torch.arange(num_seen - width, num_seen, device=self._ring.device) % self._ring.shape[1]]
 
     def _positions(self, num_slots: int, num_seen: int, lens: Tensor) -> Tensor:

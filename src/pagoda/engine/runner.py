@@ -130,7 +130,7 @@ def _store_view(store: Store, pieces: list[Piece], tap: QueryTap | None = None) 
     codecs = [codec for piece in pieces if (codec := piece.sequence.policy.windowed) is not None]
     if codecs:
         tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]
-        return WindowView(store.storage, tables, q_lens, codecs, tails, tap)
+        return WindowView(store.storage, tables, q_lens, codecs, tails, store.learned, tap)
     return StepView(
         store.storage,
         tables,

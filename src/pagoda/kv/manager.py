@@ -47,6 +47,8 @@ class KVManager:
             manager adds them to the pool. It is asked before cached prefixes are given up. What was granted stays with
             the pool, even when the reservation fails in the end; ``shrink`` gives it back.
     growable  how many it could get now, at most (default: as many as the pool may still grow by).
+    settled   tokens, a multiple of the page size: only at multiples of it are a sequence's pages complete, so only then
+              are they offered to the prefix cache, and only up to there taken from it (default: a page).
     """
 
     def __init__(
@@ -57,9 +59,11 @@ class KVManager:
         *,
         grow: Callable[[int], int] | None = None,
         growable: Callable[[], int] | None = None,
+        settled: int = 0,
     ) -> None:
         self.fmt, self.pool, self.prefix = fmt, pool, prefix
         self._room, self._can_grow = Room(pool, prefix, grow, growable), grow is not None
+        self._settled = settled or fmt.page_size
         self._sequences: dict[int, _Sequence] = {}
         self._copies: dict[int, int] = {}  # page to be written -> page to be read, before the next step
         self._num_copies = self._num_dropped = self._num_refined = 0
@@ -88,6 +92,7 @@ class KVManager:
             node = self.prefix.root(salt, adapter)
             data, max_pages = self._full_pages(tokens)
             chain = self.prefix.match(node, data, max_pages, table.run)
+            chain = chain[: len(chain) - len(chain) % (self._settled // self.fmt.page_size)]
             if chain:
                 node = chain[-1]
                 self._adopt(table, chain)
@@ -108,7 +113,8 @@ class KVManager:
             return 0
         data, max_pages = self._full_pages(tokens)
         run = PageTable(self.fmt, granularity).run
-        return len(self.prefix.peek(self.prefix.root(salt, adapter), data, max_pages, run)) * self.fmt.page_size
+        found = len(self.prefix.peek(self.prefix.root(salt, adapter), data, max_pages, run)) * self.fmt.page_size
+        return found - found % self._settled
 
     def _full_pages(self, tokens: Sequence[int]) -> tuple[bytes, int]:
         """The tokens' full pages as the prefix cache compares them; at least one token is left over."""
@@ -181,6 +187,8 @@ class KVManager:
             return
         sequence.tail.extend(tokens)
         page_size = self.fmt.page_size
+        if self._settled > page_size and table.num_tokens % self._settled:
+            return
         while sequence.node is not None and len(sequence.tail) >= page_size:
             page = token_bytes(sequence.tail[:page_size])
             column = (table.num_tokens - len(sequence.tail)) // page_size

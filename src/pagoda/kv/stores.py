@@ -10,7 +10,7 @@ its own. A sequence lives in one store; stores never share pages, so each has a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,18 +23,19 @@ from .audit import audit
 from .codecs.base import with_dtype
 from .manager import KVManager
 from .pages import MAX_PAGES, PagePool
-from .policies._windowed import WindowedCodec
-from .policies.base import Stored
+from .policies._windowed import Learned, WindowedCodec
+from .policies.base import Need, Stored
 from .prefix import PrefixCache
 from .storage import PageStorage
 
 
 @dataclass(slots=True, eq=False)
 class Store:
-    """The pages of one KV format: who has them, and their bytes."""
+    """The pages of one KV format: who has them, and their bytes. ``learned``: what its codec was calibrated to."""
 
     manager: KVManager
     storage: PageStorage
+    learned: Learned = field(default_factory=dict)
 
     @property
     def fmt(self) -> KVFormat:
@@ -75,6 +76,7 @@ class Stores:
         self._model_fmt, self.total_bytes, self._lease = fmt, total_bytes, lease
         self._state_lease, self._address_bytes = state_lease, max(total_bytes, address_bytes)
         self._device, self._make_prefix, self._lazy = device, make_prefix, lazy
+        self.calibration: Callable[[str], Learned] = _none
         self._by_dtype: dict[str, Store] = {}
         self.default = self._open(fmt)
 
@@ -93,7 +95,7 @@ class Stores:
             return self.default
         self.check(stored)
         store = self._by_dtype.get(stored.codec)
-        return store or self._open(self.format_of(stored), shares=isinstance(stored, Stored))
+        return store or self._open(self.format_of(stored), None if isinstance(stored, Stored) else stored)
 
     def format_of(self, stored: Stored | WindowedCodec | None) -> KVFormat:
         """The format of the pages that ``of`` gives out; opens nothing, so that any thread may ask."""
@@ -114,6 +116,7 @@ class Stores:
             )
         if isinstance(stored, WindowedCodec) and not self._model_fmt.v_dim:
             raise ConfigError(f"kv={stored.codec!r}: this model's latent KV has no keys and values to encode apart")
+        self._learned_of(stored)
 
     def audit(self) -> None:
         """Recounts every store. Raises AssertionError naming what does not balance."""
@@ -159,14 +162,20 @@ class Stores:
         for store in self:
             store.storage.close()
 
-    def _open(self, fmt: KVFormat, *, shares: bool = True) -> Store:
+    def _learned_of(self, stored: Stored | WindowedCodec | None) -> Learned:
+        calibrated = isinstance(stored, WindowedCodec) and Need.CALIBRATION in stored.needs
+        return self.calibration(stored.method) if calibrated else {}  # type: ignore[union-attr]
+
+    def _open(self, fmt: KVFormat, windowed: WindowedCodec | None = None) -> Store:
         max_blocks = self._limit(fmt, self.total_bytes)
         pool = PagePool(fmt, 0 if self._lazy else max_blocks, max_blocks=max_blocks)
         addresses = self._limit(fmt, self._address_bytes) if self._lazy else max_blocks
         way = _Growth(self, fmt)
-        prefix = self._make_prefix(pool) if shares else None
-        manager = KVManager(fmt, pool, prefix, grow=way.grow, growable=way.growable)
-        store = self._by_dtype[fmt.dtype] = Store(manager, PageStorage(fmt, addresses, self._device))
+        settled = fmt.page_size if windowed is None else windowed.settled(fmt.page_size)
+        prefix = self._make_prefix(pool) if settled else None
+        manager = KVManager(fmt, pool, prefix, grow=way.grow, growable=way.growable, settled=settled)
+        store = Store(manager, PageStorage(fmt, addresses, self._device), self._learned_of(windowed))
+        self._by_dtype[fmt.dtype] = store
         return store
 
     @staticmethod
@@ -254,6 +263,10 @@ class Stores:
             if store.fmt != taker:
                 unused += store.manager.idle_blocks() * store.fmt.block_bytes
         return max(0, unused) // taker.block_bytes
+
+
+def _none(method: str) -> Learned:
+    raise ConfigError(f"{method} was not calibrated for this model")
 
 
 def windowed_format(fmt: KVFormat, codec: WindowedCodec) -> KVFormat:

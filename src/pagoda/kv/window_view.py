@@ -1,81 +1,38 @@
 """One step over sequences whose old pages are encoded whole and whose newest tokens lie raw beside them.
 
-Plain torch, in the manner of ``kv.dense``: the pages are decoded, the raw tokens come after them, attention is written
-out. What is saved is memory; a step costs the decoding of all that it reads.
+Layer by layer the encoded pages of several sequences are decoded at once into pages of numbers, the raw tokens go into
+pages after them, and the usual attention runs over both::
+
+    one sequence's numbers   │ decoded page │ decoded page │ … │ raw page │ raw page, partly filled │
+
+What is saved is memory: the numbers of one layer, of as many sequences as fit into ``SCRATCH_BYTES`` (or of one that
+does not), live for the time of its attention. A step costs the decoding of all that it reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.types import KVFormat
-from .dense import attend_dense
-from .policies._windowed import WindowedCodec
+from ..kernels.layout import PageLayout
+from ..kernels.ops import LayerTable, paged_attention
+from .policies._windowed import Learned, WindowedCodec
+from .raw_tail import RawTail, page_ids
 from .storage import PageStorage
 from .table import PageTable
 
-
-class RawTail:
-    """The raw tokens of one sequence: k ``[L, H, capacity, k_dim]``, v ``[L, H, capacity, v_dim]``, the first being
-    token ``start``, a multiple of the page size.
-    """
-
-    def __init__(self, fmt: KVFormat, dims: tuple[int, int], capacity: int) -> None:
-        self._shape, self._dims = (fmt.num_layers, fmt.num_kv_heads, capacity), dims
-        self.start = 0
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        return 0 if self.k is None or self.v is None else self.k.nbytes + self.v.nbytes
-
-    def fork(self) -> RawTail:
-        """An independent copy."""
-        twin = RawTail.__new__(RawTail)
-        twin._shape, twin._dims, twin.start = self._shape, self._dims, self.start
-        twin.k, twin.v = (None if x is None else x.clone() for x in (self.k, self.v))
-        return twin
-
-    def put(self, layer: int, first: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens from number ``first`` on: k ``[n, H, k_dim]``, v; returns all raw ones ``[H, m, dim]`` up to them."""
-        if self.k is None or self.v is None:
-            self.k, self.v = (k.new_zeros(*self._shape, dim) for dim in self._dims)
-        begin, end = first - self.start, first - self.start + len(k)
-        self.k[layer, :, begin:end] = k.transpose(0, 1)
-        self.v[layer, :, begin:end] = v.transpose(0, 1)
-        return self.k[layer, :, :end], self.v[layer, :, :end]
-
-    def encode(self, codec: WindowedCodec, storage: PageStorage, table: PageTable, until: int) -> None:
-        """Raw tokens before number ``until`` go into their pages."""
-        num, size = until - self.start, storage.fmt.page_size
-        if num <= 0:
-            return
-        assert self.k is not None
-        assert self.v is not None
-        parts = [x[:, :, :num].float().unflatten(2, (num // size, size)) for x in (self.k, self.v)]
-        pages = codec.encode(*parts)  # [L, H, n, bytes]
-        for layer in range(len(pages)):
-            ids = page_ids(table, layer, self.start // size, until // size).to(storage.device)
-            storage.pages[ids, : pages.shape[-1]] = pages[layer]
-        for x in (self.k, self.v):
-            x[:, :, : x.shape[2] - num] = x[:, :, num:].clone()
-        self.start = until
-
-
-def page_ids(table: PageTable, layer: int, first: int, last: int) -> Tensor:
-    """int64 ``[H, last - first]``: the pages of columns ``first`` … ``last - 1`` of every head."""
-    heads = range(table.fmt.num_kv_heads)
-    bases = table.bases[[table.row(layer, head) for head in heads], first:last].astype(np.int64)
-    return torch.from_numpy(bases + np.array([table.offset(layer, head) for head in heads])[:, None])
+SCRATCH_BYTES = 8 << 20
 
 
 class WindowView:
-    """The KV view (see ``models.layers.step.KVView``). Sequence s brings ``q_lens[s]`` tokens, side by side."""
+    """The KV view (see ``models.layers.step.KVView``). Sequence s brings ``q_lens[s]`` tokens, side by side. ``codecs``
+    may have windows of their own, but read the same pages; ``learned``: what they were calibrated to, ``[L, H, …]``.
+    """
 
     def __init__(
         self,
@@ -84,11 +41,21 @@ class WindowView:
         q_lens: Sequence[int],
         codecs: Sequence[WindowedCodec],
         tails: Sequence[RawTail],
+        learned: Learned,
         tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
     ) -> None:
-        self._storage, self._tables, self._q_lens = storage, tables, q_lens
-        self._codecs, self._tails, self._tap = codecs, tails, tap
+        self._storage, self._codec, self._learned, self._tap = storage, codecs[0], learned, tap
         self.prob_sums: dict[int, dict[int, Tensor]] = {}
+        starts = [0, *accumulate(q_lens)]
+        self._parts, members, held = [], list[int](), 0
+        slot_bytes = 4 * storage.fmt.num_kv_heads * (storage.fmt.k_dim + storage.fmt.v_dim)
+        for s, table in enumerate(tables):
+            size = (int(table.lens[0]) + q_lens[s]) * slot_bytes
+            if members and held + size > SCRATCH_BYTES:
+                self._parts.append(_Part(storage, tables, tails, starts, members))
+                members, held = [], 0
+            members, held = [*members, s], held + size
+        self._parts.append(_Part(storage, tables, tails, starts, members))
 
     def arrays(self) -> None:
         """Layers come one by one."""
@@ -97,24 +64,90 @@ class WindowView:
         """As ``StepView.attend``."""
         if self._tap is not None:
             self._tap(layer, q, options)
-        outs, start = [], 0
-        for s, num in enumerate(self._q_lens):
-            rows, tail = slice(start, start + num), self._tails[s]
-            raw = tail.put(layer, self._tables[s].num_tokens, k[rows], v[rows])
-            keys, values = (torch.cat([x, y.float()], 1) for x, y in zip(self._decoded(layer, s), raw, strict=True))
-            outs.append(attend_dense(q[rows], keys.transpose(0, 1), values.transpose(0, 1), **options))  # type: ignore[arg-type]
-            start += num
-        return torch.cat(outs)
+        learned = {name: values[layer] for name, values in self._learned.items()}
+        outs = []
+        for part in self._parts:
+            pages, layout = self._numbers(part, layer, k, v, learned)
+            mine = slice(part.starts[0], part.starts[-1])
+            outs.append(paged_attention(q[mine], pages, layout, part.table, **options))  # type: ignore[arg-type]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
-    def _decoded(self, layer: int, s: int) -> tuple[Tensor, Tensor]:
-        """float32 ``[H, start of the tail, dim]`` of what is encoded."""
-        fmt, codec = self._storage.fmt, self._codecs[s]
-        ids = page_ids(self._tables[s], layer, 0, self._tails[s].start // fmt.page_size).to(self._storage.device)
-        num_bytes = codec.page_bytes(fmt.page_size, fmt.k_dim, fmt.v_dim)
-        pages = self._storage.pages[ids][..., :num_bytes]
-        k, v = codec.decode(pages, fmt.page_size, fmt.k_dim, fmt.v_dim)
-        return k.flatten(1, 2), v.flatten(1, 2)
+    def _numbers(self, part: _Part, layer: int, k: Tensor, v: Tensor, learned: Learned) -> tuple[Tensor, PageLayout]:
+        """Pages of numbers ``[H * pages, elements]`` of everything that the part reads in this layer."""
+        fmt = self._storage.fmt
+        layout = PageLayout(fmt.page_size, fmt.k_dim, fmt.v_dim, k.dtype)
+        scratch = k.new_empty(fmt.num_kv_heads, part.num_pages, layout.page_elems)
+        keys, values = scratch.split([fmt.page_size * fmt.k_dim, fmt.page_size * fmt.v_dim], dim=-1)
+        if part.places.numel():
+            num_bytes = self._codec.page_bytes(fmt.page_size, fmt.k_dim, fmt.v_dim)
+            encoded = self._storage.pages[part.ids[layer]][..., :num_bytes]
+            found = self._codec.decode(encoded, fmt.page_size, fmt.k_dim, fmt.v_dim, learned)
+            for target, decoded in zip((keys, values), found, strict=True):
+                target[:, part.places] = decoded.flatten(-2).to(k.dtype)
+        for (first, last), slots, rows, tail in part.raw:
+            raw = tail.put(layer, slots, k[rows], v[rows])
+            for target, new in zip((keys, values), raw, strict=True):
+                target[:, first:last] = _paged(new, fmt.page_size)
+        return scratch.view(-1, layout.page_elems), layout
 
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, *, v_dim: int, scale: float) -> Tensor:
         """Latent KV has no keys and values of its own to encode."""
         raise AssertionError("refused when the request came in")
+
+
+class _Part:
+    """Sequences that are attended in one call; the index arrays of all layers.
+
+    ids     int64 [L, H, N] encoded pages      places  int64 [N] where their numbers go
+    raw     for each sequence: its raw pages (first, last), the slots that it holds, the step's rows, the raw tokens
+    """
+
+    def __init__(
+        self, storage: PageStorage, tables: Sequence[PageTable], tails: Sequence[RawTail], starts: list[int],
+        members: list[int],
+    ) -> None:  # fmt: skip
+        fmt, at = storage.fmt, 0
+        self.starts = starts[members[0] : members[-1] + 2]
+        ids, places, rows, lens, self.raw = [], [], [], [], list[tuple[tuple[int, int], int, slice, RawTail]]()
+        for s in members:
+            slots, tail = int(tables[s].lens[0]), tails[s]
+            encoded = (slots if tail.k is None else tail.start) // fmt.page_size
+            lens.append(slots + starts[s + 1] - starts[s])
+            pages = fmt.blocks_for(lens[-1])
+            ids.append(page_ids(tables[s], 0, encoded))
+            places.append(np.arange(at, at + encoded))
+            rows.append(np.arange(at, at + pages, dtype=np.int32))
+            self.raw.append(((at + encoded, at + pages), slots, slice(starts[s], starts[s + 1]), tail))
+            at += pages
+        self.num_pages = at
+        self.ids = torch.from_numpy(np.concatenate(ids, -1)).to(storage.device)
+        self.places = torch.from_numpy(np.concatenate(places)).to(storage.device)
+        self.table = _table(fmt, storage.device, rows, lens, [start - self.starts[0] for start in self.starts], at)
+
+
+def _table(
+    fmt: KVFormat, device: torch.device, rows: list[np.ndarray], lens: list[int], starts: list[int], num_pages: int
+) -> LayerTable:
+    """Row s holds the pages of sequence s in head 0; those of head h lie ``num_pages`` pages further each."""
+    heads, width = fmt.num_kv_heads, max(map(len, rows))
+    padded = np.stack([np.pad(row, (0, width - len(row))) for row in rows])
+    row_of = torch.arange(len(rows), dtype=torch.int32, device=device)[:, None].expand(-1, heads)
+    offset = torch.arange(heads, dtype=torch.int32, device=device) * num_pages
+    kv_lens = torch.tensor(lens, dtype=torch.int32, device=device)[:, None].expand(-1, heads)
+    return LayerTable(
+        rows=torch.from_numpy(padded).to(device),
+        row_of=row_of.contiguous(),
+        offset=offset.expand(len(rows), -1).contiguous(),
+        kv_lens=kv_lens.contiguous(),
+        q_starts=torch.tensor(starts, dtype=torch.int32, device=device),
+        q_starts_cpu=starts,
+        max_q_len=max(b - a for a, b in pairwise(starts)),
+        max_kv_len=max(lens),
+        kv_lens_cpu=[[num] * heads for num in lens],
+    )
+
+
+def _paged(x: Tensor, page_size: int) -> Tensor:
+    """``[H, m, dim]`` -> whole pages ``[H, n, page_size * dim]``, zeros after the last slot."""
+    missing = -x.shape[1] % page_size
+    return torch.nn.functional.pad(x, (0, 0, 0, missing)).unflatten(1, (-1, page_size)).flatten(2)

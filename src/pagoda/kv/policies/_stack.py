@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import ConfigError
 from ...core.types import Granularity
-from ._scored import Scored
+from ._scored import Once, Scored
 from ._windowed import WindowedCodec
 from .base import Allocator, Decision, Eviction, KVPolicy, Need, Selection, Stage, Stored
 
@@ -57,11 +57,7 @@ class PolicyStack:
                 f"{self.names[0]} adds up the attention of every query, and {self.names[-1]} leaves pages unread; "
                 "choose a method that looks at recent queries, such as snapkv"
             )
-        if self.windowed is not None and not self.keeps_all:
-            raise ConfigError(
-                f"{'+'.join(self.names)}: {self.windowed.codec} encodes whole pages, and the others drop slots or "
-                "leave pages unread; choose a codec of single slots, such as int4"
-            )
+        self._check_windowed()
         if self.allocator is None:
             return
         name = self.names[0]
@@ -75,6 +71,25 @@ class PolicyStack:
             raise ConfigError(f"{name} keeps the same slots in every head, so {self.names[1]} cannot divide its budget")
         if self.eviction.allots:
             raise ConfigError(f"{name} divides its budget itself; leave {self.names[1]} away")
+
+    def _check_windowed(self) -> None:
+        """Pages that are encoded whole hold the same slots of every head, and are not opened again."""
+        if self.windowed is None or self.keeps_all:
+            return
+        why = None
+        if self.selection is not None:
+            why = f"{self.names[-1]} judges pages by keys that it would have to decode first"
+        elif not isinstance(self.eviction, Once) or Need.PROBS in self.eviction.needs:
+            why = (
+                f"{self.names[0]} drops slots again and again; a method that compresses the prompt once, as snapkv, can"
+            )
+        elif self.allocator is not None or (isinstance(self.eviction, Scored) and self.eviction.allots):
+            why = f"{self.names[-2]} gives heads different numbers of slots"
+        if why is not None:
+            raise ConfigError(
+                f"{'+'.join(self.names)}: {self.windowed.method} encodes whole pages of all heads, and {why}; "
+                "int4 is a codec of single slots"
+            )
 
     @property
     def exact(self) -> bool:
@@ -103,19 +118,24 @@ class PolicyStack:
 
     @cached_property
     def needs(self) -> frozenset[Need]:
-        """Everything that the eviction must be shown."""
-        return frozenset() if self.eviction is None else self.eviction.needs
+        """Everything that the eviction and the encoding must be shown."""
+        eviction = frozenset() if self.eviction is None else self.eviction.needs
+        return eviction if self.windowed is None else eviction | self.windowed.needs
 
     @cached_property
     def window(self) -> int:
         """Newest queries that are remembered for the next act."""
-        return self.eviction.window if self.eviction is not None and Need.QUERIES in self.needs else 0
+        evicting = self.eviction.window if self.eviction is not None and Need.QUERIES in self.eviction.needs else 0
+        return evicting if self.windowed is None else max(evicting, self.windowed.probes)
 
     def next_act(self, num_seen: int, prompt_len: int) -> int | None:
-        """As ``Eviction.next_act``."""
-        if self.windowed is not None:
-            return self.windowed.next_act(num_seen)
-        return None if self.eviction is None else self.eviction.next_act(num_seen, prompt_len)
+        """As ``Eviction.next_act``; where the eviction has nothing to do any more, when pages are encoded."""
+        act = None if self.eviction is None else self.eviction.next_act(num_seen, prompt_len)
+        return self.windowed.next_act(num_seen) if act is None and self.windowed is not None else act
+
+    def evicts(self, num_seen: int, prompt_len: int) -> bool:
+        """Whether the next act is the eviction's."""
+        return self.eviction is not None and self.eviction.next_act(num_seen, prompt_len) is not None
 
     def most_slots(self, num_seen: int, prompt_len: int) -> float:
         """As ``Eviction.most_slots``; without eviction every token has its slot."""
@@ -131,6 +151,8 @@ class PolicyStack:
 
     def shareable(self, prompt_len: int) -> int:
         """Tokens of the prompt whose KV may come from the prefix cache: an act must have seen the queries after."""
+        if self.windowed is not None:  # whose pages are offered at ``settled`` tokens, if ever
+            return prompt_len if self.keeps_all else 0
         first = self.next_act(0, prompt_len)
         if first is None:
             return prompt_len

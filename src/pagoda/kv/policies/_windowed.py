@@ -5,20 +5,45 @@
 
 Every ``every`` tokens the pages that lie whole before the window are encoded, at token counts that depend on nothing
 else, so chunks, batches and preemption change nothing. The raw tokens are the sequence's own (its policy state, leased
-with it); their pages are reserved already, and empty.
+with it); their pages are reserved already, and empty. Behind an eviction that compresses the prompt once, the prompt is
+raw until the eviction has chosen; what stays is encoded then.
+
+With ``window=0`` nothing but the tokens since the last act is raw, so whole pages are all that the next token needs:
+such a format has a prefix cache. Others share nothing, since a page in the cache would lack the raw tokens after it.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least
-from .base import KVPolicy, Stage
+from .base import KVPolicy, Need, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Learned = Mapping[str, "Tensor"]
+"""What ``pagoda calibrate`` stored: ``[L, H, …]`` where all layers are encoded, ``[H, …]`` where one is decoded."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an encoding may look at beside the numbers themselves.
+
+    learned  see ``Learned``
+    raw      float32 ``[L, H, m, k_dim]``: the keys of all raw tokens; the first of them are those to be encoded
+    queries  float32 ``[L, w, Hq, k_dim]`` of the newest tokens, oldest first (with ``Need.QUERIES``); the last one is
+             that of the last raw key
+    scale    multiplies q·k
+    """
+
+    learned: Learned = field(default_factory=dict)
+    raw: Tensor | None = None
+    queries: Tensor | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -26,6 +51,9 @@ class WindowedCodec(KVPolicy):
     """``window`` newest tokens stay raw; pages before them are encoded every ``every`` tokens."""
 
     stage: ClassVar[Stage] = Stage.CODEC
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    probes: ClassVar[int] = 0
+    """With ``Need.QUERIES``: how many of the newest queries an encoding is shown, at most."""
     window: int = 32
     every: int = 32
 
@@ -34,30 +62,49 @@ class WindowedCodec(KVPolicy):
         at_least("every", self.every, 1)
 
     @property
+    def method(self) -> str:
+        """The registered name, which is also that of its calibration."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
     @abstractmethod
-    def codec(self) -> str:
+    def name(self) -> str:
         """Names the format of the pages; equal only if they read alike."""
+
+    @property
+    def codec(self) -> str:
+        """The store's name. What a page holds depends on how much its tokens saw raw, which sharing must respect."""
+        return f"{self.name}-every{self.every}" if self.window == 0 else self.name
+
+    def settled(self, page_size: int) -> int:
+        """Tokens from one point to the next at which all pages are encoded and may be shared; 0: there is none."""
+        whole = self.window == 0 and self.every % page_size == 0
+        return self.every if whole and self.every >= self.probes else 0
 
     @abstractmethod
     def page_bytes(self, page_size: int, k_dim: int, v_dim: int) -> int:
         """Bytes of one page of one head."""
 
     @abstractmethod
-    def encode(self, k: Tensor, v: Tensor) -> Tensor:
-        """Whole pages: k float32 ``[..., page_size, k_dim]``, v alike -> uint8 ``[..., page_bytes]``."""
+    def encode(self, k: Tensor, v: Tensor, seen: Seen) -> Tensor:
+        """Whole pages: k float32 ``[L, H, n, page_size, k_dim]``, v alike -> uint8 ``[L, H, n, page_bytes]``."""
 
     @abstractmethod
-    def decode(self, pages: Tensor, page_size: int, k_dim: int, v_dim: int) -> tuple[Tensor, Tensor]:
-        """The way back, float32."""
+    def decode(self, pages: Tensor, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> tuple[Tensor, Tensor]:
+        """The way back for one layer: ``[H, n, page_bytes]`` -> float32 ``[H, n, page_size, k_dim]`` and v alike."""
+
+    @classmethod
+    def learn(cls, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+        """``Learned`` from samples k float32 ``[L, H, N, k_dim]``, v (with ``Need.CALIBRATION``)."""
+        raise NotImplementedError
 
     def next_act(self, num_seen: int) -> int:
         """The next number of tokens at which pages are encoded."""
         return (num_seen // self.every + 1) * self.every
 
-    def num_encoded(self, num_seen: int, page_size: int) -> int:
-        """Tokens in encoded pages once ``num_seen`` tokens are seen and the acts up to there are done."""
-        acted = num_seen // self.every * self.every
-        return max(0, acted - self.window) // page_size * page_size
+    def num_encoded(self, num_slots: int, page_size: int) -> int:
+        """Slots in encoded pages after an act at which ``num_slots`` are held."""
+        return max(0, num_slots - self.window) // page_size * page_size
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -76,3 +123,30 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
 
     shifts = range(0, 8, bits)
     return torch.stack([(packed >> shift) & (2**bits - 1) for shift in shifts], -1).flatten(-2)
+
+
+def bytes_of(x: Tensor) -> Tensor:
+    """Numbers ``[..., n, m]`` as bfloat16: uint8 ``[..., n * m * 2]``."""
+    import torch
+
+    return x.to(torch.bfloat16).contiguous().view(torch.uint8).flatten(-2)
+
+
+def numbers_of(x: Tensor, rows: int) -> Tensor:
+    """The way back: float32 ``[..., rows, m]``."""
+    import torch
+
+    # A copy, since the bytes may begin anywhere.
+    return x.clone(memory_format=torch.contiguous_format).view(torch.bfloat16).float().unflatten(-1, (rows, -1))
+
+
+def rounded(x: Tensor) -> Tensor:
+    """float32 as bfloat16 will hold it: codes are computed with the grid that will be read."""
+    import torch
+
+    return x.to(torch.bfloat16).float()
+
+
+def take(pages: Tensor, *sizes: int) -> list[Tensor]:
+    """The parts of the pages' bytes ``[..., page_bytes]``, in their order."""
+    return list(pages.split(sizes, dim=-1))

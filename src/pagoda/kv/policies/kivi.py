@@ -3,109 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from ...core.errors import ConfigError, choices
-from ._windowed import WindowedCodec, pack, unpack
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-GROUP = 32  # columns of a value that share a grid
+from ...core.errors import ConfigError
+from ._grids import GridCodec
 
 
 @dataclass(frozen=True)
-class Kivi(WindowedCodec):
-    """Asymmetric integers. Keys have outliers in fixed channels, so a page's slots share a scale and a minimum for each
-    channel (section 3.2); values have none, so a token's columns share them, 32 by 32. A page (16 slots of 64 + 64
-    columns) takes 896 bytes, where bfloat16 takes 4096.
-
-    ``bits`` 2 or 4. ``keys="token"`` with ``window=0`` is plain rounding, the control that the method must beat.
-    Deviation: the group of keys is a page, whatever its size (the paper: 32 tokens).
+class Kivi(GridCodec):
+    """Section 3.2 of the paper: which numbers share a grid, and the residual window. ``bits`` 2 or 4. Deviation: the
+    group of keys is a page, whatever its size (the paper: 32 tokens).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.02750"
     bits: int = 2
-    keys: str = "channel"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bits not in (2, 4):
             raise ConfigError(f"bits={self.bits!r}; accepted: 2, 4")
-        if self.keys not in ("channel", "token"):
-            raise ConfigError(choices("keys", self.keys, ("channel", "token")))
 
     @property
-    def codec(self) -> str:
-        return f"kivi{self.bits}-{self.keys}"
-
-    def page_bytes(self, page_size: int, k_dim: int, v_dim: int) -> int:
-        codes = page_size * (_padded(k_dim, self.bits) + _padded(v_dim, self.bits)) * self.bits // 8
-        grids = k_dim if self.keys == "channel" else page_size * -(-k_dim // GROUP)
-        return codes + 4 * (grids + page_size * -(-v_dim // GROUP))
-
-    def encode(self, k: Tensor, v: Tensor) -> Tensor:
-        import torch
-
-        parts = [_quantize(k, self.bits, by_channel=self.keys == "channel"), _quantize(v, self.bits, by_channel=False)]
-        return torch.cat([x.flatten(-2) for codes_grids in parts for x in codes_grids], -1)
-
-    def decode(self, pages: Tensor, page_size: int, k_dim: int, v_dim: int) -> tuple[Tensor, Tensor]:
-        found, at = [], 0
-        for dim, by_channel in ((k_dim, self.keys == "channel"), (v_dim, False)):
-            width = _padded(dim, self.bits) * self.bits // 8
-            rows, columns = (2, dim) if by_channel else (page_size, 2 * -(-dim // GROUP))
-            codes = pages[..., at : at + page_size * width].unflatten(-1, (page_size, width))
-            at += page_size * width
-            grids = pages[..., at : at + 2 * rows * columns].unflatten(-1, (rows, 2 * columns))
-            at += 2 * rows * columns
-            found.append(_restore(codes, grids, dim, self.bits, by_channel))
-        return found[0], found[1]
-
-
-def _padded(dim: int, bits: int) -> int:
-    per_byte = 8 // bits
-    return -(-dim // per_byte) * per_byte
-
-
-def _quantize(x: Tensor, bits: int, *, by_channel: bool) -> tuple[Tensor, Tensor]:
-    """codes uint8 [..., slots, bytes] and grids (scales, minima) as bytes of bfloat16: [..., 2, 2 * dim] by channel,
-    [..., slots, 2 * 2 * groups] by token.
-    """
-    import torch
-    from torch.nn.functional import pad
-
-    least, most = _range(x, by_channel)
-    least = least.to(torch.bfloat16).float()
-    scale = ((most - least) / (2**bits - 1)).to(torch.bfloat16).float()
-    spread = _widen(scale, x.shape[-1], by_channel)
-    codes = ((x - _widen(least, x.shape[-1], by_channel)) / spread.clamp(min=1e-30)).round().clamp(0, 2**bits - 1)
-    codes = pad(codes.to(torch.uint8), (0, _padded(x.shape[-1], bits) - x.shape[-1]))
-    grids = torch.cat([scale, least], -2 if by_channel else -1)
-    return pack(codes, bits), grids.to(torch.bfloat16).contiguous().view(torch.uint8)
-
-
-def _restore(codes: Tensor, grids: Tensor, dim: int, bits: int, by_channel: bool) -> Tensor:
-    import torch
-
-    numbers = grids.contiguous().view(torch.bfloat16).float()
-    scale, least = numbers.chunk(2, -2 if by_channel else -1)
-    whole = unpack(codes, bits)[..., :dim].float()
-    return whole * _widen(scale, dim, by_channel) + _widen(least, dim, by_channel)
-
-
-def _range(x: Tensor, by_channel: bool) -> tuple[Tensor, Tensor]:
-    """Smallest and largest: [..., 1, dim] by channel, [..., slots, groups] by token."""
-    import torch
-
-    if by_channel:
-        return x.amin(-2, keepdim=True), x.amax(-2, keepdim=True)
-    parts = x.split(GROUP, -1)
-    return torch.stack([p.amin(-1) for p in parts], -1), torch.stack([p.amax(-1) for p in parts], -1)
-
-
-def _widen(grid: Tensor, dim: int, by_channel: bool) -> Tensor:
-    return grid if by_channel else grid.repeat_interleave(GROUP, -1)[..., :dim]
+    def num_bits(self) -> int:
+        return self.bits
 
 
 POLICY = Kivi

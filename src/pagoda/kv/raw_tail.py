@@ -1,0 +1,121 @@
+"""The raw tokens of one sequence beside its encoded pages: they lie here until their pages are encoded."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.types import KVFormat
+from .pages import Int32s
+from .policies._windowed import Learned, Seen, WindowedCodec
+from .storage import PageStorage
+from .table import PageTable
+
+
+class RawTail:
+    """k ``[L, H, capacity, k_dim]``, v ``[L, H, capacity, v_dim]``; the first is slot ``start``, a multiple of the page
+    size, the same in every head. ``capacity`` is what it has room for at first, and goes back to after an act.
+    """
+
+    def __init__(self, fmt: KVFormat, capacity: int) -> None:
+        self._fmt, self._usual, self.start = fmt, capacity, 0
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return 0 if self.k is None or self.v is None else self.k.nbytes + self.v.nbytes
+
+    def fork(self) -> RawTail:
+        """An independent copy."""
+        twin = RawTail(self._fmt, self._usual)
+        twin.start = self.start
+        twin.k, twin.v = (None if x is None else x.clone() for x in (self.k, self.v))
+        return twin
+
+    def put(self, layer: int, first: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Slots from number ``first`` on: k ``[n, H, k_dim]``, v; returns all raw ones ``[H, m, dim]`` up to them."""
+        if self.k is None:
+            self.start = first  # those before were found encoded
+        begin, end = first - self.start, first - self.start + len(k)
+        self._make_room(end, k)
+        assert self.k is not None
+        assert self.v is not None
+        self.k[layer, :, begin:end] = k.transpose(0, 1)
+        self.v[layer, :, begin:end] = v.transpose(0, 1)
+        return self.k[layer, :, :end], self.v[layer, :, :end]
+
+    def held(self, layer: int, num_slots: int) -> tuple[Tensor, Tensor]:
+        """float32 ``[H, num_slots, dim]`` of a sequence that has nothing encoded."""
+        assert self.start == 0
+        assert self.k is not None
+        assert self.v is not None
+        return self.k[layer, :, :num_slots].float(), self.v[layer, :, :num_slots].float()
+
+    def keep(self, keep: Tensor) -> None:
+        """Only these slots stay, as many in every head, and move up: bool ``[N]``, ``[L, N]`` or ``[L, H, N]``."""
+        assert self.start == 0
+        assert self.k is not None
+        assert self.v is not None
+        if keep.dim() < 3:
+            keep = keep[None, None] if keep.dim() == 1 else keep[:, None]
+        keep = keep.expand(*self.k.shape[:2], -1)
+        num = int(keep[0, 0].sum())
+        order = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :num, None]
+        room = max(num, self._usual)
+        self.k, self.v = (
+            torch.nn.functional.pad(x.gather(2, order.expand(-1, -1, -1, x.shape[-1])), (0, 0, 0, room - num))
+            for x in (self.k, self.v)
+        )
+
+    def encode(
+        self, codec: WindowedCodec, storage: PageStorage, table: PageTable, learned: Learned, queries: Tensor | None,
+        scale: float,
+    ) -> None:  # fmt: skip
+        """An act: pages that lie whole before the window are written."""
+        held, size = int(table.lens[0]), storage.fmt.page_size
+        num = codec.num_encoded(held, size) - self.start
+        if num <= 0:
+            return
+        assert self.k is not None
+        assert self.v is not None
+        raw = self.k[:, :, : held - self.start].float()
+        parts = [x[:, :, :num].float().unflatten(2, (num // size, size)) for x in (self.k, self.v)]
+        pages = codec.encode(*parts, Seen(learned, raw, queries, scale))  # [L, H, n, bytes]
+        ids = torch.from_numpy(page_ids(table, self.start // size, (self.start + num) // size)).to(storage.device)
+        storage.pages[ids.flatten(), : pages.shape[-1]] = pages.flatten(0, 2)
+        self.start += num
+        self._drop(num, held - self.start)
+
+    def _drop(self, num: int, left: int) -> None:
+        room = max(left, self._usual)
+        found = []
+        for x in (self.k, self.v):
+            assert x is not None
+            rest = x[:, :, num : num + left].clone()
+            if x.shape[2] > 2 * room:  # a prompt was here
+                x = x.new_zeros(*x.shape[:2], room, x.shape[3])
+            x[:, :, :left] = rest
+            found.append(x)
+        self.k, self.v = found
+
+    def _make_room(self, end: int, like: Tensor) -> None:
+        old = 0 if self.k is None else self.k.shape[2]
+        if end <= old:
+            return
+        room = max(self._usual, end if end <= self._usual else end + end // 4)
+        for name, dim in (("k", self._fmt.k_dim), ("v", self._fmt.v_dim)):
+            grown = like.new_zeros(self._fmt.num_layers, self._fmt.num_kv_heads, room, dim)
+            if old:
+                grown[:, :, :old] = getattr(self, name)
+            setattr(self, name, grown)
+
+
+def page_ids(table: PageTable, first: int, last: int) -> np.ndarray:
+    """int64 ``[L, H, last - first]``: the pages of columns ``first`` … ``last - 1`` of every head."""
+    fmt = table.fmt
+    heads = np.arange(fmt.pages_per_block).reshape(fmt.num_layers, fmt.num_kv_heads, 1)
+    bases: Int32s = table.bases[:, first:last][heads[..., 0] // table.run]
+    ids: np.ndarray = bases.astype(np.int64) + heads % table.run
+    return ids
