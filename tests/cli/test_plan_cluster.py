@@ -57,9 +57,22 @@ def test_a_model_is_still_planned_and_help_names_both() -> None:
     assert "--slo-ttft" in CliRunner().invoke(app, ["plan", "cluster", "--help"]).stdout
 
 
-@pytest.mark.parametrize("text", ["llama-2-7b", "lantern"])
-def test_models_of_the_catalogue_and_of_this_machine(text: str) -> None:
-    done = CliRunner().invoke(
-        app, ["bench", "sim", "poisson", "--requests", "20", "--model", text, "--policy", "fcfs", "--json"]
-    )
-    assert json.loads(done.stdout)["policies"]["fcfs"]["num_requests"] == 20
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [
+        (["--model", "llama-2-7b"], "a100-80g: 60%"),
+        (["--model", "lantern", "--device", "l4"], "l4: 60%"),
+        (["--model", "lantern", "--device", "here", "--memory", "1GiB"], "this machine: "),
+    ],
+)
+def test_traffic_is_simulated_on_machines_of_the_catalogue_and_on_this_one(more: list[str], steps: str) -> None:
+    done = CliRunner().invoke(app, ["bench", "sim", "poisson", "--requests", "20", "--policy", "fcfs", "--json", *more])
+    found = json.loads(done.stdout)
+    assert found["policies"]["fcfs"]["num_requests"] == 20
+    assert steps in found["steps"]
+
+
+def test_a_budget_is_of_this_machine_only() -> None:
+    done = CliRunner().invoke(app, ["bench", "sim", "poisson", "--memory", "1GiB"])
+    assert done.exit_code == 2
+    assert "leave them out" in done.stderr

@@ -16,7 +16,7 @@ from .demand import Demand
 from .machine import load_machine
 from .plans import Choice, Planner
 from .simulator.replica import Setting
-from .steps import step_model
+from .steps import FittedSteps, step_model
 from .subject import Subject
 
 HERE = "here"
@@ -58,5 +58,5 @@ def here(
         blocks = Planner(subject, machine, None, demand, default_budget(memory, probe).total_bytes).kv_blocks(choice)
         if blocks < 1:
             raise ConfigError(f"{model} leaves no room for KV in this budget; raise --memory, or see pagoda plan")
-    what = f"{steps.num_steps} measured steps" if hasattr(steps, "num_steps") else f"rates, {reason}"
+    what = f"{steps.num_steps} measured steps" if isinstance(steps, FittedSteps) else f"rates, {reason}"
     return Target(Setting(as_one_head(fmt), blocks, steps, limits=limits), f"this machine: {what}")
