@@ -18,6 +18,7 @@ from pagoda.plan.machine import Machine, load_machine, save_machine
 from pagoda.plan.plans import Planner, front
 from pagoda.plan.prices import PolicyPrice, Prices, all_prices, nearest_prices
 from pagoda.plan.roofline import Roofline
+from pagoda.plan.streamed import Streamed, plan_for_room
 from pagoda.plan.subject import Subject
 from pagoda.plan.work import Work
 from pagoda.weights.quantization import in_panels, parse_quantization
@@ -81,7 +82,7 @@ def test_refusals_name_what_would_do() -> None:
     with pytest.raises(
         BudgetError, match=r"no plan fits Llama-3.1-70B .* nearest budget that can is (\d+)MiB"
     ) as error:
-        planner("Llama-3.1-70B", GIB).plans()
+        planner("Llama-3.1-70B", 600 * MIB).plans()
     nearest = int(str(error.value).rpartition(" ")[2].removesuffix("MiB"))
     assert planner("Llama-3.1-70B", nearest * MIB).plans()
     with pytest.raises(BudgetError, match="keeps the asked times; the nearest"):
@@ -184,3 +185,44 @@ def test_every_public_shape_is_planned_without_torch() -> None:
     )
     assert len(SHAPES) >= 30
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_does_not_fit_is_streamed_at_the_rate_of_the_disk() -> None:
+    """A model of 2.5 GB in 1.2 GiB: the plan is the engine's, and a step takes what reading the rest takes."""
+    subject = Subject.of("Llama-3.2-1B", config_of("Llama-3.2-1B"))
+    if not subject.panels:
+        pytest.skip("needs the order of the C++ kernels: AVX2")
+    budget, demand = 1229 * MIB, Demand(prompt=200, output=50)
+    (plan,) = Planner(subject, MACHINE, None, demand, budget).plans()
+    whole = subject.shape.weight_bytes(subject.dtype, subject.quantization("auto"))
+    assert plan.peak_bytes <= budget < whole
+    assert 0 < plan.read_bytes < whole
+    assert plan.accounts.weights + plan.read_bytes > whole  # the ring stands beside what is kept
+    assert plan.tpot == pytest.approx(plan.read_bytes / MACHINE.disk_bytes_per_second)
+    roomy = Planner(subject, MACHINE, None, demand, 4 * GIB).plans()
+    assert all(plan.read_bytes == 0 and plan.accounts.weights == whole for plan in roomy)
+    small = replace(subject, streams=False)
+    with pytest.raises(BudgetError, match="the nearest budget that can is"):
+        Planner(small, MACHINE, None, demand, budget).plans()
+
+
+def test_experts_that_are_not_cached_are_read_as_they_are_chosen() -> None:
+    shape = ModelShape.from_config(
+        {
+            "model_type": "qwen3_moe", "hidden_size": 256, "intermediate_size": 512, "moe_intermediate_size": 256,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+            "vocab_size": 1024, "num_experts": 64, "num_experts_per_tok": 4, "max_position_embeddings": 512,
+            "rms_norm_eps": 1e-6, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True,
+            "tie_word_embeddings": True,
+        }
+    )  # fmt: skip
+    packing = in_panels("bfloat16")
+    whole = shape.weight_bytes("bfloat16", packing)
+    stream = plan_for_room(shape, "bfloat16", packing, whole // 4)
+    assert stream is not None
+    steps = Streamed(Roofline(shape, "bfloat16", packing, "auto", MACHINE), shape, stream, whole, 1e6)
+    absent, experts = 1 - stream.expert_slots / stream.num_experts, whole - stream.resident_bytes
+    assert steps.read_bytes(1) == pytest.approx(experts * 4 / 64 * absent)
+    assert steps.read_bytes(1) < steps.read_bytes(8) < steps.read_bytes(10_000) <= experts
+    work = Work(decodes=1, context=16, rows=1)
+    assert steps.seconds(work) == pytest.approx(steps.read_bytes(1) / 1e6)

@@ -136,8 +136,9 @@ def _print(found: dict[str, Any]) -> None:
 
 def _row(number: int, plan: Plan) -> list[str]:
     choice = plan.choice
+    weights = f"{choice.quantization}, streamed" if plan.read_bytes else choice.quantization
     return [
-        str(number), choice.quantization, choice.kv_cache_dtype, choice.kv, str(choice.max_num_batched_tokens),
+        str(number), weights, choice.kv_cache_dtype, choice.kv, str(choice.max_num_batched_tokens),
         str(plan.running), f"{plan.ttft:.2f} s", f"{1000 * plan.tpot:.1f} ms", f"{plan.tokens_per_second:.1f}",
         format_bytes(plan.accounts.total), f"{plan.loss:.3f}",
     ]  # fmt: skip
@@ -150,6 +151,8 @@ def _notes(found: dict[str, Any]) -> list[str]:
     else:
         kind = "measured on this model" if found["priced_itself"] else "an estimate, measured on"
         notes.append(f"loss: nats a token beside exact, {kind} {found['prices']}; of several methods, the sum")
+    if read := max((plan.read_bytes for plan in found["plans"]), default=0):
+        notes.append(f"streamed: weights that do not fit are read from disk at every step, up to {format_bytes(read)}")
     if found["exact_only"]:
         notes.append(f"KV policies are left out: {found['exact_only']}")
     notes.append("start one: the same command with --pick N")

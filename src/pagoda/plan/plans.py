@@ -7,7 +7,7 @@ lease (`accounts`); how fast it is comes from the machine's rates (`roofline`); 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from math import ceil
 from typing import Any
@@ -18,6 +18,7 @@ from ..core.types import KVFormat
 from ..core.units import format_bytes
 from ..kv.codecs.base import with_dtype
 from ..kv.grammar import parse_policy
+from ..models.stream_plan import StreamPlan
 from ..sampling.scratch import grammar_bytes
 from .accounts import SERVER_BYTES, STAGING_BYTES, Accounts, StepLimits, step_bytes
 from .demand import Demand
@@ -25,6 +26,7 @@ from .machine import Machine
 from .placement import Item, Tier, place
 from .prices import EXACT, Prices
 from .steps import step_model
+from .streamed import Streamed, plan_for_room
 from .subject import Subject
 from .work import StepModel, Work
 
@@ -60,6 +62,7 @@ class Plan:
     tokens_per_second   of all answers, prompts included in the time
     loss       nats a token beside the exact model
     loading_bytes   what is leased while the weights are read
+    read_bytes      of weights that stay on disk, read by a step with one token of every request; 0: all are in memory
     """
 
     choice: Choice
@@ -72,6 +75,7 @@ class Plan:
     loss: float
     flags: tuple[str, ...]
     loading_bytes: int
+    read_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -83,6 +87,18 @@ class Plan:
         found = asdict(self) | {"accounts": self.accounts.as_dict(), "total_bytes": self.accounts.total}
         found |= {"peak_bytes": self.peak_bytes}
         return found | {"flags": list(self.flags)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Division:
+    """How a choice divides the budget. ``least_bytes``: the least budget for one request."""
+
+    beside: Accounts
+    stream: StreamPlan | None
+    running: int
+    kv_bytes: int
+    loading_bytes: int
+    least_bytes: int
 
 
 class Planner:
@@ -104,18 +120,18 @@ class Planner:
 
     def plan(self, choice: Choice) -> Plan:
         """That one. Raises BudgetError where it does not fit."""
-        beside, running, kv_bytes, least = self._divide(choice)
-        if not running:
+        found = self._divide(choice)
+        if not found.running:
             raise BudgetError(
                 f"{choice} does not fit into {format_bytes(self._budget)}; the nearest budget that can is "
-                f"{-(-least >> 20)}MiB"
+                f"{-(-found.least_bytes >> 20)}MiB"
             )
-        return self._plan(choice, beside, running, kv_bytes)
+        return self._plan(choice, found)
 
     @property
     def fits(self) -> bool:
         """Whether any plan fits without a slower tier."""
-        return any(self._divide(choice)[1] for choice in self._choices())
+        return any(self._divide(choice).running for choice in self._choices())
 
     def plans(self, *, max_loss: float | None = None) -> list[Plan]:
         """Those that fit and keep the asked times, none dominated by another; the least loss first.
@@ -127,10 +143,10 @@ class Planner:
         for choice in self._choices():
             if max_loss is not None and self._loss(choice) > max_loss:
                 continue
-            beside, running, kv_bytes, least = self._divide(choice)
-            smallest = least if smallest is None else min(smallest, least)
-            if running:
-                fitting.append(self._plan(choice, beside, running, kv_bytes))
+            found = self._divide(choice)
+            smallest = found.least_bytes if smallest is None else min(smallest, found.least_bytes)
+            if found.running:
+                fitting.append(self._plan(choice, found))
         if not fitting:
             assert smallest is not None
             raise BudgetError(
@@ -175,16 +191,26 @@ class Planner:
             kv=0,
         )
 
-    def _divide(self, choice: Choice) -> tuple[Accounts, int, int, int]:
-        """(accounts without KV, requests that fit, their KV in bytes, the least budget for one request)."""
+    def _divide(self, choice: Choice) -> _Division:
         beside, fmt = self._beside(choice), self._format(choice)
+        stream = self._stream(choice, beside, fmt)
+        loading = self._loading(choice, beside if stream is None else replace(beside, weights=stream.resident_bytes))
+        beside = beside if stream is None else replace(beside, weights=stream.num_bytes)
         held, peak = self._blocks(choice, fmt)
-        loading = self._loading(choice, beside)
         room = (self._budget - beside.total) // fmt.block_bytes if loading <= self._budget else 0
         running = 0 if room < peak else min(self._demand.concurrency, 1 + (room - peak) // max(held, 1))
         running = min(running, choice.max_num_batched_tokens)
         kv_bytes = (peak + max(running - 1, 0) * held) * fmt.block_bytes
-        return beside, running, kv_bytes, max(loading, beside.total + peak * fmt.block_bytes)
+        least = max(loading, beside.total + peak * fmt.block_bytes)
+        return _Division(beside, stream, running, kv_bytes, loading, least)
+
+    def _stream(self, choice: Choice, beside: Accounts, fmt: KVFormat) -> StreamPlan | None:
+        """What stays on disk where the weights do not fit beside a step and the KV of one longest sequence."""
+        subject = self._subject
+        room = self._budget - (beside.total - beside.weights) - fmt.blocks_for(self._longest) * fmt.block_bytes
+        if choice.quantization != "auto" or not subject.streams or beside.weights <= room:
+            return None
+        return plan_for_room(subject.shape, subject.dtype, subject.quantization("auto"), max(0, room))
 
     def _loading(self, choice: Choice, beside: Accounts) -> int:
         """Weights, what they are read into, and what packing takes."""
@@ -202,17 +228,21 @@ class Planner:
         held = max(policy.most_slots(n, demand.prompt) for n in (demand.prompt, demand.length))
         return fmt.blocks_for(ceil(held)), fmt.blocks_for(peak)
 
-    def _steps(self, choice: Choice) -> StepModel:
+    def _steps(self, choice: Choice, stream: StreamPlan | None = None) -> StepModel:
         key = (choice.quantization, choice.kv_cache_dtype)
         if key not in self._step_models:
             self._step_models[key] = step_model(self._subject, *key, self._machine)
-        return self._step_models[key]
+        found = self._step_models[key]
+        if stream is None:
+            return found
+        weights, rate = self._weights[choice.quantization], self._machine.disk_bytes_per_second
+        return Streamed(found, self._subject.shape, stream, weights, rate)
 
-    def _plan(self, choice: Choice, beside: Accounts, running: int, kv_bytes: int) -> Plan:
-        demand, policy = self._demand, parse_policy(choice.kv)
+    def _plan(self, choice: Choice, division: _Division) -> Plan:
+        demand, policy, running = self._demand, parse_policy(choice.kv), division.running
         middle = policy.most_slots(demand.prompt + demand.output // 2, demand.prompt)
         deciding = self._prices.policies[choice.kv].deciding if choice.kv != EXACT and self._prices else 0.0
-        steps, slower = self._steps(choice), 1 / max(0.05, 1 - deciding)
+        steps, slower = self._steps(choice, division.stream), 1 / max(0.05, 1 - deciding)
         tpot = slower * steps.seconds(Work(decodes=running, context=middle, rows=running))
         alone = slower * prompt_seconds(steps, demand.prompt, choice.max_num_batched_tokens)
         ttft = alone
@@ -222,8 +252,9 @@ class Planner:
             )
         seconds = running * alone + max(demand.output - 1, 0) * tpot
         return Plan(
-            choice, _with_kv(beside, kv_bytes), running, ttft, alone, tpot, running * demand.output / seconds,
-            self._loss(choice), self._flags(choice), self._loading(choice, beside),
+            choice, replace(division.beside, kv=division.kv_bytes), running, ttft, alone, tpot,
+            running * demand.output / seconds, self._loss(choice), self._flags(choice), division.loading_bytes,
+            int(steps.read_bytes(running)) if isinstance(steps, Streamed) else 0,
         )  # fmt: skip
 
     def _loss(self, choice: Choice) -> float:
@@ -319,7 +350,3 @@ def _beats(one: Plan, other: Plan) -> bool:
         and one.accounts.total <= other.accounts.total * (1 + EPSILON)
         and one.running >= other.running
     )
-
-
-def _with_kv(accounts: Accounts, kv_bytes: int) -> Accounts:
-    return Accounts(**{**accounts.as_dict(), "kv": kv_bytes})

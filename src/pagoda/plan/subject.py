@@ -21,7 +21,9 @@ TOKENIZER_BYTES_PER_WORD = 46
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """``exact_only``: why no lossy KV policy can run on this model, empty where one can."""
+    """``exact_only``: why no lossy KV policy can run on this model, empty where one can. ``streams``: whether its
+    matrices can be read from disk as they are multiplied: they run in the dtype in which they are stored.
+    """
 
     name: str
     shape: ModelShape
@@ -29,6 +31,7 @@ class Subject:
     panels: bool
     tokenizer_bytes: int
     exact_only: str = ""
+    streams: bool = False
 
     @classmethod
     def of(
@@ -51,11 +54,13 @@ class Subject:
         flags = (probe or MachineProbe()).cpu_flags()
         file = None if folder is None else folder / "tokenizer.json"
         size = file.stat().st_size if file is not None and file.is_file() else None
+        panels, dtype = bool(flags & {"avx2", "avx512f"}), run_dtype(config, shape.num_params)
         return cls(
             name=name,
             shape=shape,
-            dtype=run_dtype(config, shape.num_params),
-            panels=bool(flags & {"avx2", "avx512f"}),
+            dtype=dtype,
+            panels=panels,
+            streams=panels and dtype == _stated_dtype(config),
             tokenizer_bytes=tokenizer_bytes(TOKENIZER_BYTES_PER_WORD * shape.vocab_size if size is None else size),
             exact_only=_exact_only(spec),
         )
@@ -72,11 +77,15 @@ def run_dtype(config: Mapping[str, Any], num_params: int) -> str:
 
     bfloat16 where the config is silent, as nearly every published checkpoint is stored.
     """
+    name = _stated_dtype(config)
+    return "float32" if num_params <= TINY_PARAMS or name == "float16" else name
+
+
+def _stated_dtype(config: Mapping[str, Any]) -> str:
     inner = config.get("text_config")
     stated = [part.get(key) for part in (config, inner or {}) for key in ("dtype", "torch_dtype")]
     found = next((str(s).removeprefix("torch.") for s in stated if isinstance(s, str)), "bfloat16")
-    name = found if found in DTYPE_BYTES else "bfloat16"
-    return "float32" if num_params <= TINY_PARAMS or name == "float16" else name
+    return found if found in DTYPE_BYTES else "bfloat16"
 
 
 def _packed(config: Mapping[str, Any]) -> str:

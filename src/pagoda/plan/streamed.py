@@ -1,0 +1,46 @@
+"""Steps of a model that is larger than its room: what is left on disk is read while the rest is computed.
+
+    step = max(computing, bytes read / the disk's rate)
+
+Of a dense model every step reads the same matrices. Of a mixture only those experts that some token chose and the cache
+has not: with nothing known of the router, as many of them as the share of experts that have no place.
+"""
+
+from __future__ import annotations
+
+from ..models.shape import ModelShape
+from ..models.stream_plan import StreamPlan, plan_experts, plan_stream
+from ..weights.quantization import Quantization
+from .work import StepModel
+
+
+def plan_for_room(shape: ModelShape, dtype: str, quantization: Quantization, room_bytes: int) -> StreamPlan | None:
+    """What the engine would leave on disk; None where it would gain nothing. The plan may exceed the room."""
+    mixture = any(matrix.role == "experts" for matrix in shape.matrices)
+    found = (plan_experts if mixture else plan_stream)(shape, dtype, quantization, room_bytes)
+    gains = found.num_bytes < shape.weight_bytes(dtype, quantization)
+    return found if found.streamed and gains else None
+
+
+class Streamed(StepModel):
+    """The steps of ``inside`` with the weights of ``stream`` on a disk of that rate."""
+
+    def __init__(
+        self, inside: StepModel, shape: ModelShape, stream: StreamPlan, weight_bytes: int, disk_bytes_per_second: float
+    ) -> None:
+        self._inside, self._stream, self._rate = inside, stream, disk_bytes_per_second
+        experts = [matrix.count for matrix in shape.matrices if matrix.role == "experts"]
+        self._chosen = shape.experts_per_token / experts[0] if experts else 1.0
+        self._expert_bytes = weight_bytes - stream.resident_bytes
+
+    def read_bytes(self, tokens: int) -> float:
+        """Of one step."""
+        stream = self._stream
+        if not stream.num_experts:
+            return float(stream.step_bytes)
+        absent = 1 - stream.expert_slots / stream.num_experts
+        return self._expert_bytes * (1 - (1 - self._chosen) ** tokens) * absent
+
+    def step_seconds(self, decodes: int, slots: float, chunk: int, pairs: float, rows: int) -> float:
+        computing = self._inside.step_seconds(decodes, slots, chunk, pairs, rows)
+        return max(computing, self.read_bytes(decodes + chunk) / self._rate)
