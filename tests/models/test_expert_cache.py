@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from pagoda.models.load import load_model
 from pagoda.models.placement import Room
 from pagoda.models.shape import ModelShape
 from pagoda.models.stream_plan import plan_experts
-from pagoda.weights.expert_cache import POLICIES, ExpertCache
+from pagoda.weights.expert_cache import ExpertCache
+from pagoda.weights.expert_policies import POLICIES, Traced
 from pagoda.weights.quantization import in_panels
 
 from . import fake_model
@@ -87,19 +90,56 @@ def test_layers_compute_the_same_with_few_slots(folder: Path, slots: int, policy
 @pytest.mark.parametrize(("policy", "goes"), [("lru", 0), ("lfu", 2), ("traced", 2)])
 def test_who_gives_way(policy: str, goes: int) -> None:
     """Expert 0 was used most, 2 least, 1 last."""
-    noted = POLICIES[policy](1)
-    for expert in (0, 0, 0, 0, 2, 1, 1):
-        noted.used((0, expert))
+    noted = POLICIES[policy](1, 3)
+    for experts in ([0], [0], [0], [0], [2], [1], [1]):
+        noted.used(0, experts)
     assert min([(0, e) for e in range(3)], key=lambda key: noted.worth(key, 0)) == (0, goes)
 
 
 def test_traced_keeps_what_comes_next() -> None:
-    noted = POLICIES["traced"](4)
+    noted = POLICIES["traced"](4, 2)
     for layer in range(4):
-        noted.used((layer, 0))
+        noted.used(layer, [0])
     worth = [noted.worth((layer, 0), 1) for layer in range(4)]
     assert max(worth) == worth[2]
     assert worth[1] == min(worth)
+
+
+def test_traced_believes_the_trace_that_is_right() -> None:
+    """Of uses that come by chance, the long count tells most; of requests that stay with their experts, a short one."""
+    steady, moving = Traced(1, 16), Traced(1, 16)
+    rng = random.Random(0)
+    for step in range(400):
+        steady.used(0, rng.choices(range(16), [1 / (1 + e) for e in range(16)], k=2))
+        moving.used(0, [(step // 40 * 2) % 16, (step // 40 * 2 + 1) % 16])
+    assert steady.believed.argmax() == 2
+    assert moving.believed[2] < 0.2
+    assert sum(moving.believed) == pytest.approx(1)
+
+
+def test_early_routers_are_counted_and_change_nothing(folder: Path) -> None:
+    params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+    answers = {}
+    for policy in ("lru", "early"):
+        with LLM(str(folder), memory="1GiB", weights="stream", expert_cache=policy) as llm:
+            answers[policy] = llm.generate(PROMPTS, params)[0].token_ids
+            counters = llm.stats()["model"]["expert_cache"]
+            assert (counters["foreseen"] > 0) == (policy == "early")
+            assert 0.2 * counters["foreseen"] <= counters["foreseen_right"] <= counters["foreseen"]
+    assert answers["early"] == answers["lru"]
+
+
+def test_what_a_router_says_is_read_before_it_is_asked_for(folder: Path) -> None:
+    few = cached(folder, 9, "early")
+    few.experts.expect(2, [1, 5])
+    deadline = time.monotonic() + 5
+    while few.experts.counters.bytes_read < 2 * SLOT and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert sorted(expert for expert, _ in few.experts.use(2, [1, 5, 7])) == [1, 5, 7]
+    counters = few.experts.counters
+    assert (counters.hits, counters.misses, counters.prefetched, counters.prefetched_used) == (2, 1, 2, 2)
+    assert (counters.foreseen, counters.foreseen_right) == (2, 2)
+    few.close()
 
 
 def test_a_changed_file_ends_the_step_with_its_name(tmp_path: Path) -> None:
@@ -112,7 +152,7 @@ def test_a_changed_file_ends_the_step_with_its_name(tmp_path: Path) -> None:
 
 
 def test_refusals(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="expert_cache 'fifo'; accepted: lfu, lru, traced"):
+    with pytest.raises(ConfigError, match="expert_cache 'fifo'; accepted: early, lfu, lru, traced"):
         cached(folder, 3, "fifo")
     with pytest.raises(ConfigError, match="its experts' format is not multiplied as it is stored"):
         load_model(folder, weights="stream", quantization="int8")

@@ -13,7 +13,7 @@ from ..weights.quantization import parse_quantization
 from .shadow import check_share
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
-EXPERT_CACHES = ("lru", "lfu", "traced")
+EXPERT_CACHES = ("lru", "lfu", "traced", "early")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 

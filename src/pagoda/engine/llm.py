@@ -39,7 +39,7 @@ class LLM:
         quantization: ``auto`` (as the checkpoint is), ``none``, or a weight format: ``int8``, ``int4(group=64)``, …
         weights: ``resident``, ``stream`` (what does not fit is read from disk at every step), or ``auto``: stream where
             the budget is below the weights. Of a mixture, experts stay on disk.
-        expert_cache: which of them are in memory: ``traced``, ``lfu`` or ``lru`` (docs/weights.md).
+        expert_cache: which of them are in memory: ``traced``, ``early``, ``lfu`` or ``lru`` (docs/weights.md).
         device: ``auto``, ``cpu`` or ``cuda``.
         max_model_len: longest sequence in tokens; ``auto`` is the model's own limit, or what the budget holds.
         max_num_seqs, max_num_batched_tokens: sequences and tokens of one step.

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from .layers.attention import Attention
+from .layers.foresight import Foresight
+from .layers.foresight import link as link_foresight
 from .layers.latent import LatentAttention
 from .layers.linear import Linear, Norm, Weights, rows
 from .layers.linear import logits as head_logits
@@ -37,6 +39,7 @@ class Block:
             self.mlp = MLP(spec.mlp, weights, f"{name}mlp.")
         self.norms = [Norm(spec.norm, weights, f"{name}norm{n + 1}") for n in range(NUM_NORMS[spec.placement])]
         self.scale, self.placement = spec.residual_scale, spec.placement
+        self.foresight: Foresight | None = None
         self.arrange: Callable[[Tensor, Step], Tensor] = getattr(self, f"_{spec.placement}")
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
@@ -48,6 +51,8 @@ class Block:
 
     def _pre(self, x: Tensor, step: Step) -> Tensor:
         n1, n2 = self.norms
+        if self.foresight is not None:
+            self.foresight.before_attention(x)
         x = self._add(x, self.attn(n1(x), step))
         return self._add(x, self.mlp(n2(x)))
 
@@ -88,6 +93,7 @@ class Decoder:
         self.project_in = Linear(weights, "project_in") if spec.projected else None
         self.project_out = Linear(weights, "project_out") if spec.projected else None
         self.blocks = [Block(block, weights, i) for i, block in enumerate(spec.blocks)]
+        link_foresight(self.blocks)
         self.norm = None if spec.final_norm is None else Norm(spec.final_norm, weights, "norm")
         self.head, self.head_bias = weights.get("lm_head.weight", self.embed), weights.get("lm_head.bias")
         # transformers rounds the embedding scale to the model's dtype (sqrt(1152) is 34.0 in bfloat16)

@@ -114,7 +114,7 @@ def load_model(
     model's own). ``progress(done_bytes, total_bytes)`` is called after every tensor.
     ``weights``: ``stream`` leaves on disk what ``room`` has no place for, to be read at every step; ``resident`` never
     does; ``auto`` does where a room is given and the model does not fit it. Of a mixture the experts stay on disk, with
-    a cache whose policy is ``expert_cache``: lru, lfu or traced.
+    a cache whose policy is ``expert_cache``: lru, lfu, traced or early.
     Raises ModelError (with UnsupportedModelError, WeightsError), ConfigError, BudgetError: one line each; what was
     leased has been given back then.
     """

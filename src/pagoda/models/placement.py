@@ -11,8 +11,8 @@ import torch
 
 from pagoda.budget.ledger import Lease
 from pagoda.core.errors import ConfigError, choices
-from pagoda.weights.expert_cache import POLICIES as CACHE_POLICIES
 from pagoda.weights.expert_cache import ExpertCache
+from pagoda.weights.expert_policies import POLICIES as CACHE_POLICIES
 from pagoda.weights.quantization import Quantization
 from pagoda.weights.source import TensorSource
 

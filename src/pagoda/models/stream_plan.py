@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pagoda.kernels.packed_bytes import BITS, PANEL
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.quantization import Quantization
-from pagoda.weights.rows import STORED, rows_of_unit
+from pagoda.weights.rows import NUM_READERS, STORED, part_bytes, rows_of_unit
 
 from .shape import Matrix, ModelShape
 
@@ -84,14 +84,21 @@ def plan_experts(shape: ModelShape, dtype: str, quantization: Quantization, room
     layers = {matrix.name.partition(".mlp.")[0] for matrix in experts}
     num_experts = len(layers) * experts[0].count
     total = biggest = 0
+    layer = [m for m in experts if m.name.startswith(experts[0].name.partition(".mlp.")[0] + ".")]
+    row_bytes = {m.name: -(-m.cols * BITS[_format(quantization, m).kernel] // 8) for m in experts}
+    step = part_bytes(sum(m.rows * row_bytes[m.name] for m in layer))
     for matrix in experts:
-        found = quantization.of(matrix.name, "experts")
-        assert found is not None, f"{matrix.name} has no format"
-        total += matrix.count * found.num_bytes(matrix.rows, matrix.cols)
-        row_bytes = -(-matrix.cols * BITS[found.kernel] // 8)
-        biggest = max(biggest, min(rows_of_unit(row_bytes), matrix.rows) * row_bytes)
+        total += matrix.count * _format(quantization, matrix).num_bytes(matrix.rows, matrix.cols)
+        rows = min(rows_of_unit(row_bytes[matrix.name], step), matrix.rows)
+        biggest = max(biggest, rows * row_bytes[matrix.name])
     resident = shape.weight_bytes(dtype, quantization) - total
-    reading, slot = biggest + ALIGN_BYTES, total // num_experts
+    reading, slot = NUM_READERS * (biggest + ALIGN_BYTES), total // num_experts
     slots = max(MIN_SLOTS, min(num_experts, (room_bytes - resident - reading) // slot))
     names = tuple(matrix.name for matrix in experts)
     return StreamPlan(names, resident, slots * slot + reading, 0, expert_slots=slots, num_experts=num_experts)
+
+
+def _format(quantization: Quantization, matrix: Matrix) -> WeightFormat:
+    found = quantization.of(matrix.name, matrix.role)
+    assert found is not None, f"{matrix.name} has no format"
+    return found

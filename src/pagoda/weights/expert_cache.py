@@ -1,21 +1,16 @@
 """Experts that stay on disk, and those that are in memory: a cache of whole experts, shared by all layers of a model.
 
-A step asks for a layer's experts at once. Those at hand are computed first, while a thread reads the others; when none
-is left to read, it fetches what the next layer will probably ask for. Which expert gives way is a policy's choice:
-
-    lru     the one that was not used for the longest time
-    lfu     the one that was used least, old uses counting less and less
-    traced  the one least likely to be used soon: its share of its layer's uses, and how far ahead its layer is
-            (MoE-Infinity, https://arxiv.org/abs/2401.14361, 5)
+A step asks for a layer's experts at once. Those at hand are computed first, while threads read the others, each a part
+of one; when none is left to read, they fetch what a router named before its turn. Which expert gives way is a policy's
+choice (`expert_policies`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,102 +18,51 @@ from torch import Tensor
 from ..kernels.lay_out import panel_bytes
 from ..kernels.packed import PackedWeight
 from .direct import aligned_buffer, span_bytes
+from .expert_policies import POLICIES, CachePolicy, Key
 from .reader import Checkpoint
-from .rows import StoredRows
+from .rows import NUM_READERS, StoredRows, Unit, part_bytes
 from .streaming import lay_out_unit
-
-Key = tuple[int, int]
-"""Layer and expert."""
-
-HALF_LIFE = 256  # uses after which a count is worth half
-
-
-class CachePolicy(Protocol):
-    """Notes uses, and chooses among candidates. Called under the cache's lock."""
-
-    def used(self, key: Key) -> None: ...
-
-    def worth(self, key: Key, layer: int) -> float:
-        """The higher, the longer it stays; ``layer`` is being computed."""
-
-
-class Lru:
-    def __init__(self, num_layers: int) -> None:
-        self._clock, self._last = 0, dict[Key, int]()
-
-    def used(self, key: Key) -> None:
-        self._clock += 1
-        self._last[key] = self._clock
-
-    def worth(self, key: Key, layer: int) -> float:
-        return self._last.get(key, 0)
-
-
-class Lfu:
-    def __init__(self, num_layers: int) -> None:
-        self._uses, self._clock = dict[Key, tuple[float, int]](), 0
-
-    def used(self, key: Key) -> None:
-        self._clock += 1
-        self._uses[key] = (self._now(key) + 1, self._clock)
-
-    def worth(self, key: Key, layer: int) -> float:
-        return self._now(key)
-
-    def _now(self, key: Key) -> float:
-        count, at = self._uses.get(key, (0.0, 0))
-        return float(count * 0.5 ** ((self._clock - at) / HALF_LIFE))
-
-
-class Traced(Lfu):
-    def __init__(self, num_layers: int) -> None:
-        super().__init__(num_layers)
-        self._num_layers = num_layers
-
-    def worth(self, key: Key, layer: int) -> float:
-        ahead = (key[0] - layer - 1) % self._num_layers
-        return self._now(key) * (1 - ahead / (2 * self._num_layers))
-
-
-POLICIES: dict[str, type[Lru] | type[Lfu] | type[Traced]] = {"lru": Lru, "lfu": Lfu, "traced": Traced}
 
 
 @dataclass(slots=True)
 class CacheCounters:
-    """Experts asked for and found, read for want, read ahead of need, and read ahead and then used."""
+    """Experts asked for and found, read for want, read ahead of need, and read ahead and then used.
+
+    ``foreseen``: that a router named before its turn, and ``foreseen_right``: of those, asked for.
+    """
 
     hits: int = 0
     misses: int = 0
     prefetched: int = 0
     prefetched_used: int = 0
+    foreseen: int = 0
+    foreseen_right: int = 0
     bytes_read: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """Room for one expert. ``pinned``: it is computed with now. ``ahead``: read for a guess, and not used yet."""
+    """Room for one expert. ``missing``: parts that are not read yet. ``pinned``: it is computed with now.
+    ``ahead``: read for a guess, and not used yet.
+    """
 
     panels: Tensor
-    ready: bool = False
+    missing: int = 0
     pinned: bool = False
     ahead: bool = False
 
+    @property
+    def ready(self) -> bool:
+        return self.missing == 0
 
-@dataclass(slots=True)
-class _Successors:
-    """What followed: uses of a layer's experts after those of the layer before it."""
 
-    counts: dict[Key, Counter[int]] = field(default_factory=dict)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Some rows of one matrix of an expert, and where its panels begin in a slot."""
 
-    def note(self, before: Sequence[Key], now: Sequence[Key]) -> None:
-        for key in before:
-            self.counts.setdefault(key, Counter()).update(expert for _, expert in now)
-
-    def likely(self, now: Sequence[Key], layer: int, count: int) -> list[Key]:
-        total: Counter[int] = Counter()
-        for key in now:
-            total.update(self.counts.get(key, {}))
-        return [(layer, expert) for expert, _ in total.most_common(count)]
+    matrix: StoredRows
+    unit: Unit
+    at: int
 
 
 class ExpertCache:
@@ -132,11 +76,10 @@ class ExpertCache:
         first = next(iter(experts.values()))
         self._sizes = [panel_bytes(m.kernel, m.rows, m.cols) for m in first]
         self.num_layers = 1 + max(layer for layer, _ in experts)
-        self._policy: CachePolicy = POLICIES[policy](self.num_layers)
-        reading = [span_bytes(num_bytes) for m in first for u in m.units() for _, _, num_bytes, _ in u.parts]
-        spans = max(sum(span_bytes(n) for _, _, n, _ in u.parts) for m in first for u in m.units())
-        assert reading, "experts without rows"
-        self._buffer = aligned_buffer(spans)
+        self._policy: CachePolicy = POLICIES[policy](self.num_layers, 1 + max(expert for _, expert in experts))
+        self._parts = {key: _parts(matrices) for key, matrices in experts.items()}
+        spans = max(sum(span_bytes(n) for _, _, n, _ in p.unit.parts) for ps in self._parts.values() for p in ps)
+        buffers = [aligned_buffer(spans) for _ in range(NUM_READERS)]
         self._free = [_Slot(torch.empty(sum(self._sizes), dtype=torch.uint8)) for _ in range(num_slots)]
         self._held: dict[Key, _Slot] = {}
         self._wanted: deque[Key] = deque()
@@ -146,11 +89,21 @@ class ExpertCache:
         self._stopped, self._layer = False, 0
         self._before: list[Key] = []
         self._awaited: set[Key] = set()  # of the layer that is computed, not used yet: they stay
-        self._successors = _Successors()
-        self.num_bytes = num_slots * sum(self._sizes) + self._buffer.nbytes
+        self._jobs: deque[tuple[_Slot, _Part]] = deque()
+        self._told: list[Key] = []  # what a router said before its turn
+        self.num_bytes = num_slots * sum(self._sizes) + sum(buffer.nbytes for buffer in buffers)
         self.counters = CacheCounters()
-        self._thread = threading.Thread(target=self._work, name="pagoda-experts", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, args=(buffer,), name=f"pagoda-experts-{n}", daemon=True)
+            for n, buffer in enumerate(buffers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def early(self) -> bool:
+        """Whether routers should be run before their turn, and `expect` be called."""
+        return self._policy.early
 
     def use(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, list[PackedWeight]]]:
         """Each expert once, with its matrices, valid until the next is asked for; those at hand come first.
@@ -165,7 +118,8 @@ class ExpertCache:
             self._count(here, missing)
             self._awaited = set(keys)
             self._wanted.extend(key for key in missing if key not in self._held)
-            self._guess(keys)
+            self._before = keys
+            self._guesses.clear()
             self._changed.notify_all()
         try:
             left = [*here, *missing]
@@ -183,22 +137,24 @@ class ExpertCache:
                 self._awaited.clear()
                 self._changed.notify_all()
 
+    def expect(self, layer: int, experts: Sequence[int]) -> None:
+        """What the layer that comes next will probably ask for, the most probable first: it is read at once."""
+        keys = [key for expert in experts if (key := (layer, expert)) in self._experts]
+        with self._changed:
+            self._told = keys
+            self._guesses = deque(key for key in keys if key not in self._held)
+            self._changed.notify_all()
+
     def _count(self, here: list[Key], missing: list[Key]) -> None:
+        self.counters.foreseen += len(self._told)
+        self.counters.foreseen_right += len({*self._told}.intersection(here + missing))
+        self._told = []
         self.counters.hits += len(here)
         self.counters.misses += len(missing)
         for key in here:
             self.counters.prefetched_used += self._held[key].ahead
             self._held[key].ahead = False
-        for key in (*here, *missing):
-            self._policy.used(key)
-
-    def _guess(self, keys: list[Key]) -> None:
-        """What the next layer will ask for, by what it asked for after these experts before."""
-        self._successors.note(self._before, keys)
-        self._before = keys
-        layer = (self._layer + 1) % self.num_layers
-        likely = self._successors.likely(keys, layer, len(keys))
-        self._guesses = deque(key for key in likely if key in self._experts and key not in self._held)
+        self._policy.used(self._layer, [expert for _, expert in (*here, *missing)])
 
     def _next_ready(self, left: list[Key]) -> tuple[Key, _Slot]:
         """Whichever is there first: to wait for one of them could be for ever, while others hold all slots."""
@@ -213,67 +169,80 @@ class ExpertCache:
                 self._changed.wait()
             raise self._error
 
-    def _work(self) -> None:
+    def _work(self, buffer: Tensor) -> None:
         try:
-            while (claimed := self._claim()) is not None:
-                key, slot = claimed
-                self._read(key, slot)
+            while (job := self._claim()) is not None:
+                slot, part = job
+                num_bytes = self._read(part, slot, buffer)
                 with self._changed:
-                    slot.ready = True
+                    slot.missing -= 1
+                    self.counters.bytes_read += num_bytes
                     self._changed.notify_all()
         except BaseException as error:  # whatever it is, the step that waits must hear of it
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
-    def _claim(self) -> tuple[Key, _Slot] | None:
+    def _claim(self) -> tuple[_Slot, _Part] | None:
+        """The next part to read; what is wanted goes before what is left of a guess."""
         with self._changed:
             while not self._stopped:
-                queue = self._wanted or self._guesses
-                while queue and queue[0] in self._held:
-                    queue.popleft()
-                if queue:
-                    ahead = queue is self._guesses
-                    slot = self._slot_for(queue[0], ahead=ahead)
-                    if slot is not None:
-                        key = queue.popleft()
-                        slot.ready, slot.ahead, self._held[key] = False, ahead, slot
-                        self.counters.prefetched += ahead
-                        return key, slot
-                    if ahead:
-                        self._guesses.clear()  # nothing is worth less than a guess
-                        continue
-                    self._changed.wait()
-                elif not self._wanted and not self._guesses:
-                    self._changed.wait()
+                if self._begin(self._wanted, ahead=False) or self._jobs or self._begin(self._guesses, ahead=True):
+                    return self._jobs.popleft()
+                self._changed.wait()
         return None
+
+    def _begin(self, queue: deque[Key], *, ahead: bool) -> bool:
+        """Takes a slot for the first of the queue, if there is one, and puts its parts before all others."""
+        while queue and queue[0] in self._held:
+            queue.popleft()
+        if not queue:
+            return False
+        slot = self._slot_for(queue[0], ahead=ahead)
+        if slot is None:
+            if ahead:
+                queue.clear()  # nothing is worth less than a guess
+            return False
+        key = queue.popleft()
+        parts = self._parts[key]
+        slot.missing, slot.ahead, self._held[key] = len(parts), ahead, slot
+        self.counters.prefetched += ahead
+        self._jobs.extendleft((slot, part) for part in reversed(parts))
+        self._changed.notify_all()
+        return True
 
     def _slot_for(self, key: Key, *, ahead: bool) -> _Slot | None:
         if self._free:
             return self._free.pop()
         idle = [k for k, s in self._held.items() if s.ready and not s.pinned and k not in self._awaited]
-        others = [k for k in idle if k not in self._before]  # what this layer used already goes last
+        soon = {*self._before, *self._told}
+        others = [k for k in idle if k not in soon]  # just used, or soon to be: they go last
         idle = others or ([] if ahead else idle)
         if not idle:
             return None
         victim = min(idle, key=lambda k: self._policy.worth(k, self._layer))
-        if ahead and self._policy.worth(victim, self._layer) >= self._policy.worth(key, self._layer):
+        if ahead and self._policy.worth(victim, self._layer) >= self._worth_of_guess(key):
             return None
         return self._held.pop(victim)
 
-    def _read(self, key: Key, slot: _Slot) -> None:
-        start = 0
-        for matrix, size in zip(self._experts[key], self._sizes, strict=True):
-            at = start
-            for unit in matrix.units():
-                place = 0
-                for entry, offset, num_bytes, _ in unit.parts:
-                    self._files.read_range(entry, offset, num_bytes, self._buffer[place:])
-                    place += span_bytes(num_bytes)
-                    self.counters.bytes_read += num_bytes
-                self._files.check(entry for entry, *_ in unit.parts)
-                at += lay_out_unit(matrix, unit, self._buffer, slot.panels[at:]).nbytes
-            start += size
+    def _worth_of_guess(self, key: Key) -> float:
+        """What a router said counts as an even part of its layer's uses, as far as such words were right before."""
+        worth = self._policy.worth(key, self._layer)
+        if key not in self._told:
+            return worth
+        right = (self.counters.foreseen_right + 1) / (self.counters.foreseen + 2)
+        return max(worth, right / len(self._told))
+
+    def _read(self, part: _Part, slot: _Slot, buffer: Tensor) -> int:
+        """Fills its place in the slot. Returns the bytes read."""
+        place = total = 0
+        for entry, offset, num_bytes, _ in part.unit.parts:
+            self._files.read_range(entry, offset, num_bytes, buffer[place:])
+            place += span_bytes(num_bytes)
+            total += num_bytes
+        self._files.check(entry for entry, *_ in part.unit.parts)
+        lay_out_unit(part.matrix, part.unit, buffer, slot.panels[part.at :])
+        return total
 
     def _matrices(self, key: Key, slot: _Slot) -> list[PackedWeight]:
         found, start = [], 0
@@ -288,7 +257,8 @@ class ExpertCache:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         self._files.close()
         self._free.clear()
         self._held.clear()
@@ -306,3 +276,14 @@ class CachedExperts:
     def nbytes(self) -> int:
         """The cache holds the bytes."""
         return 0
+
+
+def _parts(matrices: Sequence[StoredRows]) -> list[_Part]:
+    """An expert cut for its readers."""
+    whole = sum(m.rows * m.row_bytes for m in matrices)
+    step, found, at = part_bytes(whole), [], 0
+    for matrix in matrices:
+        for unit in matrix.units(step):
+            found.append(_Part(matrix, unit, at))
+            at += panel_bytes(matrix.kernel, unit.stop - unit.start, matrix.cols)
+    return found

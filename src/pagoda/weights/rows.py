@@ -11,6 +11,10 @@ from .header import TensorEntry
 UNIT_BYTES = 8 << 20
 """Of rows read, laid out and multiplied at once: two reads, and little memory."""
 
+NUM_READERS = 4
+"""Parts of experts that are read at once: a small read waits longer than it takes."""
+PART_BYTES = 256 << 10  # of one such read at least
+
 STORED = {"fp32": "F32", "bf16": "BF16", "int8": "I8", "int4": "U8"}
 """Kernel format -> the dtype of stored rows that hold its numbers already (`kernels.lay_out`)."""
 
@@ -80,3 +84,8 @@ def rows_of_unit(row_bytes: int, unit_bytes: int = UNIT_BYTES) -> int:
 def runs_of(entries: Sequence[tuple[int, int, TensorEntry]]) -> tuple[RowRun, ...]:
     """(first row, rows, tensor) in any order."""
     return tuple(RowRun(entry, start, rows) for start, rows, entry in sorted(entries, key=lambda found: found[0]))
+
+
+def part_bytes(expert_bytes: int) -> int:
+    """Of an expert, what one reader reads at once."""
+    return min(UNIT_BYTES, max(PART_BYTES, expert_bytes // NUM_READERS))

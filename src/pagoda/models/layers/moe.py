@@ -79,6 +79,13 @@ class MoE:
             shared = self.shared_router(x).sigmoid() * shared
         return out + shared
 
+    def probable(self, x: Tensor) -> list[int]:
+        """Experts that the router would ask for on x ``[T, hidden]``, those of most weight first."""
+        ids, weights = route(self.spec.router, self._logits(x), self.correction)
+        total = torch.zeros(self.spec.num_experts).index_add_(0, ids.flatten(), weights.flatten().float())
+        order: list[int] = total.argsort(descending=True, stable=True).tolist()
+        return order[: int(total.count_nonzero())]
+
     def _logits(self, x: Tensor) -> Tensor:
         """DeepSeek's router multiplies in float32 whatever the model's dtype: near-ties decide which experts run."""
         if self.spec.router.kind == "sigmoid":
