@@ -14,7 +14,7 @@ from pagoda.core.errors import BudgetError
 
 from .conftest import pagoda
 
-COMMANDS = ("run", "chat", "serve", "models", "doctor", "quantize", "bench", "calibrate")
+COMMANDS = ("run", "chat", "serve", "models", "doctor", "quantize", "bundle", "bench", "calibrate")
 
 
 def test_help_lists_every_command_with_its_first_line() -> None:
@@ -55,7 +55,7 @@ def test_the_version() -> None:
     [
         (
             ["serv"],
-            "no command 'serv'; commands: run, chat, serve, models, plan, doctor, quantize, cache, bench, "
+            "no command 'serv'; commands: run, chat, serve, models, plan, doctor, quantize, bundle, cache, bench, "
             "calibrate; see pagoda --help",
         ),
         (["run", "lantern", "--no-such-option"], "No such option: --no-such-option; see pagoda run --help"),

@@ -24,7 +24,10 @@ Quantization = Annotated[
     str, typer.Option("--quantization", "-q", help="Weight format: auto, none, int8, int4, int4(group=64), nf4, …")
 ]
 Weights = Annotated[
-    str, typer.Option(help="resident, stream (read from disk at every step what does not fit), or auto.")
+    str,
+    typer.Option(
+        help="resident, stream (read from disk at every step what does not fit), sparse-ffn (ReLU models), or auto."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 MaxModelLen = Annotated[str, typer.Option(help="Most tokens of prompt and answer together, or auto.")]

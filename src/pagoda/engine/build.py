@@ -92,6 +92,7 @@ class Built:
                 "dtype_reason": self.loaded.dtype_reason,
                 "quantization": str(self.loaded.quantization),
                 "weights": self.loaded.placement,
+                "neurons": None if self.loaded.neurons is None else asdict(self.loaded.neurons.counters),
                 "expert_cache": None if self.loaded.experts is None else asdict(self.loaded.experts.counters),
                 "num_params": self.loaded.shape.num_params,
                 "page_size": self.sizes.fmt.page_size,

@@ -17,6 +17,7 @@ from pagoda.core.types import DTYPE_BYTES
 from pagoda.core.units import format_bytes
 from pagoda.kernels.dispatch import load_providers
 from pagoda.weights.expert_cache import ExpertCache
+from pagoda.weights.neurons import NeuronCache
 from pagoda.weights.quantization import Quantization, in_panels, parse_quantization
 from pagoda.weights.reader import Checkpoint, torch_dtype
 from pagoda.weights.source import TensorSource, open_source
@@ -64,6 +65,7 @@ class Loaded:
     stream: StreamPlan | None = None
     """What is read from disk at every step; None where all weights are in memory."""
     experts: ExpertCache | None = None
+    neurons: NeuronCache | None = None
     stacks: BlockStacks | None = None
     """Blocks that come and go while the model runs; None for a model of transformers' modules."""
 
@@ -74,6 +76,8 @@ class Loaded:
             return "resident"
         if self.stream.num_experts:
             return f"experts: {self.stream.expert_slots} of {self.stream.num_experts} in memory, the others on disk"
+        if self.stream.num_neurons:
+            return f"sparse-ffn: {self.stream.neuron_slots} of {self.stream.num_neurons} neurons of a layer in memory"
         per_step, kept = format_bytes(self.stream.step_bytes), format_bytes(self.stream.resident_bytes)
         return f"stream: {kept} in memory, {per_step} read from disk at every step"
 
@@ -113,7 +117,8 @@ def load_model(
     ``max_model_len`` is the longest sequence that will be run (rotary scalings that depend on it; default: the
     model's own). ``progress(done_bytes, total_bytes)`` is called after every tensor.
     ``weights``: ``stream`` leaves on disk what ``room`` has no place for, to be read at every step; ``resident`` never
-    does; ``auto`` does where a room is given and the model does not fit it. Of a mixture the experts stay on disk, with
+    does; ``sparse-ffn`` leaves the neurons of ReLU layers there, to be read when they are active (`neuron_file`);
+    ``auto`` streams where a room is given and the model does not fit it. Of a mixture the experts stay on disk, with
     a cache whose policy is ``expert_cache``: lru, lfu, traced or early.
     Raises ModelError (with UnsupportedModelError, WeightsError), ConfigError, BudgetError: one line each; what was
     leased has been given back then.
@@ -148,13 +153,15 @@ def _load(
     if asked is None and source.formats and isinstance(model, Model):
         as_stored = model.stored_formats(source.formats)
         model = _empty_model(config, getattr(torch, name), as_stored, device, max_model_len, footprint)
-    plan = choose_stream(model, source, name, *placement)
+    plan = choose_stream(path, model, source, name, *placement)
     filling = Filling(model, source, name, footprint, progress)
-    cache = lease = None
+    cache = neurons = lease = None
     if plan is None:
         lease = filling.whole()
     elif plan.num_experts:
         cache = filling.around_experts(plan, expert_cache)
+    elif plan.num_neurons:
+        neurons = filling.around_neurons(plan)
     else:
         filling.streamed(plan)
     quantization = getattr(model, "quantization", Quantization())
@@ -174,6 +181,7 @@ def _load(
         footprint=footprint,
         stream=plan,
         experts=cache,
+        neurons=neurons,
         stacks=BlockStacks(model, source.checkpoint, lease) if isinstance(model, Model) else None,
     )
 

@@ -22,6 +22,7 @@ from pagoda.weights.source import TensorSource
 
 from .decoder import Decoder
 from .families import read_spec
+from .layers.sparse_mlp import InRows, SparseNeurons
 from .layers.step import KVView
 from .params import parameters
 from .shape import ModelShape
@@ -205,9 +206,14 @@ class Model:
                 return {}, reason
         return rows, None
 
-    def keep(self, name: str, weight: PackedMatrix | CachedExperts) -> None:
+    def keep(self, name: str, weight: PackedMatrix | CachedExperts | SparseNeurons | InRows) -> None:
         """A parameter that comes ready, whole."""
         self._store.keep(name, weight)
+
+    def take(self, name: str) -> Tensor:
+        """A plain parameter that has been filled, which the model then no longer has. Raises KeyError."""
+        found: Tensor = self._store.weights.pop(name)  # type: ignore[assignment]
+        return found
 
     def fills_only(self, name: str, params: Collection[str]) -> bool:
         """Whether a checkpoint tensor fills nothing but these parameters."""

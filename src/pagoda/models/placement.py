@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from pagoda.budget.ledger import Lease
 from pagoda.core.errors import ConfigError, choices
 from pagoda.weights.expert_cache import ExpertCache
 from pagoda.weights.expert_policies import POLICIES as CACHE_POLICIES
+from pagoda.weights.neurons import NeuronCache
 from pagoda.weights.quantization import Quantization
 from pagoda.weights.source import TensorSource
 
@@ -41,7 +43,7 @@ RoomFor = Callable[[ModelShape, str, Quantization], Room]
 
 
 def choose_stream(
-    model: Model | FallbackModel, source: TensorSource, dtype: str, weights: str, room_for: RoomFor | None
+    folder: Path, model: Model | FallbackModel, source: TensorSource, dtype: str, weights: str, room_for: RoomFor | None
 ) -> StreamPlan | None:
     """The plan of a model whose weights are not all kept. Raises ConfigError where that was asked for and cannot be."""
     if weights not in PLACEMENTS:
@@ -50,9 +52,15 @@ def choose_stream(
     room = None if room_for is None else room_for(model.shape, dtype, packing)
     needed = model.shape.weight_bytes(dtype, packing)
     if model.device.type != "cpu":
-        if weights == "stream":
-            raise ConfigError("weights='stream' is for device='cpu': a GPU's weights are not read from disk")
+        if weights in ("stream", "sparse-ffn"):
+            raise ConfigError(f"weights={weights!r} is for device='cpu': a GPU's weights are not read from disk")
         return None
+    if weights == "sparse-ffn":
+        if not isinstance(model, Model):
+            raise ConfigError("weights='sparse-ffn' is for native families; this model runs in transformers' modules")
+        from .sparse_load import plan_neurons
+
+        return plan_neurons(folder, model, source, dtype, 0 if room is None else room.streaming)
     if weights == "resident" or (weights == "auto" and (room is None or needed <= room.whole)):
         return None
     reason = "it runs in transformers' modules"
@@ -135,6 +143,23 @@ class Filling:
         with self._staged(others):
             self._load(others)
         cache = cache_experts(model, source, plan, policy)
+        self._beside(lease, ring, cache.close, lambda: cache.num_bytes)
+        return cache
+
+    def around_neurons(self, plan: StreamPlan) -> NeuronCache:
+        """Everything but feed-forward layers, what decides in those, and a cache for their neurons."""
+        from .sparse_load import keep_neurons
+
+        model, source = self._native, self._source
+        others = [name for name in model.load_order(source.names) if not model.fills_only(name, plan.streamed)]
+        lease = self._lease(plan.resident_bytes, f"{model.shape.family}, {model.quantization}, neurons on disk")
+        ring = self._footprint.lease("weights", plan.passing_bytes, f"{plan.neuron_slots} neurons of every layer")
+        self._total = sum(source.stored_bytes(name) for name in others)
+        largest = max(m.rows * m.cols for m in model.shape.matrices if m.name in plan.streamed) * model.dtype.itemsize
+        passing = source.passing_bytes(others) + model.shape.packing_bytes(model.quantization)
+        with self._staging(max(passing, largest + model.shape.packing_bytes(model.quantization))):
+            self._load(others)
+            cache = keep_neurons(model, plan)
         self._beside(lease, ring, cache.close, lambda: cache.num_bytes)
         return cache
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pagoda.kernels.packed_bytes import BITS, PANEL
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.quantization import Quantization
+from pagoda.weights.reader import Checkpoint
 from pagoda.weights.rows import NUM_READERS, STORED, part_bytes, rows_of_unit
 
 from .shape import Matrix, ModelShape
 
 ALIGN_BYTES = 4 * 8192  # of a unit in the ring, beside its rows: pages that are shared with its neighbours in the file
 RING_UNITS = 4
-PLACEMENTS = ("auto", "resident", "stream")  # what `weights` may be
+PLACEMENTS = ("auto", "resident", "stream", "sparse-ffn")  # what `weights` may be
 MIN_SLOTS = 2  # one expert is computed, the next is read
 
 
@@ -38,6 +39,11 @@ class StreamPlan:
     expert_slots: int = 0
     """Experts of all layers that are in memory at once, in a cache; they are part of the passing bytes."""
     num_experts: int = 0
+    neuron_slots: int = 0
+    """Feed-forward neurons of every layer that are in memory at once, of ``num_neurons``; also passing bytes."""
+    num_neurons: int = 0
+    bundle: Checkpoint | None = None
+    """The file that the other neurons are read from."""
 
     @property
     def num_bytes(self) -> int:

@@ -12,8 +12,9 @@ from pagoda.weights.expert_cache import CachedExperts
 from pagoda.weights.packed import ExpertStack, PackedMatrix
 
 from ..spec import NormSpec
+from .sparse_mlp import InRows, SparseNeurons
 
-Weight = Tensor | PackedMatrix | ExpertStack | CachedExperts
+Weight = Tensor | PackedMatrix | ExpertStack | CachedExperts | SparseNeurons | InRows
 Weights = Mapping[str, Any]
 """Parameters by our name: a Tensor, or a matrix in a weight format where quantization asks for one."""
 
@@ -39,7 +40,7 @@ class Linear:
     __slots__ = ("bias", "weight")
 
     def __init__(self, weights: Weights, name: str) -> None:
-        self.weight: Tensor | PackedMatrix = weights[f"{name}.weight"]
+        self.weight: Tensor | PackedMatrix = weights[f"{name}.weight"]  # or what its layer knows how to use
         self.bias: Tensor | None = weights.get(f"{name}.bias")
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pagoda.kernels import ops
 
 from ..spec import MLPSpec
 from .linear import Linear, Norm, Weights
+from .sparse_mlp import SparseNeurons
 
 
 class MLP:
@@ -22,6 +23,8 @@ class MLP:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[T, hidden]`` -> ``[T, hidden]``."""
+        if isinstance(self.up.weight, SparseNeurons):
+            return self.up.weight(x, self.up.bias, self.down.bias)
         h = self.up(x)
         if self.spec.gated:
             gate, up = torch.split(h, self.spec.inner, dim=-1)
