@@ -102,7 +102,7 @@ def test_auto_streams_only_where_it_must(tmp_path: Path) -> None:
     assert load(folder, whole).stream is None
     assert load(folder, whole - 1).stream is not None
     assert load(folder, whole - 1, "resident").stream is None
-    with pytest.raises(ConfigError, match="weights 'often'; accepted: auto, resident, stream"):
+    with pytest.raises(ConfigError, match="weights 'often'; accepted: auto, resident, sparse-ffn, stream"):
         load(folder, None, "often")
 
 
