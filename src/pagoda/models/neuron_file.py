@@ -130,8 +130,8 @@ def _matrices(model: Model, source: TensorSource, layer: int) -> tuple[Tensor | 
 
 def _read(model: Model, source: TensorSource, param: str) -> Tensor:
     names = [name for name in source.names if model.fills_only(name, {param})]
-    for name, tensor, _ in source.stream(names):
-        model.load_tensor(name, tensor)
+    for part in source.stream(names):
+        model.load_tensor(part.name, part.tensor)
     try:
         found = model.take(param)
     except KeyError:

@@ -155,10 +155,11 @@ class Filling:
         lease = self._lease(plan.resident_bytes, f"{model.shape.family}, {model.quantization}, neurons on disk")
         ring = self._footprint.lease("weights", plan.passing_bytes, f"{plan.neuron_slots} neurons of every layer")
         self._total = sum(source.stored_bytes(name) for name in others)
-        largest = max(m.rows * m.cols for m in model.shape.matrices if m.name in plan.streamed) * model.dtype.itemsize
-        passing = source.passing_bytes(others) + model.shape.packing_bytes(model.quantization)
-        with self._staging(max(passing, largest + model.shape.packing_bytes(model.quantization))):
+        with self._staged(others):
             self._load(others)
+        largest = max(m.rows * m.cols for m in model.shape.matrices if m.name in plan.streamed) * model.dtype.itemsize
+        packing = model.shape.packing_bytes(model.quantization)
+        with self._footprint.passing("staging", largest + packing, "what decides which neurons are read"):
             cache = keep_neurons(model, plan)
         self._beside(lease, ring, cache.close, lambda: cache.num_bytes)
         return cache
