@@ -6,19 +6,23 @@ one first, recall of planted facts, and decode speed at batch 1 with the exact m
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.errors import ConfigError
 from ..engine.llm import LLM
 from ..models.load import load_model
+from ..models.prune import KEPT
 from ..models.quantize import Tokens, kl, run
 from ..sampling.params import SamplingParams
 from .quality.recall import RecallCase, recall_case
@@ -64,35 +68,44 @@ def price(
     formats: Sequence[str],
     texts: Tokens,
     *,
+    beside: Sequence[str] = (),
     speed: bool = True,
     memory: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PriceList:
-    """Measures ``formats`` of ``model`` on token ids of ``texts``. Raises ConfigError, ModelError or BudgetError."""
+    """Measures ``formats`` of ``model`` on token ids of ``texts``, and the models ``beside`` that were made of it.
+
+    One with fewer tokens (`pagoda prune --vocab`) is compared with the exact model's choice among those.
+    Raises ConfigError, ModelError or BudgetError.
+    """
     exact: list[Tensor] = []
     prices: list[Price] = []
-    names = [EXACT, *(name for name in formats if name != EXACT)]
+    names = [EXACT, *(name for name in formats if name != EXACT), *beside]
     for done, name in enumerate(names):
-        loaded = load_model(model, quantization=name)
+        is_other = done >= len(names) - len(beside)
+        loaded = load_model(name if is_other else model, quantization=EXACT if is_other else name)
         try:
             decoder = loaded.model._ready()  # type: ignore[union-attr]
-            logits = run(decoder, texts)
+            kept = kept_tokens(Path(name)) if is_other else None
+            read = texts if kept is None else renumbered(texts, kept, name)
+            logits = run(decoder, read)
             exact = exact or logits
+            wanted = exact if kept is None else [rows[:, kept] for rows in exact]
             cases = recall_cases(loaded.tokenizer.encode, loaded.shape.max_position)
             recalled = None if not cases else statistics.fmean(_recalled(decoder, case) for case in cases)
             num_bytes = loaded.model.weight_bytes
             bits = 8 * num_bytes / loaded.shape.num_params
         finally:
             loaded.close()
-        rate = _decode_rates(model, name, memory) if speed else None
+        rate = _decode_rates(model, name, memory, is_other) if speed else None
         prices.append(
             Price(
-                name,
+                Path(name).name if is_other else name,
                 num_bytes,
                 bits,
-                perplexity(texts, logits),
-                kl(exact, logits),
-                agreement(exact, logits),
+                perplexity(read, logits),
+                kl(wanted, logits),
+                agreement(wanted, logits),
                 recalled,
                 rate and rate[1],
                 rate and rate[1] / rate[0],
@@ -101,6 +114,20 @@ def price(
         if progress is not None:
             progress(done + 1, len(names))
     return PriceList(model, sum(map(len, texts)), prices)
+
+
+def kept_tokens(folder: Path) -> list[int] | None:
+    """Ids that the tokens of a cut vocabulary had in the model that it was made of; None for a whole one."""
+    file = folder / KEPT
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def renumbered(texts: Tokens, kept: Sequence[int], name: str) -> list[list[int]]:
+    """The texts by the new ids. Raises ConfigError for a token that was not kept."""
+    new = {old: number for number, old in enumerate(kept)}
+    if any(token not in new for tokens in texts for token in tokens):
+        raise ConfigError(f"{name}: its vocabulary was cut for another text; give --text the one that it was cut for")
+    return [[new[token] for token in tokens] for tokens in texts]
 
 
 def perplexity(texts: Tokens, logits: list[Tensor]) -> float:
@@ -142,9 +169,10 @@ def _recalled(decoder: Any, case: RecallCase) -> float:
     return float((due == torch.tensor(case.answer_ids)).float().mean())
 
 
-def _decode_rates(model: str, name: str, memory: str | None) -> tuple[float, float]:
-    """(exact, this format): tokens per second of one answer, medians of rounds in turn."""
-    with LLM(model, quantization=EXACT, memory=memory) as exact, LLM(model, quantization=name, memory=memory) as llm:
+def _decode_rates(model: str, name: str, memory: str | None, is_other: bool) -> tuple[float, float]:
+    """(exact, this format or other model): tokens per second of one answer, medians of rounds in turn."""
+    this, format = (name, EXACT) if is_other else (model, name)
+    with LLM(model, quantization=EXACT, memory=memory) as exact, LLM(this, quantization=format, memory=memory) as llm:
         rates: tuple[list[float], list[float]] = ([], [])
         for _ in range(ROUNDS):
             for found, engine in zip(rates, (exact, llm), strict=True):

@@ -16,6 +16,7 @@ def weights(
     formats: Annotated[
         str | None, typer.Option(help="Weight formats, separated by semicolons.", show_default="all")
     ] = None,
+    beside: Annotated[str | None, typer.Option(help="Folders that `pagoda prune` made of it, by semicolons.")] = None,
     text: Annotated[Path | None, typer.Option(help="Text to judge on.", show_default="the model's own samples")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of that text.")] = 2048,
     speed: Annotated[bool, typer.Option(help="Measure decode beside the exact model.")] = True,
@@ -31,7 +32,9 @@ def weights(
     from .quantize import calibration_tokens
 
     names = FORMATS.names() if formats is None else [name.strip() for name in formats.split(";")]
-    found = price(model, names, calibration_tokens(model, text, tokens, memory), speed=speed, memory=memory)
+    others = [] if beside is None else [name.strip() for name in beside.split(";")]
+    judged = calibration_tokens(model, text, tokens, memory)
+    found = price(model, names, judged, beside=others, speed=speed, memory=memory)
     if out is not None:
         _write(out, f"weights-{Path(model).name}", found.as_dict(), markdown(found), drawing(found))
     if docs is not None:

@@ -18,7 +18,20 @@ from .. import __version__
 from ._exits import exit_codes
 
 _HERE = Path(__file__).parent
-_ORDER = ("run", "chat", "serve", "models", "plan", "doctor", "quantize", "bundle", "cache", "bench", "calibrate")
+_ORDER = (
+    "run",
+    "chat",
+    "serve",
+    "models",
+    "plan",
+    "doctor",
+    "quantize",
+    "prune",
+    "bundle",
+    "cache",
+    "bench",
+    "calibrate",
+)
 
 
 class LazyCommands(TyperGroup):

@@ -210,6 +210,13 @@ class Model:
         """A parameter that comes ready, whole."""
         self._store.keep(name, weight)
 
+    def pieces(self, name: str) -> tuple[Piece, ...]:
+        """What a checkpoint tensor fills; the head of a tied model fills what its embedding does."""
+        found = self._source(name)
+        if found is None:
+            return ()
+        return (Piece(EMBED),) if found.tied_head else found.pieces
+
     def take(self, name: str) -> Tensor:
         """A plain parameter that has been filled, which the model then no longer has. Raises KeyError."""
         found: Tensor = self._store.weights.pop(name)  # type: ignore[assignment]
