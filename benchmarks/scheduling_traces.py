@@ -180,12 +180,19 @@ def gaps(done: Replayed, args: argparse.Namespace) -> dict[str, float]:
 
 
 def waits(done: Replayed, args: argparse.Namespace) -> dict[str, float]:
-    """Mean seconds, goodput, preemptions."""
+    """Mean seconds, goodput, preemptions. ``steady_goodput``: requests a second whose first token came in five times
+    the promise and that no gap of more than three times the promised mean tore, as Past-Future counts (10 s, 1.5 s).
+    """
+    steady = sum(
+        r.token_at[0] - r.at <= 5 * args.slo_ttft
+        and max((b - a for a, b in pairwise(r.token_at)), default=0.0) <= 3 * args.slo_tpot
+        for r in done.served
+    )
     s = summarize(done.served, Promise(args.slo_ttft, args.slo_tpot))
     return {
         "ttft_mean": s.ttft["mean"], "e2e_mean": s.e2e["mean"], "e2e_p99": s.e2e["p99"],
-        "goodput": s.goodput_per_second, "tokens_per_second": s.output_tokens_per_second,
-        "preemptions": float(done.num_preemptions),
+        "goodput": s.goodput_per_second, "steady_goodput": steady / done.seconds,
+        "tokens_per_second": s.output_tokens_per_second, "preemptions": float(done.num_preemptions),
     }  # fmt: skip
 
 

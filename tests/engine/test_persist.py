@@ -154,3 +154,27 @@ def test_texts_may_be_thousands_of_pages_deep(tmp_path: Path) -> None:
         assert answer(llm, ids)[1] == len(ids) - 8
         llm._built.engine.persistence._keys.clear()
         assert answer(llm, ids + prompt(20, 2))[1] >= len(ids) - 8
+
+
+def test_what_was_preempted_is_read_again_before_its_turn(tiny: Path, tmp_path: Path, oracle: Oracle) -> None:
+    """Its pages are in memory when it is preempted, and leave for others' while it waits."""
+    low, high = prompt(150), [prompt(150, seed) for seed in (1, 2, 3)]
+    with open_tiny(tiny, tmp_path) as llm:
+        block = llm._built.engine.manager.fmt.block_bytes
+    (folder := tmp_path / "kept").mkdir()
+    options = {"kv_memory": 14 * block, "max_model_len": 200, "max_num_seqs": 1, "scheduling": "priority"}
+    with open_tiny(tiny, folder, **options) as llm:
+        engine, intake = llm._built.engine, llm._intake
+        engine.add(intake.request("low", low, GREEDY, priority=1))
+        for _ in range(4):
+            engine.step()
+        assert engine.persistence.settle(10)
+        for number, ids in enumerate(high):
+            engine.add(intake.request(f"high-{number}", ids, GREEDY))
+        answers = {}
+        while engine.has_work:
+            answers |= {out.request_id: out for out in engine.step() if out.finished}
+        assert answers["low"].num_preemptions == 1
+        assert answers["low"].outputs[0].token_ids == oracle(low, 12)
+        assert llm.stats()["disk"]["num_restored"] >= 9  # all full pages of its prompt
+        llm._built.audit()

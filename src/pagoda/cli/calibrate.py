@@ -1,11 +1,13 @@
-"""Look at a model once for the KV policies that need it.
+"""Look at a model once for the KV policies, or teach the scheduling policies, that need it.
 
-pagoda calibrate duo_attention lantern     writes kv-calibration/duo_attention.json beside the model
+pagoda calibrate duo_attention lantern              writes kv-calibration/duo_attention.json beside the model
+pagoda calibrate trail lantern --prompts FILE       writes schedule-calibration/trail.json beside the model
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,12 +21,54 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def calibrate(
-    method: Annotated[str, typer.Argument(help="duo_attention, razor_attention or compresskv.")],
+    method: Annotated[str, typer.Argument(help="duo_attention, razor_attention, compresskv; learning_to_rank, trail.")],
     model: Annotated[str, typer.Argument(help="lantern, a folder, or a Hugging Face id.")],
-    length: Annotated[int, typer.Option(help="Tokens of a synthetic text.")] = 512,
+    length: Annotated[int, typer.Option(help="KV policies: tokens of a synthetic text.")] = 512,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Scheduling policies: what the model is asked, JSON lines or a text a line.")
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Scheduling policies: at most so many of the prompts.", min=20)] = 400,
+    max_tokens: Annotated[int, typer.Option(help="Scheduling policies: answers are cut there.", min=2)] = 512,
+    chat: Annotated[bool, typer.Option(help="Scheduling policies: ask through the chat template.")] = False,
     json: opt.Json = False,
 ) -> None:
-    """Look at a model once for the KV policies that need it."""
+    """Look at a model once for the KV policies, or teach the scheduling policies, that need it."""
+    name, started = method.replace("-", "_"), time.perf_counter()
+    if _is_scheduling(name):
+        if prompts is None:
+            raise ConfigError(f"{name} learns from the model's answers; give --prompts FILE")
+        path, notes = _schedule(name, model, prompts, requests, max_tokens, chat)
+    elif prompts is not None:
+        raise ConfigError(f"{name} reads no prompts; leave --prompts out")
+    else:
+        path, notes = _kv(name, model, length)
+    seconds = time.perf_counter() - started
+    if json:
+        emit_json({"method": name, "path": str(path), "seconds": seconds, **notes})
+        return
+    for key, value in notes.items():
+        print(f"{key.replace('_', ' ')}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}")
+    print(f"{path} ({seconds:.1f} s)")
+
+
+def _is_scheduling(name: str) -> bool:
+    from ..bench.lengths import TRAINERS
+
+    return name in TRAINERS
+
+
+def _schedule(
+    name: str, model: str, prompts: Path, requests: int, max_tokens: int, chat: bool
+) -> tuple[Path, dict[str, object]]:
+    from ..bench.lengths import answer, calibrate, read_prompts
+    from ..schedule.prediction.trained import write_trained
+
+    answers, folder = answer(model, read_prompts(prompts, requests), max_tokens=max_tokens, chat=chat)
+    predictor, notes = calibrate(name, answers)
+    return write_trained(folder, name, predictor, notes), notes
+
+
+def _kv(name: str, model: str, length: int) -> tuple[Path, dict[str, object]]:
     from ..bench.calibration import CALIBRATORS
     from ..bench.quality.tasks.base import World
     from ..engine.calibrations import Calibrations
@@ -32,7 +76,6 @@ def calibrate(
     from ..kernels.dispatch import restricted
     from ..models.load import load_model
 
-    name = method.replace("-", "_")
     run = CALIBRATORS.get(name)
     assert callable(run)
     if length < 128:
@@ -42,13 +85,8 @@ def calibrate(
         reason = why_not_lossy(loaded)
         if reason is not None:
             raise ConfigError(f"{name} cannot run on this model: {reason}")
-        started = time.perf_counter()
         longest = min(length, loaded.shape.max_position)
         found, notes = run(loaded.model, World.make(loaded.tokenizer, longest), loaded.shape)
     path = Calibrations(loaded.path).save(name, found, {"length": longest, **notes})
     loaded.close()
-    seconds = time.perf_counter() - started
-    if json:
-        emit_json({"method": name, "path": str(path), "seconds": seconds, **notes})
-    else:
-        print(f"{path} ({seconds:.1f} s)")
+    return path, notes

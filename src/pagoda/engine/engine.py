@@ -31,6 +31,7 @@ from .calibrations import Calibrations
 from .eviction import Evictor, why_not_lossy
 from .memory import PagedMemory
 from .outputs import RequestOutput
+from .probing import Probing
 from .report import output_of
 from .request import Request, check_prompt_ids
 from .runner import Runner
@@ -103,7 +104,7 @@ class Engine:
             use_prefix=use_prefix, persistence=persistence, nobody_runs=lambda: not self.scheduler.running
         )
         self.scheduler = Scheduler(limits, policy, self._memory, clock)
-        self._runner = Runner(loaded.model, stores)
+        self._runner, self._probing = Runner(loaded.model, stores), Probing(self.scheduler)
         self._evictor = Evictor(self.scheduler, self.counters, Calibrations(loaded.path))
         stores.calibration = self._evictor.calibrations.load
         self._advance = Advance(self.scheduler, self._runner, loaded.tokenizer, clock, self._new_sequence)
@@ -216,6 +217,7 @@ class Engine:
         try:
             self._advance.prepare(plan)
             result = self._runner.run(plan)
+            self._probing.see(result)
             self._advance.commit(result.pieces)
             self._evictor.apply(result)
             self._advance.sample(result)
@@ -296,7 +298,9 @@ class Engine:
         for item in plan.preempted:
             assert isinstance(item, Sequence)
             item.group.num_preemptions += 1
-            self._memory.prefetch(item, self._tokens_per_second)
+            self._memory.prefetch(item, self._tokens_per_second, whole=True)
+        if self.persistence is not None and self.scheduler.waiting:
+            self._memory.prefetch_next(self.scheduler.waiting.head(), self._tokens_per_second)
 
     def _collect(self, groups: list[RequestState]) -> list[RequestOutput]:
         outputs = []

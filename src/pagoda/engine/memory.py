@@ -21,13 +21,29 @@ class PagedMemory:
     ) -> None:
         """``persistence``: the disk behind the prefix cache of the engine's own KV format."""
         self._use_prefix, self._persistence, self._nobody_runs = use_prefix, persistence, nobody_runs
+        self._looked: tuple[int, int] | None = None
 
-    def prefetch(self, sequence: Sequence, tokens_per_second: float) -> None:
+    def prefetch(self, sequence: Sequence, tokens_per_second: float, *, whole: bool = False) -> None:
         """Starts to read what of the sequence's KV is on disk only; it waits its turn until that is there."""
         if self._persistence is not None and self._persistence.keeps(sequence.store.manager) and self._shares(sequence):
             salt = sequence.group.request.salt
             tokens = self._sharable_tokens(sequence)
-            self._persistence.fetch(sequence.seq_id, tokens, salt=salt, tokens_per_second=tokens_per_second)
+            rate = tokens_per_second
+            self._persistence.fetch(sequence.seq_id, tokens, salt=salt, tokens_per_second=rate, whole=whole)
+
+    def prefetch_next(self, item: Item, tokens_per_second: float) -> None:
+        """The item is the next to start: what left memory for the disk while it waited is read before its turn.
+
+        Looks once, and again only when cached pages were given up since.
+        """
+        sequence = _sequence(item)
+        prefix = sequence.store.manager.prefix
+        if self._persistence is None or prefix is None or self._persistence.is_fetching(sequence.seq_id):
+            return
+        looked = sequence.seq_id, prefix.stats.num_evicted_pages
+        if looked != self._looked:
+            self._looked = looked
+            self.prefetch(sequence, tokens_per_second, whole=True)
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence has ended."""

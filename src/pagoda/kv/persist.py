@@ -181,9 +181,12 @@ class Persistence:
 
     # Into the pool --------------------------------------------------------------------------------------------------
 
-    def fetch(self, seq_id: int, tokens: Sequence[int], *, salt: str, tokens_per_second: float) -> None:
+    def fetch(
+        self, seq_id: int, tokens: Sequence[int], *, salt: str, tokens_per_second: float, whole: bool = False
+    ) -> None:
         """Starts to read the pages of these tokens that are on disk and not in memory, where that is expected to take
-        less time than to compute them. ``tokens_per_second`` 0: not known yet.
+        less time than to compute them. ``tokens_per_second`` 0: not known yet. ``whole``: where some are missing
+        all are read, since those in memory may leave it before the rest is there.
         """
         page_size = self._manager.fmt.page_size
         num_pages = (len(tokens) - 1) // page_size
@@ -196,6 +199,8 @@ class Persistence:
             if child is None:
                 break
             node, start = child, start + 1
+        if whole and start < num_pages:
+            node, start = self._prefix.root(salt), 0
         key, pages = self._key_of(node), list[Page]()
         for piece in pieces[start:]:
             parent, key = key, DiskTier.child_key(key, piece)
@@ -237,6 +242,10 @@ class Persistence:
                 fetch.ready.set()
                 if fetch.cancelled:
                     fetch.lease.release()
+
+    def is_fetching(self, seq_id: int) -> bool:
+        """Whether pages for this sequence are being read, or are there and not installed."""
+        return seq_id in self._fetches
 
     def is_pending(self, seq_id: int) -> bool:
         """Whether pages for this sequence are still being read."""

@@ -198,3 +198,31 @@ def test_green_starts_newcomers_together() -> None:
     eager = Machine(parse_scheduling("fcfs"), limits=Limits(64, 16))
     eager.run(jobs)
     assert len(machine.plans) <= len(eager.plans)
+
+
+def test_what_remains_is_what_counts_and_what_is_nearly_done_stays() -> None:
+    policy = parse_scheduling("trail(limit=0.5)")
+    policy.load({"mean": [0.0], "scale": [1.0], "weights": [1.0], "bias": 0.0})
+    long, short = (Stream(i, 10, prompt=range(10)) for i in (1, 2))
+    for item, state in ((long, 5.0), (short, 2.0)):
+        policy.arrived(item)
+        policy.probed(item, [state])
+    assert policy.key(short) < policy.key(long)
+    assert policy.may_preempt(short, long)
+    assert not policy.may_preempt(long, short)
+    long.num_output = 145  # of the 147 that exp(5) - 1 expects: nearly done
+    assert not policy.may_preempt(short, long)
+    policy.preempted(long)
+    assert policy.key(long) < policy.key(short)
+
+
+def test_whom_was_served_least_takes_the_seats_of_a_flood_that_runs() -> None:
+    """The flood's long answers hold all seats; with a queue that is only fair to newcomers the quiet tenant waits."""
+    flood = [Job(0.0, prompt(20), 400, tenant="flood") for _ in range(4)]
+    quiet = [Job(1.0, prompt(20), 5, tenant="quiet")]
+    ends = {}
+    for name in ("vtc", "fastswitch(slack=100, every=0.5)"):
+        machine = Machine(parse_scheduling(name), limits=Limits(64, 4))
+        ends[name] = machine.run([*flood, *quiet])
+        assert len(ends[name]) == 5
+    assert ends["fastswitch(slack=100, every=0.5)"][4] < 2.0 < 4.0 < ends["vtc"][4]

@@ -10,9 +10,9 @@ rank, such as a prefix that was computed meanwhile, is told by ``moved`` and ``i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..item import Item, Scheduled
 
@@ -33,10 +33,14 @@ class Room:
 class SchedulingPolicy(ABC):
     """Orders sequences; smaller ranks run first and are preempted last. The rank is the lane's, then the key.
 
-    ``uses_priority``: whether ``Item.priority`` means anything; the server refuses one that would not.
+    uses_priority    whether ``Item.priority`` means anything; the server refuses one that would not
+    needs_training   whether the engine refuses it for a model without ``pagoda calibrate``; others take what there is
+    wants_hidden     whether ``probed`` is told
     """
 
     uses_priority: ClassVar[bool] = False
+    needs_training: ClassVar[bool] = False
+    wants_hidden: ClassVar[bool] = False
 
     @abstractmethod
     def key(self, item: Item) -> Key:
@@ -92,6 +96,14 @@ class SchedulingPolicy(ABC):
 
     def bind(self, cached_tokens: Callable[[Item], int]) -> None:  # noqa: B027
         """Told once, before anything else: how many of an item's tokens the prefix cache holds now (O(its pages))."""
+
+    def load(self, trained: Mapping[str, Any]) -> None:  # noqa: B027
+        """What ``pagoda calibrate`` found for this policy and the engine's model; before any request. Raises KeyError,
+        TypeError or ValueError for what it did not write.
+        """
+
+    def probed(self, item: Item, hidden: Sequence[float]) -> None:  # noqa: B027
+        """The item's prompt is computed: the mean of its hidden states after the final norm (those not cached)."""
 
     def arrived(self, item: Item) -> None:  # noqa: B027
         """The item is new and is about to wait (told once, before ``lane`` and ``key`` are asked)."""

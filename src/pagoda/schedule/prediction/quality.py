@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 
@@ -17,6 +18,45 @@ def rank_correlation(predicted: Sequence[float], actual: Sequence[float]) -> flo
     covariance = sum((a - mean) * (b - mean) for a, b in zip(x, y, strict=True))
     spread = sum((a - mean) ** 2 for a in x) * sum((b - mean) ** 2 for b in y)
     return float(covariance / spread**0.5) if spread else 0.0
+
+
+def kendall(predicted: Sequence[float], actual: Sequence[float]) -> float:
+    """Kendall's tau-b in [-1, 1]: of pairs that differ on both sides, those in the same order less those that are not,
+    over the geometric mean of the pairs that differ on each; 0.0 where one side is constant.
+
+    Raises ValueError as ``rank_correlation`` does. O(n log n): the discordant pairs are the inversions of a merge sort
+    (Knight 1966).
+    """
+    if len(predicted) != len(actual) or len(actual) < 2:
+        raise ValueError(f"{len(predicted)} predictions for {len(actual)} lengths; give the same number, at least 2")
+    pairs = sorted(zip(predicted, actual, strict=True))
+    total = len(pairs) * (len(pairs) - 1) // 2
+    tied_x, tied_y, tied = _tied(predicted), _tied(actual), _tied(pairs)
+    if total in (tied_x, tied_y):
+        return 0.0
+    _, discordant = _inversions([y for _, y in pairs])
+    agreeing = total - tied_x - tied_y + tied - 2 * discordant
+    return float(agreeing / ((total - tied_x) * (total - tied_y)) ** 0.5)
+
+
+def _tied(values: Sequence[object]) -> int:
+    return sum(n * (n - 1) // 2 for n in Counter(values).values())
+
+
+def _inversions(values: list[float]) -> tuple[list[float], int]:
+    """The values sorted, and how many pairs were the wrong way round."""
+    if len(values) < 2:
+        return values, 0
+    middle = len(values) // 2
+    (left, a), (right, b) = _inversions(values[:middle]), _inversions(values[middle:])
+    merged, count, i = list[float](), a + b, 0
+    for value in right:
+        while i < len(left) and left[i] <= value:
+            merged.append(left[i])
+            i += 1
+        count += len(left) - i
+        merged.append(value)
+    return merged + left[i:], count
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
