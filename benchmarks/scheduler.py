@@ -3,6 +3,9 @@
 64 sequences decode and 2000 wait, of 16 tenants, with 400 beginnings of prompts. Each policy plans the same number of
 steps; the smallest and the median time of ``schedule`` and of ``ended`` (what the policy learns from the step) together
 are shown. With ``--turnover`` a sequence ends and one arrives at every step, so that each step admits one.
+
+With ``--model lantern`` the engine itself decodes and waits so, and the share of its steps that scheduling takes is
+shown.
 """
 
 from __future__ import annotations
@@ -27,11 +30,63 @@ def main() -> None:
     parser.add_argument("--tenants", type=int, default=16)
     parser.add_argument("--turnover", action="store_true", help="one ends and one arrives at every step")
     parser.add_argument("--policy", action="append", help="only this one; may be given several times")
+    parser.add_argument("--model", help="in the engine, with this model: share of a step")
     args = parser.parse_args()
+    if args.model is not None:
+        share_of_steps(args)
+        return
     print(f"{'policy':20} {'least us':>9} {'median us':>10}")
     for name in args.policy or POLICIES.names():
         times = measure(name, args)
         print(f"{name:20} {min(times) * 1e6:9.0f} {median(times) * 1e6:10.0f}")
+
+
+def share_of_steps(args: argparse.Namespace) -> None:
+    """Seconds of ``schedule`` and ``ended`` over seconds of ``step``, processor time of one thread."""
+    from pagoda.bench.replay import ProcessorClock, ReplayEngine
+    from pagoda.bench.traces import Arrival
+
+    clock = ProcessorClock()
+    limits = {"max_num_seqs": args.running, "max_num_batched_tokens": 2048, "num_threads": 1}
+    with ReplayEngine(args.model, clock, memory="2GiB", structured_output=False, **limits) as replay:
+        engine, prompts = replay.engine, replay.with_prompts(Arrival(i, 0.0, 64, 1) for i in range(args.waiting))
+        print(f"{'policy':20} {'step us':>9} {'scheduling us':>14} {'share':>7}")
+        for name in args.policy or POLICIES.names():
+            if parse_scheduling(name).needs_training:
+                continue
+            engine.scheduler.use(parse_scheduling(name))
+            ids = [replay.submit(a, prompt, lambda num, logits: 10) for a, prompt in prompts]
+            ids += [replay.submit(a, prompt, lambda num, logits: 10) for a, prompt in prompts[: args.running]]
+            scheduling, steps = timed_steps(engine, clock, args)
+            print(f"{name:20} {steps * 1e6:9.0f} {scheduling * 1e6:14.0f} {scheduling / steps:7.2%}", flush=True)
+            for request_id in ids:
+                engine.abort(request_id)
+
+
+def timed_steps(engine, clock, args: argparse.Namespace) -> tuple[float, float]:  # type: ignore[no-untyped-def]
+    """Median seconds of scheduling, and of the whole step, once all seats decode."""
+    while any(not s.num_output for s in engine.scheduler.running.values()) or not engine.scheduler.running:
+        engine.step()
+    inside, whole, scheduler = [0.0], [], engine.scheduler
+    parts = []
+
+    def watched(method):  # type: ignore[no-untyped-def]
+        def call(*given):  # type: ignore[no-untyped-def]
+            started = clock.now()
+            result = method(*given)
+            inside[0] += clock.now() - started
+            return result
+
+        return call
+
+    scheduler.schedule, scheduler.ended = watched(scheduler.schedule), watched(scheduler.ended)
+    for _ in range(args.steps):
+        inside[0], started = 0.0, clock.now()
+        engine.step()
+        whole.append(clock.now() - started)
+        parts.append(inside[0])
+    del scheduler.schedule, scheduler.ended
+    return median(parts), median(whole)
 
 
 def measure(name: str, args: argparse.Namespace) -> list[float]:

@@ -1,6 +1,6 @@
 """Scheduling policies on the real engine, A against B in turn: ``python -m benchmarks.scheduling_traces CASE``.
 
-A piece of a trace is replayed in this process on the wall clock, under one policy and then under the other, on the same
+A piece of a trace is replayed in this process, under one policy and then under the other, on the same
 engine (weights, pool, machine), ``--rounds`` times; every round takes another piece of the trace and the other policy
 first. Answers have the trace's lengths and nobody knows them beforehand (see ``pagoda.bench.replay``).
 
@@ -75,6 +75,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--first", type=int, default=0, help="number of the first round")
     parser.add_argument("--policy", action="append", help="instead of the case's own; may be given several times")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: one thread's, where others work too"
+    )
+    parser.add_argument("--seats", type=int, default=None, help="sequences that run at once")
     parser.add_argument("--kv", default=None, help="bytes of KV, for example 16MiB")
     parser.add_argument("--slo-ttft", type=float, default=2.0)
     parser.add_argument("--slo-tpot", type=float, default=0.1)
@@ -84,11 +88,15 @@ def arguments() -> argparse.Namespace:
 
 def measured(case: Case, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each round and policy."""
-    from pagoda.bench.replay import ReplayEngine
+    from pagoda.bench.replay import ProcessorClock, ReplayEngine
 
     options = {"memory": "2GiB", "structured_output": False} | case.options
     if args.kv is not None:
         options["kv_memory"] = args.kv
+    if args.seats is not None:
+        options["max_num_seqs"] = args.seats
+    if args.clock == "cpu":
+        options |= {"clock": ProcessorClock(), "num_threads": 1}
     names = list(args.policy or case.policies)
     with ReplayEngine(args.model, **options) as engine:
         warm_up(engine)

@@ -1,4 +1,4 @@
-"""Arrivals through the real engine in this process, on the wall clock: no server and no socket between.
+"""Arrivals through the real engine in this process: no server and no socket between.
 
 Answers have the lengths of the trace, and nobody is told them beforehand: each ends where a teacher says the end token
 (`Request.teacher`), so a policy that predicts lengths must have learned them. One engine serves all policies in
@@ -13,17 +13,33 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..core.clock import Clock
 from ..core.errors import PagodaError
 from ..engine.build import build
 from ..engine.config import EngineConfig
 from ..engine.intake import Intake
 from ..engine.outputs import RequestOutput
-from ..plan.simulator.sequence import Served
+from ..plan.simulator.replica import Served
 from ..sampling.params import SamplingParams
 from ..schedule.policies.base import SchedulingPolicy
 from .traces import Arrival
 
 GREEDY = SamplingParams(temperature=0)
+
+
+class ProcessorClock:
+    """Seconds that the calling thread kept a processor busy; sleeping skips. On a machine that others use too it goes
+    on only while we work: with an engine of one thread, the load is what an idle machine would have had.
+    """
+
+    def __init__(self) -> None:
+        self._skipped = 0.0
+
+    def now(self) -> float:
+        return time.thread_time() + self._skipped
+
+    def sleep(self, seconds: float) -> None:
+        self._skipped += max(0.0, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +57,10 @@ class Replayed:
 
 
 class ReplayEngine:
-    """``options`` as for ``LLM``. Close it, or use it as a context manager."""
+    """``options`` as for ``LLM``; all times are of ``clock``. Close it, or use it as a context manager."""
 
-    def __init__(self, model: str, **options: object) -> None:
-        self.built = build(EngineConfig(model, **options))  # type: ignore[arg-type]
+    def __init__(self, model: str, clock: Clock | None = None, **options: object) -> None:
+        self.built = build(EngineConfig(model, **options), clock)  # type: ignore[arg-type]
         self.engine, self._intake = self.built.engine, Intake(self.built)
         self._end = min(self.built.loaded.eos_ids)
         self._count = 0
@@ -94,10 +110,11 @@ class _Run:
         self.records: dict[str, Served] = {}
         self.admitted_at: dict[str, float] = {}
         self.waiting: list[tuple[float, frozenset[str]]] = []
-        self._started, self._clock_started = time.perf_counter(), engine.engine.clock.now()
+        self._clock = engine.engine.clock
+        self._started = self._clock.now()
 
     def now(self) -> float:
-        return time.perf_counter() - self._started
+        return self._clock.now() - self._started
 
     def drive(self) -> None:
         engine = self._engine.engine
@@ -105,7 +122,7 @@ class _Run:
             while self._coming and self._coming[-1][0].at <= self.now():
                 self._arrive(*self._coming.pop())
             if not engine.has_work:
-                time.sleep(max(0.0, self._coming[-1][0].at - self.now()))
+                self._clock.sleep(self._coming[-1][0].at - self.now())
                 continue
             self.waiting.append((self.now(), frozenset(item.tenant for item in engine.scheduler.waiting)))
             for output in engine.step():
@@ -128,4 +145,4 @@ class _Run:
         record = self.records[output.request_id]
         record.num_cached, record.num_preemptions = output.usage.cached_tokens, output.num_preemptions
         assert output.timing.first_scheduled is not None
-        self.admitted_at[output.request_id] = output.timing.first_scheduled - self._clock_started
+        self.admitted_at[output.request_id] = output.timing.first_scheduled - self._started
