@@ -6,13 +6,11 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..budget import Ledger, MachineProbe, heap_bytes, reconcile, trim_heap
 from ..budget.ledger import SPARE, Lease
 from ..core.clock import Clock, SystemClock
-from ..core.errors import ConfigError, ModelError
 from ..core.types import Granularity
 from ..kv.grammar import parse_policy
 from ..kv.pages import PagePool
@@ -23,9 +21,7 @@ from ..models.load import Loaded, load_model
 from ..plan.accounts import STAGING_BYTES
 from ..sampling.grammar import GrammarCompiler
 from ..sampling.scratch import grammar_bytes
-from ..schedule.policies import POLICIES, parse_scheduling
-from ..schedule.policies.base import SchedulingPolicy
-from ..schedule.prediction.trained import read_trained
+from ..schedule.policies import parse_scheduling
 from ..schedule.scheduler import Limits
 from .config import EngineConfig
 from .engine import Engine
@@ -33,6 +29,7 @@ from .ground import Ground
 from .keeping import open_persistence, open_tier
 from .picture import held_bytes, pages_by_granularity, picture_of
 from .profile import Profile, profile_of
+from .scheduling import policy_for
 from .shadow import Shadows
 from .sizing import Sizes, fit, weight_room
 
@@ -165,25 +162,6 @@ def _grammars(loaded: Loaded, config: EngineConfig) -> GrammarCompiler:
     )
 
 
-def _train(policy: SchedulingPolicy, model_folder: Path) -> None:
-    """Gives the policy what was calibrated for it. Raises ConfigError where it cannot do without."""
-    (name,) = (name for name in POLICIES.names() if POLICIES.get(name) is type(policy))
-    trained = read_trained(model_folder, name)
-    if trained is None:
-        if policy.needs_training:
-            raise ConfigError(
-                f"scheduling={name!r} was not trained for this model; run: pagoda calibrate {name} {model_folder} "
-                "--prompts FILE"
-            )
-        return
-    try:
-        policy.load(trained)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{model_folder} holds a predictor for {name} that is damaged ({error}); run pagoda calibrate again"
-        ) from error
-
-
 def build(config: EngineConfig, clock: Clock | None = None) -> Built:
     """Raises ConfigError, ModelError or BudgetError; what was leased until then is given back with the ledger."""
     started = time.perf_counter()
@@ -220,7 +198,7 @@ def _build(config: EngineConfig, ground: Ground, clock: Clock | None, started: f
         progress=config.progress,
     )
     weights_read = time.perf_counter()
-    _train(scheduling, loaded.path)
+    scheduling = policy_for(config.scheduling, loaded.path)
     grammars = _grammars(loaded, config)
     if config.structured_output and not on_cuda:  # the trie is the host's; a device's ledger does not count that
         num_bytes = grammar_bytes(loaded.tokenizer.vocab_size)
@@ -270,7 +248,7 @@ def _build(config: EngineConfig, ground: Ground, clock: Clock | None, started: f
         loaded,
         stores,
         limits=limits,
-        policy=parse_scheduling(config.scheduling),
+        policy=scheduling,
         max_model_len=sizes.max_model_len,
         clock=clock,
         use_prefix=config.enable_prefix_caching,

@@ -4,8 +4,8 @@
 
 by least squares over the steps so far, older ones fading. A job's *work* is the time that it takes from the others: its
 prompt tokens, and for every token of its answer its own cost and its share of ``base`` among those that decode
-together. On a CPU 3 prompt tokens may cost as much as a token of an answer, on an A100 20: an order by work that takes
-one for the other is not shortest first.
+together. On one machine 3 prompt tokens cost as much as a token of an answer, on another 20: an order by work that
+takes one for the other is not shortest first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MIN_STEPS = 32
 class StepCosts:
     """``prompt`` and ``token``: seconds that are assumed until ``MIN_STEPS`` steps were seen."""
 
-    def __init__(self, prompt: float = 0.001, token: float = 0.05) -> None:
+    def __init__(self, prompt: float = 0.001, token: float = 0.008) -> None:
         self.prompt, self.token, self._num_steps = prompt, token, 0
         self._products = [[0.0] * 3 for _ in range(3)]  # of (1, n, m)
         self._seconds = [0.0] * 3
