@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from pagoda.kv.manager import KVManager
 from pagoda.kv.pages import PagePool
 from pagoda.kv.prefix import PrefixCache
 from pagoda.kv.storage import PageStorage
-from pagoda.kv.view import StepView
+from pagoda.kv.view import StepView, StepViews
 
 FMT = KVFormat(num_layers=3, num_kv_heads=2, k_dim=8, v_dim=8, page_size=4, dtype="float32")
 S, L, H = Granularity.SEQUENCE, Granularity.LAYER, Granularity.HEAD
@@ -164,3 +166,51 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     for bad in ((q[:1], k, k), (q, k[:1], k), (q, k, k[..., :4])):
         with pytest.raises(AssertionError, match="for KVFormat"):
             view.attend(0, *bad, scale=1.0)
+
+
+def test_an_index_carried_on_equals_a_new_one() -> None:
+    """Decode steps with everything between them that changes a table: growth, forks, copies, shared pages, evictions,
+    rollbacks, other sequences."""
+    pair, random = Pair(num_blocks=3000), Random(3)
+    manager, views, live, idle, new_id = pair.manager, StepViews(pair.storage), [0, 1], [], 2
+    for seq_id in live:
+        manager.admit(seq_id, [7])
+        assert manager.reserve(seq_id, 5)
+        manager.commit(seq_id, [7] * 5)
+    carried = 0
+    for _ in range(400):
+        move = random.random()
+        if move < 0.04 and len(live) < 6:
+            manager.fork(random.choice(live), new_id)
+            random.choice([live, idle]).append(new_id)  # an idle one makes the other copy its last page
+            new_id += 1
+        elif move < 0.08 and len(live) > 2:
+            manager.release(live.pop(random.randrange(len(live))))
+        elif move < 0.12:
+            table = manager.table(seq_id := random.choice(live))
+            if table.num_tokens - 2 >= max(1, table.kept_at):
+                manager.truncate(seq_id, table.num_tokens - 2)
+        elif move < 0.14:
+            manager.keep(seq_id := random.choice(live), None, None, range(manager.table(seq_id).length(0, 0) - 1))
+        elif move < 0.18:
+            seq_id = random.choice(live)
+            assert manager.reserve(seq_id, 3)
+            manager.commit(seq_id, [7] * 3)
+        for seq_id in live:
+            assert manager.reserve(seq_id, 1)
+        tables, before = [manager.table(seq_id) for seq_id in live], views._index
+        view, fresh = views.view(tables, [1] * len(live)), StepView(pair.storage, tables, [1] * len(live))
+        carried += view._index is before
+        for got, want in zip(_arrays(view), _arrays(fresh), strict=True):
+            width = min(got.shape[-1], want.shape[-1])  # of rows: one may have room for more pages
+            assert torch.equal(got[..., :width], want[..., :width])
+            assert not got[..., width:].any()
+        for seq_id in live:
+            manager.commit(seq_id, [random.choice([7, 7, 7, 8])])
+    assert carried > 200
+
+
+def _arrays(view: StepView) -> list[torch.Tensor]:
+    arrays = view.arrays()
+    assert arrays is not None
+    return [arrays.rows, arrays.row_of, arrays.offset, arrays.kv_lens, arrays.q_starts, arrays.page_ids, arrays.slots]

@@ -68,6 +68,8 @@ class Evictor:
 
     def apply(self, result: StepResult) -> None:
         """Show each policy what the step brought, and let those act whose time has come."""
+        if result.plain:
+            return
         for piece in result.pieces:
             if piece.sequence.policy.selection is not None and piece.start >= piece.sequence.prompt_len:
                 self._count(piece.sequence.policy_state)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..kv.mixed_view import MixedView
 from ..kv.policies.base import Need
 from ..kv.stores import Store, Stores
-from ..kv.view import StepView
+from ..kv.view import StepView, StepViews
 from ..kv.window_view import WindowView
 from ..schedule.item import Plan
 from .selection import PageChooser
@@ -35,7 +35,7 @@ class Piece:
     @property
     def completes(self) -> bool:
         """Whether the sequence's newest token is in this piece, so that the next one can be sampled."""
-        return self.start + self.num_tokens == self.sequence.num_tokens
+        return self.start + self.num_tokens == len(self.sequence.tokens)
 
 
 @dataclass(slots=True)
@@ -48,6 +48,7 @@ class StepResult:
     hidden: Tensor
     view: StepView | WindowView | MixedView
     tap: QueryTap
+    plain: bool = False  # no policy has anything to see or do
 
     def drop(self, sequence: Sequence) -> None:
         """The sequence lost its pages after all: it is not sampled in this step."""
@@ -91,6 +92,7 @@ class Runner:
 
     def __init__(self, model: Model, stores: Stores) -> None:
         self.model, self._stores = model, stores
+        self._views: dict[Store, StepViews] = {}
 
     def run(self, plan: Plan) -> StepResult:
         """One forward pass. KV of the plan's tokens is written; nothing is committed yet."""
@@ -99,16 +101,28 @@ class Runner:
             store.run_copies()
         tokens, positions = _token_arrays(pieces)
         device = self.model.device
-        tap = QueryTap(pieces, device)
-        view = _view(pieces, tap)
+        plain = all(piece.sequence.plain for piece in pieces)
+        tap = QueryTap([] if plain else pieces, device)
+        view = self._plain_view(pieces) if plain else _view(pieces, tap)
         hidden = self.model.forward(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), view)
         done = [piece for piece in pieces if piece.completes and piece.sequence.group.request.pooling is None]
         logits = self.logits(hidden, [piece.first_row + piece.num_tokens - 1 for piece in done])
-        return StepResult(pieces, [piece.sequence for piece in done], logits, hidden, view, tap)
+        return StepResult(pieces, [piece.sequence for piece in done], logits, hidden, view, tap, plain)
+
+    def _plain_view(self, pieces: list[Piece]) -> StepView | MixedView:
+        """As ``_view`` for sequences whose policies want nothing, with what is left of the last step's index."""
+        store = pieces[0].sequence.store
+        if any(piece.sequence.store is not store for piece in pieces):
+            return _view(pieces, QueryTap([], self.model.device))  # type: ignore[return-value]
+        if store not in self._views:
+            self._views[store] = StepViews(store.storage)
+        table = store.manager.table
+        tables = [table(piece.sequence.seq_id) for piece in pieces]
+        return self._views[store].view(tables, [piece.num_tokens for piece in pieces])
 
     def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
         """float32 [len(rows), vocab] of these rows of the hidden states [T, hidden_size]."""
-        if len(rows) == hidden.shape[0]:
+        if len(rows) == hidden.shape[0]:  # each its own: they are in order
             return self.model.logits(hidden)
         return self.model.logits(hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)])
 
@@ -166,6 +180,9 @@ def _pieces(plan: Plan) -> list[Piece]:
 def _token_arrays(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and positions of the batch, int64 [T] each. A token's position is its index, whatever was evicted."""
     num_tokens = sum(piece.num_tokens for piece in pieces)
+    if num_tokens == len(pieces):
+        tokens = np.array([piece.sequence.tokens[piece.start] for piece in pieces], np.int64)
+        return tokens, np.array([piece.start for piece in pieces], np.int64)
     tokens, positions = np.empty(num_tokens, np.int64), np.empty(num_tokens, np.int64)
     for piece in pieces:
         row, end = piece.first_row, piece.start + piece.num_tokens

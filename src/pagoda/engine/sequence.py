@@ -30,7 +30,7 @@ class Sequence:
 
     __slots__ = (
         "cumulative_logprob", "finish_reason", "granularity", "group", "index", "logprobs", "num_computed",
-        "num_shown", "policy_state", "sample_state", "seq_id", "stop_reason", "store", "text", "token_at",
+        "num_shown", "plain", "policy_state", "sample_state", "seq_id", "stop_reason", "store", "text", "token_at",
         "tokens",
     )  # fmt: skip
 
@@ -39,6 +39,7 @@ class Sequence:
         self.store = group.store
         self.tokens: list[int] = list(group.request.prompt_ids)
         self.num_computed = 0
+        self.plain = not group.request.policy.remembers  # all KV stays and is read: no step asks its policy anything
         self.policy_state = group.new_policy_state()
         self.sample_state: SampleState
         self.text: TextStream
@@ -67,6 +68,8 @@ class Sequence:
     def chunk_end(self) -> int:
         """No chunk reaches past the next act of the policy, also when all of it is recomputed."""
         end = len(self.tokens)
+        if self.plain:
+            return end
         if self.policy.selection is not None:  # what was read depends on the query: tokens are replayed one by one
             end = self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
         act = self.policy.next_act(self.num_computed, self.prompt_len)
@@ -148,8 +151,12 @@ class RequestState:
     @property
     def held_bytes(self) -> int:
         """KV bytes of all its sequences, raw tokens beside encoded pages among them; shared pages count for each."""
-        held = [s for s in self.live if s.num_computed]
-        return sum(self.store.manager.held_bytes(s.seq_id) + s.policy_state.tail_bytes for s in held)
+        held = 0
+        for sequence in self.sequences:
+            if sequence.num_computed and sequence.finish_reason is None:
+                held += self.store.manager.held_bytes(sequence.seq_id)
+                held += 0 if sequence.plain else sequence.policy_state.tail_bytes
+        return held
 
     @property
     def live(self) -> list[Sequence]:

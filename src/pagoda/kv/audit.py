@@ -106,6 +106,8 @@ def audit_table(seq_id: int, table: PageTable) -> None:
         raise AssertionError(f"{name}, row {row}: {table.lens[row]} slots in {table.counts[row]} pages")
     room = int((table.counts * page_size - table.lens).min())
     assert table.room == room, f"{name} has room for {room} slots, but counts {table.room}"
+    pages = int(table.counts.sum()) * table.run
+    assert table.num_pages == pages, f"{name} holds {pages} pages, but counts {table.num_pages}"
     beyond = np.arange(table.bases.shape[1]) >= table.counts[:, None]
     assert not table.bases[beyond].any(), f"{name} has ids beyond its {table.counts.tolist()} pages"
     if table.pristine:

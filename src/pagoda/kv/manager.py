@@ -153,7 +153,7 @@ class KVManager:
         if num_missing:
             table.append(missing, runs[:num_missing])
         if shared.any():
-            table.bases[rows[shared], columns[shared]] = runs[num_missing:]
+            table.rebase(rows[shared], columns[shared], runs[num_missing:])
             self._copy(open_runs[shared], runs[num_missing:], run)
             self.pool.unref_runs(open_runs[shared], run)
         table.tail_owned = True
@@ -210,7 +210,7 @@ class KVManager:
             same = expand_runs(entry.runs, entry.run, table.run)
             self.pool.ref_runs(same, table.run)
             self.pool.unref_runs(runs, table.run)
-            table.bases[:, column] = same
+            table.rebase(slice(None), column, same)
         if entry is None:
             self._leave(sequence)
             return
@@ -325,7 +325,7 @@ class KVManager:
         for plan in plans:
             mine = slice(first, first + plan.num_dirty)
             parts.append(plan.moves(table, target[mine], bool(plan.num_dirty and shared[first])))
-            table.bases[plan.row, plan.dirty] = target[mine]
+            table.rebase(plan.row, plan.dirty, target[mine])
             lens[plan.row] = len(plan.slots)
             first += plan.num_dirty
         self._num_dropped += int((table.lens - lens).sum()) * table.run

@@ -37,8 +37,8 @@ class PageTable:
     """The rows of one sequence. Knows nothing of reference counts: the manager keeps those."""
 
     __slots__ = (
-        "bases", "counts", "fmt", "granularity", "kept_at", "lens", "num_rows", "num_tokens", "pristine",
-        "room", "run", "tail_owned",
+        "bases", "counts", "edits", "fmt", "granularity", "kept_at", "lens", "num_pages", "num_rows", "num_tokens",
+        "pristine", "room", "run", "tail_owned",
     )  # fmt: skip
 
     def __init__(self, fmt: KVFormat, granularity: Granularity) -> None:
@@ -51,6 +51,8 @@ class PageTable:
         self.kept_at = 0  # num_tokens when slots were last evicted: no rollback beyond
         self.pristine = True  # slot == position in every row
         self.room = 0  # slots that every row can still take without another run
+        self.num_pages = 0  # pages held, shared ones included
+        self.edits = 0  # changes of anything but by ``advance``: who remembers rows looks at it
         self.tail_owned = True  # nobody else reads the page that the next slot goes to
 
     # Reading --------------------------------------------------------------------------------------------------------
@@ -81,11 +83,6 @@ class PageTable:
     def pages(self) -> Int32s:
         """Ids of all pages held."""
         return expand_runs(self.runs(), self.run, 1)
-
-    @property
-    def num_pages(self) -> int:
-        """Pages held, shared ones included."""
-        return int(self.counts.sum()) * self.run
 
     def missing_runs(self, num_tokens: int) -> Int32s:
         """Runs to append to each row for ``num_tokens`` more slots."""
@@ -162,10 +159,18 @@ class PageTable:
         self.bases = wide.reshape(-1, self.bases.shape[1])
         self.counts, self.lens = np.repeat(self.counts, self.run), np.repeat(self.lens, self.run)
         self.granularity, self.num_rows, self.run = Granularity.HEAD, len(self.bases), 1
+        self.edits += 1
+
+    def rebase(self, rows: object, columns: object, runs: Int32s) -> None:
+        """Other runs in these cells (rows and columns as numpy indexes take them)."""
+        self.bases[rows, columns] = runs  # type: ignore[index]
+        self.edits += 1
 
     def measure(self) -> None:
-        """Recounts ``room``."""
+        """Recounts ``room`` and ``num_pages``."""
         self.room = int((self.counts * np.int32(self.fmt.page_size) - self.lens).min())
+        self.num_pages = int(self.counts.sum()) * self.run
+        self.edits += 1
 
     def _held(self, width: int) -> npt.NDArray[np.bool_]:
         held: npt.NDArray[np.bool_] = np.arange(width) < self.counts[:, None]

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
+from operator import is_
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.types import Granularity, KVFormat
 from ..kernels.ops import LayerTable, kv_write, paged_attention
 from ..kernels.step import StepArrays
-from .pages import Int32s
+from .step_index import StepIndex
 from .storage import PageStorage
 from .table import PageTable
 
@@ -40,6 +40,7 @@ class StepView:
                      ``prob_sums[layer][s]`` float32 [H, slots], over the chunk's queries and the heads of the group.
                      They are attended apart from the others, who keep the fast way.
     tap              sees ``(layer, q, options)`` of every layer: how KV policies come to the queries.
+    index            of these tables and lengths, where somebody has it already (`StepViews`).
     choosers         sequence (by index) of one token -> who says, with ``choose(layer, q [Hq, Dk], scale)``, what
                      it reads: page ids int32 [H, K] and slots int32 [H], all pages but the last full.
     """
@@ -53,6 +54,7 @@ class StepView:
         collect_probs: bool | Iterable[int] = False,
         tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
         choosers: Mapping[int, Chooser] | None = None,
+        index: StepIndex | None = None,
     ) -> None:
         assert len(tables) == len(q_lens)
         for table, num in zip(tables, q_lens, strict=True):
@@ -61,11 +63,12 @@ class StepView:
         self._fmt, self._pages, self._layout = storage.fmt, storage.pages, storage.layout
         self.num_tokens, self._tap = sum(q_lens), tap
         self.prob_sums: dict[int, dict[int, Tensor]] = {}
-        self._index = index = _StepIndex(self._fmt, tables, q_lens)
-        page_ids, slots = index.writes()
-        self._page_ids, self._slots = (torch.from_numpy(x).to(storage.device) for x in (page_ids, slots))
-        everybody = set(range(len(tables)))
-        self._watched = everybody if collect_probs is True else everybody.intersection(collect_probs or ())
+        self._index = index = index or StepIndex(self._fmt, tables, q_lens)
+        self._page_ids, self._slots = (x.to(storage.device) for x in index.writes)
+        self._watched: set[int] = set()
+        if collect_probs:
+            everybody = set(range(len(tables)))
+            self._watched = everybody if collect_probs is True else everybody.intersection(collect_probs)
         self._choosers = choosers or {}
         assert not self._watched & set(self._choosers), "probability sums of pages that were not read"
 
@@ -76,12 +79,7 @@ class StepView:
         if self._watched or self._choosers or self._tap is not None or self._pages.device.type != "cpu":
             return None
         index = self._index
-        rows, row_of, offset, kv_lens, starts = (
-            torch.from_numpy(np.ascontiguousarray(x))
-            for x in (index.rows, index.row_of, index.offset, index.kv_lens, index.starts)
-        )
-        page_ids, slots = self._page_ids.contiguous(), self._slots.contiguous()  # numpy may index into any order
-        return StepArrays(self._pages, self._layout, rows, row_of, offset, kv_lens, starts, page_ids, slots)
+        return StepArrays(self._pages, self._layout, *index.tensors, self._page_ids, self._slots)
 
     @cached_property
     def _parts(self) -> list[_Part]:
@@ -178,88 +176,35 @@ class StepView:
         )
 
 
-class _StepIndex:
-    """Where everything lies, in numpy. ``L1`` is 1 where all layers are alike but for an offset, else L::
+class StepViews:
+    """The views of one store's steps. One of the same sequences as the last, one token each, goes on with its index.
 
-    rows     [L1, R, W]   run bases
-    row_of   [S, H]       rows of the (sequence, head)
-    offset   [L, S, H]    added to the run bases
-    kv_lens  [L1, S, H]   slots once the step's tokens are written
-    starts   [S + 1]      first token of each sequence
+    A view is valid until the next one is asked for.
     """
 
-    def __init__(self, fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[int]) -> None:
-        self.fmt, self.q_lens = fmt, np.array(q_lens, np.int32)
-        self.starts = np.zeros(len(tables) + 1, np.int32)
-        np.cumsum(self.q_lens, out=self.starts[1:])
-        if all(table.granularity is Granularity.SEQUENCE for table in tables):
-            self.row_of, self.offset = _whole_rows(fmt, len(tables))
-            self.kv_lens = self._lengths(tables, 1)
-            self.rows = self._stack(tables, 1, range(len(tables) + 1))
-            return
-        grains = [table.granularity for table in tables]
-        coarse = np.array([grain is Granularity.SEQUENCE for grain in grains])[:, None]
-        fine = np.array([grain is Granularity.HEAD for grain in grains])[:, None]
-        heads, layers = np.arange(fmt.num_kv_heads), np.arange(fmt.num_layers)[:, None, None]
-        firsts = np.concatenate([[0], np.cumsum(np.where(fine[:, 0], fmt.num_kv_heads, 1))])
-        self.row_of = (firsts[:-1, None] + fine * heads).astype(np.int32)
-        self.offset = (~fine * heads + coarse * fmt.num_kv_heads * layers).astype(np.int32)
-        num_layers = 1 if coarse.all() else fmt.num_layers
-        self.kv_lens = self._lengths(tables, num_layers)
-        self.rows = self._stack(tables, num_layers, firsts.tolist())
+    def __init__(self, storage: PageStorage) -> None:
+        self._storage = storage
+        self._tables: list[PageTable] = []  # of the last step, if every one of its sequences brought one token
+        self._index: StepIndex | None = None
 
-    def _lengths(self, tables: Sequence[PageTable], num_layers: int) -> Int32s:
-        lens: Int32s = np.empty((num_layers, len(tables), self.fmt.num_kv_heads), np.int32)
-        for s, table in enumerate(tables):
-            lens[:, s] = table.lens if table.num_rows == 1 else table.lens.reshape(num_layers, -1)
-        lens += self.q_lens[:, None]
-        return lens
-
-    def _stack(self, tables: Sequence[PageTable], num_layers: int, firsts: Sequence[int]) -> Int32s:
-        width = max(1, self.fmt.blocks_for(int(self.kv_lens.max())))
-        rows: Int32s = np.zeros((num_layers, firsts[-1], width), np.int32)
-        for first, last, table in zip(firsts[:-1], firsts[1:], tables, strict=True):
-            bases = table.bases[:, :width]
-            rows[:, first:last, : bases.shape[1]] = (
-                bases if table.num_rows == 1 else bases.reshape(num_layers, last - first, -1)
-            )
-        return rows
-
-    def writes(self) -> tuple[Int32s, Int32s]:
-        """page_ids and slots [L1, T, H] of the step's tokens (with L1 == 1 the ids of layer 0)."""
-        if len(self.kv_lens) == 1 and len(self.q_lens) == self.starts[-1]:
-            return self._decode_writes()
-        owner = np.repeat(np.arange(len(self.q_lens)), self.q_lens)  # [T] sequence of each token
-        from_end = np.arange(len(owner)) - self.starts[1:][owner]  # -n … -1 within a chunk of n
-        at = self.kv_lens[:, owner] + from_end.astype(np.int32)[:, None]
-        column, slots = np.divmod(at, np.int32(self.fmt.page_size))
-        layers = np.arange(len(at))[:, None, None]
-        page_ids: Int32s = self.rows[layers, self.row_of[owner], column]
-        page_ids += self.offset[: len(at), owner]
-        return page_ids, slots
-
-    def _decode_writes(self) -> tuple[Int32s, Int32s]:
-        """``writes`` where every sequence brings one token and the layers are alike."""
-        column, slots = np.divmod(self.kv_lens[0] - np.int32(1), np.int32(self.fmt.page_size))
-        page_ids: Int32s = self.rows[0, self.row_of, column]
-        page_ids += self.offset[0]
-        return page_ids[None], slots[None]
-
-
-@lru_cache(maxsize=256)
-def _whole_rows(fmt: KVFormat, num_seqs: int) -> tuple[Int32s, Int32s]:
-    """row_of and offset where every table has one row for all layers and heads; nobody writes into them."""
-    heads, layers = np.arange(fmt.num_kv_heads), np.arange(fmt.num_layers)[:, None, None]
-    row_of = np.repeat(np.arange(num_seqs, dtype=np.int32)[:, None], fmt.num_kv_heads, axis=1)
-    offset = np.empty((fmt.num_layers, num_seqs, fmt.num_kv_heads), np.int32)
-    offset[:] = heads + fmt.num_kv_heads * layers
-    return row_of, offset
+    def view(
+        self, tables: list[PageTable], q_lens: Sequence[int], *, choosers: Mapping[int, Chooser] | None = None
+    ) -> StepView:
+        """As ``StepView`` of these, where nobody looks at queries or probabilities."""
+        index, self._index = self._index, None
+        if len(q_lens) != sum(q_lens):
+            return StepView(self._storage, tables, q_lens, choosers=choosers)
+        alike = len(tables) == len(self._tables) and all(map(is_, tables, self._tables))
+        if index is None or not alike or not index.follow(tables):
+            index = StepIndex(self._storage.fmt, tables, q_lens)
+        self._index, self._tables = index, tables
+        return StepView(self._storage, tables, q_lens, choosers=choosers, index=index)
 
 
 class _Part:
     """Sequences of the batch that are attended in one call. ``tokens``: which of the step's are theirs (None: all)."""
 
-    def __init__(self, index: _StepIndex, rows: Tensor, members: list[int], probs: bool) -> None:
+    def __init__(self, index: StepIndex, rows: Tensor, members: list[int], probs: bool) -> None:
         self.members, self.probs = members, probs
         q_lens = index.q_lens[members]
         q_starts = np.concatenate([[0], np.cumsum(q_lens)]).astype(np.int32)

@@ -17,15 +17,10 @@ from .masks import forbid_outside
 from .state import SampleState
 
 
-def is_edited(state: SampleState) -> bool:
-    """Whether this row's logits are changed before temperature."""
-    params = state.params
-    changed = bool(params.logit_bias) or params.has_penalties or state.grammar is not None
-    return changed or state.forbids_ending or state.forced is not None
-
-
 def apply_edits(logits: Tensor, states: Sequence[SampleState]) -> None:
     """Changes logits [N, V] float32 in place, row i as states[i] says."""
+    if not any(state.is_edited for state in states):
+        return
     _add_bias(logits, states)
     _forbid_ends(logits, states)
     _penalize(logits, states)

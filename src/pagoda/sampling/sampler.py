@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .chain import NO_TOKEN, choose
-from .edits import apply_edits, is_edited
+from .edits import apply_edits
 from .logprobs import token_logprobs
 from .state import SampleState
 
@@ -73,7 +73,7 @@ class Sampler:
             return None
         if len(rows) < len(states):
             return logits[torch.tensor(rows, device=logits.device)]
-        return logits.clone() if any(is_edited(states[row]) for row in rows) else logits
+        return logits.clone() if any(states[row].is_edited for row in rows) else logits
 
     @staticmethod
     def _sampled(token_id: int, state: SampleState) -> Sampled:

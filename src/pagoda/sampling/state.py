@@ -19,7 +19,7 @@ class SampleState:
     ``grammar`` is the compiled form of ``params.structured``.
     """
 
-    __slots__ = ("_closing", "_tally", "end_ids", "grammar", "index", "num_output", "params", "seed")
+    __slots__ = ("_closing", "_plain", "_tally", "end_ids", "grammar", "index", "num_output", "params", "seed")
 
     def __init__(
         self,
@@ -41,6 +41,8 @@ class SampleState:
             self._tally.see(prompt_ids)
         self.grammar = None if grammar is None else grammar.start()
         self._closing = None if params.closing is None else ClosingState(params.closing)
+        shaped = params.logit_bias or params.min_tokens or params.has_penalties or params.closing or grammar
+        self._plain = not shaped  # the logits decide alone, at every token
         for token_id in output_ids:
             self.accept(token_id)
 
@@ -59,6 +61,7 @@ class SampleState:
         twin = object.__new__(SampleState)
         twin.params, twin.seed, twin.end_ids, twin.num_output = self.params, self.seed, self.end_ids, self.num_output
         twin.index = self.index if index is None else index
+        twin._plain = self._plain
         twin._tally = None if self._tally is None else self._tally.copy()
         twin.grammar = None if self.grammar is None else self.grammar.fork()
         twin._closing = None if self._closing is None else self._closing.copy()
@@ -74,6 +77,15 @@ class SampleState:
     def forced(self) -> int | None:
         """The token that has to come next, whatever the logits say (see ``closing``); None mostly."""
         return None if self._closing is None else self._closing.forced
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether the logits of its next token are changed before temperature."""
+        if self._plain:
+            return False
+        params = self.params
+        changed = bool(params.logit_bias) or params.has_penalties or self.grammar is not None
+        return changed or self.forbids_ending or self.forced is not None
 
     @property
     def is_complete(self) -> bool:

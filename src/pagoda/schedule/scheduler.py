@@ -98,15 +98,13 @@ class Scheduler:
         self._held.clear()
         for item in self.policy.moved():
             self.waiting.refile(item)
-        ranked = sorted(self.running.values(), key=self.policy.rank)
-        decodes = [item for item in ranked if item.num_tokens - item.num_computed == 1]
-        prompts = [item for item in ranked if item.num_tokens - item.num_computed > 1]
+        decodes, prompts = self._by_need()
         limit = self.limits.max_num_batched_tokens
         budget = min(limit, max(self.policy.token_budget(len(decodes), limit), len(decodes), 1))
         if self.policy.prefill_first():
-            self._prompts_alone(plan, budget, prompts, ranked)
+            self._prompts_alone(plan, budget, prompts)
         if not plan.scheduled:
-            budget = self._continue(plan, budget, decodes + prompts, ranked)
+            budget = self._continue(plan, budget, decodes + prompts)
             if not plan.preempted:
                 self._admit_waiting(plan, budget)
         if not plan.scheduled and self.waiting:
@@ -127,39 +125,59 @@ class Scheduler:
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def _prompts_alone(self, plan: Plan, budget: int, prompts: list[Item], ranked: list[Item]) -> None:
+    def _by_need(self) -> tuple[list[Item], list[Item]]:
+        """Running items with one token to compute, and those with more, the first in rank first.
+
+        Every decode has its token whatever its rank, so they are not ranked: ranking 64 takes half of the time that
+        a step is planned in.
+        """
+        decodes, prompts = [], []
+        for item in self.running.values():
+            pending = item.num_tokens - item.num_computed
+            if pending == 1:
+                decodes.append(item)
+            elif pending > 1:
+                prompts.append(item)
+        if len(prompts) > 1:
+            prompts.sort(key=self.policy.rank)
+        return decodes, prompts
+
+    def _prompts_alone(self, plan: Plan, budget: int, prompts: list[Item]) -> None:
         """Prompts under way, then new ones; running decodes get nothing in a step that has a prompt."""
-        budget = self._continue(plan, budget, prompts, ranked)
+        budget = self._continue(plan, budget, prompts)
         if not plan.preempted:
             self._admit_waiting(plan, budget)
 
-    def _continue(self, plan: Plan, budget: int, items: list[Item], ranked: list[Item]) -> int:
-        """Running ``items`` in this order, all ``ranked`` running ones as victims; returns the tokens left."""
+    def _continue(self, plan: Plan, budget: int, items: list[Item]) -> int:
+        """Running ``items`` in this order, all running ones as victims; returns the tokens left.
+
+        Who loses its pages does not depend on the order: the fewest of the last in rank, so that the others fit.
+        """
         taken: dict[int, Scheduled] = {}
+        reserve = self._memory.reserve
         for item in items:
-            num_tokens = min(self._pending(item), budget)
+            start = item.num_computed
+            num_tokens = min(item.num_tokens, item.chunk_end, start + budget) - start
             if num_tokens == 0 or item.seq_id not in self.running:
                 continue
-            granted = self._memory.reserve(item, num_tokens)
-            if not granted:
-                granted, returned = self._preempt_until(item, num_tokens, ranked, taken, plan)
+            if not reserve(item, num_tokens):
+                granted, returned = self._preempt_until(item, num_tokens, taken, plan)
                 budget += returned
-            if granted:
-                taken[item.seq_id] = Scheduled(item, item.num_computed, num_tokens)
-                budget -= num_tokens
+                if not granted:
+                    continue
+            taken[item.seq_id] = Scheduled(item, start, num_tokens)
+            budget -= num_tokens
         plan.scheduled.extend(taken.values())
         return budget
 
-    def _preempt_until(
-        self, item: Item, num_tokens: int, ranked: list[Item], taken: dict[int, Scheduled], plan: Plan
-    ) -> tuple[bool, int]:
+    def _preempt_until(self, item: Item, num_tokens: int, taken: dict[int, Scheduled], plan: Plan) -> tuple[bool, int]:
         """Takes the pages of the last-ranked sequences until the item's tokens fit.
 
         Returns whether they do (False if the item itself was the last) and the step tokens that the victims had.
         """
         returned = 0
         while True:
-            victim = ranked.pop()
+            victim = max(self.running.values(), key=self.policy.rank)
             self._preempt(victim, plan)
             if victim.seq_id in taken:
                 returned += taken.pop(victim.seq_id).num_tokens

@@ -1,0 +1,153 @@
+"""Where everything of a step lies, in numpy, for all layers at once.
+
+It is built from the tables of the batch; where every table is of granularity ``sequence`` (exact attention), the layers
+share everything but an offset. The next decode step of the same sequences goes on with it: lengths and slots are one
+further, and rows are written anew where their table changed.
+
+Sizes: S sequences, T tokens of the step, L layers, H kv-heads, R rows of one layer, W columns of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.types import Granularity, KVFormat
+from .pages import Int32s
+from .table import PageTable
+
+DECODE_COLUMNS = 8
+"""Columns of a decode step's rows are a multiple, so that an index serves for some pages of tokens."""
+
+
+class StepIndex:
+    """Where everything lies, in numpy. ``L1`` is 1 where all layers are alike but for an offset, else L::
+
+    rows     [L1, R, W]   run bases
+    row_of   [S, H]       rows of the (sequence, head)
+    offset   [L, S, H]    added to the run bases
+    kv_lens  [L1, S, H]   slots once the step's tokens are written
+    starts   [S + 1]      first token of each sequence
+    """
+
+    def __init__(self, fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[int]) -> None:
+        self.fmt, self.q_lens = fmt, np.array(q_lens, np.int32)
+        self.starts = np.zeros(len(tables) + 1, np.int32)
+        np.cumsum(self.q_lens, out=self.starts[1:])
+        self._seen = [(table.num_tokens + 1, table.edits) for table in tables]
+        self._whole = False  # every table is of granularity ``sequence``
+        self._slots: Int32s
+        self._wrap = 0  # steps of one token till a slot is the first of its page
+        if all(table.granularity is Granularity.SEQUENCE for table in tables):
+            self._whole = True
+            self.row_of, self.offset = _whole_rows(fmt, len(tables))
+            self.kv_lens = self._lengths(tables, 1)
+            self.rows = self._stack(tables, 1, range(len(tables) + 1))
+            return
+        grains = [table.granularity for table in tables]
+        coarse = np.array([grain is Granularity.SEQUENCE for grain in grains])[:, None]
+        fine = np.array([grain is Granularity.HEAD for grain in grains])[:, None]
+        heads, layers = np.arange(fmt.num_kv_heads), np.arange(fmt.num_layers)[:, None, None]
+        firsts = np.concatenate([[0], np.cumsum(np.where(fine[:, 0], fmt.num_kv_heads, 1))])
+        self.row_of = (firsts[:-1, None] + fine * heads).astype(np.int32)
+        self.offset = (~fine * heads + coarse * fmt.num_kv_heads * layers).astype(np.int32)
+        num_layers = 1 if coarse.all() else fmt.num_layers
+        self.kv_lens = self._lengths(tables, num_layers)
+        self.rows = self._stack(tables, num_layers, firsts.tolist())
+
+    def _lengths(self, tables: Sequence[PageTable], num_layers: int) -> Int32s:
+        lens: Int32s = np.empty((num_layers, len(tables), self.fmt.num_kv_heads), np.int32)
+        for s, table in enumerate(tables):
+            lens[:, s] = table.lens if table.num_rows == 1 else table.lens.reshape(num_layers, -1)
+        lens += self.q_lens[:, None]
+        return lens
+
+    def _stack(self, tables: Sequence[PageTable], num_layers: int, firsts: Sequence[int]) -> Int32s:
+        width = max(1, self.fmt.blocks_for(int(self.kv_lens.max())))
+        if self._whole and len(self.q_lens) == self.starts[-1]:
+            width += -width % DECODE_COLUMNS
+        rows: Int32s = np.zeros((num_layers, firsts[-1], width), np.int32)
+        for first, last, table in zip(firsts[:-1], firsts[1:], tables, strict=True):
+            bases = table.bases[:, :width]
+            rows[:, first:last, : bases.shape[1]] = (
+                bases if table.num_rows == 1 else bases.reshape(num_layers, last - first, -1)
+            )
+        return rows
+
+    def follow(self, tables: Sequence[PageTable]) -> bool:
+        """Becomes, in place, the index of the step after this one: the same tables, one token of each. False where it
+        cannot, and then it is of no use any more.
+        """
+        seen = [(table.num_tokens, table.edits) for table in tables]
+        if not self._whole:
+            return False
+        self.kv_lens += np.int32(1)
+        self._wrap -= 1
+        if seen != self._seen:
+            for s, (table, now, before) in enumerate(zip(tables, seen, self._seen, strict=True)):
+                if now != before and not self._renew(s, table):
+                    return False
+            self._wrap = 0
+        self._seen = [(num + 1, edits) for num, edits in seen]
+        if self._wrap > 0:
+            self._slots += np.int32(1)
+            return True
+        if int(self.kv_lens.max()) > self.rows.shape[2] * self.fmt.page_size:
+            return False
+        self.__dict__.pop("writes", None)
+        return True
+
+    def _renew(self, s: int, table: PageTable) -> bool:
+        """The row and length of a table that changed; False if the row is longer than those here."""
+        count, width = int(table.counts[0]), self.rows.shape[2]
+        if table.granularity is not Granularity.SEQUENCE or count > width:
+            return False
+        self.kv_lens[0, s] = table.lens + np.int32(1)
+        self.rows[0, s, :count], self.rows[0, s, count:] = table.bases[0, :count], 0
+        return True
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """rows, row_of, offset, kv_lens and starts, over the same memory."""
+        found = (self.rows, self.row_of, self.offset, self.kv_lens, self.starts)
+        return tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in found)
+
+    @cached_property
+    def writes(self) -> tuple[Tensor, Tensor]:
+        """page_ids and slots [L1, T, H] of the step's tokens (with L1 == 1 the ids of layer 0)."""
+        page_ids, slots = (np.ascontiguousarray(x) for x in self._find_writes())
+        self._slots, self._wrap = slots, self.fmt.page_size - int(slots.max(initial=0))
+        return torch.from_numpy(page_ids), torch.from_numpy(slots)
+
+    def _find_writes(self) -> tuple[Int32s, Int32s]:
+        if len(self.kv_lens) == 1 and len(self.q_lens) == self.starts[-1]:
+            return self._decode_writes()
+        owner = np.repeat(np.arange(len(self.q_lens)), self.q_lens)  # [T] sequence of each token
+        from_end = np.arange(len(owner)) - self.starts[1:][owner]  # -n … -1 within a chunk of n
+        at = self.kv_lens[:, owner] + from_end.astype(np.int32)[:, None]
+        column, slots = np.divmod(at, np.int32(self.fmt.page_size))
+        layers = np.arange(len(at))[:, None, None]
+        page_ids: Int32s = self.rows[layers, self.row_of[owner], column]
+        page_ids += self.offset[: len(at), owner]
+        return page_ids, slots
+
+    def _decode_writes(self) -> tuple[Int32s, Int32s]:
+        """The same where every sequence brings one token and the layers are alike."""
+        column, slots = np.divmod(self.kv_lens[0] - np.int32(1), np.int32(self.fmt.page_size))
+        page_ids: Int32s = self.rows[0, self.row_of, column]
+        page_ids += self.offset[0]
+        return page_ids[None], slots[None]
+
+
+@lru_cache(maxsize=256)
+def _whole_rows(fmt: KVFormat, num_seqs: int) -> tuple[Int32s, Int32s]:
+    """row_of and offset where every table has one row for all layers and heads; nobody writes into them."""
+    heads, layers = np.arange(fmt.num_kv_heads), np.arange(fmt.num_layers)[:, None, None]
+    row_of = np.repeat(np.arange(num_seqs, dtype=np.int32)[:, None], fmt.num_kv_heads, axis=1)
+    offset = np.empty((fmt.num_layers, num_seqs, fmt.num_kv_heads), np.int32)
+    offset[:] = heads + fmt.num_kv_heads * layers
+    return row_of, offset
