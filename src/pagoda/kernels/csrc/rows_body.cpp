@@ -1,8 +1,8 @@
 // Rows of a batch for one instruction set; see rows.hpp. Sums of a row run over lanes in a fixed order, so a row's result
 // depends on nothing but the row.
 
+#include "row_parts.hpp"
 #include "rows.hpp"
-#include "vec.hpp"
 
 namespace pagoda {
 namespace {
@@ -13,55 +13,6 @@ inline float total(Vec x) {
   for (int width = kLanes / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
-}
-
-// A register with `count` elements from p, the rest `fill`.
-template <typename T>
-inline Vec load_part(const T* p, int64_t count, float fill = 0.0f) {
-  float lanes[kLanes];
-  for (int i = 0; i < kLanes; ++i) lanes[i] = i < count ? widen(p[i]) : fill;
-  return load(lanes);
-}
-
-template <typename T>
-inline void store_part(T* p, Vec x, int64_t count) {
-  float lanes[kLanes];
-  store(lanes, x);
-  for (int i = 0; i < count; ++i) narrow(lanes[i], p + i);
-}
-
-// To the model's dtype and back: what the reference's own rounding between two operations does.
-template <typename T>
-inline Vec rounded(Vec x);
-template <>
-inline Vec rounded<float>(Vec x) { return x; }
-template <>
-inline Vec rounded<uint16_t>(Vec x) {
-  const UintVec bits = (UintVec)x;
-  const UintVec up = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-  return select(x == x, (Vec)up, (Vec)(bits | 0x400000u));
-}
-
-inline void store_as(float* p, Vec x) { store(p, x); }
-inline void store_as(uint16_t* p, Vec x) {
-  const HalfVec half = __builtin_convertvector((UintVec)rounded<uint16_t>(x) >> 16, HalfVec);
-  memcpy(p, &half, sizeof half);
-}
-
-// Calls act(i, count) over a row of `width`, registers first, then what is left.
-template <typename Act>
-inline void sweep(int64_t first, int64_t end, Act act) {
-  int64_t i = first;
-  for (; i + kLanes <= end; i += kLanes) act(i, int64_t{kLanes});
-  if (i < end) act(i, end - i);
-}
-
-template <typename T>
-inline Vec take(const T* p, int64_t count) { return count == kLanes ? load(p) : load_part(p, count); }
-template <typename T>
-inline void put(T* p, Vec x, int64_t count) {
-  if (count == kLanes) store_as(p, x);
-  else store_part(p, x, count);
 }
 
 // ---- norms -----------------------------------------------------------------------------------------------------------
@@ -139,78 +90,6 @@ void rotary_rows_of(const RotaryArgs& a, int64_t first, int64_t end) {
   }
 }
 
-// ---- activations -----------------------------------------------------------------------------------------------------
-
-inline Vec sigmoid(Vec x) {
-  const Vec high = splat(87.0f), away = maximum(-high, -x);
-  return splat(1.0f) / (splat(1.0f) + exponential(select(away > high, high, away)));
-}
-
-// The complementary error function of z >= 0: Chebyshev fit of Press et al., Numerical Recipes, 6.2; fractional error below
-// 1.2e-7, so that the tail of the GELU keeps its digits (1 - erf would lose them).
-inline Vec erfc_of(Vec z) {
-  constexpr float kFit[] = {0.17087277f, -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f,
-                            -0.18628806f, 0.09678418f, 0.37409196f, 1.00002368f, -1.26551223f};
-  const Vec t = splat(1.0f) / (splat(1.0f) + z * 0.5f);
-  Vec p = splat(kFit[0]);
-  for (int i = 1; i < 10; ++i) p = p * t + splat(kFit[i]);
-  return t * exponential(p - z * z);
-}
-
-inline Vec gelu(Vec x) {
-  const Vec tail = erfc_of(maximum(x, -x) * 0.70710678f) * 0.5f;
-  return x * select(x < Vec{}, tail, splat(1.0f) - tail);
-}
-
-template <Activation kKind>
-inline Vec act(Vec x) {
-  if constexpr (kKind == Activation::silu) return x * sigmoid(x);
-  if constexpr (kKind == Activation::gelu) return gelu(x);
-  if constexpr (kKind == Activation::gelu_tanh)
-    return x * 0.5f * (splat(1.0f) + tanh_of((x + x * x * x * 0.044715f) * 0.79788456f));
-  if constexpr (kKind == Activation::relu) return maximum(Vec{}, x);
-  return x;
-}
-
-template <typename T, typename Function>
-inline void apply(const ActivationArgs& a, int64_t row, int64_t first, int64_t end, Function function) {
-  const T* const gate = static_cast<const T*>(a.gate) + row * a.row_stride;
-  const T* const up = a.up ? static_cast<const T*>(a.up) + row * a.row_stride : nullptr;
-  T* const out = static_cast<T*>(a.out) + row * a.out_stride;
-  sweep(first, end, [&](int64_t i, int64_t n) {
-    Vec y = function(take(gate + i, n));
-    if (up) y = rounded<T>(y) * take(up + i, n);
-    put(out + i, y, n);
-  });
-}
-
-template <typename T>
-void activation_of(const ActivationArgs& a, int64_t row, int64_t first, int64_t end) {
-  switch (a.kind) {
-    case Activation::silu: return apply<T>(a, row, first, end, act<Activation::silu>);
-    case Activation::gelu: return apply<T>(a, row, first, end, act<Activation::gelu>);
-    case Activation::gelu_tanh: return apply<T>(a, row, first, end, act<Activation::gelu_tanh>);
-    case Activation::relu: return apply<T>(a, row, first, end, act<Activation::relu>);
-    case Activation::quick_gelu:
-      return apply<T>(a, row, first, end, [](Vec x) { return x * rounded<T>(sigmoid(rounded<T>(x * 1.702f))); });
-    case Activation::relu2:
-      return apply<T>(a, row, first, end, [](Vec x) { const Vec y = maximum(Vec{}, x); return y * y; });
-    case Activation::swiglu_oai: break;
-  }
-  // g * sigmoid(alpha * g) * (u + 1) with g and u bounded; every step is rounded, as the reference's are.
-  const T* const gate = static_cast<const T*>(a.gate) + row * a.row_stride;
-  const T* const up = static_cast<const T*>(a.up) + row * a.row_stride;
-  T* const out = static_cast<T*>(a.out) + row * a.out_stride;
-  const Vec limit = splat(a.limit);
-  sweep(first, end, [&](int64_t i, int64_t n) {
-    Vec g = take(gate + i, n), u = take(up + i, n);
-    g = select(g > limit, limit, g);
-    u = select(u > limit, limit, select(u < -limit, -limit, u));
-    const Vec swish = rounded<T>(g * rounded<T>(sigmoid(rounded<T>(g * a.alpha))));
-    put(out + i, rounded<T>(u + splat(1.0f)) * swish, n);
-  });
-}
-
 // ---- sums ------------------------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -279,11 +158,6 @@ void rotary_rows(const RotaryArgs& a, int64_t first, int64_t end) {
   if (a.dtype == Dtype::f32) rotary_rows_of<float, float>(a, first, end);
   else if (a.angle_dtype == Dtype::f32) rotary_rows_of<uint16_t, float>(a, first, end);
   else rotary_rows_of<uint16_t, uint16_t>(a, first, end);
-}
-
-void activation_columns(const ActivationArgs& a, int64_t row, int64_t first, int64_t end) {
-  if (a.dtype == Dtype::f32) activation_of<float>(a, row, first, end);
-  else activation_of<uint16_t>(a, row, first, end);
 }
 
 void add_elements(const AddArgs& a, int64_t first, int64_t end) {

@@ -81,8 +81,8 @@ inline void store(uint16_t* p, Vec x) {  // as bfloat16, to nearest, ties to eve
   memcpy(p, &half, sizeof half);
 }
 
-inline Vec select(IntVec mask, Vec yes, Vec no) { return (Vec)((mask & (IntVec)yes) | (~mask & (IntVec)no)); }
-inline Vec maximum(Vec a, Vec b) { return select(a > b, a, b); }
+inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
+inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 
 // e^x for x <= 88; exactly 0 below -87 (so for -inf). Cephes' polynomial, 1-2 ulp.
 inline Vec exponential(Vec x) {
