@@ -46,6 +46,25 @@ def test_untouched_blocks_cost_nothing_and_released_ones_give_their_bytes_back()
     assert (held == 0).all()
 
 
+def test_huge_pages_hold_one_of_slack_and_a_hole_stays_a_hole() -> None:
+    """Resident bytes stay within the blocks handed out, in ascending order, and the slack; where blocks were given
+    back, one that returns brings back its own bytes alone.
+    """
+    storage = PageStorage(BIG, 1024, huge=True)  # 64 MiB, 32 blocks a huge page
+    where, per_block = (storage.pages.data_ptr(), storage.reserved_bytes), BIG.pages_per_block
+    assert storage.slack_bytes in (0, 2 * MIB), "0: this system has none"
+    for num in (1, 70, 333):
+        storage.pages[: num * per_block].fill_(5)
+        assert num * BIG.block_bytes <= resident(*where) <= num * BIG.block_bytes + storage.slack_bytes
+    storage.release_blocks(range(40, 300))
+    held = resident(*where)
+    assert held <= 73 * BIG.block_bytes + storage.slack_bytes
+    storage.pages[100 * per_block : 101 * per_block].fill_(6)
+    assert resident(*where) == held + BIG.block_bytes
+    assert (storage.pages[: 40 * per_block] == 5).all(), "neighbours keep their content"
+    storage.close()
+
+
 def test_only_whole_memory_pages_inside_the_blocks_are_released() -> None:
     fmt = KVFormat(1, 1, 96, 96, 4, "float32")  # blocks of 3072 bytes
     storage = PageStorage(fmt, 64)

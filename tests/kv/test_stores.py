@@ -61,3 +61,30 @@ def test_the_total_moves_both_ways() -> None:
     assert manager.pool.num_blocks == 2
     stores.audit()
     stores.close()
+
+
+def test_the_slack_of_huge_pages_is_leased_with_the_first_block_and_goes_with_the_last() -> None:
+    fmt = KVFormat(8, 8, 64, 64, 16, "float32")  # blocks of 512 KiB
+    ledger = Ledger(1 << 30)
+    lease = ledger.lease("kv", 0, "pages")
+    stores = Stores(fmt, 256 << 20, lease, ledger.lease("policies", 0, "states"), "cpu", lambda pool: None, lazy=True)
+    manager, slack = stores.default.manager, stores.default.storage.slack_bytes
+    assert slack in (0, 2 << 20), "0: this system has no huge pages"
+    assert lease.num_bytes == 0
+    assert manager.capacity_tokens() == (256 * 2 - 4) * 16, "what a sequence may hold leaves room for it"
+    manager.admit(1, list(range(20)))
+    assert manager.reserve(1, 20)
+    assert lease.num_bytes == 2 * fmt.block_bytes + slack
+    stores.audit()
+    manager.admit(2, list(range(9000)))
+    assert manager.reserve(2, 506 * 16), "all of the capacity"
+    assert lease.num_bytes == 508 * fmt.block_bytes + slack
+    manager.release(2)
+    stores.set_total(8 << 20)
+    assert lease.num_bytes <= 8 << 20, "so small a budget has no slack"
+    assert stores.default.storage.slack_bytes == 0
+    manager.release(1)
+    stores.give_back(256 << 20)
+    assert lease.num_bytes == 0
+    stores.audit()
+    stores.close()

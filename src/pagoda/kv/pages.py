@@ -77,6 +77,11 @@ class PagePool:
         """Blocks whose bytes may be resident: used now, or once and not given back since."""
         return self._next - len(self._given_back) - len(self._retired)
 
+    @property
+    def num_used_blocks(self) -> int:
+        """Blocks that were ever handed out: those with the lowest ids."""
+        return self._next
+
     def num_free_runs(self, run: int) -> int:
         """Runs of ``run`` pages (a block, a group or a page) that could be handed out now."""
         if run == self._P:

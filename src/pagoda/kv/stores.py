@@ -19,6 +19,7 @@ from ..budget.ledger import Lease
 from ..core.errors import BudgetError, ConfigError
 from ..core.types import KVFormat
 from ..core.units import format_bytes
+from ..kernels.memory import HUGE_BYTES
 from .audit import audit
 from .codecs.base import with_dtype
 from .manager import KVManager
@@ -27,6 +28,8 @@ from .policies._windowed import Learned, WindowedCodec
 from .policies.base import Need, Stored
 from .prefix import PrefixCache
 from .storage import PageStorage
+
+MIN_HUGE_PAGES = 64  # a store of fewer declines huge pages: their slack (`PageStorage`) is at most this part of it
 
 
 @dataclass(slots=True, eq=False)
@@ -43,8 +46,14 @@ class Store:
 
     @property
     def leased_bytes(self) -> int:
-        """Bytes of the blocks that the pool may use now."""
-        return self.manager.pool.num_blocks * self.fmt.block_bytes
+        """Bytes of the blocks that the pool may use now, and of the storage's slack where there are any."""
+        num_blocks = self.manager.pool.num_blocks
+        return num_blocks * self.fmt.block_bytes + (self.storage.slack_bytes if num_blocks else 0)
+
+    @property
+    def first_bytes(self) -> int:
+        """What the pool's next block takes beside its own bytes: the slack, where it is the first."""
+        return 0 if self.manager.pool.num_blocks else self.storage.slack_bytes
 
     def run_copies(self) -> None:
         """The page copies that the manager noted."""
@@ -167,21 +176,22 @@ class Stores:
         return self.calibration(stored.method) if calibrated else {}  # type: ignore[union-attr]
 
     def _open(self, fmt: KVFormat, windowed: WindowedCodec | None = None) -> Store:
-        max_blocks = self._limit(fmt, self.total_bytes)
+        huge = self._lazy and _has_slack(self.total_bytes)
+        max_blocks = self._limit(fmt, self.total_bytes - (HUGE_BYTES if huge else 0))
         pool = PagePool(fmt, 0 if self._lazy else max_blocks, max_blocks=max_blocks)
         addresses = self._limit(fmt, self._address_bytes) if self._lazy else max_blocks
         way = _Growth(self, fmt)
         settled = fmt.page_size if windowed is None else windowed.settled(fmt.page_size)
         prefix = self._make_prefix(pool) if settled else None
         manager = KVManager(fmt, pool, prefix, grow=way.grow, growable=way.growable, settled=settled)
-        store = Store(manager, PageStorage(fmt, addresses, self._device), self._learned_of(windowed))
+        store = Store(manager, PageStorage(fmt, addresses, self._device, huge=huge), self._learned_of(windowed))
         self._by_dtype[fmt.dtype] = store
         return store
 
     @staticmethod
     def _limit(fmt: KVFormat, num_bytes: int) -> int:
         """Blocks of that many bytes, as far as page ids reach."""
-        return min(num_bytes // fmt.block_bytes, MAX_PAGES // fmt.pages_per_block)
+        return min(max(0, num_bytes) // fmt.block_bytes, MAX_PAGES // fmt.pages_per_block)
 
     # Size at run time -----------------------------------------------------------------------------------------------
 
@@ -200,7 +210,11 @@ class Stores:
             )
         self.total_bytes = total_bytes
         for store in self:
-            store.manager.pool.set_limit(self._limit(store.fmt, total_bytes))
+            if store.storage.slack_bytes and not _has_slack(total_bytes):
+                store.storage.drop_slack(store.manager.pool.num_used_blocks)
+        self._lease.resize(sum(store.leased_bytes for store in self))
+        for store in self:
+            store.manager.pool.set_limit(self._limit(store.fmt, total_bytes - store.storage.slack_bytes))
         self._give_back(None, self.excess_bytes)
 
     @property
@@ -219,11 +233,13 @@ class Stores:
 
     def take(self, taker: KVFormat, num_blocks: int) -> int:
         """Leases up to ``num_blocks`` more blocks for a format, others' unused ones if need be; returns how many."""
-        missing = num_blocks * taker.block_bytes - self._unused_bytes
+        first = self._by_dtype[taker.dtype].first_bytes
+        missing = num_blocks * taker.block_bytes + first - self._unused_bytes
         if missing > 0:
             self._give_back(taker, missing)
-            num_blocks = min(num_blocks, self._unused_bytes // taker.block_bytes)
-        while num_blocks > 0 and not self._lease.try_resize(self._lease.num_bytes + num_blocks * taker.block_bytes):
+            num_blocks = min(num_blocks, (self._unused_bytes - first) // taker.block_bytes)
+        held = self._lease.num_bytes + first
+        while num_blocks > 0 and not self._lease.try_resize(held + num_blocks * taker.block_bytes):
             num_blocks //= 2
         return max(0, num_blocks)
 
@@ -253,12 +269,13 @@ class Stores:
                 gone = store.manager.shrink(-(-num_bytes // store.fmt.block_bytes))
                 store.run_copies()  # noted copies may read pages that have just become free: before their bytes go
                 store.storage.release_blocks(gone)
-                self._lease.resize(self._lease.num_bytes - len(gone) * store.fmt.block_bytes)
-                num_bytes -= len(gone) * store.fmt.block_bytes
+                before = self._lease.num_bytes
+                self._lease.resize(sum(store.leased_bytes for store in self))
+                num_bytes -= before - self._lease.num_bytes
 
     def growable(self, taker: KVFormat) -> int:
         """Blocks that ``take`` could lease now, at most."""
-        unused = self._unused_bytes
+        unused = self._unused_bytes - self._by_dtype[taker.dtype].first_bytes
         for store in self:
             if store.fmt != taker:
                 unused += store.manager.idle_blocks() * store.fmt.block_bytes
@@ -267,6 +284,11 @@ class Stores:
 
 def _none(method: str) -> Learned:
     raise ConfigError(f"{method} was not calibrated for this model")
+
+
+def _has_slack(total_bytes: int) -> bool:
+    """Whether stores of so many bytes may ask for huge pages."""
+    return total_bytes >= MIN_HUGE_PAGES * HUGE_BYTES
 
 
 def windowed_format(fmt: KVFormat, codec: WindowedCodec) -> KVFormat:
