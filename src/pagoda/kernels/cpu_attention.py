@@ -28,9 +28,11 @@ def paged_attention(
     sum_last: int = 0,
     isa: str = "",
     share_prefixes: bool = True,
+    byte_products: bool = True,
 ) -> Tensor:
-    """As `ops.paged_attention`. For tests and benchmarks: ``isa`` fixes the instruction set, and without
-    ``share_prefixes`` every sequence reads all its pages itself (the same bits, more slowly).
+    """As `ops.paged_attention`. For tests and benchmarks: ``isa`` fixes the instruction set; without
+    ``share_prefixes`` every sequence reads all its pages itself (the same bits, more slowly); without
+    ``byte_products`` int8 pages are multiplied as the numbers they stand for, whatever the queries.
     """
     q, columns = head_rows(q), layout.v_dim if v_dim is None else v_dim
     num_seqs, num_kv_heads = table.kv_lens.shape
@@ -48,7 +50,7 @@ def paged_attention(
         q_starts.data_ptr(), num_seqs, q.shape[0], q.shape[1], num_kv_heads, scale, soft_cap, window,
         0 if wide_sinks is None else wide_sinks.data_ptr(), 0 if wide_slopes is None else wide_slopes.data_ptr(),
         0 if prob_sums is None else prob_sums.data_ptr(), table.max_kv_len if prob_sums is None else prob_sums.shape[2],
-        sum_last, share_prefixes,
+        sum_last, share_prefixes, byte_products,
         torch.get_num_threads(), isa,
     )  # fmt: skip
     return out

@@ -40,6 +40,8 @@ struct AttentionArgs {
   int64_t sum_last = 0;           // w > 0: only the last w queries of a chunk are summed
   bool share_prefixes = true;     // read pages that several sequences begin with once for all of them
 
+  bool byte_products = true;  // int8 pages, few bfloat16 queries: products of bytes where the machine has them (loses a little)
+
   int64_t group() const { return num_q_heads / num_kv_heads; }
   int64_t num_queries(int64_t seq) const { return q_starts[seq + 1] - q_starts[seq]; }
   int64_t pair(int64_t seq, int64_t head) const { return seq * num_kv_heads + head; }
@@ -111,7 +113,9 @@ struct AttentionScratch {
   float* norms = nullptr;  // [T, Hq, 2] maximum and denominator of each row, kept for the probability sums; or null
 };
 
-PAGODA_DECLARE_BODIES(void, run_item, (const AttentionArgs&, const Span* spans, const AttentionItem&, const AttentionScratch&))
+// `soon`: an item that this thread will likely take next, or null: its first slots are fetched during the last ones of `item`.
+PAGODA_DECLARE_BODIES(void, run_item, (const AttentionArgs&, const Span* spans, const AttentionItem& item,
+                                       const AttentionItem* soon, const AttentionScratch&))
 PAGODA_DECLARE_BODIES(void, run_merge, (const AttentionArgs&, const Merge&, const AttentionScratch&))
 PAGODA_DECLARE_BODIES(void, run_sums, (const AttentionArgs&, const SumItem&, const AttentionScratch&))
 

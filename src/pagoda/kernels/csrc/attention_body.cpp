@@ -13,6 +13,7 @@
 // float32, or pairs of bfloat16 (then probabilities are rounded to bfloat16 before they meet V).
 
 #include "attention.hpp"
+#include "attention_bytes.hpp"
 #include "attention_few.hpp"
 #include "attention_math.hpp"
 #include "attention_pack.hpp"
@@ -20,6 +21,9 @@
 namespace pagoda {
 namespace {
 
+#if !PAGODA_DPBF16
+constexpr int kFewRows = 0, kBytesAtOnce = 64;  // no products for few rows, nor of bytes
+#endif
 constexpr int kBlock = 128;
 constexpr float kLog2E = 1.44269504f;
 
@@ -126,10 +130,10 @@ struct Block {
     wide_k = (Number*)(at + 2 * kBlock), wide_v = wide_k + kBlock * wide_k_row;
   }
 
-  // Rows of numbers for all slots, which `slots` then names; scales of codes beside them.
-  void widen(Slots& slots, bool with_values, Ahead& ahead) {
+  // Rows of numbers for all slots, which `slots` then names; scales of codes beside them. `as_codes`: rows stay what they are.
+  void widen(Slots& slots, bool with_values, Ahead& ahead, bool as_codes = false) {
     count = slots.count;
-    if (!Math::native(a.shape)) {
+    if (!Math::native(a.shape) && !as_codes) {
       const bool own_v = with_values && a.shape.v.bytes;
       const auto fetch = [&](int) { ahead.lines(1); };
       widen_rows(a.shape.store, slots.k, slots.k_scales, count, a.shape.k_dim, wide_k, wide_k_row, fetch);
@@ -242,19 +246,39 @@ struct Tile {
   float *queries, *sums, *tops, *totals, *slopes, *scores, *probs;  // totals: [rows][kLanes], added up at the end
   Mask* masks;
   float* block_space;
+  const bool bytes;  // products of bytes: attention_bytes.hpp
+#if PAGODA_DPBF16
+  ByteRows byte_rows;
+#endif
 
   Tile(const AttentionArgs& args, const Span* all, const AttentionItem& it, const AttentionScratch& where)
       : a(args), spans(all), item(it), out(where), group(args.group()), k_words(Block<Math>::words_of(args.shape.k_dim)),
-        v_stride(padded(args.v_dim)) {
+        v_stride(padded(args.v_dim)), bytes(in_bytes(args, args.num_queries(all[it.span_begin].seq))) {
     for (int s = item.span_begin; s < item.span_end; ++s) rows += int(group) * (spans[s].q_end - spans[s].q_begin);
     const int64_t chunk = 8 * kBlock;
-    float* at = scratch.need(rows * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + Block<Math>::floats(a) + 10 * 16);
+    const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 2) + kFewRows * (kBlock / 4 + 1) + 5 * 16 : 0;
+    float* at = scratch.need(rows * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + for_bytes + Block<Math>::floats(a) + 10 * 16);
     const auto take = [&](int64_t floats) { float* p = at; at += (floats + 15) / 16 * 16; return p; };
     queries = take(rows * k_words), sums = take(rows * v_stride);
     tops = take(rows), totals = take(rows * kLanes), slopes = take(rows);
     masks = reinterpret_cast<Mask*>(take(rows * 4));
     scores = take(chunk), probs = take(chunk);
+#if PAGODA_DPBF16
+    if (bytes) {
+      byte_rows.queries = (int8_t*)take(rows * a.shape.k_dim / 4), byte_rows.scales = take(rows);
+      byte_rows.sums = (int32_t*)take(rows), byte_rows.weights = (uint8_t*)take(kFewRows * kBlock / 4);
+      byte_rows.weight_scales = take(kFewRows);
+    }
+#endif
     block_space = at;
+  }
+
+  // Of a decode step or a short chunk over int8 pages. Its sequence alone decides, never the other rows of the item: what a row
+  // yields must not depend on its batch mates.
+  static bool in_bytes(const AttentionArgs& a, int64_t queries) {
+    const auto whole = [](int64_t dim) { return dim > 0 && dim % kBytesAtOnce == 0; };
+    return a.byte_products && PAGODA_DPBF16 && Math::kPerWord == 2 && a.shape.store == Store::int8 && a.prob_sums == nullptr &&
+           whole(a.shape.k_dim) && whole(a.shape.v_dim) && (queries == 1 || queries * a.group() <= kNarrowRows);
   }
 
   template <typename Act>
@@ -267,7 +291,14 @@ struct Tile {
 
   void prepare() {
     each_row([&](int row, const Span& span, int query, int64_t q_head) {
-      pack_query<Math>(a, a.q_starts[span.seq] + query, q_head, queries + row * k_words);
+      const int64_t token = a.q_starts[span.seq] + query;
+#if PAGODA_DPBF16
+      if (bytes) {
+        const uint16_t* q = (const uint16_t*)a.q + token * a.q_token_stride + q_head * a.q_head_stride;
+        round_query(q, a.shape.k_dim, byte_rows.queries + row * a.shape.k_dim, byte_rows.scales + row, byte_rows.sums + row);
+      } else
+#endif
+        pack_query<Math>(a, token, q_head, queries + row * k_words);
       const int64_t own = a.kv_lens[a.pair(span.seq, item.head)] - a.num_queries(span.seq) + query;
       masks[row] = {a.window ? own - a.window + 1 : 0, own};
       slopes[row] = a.slopes ? a.slopes[q_head] : 0.0f;
@@ -282,21 +313,26 @@ struct Tile {
 
   float total(int64_t row) const { return total_of(load(totals + row * kLanes)); }
 
-  // Logits become weights; the running maximum moves, and older sums with it.
+  // Logits in place of products; the running maximum moves, and older sums with it. False while the row has seen no slot.
+  bool rise(int row, float* logits, int64_t begin, const Block<Math>& block, bool* masked) {
+    const Vec highs = logits_of(a, logits, block.count, begin, masks[row], slopes[row], block.k_scales, masked);
+    const float old = tops[row];
+    if (!any(highs > splat(old))) return old != -kInf;
+    const float top = largest(highs), factor = exp2_of(old - top);  // 0 for the first slots that the row sees
+    tops[row] = top;
+    if (old > -kInf) {
+      store(totals + row * kLanes, load(totals + row * kLanes) * factor);
+      for (int64_t c = 0; c < v_stride; c += kLanes)
+        store(sums + row * v_stride + c, load(sums + row * v_stride + c) * factor);
+    }
+    return true;
+  }
+
+  // Products of a row become weights.
   void weigh(int row, float* logits, float* weights, int64_t begin, const Block<Math>& block) {
     bool masked;
-    const Vec highs = logits_of(a, logits, block.count, begin, masks[row], slopes[row], block.k_scales, &masked);
-    const float old = tops[row];
     const int lanes = int(padded(block.count));
-    if (any(highs > splat(old))) {
-      const float top = largest(highs), factor = exp2_of(old - top);  // 0 for the first slots that the row sees
-      tops[row] = top;
-      if (old > -kInf) {
-        store(totals + row * kLanes, load(totals + row * kLanes) * factor);
-        for (int64_t c = 0; c < v_stride; c += kLanes)
-          store(sums + row * v_stride + c, load(sums + row * v_stride + c) * factor);
-      }
-    } else if (old == -kInf) {  // nothing seen so far
+    if (!rise(row, logits, begin, block, &masked)) {
       memset(weights, 0, sizeof(float) * Block<Math>::words_of(lanes));
       return;
     }
@@ -355,19 +391,62 @@ struct Tile {
   }
 #endif
 
-  void work(Block<Math>& block, Slots& slots, int64_t begin, const Slots& next) {
-    Ahead ahead{next.pages, next.num_pages, a.shape.page_bytes};
-    block.widen(slots, true, ahead);
 #if PAGODA_DPBF16
-    if (few()) {
-      attend_few(block, slots, begin, ahead);
-      ahead.lines(next.num_pages * int(a.shape.page_bytes / 64));
+  // As `weigh`, to bytes; `here` is the row's place among the rows under way.
+  void weigh_bytes(int row, int here, float* logits, int64_t begin, const Block<Math>& block) {
+    bool masked;
+    const int lanes = int(padded(block.count));
+    uint8_t* codes = byte_rows.weights + here * kBlock;
+    if (!rise(row, logits, begin, block, &masked)) {
+      memset(codes, 0, lanes);
+      byte_rows.weight_scales[here] = 0.0f;
       return;
     }
+    const Vec top = splat(tops[row]);
+    Vec sum = load(totals + row * kLanes), most = Vec{}, all = Vec{};
+    for (int i = 0; i < lanes; i += kLanes) {
+      const Vec x = load(logits + i);
+      Vec p = exp2_of(x - top);
+      if (masked) p = select(x == splat(-kInf), Vec{}, p);
+      sum += p;
+      p *= load(block.v_scales + i);
+      most = maximum(p, most), all += p;
+      store(logits + i, p);
+    }
+    store(totals + row * kLanes, sum);
+    byte_rows.weight_scales[here] = round_weights(logits, lanes, largest(most), total_of(all), codes);
+  }
+
+  void attend_bytes(Block<Math>& block, const Slots& slots, int64_t begin, Ahead& ahead) {
+    for (int blocks = (rows + kFewRows - 1) / kFewRows, row = 0; blocks > 0; --blocks) {
+      const int here = (rows - row + blocks - 1) / blocks;
+      with_few_bytes(here, [&](auto products) {
+        products.scores(byte_rows, row, a.shape.k_dim, slots.k, slots.count, scores, kBlock, ahead);
+        for (int r = 0; r < here; ++r) {
+          ahead.lines(10);
+          weigh_bytes(row + r, r, scores + r * kBlock, begin, block);
+        }
+        products.values(byte_rows, kBlock, slots.v, slots.count, a.v_dim, sums + row * v_stride, v_stride, ahead);
+      });
+      row += here;
+    }
+  }
+#endif
+
+  void work(Block<Math>& block, Slots& slots, int64_t begin, const Slots& next) {
+    Ahead ahead{next.pages, next.num_pages, a.shape.page_bytes};
+    block.widen(slots, true, ahead, bytes);
+    multiply(block, slots, begin, ahead);
+    ahead.lines(next.num_pages * int(a.shape.page_bytes / 64));  // what found no place between the products
+  }
+
+  void multiply(Block<Math>& block, Slots& slots, int64_t begin, Ahead& ahead) {
+#if PAGODA_DPBF16
+    if (bytes) return attend_bytes(block, slots, begin, ahead);
+    if (few()) return attend_few(block, slots, begin, ahead);
 #endif
     block.pack(slots, true, ahead);
     attend(block, begin, ahead);
-    ahead.lines(next.num_pages * int(a.shape.page_bytes / 64));  // what found no place between the products
   }
 
   void write_partials(int64_t part) const {
@@ -385,23 +464,31 @@ struct Tile {
 
   void write_results() const;
 
-  void run() {
+  static int64_t block_end(const AttentionItem& it, int64_t from) {
+    const int64_t end = (from / kBlock + 1) * kBlock;
+    return end < it.slot_end ? end : int64_t{it.slot_end};
+  }
+
+  // Where the slots lie that are attended after those up to `at`: of this item, else the first of `soon`.
+  void find_next(const PageRow& pages, int64_t at, const AttentionItem* soon, Slots& next) const {
+    next.num_pages = 0;
+    if (at < item.slot_end) return pages.find(at, block_end(item, at), next);
+    if (soon == nullptr || soon->slot_begin == soon->slot_end) return;
+    PageRow(a, spans[soon->span_begin].seq, soon->head).find(soon->slot_begin, block_end(*soon, soon->slot_begin), next);
+  }
+
+  void run(const AttentionItem* soon) {
     prepare();
     const PageRow pages(a, spans[item.span_begin].seq, item.head);
     Block<Math> block(a, block_space);
     Slots slots[2];
     const bool parts = spans[item.span_begin].partial >= 0;
-    const auto block_end = [&](int64_t from) {
-      const int64_t end = (from / kBlock + 1) * kBlock;
-      return end < item.slot_end ? end : int64_t{item.slot_end};
-    };
     int64_t at = item.slot_begin, part = 0;
     restart();
-    if (at < item.slot_end) pages.find(at, block_end(at), slots[0]);
+    if (at < item.slot_end) pages.find(at, block_end(item, at), slots[0]);
     for (int turn = 0; at < item.slot_end; turn ^= 1) {
-      const int64_t end = block_end(at);
-      slots[turn ^ 1].num_pages = 0;
-      if (end < item.slot_end) pages.find(end, block_end(end), slots[turn ^ 1]);
+      const int64_t end = block_end(item, at);
+      find_next(pages, end, soon, slots[turn ^ 1]);
       work(block, slots[turn], at, slots[turn ^ 1]);
       at = end;
       if (parts && (at % kPartSlots == 0 || at == item.slot_end)) {
@@ -536,11 +623,12 @@ inline bool in_pairs(const AttentionArgs& a) {
 
 namespace PAGODA_ISA {
 
-void run_item(const AttentionArgs& args, const Span* spans, const AttentionItem& item, const AttentionScratch& out) {
+void run_item(const AttentionArgs& args, const Span* spans, const AttentionItem& item, const AttentionItem* soon,
+              const AttentionScratch& out) {
 #if PAGODA_DPBF16
-  if (in_pairs(args)) return Tile<Pairs>(args, spans, item, out).run();
+  if (in_pairs(args)) return Tile<Pairs>(args, spans, item, out).run(soon);
 #endif
-  Tile<Floats>(args, spans, item, out).run();
+  Tile<Floats>(args, spans, item, out).run(soon);
 }
 
 void run_merge(const AttentionArgs& args, const Merge& merge, const AttentionScratch& out) { merge_parts(args, merge, out); }

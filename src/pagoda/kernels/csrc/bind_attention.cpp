@@ -39,7 +39,8 @@ void bind_attention(nb::module_& m) {
                               uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens, uintptr_t q_starts, int64_t num_seqs,
                               int64_t num_tokens, int64_t num_q_heads, int64_t num_kv_heads, float scale, float soft_cap,
                               int64_t window, uintptr_t sinks, uintptr_t slopes, uintptr_t prob_sums, int64_t sums_stride,
-                              int64_t sum_last, bool share_prefixes, int num_threads, const std::string& isa) {
+                              int64_t sum_last, bool share_prefixes, bool byte_products, int num_threads,
+                              const std::string& isa) {
     AttentionArgs a;
     a.q = at<void>(q), a.q_token_stride = q_token_stride, a.q_head_stride = q_head_stride, a.out = at<void>(out);
     a.dtype = Dtype(dtype);
@@ -51,7 +52,7 @@ void bind_attention(nb::module_& m) {
     a.scale = scale, a.soft_cap = soft_cap, a.window = window;
     a.sinks = at<float>(sinks), a.slopes = at<float>(slopes);
     a.prob_sums = at<float>(prob_sums), a.sums_stride = sums_stride, a.sum_last = sum_last;
-    a.share_prefixes = share_prefixes;
+    a.share_prefixes = share_prefixes, a.byte_products = byte_products;
     nb::gil_scoped_release release;
     paged_attention(a, num_threads, isa);
   }, "Strides in elements; sinks, slopes and prob_sums 0 when unused; isa '' chooses the best.");

@@ -1,0 +1,156 @@
+// Products of bytes for int8 pages (vpdpbusd: four products of a word at once, twice those of bfloat16 pairs), so that codes need
+// not be widened. Queries are rounded to bytes, a scale a row; weights (probability x scale of the slot's V) to bytes, a scale a
+// row and block of slots. What that loses is stated in docs/kernels.md and tested; without it (AttentionArgs::byte_products) codes
+// become bfloat16 numbers, without loss.
+//
+//   K codes c are signed, and one factor must not be:   q . c = q . (c + 128) - 128 * sum(q)
+//   V codes are signed, weights are not.
+#pragma once
+
+#include "attention_few.hpp"
+
+#if PAGODA_DPBF16
+
+namespace pagoda {
+namespace {
+
+constexpr int64_t kBytesAtOnce = 64;  // columns in a register: head dimensions must be multiples
+
+// A row of queries: codes [dim], and in `scale`, `sum` what they mean.
+inline void round_query(const uint16_t* q, int64_t dim, int8_t* codes, float* scale, int32_t* sum) {
+  Vec most = Vec{};
+  for (int64_t d = 0; d < dim; d += kLanes) most = maximum((Vec)_mm512_abs_ps(load(q + d)), most);
+  const float largest_code = largest(most), unit = largest_code > 0.0f ? 127.0f / largest_code : 0.0f;
+  __m512i total = _mm512_setzero_si512();
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    const __m512i code = _mm512_cvtps_epi32(load(q + d) * unit);
+    total = _mm512_add_epi32(total, code);
+    _mm_storeu_si128((__m128i*)(codes + d), _mm512_cvtsepi32_epi8(code));
+  }
+  *scale = largest_code / 127.0f, *sum = _mm512_reduce_add_epi32(total);
+}
+
+// out[row][0..15] = scales[row] * (queries[row] . codes of 16 slots).
+template <int kRows>
+PAGODA_OWN_REGISTERS void byte_scores(const int8_t* queries, int64_t dim, const float* scales, const int32_t* query_sums,
+                                      const char* const* keys, float* out, int64_t ldo) {
+  __m512i sum[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) sum[r] = _mm512_set1_epi32(-128 * query_sums[r]);
+  for (int64_t d = 0; d < dim; d += kBytesAtOnce) {
+    __m512 key[16];
+    transpose_words(keys, d / 4, key);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      const __m512i code = _mm512_xor_si512((__m512i)key[i], _mm512_set1_epi8(char(0x80)));
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        int32_t word;
+        memcpy(&word, queries + r * dim + d + 4 * i, 4);
+        sum[r] = _mm512_dpbusd_epi32(sum[r], code, _mm512_set1_epi32(word));
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) store(out + r * ldo, (Vec)_mm512_cvtepi32_ps(sum[r]) * scales[r]);
+}
+
+// Half of 64 columns of V for `quads` times four slots: sums[row][2 half], [2 half + 1] of weights x codes. Register m of a row
+// holds column 16 l + 4 m + t in word t of its quarter l, as unpacking by quarters leaves them.
+template <int kRows, int kHalf>
+PAGODA_OWN_REGISTERS void byte_values_half(const uint8_t* weights, int64_t ldw, const char* const* values, int64_t quads,
+                                           int64_t column, __m512i (*sums)[4], const char* soon, int64_t lines) {
+  __m512i sum[kRows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
+  const char* const last = soon + 64 * (lines > 0 ? lines - 1 : 0);
+  for (int64_t j = 0; j < quads; ++j, values += 4) {
+    __builtin_prefetch(soon, 0, 2);
+    soon += soon < last ? 64 : 0;
+    const __m512i a = _mm512_loadu_si512(values[0] + column), b = _mm512_loadu_si512(values[1] + column);
+    const __m512i c = _mm512_loadu_si512(values[2] + column), d = _mm512_loadu_si512(values[3] + column);
+    const __m512i ab = kHalf ? _mm512_unpackhi_epi8(a, b) : _mm512_unpacklo_epi8(a, b);
+    const __m512i cd = kHalf ? _mm512_unpackhi_epi8(c, d) : _mm512_unpacklo_epi8(c, d);
+    const __m512i left = _mm512_unpacklo_epi16(ab, cd), right = _mm512_unpackhi_epi16(ab, cd);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      int32_t word;
+      memcpy(&word, weights + r * ldw + 4 * j, 4);
+      const __m512i weight = _mm512_set1_epi32(word);
+      sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], weight, left);
+      sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], weight, right);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) sums[r][2 * kHalf] = sum[r][0], sums[r][2 * kHalf + 1] = sum[r][1];
+}
+
+// sums[0..63] += scale * the four registers of a row, their columns in order again.
+inline void add_bytes(const __m512i* parts, float scale, float* sums) {
+  const __m512i a = _mm512_shuffle_i32x4(parts[0], parts[1], 0x88), b = _mm512_shuffle_i32x4(parts[2], parts[3], 0x88);
+  const __m512i c = _mm512_shuffle_i32x4(parts[0], parts[1], 0xdd), d = _mm512_shuffle_i32x4(parts[2], parts[3], 0xdd);
+  const __m512i quarters[4] = {_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(c, d, 0x88),
+                               _mm512_shuffle_i32x4(a, b, 0xdd), _mm512_shuffle_i32x4(c, d, 0xdd)};
+#pragma GCC unroll 4
+  for (int l = 0; l < 4; ++l) store(sums + 16 * l, load(sums + 16 * l) + (Vec)_mm512_cvtepi32_ps(quarters[l]) * scale);
+}
+
+struct ByteRows {  // queries of a tile, and the weights of the rows under way
+  int8_t* queries;       // [rows][k_dim]
+  float* scales;         // [rows]
+  int32_t* sums;         // [rows]
+  uint8_t* weights;      // [kFewRows][kBlock]
+  float* weight_scales;  // [kFewRows]
+};
+
+template <int kRows>
+struct FewBytes {
+  static void scores(const ByteRows& rows, int64_t row, int64_t dim, const char* const* keys, int slots, float* out, int64_t ldo,
+                     Ahead& ahead) {
+    for (int i = 0; i < slots; i += 16) {
+      ahead.lines(14);
+      byte_scores<kRows>(rows.queries + row * dim, dim, rows.scales + row, rows.sums + row, keys + i, out + i, ldo);
+    }
+  }
+  static void values(const ByteRows& rows, int64_t ldw, const char* const* values, int slots, int64_t columns, float* sums,
+                     int64_t lds, Ahead& ahead) {
+    const int64_t quads = (slots + 3) / 4;
+    for (int64_t c = 0; c < columns; c += kBytesAtOnce) {
+      __m512i parts[kRows][4];
+      const char* soon = values[0];
+      int64_t lines = ahead.take(quads, &soon);
+      byte_values_half<kRows, 0>(rows.weights, ldw, values, quads, c, parts, soon, lines);
+      soon = values[0], lines = ahead.take(quads, &soon);
+      byte_values_half<kRows, 1>(rows.weights, ldw, values, quads, c, parts, soon, lines);
+      for (int r = 0; r < kRows; ++r) add_bytes(parts[r], rows.weight_scales[r], sums + r * lds + c);
+    }
+  }
+};
+
+// Weights of a block to bytes: in units of their largest / 255, which is returned. `total` is not a number where one of them is
+// not, and so is then the result.
+inline float round_weights(const float* weights, int slots, float top, float total, uint8_t* out) {
+  const float unit = top > 0.0f ? 255.0f / top : 0.0f;
+  for (int i = 0; i < slots; i += kLanes)
+    _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(load(weights + i) * unit)));
+  return total - total == 0.0f ? top / 255.0f : total;
+}
+
+template <typename Act>
+void with_few_bytes(int rows, Act act) {
+  switch (rows) {
+    case 1: return act(FewBytes<1>{});
+    case 2: return act(FewBytes<2>{});
+    case 3: return act(FewBytes<3>{});
+    case 4: return act(FewBytes<4>{});
+    case 5: return act(FewBytes<5>{});
+    case 6: return act(FewBytes<6>{});
+    case 7: return act(FewBytes<7>{});
+    default: return act(FewBytes<8>{});
+  }
+}
+
+}  // namespace
+}  // namespace pagoda
+
+#endif
