@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pagoda import ConfigError, SamplingParams
+from pagoda.engine.selection import PageChooser
 from pagoda.kv.policies.base import Stage
 
 from .conftest import kv_bytes
@@ -55,6 +56,24 @@ def test_same_tokens_whatever_happens_around(make_llm, oracle, name) -> None:
             for sequence in list(engine.scheduler.running.values()):
                 engine.scheduler.preempt(sequence)
     assert [done[str(index)] for index in range(3)] == alone
+
+
+@pytest.mark.parametrize("kv", ["quest(pages=3)", "lserve(pages=3)", "lserve(pages=0.3, reuse=2)+int8"])
+def test_pages_chosen_within_the_program_are_those_chosen_layer_by_layer(make_llm, monkeypatch, kv) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the step was not one program")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PageChooser, "choose", never)
+        whole = make_llm(page_size=8)
+        fast = whole.generate(PROMPTS, params(kv, 30))
+    monkeypatch.setattr(PageChooser, "has_boxes", False)
+    monkeypatch.setattr(PageChooser, "boxes", never)
+    layers = make_llm(page_size=8)
+    slow = layers.generate(PROMPTS, params(kv, 30))
+    assert [output.token_ids for output in fast] == [output.token_ids for output in slow]
+    for count in ("pages_read", "pages_held"):
+        assert whole.stats()["steps"][count] == layers.stats()["steps"][count]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,6 +9,8 @@ not matter to a decode query: the chosen full pages come first, the page under w
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from ..kernels.ops._paged import gather
 from ..kv.policies._pages import Look, PageSelection
 from ..kv.storage import PageStorage
 from ..kv.table import PageTable
+from ..kv.view import Boxes
 
 
 class Notes:
@@ -39,7 +42,7 @@ class Notes:
         twin = Notes(*self.sketched.shape)
         twin.sketches = [None if s is None else s.clone() for s in self.sketches]
         twin.sketched = self.sketched.copy()
-        twin.memory = [dict(m) for m in self.memory]
+        twin.memory = [{name: value.clone() for name, value in m.items()} for m in self.memory]
         return twin
 
     def forget_pages(self) -> None:
@@ -57,8 +60,60 @@ class PageChooser:
         fmt = table.fmt
         self._lens = np.broadcast_to(table.lens[:, None], (table.num_rows, table.run)).reshape(fmt.num_layers, -1) + 1
         self._full = (self._lens - 1) // fmt.page_size  # the page that holds the newest token is read whatever it holds
-        self._ids = _all_page_ids(table, int(self._full.max()) + 1).to(storage.device)
         self._is_even = bool((self._lens == self._lens.flat[0]).all())
+
+    @cached_property
+    def _ids(self) -> Tensor:
+        return _all_page_ids(self._table, int(self._full.max()) + 1).to(self._storage.device)
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether ``boxes`` may be asked."""
+        return self._policy.boxes(self._table.fmt.page_size) > 0
+
+    def boxes(self) -> Boxes:
+        """The choice of all layers, left to the kernels: as ``choose`` would make it layer by layer."""
+        policy, notes, full = self._policy, self._notes, self._full
+        num_heads = full.shape[1]
+        counts = np.array([policy.num_pages(n) for n in range(int(full.max()) + 1)])[full]
+        most = full.max(1)
+        whole = counts.max(1) == most
+        held = full.sum(1) + num_heads
+        notes.pages_held += int(held.sum())
+        notes.pages_read += int(np.where(whole, held, num_heads + counts.sum(1)).sum())
+        self._sketch_all(~whole)
+        scores, known, fresh = self._kept_scores(most, whole)
+        return Boxes(
+            boxes=policy.boxes(self._table.fmt.page_size),
+            sketches=np.array([0 if s is None else s.data_ptr() for s in notes.sketches], np.int64),
+            room=np.array([0 if s is None else s.shape[1] for s in notes.sketches], np.int64),
+            full=full.astype(np.int32),
+            keep=np.where(whole[:, None], full, counts).astype(np.int32),
+            scores=scores,
+            known=known.astype(np.int32),
+            fresh=fresh.astype(np.int32),
+        )
+
+    def _sketch_all(self, wanted: np.ndarray) -> None:
+        behind = wanted & (self._full > self._notes.sketched).any(1)
+        for layer in np.flatnonzero(behind).tolist():
+            most = int(self._full[layer].max())
+            self._sketches(layer, self._full[layer], self._ids[layer, :, : most + 1])
+
+    def _kept_scores(self, most: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where scores are kept, of how many pages, and whether they are to be made now: [L] each."""
+        at, known, fresh = np.zeros(len(most), np.int64), most.copy(), np.ones(len(most), bool)
+        if self._policy.steps_a_choice == 1:
+            return at, known, fresh
+        for layer in np.flatnonzero(~whole).tolist():
+            memory = self._notes.memory[layer]
+            fresh[layer] = "age" not in memory or int(memory["age"]) >= self._policy.steps_a_choice
+            if fresh[layer]:
+                memory["scores"], memory["age"] = torch.empty(self._full.shape[1], int(most[layer])), torch.ones(())
+            else:
+                memory["age"] += 1
+            at[layer], known[layer] = memory["scores"].data_ptr(), memory["scores"].shape[1]
+        return at, known, fresh
 
     def choose(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """q [Hq, D] of the newest token, whose own key is written: page ids int32 [H, K], slots to attend int32 [H]."""

@@ -110,14 +110,15 @@ class Program:
             self._workspace = torch.empty(needed, dtype=torch.uint8)
         tables = [(cos.data_ptr(), sin.data_ptr(), DTYPES[cos.dtype], cos.shape[1]) for cos, sin in rotary]
         layout, rows = step.layout, step.rows
-        own = step.rows.shape[0] > 1
+        own, choice = step.rows.shape[0] > 1, step.choice
+        chosen = [] if choice is None else [getattr(choice, name).ctypes.data for name in choice.__slots__]
         self._program.run(
             x.data_ptr(), tokens, positions.data_ptr(), tables, step.pages.data_ptr(), step.pages.shape[0],
             store_of(layout), layout.page_size, layout.k_dim, layout.v_dim, num_seqs, rows.data_ptr(),
             rows.stride(0) if own else 0, rows.shape[1], rows.shape[2], step.row_of.data_ptr(), step.offset.data_ptr(),
             step.kv_lens.data_ptr(), step.kv_lens.stride(0) if own else 0, step.q_starts.data_ptr(),
             step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots.stride(0) if own else 0,
-            self._workspace.data_ptr(), torch.get_num_threads(), isa,
+            chosen, 0 if choice is None else len(choice.seqs), self._workspace.data_ptr(), torch.get_num_threads(), isa,
         )  # fmt: skip
 
     def _at(self, tensor: Tensor | None) -> int:

@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from .layout import PageLayout
+
+
+@dataclass(frozen=True, slots=True)
+class PageChoice:
+    """Sequences of one token that read only some of their pages: those whose boxes around keys promise most
+    (`ops.box_scores`), the newest full page, and the page under way. C sequences choose.
+
+    Addresses are those of contiguous float32 tensors, which must outlive the step.
+    """
+
+    seqs: npt.NDArray[np.int32]  # [C] of the batch
+    boxes: npt.NDArray[np.int32]  # [C] boxes of a page
+    sketches: npt.NDArray[np.int64]  # [L, C] addresses of [H, room, boxes, 2 * k_dim]
+    room: npt.NDArray[np.int64]  # [L, C]
+    full: npt.NDArray[np.int32]  # [L, C, H] full pages
+    keep: npt.NDArray[np.int32]  # [L, C, H] how many of them are read; nothing is scored where all are
+    scores: npt.NDArray[np.int64]  # [L, C] addresses of [H, known] where scores are kept, else 0
+    known: npt.NDArray[np.int32]  # [L, C] pages of kept scores; later pages count 0
+    fresh: npt.NDArray[np.int32]  # [L, C] whether to score in this step, and to keep it
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +47,4 @@ class StepArrays:
     q_starts: Tensor  # [S + 1]
     page_ids: Tensor  # [L1, T, H] pages that the tokens are written to
     slots: Tensor  # [L1, T, H]
+    choice: PageChoice | None = None

@@ -9,24 +9,49 @@ Sizes: S sequences, T tokens of the step, L layers, H kv-heads, R rows of one la
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import is_
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..kernels.ops import LayerTable, kv_write, paged_attention
-from ..kernels.step import StepArrays
+from ..kernels.step import PageChoice, StepArrays
+from .pages import Int32s
 from .step_index import StepIndex
 from .storage import PageStorage
 from .table import PageTable
 
 
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """What one sequence brings to a `PageChoice`: its arrays without the axis of sequences, and the tensors that its
+    addresses point to.
+    """
+
+    boxes: int
+    sketches: npt.NDArray[np.int64]  # [L]
+    room: npt.NDArray[np.int64]  # [L]
+    full: Int32s  # [L, H]
+    keep: Int32s  # [L, H]
+    scores: npt.NDArray[np.int64]  # [L]
+    known: Int32s  # [L]
+    fresh: Int32s  # [L]
+
+
 class Chooser(Protocol):
-    """Says which pages a sequence of one token reads in a layer; see ``StepView``."""
+    """Says which pages a sequence of one token reads in a layer; see ``StepView``. Where ``has_boxes``, ``boxes`` does
+    the same for all layers at once; one of the two is asked, once a step.
+    """
+
+    @property
+    def has_boxes(self) -> bool: ...
+
+    def boxes(self) -> Boxes: ...
 
     def choose(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor]: ...
 
@@ -74,12 +99,16 @@ class StepView:
 
     def arrays(self) -> StepArrays | None:
         """The whole step as plain arrays, for those who run all layers at once. None where layers must come one by one:
-        probabilities are summed, somebody sees the queries, or a sequence chooses its pages by them.
+        probabilities are summed, somebody sees the queries, or a sequence chooses its pages in a way of its own.
         """
-        if self._watched or self._choosers or self._tap is not None or self._pages.device.type != "cpu":
+        if self._watched or self._tap is not None or self._pages.device.type != "cpu":
+            return None
+        if not all(chooser.has_boxes for chooser in self._choosers.values()):
             return None
         index = self._index
-        return StepArrays(self._pages, self._layout, *index.tensors, self._page_ids, self._slots)
+        choice = _choice(self._choosers) if self._choosers else None
+        page_ids, slots = self._page_ids.contiguous(), self._slots.contiguous()  # numpy may index into any order
+        return StepArrays(self._pages, self._layout, *index.tensors, page_ids, slots, choice)
 
     @cached_property
     def _parts(self) -> list[_Part]:
@@ -174,6 +203,19 @@ class StepView:
             max_kv_len=max(map(max, lens_cpu)),
             kv_lens_cpu=lens_cpu,
         )
+
+
+def _choice(choosers: Mapping[int, Chooser]) -> PageChoice:
+    """What the choosing sequences bring, side by side."""
+    each = [chooser.boxes() for chooser in choosers.values()]
+    return PageChoice(
+        np.array(list(choosers), np.int32),
+        np.array([one.boxes for one in each], np.int32),
+        *(
+            np.ascontiguousarray(np.stack([getattr(one, name) for one in each], 1))
+            for name in ("sketches", "room", "full", "keep", "scores", "known", "fresh")
+        ),
+    )
 
 
 class StepViews:

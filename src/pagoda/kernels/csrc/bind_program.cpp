@@ -20,6 +20,16 @@ NormArgs norm_of(int64_t dim, int64_t parts, uintptr_t weight, uintptr_t bias, i
   return a;
 }
 
+// Addresses in the order of kernels/step.py's PageChoice.
+PageChoice choice_of(const std::vector<uintptr_t>& arrays, int64_t count) {
+  PageChoice c;
+  c.count = count;
+  c.seqs = at<int32_t>(arrays.at(0)), c.boxes = at<int32_t>(arrays.at(1)), c.sketches = at<int64_t>(arrays.at(2));
+  c.room = at<int64_t>(arrays.at(3)), c.full = at<int32_t>(arrays.at(4)), c.keep = at<int32_t>(arrays.at(5));
+  c.scores = at<int64_t>(arrays.at(6)), c.known = at<int32_t>(arrays.at(7)), c.fresh = at<int32_t>(arrays.at(8));
+  return c;
+}
+
 }  // namespace
 
 void bind_program(nb::module_& m) {
@@ -67,7 +77,8 @@ void bind_program(nb::module_& m) {
                      int store, int64_t page_size, int64_t k_dim, int64_t v_dim, int64_t num_seqs, uintptr_t rows,
                      int64_t rows_stride, int64_t num_rows, int64_t max_pages, uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens,
                      int64_t lens_stride, uintptr_t q_starts, uintptr_t page_ids, uintptr_t slots, int64_t writes_stride,
-                     uintptr_t workspace, int num_threads, const std::string& isa) {
+                     const std::vector<uintptr_t>& choice, int64_t num_choosing, uintptr_t workspace, int num_threads,
+                     const std::string& isa) {
         StepArrays s;
         s.x = at<void>(x), s.num_tokens = num_tokens, s.positions = at<int64_t>(positions);
         for (const auto& [cos, sin, dtype, pairs] : rotary) s.rotary.push_back({at<void>(cos), at<void>(sin), Dtype(dtype), pairs});
@@ -76,6 +87,7 @@ void bind_program(nb::module_& m) {
         s.max_pages = max_pages, s.row_of = at<int32_t>(row_of), s.offset = at<int32_t>(offset);
         s.kv_lens = at<int32_t>(kv_lens), s.lens_stride = lens_stride, s.q_starts = at<int32_t>(q_starts);
         s.page_ids = at<int32_t>(page_ids), s.slots = at<int32_t>(slots), s.writes_stride = writes_stride;
+        if (num_choosing > 0) s.choice = choice_of(choice, num_choosing);
         nb::gil_scoped_release release;
         p.run(s, at<void>(workspace), num_threads, isa);
       });

@@ -14,6 +14,7 @@ NB_MODULE(_cpu, m) {
   m.def("num_workers", &pagoda::num_workers, "Threads of the pool, beside the callers; started by the first job that has use for them.");
   pagoda::bind_pages(m);
   pagoda::bind_attention(m);
+  pagoda::bind_choice(m);
   pagoda::bind_linear(m);
   pagoda::bind_packed(m);
   pagoda::bind_lay_out(m);

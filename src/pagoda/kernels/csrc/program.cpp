@@ -21,6 +21,7 @@ struct Run {
   const std::string& isa;
   std::vector<char*> registers;
   std::vector<int32_t> ids;  // page ids of a layer, where all layers share an array
+  ChosenTable chosen;
 
   char* at(int reg, int64_t element = 0) const { return registers[reg] + element * size_of(dtype); }
 
@@ -85,6 +86,7 @@ struct Run {
     a.num_seqs = step.num_seqs, a.num_tokens = step.num_tokens;
     a.num_q_heads = i.num_q_heads, a.num_kv_heads = i.num_kv_heads;
     a.scale = i.scale, a.soft_cap = i.soft_cap, a.window = i.window, a.sinks = i.sinks, a.slopes = i.slopes;
+    if (step.choice.count > 0) choose_pages(a, step.choice, i.layer, threads, isa, chosen);
     paged_attention(a, threads, isa);
   }
 
@@ -128,7 +130,7 @@ int64_t Program::workspace_bytes(int64_t num_tokens) const {
 }
 
 void Program::run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const {
-  Run run{step, dtype_, widths_, num_threads, isa, {static_cast<char*>(step.x)}, {}};
+  Run run{step, dtype_, widths_, num_threads, isa, {static_cast<char*>(step.x)}, {}, {}};
   char* at = reinterpret_cast<char*>(aligned(reinterpret_cast<intptr_t>(workspace)));
   for (size_t reg = 1; reg < widths_.size(); ++reg) {
     run.registers.push_back(at);

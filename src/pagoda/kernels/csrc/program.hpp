@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention.hpp"
+#include "choice.hpp"
 #include "packed.hpp"
 #include "rows.hpp"
 
@@ -101,6 +102,7 @@ struct StepArrays {
   const int32_t* page_ids = nullptr;  // [L or 1][T][H]; shared: the ids of layer 0, layer l is l * H further
   const int32_t* slots = nullptr;     // [L or 1][T][H]
   int64_t writes_stride = 0;
+  PageChoice choice;  // of sequences that read only some of their pages
 };
 
 class Program {

@@ -3,6 +3,7 @@
 from ._table import LayerTable
 from .activation import activation
 from .attention import paged_attention
+from .box_scores import box_scores
 from .copy_pages import copy_pages
 from .gated_activation import gated_activation
 from .greedy import greedy
@@ -24,6 +25,7 @@ from .typical_mask import typical_mask
 __all__ = [
     "LayerTable",
     "activation",
+    "box_scores",
     "copy_pages",
     "gated_activation",
     "greedy",

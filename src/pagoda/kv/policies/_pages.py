@@ -41,6 +41,19 @@ class PageSelection(Selection):
 
     pages: int | float = 0.25
 
+    def boxes(self, page_size: int) -> int:
+        """Boxes around keys (`kernels.ops.box_scores`) that a page's sketch ``[H, n, boxes, 2 D]`` holds, where their
+        bounds are the score; 0 where it is something else. With boxes a step is chosen without Python between layers.
+        """
+        return 0
+
+    @property
+    def steps_a_choice(self) -> int:
+        """Steps that one scoring serves, of a policy with boxes: ``memory["scores"]`` [H, P], pages that came since
+        counting 0, and ``memory["age"]``, steps it has served.
+        """
+        return 1
+
     def __post_init__(self) -> None:
         whole = isinstance(self.pages, int) and self.pages >= 1
         part = isinstance(self.pages, float) and 0.0 < self.pages <= 1.0

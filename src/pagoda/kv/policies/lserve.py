@@ -32,27 +32,33 @@ class LServe(PageSelection):
         at_least("part", self.part, 1)
         at_least("reuse", self.reuse, 1)
 
+    def boxes(self, page_size: int) -> int:
+        if page_size % self.part:
+            raise ConfigError(f"lserve(part={self.part}) does not divide pages of {page_size} slots; give a divisor")
+        return page_size // self.part
+
+    @property
+    def steps_a_choice(self) -> int:
+        return self.reuse
+
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
         import torch
 
         heads, pages, size, width = keys.shape
-        if size % self.part:
-            raise ConfigError(f"lserve(part={self.part}) does not divide pages of {size} slots; give a divisor")
-        parts = keys.view(heads, pages, size // self.part, self.part, width)
+        parts = keys.view(heads, pages, self.boxes(size), self.part, width)
         return torch.cat([parts.amax(3), parts.amin(3)], -1)  # [H, n, parts, 2 D]
 
     def score(self, look: Look) -> Tensor:
-        import torch
         from torch.nn.functional import pad
+
+        from ...kernels.ops import box_scores
 
         age = look.memory.get("age")
         if age is not None and int(age) < self.reuse:
             age += 1
             known = look.memory["scores"]
             return pad(known, (0, look.valid.shape[1] - known.shape[1]))
-        heads, pages, parts, _ = look.sketches.shape
-        q = torch.cat([look.queries.clamp(min=0), look.queries.clamp(max=0)], -1)
-        bound = (q @ look.sketches.flatten(1, 2).transpose(1, 2)).amax(1).view(heads, pages, parts).amax(-1)
+        bound = box_scores(look.queries, look.sketches)
         look.memory["scores"], look.memory["age"] = bound.clone(), bound.new_ones(())
         return bound
 

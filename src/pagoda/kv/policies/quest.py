@@ -21,16 +21,18 @@ class Quest(PageSelection):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.10774"
 
+    def boxes(self, page_size: int) -> int:
+        return 1
+
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
         import torch
 
-        return torch.cat([keys.amax(2), keys.amin(2)], -1)  # [H, n, 2 D]
+        return torch.cat([keys.amax(2), keys.amin(2)], -1)[:, :, None]  # [H, n, 1, 2 D]
 
     def score(self, look: Look) -> Tensor:
-        import torch
+        from ...kernels.ops import box_scores
 
-        q = torch.cat([look.queries.clamp(min=0), look.queries.clamp(max=0)], -1)
-        return (q @ look.sketches.transpose(1, 2)).amax(1)
+        return box_scores(look.queries, look.sketches)
 
 
 POLICY = Quest
