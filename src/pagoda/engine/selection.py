@@ -75,7 +75,8 @@ class PageChooser:
         """The choice of all layers, left to the kernels: as ``choose`` would make it layer by layer."""
         policy, notes, full = self._policy, self._notes, self._full
         num_heads = full.shape[1]
-        counts = np.array([policy.num_pages(n) for n in range(int(full.max()) + 1)])[full]
+        sizes, which = np.unique(full, return_inverse=True)
+        counts = np.array([policy.num_pages(int(size)) for size in sizes])[which].reshape(full.shape)
         most = full.max(1)
         whole = counts.max(1) == most
         held = full.sum(1) + num_heads
@@ -109,7 +110,7 @@ class PageChooser:
             memory = self._notes.memory[layer]
             fresh[layer] = "age" not in memory or int(memory["age"]) >= self._policy.steps_a_choice
             if fresh[layer]:
-                memory["scores"], memory["age"] = torch.empty(self._full.shape[1], int(most[layer])), torch.ones(())
+                memory["scores"], memory["age"] = torch.zeros(self._full.shape[1], int(most[layer])), torch.ones(())
             else:
                 memory["age"] += 1
             at[layer], known[layer] = memory["scores"].data_ptr(), memory["scores"].shape[1]
