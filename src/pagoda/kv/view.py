@@ -29,8 +29,8 @@ from .table import PageTable
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """What one sequence brings to a `PageChoice`: its arrays without the axis of sequences, and the tensors that its
-    addresses point to.
+    """What one sequence brings to a `PageChoice`: its arrays without the axis of sequences. Whoever made it keeps the
+    tensors behind its addresses alive for the step.
     """
 
     boxes: int
