@@ -61,9 +61,12 @@ def test_the_flags_are_options_of_serve() -> None:
 
 def test_a_disk_is_shown_where_memory_is_too_small(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_of("Llama-3.2-1B")))
-    done = in_process(capfd, "plan", str(tmp_path), "--memory", "2GiB", "--max-loss", "0")
+    done = in_process(capfd, "plan", str(tmp_path), "--memory", "400MiB", "--max-loss", "0")
     assert done.code == 2
     assert "the nearest budget that can is" in done.err
+    done = in_process(capfd, "plan", str(tmp_path), "--memory", "2GiB", "--max-loss", "0")
+    assert done.code == 0
+    assert "read from disk at every step" in done.out
     done = in_process(capfd, "plan", str(tmp_path), "--memory", "2GiB", "--disk", "8GiB", "--json")
     assert done.code == 0, done.err
     assert done.json["placements"][0]["shares"]["weights"]["disk"] > 0.2

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import product
 
 import pytest
 
 from pagoda import SamplingParams
 from pagoda.schedule.policies import POLICIES
+from pagoda.schedule.prediction.trained import write_trained
 
 from .conftest import kv_bytes
-from .tiny import prompt
+from .tiny import CONFIG, prompt
 
 NUM = 24
 PROMPTS = [prompt(1, 5), prompt(2, 33), prompt(3, 70), prompt(4, 16), prompt(2, 33)[:20] + prompt(5, 9)]
@@ -55,9 +57,19 @@ def test_matrix(make_llm, oracle, granularity, chunk, blocks, prefix) -> None:
         assert stats["kv"]["num_used_pages"] == 0
 
 
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """The tiny model with a probe beside it that expects something else of every prompt."""
+    folder, size = shutil.copytree(tiny, tmp_path_factory.mktemp("trained") / "model"), CONFIG["hidden_size"]
+    probe = {"mean": [0.0] * size, "scale": [1.0] * size, "weights": [0.1] * size, "bias": 2.0}
+    write_trained(folder, "trail", probe, {})
+    return folder
+
+
 @pytest.mark.parametrize("name", POLICIES.names())
-def test_scheduling_policies_change_when_and_never_what(make_llm, oracle, name) -> None:
-    llm = make_llm(scheduling=name, page_size=8, max_num_batched_tokens=48, max_num_seqs=8, kv_memory=kv_bytes(16))
+def test_scheduling_policies_change_when_and_never_what(make_llm, oracle, trained, name) -> None:
+    options = {"page_size": 8, "max_num_batched_tokens": 48, "max_num_seqs": 8, "kv_memory": kv_bytes(16)}
+    llm = make_llm(trained, scheduling=name, **options)
     for _ in range(2):  # the second time the policy has learned from the first
         outputs = llm.generate(PROMPTS, GREEDY)
         assert [output.token_ids for output in outputs] == [oracle(ids, NUM) for ids in PROMPTS]

@@ -17,6 +17,6 @@ def test_who_waits_is_told_why(make_llm) -> None:
     reasons = {told["request"]: told["why"] for told in picture_of(engine)["sequences"]}
     assert reasons["0"] is None
     assert reasons["1"] == "all 1 seats are taken"
-    assert "expected to take" in reasons["2"]
+    assert "less predicted work" in reasons["2"]
     while engine.has_work:
         engine.step()

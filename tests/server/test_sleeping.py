@@ -27,7 +27,7 @@ def test_by_command(server: Running) -> None:
     pinned = ASK | {"cache_control": {"pin": True}, "prompt": "Once upon a time " * 12}
     before = text_of(server)
     assert server.post("/v1/completions", pinned).status_code == 200
-    assert len(server.service.pins) == 1
+    assert len(server.service.pins) > 0
     done = server.post("/admin/sleep").json()
     assert done["asleep"]
     assert done["freed_bytes"] > 8 << 20
