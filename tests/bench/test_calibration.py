@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pagoda.bench.calibration import CALIBRATORS, duo_attention
+from pagoda.bench.calibration import CALIBRATORS, duo_attention, locret
 from pagoda.bench.quality.tasks.base import World
-from pagoda.core.errors import ConfigError, ModelError
+from pagoda.core.errors import ConfigError, ModelError, RequestError
 from pagoda.engine.calibrations import FOLDER, Calibrations
 from pagoda.kernels.dispatch import restricted
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
 from pagoda.kv.policies.base import Need, Stage
+from pagoda.kv.policies.locret import judge
 from pagoda.models.load import load_model
 
 
@@ -42,7 +43,8 @@ def test_every_policy_that_wants_a_calibration_has_its_command_and_lanterns_file
     assert wanting() == CALIBRATORS.names()
     for name in wanting():
         found = Calibrations(loaded.path).load(name)
-        assert found["heads"].shape == (4, 2)
+        assert found
+        assert all(t.shape[0] == 4 and torch.isfinite(t).all() for t in found.values())
 
 
 @pytest.mark.parametrize("name", ["razor_attention", "compresskv"])
@@ -63,6 +65,37 @@ def test_gates_are_trained(loaded, monkeypatch) -> None:
     found, _ = duo_attention.calibrate(loaded.model, world, loaded.shape)
     gates = found["heads"]
     assert float(gates[1].min()) > float(gates[[0, 2, 3]].max())
+
+
+def test_retaining_heads_learn_what_is_asked_for(loaded, monkeypatch) -> None:
+    """A network trained for a moment already ranks the tokens of running text as later queries do."""
+    monkeypatch.setattr(locret, "CASES", 6)
+    monkeypatch.setattr(locret, "STEPS", 60)
+    monkeypatch.setattr(locret, "RATE", 0.02)
+    world = World.make(loaded.tokenizer, 160)
+    found, _ = locret.calibrate(loaded.model, world, loaded.shape)
+    (shown,), (aims,) = ([x[1]] for x in locret._examples(loaded.model, world, loaded.shape))
+    said = judge(shown[1], {name: t[1] for name, t in found.items()})
+    for head in range(2):
+        known = ~aims[1][:, head].isnan()
+        both = torch.stack([said[known, head], aims[1][known, head]])
+        assert float(torch.corrcoef(both)[0, 1]) > 0.4
+
+
+def test_weights_are_halved_and_leased(tmp_path: Path) -> None:
+    wide = {"w1": torch.randn(2, 40, 30)}
+    path = Calibrations(tmp_path).save("locret", wide, {"length": 9})
+    assert path.suffix == ".safetensors"
+    asked: list[int] = []
+    store = Calibrations(tmp_path, lambda num_bytes: not asked.append(num_bytes))  # type: ignore[func-returns-value]
+    assert torch.equal(store.load("locret")["w1"], wide["w1"].half().float())
+    store.load("locret")
+    assert asked == [2 * 40 * 30 * 4]
+    with pytest.raises(RequestError, match="the calibration of locret takes 9.38 KiB, and they are not free now"):
+        Calibrations(tmp_path, lambda _: False).load("locret")
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match="is not a calibration file"):
+        Calibrations(tmp_path).load("locret")
 
 
 def test_files_are_read_strictly(tmp_path: Path) -> None:

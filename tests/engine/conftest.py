@@ -18,7 +18,7 @@ from .tiny import make_model
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_model(tmp_path_factory.mktemp("tiny"))
-    calibrate_at_random(folder, num_layers=2, num_heads=2)
+    calibrate_at_random(folder, num_layers=2, num_heads=2, head_dim=8)
     return folder
 
 

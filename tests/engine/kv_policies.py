@@ -33,15 +33,24 @@ def of_stage(*stages: Stage) -> list[str]:
 LOSSY = of_stage(Stage.EVICTION, Stage.ALLOCATOR)
 
 
-def calibrate_at_random(folder: Path, num_layers: int, num_heads: int) -> None:
+def calibrate_at_random(folder: Path, num_layers: int, num_heads: int, head_dim: int) -> None:
     """Files such as ``pagoda calibrate`` writes, with random content, for every method that wants one."""
     import torch
 
     from pagoda.engine.calibrations import Calibrations
 
     generator = torch.Generator().manual_seed(3)
-    for name in LOSSY:
-        if Need.CALIBRATION in parse_policy(spelled(name, 8)).needs:
-            sizes = {"heads": num_heads, "query_heads": 2 * num_heads, "layers": 1}
-            gates = {key: torch.rand(num_layers, size, generator=generator) for key, size in sizes.items()}
-            Calibrations(folder).save(name, gates, {})
+    gates = {"heads": (num_heads,), "query_heads": (2 * num_heads,), "layers": (1,)}
+    wide, hidden = 2 * num_heads * head_dim, 4
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        "locret": {"w1": (wide, hidden), "b1": (hidden,), "w2": (hidden, num_heads), "b2": (num_heads,)},
+    }
+    for name in calibrated():
+        sizes = shapes.get(name, gates)
+        found = {key: torch.rand(num_layers, *size, generator=generator) for key, size in sizes.items()}
+        Calibrations(folder).save(name, found, {})
+
+
+def calibrated() -> list[str]:
+    """Methods that want a calibration."""
+    return [name for name in LOSSY if Need.CALIBRATION in parse_policy(spelled(name, 8)).needs]

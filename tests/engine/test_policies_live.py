@@ -6,6 +6,7 @@ import pytest
 
 from pagoda import ConfigError, RequestError, SamplingParams
 
+from .conftest import kv_bytes
 from .tiny import make_model, prompt
 
 
@@ -53,3 +54,20 @@ def test_unknown_policies_are_refused_before_anything_runs(make_llm) -> None:
     assert llm.stats()["steps"]["requests_accepted"] == 0
     with pytest.raises(ConfigError, match="accepted: ada, alisa"):
         make_llm(kv="nothing")
+
+
+def test_the_next_prompt_comes_in_where_it_fits_beside_what_others_will_take(make_llm) -> None:
+    """22 blocks: a prompt of 64 tokens is 8 blocks until it is 2, and 3 in the end. With four running that leaves 10,
+    of which the four take at most two in the two steps that the fifth needs: a block in reserve for each would not fit.
+    """
+    llm = make_llm(
+        kv_memory=kv_bytes(22), page_size=8, max_model_len=80, max_num_batched_tokens=72, enable_prefix_caching=False
+    )
+    engine, most = llm._open().engine, 0
+    for index in range(8):
+        engine.add(llm._intake.request(str(index), prompt(80 + index, 64), params("snapkv(budget=16, window=8)", 8)))
+    while engine.has_work:
+        assert all(output.num_preemptions == 0 for output in engine.step())
+        done = [s for s in engine.scheduler.running.values() if s.num_computed >= s.prompt_len]  # type: ignore[attr-defined]
+        most = max(most, len(done))
+    assert most == 5

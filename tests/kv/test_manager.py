@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pagoda.core.errors import ConfigError, RequestError
 from pagoda.core.types import Granularity
+from pagoda.kv.compaction import RowPlan
 from pagoda.kv.manager import KVManager
 from pagoda.kv.pages import PagePool
 
@@ -352,6 +354,30 @@ def test_slots_that_stay_in_a_shared_page_come_along() -> None:
     world = world_of()
     seq_id = run(world, PROMPT, H)
     assert world.keep(seq_id, {(1, 0): [0, 1, 3, 4, 5, 6, 7]})
+    world.check()
+
+
+@pytest.mark.parametrize("grain", [S, L, H])
+def test_pages_that_move_up_whole_are_linked_not_written(grain: Granularity) -> None:
+    """Slots 2 … 5 go: two slots of the second page fill the first, the pages after it stay as they are."""
+    world = world_of(12)
+    seq_id = run(world, list(range(18)), grain)
+    twin = world.admit(list(range(18)), grain)
+    world.step({twin: [16, 17]})
+    before = world.manager.table(seq_id).bases.copy()
+    name = {S: (None, None), L: (1, None), H: (1, 1)}[grain]
+    table = world.manager.table(seq_id)
+    kept = np.array([0, 1, *range(6, 18)], np.int32)
+    plan = RowPlan.make(table, 0, kept)
+    assert (plan.first_dirty, plan.num_dirty, plan.num_unlinked) == (0, 1, 1)
+    assert world.keep(seq_id, {name: kept.tolist()})
+    world.check()
+    row = 0 if grain is S else table.row(1, 1)
+    assert table.bases[row, 1:4].tolist() == before[row, 2:5].tolist()
+    world.step({seq_id: [7, 8, 9]})
+    assert world.keep(seq_id, {name: [*range(4), *range(8, 17)]}), "nothing to write at all"
+    world.check()
+    world.step({twin: [3], seq_id: [4]})
     world.check()
 
 

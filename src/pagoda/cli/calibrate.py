@@ -1,6 +1,7 @@
 """Look at a model once for the KV policies, or teach the scheduling policies, that need it.
 
 pagoda calibrate duo_attention lantern              writes kv-calibration/duo_attention.json beside the model
+pagoda calibrate locret lantern                     trains its heads: kv-calibration/locret.safetensors
 pagoda calibrate trail lantern --prompts FILE       writes schedule-calibration/trail.json beside the model
 """
 
@@ -21,7 +22,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def calibrate(
-    method: Annotated[str, typer.Argument(help="duo_attention, razor_attention, compresskv; learning_to_rank, trail.")],
+    method: Annotated[
+        str, typer.Argument(help="duo_attention, razor_attention, compresskv, locret, …; learning_to_rank, trail.")
+    ],
     model: Annotated[str, typer.Argument(help="lantern, a folder, or a Hugging Face id.")],
     length: Annotated[int, typer.Option(help="KV policies: tokens of a synthetic text.")] = 512,
     prompts: Annotated[

@@ -1,50 +1,78 @@
-"""What ``pagoda calibrate METHOD MODEL`` found, read from beside the model when a request first needs it."""
+"""What ``pagoda calibrate METHOD MODEL`` found, read from beside the model when a request first needs it.
+
+A number per head and layer is written as JSON, for people to read; weights and bases as safetensors in float16.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, ModelError
+from ..core.errors import ConfigError, ModelError, RequestError, WeightsError
+from ..core.units import format_bytes
+from ..weights.header import read_header
+from ..weights.reader import Checkpoint
+from ..weights.writer import write_tensors
 
 FOLDER = "kv-calibration"
+READABLE = 1024
+"""Numbers that are written as JSON, at most."""
 
 
 class Calibrations:
-    """Tensors by method and name. Small (a number per head and layer), so they stay once read."""
+    """Tensors by method and name, float32. They stay once read; ``hold(bytes)`` leases them first (False: no room)."""
 
-    def __init__(self, model_folder: Path) -> None:
-        self._folder = Path(model_folder) / FOLDER
+    def __init__(self, model_folder: Path, hold: Callable[[int], bool] = lambda _: True) -> None:
+        self._folder, self._hold = Path(model_folder) / FOLDER, hold
         self._read: dict[str, Mapping[str, Tensor]] = {}
 
     def load(self, method: str) -> Mapping[str, Tensor]:
-        """Raises ConfigError when the method was not calibrated for this model, ModelError for a damaged file."""
+        """Raises ConfigError when the method was not calibrated for this model, ModelError for a damaged file,
+        RequestError when there is no room.
+        """
         if method not in self._read:
-            path = self._folder / f"{method}.json"
-            if not path.is_file():
+            path = next((p for p in self._paths(method) if p.is_file()), None)
+            if path is None:
                 raise ConfigError(
                     f"{method} was not calibrated for this model; run: pagoda calibrate {method} {self._folder.parent}"
                 )
-            self._read[method] = _parse(path)
+            found = _parse(path)
+            num_bytes = sum(t.nbytes for t in found.values())
+            if not self._hold(num_bytes):
+                size = format_bytes(num_bytes)
+                raise RequestError(f"the calibration of {method} takes {size}, and they are not free now")
+            self._read[method] = found
         return self._read[method]
 
     def save(self, method: str, found: Mapping[str, Tensor], notes: Mapping[str, object]) -> Path:
         """Writes the file that ``load`` reads; returns its path."""
         self._folder.mkdir(exist_ok=True)
-        path = self._folder / f"{method}.json"
-        data = {name: [[round(x, 5) for x in row] for row in t.tolist()] for name, t in found.items()}
-        path.write_text(json.dumps({"method": method, "notes": dict(notes), "tensors": data}, indent=1) + "\n")
+        text, weights = self._paths(method)
+        if sum(t.numel() for t in found.values()) <= READABLE and all(t.dim() == 2 for t in found.values()):
+            path, other = text, weights
+            data = {name: [[round(x, 5) for x in row] for row in t.tolist()] for name, t in found.items()}
+            path.write_text(json.dumps({"method": method, "notes": dict(notes), "tensors": data}, indent=1) + "\n")
+        else:
+            path, other = weights, text
+            write_tensors(path, {name: t.detach().to(torch.float16).contiguous() for name, t in found.items()})
+        other.unlink(missing_ok=True)
         self._read.pop(method, None)
         return path
+
+    def _paths(self, method: str) -> tuple[Path, Path]:
+        return self._folder / f"{method}.json", self._folder / f"{method}.safetensors"
 
 
 def _parse(path: Path) -> Mapping[str, Tensor]:
     try:
+        if path.suffix == ".safetensors":
+            file = Checkpoint(path.parent, read_header(path))
+            return {name: file.read(name).float() for name in file.entries}
         data = json.loads(path.read_text(encoding="utf-8"))["tensors"]
         return {name: torch.tensor(rows, dtype=torch.float32) for name, rows in data.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, WeightsError) as error:
         raise ModelError(f"{path} is not a calibration file ({error}); run pagoda calibrate again") from error

@@ -101,11 +101,14 @@ class Engine:
         self.events, self.counters = EventBus(), Counters()
         self._granularity, self._audit_steps = granularity, audit_steps
         self._memory = PagedMemory(
-            use_prefix=use_prefix, persistence=persistence, nobody_runs=lambda: not self.scheduler.running
+            use_prefix=use_prefix,
+            persistence=persistence,
+            running=lambda: self.scheduler.running.values(),
+            step_tokens=limits.max_num_batched_tokens,
         )
         self.scheduler = Scheduler(limits, policy, self._memory, clock)
         self._runner, self._probing = Runner(loaded.model, stores), Probing(self.scheduler)
-        self._evictor = Evictor(self.scheduler, self.counters, Calibrations(loaded.path))
+        self._evictor = Evictor(self.scheduler, self.counters, Calibrations(loaded.path, stores.hold_shared))
         stores.calibration = self._evictor.calibrations.load
         self._advance = Advance(self.scheduler, self._runner, loaded.tokenizer, clock, self._new_sequence)
         self.shadows = shadows or Shadows(0.0)

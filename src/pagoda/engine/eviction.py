@@ -107,6 +107,10 @@ class Evictor:
     def _act(self, sequence: Sequence, result: StepResult, moves: list[SlotMoves]) -> None:
         store, manager = sequence.store, sequence.store.manager
         table = manager.table(sequence.seq_id)
+        spans = sequence.policy.spans(int(table.lens[0]), sequence.prompt_len)
+        if spans is not None:
+            self._keep_spans(sequence, spans, result, moves)
+            return
         inputs = self._inputs(sequence, table)
         decision = sequence.policy.act(inputs)
         if decision is None or bool(decision.keep.all()):
@@ -130,6 +134,24 @@ class Evictor:
         again = sequence.policy.next_act(sequence.num_computed, sequence.prompt_len) is not None
         sequence.policy_state.keep(decision.keep, inputs, again)
 
+    def _keep_spans(
+        self, sequence: Sequence, spans: tuple[range, ...], result: StepResult, moves: list[SlotMoves]
+    ) -> None:
+        """An act of a method that looks at nothing, and remembers nothing."""
+        manager = sequence.store.manager
+        dropped = manager.num_dropped_slots
+        kept = np.concatenate([np.arange(span.start, span.stop, dtype=np.int32) for span in spans])
+        made = manager.keep_many(sequence.seq_id, {(None, None): kept})
+        if made is None:
+            self._scheduler.preempt(sequence)
+            result.drop(sequence)
+            return
+        moves.append(made)
+        if sequence.policy.selection is not None:
+            sequence.policy_state.notes.forget_pages()
+        self._counters.policy_acts += manager.num_dropped_slots > dropped
+        self._counters.slots_dropped += manager.num_dropped_slots - dropped
+
     def _inputs(self, sequence: Sequence, table: PageTable) -> Inputs:
         fmt, storage = sequence.store.fmt, sequence.store.storage
         lens = np.broadcast_to(table.lens[:, None], (table.num_rows, table.run)).reshape(fmt.num_layers, -1)
@@ -151,7 +173,7 @@ class Evictor:
 
 
 def _is_due(piece: Piece) -> bool:
-    return piece.start + piece.num_tokens == piece.sequence.policy.next_act(piece.start, piece.sequence.prompt_len)
+    return piece.start + piece.num_tokens == piece.sequence.next_act(piece.start)
 
 
 def _encode(sequence: Sequence) -> None:

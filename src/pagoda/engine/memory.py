@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 
 from ..kv.persist import Persistence
+from ..kv.stores import Store
 from ..schedule.item import Item
 from .sequence import Sequence
 
@@ -17,10 +19,14 @@ class PagedMemory:
         *,
         use_prefix: bool,
         persistence: Persistence | None = None,
-        nobody_runs: Callable[[], bool] = lambda: False,
+        running: Callable[[], Collection[Item]] = tuple,
+        step_tokens: int = 2048,
     ) -> None:
-        """``persistence``: the disk behind the prefix cache of the engine's own KV format."""
-        self._use_prefix, self._persistence, self._nobody_runs = use_prefix, persistence, nobody_runs
+        """``persistence``: the disk behind the prefix cache of the engine's own KV format; ``running``: who has pages;
+        ``step_tokens``: most tokens of a step.
+        """
+        self._use_prefix, self._persistence = use_prefix, persistence
+        self._running, self._step_tokens = running, step_tokens
         self._looked: tuple[int, int] | None = None
 
     def prefetch(self, sequence: Sequence, tokens_per_second: float, *, whole: bool = False) -> None:
@@ -54,7 +60,7 @@ class PagedMemory:
         sequence = _sequence(item)
         salt = sequence.group.request.salt
         if self._persistence is not None:
-            self._persistence.install(sequence.seq_id, salt=salt, wait=self._nobody_runs())
+            self._persistence.install(sequence.seq_id, salt=salt, wait=not self._running())
         cached = sequence.store.manager.admit(
             sequence.seq_id,
             self._sharable_tokens(sequence),
@@ -94,7 +100,29 @@ class PagedMemory:
         manager = sequence.store.manager
         slots = sequence.policy.peak_slots(sequence.num_tokens, sequence.prompt_len)
         missing = manager.blocks_needed(slots) - sequence.num_computed // manager.fmt.page_size
-        return missing + num_running <= manager.available_blocks()
+        return missing + self._growth(sequence, num_running) <= manager.available_blocks()
+
+    def _growth(self, sequence: Sequence, num_running: int) -> int:
+        """Blocks that those who run will take beside the sequence: one each where it stays as long as it is, so that
+        nobody is thrown out soon. A policy that compresses the prompt gives most of it back: then what counts is what
+        they take until that act, to the page.
+        """
+        first = sequence.policy.next_act(0, sequence.prompt_len)
+        if sequence.policy.eviction is None or first is None:
+            return num_running
+        steps = 1 + -(-(first - sequence.num_computed) // self._step_tokens)
+        return math.ceil(sum(self._taken(_sequence(other), sequence.store, steps) for other in self._running()))
+
+    @staticmethod
+    def _taken(other: Sequence, store: Store, steps: int) -> float:
+        """Blocks of ``store``, or parts of one, that a running sequence will take in that many steps."""
+        fmt, table = store.fmt, other.store.manager.table(other.seq_id)
+        if other.store is not store:
+            return 1
+        if other.num_computed < other.prompt_len:  # its rest is not reserved yet
+            peak = other.policy.peak_slots(other.num_tokens, other.prompt_len)
+            return max(1, fmt.blocks_for(peak) - table.num_pages // fmt.pages_per_block)
+        return int(table.missing_runs(steps).sum()) * table.run / fmt.pages_per_block
 
     def capacity_tokens(self, item: Item) -> int:
         return _sequence(item).store.manager.capacity_tokens()

@@ -193,13 +193,12 @@ def _token_arrays(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
 
 def _wants_probs(piece: Piece) -> bool:
     sequence = piece.sequence
-    acts = sequence.policy.next_act(piece.start, sequence.prompt_len) is not None
-    return acts and Need.PROBS in sequence.policy.needs
+    return Need.PROBS in sequence.policy.needs and sequence.next_act(piece.start) is not None
 
 
 def _queries_wanted(piece: Piece) -> int:
     """How many of the piece's last tokens are among the ``window`` before the policy's next act."""
     sequence = piece.sequence
     window = sequence.policy.window
-    act = sequence.policy.next_act(piece.start, sequence.prompt_len) if window else None
+    act = sequence.next_act(piece.start) if window else None
     return 0 if act is None else max(0, min(piece.num_tokens, piece.start + piece.num_tokens - (act - window), window))

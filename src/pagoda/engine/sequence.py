@@ -29,7 +29,7 @@ class Sequence:
     """
 
     __slots__ = (
-        "cumulative_logprob", "finish_reason", "granularity", "group", "index", "logprobs", "num_computed",
+        "_act", "cumulative_logprob", "finish_reason", "granularity", "group", "index", "logprobs", "num_computed",
         "num_shown", "plain", "policy_state", "sample_state", "seq_id", "stop_reason", "store", "text", "token_at",
         "tokens",
     )  # fmt: skip
@@ -39,7 +39,9 @@ class Sequence:
         self.store = group.store
         self.tokens: list[int] = list(group.request.prompt_ids)
         self.num_computed = 0
-        self.plain = not group.request.policy.remembers  # all KV stays and is read: no step asks its policy anything
+        policy = group.request.policy
+        self.plain = policy.keeps_all and policy.windowed is None  # no step asks its policy anything
+        self._act: tuple[int, int | None] = (0, -1)  # from this many tokens on, the next act is at that many
         self.policy_state = group.new_policy_state()
         self.sample_state: SampleState
         self.text: TextStream
@@ -72,7 +74,7 @@ class Sequence:
             return end
         if self.policy.selection is not None:  # what was read depends on the query: tokens are replayed one by one
             end = self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
-        act = self.policy.next_act(self.num_computed, self.prompt_len)
+        act = self.next_act(self.num_computed)
         return end if act is None else min(act, end)
 
     @property
@@ -96,6 +98,14 @@ class Sequence:
     @property
     def policy(self) -> PolicyStack:
         return self.group.request.policy
+
+    def next_act(self, num_seen: int) -> int | None:
+        """``PolicyStack.next_act``, asked again only where its answer is over: it is asked several times a step."""
+        since, act = self._act
+        if num_seen < since or (act is not None and num_seen >= act):
+            act = self.policy.next_act(num_seen, self.prompt_len)
+            self._act = num_seen, act
+        return act
 
     @property
     def prompt_len(self) -> int:

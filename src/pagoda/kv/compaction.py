@@ -5,6 +5,11 @@ Slots that stay move to 0 … n-1. From the first gap on, every slot moves, so t
     slots kept     0 1 2 3   4 . 6 .   8 9 . .        page_size 4
     run            │ as is │ dirty   │ freed │        first_dirty 1, num_dirty 1
     afterwards     0 1 2 3   4 6 8 9
+
+Where a whole number of pages goes and all that follows stays (a window that moves on), runs are linked instead::
+
+    slots kept     0 1 . .   . . 6 7   8 9 10 11       first_moved 2
+    afterwards     0 1 6 7   8 9 10 11                 run 2 became the second: num_unlinked 1, two slots moved
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ class RowPlan:
     first_moved: int
     first_dirty: int
     num_dirty: int
+    num_unlinked: int = 0
+    """Runs after the dirty ones that leave the row; those that follow them move up as they are."""
 
     @classmethod
     def make(cls, table: PageTable, row: int, kept: Int32s, rewrite: bool = False) -> RowPlan:
@@ -41,7 +48,12 @@ class RowPlan:
         page_size = table.fmt.page_size
         first_dirty = first_moved // page_size
         num_dirty = -(-num // page_size) - first_dirty if first_moved < num else 0
-        return cls(row, kept, first_moved, first_dirty, num_dirty)
+        if not num_dirty or rewrite or (gap := int(kept[-1]) - num + 1) % page_size:
+            return cls(row, kept, first_moved, first_dirty, num_dirty)
+        linked = -(-int(np.searchsorted(kept - np.arange(num, dtype=np.int32), gap)) // page_size)
+        if linked * page_size >= num:
+            return cls(row, kept, first_moved, first_dirty, num_dirty)
+        return cls(row, kept, first_moved, first_dirty, linked - first_dirty, gap // page_size)
 
     @property
     def dirty(self) -> slice:
@@ -54,8 +66,9 @@ class RowPlan:
             return None
         page_size = table.fmt.page_size
         start = self.first_dirty * page_size if first_is_fresh else self.first_moved
-        sources = self.slots[start:]
-        targets = np.arange(start, len(self.slots), dtype=np.int32)
+        end = min(len(self.slots), self.dirty.stop * page_size)
+        sources = self.slots[start:end]
+        targets = np.arange(start, end, dtype=np.int32)
         heads = np.arange(table.run, dtype=np.int32)[:, None]
         src_pages = table.bases[self.row, sources // page_size] + heads
         dst_pages = target[targets // page_size - self.first_dirty] + heads
@@ -63,6 +76,12 @@ class RowPlan:
         if table.run > 1:
             src_slots, dst_slots = np.tile(src_slots, table.run), np.tile(dst_slots, table.run)
         return SlotMoves(src_pages.ravel(), src_slots, dst_pages.ravel(), dst_slots)
+
+    def link(self, table: PageTable) -> None:
+        """The runs that leave go behind all others, where ``PageTable.cut`` takes them."""
+        if self.num_unlinked:
+            behind = slice(self.dirty.stop, int(table.counts[self.row]))
+            table.rebase(self.row, behind, np.roll(table.bases[self.row, behind], -self.num_unlinked))
 
 
 def plan_rows(

@@ -309,7 +309,8 @@ class KVManager:
         dirty = np.concatenate([table.bases[plan.row, plan.dirty] for plan in plans])
         if node is not None and self.prefix is not None:
             self.prefix.release(node)  # its own entries may have to go: then the pages are its own
-        if not self._room.make(table.run, lambda: int(self.pool.shared(dirty, table.run).sum())):
+        shared = self.pool.shared(dirty, table.run)
+        if shared.any() and not self._room.make(table.run, lambda: int(self.pool.shared(dirty, table.run).sum())):
             if node is not None and self.prefix is not None:
                 self.prefix.hold(node)
             return None
@@ -320,12 +321,14 @@ class KVManager:
         """Fresh runs for the shared ones among ``dirty``, then the moves, then the runs past the ends are given up."""
         shared = self.pool.shared(dirty, table.run)
         target, lens = dirty.copy(), table.lens.copy()
-        target[shared] = self._alloc(table.run, int(shared.sum()))
+        if shared.any():
+            target[shared] = self._alloc(table.run, int(shared.sum()))
         parts, first = [], 0
         for plan in plans:
             mine = slice(first, first + plan.num_dirty)
             parts.append(plan.moves(table, target[mine], bool(plan.num_dirty and shared[first])))
             table.rebase(plan.row, plan.dirty, target[mine])
+            plan.link(table)
             lens[plan.row] = len(plan.slots)
             first += plan.num_dirty
         self._num_dropped += int((table.lens - lens).sum()) * table.run

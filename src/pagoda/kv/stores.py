@@ -87,6 +87,7 @@ class Stores:
         self._device, self._make_prefix, self._lazy = device, make_prefix, lazy
         self.calibration: Callable[[str], Learned] = _none
         self._by_dtype: dict[str, Store] = {}
+        self._shared_bytes = 0  # of the state lease: calibrations
         self.default = self._open(fmt)
 
     def __iter__(self) -> Iterator[Store]:
@@ -247,6 +248,16 @@ class Stores:
         """Leases what policies remember now, from the bytes of blocks that nobody uses if need be. False if it does not
         fit; the old lease stays then.
         """
+        return self._hold(num_bytes + self._shared_bytes)
+
+    def hold_shared(self, num_bytes: int) -> bool:
+        """Leases, for good, what policies read of all sequences (calibrations), in the same way."""
+        if not self._hold(self._state_lease.num_bytes + num_bytes):
+            return False
+        self._shared_bytes += num_bytes
+        return True
+
+    def _hold(self, num_bytes: int) -> bool:
         missing = num_bytes - self._state_lease.num_bytes - self._unused_bytes
         if missing > 0 and self._lazy:
             self._give_back(None, missing)
@@ -256,8 +267,8 @@ class Stores:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes leased for what policies remember."""
-        return self._state_lease.num_bytes
+        """Bytes leased for what policies remember of sequences."""
+        return self._state_lease.num_bytes - self._shared_bytes
 
     @property
     def _unused_bytes(self) -> int:

@@ -132,10 +132,15 @@ class PageTable:
     def cut(self, lens: Int32s) -> Int32s:
         """Rows become this short and give up the runs beyond: their bases. Reserved runs go as well."""
         counts = -(-lens // np.int32(self.fmt.page_size))
-        columns = np.arange(int(self.counts.max()))
-        beyond = (columns >= counts[:, None]) & (columns < self.counts[:, None])
-        runs = self.bases[:, : len(columns)][beyond]
-        self.bases[:, : len(columns)][beyond] = 0
+        if self.num_rows == 1:
+            beyond = slice(int(counts[0]), int(self.counts[0]))
+            runs = self.bases[0, beyond].copy()
+            self.bases[0, beyond] = 0
+        else:
+            columns = np.arange(int(self.counts.max()))
+            outside = (columns >= counts[:, None]) & (columns < self.counts[:, None])
+            runs = self.bases[:, : len(columns)][outside]
+            self.bases[:, : len(columns)][outside] = 0
         self.lens, self.counts, self.tail_owned = lens, counts, False
         self.measure()
         return runs
@@ -197,6 +202,8 @@ class SlotMoves:
     @classmethod
     def join(cls, parts: list[SlotMoves]) -> SlotMoves:
         """All moves of several (none: no moves)."""
+        if len(parts) == 1:
+            return parts[0]
         none = np.zeros(0, np.int32)
         return cls(
             np.concatenate([none, *(part.src_pages for part in parts)]),

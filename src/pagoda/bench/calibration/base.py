@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +15,24 @@ Watch = Callable[[int, Tensor, Tensor], Tensor | None]
 the usual one."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What goes into one layer's cache and asks it: q ``[T, Hq, Dk]``, k ``[T, H, Dk]``, v ``[T, H, Dv]``, float32,
+    rotary positions applied. Latent KV has no v of its own.
+    """
+
+    layer: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+
+
 class OpenView:
     """The KV view of one whole sequence without a cache. Everything is differentiable."""
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+    def __init__(self, watch: Watch, look: Callable[[Seen], None] | None = None) -> None:
+        self._watch, self._look = watch, look
 
     def arrays(self) -> None:
         """No pages here: layers come one by one."""
@@ -30,6 +44,19 @@ class OpenView:
         """As ``models.layers.step.KVView.attend``, for models that policies may compress: no windows, no ALiBi."""
         assert window == 0
         assert alibi_slopes is None
+        if self._look is not None:
+            self._look(Seen(layer, q.float(), k.float(), v.float(), scale))
+        return self._attend(layer, q, k, v, scale, soft_cap, sinks)
+
+    def attend_latent(self, layer: int, q: Tensor, latent: Tensor, *, v_dim: int, scale: float) -> Tensor:
+        """MLA: V is the first ``v_dim`` columns of the latent."""
+        if self._look is not None:
+            self._look(Seen(layer, q.float(), latent.float(), latent[..., :0].float(), scale))
+        return self._attend(layer, q, latent, latent[..., :v_dim], scale, 0.0, None)
+
+    def _attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, soft_cap: float, sinks: Tensor | None
+    ) -> Tensor:
         group = q.shape[1] // k.shape[1]
         keys, values = (x.transpose(0, 1).float() for x in (k, v))
         logits = q.transpose(0, 1).float() @ keys.repeat_interleave(group, 0).transpose(1, 2) * scale
@@ -46,15 +73,11 @@ class OpenView:
             out = probs @ values.repeat_interleave(group, 0)
         return out.transpose(0, 1).to(q.dtype)
 
-    def attend_latent(self, layer: int, q: Tensor, latent: Tensor, *, v_dim: int, scale: float) -> Tensor:
-        """MLA: V is the first ``v_dim`` columns of the latent."""
-        return self.attend(layer, q, latent, latent[..., :v_dim], scale=scale)
 
-
-def run(model: Any, ids: list[int], watch: Watch) -> Tensor:
-    """Hidden states float32 [T, hidden] of one sequence."""
+def run(model: Any, ids: list[int], watch: Watch, look: Callable[[Seen], None] | None = None, first: int = 0) -> Tensor:
+    """Hidden states float32 [T, hidden] of one sequence whose first token is at position ``first``."""
     tokens = torch.tensor(ids)
-    hidden: Tensor = model.forward(tokens, torch.arange(len(ids)), OpenView(watch))
+    hidden: Tensor = model.forward(tokens, torch.arange(first, first + len(ids)), OpenView(watch, look))
     return hidden.float()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, token_budget
 from .base import Allocator, Decision, Eviction
@@ -46,8 +46,10 @@ class Rolling(Eviction):
     ``budget``: most tokens per head (a whole number), or a share of the prompt (a fraction up to 1.0).
     ``every``: tokens from one act to the next. An act leaves ``budget - every`` slots, which then fill up; papers that
     drop one token a step are ``every=1``. Moving a head's slots up once for several tokens is what makes it cheap.
+    A method with ``in_prompt`` acts in the prompt as well, so that no prompt is ever whole in memory.
     """
 
+    in_prompt: ClassVar[bool] = False
     budget: int | float = 0.25
     every: int = 8
 
@@ -57,7 +59,7 @@ class Rolling(Eviction):
 
     def next_act(self, num_seen: int, prompt_len: int) -> int | None:
         budget = token_budget(self.budget, prompt_len)
-        first = max(prompt_len, budget)
+        first = self._first(budget, prompt_len)
         if num_seen < first:
             return first
         every = self._interval(budget)
@@ -65,7 +67,10 @@ class Rolling(Eviction):
 
     def most_slots(self, num_seen: int, prompt_len: int) -> float:
         budget = token_budget(self.budget, prompt_len)
-        return num_seen if num_seen < max(prompt_len, budget) else budget
+        return num_seen if num_seen < self._first(budget, prompt_len) else budget
+
+    def _first(self, budget: int, prompt_len: int) -> int:
+        return budget if self.in_prompt else max(prompt_len, budget)
 
     def slots_after(self, prompt_len: int) -> int:
         """Slots of a head, on the average, right after an act."""

@@ -104,7 +104,8 @@ class PolicyStack:
     @property
     def remembers(self) -> bool:
         """Whether a sequence has a state of its own beside its pages."""
-        return not self.keeps_all or self.windowed is not None
+        looks = self.eviction is not None and bool(self.eviction.needs or self.eviction.tracks)
+        return looks or self.selection is not None or self.windowed is not None
 
     @property
     def keeps_all(self) -> bool:
@@ -159,6 +160,10 @@ class PolicyStack:
         if Need.PROBS in self.needs:
             return 0
         return max(0, min(prompt_len, first - max(1, self.window)))
+
+    def spans(self, num_slots: int, prompt_len: int) -> tuple[range, ...] | None:
+        """As ``Eviction.spans``."""
+        return None if self.eviction is None else self.eviction.spans(num_slots, prompt_len)
 
     def act(self, inputs: Inputs) -> Decision | None:
         """What the eviction decides, its budget divided by the allocator if there is one."""

@@ -102,6 +102,12 @@ class Eviction(KVPolicy):
         to there are done. The conformance tests hold every policy to it, the scheduler plans with it.
         """
 
+    def spans(self, num_slots: int, prompt_len: int) -> tuple[range, ...] | None:
+        """What ``act`` would keep of ``num_slots``, for methods that look at nothing but how many there are
+        (granularity sequence, no needs): no tensor is made then. None: ask ``act``.
+        """
+        return None
+
     @abstractmethod
     def act(self, inputs: Inputs) -> Decision | None:
         """Called when the tokens named by ``next_act`` are computed. None changes nothing."""

@@ -19,22 +19,28 @@ class StreamingLLM(Rolling):
     """``sinks`` first tokens and the newest up to the budget, the same in every head (section 3.2).
 
     Deviation: keys keep their true positions; the paper renumbers them inside the cache, to run past the trained
-    length.
+    length. A page of tokens makes room at a time: the pages of the window are linked anew, and only those beside the
+    sinks are written (``every=8`` and less move the whole window).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.17453"
     granularity: ClassVar[Granularity] = Granularity.SEQUENCE
+    every: int = 16
     sinks: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("sinks", self.sinks, 0)
 
-    def act(self, inputs: Inputs) -> Decision | None:
-        slots, held = self.slots_after(inputs.prompt_len), inputs.num_slots
+    def spans(self, num_slots: int, prompt_len: int) -> tuple[range, ...]:
+        slots = self.slots_after(prompt_len)
         sinks = min(self.sinks, slots - 1)
-        at = inputs.lens.new_tensor(range(held))
-        return Decision((at < sinks) | (at >= held - (slots - sinks)))
+        return range(sinks), range(num_slots - (slots - sinks), num_slots)
+
+    def act(self, inputs: Inputs) -> Decision | None:
+        sinks, newest = self.spans(inputs.num_slots, inputs.prompt_len)
+        at = inputs.lens.new_tensor(range(inputs.num_slots))
+        return Decision((at < sinks.stop) | (at >= newest.start))
 
 
 POLICY = StreamingLLM

@@ -1,0 +1,81 @@
+"""Locret: small trained heads say of each token, once and for good, how much later ones will want it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ._budget import share
+from ._scored import Rolling, Scored
+from .base import Need
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from ._inputs import Inputs, LayerInputs
+
+
+@dataclass(frozen=True)
+class Locret(Scored, Rolling):
+    """A two-layer network for each layer, trained by ``pagoda calibrate locret MODEL``, looks at a new token's keys and
+    values and gives each kv-head a causal importance score (section 3.2), which stays with the slot. The prompt is
+    compressed while it is computed, ``every`` tokens a time, so that the budget holds in prefill too (section 3.3);
+    ``recent_share`` of it, the stabilizers, are the newest tokens.
+
+    Deviation: the network sees values and squared keys as they lie in the cache, where the paper has keys and queries
+    before rotation too.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2410.01805"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.KEYS, Need.VALUES, Need.CALIBRATION})
+    tracks: ClassVar[tuple[str, ...]] = ("importance",)
+    in_prompt: ClassVar[bool] = True
+    every: int = 32
+    recent_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share("recent_share", self.recent_share)
+
+    def recent(self, slots: int) -> int:
+        return round(self.recent_share * slots)
+
+    def scores(self, inputs: Inputs) -> Tensor:
+        known = inputs.tracks["importance"]
+        seen = inputs.memory.get("seen", 0)
+        assert isinstance(seen, int)
+        num_new = inputs.num_seen - seen
+        inputs.memory["seen"] = inputs.num_seen
+        newest = inputs.lens[..., None] - num_new + inputs.lens.new_tensor(range(num_new))  # slots of the new tokens
+        for layer in inputs.layers():
+            fresh = _judge(layer, newest[layer.index], inputs.calibration)
+            known[layer.index].scatter_(-1, newest[layer.index], fresh)
+        return known
+
+
+def _judge(layer: LayerInputs, newest: Tensor, found: Mapping[str, Tensor]) -> Tensor:
+    """float32 [H, n]: the network of the layer over the tokens in slots ``newest`` [H, n]."""
+    k, v = (x.gather(1, newest[..., None].expand(*newest.shape, x.shape[-1])) for x in (layer.keys, layer.values))
+    weights = {name: t[layer.index].to(k.device) for name, t in found.items()}
+    return judge(features(k.transpose(0, 1), v.transpose(0, 1)), weights).T
+
+
+def features(k: Tensor, v: Tensor) -> Tensor:
+    """What a network sees of tokens k [n, H, Dk], v [n, H, Dv]: float32 [n, H * (Dk + Dv)]. A rotation keeps the sum of
+    the squares of the two channels that it turns, so squared keys tell the same at any position.
+    """
+    import torch
+
+    return torch.cat([k * k, v], -1).flatten(1)
+
+
+def judge(shown: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """float32 [n, H] from ``features``. w1 [in, hidden], b1, w2 [hidden, H], b2."""
+    from torch.nn.functional import silu
+
+    return silu(shown @ weights["w1"] + weights["b1"]) @ weights["w2"] + weights["b2"]
+
+
+POLICY = Locret
