@@ -37,10 +37,14 @@ def params(kv: str, num: int = 16, **more: Any) -> SamplingParams:
 def test_pages_take_the_bytes_that_they_state_and_come_back(name: str, shape: tuple[int, int, int]) -> None:
     codec = POLICIES.get(name)()  # type: ignore[operator]
     size, k_dim, v_dim = shape
-    k, v = (numbers(2, 3, 2, size, dim) for dim in (k_dim, v_dim))
-    seen = Seen(learned_by(codec, k_dim, v_dim), k.flatten(2, 3), numbers(2, 5, 6, k_dim), 0.3)
+    k, v = (numbers(2, 4, 2, size, dim) for dim in (k_dim, v_dim))
+    learned = learned_by(codec, k.flatten(2, 3), v.flatten(2, 3))
+    for layer in range(2):
+        kept = k[layer].flatten(1, 2).transpose(0, 1)
+        k[layer] = codec.share(kept, kept, {n: x[layer] for n, x in learned.items()})[1].transpose(0, 1).view_as(k[0])
+    seen = Seen(learned, k.flatten(2, 3), numbers(2, 5, 8, k_dim), 0.3)
     pages = codec.encode(k, v, seen)
-    assert pages.shape == (2, 3, 2, codec.page_bytes(size, k_dim, v_dim))
+    assert pages.shape == (2, 4, 2, codec.page_bytes(size, k_dim, v_dim))
     assert pages.dtype == torch.uint8
     again = codec.decode(pages[1], size, k_dim, v_dim, {key: x[1] for key, x in seen.learned.items()})
     for x, y in zip((k[1], v[1]), again, strict=True):
@@ -56,10 +60,11 @@ def numbers(*shape: int) -> torch.Tensor:
     return (few + noise) * torch.logspace(0.3, -0.7, shape[-1])
 
 
-def learned_by(codec: Any, k_dim: int, v_dim: int) -> dict[str, torch.Tensor]:
+def learned_by(codec: Any, k: torch.Tensor, v: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a calibration on these very numbers ``[L, H, N, dim]`` finds."""
     if Need.CALIBRATION not in codec.needs:
         return {}
-    learned: dict[str, torch.Tensor] = codec.learn(numbers(2, 3, 600, k_dim), numbers(2, 3, 600, v_dim))
+    learned: dict[str, torch.Tensor] = codec.learn(*(x.repeat(1, 1, 600 // x.shape[2] + 1, 1) for x in (k, v)))
     return learned
 
 
@@ -72,7 +77,9 @@ def test_codes_are_packed_without_loss(bits: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_window_beyond_the_context_is_exact(make_llm: Any, oracle: Any, name: str) -> None:
-    outputs = make_llm().generate(PROMPTS, params(f"{name}(window=400)"))
+    shares = POLICIES.get(name).share is not WindowedCodec.share  # type: ignore[attr-defined]
+    whole = ", keys=1.0" if shares else ""  # what is raw is as it was, but for heads that have no keys of their own
+    outputs = make_llm().generate(PROMPTS, params(f"{name}(window=400{whole})"))
     assert [output.token_ids for output in outputs] == [oracle(ids, 16) for ids in PROMPTS]
 
 
@@ -109,12 +116,12 @@ def test_same_tokens_whatever_happens_around(make_llm: Any, oracle: Any, name: s
 def test_attention_is_that_over_what_pages_and_raw_tokens_hold(name: str, monkeypatch: Any) -> None:
     """Three sequences of one step, in one call or in three, beside the plain twin: decode, put together, attend."""
     fmt, codec = KVFormat(2, 2, 8, 8, 4, "float32"), POLICIES.get(name)(window=3, every=4)  # type: ignore[operator]
-    learned, stored = learned_by(codec, 8, 8), windowed_format(fmt, codec)
-    learned = {key: x[:, :2] for key, x in learned.items()}
+    stored = windowed_format(fmt, codec)
     storage = PageStorage(stored, 40)
     manager = KVManager(stored, PagePool(stored, 40), None)
     tables, tails, lens, q_lens = [], [], [21, 0, 9], [1, 5, 2]
     k, v, q = numbers(2, 30, 2, 8), numbers(2, 30, 2, 8).flip(1), numbers(2, 8, 4, 8)
+    learned = learned_by(codec, k.transpose(1, 2), v.transpose(1, 2))
     for s, held in enumerate(lens):
         manager.admit(s, [1])
         manager.reserve(s, held + q_lens[s])
@@ -131,14 +138,17 @@ def test_attention_is_that_over_what_pages_and_raw_tokens_hold(name: str, monkey
         view = WindowView(storage, tables, q_lens, [codec] * 3, tails, learned)
         for layer in range(2):
             got, first = view.attend(layer, q[layer], k[layer, -8:], v[layer, -8:], scale=0.3), 0
+            mine = {key: x[layer] for key, x in learned.items()}
+            asked, new = codec.share(q[layer], k[layer, -8:], mine)
             for s, held in enumerate(lens):
                 ids = page_ids(tables[s], 0, tails[s].start // 4)[layer]
                 pages = storage.pages[torch.from_numpy(ids)][..., : codec.page_bytes(4, 8, 8)]
-                old = codec.decode(pages, 4, 8, 8, {key: x[layer] for key, x in learned.items()})
+                old = codec.decode(pages, 4, 8, 8, mine)
                 rows = slice(first, first + q_lens[s])
-                raw = (torch.cat([x[layer, tails[s].start : held], x[layer, -8:][rows]]) for x in (k, v))
+                ends = (k, new), (v, v[layer, -8:])
+                raw = (torch.cat([x[layer, tails[s].start : held], y[rows]]) for x, y in ends)
                 both = [torch.cat([x.flatten(1, 2).transpose(0, 1), y]) for x, y in zip(old, raw, strict=True)]
-                torch.testing.assert_close(got[rows], attend_dense(q[layer, rows], *both, scale=0.3))
+                torch.testing.assert_close(got[rows], attend_dense(asked[rows], *both, scale=0.3))
                 first += q_lens[s]
     storage.close()
 
@@ -147,6 +157,10 @@ def test_attention_is_that_over_what_pages_and_raw_tokens_hold(name: str, monkey
 def test_what_an_eviction_leaves_is_encoded(make_llm: Any, name: str) -> None:
     """Pages really go back, at the bytes of both; alone, in small chunks, and once more after it was pushed out."""
     kv = f"snapkv(budget=24, window=8)+{name}(window=0, every=8)"
+    if reason := POLICIES.get(name).alone:  # type: ignore[attr-defined]
+        with pytest.raises(ConfigError, match=reason):
+            parse_policy(kv)
+        return
     alone = make_llm(page_size=8).generate([PROMPTS[2]], params(kv, 24))[0]
     llm = make_llm(page_size=8, max_num_batched_tokens=24, max_num_seqs=8)
     mixed = llm.generate([*PROMPTS, PROMPTS[2]], [params("exact"), params(name), params(kv, 24), params("int8")])
@@ -218,6 +232,46 @@ def test_what_makes_no_sense_is_refused(kv: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_policy(kv)
     assert words in str(caught.value)
+
+
+def test_models_whose_heads_cannot_be_joined_refuse_by_name(make_llm: Any, tiny: Any) -> None:
+    for kv, words in (
+        ("kv_heads_compress(group=4)", "its 2 kv-heads do not make groups of 4"),
+        ("chai(keys=0.3)", "keys=0.3 of its 2 kv-heads with 8 channels is no whole number"),
+        ("eigen_attention(keep=0.0)", "keep=0.0; give a share of the dimensions"),
+        ("kv_heads_compress(group=3)", "group=3; accepted: 2, 4"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            make_llm().generate([PROMPTS[0]], params(kv))
+
+
+def test_half_the_dimensions_hold_most_of_what_lanterns_heads_do() -> None:
+    """Bases that were calibrated lose less of keys and values than as many channels picked by place would."""
+    from pagoda.bench.calibration.base import Seen as Look
+    from pagoda.bench.calibration.base import run, sample_ids, usual
+    from pagoda.bench.quality.tasks.base import World
+    from pagoda.engine.calibrations import Calibrations
+    from pagoda.kernels.dispatch import restricted
+    from pagoda.models.load import load_model
+
+    with restricted("reference"):
+        loaded = load_model("lantern", dtype="float32")
+        seen: list[Look] = []
+        with torch.inference_mode():
+            run(loaded.model, sample_ids(World.make(loaded.tokenizer, 256), 1)[0][:96], usual, seen.append)
+        read = Calibrations(loaded.path).load
+        for kv, most in (("eigen_attention(keep=0.5)", 0.2), ("kv_heads_compress", 0.3)):
+            codec = parse_policy(kv).windowed
+            k, v = (
+                torch.stack([getattr(x, n).transpose(0, 1) for x in seen]).unflatten(2, (6, 16)) for n in ("k", "v")
+            )
+            learned = read(codec.method)
+            pages = codec.encode(k, v, Seen(learned))
+            for layer in range(4):
+                found = codec.decode(pages[layer], 16, 64, 64, {n: x[layer] for n, x in learned.items()})
+                for x, y in zip((k[layer], v[layer]), found, strict=True):
+                    assert float((x - y).square().sum() / x.square().sum()) < most
+        loaded.close()
 
 
 def test_two_bits_by_channel_beat_plain_rounding(make_llm: Any) -> None:

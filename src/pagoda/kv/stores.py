@@ -126,6 +126,8 @@ class Stores:
             )
         if isinstance(stored, WindowedCodec) and not self._model_fmt.v_dim:
             raise ConfigError(f"kv={stored.codec!r}: this model's latent KV has no keys and values to encode apart")
+        if isinstance(stored, WindowedCodec) and (reason := stored.why_not(self._model_fmt)) is not None:
+            raise ConfigError(f"kv={stored.method!r} cannot run on this model: {reason}")
         self._learned_of(stored)
 
     def audit(self) -> None:

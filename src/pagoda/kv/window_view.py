@@ -65,6 +65,7 @@ class WindowView:
         if self._tap is not None:
             self._tap(layer, q, options)
         learned = {name: values[layer] for name, values in self._learned.items()}
+        q, k = self._codec.share(q, k, learned)
         outs = []
         for part in self._parts:
             pages, layout = self._numbers(part, layer, k, v, learned)

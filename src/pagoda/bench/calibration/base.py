@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..quality.tasks.base import World
+from ..quality.tasks.recall import planted
+
 Watch = Callable[[int, Tensor, Tensor], Tensor | None]
 """Sees (layer, probabilities [Hq, T, T], values [Hkv, T, Dv]); returns the heads' output [Hq, T, Dv], or None for
 the usual one."""
@@ -79,6 +82,15 @@ def run(model: Any, ids: list[int], watch: Watch, look: Callable[[Seen], None] |
     tokens = torch.tensor(ids)
     hidden: Tensor = model.forward(tokens, torch.arange(first, first + len(ids)), OpenView(watch, look))
     return hidden.float()
+
+
+def sample_ids(world: World, cases: int = 24) -> list[list[int]]:
+    """Token ids of texts to look at: half of them running text, half with a fact and a question about it."""
+    texts = []
+    for seed in range(cases):
+        case = planted(world, 70_000 + seed, int(0.7 * world.length), 8)
+        texts.append([*case.prompt_ids, *case.answer_ids] if seed % 2 else world.running_text(seed, world.length))
+    return texts
 
 
 def usual(layer: int, probs: Tensor, values: Tensor) -> Tensor | None:

@@ -79,6 +79,8 @@ class PolicyStack:
         why = None
         if self.selection is not None:
             why = f"{self.names[-1]} judges pages by keys that it would have to decode first"
+        elif self.windowed.alone:
+            why = self.windowed.alone
         elif not isinstance(self.eviction, Once) or Need.PROBS in self.eviction.needs:
             why = (
                 f"{self.names[0]} drops slots again and again; a method that compresses the prompt once, as snapkv, can"

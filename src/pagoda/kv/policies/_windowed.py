@@ -25,6 +25,8 @@ from .base import KVPolicy, Need, Stage
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...core.types import KVFormat
+
 Learned = Mapping[str, "Tensor"]
 """What ``pagoda calibrate`` stored: ``[L, H, …]`` where all layers are encoded, ``[H, …]`` where one is decoded."""
 
@@ -54,6 +56,8 @@ class WindowedCodec(KVPolicy):
     needs: ClassVar[frozenset[Need]] = frozenset()
     probes: ClassVar[int] = 0
     """With ``Need.QUERIES``: how many of the newest queries an encoding is shown, at most."""
+    alone: ClassVar[str] = ""
+    """Why no eviction can come before it ("" where one can)."""
     window: int = 32
     every: int = 32
 
@@ -80,6 +84,14 @@ class WindowedCodec(KVPolicy):
         """Tokens from one point to the next at which all pages are encoded and may be shared; 0: there is none."""
         whole = self.window == 0 and self.every % page_size == 0
         return self.every if whole and self.every >= self.probes else 0
+
+    def share(self, q: Tensor, k: Tensor, learned: Learned) -> tuple[Tensor, Tensor]:
+        """Queries ``[T, Hq, k_dim]`` and new keys ``[T, H, k_dim]`` of a layer as they attend; by default as given."""
+        return q, k
+
+    def why_not(self, fmt: KVFormat) -> str | None:
+        """Why a model with this KV cannot be stored so, or None."""
+        return None
 
     @abstractmethod
     def page_bytes(self, page_size: int, k_dim: int, v_dim: int) -> int:
