@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pagoda.bench.calibration import CALIBRATORS, duo_attention, locret
+from pagoda.bench.calibration import CALIBRATORS, a2ats, duo_attention, locret, lychee_decode
+from pagoda.bench.calibration.base import Seen, run, usual
 from pagoda.bench.quality.tasks.base import World
 from pagoda.core.errors import ConfigError, ModelError, RequestError
 from pagoda.engine.calibrations import FOLDER, Calibrations
 from pagoda.kernels.dispatch import restricted
-from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
-from pagoda.kv.policies.base import Need, Stage
+from pagoda.kv.policies.a2ats import nearest, turn
+from pagoda.kv.policies.base import Need
 from pagoda.kv.policies.locret import judge
 from pagoda.models.load import load_model
 
@@ -35,8 +36,8 @@ def plain_torch() -> Iterator[None]:
 
 
 def wanting() -> list[str]:
-    evictions = [name for name, p in POLICIES.items() if p.stage is Stage.EVICTION]  # type: ignore[attr-defined]
-    return [name for name in evictions if Need.CALIBRATION in parse_policy(name).needs]
+    made = [(name, POLICIES.get(name)()) for name in POLICIES.names()]  # type: ignore[operator]
+    return [name for name, policy in made if Need.CALIBRATION in getattr(policy, "needs", ())]
 
 
 def test_every_policy_that_wants_a_calibration_has_its_command_and_lanterns_file(loaded) -> None:
@@ -80,6 +81,38 @@ def test_retaining_heads_learn_what_is_asked_for(loaded, monkeypatch) -> None:
         known = ~aims[1][:, head].isnan()
         both = torch.stack([said[known, head], aims[1][known, head]])
         assert float(torch.corrcoef(both)[0, 1]) > 0.4
+
+
+def test_roles_of_heads_are_trained(loaded, monkeypatch) -> None:
+    """Layer 1 recalls: a few steps are enough for its gates to be held up and those above it to sink."""
+    monkeypatch.setattr(lychee_decode, "STEPS", 10)
+    monkeypatch.setattr(lychee_decode, "CASES", 2)
+    monkeypatch.setattr(lychee_decode, "RATE", 0.3)
+    world = World.make(loaded.tokenizer, 192)
+    found, _ = lychee_decode.calibrate(loaded.model, world, loaded.shape)
+    assert float(found["heads"][1].max()) > float(found["heads"][2:].max())
+    assert found["ranks"][0].tolist() == [-1.0, -1.0]
+    assert sorted(found["ranks"][1:].flatten().tolist()) == pytest.approx([n / 6 for n in range(6)])
+
+
+def test_codewords_stand_for_keys_at_any_position(loaded, monkeypatch) -> None:
+    """Unrotated keys are the same wherever the text begins, and scores from codewords rank keys as true ones do."""
+    monkeypatch.setattr(a2ats, "CASES", 3)
+    world = World.make(loaded.tokenizer, 192)
+    found, notes = a2ats.calibrate(loaded.model, world, loaded.shape)
+    assert notes["error"] < 0.35
+    seen: list[Seen] = []
+    for first in (0, 77):
+        with torch.inference_mode():
+            run(loaded.model, world.running_text(1, 64), usual, seen.append, first)
+    at, freq = torch.arange(64), found["freq"][1]
+    early, late = (turn(s.k.transpose(0, 1), -at - first, freq) for s, first in ((seen[1], 0), (seen[5], 77)))
+    assert torch.allclose(early, late, atol=2e-3)
+    learned = {name: t[1] for name, t in found.items()}
+    near = learned["codes"].gather(1, nearest(early, learned)[..., None].expand(early.shape))
+    query = turn(seen[1].q.transpose(0, 1)[::2], -at, freq)[:, -1:]
+    both = torch.stack([(query * keys).sum(-1)[1] for keys in (early, near)])
+    assert float(torch.corrcoef(both)[0, 1]) > 0.8
 
 
 def test_weights_are_halved_and_leased(tmp_path: Path) -> None:

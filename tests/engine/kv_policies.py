@@ -44,6 +44,12 @@ def calibrate_at_random(folder: Path, num_layers: int, num_heads: int, head_dim:
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "eigen_attention": {"keys": (num_heads, head_dim, head_dim), "values": (num_heads, head_dim, head_dim)},
         "kv_heads_compress": {"keys2": (1, 2 * head_dim, head_dim), "values2": (1, 2 * head_dim, head_dim)},
+        "lychee_decode": {"ranks": (num_heads,)},
+        "a2ats": {
+            "codes": (num_heads, 8, head_dim),
+            "metric": (num_heads, head_dim, head_dim),
+            "freq": (1, head_dim // 2),
+        },
         "locret": {"w1": (wide, hidden), "b1": (hidden,), "w2": (hidden, num_heads), "b2": (num_heads,)},
     }
     for name in calibrated():

@@ -73,6 +73,48 @@ def splice(page: str, name: str, text: str) -> str:
     return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
 
 
+def added(page: str, found: PriceList) -> str:
+    """The page with these prices among those of its list for the model: rows of the same ``kv`` are replaced, and each
+    line of losers says what this run says of its methods. Exact and the controls stay as they are.
+
+    Raises ConfigError when the page has no list for the model, or one with other columns.
+    """
+    name = f"prices {found.model}"
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    if begin not in page or end not in page:
+        raise ConfigError(f"the page has no place for {name!r}: it needs the lines {begin} and {end}")
+    old = page.partition(begin)[2].partition(end)[0].strip("\n").split("\n")
+    new = markdown(found).split("\n")
+    if new[0] not in old:
+        raise ConfigError(f"the page's list for {found.model} has other columns; give the tasks that it was made with")
+    known = ("`exact`", "`recent", "`random")
+    mine = {_kv_of(row): row for row in new if row.startswith("| `") and not _kv_of(row).startswith(known)}
+    lost = {line.partition(": `")[0]: _names(line) for line in new if line.startswith("- No better")}
+    lines = []
+    for line in old:
+        if line.startswith("| `"):
+            line = mine.pop(_kv_of(line), line)
+        elif mine and lines and lines[-1].startswith("| `"):
+            lines += mine.values()
+            mine = {}
+        if line.startswith("- No better"):
+            head = line.partition(": `")[0]
+            kept = [kv for kv in _names(line) if kv not in {f"`{one.kv}`" for one in found.prices}]
+            line = f"{head}: {', '.join([*kept, *lost.pop(head, [])])}."
+        lines.append(line)
+    lines += [*mine.values(), *(f"{head}: {', '.join(names)}." for head, names in lost.items())]
+    return splice(page, name, "\n".join(lines))
+
+
+def _kv_of(row: str) -> str:
+    return row.split(" | ")[0].removeprefix("| ")
+
+
+def _names(line: str) -> list[str]:
+    """The methods that a line of losers names, each in its backquotes."""
+    return [f"`{kv.strip('`')}`" for kv in line.partition(": ")[2].removesuffix(".").split("`, `")]
+
+
 def plot(found: PriceList, path: Path) -> None:
     """Quality over bytes held, two panels with the Pareto front drawn. Raises ConfigError without matplotlib."""
     plt = pyplot()

@@ -33,6 +33,7 @@ def kv(
     data: Annotated[Path | None, typer.Option(help="Folder of shared data (for the topics task).")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for kv-MODEL.json, .md and .png.")] = None,
     docs: Annotated[Path | None, typer.Option(help="Page whose price list and methods are rewritten.")] = None,
+    add: Annotated[bool, typer.Option("--add", help="With --docs: put the prices among those that are there.")] = False,
     speed: Annotated[bool, typer.Option(help="Measure prefill and decode beside exact.")] = True,
     memory: opt.Memory = None,
     json: opt.Json = False,
@@ -44,6 +45,8 @@ def kv(
     from ..bench.quality.tasks import TASKS
     from ..bench.quality.tasks.base import World
 
+    if add and docs is None:
+        raise ConfigError("--add puts prices into a page; say which one with --docs")
     chosen = spell(_split(policies) or _all_policies(), [_number(b) for b in _split(budgets)])
     names = _split(tasks) or [name for name in TASKS.names() if name != "topics" or data is not None]
     for name in names:
@@ -56,15 +59,15 @@ def kv(
         world = World.make(engine.built.loaded.tokenizer, _length(length, longest), text=text, data=data)
         with _bar(len(chosen) + 1) as progress:
             found = price(engine, world, chosen, names, cases, model=_short(model), with_speed=speed, progress=progress)
-    _write(found, out, docs)
+    _write(found, out, docs, add)
     if json:
         emit_json(found.as_dict())
     else:
         print(markdown(found))
 
 
-def _write(found: PriceList, out: Path | None, docs: Path | None) -> None:
-    from ..bench.kv_report import markdown, methods_table, plot, splice
+def _write(found: PriceList, out: Path | None, docs: Path | None, add: bool) -> None:
+    from ..bench.kv_report import added, markdown, methods_table, plot, splice
 
     if out is not None:
         import json
@@ -76,6 +79,9 @@ def _write(found: PriceList, out: Path | None, docs: Path | None) -> None:
         plot(found, stem.with_suffix(".png"))
     if docs is not None:
         page = splice(docs.read_text(encoding="utf-8"), "methods", methods_table())
+        if add:  # the picture needs all of them: make prices draws it
+            docs.write_text(added(page, found), encoding="utf-8")
+            return
         note = f"{found.count} cases a task, {found.length} tokens each.\n\n"
         page = splice(page, f"prices {found.model}", note + markdown(found))
         docs.write_text(page, encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -143,6 +144,7 @@ class Engine:
         self._check_policy(request)
         store = self.stores.of(request.policy.codec)
         group = RequestState(request, store)
+        group.learned = self._learned(request)
         eos_ids = self.loaded.eos_ids
         group.rule = FinishRule(request.params, eos_ids, prompt_len=0, max_model_len=self._room_for(request, store))
         if request.params.beam_width is not None:
@@ -387,6 +389,13 @@ class Engine:
             raise RequestError(f"kv={'+'.join(policy.names)!r} cannot run on this model: {reason}; accepted: exact")
         if policy.eviction is not None and Need.CALIBRATION in policy.eviction.needs:
             self._evictor.calibrations.load(policy.names[0])
+
+    def _learned(self, request: Request) -> Mapping[str, torch.Tensor]:
+        """What the request's selection was calibrated to. Raises ConfigError if it wants that and was not."""
+        selection = request.policy.selection
+        if selection is None or Need.CALIBRATION not in selection.needs:
+            return {}
+        return self._evictor.calibrations.load(request.policy.names[-1])
 
     def _room_for(self, request: Request, store: Store) -> int:
         """Tokens that an answer may have. Raises RequestError when the pool could never hold prompt and answer."""

@@ -163,7 +163,7 @@ def _choosers(store: Store, pieces: list[Piece]) -> dict[int, PageChooser]:
         selection = sequence.policy.selection
         if selection is not None and piece.start >= sequence.prompt_len:
             notes, table = sequence.policy_state.notes, store.manager.table(sequence.seq_id)
-            choosers[index] = PageChooser(selection, notes, store.storage, table)
+            choosers[index] = PageChooser(selection, notes, store.storage, table, sequence.group.learned)
     return choosers
 
 

@@ -9,6 +9,7 @@ not matter to a decode query: the chosen full pages come first, the page under w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
@@ -55,8 +56,16 @@ class PageChooser:
     look at the sketches, one choice and one gather; where an eviction left them unequal, ``_best`` sorts it out.
     """
 
-    def __init__(self, policy: PageSelection, notes: Notes, storage: PageStorage, table: PageTable) -> None:
+    def __init__(
+        self,
+        policy: PageSelection,
+        notes: Notes,
+        storage: PageStorage,
+        table: PageTable,
+        learned: Mapping[str, Tensor],
+    ) -> None:
         self._policy, self._notes, self._storage, self._table = policy, notes, storage, table
+        self._learned = learned
         fmt = table.fmt
         self._lens = np.broadcast_to(table.lens[:, None], (table.num_rows, table.run)).reshape(fmt.num_layers, -1) + 1
         self._full = (self._lens - 1) // fmt.page_size  # the page that holds the newest token is read whatever it holds
@@ -121,20 +130,23 @@ class PageChooser:
         page_size, policy, full = self._table.fmt.page_size, self._policy, self._full[layer]
         most = int(full.max())
         ids = self._ids[layer, :, : most + 1]
-        counts = [policy.num_pages(int(n)) for n in full]
-        keep = max(counts)
+        counts = policy.counts(full.tolist(), self._of(layer), layer)
+        keep, reads_all = max(counts), counts == full.tolist()
         self._notes.pages_held += int(full.sum()) + len(full)
-        self._notes.pages_read += (len(counts) + sum(counts)) if keep < most else int(full.sum()) + len(full)
+        self._notes.pages_read += len(counts) + sum(counts)
         last = self._lens[layer] - full * page_size
-        if keep == most:
+        if reads_all and policy.num_pages(most) == most:
             return ids.to(torch.int32), self._slots(full * page_size + last)
-        if self._is_even:
+        if self._is_even and min(counts) == keep < most:
             scores = self._scores(layer, q, scale, full, ids)
             scores[:, most - 1] = torch.inf
             best = ids.gather(1, scores.topk(keep, dim=1, sorted=False).indices)
             return torch.cat([best, ids[:, most:]], 1).to(torch.int32), self._slots(keep * page_size + last)
         columns = self._best(layer, q, scale, full, ids, torch.tensor(counts, device=ids.device), keep)
         return ids.gather(1, columns).to(torch.int32), self._slots(np.array(counts) * page_size + last)
+
+    def _of(self, layer: int) -> dict[str, Tensor]:
+        return {name: values[layer] for name, values in self._learned.items()}
 
     def _slots(self, lens: np.ndarray) -> Tensor:
         return torch.from_numpy(lens.astype(np.int32)).to(self._storage.device)
@@ -151,6 +163,9 @@ class PageChooser:
             scale=scale,
             read_keys=lambda: self._keys(ids[:, :most]),
             memory=self._notes.memory[layer],
+            below=self._notes.memory[layer - 1] if layer else {},
+            position=self._table.num_tokens,
+            learned=self._of(layer),
         )
         return self._policy.score(look)
 
@@ -181,7 +196,7 @@ class PageChooser:
         known, held = notes.sketched[layer], notes.sketches[layer]
         if (full > known).any():
             start = int(known[full > known].min())
-            made = self._policy.sketch(self._keys(ids[:, start:most]), notes.memory[layer])
+            made = self._policy.sketch_as(self._keys(ids[:, start:most]), notes.memory[layer], start, self._of(layer))
             if held is None or held.shape[1] < most:
                 grown = made.new_zeros(made.shape[0], most + most // 4 + 4, *made.shape[2:])
                 if held is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..core.types import FinishReason, Granularity
@@ -145,6 +146,7 @@ class RequestState:
         self.pooled: Tensor | None = None  # sum of hidden states so far, float32 [hidden_size]
         self.embedding: list[float] | None = None
         self.finished = False
+        self.learned: Mapping[str, Tensor] = {}  # what its selection was calibrated to
         self.rule: FinishRule
         self.beam: BeamGroup | None = None
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ...core.errors import ConfigError
 from .base import Selection
@@ -21,7 +21,9 @@ class Look:
     queries    float32 [H, G, D]       sketches  float32 [H, P, …]: what the policy noted of each full page
     valid      bool [H, P]             scale     of the products
     read_keys  () -> float32 [H, P, page_size, D]: the keys themselves, for methods that look at (parts of) them
-    memory     the policy's own notes for this sequence and layer
+    memory     the policy's own notes for this sequence and layer; ``below``: those of the layer below
+    position   number of the newest token, whose query this is
+    learned    what the method was calibrated to, ``[H, …]`` of this layer (with ``Need.CALIBRATION``)
     """
 
     layer: int
@@ -31,6 +33,9 @@ class Look:
     scale: float
     read_keys: Callable[[], Tensor]
     memory: dict[str, Tensor] = field(default_factory=dict)
+    below: Mapping[str, Tensor] = field(default_factory=dict)
+    position: int = 0
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class PageSelection(Selection):
     page under way and the one before it, the newest tokens, are always read; the latter counts.
     """
 
+    whole: ClassVar[str] = ""
+    """Why it cannot follow an eviction ("" where it can): heads then hold different tokens in the same page."""
     pages: int | float = 0.25
 
     def boxes(self, page_size: int) -> int:
@@ -65,9 +72,17 @@ class PageSelection(Selection):
         wanted = self.pages if isinstance(self.pages, int) else max(1, round(self.pages * full))
         return min(int(wanted), full)
 
+    def counts(self, full: Sequence[int], learned: Mapping[str, Tensor], layer: int) -> list[int]:
+        """Pages that each head of a layer reads of its ``full`` ones; ``learned`` ``[H, …]`` as in ``Look``."""
+        return [self.num_pages(num) for num in full]
+
     @abstractmethod
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """What is noted of pages when they are full: keys float32 [H, n, page_size, D] -> [H, n, …]."""
+
+    def sketch_as(self, keys: Tensor, memory: dict[str, Tensor], first: int, learned: Mapping[str, Tensor]) -> Tensor:
+        """``sketch`` for methods that want to know which page of the head is the ``first``, or were calibrated."""
+        return self.sketch(keys, memory)
 
     @abstractmethod
     def score(self, look: Look) -> Tensor:

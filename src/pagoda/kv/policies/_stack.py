@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import ConfigError
 from ...core.types import Granularity
+from ._pages import PageSelection
 from ._scored import Once, Scored
 from ._windowed import WindowedCodec
 from .base import Allocator, Decision, Eviction, KVPolicy, Need, Selection, Stage, Stored
@@ -56,6 +57,11 @@ class PolicyStack:
             raise ConfigError(
                 f"{self.names[0]} adds up the attention of every query, and {self.names[-1]} leaves pages unread; "
                 "choose a method that looks at recent queries, such as snapkv"
+            )
+        if isinstance(self.selection, PageSelection) and self.selection.whole and self.eviction is not None:
+            raise ConfigError(
+                f"{self.names[-1]} cannot follow {self.names[0]}: {self.selection.whole}; choose a selection that "
+                "judges each head's pages alone, such as quest"
             )
         self._check_windowed()
         if self.allocator is None:

@@ -139,3 +139,4 @@ class Selection(KVPolicy):
     """Keeps every slot; in decode steps attention reads only the pages that the policy chooses."""
 
     stage: ClassVar[Stage] = Stage.SELECTION
+    needs: ClassVar[frozenset[Need]] = frozenset()

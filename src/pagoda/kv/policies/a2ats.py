@@ -1,0 +1,71 @@
+"""A2ATS: keys are looked up by their codewords, with rotary positions taken out, and scored against the query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ._budget import at_least
+from ._pages import Look, PageSelection
+from .base import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class A2ATS(PageSelection):
+    """Windowed rotary positions (section 3.2): beyond the window a query sees every key as if it were ``distance``
+    tokens back, so that keys can be quantized before they are rotated: one byte for each, the nearest codeword in the
+    metric of the model's own queries (section 3.3). Codebooks come from ``pagoda calibrate a2ats MODEL``.
+
+    Deviations: only what is read is chosen so; attention itself keeps true positions, and keys and values stay where
+    they are. Pages are fetched, not single tokens: a page is worth what its tokens get together.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2502.12665"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
+    whole: ClassVar[str] = "it takes a key's position from its place, which an eviction changes"
+    distance: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("distance", self.distance, 0)
+
+    def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        raise AssertionError("see sketch_as")
+
+    def sketch_as(self, keys: Tensor, memory: dict[str, Tensor], first: int, learned: Mapping[str, Tensor]) -> Tensor:
+        import torch
+
+        heads, pages, size, width = keys.shape
+        at = torch.arange(first * size, (first + pages) * size, device=keys.device)
+        still = turn(keys.view(heads, -1, width), -at, learned["freq"])
+        return nearest(still, learned).view(heads, pages, size).to(torch.uint8)
+
+    def score(self, look: Look) -> Tensor:
+        queries = turn(look.queries, look.queries.new_tensor([self.distance - look.position]), look.learned["freq"])
+        scores = queries @ look.learned["codes"].to(queries.device).transpose(1, 2) * look.scale  # [H, G, C]
+        shares = (scores - scores.amax(-1, keepdim=True)).exp().amax(1)
+        return shares.gather(1, look.sketches.flatten(1).long()).view(look.sketches.shape).sum(-1)
+
+
+def turn(x: Tensor, by: Tensor, freq: Tensor) -> Tensor:
+    """Rotates [H, N, D] by ``by`` [N] positions more; channel i turns with channel i + D / 2, ``freq`` [1, D / 2]."""
+    import torch
+
+    angles = by.to(torch.float32)[:, None] * freq.to(x.device).view(1, -1)
+    cos, sin = angles.cos(), angles.sin()
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def nearest(still: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
+    """int64 [H, N]: the codeword ``codes`` [H, C, D] of each key, by distance after ``metric`` [H, D, D]."""
+    metric, codes = learned["metric"].to(still.device), learned["codes"].to(still.device)
+    x, y = still @ metric, codes @ metric
+    return (x @ y.transpose(1, 2) * 2 - y.square().sum(-1)[:, None]).argmax(-1)
+
+
+POLICY = A2ATS
