@@ -1,4 +1,4 @@
-"""Codebooks of unrotated keys in the metric of the model's queries (A2ATS, arXiv:2502.12665, section 3.3)."""
+"""Codebooks of unrotated keys in the metric of the model's queries (A2ATS, arXiv:2502.12665)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which heads of a layer look alike (CHAI, arXiv:2403.08058, section 3.2)."""
+"""Which heads of a layer look alike (CHAI, arXiv:2403.08058)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bases of keys with queries, and of values (Eigen Attention, arXiv:2408.05646, section 3.1)."""
+"""Bases of keys with queries, and of values (Eigen Attention, arXiv:2408.05646)."""
 
 from __future__ import annotations
 

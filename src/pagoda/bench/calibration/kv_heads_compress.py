@@ -1,4 +1,4 @@
-"""Directions that neighbouring heads have in common (Effectively Compress KV Heads, arXiv:2406.07056, section 3.2)."""
+"""Directions that neighbouring heads have in common (Effectively Compress KV Heads, arXiv:2406.07056)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retaining heads, trained on what later queries made of each token (Locret, arXiv:2410.01805, section 3.2)."""
+"""Retaining heads, trained on what later queries made of each token (Locret, arXiv:2410.01805)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roles of heads, trained as stochastic gates on recall (LycheeDecode, arXiv:2602.04541, section 3.2)."""
+"""Roles of heads, trained as stochastic gates on recall (LycheeDecode, arXiv:2602.04541)."""
 
 from __future__ import annotations
 

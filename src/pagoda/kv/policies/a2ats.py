@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class A2ATS(PageSelection):
-    """Windowed rotary positions (section 3.2): beyond the window a query sees every key as if it were ``distance``
+    """Windowed rotary positions: beyond the window a query sees every key as if it were ``distance``
     tokens back, so that keys can be quantized before they are rotated: one byte for each, the nearest codeword in the
-    metric of the model's own queries (section 3.3). Codebooks come from ``pagoda calibrate a2ats MODEL``.
+    metric of the model's own queries. Codebooks come from ``pagoda calibrate a2ats MODEL``.
 
     Deviations: only what is read is chosen so; attention itself keeps true positions, and keys and values stay where
     they are. Pages are fetched, not single tokens: a page is worth what its tokens get together.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class CHAI(WindowedCodec):
     """The heads of a layer make ``keys`` times as many clusters as there are heads; all of a cluster attend with the
-    query and the keys of its representative, each to its own values (section 3). Clusters come from ``pagoda calibrate
+    query and the keys of its representative, each to its own values. Clusters come from ``pagoda calibrate
     chai MODEL``. A page has its head's values (bfloat16) and its share of the representatives' keys.
 
     Deviations: who belongs together is found once for a model (the paper's CHAI-static) and not from the first tokens

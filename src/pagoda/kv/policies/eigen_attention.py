@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class EigenAttention(WindowedCodec):
     """A page holds ``keep`` of the coordinates (bfloat16) of its keys and values in bases that ``pagoda calibrate
-    eigen_attention MODEL`` finds: eigenvectors of keys and queries together, and of values (section 3.1).
+    eigen_attention MODEL`` finds: eigenvectors of keys and queries together, and of values.
 
     Deviations: keys are taken after rotation, and all layers keep as many, where the paper looks for ranks layer by
     layer; pages are expanded to attend, which gives what attention in the small space gives.

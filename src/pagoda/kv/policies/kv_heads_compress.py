@@ -22,7 +22,7 @@ GROUPS = (2, 4)
 @dataclass(frozen=True)
 class KVHeadsCompress(WindowedCodec):
     """The keys of ``group`` neighbouring heads, side by side, are stored by as many coordinates as one head has, in the
-    leading directions of what they hold (section 3.2: a low-rank head for a group); values alike. Directions come from
+    leading directions of what they hold (a low-rank head for a group); values alike. Directions come from
     ``pagoda calibrate kv_heads_compress MODEL``. Each page of the group has its share of the numbers (bfloat16).
 
     Deviations: rotated keys are compressed, but the model's weights stay as they are and nothing is trained afterwards,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Locret(Scored, Rolling):
     """A two-layer network for each layer, trained by ``pagoda calibrate locret MODEL``, looks at a new token's keys and
-    values and gives each kv-head a causal importance score (section 3.2), which stays with the slot. The prompt is
-    compressed while it is computed, ``every`` tokens a time, so that the budget holds in prefill too (section 3.3);
+    values and gives each kv-head a causal importance score, which stays with the slot. The prompt is
+    compressed while it is computed, ``every`` tokens a time, so that the budget holds in prefill too;
     ``recent_share`` of it, the stabilizers, are the newest tokens.
 
     Deviation: the network sees values and squared keys as they lie in the cache, where the paper has keys and queries

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LycheeDecode(PageSelection):
     """A retrieval head attends to all pages and hands the best on to the head of the same number in the next layer; a
-    sparse head reads those, and hands them on (section 3.1). Roles come from gates that ``pagoda calibrate
-    lychee_decode MODEL`` trains (section 3.2): all heads of the first layer, and the ``retrieval`` share of the others.
+    sparse head reads those, and hands them on. Roles come from gates that ``pagoda calibrate
+    lychee_decode MODEL`` trains: all heads of the first layer, and the ``retrieval`` share of the others.
 
     Deviations: pages are handed on, not single tokens, each worth the attention that its tokens get; heads are
     kv-heads, since a group shares what it reads.
