@@ -34,7 +34,7 @@ def test_policies_are_spelled_with_budgets() -> None:
         "snapkv(budget=0.25)", "snapkv(budget=64)", "h2o(budget=0.25, recent_share=0.3)",
         "h2o(budget=64, recent_share=0.3)", "recent(budget=9)", "snapkv(budget=0.25)+ada", "snapkv(budget=64)+ada",
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match="accepted: ada"):
+    with pytest.raises(ConfigError, match="accepted: a2ats, ada"):
         spell(["snapkw"], [0.5])
     with pytest.raises(ConfigError, match="has no parameter"):
         spell(["snapkv(windo=3)"], [0.5])

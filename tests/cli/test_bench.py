@@ -12,7 +12,7 @@ from .conftest import pagoda
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--policies", "snapkw"], "accepted: ada"),
+        (["--policies", "snapkw"], "accepted: a2ats, ada"),
         (["--budgets", "much"], "budget 'much' is not a number"),
         (["--tasks", "juggling"], "quality task"),
         (["--cases", "0"], "cases is 0"),

@@ -107,7 +107,7 @@ def test_answers_fork_and_leave_nothing(make_llm: Any) -> None:
         ("int8+snapkv", "snapkv (eviction) must come first; the order is eviction + allocator + codec + selection"),
         ("quest+int8", "int8 (codec) must come first"),
         ("int8(bits=4)", "int8 has no parameter 'bits'; accepted: no parameters"),
-        ("int7", "accepted: ada, alisa"),
+        ("int7", "accepted: a2ats, ada, alisa"),
         ("h2o+int8+quest", "h2o adds up the attention of every query, and quest leaves pages unread"),
     ],
 )

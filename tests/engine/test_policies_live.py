@@ -49,10 +49,10 @@ def test_models_whose_attention_counts_slots_refuse_by_name(make_llm, tmp_path) 
 
 def test_unknown_policies_are_refused_before_anything_runs(make_llm) -> None:
     llm = make_llm()
-    with pytest.raises(ConfigError, match="accepted: ada, alisa"):
+    with pytest.raises(ConfigError, match="accepted: a2ats, ada, alisa"):
         llm.generate([prompt(40, 61)], params("snapkw"))
     assert llm.stats()["steps"]["requests_accepted"] == 0
-    with pytest.raises(ConfigError, match="accepted: ada, alisa"):
+    with pytest.raises(ConfigError, match="accepted: a2ats, ada, alisa"):
         make_llm(kv="nothing")
 
 

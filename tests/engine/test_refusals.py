@@ -16,7 +16,7 @@ from .tiny import prompt
         ({"dtype": "fp61"}, ConfigError, "accepted: auto"),
         ({"weights": "int3"}, ConfigError, "accepted: auto"),
         ({"device": "abacus"}, ConfigError, "accepted: auto, cpu"),
-        ({"kv": "snapkw"}, ConfigError, "accepted: ada"),
+        ({"kv": "snapkw"}, ConfigError, "accepted: a2ats, ada"),
         ({"scheduling": "luck"}, ConfigError, "accepted: batchllm, classes, cost"),
         ({"page_size": 12}, ConfigError, "accepted: 8, 16"),
         ({"granularity": "token"}, ConfigError, "accepted: auto"),

@@ -50,7 +50,7 @@ def test_names_and_parameters() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("snapkw", "accepted: ada, alisa"),
+        ("snapkw", "accepted: a2ats, ada, alisa"),
         ("recent(budgt=3)", "no parameter 'budgt'; accepted: budget"),
         ("recent(budget='3')", "expected int or float"),
         ("recent(budget=0)", "whole number from 1"),
