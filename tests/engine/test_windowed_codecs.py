@@ -246,7 +246,7 @@ def test_models_whose_heads_cannot_be_joined_refuse_by_name(make_llm: Any, tiny:
 
 
 def test_half_the_dimensions_hold_most_of_what_lanterns_heads_do() -> None:
-    """Bases that were calibrated lose less of keys and values than as many channels picked by place would."""
+    """Bases that were calibrated lose less of keys and values than leaving the weakest half of the channels away."""
     from pagoda.bench.calibration.base import Seen as Look
     from pagoda.bench.calibration.base import run, sample_ids, usual
     from pagoda.bench.quality.tasks.base import World
@@ -260,7 +260,7 @@ def test_half_the_dimensions_hold_most_of_what_lanterns_heads_do() -> None:
         with torch.inference_mode():
             run(loaded.model, sample_ids(World.make(loaded.tokenizer, 256), 1)[0][:96], usual, seen.append)
         read = Calibrations(loaded.path).load
-        for kv, most in (("eigen_attention(keep=0.5)", 0.2), ("kv_heads_compress", 0.3)):
+        for kv in ("eigen_attention(keep=0.5)", "kv_heads_compress"):
             codec = parse_policy(kv).windowed
             k, v = (
                 torch.stack([getattr(x, n).transpose(0, 1) for x in seen]).unflatten(2, (6, 16)) for n in ("k", "v")
@@ -270,7 +270,8 @@ def test_half_the_dimensions_hold_most_of_what_lanterns_heads_do() -> None:
             for layer in range(4):
                 found = codec.decode(pages[layer], 16, 64, 64, {n: x[layer] for n, x in learned.items()})
                 for x, y in zip((k[layer], v[layer]), found, strict=True):
-                    assert float((x - y).square().sum() / x.square().sum()) < most
+                    by_channel = x.square().sum((0, 1, 2)).sort().values
+                    assert float((x - y).square().sum()) < float(by_channel[:32].sum())
         loaded.close()
 
 
