@@ -370,6 +370,10 @@ def test_pages_that_move_up_whole_are_linked_not_written(grain: Granularity) -> 
     kept = np.array([0, 1, *range(6, 18)], np.int32)
     plan = RowPlan.make(table, 0, kept)
     assert (plan.first_dirty, plan.num_dirty, plan.num_unlinked) == (0, 1, 1)
+    other = table.copy()
+    edits = other.edits
+    plan.link(other)
+    assert other.edits > edits, "who remembers its rows must look again"
     assert world.keep(seq_id, {name: kept.tolist()})
     world.check()
     row = 0 if grain is S else table.row(1, 1)

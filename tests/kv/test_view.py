@@ -170,14 +170,14 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 def test_an_index_carried_on_equals_a_new_one() -> None:
     """Decode steps with everything between them that changes a table: growth, forks, copies, shared pages, evictions,
-    rollbacks, other sequences."""
+    windows whose pages are linked anew, rollbacks, other sequences."""
     pair, random = Pair(num_blocks=3000), Random(3)
     manager, views, live, idle, new_id = pair.manager, StepViews(pair.storage), [0, 1], [], 2
     for seq_id in live:
         manager.admit(seq_id, [7])
         assert manager.reserve(seq_id, 5)
         manager.commit(seq_id, [7] * 5)
-    carried = 0
+    carried = linked = 0
     for _ in range(400):
         move = random.random()
         if move < 0.04 and len(live) < 6:
@@ -192,7 +192,11 @@ def test_an_index_carried_on_equals_a_new_one() -> None:
                 manager.truncate(seq_id, table.num_tokens - 2)
         elif move < 0.14:
             manager.keep(seq_id := random.choice(live), None, None, range(manager.table(seq_id).length(0, 0) - 1))
-        elif move < 0.18:
+        elif move < 0.17:
+            held = manager.table(seq_id := random.choice(live)).length(0, 0)
+            manager.keep(seq_id, None, None, [0, *range(5, held)])  # a page goes, the first is written, others move up
+            linked += held > 8
+        elif move < 0.21:
             seq_id = random.choice(live)
             assert manager.reserve(seq_id, 3)
             manager.commit(seq_id, [7] * 3)
@@ -208,6 +212,7 @@ def test_an_index_carried_on_equals_a_new_one() -> None:
         for seq_id in live:
             manager.commit(seq_id, [random.choice([7, 7, 7, 8])])
     assert carried > 200
+    assert linked > 5
 
 
 def _arrays(view: StepView) -> list[torch.Tensor]:
