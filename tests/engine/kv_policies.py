@@ -53,10 +53,15 @@ def calibrate_at_random(folder: Path, num_layers: int, num_heads: int, head_dim:
         "locret": {"w1": (wide, hidden), "b1": (hidden,), "w2": (hidden, num_heads), "b2": (num_heads,)},
     }
     for name in calibrated():
-        sizes = shapes.get(name, gates)
-        found = {key: torch.rand(num_layers, *size, generator=generator) for key, size in sizes.items()}
+        policy = POLICIES.get(name)
         if name == "chai":  # not any numbers: the heads that stand for the others, with one cluster and with two
             found = {"reps": torch.tensor([[[1.0, 1.0], [0.0, 1.0]]] * num_layers)}
+        elif name not in shapes and hasattr(policy, "learn"):  # a codec: from keys and values
+            k, v = (torch.randn(num_layers, num_heads, 300, head_dim, generator=generator) for _ in range(2))
+            found = policy.learn(k, v)
+        else:
+            sizes = shapes.get(name, gates)
+            found = {key: torch.rand(num_layers, *size, generator=generator) for key, size in sizes.items()}
         Calibrations(folder).save(name, found, {})
 
 

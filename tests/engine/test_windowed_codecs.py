@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from pagoda import ConfigError, SamplingParams
 from pagoda.core.types import KVFormat
+from pagoda.engine.calibrations import Calibrations
 from pagoda.kv.dense import attend_dense
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.manager import KVManager
@@ -84,12 +86,14 @@ def test_a_window_beyond_the_context_is_exact(make_llm: Any, oracle: Any, name: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_same_tokens_whatever_happens_around(make_llm: Any, oracle: Any, name: str) -> None:
+def test_same_tokens_whatever_happens_around(make_llm: Any, oracle: Any, tiny: Path, name: str) -> None:
     """Alone; in small chunks beside other formats; pushed out and computed again; several answers of one prompt."""
     kv = f"{name}(window=8, every=8)"
     alone = [make_llm(page_size=8).generate([ids], params(kv, 24))[0].token_ids for ids in PROMPTS]
     assert alone[2] != oracle(PROMPTS[2], 24)
-    llm = make_llm(page_size=8, max_num_batched_tokens=24, max_num_seqs=8, kv_memory=kv_bytes(28), max_model_len=128)
+    learned = Calibrations(tiny).load(name) if Need.CALIBRATION in POLICIES.get(name).needs else {}  # type: ignore[attr-defined]
+    room = kv_bytes(28) + sum(t.nbytes for t in learned.values())
+    llm = make_llm(page_size=8, max_num_batched_tokens=24, max_num_seqs=8, kv_memory=room, max_model_len=128)
     for _ in range(2):
         mixed = llm.generate(
             [*PROMPTS, *PROMPTS[:2]], [params(kv, 24)] * 3 + [params("recent(budget=9)"), params("int8")]

@@ -26,7 +26,10 @@ def calibrate(
         str, typer.Argument(help="duo_attention, razor_attention, compresskv, locret, …; learning_to_rank, trail.")
     ],
     model: Annotated[str, typer.Argument(help="lantern, a folder, or a Hugging Face id.")],
-    length: Annotated[int, typer.Option(help="KV policies: tokens of a synthetic text.")] = 512,
+    length: Annotated[int, typer.Option(help="KV policies: tokens of a text.")] = 512,
+    text: Annotated[
+        Path | None, typer.Option(help="KV policies: text file to draw passages from.", show_default="made up")
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Scheduling policies: what the model is asked, JSON lines or a text a line.")
     ] = None,
@@ -40,11 +43,13 @@ def calibrate(
     if _is_scheduling(name):
         if prompts is None:
             raise ConfigError(f"{name} learns from the model's answers; give --prompts FILE")
+        if text is not None:
+            raise ConfigError(f"{name} learns from prompts; leave --text out")
         path, notes = _schedule(name, model, prompts, requests, max_tokens, chat)
     elif prompts is not None:
         raise ConfigError(f"{name} reads no prompts; leave --prompts out")
     else:
-        path, notes = _kv(name, model, length)
+        path, notes = _kv(name, model, length, text)
     seconds = time.perf_counter() - started
     if json:
         emit_json({"method": name, "path": str(path), "seconds": seconds, **notes})
@@ -71,7 +76,7 @@ def _schedule(
     return write_trained(folder, name, predictor, notes), notes
 
 
-def _kv(name: str, model: str, length: int) -> tuple[Path, dict[str, object]]:
+def _kv(name: str, model: str, length: int, text: Path | None) -> tuple[Path, dict[str, object]]:
     from ..bench.calibration import CALIBRATORS
     from ..bench.quality.tasks.base import World
     from ..engine.calibrations import Calibrations
@@ -89,7 +94,7 @@ def _kv(name: str, model: str, length: int) -> tuple[Path, dict[str, object]]:
         if reason is not None:
             raise ConfigError(f"{name} cannot run on this model: {reason}")
         longest = min(length, loaded.shape.max_position)
-        found, notes = run(loaded.model, World.make(loaded.tokenizer, longest), loaded.shape)
+        found, notes = run(loaded.model, World.make(loaded.tokenizer, longest, text=text), loaded.shape)
     path = Calibrations(loaded.path).save(name, found, {"length": longest, **notes})
     loaded.close()
     return path, notes
