@@ -75,7 +75,7 @@ class Traced:
     from how well it foretold the uses that came (a mixture's weights by online EM). So the policy keeps what was used
     last where requests stay with their experts, and what is used most where they do not. The paper matches the
     present request with a library of past ones instead; on routers recorded from five random models such a match, as a
-    fourth trace, came to be believed by 1 to 3 %, and changed no hit rate by more than 0.003. Nothing is read ahead by
+    fourth trace, came to be believed by 1 to 7 %, and changed no hit rate by more than 0.005. Nothing is read ahead by
     traces, as it is there: what they foretell best is what they kept.
     """
 
