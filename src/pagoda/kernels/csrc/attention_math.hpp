@@ -185,16 +185,5 @@ inline float largest(Vec x) {
 #endif
 }
 
-inline float total_of(Vec x) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps(x);
-#else
-  float lanes[kLanes], sum = 0.0f;
-  store(lanes, x);
-  for (float lane : lanes) sum += lane;
-  return sum;
-#endif
-}
-
 }  // namespace
 }  // namespace pagoda

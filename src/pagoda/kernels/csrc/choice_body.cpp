@@ -5,17 +5,6 @@
 namespace pagoda {
 namespace {
 
-inline float sum_of(Vec x) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps(x);
-#else
-  float lanes[kLanes], sum = 0.0f;
-  store(lanes, x);
-  for (float lane : lanes) sum += lane;
-  return sum;
-#endif
-}
-
 // The largest of kHeads products with one box: a corner's register is read once for all heads.
 template <int kHeads>
 inline float bound_of(const float* queries, int64_t width, const float* box) {
@@ -31,7 +20,7 @@ inline float bound_of(const float* queries, int64_t width, const float* box) {
   float best = -kInf;
 #pragma GCC unroll 8
   for (int h = 0; h < kHeads; ++h) {
-    float total = sum_of(sum[h]);
+    float total = total_of(sum[h]);
     for (int64_t i = d; i < width; ++i) total += queries[h * width + i] * box[i];
     best = total > best ? total : best;
   }

@@ -84,6 +84,17 @@ inline void store(uint16_t* p, Vec x) {  // as bfloat16, to nearest, ties to eve
 inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 
+inline float total_of(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(x);
+#else
+  float lanes[kLanes], sum = 0.0f;
+  store(lanes, x);
+  for (float lane : lanes) sum += lane;
+  return sum;
+#endif
+}
+
 // e^x for x <= 88; exactly 0 below -87 (so for -inf). Cephes' polynomial, 1-2 ulp.
 inline Vec exponential(Vec x) {
   const IntVec dead = x < splat(-87.0f);

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
-from ..item import Item
+from ..item import Item, Scheduled
 from .base import Key, SchedulingPolicy
 
 MAX_IDLE = 10_000  # tenants without requests whose counters are remembered
@@ -65,3 +65,33 @@ class LeastServedFirst(SchedulingPolicy):
 
     def left(self, item: Item, completed: bool) -> None:
         self._tenants.leave(item.tenant)
+
+
+class TokensServed(LeastServedFirst):
+    """Service is tokens: a prompt's when it starts, once, those of the prefix cache for nothing; an output token counts
+    ``output_weight``.
+    """
+
+    output_weight: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._charged: set[int] = set()
+
+    def admitted(self, item: Item, num_cached: int) -> None:
+        if item.seq_id not in self._charged:
+            self._charged.add(item.seq_id)
+            self._tenants.charge(item, max(0, len(item.prompt) - num_cached))
+
+    def ran(self, scheduled: Sequence[Scheduled], seconds: float) -> None:
+        for s in scheduled:
+            if s.start + s.num_tokens >= len(s.item.prompt):
+                self._tenants.charge(s.item, self.output_weight)
+
+    def left(self, item: Item, completed: bool) -> None:
+        self._charged.discard(item.seq_id)
+        super().left(item, completed)
+
+    def explain(self, item: Item, ahead: int) -> str:
+        served = self._tenants.served[item.tenant]
+        return f"{ahead} requests go first; its tenant was served {served:.0f} tokens' worth, others less"

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 from ...core.errors import ConfigError
 from ..item import Item, Scheduled
-from ._tenants import LeastServedFirst
+from ._tenants import TokensServed
 
 
 @dataclass
-class Fastswitch(LeastServedFirst):
+class Fastswitch(TokensServed):
     """``slack`` in tokens of service (an output token counts ``output_weight``), ``every`` in seconds of steps."""
 
     output_weight: float = 2.0
@@ -33,7 +33,6 @@ class Fastswitch(LeastServedFirst):
         if not min(self.output_weight, self.slack, self.every) >= 0:
             raise ConfigError(f"fastswitch(slack={self.slack}, every={self.every}, …): all of them are 0 or above")
         super().__post_init__()
-        self._charged: set[int] = set()
         self._frozen: dict[str, float] = {}  # what tenants had been served when it was last looked at
         self._since = float("inf")  # seconds of steps since then
 
@@ -42,26 +41,11 @@ class Fastswitch(LeastServedFirst):
             return False
         return self._frozen[running.tenant] - self._frozen[waiting.tenant] > self.slack
 
-    def admitted(self, item: Item, num_cached: int) -> None:
-        if item.seq_id not in self._charged:
-            self._charged.add(item.seq_id)
-            self._tenants.charge(item, max(0, len(item.prompt) - num_cached))
-
     def ran(self, scheduled: Sequence[Scheduled], seconds: float) -> None:
-        for s in scheduled:
-            if s.start + s.num_tokens >= len(s.item.prompt):
-                self._tenants.charge(s.item, self.output_weight)
+        super().ran(scheduled, seconds)
         self._since += seconds
         if self._since >= self.every:
             self._since, self._frozen = 0.0, {t: self._tenants.served[t] for t in self._tenants.live}
-
-    def left(self, item: Item, completed: bool) -> None:
-        self._charged.discard(item.seq_id)
-        super().left(item, completed)
-
-    def explain(self, item: Item, ahead: int) -> str:
-        served = self._tenants.served[item.tenant]
-        return f"{ahead} requests go first; its tenant was served {served:.0f} tokens' worth, others less"
 
 
 POLICY = Fastswitch

@@ -9,41 +9,20 @@ request is charged for what it computes again only as output, once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...core.errors import ConfigError
-from ..item import Item, Scheduled
-from ._tenants import LeastServedFirst
+from ._tenants import TokensServed
 
 
 @dataclass
-class Vtc(LeastServedFirst):
+class Vtc(TokensServed):
     output_weight: float = 2.0
 
     def __post_init__(self) -> None:
         if not self.output_weight >= 0:
             raise ConfigError(f"vtc(output_weight={self.output_weight}): give 0 or above")
         super().__post_init__()
-        self._charged: set[int] = set()
-
-    def admitted(self, item: Item, num_cached: int) -> None:
-        if item.seq_id not in self._charged:
-            self._charged.add(item.seq_id)
-            self._tenants.charge(item, max(0, len(item.prompt) - num_cached))
-
-    def ran(self, scheduled: Sequence[Scheduled], seconds: float) -> None:
-        for s in scheduled:
-            if s.start + s.num_tokens >= len(s.item.prompt):
-                self._tenants.charge(s.item, self.output_weight)
-
-    def left(self, item: Item, completed: bool) -> None:
-        self._charged.discard(item.seq_id)
-        super().left(item, completed)
-
-    def explain(self, item: Item, ahead: int) -> str:
-        served = self._tenants.served[item.tenant]
-        return f"{ahead} requests go first; its tenant was served {served:.0f} tokens' worth, others less"
 
 
 POLICY = Vtc
