@@ -143,6 +143,7 @@ def test_the_board_names_metrics_that_exist(server: Running, board: Path) -> Non
         target["expr"] for panel in json.loads(board.read_text())["panels"] for target in panel.get("targets", ())
     ]
     assert len(queries) > 12
+    server.post("/v1/completions", {"prompt": "Once", "max_tokens": 1})  # whoever asks is told of
     names = {name for name, _ in samples(server)}
     for query in queries:
         for name in re.findall(r"(?:vllm:|pagoda_)[a-z0-9_]+", query):
