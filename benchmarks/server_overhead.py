@@ -140,6 +140,11 @@ class RemoteLLM:
     def when_dead(self, told: Any) -> None:
         pass
 
+    is_asleep = False
+
+    def most_kv_bytes(self, request: Any) -> int:
+        return 0  # no key has a limit here
+
     def lease(self, *_: Any) -> None:
         """The budget is the other process's."""
 
