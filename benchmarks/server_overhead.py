@@ -270,10 +270,12 @@ def measure(args: argparse.Namespace, model: str, vocab: int, options: dict[str,
         ours, theirs = context.Pipe()
         process = context.Process(target=sides[name], args=(theirs, model, options), daemon=name != "two")
         process.start()
+        theirs.close()  # so that a side that dies is an error here, and nothing that is waited for
         processes.append(process)
         pipes[name], ports[name] = ours, ours.recv()
     asking, theirs = context.Pipe()
     context.Process(target=clients, args=(theirs,), daemon=True).start()
+    theirs.close()
     rates: dict[str, list[float]] = {name: [] for name in args.sides}
     for round_ in range(args.rounds + 1):
         for name in args.sides:

@@ -2,7 +2,6 @@
 in every batch.
 """
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pagoda.kernels.ops.attention import reference
 from pagoda.kv.codecs.int8 import CODEC
 
 from .isas import ISAS, cpu
+from .one_sequence import one_sequence
 
 BYTES = "avx512bf16"  # the instruction set that has them
 needs_bytes = pytest.mark.skipif(BYTES not in ISAS, reason="no products of bytes on this machine")
@@ -88,17 +88,11 @@ def test_many_small_weights_beside_a_large_one():
 @needs_bytes
 def test_batch_mates_shared_prefixes_and_threads_change_nothing():
     arguments = batch([1, 2, 1, 1, 9], [300, 301, 290, 40, 700], shared_blocks=17)
-    table, together = arguments["table"], cpu.paged_attention(**arguments)
+    together = cpu.paged_attention(**arguments)
     assert torch.equal(cpu.paged_attention(**arguments, share_prefixes=False), together)
     for seq in range(5):
-        start, stop = table.q_starts_cpu[seq : seq + 2]
-        alone = dataclasses.replace(
-            table, row_of=table.row_of[seq : seq + 1], offset=table.offset[seq : seq + 1],
-            kv_lens=table.kv_lens[seq : seq + 1], q_starts_cpu=[0, stop - start],
-            q_starts=torch.tensor([0, stop - start], dtype=torch.int32),
-        )  # fmt: skip
-        got = cpu.paged_attention(**arguments | {"q": arguments["q"][start:stop], "table": alone})
-        assert torch.equal(got, together[start:stop])
+        alone, rows = one_sequence(arguments, seq)
+        assert torch.equal(cpu.paged_attention(**alone), together[rows])
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)

@@ -17,6 +17,7 @@ from pagoda.kernels.ops.attention import CASES, TOLERANCE, reference
 
 from .isas import ISAS, cpu
 from .naive import naive_attention
+from .one_sequence import one_sequence
 
 
 @st.composite
@@ -123,16 +124,10 @@ def test_threads_change_nothing():
 def test_batch_mates_change_nothing():
     """Bit for bit: a sequence alone, and in a batch."""
     arguments = long_context()
-    table, together = arguments["table"], cpu.paged_attention(**arguments)
+    together = cpu.paged_attention(**arguments)
     for seq in range(4):
-        start, stop = table.q_starts_cpu[seq : seq + 2]
-        alone = dataclasses.replace(
-            table, row_of=table.row_of[seq : seq + 1], offset=table.offset[seq : seq + 1],
-            kv_lens=table.kv_lens[seq : seq + 1], q_starts_cpu=[0, stop - start],
-            q_starts=torch.tensor([0, stop - start], dtype=torch.int32),
-        )  # fmt: skip
-        got = cpu.paged_attention(**arguments | {"q": arguments["q"][start:stop], "table": alone})
-        assert torch.equal(got, together[start:stop])
+        alone, rows = one_sequence(arguments, seq)
+        assert torch.equal(cpu.paged_attention(**alone), together[rows])
 
 
 def test_strided_queries():

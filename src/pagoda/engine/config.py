@@ -9,11 +9,11 @@ from ..core.errors import ConfigError, choices
 from ..core.units import parse_bytes
 from ..kv.codecs.base import kv_dtypes
 from ..models.stream_plan import PLACEMENTS
+from ..weights.expert_policies import POLICIES as EXPERT_CACHES
 from ..weights.quantization import parse_quantization
 from .shadow import check_share
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
-EXPERT_CACHES = ("lru", "lfu", "traced", "early")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 

@@ -119,13 +119,7 @@ class Filling:
 
         model, source = self._native, self._source
         rows, _ = model.stored_rows(source)
-        kept = [name for name in model.load_order(source.names) if not model.fills_only(name, plan.streamed)]
-        what = f"{model.shape.family}, {model.quantization}, {len(plan.streamed)} matrices on disk"
-        lease = self._lease(plan.resident_bytes, what)
-        self._total = sum(source.stored_bytes(name) for name in kept)
-        with self._staged(kept):
-            self._load(kept)
-        ring = self._footprint.lease("weights", plan.passing_bytes, "ring of streamed weights")
+        lease, ring = self._load_kept(plan, f"{len(plan.streamed)} matrices", "ring of streamed weights")
         stream = stream_rest(model, source, plan, rows)
         self._beside(lease, ring, stream.close, lambda: stream.num_bytes)
 
@@ -135,14 +129,8 @@ class Filling:
 
         if policy not in CACHE_POLICIES:
             raise ConfigError(choices("expert_cache", policy, CACHE_POLICIES))
-        model, source = self._native, self._source
-        others = [name for name in model.load_order(source.names) if not model.fills_only(name, plan.streamed)]
-        lease = self._lease(plan.resident_bytes, f"{model.shape.family}, {model.quantization}, experts on disk")
-        ring = self._footprint.lease("weights", plan.passing_bytes, f"cache of {plan.expert_slots} experts")
-        self._total = sum(source.stored_bytes(name) for name in others)
-        with self._staged(others):
-            self._load(others)
-        cache = cache_experts(model, source, plan, policy)
+        lease, ring = self._load_kept(plan, "experts", f"cache of {plan.expert_slots} experts")
+        cache = cache_experts(self._native, self._source, plan, policy)
         self._beside(lease, ring, cache.close, lambda: cache.num_bytes)
         return cache
 
@@ -150,19 +138,24 @@ class Filling:
         """Everything but feed-forward layers, what decides in those, and a cache for their neurons."""
         from .sparse_load import keep_neurons
 
-        model, source = self._native, self._source
-        others = [name for name in model.load_order(source.names) if not model.fills_only(name, plan.streamed)]
-        lease = self._lease(plan.resident_bytes, f"{model.shape.family}, {model.quantization}, neurons on disk")
-        ring = self._footprint.lease("weights", plan.passing_bytes, f"{plan.neuron_slots} neurons of every layer")
-        self._total = sum(source.stored_bytes(name) for name in others)
-        with self._staged(others):
-            self._load(others)
+        model = self._native
+        lease, ring = self._load_kept(plan, "neurons", f"{plan.neuron_slots} neurons of every layer")
         largest = max(m.rows * m.cols for m in model.shape.matrices if m.name in plan.streamed) * model.dtype.itemsize
         packing = model.shape.packing_bytes(model.quantization)
         with self._footprint.passing("staging", largest + packing, "what decides which neurons are read"):
             cache = keep_neurons(model, plan)
         self._beside(lease, ring, cache.close, lambda: cache.num_bytes)
         return cache
+
+    def _load_kept(self, plan: StreamPlan, on_disk: str, passing: str) -> tuple[Lease | None, Lease | None]:
+        """What the plan keeps in memory. Returns its lease and that of what passes through."""
+        model, source = self._native, self._source
+        kept = [name for name in model.load_order(source.names) if not model.fills_only(name, plan.streamed)]
+        lease = self._lease(plan.resident_bytes, f"{model.shape.family}, {model.quantization}, {on_disk} on disk")
+        self._total = sum(source.stored_bytes(name) for name in kept)
+        with self._staged(kept):
+            self._load(kept)
+        return lease, self._footprint.lease("weights", plan.passing_bytes, passing)
 
     @property
     def _native(self) -> Model:
