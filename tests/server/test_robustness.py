@@ -459,10 +459,12 @@ def test_a_second_signal_ends_at_once() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_a_full_disk_under_the_log_costs_no_answer() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # what a stream could not write it tries again at the end, or not
+def test_a_full_disk_under_the_log_costs_no_answer(unbuffered: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with open("/dev/full", "wb") as full, process(stderr=full, stdout=full, port=port) as (child, url):
+    environment = {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full, process(stderr=full, stdout=full, port=port, env=environment) as (child, url):
         for _ in range(3):
             assert httpx.post(f"{url}/v1/completions", json=SHORT, timeout=30).status_code == 200
             assert httpx.post(f"{url}/v1/completions", json={"nope": 1}).status_code == 400

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -145,13 +145,22 @@ def serve(
             startup["listening"] = time.perf_counter() - loaded
             try:
                 _announce(llm, config, sock, startup, json=json)
-            except OSError:  # a full disk, a closed pipe: the server serves all the same
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            except OSError:
+                _give_up_on(sys.stdout)
 
         from ..server.serving import run
 
         code = run(llm, config, keys, sock, on_ready=on_ready, tracing=tracing)
+    try:
+        sys.stderr.flush()
+    except OSError:  # or what could not be logged would become the exit code, 120
+        _give_up_on(sys.stderr)
     sys.exit(code)
+
+
+def _give_up_on(stream: IO[str]) -> None:
+    """A full disk or a closed pipe behind it: the server serves all the same; what the stream still holds is lost."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _load(model: str, options: dict[str, Any], startup: dict[str, float]) -> AsyncLLM:
