@@ -22,6 +22,11 @@ def repo_root() -> Path:
     return ROOT
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--device cuda`` runs the engine's tests there, whatever they say about tokens, pages and policies."""
+    parser.addoption("--device", default="cpu", help="where engines under test run: cpu (default) or cuda")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked ``gpu`` or ``ray`` are skipped where there is none."""
     if any(item.get_closest_marker("gpu") for item in items):

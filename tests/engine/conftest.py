@@ -51,12 +51,14 @@ def oracle(tiny: Path) -> Callable[[list[int], int], list[int]]:
 
 
 @pytest.fixture
-def make_llm(tiny: Path) -> Any:
+def make_llm(tiny: Path, request: pytest.FixtureRequest) -> Any:
     """``make_llm(**options)``: an audited LLM on the tiny model, closed when the test ends."""
     made: list[LLM] = []
+    usual = {"memory": "2GiB", "kv_memory": "1MiB", "audit": True, "num_threads": 1}
+    usual["device"] = request.config.getoption("--device")
 
     def make(model: str | Path = tiny, **options: Any) -> LLM:
-        llm = LLM(str(model), **{"memory": "2GiB", "kv_memory": "1MiB", "audit": True, "num_threads": 1} | options)
+        llm = LLM(str(model), **usual | options)
         made.append(llm)
         return llm
 
