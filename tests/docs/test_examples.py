@@ -32,7 +32,7 @@ def test_python_examples_run(page: Path, capsys: pytest.CaptureFixture[str]) -> 
     namespace: dict[str, object] = {"__name__": "__example__"}
     for _, text, line in blocks(page, "python"):
         # Blank lines before the code make tracebacks point at the line of the page.
-        exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
+        exec(compile("\n" * (line - 1) + text, str(page), "exec", dont_inherit=True), namespace)
     assert capsys.readouterr().out
 
 

@@ -48,8 +48,8 @@ class CountingMemory:
         self.num_held += cached
         return cached
 
-    def fits(self, item: Item, num_running: int) -> bool:
-        return item.num_tokens - item.num_computed + num_running <= self.free
+    def fits(self, item: Item, num_growing: int) -> bool:
+        return item.num_tokens - item.num_computed + num_growing <= self.free
 
     def cached_tokens(self, item: Item) -> int:
         return self.cached.get(item.seq_id, 0)

@@ -45,7 +45,7 @@ class ProcessorClock:
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """One run; times in seconds since it began. ``admitted_at``: when each of ``served`` was first scheduled.
-    ``waiting``: before each step, the tenants that had requests waiting.
+    ``waiting``: before each step, the tenants that had requests waiting; empty where all are of one.
     """
 
     served: list[Served]
@@ -111,6 +111,7 @@ class _Run:
         self.admitted_at: dict[str, float] = {}
         self.waiting: list[tuple[float, frozenset[str]]] = []
         self._clock = engine.engine.clock
+        self._has_tenants = len({arrival.tenant for arrival, _ in coming}) > 1
         self._started = self._clock.now()
 
     def now(self) -> float:
@@ -124,7 +125,8 @@ class _Run:
             if not engine.has_work:
                 self._clock.sleep(self._coming[-1][0].at - self.now())
                 continue
-            self.waiting.append((self.now(), frozenset(item.tenant for item in engine.scheduler.waiting)))
+            if self._has_tenants:
+                self.waiting.append((self.now(), frozenset(item.tenant for item in engine.scheduler.waiting)))
             for output in engine.step():
                 self._ended(output)
 

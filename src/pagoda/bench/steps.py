@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+from torch import Tensor
+
+from ..core.clock import Clock
 from ..engine.build import Built, build
 from ..engine.config import EngineConfig
 from ..engine.intake import Intake
@@ -60,10 +63,13 @@ def sample_of(scheduled: Sequence[Scheduled], seconds: float) -> Sample:
 
 @dataclass
 class Sweep:
-    """Requests through one engine, every step recorded. ``longest``: tokens that a sequence may have."""
+    """Requests through one engine, every step recorded. ``longest``: tokens that a sequence may have; ``teacher``: of
+    every request.
+    """
 
     built: Built
     longest: int
+    teacher: Callable[[int, Tensor], int] | None = None
 
     recorder: Recorder = field(default_factory=Recorder)
 
@@ -78,16 +84,18 @@ class Sweep:
         prompt = [self._random.randrange(3, self._vocab) for _ in range(num_prompt)]
         name = f"sweep-{next(self._ids)}"
         params = SamplingParams(temperature=0, max_tokens=num_output, ignore_eos=True)
-        self.built.engine.add(self._intake.request(name, prompt, params))
+        request = self._intake.request(name, prompt, params)
+        request.teacher = self.teacher
+        self.built.engine.add(request)
         self._num_open += 1
         return name
 
     def step(self) -> None:
         """With what the engine does after a step is measured: publishing, policies that learn."""
-        samples, started = self.recorder.samples, time.perf_counter()
-        num_before, outputs = len(samples), self.built.engine.step()
+        samples, clock = self.recorder.samples, self.built.engine.clock
+        started, num_before, outputs = clock.now(), len(samples), self.built.engine.step()
         if len(samples) > num_before:
-            samples[-1] = samples[-1]._replace(seconds=time.perf_counter() - started)
+            samples[-1] = samples[-1]._replace(seconds=clock.now() - started)
         self._num_open -= sum(output.finished for output in outputs)
 
     def rest(self, num_open: int) -> None:
@@ -174,13 +182,16 @@ def measure_steps(
 
 
 def measure_samples(
-    config: EngineConfig, progress: Callable[[str], None] = lambda _: None, *, seconds: float = 60.0
-) -> list[Sample]:
-    """Every step of the sweep. Goes on in rounds until ``seconds`` are over, one round at least."""
-    built = build(config)
+    config: EngineConfig, progress: Callable[[str], None] = lambda _: None, *, seconds: float = 60.0,
+    clock: Clock | None = None, teacher: Callable[[int, Tensor], int] | None = None,
+) -> list[Sample]:  # fmt: skip
+    """Every step of the sweep, in seconds of ``clock``. Goes on in rounds until ``seconds`` are over, one at least.
+    ``teacher``: as requests have one, for who compares with answers that are taught.
+    """
+    built = build(config, clock)
     try:
         limits, longest = built.engine.scheduler.limits, built.engine.max_model_len
-        sweep, started = Sweep(built, min(longest, 4096)), time.perf_counter()
+        sweep, started = Sweep(built, min(longest, 4096), teacher), time.perf_counter()
         budget = int(seconds / 3 / sweep.seconds_a_token())
         sweep.recorder.samples.clear()
         for number in count(1):

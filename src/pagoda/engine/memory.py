@@ -93,23 +93,23 @@ class PagedMemory:
             return tokens
         return tokens[: max(1, min(len(tokens), policy.shareable(sequence.prompt_len) + 1))]
 
-    def fits(self, item: Item, num_running: int) -> bool:
+    def fits(self, item: Item, num_growing: int) -> bool:
         sequence = _sequence(item)
         if self._persistence is not None and self._persistence.is_pending(sequence.seq_id):
             return False
         manager = sequence.store.manager
         slots = sequence.policy.peak_slots(sequence.num_tokens, sequence.prompt_len)
         missing = manager.blocks_needed(slots) - sequence.num_computed // manager.fmt.page_size
-        return missing + self._growth(sequence, num_running) <= manager.available_blocks()
+        return missing + self._growth(sequence, num_growing) <= manager.available_blocks()
 
-    def _growth(self, sequence: Sequence, num_running: int) -> int:
+    def _growth(self, sequence: Sequence, num_growing: int) -> int:
         """Blocks that those who run will take beside the sequence: one each where it stays as long as it is, so that
         nobody is thrown out soon. A policy that compresses the prompt gives most of it back: then what counts is what
         they take until that act, to the page.
         """
         first = sequence.policy.next_act(0, sequence.prompt_len)
         if sequence.policy.eviction is None or first is None:
-            return num_running
+            return num_growing
         steps = 1 + -(-(first - sequence.num_computed) // self._step_tokens)
         return math.ceil(sum(self._taken(_sequence(other), sequence.store, steps) for other in self._running()))
 

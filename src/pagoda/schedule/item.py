@@ -59,8 +59,8 @@ class Memory(Protocol):
     def admit(self, item: Item) -> int:
         """Open a page table for the item; returns how many of its tokens were found in the prefix cache."""
 
-    def fits(self, item: Item, num_running: int) -> bool:
-        """Whether the whole of the item's known tokens would fit now, with room for the others to go on."""
+    def fits(self, item: Item, num_growing: int) -> bool:
+        """Whether the whole of the item's known tokens would fit now, with a block left for so many others each."""
 
     def cached_tokens(self, item: Item) -> int:
         """Of the item's known tokens, how many ``admit`` would find in the prefix cache now. Changes nothing."""

@@ -227,7 +227,7 @@ class Scheduler:
         """
         cached = self._memory.admit(item)
         num_tokens = min(self._pending(item), budget)
-        fits = not self.running or self._memory.fits(item, len(self.running))
+        fits = not self.running or self._memory.fits(item, self.policy.num_growing(len(self.running)))
         if not fits or not self._memory.reserve(item, num_tokens):
             self._memory.release(item)
             return 0

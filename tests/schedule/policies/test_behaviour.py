@@ -71,10 +71,22 @@ def test_chunks_beside_decodes_do_not_stall_a_stream_as_whole_prompts_do() -> No
 def test_sarathi_finds_the_tokens_that_its_target_allows() -> None:
     policy = parse_scheduling("sarathi_serve(tbt=0.05)")
     item = Stream(1, 100)
+    policy.arrived(Stream(2, 10_000))  # more than could be spread
     for tokens in (20, 300, 100, 250, 40, 180):
         policy.ran([Scheduled(item, 0, tokens)], 0.01 + 0.0002 * tokens)
     assert policy.token_budget(4, 2048) == pytest.approx(200, abs=2)
     assert policy.token_budget(500, 2048) == 516  # decodes come first, and prompts go on
+
+
+def test_sarathi_spreads_a_prompt_that_comes_alone() -> None:
+    """A stream's longest gap, and when the prompt has its first token: as soon as can be, or within ``ttft``."""
+    jobs = [Job(0.0, prompt(20), 200), Job(1.0, prompt(600), 2)]
+    found = {}
+    for ttft in (0.0, 0.5):
+        machine = Machine(parse_scheduling(f"sarathi_serve(tbt=0.1, ttft={ttft}, first=64)"), limits=Limits(2048, 16))
+        found[ttft] = machine.run(jobs)[1] - 1.0, max(gaps(machine, 0))
+    assert found[0.0][0] < 0.3 < found[0.5][0] < 0.6
+    assert found[0.5][1] < 0.6 * found[0.0][1]
 
 
 def test_fastgen_steps_are_equally_wide_while_there_is_work() -> None:
@@ -99,13 +111,13 @@ def test_looking_ahead_avoids_the_preemptions_of_greedy_admission() -> None:
     random = Random(9)
     jobs = [Job(0.02 * i, prompt(40), random.randrange(60, 100)) for i in range(200)]
     preemptions, ends = {}, {}
-    for name in ("fcfs", "past_future", "s3"):
+    for name in ("fcfs", "greedy", "past_future", "s3"):
         machine = Machine(parse_scheduling(name), capacity=1200, limits=Limits(256, 64), slope=0.001)
         ends[name] = max(machine.run(jobs).values())
         preemptions[name] = machine.scheduler.num_preemptions
-    assert preemptions["fcfs"] > 100
+    assert preemptions["greedy"] > preemptions["fcfs"] > 100
     assert preemptions["past_future"] <= preemptions["fcfs"] / 5
-    assert ends["past_future"] < ends["fcfs"]
+    assert ends["past_future"] < ends["fcfs"] < ends["greedy"]
     assert preemptions["s3"] <= preemptions["past_future"]
 
 

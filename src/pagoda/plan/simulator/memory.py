@@ -56,10 +56,10 @@ class PagedMemory(SimMemory):
         sequence.num_computed = max(cached, sequence.moved)
         return sequence.num_computed
 
-    def fits(self, item: Item, num_running: int) -> bool:
+    def fits(self, item: Item, num_growing: int) -> bool:
         manager = self.manager
         missing = manager.blocks_needed(item.num_tokens) - of(item).written // self.page_size
-        return missing + num_running <= manager.available_blocks()
+        return missing + num_growing <= manager.available_blocks()
 
     def cached_tokens(self, item: Item) -> int:
         return self.manager.cached_tokens(of(item).tokens(0, item.num_tokens)) if self._use_prefix else 0
@@ -104,8 +104,8 @@ class CountedMemory(SimMemory):
         sequence.num_computed = sequence.moved
         return sequence.moved
 
-    def fits(self, item: Item, num_running: int) -> bool:
-        return -(-item.num_tokens // self.page_size) + num_running <= self._num_free
+    def fits(self, item: Item, num_growing: int) -> bool:
+        return -(-item.num_tokens // self.page_size) + num_growing <= self._num_free
 
     def cached_tokens(self, item: Item) -> int:
         return 0

@@ -78,6 +78,10 @@ class SchedulingPolicy(ABC):
         """Why the first in rank shall not start yet though it may fit; empty: it may. Not asked when nothing runs."""
         return ""
 
+    def num_growing(self, num_running: int) -> int:
+        """Of those that run, how many must find one more block each beside a newcomer whose known tokens all fit."""
+        return num_running
+
     def token_budget(self, num_decodes: int, limit: int) -> int:
         """Tokens of the next step; held between ``num_decodes`` and ``limit``, which is ``max_num_batched_tokens``."""
         return limit

@@ -3,7 +3,8 @@
 A request starts only if the memory that all running ones are expected to need *at every moment to come* leaves room
 for it: sequences end one after another, each end gives tokens back, and the peak of that curve must stay under the
 capacity. What is expected of a sequence is drawn from the lengths of answers that ended, given that it is already as
-long as it is. Deviations: the draw is a hash of the sequence, the same at each step, so that a schedule can be
+long as it is. That is the only room that is kept: no block is asked for beside those of the newcomer. Deviations:
+the draw is a hash of the sequence, the same at each step, so that a schedule can be
 repeated; pages shared through the prefix cache count for each sequence, which errs on the safe side.
 """
 
@@ -38,6 +39,9 @@ class PastFuture(SchedulingPolicy):
         if peak <= limit:
             return ""
         return f"beside those that run it is expected to need {peak} tokens of KV at the peak, and {limit} are there"
+
+    def num_growing(self, num_running: int) -> int:
+        return 0  # how they grow is in the peak
 
     def left(self, item: Item, completed: bool) -> None:
         if completed:
