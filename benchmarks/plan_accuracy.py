@@ -6,7 +6,8 @@
 Calibrates first (or takes ``--machine FILE``; with ``--steps SECONDS`` each model in each format too, as
 ``pagoda doctor --calibrate --model`` does), then runs every pair in a process of its own: the engine that the plan
 describes, ``concurrency`` random prompts at once, ends ignored. Compared are the bytes that the ledger leased at its
-peak, the process's peak RSS, seconds of a prompt alone, and seconds a token while all decode.
+peak, the process's peak RSS, seconds of a prompt alone, and seconds a token while all decode. What was measured while
+others used the processors is not kept: the command ends then, and goes on with ``--keep`` when it is called again.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ PAIRS = (
     (Choice("auto", max_num_batched_tokens=256), Demand(1500, 32, 2)),
 )
 BUDGET = 6 << 30
+MOST_ELSEWHERE = 0.12
 
 
 def main() -> None:
@@ -61,7 +63,10 @@ def main() -> None:
     rows = json.loads(args.keep.read_text(encoding="utf-8")) if args.keep and args.keep.exists() else []
     for model in args.models:
         for number in numbers:
-            row = compare(model, number, machine_file, args.steps)
+            try:
+                row = compare(model, number, machine_file, args.steps)
+            except Disturbed as error:
+                sys.exit(f"{model}, pair {number}: {error}")
             if row is not None:
                 rows = [old for old in rows if any(old[key] != row[key] for key in ("model", "plan", "asked"))] + [row]
             if args.keep:
@@ -89,18 +94,43 @@ def planned(model: str, number: int, machine_file: Path) -> Plan | None:
     return planner.plan(choice)
 
 
+class Disturbed(Exception):
+    """Somebody else used the machine while it was measured: the figures are worth nothing."""
+
+
+class Alone:
+    """``with Alone(): …`` raises Disturbed at its end where others had more than ``MOST_ELSEWHERE`` of a core."""
+
+    def __enter__(self) -> None:
+        self._started, self._before = time.monotonic(), self._others()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        cores = (self._others() - self._before) / (time.monotonic() - self._started)
+        if kind is None and cores > MOST_ELSEWHERE:
+            raise Disturbed(f"{cores:.2f} cores were busy elsewhere; measure again on a quiet machine")
+
+    @staticmethod
+    def _others() -> float:
+        """Seconds of processor time of everybody but us and our children that have ended."""
+        fields = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]
+        used = [int(field) for place, field in enumerate(fields[:8]) if place not in (3, 4)]  # idle, waiting for disks
+        return sum(used) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+
 def compare(model: str, number: int, machine_file: Path, steps: float | None = None) -> dict[str, Any] | None:
     """Predicted beside measured, of one pair."""
     if steps is not None and planned(model, number, machine_file) is not None:
         choice = PAIRS[number][0]
-        calibrate_model(model, choice.quantization, choice.kv_cache_dtype, seconds=steps)
+        with Alone():
+            calibrate_model(model, choice.quantization, choice.kv_cache_dtype, seconds=steps)
     plan = planned(model, number, machine_file)
     if plan is None:
         return None
     _, demand = PAIRS[number]
     work = {"model": model, "flags": plan.flags, "prompt": demand.prompt, "output": demand.output}
     command = [sys.executable, "-m", "benchmarks.plan_accuracy", "--one", json.dumps(work | {"at_once": plan.running})]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "."})
+    with Alone():
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "."})
     found = json.loads(done.stdout.splitlines()[-1])
     row = {"model": Path(model).name, "plan": str(plan.choice), "requests": plan.running, **found}
     row["asked"] = f"{demand.prompt} + {demand.output}"

@@ -67,3 +67,27 @@ def test_it_tells_people_where_it_is_and_takes_a_load(tmp_path: Path) -> None:
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 0
         assert "leaked" not in child.stderr.read()
+
+
+def test_several_models_start_and_end(tmp_path: Path) -> None:
+    from ..engine.tiny import make_model
+
+    folder = str(make_model(tmp_path / "tiny"))
+    command = [sys.executable, "-m", "pagoda", "serve", "lantern", folder, "--memory", "1GiB", "--threads", "1"]
+    command += ["--port", "0", "--json", "--served-model-name", "a", "--served-model-name", "b", "--pin", "a"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        made = json.loads(child.stdout.readline())
+        assert made["models"] == ["a", "b"]
+        ask = {"prompt": [5, 6, 7], "max_tokens": 3, "ignore_eos": True}
+        for name in ("b", "a"):
+            answer = httpx.post(f"{made['url']}/v1/completions", json=ask | {"model": name}, timeout=30).json()
+            assert (answer["model"], answer["usage"]["completion_tokens"]) == (name, 3)
+        memory = httpx.get(f"{made['url']}/admin/stats").json()["memory"]
+        assert memory["rss_bytes"] <= memory["leased_bytes"] <= memory["total_bytes"]
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 0
+        logged = child.stderr.read()
+    assert "model b is loaded" in logged
+    assert "leaked" not in logged

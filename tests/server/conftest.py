@@ -16,6 +16,7 @@ from pagoda.server.app import create_app
 from pagoda.server.config import ServerConfig
 from pagoda.server.keys import Keys
 from pagoda.server.protocol import protocol_of
+from pagoda.server.roster import Roster
 from pagoda.server.service import Service
 
 OPTIONS = {"memory": "3GiB", "kv_memory": "64MiB", "num_threads": 1, "max_num_seqs": 16}
@@ -27,6 +28,7 @@ class Running:
     def __init__(self, url: str, service: Service, loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
         self.url, self.service, self._loop, self.connections = url, service, loop, connections
         self.http = httpx.Client(base_url=url, timeout=60)
+        self.roster: Roster
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
@@ -39,8 +41,11 @@ class Running:
 
 
 @contextmanager
-def running(llm: AsyncLLM, config: ServerConfig | None = None, keys: Keys | None = None) -> Iterator[Running]:
-    """Serves in a thread until the block ends; the engine stays open."""
+def running(
+    llm: AsyncLLM | None, config: ServerConfig | None = None, keys: Keys | None = None,
+    make: Callable[[ServerConfig], Roster] | None = None,
+) -> Iterator[Running]:  # fmt: skip
+    """Serves in a thread until the block ends; the engine stays open. ``make``: a roster of several models."""
     import uvicorn
     import uvloop
 
@@ -51,18 +56,19 @@ def running(llm: AsyncLLM, config: ServerConfig | None = None, keys: Keys | None
     ready, made = threading.Event(), {}
 
     async def serve() -> None:
-        service = Service(llm, config, keys)
+        roster = Roster(Service(llm, config, keys)) if make is None else make(config)
+        service = roster.first
         server = uvicorn.Server(
-            uvicorn.Config(create_app(service), http=protocol_of(service.buffers), log_config=None, lifespan="off")
+            uvicorn.Config(create_app(roster), http=protocol_of(service.buffers), log_config=None, lifespan="off")
         )
-        service.start()
-        made.update(service=service, server=server, loop=asyncio.get_running_loop())
+        roster.start()
+        made.update(roster=roster, service=service, server=server, loop=asyncio.get_running_loop())
         task = asyncio.create_task(server._serve([sock]))
         while not server.started:
             await asyncio.sleep(0.005)
         ready.set()
         await task
-        service.stop()
+        roster.stop()
 
     thread = threading.Thread(target=lambda: uvloop.run(serve()), daemon=True)
     thread.start()
@@ -73,6 +79,7 @@ def running(llm: AsyncLLM, config: ServerConfig | None = None, keys: Keys | None
         made["loop"],
         made["server"].server_state.connections,
     )
+    server.roster = made["roster"]
     try:
         yield server
     finally:

@@ -13,8 +13,7 @@ and a lease that finds no room takes from those of its own priority and below, t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..core.errors import BudgetError, ConfigError
@@ -83,7 +82,7 @@ class LedgerReport:
 class Lease:
     """Bytes granted by the ledger until ``release`` (or the end of a ``with``). Made by ``Ledger.lease`` only."""
 
-    __slots__ = ("_ledger", "_num_bytes", "_resident", "account", "priority", "reclaim", "what")
+    __slots__ = ("_ledger", "_num_bytes", "_resident", "account", "asks", "priority", "reclaim", "what")
 
     def __init__(
         self, ledger: Ledger, account: str, num_bytes: int, what: str, resident: Callable[[], int] | None, priority: int
@@ -92,6 +91,8 @@ class Lease:
         self.account, self.what, self.priority = account, what, priority
         self._num_bytes, self._resident = num_bytes, resident
         self.reclaim: Reclaim | None = None
+        self.asks = True
+        """Whether growth asks others to give way; else it takes what is free, and somebody calls ``Ledger.relieve``."""
 
     @property
     def num_bytes(self) -> int:
@@ -218,20 +219,6 @@ class Ledger:
             parts = ", ".join(f"{need.what} {format_bytes(need.num_bytes)}" for need in wanted)
             raise BudgetError(self._refusal(total, f"this needs {format_bytes(total)} ({parts})"))
 
-    @contextmanager
-    def whole_or_nothing(self) -> Iterator[None]:
-        """What is leased inside the ``with``, by whatever thread, goes back if it raises."""
-        with self._lock:
-            before = set(self._leases)
-        try:
-            yield
-        except BaseException:
-            with self._lock:
-                new = [lease for lease in self._leases if lease not in before]
-            for lease in new:
-                lease.release()
-            raise
-
     def report(self) -> LedgerReport:
         """Every account with any history. Owners' counters are called outside the lock: they may lease, or block."""
         with self._lock:
@@ -258,12 +245,19 @@ class Ledger:
                 )
             self.total_bytes, self.reason = total_bytes, reason
 
+    def relieve(self, num_bytes: int) -> None:
+        """Sees to it that so many bytes are free, as far as spare ones are given back for them. May block as long as
+        their owners are busy.
+        """
+        with self._reclaiming:
+            self._reclaim(num_bytes - self.free_bytes, SPARE, None)
+
     def _reclaim_for(self, lease: Lease, num_bytes: int) -> None:
         """Asks others to give way where ``lease`` would not fit with ``num_bytes``. One reclaim at a time: who comes
         while another is under way (perhaps waiting for this very thread) takes its chance with what is free.
         """
         missing = num_bytes - lease.num_bytes - self.free_bytes
-        if missing <= 0 or not self._reclaiming.acquire(blocking=False):
+        if missing <= 0 or not lease.asks or not self._reclaiming.acquire(blocking=False):
             return
         try:
             self._reclaim(missing, lease.priority, lease)

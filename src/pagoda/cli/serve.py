@@ -1,6 +1,7 @@
 """Serve a model over HTTP, as OpenAI's and Anthropic's clients expect it.
 
 pagoda serve lantern --memory 1GiB
+pagoda serve ./my-model ./my-other-model --memory 6GiB --pin ./my-model
 pagoda serve ./my-model --memory 6GiB --port 8001 --api-key-file keys.txt --max-num-seqs 32
 """
 
@@ -9,10 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.errors import ConfigError
 from . import _options as opt
 from ._output import emit_json
 from ._session import process_age, progress_bar
@@ -21,19 +24,30 @@ if TYPE_CHECKING:
     import socket
 
     from ..engine.async_llm import AsyncLLM
-    from ..server.config import ServerConfig
+    from ..engine.ground import Ground
+    from ..server.several import Several
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
 def serve(
-    model: opt.Model,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Models: each lantern, a folder, or a hub id. Several share the budget, loaded when asked for.",
+            metavar="MODEL…",
+            show_default=False,
+        ),
+    ],
     memory: opt.Memory = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes any free one.")] = 8000,
     served_model_name: Annotated[
         list[str] | None, typer.Option(help="Name that requests use (may be repeated).", show_default="MODEL")
+    ] = None,
+    pin: Annotated[
+        list[str] | None, typer.Option(help="Of several models, one that is always loaded (may be repeated).")
     ] = None,
     api_key: Annotated[
         list[str] | None, typer.Option(help="Key that requests must send (may be repeated; seen by ps).")
@@ -137,20 +151,26 @@ def serve(
         enable_prefix_caching=prefix_caching,
         structured_output=structured_output, reserve_bytes=config.memory_bytes,
     )  # fmt: skip
+    if pin and len(models) == 1:
+        raise ConfigError("--pin is for several models; the only one stays loaded (see --sleep-after)")
+    several = None
     with bind(config) as sock:
-        llm = _load(model, options, startup)
+        if len(models) > 1:
+            several = _several(models, config.names, pin or (), options)
+        llm = _load(models[0], options, startup, None if several is None else several.ground)
         loaded = time.perf_counter()
 
         def on_ready() -> None:
             startup["listening"] = time.perf_counter() - loaded
             try:
-                _announce(llm, config, sock, startup, json=json)
+                names = [entry.name for entry in several.entries] if several else config.names or (models[0],)
+                _announce(llm, config.host, sock, names, startup, json=json)
             except OSError:
                 _give_up_on(sys.stdout)
 
         from ..server.serving import run
 
-        code = run(llm, config, keys, sock, on_ready=on_ready, tracing=tracing)
+        code = run(llm, config, keys, sock, on_ready=on_ready, tracing=tracing, several=several)
     try:
         sys.stderr.flush()
     except OSError:  # or what could not be logged would become the exit code, 120
@@ -163,24 +183,31 @@ def _give_up_on(stream: IO[str]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _load(model: str, options: dict[str, Any], startup: dict[str, float]) -> AsyncLLM:
+def _several(models: list[str], names: Sequence[str], pinned: Sequence[str], options: dict[str, Any]) -> Several:
+    from ..server import serving  # noqa: F401  # measured as part of the runtime, as in `_load`
+    from ..server.several import plan_several
+
+    return plan_several(models, names, pinned, options)
+
+
+def _load(model: str, options: dict[str, Any], startup: dict[str, float], ground: Ground | None) -> AsyncLLM:
     started = time.perf_counter()
     from ..engine.async_llm import AsyncLLM
     from ..server import serving  # noqa: F401  # counted here, and held by the ledger as part of the runtime
 
     startup["import"] = time.perf_counter() - started
     with progress_bar(model) as progress:
-        llm = AsyncLLM(model, progress=progress, **options)
+        llm = AsyncLLM(model, progress=progress, ground=ground, **options)
     startup.update({name.replace("_", " "): s for name, s in llm.startup.items() if name != "total"})
     return llm
 
 
 def _announce(
-    llm: AsyncLLM, config: ServerConfig, sock: socket.socket, startup: dict[str, float], *, json: bool
+    llm: AsyncLLM, host: str, sock: socket.socket, names: Sequence[str], startup: dict[str, float], *, json: bool
 ) -> None:
     """Where the server is, and what the time from start to ready was spent on."""
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    url, names = f"http://{host}:{sock.getsockname()[1]}", config.names or (llm.config.model,)
+    host = f"[{host}]" if ":" in host else host
+    url = f"http://{host}:{sock.getsockname()[1]}"
     total = sum(startup.values())
     if json:
         emit_json({"url": url, "models": names, "ready_seconds": total, "startup_seconds": startup})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import AsleepError, EngineClosedError, PagodaError, RequestError
 from ..sampling.params import SamplingParams
-from .budgeting import resize_weights, set_budget
+from .budgeting import refit, resize_weights, set_budget
 from .build import build, rebuild
 from .config import EngineConfig
 from .intake import Intake
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..models.chat import ChatTemplate
     from ..models.load import Loaded
     from ..models.tokenizer import Tokenizer
+    from .ground import Ground
 
 _log = logging.getLogger(__name__)
 IDLE_SECONDS = 0.004  # between two lots of KV that go to disk while nobody asks for anything
@@ -70,8 +71,12 @@ class AsyncLLM:
     abort or a new request waits for at most one step.
     """
 
-    def __init__(self, model: str, *, progress: Callable[[int, int], None] | None = None, **options: Any) -> None:
-        self._built = build(EngineConfig(model, progress=progress, **checked_options(options)))
+    def __init__(
+        self, model: str, *, progress: Callable[[int, int], None] | None = None, ground: Ground | None = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        """``ground``: a budget that other engines of this process use too (`Ground.of` with ``is_shared``)."""
+        self._built = build(EngineConfig(model, progress=progress, **checked_options(options)), ground=ground)
         self._intake = Intake(self._built)
         self._ids = itertools.count(1)
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
@@ -209,6 +214,16 @@ class AsyncLLM:
         await self._call(self._wake)
 
     @property
+    def required_bytes(self) -> int:
+        """What it leases as long as it is awake, whatever it does."""
+        return self._built.required_bytes
+
+    @property
+    def tokenizer_bytes(self) -> int:
+        """What it leases while it sleeps, too."""
+        return self._built.loaded.footprint.leased_by("tokenizer")
+
+    @property
     def is_asleep(self) -> bool:
         """Whether weights and KV were given back."""
         return self._sleeps
@@ -253,6 +268,10 @@ class AsyncLLM:
     async def audit(self) -> None:
         """Recount every page reference between two steps. Raises AssertionError naming the page that is wrong."""
         await self._call(lambda: None if self._sleeps else self._built.audit())
+
+    async def refit(self) -> None:
+        """Between two steps: KV may take what the shared budget has for this engine now that it was changed."""
+        await self._call(lambda: None if self._sleeps else refit(self._built))
 
     async def set_budget(self, memory: str | int | float) -> int:
         """As ``LLM.set_budget``, between two steps."""

@@ -22,6 +22,8 @@ def set_budget(built: Built, memory: str | int | float) -> int:
 
     Raises ConfigError or BudgetError, with the nearest budget that can, and nothing has changed.
     """
+    if built.ground.is_shared:
+        raise ConfigError("this engine shares its budget with others; POST /admin/budget changes it for all of them")
     if built.is_on_cuda:
         raise ConfigError("the budget of a device cannot be changed while it runs: its pages were taken whole; restart")
     budget = default_budget(memory, built.probe)
@@ -46,6 +48,15 @@ def set_budget(built: Built, memory: str | int | float) -> int:
     built.sizes = replace(sizes, max_blocks=max_blocks, max_model_len=max_model_len)
     built.engine.max_model_len = max_model_len
     return budget.total_bytes
+
+
+def refit(built: Built) -> None:
+    """KV may take what the ledger's total, which was changed, has for this engine among others."""
+    sure = built.required_bytes
+    total = built.ground.room(built.config.model, sure - built.engine.stores.sure_bytes)
+    if built.config.kv_memory is not None:
+        total = min(total, built.sizes.stated_kv_bytes)
+    built.engine.stores.set_total(max(total, built.engine.stores.sure_bytes))
 
 
 def resize_weights(built: Built, num_bytes: str | int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,6 +34,8 @@ from .scheduling import policy_for
 from .shadow import Shadows
 from .sizing import Sizes, fit, weight_room
 
+GIVE_WAY_BYTES = 8 << 20
+"""What an engine gives to another that asks for less: it would soon ask again."""
 COLLECTED_BYTES = 64 << 20
 """Weights that are worth looking for the last references to."""
 
@@ -124,12 +127,20 @@ class Built:
 
     def give_way(self, num_bytes: int) -> int:
         """Free pages and unused prefixes go back to the ledger, up to that many bytes; returns how many."""
+        num_bytes = max(num_bytes, GIVE_WAY_BYTES) if self.ground.is_shared else num_bytes
         return self.between_steps(lambda: self.engine.stores.give_back(num_bytes))
+
+    @property
+    def required_bytes(self) -> int:
+        """What it cannot work without: all its leases, but of KV what it is sure of."""
+        leases = sum(lease.num_bytes for lease in self.leases if lease.account != "kv")
+        return leases + self.loaded.footprint.leased_bytes + self.engine.stores.sure_bytes
 
     def sleep(self) -> None:
         """Give pages and weights back. What the model's folder says stays, and so does the budget (see `rebuild`)."""
+        self.ground.held.pop(id(self), None)
         self.engine.close()
-        self.loaded.close()
+        self.loaded.close(keeps_tokenizer=True)
         self.grammars = _grammars(self.loaded, self.config)
         while self.leases:
             self.leases.pop().release()
@@ -139,11 +150,12 @@ class Built:
     def close(self) -> None:
         """Give pages, weights and leases back."""
         num_bytes = self.loaded.model.weight_bytes
+        self.ground.held.pop(id(self), None)
         self.engine.close()
         self.loaded.close()
         for lease in self.leases:
             lease.release()
-        if self.ground.runtime is not None:
+        if self.ground.runtime is not None and not self.ground.is_shared:
             self.ground.runtime.release()
         if num_bytes > COLLECTED_BYTES:  # layers and their program hold each other; a collection takes 0.2 s
             gc.collect()
@@ -162,26 +174,37 @@ def _grammars(loaded: Loaded, config: EngineConfig) -> GrammarCompiler:
     )
 
 
-def build(config: EngineConfig, clock: Clock | None = None) -> Built:
-    """Raises ConfigError, ModelError or BudgetError; what was leased until then is given back with the ledger."""
+def build(config: EngineConfig, clock: Clock | None = None, *, ground: Ground | None = None) -> Built:
+    """An engine on a ground of its own, or on one that it shares.
+
+    Raises ConfigError, ModelError or BudgetError; what was leased until then is given back.
+    """
     started = time.perf_counter()
     parse_policy(config.kv)
     parse_scheduling(config.scheduling)
-    return _build(config, Ground.of(config), clock, started)
+    return _build(config, ground or Ground.of(config), clock, started)
 
 
 def rebuild(asleep: Built) -> Built:
     """The engine again, after ``Built.sleep``, in the same budget. Raises as ``build`` does, and it sleeps on."""
     config = replace(asleep.config, progress=None)
-    with asleep.ledger.whole_or_nothing():
-        built = _build(config, asleep.ground, asleep.engine.clock, time.perf_counter())
+    built = _build(config, asleep.ground, asleep.engine.clock, time.perf_counter())
+    asleep.loaded.footprint.release()
     built.engine.events, built.between_steps = asleep.engine.events, asleep.between_steps
     return built
 
 
 def _build(config: EngineConfig, ground: Ground, clock: Clock | None, started: float) -> Built:
+    with ExitStack() as undo:
+        built = _made(config, ground, clock, started, undo)
+        undo.pop_all()
+    return built
+
+
+def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: float, undo: ExitStack) -> Built:
     ledger, probe, on_cuda = ground.ledger, ground.probe, ground.is_on_cuda
-    heap_before, leases = ground.heap_bytes, list[Lease]()
+    leases = list[Lease]()
+    undo.callback(lambda: [lease.release() for lease in leases])
     limits = Limits(max(config.max_num_batched_tokens, 1), min(config.max_num_seqs, config.max_num_batched_tokens))
     imported = time.perf_counter()
 
@@ -194,9 +217,10 @@ def _build(config: EngineConfig, ground: Ground, clock: Clock | None, started: f
         max_model_len=None if config.max_model_len == "auto" else int(config.max_model_len),
         weights=config.weights,
         expert_cache=config.expert_cache,
-        room=None if on_cuda else weight_room(config, ledger),
+        room=None if on_cuda else weight_room(config, ledger, lambda: ground.room(config.model, 0)),
         progress=config.progress,
     )
+    undo.callback(loaded.close)
     weights_read = time.perf_counter()
     scheduling = policy_for(config.scheduling, loaded.path)
     grammars = _grammars(loaded, config)
@@ -207,15 +231,12 @@ def _build(config: EngineConfig, ground: Ground, clock: Clock | None, started: f
     kept = None if config.kv_dir is None else open_tier(config)
     io_lease = ledger.lease("staging", 0 if kept is None else WRITE_BYTES, "KV on its way to disk", lambda: 0)
     leases.append(io_lease)
-    sizes = fit(config, loaded.shape, loaded.dtype, ledger, loaded.quantization, ledger_is_host=not on_cuda)
-
-    def working_bytes() -> int:
-        """What malloc took for steps: all that it took since the runtime was measured, less weights, grammars and
-        what policies hold.
-        """
-        others = heap_before + loaded.model.weight_bytes + grammars.trie_bytes + stores.state_bytes
-        return 0 if on_cuda else max(0, heap_bytes() - others)
-
+    own_bytes = loaded.footprint.leased_bytes + sum(lease.num_bytes for lease in leases)
+    room = ground.room(config.model, own_bytes) if ground.is_shared else None
+    sizes = fit(
+        config, loaded.shape, loaded.dtype, ledger, loaded.quantization, ledger_is_host=not on_cuda, shared_room=room
+    )  # fmt: skip
+    working_bytes = (lambda: 0) if on_cuda else ground.step_heap_bytes
     leases += [
         ledger.lease("activations", sizes.activation_bytes, "largest step", resident=working_bytes),
         ledger.lease("staging", STAGING_BYTES, "step metadata and copies", resident=lambda: 0),
@@ -243,6 +264,10 @@ def _build(config: EngineConfig, ground: Ground, clock: Clock | None, started: f
         lazy=not on_cuda,
         address_bytes=probe.limit()[0],
     )
+    undo.callback(stores.close)
+    if ground.is_shared:
+        kv_lease.asks = state_lease.asks = False  # a step does not wait for another engine's
+        stores.keep(sizes.least_kv_bytes)
     persistence = None if kept is None else open_persistence(kept, stores.default, ledger, io_lease)
     engine = Engine(
         loaded,
@@ -266,4 +291,5 @@ def _build(config: EngineConfig, ground: Ground, clock: Clock | None, started: f
     }
     built = Built(config, engine, loaded, ground, sizes, startup, leases, grammars)
     kv_lease.reclaim = built.give_way
+    ground.held[id(built)] = lambda: loaded.model.weight_bytes + grammars.trie_bytes + stores.state_bytes
     return built

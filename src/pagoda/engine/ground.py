@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,23 +17,50 @@ from .config import EngineConfig
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What an engine stands on, and what stays when it sleeps: the budget, and the process as it was before."""
+    """What an engine stands on, and what stays when it sleeps: the budget, and the process as it was before.
+
+    is_shared   several engines stand on it: each counts on what it would have with no other awake, leases at once what
+                it needs to answer one longest request, and takes more of the KV as it is free
+    staying     bytes that a model (by its name) will not give back for another: of one that is pinned, all it needs
+    held        what each engine that is awake holds on malloc's heap beside its steps
+    """
 
     ledger: Ledger
     probe: MachineProbe
     runtime: Lease | None
     heap_bytes: int
     is_on_cuda: bool
+    is_shared: bool = False
+    staying: dict[str, int] = field(default_factory=dict)
+    held: dict[int, Callable[[], int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: EngineConfig) -> Ground:
+    def of(cls, config: EngineConfig, *, is_shared: bool = False) -> Ground:
         """The budget that the configuration states, and the process measured. Raises ConfigError or BudgetError."""
         probe = MachineProbe()
         torch.set_num_threads(config.num_threads or probe.cpus())
         on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
         ledger = _cuda_ledger(config, probe) if on_cuda else _host_ledger(config, probe)
         runtime = None if on_cuda else lease_runtime(ledger, probe)
-        return cls(ledger, probe, runtime, heap_bytes(), on_cuda)
+        if on_cuda and is_shared:
+            raise ConfigError("several models share a budget on the CPU only; start a server for each on this device")
+        return cls(ledger, probe, runtime, heap_bytes(), on_cuda, is_shared)
+
+    def room(self, model: str, own_bytes: int) -> int:
+        """What an engine that has leased ``own_bytes`` may count on having in all beside them."""
+        if not self.is_shared:
+            return self.ledger.free_bytes
+        assert self.runtime is not None
+        others = sum(num for name, num in self.staying.items() if name != model)
+        stays = self.runtime.num_bytes + self.ledger.leased_by("server") + others
+        return self.ledger.total_bytes - stays - own_bytes
+
+    def step_heap_bytes(self) -> int:
+        """What malloc took for steps, shared out among the engines that are awake: all since the runtime was measured
+        less what they say to hold otherwise.
+        """
+        held = [count() for count in list(self.held.values())]
+        return max(0, heap_bytes() - self.heap_bytes - sum(held)) // max(1, len(held))
 
 
 def _host_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:

@@ -5,6 +5,7 @@ budget | runtime | weights | activations of the largest step | kv: what is left,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..budget import Ledger, Need
@@ -18,6 +19,9 @@ from ..plan.accounts import STAGING_BYTES, StepLimits, step_bytes
 from ..sampling.scratch import grammar_bytes
 from ..weights.quantization import Quantization
 from .config import EngineConfig
+
+SURE_SHARE = 0.25
+"""Of what an engine could have of a ledger that it shares: KV that nobody else can take from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +44,23 @@ class Sizes:
 
 def fit(
     config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger, quantization: Quantization | None = None,
-    *, ledger_is_host: bool = True,
+    *, ledger_is_host: bool = True, shared_room: int | None = None,
 ) -> Sizes:  # fmt: skip
     """Divide what the ledger has left beside the weights. Raises BudgetError with the nearest budget that works.
 
-    ``config.reserve_bytes`` stay free for the caller's own leases, where the ledger is the host's.
+    ``config.reserve_bytes`` stay free for the caller's own leases, where the ledger is the host's. ``shared_room``:
+    what the engine may come to have of a ledger that others use too; it is sure of the KV of one longest sequence then,
+    and where no length was said that is ``SURE_SHARE`` of the room.
     """
     fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
-    longest = _longest(config, shape)
+    longest = longest_of(config, shape)
     activations = _activations(config, shape, dtype, quantization or Quantization())
     reserve = reserved_bytes(config, ledger) if ledger_is_host else 0
     least = _least(config, longest, fmt)
+    left = ledger.free_bytes if shared_room is None else shared_room
+    left -= activations + STAGING_BYTES + reserve
+    if shared_room is not None:
+        least = _sure(least, longest, fmt, left)
     needs = [
         Need("activations", activations, "activations"),
         Need("staging", STAGING_BYTES, "staging"),
@@ -58,14 +68,24 @@ def fit(
         Need("kv", fmt.blocks_for(least) * fmt.block_bytes, f"KV of {least} tokens"),
     ]
     ledger.require(needs)
-    left = ledger.free_bytes - activations - STAGING_BYTES - reserve
     stated = 0
     if config.kv_memory is not None:
         stated = _stated_kv_bytes(config, fmt, least)
         left = min(left, stated)
     max_blocks = min(left // fmt.block_bytes, (2**31 - 1) // fmt.pages_per_block)
-    max_model_len = min(longest, max_blocks * fmt.page_size)
+    max_model_len = min(longest, max_blocks * fmt.page_size if shared_room is None else least)
     return Sizes(max_model_len, max_blocks, fmt, activations, longest, fmt.blocks_for(least) * fmt.block_bytes, stated)
+
+
+def sure_kv_bytes(config: EngineConfig, shape: ModelShape, dtype: str, left: int) -> int:
+    """KV that an engine leases at once where it shares its ledger, and could have ``left`` bytes of it for KV."""
+    fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
+    longest = longest_of(config, shape)
+    return fmt.blocks_for(_sure(_least(config, longest, fmt), longest, fmt, left)) * fmt.block_bytes
+
+
+def _sure(least: int, longest: int, fmt: KVFormat, left: int) -> int:
+    return max(least, min(longest, int(left * SURE_SHARE) // fmt.block_bytes * fmt.page_size))
 
 
 def reserved_bytes(config: EngineConfig, ledger: Ledger) -> int:
@@ -73,8 +93,8 @@ def reserved_bytes(config: EngineConfig, ledger: Ledger) -> int:
     return max(0, config.reserve_bytes - ledger.leased_by("server"))
 
 
-def weight_room(config: EngineConfig, ledger: Ledger) -> RoomFor:
-    """What weights may take of a host's ledger, so that a step and KV fit beside them.
+def weight_room(config: EngineConfig, ledger: Ledger, free_bytes: Callable[[], int]) -> RoomFor:
+    """What weights may take of what the host's ledger has for this engine, so that a step and KV fit beside them.
 
     Streamed weights leave an eighth of it, or the KV of one sequence as long as can be, to KV: with less, few
     sequences would share the pass over the weights that every step pays for.
@@ -82,11 +102,11 @@ def weight_room(config: EngineConfig, ledger: Ledger) -> RoomFor:
 
     def room(shape: ModelShape, dtype: str, quantization: Quantization) -> Room:
         fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
-        longest = _longest(config, shape)
+        longest = longest_of(config, shape)
         grammars = grammar_bytes(shape.vocab_size) if config.structured_output else 0
         beside = STAGING_BYTES + reserved_bytes(config, ledger) + grammars
         beside += _activations(config, shape, dtype, quantization)
-        left = ledger.free_bytes - beside
+        left = free_bytes() - beside
         least, most = (fmt.blocks_for(n) * fmt.block_bytes for n in (_least(config, longest, fmt), longest))
         return Room(left - least, left - max(least, min(most, left // 8)))
 
@@ -94,7 +114,7 @@ def weight_room(config: EngineConfig, ledger: Ledger) -> RoomFor:
 
 
 def _activations(config: EngineConfig, shape: ModelShape, dtype: str, quantization: Quantization) -> int:
-    step = StepLimits(config.max_num_batched_tokens, config.max_num_seqs, _longest(config, shape))
+    step = StepLimits(config.max_num_batched_tokens, config.max_num_seqs, longest_of(config, shape))
     return step_bytes(shape, dtype, quantization, step)
 
 
@@ -114,7 +134,8 @@ def _stated_kv_bytes(config: EngineConfig, fmt: KVFormat, least: int) -> int:
     return num_bytes
 
 
-def _longest(config: EngineConfig, shape: ModelShape) -> int:
+def longest_of(config: EngineConfig, shape: ModelShape) -> int:
+    """Tokens of the longest sequence that was asked for. Raises ConfigError where positions end before."""
     if config.max_model_len == "auto":
         return shape.max_position
     assert isinstance(config.max_model_len, int)

@@ -88,6 +88,8 @@ class Stores:
         self.calibration: Callable[[str], Learned] = _none
         self._by_dtype: dict[str, Store] = {}
         self._shared_bytes = 0  # of the state lease: calibrations
+        self.sure_bytes = 0
+        """Of the lease: never given back for others (`keep`)."""
         self.default = self._open(fmt)
 
     def __iter__(self) -> Iterator[Store]:
@@ -229,8 +231,21 @@ class Stores:
         """Free blocks and unused prefixes leave, the way the ledger asks (``Lease.reclaim``): returns their bytes."""
         before = self._lease.num_bytes
         if self._lazy:
-            self._give_back(None, num_bytes)
+            self._give_back(None, min(num_bytes, before - self.sure_bytes))
         return before - self._lease.num_bytes
+
+    def keep(self, num_bytes: int) -> None:
+        """Leases blocks of so many bytes of the engine's own format now, which ``give_back`` leaves alone: for an
+        engine whose ledger others use too. Raises BudgetError.
+        """
+        fmt, pool = self.default.fmt, self.default.manager.pool
+        wanted = num_bytes // fmt.block_bytes
+        found = self.take(fmt, wanted)
+        if found < wanted:
+            raise BudgetError(f"KV of {format_bytes(num_bytes)} was free a moment ago; try again")
+        pool.grow(found)
+        self._lease.resize(sum(store.leased_bytes for store in self))
+        self.sure_bytes = self._lease.num_bytes
 
     # Blocks that go from one format to another ----------------------------------------------------------------------
 
@@ -265,6 +280,8 @@ class Stores:
             self._give_back(None, missing)
             if num_bytes - self._state_lease.num_bytes > self._unused_bytes:
                 return False
+        if not self._state_lease.try_resize(num_bytes) and self._lazy:  # others have what was unused
+            self._give_back(None, num_bytes - self._state_lease.num_bytes)
         return self._state_lease.try_resize(num_bytes)
 
     @property

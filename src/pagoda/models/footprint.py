@@ -57,12 +57,23 @@ class Footprint:
         """Called when the leases go back: what holds their bytes lets them go."""
         self._closers.append(close)
 
-    def release(self) -> None:
-        """Gives every lease back. A second call does nothing."""
+    @property
+    def leased_bytes(self) -> int:
+        """Of all its leases."""
+        return sum(lease.num_bytes for lease in self._leases)
+
+    def leased_by(self, account: str) -> int:
+        """Of its leases of one account."""
+        return sum(lease.num_bytes for lease in self._leases if lease.account == account)
+
+    def release(self, *, but: str | None = None) -> None:
+        """Gives every lease back, those of account ``but`` excepted. Calling it again does no harm."""
         while self._closers:
             self._closers.pop()()
-        while self._leases:
-            self._leases.pop().release()
+        for lease in self._leases:
+            if lease.account != but:
+                lease.release()
+        self._leases = [lease for lease in self._leases if lease.account == but]
 
 
 def _private_bytes(ledger: Ledger | None) -> int:

@@ -90,10 +90,12 @@ class Loaded:
         """The model's chat template, or ``override``: a template's text, a file, or the name of another of its own."""
         return ChatTemplate.of(self.chat_templates, self.tokenizer, override)
 
-    def close(self) -> None:
-        """Gives weights and every lease that loading took back to the ledger. A second call does nothing."""
+    def close(self, *, keeps_tokenizer: bool = False) -> None:
+        """Gives weights and every lease that loading took back to the ledger; the tokenizer's stays where it goes on
+        being used. Calling it again does no harm.
+        """
         self.model.unload()
-        self.footprint.release()
+        self.footprint.release(but="tokenizer" if keeps_tokenizer else None)
 
 
 def load_model(

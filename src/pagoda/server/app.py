@@ -19,27 +19,27 @@ from ..core.errors import PagodaError
 from . import routes
 from .errors import ApiError, from_validation, translated
 from .guard import Guard
-from .service import Service
+from .roster import Roster
 from .streams import encode
 
 _log = logging.getLogger(__name__)
 
 
-def create_app(service: Service) -> ASGIApp:
-    """The application over a service; the caller starts and stops the service."""
+def create_app(roster: Roster) -> ASGIApp:
+    """The application over the models that are served; the caller starts and stops them."""
     app = FastAPI(
         title="Pagoda", version=__version__, description="Language models inside a memory budget.",
         docs_url=None, redoc_url=None,
     )  # fmt: skip
-    app.state.service = service
+    app.state.roster = roster
     for router in routers():
         app.include_router(router)
     _handle_errors(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
-    guarded: ASGIApp = Guard(app, service)
-    if service.config.cors_origins:
+    guarded: ASGIApp = Guard(app, roster.first)
+    if roster.first.config.cors_origins:
         guarded = CORSMiddleware(
-            guarded, allow_origins=list(service.config.cors_origins), allow_methods=["*"], allow_headers=["*"]
+            guarded, allow_origins=list(roster.first.config.cors_origins), allow_methods=["*"], allow_headers=["*"]
         )
     return guarded
 

@@ -60,10 +60,14 @@ class Metrics:
         """The metrics now and their media type: OpenMetrics where ``accept`` asks for it."""
         from prometheus_client.exposition import choose_encoder
 
-        if self._service.llm.dead is None:
-            self._stats = await self._service.llm.watched()
+        await self.look()
         encode, media_type = choose_encoder(accept)
         return encode(self._registry), media_type
+
+    async def look(self) -> None:
+        """Asks the engine for what ``collect`` will tell."""
+        if self._service.llm.dead is None:
+            self._stats = await self._service.llm.watched()
 
     # -- sources -----------------------------------------------------------------------------------------------------
 

@@ -41,9 +41,14 @@ class State(StrEnum):
 
 
 class Service:
-    """One model being served. Lives in one event loop."""
+    """One model being served. Lives in one event loop.
 
-    def __init__(self, llm: AsyncLLM, config: ServerConfig, keys: Keys | None = None) -> None:
+    ``sibling``: another model of the same server; they share the limits of keys and queue, and what requests may hold.
+    """
+
+    def __init__(
+        self, llm: AsyncLLM, config: ServerConfig, keys: Keys | None = None, *, sibling: Service | None = None
+    ) -> None:
         self.llm, self.config, self.keys = llm, config, keys or Keys()
         self.names = config.names or (llm.config.model,)
         self.created = int(time.time())
@@ -51,12 +56,13 @@ class Service:
         self.jobs: set[Job] = set()
         self.streams: set[Any] = set()
         self.state = State.READY
-        self.gate = Gate(config, llm.config.max_num_seqs + config.max_waiting, self.now)
-        self.buffers = Buffers(llm, config.memory_bytes)
+        capacity = llm.config.max_num_seqs + config.max_waiting
+        self.gate = Gate(config, capacity, self.now) if sibling is None else sibling.gate
+        self.buffers = Buffers(llm, config.memory_bytes) if sibling is None else sibling.buffers
         self.pins = Pins(llm, config)
         self.responses = ResponseStore(config, self.now, self.buffers, self._forget)
         self._errands: set[asyncio.Task[None]] = set()
-        self.died = asyncio.Event()
+        self.died = asyncio.Event() if sibling is None else sibling.died
         self.metrics = Metrics(self)
         self.sleeper = Sleeper(self)
         self.template_text = "\n".join(template_texts(llm)) or None
@@ -81,7 +87,7 @@ class Service:
         """The loop ends: nothing is watched any more."""
         if self._ticker is not None:
             self._ticker.cancel()
-        self.buffers.close()
+        self.buffers.close()  # of siblings the same; closing again does no harm
 
     # -- requests ----------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,9 @@ from .config import ServerConfig
 from .keys import Keys
 from .logs import log_requests
 from .protocol import protocol_of
+from .roster import Roster
 from .service import Service, State
+from .several import Several, SeveralModels
 from .traces import trace_requests
 
 _log = logging.getLogger(__name__)
@@ -53,14 +55,15 @@ def run(
     *,
     on_ready: Callable[[], None],
     tracing: Any = None,
+    several: Several | None = None,
 ) -> int:
-    """``serve`` on a fresh uvloop; returns the exit code. ``tracing``: a tracer provider (`traces.tracer_provider`)."""
+    """``serve`` on a fresh uvloop; returns the exit code. ``tracing``: a tracer provider (`traces.tracer_provider`);
+    ``several``: other models beside the one of ``llm``.
+    """
     logging.raiseExceptions = False  # a full disk under the log ends no request
     _freeze()
-    llm.events.subscribe(FallsAsleep, lambda _: gc.unfreeze())  # or what is given back would stay
-    llm.events.subscribe(Woke, _woke)
     try:
-        return uvloop.run(serve(llm, config, keys, sock, on_ready=on_ready, tracing=tracing))
+        return uvloop.run(serve(llm, config, keys, sock, on_ready=on_ready, tracing=tracing, several=several))
     finally:
         gc.unfreeze()  # or what is frozen outlives the interpreter, and its extensions complain of leaks
         if tracing is not None:
@@ -86,34 +89,52 @@ async def serve(
     *,
     on_ready: Callable[[], None],
     tracing: Any = None,
+    several: Several | None = None,
 ) -> int:
-    """Serves until a signal or the engine's death, then closes the engine; returns the exit code."""
-    service = Service(llm, config, keys)
-    log_requests(service, with_prompts=config.log_prompts)
-    if tracing is not None:
-        trace_requests(service, tracing)
+    """Serves until a signal or an engine's death, then closes the engines; returns the exit code."""
+
+    def welcome(service: Service) -> None:
+        service.llm.events.subscribe(FallsAsleep, lambda _: gc.unfreeze())  # or what is given back would stay
+        service.llm.events.subscribe(Woke, _woke)
+        log_requests(service, with_prompts=config.log_prompts)
+        if tracing is not None:
+            trace_requests(service, tracing)
+
+    roster = _roster(llm, config, keys, several, welcome)
+    service = roster.first
     server = _Server(
         uvicorn.Config(
-            create_app(service), http=protocol_of(service.buffers), log_config=None, access_log=False, lifespan="off",
+            create_app(roster), http=protocol_of(service.buffers), log_config=None, access_log=False, lifespan="off",
             server_header=False, timeout_graceful_shutdown=_LINGER_SECONDS, timeout_keep_alive=30,
         )
     )  # fmt: skip
-    service.start()
+    roster.start()
     stop = _signals()
     running = asyncio.create_task(server.serve(sockets=[sock]))
     try:
         while not server.started and not running.done():
             await asyncio.sleep(0.005)
+        await roster.prepare()
         on_ready()
         await _first(running, stop.wait(), service.died.wait())
-        await service.drain()
+        await roster.drain()
     finally:
         server.should_exit = True
         await running
-        service.stop()
-        dead = service.state is State.DEAD
-        await llm.close()
+        roster.stop()
+        dead = any(one.state is State.DEAD for one in roster.services)
+        await roster.close()
     return 1 if dead else 0
+
+
+def _roster(
+    llm: AsyncLLM, config: ServerConfig, keys: Keys, several: Several | None, welcome: Callable[[Service], None]
+) -> Roster:
+    if several is None:
+        roster = Roster(Service(llm, config, keys))
+        welcome(roster.first)
+        return roster
+    return SeveralModels(several.entries, several.ground, llm, several.options, config, keys, welcome)
 
 
 def _signals() -> asyncio.Event:

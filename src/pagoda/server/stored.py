@@ -46,6 +46,9 @@ class ResponseStore:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __contains__(self, response_id: object) -> bool:
+        return response_id in self._kept
+
     def put(self, stored: Stored) -> None:
         """Keep one; the oldest go where there are too many, or too many bytes. One that alone is too large goes too."""
         self._expire()

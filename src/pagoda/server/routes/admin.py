@@ -8,9 +8,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ...core.errors import BudgetError, RequestError
-from ..errors import ApiError
+from ..errors import ApiError, bad
+from ..roster import Entry, Place, Roster
 from ..schemas.common import Answer, Body
-from .base import errors, json_answer, require_admin, service_of
+from .base import errors, json_answer, require_admin, roster_of
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 _ANSWERS = errors(401, 403, 405, 408, 413, 429, 500, 503)
@@ -21,11 +22,17 @@ class AuditAnswer(Answer):
 
 
 @router.get("/stats", response_model=dict[str, Any], responses=_ANSWERS)
-async def stats(request: Request) -> Response:
-    """Ledger, pages, queue and steps, as ``llm.stats()`` gives them, and what the server holds beside the engine."""
+async def stats(request: Request, model: str | None = None) -> Response:
+    """Ledger, pages, queue and steps, as ``llm.stats()`` gives them, and what the server holds beside the engine.
+
+    Of several models the first one's, or those of the one that is named; the ledger is of all.
+    """
     require_admin(request)
-    service = service_of(request)
+    roster = roster_of(request)
+    service = roster.find(model).service or roster.first
     found = await service.llm.stats()
+    if roster.shares_budget:
+        found["models"] = [of_model(roster, entry) for entry in roster.entries]
     found["server"] = {
         "state": str(service.state), "open_jobs": len(service.jobs), "open_streams": len(service.streams),
         "inside": service.gate.inside, "capacity": service.gate.capacity, "pins": len(service.pins),
@@ -54,12 +61,12 @@ class BudgetAnswer(Answer):
 async def budget(request: Request, body: BudgetBody) -> Response:
     """Another memory budget from the next step on; 409 with the nearest that can where it is too small."""
     require_admin(request)
-    llm = service_of(request).llm
+    roster = roster_of(request)
     try:
-        await llm.set_budget(body.memory)
+        await roster.set_budget(body.memory)
     except BudgetError as error:
         raise ApiError(409, str(error), param="memory", code="budget_too_small") from error
-    memory = (await llm.stats())["memory"]
+    memory = (await roster.first.llm.stats())["memory"]
     return json_answer({name: memory[name] for name in ("total_bytes", "leased_bytes", "free_bytes")})
 
 
@@ -70,12 +77,14 @@ class SleepAnswer(Answer):
 
 @router.post("/sleep", response_model=SleepAnswer, responses=errors(401, 403, 405, 408, 409, 413, 429, 500, 503))
 async def sleep(request: Request) -> Response:
-    """Give weights and KV back until the next request, or ``/admin/wake``; 409 while requests run."""
+    """Give weights and KV of every model back until the next request, or ``/admin/wake``; 409 while requests run."""
     require_admin(request)
-    service = service_of(request)
-    service.check_ready()
+    roster = roster_of(request)
+    roster.first.check_ready()
+    freed = 0
     try:
-        freed = await service.sleeper.sleep()
+        for entry in {id(entry.service): entry for entry in roster.entries if entry.service}.values():
+            freed += await roster.unload(entry)
     except RequestError as error:
         raise ApiError(409, str(error), code="busy") from error
     return json_answer({"asleep": True, "freed_bytes": freed})
@@ -87,12 +96,56 @@ class WakeAnswer(Answer):
 
 @router.post("/wake", response_model=WakeAnswer, responses=_ANSWERS)
 async def wake(request: Request) -> Response:
-    """Load the weights again now; 503 saying why where that cannot be."""
+    """Load the weights again now (of several models: the first one's); 503 saying why where that cannot be."""
     require_admin(request)
-    service = service_of(request)
-    service.check_ready()
-    await service.llm.wake()
+    roster = roster_of(request)
+    roster.first.check_ready()
+    await roster.load(roster.entries[0])
     return json_answer({"asleep": False})
+
+
+class ModelBody(Body):
+    model: str
+    loaded: bool | None = None
+    pinned: bool | None = None
+
+
+class ModelPlaceAnswer(Answer):
+    id: str
+    state: str
+    pinned: bool
+    required_bytes: int | None
+    num_loads: int
+
+
+@router.post("/models", response_model=ModelPlaceAnswer, responses=_ANSWERS | errors(400, 404, 409))
+async def place_model(request: Request, body: ModelBody) -> Response:
+    """Load a model, unload it (409 while it has requests), pin it so that it stays when others need room, or unpin."""
+    require_admin(request)
+    roster = roster_of(request)
+    roster.first.check_ready()
+    entry = roster.find(body.model)
+    if body.loaded is None and body.pinned is None:
+        raise bad("loaded", "loaded or pinned: say what is to become of the model")
+    try:
+        if body.pinned is not None:
+            await roster.pin(entry, body.pinned)
+        if body.loaded:
+            await roster.load(entry)
+        elif body.loaded is False:
+            await roster.unload(entry)
+    except RequestError as error:
+        raise ApiError(409, str(error), code="busy") from error
+    return json_answer(of_model(roster, entry))
+
+
+def of_model(roster: Roster, entry: Entry) -> dict[str, Any]:
+    """Where a model is, and what it leases as long as it is loaded (known once it was)."""
+    service, place = entry.service, roster.place_of(entry)
+    return {
+        "id": entry.name, "state": str(place), "pinned": entry.pinned, "num_loads": entry.num_loads,
+        "required_bytes": service.llm.required_bytes if service and place is Place.LOADED else None,
+    }  # fmt: skip
 
 
 @router.post("/audit", response_model=AuditAnswer, responses=_ANSWERS)
@@ -100,7 +153,8 @@ async def audit(request: Request) -> Response:
     """Recount every page reference between two steps; 500 naming the page that is wrong."""
     require_admin(request)
     try:
-        await service_of(request).llm.audit()
+        for service in roster_of(request).services:
+            await service.llm.audit()
     except AssertionError as error:
         raise ApiError(500, f"the page accounts do not balance: {error}", code="audit_failed") from error
     return json_answer({"balanced": True})

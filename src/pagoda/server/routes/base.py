@@ -9,9 +9,10 @@ from starlette.responses import Response
 
 from ..errors import ApiError
 from ..keys import Caller
+from ..roster import Roster
 from ..schemas.common import ErrorAnswer
 from ..service import Service
-from ..streams import encode
+from ..streams import encode, while_connected
 
 _MEANING = {
     400: "The request cannot be served as sent; the field is named",
@@ -46,8 +47,25 @@ STREAMS: dict[int | str, dict[str, Any]] = {
 """For routes whose answer may be a stream."""
 
 
+def roster_of(request: Request) -> Roster:
+    roster: Roster = request.app.state.roster
+    return roster
+
+
 def service_of(request: Request) -> Service:
-    service: Service = request.app.state.service
+    """The first model's, which stands for the server."""
+    return roster_of(request).first
+
+
+async def served(request: Request, model: str | None, *, awake: bool = True) -> Service:
+    """The service of the model that a request names, loaded first where it is not here, as long as the client waits.
+
+    It stays until the caller awaits something. Raises as ``Roster.bring``.
+    """
+    roster = roster_of(request)
+    since = roster.first.now()
+    while (service := roster.here(model, awake=awake)) is None:
+        await while_connected(request, roster.bring(model, since))
     return service
 
 

@@ -27,7 +27,7 @@ from ..service import Service, new_id
 from ..streams import DONE, event
 from ..structured import constraint
 from ..thinking import thoughts_of
-from .base import ASKS, STREAMS, caller_of, request_id_of, service_of
+from .base import ASKS, STREAMS, caller_of, request_id_of, served
 
 router = APIRouter(tags=["chat"])
 
@@ -37,7 +37,7 @@ router = APIRouter(tags=["chat"])
 )
 async def chat(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation. With ``stream`` the answer is server-sent events."""
-    service = service_of(request)
+    service = await served(request, body.model)
     asked = _Chat(service, body)
     labels = {"user": body.user or body.safety_identifier, "metadata": body.metadata}
     job = service.job(request_id_of(request), "chat", caller_of(request), **labels)

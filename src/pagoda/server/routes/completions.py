@@ -25,7 +25,7 @@ from ..schemas.completions import CompletionAnswer, CompletionRequest
 from ..service import Service, new_id
 from ..streams import DONE, event
 from ..structured import constraint
-from .base import ASKS, STREAMS, caller_of, request_id_of, service_of
+from .base import ASKS, STREAMS, caller_of, request_id_of, served
 
 router = APIRouter(tags=["completions"])
 
@@ -33,7 +33,7 @@ router = APIRouter(tags=["completions"])
 @router.post("/v1/completions", response_model=CompletionAnswer, responses=ASKS | STREAMS)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue a text. With ``stream`` the answer is server-sent events."""
-    service = service_of(request)
+    service = await served(request, body.model)
     answering = _Completion(service, body)
     job = service.job(request_id_of(request), "completions", caller_of(request), len(answering.prompts), user=body.user)
     return await answer(request, service, job, answering, stream=body.stream)

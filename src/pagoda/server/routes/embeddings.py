@@ -22,7 +22,7 @@ from ..prompts import listed
 from ..report import metrics_of
 from ..schemas.embeddings import EmbeddingAnswer, EmbeddingRequest
 from ..service import Service
-from .base import ASKS, caller_of, request_id_of, service_of
+from .base import ASKS, caller_of, request_id_of, served
 
 router = APIRouter(tags=["embeddings"])
 
@@ -30,7 +30,7 @@ router = APIRouter(tags=["embeddings"])
 @router.post("/v1/embeddings", response_model=EmbeddingAnswer, responses=ASKS)
 async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     """One vector for each input."""
-    service = service_of(request)
+    service = await served(request, body.model)
     asked = _Embedding(service, body)
     job = service.job(request_id_of(request), "embeddings", caller_of(request), len(asked.prompts), user=body.user)
     return await answer(request, service, job, asked, stream=False)

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from ... import __version__
 from ..schemas.common import Answer
 from ..service import State
-from .base import errors, json_answer, service_of
+from .base import errors, json_answer, roster_of
 
 router = APIRouter(tags=["server"])
 
@@ -24,20 +24,20 @@ class VersionAnswer(Answer):
 @router.get("/health", response_model=HealthAnswer, responses=errors(405, 503))
 async def health(request: Request) -> Response:
     """200 while the engine lives (also while the server drains), 503 otherwise."""
-    service = service_of(request)
-    service_dead = service.state is State.DEAD or service.llm.dead is not None
-    if service_dead:
-        service.state = State.DEAD
-        service.check_ready()
+    for service in roster_of(request).services:
+        if service.state is State.DEAD or service.llm.dead is not None:
+            service.state = State.DEAD
+            service.check_ready()
     return json_answer({"status": "ok"})
 
 
 @router.get("/ready", response_model=HealthAnswer, responses=errors(405, 503))
 async def ready(request: Request) -> Response:
     """200 while new requests are taken, 503 while the server drains or its engine is gone."""
-    service = service_of(request)
-    service.check_ready()
-    return json_answer({"status": str(service.state)})
+    roster = roster_of(request)
+    for service in roster.services:
+        service.check_ready()
+    return json_answer({"status": str(roster.first.state)})
 
 
 @router.get("/version", response_model=VersionAnswer, responses=errors(405))

@@ -27,7 +27,7 @@ from ..service import Service, new_id
 from ..streams import named_event
 from ..structured import constraint
 from ..thinking import thoughts_of
-from .base import STREAMS, caller_of, errors, json_answer, request_id_of, service_of
+from .base import STREAMS, caller_of, errors, json_answer, request_id_of, served
 
 router = APIRouter(tags=["messages"])
 _ASKS = errors(400, 401, 404, 405, 408, 413, 429, 500, 503, 504, model=AnthropicError)
@@ -36,7 +36,7 @@ _ASKS = errors(400, 401, 404, 405, 408, 413, 429, 500, 503, 504, model=Anthropic
 @router.post("/v1/messages", response_model=MessagesAnswer, responses=_ASKS | STREAMS)
 async def messages(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation in Anthropic's form. With ``stream`` the answer is server-sent events."""
-    service = service_of(request)
+    service = await served(request, body.model)
     asked = _Messages(service, body)
     user = body.metadata.user_id if body.metadata is not None else None
     job = service.job(request_id_of(request), "messages", caller_of(request), user=user)
@@ -46,8 +46,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
 @router.post("/v1/messages/count_tokens", response_model=CountAnswer, responses=_ASKS)
 async def count_tokens(body: CountRequest, request: Request) -> Response:
     """How many tokens the prompt has."""
-    service = service_of(request)
-    service.check_model(body.model)
+    service = await served(request, body.model, awake=False)
     conversation = as_conversation(service.llm, body)
     ids = await asyncio.to_thread(conversation.ids, service.llm)
     return json_answer({"input_tokens": len(ids)})

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
 from ..errors import ApiError
-from .base import READS, errors, json_answer, service_of
+from .base import READS, errors, json_answer, roster_of
 
 router = APIRouter(tags=["page"])
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -38,9 +38,13 @@ async def page(name: str) -> Response:
 
 
 @router.get("/api/state", response_model=dict[str, Any], responses=READS | errors(503))
-async def state(request: Request) -> Response:
-    """The engine at this moment: ledger, queue, sequences with the slots that each head keeps, prefix tree."""
-    service = service_of(request)
+async def state(request: Request, model: str | None = None) -> Response:
+    """The engine at this moment: ledger, queue, sequences with the slots that each head keeps, prefix tree.
+
+    Of several models the first that was loaded, or the one that is named.
+    """
+    roster = roster_of(request)
+    service = roster.find(model).service or roster.first
     shown = await service.llm.watched(with_picture=True)
     kv = shown.pop("kv")
     del shown["startup"], shown["held_bytes_by_request"], shown["pages_by_granularity"]

@@ -32,7 +32,7 @@ from ..stored import Stored
 from ..streams import named_event
 from ..structured import constraint
 from ..thinking import thoughts_of
-from .base import ASKS, READS, STREAMS, caller_of, json_answer, request_id_of, service_of
+from .base import ASKS, READS, STREAMS, caller_of, json_answer, request_id_of, roster_of, served
 
 router = APIRouter(tags=["responses"])
 
@@ -40,8 +40,10 @@ router = APIRouter(tags=["responses"])
 @router.post("/v1/responses", response_model=ResponseAnswer, responses=ASKS | STREAMS)
 async def responses(body: ResponsesRequest, request: Request) -> Response:
     """Answer an input. With ``stream`` the answer is server-sent events."""
-    service, caller = service_of(request), caller_of(request)
-    before = None
+    caller, before, model = caller_of(request), None, body.model
+    if model is None and body.previous_response_id is not None:
+        model = _storing(request, body.previous_response_id).names[0]
+    service = await served(request, model)
     if body.previous_response_id is not None:
         before = service.responses.get(
             body.previous_response_id, caller.name, status=400, param="previous_response_id"
@@ -55,13 +57,13 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
 @router.get("/v1/responses/{response_id}", response_model=ResponseAnswer, responses=READS)
 async def stored_response(response_id: str, request: Request) -> Response:
     """A response that was stored."""
-    return json_answer(service_of(request).responses.get(response_id, caller_of(request).name).response)
+    return json_answer(_storing(request, response_id).responses.get(response_id, caller_of(request).name).response)
 
 
 @router.delete("/v1/responses/{response_id}", response_model=DeletedAnswer, responses=READS)
 async def delete_response(response_id: str, request: Request) -> Response:
     """Forget a response; its KV is not pinned any more."""
-    service_of(request).responses.delete(response_id, caller_of(request).name)
+    _storing(request, response_id).responses.delete(response_id, caller_of(request).name)
     return json_answer({"id": response_id, "object": "response", "deleted": True})
 
 
@@ -74,8 +76,14 @@ async def stored_input(
     after: str | None = None,
 ) -> Response:
     """What the request of a stored response added to the conversation; of earlier ones, ask those."""
-    stored = service_of(request).responses.get(response_id, caller_of(request).name)
+    stored = _storing(request, response_id).responses.get(response_id, caller_of(request).name)
     return json_answer(page_of(stored.items, limit=limit, newest_first=order == "desc", after=after))
+
+
+def _storing(request: Request, response_id: str) -> Service:
+    """The model's service that stored it; where none did, one that will say so."""
+    roster = roster_of(request)
+    return next((one for one in roster.services if response_id in one.responses), roster.first)
 
 
 class _Response(Answering):

@@ -14,7 +14,7 @@ from ..errors import bad
 from ..schemas.chat import Message, Tool
 from ..schemas.common import Answer, Body
 from ..schemas.completions import TokenId
-from .base import errors, json_answer, service_of
+from .base import errors, json_answer, served
 
 router = APIRouter(tags=["tokenizer"])
 _ANSWERS = errors(400, 401, 404, 405, 408, 413, 429, 503)
@@ -52,8 +52,7 @@ class DetokenizeAnswer(Answer):
 @router.post("/tokenize", response_model=TokenizeAnswer, response_model_exclude_unset=True, responses=_ANSWERS)
 async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     """Token ids of a text, or of a conversation."""
-    service = service_of(request)
-    service.check_model(body.model)
+    service = await served(request, body.model, awake=False)
     if (body.prompt is None) == (body.messages is None):
         raise bad("prompt", "give either prompt or messages")
     if body.messages is None and (body.tools or body.chat_template_kwargs):
@@ -77,8 +76,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
 @router.post("/detokenize", response_model=DetokenizeAnswer, responses=_ANSWERS)
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """The text of token ids."""
-    service = service_of(request)
-    service.check_model(body.model)
+    service = await served(request, body.model, awake=False)
     size = service.llm.loaded.shape.vocab_size
     if body.tokens and max(body.tokens) >= size:
         raise bad("tokens", f"tokens: {max(body.tokens)} is no token of this model; its ids are 0 to {size - 1}")

@@ -1,0 +1,48 @@
+"""What an engine will lease of a shared ledger, before it is built: so that room is made once, and not by trying."""
+
+from __future__ import annotations
+
+from ..core.errors import BudgetError, ConfigError, PagodaError
+from ..core.types import DTYPE_BYTES
+from ..core.units import format_bytes
+from ..kv.persist import WRITE_BYTES
+from ..models.catalog import folder_of, read_config
+from ..plan.accounts import STAGING_BYTES, StepLimits, step_bytes
+from ..plan.subject import Subject
+from ..sampling.scratch import grammar_bytes
+from .config import EngineConfig
+from .ground import Ground
+from .sizing import longest_of, sure_kv_bytes
+
+
+def needed_bytes(config: EngineConfig, ground: Ground) -> int:
+    """Bytes that must be free for the engine to be built and to answer its longest request.
+
+    A model whose bytes are known only once it is loaded, or that has to leave weights on disk, needs all that others
+    can give. Raises ModelError where there is no such model, BudgetError where the whole budget is too small for it.
+    """
+    whole, raw = ground.room(config.model, 0), read_config(config.model)
+    try:
+        subject = Subject.of(config.model, raw, folder=folder_of(config.model), probe=ground.probe)
+        dtype = config.dtype if config.dtype in DTYPE_BYTES else subject.dtype
+        shape, packing = subject.shape, subject.quantization(config.quantization)
+        longest = longest_of(config, shape)
+    except ConfigError:
+        raise
+    except PagodaError:  # transformers' modules, or packed weights
+        return whole
+    beside = shape.weight_bytes(dtype, packing) + subject.tokenizer_bytes
+    beside += grammar_bytes(shape.vocab_size) if config.structured_output else 0
+    beside += 0 if config.kv_dir is None else WRITE_BYTES
+    limits = StepLimits(config.max_num_batched_tokens, config.max_num_seqs, longest)
+    step = step_bytes(shape, dtype, packing, limits) + STAGING_BYTES
+    kv = sure_kv_bytes(config, shape, dtype, ground.room(config.model, beside) - step)
+    loading = shape.reading_bytes(dtype, packing) + shape.packing_bytes(packing)
+    needed = beside + max(step + kv, loading)
+    if needed <= whole or (subject.streams and config.weights in ("auto", "stream")):
+        return min(needed, whole)
+    total = ground.ledger.total_bytes
+    raise BudgetError(
+        f"{config.model} needs {format_bytes(needed)}, but with the others unloaded the {format_bytes(total)} budget "
+        f"leaves {format_bytes(max(0, whole))}; the nearest that can is {-(-(needed - whole + total) >> 20)}MiB"
+    )
