@@ -21,7 +21,7 @@ class AuditAnswer(Answer):
     balanced: bool
 
 
-@router.get("/stats", response_model=dict[str, Any], responses=_ANSWERS)
+@router.get("/stats", response_model=dict[str, Any], responses=_ANSWERS | errors(404))
 async def stats(request: Request, model: str | None = None) -> Response:
     """Ledger, pages, queue and steps, as ``llm.stats()`` gives them, and what the server holds beside the engine.
 
