@@ -13,7 +13,7 @@ TORCH_FREE = $(wildcard src/pagoda/core src/pagoda/budget src/pagoda/schedule sr
 	$(foreach f,pages table prefix audit manager room compaction stats,src/pagoda/kv/$(f).py) \
 	src/pagoda/sampling/params.py src/pagoda/sampling/scratch.py src/pagoda/models/shape.py)
 
-.PHONY: run test slow venv lint format types map sanitize cov ci clean help prices
+.PHONY: run test test-gpu slow venv lint format types map sanitize cov ci clean help prices
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -23,6 +23,18 @@ run: $(STAMP)  ## install, let lantern tell a story, show tokens/s and the memor
 
 test: $(STAMP)  ## install and run the whole test suite
 	$(PYTEST) $(ARGS)
+
+# The engine's own tests on a GPU: tokens, pages and policies are the CPU's. One process first, for what counts memory.
+ENGINE_TESTS := $(addprefix tests/engine/test_,exactness policy_conformance selection_conformance answers policy_state \
+	structured_output kv_formats kv_cache_dtype windowed_codecs refusals policies_live)
+ENGINE_TESTS := $(addsuffix .py,$(ENGINE_TESTS))
+# A GPU's products round by the size of the batch; these methods' own rounding makes other tokens of it on the tiny model.
+ROUND_TWICE := (around or shared) and (a2ats or csr or bfp_outlier_rearrange or coupled_quantization)
+
+test-gpu: $(STAMP)  ## the tests that need a CUDA device
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --device cuda -m gpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --device cuda -m "not gpu and not slow" -n 4 \
+		-k "not ($(ROUND_TWICE)) and not all_formats_in_one_batch" $(ENGINE_TESTS)
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(PYTEST) -m slow $(ARGS)

@@ -23,12 +23,20 @@ def repo_root() -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--device cuda`` runs the engine's tests there, whatever they say about tokens, pages and policies."""
+    """``--device cuda`` runs the tests marked ``gpu``, and the engine's tests there (``make test-gpu``)."""
     parser.addoption("--device", default="cpu", help="where engines under test run: cpu (default) or cuda")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` or ``ray`` are skipped where there is none."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Whether the machine has a GPU must not change what a test of the CPU does: ``auto`` would take it."""
+    if config.getoption("--device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` or ``ray`` are skipped where there is none, those marked ``host`` on a GPU."""
+    if config.getoption("--device") != "cpu":
+        _skip(items, "host", "about what only the CPU's engine does")
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 

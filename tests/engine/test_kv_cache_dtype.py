@@ -23,6 +23,7 @@ PROMPTS = [prompt(1, 5), prompt(2, 33), prompt(3, 70), prompt(2, 33)[:24] + prom
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("name", kv_dtypes())
 def test_pool_and_ledger_count_its_bytes(make_llm: Any, name: str) -> None:
     llm: LLM = make_llm(kv_cache_dtype=name, page_size=8, enable_prefix_caching=False)
@@ -86,6 +87,7 @@ def perplexity(model: Any, tokens: list[int], name: str) -> float:
 MOST_LOSS = {"int8": 0.005, "fp8": 0.02, "int4": 0.10}
 
 
+@pytest.mark.host
 def test_perplexity_on_lantern() -> None:
     """On 800 tokens that lantern wrote itself: the loss of a codec, in perplexity."""
     llm = LLM("lantern", memory="3GiB", dtype="float32")

@@ -115,20 +115,3 @@ def test_what_makes_no_sense_is_refused(make_llm: Any, kv: str, words: str) -> N
     with pytest.raises(ConfigError) as caught:
         make_llm().generate([PROMPTS[0]], params(kv))
     assert words in str(caught.value)
-
-
-def test_a_device_whose_memory_is_taken_whole_has_one_format() -> None:
-    from pagoda.budget import Ledger
-    from pagoda.core.types import KVFormat
-    from pagoda.kv.policies.base import Stored
-    from pagoda.kv.stores import Stores
-
-    fmt = KVFormat(1, 1, 16, 16, 8, "float32")
-    ledger = Ledger(1 << 20)
-    leases = ledger.lease("kv", 4 * fmt.block_bytes, "pages"), ledger.lease("policies", 0, "state")
-    stores = Stores(fmt, 4 * fmt.block_bytes, *leases, "cpu", lambda _: None, lazy=False)
-    assert stores.of(Stored("float32")) is stores.of(None) is stores.default
-    with pytest.raises(ConfigError, match="all pages have one format, float32; start the engine with kv_cache_dtype"):
-        stores.of(Stored("int8"))
-    stores.audit()
-    stores.close()

@@ -71,6 +71,7 @@ def test_same_tokens_whatever_happens_around(make_llm, oracle, name) -> None:
     assert [done[str(index)] for index in range(3)] == alone
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("kv", ["quest(pages=3)", "lserve(pages=3)", "int8+lserve(pages=0.3, reuse=2)"])
 def test_pages_chosen_within_the_program_are_those_chosen_layer_by_layer(make_llm, monkeypatch, kv) -> None:
     def never(*_: object) -> None:

@@ -154,6 +154,7 @@ def test_what_cannot_be_enforced_is_refused_before_anything_runs(make_llm):
     assert llm.generate([prompt(1, 5)], params(FORMS[2], 1))[0].text in FORMS[2].choice
 
 
+@pytest.mark.host
 def test_it_can_be_switched_off_and_then_takes_no_bytes(make_llm):
     llm = make_llm(structured_output=False)
     assert "grammars" not in llm.stats()["memory"]["accounts"]

@@ -14,6 +14,8 @@ from pagoda.kv.codecs.base import with_dtype
 from pagoda.kv.storage import PageStorage
 from pagoda.kv.table import SlotMoves
 
+from .false_driver import FalseDriver
+
 MIB = 1 << 20
 BIG = KVFormat(num_layers=4, num_kv_heads=4, k_dim=64, v_dim=64, page_size=16, dtype="bfloat16")  # blocks of 64 KiB
 SMALL = KVFormat(num_layers=1, num_kv_heads=2, k_dim=2, v_dim=2, page_size=2, dtype="float32")
@@ -127,37 +129,46 @@ def test_closing_with_a_view_alive_gives_the_bytes_back_all_the_same() -> None:
     assert len(storage.pages) == 0
 
 
-def test_a_device_without_lazy_memory_grows_by_a_new_tensor() -> None:
-    storage = PageStorage(SMALL, 4, "meta", num_blocks=1)
-    assert len(storage.pages) == 2
-    storage.grow_to(3)
-    assert len(storage.pages) == 6
-    storage.grow_to(2)
-    assert len(storage.pages) == 6
-    assert storage.release_blocks([0]) == 0
-    assert storage.resident_bytes() == storage.reserved_bytes == 3 * SMALL.block_bytes
-    storage.close()
-    assert storage.reserved_bytes == 0
-    assert len(PageStorage(SMALL, 4, "meta").pages) == 8
-
-
-def test_growth_needs_nothing_on_a_cpu() -> None:
-    storage = PageStorage(SMALL, 4)
-    pages = storage.pages
-    storage.grow_to(4)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_device_has_memory_for_the_blocks_that_are_held(device: str) -> None:
+    """Blocks of 64 KiB, 32 a chunk of 2 MiB: content stays where a neighbour goes, and new memory reads as zeros."""
+    driver = FalseDriver() if device == "cpu" else None
+    storage = PageStorage(BIG, 1024, device, driver=driver)
+    pages, per_block = storage.pages, BIG.pages_per_block
+    assert storage.is_chunked
+    assert storage.resident_bytes() == storage.held_bytes(0) == 0
+    assert storage.held_bytes(0, range(40)) == 6 * MIB, "one stands in for chunks that are let go"
+    storage.hold_blocks(range(40))
+    storage.hold_blocks([100])
+    assert storage.held_bytes(41) == storage.resident_bytes() == 8 * MIB
+    assert pages[: 40 * per_block].count_nonzero() == 0
+    pages[: 40 * per_block] = 3
+    assert storage.held_bytes(41, [63, 64]) == 10 * MIB, "63 lies in a chunk that is there, 64 in one that is not"
+    assert storage.release_blocks(range(32)) == 2 * MIB
+    assert storage.release_blocks([100, *range(33, 40)]) == 2 * MIB
+    assert pages[[0, 100 * per_block]].isfinite().all(), "what pads a batch may be read"
     assert storage.pages is pages
-    del pages
+    assert pages[32 * per_block : 33 * per_block].eq(3).all()
+    storage.hold_blocks(range(32))
+    assert pages[: 32 * per_block].count_nonzero() == 0
+    storage.run_copies([(32 * per_block, 7)])
+    assert pages[7].eq(3).all()
+    assert storage.release_blocks(range(33)) == 6 * MIB, "the last one takes the stand-in along"
+    storage.hold_blocks([5])
     storage.close()
+    assert storage.resident_bytes() == 0
+    if driver is not None:
+        assert driver.calls == {"create": 8, "release": 8}, "one of them while the tensor was made"
 
 
-@pytest.mark.gpu
-def test_growth_on_a_gpu_keeps_the_content() -> None:
-    storage = PageStorage(SMALL, 4, "cuda", num_blocks=1)
-    storage.pages.fill_(5)
-    storage.grow_to(4)
-    assert storage.pages[:2].eq(5).all().item()
-    storage.run_copies([(0, 7)])
-    assert storage.pages[7].eq(5).all().item()
+def test_a_device_that_has_no_memory_left_holds_nothing_of_what_was_asked() -> None:
+    storage = PageStorage(BIG, 1024, driver=FalseDriver(most_chunks=4))
+    storage.hold_blocks(range(32))
+    with pytest.raises(BudgetError, match="none left"):
+        storage.hold_blocks(range(32, 160))
+    assert storage.resident_bytes() == 4 * MIB
+    storage.hold_blocks(range(32, 96))
+    storage.close()
 
 
 def test_what_cannot_be_is_refused() -> None:

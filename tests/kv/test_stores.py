@@ -6,9 +6,13 @@ import torch
 
 from pagoda.budget.ledger import Ledger
 from pagoda.core.types import KVFormat
+from pagoda.kv.device_region import EDGE_BYTES
 from pagoda.kv.pages import PagePool
+from pagoda.kv.policies.base import Stored
 from pagoda.kv.prefix import PrefixCache
 from pagoda.kv.stores import Stores
+
+from .false_driver import FalseDriver
 
 FMT = KVFormat(2, 2, 8, 8, 16, "float32")
 
@@ -17,7 +21,7 @@ def make_stores(num_blocks: int = 8) -> Stores:
     ledger = Ledger(64 << 20)
     stores = Stores(
         FMT, num_blocks * FMT.block_bytes, ledger.lease("kv", 0, "pages"), ledger.lease("policies", 0, "states"), "cpu",
-        lambda pool: PrefixCache(pool), lazy=True, address_bytes=4 * num_blocks * FMT.block_bytes,
+        lambda pool: PrefixCache(pool), address_bytes=4 * num_blocks * FMT.block_bytes,
     )  # fmt: skip
     assert isinstance(stores.default.manager.pool, PagePool)
     return stores
@@ -67,7 +71,7 @@ def test_the_slack_of_huge_pages_is_leased_with_the_first_block_and_goes_with_th
     fmt = KVFormat(8, 8, 64, 64, 16, "float32")  # blocks of 512 KiB
     ledger = Ledger(1 << 30)
     lease = ledger.lease("kv", 0, "pages")
-    stores = Stores(fmt, 256 << 20, lease, ledger.lease("policies", 0, "states"), "cpu", lambda pool: None, lazy=True)
+    stores = Stores(fmt, 256 << 20, lease, ledger.lease("policies", 0, "states"), "cpu", lambda pool: None)
     manager, slack = stores.default.manager, stores.default.storage.slack_bytes
     assert slack in (0, 2 << 20), "0: this system has no huge pages"
     assert lease.num_bytes == 0
@@ -85,6 +89,45 @@ def test_the_slack_of_huge_pages_is_leased_with_the_first_block_and_goes_with_th
     assert stores.default.storage.slack_bytes == 0
     manager.release(1)
     stores.give_back(256 << 20)
+    assert lease.num_bytes == 0
+    stores.audit()
+    stores.close()
+
+
+def test_on_a_device_formats_share_the_bytes_and_every_chunk_is_leased() -> None:
+    """Blocks of 512 KiB and 144 KiB in chunks of 2 MiB: what one format gives up the other takes."""
+    fmt = KVFormat(8, 8, 64, 64, 16, "float32")
+    ledger = Ledger(28 << 20)
+    lease, driver = ledger.lease("kv", 0, "pages"), FalseDriver()
+    stores = Stores(
+        fmt, 20 << 20, lease, ledger.lease("policies", 0, "states"), "cpu", lambda pool: None,
+        address_bytes=64 << 20, driver=driver,
+    )  # fmt: skip
+    exact, small = stores.default, stores.of(Stored("int8"))
+    assert lease.num_bytes == 0
+    exact.manager.admit(1, list(range(5 * 16)))
+    assert exact.manager.reserve(1, 5 * 16)
+    assert lease.num_bytes == 6 << 20, "two chunks, and one that stands in for what is gone"
+    small.manager.admit(2, list(range(16)))
+    assert small.manager.reserve(2, 16)
+    assert lease.num_bytes == 10 << 20
+    exact.manager.admit(3, list(range(40 * 16)))
+    assert not exact.manager.reserve(3, 40 * 16), "40 blocks are the whole total, and others have some of it"
+    assert exact.manager.reserve(3, 34 * 16)
+    assert lease.num_bytes == stores.touched_bytes == 26 << 20
+    stores.audit()
+    small.manager.admit(4, list(range(600)))
+    assert not small.manager.reserve(4, 600)
+    exact.manager.release(3)
+    exact.manager.release(1)
+    assert small.manager.reserve(4, 600)
+    assert lease.num_bytes == sum(store.storage.resident_bytes() for store in stores) <= 28 << 20
+    stores.audit()
+    stores.set_total(8 << 20)
+    assert lease.num_bytes <= (8 << 20) + 2 * EDGE_BYTES, "what each format holds beside"
+    small.manager.release(2)
+    small.manager.release(4)
+    stores.give_back(64 << 20)
     assert lease.num_bytes == 0
     stores.audit()
     stores.close()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..budget import default_budget
 from ..core.errors import BudgetError, ConfigError
 from ..core.units import format_bytes, parse_bytes
+from ..kv.device_region import EDGE_BYTES
 from .sizing import reserved_bytes
 
 if TYPE_CHECKING:
@@ -24,11 +25,10 @@ def set_budget(built: Built, memory: str | int | float) -> int:
     """
     if built.ground.is_shared:
         raise ConfigError("this engine shares its budget with others; POST /admin/budget changes it for all of them")
-    if built.is_on_cuda:
-        raise ConfigError("the budget of a device cannot be changed while it runs: its pages were taken whole; restart")
     budget = default_budget(memory, built.probe)
     ledger, stores, sizes = built.ledger, built.engine.stores, built.sizes
-    reserve = reserved_bytes(built.config, ledger)
+    built.ground.check_free(budget.total_bytes - ledger.total_bytes)
+    reserve = EDGE_BYTES if built.is_on_cuda else reserved_bytes(built.config, ledger)
     beside = ledger.leased_bytes - ledger.leased_by("kv") - ledger.leased_by("policies") + reserve
     least = beside + sizes.least_kv_bytes
     if budget.total_bytes < least:

@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from ..budget import Ledger, MachineProbe, heap_bytes, reconcile, trim_heap
 from ..budget.ledger import SPARE, Lease
 from ..core.clock import Clock, SystemClock
@@ -145,7 +147,7 @@ class Built:
         while self.leases:
             self.leases.pop().release()
         gc.collect()
-        trim_heap()
+        self._trim()
 
     def close(self) -> None:
         """Give pages, weights and leases back."""
@@ -159,7 +161,12 @@ class Built:
             self.ground.runtime.release()
         if num_bytes > COLLECTED_BYTES:  # layers and their program hold each other; a collection takes 0.2 s
             gc.collect()
+        self._trim()
+
+    def _trim(self) -> None:
         trim_heap()
+        if self.is_on_cuda:
+            torch.cuda.empty_cache()
 
 
 def _grammars(loaded: Loaded, config: EngineConfig) -> GrammarCompiler:
@@ -241,11 +248,8 @@ def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: fl
         ledger.lease("activations", sizes.activation_bytes, "largest step", resident=working_bytes),
         ledger.lease("staging", STAGING_BYTES, "step metadata and copies", resident=lambda: 0),
     ]
-    # On a CPU untouched pages cost nothing, so the pools grow as they need; a device's memory is taken whole.
     kv_bytes = sizes.max_blocks * sizes.fmt.block_bytes
-    kv_lease = ledger.lease(
-        "kv", kv_bytes if on_cuda else 0, "pages", resident=lambda: stores.touched_bytes, priority=SPARE
-    )
+    kv_lease = ledger.lease("kv", 0, "pages", resident=lambda: stores.touched_bytes, priority=SPARE)
     state_lease = ledger.lease("policies", 0, "what KV policies remember")
     leases += [kv_lease, state_lease]
     clock = clock or SystemClock()
@@ -261,7 +265,6 @@ def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: fl
         state_lease,
         loaded.model.device,
         make_prefix,
-        lazy=not on_cuda,
         address_bytes=probe.limit()[0],
     )
     undo.callback(stores.close)

@@ -12,7 +12,9 @@ from ..budget.default import Budget
 from ..budget.ledger import Lease
 from ..core.errors import BudgetError, ConfigError
 from ..core.units import format_bytes
+from ..models.load import resolve_device
 from .config import EngineConfig
+from .device_probe import DeviceProbe
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,11 @@ class Ground:
     @classmethod
     def of(cls, config: EngineConfig, *, is_shared: bool = False) -> Ground:
         """The budget that the configuration states, and the process measured. Raises ConfigError or BudgetError."""
-        probe = MachineProbe()
+        device = resolve_device(config.device)
+        on_cuda = device.type == "cuda"
+        probe = DeviceProbe(device) if on_cuda else MachineProbe()
         torch.set_num_threads(config.num_threads or probe.cpus())
-        on_cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
-        ledger = _cuda_ledger(config, probe) if on_cuda else _host_ledger(config, probe)
+        ledger = _cuda_ledger(config, probe) if isinstance(probe, DeviceProbe) else _host_ledger(config, probe)
         runtime = None if on_cuda else lease_runtime(ledger, probe)
         if on_cuda and is_shared:
             raise ConfigError("several models share a budget on the CPU only; start a server for each on this device")
@@ -62,6 +65,14 @@ class Ground:
         held = [count() for count in list(self.held.values())]
         return max(0, heap_bytes() - self.heap_bytes - sum(held)) // max(1, len(held))
 
+    def check_free(self, more_bytes: int) -> None:
+        """Raises BudgetError if a device has not that much free any more. A host's memory is the kernel's to judge."""
+        if isinstance(self.probe, DeviceProbe) and more_bytes > self.probe.free():
+            raise BudgetError(
+                f"{format_bytes(more_bytes)} more are asked for, but the device has {format_bytes(self.probe.free())} "
+                "free; ask for less"
+            )
+
 
 def _host_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
     if config.device_memory is not None:
@@ -79,17 +90,14 @@ def _smaller(total: str | int | float | None, part: str | int | float | None, pr
     return min(default_budget(total, probe), default_budget(part, probe), key=lambda budget: budget.total_bytes)
 
 
-def _cuda_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
+def _cuda_ledger(config: EngineConfig, probe: DeviceProbe) -> Ledger:
     """Weights, pages and steps live on the device, so the budget is the device's: what is free there, less a margin."""
-    free = torch.cuda.mem_get_info(None if config.device in ("auto", "cuda") else config.device)[0]
     if config.host_memory is not None:
         raise ConfigError(
             f"host_memory is {config.host_memory!r}, but this engine keeps everything on its device, and bounds that "
             "alone; say memory or device_memory"
         )
-    if config.memory is None and config.device_memory is None:
-        return Ledger(free - free // 16, reason="free device memory minus a margin of 6 %")
-    budget = _smaller(config.memory, config.device_memory, probe)
+    budget, free = _smaller(config.memory, config.device_memory, probe), probe.free()
     if budget.total_bytes > free:
         raise BudgetError(
             f"memory ({budget.reason}) is {format_bytes(budget.total_bytes)}, but the device has {format_bytes(free)} "

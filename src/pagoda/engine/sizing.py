@@ -13,6 +13,7 @@ from ..core.errors import BudgetError, ConfigError
 from ..core.types import KVFormat
 from ..core.units import format_bytes, parse_bytes
 from ..kv.codecs.base import with_dtype
+from ..kv.device_region import EDGE_BYTES
 from ..models.placement import Room, RoomFor
 from ..models.shape import ModelShape
 from ..plan.accounts import STAGING_BYTES, StepLimits, step_bytes
@@ -48,14 +49,15 @@ def fit(
 ) -> Sizes:  # fmt: skip
     """Divide what the ledger has left beside the weights. Raises BudgetError with the nearest budget that works.
 
-    ``config.reserve_bytes`` stay free for the caller's own leases, where the ledger is the host's. ``shared_room``:
-    what the engine may come to have of a ledger that others use too; it is sure of the KV of one longest sequence then,
-    and where no length was said that is ``SURE_SHARE`` of the room.
+    ``config.reserve_bytes`` stay free for the caller's own leases, where the ledger is the host's; on a device what its
+    chunks hold beside pages. ``shared_room``: what the engine may come to have of a ledger that others use too; it is
+    sure of the KV of one longest sequence then, and where no length was said that is ``SURE_SHARE`` of the room.
     """
     fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
     longest = longest_of(config, shape)
     activations = _activations(config, shape, dtype, quantization or Quantization())
-    reserve = reserved_bytes(config, ledger) if ledger_is_host else 0
+    reserve = reserved_bytes(config, ledger) if ledger_is_host else EDGE_BYTES
+    account, what = ("server", "what the caller holds") if ledger_is_host else ("kv", "edges of chunks")
     least = _least(config, longest, fmt)
     left = ledger.free_bytes if shared_room is None else shared_room
     left -= activations + STAGING_BYTES + reserve
@@ -64,7 +66,7 @@ def fit(
     needs = [
         Need("activations", activations, "activations"),
         Need("staging", STAGING_BYTES, "staging"),
-        *([Need("server", reserve, "what the caller holds")] if reserve else []),
+        *([Need(account, reserve, what)] if reserve else []),
         Need("kv", fmt.blocks_for(least) * fmt.block_bytes, f"KV of {least} tokens"),
     ]
     ledger.require(needs)

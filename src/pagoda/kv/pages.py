@@ -249,6 +249,12 @@ class PagePool:
             self.max_blocks = num_blocks
         self.limit_blocks = num_blocks
 
+    def next_blocks(self, num: int) -> list[int]:
+        """The blocks that ``grow(num)`` would add."""
+        back = min(num, len(self._retired))
+        fresh = min(num - back, self.max_blocks - self._end)
+        return self._retired[len(self._retired) - back :] + list(range(self._end, self._end + fresh))
+
     def grow(self, num: int) -> int:
         """Up to ``num`` more usable blocks; returns how many there came to be (``max_blocks`` is the end)."""
         back = min(num, len(self._retired))

@@ -22,6 +22,7 @@ from ..core.units import format_bytes
 from ..kernels.memory import HUGE_BYTES
 from .audit import audit
 from .codecs.base import with_dtype
+from .device_region import Driver
 from .manager import KVManager
 from .pages import MAX_PAGES, PagePool
 from .policies._windowed import Learned, WindowedCodec
@@ -46,14 +47,34 @@ class Store:
 
     @property
     def leased_bytes(self) -> int:
-        """Bytes of the blocks that the pool may use now, and of the storage's slack where there are any."""
+        """Bytes of the blocks that the pool may use now, and what their storage holds beside them."""
+        return self.storage.held_bytes(self.manager.pool.num_blocks)
+
+    @property
+    def counted_bytes(self) -> int:
+        """What of it counts against the total: all, but for the edges of a device's chunks (``Stores``)."""
         num_blocks = self.manager.pool.num_blocks
-        return num_blocks * self.fmt.block_bytes + (self.storage.slack_bytes if num_blocks else 0)
+        return num_blocks * self.fmt.block_bytes if self.storage.is_chunked else self.storage.held_bytes(num_blocks)
 
     @property
     def first_bytes(self) -> int:
         """What the pool's next block takes beside its own bytes: the slack, where it is the first."""
         return 0 if self.manager.pool.num_blocks else self.storage.slack_bytes
+
+    def try_grow(self, lease: Lease, others: int, num_blocks: int) -> bool:
+        """Leases and holds what the pool's next ``num_blocks`` blocks take, ``others`` being the bytes that other
+        stores have of the lease. False if they do not fit; nothing has changed then.
+        """
+        blocks = self.manager.pool.next_blocks(num_blocks) if self.storage.is_chunked else range(num_blocks)
+        before = lease.num_bytes
+        if not lease.try_resize(others + self.storage.held_bytes(self.manager.pool.num_blocks, blocks)):
+            return False
+        try:
+            self.storage.hold_blocks(blocks)
+        except BudgetError:  # another program has taken the device's memory
+            lease.resize(before)
+            return False
+        return True
 
     def run_copies(self) -> None:
         """The page copies that the manager noted."""
@@ -65,9 +86,11 @@ class Stores:
     together; ``lease`` is what the blocks have, ``state_lease`` what the policies have.
 
     make_prefix  a prefix cache for a pool, or None.
-    address_bytes  what ``total_bytes`` may be raised to later: address space, which costs nothing (lazy stores only).
-    lazy         whether pages cost nothing until they are used (a CPU). Elsewhere the default format takes all bytes at
-                 once, and there are no other formats.
+    address_bytes  what ``total_bytes`` may be raised to later: address space, which costs nothing.
+    driver  who gives memory on another device than a CPU (default: CUDA's own).
+
+    On a CUDA device blocks lie in chunks of 2 MiB. The total counts blocks, the lease counts chunks: what chunks hold
+    beside blocks has to be left free in the ledger.
     """
 
     def __init__(
@@ -79,12 +102,13 @@ class Stores:
         device: torch.device | str,
         make_prefix: Callable[[PagePool], PrefixCache | None],
         *,
-        lazy: bool,
         address_bytes: int = 0,
+        driver: Driver | None = None,
     ) -> None:
         self._model_fmt, self.total_bytes, self._lease = fmt, total_bytes, lease
         self._state_lease, self._address_bytes = state_lease, max(total_bytes, address_bytes)
-        self._device, self._make_prefix, self._lazy = device, make_prefix, lazy
+        self._device, self._make_prefix = torch.device(device), make_prefix
+        self._driver = driver
         self.calibration: Callable[[str], Learned] = _none
         self._by_dtype: dict[str, Store] = {}
         self._shared_bytes = 0  # of the state lease: calibrations
@@ -121,11 +145,6 @@ class Stores:
         """Raises ConfigError if ``of`` would."""
         if stored is None or stored.codec == self.default.fmt.dtype:
             return
-        if not self._lazy:
-            raise ConfigError(
-                f"kv={stored.codec!r}: on this device all pages have one format, {self.default.fmt.dtype}; start the "
-                "engine with kv_cache_dtype for another"
-            )
         if isinstance(stored, WindowedCodec) and not self._model_fmt.v_dim:
             raise ConfigError(f"kv={stored.codec!r}: this model's latent KV has no keys and values to encode apart")
         if isinstance(stored, WindowedCodec) and (reason := stored.why_not(self._model_fmt)) is not None:
@@ -167,9 +186,12 @@ class Stores:
     @property
     def touched_bytes(self) -> int:
         """Bytes that may be resident."""
-        if not self._lazy:
-            return sum(store.storage.reserved_bytes for store in self)
-        return sum(store.manager.pool.num_touched_blocks * store.fmt.block_bytes for store in self)
+        return sum(
+            store.leased_bytes
+            if store.storage.is_chunked
+            else store.manager.pool.num_touched_blocks * store.fmt.block_bytes
+            for store in self
+        )
 
     def close(self) -> None:
         """Every page goes back to the system."""
@@ -181,15 +203,16 @@ class Stores:
         return self.calibration(stored.method) if calibrated else {}  # type: ignore[union-attr]
 
     def _open(self, fmt: KVFormat, windowed: WindowedCodec | None = None) -> Store:
-        huge = self._lazy and _has_slack(self.total_bytes)
+        huge = self._device.type == "cpu" and self._driver is None and _has_slack(self.total_bytes)
         max_blocks = self._limit(fmt, self.total_bytes - (HUGE_BYTES if huge else 0))
-        pool = PagePool(fmt, 0 if self._lazy else max_blocks, max_blocks=max_blocks)
-        addresses = self._limit(fmt, self._address_bytes) if self._lazy else max_blocks
+        pool = PagePool(fmt, 0, max_blocks=max_blocks)
+        addresses = self._limit(fmt, self._address_bytes)
         way = _Growth(self, fmt)
         settled = fmt.page_size if windowed is None else windowed.settled(fmt.page_size)
         prefix = self._make_prefix(pool) if settled else None
         manager = KVManager(fmt, pool, prefix, grow=way.grow, growable=way.growable, settled=settled)
-        store = Store(manager, PageStorage(fmt, addresses, self._device, huge=huge), self._learned_of(windowed))
+        storage = PageStorage(fmt, addresses, self._device, huge=huge, driver=self._driver)
+        store = Store(manager, storage, self._learned_of(windowed))
         self._by_dtype[fmt.dtype] = store
         return store
 
@@ -204,10 +227,8 @@ class Stores:
         """Blocks and policies may take that much together from now on. Free blocks and unused prefixes beyond it leave
         at once; blocks in use stay until their sequences are gone (see ``excess_bytes``).
 
-        Raises BudgetError where stores have no address space for it, or whose memory is not lazy.
+        Raises BudgetError where stores have no address space for it.
         """
-        if not self._lazy:
-            raise BudgetError("pages of this device were taken whole at the start; restart with another budget")
         if total_bytes > self._address_bytes:
             raise BudgetError(
                 f"{format_bytes(total_bytes)} of KV are more than the {format_bytes(self._address_bytes)} that this "
@@ -230,8 +251,7 @@ class Stores:
     def give_back(self, num_bytes: int) -> int:
         """Free blocks and unused prefixes leave, the way the ledger asks (``Lease.reclaim``): returns their bytes."""
         before = self._lease.num_bytes
-        if self._lazy:
-            self._give_back(None, min(num_bytes, before - self.sure_bytes))
+        self._give_back(None, min(num_bytes, before - self.sure_bytes))
         return before - self._lease.num_bytes
 
     def keep(self, num_bytes: int) -> None:
@@ -251,13 +271,13 @@ class Stores:
 
     def take(self, taker: KVFormat, num_blocks: int) -> int:
         """Leases up to ``num_blocks`` more blocks for a format, others' unused ones if need be; returns how many."""
-        first = self._by_dtype[taker.dtype].first_bytes
-        missing = num_blocks * taker.block_bytes + first - self._unused_bytes
+        store = self._by_dtype[taker.dtype]
+        missing = num_blocks * taker.block_bytes + store.first_bytes - self._unused_bytes
         if missing > 0:
             self._give_back(taker, missing)
-            num_blocks = min(num_blocks, (self._unused_bytes - first) // taker.block_bytes)
-        held = self._lease.num_bytes + first
-        while num_blocks > 0 and not self._lease.try_resize(held + num_blocks * taker.block_bytes):
+            num_blocks = min(num_blocks, (self._unused_bytes - store.first_bytes) // taker.block_bytes)
+        others = self._lease.num_bytes - store.leased_bytes
+        while num_blocks > 0 and not store.try_grow(self._lease, others, num_blocks):
             num_blocks //= 2
         return max(0, num_blocks)
 
@@ -276,11 +296,11 @@ class Stores:
 
     def _hold(self, num_bytes: int) -> bool:
         missing = num_bytes - self._state_lease.num_bytes - self._unused_bytes
-        if missing > 0 and self._lazy:
+        if missing > 0:
             self._give_back(None, missing)
             if num_bytes - self._state_lease.num_bytes > self._unused_bytes:
                 return False
-        if not self._state_lease.try_resize(num_bytes) and self._lazy:  # others have what was unused
+        if not self._state_lease.try_resize(num_bytes):  # others have what was unused
             self._give_back(None, num_bytes - self._state_lease.num_bytes)
         return self._state_lease.try_resize(num_bytes)
 
@@ -291,7 +311,7 @@ class Stores:
 
     @property
     def _unused_bytes(self) -> int:
-        return self.total_bytes - self._lease.num_bytes - self._state_lease.num_bytes
+        return self.total_bytes - sum(store.counted_bytes for store in self) - self._state_lease.num_bytes
 
     def _give_back(self, taker: KVFormat | None, num_bytes: int) -> None:
         for store in self:

@@ -125,7 +125,7 @@ def load_model(
     Raises ModelError (with UnsupportedModelError, WeightsError), ConfigError, BudgetError: one line each; what was
     leased has been given back then.
     """
-    where, footprint = _device(device), Footprint(ledger)
+    where, footprint = resolve_device(device), Footprint(ledger)
     asked = parse_quantization(quantization) if quantization.strip() != "auto" else None
     try:
         return _load(
@@ -280,7 +280,8 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else config
 
 
-def _device(device: str | torch.device) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` names. Raises ConfigError if it is not there."""
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
