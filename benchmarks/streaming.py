@@ -1,20 +1,28 @@
-"""A model larger than its budget, against its disk: `python -m benchmarks.streaming MODEL --memory 1200MiB`.
+"""A model in less memory than its bytes, against disk and plan: `python -m benchmarks.streaming MODEL`.
 
 Rounds of two measurements beside each other, so that both see the same machine: the disk's rate by plain direct reads
-of the same file, and steps of the model with some sequences at once. What counts is the share of the disk's rate that a
-step turns into tokens: bytes that a step has to read, over its time, over the rate. Run it inside a cgroup with the
-budget as its limit, and the page cache cannot help.
+of the same file, and steps of the model with some sequences at once. What counts is the share of the disk's rate that
+a step turns into tokens: bytes that a step has to read, over its time, over the rate. The other way to fit is
+`--quantization int4 --weights auto`. `--group` runs it in a memory cgroup whose limit is the budget, where the page
+cache cannot help (root, and the memory controller). Beside it stands what `pagoda plan` foretells of the same choice.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from benchmarks.budget_soak import Group
 from pagoda import LLM, SamplingParams
+from pagoda.budget import MachineProbe
+from pagoda.core.units import parse_bytes
 from pagoda.weights.direct import CHUNK_BYTES, DirectFile, aligned_buffer, span_bytes
 
 
@@ -48,14 +56,41 @@ def step_seconds(llm: LLM, batch: int, steps: int) -> list[float]:
     return times
 
 
-def measure(args: argparse.Namespace) -> dict[str, object]:
-    options = {"max_num_batched_tokens": 256, "max_num_seqs": 8, "max_model_len": 512, "structured_output": False}
+def foretold(args: argparse.Namespace) -> dict[str, Any]:
+    """What a plan of the same choice says."""
+    from pagoda.models.catalog import folder_of, read_config
+    from pagoda.plan.demand import Demand
+    from pagoda.plan.machine import load_machine
+    from pagoda.plan.plans import Choice, Planner
+    from pagoda.plan.subject import Subject
+
+    subject = Subject.of(args.model, read_config(args.model), folder=folder_of(args.model))
+    machine, reason = load_machine()
+    asked = Demand(prompt=args.length - 64, output=64, concurrency=args.batch)
+    planner = Planner(subject, machine, None, asked, parse_bytes(args.memory, what="--memory"))
+    plan = planner.plan(Choice(args.quantization, max_num_batched_tokens=args.step_tokens))
+    return {
+        "machine": reason,
+        "step_bytes": plan.read_bytes,
+        "peak_bytes": plan.peak_bytes,
+        "accounts": plan.accounts.as_dict(),
+        "tokens_per_second": args.batch / plan.tpot,
+    }
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    options = {
+        "max_num_batched_tokens": args.step_tokens, "max_num_seqs": args.batch, "max_model_len": args.length,
+    }  # fmt: skip
     rounds = []
+    start = time.perf_counter()
     with LLM(args.model, memory=args.memory, weights=args.weights, quantization=args.quantization, **options) as llm:
         built = llm._open()
+        loading = time.perf_counter() - start
         plan = built.loaded.stream
         streamed = 0 if plan is None else plan.step_bytes
         file = max(built.loaded.path.glob("*.safetensors"), key=lambda f: f.stat().st_size)
+        step_seconds(llm, args.batch, 2)
         for _ in range(args.rounds):
             rate = disk_rate(file, args.probe << 20)
             seconds = statistics.median(step_seconds(llm, args.batch, args.steps))
@@ -65,12 +100,33 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         stats = llm.stats()
     return {
         "weights": stats["model"]["weights"],
+        "loading_seconds": loading,
         "step_bytes": streamed,
         "tokens_per_second": args.batch / statistics.median(r["step_seconds"] for r in rounds),
         "share": statistics.median(r["share"] for r in rounds),
         "rounds": rounds,
-        "leased_bytes": stats["memory"]["leased_bytes"],
+        "peak_leased_bytes": stats["memory"]["peak_leased_bytes"],
+        "peak_rss_bytes": MachineProbe().peak_rss(),
+        "accounts": {name: account["leased_bytes"] for name, account in stats["memory"]["accounts"].items()},
     }
+
+
+def measure_in_group(args: argparse.Namespace) -> dict[str, Any]:
+    """As ``measure``, by a process in a group of its own."""
+    group = Group(parse_bytes(args.memory, what="--memory"))
+    try:
+        command = [sys.executable, "-m", "benchmarks.streaming", *(a for a in sys.argv[1:] if a != "--group")]
+
+        def enter() -> None:
+            (group.folder / "cgroup.procs").write_text(str(os.getpid()))
+
+        done = subprocess.run(command, preexec_fn=enter, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"rc {done.returncode}, killed for memory: {group.kills()}: {done.stderr[-2000:]}")
+        found = json.loads(done.stdout)["measured"]
+        return found | {"group_peak_bytes": int(group.peak_file.read_text()), "killed": group.kills()}
+    finally:
+        group.close()
 
 
 def main() -> None:
@@ -82,8 +138,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
+    parser.add_argument("--step-tokens", type=int, default=256)
     parser.add_argument("--probe", type=int, default=256, help="MiB of each measurement of the disk")
-    print(json.dumps(measure(parser.parse_args()), indent=1))
+    parser.add_argument("--group", action="store_true", help="in a memory cgroup with the budget as its limit")
+    args = parser.parse_args()
+    measured = measure_in_group(args) if args.group else measure(args)
+    print(json.dumps({"foretold": foretold(args), "measured": measured}, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,19 +16,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..core.errors import WeightsError
 from ..kernels.lay_out import can_lay_out, lay_out_rows
 from ..kernels.memory import empty_bytes
 from ..kernels.packed import PackedWeight, lay_out
 from ..kernels.packed_bytes import BITS, PANEL
-from .formats.base import BLOCK_ELEMS, WeightFormat
+from .formats.base import BLOCK_ELEMS, FAST_ELEMS, WeightFormat, check_finite
 from .packed import CodedMatrix, PackedMatrix, PanelMatrix
 
 if TYPE_CHECKING:
     from .formats.base import Codes
-
-
-NOT_FINITE = "a value is infinite or not a number, which no weight format can hold"
 
 
 class Filling(ABC):
@@ -58,8 +54,7 @@ class Filling(ABC):
         else:
             assert isinstance(tensor, Tensor)
             block = tensor[first:last].to(self.device, torch.float32)
-        if not torch.isfinite(block).all():
-            raise WeightsError(NOT_FINITE)
+        check_finite(bool(torch.isfinite(block).all()))
         return None, block
 
     @abstractmethod
@@ -157,17 +152,37 @@ class _Panels(Filling):
         self._edges: dict[int, _Edge] = {}
 
     def put(self, start: int, tensor: Tensor | PackedMatrix) -> None:
-        stored, stop = self._stored(tensor), start + tensor.shape[0]
-        if stored is None or start % PANEL or (stop % PANEL and stop != self.rows):
+        stop = start + tensor.shape[0]
+        whole = start % PANEL == 0 and (stop % PANEL == 0 or stop == self.rows)
+        if not whole or not (self._put_stored(start, tensor) or self._put_fast(start, tensor)):
             super().put(start, tensor)
-            return
-        first, last = start // PANEL, -(-stop // PANEL)
+
+    def _put_stored(self, start: int, tensor: Tensor | PackedMatrix) -> bool:
+        """Whole panels of numbers that need no choosing; False where these are others."""
+        stored = self._stored(tensor)
+        if stored is None:
+            return False
+        first, last = start // PANEL, -(-(start + tensor.shape[0]) // PANEL)
         # Memory is touched for the first time here, and on some machines that takes longer than the disk.
-        if not lay_out_rows(self.format.kernel, stored, self.data[0, first:last], torch.get_num_threads()):
-            raise WeightsError(NOT_FINITE)
+        check_finite(lay_out_rows(self.format.kernel, stored, self.data[0, first:last], torch.get_num_threads()))
         if isinstance(tensor, CodedMatrix):
             zeros = tensor.codes.get("zero")
             self._put_scales(first, *(in_panels(t) for t in (tensor.codes["scale"], zeros)))
+        return True
+
+    def _put_fast(self, start: int, tensor: Tensor | PackedMatrix) -> bool:
+        """Whole panels of plain weights, quantized by a kernel; False where it has none for them."""
+        if not isinstance(tensor, Tensor) or self.data.device.type != "cpu":
+            return False
+        step = max(PANEL, FAST_ELEMS // max(1, self.cols) // PANEL * PANEL)
+        for first in range(0, tensor.shape[0], step):
+            rows = tensor[first : first + step].contiguous()
+            codes = self.format.quantize_fast(rows, torch.get_num_threads())
+            if codes is None or not self._put_stored(
+                start + first, CodedMatrix(self.format, codes, self.cols, rows.dtype)
+            ):
+                return False
+        return True
 
     def _stored(self, tensor: Tensor | PackedMatrix) -> Tensor | None:
         """Rows that hold this format's numbers already, to be laid out in one pass."""

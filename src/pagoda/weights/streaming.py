@@ -20,7 +20,8 @@ from ..kernels.packed import PackedWeight
 from ..kernels.packed_bytes import BITS, PANEL
 from .ahead import ReadAhead
 from .direct import ALIGN, aligned_buffer, span_bytes
-from .filling import NOT_FINITE, in_panels
+from .filling import in_panels
+from .formats.base import NOT_FINITE
 from .packed import PackedMatrix
 from .reader import Checkpoint
 from .rows import StoredRows, Unit

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...core.errors import ConfigError, choices
 from ...kernels.packed_bytes import packed_nbytes
 from ._bits import grouped, nonzero, pack_bits, packed_width, ungrouped, unpack_bits
-from .base import Part, WeightFormat, check_group, num_groups
+from .base import Part, WeightFormat, check_finite, check_group, empty_codes, num_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,15 @@ class GroupInt4(WeightFormat):
         found = (steps + (8 if zero is None else zero[..., None])).clamp(0, 15)
         codes = {"codes": pack_bits(ungrouped(found, weight.shape[1]).to(torch.uint8), 4), "scale": scale}
         return codes if zero is None else codes | {"zero": zero.to(torch.uint8)}
+
+    def quantize_fast(self, rows: Tensor, num_threads: int) -> Codes | None:
+        from ...kernels.quantize_rows import can_quantize, to_int4
+
+        if not can_quantize(rows):
+            return None
+        codes = empty_codes(self, *rows.shape)
+        check_finite(to_int4(rows, self.group, codes["codes"], codes["scale"], codes.get("zero"), num_threads))
+        return codes
 
     def grid(self, w: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scales and zeros (float, None where symmetric) ``[rows, groups]`` of ``[rows, groups, group]``."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...kernels.packed_bytes import packed_nbytes
 from ._bits import nonzero
-from .base import Part, WeightFormat
+from .base import Part, WeightFormat, check_finite, empty_codes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,15 @@ class RowInt8(WeightFormat):
 
         scale = weight.abs().amax(1) / 127
         return {"codes": (weight / nonzero(scale)[:, None]).round().to(torch.int8), "scale": scale}
+
+    def quantize_fast(self, rows: Tensor, num_threads: int) -> Codes | None:
+        from ...kernels.quantize_rows import can_quantize, to_int8
+
+        if not can_quantize(rows):
+            return None
+        codes = empty_codes(self, *rows.shape)
+        check_finite(to_int8(rows, codes["codes"], codes["scale"], num_threads))
+        return codes
 
     def integers(self, codes: Codes, cols: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return codes["codes"], codes["scale"], None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from ...core.errors import ConfigError, choices
+from ...core.errors import ConfigError, WeightsError, choices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +29,10 @@ PART_BYTES = {
     "uint8": 1, "int8": 1, "float8_e4m3fn": 1, "float16": 2, "bfloat16": 2, "float32": 4,
 }  # fmt: skip
 GROUPS = (32, 64, 128)
+NOT_FINITE = "a value is infinite or not a number, which no weight format can hold"
 TILE_ELEMS = 1 << 18  # unpacked at a time where no kernel multiplies packed codes
 BLOCK_ELEMS = 1 << 18  # quantized at a time: 1 MiB of float32, so that temporaries stay in the processor's cache
+FAST_ELEMS = 1 << 20  # quantized at a time by a kernel: shared by the cores, and its scratch is below that of torch's
 SCRATCH_BYTES = 24  # per weight while it is quantized: float32 and copies of it (the peak test of loading holds it)
 
 
@@ -59,6 +61,13 @@ class WeightFormat(ABC):
     @abstractmethod
     def quantize(self, weight: Tensor) -> Codes:
         """Codes of a float32 matrix ``[rows, cols]`` (or of some of its rows, where ``row_wise``), to the nearest."""
+
+    def quantize_fast(self, rows: Tensor, num_threads: int) -> Codes | None:
+        """As ``quantize``, of rows in any plain dtype, by a kernel; None where there is none for them.
+
+        Raises WeightsError for values that are not finite.
+        """
+        return None
 
     @abstractmethod
     def dequantize(self, codes: Codes, cols: int) -> Tensor:
@@ -92,6 +101,19 @@ class WeightFormat(ABC):
     def same_codes(self, other: WeightFormat) -> bool:
         """Whether codes of ``other`` are codes of this format: the same parameters but for ``embed``."""
         return type(self) is type(other) and replace(other, embed=self.embed) == self
+
+
+def empty_codes(format: WeightFormat, rows: int, cols: int) -> Codes:
+    """The format's tensors, not filled."""
+    import torch
+
+    return {n: torch.empty(shape, dtype=getattr(torch, t)) for n, (shape, t) in format.parts(rows, cols).items()}
+
+
+def check_finite(finite: bool) -> None:
+    """Raises WeightsError unless all values were."""
+    if not finite:
+        raise WeightsError(NOT_FINITE)
 
 
 def check_group(name: str, group: int, allowed: tuple[int, ...] = GROUPS) -> None:

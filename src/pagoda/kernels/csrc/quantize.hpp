@@ -1,0 +1,26 @@
+// Rows of plain weights to integers and scales, each value to the nearest: what weights/formats do in torch, in one pass
+// and on all cores (loading a model as int4 took twelve times as long as reading it).
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.hpp"
+
+namespace pagoda {
+
+struct QuantizeArgs {
+  const uint8_t* rows;  // [num_rows][cols] of dtype, contiguous
+  int64_t num_rows, cols;
+  Dtype dtype;
+  int64_t group;  // inputs that share a scale: codes of 4 bits; 0: a row shares one, codes of 8 bits
+  bool wide_scales;  // float scales beside codes of 4 bits, bfloat16 otherwise; a row's scale is always a float
+  uint8_t* codes;  // 8 bits: [num_rows][cols] signed; 4 bits: [num_rows][ceil(cols / 2)], the first in the lower half
+  uint8_t* scales;  // [num_rows][groups]
+  uint8_t* zeros;  // [num_rows][groups], or null: symmetric, zero is 8
+  int num_threads;
+};
+
+// False, with codes of no meaning, when a value is infinite or not a number.
+bool quantize_rows(const QuantizeArgs& a);
+
+}  // namespace pagoda

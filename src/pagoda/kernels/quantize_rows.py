@@ -1,0 +1,68 @@
+"""Plain rows to codes by the C++ extension, in one pass on all cores; the formats' ``quantize`` is the plain twin."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/dtype.hpp numbers them alike
+MAX_GROUP = 128  # of csrc/quantize.cpp
+
+
+def can_quantize(rows: Tensor) -> bool:
+    """Whether the extension takes these rows ``[rows, cols]`` as they are."""
+    return rows.dtype in _DTYPES and rows.device.type == "cpu" and rows.is_contiguous() and _cpu() is not None
+
+
+def to_int8(rows: Tensor, codes: Tensor, scales: Tensor, num_threads: int = 1) -> bool:
+    """rows ``[n, cols]`` -> codes int8 ``[n, cols]``, scales float32 ``[n]``, written in place.
+
+    False, with codes of no meaning, where a value is infinite or not a number.
+    """
+    _check(codes, (torch.int8,), rows.shape)
+    _check(scales, (torch.float32,), rows.shape[:1])
+    return _call(rows, 0, codes, scales, None, num_threads)
+
+
+def to_int4(
+    rows: Tensor, group: int, codes: Tensor, scales: Tensor, zeros: Tensor | None, num_threads: int = 1
+) -> bool:
+    """rows ``[n, cols]`` -> codes uint8 ``[n, ceil(cols / 2)]``, two a byte, the first lowest; scales bfloat16 or
+    float32 and zeros uint8 (None: symmetric, zero is 8) ``[n, ceil(cols / group)]``; written in place.
+
+    False as ``to_int8``.
+    """
+    n, cols = rows.shape
+    assert group % 2 == 0, "a byte of two codes would belong to two groups"
+    assert 0 < group <= MAX_GROUP
+    _check(codes, (torch.uint8,), (n, -(-cols // 2)))
+    _check(scales, (torch.bfloat16, torch.float32), (n, -(-cols // group)))
+    if zeros is not None:
+        _check(zeros, (torch.uint8,), scales.shape)
+    return _call(rows, group, codes, scales, zeros, num_threads)
+
+
+def _check(target: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> None:
+    assert target.dtype in dtypes
+    assert target.shape == shape
+    assert target.is_contiguous()
+
+
+def _call(rows: Tensor, group: int, codes: Tensor, scales: Tensor, zeros: Tensor | None, num_threads: int) -> bool:
+    finite: bool = _cpu().quantize_rows(
+        rows.data_ptr(), *rows.shape, _DTYPES[rows.dtype], group, scales.dtype == torch.float32,
+        codes.data_ptr(), scales.data_ptr(), 0 if zeros is None else zeros.data_ptr(), num_threads,
+    )  # fmt: skip
+    return finite
+
+
+@cache
+def _cpu() -> Any:
+    try:
+        from ._extension import _cpu as extension
+    except ImportError:
+        return None
+    return extension
