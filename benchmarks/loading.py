@@ -1,10 +1,11 @@
 """How fast a model loads, against its disk: `python -m benchmarks.loading MODEL`.
 
 Every round drops the checkpoint from the page cache, reads it directly from front to back (the disk's rate), drops it
-again, and loads the model in a process of its own that has imported everything before its clock starts. What counts is
-the share of the disk's rate, and how much more than the loaded model the process holds at its peak. A virtual machine
-may get its memory page by page from a host that is slower at it than the disk at reading, so every round also touches
-as many bytes as the model has, in a process of its own, and gives that rate: the second limit of a load.
+again, and loads the model in a process of its own that has imported everything before its clock starts; then once more
+in a process that has just used as much memory and given it back. A virtual machine may get its memory page by page
+from a host that is slower at it than the disk at reading: the first load shows that as well, the second (`warm`) the
+disk alone. What counts is the share of the disk's rate, and how much more than the loaded model the process holds at
+its peak.
 """
 
 from __future__ import annotations
@@ -25,30 +26,21 @@ import torch
 from pagoda.budget import MachineProbe
 from pagoda.models.load import load_model
 from pagoda.models import families, fallback_check
+from pagoda.kernels.memory import empty_bytes
 torch.ones(8, 8).to(torch.bfloat16) @ torch.ones(8, 8).to(torch.bfloat16)
-before = MachineProbe().peak_rss()
+before, touched = MachineProbe().rss(), 0.0
+if int(sys.argv[3]):
+    start = time.perf_counter()
+    memory = empty_bytes((int(sys.argv[3]),), torch.device("cpu"))
+    memory[::4096] = 1
+    touched = memory.nbytes / (time.perf_counter() - start)
+    del memory
 start = time.perf_counter()
 loaded = load_model(sys.argv[1], quantization=sys.argv[2])
 seconds = time.perf_counter() - start
 grown = MachineProbe().peak_rss() - before
-print(json.dumps({"seconds": seconds, "peak": grown, "model": loaded.model.weight_bytes}))
+print(json.dumps({"seconds": seconds, "peak": grown, "touched": touched, "model": loaded.model.weight_bytes}))
 """
-
-TOUCH = """
-import sys, time
-from pagoda.kernels.memory import empty_bytes
-import torch
-num_bytes = int(sys.argv[1])
-start = time.perf_counter()
-empty_bytes((num_bytes,), torch.device("cpu"))[::4096] = 1
-print(num_bytes / (time.perf_counter() - start))
-"""
-
-
-def touch_rate(num_bytes: int) -> float:
-    """Bytes a second of memory that a new process uses for the first time, on one core."""
-    done = subprocess.run([sys.executable, "-c", TOUCH, str(num_bytes)], check=True, capture_output=True, text=True)
-    return float(done.stdout)
 
 
 def drop(files: list[Path]) -> None:
@@ -59,28 +51,40 @@ def drop(files: list[Path]) -> None:
         os.close(handle)
 
 
+def load(model: Path, quantization: str, touch_bytes: int) -> dict[str, float]:
+    """One load in a fresh process, which has used ``touch_bytes`` before."""
+    drop(sorted(model.glob("*.safetensors")))
+    command = [sys.executable, "-c", LOAD, str(model), quantization, str(touch_bytes)]
+    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
 def measure(model: Path, quantization: str, rounds: int) -> dict[str, object]:
     files = sorted(model.glob("*.safetensors"))
     stored = sum(file.stat().st_size for file in files)
-    found = []
+    rates, cold, warm = list[float](), list[dict[str, float]](), list[dict[str, float]]()
     for _ in range(rounds):
         drop(files)
-        rate = statistics.mean(disk_rate(file, file.stat().st_size) for file in files)
-        drop(files)
-        touched = touch_rate(stored)
-        done = subprocess.run(
-            [sys.executable, "-c", LOAD, str(model), quantization], check=True, capture_output=True, text=True
-        )
-        one = json.loads(done.stdout)
-        rates = {"disk_bytes_per_second": rate, "touched_bytes_per_second": touched}
-        found.append(one | rates | {"share": stored / one["seconds"] / rate})
+        rates.append(statistics.mean(disk_rate(file, file.stat().st_size) for file in files))
+        cold.append(load(model, quantization, 0))
+        warm.append(load(model, quantization, int(cold[-1]["model"])))
     return {
         "stored_bytes": stored,
-        "share": statistics.median(one["share"] for one in found),
-        "bytes_per_second": stored / statistics.median(one["seconds"] for one in found),
-        "disk_bytes_per_second": statistics.median(one["disk_bytes_per_second"] for one in found),
-        "peak_beside_model": max(one["peak"] - one["model"] for one in found),
-        "rounds": found,
+        "disk_bytes_per_second": rates,
+        "new_memory_bytes_per_second": [one["touched"] for one in warm],
+        "cold": _summary(stored, rates, cold),
+        "warm": _summary(stored, rates, warm),
+        "peak_beside_model": max(one["peak"] - one["model"] for one in cold),
+    }
+
+
+def _summary(stored: int, rates: list[float], loads: list[dict[str, float]]) -> dict[str, object]:
+    shares = [stored / one["seconds"] / rate for one, rate in zip(loads, rates, strict=True)]
+    seconds = [one["seconds"] for one in loads]
+    return {
+        "bytes_per_second": stored / statistics.median(seconds),
+        "share": statistics.median(shares),
+        "shares": shares,
     }
 
 
