@@ -14,7 +14,8 @@ from pagoda.cli.main import main
 from pagoda.core.errors import ConfigError, ModelError
 from pagoda.models import families
 from pagoda.models.load import load_model
-from pagoda.models.quantize import allocate, mixed, quantize_model, run
+from pagoda.models.mixed import allocate, exchange, mixed, surprise, useful
+from pagoda.models.quantize import kl, quantize_model, run
 from pagoda.weights.formats import FORMATS
 from pagoda.weights.methods import METHODS, InputStats, output_error
 from pagoda.weights.packed import ExpertStack, PackedMatrix
@@ -89,17 +90,46 @@ def test_allocation_spends_bytes_where_they_help_most() -> None:
         allocate(harm, sizes, 5)
 
 
-def test_mixed_keeps_its_budget() -> None:
-    loaded = load_model("lantern", quantization="none")
-    ids = loaded.tokenizer.encode(
-        "Once upon a time there was a little girl named Lily. She loved to play outside. " * 3
-    )
-    candidates = [parse_format(t) for t in ("int8", "int4(group=32)", "int3(rank=0)")]
-    uniform = parse_quantization("int4(group=128, embed='same')")
+def test_levels_that_others_beat_are_not_looked_at() -> None:
+    assert useful([8, 4, 4, 2], [0.0, 0.1, 0.2, 0.3]) == [0, 1, 3]
+    assert useful([8, 4, 2], [0.0, 0.0, 0.0]) == [2], "the fewest bytes that lose nothing"
+    assert useful([2, 2], [1.0, 1.0]) == [0, 1]
+
+
+def test_exchange_moves_bytes_to_where_they_do_more() -> None:
+    """Alone `a` seems to need its bytes; beside a rounded `b` it is `b` that needs them."""
+    sizes = {"a": [8, 4], "b": [8, 4]}
+    lost = {(0, 0): 0.0, (0, 1): 3.0, (1, 0): 1.0, (1, 1): 4.0}
+
+    def harm(levels: dict[str, int]) -> float:
+        return lost[levels["a"], levels["b"]]
+
+    everything = {"a": [0, 1], "b": [0, 1]}
+    assert exchange({"a": 0, "b": 1}, 3.0, sizes, 12, harm, harm, everything) == (1.0, {"a": 1, "b": 0})
+    assert exchange({"a": 1, "b": 0}, 1.0, sizes, 12, harm, harm, everything) == (1.0, {"a": 1, "b": 0})
+    assert exchange({"a": 1, "b": 1}, 4.0, sizes, 16, harm, harm, everything) == (0.0, {"a": 0, "b": 0})
+
+
+def test_mixed_keeps_its_budget_and_loses_less_than_uniform_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pagoda.models.mixed.ROUNDS", 1)
+    folder = data("models/stories260K")
+    loaded = load_model(str(folder), quantization="none")
+    ids = loaded.tokenizer.encode("Once upon a time there was a little girl. She loved to play outside. " * 3)
+    candidates = [parse_format(t) for t in ("int8", "int4", "int3(rank=0)")]
+    uniform = parse_quantization("int4(embed='same')")
     budget = loaded.shape.weight_bytes(loaded.dtype, uniform)
-    found = mixed(loaded, candidates, budget, [ids])
-    assert loaded.shape.weight_bytes(loaded.dtype, found) <= budget
-    assert len(set(found.overrides.values())) > 1
+    found = mixed(loaded, candidates, budget, [ids], method="rtn")
+    assert loaded.shape.weight_bytes(loaded.dtype, found.quantization) <= budget
+    assert len(set(found.quantization.overrides.values())) > 1
+    exact, loss = run(loaded.model._ready(), [ids]), []
+    for quantization in (uniform, found.quantization):
+        quantize_model(loaded, out := tmp_path / str(len(loss)), quantization)
+        rounded = run(load_model(out).model._ready(), [ids])
+        loss.append((kl(exact, rounded) + surprise([ids], rounded) - surprise([ids], exact)) / 2)
+    assert loss[1] < loss[0]
+    assert loss[1] == pytest.approx(found.lost, abs=1e-4)
 
 
 def test_gptq_of_lantern_is_within_three_percent_of_its_perplexity(tmp_path: Path) -> None:

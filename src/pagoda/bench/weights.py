@@ -22,6 +22,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..engine.llm import LLM
 from ..models.load import load_model
+from ..models.mixed import surprise
 from ..models.prune import KEPT
 from ..models.quantize import Tokens, kl, run
 from ..sampling.params import SamplingParams
@@ -132,12 +133,7 @@ def renumbered(texts: Tokens, kept: Sequence[int], name: str) -> list[list[int]]
 
 def perplexity(texts: Tokens, logits: list[Tensor]) -> float:
     """Of every token but the first of each text."""
-    total, count = 0.0, 0
-    for tokens, rows in zip(texts, logits, strict=True):
-        wanted = torch.tensor(list(tokens[1:]))
-        total -= float(rows[:-1].log_softmax(-1).gather(1, wanted[:, None]).sum())
-        count += len(wanted)
-    return math.exp(total / max(1, count))
+    return math.exp(surprise(texts, logits))
 
 
 def agreement(exact: list[Tensor], other: list[Tensor]) -> float:

@@ -51,21 +51,25 @@ def quantize(
     loaded = _load(model, memory)
     try:
         with _bar("measuring") as progress:
+            ready = None
             if method == "mixed":
-                quantization = _mixed(loaded, quantization, size, calibration, progress)
+                found = _mixed(loaded, quantization, size, calibration, progress)
+                quantization, ready = found.quantization, found.codes
         with _bar("quantizing") as progress:
             how = "rtn" if method == "mixed" else method
-            report = quantize_model(loaded, out, quantization, method=how, calibration=calibration, progress=progress)
+            report = quantize_model(
+                loaded, out, quantization, method=how, calibration=calibration, ready=ready, progress=progress
+            )
     finally:
         loaded.close()
-    found = {
+    shown = {
         "model": model,
         "out": str(out),
         "calibration_tokens": sum(map(len, calibration)),
         **info(report),
         "method": method,
     }
-    emit_json(found) if json else _show(found)
+    emit_json(shown) if json else _show(shown)
 
 
 def calibration_tokens(model: str, text: Path | None, count: int, memory: str | None) -> list[list[int]]:
@@ -98,7 +102,7 @@ def _load(model: str, memory: str | None) -> Any:
 
 
 def _mixed(loaded: Any, uniform: Any, size: str | None, calibration: list[list[int]], progress: Any) -> Any:
-    from ..models.quantize import CANDIDATES, mixed
+    from ..models.mixed import CANDIDATES, mixed
     from ..weights.quantization import parse_format
 
     budget = loaded.shape.weight_bytes(loaded.dtype, uniform) if size is None else parse_bytes(size, what="--size")

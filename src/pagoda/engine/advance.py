@@ -13,7 +13,7 @@ from ..sampling.finish import Finish
 from ..sampling.logprobs import TokenLogprob, prompt_logprobs
 from ..sampling.masks import MaskAhead
 from ..sampling.sampler import Sampled, Sampler
-from ..sampling.scratch import LOGIT_ROWS
+from ..sampling.scratch import logit_rows
 from ..schedule.item import Plan, Scheduled
 from ..schedule.scheduler import Scheduler
 from .pooling import pool
@@ -94,8 +94,9 @@ class Advance:
         if rows == list(range(result.logits.shape[0])):
             self._choose(sequences, result.logits)
             return
-        for start in range(0, len(rows), LOGIT_ROWS):
-            part = slice(start, start + LOGIT_ROWS)
+        at_once = logit_rows(result.logits.shape[1])
+        for start in range(0, len(rows), at_once):
+            part = slice(start, start + at_once)
             self._choose(sequences[part], result.logits[rows[part]])
 
     def _choose(self, sequences: list[Sequence], logits: Tensor) -> None:
@@ -213,8 +214,9 @@ class Advance:
         assert num_top is not None
         first = max(piece.start, len(reports) - 1)  # after a preemption the early ones are known already
         last = min(piece.start + piece.num_tokens, len(prompt) - 1)
-        for start in range(first, last, LOGIT_ROWS):
-            stop = min(start + LOGIT_ROWS, last)
+        at_once = logit_rows(result.logits.shape[1])
+        for start in range(first, last, at_once):
+            stop = min(start + at_once, last)
             rows = [piece.first_row + position - piece.start for position in range(start, stop)]
             reports.extend(
                 prompt_logprobs(self._runner.logits(result.hidden, rows), prompt[start + 1 : stop + 1], num_top)

@@ -20,8 +20,8 @@ from torch.nn.functional import linear
 from pagoda.core.errors import ConfigError, ModelError, choices
 from pagoda.kv.dense import DenseCache, DenseView
 from pagoda.weights.formats.base import WeightFormat
-from pagoda.weights.methods import CALIBRATED, METHODS, InputStats, rtn
-from pagoda.weights.packed import CodedMatrix, PackedMatrix
+from pagoda.weights.methods import CALIBRATED, METHODS, InputStats
+from pagoda.weights.packed import PackedMatrix
 from pagoda.weights.quantization import Quantization, format_text
 from pagoda.weights.schemes import pagoda as stored
 from pagoda.weights.writer import write_tensors
@@ -32,6 +32,7 @@ from .model import Model
 
 Tokens = Sequence[Sequence[int]]
 Progress = Callable[[int, int], None]
+Codes = dict[str, Tensor]
 WEIGHTS = "model.safetensors"
 GRAM_BYTES = 1 << 30  # of input statistics held at a time; more layers take more passes over the calibration text
 
@@ -62,10 +63,12 @@ def quantize_model(
     *,
     method: str = "rtn",
     calibration: Tokens = (),
+    ready: Mapping[str, Codes] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Writes ``loaded`` (unpacked weights) to the folder ``out`` in the formats of ``quantization``.
 
+    ``ready``: codes of parameters for which they are chosen already.
     Raises ConfigError for a method that does not exist or does not know a format, ModelError for a model that runs
     through transformers, or a folder that is not empty.
     """
@@ -78,12 +81,13 @@ def quantize_model(
         raise ModelError(f"{out}: is not empty; give a new folder")
     report = Report(method, bytes_before=model.weight_bytes)
     tensors: dict[str, Tensor] = {}
-    watched = calibration if method in CALIBRATED else ()
+    watched, chosen = calibration if method in CALIBRATED else (), ready or {}
     formats: dict[str, str] = {}
     for done, (name, weight, stats) in enumerate(with_stats(model, watched)):
         role = model.shape_role(name)
         format = quantization.of(name, role)
-        report.params[name] = _add(tensors, name, weight, format, method if role == "linear" else "rtn", stats)
+        how = method if role == "linear" else "rtn"
+        report.params[name] = _add(tensors, name, weight, format, how, stats, chosen.get(name))
         if format is not None:
             formats[name] = format_text(format)
         if progress is not None:
@@ -111,6 +115,7 @@ def _add(
     format: WeightFormat | None,
     method: str,
     stats: InputStats | None,
+    ready: Codes | None,
 ) -> Chosen:
     """Puts the tensors of one parameter among those to be written."""
     if format is None:
@@ -119,7 +124,7 @@ def _add(
     chosen = Chosen(format, 0)
     lost = total = 0.0
     for expert, matrix in enumerate(weight) if weight.dim() == 3 else [(-1, weight)]:
-        codes = METHODS[method](matrix.float(), format, stats)
+        codes = METHODS[method](matrix.float(), format, stats) if ready is None else ready
         at = stored.PREFIX + name + (f"{stored.EXPERT}{expert}" if expert >= 0 else "")
         tensors |= {f"{at}{stored.CODE}{kind}": t.contiguous() for kind, t in codes.items()}
         tensors[f"{at}{stored.CODE}size"] = torch.tensor(matrix.shape)
@@ -209,73 +214,6 @@ def run(decoder: Decoder, texts: Tokens, *, with_logits: bool = True) -> list[Te
             if with_logits:
                 found.append(decoder.logits(hidden))
     return found
-
-
-# --- mixed precision
-
-CANDIDATES = ("int8", "int4(group=32)", "int4", "int3(rank=0)", "int2(rank=8)")
-
-
-def mixed(
-    loaded: Loaded,
-    candidates: Sequence[WeightFormat],
-    budget_bytes: int,
-    calibration: Tokens,
-    progress: Progress | None = None,
-) -> Quantization:
-    """Formats by parameter under a byte budget, by the measured harm of each (after OHQ, arXiv:2309.01945, 3.2).
-
-    Every matrix is packed alone in every candidate and the model's distribution on the calibration text compared with
-    the exact one (KL divergence, nats per token). Then bytes go where they save most of it: all begin in the format of
-    fewest bytes, and the step that lowers the sum most per byte is taken as long as it fits.
-    Raises ConfigError for a budget below the smallest.
-    """
-    model = plain_model(loaded)
-    names = [m.name for m in model.shape.matrices if m.role in ("linear", "embed")]
-    exact = run(Decoder(model.spec, model.weights(), rope_length=model.rope_length), calibration)
-    sizes = {m.name: [f.num_bytes(m.rows, m.cols) * m.count for f in candidates] for m in model.shape.matrices}
-    harm: dict[str, list[float]] = {}
-    for done, name in enumerate(names):
-        harm[name] = [_harm(model, name, format, exact, calibration) for format in candidates]
-        if progress is not None:
-            progress(done + 1, len(names))
-    fixed = model.weight_bytes - sum(model.weights()[name].nbytes for name in names)
-    levels = allocate(harm, {name: sizes[name] for name in names}, budget_bytes - fixed)
-    return Quantization(overrides={name: candidates[level] for name, level in levels.items()})
-
-
-def allocate(
-    harm: Mapping[str, Sequence[float]], sizes: Mapping[str, Sequence[int]], budget_bytes: int
-) -> dict[str, int]:
-    """The level of every name that keeps the sum of harm low within the bytes. Raises ConfigError if none fits."""
-    levels = {name: _smallest(sizes[name], harm[name]) for name in sizes}
-    left = budget_bytes - sum(sizes[name][level] for name, level in levels.items())
-    if left < 0:
-        raise ConfigError(f"the budget is {-left} bytes below the smallest model of these formats")
-    while True:
-        steps = [
-            ((harm[n][now] - harm[n][to]) / max(1, sizes[n][to] - sizes[n][now]), n, to)
-            for n, now in levels.items()
-            for to in range(len(sizes[n]))
-            if harm[n][to] < harm[n][now] and sizes[n][to] - sizes[n][now] <= left
-        ]
-        if not steps:
-            return levels
-        _, name, to = max(steps)
-        left -= sizes[name][to] - sizes[name][levels[name]]
-        levels[name] = to
-
-
-def _smallest(sizes: Sequence[int], harm: Sequence[float]) -> int:
-    return min(range(len(sizes)), key=lambda level: (sizes[level], harm[level]))
-
-
-def _harm(model: Model, name: str, format: WeightFormat, exact: list[Tensor], calibration: Tokens) -> float:
-    weight = model.weights()[name]
-    codes = rtn(weight.float(), format, None)
-    packed = CodedMatrix(format, codes, weight.shape[1], weight.dtype)
-    changed = {**model.weights(), name: packed.dense()}
-    return kl(exact, run(Decoder(model.spec, changed, rope_length=model.rope_length), calibration))
 
 
 def kl(exact: list[Tensor], other: list[Tensor]) -> float:

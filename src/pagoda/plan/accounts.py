@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from ..models.shape import ModelShape
-from ..sampling.scratch import LOGIT_ROWS, scratch_bytes
+from ..sampling.scratch import logit_rows, scratch_bytes
 from ..weights.quantization import Quantization
 
 STAGING_BYTES = 16 << 20
@@ -29,7 +29,7 @@ class StepLimits:
 
 def step_bytes(shape: ModelShape, dtype: str, quantization: Quantization, step: StepLimits) -> int:
     """What the largest step holds beside weights and pages (an upper estimate): the account ``activations``."""
-    rows = max(min(step.max_num_seqs, step.max_num_batched_tokens), LOGIT_ROWS)
+    rows = max(min(step.max_num_seqs, step.max_num_batched_tokens), logit_rows(shape.vocab_size))
     return (
         shape.activation_bytes(step.max_num_batched_tokens, rows, dtype, max_kv_len=step.longest)
         + scratch_bytes(rows, shape.vocab_size, with_logprobs=True)

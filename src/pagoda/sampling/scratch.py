@@ -16,7 +16,10 @@ MOST_BYTES_PER_LOGIT = 80
 """Of any way through the chain: ranking the whole vocabulary keeps values, ids, masses and masks of every token."""
 
 LOGIT_ROWS = 64
-"""Rows of logits handled at once beside a step's own: 64 x 152k x 4 bytes = 39 MB for the largest vocabularies."""
+LOGIT_BYTES = 8 * _MIB
+"""Logits handled at once beside a step's own: 64 rows, or fewer of a large vocabulary (16 of 128k, where 64 and their
+copies took 100 MiB of every budget for the sake of prompt logprobs and drafts).
+"""
 
 _TRIE_BYTES_PER_TOKEN = 400
 """Of the vocabulary's trie with the library's slices: measured 385 (GPT-2's 50,257 tokens)."""
@@ -29,6 +32,11 @@ Row = TypeVar("Row")
 def grammar_bytes(vocab_size: int) -> int:
     """What the trie and the grammars of one model may take."""
     return _GRAMMARS_BYTES + _TRIE_BYTES_PER_TOKEN * vocab_size
+
+
+def logit_rows(vocab_size: int) -> int:
+    """Rows of logits handled at once beside a step's own."""
+    return max(1, min(LOGIT_ROWS, LOGIT_BYTES // (4 * vocab_size)))
 
 
 def slice_bytes(device_type: str) -> int:

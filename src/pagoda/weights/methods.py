@@ -145,6 +145,8 @@ METHODS: dict[str, Callable[[Tensor, WeightFormat, InputStats | None], Codes]] =
 }  # fmt: skip
 _SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75, 0.7)
 CALIBRATED = ("gptq", "awq", "mixed")
+GRIDS = (RowInt8, GroupInt4)
+"""Formats that gptq, awq and hqq know."""
 
 
 @dataclass(frozen=True, slots=True)
