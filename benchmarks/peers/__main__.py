@@ -23,6 +23,7 @@ from . import engines
 from .checkpoints import ROOT
 from .settings import SETTINGS, WEIGHTS
 from .shapes import SHAPES
+from .summary import OURS, OURS_TOO
 
 OUT = ROOT / "build" / "peers"
 RESULTS = Path(__file__).parent / "results"
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure every cell that is not finished")
     for name in engines.names():
-        ours = sys.executable if name == "pagoda" else None
+        ours = sys.executable if name in (OURS, OURS_TOO) else None
         run.add_argument(f"--{name}-python", metavar="PATH", default=ours, help=f"interpreter that has {name}")
     run.add_argument(
         "--optimum-python", metavar="PATH", help="interpreter with optimum-intel (default: --openvino-python)"

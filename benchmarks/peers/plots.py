@@ -9,6 +9,7 @@ from .summary import OURS, Figure, Summary
 
 COLOURS = {
     "pagoda": "#b3282d",
+    "pagoda_kv8": "#dd8452",
     "openvino": "#4c72b0",
     "vllm": "#8172b3",
     "llamacpp": "#55a868",

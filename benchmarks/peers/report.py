@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .settings import COLUMNS, WEIGHTS
 from .shapes import SHAPES
-from .summary import OURS, Figure, Summary
+from .summary import OURS, OURS_TOO, Figure, Summary
 
 BEGIN, END = "<!-- peers: begin (python -m benchmarks.peers report writes this part) -->", "<!-- peers: end -->"
 TITLES = {
@@ -53,7 +53,8 @@ def short(summary: Summary, shape: str = "qwen05b") -> str:
 
 
 def _best_peer(figures: list[Figure], weights: str, column: tuple[str, str]) -> Figure | None:
-    peers = [f for f in figures if f.weights == weights and (f.setting, f.metric) == column and f.engine != OURS]
+    peers = [f for f in figures if f.weights == weights and (f.setting, f.metric) == column]
+    peers = [f for f in peers if f.engine not in (OURS, OURS_TOO)]
     return max(peers, key=lambda f: f.median, default=None)
 
 

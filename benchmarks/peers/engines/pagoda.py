@@ -16,6 +16,8 @@ QUANTIZATION = {"bf16": "auto", "int8": "w8a8", "int4": "w4a8"}
 
 
 class Engine(SharesByCache):
+    KV_CACHE_DTYPE = "auto"
+
     def __init__(self, job: Job) -> None:
         from pagoda.core.errors import ConfigError
         from pagoda.engine.build import build
@@ -25,7 +27,7 @@ class Engine(SharesByCache):
         try:
             config = EngineConfig(
                 job.folder, dtype="bfloat16", quantization=QUANTIZATION[job.weights], max_model_len=job.max_len,
-                max_num_seqs=job.max_batch, num_threads=job.threads,
+                max_num_seqs=job.max_batch, num_threads=job.threads, kv_cache_dtype=self.KV_CACHE_DTYPE,
             )  # fmt: skip
         except ConfigError as error:
             raise UnsupportedError(str(error)) from error
