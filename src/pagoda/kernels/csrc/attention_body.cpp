@@ -17,6 +17,7 @@
 #include "attention_few.hpp"
 #include "attention_math.hpp"
 #include "attention_pack.hpp"
+#include "attention_slots.hpp"
 
 namespace pagoda {
 namespace {
@@ -24,10 +25,7 @@ namespace {
 #if !PAGODA_DPBF16
 constexpr int kFewRows = 0, kBytesAtOnce = 64;  // no products for few rows, nor of bytes
 #endif
-constexpr int kBlock = 128;
 constexpr float kLog2E = 1.44269504f;
-
-inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // ---- scratch: one buffer a thread, kept ------------------------------------------------------------------------------------
 
@@ -50,55 +48,6 @@ struct Scratch {
 
 thread_local Scratch scratch;
 
-// ---- slots of one row of pages: where they lie -----------------------------------------------------------------------------
-
-struct Slots {
-  int count = 0;
-  int num_pages = 0;
-  const char* pages[kBlock];
-  const char* k[kBlock];
-  const char* v[kBlock];
-  const char* k_scales[kBlock];
-  const char* v_scales[kBlock];
-
-  // Slots behind the last, up to a full register: copies of the last (their probability is 0).
-  void pad() {
-    for (int64_t i = count; i < padded(count); ++i) k[i] = k[count - 1], v[i] = v[count - 1];
-  }
-};
-
-struct PageRow {
-  const AttentionArgs& a;
-  const int32_t* ids;
-  int64_t offset;
-
-  PageRow(const AttentionArgs& args, int64_t seq, int64_t head)
-      : a(args), ids(args.rows + args.row_of[args.pair(seq, head)] * args.max_pages), offset(args.offset[args.pair(seq, head)]) {}
-
-  void find(int64_t begin, int64_t end, Slots& out) const {
-    const PageShape& p = a.shape;
-    out.count = int(end - begin), out.num_pages = 0;
-    for (int64_t slot = begin; slot < end;) {
-      const int64_t inside = slot % p.page_size;
-      const int64_t here = p.page_size - inside < end - slot ? p.page_size - inside : end - slot;
-      const char* page = a.pages + (ids[slot / p.page_size] + offset) * p.page_bytes;
-      out.pages[out.num_pages++] = page;
-      const int64_t i = slot - begin;
-      const auto plane = [&](const char** to, const Plane& plane) {
-        const char* from = page + plane.at + inside * plane.bytes;
-        for (int64_t j = 0; j < here; ++j) to[i + j] = from + j * plane.bytes;
-      };
-      plane(out.k, p.k);
-      plane(out.v, p.v.bytes ? p.v : p.k);
-      if (p.k_scales.bytes) {
-        plane(out.k_scales, p.k_scales);
-        plane(out.v_scales, p.v.bytes ? p.v_scales : p.k_scales);
-      }
-      slot += here;
-    }
-  }
-};
-
 // ---- one block of slots -----------------------------------------------------------------------------------------------------------
 
 template <typename Math>
@@ -111,6 +60,7 @@ struct Block {
   int64_t wide_k_row, wide_v_row;
   float *keys, *values;        // see attention_pack.hpp
   float *k_scales, *v_scales;  // [kBlock], or null where rows hold numbers
+  char* tail;                  // of the last eight of slots
   int count = 0;
 
   static int64_t words_of(int64_t columns) { return (columns + Math::kPerWord - 1) / Math::kPerWord; }
@@ -118,7 +68,8 @@ struct Block {
 
   static int64_t floats(const AttentionArgs& a) {
     const int64_t wide = Math::native(a.shape) ? 0 : kBlock * (wide_row(a.shape.k_dim) + wide_row(a.v_dim));
-    return words_of(a.shape.k_dim) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + 2 * kBlock + 4 * 16;
+    return words_of(a.shape.k_dim) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + 2 * kBlock +
+           Slots::tail_bytes(a.shape) / 4 + 4 * 16;
   }
 
   Block(const AttentionArgs& args, float* at) : a(args), k_words(words_of(args.shape.k_dim)), v_stride(padded(args.v_dim)) {
@@ -127,23 +78,32 @@ struct Block {
     values = at, at += words_of(kBlock) * v_stride;
     const bool scaled = a.shape.store == Store::int8 || a.shape.store == Store::fp8;
     k_scales = scaled ? at : nullptr, v_scales = scaled ? at + kBlock : nullptr;
-    wide_k = (Number*)(at + 2 * kBlock), wide_v = wide_k + kBlock * wide_k_row;
+    tail = (char*)(at + 2 * kBlock);
+    wide_k = (Number*)(tail + (Slots::tail_bytes(a.shape) + 63) / 64 * 64), wide_v = wide_k + kBlock * wide_k_row;
   }
 
-  // Rows of numbers for all slots, which `slots` then names; scales of codes beside them. `as_codes`: rows stay what they are.
-  void widen(Slots& slots, bool with_values, Ahead& ahead, bool as_codes = false) {
+  // Slots that products read where they lie.
+  void open_eights(Slots& slots) {
     count = slots.count;
-    if (!Math::native(a.shape) && !as_codes) {
+    slots.pad_eights(a.shape, tail);
+    if (!k_scales) return;
+    widen_eights(slots.k_scales8, k_scales);
+    widen_eights(slots.v_scales8, v_scales);
+  }
+
+  // Rows of numbers for all slots, which `slots` then names one by one and by eights; scales of codes beside them.
+  void widen(Slots& slots, bool with_values, Ahead& ahead) {
+    count = slots.count;
+    if (!Math::native(a.shape)) {
       const bool own_v = with_values && a.shape.v.bytes;
       const auto fetch = [&](int) { ahead.lines(1); };
       widen_rows(a.shape.store, slots.k, slots.k_scales, count, a.shape.k_dim, wide_k, wide_k_row, fetch);
       if (own_v) widen_rows(a.shape.store, slots.v, slots.v_scales, count, a.v_dim, wide_v, wide_v_row, fetch);
-      for (int i = 0; i < count; ++i) {
-        Number* row = wide_k + i * wide_k_row;
-        if (Math::kPerWord == 2 && a.shape.k_dim % 2) row[a.shape.k_dim] = 0;
-        slots.k[i] = (const char*)row;
-        slots.v[i] = own_v ? (const char*)(wide_v + i * wide_v_row) : slots.k[i];
-      }
+      if (Math::kPerWord == 2 && a.shape.k_dim % 2)
+        for (int i = 0; i < count; ++i) wide_k[i * wide_k_row + a.shape.k_dim] = 0;
+      name_wide(slots.k, slots.k8, wide_k, wide_k_row);
+      if (own_v) name_wide(slots.v, slots.v8, wide_v, wide_v_row);
+      else name_wide(slots.v, slots.v8, wide_k, wide_k_row);
     }
     if (k_scales)
       for (int i = 0; i < padded(count); ++i) {
@@ -152,6 +112,29 @@ struct Block {
         v_scales[i] = pagoda::widen(*(const uint16_t*)slots.v_scales[slot]);
       }
     slots.pad();
+  }
+
+  // Rows behind the last slot's, up to a full register, become zeros.
+  void name_wide(const char** each, Eights& eights, Number* rows, int64_t row) const {
+    memset(rows + count * row, 0, (padded(count) - count) * row * sizeof(Number));
+    for (int i = 0; i < count; ++i) each[i] = (const char*)(rows + i * row);
+    for (int64_t i = 0; i < padded(count); i += kEight) eights.at[i / kEight] = (const char*)(rows + i * row);
+    eights.stride = row * int64_t{sizeof(Number)};
+  }
+
+  // Zeros behind the last slot's.
+  void widen_eights(const Eights& scales, float* out) const {
+    memset(out + count / kEight * kEight, 0, sizeof(float) * (padded(count) - count / kEight * kEight));
+    for (int i = 0; i < count; i += kEight) {
+      typedef uint16_t Eight __attribute__((vector_size(16)));
+      typedef uint32_t Words __attribute__((vector_size(32)));
+      const int here = count - i < kEight ? count - i : int(kEight);
+      Eight some{};
+      if (here == kEight) memcpy(&some, scales.at[i / kEight], 16);
+      else memcpy(&some, scales.at[i / kEight], 2 * here);
+      const Words wide = __builtin_convertvector(some, Words) << 16;  // bfloat16: the upper half of a float
+      memcpy(out + i, &wide, sizeof wide);
+    }
   }
 
   void pack(const Slots& slots, bool with_values, Ahead& ahead) {
@@ -199,22 +182,32 @@ struct Mask {
   int64_t first, last;  // slots that the row sees
 };
 
-// Logits of one row over a block, out of the products of query and keys: scaled, capped, masked (-inf), in units of log2.
-// Returns their maxima, lane by lane, and whether any is masked.
+// What became of a row's products: its logits are the numbers there times `unit`, in units of log2.
+struct Logits {
+  float unit;
+  bool masked;  // some are -inf
+  bool alive;   // the row has seen a slot
+};
+
+// Logits of one row over a block, out of the products of query and keys: scaled, capped, masked (-inf). Returns their maxima,
+// lane by lane. Where nothing but the scale is to be applied, numbers stay as they are.
 inline Vec logits_of(const AttentionArgs& a, float* s, int count, int64_t begin, Mask mask, float slope, const float* k_scales,
-                     bool* is_masked) {
+                     Logits* found) {
   const int64_t low = mask.first - begin, high = mask.last - begin < count - 1 ? mask.last - begin : count - 1;
   const int lanes = int(padded(count));
-  const bool masked = *is_masked = low > 0 || high < lanes - 1, plain = a.soft_cap == 0.0f && a.slopes == nullptr;
+  const bool masked = low > 0 || high < lanes - 1, plain = a.soft_cap == 0.0f && a.slopes == nullptr;
   const float factor = plain ? a.scale * kLog2E : a.scale;
   Vec top = splat(-kInf);
-  if (plain && !masked && !k_scales) {
-    for (int i = 0; i < lanes; i += kLanes) {
-      const Vec x = load(s + i) * factor;
-      top = maximum(x, top);
-      store(s + i, x);
+  found->masked = masked, found->unit = 1.0f;
+  if (plain && !masked && !k_scales && factor > 0.0f) {
+    if (lanes == kBlock) {
+#pragma GCC unroll 32
+      for (int i = 0; i < kBlock; i += kLanes) top = maximum(load(s + i), top);
+    } else {
+      for (int i = 0; i < lanes; i += kLanes) top = maximum(load(s + i), top);
     }
-    return top;
+    found->unit = factor;
+    return top * factor;
   }
   Vec slot;
   for (int i = 0; i < kLanes; ++i) slot[i] = float(i);
@@ -278,7 +271,7 @@ struct Tile {
   static bool in_bytes(const AttentionArgs& a, int64_t queries) {
     const auto whole = [](int64_t dim) { return dim > 0 && dim % kBytesAtOnce == 0; };
     return a.byte_products && PAGODA_DPBF16 && Math::kPerWord == 2 && a.shape.store == Store::int8 && a.prob_sums == nullptr &&
-           whole(a.shape.k_dim) && whole(a.shape.v_dim) && (queries == 1 || queries * a.group() <= kNarrowRows);
+           whole(a.shape.k_dim) && whole(a.shape.v_dim) && a.shape.page_size % kEight == 0 && (queries == 1 || queries * a.group() <= kNarrowRows);
   }
 
   template <typename Act>
@@ -313,35 +306,51 @@ struct Tile {
 
   float total(int64_t row) const { return total_of(load(totals + row * kLanes)); }
 
-  // Logits in place of products; the running maximum moves, and older sums with it. False while the row has seen no slot.
-  bool rise(int row, float* logits, int64_t begin, const Block<Math>& block, bool* masked) {
-    const Vec highs = logits_of(a, logits, block.count, begin, masks[row], slopes[row], block.k_scales, masked);
+  // Logits in place of products; the running maximum moves, and older sums with it.
+  Logits rise(int row, float* products, int64_t begin, const Block<Math>& block) {
+    Logits found;
+    const Vec highs = logits_of(a, products, block.count, begin, masks[row], slopes[row], bytes ? nullptr : block.k_scales, &found);
     const float old = tops[row];
-    if (!any(highs > splat(old))) return old != -kInf;
+    found.alive = old != -kInf;
+    if (!any(highs > splat(old))) return found;
     const float top = largest(highs), factor = exp2_of(old - top);  // 0 for the first slots that the row sees
-    tops[row] = top;
+    tops[row] = top, found.alive = true;
     if (old > -kInf) {
       store(totals + row * kLanes, load(totals + row * kLanes) * factor);
       for (int64_t c = 0; c < v_stride; c += kLanes)
         store(sums + row * v_stride + c, load(sums + row * v_stride + c) * factor);
     }
-    return true;
+    return found;
   }
 
-  // Products of a row become weights.
-  void weigh(int row, float* logits, float* weights, int64_t begin, const Block<Math>& block) {
-    bool masked;
+  // All of `count` rows rise before one is weighed: no row waits for its own maximum.
+  void rise_all(int row, int count, int64_t begin, const Block<Math>& block, Logits* found) {
+    for (int r = 0; r < count; ++r) found[r] = rise(row + r, scores + r * kBlock, begin, block);
+  }
+
+  // Logits of a row become weights.
+  void weigh(int row, const float* logits, const Logits& found, float* weights, const Block<Math>& block) {
     const int lanes = int(padded(block.count));
-    if (!rise(row, logits, begin, block, &masked)) {
+    if (!found.alive) {
       memset(weights, 0, sizeof(float) * Block<Math>::words_of(lanes));
       return;
     }
-    const Vec top = splat(tops[row]);
+    const Vec top = splat(tops[row]), unit = splat(found.unit);
     Vec sum = load(totals + row * kLanes);
+    if (lanes == kBlock && !found.masked && !block.v_scales) {  // nearly always: unrolled
+#pragma GCC unroll 32
+      for (int i = 0; i < kBlock; i += kLanes) {
+        const Vec p = exp2_of(load(logits + i) * unit - top);
+        sum += p;
+        store_weights(p, weights, i);
+      }
+      store(totals + row * kLanes, sum);
+      return;
+    }
     for (int i = 0; i < lanes; i += kLanes) {
       const Vec x = load(logits + i);
-      Vec p = exp2_of(x - top);
-      if (masked) p = select(x == splat(-kInf), Vec{}, p);
+      Vec p = exp2_of(x * unit - top);
+      if (found.masked) p = select(x == splat(-kInf), Vec{}, p);
       sum += p;
       if (block.v_scales) p *= load(block.v_scales + i);
       store_weights(p, weights, i);
@@ -361,12 +370,14 @@ struct Tile {
 
   void attend(Block<Math>& block, int64_t begin, Ahead& ahead) {
     const int64_t slots = padded(block.count), slot_words = Block<Math>::words_of(block.count);
+    Logits found[kRowsAtOnce];
     for (int blocks = (rows + kRowsAtOnce - 1) / kRowsAtOnce, row = 0; blocks > 0; --blocks) {
       const int here = (rows - row + blocks - 1) / blocks;  // even shares: 7 rows are 4 + 3, not 6 + 1
       product<Math>(here, queries + row * k_words, k_words, block.keys, kBlock, k_words, slots, scores, kBlock, false, ahead);
+      rise_all(row, here, begin, block, found);
       for (int r = 0; r < here; ++r) {
         ahead.lines(8);
-        weigh(row + r, scores + r * kBlock, probs + r * kBlock, begin, block);
+        weigh(row + r, scores + r * kBlock, found[r], probs + r * kBlock, block);
       }
       product<Math>(here, probs, kBlock, block.values, v_stride, slot_words, v_stride, sums + row * v_stride, v_stride, true, ahead);
       row += here;
@@ -374,68 +385,88 @@ struct Tile {
   }
 
 #if PAGODA_DPBF16
-  bool few() const {
-    return Math::kPerWord == 2 && rows <= kFewRows && k_words >= 16 && k_words % 8 == 0 && a.v_dim % 16 == 0;
-  }
-
   // The same for few rows, from the slots themselves.
-  void attend_few(Block<Math>& block, Slots& slots, int64_t begin, Ahead& ahead) {
+  void attend_few(Block<Math>& block, const Slots& slots, int64_t begin, Ahead& ahead) {
+    Logits found[kFewRows];
     with_few(rows, [&](auto products) {
-      products.scores(queries, k_words, slots.k, slots.count, scores, kBlock, ahead);
+      products.scores(queries, k_words, slots.k8, slots.count, scores, kBlock, ahead);
+      rise_all(0, rows, begin, block, found);
       for (int r = 0; r < rows; ++r) {
-        ahead.lines(16);
-        weigh(r, scores + r * kBlock, probs + r * kBlock, begin, block);
+        ahead.lines(8);
+        weigh(r, scores + r * kBlock, found[r], probs + r * kBlock, block);
       }
-      products.values(probs, kBlock, slots.v, Block<Math>::words_of(slots.count), a.v_dim, sums, v_stride, ahead);
+      products.values(probs, kBlock, slots.v8, slots.count, a.v_dim, sums, v_stride, ahead);
     });
   }
-#endif
 
-#if PAGODA_DPBF16
-  // As `weigh`, to bytes; `here` is the row's place among the rows under way.
-  void weigh_bytes(int row, int here, float* logits, int64_t begin, const Block<Math>& block) {
-    bool masked;
+  // As `weigh`, times the scales of V, in place of the logits; their sum and largest come back. They are not rounded yet.
+  void weigh_for_bytes(int row, float* logits, const Logits& found, const Block<Math>& block, Vec* most, Vec* all) {
     const int lanes = int(padded(block.count));
-    uint8_t* codes = byte_rows.weights + here * kBlock;
-    if (!rise(row, logits, begin, block, &masked)) {
-      memset(codes, 0, lanes);
-      byte_rows.weight_scales[here] = 0.0f;
-      return;
-    }
     const Vec top = splat(tops[row]);
-    Vec sum = load(totals + row * kLanes), most = Vec{}, all = Vec{};
-    for (int i = 0; i < lanes; i += kLanes) {
+    Vec sum = load(totals + row * kLanes);
+    Vec high{}, whole{};
+    const auto one = [&](int i, auto open) {
       const Vec x = load(logits + i);
-      Vec p = exp2_of(x - top);
-      if (masked) p = select(x == splat(-kInf), Vec{}, p);
+      Vec p = open(x);
       sum += p;
       p *= load(block.v_scales + i);
-      most = maximum(p, most), all += p;
+      high = maximum(p, high), whole += p;
       store(logits + i, p);
+    };
+    if (lanes == kBlock && !found.masked && found.alive) {  // nearly always: unrolled
+#pragma GCC unroll 32
+      for (int i = 0; i < kBlock; i += kLanes) one(i, [&](Vec x) { return exp2_of(x * found.unit - top); });
+    } else {
+      for (int i = 0; i < lanes; i += kLanes)
+        one(i, [&](Vec x) {
+          const Vec p = found.alive ? exp2_of(x * found.unit - top) : Vec{};
+          return found.masked ? select(x == splat(-kInf), Vec{}, p) : p;
+        });
     }
+    *most = high, *all = whole;
     store(totals + row * kLanes, sum);
-    byte_rows.weight_scales[here] = round_weights(logits, lanes, largest(most), total_of(all), codes);
   }
 
   void attend_bytes(Block<Math>& block, const Slots& slots, int64_t begin, Ahead& ahead) {
+    const int lanes = int(padded(block.count));
+    Logits found[kFewRows];
+    Vec most[kFewRows], all[kFewRows];
     for (int blocks = (rows + kFewRows - 1) / kFewRows, row = 0; blocks > 0; --blocks) {
       const int here = (rows - row + blocks - 1) / blocks;
       with_few_bytes(here, [&](auto products) {
-        products.scores(byte_rows, row, a.shape.k_dim, slots.k, slots.count, scores, kBlock, ahead);
+        products.scores(byte_rows, row, a.shape.k_dim, slots.k8, block.k_scales, slots.count, scores, kBlock, ahead);
+        rise_all(row, here, begin, block, found);
         for (int r = 0; r < here; ++r) {
-          ahead.lines(10);
-          weigh_bytes(row + r, r, scores + r * kBlock, begin, block);
+          ahead.lines(5);
+          weigh_for_bytes(row + r, scores + r * kBlock, found[r], block, most + r, all + r);
         }
-        products.values(byte_rows, kBlock, slots.v, slots.count, a.v_dim, sums + row * v_stride, v_stride, ahead);
+        for (int r = 0; r < here; ++r) {
+          ahead.lines(5);
+          byte_rows.weight_scales[r] =
+              round_weights(scores + r * kBlock, lanes, largest(most[r]), total_of(all[r]), byte_rows.weights + r * kBlock);
+        }
+        products.values(byte_rows, kBlock, slots.v8, slots.count, a.v_dim, sums + row * v_stride, v_stride, ahead);
       });
       row += here;
     }
   }
 #endif
 
+  // How slots meet the rows: where they lie (few rows), or packed.
+  bool few() const {
+#if PAGODA_DPBF16
+    return Math::kPerWord == 2 && rows <= kFewRows && k_words % 4 == 0 && a.v_dim % 16 == 0 &&
+           (!Math::native(a.shape) || (a.shape.page_size % kEight == 0 && item.slot_begin % kEight == 0));
+#else
+    return false;
+#endif
+  }
+  bool in_place() const { return bytes || (few() && Math::native(a.shape)); }
+
   void work(Block<Math>& block, Slots& slots, int64_t begin, const Slots& next) {
     Ahead ahead{next.pages, next.num_pages, a.shape.page_bytes};
-    block.widen(slots, true, ahead, bytes);
+    if (in_place()) block.open_eights(slots);
+    else block.widen(slots, true, ahead);
     multiply(block, slots, begin, ahead);
     ahead.lines(next.num_pages * int(a.shape.page_bytes / 64));  // what found no place between the products
   }
@@ -469,12 +500,18 @@ struct Tile {
     return end < it.slot_end ? end : int64_t{it.slot_end};
   }
 
+  void find(const PageRow& pages, int64_t at, Slots& slots) const {
+    if (in_place()) pages.find_eights(at, block_end(item, at), slots);
+    else pages.find(at, block_end(item, at), slots);
+  }
+
   // Where the slots lie that are attended after those up to `at`: of this item, else the first of `soon`.
   void find_next(const PageRow& pages, int64_t at, const AttentionItem* soon, Slots& next) const {
     next.num_pages = 0;
-    if (at < item.slot_end) return pages.find(at, block_end(item, at), next);
+    if (at < item.slot_end) return find(pages, at, next);
     if (soon == nullptr || soon->slot_begin == soon->slot_end) return;
-    PageRow(a, spans[soon->span_begin].seq, soon->head).find(soon->slot_begin, block_end(*soon, soon->slot_begin), next);
+    const PageRow others(a, spans[soon->span_begin].seq, soon->head);
+    others.walk(soon->slot_begin, block_end(*soon, soon->slot_begin), next, [](auto...) {});
   }
 
   void run(const AttentionItem* soon) {
@@ -485,7 +522,7 @@ struct Tile {
     const bool parts = spans[item.span_begin].partial >= 0;
     int64_t at = item.slot_begin, part = 0;
     restart();
-    if (at < item.slot_end) pages.find(at, block_end(item, at), slots[0]);
+    if (at < item.slot_end) find(pages, at, slots[0]);
     for (int turn = 0; at < item.slot_end; turn ^= 1) {
       const int64_t end = block_end(item, at);
       find_next(pages, end, soon, slots[turn ^ 1]);
@@ -597,10 +634,10 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
         const Mask mask{a.window ? last - a.window + 1 : 0, last};
         if (last < begin || norm[0] == -kInf) continue;
         float* s = scores + r * kBlock;
-        bool masked;
-        logits_of(a, s, block.count, begin, mask, a.slopes ? a.slopes[q_head] : 0.0f, block.k_scales, &masked);
+        Logits found;
+        logits_of(a, s, block.count, begin, mask, a.slopes ? a.slopes[q_head] : 0.0f, block.k_scales, &found);
         for (int i = 0; i < block.count; i += kLanes) {
-          const Vec x = load(s + i), p = select(x == splat(-kInf), Vec{}, exp2_of(x - norm[0]));
+          const Vec x = load(s + i), p = select(x == splat(-kInf), Vec{}, exp2_of(x * found.unit - norm[0]));
           store(total + i, load(total + i) + p * norm[1]);
         }
       }

@@ -30,18 +30,21 @@ inline void round_query(const uint16_t* q, int64_t dim, int8_t* codes, float* sc
   *scale = largest_code / 127.0f, *sum = _mm512_reduce_add_epi32(total);
 }
 
-// out[row][0..15] = scales[row] * (queries[row] . codes of 16 slots).
+// out[row][0..15] = scales[row] * key_scales[0..15] * (queries[row] . codes of 16 slots, eight from `first` and eight from `second`).
 template <int kRows>
 PAGODA_OWN_REGISTERS void byte_scores(const int8_t* queries, int64_t dim, const float* scales, const int32_t* query_sums,
-                                      const char* const* keys, float* out, int64_t ldo) {
+                                      const char* first, const char* second, int64_t stride, const float* key_scales, float* out,
+                                      int64_t ldo, Lines soon) {
   __m512i sum[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) sum[r] = _mm512_set1_epi32(-128 * query_sums[r]);
-  for (int64_t d = 0; d < dim; d += kBytesAtOnce) {
-    __m512 key[16];
-    transpose_words(keys, d / 4, key);
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) {
+#pragma GCC unroll 1
+  for (int64_t d = 0; d < dim; d += 16) {
+    __m512 key[4];
+    four_words(first, second, stride, d / 4, key);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      soon.next();
       const __m512i code = _mm512_xor_si512((__m512i)key[i], _mm512_set1_epi8(char(0x80)));
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
@@ -52,30 +55,30 @@ PAGODA_OWN_REGISTERS void byte_scores(const int8_t* queries, int64_t dim, const 
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) store(out + r * ldo, (Vec)_mm512_cvtepi32_ps(sum[r]) * scales[r]);
+  for (int r = 0; r < kRows; ++r) store(out + r * ldo, (Vec)_mm512_cvtepi32_ps(sum[r]) * (load(key_scales) * scales[r]));
 }
 
-// Half of 64 columns of V for `quads` times four slots: sums[row][2 half], [2 half + 1] of weights x codes. Register m of a row
+// Half of 64 columns of V for `eights` times eight slots: sums[row][2 half], [2 half + 1] of weights x codes. Register m of a row
 // holds column 16 l + 4 m + t in word t of its quarter l, as unpacking by quarters leaves them.
 template <int kRows, int kHalf>
-PAGODA_OWN_REGISTERS void byte_values_half(const uint8_t* weights, int64_t ldw, const char* const* values, int64_t quads,
-                                           int64_t column, __m512i (*sums)[4], const char* soon, int64_t lines) {
+PAGODA_OWN_REGISTERS void byte_values_half(const uint8_t* weights, int64_t ldw, const Eights& values, int64_t eights,
+                                           int64_t column, __m512i (*sums)[4], Lines soon) {
+  const int64_t stride = values.stride;
   __m512i sum[kRows][2];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
-  const char* const last = soon + 64 * (lines > 0 ? lines - 1 : 0);
-  for (int64_t j = 0; j < quads; ++j, values += 4) {
-    __builtin_prefetch(soon, 0, 2);
-    soon += soon < last ? 64 : 0;
-    const __m512i a = _mm512_loadu_si512(values[0] + column), b = _mm512_loadu_si512(values[1] + column);
-    const __m512i c = _mm512_loadu_si512(values[2] + column), d = _mm512_loadu_si512(values[3] + column);
+  for (int64_t j = 0; j < 2 * eights; ++j, weights += 4) {
+    const char* row = values.at[j / 2] + j % 2 * 4 * stride + column;
+    soon.next();
+    const __m512i a = _mm512_loadu_si512(row), b = _mm512_loadu_si512(row + stride);
+    const __m512i c = _mm512_loadu_si512(row + 2 * stride), d = _mm512_loadu_si512(row + 3 * stride);
     const __m512i ab = kHalf ? _mm512_unpackhi_epi8(a, b) : _mm512_unpacklo_epi8(a, b);
     const __m512i cd = kHalf ? _mm512_unpackhi_epi8(c, d) : _mm512_unpacklo_epi8(c, d);
     const __m512i left = _mm512_unpacklo_epi16(ab, cd), right = _mm512_unpackhi_epi16(ab, cd);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       int32_t word;
-      memcpy(&word, weights + r * ldw + 4 * j, 4);
+      memcpy(&word, weights + r * ldw, 4);
       const __m512i weight = _mm512_set1_epi32(word);
       sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], weight, left);
       sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], weight, right);
@@ -105,23 +108,21 @@ struct ByteRows {  // queries of a tile, and the weights of the rows under way
 
 template <int kRows>
 struct FewBytes {
-  static void scores(const ByteRows& rows, int64_t row, int64_t dim, const char* const* keys, int slots, float* out, int64_t ldo,
-                     Ahead& ahead) {
+  static void scores(const ByteRows& rows, int64_t row, int64_t dim, const Eights& keys, const float* key_scales, int slots,
+                     float* out, int64_t ldo, Ahead& ahead) {
     for (int i = 0; i < slots; i += 16) {
-      ahead.lines(14);
-      byte_scores<kRows>(rows.queries + row * dim, dim, rows.scales + row, rows.sums + row, keys + i, out + i, ldo);
+      const char *first = keys.at[i / kEight], *second = keys.at[i / kEight + 1];
+      byte_scores<kRows>(rows.queries + row * dim, dim, rows.scales + row, rows.sums + row, first, second, keys.stride, key_scales + i,
+                         out + i, ldo, ahead.some(dim / 4, first));
     }
   }
-  static void values(const ByteRows& rows, int64_t ldw, const char* const* values, int slots, int64_t columns, float* sums,
-                     int64_t lds, Ahead& ahead) {
-    const int64_t quads = (slots + 3) / 4;
+  static void values(const ByteRows& rows, int64_t ldw, const Eights& values, int slots, int64_t columns, float* sums, int64_t lds,
+                     Ahead& ahead) {
+    const int64_t eights = (slots + kEight - 1) / kEight;
     for (int64_t c = 0; c < columns; c += kBytesAtOnce) {
       __m512i parts[kRows][4];
-      const char* soon = values[0];
-      int64_t lines = ahead.take(quads, &soon);
-      byte_values_half<kRows, 0>(rows.weights, ldw, values, quads, c, parts, soon, lines);
-      soon = values[0], lines = ahead.take(quads, &soon);
-      byte_values_half<kRows, 1>(rows.weights, ldw, values, quads, c, parts, soon, lines);
+      byte_values_half<kRows, 0>(rows.weights, ldw, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
+      byte_values_half<kRows, 1>(rows.weights, ldw, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
       for (int r = 0; r < kRows; ++r) add_bytes(parts[r], rows.weight_scales[r], sums + r * lds + c);
     }
   }

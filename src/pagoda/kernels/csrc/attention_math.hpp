@@ -45,6 +45,15 @@ inline Vec splat_word(const float* p) {  // all 32 bits, whatever they mean
 // Pages that will be read soon, asked for a cache line at a time, between the multiplications of the block before: a core waits
 // for some two dozen lines at once, so a burst of a block's 512 stalls it (decode over 4096 tokens: 141 cycles a slot with
 // bursts, 120 with lines spread over the products alone).
+struct Lines {  // of one page, asked for one by one; the last again and again when there are no more
+  const char* at;
+  const char* last;
+  void next() {
+    __builtin_prefetch(at, 0, 2);
+    at += at < last ? 64 : 0;
+  }
+};
+
 struct Ahead {
   const char* const* pages = nullptr;
   int count = 0;          // pages not begun
@@ -64,6 +73,12 @@ struct Ahead {
     const char* here = at;
     at = end - at > 64 ? at + 64 : end;
     return here;
+  }
+  // Up to `most` lines of one page; where there are none, the one at `otherwise`.
+  Lines some(int64_t most, const char* otherwise) {
+    const char* begin = otherwise;
+    const int64_t num = take(most, &begin);
+    return {begin, begin + 64 * (num > 0 ? num - 1 : 0)};
   }
   // Up to `most` lines of one page: how many, and where they begin.
   int64_t take(int64_t most, const char** begin) {
@@ -143,17 +158,25 @@ void product(int rows, const float* a, int64_t lda, const float* b, int64_t ldb,
   }
 }
 
-// 2^x for x <= 0, flushed to 2^-126 below it; -inf gives that too. A minimax polynomial on [-1/2, 1/2]: within 1e-7.
+// 2^x for x <= 0, flushed to 2^-126 below it; -inf gives that too. A minimax polynomial on [-1/2, 1/2]: within 2e-7.
 inline Vec exp2_of(Vec x) {
   x = maximum(x, splat(-126.0f));
+#if defined(__AVX512F__)
+  const Vec whole = (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = x - whole;
+#else
   const Vec shifted = x + splat(12582912.0f);  // 1.5 * 2^23: rounds to the nearest integer, whose bits are the low ones
   const Vec r = x - (shifted - splat(12582912.0f));
+#endif
   Vec p = r * 1.326472690e-3f + splat(9.671512661e-3f);
   p = p * r + splat(5.550733744e-2f);
   p = p * r + splat(2.402224208e-1f);
   p = p * r + splat(6.931469776e-1f);
   p = p * r + splat(1.0f);
+#if defined(__AVX512F__)
+  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
   return (Vec)((IntVec)p + ((IntVec)shifted << 23));
+#endif
 }
 
 inline float exp2_of(float x) {

@@ -98,8 +98,11 @@ class Planner {
     narrow.push_back(own);
   }
 
-  // The first slot that a query whose own slot is `own` sees.
-  int64_t first_slot(int64_t own) const { return a.window ? std::max<int64_t>(0, own - a.window + 1) : 0; }
+  // The first slot that a query whose own slot is `own` sees, or a few before it: eight lie together where pages allow.
+  int64_t first_slot(int64_t own) const {
+    const int64_t first = a.window ? std::max<int64_t>(0, own - a.window + 1) : 0;
+    return a.shape.page_size % 8 == 0 ? first / 8 * 8 : first;
+  }
 
   void add_wide(int32_t seq, int32_t head) {
     const int64_t n = a.num_queries(seq), before = a.kv_lens[a.pair(seq, head)] - n;

@@ -1,0 +1,119 @@
+// Where a block's slots lie in the pages of one row of a table.
+#pragma once
+
+#include "attention.hpp"
+#include "vec.hpp"
+
+namespace pagoda {
+namespace {
+
+constexpr int kBlock = 128;      // slots attended at a time
+constexpr int64_t kEight = 8;    // slots that lie at one distance from one another, wherever pages are multiples of it
+
+inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// Rows of slots, eight at a time: row i of an eight begins at[eight] + i * stride.
+struct Eights {
+  const char* at[kBlock / kEight];
+  int64_t stride;
+};
+
+struct Slots {
+  int count = 0;
+  int num_pages = 0;
+  const char* pages[kBlock];
+  // Slot by slot:
+  const char* k[kBlock];
+  const char* v[kBlock];
+  const char* k_scales[kBlock];
+  const char* v_scales[kBlock];
+  // Or by eights, for products that read pages where they lie:
+  Eights k8, v8, k_scales8, v_scales8;
+
+  // Slots behind the last, up to a full register: copies of the last (their probability is 0).
+  void pad() {
+    for (int64_t i = count; i < padded(count); ++i) k[i] = k[count - 1], v[i] = v[count - 1];
+  }
+
+  static int64_t tail_bytes(const PageShape& p) { return 2 * kEight * (p.k.bytes + p.v.bytes); }
+
+  // The rows of the last eight and, up to a full register, one more that are no slots become zeros, in `space`: pages hold
+  // anything there.
+  void pad_eights(const PageShape& p, char* space) {
+    const int64_t eights = (count + kEight - 1) / kEight, rest = count % kEight;
+    if (rest == 0 && eights % 2 == 0) return;
+    memset(space, 0, tail_bytes(p));
+    const auto pad = [&](Eights& rows, int64_t bytes) {
+      if (rest) {
+        memcpy(space, rows.at[eights - 1], rest * bytes);
+        rows.at[eights - 1] = space;
+      }
+      if (eights % 2) rows.at[eights] = space + kEight * bytes;
+      space += 2 * kEight * bytes;
+    };
+    pad(k8, p.k.bytes);
+    if (p.v.bytes) pad(v8, p.v.bytes);
+    else v8 = k8;
+  }
+};
+
+struct PageRow {
+  const AttentionArgs& a;
+  const int32_t* ids;
+  int64_t offset;
+
+  PageRow(const AttentionArgs& args, int64_t seq, int64_t head)
+      : a(args), ids(args.rows + args.row_of[args.pair(seq, head)] * args.max_pages), offset(args.offset[args.pair(seq, head)]) {}
+
+  // Calls each(page, first slot in it, first slot of begin..end less begin, slots).
+  template <typename Each>
+  void walk(int64_t begin, int64_t end, Slots& out, Each each) const {
+    const PageShape& p = a.shape;
+    out.count = int(end - begin), out.num_pages = 0;
+    const int32_t* id = ids + begin / p.page_size;
+    for (int64_t slot = begin, inside = begin % p.page_size; slot < end; inside = 0) {
+      const int64_t here = p.page_size - inside < end - slot ? p.page_size - inside : end - slot;
+      const char* page = a.pages + (*id++ + offset) * p.page_bytes;
+      out.pages[out.num_pages++] = page;
+      each(page, inside, slot - begin, here);
+      slot += here;
+    }
+  }
+
+  void find(int64_t begin, int64_t end, Slots& out) const {
+    const PageShape& p = a.shape;
+    walk(begin, end, out, [&](const char* page, int64_t inside, int64_t i, int64_t here) {
+      const auto plane = [&](const char** to, const Plane& plane) {
+        const char* from = page + plane.at + inside * plane.bytes;
+        for (int64_t j = 0; j < here; ++j) to[i + j] = from + j * plane.bytes;
+      };
+      plane(out.k, p.k);
+      plane(out.v, p.v.bytes ? p.v : p.k);
+      if (p.k_scales.bytes) {
+        plane(out.k_scales, p.k_scales);
+        plane(out.v_scales, p.v.bytes ? p.v_scales : p.k_scales);
+      }
+    });
+  }
+
+  // The same by eights: begin and the page size are multiples of eight.
+  void find_eights(int64_t begin, int64_t end, Slots& out) const {
+    const PageShape& p = a.shape;
+    out.k8.stride = p.k.bytes, out.v8.stride = p.v.bytes ? p.v.bytes : p.k.bytes;
+    walk(begin, end, out, [&](const char* page, int64_t inside, int64_t i, int64_t here) {
+      const auto plane = [&](Eights& to, const Plane& plane) {
+        const char* from = page + plane.at + inside * plane.bytes;
+        for (int64_t j = 0; j < here; j += kEight) to.at[(i + j) / kEight] = from + j * plane.bytes;
+      };
+      plane(out.k8, p.k);
+      plane(out.v8, p.v.bytes ? p.v : p.k);
+      if (p.k_scales.bytes) {
+        plane(out.k_scales8, p.k_scales);
+        plane(out.v_scales8, p.v.bytes ? p.v_scales : p.k_scales);
+      }
+    });
+  }
+};
+
+}  // namespace
+}  // namespace pagoda
