@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kTokenBlock = 22 * kMaxTokens;  // tokens whose sums are kept while the inputs come in pieces
 constexpr int64_t kFewBytes = 384 << 10;          // tokens that stay in the second cache beside the panels
-constexpr int64_t kStreamBytes = 256 << 10;       // panels at a time, as they are stored
+constexpr int64_t kStreamBytes = 384 << 10;       // panels at a time, as they are stored: a third of a second cache
 constexpr int64_t kPiece = 1024;                  // inputs turned at a time for many tokens
 constexpr int64_t kShortPiece = 128;              // for few: in the first cache; a multiple of all groups
 
@@ -99,7 +99,7 @@ class Product {
     const bool one_tile = s.x.count <= kMaxTokens, few = s.x.count * s.x.steps * 4 <= kFewBytes;
     turned = !__is_same(Op, Wide) && s.x.count > Op::kDirect;
     const int64_t wide = panels_for(static_cast<int>(smaller(s.x.count, kMaxTokens)));
-    block = wide * (one_tile ? 1 : few && !turned ? 1 : 8);
+    block = wide * (one_tile ? 1 : few && !turned ? 1 : 4);
     piece = turned ? (one_tile ? kShortPiece : kPiece) : kStreamBytes / (block * 64) * m.block() / 128 * 128;
     many_pieces = m.inputs > piece;
     const int64_t turned_bytes = turned ? block * lines_of(smaller(piece, m.inputs)) * Op::kSteps * 64 : 0;
