@@ -109,12 +109,20 @@ def compare(model: str, quantization: str, case: Case, seconds: float, clock: st
     if clock == "cpu":
         options["num_threads"] = 1
     ticks = ProcessorClock() if clock == "cpu" else SystemClock()
-    plain = EngineConfig(model, max_num_seqs=32, max_num_batched_tokens=512, **options)
+    options |= {"max_num_seqs": case.seqs, "max_num_batched_tokens": case.step_tokens}
+    times = list[float]()
+
+    def taught(num_output: int, logits: object) -> int:
+        """Some token. Answers of a replay come from a teacher that notes the time, so steps are measured with one."""
+        times.append(ticks.now())
+        return 10 + num_output % 100
+
     samples, runs, arrivals, setting = list[Sample](), list[Summary](), list[Arrival](), None
     for _ in range(ROUNDS):
-        samples += measure_samples(plain, seconds=seconds / ROUNDS, clock=ticks, teacher=taught)
-        limits = {"max_num_seqs": case.seqs, "max_num_batched_tokens": case.step_tokens}
-        with ReplayEngine(model, ticks, **limits, **options) as engine:
+        samples += measure_samples(
+            EngineConfig(model, **options), seconds=seconds / ROUNDS, clock=ticks, teacher=taught
+        )
+        with ReplayEngine(model, ticks, **options) as engine:
             setting = _setting(engine, case, samples)
             if not arrivals:
                 longest = engine.engine.max_model_len
@@ -129,11 +137,6 @@ def compare(model: str, quantization: str, case: Case, seconds: float, clock: st
         "rate": len(arrivals) / max(a.at for a in arrivals), "real": real, "runs": each,
         "simulated": _short(_simulated(arrivals, setting)),
     }  # fmt: skip
-
-
-def taught(num_output: int, logits: object) -> int:
-    """Some token. Answers of a replay come from a teacher, and steps are measured as they are replayed."""
-    return 10 + num_output % 100
 
 
 def _setting(engine: ReplayEngine, case: Case, samples: list[Sample]) -> Setting:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from ..plan.simulator.cluster import Simulated, simulate
 from ..plan.simulator.replica import Setting
-from ..plan.simulator.sequence import Job
+from ..plan.simulator.sequence import BlockPrompt, Job
 from .latency import Promise, Summary, compare, summarize
 from .traces import Arrival
 
@@ -42,17 +39,8 @@ def jobs(arrivals: Sequence[Arrival]) -> Iterator[Job]:
     for a in arrivals:
         prompt: Sequence[int] = range(a.number << 32, (a.number << 32) + a.num_prompt)
         if a.blocks:
-            prompt = _from_blocks(a)
+            prompt = BlockPrompt(a.blocks, a.block, a.num_prompt)
         yield Job(a.at, prompt, a.num_output, a.tenant, a.priority)
-
-
-def _from_blocks(a: Arrival) -> array[int]:
-    """Tokens of a prompt whose blocks are known: equal ones where blocks are equal, as ``Arrival.prompt`` has them, but
-    made a hundred times as fast (they are compared and hashed here, never embedded).
-    """
-    seeds = np.array(a.blocks, np.int64)[:, None] * 2654435761
-    tokens = ((seeds + np.arange(a.block, dtype=np.int64) * 40503) & 0x7FFFFFFF).astype(np.int32)
-    return array("i", tokens.tobytes())[: a.num_prompt]
 
 
 def run(

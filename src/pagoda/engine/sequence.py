@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..core.types import FinishReason, Granularity
 from ..kv.policies._stack import PolicyStack
 from ..kv.stores import Store
+from ..kv.table import PageTable
 from ..sampling.logprobs import TokenLogprob
 from .outputs import Timing
 from .policy_state import PolicyState
@@ -31,8 +32,8 @@ class Sequence:
 
     __slots__ = (
         "_act", "cumulative_logprob", "finish_reason", "granularity", "group", "index", "logprobs", "num_computed",
-        "num_shown", "plain", "policy_state", "sample_state", "seq_id", "stop_reason", "store", "text", "token_at",
-        "tokens",
+        "num_shown", "plain", "policy_state", "sample_state", "seq_id", "stop_reason", "store", "table", "text",
+        "token_at", "tokens",
     )  # fmt: skip
 
     def __init__(self, seq_id: int, group: RequestState, index: int, granularity: Granularity) -> None:
@@ -40,6 +41,7 @@ class Sequence:
         self.store = group.store
         self.tokens: list[int] = list(group.request.prompt_ids)
         self.num_computed = 0
+        self.table: PageTable | None = None  # its pages, once the memory was asked for some
         policy = group.request.policy
         self.plain = policy.keeps_all and policy.windowed is None  # no step asks its policy anything
         self._act: tuple[int, int | None] = (0, -1)  # from this many tokens on, the next act is at that many
@@ -126,7 +128,7 @@ class Sequence:
 
     def forget_kv(self) -> None:
         """Preempted: every token must be computed again, and the policy starts anew."""
-        self.num_computed = 0
+        self.num_computed, self.table = 0, None
         self.policy_state = self.group.new_policy_state()
 
 

@@ -8,7 +8,6 @@ a mixture only the experts that some token chose are read: of E experts, h = E (
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -41,7 +40,9 @@ class Roofline(StepModel):
         self._shape, self._machine = shape, machine
         self._groups = _groups(shape, dtype, quantization)
         self._attend = machine.attend_seconds(kv_dtype)
-        self._windows = Counter(window or math.inf for window in shape.windows)
+        self._attend_prompt = machine.attend_prompt
+        self._windows = list(Counter(window or None for window in shape.windows).items())
+        self._numbers = shape.num_q_heads * (shape.k_dim + (shape.v_dim or shape.k_dim))  # of a slot, in all heads
         self._known: dict[tuple[int, int], float] = {}
 
     def step_seconds(self, decodes: int, slots: float, chunk: int, pairs: float, rows: int) -> float:
@@ -67,11 +68,12 @@ class Roofline(StepModel):
 
     def _attention(self, decodes: int, slots: float, chunk: int, pairs: float) -> float:
         """A layer with a window reads no more of each sequence; sequences count as equally long for that."""
-        shape, total = self._shape, 0.0
-        for window, layers in self._windows.items():
-            total += layers * min(slots, decodes * window if decodes else 0.0) * self._attend
-            total += layers * min(pairs, chunk * window if chunk else 0.0) * self._machine.attend_prompt
-        return shape.num_q_heads * (shape.k_dim + (shape.v_dim or shape.k_dim)) * total
+        total = 0.0
+        for window, layers in self._windows:
+            read = slots if window is None else min(slots, decodes * window)
+            seen = pairs if window is None else min(pairs, chunk * window)
+            total += layers * (read * self._attend + seen * self._attend_prompt)
+        return self._numbers * total
 
 
 def _groups(shape: ModelShape, dtype: str, quantization: Quantization) -> list[_Group]:

@@ -49,6 +49,7 @@ class Scheduler:
         """From now on this policy decides. Nobody may be here: what a policy knows of a request begins at arrival."""
         assert not self.running, "sequences are running"
         self.policy, self.waiting = policy, WaitingQueue(policy)
+        self._takes_places = type(policy).may_preempt is not SchedulingPolicy.may_preempt
         policy.bind(self._memory.cached_tokens)
 
     def add(self, item: Item) -> None:
@@ -104,7 +105,7 @@ class Scheduler:
         if self.policy.prefill_first():
             self._prompts_alone(plan, budget, prompts)
         if not plan.scheduled:
-            budget = self._continue(plan, budget, decodes + prompts)
+            budget = self._continue(plan, budget, decodes, prompts)
             if not plan.preempted:
                 self._admit_waiting(plan, budget)
         if not plan.scheduled and self.waiting:
@@ -144,18 +145,26 @@ class Scheduler:
 
     def _prompts_alone(self, plan: Plan, budget: int, prompts: list[Item]) -> None:
         """Prompts under way, then new ones; running decodes get nothing in a step that has a prompt."""
-        budget = self._continue(plan, budget, prompts)
+        budget = self._continue(plan, budget, [], prompts)
         if not plan.preempted:
             self._admit_waiting(plan, budget)
 
-    def _continue(self, plan: Plan, budget: int, items: list[Item]) -> int:
-        """Running ``items`` in this order, all running ones as victims; returns the tokens left.
+    def _continue(self, plan: Plan, budget: int, decodes: list[Item], prompts: list[Item]) -> int:
+        """Running items in this order, all running ones as victims; returns the tokens left, of which there is one for
+        every decode.
 
         Who loses its pages does not depend on the order: the fewest of the last in rank, so that the others fit.
         """
         taken: dict[int, Scheduled] = {}
-        reserve = self._memory.reserve
-        for item in items:
+        reserve, preempted = self._memory.reserve, plan.preempted
+        for item in decodes:
+            if preempted and item.seq_id not in self.running:
+                continue
+            if not reserve(item, 1) and not self._preempt_until(item, 1, taken, plan)[0]:
+                continue
+            taken[item.seq_id] = Scheduled(item, item.num_computed, 1)
+        budget -= len(taken)
+        for item in prompts:
             start = item.num_computed
             num_tokens = min(item.num_tokens, item.chunk_end, start + budget) - start
             if num_tokens == 0 or item.seq_id not in self.running:
@@ -188,10 +197,13 @@ class Scheduler:
 
     def _admit_waiting(self, plan: Plan, budget: int) -> None:
         while budget > 0 and self.waiting:
-            item = self._head() if len(self.running) < self.limits.max_num_seqs else self.waiting.head()
+            full = len(self.running) >= self.limits.max_num_seqs
+            if full and not self._takes_places:
+                break
+            item = self.waiting.head() if full else self._head()
             if self._holds(item):
                 break
-            if len(self.running) < self.limits.max_num_seqs:
+            if not full:
                 num_tokens = self._try_admit(item, budget, plan)
                 if num_tokens:
                     budget -= num_tokens

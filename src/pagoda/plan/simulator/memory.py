@@ -3,7 +3,7 @@
 ``PagedMemory`` is the real manager, asked in bulk: a sequence knows how many slots its pages have and how many of its
 tokens the manager was told of, so that the manager is called when a page is full or missing, not at every token. Where
 no prefix is shared, an exact sequence's pages are nobody else's, and ``CountedMemory`` counts them: the plain number
-that the manager would come to (tests compare the two).
+that the manager would come to. Where prefixes are shared, ``NamedMemory`` (``prefixes.py``) does. Tests compare them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class SimMemory(Memory):
     def available_blocks(self) -> int:
         """Blocks that could be had now, those of unused prefixes included."""
 
+    def free_blocks(self) -> int:
+        """Blocks that could be had now with no prefix given up."""
+        return self.available_blocks()
+
     @abstractmethod
     def write(self, sequence: SimSequence, end: int) -> None:
         """The tokens up to ``end`` are computed, and fill a page: it becomes an entry of the prefix cache."""
-
-    def blocks_to_come(self, sequence: SimSequence, num_tokens: int) -> int:
-        """Blocks that the next ``num_tokens`` tokens take beyond those that it has."""
-        return max(0, -(-(sequence.num_computed + num_tokens - sequence.reserved) // self.page_size))
 
 
 class PagedMemory(SimMemory):
@@ -69,6 +69,10 @@ class PagedMemory(SimMemory):
 
     def available_blocks(self) -> int:
         return self.manager.available_blocks()
+
+    def free_blocks(self) -> int:
+        prefix = self.manager.prefix
+        return self.manager.available_blocks() - (prefix.num_idle if prefix is not None else 0)
 
     def reserve(self, item: Item, num_tokens: int) -> bool:
         sequence = of(item)

@@ -1,8 +1,9 @@
 """One engine without a model: real scheduler, real KV manager, a clock that jumps by what a step would take.
 
-Most steps are like the one before: the same sequences decode, nobody comes, goes, or is let in. How many such steps
-follow is known beforehand (``_steady_steps``), so they are run at once: times are added up one by one, as stepping
-would, and each sequence takes its tokens and pages in one go. The result is the same to the last bit (tests compare).
+Most steps are like the one before: the same sequences decode, a long prompt goes on by as many tokens, nobody comes,
+goes, or is let in. How many such steps follow is known beforehand (``_steady_steps``), so they are run at once: times
+are added up one by one, as stepping would, and each sequence takes its tokens and pages in one go. The result is the
+same to the last bit (tests compare).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ...schedule.policies.base import SchedulingPolicy
 from ...schedule.scheduler import Limits, Scheduler
 from ..work import StepModel
 from .memory import CountedMemory, PagedMemory, SimMemory
+from .prefixes import NamedMemory
 from .sequence import Job, Served, SimSequence, of
 
 LONGEST_JUMP = 64
@@ -28,7 +30,7 @@ LONGEST_JUMP = 64
 class Setting:
     """One replica. ``num_blocks``: its KV, in blocks of ``fmt``.
 
-    ``jump``: equal steps at once; ``count_pages``: pages that nobody shares as a number. Neither changes a result; both
+    ``jump``: equal steps at once; ``count_pages``: pages as a number. Neither changes a result; both
     may be switched off for tests.
     """
 
@@ -51,9 +53,11 @@ class Replica:
     def __init__(self, setting: Setting, *, ended: Callable[[SimSequence], None] | None = None) -> None:
         self.setting, self.clock = setting, FalseClock()
         self.memory: SimMemory = (
-            CountedMemory(setting.fmt, setting.num_blocks)
-            if setting.count_pages and not setting.use_prefix
-            else PagedMemory(setting.fmt, setting.num_blocks, setting.use_prefix)
+            PagedMemory(setting.fmt, setting.num_blocks, setting.use_prefix)
+            if not setting.count_pages
+            else NamedMemory(setting.fmt, setting.num_blocks)
+            if setting.use_prefix
+            else CountedMemory(setting.fmt, setting.num_blocks)
         )
         self.scheduler = Scheduler(setting.limits, parse_scheduling(setting.scheduling), self.memory, self.clock)
         self.num_steps = self.num_tokens = self.num_open = 0
@@ -157,40 +161,71 @@ class Replica:
         num_steps = self._steady_steps(plan)
         if num_steps < 1:
             return
-        cost, decodes = self.setting.cost.step_seconds, len(plan.scheduled)
-        slots, now = sum(of(s.item).num_computed for s in plan.scheduled), self.clock.now()
+        cost, now = self.setting.cost.step_seconds, self.clock.now()
+        last, chunk = plan.scheduled[-1], 0
+        decodes, start = len(plan.scheduled), 0
+        slots = sum(of(s.item).num_computed for s in plan.scheduled)
+        if last.num_tokens > 1:
+            decodes, chunk, start = decodes - 1, last.num_tokens, of(last.item).num_computed
+            slots -= start
         self._last, self._taken = plan, []
         for _ in range(num_steps):
-            seconds = cost(decodes, slots, 0, 0.0, decodes)
+            pairs = chunk * (start + chunk / 2) if chunk else 0.0
+            seconds = cost(decodes, slots, chunk, pairs, decodes)
             now += seconds
             slots += decodes
+            start += chunk
             self._ahead.append(now)
             self._taken.append(seconds)
 
     def _steady_steps(self, plan: Plan) -> int:
-        """How many steps from now on are pure decodes of those that just ran, whoever else may arrive meanwhile.
+        """How many steps from now on are like the last one, whoever else may arrive meanwhile: those that just ran
+        decode, and one prompt, if there was one, goes on in chunks that leave no token to others.
 
-        All that run must have run, with one token each, and nobody may have been let in or thrown out. Who waits must
-        go on waiting: there is nobody; or no seat is free, and the policy takes none away; or the first in rank is the
-        same, was refused just now, and every decode leaves less room. Pages must be there for all; nobody may end.
+        All that run must have run, and nobody may have been thrown out or end. Pages must be there for all. Who waits
+        must go on waiting: a prompt takes what they could have; or there is nobody; or no seat is free, and the policy
+        takes none away; or the first in rank is the same, was refused just now, and every decode leaves less room.
         """
-        scheduler, traits = self.scheduler, self._traits
-        if plan.preempted or plan.admitted or len(plan.scheduled) != len(scheduler.running):
+        scheduler, traits, scheduled = self.scheduler, self._traits, plan.scheduled
+        if plan.preempted or len(scheduled) != len(scheduler.running):
             return 0
-        if any(s.num_tokens != 1 for s in plan.scheduled):
+        chunk = scheduled[-1].num_tokens
+        if chunk > 1:
+            limit = self.setting.limits.max_num_batched_tokens
+            if not traits.is_filled or len(scheduled) + chunk - 1 != limit or len(plan.admitted) > 1:
+                return 0
+            if plan.admitted and plan.admitted[0][0] is not scheduled[-1].item:
+                return 0
+        elif plan.admitted:
             return 0
-        if scheduler.waiting:
+        elif scheduler.waiting:
             full = len(scheduler.running) >= self.setting.limits.max_num_seqs
             if not (traits.is_patient and (full or traits.is_plain)):
                 return 0
-        sequences = [of(s.item) for s in plan.scheduled]
-        if any(q.num_tokens - q.num_computed != 1 for q in sequences):
-            return 0
-        num_steps = min(LONGEST_JUMP, min(q.job.num_output - q.num_output for q in sequences) - 1)
+        num_steps = LONGEST_JUMP
+        for s in scheduled[:-1] if chunk > 1 else scheduled:
+            sequence = of(s.item)
+            if s.num_tokens != 1 or sequence.num_tokens - sequence.num_computed != 1:
+                return 0
+            left = sequence.job.num_output - sequence.num_output - 1
+            if left < num_steps:
+                num_steps = left
+        if chunk > 1:
+            sequence = of(scheduled[-1].item)
+            num_steps = min(num_steps, (sequence.num_tokens - sequence.num_computed - 1) // chunk)
         available = self.memory.available_blocks()
-        while num_steps > 0 and sum(self.memory.blocks_to_come(q, num_steps) for q in sequences) > available:
+        while num_steps > 0 and self._blocks_to_come(scheduled, num_steps) > available:
             num_steps //= 2
         return num_steps
+
+    def _blocks_to_come(self, scheduled: list[Scheduled], num_steps: int) -> int:
+        page_size, total = self.memory.page_size, 0
+        for s in scheduled:
+            sequence = of(s.item)
+            missing = sequence.num_computed + num_steps * s.num_tokens - sequence.reserved
+            if missing > 0:
+                total += -(-missing // page_size)
+        return total
 
     def _catch_up(self, seconds: float) -> None:
         """Runs the noted steps that begin before ``seconds``, and forgets the others."""
@@ -204,28 +239,50 @@ class Replica:
             self._run_ahead(ends[:count])
 
     def _run_ahead(self, ends: list[float]) -> None:
-        count = len(ends)
+        count, scheduled = len(ends), self._last.scheduled
         for seconds in self._taken[:count]:
             self.busy_seconds += seconds
         self.num_steps += count
-        self.num_tokens += count * len(self._last.scheduled)
+        self.num_tokens += count * self._last.num_tokens
         if self._traits.learns:
             self._tell_policy(count)
-        for s in self._last.scheduled:
-            sequence = of(s.item)
-            granted = self.memory.reserve(sequence, count)
-            assert granted, "room for these steps was counted before"
-            sequence.num_computed += count
-            if self.setting.use_prefix:
-                self.memory.write(sequence, sequence.num_computed)
-            sequence.num_output += count
-            sequence.num_tokens += count
-            sequence.served.token_at.extend(ends)
+        self._take_pages(scheduled, count)
+        for s in scheduled:
+            if s.num_tokens == 1:
+                sequence = of(s.item)
+                sequence.num_output += count
+                sequence.num_tokens += count
+                sequence.served.token_at.extend(ends)
         self.clock.advance_to(ends[-1])
+
+    def _take_pages(self, scheduled: list[Scheduled], count: int) -> None:
+        """All steps at once; where prefixes must go, which ones depends on when, so whoever takes or fills a page goes
+        on step by step.
+        """
+        at_once = self._blocks_to_come(scheduled, count) <= self.memory.free_blocks()
+        page_size, rest = self.memory.page_size, []
+        for s in scheduled:
+            sequence, num_tokens = of(s.item), count * s.num_tokens
+            end = sequence.num_computed + num_tokens
+            is_inside = end <= sequence.reserved and sequence.num_computed // page_size == end // page_size
+            if at_once or is_inside:
+                self._grow(sequence, num_tokens)
+            else:
+                rest.append(s)
+        for _ in range(count if rest else 0):
+            for s in rest:
+                self._grow(of(s.item), s.num_tokens)
+
+    def _grow(self, sequence: SimSequence, num_tokens: int) -> None:
+        granted = self.memory.reserve(sequence, num_tokens)
+        assert granted, "room for these steps was counted before"
+        sequence.num_computed += num_tokens
+        if self.setting.use_prefix:
+            self.memory.write(sequence, sequence.num_computed)
 
     def _tell_policy(self, num_steps: int) -> None:
         for number in range(num_steps):
-            ran = [Scheduled(s.item, s.start + 1 + number, 1) for s in self._last.scheduled]
+            ran = [Scheduled(s.item, s.start + (1 + number) * s.num_tokens, s.num_tokens) for s in self._last.scheduled]
             self.scheduler.ended(Plan(ran), self._taken[number])
 
 
@@ -236,11 +293,13 @@ class _Traits:
     learns      it is told of every step
     is_patient  nobody who waits takes the place of one that runs
     is_plain    and the first in rank stays first, is never held back, and a step has room for so many tokens always
+    is_filled   a step takes all tokens that it may, decodes first
     """
 
     learns: bool
     is_patient: bool
     is_plain: bool
+    is_filled: bool
 
     @classmethod
     def of(cls, policy: SchedulingPolicy) -> _Traits:
@@ -248,4 +307,5 @@ class _Traits:
             return all(getattr(type(policy), name) is getattr(SchedulingPolicy, name) for name in names)
 
         plain = keeps("may_preempt", "hold", "lane", "lane_rank", "token_budget", "moved", "is_stale")
-        return cls(learns=not keeps("ran"), is_patient=keeps("may_preempt"), is_plain=plain)
+        filled = keeps("token_budget", "prefill_first")
+        return cls(learns=not keeps("ran"), is_patient=keeps("may_preempt"), is_plain=plain, is_filled=filled)

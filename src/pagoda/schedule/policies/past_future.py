@@ -4,8 +4,9 @@ A request starts only if the memory that all running ones are expected to need *
 for it: sequences end one after another, each end gives tokens back, and the peak of that curve must stay under the
 capacity. What is expected of a sequence is drawn from the lengths of answers that ended, given that it is already as
 long as it is. That is the only room that is kept: no block is asked for beside those of the newcomer. Deviations:
-the draw is a hash of the sequence, the same at each step, so that a schedule can be
-repeated; pages shared through the prefix cache count for each sequence, which errs on the safe side.
+the draw is a hash of the sequence, the same at each step, so that a schedule can be repeated; a refusal stands for
+eight steps where nobody ends; pages shared through the prefix cache count for each sequence, which errs on the safe
+side.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from ..item import Item
 from ..prediction.histogram import Histogram
 from .base import Key, Room, SchedulingPolicy
 
+BELIEVED_STEPS = 7
+"""The peak of those who run stays where it is until one of them ends: it is computed again then, or after these."""
+
 
 @dataclass
 class PastFuture(SchedulingPolicy):
@@ -29,21 +33,32 @@ class PastFuture(SchedulingPolicy):
         if not 0 <= self.reserve < 1:
             raise ConfigError(f"past_future(reserve={self.reserve}): give a share from 0 to below 1")
         self._lengths = Histogram()
+        self._refused: tuple[int, str, int] = (-1, "", 0)  # the head, why, and for how many steps that is believed
 
     def key(self, item: Item) -> Key:
         return (item.arrival, item.seq_id)
 
     def hold(self, item: Item, room: Room) -> str:
+        seq_id, reason, num_steps = self._refused
+        if item.seq_id == seq_id and num_steps:
+            self._refused = seq_id, reason, num_steps - 1
+            return reason
         peak = peak_tokens((i.num_tokens, self._remaining(i)) for i in (*room.running, item))
         limit = int(room.capacity_tokens * (1 - self.reserve))
         if peak <= limit:
             return ""
-        return f"beside those that run it is expected to need {peak} tokens of KV at the peak, and {limit} are there"
+        reason = f"beside those that run it is expected to need {peak} tokens of KV at the peak, and {limit} are there"
+        self._refused = item.seq_id, reason, BELIEVED_STEPS
+        return reason
+
+    def preempted(self, item: Item) -> None:
+        self._refused = (-1, "", 0)
 
     def num_growing(self, num_running: int) -> int:
         return 0  # how they grow is in the peak
 
     def left(self, item: Item, completed: bool) -> None:
+        self._refused = (-1, "", 0)
         if completed:
             self._lengths.observe(item)
 
