@@ -23,7 +23,8 @@ from pagoda.bench.kv_report import splice
 from pagoda.bench.latency import Promise, e2e, summarize
 from pagoda.bench.load_plots import cumulative
 from pagoda.bench.sim import jobs
-from pagoda.bench.traces import Arrival, draw, read_trace, scaled
+from pagoda.bench.trace_files import read_trace
+from pagoda.bench.traces import Arrival, draw, scaled
 from pagoda.plan.catalogue import pick_machine
 from pagoda.plan.simulator.cluster import Simulated, simulate
 from pagoda.plan.simulator.sequence import Served

@@ -26,7 +26,8 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from pagoda.bench.latency import Promise, e2e, percentiles, summarize
-from pagoda.bench.traces import Arrival, read_trace, scaled
+from pagoda.bench.trace_files import read_trace
+from pagoda.bench.traces import Arrival, scaled
 from pagoda.schedule.policies import parse_scheduling
 from pagoda.schedule.policies.base import SchedulingPolicy
 

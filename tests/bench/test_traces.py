@@ -9,7 +9,8 @@ from statistics import mean, pstdev
 
 import pytest
 
-from pagoda.bench.traces import BLOCK, Arrival, draw, read_trace, scaled
+from pagoda.bench.trace_files import read_trace
+from pagoda.bench.traces import BLOCK, Arrival, draw, scaled
 from pagoda.core.errors import ConfigError
 
 TRACES = Path(__file__).parents[3] / "shared" / "data" / "traces"
@@ -25,6 +26,34 @@ def test_azure_rows_are_read_and_failed_ones_left_out(tmp_path: Path) -> None:
     assert (first.number, first.at, first.num_prompt, first.num_output) == (0, 0.0, 4808, 10)
     assert (second.number, second.num_prompt) == (1, 12)
     assert second.at == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2023-11-16 18:17:03.5,30,4\n2023-11-16 18:17:05.0,50,6\n",  # Azure's order, no header
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens\n5,x,30,4,34\n6.5,y,50,6,56\n",
+        "request_id,num_decode_tokens,num_prefill_tokens,arrived_at\n9,4,30,0.5\n8,6,50,2\n",
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:01.5+00:00,50,6.0\n2024-05-10 00:00:00+00:00,30,4\n",
+    ],
+)
+def test_columns_of_other_traces_are_found_and_lines_sorted(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    found = read_trace(tmp_path / "t.csv")
+    assert [(a.number, a.at, a.num_prompt, a.num_output) for a in found] == [(0, 0.0, 30, 4), (1, 1.5, 50, 6)]
+
+
+def test_blocks_of_16_tokens_come_with_seconds(tmp_path: Path) -> None:
+    rows = [(0.5, 10, [1]), (2.0, 100, [1, 2, 3, 4, 5, 6, 7])]
+    lines = [
+        f'{{"chat_id": 1, "timestamp": {at}, "input_length": {n}, "output_length": 3, "hash_ids": {blocks}}}\n'
+        for at, n, blocks in rows
+    ]
+    (tmp_path / "q.jsonl").write_text("".join(lines))
+    one, two = read_trace(tmp_path / "q.jsonl")
+    assert [one.block, two.block, two.at] == [16, 16, 1.5]
+    (tmp_path / "plain.jsonl").write_text('{"timestamp": 10, "input_length": 5, "output_length": 3}\n')
+    assert read_trace(tmp_path / "plain.jsonl")[0].blocks == ()
 
 
 def test_mooncake_rows_share_the_text_of_equal_blocks(tmp_path: Path) -> None:
@@ -55,6 +84,18 @@ def test_prompts_without_blocks_begin_like_no_other() -> None:
         ("x.jsonl", '{"timestamp": 1}\n', "x.jsonl, line 1"),
         ("x.jsonl", '{"timestamp": 1, "input_length": 600, "output_length": 1, "hash_ids": [1]}\n', "1 blocks of 512"),
         ("x.csv", "\n", "no request"),
+        (
+            "x.csv",
+            "when,ContextTokens,GeneratedTokens\n1,2,3\n",
+            "no column for a request's time: it has when,",
+        ),
+        ("x.csv", "TIMESTAMP,ContextTokens,Speed\n1,2,3\n", "answer's tokens.*accepted: generatedtokens, response"),
+        ("x.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n1,2,3,4\n", "line 2.*4 columns, and the first line has 3"),
+        ("x.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\nnan,2,3\n", "line 2.*its time is nan"),
+        ("x.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n1,,3\n", "line 2"),
+        ("x.jsonl", "[1]\n", "x.jsonl, line 1"),
+        ("x.jsonl", '{"timestamp": 1, "input_length": 6}\n', "it has no 'output_length'"),
+        ("x.jsonl.gz", "this is no gzip", "x.jsonl.gz cannot be read"),
         ("x.txt", "1\n", "accepted: .csv"),
     ],
 )

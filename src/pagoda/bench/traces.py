@@ -1,21 +1,13 @@
-"""Requests to come: replayed from the traces of real services, or drawn by seed.
+"""Requests to come: replayed from the traces of real services (``trace_files``), or drawn by seed.
 
-Two forms are read, by the file's name (``.gz`` of them too): Azure's CSV (``TIMESTAMP,ContextTokens,GeneratedTokens``;
-Splitwise, https://arxiv.org/abs/2311.18677) and Mooncake's JSON lines (``timestamp`` in milliseconds, ``input_length``,
-``output_length``, ``hash_ids`` of blocks of 512 tokens; https://arxiv.org/abs/2407.00079). Where blocks have equal
-ids, prompts get equal tokens: what a prefix cache could find in the service, it can find in the replay.
+Where blocks of a trace have equal ids, prompts get equal tokens: what a prefix cache could find in the service, it can
+find in the replay.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
-from itertools import islice
 from math import ceil
-from pathlib import Path
 from random import Random
 
 from ..core.errors import ConfigError, choices
@@ -58,48 +50,6 @@ def _stream(state: int, num: int, span: int) -> list[int]:
         state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
         found.append(10 + (state >> 8) % span)
     return found
-
-
-def read_trace(path: Path, limit: int | None = None) -> list[Arrival]:
-    """The first ``limit`` requests of a trace. Raises ConfigError naming the file, the line and what is wrong."""
-    if not path.is_file():
-        raise ConfigError(f"no trace at {path}; give a .csv (Azure) or .jsonl (Mooncake) file, .gz of it, or {KINDS}")
-    name = path.name.removesuffix(".gz")
-    read = _azure if name.endswith(".csv") else _mooncake if name.endswith(".jsonl") else None
-    if read is None:
-        raise ConfigError(f"{path.name} is no trace; accepted: .csv (Azure) and .jsonl (Mooncake), .gz of them")
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-        found = list(islice(_numbered(path, lines, read), limit))
-    if not found:
-        raise ConfigError(f"{path.name} holds no request")
-    return [replace(a, at=a.at - found[0].at) for a in found]
-
-
-def _numbered(path: Path, lines: Iterable[str], read) -> Iterator[Arrival]:  # type: ignore[no-untyped-def]
-    count = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("TIMESTAMP"):
-            continue
-        try:
-            made = read(count, line)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path.name}, line {number}: {line.strip()[:60]!r} is no request ({error})") from error
-        if made.num_prompt > 0 and made.num_output > 0:  # services log requests that failed as empty ones
-            count += 1
-            yield made
-
-
-def _azure(number: int, line: str) -> Arrival:
-    when, context, generated = line.strip().split(",")
-    return Arrival(number, datetime.fromisoformat(when[:26]).timestamp(), int(context), int(generated))
-
-
-def _mooncake(number: int, line: str) -> Arrival:
-    row = json.loads(line)
-    num_prompt, blocks = int(row["input_length"]), tuple(map(int, row["hash_ids"]))
-    if len(blocks) * BLOCK < num_prompt:
-        raise ValueError(f"{len(blocks)} blocks of {BLOCK} tokens for a prompt of {num_prompt}")
-    return Arrival(number, float(row["timestamp"]) / 1000, num_prompt, int(row["output_length"]), blocks=blocks)
 
 
 def draw(
@@ -149,15 +99,3 @@ def scaled(arrivals: list[Arrival], *, time: float = 1.0, length: float = 1.0) -
         )
         for a in arrivals
     ]
-
-
-def arrivals_of(
-    trace: str, num: int, *, rate: float = 1.0, seed: int = 0, tenants: int = 1, prompt: int = 256, output: int = 64,
-    time: float = 1.0, length: float = 1.0,
-) -> list[Arrival]:  # fmt: skip
-    """What the commands mean by a trace: a file, or ``poisson`` or ``bursty``; scaled."""
-    if trace in KINDS:
-        found = draw(trace, num, rate, seed=seed, prompt=prompt, output=output, tenants=tenants)
-    else:
-        found = read_trace(Path(trace), num)
-    return scaled(found, time=time, length=length)

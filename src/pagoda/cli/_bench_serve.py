@@ -53,7 +53,7 @@ def serve(
     from ..bench.pyplot import pyplot
     from ..bench.records import Run, read_records, write_records
     from ..bench.serving import parse_users, parse_warmup, put_load, summarize_run
-    from ..bench.traces import arrivals_of
+    from ..bench.trace_files import arrivals_of
 
     arrivals = arrivals_of(
         trace, requests, rate=rate, seed=seed, tenants=tenants, prompt=prompt_tokens, output=output_tokens,

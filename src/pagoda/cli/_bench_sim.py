@@ -55,7 +55,7 @@ def sim(
     """
     from ..bench import sim as bench
     from ..bench.latency import Promise
-    from ..bench.traces import arrivals_of
+    from ..bench.trace_files import arrivals_of
     from ..plan import targets
     from ..plan.catalogue import pick_machine
     from ..schedule.scheduler import Limits

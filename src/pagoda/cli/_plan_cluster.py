@@ -51,7 +51,7 @@ def cluster(
     times come from published peaks and stated shares of them.
     """
     from ..bench.sim import jobs, page_size_of
-    from ..bench.traces import arrivals_of
+    from ..bench.trace_files import arrivals_of
     from ..plan import capacity
     from ..plan.catalogue import machine_types
     from ..plan.fleet import Slo
