@@ -65,7 +65,8 @@ def share_of_steps(args: argparse.Namespace) -> None:
 
 def timed_steps(engine, clock, args: argparse.Namespace) -> tuple[float, float]:  # type: ignore[no-untyped-def]
     """Median seconds of scheduling, and of the whole step, once all seats decode."""
-    while any(not s.num_output for s in engine.scheduler.running.values()) or not engine.scheduler.running:
+    running = engine.scheduler.running
+    while len(running) < args.running or any(not s.num_output for s in running.values()):
         engine.step()
     inside, whole, scheduler = [0.0], [], engine.scheduler
     parts = []

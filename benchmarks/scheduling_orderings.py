@@ -28,7 +28,11 @@ from pagoda.bench.traces import Arrival, draw, scaled
 from pagoda.plan.catalogue import pick_machine
 from pagoda.plan.simulator.cluster import Simulated, simulate
 from pagoda.plan.simulator.sequence import Served
+from pagoda.plan.simulator.sequence import of as sequence_of
 from pagoda.plan.targets import rented
+from pagoda.schedule.item import Item
+from pagoda.schedule.policies import parse_scheduling
+from pagoda.schedule.policies.base import SchedulingPolicy
 from pagoda.schedule.scheduler import Limits
 
 REPLICAS = 8
@@ -55,7 +59,8 @@ class Found:
 
 
 def run(
-    arrivals: Sequence[Arrival], policy: str, *, tokens: int = 512, seqs: int = 128, blocks: int | None = None,
+    arrivals: Sequence[Arrival], policy: str | Callable[[], SchedulingPolicy], *,
+    tokens: int = 512, seqs: int = 128, blocks: int | None = None,
     replicas: int = REPLICAS, page_size: int = 16,
 ) -> Simulated:  # fmt: skip
     """The arrivals under that policy; prefixes are cached where the trace says which are shared."""
@@ -90,13 +95,13 @@ def preemptions(traces: Path) -> list[Found]:
     Good is what the paper promises: the first token within 10 s, and never 1.5 s between two.
     """
     arrivals = draw("bursty", 4800, 2.9 * REPLICAS, seed=5, prompt=256, output=1024)
-    runs = [run(arrivals, name, seqs=512) for name in ("fcfs", "past_future")]
+    runs = [run(arrivals, name, seqs=512) for name in ("greedy", "past_future")]
     greedy, ahead = (sum(r.num_preemptions for r in one.served) for one in runs)
     good = [sum(map(smooth, one.served)) / one.seconds for one in runs]
     return [
-        Found("looking ahead preempts less", "`fcfs`", "`past_future`", f"{greedy}, {ahead} preemptions",
+        Found("looking ahead preempts less", "`greedy`", "`past_future`", f"{greedy}, {ahead} preemptions",
               ahead / max(1, greedy), 1 / 5),
-        Found("and more requests keep their promise", "`fcfs`", "`past_future`",
+        Found("and more requests keep their promise", "`greedy`", "`past_future`",
               f"{good[0]:.2f}, {good[1]:.2f} good requests/s", good[1] / good[0], 1.0, at_least=True),
     ]  # fmt: skip
 
@@ -107,7 +112,7 @@ def smooth(record: Served) -> bool:
 
 def short_first(traces: Path) -> list[Found]:
     """Shortest first on predicted lengths under overload: of two services, one with short answers and one with long
-    ones, and of Azure's conversations, where prompts tell less.
+    ones, and of Azure's conversations, where prompts tell less. What true lengths would gain is the most that there is.
     """
     chat = draw("poisson", 4200, 140 * REPLICAS, seed=11, prompt=128, output=32)
     long = draw("poisson", 1800, 60 * REPLICAS, seed=12, prompt=512, output=512)
@@ -118,11 +123,29 @@ def short_first(traces: Path) -> list[Found]:
         runs = {policy: run(arrivals, policy, seqs=64) for policy in ("fcfs", "sjf(weight=100)")}
         series = {policy: [e2e(r) for r in one.served] for policy, one in runs.items()}
         a, b = (mean(seconds) for seconds in series.values())
+        best = mean(e2e(r) for r in run(arrivals, oracle, seqs=64).served)
         found.append(Found(
             f"short answers first cut the mean under overload ({name})", "`fcfs`", "`sjf(weight=100)`",
-            f"mean {a:.1f} s, {b:.1f} s", a / b, 1.5, at_least=True, series=series,
+            f"mean {a:.1f} s, {b:.1f} s; with true lengths {best:.1f} s, {a / best:.2f}", a / b, 1.5, at_least=True,
+            series=series,
         ))  # fmt: skip
     return found
+
+
+class TrueLengths:
+    """In the place of a histogram of past answers: nobody predicts better."""
+
+    def quantile(self, item: Item, q: float) -> int:
+        return sequence_of(item).job.num_output
+
+    def observe(self, item: Item) -> None:
+        """Nothing is learned."""
+
+
+def oracle() -> SchedulingPolicy:
+    policy = parse_scheduling("sjf(weight=100)")
+    policy._lengths = TrueLengths()  # type: ignore[attr-defined]
+    return policy
 
 
 def fairness(traces: Path) -> list[Found]:

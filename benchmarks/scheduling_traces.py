@@ -10,6 +10,7 @@ first. Answers have the trace's lengths and nobody knows them beforehand (see ``
     fairness    a tenant that floods and a quiet one: vtc and dlpm against fcfs, service gap while both wait
     locality    questions on documents by several tenants: dlpm against pure longest match, prefix hits
     offline     the same as one batch: batchllm against fcfs, tokens a second
+    report      a table of what ``--out`` holds of all of them, into a page with ``--docs``
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from random import Random
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from pagoda.bench.kv_report import splice
 from pagoda.bench.latency import Promise, e2e, percentiles, summarize
 from pagoda.bench.trace_files import read_trace
 from pagoda.bench.traces import Arrival, scaled
@@ -49,6 +51,9 @@ class Case:
 
 def main() -> None:
     args = arguments()
+    if args.case == "report":
+        report(args)
+        return
     case = CASES[args.case]
     rows = list(measured(case, args))
     for name in args.policy or case.policies:
@@ -62,7 +67,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=list(CASES))
+    parser.add_argument("case", choices=[*CASES, "report"], help="report: the table of --out's rows")
     parser.add_argument("--model", default="lantern")
     parser.add_argument("--trace", default="conv", help="conv, code, or a file")
     parser.add_argument("--requests", type=int, default=100, help="of each run")
@@ -81,10 +86,15 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seats", type=int, default=None, help="sequences that run at once")
     parser.add_argument("--kv", default=None, help="bytes of KV, for example 16MiB")
+    parser.add_argument("--no-prefix", action="store_true", help="what was preempted is computed again, all of it")
     parser.add_argument("--slo-ttft", type=float, default=2.0)
     parser.add_argument("--slo-tpot", type=float, default=0.1)
     parser.add_argument("--out", type=Path, default=None, help="rows are added to this file of JSON lines")
-    return parser.parse_args()
+    parser.add_argument("--docs", type=Path, help="of report: page whose table is rewritten")
+    args = parser.parse_args()
+    if args.case == "report" and (args.out is None or not args.out.exists()):
+        parser.error(f"report reads the rows of --out, and {args.out} is no file")
+    return args
 
 
 def measured(case: Case, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -94,6 +104,8 @@ def measured(case: Case, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     options = {"memory": "2GiB", "structured_output": False} | case.options
     if args.kv is not None:
         options["kv_memory"] = args.kv
+    if args.no_prefix:
+        options["enable_prefix_caching"] = False
     if args.seats is not None:
         options["max_num_seqs"] = args.seats
     if args.clock == "cpu":
@@ -106,10 +118,24 @@ def measured(case: Case, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
                 done = engine.run(arrivals, policy_of(name, engine, arrivals))
-                row = {"case": args.case, "trace": args.trace, "round": number, "policy": name}
+                row = {
+                    "case": args.case,
+                    "trace": args.trace,
+                    "round": number,
+                    "policy": name,
+                    "setting": setting(args),
+                }
                 row["measures"] = case.measure(done, args) | {"seconds": done.seconds, "steps": done.num_steps}
                 print(json.dumps(row), file=sys.stderr, flush=True)
                 yield row
+
+
+def setting(args: argparse.Namespace) -> str:
+    """What a reader must know to run it again, beside the case and the trace."""
+    told = {"requests": args.requests, "seconds": args.seconds, "lengths": args.length_scale, "seats": args.seats}
+    said = [f"{name} {value:g}" for name, value in told.items() if value is not None]
+    said += [f"kv {args.kv}"] if args.kv else []
+    return ", ".join([*said, *(["no prefix cache"] if args.no_prefix else []), args.clock])
 
 
 def warm_up(engine: ReplayEngine) -> None:
@@ -256,6 +282,44 @@ def hits(done: Replayed, args: argparse.Namespace) -> dict[str, float]:
     cached = sum(r.num_cached for r in done.served) / sum(r.num_prompt for r in done.served)
     tokens = sum(r.num_prompt + r.num_output for r in done.served)
     return {"cached": cached, "total_tokens_per_second": tokens / done.seconds, **waits(done, args)}
+
+
+# Report -------------------------------------------------------------------------------------------------------------
+
+FIGURES = {
+    "chunks": ("itl_p99", "itl_max", "ttft_mean"), "memory": ("preemptions", "goodput", "steady_goodput"),
+    "lengths": ("e2e_mean",), "fairness": ("gap", "bound"), "locality": ("cached",),
+    "offline": ("total_tokens_per_second",),
+}  # fmt: skip
+
+
+def report(args: argparse.Namespace) -> None:
+    """Each policy beside the first of its case, on the same pieces of the trace: means, and the ratio of each round."""
+    rows = [json.loads(line) for line in args.out.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        "| case | policy | figure | against | of them | ratio | least … most |",
+        "| --- " * 4 + "| ---: " * 3 + "|",
+    ]
+    groups: dict[tuple[str, str, str], dict[str, dict[int, dict[str, float]]]] = {}
+    for row in rows:
+        policies = groups.setdefault((row["case"], row["trace"], row["setting"]), {})
+        policies.setdefault(row["policy"], {})[row["round"]] = row["measures"]
+    for (case, trace, how), policies in groups.items():
+        base = next(name for name in (*CASES[case].policies, *policies) if name in policies)
+        for name in (n for n in policies if n != base):
+            for figure in FIGURES[case]:
+                pairs = [(policies[base][r][figure], policies[name][r][figure]) for r in policies[name]]
+                ratios = [b / a if a else float("nan") for a, b in pairs]
+                first, second = mean(a for a, _ in pairs), mean(b for _, b in pairs)
+                lines.append(
+                    f"| {case}, {trace}: {how}, {len(pairs)} rounds | `{name}` | {figure} | `{base}`: {first:.4g} "
+                    f"| {second:.4g} | {second / first if first else float('nan'):.3g} "
+                    f"| {min(ratios):.3g} … {max(ratios):.3g} |"
+                )
+    table = "\n".join(lines)
+    print(table)
+    if args.docs:
+        args.docs.write_text(splice(args.docs.read_text(encoding="utf-8"), "real", table), encoding="utf-8")
 
 
 SMALL = {"max_num_seqs": 16, "max_num_batched_tokens": 512}

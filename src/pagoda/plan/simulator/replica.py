@@ -28,7 +28,7 @@ LONGEST_JUMP = 64
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One replica. ``num_blocks``: its KV, in blocks of ``fmt``.
+    """One replica. ``num_blocks``: its KV, in blocks of ``fmt``; ``scheduling``: a policy's name, or who makes one.
 
     ``jump``: equal steps at once; ``count_pages``: pages as a number. Neither changes a result; both
     may be switched off for tests.
@@ -37,7 +37,7 @@ class Setting:
     fmt: KVFormat
     num_blocks: int
     cost: StepModel
-    scheduling: str = "fcfs"
+    scheduling: str | Callable[[], SchedulingPolicy] = "fcfs"
     limits: Limits = field(default_factory=Limits)
     use_prefix: bool = True
     jump: bool = True
@@ -59,7 +59,9 @@ class Replica:
             if setting.use_prefix
             else CountedMemory(setting.fmt, setting.num_blocks)
         )
-        self.scheduler = Scheduler(setting.limits, parse_scheduling(setting.scheduling), self.memory, self.clock)
+        made = setting.scheduling
+        policy = parse_scheduling(made) if isinstance(made, str) else made()
+        self.scheduler = Scheduler(setting.limits, policy, self.memory, self.clock)
         self.num_steps = self.num_tokens = self.num_open = 0
         self.busy_seconds = 0.0
         self._ended, self._traits = ended, _Traits.of(self.scheduler.policy)
