@@ -106,6 +106,22 @@ def test_the_peak_of_what_is_held_to_the_end() -> None:
         assert peak_tokens(held) == max(curve)
 
 
+def test_a_refusal_stands_until_somebody_ends_or_for_eight_steps() -> None:
+    policy, asked = parse_scheduling("past_future"), list[int]()
+    running, head = [Stream(i, 100) for i in range(4)], Stream(9, 600)
+    remaining = policy._remaining  # type: ignore[attr-defined]
+    policy._remaining = lambda item: asked.append(item.seq_id) or remaining(item)  # type: ignore[attr-defined, func-returns-value]
+    room = Room(running, 1, 1000, 0.0)
+    reasons = [policy.hold(head, room) for _ in range(9)]
+    assert len(set(reasons)) == 1
+    assert reasons[0]
+    assert len(asked) == 2 * 5
+    policy.left(running.pop(), completed=False)
+    assert policy.hold(head, room)
+    assert len(asked) == 2 * 5 + 4
+    assert not policy.hold(Stream(10, 20), room)
+
+
 def test_looking_ahead_avoids_the_preemptions_of_greedy_admission() -> None:
     """Past-Future also ends earlier, as little is computed twice; S³ keeps room for every answer's end at once."""
     random = Random(9)
