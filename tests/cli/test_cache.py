@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_it_is_listed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = in_process(capfd, "cache", "ls", str(folder), "--json").json
-    assert [row["records"] for row in data["by_last_use"]] == [2, 0, 0, 1]
+    assert [row["records"] for row in data["by_last_use"]] == [0, 2, 0, 0, 1]
     assert data["records"] == 3
     assert "together" in in_process(capfd, "cache", "ls", str(folder)).out
 
@@ -47,6 +47,17 @@ def test_it_is_made_smaller(folder: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert in_process(capfd, "cache", "gc", str(folder), "--older-than", "24", "--json").json["dropped"] == 1
     assert in_process(capfd, "cache", "gc", str(folder), "--disk", "7000", "--json").json["dropped"] == 1
     assert in_process(capfd, "cache", "gc", str(folder), "--disk", "0", "--json").json["bytes_after"] == 0
+
+
+def test_what_was_used_lately_is_pinned_and_unpinned(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert in_process(capfd, "cache", "pin", str(folder), "--for", "48", "--json").json == {"pinned": 2}
+    data = in_process(capfd, "cache", "ls", str(folder), "--json").json
+    assert [row["records"] for row in data["by_last_use"]] == [2, 0, 0, 0, 1]
+    assert in_process(capfd, "cache", "gc", str(folder), "--disk", "12000", "--json").json["dropped"] == 1
+    assert "2 records unpinned" in in_process(capfd, "cache", "pin", str(folder), "--for", "0").out
+    assert in_process(capfd, "cache", "ls", str(folder), "--json").json["by_last_use"][0]["records"] == 0
+    refused = in_process(capfd, "cache", "pin", str(folder), "--for", "-1")
+    assert (refused.code, "hours from 0" in refused.err) == (2, True)
 
 
 def test_another_folder_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

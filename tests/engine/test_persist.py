@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -127,12 +128,58 @@ def test_preempted_sequences_end_with_the_same_tokens(tiny: Path, tmp_path: Path
         llm._built.audit()
 
 
+@pytest.mark.parametrize("codec", ["int8", "cachegen(step=0.05)"])
+def test_a_smaller_form_on_disk_is_its_own_and_near(tiny: Path, tmp_path: Path, codec: str, oracle: Oracle) -> None:
+    """Found again by who asks for it, never by who asks for exact pages; and the next token is nearly as likely."""
+    ids = prompt(100)
+    with open_tiny(tiny, tmp_path, kv_dir_codec=codec) as llm:
+        exact = llm.generate([ids], SamplingParams(temperature=0, max_tokens=1, logprobs=20))[0]
+        size = sum(path.stat().st_size for path in records(tmp_path))
+    with open_tiny(tiny, tmp_path) as llm:
+        assert answer(llm, ids) == (oracle(ids, 12), 0)
+    assert size < 0.5 * (sum(path.stat().st_size for path in records(tmp_path)) - size)
+    with open_tiny(tiny, tmp_path, kv_dir_codec=codec) as llm:
+        near = llm.generate([ids], SamplingParams(temperature=0, max_tokens=1, logprobs=20))[0]
+        assert near.usage.cached_tokens == 96
+        was, now = (dict(one.outputs[0].logprobs[0].top) for one in (exact, near))
+        both = was.keys() & now.keys()
+        assert len(both) > 15
+        assert sum(math.exp(was[token]) * abs(was[token] - now[token]) for token in both) < 0.2  # other pages: above 1
+        assert llm.stats()["disk"]["codec"] == codec
+
+
+def test_a_pinned_prefix_stays_on_disk_before_others(tiny: Path, tmp_path: Path) -> None:
+    import asyncio
+
+    from pagoda import AsyncLLM
+
+    first = prompt(64)
+
+    async def scene() -> None:
+        async with AsyncLLM(
+            str(tiny), memory="3GiB", structured_output=False, kv_dir=str(tmp_path), disk="64KiB"
+        ) as llm:
+            await llm.generate_one(first, GREEDY)
+            assert await llm.pin(first, ttl=600) is not None
+            for seed in range(1, 9):
+                await llm.generate_one(prompt(120, seed), GREEDY)
+
+    asyncio.run(scene())
+    with open_tiny(tiny, tmp_path, disk="64KiB") as llm:
+        assert answer(llm, first)[1] == 48
+        assert answer(llm, prompt(120, 1))[1] == 0  # whose place was needed
+
+
 def test_options_that_make_no_sense_are_refused(tiny: Path, tmp_path: Path) -> None:
     for options, message in (
         ({"kv_dir": None, "disk": "1GiB"}, "no kv_dir says where"),
         ({"disk": "0"}, "above 0"),
         ({"disk": "4000TiB"}, "has room for"),
         ({"kv_ttl": -1.0}, "seconds above 0"),
+        ({"kv_dir_codec": "int5"}, "cachegen, int8"),
+        ({"kv_dir_codec": "cachegen(step=9)"}, "from 0.02 to 2"),
+        ({"kv_dir_codec": "int8", "kv_dir": None}, "no kv_dir says where"),
+        ({"kv_dir_codec": "int8", "kv_cache_dtype": "int8"}, "are small already"),
         ({"enable_prefix_caching": False}, "switched off"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -1,8 +1,9 @@
-"""Look after a folder of kept prefixes (--kv-dir): list it, verify it, make it smaller.
+"""Look after a folder of kept prefixes (--kv-dir): list it, verify it, make it smaller, pin what it should keep.
 
 pagoda cache ls DIR                how much is in it, and how old it is
 pagoda cache verify DIR --drop     read every record; drop those that are wrong
 pagoda cache gc DIR --disk 2GiB    drop what was used least recently, down to that size
+pagoda cache pin DIR --for 72      keep what was used in the last hour for 72 hours; --for 0 unpins
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ HOUR = 3600.0
 
 @app.callback()
 def cache() -> None:
-    """Look after a folder of kept prefixes (--kv-dir): list it, verify it, make it smaller."""
+    """Look after a folder of kept prefixes (--kv-dir): list it, verify it, make it smaller, pin what it should keep."""
 
 
 @app.command()
@@ -36,10 +37,16 @@ def ls(folder: Folder, json: opt.Json = False) -> None:
     """How many pages of tokens are in it, how large they are, and when they were last used."""
     records = _open(folder).records()
     now = time.time()
-    ages = [("the last hour", HOUR), ("the last day", 24 * HOUR), ("the last week", 7 * 24 * HOUR), ("earlier", 1e18)]
+    ages = [
+        ("pinned", 0.0),
+        ("the last hour", HOUR),
+        ("the last day", 24 * HOUR),
+        ("the last week", 7 * 24 * HOUR),
+        ("earlier", 1e18),
+    ]
     rows: list[dict[str, Any]] = [{"used": name, "records": 0, "bytes": 0} for name, _ in ages]
     for _, size, used_at in records:
-        row = rows[next(at for at, (_, age) in enumerate(ages) if now - used_at <= age)]
+        row = rows[next(at for at, (_, age) in enumerate(ages) if now - used_at < age or age > HOUR * 1e6)]
         row["records"] += 1
         row["bytes"] += size
     total = {"records": len(records), "bytes": sum(size for _, size, _ in records)}
@@ -91,6 +98,26 @@ def gc(
         emit_json(found)
     else:
         print(f"{num} records dropped: {format_bytes(before)} before, {format_bytes(tier.used_bytes)} now")
+
+
+@app.command()
+def pin(
+    folder: Folder,
+    for_: Annotated[float, typer.Option("--for", help="Hours that they stay before all others; 0 unpins.")] = 24.0,
+    used_within: Annotated[float, typer.Option(help="Of what was used in so many hours.")] = 1.0,
+    json: opt.Json = False,
+) -> None:
+    """Keep what was used lately (a day's system prompts, say): it leaves after everything else, and never by age."""
+    for name, value, least in (("for", for_, 0.0), ("used-within", used_within, 1e-9)):
+        if not least <= value <= 24 * 36500:
+            raise ConfigError(f"{name} is {value:g}; give hours {'from 0' if least == 0 else 'above 0'}")
+    tier, now = _open(folder), time.time()
+    num = tier.repin(now + for_ * HOUR, least=now - used_within * HOUR if for_ else now)
+    found = {"pinned" if for_ else "unpinned": num}
+    if json:
+        emit_json(found)
+    else:
+        print(f"{num} records {'pinned' if for_ else 'unpinned'}")
 
 
 def _open(folder: str) -> DiskTier:

@@ -184,7 +184,8 @@ class AsyncLLM:
     async def pin(self, tokens: Sequence[int], *, salt: str = "", ttl: float | None = None) -> Pin | None:
         """Keep the cached KV at the start of these tokens until ``unpin``, or for ``ttl`` seconds.
 
-        None when nothing of them is cached.
+        In a ``kv_dir`` it stays before other pages for ``ttl`` seconds, whatever is unpinned here. None when nothing of
+        it is cached.
         """
         return await self._call(lambda: self._pin(tokens, salt, ttl))
 
@@ -197,6 +198,8 @@ class AsyncLLM:
         handle = None if self._sleeps else manager.pin(tokens, salt=salt, ttl=ttl)
         if handle is None:
             return None
+        if (kept := self._built.engine.persistence) is not None:
+            kept.pin(tokens, salt=salt, seconds=ttl)
         return Pin(handle, manager.pinned_pages(handle) * manager.fmt.block_bytes)
 
     # -- sleep -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..core.errors import ConfigError, choices
 from ..core.units import parse_bytes
 from ..kv.codecs.base import kv_dtypes
+from ..kv.tiers.codecs.base import parse_page_codec
 from ..models.stream_plan import PLACEMENTS
 from ..weights.expert_policies import POLICIES as EXPERT_CACHES
 from ..weights.quantization import parse_quantization
@@ -51,6 +52,7 @@ class EngineConfig:
     kv_dir: str | None = None
     disk: str | int | None = None
     kv_ttl: float | None = None
+    kv_dir_codec: str = "exact"
     audit: bool = False
     progress: Callable[[int, int], None] | None = None
 
@@ -82,6 +84,8 @@ class EngineConfig:
             raise ConfigError(f"disk is {self.disk!r}; give a size in bytes above 0, for example '10GiB'")
         if self.kv_ttl is not None and not self.kv_ttl > 0:
             raise ConfigError(f"kv_ttl is {self.kv_ttl!r}; give seconds above 0")
+        if parse_page_codec(self.kv_dir_codec) is not None and self.kv_dir is None:
+            raise ConfigError(f"kv_dir_codec is {self.kv_dir_codec!r}, but no kv_dir says where; give a folder")
         if self.kv_dir is not None and not self.enable_prefix_caching:
             raise ConfigError("kv_dir keeps the prefix cache, which is switched off; leave one of the two out")
 

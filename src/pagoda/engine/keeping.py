@@ -1,4 +1,4 @@
-"""The prefix cache on disk as an engine's options ask for it: ``kv_dir``, ``disk``, ``kv_ttl``."""
+"""The prefix cache on disk as an engine's options ask for it: ``kv_dir``, ``disk``, ``kv_ttl``, ``kv_dir_codec``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..core.units import format_bytes, parse_bytes
 from ..kernels.dispatch import load_providers
 from ..kv.persist import Persistence
 from ..kv.stores import Store
+from ..kv.tiers.codecs.base import parse_page_codec
 from ..kv.tiers.disk import DiskTier
 from .config import EngineConfig
 
@@ -32,10 +33,14 @@ def open_tier(config: EngineConfig) -> DiskTier:
     return tier
 
 
-def open_persistence(tier: DiskTier, store: Store, ledger: Ledger, lease: Lease) -> Persistence:
-    """Pages are taken back only by the same version of the same kernels, whose numbers they are."""
+def open_persistence(tier: DiskTier, store: Store, ledger: Ledger, lease: Lease, codec: str) -> Persistence:
+    """Pages are taken back only by the same version of the same kernels, whose numbers they are.
+
+    Raises ConfigError where ``codec`` is none for pages of the engine's format.
+    """
     tag = f"pagoda {metadata.version('pagoda-llm')}, {_kernels()}, {store.storage.device.type}"
-    return Persistence(tier, store.manager, store.storage, ledger, lease, tag=tag)
+    found = parse_page_codec(codec, store.fmt)
+    return Persistence(tier, store.manager, store.storage, ledger, lease, tag=tag, codec=found)
 
 
 def _kernels() -> str:

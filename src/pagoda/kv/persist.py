@@ -25,6 +25,7 @@ from .manager import KVManager
 from .prefix import Entry, token_bytes
 from .storage import PageStorage
 from .table import expand_runs
+from .tiers.codecs.base import PageCodec, UnreadablePages, format_page_codec
 from .tiers.disk import DiskTier
 
 WRITE_BYTES = 16 << 20
@@ -34,6 +35,7 @@ STEP_BYTES = 4 << 20
 MOST_DIRTY, MOST_KEYS = 1 << 14, 1 << 15
 """Entries that wait to be copied out, and names on disk that are remembered: 8 MiB together."""
 CLOSE_SECONDS = 10.0
+YEAR_SECONDS = 365 * 86400.0
 WAIT_SECONDS = 5.0
 """A disk that takes longer is not waited for."""
 
@@ -84,17 +86,20 @@ class Persistence:
     """Belongs to the engine's thread, but for its two helpers.
 
     ``lease`` holds ``WRITE_BYTES``; ``tag`` is what else decides the bytes of a page, such as the kernels' instruction
-    set.
+    set. ``codec`` makes pages smaller on disk, with a loss (None: exactly as they are); it has a namespace of its own.
     """
 
     def __init__(
-        self, tier: DiskTier, manager: KVManager, storage: PageStorage, ledger: Ledger, lease: Lease, *, tag: str = ""
-    ) -> None:
+        self, tier: DiskTier, manager: KVManager, storage: PageStorage, ledger: Ledger, lease: Lease, *, tag: str = "",
+        codec: PageCodec | None = None,
+    ) -> None:  # fmt: skip
         assert manager.prefix is not None, "without a prefix cache there is nothing to keep"
         self.tier, self.stats = tier, PersistStats()
         self._manager, self._storage, self._prefix, self._ledger = manager, storage, manager.prefix, ledger
-        self._tag = tag.encode()
+        self._codec = codec
+        self._tag = (tag if codec is None else f"{tag}, {format_page_codec(codec)}").encode()
         self._dirty: deque[Entry] = deque()
+        self._pinned: dict[bytes, float] = {}  # key on disk -> until, of pages that may not be written yet
         self._keys: dict[bytes, bytes] = {}  # key in memory -> key on disk, of the entries that were seen
         self._restoring = False
         self._lease = lease
@@ -172,8 +177,24 @@ class Persistence:
         itemsize, block_bytes = self._storage.pages.element_size(), self._manager.fmt.block_bytes
         while (item := self._to_write.get()) is not None:
             key, parent, tokens, raw = item
-            self.tier.write(key, parent, tokens, raw, itemsize)
+            if self._codec is None:
+                self.tier.write(key, parent, tokens, raw, itemsize)
+            else:
+                self.tier.write(key, parent, tokens, self._codec.pack(raw, self._manager.fmt), 1)
+            if self._pinned and (until := self._pinned.pop(key, None)) is not None:
+                self.tier.pin(key, until)
             self._written(block_bytes)
+
+    def pin(self, tokens: Sequence[int], *, salt: str, seconds: float | None) -> None:
+        """Pages of these tokens stay on disk before others', for so long (None: a year); those that are yet to be
+        written will.
+        """
+        size, until = self._manager.fmt.page_size, time.time() + (seconds or YEAR_SECONDS)
+        key = self._key_of(self._prefix.root(salt))
+        for at in range(0, len(tokens) - size + 1, size):
+            key = DiskTier.child_key(key, token_bytes(tokens[at : at + size]))
+            if not self.tier.pin(key, until) and len(self._pinned) < MOST_DIRTY:
+                self._pinned[key] = until
 
     def _written(self, num_bytes: int) -> None:
         with self._lock:
@@ -230,7 +251,7 @@ class Persistence:
         while (fetch := self._to_read.get()) is not None:
             started, count, corrupt = time.perf_counter(), 0, self.tier.stats.num_corrupt
             for page in fetch.pages:
-                page.raw = None if fetch.cancelled else self.tier.read(page.key, page.parent, page.tokens, raw_bytes)
+                page.raw = None if fetch.cancelled else self._read(page, raw_bytes)
                 # Where one record is corrupt others may be: they are looked through, so that all are written anew.
                 if page.raw is None and self.tier.stats.num_corrupt == corrupt:
                     break
@@ -242,6 +263,16 @@ class Persistence:
                 fetch.ready.set()
                 if fetch.cancelled:
                     fetch.lease.release()
+
+    def _read(self, page: Page, raw_bytes: int) -> bytes | None:
+        if self._codec is None:
+            return self.tier.read(page.key, page.parent, page.tokens, raw_bytes)
+        data = self.tier.read(page.key, page.parent, page.tokens, None)
+        try:
+            return None if data is None else self._codec.unpack(data, self._manager.fmt)
+        except UnreadablePages:
+            self.tier.refuse(page.key)
+            return None
 
     def is_fetching(self, seq_id: int) -> bool:
         """Whether pages for this sequence are being read, or are there and not installed."""
@@ -304,6 +335,7 @@ class Persistence:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for ``stats``."""
         return {
+            "codec": format_page_codec(self._codec),
             "budget_bytes": self.tier.budget_bytes, "used_bytes": self.tier.used_bytes, "waiting": len(self._dirty),
             "read_bytes_per_second": self._bytes_per_second, **asdict(self.stats),
             **{f"disk_{name}": value for name, value in asdict(self.tier.stats).items()},

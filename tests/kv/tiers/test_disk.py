@@ -39,9 +39,9 @@ class FailingFiles(Files):
         self._fail("write")
         super().write_whole(path, parts)
 
-    def touch(self, path: Path) -> None:
+    def touch(self, path: Path, used_at: float | None = None) -> None:
         self._fail("touch")
-        super().touch(path)
+        super().touch(path, used_at)
 
     def remove(self, path: Path) -> None:
         self._fail("remove")
@@ -185,3 +185,26 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"kv_dir .*file.* cannot be used \(Not a directory\)"):
         tier(tmp_path / "file" / "inner")
+
+
+def test_a_pin_outlives_others_and_its_age_but_not_the_budget(tmp_path: Path) -> None:
+    now = [1000.0]
+    disk = tier(tmp_path, 20_000, ttl=60.0, clock=lambda: now[0])
+    keys = [DiskTier.child_key(ROOT, bytes([n])) for n in range(5)]
+    for number in range(3):
+        disk.write(keys[number], ROOT, bytes([number]), os.urandom(6000), 1)
+        os.utime(disk._path(keys[number]), (1000 + number, 1000 + number))
+    assert disk.pin(keys[0], 2000.0)
+    assert disk.pin(keys[0], 1500.0)  # the longer time stays
+    assert not disk.pin(keys[3], 2000.0)
+    assert disk.read(keys[0], ROOT, bytes([0]), 6000)  # which is no use that would unpin it
+    disk.write(keys[3], ROOT, bytes([3]), os.urandom(6000), 1)
+    assert [disk.has(key) for key in keys[:4]] == [True, False, True, True]
+    now[0] = 1900.0
+    os.utime(disk._path(keys[3]), (1003, 1003))
+    assert disk.collect() == 2  # all but the pinned one are too old
+    assert disk.has(keys[0])
+    assert disk.repin(1900.0, least=1900.0) == 1
+    disk.budget_bytes = 0
+    disk.collect()
+    assert not disk.has(keys[0])

@@ -37,8 +37,12 @@ class Files:
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
 
-    def touch(self, path: Path) -> None:
-        os.utime(path)
+    def touch(self, path: Path, used_at: float | None = None) -> None:
+        """Notes a time of last use, now where none is said."""
+        os.utime(path, None if used_at is None else (used_at, used_at))
+
+    def used_at(self, path: Path) -> float:
+        return path.stat().st_mtime
 
     def exists(self, path: Path) -> bool:
         return path.exists()

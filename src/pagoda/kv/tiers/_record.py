@@ -50,8 +50,11 @@ def pack(key: bytes, parent: bytes, tokens: bytes, raw: bytes, itemsize: int) ->
     return [head, tokens, body, digest.digest()]
 
 
-def unpack(data: bytes, key: bytes, parent: bytes, tokens: bytes, raw_bytes: int) -> bytes:
-    """The pages' bytes. Raises CorruptRecord unless this is exactly that record, whole and unchanged."""
+def unpack(data: bytes, key: bytes, parent: bytes, tokens: bytes, raw_bytes: int | None) -> bytes:
+    """The pages' bytes, ``raw_bytes`` of them (None: as many as there are).
+
+    Raises CorruptRecord unless this is exactly that record, whole and unchanged.
+    """
     if len(data) < _HEAD.size + DIGEST_BYTES:
         raise CorruptRecord("it is too short")
     magic, flags, itemsize, num_tokens, raw_size, body_size, of, named = _HEAD.unpack_from(data)
@@ -60,7 +63,7 @@ def unpack(data: bytes, key: bytes, parent: bytes, tokens: bytes, raw_bytes: int
         raise CorruptRecord("it is of another version, or cut short")
     if blake3.blake3(data[:-DIGEST_BYTES]).digest() != data[-DIGEST_BYTES:]:
         raise CorruptRecord("its checksum is wrong")
-    if (named, of, data[_HEAD.size : start], raw_size) != (key, parent, tokens, raw_bytes):
+    if (named, of, data[_HEAD.size : start]) != (key, parent, tokens) or raw_bytes not in (None, raw_size):
         raise CorruptRecord("it holds another text")
     body = data[start:-DIGEST_BYTES]
     if not flags & COMPRESSED:

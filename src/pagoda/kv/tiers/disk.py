@@ -5,6 +5,9 @@
 Nothing here is ever trusted: a record that is missing, cut short, changed, of another version or of another text is a
 miss. Nothing here ever raises for the disk's sake: what cannot be written is not there later, and after an error
 writing rests for a while. The least recently used records leave when the budget is full.
+
+A pin is a time of last use that lies ahead: a pinned record is never too old and leaves after all others, but the
+budget holds for it too.
 """
 
 from __future__ import annotations
@@ -92,8 +95,10 @@ class DiskTier:
         except OSError:
             return False
 
-    def read(self, key: bytes, parent: bytes, tokens: bytes, raw_bytes: int) -> bytes | None:
-        """The bytes of that page of tokens; None if they are not there, or are not what they should be."""
+    def read(self, key: bytes, parent: bytes, tokens: bytes, raw_bytes: int | None) -> bytes | None:
+        """The bytes of that page of tokens, ``raw_bytes`` of them (None: whatever their number); None if they are not
+        there, or are not what they should be.
+        """
         path = self._path(key)
         try:
             data = self._files.read(path)
@@ -114,10 +119,31 @@ class DiskTier:
         self.stats.num_hits += 1
         self.stats.read_bytes += len(data)
         try:
-            self._files.touch(path)
+            if self._files.used_at(path) <= self._clock():  # else it is pinned
+                self._files.touch(path)
         except OSError as error:
             self._note_error("touching", path, error)
         return raw
+
+    def pin(self, key: bytes, until: float) -> bool:
+        """Keeps that record before all that are not pinned until then (seconds of the clock); an earlier pin's longer
+        time stays. False where there is no such record.
+        """
+        path = self._path(key)
+        try:
+            if self._files.used_at(path) < until:
+                self._files.touch(path, until)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._note_error("pinning", path, error)
+            return False
+        return True
+
+    def refuse(self, key: bytes) -> None:
+        """What was read under that name could not be used: it leaves."""
+        self.stats.num_corrupt += 1
+        self._remove(self._path(key))
 
     def write(self, key: bytes, parent: bytes, tokens: bytes, raw: bytes, itemsize: int) -> bool:
         """Keeps a page of tokens; False where that was not possible, or is not tried just now."""
@@ -192,6 +218,20 @@ class DiskTier:
         """(file, bytes, time of last use) of all records, the newest first."""
         found = [one for one in self._files.listing(self._root) if one[0].suffix == ".kv"]
         return sorted(found, key=lambda one: -one[2])
+
+    def repin(self, until: float, *, least: float = 0.0, most: float = float("inf")) -> int:
+        """Gives every record whose time of last use lies in ``[least, most]`` another one, ``until``: one that lies
+        ahead pins it, one that does not unpins it. Returns how many.
+        """
+        num = 0
+        for path, _, used_at in self.records():
+            if least <= used_at <= most:
+                try:
+                    self._files.touch(path, until)
+                    num += 1
+                except OSError as error:
+                    self._note_error("pinning", path, error)
+        return num
 
     def drop(self, paths: list[Path]) -> int:
         """Removes these records; returns how many went."""
