@@ -148,6 +148,26 @@ def test_a_smaller_form_on_disk_is_its_own_and_near(tiny: Path, tmp_path: Path, 
         assert llm.stats()["disk"]["codec"] == codec
 
 
+@pytest.mark.parametrize("codec", ["exact", "int8"])
+def test_what_left_the_pool_is_kept_packed_in_memory(tiny: Path, oracle: Oracle, codec: str) -> None:
+    options: dict[str, Any] = {"kv_memory": "128KiB", "max_model_len": 400, "kv_host": "2MiB", "kv_dir_codec": codec}
+    with LLM(str(tiny), memory="3GiB", structured_output=False, **options) as llm:
+        first = prompt(150)
+        answer(llm, first)
+        for seed in range(1, 5):
+            assert llm._built.engine.persistence.settle(60)
+            answer(llm, prompt(300, seed))
+        llm._built.engine.manager.clear_prefix()
+        tokens, cached = answer(llm, first)
+        assert cached == 144
+        assert codec != "exact" or tokens == oracle(first, 12)
+        stats, account = llm.stats()["disk"], llm.stats()["memory"]["accounts"]["cache"]
+        assert account["leased_bytes"] == 2 << 20
+        assert 0 < stats["host_used_bytes"] == account["resident_bytes"] <= 2 << 20
+        assert (stats["num_restored"], "used_bytes" in stats) == (9, False)
+        llm._built.audit()
+
+
 def test_a_pinned_prefix_stays_on_disk_before_others(tiny: Path, tmp_path: Path) -> None:
     import asyncio
 
@@ -176,6 +196,7 @@ def test_options_that_make_no_sense_are_refused(tiny: Path, tmp_path: Path) -> N
         ({"disk": "0"}, "above 0"),
         ({"disk": "4000TiB"}, "has room for"),
         ({"kv_ttl": -1.0}, "seconds above 0"),
+        ({"kv_host": 0}, "kv_host is 0"),
         ({"kv_dir_codec": "int5"}, "cachegen, int8"),
         ({"kv_dir_codec": "cachegen(step=9)"}, "from 0.02 to 2"),
         ({"kv_dir_codec": "int8", "kv_dir": None}, "no kv_dir says where"),

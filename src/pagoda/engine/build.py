@@ -20,6 +20,7 @@ from ..kv.pages import PagePool
 from ..kv.persist import WRITE_BYTES
 from ..kv.prefix import PrefixCache
 from ..kv.stores import Stores
+from ..kv.tiers.host import HostTier
 from ..models.load import Loaded, load_model
 from ..plan.accounts import STAGING_BYTES
 from ..sampling.grammar import GrammarCompiler
@@ -235,9 +236,12 @@ def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: fl
         num_bytes = grammar_bytes(loaded.tokenizer.vocab_size)
         leases.append(ledger.lease("grammars", num_bytes, "structured output", lambda: grammars.trie_bytes))
 
-    kept = None if config.kv_dir is None else open_tier(config)
+    kept = open_tier(config)
     io_lease = ledger.lease("staging", 0 if kept is None else WRITE_BYTES, "KV on its way to disk", lambda: 0)
     leases.append(io_lease)
+    if isinstance(kept, HostTier) and not on_cuda:  # a device's ledger does not count the host
+        host = kept
+        leases.append(ledger.lease("cache", host.budget_bytes, "KV kept packed", lambda: host.used_bytes))
     own_bytes = loaded.footprint.leased_bytes + sum(lease.num_bytes for lease in leases)
     room = ground.room(config.model, own_bytes) if ground.is_shared else None
     sizes = fit(

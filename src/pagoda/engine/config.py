@@ -49,6 +49,7 @@ class EngineConfig:
     structured_output: bool = True
     reserve_bytes: int = 0
     shadow: float = 0.0
+    kv_host: str | int | None = None
     kv_dir: str | None = None
     disk: str | int | None = None
     kv_ttl: float | None = None
@@ -84,10 +85,17 @@ class EngineConfig:
             raise ConfigError(f"disk is {self.disk!r}; give a size in bytes above 0, for example '10GiB'")
         if self.kv_ttl is not None and not self.kv_ttl > 0:
             raise ConfigError(f"kv_ttl is {self.kv_ttl!r}; give seconds above 0")
-        if parse_page_codec(self.kv_dir_codec) is not None and self.kv_dir is None:
-            raise ConfigError(f"kv_dir_codec is {self.kv_dir_codec!r}, but no kv_dir says where; give a folder")
-        if self.kv_dir is not None and not self.enable_prefix_caching:
-            raise ConfigError("kv_dir keeps the prefix cache, which is switched off; leave one of the two out")
+        kept = self.kv_dir is not None or self.kv_host is not None
+        if parse_page_codec(self.kv_dir_codec) is not None and not kept:
+            raise ConfigError(
+                f"kv_dir_codec is {self.kv_dir_codec!r}, but no kv_dir says where; give a folder, or kv_host"
+            )
+        if self.kv_host is not None and parse_bytes(self.kv_host, what="kv_host") == 0:
+            raise ConfigError(f"kv_host is {self.kv_host!r}; give a size in bytes above 0, for example '512MiB'")
+        if kept and not self.enable_prefix_caching:
+            raise ConfigError(
+                "kv_dir and kv_host keep the prefix cache, which is switched off; leave one of the two out"
+            )
 
     def _check_counts(self) -> None:
         length = self.max_model_len

@@ -1,4 +1,4 @@
-"""The prefix cache on disk as an engine's options ask for it: ``kv_dir``, ``disk``, ``kv_ttl``, ``kv_dir_codec``."""
+"""Kept prefixes as options ask for them: ``kv_host``, ``kv_dir``, ``disk``, ``kv_ttl``, ``kv_dir_codec``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,28 @@ from ..budget.ledger import Lease, Ledger
 from ..core.errors import ConfigError
 from ..core.units import format_bytes, parse_bytes
 from ..kernels.dispatch import load_providers
-from ..kv.persist import Persistence
+from ..kv.persist import Persistence, Tier
 from ..kv.stores import Store
 from ..kv.tiers.codecs.base import parse_page_codec
 from ..kv.tiers.disk import DiskTier
+from ..kv.tiers.host import HostTier
 from .config import EngineConfig
 
 DEFAULT_DISK_BYTES = 8 << 30
 
 
-def open_tier(config: EngineConfig) -> DiskTier:
-    """Raises ConfigError where the folder cannot be used, or its disk is smaller than what was asked for."""
+def open_tier(config: EngineConfig) -> Tier | None:
+    """Where pages are kept outside of the pool; None where nobody asked for that.
+
+    Raises ConfigError where the folder cannot be used, or its disk is smaller than what was asked for.
+    """
+    disk = None if config.kv_dir is None else _open_disk(config)
+    if config.kv_host is None:
+        return disk
+    return HostTier(parse_bytes(config.kv_host, what="kv_host"), behind=disk)
+
+
+def _open_disk(config: EngineConfig) -> DiskTier:
     assert config.kv_dir is not None
     asked = None if config.disk is None else parse_bytes(config.disk, what="disk")
     tier = DiskTier(config.kv_dir, asked or DEFAULT_DISK_BYTES, ttl=config.kv_ttl)
@@ -33,7 +44,7 @@ def open_tier(config: EngineConfig) -> DiskTier:
     return tier
 
 
-def open_persistence(tier: DiskTier, store: Store, ledger: Ledger, lease: Lease, codec: str) -> Persistence:
+def open_persistence(tier: Tier, store: Store, ledger: Ledger, lease: Lease, codec: str) -> Persistence:
     """Pages are taken back only by the same version of the same kernels, whose numbers they are.
 
     Raises ConfigError where ``codec`` is none for pages of the engine's format.

@@ -52,6 +52,8 @@ class LLM:
         kv_dir: folder that keeps the KV of prompts over restarts, with at most ``disk`` bytes (default 8GiB), each
             page for ``kv_ttl`` seconds after its last use (default: while there is room), as ``kv_dir_codec`` says:
             ``exact``, or smaller with a loss: ``int8``, ``cachegen(step=0.25)`` (docs/kv-tiers.md).
+        kv_host: bytes in which prefixes stay packed in memory when their pages are needed for others, as
+            ``kv_dir_codec`` says; before the disk, or without one.
         granularity: rows of an exact sequence's table, ``sequence`` | ``layer`` | ``head`` (same tokens, for tests).
         reserve_bytes: bytes of the budget that stay free for leases of the caller's own (``llm.lease``).
         structured_output: keep room for grammars (400 bytes a token of the vocabulary and 8 MiB); False refuses them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core.errors import BudgetError, ConfigError, PagodaError
 from ..core.types import DTYPE_BYTES
-from ..core.units import format_bytes
+from ..core.units import format_bytes, parse_bytes
 from ..kv.persist import WRITE_BYTES
 from ..models.catalog import folder_of, read_config
 from ..plan.accounts import STAGING_BYTES, StepLimits, step_bytes
@@ -33,7 +33,8 @@ def needed_bytes(config: EngineConfig, ground: Ground) -> int:
         return whole
     beside = shape.weight_bytes(dtype, packing) + subject.tokenizer_bytes
     beside += grammar_bytes(shape.vocab_size) if config.structured_output else 0
-    beside += 0 if config.kv_dir is None else WRITE_BYTES
+    beside += 0 if config.kv_dir is None and config.kv_host is None else WRITE_BYTES
+    beside += 0 if config.kv_host is None else parse_bytes(config.kv_host, what="kv_host")
     limits = StepLimits(config.max_num_batched_tokens, config.max_num_seqs, longest)
     step = step_bytes(shape, dtype, packing, limits) + STAGING_BYTES
     kv = sure_kv_bytes(config, shape, dtype, ground.room(config.model, beside) - step)

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from .storage import PageStorage
 from .table import expand_runs
 from .tiers.codecs.base import PageCodec, UnreadablePages, format_page_codec
 from .tiers.disk import DiskTier
+from .tiers.host import HostTier
+
+Tier: TypeAlias = DiskTier | HostTier
 
 WRITE_BYTES = 16 << 20
 """Copied out of the pool and not yet written, at most."""
@@ -90,7 +93,7 @@ class Persistence:
     """
 
     def __init__(
-        self, tier: DiskTier, manager: KVManager, storage: PageStorage, ledger: Ledger, lease: Lease, *, tag: str = "",
+        self, tier: Tier, manager: KVManager, storage: PageStorage, ledger: Ledger, lease: Lease, *, tag: str = "",
         codec: PageCodec | None = None,
     ) -> None:  # fmt: skip
         assert manager.prefix is not None, "without a prefix cache there is nothing to keep"
@@ -334,12 +337,15 @@ class Persistence:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for ``stats``."""
-        return {
-            "codec": format_page_codec(self._codec),
-            "budget_bytes": self.tier.budget_bytes, "used_bytes": self.tier.used_bytes, "waiting": len(self._dirty),
-            "read_bytes_per_second": self._bytes_per_second, **asdict(self.stats),
-            **{f"disk_{name}": value for name, value in asdict(self.tier.stats).items()},
-        }  # fmt: skip
+        host = self.tier if isinstance(self.tier, HostTier) else None
+        disk = self.tier if isinstance(self.tier, DiskTier) else self.tier.behind
+        found = {"codec": format_page_codec(self._codec), "waiting": len(self._dirty)}
+        found |= {"read_bytes_per_second": self._bytes_per_second, **asdict(self.stats)}
+        for name, tier in (("host_", host), ("", disk)):
+            if tier is not None:
+                found |= {f"{name}budget_bytes": tier.budget_bytes, f"{name}used_bytes": tier.used_bytes}
+                found |= {f"{name or 'disk_'}{what}": value for what, value in asdict(tier.stats).items()}
+        return found
 
     def close(self) -> None:
         """What is new is written first, as far as that goes in ``CLOSE_SECONDS``."""

@@ -215,7 +215,10 @@ def _kv_bytes(stats: dict[str, Any], capacity: int) -> Iterator[Metric]:
     tiers = {("device", state): value for state, value in states.items()}
     disk = stats["disk"]
     if disk is not None:
-        tiers |= {("disk", "used"): disk["used_bytes"], ("disk", "capacity"): disk["budget_bytes"]}
+        for tier, prefix in (("disk", ""), ("host", "host_")):
+            if f"{prefix}used_bytes" in disk:
+                tiers[tier, "used"] = disk[f"{prefix}used_bytes"]
+                tiers[tier, "capacity"] = disk[f"{prefix}budget_bytes"]
         yield _counter("pagoda_kv_pages_restored", "Pages of tokens that came from the disk instead of a computation.",
                        [], {(): disk["num_restored"]})  # fmt: skip
     yield _gauge("pagoda_kv_bytes", "KV bytes of a tier. used: pages with an owner, idle_prefix: those of them that "
