@@ -18,12 +18,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import zstandard
 
 from ...core.errors import ConfigError
+from ._base import TierStats
 from ._files import Files
 from ._record import CorruptRecord, check, child_key, pack, root_key, unpack
 
@@ -34,20 +34,6 @@ FILL_SHARE = 0.9
 REST_SECONDS = 30.0
 STALE_SECONDS = 600.0
 """After that a temporary file belongs to nobody."""
-
-
-@dataclass(slots=True)
-class DiskStats:
-    """Since the start, of this process. Bytes are those on disk."""
-
-    num_hits: int = 0
-    num_misses: int = 0
-    num_corrupt: int = 0
-    num_writes: int = 0
-    num_errors: int = 0
-    num_evicted: int = 0
-    read_bytes: int = 0
-    written_bytes: int = 0
 
 
 class DiskTier:
@@ -64,7 +50,7 @@ class DiskTier:
     ) -> None:
         """Raises ConfigError where the folder cannot be made, or written to."""
         self.folder, self.budget_bytes, self.ttl = Path(folder).expanduser(), budget_bytes, ttl
-        self.stats, self._files, self._clock = DiskStats(), files or Files(), clock
+        self.stats, self._files, self._clock = TierStats(), files or Files(), clock
         self._lock, self._rests_until = threading.Lock(), 0.0
         self._root = self.folder / VERSION
         try:

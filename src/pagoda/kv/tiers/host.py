@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import zstandard
 
+from ._base import TierStats, Records
 from ._record import CorruptRecord, child_key, pack, root_key, unpack
-from .disk import DiskStats, DiskTier
 
 ENTRY_BYTES = 200
 """Of a record in a dict, beside its bytes: key, objects, a place in the order."""
@@ -27,9 +27,9 @@ class HostTier:
     child_key = staticmethod(child_key)
 
     def __init__(
-        self, budget_bytes: int, *, behind: DiskTier | None = None, clock: Callable[[], float] = time.time
+        self, budget_bytes: int, *, behind: Records | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        self.budget_bytes, self.behind, self.stats, self.used_bytes = budget_bytes, behind, DiskStats(), 0
+        self.budget_bytes, self.behind, self.stats, self.used_bytes = budget_bytes, behind, TierStats(), 0
         self._records: OrderedDict[bytes, bytes] = OrderedDict()
         self._pins: dict[bytes, float] = {}
         self._lock, self._clock = threading.Lock(), clock
