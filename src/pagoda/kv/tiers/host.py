@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import zstandard
 
-from ._base import TierStats, Records
+from ._base import Records, TierStats
 from ._record import CorruptRecord, child_key, pack, root_key, unpack
 
 ENTRY_BYTES = 200
