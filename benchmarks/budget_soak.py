@@ -3,10 +3,11 @@
     python -m benchmarks.budget_soak FOLDER_OF_A_MODEL --memory 2GiB --seconds 600
     python -m benchmarks.budget_soak FOLDER_OF_A_MODEL --memory 2GiB --seconds 600 --trouble
 
-``--trouble`` adds kept prefixes and, for a third of the time each: a disk on which every write ends early (RLIMIT_FSIZE
-stands for a full one); ``kill -9`` in the middle of the load; a restart over the same folder. Needs root and a memory
-controller. Prints a JSON document; exit code 1 unless no process was killed for memory, the peak stayed within the
-budget, and every request that was not cut off by our own ``kill -9`` was answered.
+``--trouble`` adds kept prefixes, in memory and on disk, and, for a quarter of the time each: a disk on which every
+write ends early (RLIMIT_FSIZE stands for a full one); a file layer in which a fifth of all look-ups and a hundredth of
+the writes fail and a tenth of what is read is wrong; ``kill -9`` in the middle of the load; a restart over the same
+folder. Needs root and a memory controller. Prints a JSON document; exit code 1 unless no process was killed for memory,
+the peak stayed within the budget, and every request that was not cut off by our own ``kill -9`` was answered.
 """
 
 from __future__ import annotations
@@ -32,6 +33,29 @@ from pagoda.budget.cgroup import _hierarchies
 from pagoda.core.units import parse_bytes
 
 LENGTHS = (30, 300, 1200, 2400)
+FAILING_DISK = """
+import random, runpy
+from pagoda.kv.tiers._files import Files
+
+rng = random.Random(0)
+
+def unreliable(name):
+    real = getattr(Files, name)
+    def work(self, *args):
+        if rng.random() < (0.01 if name in ("write_whole", "make_folder") else 0.2):  # writing rests after an error
+            raise OSError(5, "Input/output error")
+        found = real(self, *args)
+        if name == "read" and rng.random() < 0.1:
+            at = rng.randrange(len(found))
+            found = found[:at] + bytes([found[at] ^ 64]) + found[at + 1:]
+        return found
+    setattr(Files, name, work)
+
+for name in ("read", "write_whole", "touch", "used_at", "remove", "exists", "make_folder"):
+    unreliable(name)
+runpy.run_module("pagoda", run_name="__main__")
+"""
+"""``pagoda`` over a disk that cannot be trusted."""
 
 
 class Group:
@@ -71,25 +95,18 @@ class Group:
 class Server:
     """``pagoda serve`` inside the group."""
 
-    def __init__(self, args: argparse.Namespace, group: Group, *extra: str, file_limit: int | None = None) -> None:
+    def __init__(
+        self, args: argparse.Namespace, group: Group, *extra: str, file_limit: int | None = None,
+        launcher: str | None = None,
+    ) -> None:  # fmt: skip
         def enter() -> None:
             (group.folder / "cgroup.procs").write_text(str(os.getpid()))
             if file_limit is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 
-        command = [
-            sys.executable,
-            "-m",
-            "pagoda",
-            "serve",
-            args.model,
-            "--memory",
-            args.memory,
-            "--port",
-            "0",
-            "--json",
-        ]
+        start = ["-m", "pagoda"] if launcher is None else ["-c", launcher]
+        command = [sys.executable, *start, "serve", args.model, "--memory", args.memory, "--port", "0", "--json"]
         limits = ["--max-model-len", str(args.max_model_len), "--max-num-batched-tokens", "512", "--max-num-seqs", "16"]
         self.process = subprocess.Popen(
             [*command, *limits, *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=enter
@@ -145,7 +162,8 @@ def phase(server: Server, args: argparse.Namespace, seconds: float, seed: int) -
     return {
         "answers": dict(seen), "peak_rss": server.peak_rss(), "peak_leased": stats["memory"]["peak_leased_bytes"],
         "preemptions": stats["queue"]["preemptions"], "restored_pages": disk.get("num_restored"),
-        "disk_errors": disk.get("disk_num_errors"), "disk_bytes": disk.get("used_bytes"),
+        "disk_errors": disk.get("disk_num_errors"), "disk_corrupt": disk.get("disk_num_corrupt"),
+        "disk_bytes": disk.get("used_bytes"), "host_hits": disk.get("host_num_hits"),
     }  # fmt: skip
 
 
@@ -162,16 +180,19 @@ def soak(args: argparse.Namespace, group: Group) -> dict[str, Any]:
         found = {"load": phase(server, args, args.seconds, 1)}
         server.stop()
         return found
-    third, found = args.seconds / 3, {}
+    part, found = args.seconds / 4, {}
     with tempfile.TemporaryDirectory() as folder:
-        keep = ("--kv-dir", folder, "--disk", args.disk)
+        keep = ("--kv-dir", folder, "--disk", args.disk, "--kv-host", args.kv_host)
         server = Server(args, group, *keep, file_limit=4096)  # no record fits: every write ends early
-        found["full disk"] = phase(server, args, third, 1)
+        found["full disk"] = phase(server, args, part, 1)
+        server.stop()
+        server = Server(args, group, *keep, launcher=FAILING_DISK)
+        found["failing disk"] = phase(server, args, part, 3)
         server.stop()
         server = Server(args, group, *keep)
-        found["killed"] = {"answers": dict(asyncio.run(kill_in_the_middle(server, args, third)))}
+        found["killed"] = {"answers": dict(asyncio.run(kill_in_the_middle(server, args, part)))}
         server = Server(args, group, *keep)
-        found["restarted"] = phase(server, args, third, 2)  # the same prompts again
+        found["restarted"] = phase(server, args, part, 2)  # the same prompts again
         server.stop()
     return found
 
@@ -183,6 +204,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--disk", default="1GiB")
+    parser.add_argument("--kv-host", default="64MiB")
     parser.add_argument("--vocab", type=int, default=2000)
     parser.add_argument("--max-model-len", type=int, default=3072)
     parser.add_argument("--trouble", action="store_true")
