@@ -153,6 +153,7 @@ def run(work: dict[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {name.removeprefix("--").replace("-", "_"): value for name, value in given.items()}
     for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
         options[name] = int(options[name])
+    options["enable_prefix_caching"] = False  # it would keep the first prompts, in bytes that the budget has to spare
     built = build(EngineConfig(work["model"], reserve_bytes=SERVER_BYTES, **options))
     server = built.ledger.lease("server", SERVER_BYTES, "what pagoda serve holds")
     engine, intake = built.engine, Intake(built)
