@@ -62,9 +62,12 @@ def main() -> None:
     numbers = [int(n) for n in args.pairs.split(",") if n] or range(len(PAIRS))
     rows = json.loads(args.keep.read_text(encoding="utf-8")) if args.keep and args.keep.exists() else []
     for model in args.models:
+        calibrated: set[tuple[str, str]] = set()
         for number in numbers:
             try:
-                row = compare(model, number, machine_file, args.steps)
+                if args.steps is not None:
+                    calibrate(model, number, machine_file, args.steps, calibrated)
+                row = compare(model, number, machine_file)
             except Disturbed as error:
                 sys.exit(f"{model}, pair {number}: {error}")
             if row is not None:
@@ -117,12 +120,17 @@ class Alone:
         return sum(used) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
 
-def compare(model: str, number: int, machine_file: Path, steps: float | None = None) -> dict[str, Any] | None:
-    """Predicted beside measured, of one pair."""
-    if steps is not None and planned(model, number, machine_file) is not None:
-        choice = PAIRS[number][0]
+def calibrate(model: str, number: int, machine_file: Path, seconds: float, done: set[tuple[str, str]]) -> None:
+    """The steps of that pair's formats, once."""
+    formats = PAIRS[number][0].quantization, PAIRS[number][0].kv_cache_dtype
+    if formats not in done and planned(model, number, machine_file) is not None:
         with Alone():
-            calibrate_model(model, choice.quantization, choice.kv_cache_dtype, seconds=steps)
+            calibrate_model(model, *formats, seconds=seconds)
+        done.add(formats)
+
+
+def compare(model: str, number: int, machine_file: Path) -> dict[str, Any] | None:
+    """Predicted beside measured, of one pair."""
     plan = planned(model, number, machine_file)
     if plan is None:
         return None
