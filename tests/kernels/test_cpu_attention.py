@@ -212,3 +212,31 @@ def test_shared_pages_are_found_in_the_table():
     for items in (alone, shared):
         slots = [sum(end - begin for seqs, head, begin, end in items if head and seq in seqs) for seq in range(5)]
         assert slots == [1300, 1290, 900, 760, 800]
+
+
+@pytest.mark.parametrize(("window", "latent"), [(0, False), (37, False), (0, True)])
+@pytest.mark.parametrize("page_size", [4, 8, 16, 32])
+def test_decode_reads_no_slot_that_is_none(page_size, window, latent):
+    """Slots are read by eights where pages allow: what lies behind the last slot must not matter, be it nan."""
+    make, layout = Make(torch.bfloat16), PageLayout(page_size, 80, 0 if latent else 48, torch.bfloat16)
+    lengths = [[1, 8], [9, 15], [16, 17], [127, 129], [300, 255]]
+    table, num_pages = layer_table(
+        make, [1] * 5, lengths, page_size=page_size, num_kv_heads=2, per_head=True, shared_blocks=0
+    )
+    clean = make.pages(num_pages, layout)
+    arguments = {
+        "q": make.normal(5, 14, 80), "layout": layout, "table": table, "scale": 0.11, "window": window, "v_dim": 48,
+    }  # fmt: skip
+    spoiled = clean.clone()
+    planes = (layout.k,) if latent else (layout.k, layout.v)
+    for plane in planes:
+        plane(spoiled)[:] = torch.nan
+    for (seq, head), length in np.ndenumerate(table.kv_lens.numpy()):
+        slots = torch.arange(int(length))
+        pages = table.rows[int(table.row_of[seq, head])].long()[slots // page_size] + int(table.offset[seq, head])
+        for plane in planes:
+            plane(spoiled)[pages, slots % page_size] = plane(clean)[pages, slots % page_size]
+    got = cpu.paged_attention(pages=spoiled, **arguments)
+    rtol, atol = TOLERANCE[torch.bfloat16]
+    torch.testing.assert_close(got, reference(pages=clean, **arguments), rtol=rtol, atol=atol)
+    assert torch.equal(got, cpu.paged_attention(pages=clean, **arguments))

@@ -63,11 +63,38 @@ float largest(const T* x, int64_t count) {
       most = size > most ? size : most;
     }
   }
+#if defined(__AVX512F__)
+  const int32_t bits = _mm512_reduce_max_epi32((__m512i)most);
+#else
   int32_t bits = 0;
   for (int i = 0; i < kLanes; ++i) bits = most[i] > bits ? most[i] : bits;
+#endif
   float size;
   memcpy(&size, &bits, 4);
   return size;
+}
+
+// The lowest bytes of sixteen integers, byte i of them from place order[i].
+inline Bytes bytes_of(const IntVec (&q)[kVecs], Bytes order) {
+#if defined(__AVX512F__)
+  return (Bytes)_mm_shuffle_epi8(_mm512_cvtepi32_epi8((__m512i)q[0]), (__m128i)order);
+#else
+  int32_t whole[kPanel];
+  memcpy(whole, q, sizeof whole);
+  Bytes bytes;
+  for (int j = 0; j < 16; ++j) bytes[j] = static_cast<uint8_t>(whole[j]);
+  return __builtin_shuffle(bytes, order);
+#endif
+}
+
+inline uint32_t total_of(UintVec x) {
+#if defined(__AVX512F__)
+  return static_cast<uint32_t>(_mm512_reduce_add_epi32((__m512i)x));
+#else
+  uint32_t total = 0;
+  for (int i = 0; i < kLanes; ++i) total += x[i];
+  return total;
+#endif
 }
 
 // count inputs of one group, `out` padded to whole blocks of its own format; the sum of the integers is returned. Unsigned: of
@@ -78,20 +105,16 @@ uint32_t quantize(const T* x, int64_t count, int64_t padded, float inverse, Byte
   for (int64_t i = 0; i < padded; i += kPanel) {
     Vec part[kVecs];
     load_sixteen(x + i, count - i, part);
-    int32_t whole[kPanel];
+    IntVec q[kVecs];
     for (int v = 0; v < kVecs; ++v) {
-      const IntVec q = rounded(part[v] * inverse);
-      sum += (UintVec)q;
-      memcpy(whole + v * kLanes, &q, sizeof q);
+      q[v] = rounded(part[v] * inverse);
+      sum += (UintVec)q[v];
     }
-    Bytes bytes;
-    for (int j = 0; j < 16; ++j) bytes[j] = static_cast<uint8_t>(whole[j]);
-    bytes = __builtin_shuffle(bytes, order);
-    memcpy(out + i, &bytes, padded - i < 16 ? padded - i : 16);
+    const Bytes bytes = bytes_of(q, order);
+    if (padded - i >= 16) memcpy(out + i, &bytes, 16);
+    else memcpy(out + i, &bytes, padded - i);
   }
-  uint32_t total = 0;
-  for (int i = 0; i < kLanes; ++i) total += sum[i];
-  return total;
+  return total_of(sum);
 }
 
 template <class T>
