@@ -15,7 +15,7 @@ at the text (lantern: KL 0.104 instead of 0.117 of gptq's uniform codes, perplex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -36,6 +36,7 @@ CANDIDATES = ("bf16", "int8", "int4(group=32)", "int4", "int3(rank=0)", "int2(ra
 JUDGED_TOKENS = 8192  # of the calibration text, on which models are compared; codes are chosen on all of it
 TRIED_TOKENS = 2048  # of those, for single matrices: there are hundreds of them
 ROUNDS = 4  # of exchanges at most
+SINGLES = 6  # that are tried one by one
 
 Levels = dict[str, int]
 """Parameter -> which of the candidates."""
@@ -204,17 +205,15 @@ def _better(
     ups: Sequence[_Move],
     downs: Sequence[_Move],
 ) -> tuple[float, Levels] | None:
-    """Several exchanges at once, or half as many, down to one; None where none is measurably better."""
+    """The first group of exchanges that is better, by ``judged``; None where none is."""
 
     def per_byte(move: _Move) -> float:
         return move[0] / max(1, abs(sizes[move[1]][move[2]] - sizes[move[1]][levels[move[1]]]))
 
     rising, falling = sorted(ups, key=per_byte), sorted(downs, key=per_byte)
-    count = len(rising)
-    while count:
-        new, gained = dict(levels), 0.0
-        for up in rising[:count]:
-            new[up[1]], gained = up[2], gained + up[0]
+    for chosen in _groups(rising):
+        new, gained = dict(levels), sum(up[0] for up in chosen)
+        new |= {name: to for _, name, to in chosen}
         for down in falling:
             if sum(sizes[n][level] for n, level in new.items()) <= budget_bytes:
                 break
@@ -223,8 +222,16 @@ def _better(
         fits = sum(sizes[n][level] for n, level in new.items()) <= budget_bytes
         if fits and gained < 0 and (now := judged(new)) < lost:
             return now, new
-        count //= 2
     return None
+
+
+def _groups(moves: Sequence[_Move]) -> Iterator[Sequence[_Move]]:
+    """All of them, the better half, quarter, …, and at last the best ones singly."""
+    count = len(moves)
+    while count:
+        yield moves[:count]
+        count //= 2
+    yield from ([move] for move in moves[1:SINGLES])
 
 
 def _beside(sizes: Sequence[int], level: int, useful: Sequence[int]) -> list[int]:
