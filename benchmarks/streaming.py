@@ -56,8 +56,10 @@ def step_seconds(llm: LLM, batch: int, steps: int) -> list[float]:
     return times
 
 
-def foretold(args: argparse.Namespace) -> dict[str, Any]:
-    """What a plan of the same choice says."""
+def foretold(args: argparse.Namespace, disk_bytes_per_second: float) -> dict[str, Any]:
+    """What a plan of the same choice says, by the machine's calibration and by the disk's rate of this run."""
+    from dataclasses import replace
+
     from pagoda.models.catalog import folder_of, read_config
     from pagoda.plan.demand import Demand
     from pagoda.plan.machine import load_machine
@@ -67,14 +69,19 @@ def foretold(args: argparse.Namespace) -> dict[str, Any]:
     subject = Subject.of(args.model, read_config(args.model), folder=folder_of(args.model))
     machine, reason = load_machine()
     asked = Demand(prompt=args.length - 64, output=64, concurrency=args.batch)
-    planner = Planner(subject, machine, None, asked, parse_bytes(args.memory, what="--memory"))
-    plan = planner.plan(Choice(args.quantization, max_num_batched_tokens=args.step_tokens))
+    budget, choice = (
+        parse_bytes(args.memory, what="--memory"),
+        Choice(args.quantization, max_num_batched_tokens=args.step_tokens),
+    )
+    now = replace(machine, disk_bytes_per_second=disk_bytes_per_second)
+    plan, plan_now = (Planner(subject, m, None, asked, budget).plan(choice) for m in (machine, now))
     return {
         "machine": reason,
         "step_bytes": plan.read_bytes,
         "peak_bytes": plan.peak_bytes,
         "accounts": plan.accounts.as_dict(),
         "tokens_per_second": args.batch / plan.tpot,
+        "tokens_per_second_at_this_disk_rate": args.batch / plan_now.tpot,
     }
 
 
@@ -123,7 +130,7 @@ def measure_in_group(args: argparse.Namespace) -> dict[str, Any]:
         done = subprocess.run(command, preexec_fn=enter, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"rc {done.returncode}, killed for memory: {group.kills()}: {done.stderr[-2000:]}")
-        found = json.loads(done.stdout)["measured"]
+        found: dict[str, Any] = json.loads(done.stdout)["measured"]
         return found | {"group_peak_bytes": int(group.peak_file.read_text()), "killed": group.kills()}
     finally:
         group.close()
@@ -144,7 +151,8 @@ def main() -> None:
     parser.add_argument("--group", action="store_true", help="in a memory cgroup with the budget as its limit")
     args = parser.parse_args()
     measured = measure_in_group(args) if args.group else measure(args)
-    print(json.dumps({"foretold": foretold(args), "measured": measured}, indent=1))
+    rate = statistics.median(one["disk_bytes_per_second"] for one in measured["rounds"])
+    print(json.dumps({"foretold": foretold(args, rate), "measured": measured}, indent=1))
 
 
 if __name__ == "__main__":
