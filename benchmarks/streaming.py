@@ -122,7 +122,13 @@ def measure_in_group(args: argparse.Namespace) -> dict[str, Any]:
     """As ``measure``, by a process in a group of its own."""
     group = Group(parse_bytes(args.memory, what="--memory"))
     try:
-        command = [sys.executable, "-m", "benchmarks.streaming", *(a for a in sys.argv[1:] if a != "--group")]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.streaming",
+            *(a for a in sys.argv[1:] if a != "--group"),
+            "--no-plan",
+        ]
 
         def enter() -> None:
             (group.folder / "cgroup.procs").write_text(str(os.getpid()))
@@ -130,7 +136,7 @@ def measure_in_group(args: argparse.Namespace) -> dict[str, Any]:
         done = subprocess.run(command, preexec_fn=enter, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"rc {done.returncode}, killed for memory: {group.kills()}: {done.stderr[-2000:]}")
-        found: dict[str, Any] = json.loads(done.stdout)["measured"]
+        found: dict[str, Any] = json.loads(done.stdout)
         return found | {"group_peak_bytes": int(group.peak_file.read_text()), "killed": group.kills()}
     finally:
         group.close()
@@ -149,10 +155,13 @@ def main() -> None:
     parser.add_argument("--step-tokens", type=int, default=256)
     parser.add_argument("--probe", type=int, default=256, help="MiB of each measurement of the disk")
     parser.add_argument("--group", action="store_true", help="in a memory cgroup with the budget as its limit")
+    parser.add_argument("--no-plan", action="store_true", help="do not ask the planner")
     args = parser.parse_args()
     measured = measure_in_group(args) if args.group else measure(args)
-    rate = statistics.median(one["disk_bytes_per_second"] for one in measured["rounds"])
-    print(json.dumps({"foretold": foretold(args, rate), "measured": measured}, indent=1))
+    if not args.no_plan:
+        rate = statistics.median(one["disk_bytes_per_second"] for one in measured["rounds"])
+        measured = {"foretold": foretold(args, rate), "measured": measured}
+    print(json.dumps(measured, indent=1))
 
 
 if __name__ == "__main__":
