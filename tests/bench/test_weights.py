@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pagoda.bench import weights, weights_report
+from pagoda.bench import weights, weights_made, weights_report
 from pagoda.cli.main import main
 from pagoda.core.errors import ConfigError
 
@@ -23,12 +23,17 @@ def test_measures_are_what_they_say() -> None:
 def test_the_price_list_of_lantern(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A\n<!-- prices of lantern -->\nold\n<!-- end of prices -->\nZ\n")
-    arguments = ["bench", "weights", "lantern", "--formats", "int8; int4; ternary", "--tokens", "512", "--no-speed"]
+    arguments = ["bench", "weights", "lantern", "--formats", "int8; int4; ternary; int4 by gptq; 0.9 by width"]
+    arguments += ["--tokens", "512", "--calibration-tokens", "2000", "--no-speed"]
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--json", "--out", str(tmp_path / "o"), "--docs", str(page)])
     assert not ended.value.code
     found = {p["format"]: p for p in json.loads(capsys.readouterr().out)["prices"]}
     exact, int8, int4, ternary = (found[name] for name in ("none", "int8", "int4", "ternary"))
+    assert found["int4 by gptq"]["num_bytes"] == int4["num_bytes"]
+    assert found["int4 by gptq"]["kl"] < int4["kl"]
+    assert int4["num_bytes"] < found["0.9 by width"]["num_bytes"] < exact["num_bytes"]
+    assert found["0.9 by width"]["kl"] > 0
     assert (exact["kl"], exact["top1"]) == (0.0, 1.0)
     assert exact["num_bytes"] > int8["num_bytes"] > int4["num_bytes"]
     assert int8["kl"] < int4["kl"] < ternary["kl"]
@@ -48,3 +53,15 @@ def test_a_page_without_markers(tmp_path: Path) -> None:
     page.write_text("nothing")
     with pytest.raises(ConfigError, match="has no lines"):
         weights_report.rewrite(page, weights.PriceList("m", 0, []))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("int4 by magic", "unknown method 'magic'; accepted: .*mixed"),
+        ("much by width", "'much' is no share of neurons"),
+    ],
+)
+def test_what_cannot_be_made(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        weights_made.make("lantern", name, [], tmp_path)

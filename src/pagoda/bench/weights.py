@@ -1,7 +1,7 @@
 """The price list of weight formats: every format of a model on the same text, beside the same model unpacked.
 
 For each: bytes of the weights, perplexity, KL divergence from the exact model, share of tokens where both put the same
-one first, recall of planted facts, and decode speed at batch 1 with the exact model measured just before.
+one first, recall of planted facts, and decode speed at batch 1, in turns with the model as it runs by default.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from ..models.prune import KEPT
 from ..models.quantize import Tokens, kl, run
 from ..sampling.params import SamplingParams
 from .quality.recall import RecallCase, recall_case
+from .weights_made import BY, make
 
 EXACT = "none"
 DECODE_TOKENS, ROUNDS = 64, 3
@@ -37,7 +39,7 @@ RECALL_CASES, DISTANCE, DEPTH = 32, 160, 48
 class Price:
     """One format. ``perplexity`` of the text, ``kl`` in nats per token, ``top1`` and ``recall`` as shares of 1.
 
-    ``recall`` None: the cases are too long. ``tokens_per_second`` and ``speed`` (beside exact) None: not asked.
+    ``recall`` None: the cases are too long. ``tokens_per_second`` and ``speed`` (beside the default, exact too) None: not asked.
     """
 
     format: str
@@ -70,51 +72,64 @@ def price(
     texts: Tokens,
     *,
     beside: Sequence[str] = (),
+    calibration: Tokens = (),
     speed: bool = True,
     memory: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PriceList:
     """Measures ``formats`` of ``model`` on token ids of ``texts``, and the models ``beside`` that were made of it.
 
+    A format may be one that is made first (`weights_made`), with ``calibration`` where its method needs text.
     One with fewer tokens (`pagoda prune --vocab`) is compared with the exact model's choice among those.
     Raises ConfigError, ModelError or BudgetError.
     """
     exact: list[Tensor] = []
     prices: list[Price] = []
     names = [EXACT, *(name for name in formats if name != EXACT), *beside]
-    for done, name in enumerate(names):
-        is_other = done >= len(names) - len(beside)
-        loaded = load_model(name if is_other else model, quantization=EXACT if is_other else name)
-        try:
-            decoder = loaded.model._ready()  # type: ignore[union-attr]
-            kept = kept_tokens(Path(name)) if is_other else None
-            read = texts if kept is None else renumbered(texts, kept, name)
-            logits = run(decoder, read)
+    with TemporaryDirectory(prefix="pagoda-prices-") as scratch:
+        for done, name in enumerate(names):
+            if BY in name:
+                subject = _Subject(name, str(make(model, name, calibration, Path(scratch))), "auto")
+            elif done >= len(names) - len(beside):
+                subject = _Subject(Path(name).name, name, "auto")
+            else:
+                subject = _Subject(name, model, name)
+            found, logits = _price(subject, texts, exact)
             exact = exact or logits
-            wanted = exact if kept is None else [rows[:, kept] for rows in exact]
-            cases = recall_cases(loaded.tokenizer.encode, loaded.shape.max_position)
-            recalled = None if not cases else statistics.fmean(_recalled(decoder, case) for case in cases)
-            num_bytes = loaded.model.weight_bytes
-            bits = 8 * num_bytes / loaded.shape.num_params
-        finally:
-            loaded.close()
-        rate = _decode_rates(model, name, memory, is_other) if speed else None
-        prices.append(
-            Price(
-                Path(name).name if is_other else name,
-                num_bytes,
-                bits,
-                perplexity(read, logits),
-                kl(wanted, logits),
-                agreement(wanted, logits),
-                recalled,
-                rate and rate[1],
-                rate and rate[1] / rate[0],
-            )
-        )
-        if progress is not None:
-            progress(done + 1, len(names))
+            if speed:
+                this, other = _decode_rates(model, subject, memory)
+                found = replace(found, tokens_per_second=other, speed=other / this)
+            prices.append(found)
+            if progress is not None:
+                progress(done + 1, len(names))
     return PriceList(model, sum(map(len, texts)), prices)
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What is measured: its name in the list, and how it is loaded."""
+
+    name: str
+    model: str
+    quantization: str
+
+
+def _price(subject: _Subject, texts: Tokens, exact: list[Tensor]) -> tuple[Price, list[Tensor]]:
+    """All but the speed, and the logits; ``exact`` is empty where this is the exact model."""
+    loaded = load_model(subject.model, quantization=subject.quantization)
+    try:
+        decoder = loaded.model._ready()  # type: ignore[union-attr]
+        kept = kept_tokens(loaded.path)
+        read = texts if kept is None else renumbered(texts, kept, subject.model)
+        logits = run(decoder, read)
+        wanted = (exact or logits) if kept is None else [rows[:, kept] for rows in exact]
+        cases = recall_cases(loaded.tokenizer.encode, loaded.shape.max_position)
+        recalled = None if not cases else statistics.fmean(_recalled(decoder, case) for case in cases)
+        num_bytes, num_params = loaded.model.weight_bytes, loaded.shape.num_params
+    finally:
+        loaded.close()
+    measures = perplexity(read, logits), kl(wanted, logits), agreement(wanted, logits)
+    return Price(subject.name, num_bytes, 8 * num_bytes / num_params, *measures, recalled, None, None), logits
 
 
 def kept_tokens(folder: Path) -> list[int] | None:
@@ -165,10 +180,14 @@ def _recalled(decoder: Any, case: RecallCase) -> float:
     return float((due == torch.tensor(case.answer_ids)).float().mean())
 
 
-def _decode_rates(model: str, name: str, memory: str | None, is_other: bool) -> tuple[float, float]:
-    """(exact, this format or other model): tokens per second of one answer, medians of rounds in turn."""
-    this, format = (name, EXACT) if is_other else (model, name)
-    with LLM(model, quantization=EXACT, memory=memory) as exact, LLM(this, quantization=format, memory=memory) as llm:
+def _decode_rates(model: str, subject: _Subject, memory: str | None) -> tuple[float, float]:
+    """(the model as it runs by default, this format or other model): tokens per second of one answer, medians of
+    rounds in turn. The default is exact too: plain tensors would be a slower model to be faster than.
+    """
+    with (
+        LLM(model, memory=memory) as exact,
+        LLM(subject.model, quantization=subject.quantization, memory=memory) as llm,
+    ):
         rates: tuple[list[float], list[float]] = ([], [])
         for _ in range(ROUNDS):
             for found, engine in zip(rates, (exact, llm), strict=True):

@@ -14,7 +14,7 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 320, 60, 40
 
 def markdown(found: PriceList) -> str:
     """A table, one row a format."""
-    head = "| format | bytes | bits per weight | perplexity | KL, nats | top-1 | recall | tokens/s | beside exact |"
+    head = "| format | bytes | bits per weight | perplexity | KL, nats | top-1 | recall | tokens/s | beside default |"
     rule = "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     return "\n".join([head, rule, *(_row(p) for p in found.prices)])
 

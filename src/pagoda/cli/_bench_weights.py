@@ -14,11 +14,19 @@ from ._output import emit_json
 def weights(
     model: opt.Model,
     formats: Annotated[
-        str | None, typer.Option(help="Weight formats, separated by semicolons.", show_default="all")
+        str | None,
+        typer.Option(
+            help="Weight formats by semicolons; also FORMAT by gptq|awq|hqq|mixed, SHARE by width.",
+            show_default="all, and the usual of those",
+        ),
     ] = None,
     beside: Annotated[str | None, typer.Option(help="Folders that `pagoda prune` made of it, by semicolons.")] = None,
     text: Annotated[Path | None, typer.Option(help="Text to judge on.", show_default="the model's own samples")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of that text.")] = 2048,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Text for gptq, awq and mixed.", show_default="the model's own samples")
+    ] = None,
+    calibration_tokens: Annotated[int, typer.Option(help="Tokens of that text.")] = 16384,
     speed: Annotated[bool, typer.Option(help="Measure decode beside the exact model.")] = True,
     out: Annotated[Path | None, typer.Option(help="Folder for weights-MODEL.json, .md and .svg.")] = None,
     docs: Annotated[Path | None, typer.Option(help="Page whose price list is rewritten.")] = None,
@@ -27,14 +35,18 @@ def weights(
 ) -> None:
     """Price weight formats: bytes, perplexity, KL divergence, recall and speed, beside the exact model."""
     from ..bench.weights import price
+    from ..bench.weights_made import BY, USUAL
     from ..bench.weights_report import drawing, markdown, rewrite
     from ..weights.formats import FORMATS
-    from .quantize import calibration_tokens
+    from ..weights.methods import CALIBRATED
+    from .quantize import calibration_tokens as tokens_of
 
-    names = FORMATS.names() if formats is None else [name.strip() for name in formats.split(";")]
+    names = [*FORMATS.names(), *USUAL] if formats is None else [name.strip() for name in formats.split(";")]
     others = [] if beside is None else [name.strip() for name in beside.split(";")]
-    judged = calibration_tokens(model, text, tokens, memory)
-    found = price(model, names, judged, beside=others, speed=speed, memory=memory)
+    judged = tokens_of(model, text, tokens, memory)
+    calibrated = any(name.endswith(tuple(BY + how for how in CALIBRATED)) for name in names)
+    learned = tokens_of(model, calibration, calibration_tokens, memory) if calibrated else []
+    found = price(model, names, judged, beside=others, calibration=learned, speed=speed, memory=memory)
     if out is not None:
         _write(out, f"weights-{Path(model).name}", found.as_dict(), markdown(found), drawing(found))
     if docs is not None:
