@@ -39,7 +39,8 @@ RECALL_CASES, DISTANCE, DEPTH = 32, 160, 48
 class Price:
     """One format. ``perplexity`` of the text, ``kl`` in nats per token, ``top1`` and ``recall`` as shares of 1.
 
-    ``recall`` None: the cases are too long. ``tokens_per_second``, and ``speed`` beside the default (exact too): None where not asked.
+    ``recall`` None: the cases are too long. ``tokens_per_second`` and ``speed`` (beside the
+    default, exact too) None: not asked.
     """
 
     format: str
