@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from pagoda import LLM, SamplingParams
 from pagoda.budget.ledger import Ledger
 from pagoda.core.errors import PagodaError, UnsupportedModelError, WeightsError
+from pagoda.models.catalog import read_config
 from pagoda.models.layers.rotary import inverse_frequencies
 from pagoda.models.load import load_model
 from pagoda.weights.gguf_blocks import OPENERS, Blocks, open_blocks
@@ -35,12 +36,18 @@ OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_
 
 
 def write(
-    folder: Path, file: Path, kind: str = "F32", extra: dict[str, torch.Tensor] | None = None, **metadata: Any
+    folder: Path,
+    file: Path,
+    kind: str = "F32",
+    extra: dict[str, torch.Tensor] | None = None,
+    part_tensors: int = 0,
+    **metadata: Any,
 ) -> Path:
-    """The Hugging Face model of ``folder`` as llama.cpp's converter would write it."""
+    """The Hugging Face model of ``folder`` as llama.cpp's converter would write it; in parts of so many tensors."""
+    file.parent.mkdir(exist_ok=True)
     config = json.loads((folder / "config.json").read_text())
     arch = config["model_type"]
-    writer = gguf.GGUFWriter(file, arch)
+    writer = gguf.GGUFWriter(file, arch, split_max_tensors=part_tensors)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -211,6 +218,48 @@ def test_llama3_rotary_factors_and_linear_scaling(tmp_path: Path) -> None:
 
 def rope_of(loaded: Any) -> Any:
     return loaded.model.spec.blocks[0].attn.rope
+
+
+def parts(tmp_path: Path) -> list[Path]:
+    """A tiny model in three files or more."""
+    write(fake_model.write(tmp_path / "m"), tmp_path / "p" / "x.gguf", part_tensors=8)
+    return sorted((tmp_path / "p").iterdir())
+
+
+def test_a_model_in_parts(tmp_path: Path) -> None:
+    files = parts(tmp_path)
+    assert len(files) > 2
+    assert files[0].name == f"x-00001-of-{len(files):05}.gguf"
+    plain = load_model(tmp_path / "m")
+    for path in (files[0], tmp_path / "p"):
+        ours = load_model(path)
+        for name, wanted in plain.model.weights().items():
+            assert torch.equal(dense(ours.model.weights()[name]), dense(wanted))
+    assert read_config(str(tmp_path / "p"))["tie_word_embeddings"] == plain.config["tie_word_embeddings"]
+
+
+PARTS = {
+    "missing": (lambda f: f[2].unlink(), r"-00003-of-0000\d.gguf: part 3 of \d is missing; download it"),
+    "another's": (lambda f: f[2].write_bytes(f[1].read_bytes()), r"split.no and split.count are \(1, .*expected \(2"),
+    "cut": (lambda f: _cut(f[1], f[1].stat().st_size - 40), r"-00002-of-.*truncated; tensor '.*' ends"),
+    "renamed": (lambda f: f[0].rename(f[0].with_name("y.gguf")), r"y.gguf: split.count is \d, and the name should end"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_in_disorder_are_named(tmp_path: Path, name: str) -> None:
+    files = parts(tmp_path)
+    damage, words = PARTS[name]
+    damage(files)
+    ledger = Ledger(256 << 20)
+    with pytest.raises(WeightsError, match=words):
+        load_model(tmp_path / "p", ledger=ledger)
+    assert ledger.leased_bytes == 0
+
+
+def test_a_later_part_asks_for_the_first(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"one of \d parts; give the first, x-00001-of-"):
+        load_model(parts(tmp_path)[1])
 
 
 DAMAGE = {

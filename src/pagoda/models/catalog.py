@@ -64,10 +64,10 @@ def read_config(path_or_id: str) -> dict[str, Any]:
 def _config_at(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return _read(path / "config.json")
-    from ..weights.gguf_header import read_gguf
+    from ..weights.gguf_parts import read_parts
     from .gguf import config_of
 
-    return config_of(read_gguf(path))
+    return config_of(read_parts(path))
 
 
 def folder_of(path_or_id: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""A model in one GGUF file: config, tokenizer and weights out of its metadata (llama, qwen2 and qwen3 families)."""
+"""A model in GGUF files: config, tokenizer and weights out of its metadata (llama, qwen2 and qwen3 families)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pagoda.core.errors import UnsupportedModelError, WeightsError, choices
 from pagoda.weights.formats.base import BLOCK_ELEMS, SCRATCH_BYTES
 from pagoda.weights.formats.int4 import Int4
 from pagoda.weights.gguf_blocks import Blocks, int4_codes
-from pagoda.weights.gguf_header import GGUFHeader, GGUFTensor, read_gguf
+from pagoda.weights.gguf_header import GGUFHeader, GGUFTensor
+from pagoda.weights.gguf_parts import read_parts
 from pagoda.weights.reader import Checkpoint
 from pagoda.weights.schemes.base import Logical
 from pagoda.weights.source import TensorSource
@@ -47,7 +48,7 @@ class GGUFModel:
 
 def open_gguf(file: Path) -> GGUFModel:
     """Raises WeightsError for damage, UnsupportedModelError for what is not read, each naming the file."""
-    header = read_gguf(file)
+    header = read_parts(file)
     config = config_of(header)
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     rotated = heads if config["model_type"] == "llama" else {}
@@ -73,8 +74,6 @@ def config_of(header: GGUFHeader) -> dict[str, Any]:
 
     if key("expert_count", int, 0):
         raise UnsupportedModelError(f"{file}: mixtures of experts are not read from GGUF; use the safetensors form")
-    if meta.get("split.count", 1) != 1:
-        raise UnsupportedModelError(f"{file}: one of {meta['split.count']} parts; join them with gguf-split --merge")
     hidden, heads = key("embedding_length", int), key("attention.head_count", int)
     embed = header.tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from pagoda.core.errors import ModelError
+from pagoda.weights.gguf_parts import is_later_part
 
 EMBEDDED = "lantern"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
@@ -42,7 +43,7 @@ def _in_folder(folder: Path) -> Path:
     """The folder, or the one GGUF file in a folder that is no Hugging Face model."""
     if (folder / "config.json").is_file():
         return folder
-    files = sorted(folder.glob("*.gguf"))
+    files = sorted(file for file in folder.glob("*.gguf") if not is_later_part(file))
     if len(files) > 1:
         raise ModelError(f"{folder}: several GGUF files ({', '.join(f.name for f in files[:4])}); name one of them")
     return files[0] if files else folder
