@@ -145,14 +145,32 @@ def unpack(folder: Path, source: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
-    packed = load_packed(folder)
     plain = AutoModelForCausalLM.from_pretrained(source).to(torch.float32)
-    modules = dict(packed.named_modules())
+    linear = [name for name, module in plain.named_modules() if isinstance(module, torch.nn.Linear)]
+    method = json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"]
+    weights = awq_weights(folder, linear) if method == "awq" else packed_weights(folder, linear)
     with torch.inference_mode():
-        for name, module in plain.named_modules():
-            if isinstance(module, torch.nn.Linear):
-                module.weight.copy_(dense(modules[name]).to(torch.float32))
+        for name, weight in weights.items():
+            plain.get_submodule(name).weight.copy_(weight.to(torch.float32))
         save_file({"logits": plain(torch.tensor([IDS])).logits[0].contiguous()}, folder / UNPACKED)
+
+
+def packed_weights(folder: Path, linear: list[str]) -> dict[str, Any]:
+    """What the library's own modules unpack."""
+    modules = dict(load_packed(folder).named_modules())
+    return {name: dense(modules[name]) for name in linear}
+
+
+def awq_weights(folder: Path, linear: list[str]) -> dict[str, Any]:
+    """What autoawq unpacks (in float16): its modules want a GPU."""
+    from awq.utils.packing_utils import dequantize_gemm
+    from safetensors.torch import load_file
+
+    stored, found = load_file(folder / "model.safetensors"), dict[str, Any]()
+    for name in linear:
+        parts = [stored.get(f"{name}.{part}") for part in ("qweight", "qzeros", "scales")]
+        found[name] = stored[f"{name}.weight"] if parts[0] is None else dequantize_gemm(*parts, 4, GROUP).T
+    return found
 
 
 def load_packed(folder: Path) -> Any:
