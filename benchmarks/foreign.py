@@ -162,14 +162,15 @@ def packed_weights(folder: Path, linear: list[str]) -> dict[str, Any]:
 
 
 def awq_weights(folder: Path, linear: list[str]) -> dict[str, Any]:
-    """What autoawq unpacks (in float16): its modules want a GPU."""
+    """What autoawq unpacks (in float16): its modules want a GPU. Norms are among them: scales were moved there."""
     from awq.utils.packing_utils import dequantize_gemm
     from safetensors.torch import load_file
 
-    stored, found = load_file(folder / "model.safetensors"), dict[str, Any]()
-    for name in linear:
-        parts = [stored.get(f"{name}.{part}") for part in ("qweight", "qzeros", "scales")]
-        found[name] = stored[f"{name}.weight"] if parts[0] is None else dequantize_gemm(*parts, 4, GROUP).T
+    stored = load_file(folder / "model.safetensors")
+    found = {name.removesuffix(".weight"): tensor for name, tensor in stored.items() if name.endswith(".weight")}
+    for name in set(linear) - found.keys():
+        parts = (stored[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales"))
+        found[name] = dequantize_gemm(*parts, 4, GROUP).T
     return found
 
 
