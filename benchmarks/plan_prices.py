@@ -23,7 +23,9 @@ from pagoda.kv.codecs import CODECS
 from pagoda.plan.prices import FOLDER
 
 TASK_NAMES = ("agreement", "recall", "multi_key", "copying")
-FORMATS = ("int8", "w8a8", "int4(group=32)", "int4", "w4a8")
+FORMATS = (
+    "int8", "w8a8", "int4(group=32)", "int4(group=32, embed='same')", "int4", "int4(embed='same')", "w4a8",
+)  # fmt: skip
 POLICIES = (
     "snapkv(budget=0.5)", "snapkv(budget=0.25)", "snapkv(budget=0.25)+ada", "streaming_llm(budget=0.5)",
     "streaming_llm(budget=0.25)", "h2o(budget=0.25)", "scope(budget=0.25)",
