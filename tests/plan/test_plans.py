@@ -121,6 +121,16 @@ def test_placements_spill_what_does_not_fit() -> None:
     assert by_format["auto"]["seconds"] > by_format["int4"]["seconds"]
 
 
+def test_products_of_a_format_are_measured_whatever_it_says_of_embeddings() -> None:
+    shape, work = ModelShape.from_config(config_of("Llama-3.2-1B")), Work(decodes=1, context=1, rows=1)
+    int8, same = (
+        Roofline(shape, "bfloat16", parse_quantization(text), "auto", MACHINE).seconds(work)
+        for text in ("int4", "int4(embed='same')")
+    )
+    head = next(matrix for matrix in shape.matrices if matrix.role == "embed")
+    assert int8 - same == pytest.approx(head.rows * head.cols * 2e-11, rel=1e-3), "a head in int4 instead of int8"
+
+
 def test_steps_take_longer_with_more_to_do() -> None:
     shape = ModelShape.from_config(config_of("Llama-3.2-1B"))
     roofline = Roofline(shape, "bfloat16", in_panels("bfloat16"), "auto", MACHINE)

@@ -9,10 +9,11 @@ a mixture only the experts that some token chose are read: of E experts, h = E (
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..core.types import DTYPE_BYTES
 from ..models.shape import ModelShape
+from ..weights.formats.base import WeightFormat
 from ..weights.quantization import Quantization, Role, format_text
 from .machine import Machine
 from .work import StepModel
@@ -87,7 +88,12 @@ def _groups(shape: ModelShape, dtype: str, quantization: Quantization) -> list[_
         size = matrix.rows * matrix.cols * matrix.count
         plain = size * DTYPE_BYTES[dtype]
         num_bytes = plain if found is None else matrix.count * found.num_bytes(matrix.rows, matrix.cols)
-        key = (f"none.{dtype}" if found is None else format_text(found), matrix.role, matrix.count)
+        key = (f"none.{dtype}" if found is None else _measured_as(found), matrix.role, matrix.count)
         weights, held = sums.get(key, (0, 0))
         sums[key] = weights + size, held + num_bytes
     return [_Group(name, role, weights, held / weights, count) for (name, role, count), (weights, held) in sums.items()]
+
+
+def _measured_as(format: WeightFormat) -> str:
+    """The format as its products were measured: what it says of embeddings changes nothing in them."""
+    return format_text(replace(format, embed=type(format).embed))
