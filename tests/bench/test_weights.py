@@ -65,3 +65,14 @@ def test_a_page_without_markers(tmp_path: Path) -> None:
 def test_what_cannot_be_made(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         weights_made.make("lantern", name, [], tmp_path)
+
+
+def test_what_cannot_be_made_of_this_model_is_left_out_by_name() -> None:
+    said: list[tuple[str, str]] = []
+    found = weights.price(
+        "lantern", ["int4 by gptq"], [[1, 2, 3]], speed=False, left_out=lambda *what: said.append(what)
+    )
+    assert [p.format for p in found.prices] == ["none"]
+    assert said == [("int4 by gptq", "method 'gptq' needs calibration text")]
+    with pytest.raises(ConfigError, match="needs calibration text"):
+        weights.price("lantern", ["int4 by gptq"], [[1, 2, 3]], speed=False)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, PagodaError
 from ..engine.llm import LLM
 from ..models.load import load_model
 from ..models.mixed import surprise
@@ -77,10 +77,13 @@ def price(
     speed: bool = True,
     memory: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    left_out: Callable[[str, str], None] | None = None,
 ) -> PriceList:
     """Measures ``formats`` of ``model`` on token ids of ``texts``, and the models ``beside`` that were made of it.
 
     A format may be one that is made first (`weights_made`), with ``calibration`` where its method needs text.
+    ``left_out`` is told the name and the reason of one that cannot be made of this model; without it that is an error.
+
     One with fewer tokens (`pagoda prune --vocab`) is compared with the exact model's choice among those.
     Raises ConfigError, ModelError or BudgetError.
     """
@@ -90,7 +93,13 @@ def price(
     with TemporaryDirectory(prefix="pagoda-prices-") as scratch:
         for done, name in enumerate(names):
             if BY in name:
-                subject = _Subject(name, str(make(model, name, calibration, Path(scratch))), "auto")
+                try:
+                    subject = _Subject(name, str(make(model, name, calibration, Path(scratch))), "auto")
+                except PagodaError as error:
+                    if left_out is None:
+                        raise
+                    left_out(name, str(error))
+                    continue
             elif done >= len(names) - len(beside):
                 subject = _Subject(Path(name).name, name, "auto")
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,12 +47,19 @@ def weights(
     judged = tokens_of(model, text, tokens, memory)
     calibrated = any(name.endswith(tuple(BY + how for how in CALIBRATED)) for name in names)
     learned = tokens_of(model, calibration, calibration_tokens, memory) if calibrated else []
-    found = price(model, names, judged, beside=others, calibration=learned, speed=speed, memory=memory)
+    found = price(
+        model, names, judged, beside=others, calibration=learned, speed=speed, memory=memory,
+        left_out=_say if formats is None else None,
+    )  # fmt: skip
     if out is not None:
         _write(out, f"weights-{Path(model).name}", found.as_dict(), markdown(found), drawing(found))
     if docs is not None:
         rewrite(docs, found)
     emit_json(found.as_dict()) if json else print(markdown(found))
+
+
+def _say(name: str, reason: str) -> None:
+    print(f"left out: {name} ({reason})", file=sys.stderr)
 
 
 def _write(folder: Path, stem: str, data: dict[str, Any], table: str, picture: str) -> None:
