@@ -33,9 +33,10 @@ from .load import Loaded
 from .quantize import Codes, Progress, Tokens, kl, plain_model, run, with_stats
 
 CANDIDATES = ("bf16", "int8", "int4(group=32)", "int4", "int3(rank=0)", "int2(rank=8)", "ternary")
-JUDGED_TOKENS = 8192  # of the calibration text, on which models are compared; codes are chosen on all of it
+JUDGED_TOKENS = 8192  # of the calibration text, on which models are compared
 TRIED_TOKENS = 2048  # of those, for single matrices: there are hundreds of them
 ROUNDS = 4  # of exchanges at most
+LEAST_GAIN = 0.005  # of what is lost: less is chance, and does not come back on other text
 SINGLES = 6  # that are tried one by one
 
 Levels = dict[str, int]
@@ -54,21 +55,21 @@ class Mixed:
 class _Measured:
     """A model whose matrices stand ready in every candidate, and a text to judge it on."""
 
-    def __init__(self, loaded: Loaded, candidates: Sequence[WeightFormat], calibration: Tokens, method: str) -> None:
+    def __init__(
+        self, loaded: Loaded, candidates: Sequence[WeightFormat], learned: Tokens, judged: Tokens, method: str
+    ) -> None:
         self.model = model = plain_model(loaded)
         self.names = [m.name for m in model.shape.matrices if m.role in ("linear", "embed")]
-        self.texts = {count: first_tokens(calibration, count) for count in (TRIED_TOKENS, JUDGED_TOKENS)}
+        self.texts = {count: first_tokens(judged, count) for count in (TRIED_TOKENS, JUDGED_TOKENS)}
         decoder = Decoder(model.spec, model.weights(), rope_length=model.rope_length)
         self.exact = {count: run(decoder, text) for count, text in self.texts.items()}
         self.candidates = list(candidates)
         self.codes: dict[str, list[Codes]] = {}
         self.useful: dict[str, list[int]] = {}
         self.sizes = {n: [f.num_bytes(*model.weights()[n].shape) for f in candidates] for n in self.names}
-        for name, weight, stats in with_stats(model, calibration):
+        for name, weight, stats in with_stats(model, learned):
             if name in self.names:
-                by = [method if isinstance(f, GRIDS) and stats is not None else "rtn" for f in candidates]
-                made = [METHODS[how](weight.float(), f, stats) for how, f in zip(by, candidates, strict=True)]
-                self.codes[name] = made
+                self.codes[name] = [_codes(weight, f, stats, method) for f in candidates]
                 errors = [self._error(name, level, stats) for level in range(len(candidates))]
                 self.useful[name] = useful(self.sizes[name], errors)
 
@@ -94,6 +95,20 @@ class _Measured:
         text, exact, found = self.texts[count], self.exact[count], run(decoder, self.texts[count])
         return (kl(exact, found) + surprise(text, found) - surprise(text, exact)) / 2
 
+    def uniform(self, budget_bytes: int) -> list[Levels]:
+        """Every format for all linear layers that fits, with the best for embedding and head that then does."""
+        roles, levels = {n: self.model.shape_role(n) for n in self.names}, range(len(self.candidates))
+        pairs = [
+            {n: embed if roles[n] == "embed" else linear for n in self.names} for linear in levels for embed in levels
+        ]
+        fitting = [found for found in pairs if self.bytes_of(found) <= budget_bytes]
+        best: dict[int, Levels] = {}
+        for found in fitting:
+            linear = next((found[n] for n in self.names if roles[n] == "linear"), 0)
+            if linear not in best or self.bytes_of(found) > self.bytes_of(best[linear]):
+                best[linear] = found
+        return list(best.values())
+
     def bytes_of(self, levels: Mapping[str, int]) -> int:
         return sum(self.sizes[name][level] for name, level in levels.items())
 
@@ -112,7 +127,7 @@ def mixed(
 
     Raises ConfigError for a budget below the smallest model of these formats.
     """
-    measured = _Measured(loaded, candidates, calibration, method)
+    measured = _Measured(loaded, candidates, *_halves(calibration), method)
     names, model = measured.names, measured.model
     room = budget_bytes - (model.weight_bytes - sum(model.weights()[name].nbytes for name in names))
     harm: dict[str, list[float]] = {}
@@ -121,13 +136,31 @@ def mixed(
         harm[name] = [measured.tried({name: level}) if level in kept else inf for level in range(len(candidates))]
         if progress is not None:
             progress(done + 1, len(names))
-    starts = [allocate(harm, measured.sizes, room)]
-    starts += [s for level in range(len(candidates)) if measured.bytes_of(s := dict.fromkeys(names, level)) <= room]
+    starts = [allocate(harm, measured.sizes, room), *measured.uniform(room)]
     lost, levels = min(((measured.judged(start), start) for start in starts), key=lambda found: found[0])
     lost, levels = exchange(levels, lost, measured.sizes, room, measured.tried, measured.judged, measured.useful)
-    overrides = {name: candidates[level] for name, level in levels.items()}
-    codes = {name: measured.codes[name][level] for name, level in levels.items()}
-    return Mixed(Quantization(overrides=overrides), codes, lost)
+    formats = {name: candidates[level] for name, level in levels.items()}
+    every = with_stats(model, calibration)
+    codes = {name: _codes(weight, formats[name], stats, method) for name, weight, stats in every if name in formats}
+    return Mixed(Quantization(overrides=formats), codes, lost)
+
+
+def _codes(weight: Tensor, format: WeightFormat, stats: InputStats | None, method: str) -> Codes:
+    known = isinstance(format, GRIDS) and stats is not None
+    return METHODS[method if known else "rtn"](weight.float(), format, stats)
+
+
+def _halves(calibration: Tokens) -> tuple[Tokens, Tokens]:
+    """The texts that codes are chosen on while models are compared, and those that they are compared on: codes look
+    better than they are on the text that they were fitted to. Little text is both.
+    """
+    total = sum(map(len, calibration))
+    if total < 4 * TRIED_TOKENS:
+        return calibration, calibration
+    wanted, at = min(JUDGED_TOKENS, total // 3), len(calibration)
+    while sum(map(len, calibration[at:])) < wanted:
+        at -= 1
+    return calibration[:at], calibration[at:]
 
 
 def surprise(texts: Tokens, logits: Sequence[Tensor]) -> float:
@@ -220,7 +253,7 @@ def _better(
             if new[down[1]] == levels[down[1]]:
                 new[down[1]], gained = down[2], gained + down[0]
         fits = sum(sizes[n][level] for n, level in new.items()) <= budget_bytes
-        if fits and gained < 0 and (now := judged(new)) < lost:
+        if fits and gained < 0 and (now := judged(new)) < lost - LEAST_GAIN * abs(lost):
             return now, new
     return None
 
