@@ -11,6 +11,7 @@ import torch
 from pagoda import ConfigError, SamplingParams
 from pagoda.core.types import KVFormat
 from pagoda.engine.calibrations import Calibrations
+from pagoda.kernels.ops.page_numbers import reference as page_numbers_reference
 from pagoda.kv.dense import attend_dense
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.manager import KVManager
@@ -68,6 +69,32 @@ def learned_by(codec: Any, k: torch.Tensor, v: torch.Tensor) -> dict[str, torch.
         return {}
     learned: dict[str, torch.Tensor] = codec.learn(*(x.repeat(1, 1, 600 // x.shape[2] + 1, 1) for x in (k, v)))
     return learned
+
+
+@pytest.mark.parametrize("name", [*NAMES, "kivi(bits=4)", "int2(keys='token')", "bfp_outlier_rearrange(mantissa=8)"])
+@pytest.mark.parametrize("shape", [(8, 8, 8), (16, 64, 64), (32, 40, 24)])
+def test_the_kernels_decode_what_torch_decodes(name: str, shape: tuple[int, int, int]) -> None:
+    """Every page of a storage whose rows are wider than a page, under every instruction set, in both dtypes."""
+    cpu = pytest.importorskip("pagoda.kernels.cpu", reason="the C++ extension is not built", exc_type=ImportError)
+    codec = parse_policy(name).windowed
+    assert codec is not None
+    size, k_dim, v_dim = shape
+    k, v = (numbers(1, 4, 3, size, dim) for dim in (k_dim, v_dim))
+    learned = learned_by(codec, k.flatten(2, 3), v.flatten(2, 3))
+    pages = codec.encode(k, v, Seen(learned, k.flatten(2, 3), numbers(1, 5, 8, k_dim), 0.3))[0]
+    code = codec.code(size, k_dim, v_dim, {key: x[0] for key, x in learned.items()})
+    if code.sides is None:
+        pytest.skip(f"{name} is decoded in torch alone")
+    storage = torch.nn.functional.pad(pages.flatten(0, 1), (0, 5))
+    ids, places = torch.arange(12).view(4, 3).flip(1), torch.tensor([4, 0, 2])
+    for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 8e-3)):
+        wanted = [torch.zeros(4, 5, size * dim, dtype=dtype) for dim in (k_dim, v_dim)]
+        page_numbers_reference(storage, ids, places, *wanted, code)
+        for isa in ("base", cpu.best_isa()):
+            got = [torch.zeros_like(x) for x in wanted]
+            cpu.page_numbers(storage, ids, places, *got, code, isa=isa)
+            for one, other in zip(got, wanted, strict=True):
+                torch.testing.assert_close(one, other, rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

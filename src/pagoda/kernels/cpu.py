@@ -10,11 +10,12 @@ from .cpu_attention import paged_attention
 from .cpu_choice import box_scores
 from .cpu_linear import linear
 from .cpu_packed import grouped_linear, packed_linear
+from .cpu_page_numbers import page_numbers
 from .cpu_pages import copy_pages, kv_compact, kv_write
 from .cpu_rows import activation, gated_activation, layer_norm, rms_norm, rotary
 
 __all__ = [
     "activation", "best_isa", "box_scores", "copy_pages", "cpu_features", "gated_activation", "grouped_linear",
-    "kv_compact", "kv_write", "layer_norm", "linear", "num_workers", "packed_linear", "paged_attention", "rms_norm",
-    "rotary",
+    "kv_compact", "kv_write", "layer_norm", "linear", "num_workers", "packed_linear", "page_numbers", "paged_attention",
+    "rms_norm", "rotary",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """One step over sequences whose old pages are encoded whole and whose newest tokens lie raw beside them.
 
-Layer by layer the encoded pages of several sequences are decoded at once into pages of numbers, the raw tokens go into
-pages after them, and the usual attention runs over both::
+Layer by layer the encoded pages of several sequences are decoded at once into pages of numbers
+(``kernels.ops.page_numbers``), the raw tokens go into pages after them, and the usual attention runs over both::
 
     one sequence's numbers   │ decoded page │ decoded page │ … │ raw page │ raw page, partly filled │
 
@@ -20,13 +20,13 @@ from torch import Tensor
 
 from ..core.types import KVFormat
 from ..kernels.layout import PageLayout
-from ..kernels.ops import LayerTable, paged_attention
+from ..kernels.ops import LayerTable, kv_write, page_numbers, paged_attention
 from .policies._windowed import Learned, WindowedCodec
 from .raw_tail import RawTail, page_ids
 from .storage import PageStorage
 from .table import PageTable
 
-SCRATCH_BYTES = 8 << 20
+SCRATCH_BYTES = 2 << 20  # what stays in the second-level cache between decoding and attention
 
 
 class WindowView:
@@ -56,6 +56,7 @@ class WindowView:
                 members, held = [], 0
             members, held = [*members, s], held + size
         self._parts.append(_Part(storage, tables, tails, starts, members))
+        self._scratch: Tensor | None = None
 
     def arrays(self) -> None:
         """Layers come one by one."""
@@ -77,19 +78,18 @@ class WindowView:
         """Pages of numbers ``[H * pages, elements]`` of everything that the part reads in this layer."""
         fmt = self._storage.fmt
         layout = PageLayout(fmt.page_size, fmt.k_dim, fmt.v_dim, k.dtype)
-        scratch = k.new_empty(fmt.num_kv_heads, part.num_pages, layout.page_elems)
-        keys, values = scratch.split([fmt.page_size * fmt.k_dim, fmt.page_size * fmt.v_dim], dim=-1)
+        if self._scratch is None:  # one for all layers and parts: memory that is fresh each time costs more than decoding
+            self._scratch = k.new_empty(fmt.num_kv_heads * max(p.num_pages for p in self._parts), layout.page_elems)
+        pages = self._scratch[: fmt.num_kv_heads * part.num_pages]
         if part.places.numel():
-            num_bytes = self._codec.page_bytes(fmt.page_size, fmt.k_dim, fmt.v_dim)
-            encoded = self._storage.pages[part.ids[layer]][..., :num_bytes]
-            found = self._codec.decode(encoded, fmt.page_size, fmt.k_dim, fmt.v_dim, learned)
-            for target, decoded in zip((keys, values), found, strict=True):
-                target[:, part.places] = decoded.flatten(-2).to(k.dtype)
-        for (first, last), slots, rows, tail in part.raw:
-            raw = tail.put(layer, slots, k[rows], v[rows])
-            for target, new in zip((keys, values), raw, strict=True):
-                target[:, first:last] = _paged(new, fmt.page_size)
-        return scratch.view(-1, layout.page_elems), layout
+            whole = pages.view(fmt.num_kv_heads, part.num_pages, layout.page_elems)
+            keys, values = whole.split([fmt.page_size * fmt.k_dim, fmt.page_size * fmt.v_dim], dim=-1)
+            code = self._codec.code(fmt.page_size, fmt.k_dim, fmt.v_dim, learned)
+            page_numbers(self._storage.pages, part.ids[layer], part.places, keys, values, code)
+        raw = [tail.put(layer, slots, k[rows], v[rows]) for slots, rows, tail in part.raw]
+        new_k, new_v = (torch.cat([one.transpose(0, 1) for one in side]) for side in zip(*raw, strict=True))
+        kv_write(new_k, new_v, pages, layout, part.raw_ids, part.raw_slots)
+        return pages, layout
 
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, *, v_dim: int, scale: float) -> Tensor:
         """Latent KV has no keys and values of its own to encode."""
@@ -100,7 +100,8 @@ class _Part:
     """Sequences that are attended in one call; the index arrays of all layers.
 
     ids     int64 [L, H, N] encoded pages      places  int64 [N] where their numbers go
-    raw     for each sequence: its raw pages (first, last), the slots that it holds, the step's rows, the raw tokens
+    raw     for each sequence: the slots that it holds, the step's rows, the raw tokens
+    raw_ids, raw_slots   int32 [T, H] page and slot of every raw token of the part, the step's among them
     """
 
     def __init__(
@@ -109,7 +110,8 @@ class _Part:
     ) -> None:  # fmt: skip
         fmt, at = storage.fmt, 0
         self.starts = starts[members[0] : members[-1] + 2]
-        ids, places, rows, lens, self.raw = [], [], [], [], list[tuple[tuple[int, int], int, slice, RawTail]]()
+        ids, places, rows, lens, raw = [], [], [], [], []
+        self.raw: list[tuple[int, slice, RawTail]] = []
         for s in members:
             slots, tail = int(tables[s].lens[0]), tails[s]
             encoded = (slots if tail.k is None else tail.start) // fmt.page_size
@@ -118,9 +120,14 @@ class _Part:
             ids.append(page_ids(tables[s], 0, encoded))
             places.append(np.arange(at, at + encoded))
             rows.append(np.arange(at, at + pages, dtype=np.int32))
-            self.raw.append(((at + encoded, at + pages), slots, slice(starts[s], starts[s + 1]), tail))
+            raw.append(np.arange((at + encoded) * fmt.page_size, at * fmt.page_size + lens[-1], dtype=np.int32))
+            self.raw.append((slots, slice(starts[s], starts[s + 1]), tail))
             at += pages
         self.num_pages = at
+        raw_pages, raw_slots = np.divmod(np.concatenate(raw)[:, None], np.int32(fmt.page_size))
+        raw_pages = raw_pages + np.arange(fmt.num_kv_heads, dtype=np.int32) * np.int32(at)
+        self.raw_ids = torch.from_numpy(raw_pages).to(storage.device)
+        self.raw_slots = torch.from_numpy(raw_slots).to(storage.device).expand_as(self.raw_ids).contiguous()
         self.ids = torch.from_numpy(np.concatenate(ids, -1)).to(storage.device)
         self.places = torch.from_numpy(np.concatenate(places)).to(storage.device)
         self.table = _table(fmt, storage.device, rows, lens, [start - self.starts[0] for start in self.starts], at)
@@ -146,9 +153,3 @@ def _table(
         max_kv_len=max(lens),
         kv_lens_cpu=[[num] * heads for num in lens],
     )
-
-
-def _paged(x: Tensor, page_size: int) -> Tensor:
-    """``[H, m, dim]`` -> whole pages ``[H, n, page_size * dim]``, zeros after the last slot."""
-    missing = -x.shape[1] % page_size
-    return torch.nn.functional.pad(x, (0, 0, 0, missing)).unflatten(1, (-1, page_size)).flatten(2)

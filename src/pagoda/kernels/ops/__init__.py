@@ -16,6 +16,7 @@ from .min_p_mask import min_p_mask
 from .moe_dispatch import moe_dispatch
 from .packed_embedding import packed_embedding
 from .packed_linear import packed_linear
+from .page_numbers import page_numbers
 from .rms_norm import rms_norm
 from .rotary import rotary
 from .top_k_mask import top_k_mask
@@ -38,6 +39,7 @@ __all__ = [
     "moe_dispatch",
     "packed_embedding",
     "packed_linear",
+    "page_numbers",
     "paged_attention",
     "rms_norm",
     "rotary",

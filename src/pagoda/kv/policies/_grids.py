@@ -12,6 +12,8 @@ from ._windowed import Learned, Seen, WindowedCodec, pack, unpack
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...kernels.page_code import Side
+
 GROUP = 32  # columns of a value that share a grid
 
 
@@ -60,6 +62,16 @@ class GridCodec(WindowedCodec):
             grids = pages[..., at : at + 2 * rows * columns].unflatten(-1, (rows, 2 * columns))
             at += 2 * rows * columns
             found.append(_restore(codes, grids, dim, self.num_bits, by_channel))
+        return found[0], found[1]
+
+    def sides(self, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> tuple[Side, Side]:
+        from ...kernels.page_code import Side
+
+        bits, found, at = self.num_bits, [], 0
+        for dim, by_channel in ((k_dim, self.keys == "channel"), (v_dim, False)):
+            grids = at + page_size * _padded(dim, bits) * bits // 8
+            found.append(Side("channel_grid" if by_channel else "token_grid", (bits, at, grids)))
+            at = grids + 4 * (dim if by_channel else page_size * -(-dim // GROUP))
         return found[0], found[1]
 
 

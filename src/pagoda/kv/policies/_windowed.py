@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...core.types import KVFormat
+    from ...kernels.page_code import PageCode, Side
 
 Learned = Mapping[str, "Tensor"]
 """What ``pagoda calibrate`` stored: ``[L, H, …]`` where all layers are encoded, ``[H, …]`` where one is decoded."""
@@ -104,6 +105,19 @@ class WindowedCodec(KVPolicy):
     @abstractmethod
     def decode(self, pages: Tensor, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> tuple[Tensor, Tensor]:
         """The way back for one layer: ``[H, n, page_bytes]`` -> float32 ``[H, n, page_size, k_dim]`` and v alike."""
+
+    def sides(self, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> tuple[Side, Side] | None:
+        """The same as ``decode`` in the kernels' words, or None where they have none for it."""
+        return None
+
+    def code(self, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> PageCode:
+        """How pages of one layer are decoded."""
+        from ...kernels.page_code import PageCode
+
+        dims = page_size, k_dim, v_dim
+        return PageCode(
+            *dims, self.page_bytes(*dims), lambda pages: self.decode(pages, *dims, learned), self.sides(*dims, learned)
+        )
 
     @classmethod
     def learn(cls, k: Tensor, v: Tensor) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from .base import Need
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...kernels.page_code import Side
+
 
 @dataclass(frozen=True)
 class BlockFloats(WindowedCodec):
@@ -83,6 +85,17 @@ class BlockFloats(WindowedCodec):
                 at = learned[order].long()[:, None, None].expand_as(x)
                 x = x.new_empty(x.shape).scatter_(-1, at, x)
             found.append(x)
+        return found[0], found[1]
+
+    def sides(self, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> tuple[Side, Side]:
+        from ...kernels.page_code import Side
+
+        found, at = [], 0
+        for dim, order in ((k_dim, "k_order"), (v_dim, "v_order")):
+            codes, exponents = (page_size * num for num in self._slot_bytes(dim))
+            table = learned[order] if self.rearrange else None
+            found.append(Side("block_floats", (self.mantissa, at, at + codes, self.block), table))
+            at += codes + exponents
         return found[0], found[1]
 
     def _decode(self, codes: Tensor, exponents: Tensor, dim: int) -> Tensor:

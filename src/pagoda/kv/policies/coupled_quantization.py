@@ -11,6 +11,8 @@ from .base import Need
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...kernels.page_code import Side
+
 COUPLED, CENTRES, ROUNDS = 4, 256, 8
 
 
@@ -60,6 +62,12 @@ class CoupledQuantization(WindowedCodec):
             rows = (heads + torch.arange(groups, device=pages.device)) * CENTRES + codes
             found.append(centres.reshape(-1, COUPLED)[rows].flatten(-2)[..., :dim])
         return found[0], found[1]
+
+    def sides(self, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> tuple[Side, Side]:
+        from ...kernels.page_code import Side
+
+        values = page_size * -(-k_dim // COUPLED)
+        return Side("coupled", (0,), learned["k_centres"]), Side("coupled", (values,), learned["v_centres"])
 
     @classmethod
     def learn(cls, k: Tensor, v: Tensor) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from .base import Need
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...kernels.page_code import Side
+
 ATOMS, ROUNDS, SPARSE = 256, 8, 6
 """Atoms of a dictionary (an index is a byte); rounds of learning, with so many atoms a sample."""
 
@@ -65,6 +67,13 @@ class SparseCodes(WindowedCodec):
             dense.scatter_add_(-1, index.long().unflatten(-1, (page_size, self.nonzeros)), weight)
             found.append(dense @ atoms[:, None])
         return found[0], found[1]
+
+    def sides(self, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> tuple[Side, Side]:
+        from ...kernels.page_code import Side
+
+        num, half = page_size * self.nonzeros, self.page_bytes(page_size, k_dim, v_dim) // 2
+        places = [(first, first + num, first + 2 * num, self.nonzeros) for first in (0, half)]
+        return Side("atoms", places[0], learned["k_atoms"]), Side("atoms", places[1], learned["v_atoms"])
 
     @classmethod
     def learn(cls, k: Tensor, v: Tensor) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from .base import Need
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...kernels.page_code import Side
+
 
 @dataclass(frozen=True)
 class EigenAttention(WindowedCodec):
@@ -58,6 +60,16 @@ class EigenAttention(WindowedCodec):
             for part, name, dim in zip(parts, ("keys", "values"), (k_dim, v_dim), strict=True)
         )
         return k, v
+
+    def sides(self, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> tuple[Side, Side]:
+        from ...kernels.page_code import Side
+
+        found, at = [], 0
+        for dim, name in ((k_dim, "keys"), (v_dim, "values")):
+            rank = self._rank(dim)
+            found.append(Side("basis", (at, rank), learned[name][..., :rank].transpose(-1, -2)))
+            at += 2 * page_size * rank
+        return found[0], found[1]
 
     @classmethod
     def learn(cls, k: Tensor, v: Tensor) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from .base import Need
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...kernels.page_code import Side
+
 
 @dataclass(frozen=True)
 class Think(WindowedCodec):
@@ -64,6 +66,12 @@ class Think(WindowedCodec):
         numbers = numbers_of(kept, page_size)
         keys = numbers.new_zeros(*numbers.shape[:-1], k_dim).scatter_(-1, columns, numbers)
         return keys, numbers_of(values, page_size)
+
+    def sides(self, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> tuple[Side, Side]:
+        from ...kernels.page_code import Side
+
+        mask, kept, _ = self._sizes(page_size, k_dim, v_dim)
+        return Side("columns", (0, mask, self._num_kept(k_dim))), Side("basis", (mask + kept, v_dim))
 
 
 def _columns(mask: Tensor, num: int, page_size: int) -> Tensor:

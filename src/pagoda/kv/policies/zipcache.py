@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import share
@@ -11,6 +12,8 @@ from .base import Need
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...kernels.page_code import Side
 
 HIGH, LOW = 4, 2
 
@@ -86,6 +89,12 @@ class ZipCache(WindowedCodec):
         floor, width = numbers_of(v_grid, page_size).split(1, -1)
         values = (self._unit(v_high, v_low, place, v_dim) * width + floor) * numbers_of(v_roots, 1)
         return keys, values
+
+    def sides(self, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> tuple[Side, Side]:
+        from ...kernels.page_code import Side
+
+        starts = list(accumulate(self._sizes(page_size, k_dim, v_dim), initial=0))
+        return Side("zip_keys", tuple(starts[:4])), Side("zip_values", (0, *starts[4:8]))
 
     def _unit(self, high: Tensor, low: Tensor, place: Tensor, dim: int) -> Tensor:
         import torch
