@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 KINDS = (
     "channel_grid", "token_grid", "zip_keys", "zip_values", "block_floats", "coupled", "atoms", "columns", "basis",
+    "spread",
 )  # fmt: skip
 """enum CodeKind of ``csrc/page_numbers.hpp``, which says what each is and which offsets it wants."""
 

@@ -20,6 +20,7 @@ void page_numbers(const PageNumbersArgs& a, int num_threads, const std::string& 
     for (const PageSide& side : a.sides) {
       PageRow row;
       row.page = a.pages + a.ids[item] * a.page_bytes, row.side = &side, row.page_size = a.page_size;
+      row.all = &a, row.head = head, row.number = page;
       row.table = side.table ? side.table + head * side.table_stride : nullptr;
       const int64_t at = head * side.out_head_stride + a.places[page] * side.out_page_stride;
       row.out = static_cast<float*>(side.out) + at, row.half = nullptr;

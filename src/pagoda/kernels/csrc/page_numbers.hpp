@@ -10,7 +10,10 @@
 //   coupled       codes                           table [groups][256][4]
 //   atoms         index, weight, unit, nonzeros   table [256][dim]
 //   columns       mask, kept, num_kept            bfloat16 of the columns in the mask, the others 0
-//   basis         first, rank                     bfloat16 coordinates; table [rank][dim], or none: the numbers themselves
+//   basis         first, rank, group              bfloat16 coordinates, a share of the rank on each page of a group of heads;
+//                                                 table [rank][dim], or none: the numbers themselves
+//   spread        first, width                    `width` bfloat16 on the page of every head, in their order, make the rows
+//                                                 [dim] of some heads; table [1]: the row
 #pragma once
 
 #include <cstdint>
@@ -21,7 +24,7 @@
 namespace pagoda {
 
 enum class CodeKind : int32_t {
-  channel_grid, token_grid, zip_keys, zip_values, block_floats, coupled, atoms, columns, basis
+  channel_grid, token_grid, zip_keys, zip_values, block_floats, coupled, atoms, columns, basis, spread
 };
 
 constexpr int64_t kMostDim = 512;  // columns of a row
@@ -47,11 +50,15 @@ struct PageNumbersArgs {
 
 struct PageRow {
   const uint8_t* page;
+  const PageNumbersArgs* all;  // where the pages of other heads are: `of_head`
+  int64_t head, number;
   const float* table;
   const PageSide* side;
   int64_t page_size;
   float* out;       // [page_size][dim]
   uint16_t* half;   // where `out` goes as bfloat16, or null
+
+  const uint8_t* of_head(int64_t other) const { return all->pages + all->ids[other * all->count + number] * all->page_bytes; }
 };
 
 PAGODA_DECLARE_BODIES(void, run_page_numbers, (const PageRow&))

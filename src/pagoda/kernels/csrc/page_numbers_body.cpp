@@ -179,13 +179,58 @@ void columns(const PageRow& r) {
   }
 }
 
+// out [4][kWide] = factors [4][rank] by table [rank][dim], kWide columns of it, in registers.
+template <int kWide>
+inline void product(const float* factors, int64_t rank, const float* table, int64_t dim, float* out) {
+  Vec sum[4][kWide];
+#pragma GCC unroll 8
+  for (int i = 0; i < 4 * kWide; ++i) sum[i / kWide][i % kWide] = Vec{};
+  for (int64_t c = 0; c < rank; ++c) {
+#pragma GCC unroll 8
+    for (int w = 0; w < kWide; ++w) {
+      const Vec row = load(table + c * dim + w * kLanes);
+#pragma GCC unroll 8
+      for (int s = 0; s < 4; ++s) sum[s][w] += factors[s * rank + c] * row;
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 4 * kWide; ++i) store(out + (i / kWide) * dim + (i % kWide) * kLanes, sum[i / kWide][i % kWide]);
+}
+
 void basis(const PageRow& r) {
-  const int64_t dim = r.side->dim, rank = r.side->at[1];
-  const uint8_t* coordinates = r.page + r.side->at[0];
-  if (!r.table) return halves_to(r.out, coordinates, r.page_size * dim);
-  memset(r.out, 0, 4 * r.page_size * dim);
-  for (int64_t s = 0; s < r.page_size; ++s)
-    for (int64_t i = 0; i < rank; ++i) add(r.out + s * dim, half_at(coordinates, s * rank + i), r.table + i * dim, dim);
+  const int64_t dim = r.side->dim, rank = r.side->at[1], group = r.side->at[2] > 1 ? r.side->at[2] : 1, share = rank / group;
+  if (!r.table) return halves_to(r.out, r.page + r.side->at[0], r.page_size * dim);
+  for (int64_t s = 0; s < r.page_size; s += 4) {
+    const int64_t slots = r.page_size - s < 4 ? r.page_size - s : 4;
+    float factors[4 * kMostDim];
+    for (int64_t g = 0; g < group; ++g) {
+      const uint8_t* page = (group > 1 ? r.of_head(r.head / group * group + g) : r.page) + r.side->at[0];
+      for (int64_t i = 0; i < slots; ++i) halves_to(factors + i * rank + g * share, page + 2 * (s + i) * share, share);
+    }
+    float* out = r.out + s * dim;
+    int64_t d = 0;
+    if (slots == 4) {
+      for (; d + 2 * kLanes <= dim; d += 2 * kLanes) product<2>(factors, rank, r.table + d, dim, out + d);
+      for (; d + kLanes <= dim; d += kLanes) product<1>(factors, rank, r.table + d, dim, out + d);
+    }
+    for (; d < dim; ++d)
+      for (int64_t i = 0; i < slots; ++i) {
+        float sum = 0.0f;
+        for (int64_t c = 0; c < rank; ++c) sum += factors[i * rank + c] * r.table[c * dim + d];
+        out[i * dim + d] = sum;
+      }
+  }
+}
+
+void spread(const PageRow& r) {
+  const int64_t dim = r.side->dim, width = r.side->at[1], first = int64_t(r.table[0]) * dim;
+  for (int64_t d = 0; d < dim;) {  // the columns that lie on one page, at once
+    const int64_t head = (first + d) / width, column = (first + d) % width;
+    const int64_t many = width - column < dim - d ? width - column : dim - d;
+    const uint8_t* from = r.of_head(head) + r.side->at[0];
+    for (int64_t s = 0; s < r.page_size; ++s) halves_to(r.out + s * dim + d, from + 2 * (s * width + column), many);
+    d += many;
+  }
 }
 
 }  // namespace
@@ -203,6 +248,7 @@ void run_page_numbers(const PageRow& r) {
     case CodeKind::atoms: atoms(r); break;
     case CodeKind::columns: columns(r); break;
     case CodeKind::basis: basis(r); break;
+    case CodeKind::spread: spread(r); break;
   }
   if (!r.half) return;
   const int64_t count = r.page_size * r.side->dim;

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...core.types import KVFormat
+    from ...kernels.page_code import Side
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,21 @@ class CHAI(WindowedCodec):
         num = int(self.keys * len(pages))
         border = 2 * page_size * int(self.keys * k_dim)
         wide = numbers_of(pages[..., :border], page_size).movedim(0, -2).flatten(-2).unflatten(-1, (num, k_dim))
-        mine = self.of(learned["reps"])
-        at = (_distinct(mine, num)[None] == mine[:, None]).long().argmax(-1).to(pages.device)
+        at = self._rows(learned["reps"]).to(pages.device)
         return wide.movedim(-2, 0)[at], numbers_of(pages[..., border:], page_size)
+
+    def _rows(self, reps: Tensor) -> Tensor:
+        """int64 ``[H]``: which of the stored keys are each head's."""
+        mine = self.of(reps)
+        rows: Tensor = (_distinct(mine, int(self.keys * len(mine)))[None] == mine[:, None]).long().argmax(-1)
+        return rows
+
+    def sides(self, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> tuple[Side, Side]:
+        from ...kernels.page_code import Side
+
+        width = int(self.keys * k_dim)
+        keys = Side("spread", (0, width), self._rows(learned["reps"])[:, None])
+        return keys, Side("basis", (2 * page_size * width, v_dim))
 
     @classmethod
     def learn(cls, k: Tensor, v: Tensor) -> dict[str, Tensor]:

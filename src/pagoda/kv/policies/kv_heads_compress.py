@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...core.types import KVFormat
+    from ...kernels.page_code import Side
 
 GROUPS = (2, 4)
 """Heads that may be joined: ``pagoda calibrate`` looks at both where they divide the heads."""
@@ -69,6 +70,17 @@ class KVHeadsCompress(WindowedCodec):
             for part, name, dim in zip(parts, ("keys", "values"), (k_dim, v_dim), strict=True)
         )
         return k, v
+
+    def sides(self, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> tuple[Side, Side]:
+        from ...kernels.page_code import Side
+
+        found, at = [], 0
+        for dim, name in ((k_dim, "keys"), (v_dim, "values")):
+            basis = learned[f"{name}{self.group}"]  # [A, g D, D] -> [A * g, D, D]: coordinates to the columns of a head
+            table = basis.unflatten(1, (self.group, dim)).flatten(0, 1).transpose(-1, -2)
+            found.append(Side("basis", (at, dim, self.group), table))
+            at += 2 * page_size * (dim // self.group)
+        return found[0], found[1]
 
     def _small(self, x: Tensor, basis: Tensor) -> Tensor:
         """``[L, H, n, page_size, D]``, basis ``[L, H / g, g D, D]`` -> ``[L, H, n, page_size, D / g]``."""
