@@ -14,6 +14,7 @@ import numpy as np
 from pagoda.core.clock import FalseClock
 from pagoda.core.types import Granularity, KVFormat
 from pagoda.kv.audit import audit
+from pagoda.kv.compaction import rows_of
 from pagoda.kv.manager import KVManager
 from pagoda.kv.pages import PagePool
 from pagoda.kv.prefix import Entry, PrefixCache
@@ -175,7 +176,15 @@ class World:
         twin = self.seqs[seq_id]
         self.run_copies()
         before = self.snapshot()
-        moves = self.manager.keep_many(seq_id, kept)
+        table = self.manager.table(seq_id)
+        if table.run == 1 and self.num_ops % 2:  # all rows at once
+            mask = np.arange(table.lens.max()) < table.lens[:, None]
+            for (layer, head), slots in kept.items():
+                for row in rows_of(table, layer, head):
+                    mask[row, np.setdiff1d(np.arange(table.lens[row]), slots)] = False
+            moves = self.manager.keep_mask(seq_id, mask)
+        else:
+            moves = self.manager.keep_many(seq_id, kept)
         if moves is None:
             assert self.snapshot() == before, "a refused eviction changed something"
             return False

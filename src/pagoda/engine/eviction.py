@@ -117,7 +117,12 @@ class Evictor:
             return
         self._counters.policy_acts += 1
         dropped = manager.num_dropped_slots
-        made = manager.keep_many(sequence.seq_id, _kept(decision.keep, inputs.lens), rewrite=bool(decision.writes))
+        if decision.keep.dim() == 3 and table.run == 1 and not decision.writes:
+            mask = (decision.keep & inputs.valid).flatten(0, 1).cpu().numpy()
+            made = manager.keep_mask(sequence.seq_id, mask)
+        else:
+            kept = _kept(decision.keep, inputs.lens)
+            made = manager.keep_many(sequence.seq_id, kept, rewrite=bool(decision.writes))
         if made is None:
             self._scheduler.preempt(sequence)
             result.drop(sequence)
@@ -219,9 +224,10 @@ def _one_thread() -> Iterator[None]:
 
 def _observe(result: StepResult) -> None:
     """The step's probability sums and newest queries go to the sequences' states."""
-    for layer, sums in result.view.prob_sums.items():
-        for index, received in sums.items():
-            result.pieces[index].sequence.policy_state.add_mass(layer, received)
+    sums = result.view.prob_sums
+    for index in next(iter(sums.values()), {}):
+        received = [sums[layer][index] for layer in sorted(sums)]
+        result.pieces[index].sequence.policy_state.add_mass(received)
     if not result.tap.spans:
         return
     queries = torch.stack([result.tap.queries[layer] for layer in sorted(result.tap.queries)])

@@ -69,10 +69,15 @@ class PolicyState:
 
     # -- during steps --------------------------------------------------------------------------------------------------
 
-    def add_mass(self, layer: int, sums: Tensor) -> None:
-        """``sums`` float32 [H, slots]: attention that slots got in one step."""
-        mass = self._grown(MASS, sums.shape[-1], sums.device)
-        mass[layer, :, : sums.shape[-1]] += sums
+    def add_mass(self, sums: list[Tensor]) -> None:
+        """Attention that slots got in one step: float32 [H, slots] for each layer."""
+        widths = [one.shape[-1] for one in sums]
+        mass = self._grown(MASS, max(widths), sums[0].device)
+        if len(set(widths)) == 1:
+            mass[..., : widths[0]] += torch.stack(sums)
+            return
+        for layer, one in enumerate(sums):
+            mass[layer, :, : widths[layer]] += one
 
     def add_queries(self, queries: Tensor, end: int, scale: float, soft_cap: float) -> None:
         """``queries`` [L, n, Hq, D] of the tokens before ``end``; the ring keeps the newest ``window``."""

@@ -18,7 +18,7 @@ KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The keys or the values of a page: a kind, its byte offsets and other numbers, and its table float32 ``[H, …]``."""
+    """The keys or the values of a page: a kind, its byte offsets and other numbers, its table float32 ``[H, …]``."""
 
     kind: str
     at: tuple[int, ...]

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ..core.errors import ConfigError
 from .pages import Int32s
@@ -98,6 +99,21 @@ def plan_rows(
                 raise ConfigError(f"slots to keep are given twice for layer {layer}, head {head}; accepted: once")
             plans[row] = RowPlan.make(table, row, array, rewrite)
     return [plan for plan in plans.values() if len(plan.slots) < table.lens[plan.row]]
+
+
+def mask_moves(table: PageTable, mask: npt.NDArray[np.bool_]) -> tuple[SlotMoves, Int32s]:
+    """All rows of a table of granularity ``head`` at once: bool ``[rows, N]`` of slots that stay, none beyond a row's
+    length. The moves in place, and the new lengths.
+    """
+    size = np.int32(table.fmt.page_size)
+    lens: Int32s = mask.sum(axis=1, dtype=np.int32)
+    rows, slots = mask.nonzero()
+    slots = slots.astype(np.int32)
+    targets = np.arange(len(slots), dtype=np.int32) - (lens.cumsum(dtype=np.int32) - lens)[rows]
+    moved = targets != slots
+    rows, slots, targets = rows[moved], slots[moved], targets[moved]
+    source, target = table.bases[rows, slots // size], table.bases[rows, targets // size]
+    return SlotMoves(source, slots % size, target, targets % size), lens
 
 
 def rows_of(table: PageTable, layer: int | None, head: int | None) -> range:

@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ..core.errors import RequestError
 from ..core.types import Granularity, KVFormat
-from .compaction import RowPlan, plan_rows
+from .compaction import RowPlan, mask_moves, plan_rows
 from .pages import Int32s, PagePool
 from .prefix import Entry, PrefixCache, PrefixStats, token_bytes
 from .room import Room
@@ -316,6 +317,24 @@ class KVManager:
             return None
         sequence.node, sequence.tail = None, []
         return self._compact(table, plans, dirty)
+
+    def keep_mask(self, seq_id: int, mask: npt.NDArray[np.bool_]) -> SlotMoves | None:
+        """As ``keep_many``, for a table of granularity ``head``: bool ``[rows, N]`` of its slots that stay. Where no
+        page that would be written is shared, which is any act but a sequence's first, all rows are moved at once.
+        """
+        sequence = self._sequences[seq_id]
+        table = sequence.table
+        assert table.run == 1, "a mask by rows for rows that cover several heads"
+        moves, lens = mask_moves(table, mask)
+        if (lens == table.lens).all():
+            return moves
+        if sequence.node is not None or self.pool.shared(moves.dst_pages, 1).any():
+            heads = self.fmt.num_kv_heads
+            return self.keep_many(seq_id, {divmod(row, heads): np.flatnonzero(kept) for row, kept in enumerate(mask)})
+        self._num_dropped += int((table.lens - lens).sum())
+        self.pool.unref_runs(table.cut(lens), 1)
+        table.pristine, table.kept_at = False, table.num_tokens
+        return moves
 
     def _compact(self, table: PageTable, plans: list[RowPlan], dirty: Int32s) -> SlotMoves:
         """Fresh runs for the shared ones among ``dirty``, then the moves, then the runs past the ends are given up."""

@@ -78,7 +78,7 @@ class WindowView:
         """Pages of numbers ``[H * pages, elements]`` of everything that the part reads in this layer."""
         fmt = self._storage.fmt
         layout = PageLayout(fmt.page_size, fmt.k_dim, fmt.v_dim, k.dtype)
-        if self._scratch is None:  # one for all layers and parts: memory that is fresh each time costs more than decoding
+        if self._scratch is None:  # one for all layers and parts: touching fresh memory costs more than decoding
             self._scratch = k.new_empty(fmt.num_kv_heads * max(p.num_pages for p in self._parts), layout.page_elems)
         pages = self._scratch[: fmt.num_kv_heads * part.num_pages]
         if part.places.numel():
