@@ -330,7 +330,9 @@ class KVManager:
             return moves
         if sequence.node is not None or self.pool.shared(moves.dst_pages, 1).any():
             heads = self.fmt.num_kv_heads
-            return self.keep_many(seq_id, {divmod(row, heads): np.flatnonzero(kept) for row, kept in enumerate(mask)})
+            return self.keep_many(
+                seq_id, {divmod(row, heads): np.flatnonzero(one).astype(np.int32) for row, one in enumerate(mask)}
+            )
         self._num_dropped += int((table.lens - lens).sum())
         self.pool.unref_runs(table.cut(lens), 1)
         table.pristine, table.kept_at = False, table.num_tokens
