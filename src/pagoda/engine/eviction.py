@@ -70,33 +70,33 @@ class Evictor:
         """Show each policy what the step brought, and let those act whose time has come."""
         if result.plain:
             return
-        for piece in result.pieces:
-            if piece.sequence.policy.selection is not None and piece.start >= piece.sequence.prompt_len:
-                self._count(piece.sequence.policy_state)
-        watched = [index for index, piece in enumerate(result.pieces) if piece.sequence.policy.eviction is not None]
-        encoding = [piece for piece in result.pieces if piece.sequence.policy.windowed is not None]
-        if not watched and not encoding:
-            return
         started = time.perf_counter()
-        with _one_thread():
-            _observe(result)
-            for store in dict.fromkeys(result.pieces[index].sequence.store for index in watched):
-                self._act_in(store, [i for i in watched if result.pieces[i].sequence.store is store], result)
-            for piece in encoding:
-                if piece.sequence.num_computed and _is_due(piece):
-                    _encode(piece.sequence)
+        due = [piece for piece in result.pieces if _is_due(piece)]
+        for piece in result.pieces:
+            if piece.start >= piece.sequence.prompt_len and piece.sequence.policy.selection is not None:
+                self._count(piece.sequence.policy_state)
+        if due or result.view.prob_sums or result.tap.spans:
+            with _one_thread():
+                _observe(result)
+                self._act_all(due, result)
         self._counters.policy_seconds += time.perf_counter() - started
 
-    def _act_in(self, store: Store, watched: list[int], result: StepResult) -> None:
-        """The acts of one store's pieces. Their moves run before another store acts: its pool may grow by blocks that
-        have just become free here, whose bytes the moves still read.
+    def _act_all(self, due: list[Piece], result: StepResult) -> None:
+        """Evictions store by store, then encodings. A store's moves run before another acts: its pool may grow by
+        blocks that have just become free here, whose bytes the moves still read.
         """
-        moves: list[SlotMoves] = []
-        for index in watched:
-            piece = result.pieces[index]
-            if _is_due(piece) and piece.sequence.policy.evicts(piece.start, piece.sequence.prompt_len):
-                self._act(piece.sequence, result, moves)
-        _run(store, moves)
+        evicting = [
+            piece.sequence for piece in due if piece.sequence.policy.evicts(piece.start, piece.sequence.prompt_len)
+        ]
+        for store in dict.fromkeys(sequence.store for sequence in evicting):
+            moves: list[SlotMoves] = []
+            for sequence in evicting:
+                if sequence.store is store:
+                    self._act(sequence, result, moves)
+            _run(store, moves)
+        for piece in due:
+            if piece.sequence.policy.windowed is not None and piece.sequence.num_computed:
+                _encode(piece.sequence)
 
     def _count(self, state: PolicyState) -> None:
         notes = state.notes

@@ -19,13 +19,13 @@ class StreamingLLM(Rolling):
     """``sinks`` first tokens and the newest up to the budget, the same in every head (section 3.2).
 
     Deviation: keys keep their true positions; the paper renumbers them inside the cache, to run past the trained
-    length. A page of tokens makes room at a time: the pages of the window are linked anew, and only those beside the
+    length. Two pages of tokens make room at a time: the pages of the window are linked anew, and only those beside the
     sinks are written (``every=8`` and less move the whole window).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.17453"
     granularity: ClassVar[Granularity] = Granularity.SEQUENCE
-    every: int = 16
+    every: int = 32
     sinks: int = 4
 
     def __post_init__(self) -> None:

@@ -1,0 +1,76 @@
+"""What deciding and compacting cost beside a decode step, with many sequences at once.
+
+    python -m benchmarks.kv_overhead --kv "h2o(budget=0.25)" "snapkv(budget=0.25)" --sequences 32
+    python -m benchmarks.kv_overhead --shape 0.5B --prompt 128 --steps 33
+
+All sequences have computed their prompts; then ``--steps`` steps bring one token to each. The share is the time in
+which policies observe, choose and move slots, of the time of those steps: a ratio within one run, so that other work
+on the machine touches both alike. ``--shape 0.5B`` is a random model of that shape, whose steps take long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from pagoda import LLM, SamplingParams
+
+from .kv_selection import write_model
+
+EVERY_METHOD = [
+    "streaming_llm", "recent", "h2o", "scissorhands", "corm", "hashevict", "scope", "razor_attention", "snapkv",
+    "finch", "compresskv", "zigzagkv", "bfp_outlier_rearrange", "kivi",
+]  # fmt: skip
+
+
+def share(llm: LLM, kv: str, sequences: int, prompt: int, steps: int) -> tuple[float, float, float]:
+    """(milliseconds of a step, acts in a step, share of deciding)."""
+    built = llm._open()
+    engine, rng = built.engine, random.Random(kv)
+    params = SamplingParams(temperature=0, max_tokens=steps + 64, ignore_eos=True, kv=kv)
+    for index in range(sequences):
+        ids = [rng.randrange(8, built.loaded.shape.vocab_size) for _ in range(prompt)]
+        engine.add(llm._intake.request(f"{kv}-{index}", ids, params))
+    while len(engine.scheduler.running) < sequences or any(
+        s.num_tokens < s.prompt_len + 2
+        for s in engine.scheduler.running.values()  # type: ignore[attr-defined]
+    ):
+        engine.step()
+    before = engine.counters.policy_seconds, engine.counters.policy_acts
+    started = time.perf_counter()
+    for _ in range(steps):
+        engine.step()
+    seconds = time.perf_counter() - started
+    acts, deciding = engine.counters.policy_acts - before[1], engine.counters.policy_seconds - before[0]
+    for request_id in list(engine._requests):
+        engine.abort(request_id)
+    engine.step()
+    return 1e3 * seconds / steps, acts / steps, deciding / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kv", nargs="+", default=EVERY_METHOD)
+    parser.add_argument("--model", default="lantern")
+    parser.add_argument("--shape", choices=["0.5B"], help="a random model of this shape instead")
+    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--prompt", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=65, help="a multiple of what methods wait between acts, and one")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if args.shape:
+            write_model(Path(folder))
+        with LLM(folder if args.shape else args.model, memory="4GiB", enable_prefix_caching=False,
+                 num_threads=args.threads, max_num_seqs=args.sequences) as llm:  # fmt: skip
+            print("| kv | step | acts a step | deciding |\n| --- | ---: | ---: | ---: |")
+            for kv in args.kv:
+                step, acts, deciding = share(llm, kv, args.sequences, args.prompt, args.steps)
+                print(f"| `{kv}` | {step:.1f} ms | {acts:.2f} | {deciding:.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
