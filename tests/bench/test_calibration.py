@@ -16,7 +16,8 @@ from pagoda.core.errors import ConfigError, ModelError, RequestError
 from pagoda.engine.calibrations import FOLDER, Calibrations
 from pagoda.kernels.dispatch import restricted
 from pagoda.kv.policies import POLICIES
-from pagoda.kv.policies.a2ats import nearest, turn
+from pagoda.kv.policies._rotary import turn
+from pagoda.kv.policies.a2ats import nearest
 from pagoda.kv.policies.base import Need
 from pagoda.kv.policies.locret import judge
 from pagoda.models.load import load_model

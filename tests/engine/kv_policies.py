@@ -50,6 +50,7 @@ def calibrate_at_random(folder: Path, num_layers: int, num_heads: int, head_dim:
             "metric": (num_heads, head_dim, head_dim),
             "freq": (1, head_dim // 2),
         },
+        "longcache": {"freq": (head_dim // 2,), "fine": (head_dim // 2,)},
         "locret": {"w1": (wide, hidden), "b1": (hidden,), "w2": (hidden, num_heads), "b2": (num_heads,)},
     }
     for name in calibrated():

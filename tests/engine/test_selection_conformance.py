@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from pagoda import ConfigError, SamplingParams
 from pagoda.engine.calibrations import Calibrations
@@ -10,7 +11,9 @@ from pagoda.engine.selection import PageChooser
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
 from pagoda.kv.policies._pages import PageSelection
+from pagoda.kv.policies._rotary import turn
 from pagoda.kv.policies.base import Need, Stage
+from pagoda.kv.policies.longcache import LongCache
 
 from .conftest import kv_bytes
 from .kv_policies import of_stage
@@ -88,6 +91,29 @@ def test_pages_chosen_within_the_program_are_those_chosen_layer_by_layer(make_ll
     assert [output.token_ids for output in fast] == [output.token_ids for output in slow]
     for count in ("pages_read", "pages_held"):
         assert whole.stats()["steps"][count] == layers.stats()["steps"][count]
+
+
+def test_longcache_reads_pages_as_if_they_lay_side_by_side(make_llm, monkeypatch) -> None:
+    """A page moves up by what is left out between it and the newest tokens, and its keys turn with it."""
+    seen = []
+
+    def look(self: LongCache, keys: torch.Tensor, gaps: torch.Tensor, learned: object) -> torch.Tensor:
+        seen.append((keys, gaps, moved(self, keys, gaps, learned)))
+        return seen[-1][-1]
+
+    moved = LongCache.moved
+    monkeypatch.setattr(LongCache, "moved", look)
+    make_llm(page_size=8).generate([PROMPTS[2]], params("longcache(pages=4)", 2))
+    for keys, gaps, found in seen:
+        assert gaps.shape == (2, 5)  # four full pages of 16, and the one under way
+        assert (gaps[:, -2:] == 0).all()
+        assert (gaps[:, 0] == 8 * (16 - 4)).all()  # the first page is always there
+        assert (gaps.diff() <= 0).all()
+        torch.testing.assert_close(found.norm(dim=-1), keys.norm(dim=-1))
+        assert torch.equal(found[:, -2:], keys[:, -2:])
+    freq = 0.5 ** torch.arange(4)[None]
+    key, at = torch.randn(1, 3, 8), torch.tensor([3, 10, 40])
+    torch.testing.assert_close(turn(turn(key, at, freq), torch.tensor([7]), freq), turn(key, at + 7, freq))
 
 
 @pytest.mark.parametrize("name", NAMES)

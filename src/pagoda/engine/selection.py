@@ -145,6 +145,25 @@ class PageChooser:
         columns = self._best(layer, q, scale, full, ids, torch.tensor(counts, device=ids.device), keep)
         return ids.gather(1, columns).to(torch.int32), self._slots(np.array(counts) * page_size + last)
 
+    @property
+    def moves(self) -> bool:
+        """Whether what is read is read from copies: ``copies``, in place of ``choose``."""
+        return self._policy.moves
+
+    def copies(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor, int]:
+        """What this step reads, in the order of the text: k float32 [H, K, page_size, Dk] with positions side by side,
+        v alike, and how many slots of it there are. All heads read as many.
+        """
+        chosen, lens = self.choose(layer, q, scale)
+        ids, size = self._ids[layer], self._table.fmt.page_size
+        columns = (ids[:, None] == chosen[..., None]).long().argmax(-1).sort(1).values  # [H, K]
+        num = columns.shape[1]
+        ahead = columns[:, -1:] - columns - torch.arange(num - 1, -1, -1, device=ids.device)  # pages left out after it
+        k, v = gather(self._storage.pages, self._storage.layout, ids.gather(1, columns), torch.float32)
+        assert v is not None, "latent keys have no rotary positions of their own"
+        k, v = (x.unflatten(1, (num, size)) for x in (k, v))
+        return self._policy.moved(k, ahead * size, self._of(layer)), v, int(lens[0])
+
     def _of(self, layer: int) -> dict[str, Tensor]:
         return {name: values[layer] for name, values in self._learned.items()}
 

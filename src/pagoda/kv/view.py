@@ -19,9 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..kernels.layout import PageLayout
 from ..kernels.ops import LayerTable, kv_write, paged_attention
 from ..kernels.step import PageChoice, StepArrays
 from .pages import Int32s
+from .scratch import scratch_table
 from .step_index import StepIndex
 from .storage import PageStorage
 from .table import PageTable
@@ -45,7 +47,8 @@ class Boxes:
 
 class Chooser(Protocol):
     """Says which pages a sequence of one token reads in a layer; see ``StepView``. Where ``has_boxes``, ``boxes`` does
-    the same for all layers at once; one of the two is asked, once a step.
+    the same for all layers at once; one of the two is asked, once a step. Where it ``moves`` keys, ``copies`` is: what
+    is read, k ``[H, K, page_size, Dk]`` and v, and how many slots of it there are.
     """
 
     @property
@@ -54,6 +57,11 @@ class Chooser(Protocol):
     def boxes(self) -> Boxes: ...
 
     def choose(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor]: ...
+
+    @property
+    def moves(self) -> bool: ...
+
+    def copies(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor, int]: ...
 
 
 class StepView:
@@ -115,10 +123,12 @@ class StepView:
         """The sequences that are attended together, layer by layer."""
         rows = torch.from_numpy(self._index.rows).to(self._pages.device)
         choosing = set(self._choosers)
+        moving = {s for s, chooser in self._choosers.items() if chooser.moves}
         others = set(range(len(self._index.q_lens))) - self._watched - choosing
+        kinds = (others, False, False), (self._watched, True, False), (choosing - moving, False, False)
         return [
-            _Part(self._index, rows, sorted(members), probs)
-            for members, probs in ((others, False), (self._watched, True), (choosing, False))
+            _Part(self._index, rows, sorted(members), probs, moves)
+            for members, probs, moves in (*kinds, (moving, False, True))
             if members
         ]
 
@@ -172,6 +182,8 @@ class StepView:
     def _attend_part(
         self, part: _Part, layer: int, q: Tensor, v_dim: int | None, options: Mapping[str, object]
     ) -> Tensor:
+        if part.moves:
+            return self._attend_copies(part, layer, q, options)
         table = part.table(layer)
         if part.members[0] in self._choosers:
             table = self._chosen_table(part, layer, q, options)
@@ -183,6 +195,19 @@ class StepView:
             assert table.kv_lens_cpu is not None
             self.prob_sums[layer] = {s: sums[i, :, : max(table.kv_lens_cpu[i])] for i, s in enumerate(part.members)}
         return out
+
+    def _attend_copies(self, part: _Part, layer: int, q: Tensor, options: Mapping[str, object]) -> Tensor:
+        """Sequences that read copies of what they chose, one after the other."""
+        fmt, scale, outs = self._fmt, options["scale"], []
+        assert isinstance(scale, float | int)
+        layout = PageLayout(fmt.page_size, fmt.k_dim, fmt.v_dim, q.dtype)
+        for i, s in enumerate(part.members):
+            k, v, num_slots = self._choosers[s].copies(layer, q[i], float(scale))
+            pages = torch.cat([k.flatten(2), v.flatten(2)], -1).to(q.dtype)  # [H, K, elements]
+            row = np.arange(pages.shape[1], dtype=np.int32)
+            table = scratch_table(fmt.num_kv_heads, q.device, [row], [num_slots], [0, 1], len(row))
+            outs.append(paged_attention(q[i : i + 1], pages.flatten(0, 1), layout, table, **options))  # type: ignore[arg-type]
+        return torch.cat(outs)
 
     def _chosen_table(self, part: _Part, layer: int, q: Tensor, options: Mapping[str, object]) -> LayerTable:
         """A row of single pages for every (sequence, head): those that its chooser named."""
@@ -246,8 +271,8 @@ class StepViews:
 class _Part:
     """Sequences of the batch that are attended in one call. ``tokens``: which of the step's are theirs (None: all)."""
 
-    def __init__(self, index: StepIndex, rows: Tensor, members: list[int], probs: bool) -> None:
-        self.members, self.probs = members, probs
+    def __init__(self, index: StepIndex, rows: Tensor, members: list[int], probs: bool, moves: bool) -> None:
+        self.members, self.probs, self.moves = members, probs, moves
         q_lens = index.q_lens[members]
         q_starts = np.concatenate([[0], np.cumsum(q_lens)]).astype(np.int32)
         kv_lens = index.kv_lens[:, members]

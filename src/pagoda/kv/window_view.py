@@ -12,17 +12,17 @@ does not), live for the time of its attention. A step costs the decoding of all 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.types import KVFormat
 from ..kernels.layout import PageLayout
-from ..kernels.ops import LayerTable, kv_write, page_numbers, paged_attention
+from ..kernels.ops import kv_write, page_numbers, paged_attention
 from .policies._windowed import Learned, WindowedCodec
 from .raw_tail import RawTail, page_ids
+from .scratch import scratch_table
 from .storage import PageStorage
 from .table import PageTable
 
@@ -130,26 +130,6 @@ class _Part:
         self.raw_slots = torch.from_numpy(raw_slots).to(storage.device).expand_as(self.raw_ids).contiguous()
         self.ids = torch.from_numpy(np.concatenate(ids, -1)).to(storage.device)
         self.places = torch.from_numpy(np.concatenate(places)).to(storage.device)
-        self.table = _table(fmt, storage.device, rows, lens, [start - self.starts[0] for start in self.starts], at)
-
-
-def _table(
-    fmt: KVFormat, device: torch.device, rows: list[np.ndarray], lens: list[int], starts: list[int], num_pages: int
-) -> LayerTable:
-    """Row s holds the pages of sequence s in head 0; those of head h lie ``num_pages`` pages further each."""
-    heads, width = fmt.num_kv_heads, max(map(len, rows))
-    padded = np.stack([np.pad(row, (0, width - len(row))) for row in rows])
-    row_of = torch.arange(len(rows), dtype=torch.int32, device=device)[:, None].expand(-1, heads)
-    offset = torch.arange(heads, dtype=torch.int32, device=device) * num_pages
-    kv_lens = torch.tensor(lens, dtype=torch.int32, device=device)[:, None].expand(-1, heads)
-    return LayerTable(
-        rows=torch.from_numpy(padded).to(device),
-        row_of=row_of.contiguous(),
-        offset=offset.expand(len(rows), -1).contiguous(),
-        kv_lens=kv_lens.contiguous(),
-        q_starts=torch.tensor(starts, dtype=torch.int32, device=device),
-        q_starts_cpu=starts,
-        max_q_len=max(b - a for a, b in pairwise(starts)),
-        max_kv_len=max(lens),
-        kv_lens_cpu=[[num] * heads for num in lens],
-    )
+        self.table = scratch_table(
+            fmt.num_kv_heads, storage.device, rows, lens, [start - self.starts[0] for start in self.starts], at
+        )

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.errors import ConfigError
-from ...kv.policies.a2ats import nearest, turn
+from ...kv.policies._rotary import turn
+from ...kv.policies.a2ats import nearest
 from ..quality.tasks.base import World
 from ..quality.tasks.recall import planted
+from ._rotary import frequencies
 from .base import Seen, run, usual
 
 CASES, CODES, ROUNDS, SAMPLES = 24, 128, 12, 8192
@@ -22,7 +23,7 @@ def calibrate(model: Any, world: World, shape: Any) -> tuple[dict[str, Tensor], 
 
     Raises ConfigError for models whose keys are not rotated whole, first half with second.
     """
-    freq = _frequencies(model, world.length)
+    freq = frequencies(model, world.length, "a2ats", "clusterkv, which clusters keys as they are")
     width = 2 * freq.shape[-1]
     keys: list[list[Tensor]] = [[] for _ in range(shape.num_layers)]
     moments = torch.zeros(shape.num_layers, shape.num_kv_heads, width, width)
@@ -41,21 +42,6 @@ def calibrate(model: Any, world: World, shape: Any) -> tuple[dict[str, Tensor], 
     found = [_codebook(torch.cat(mine, 1), moments[layer]) for layer, mine in enumerate(keys)]
     codes, metric, errors = (torch.stack(list(part)) for part in zip(*found, strict=True))
     return {"codes": codes, "metric": metric, "freq": freq}, {"cases": CASES, "error": round(float(errors.mean()), 4)}
-
-
-def _frequencies(model: Any, length: int) -> Tensor:
-    from ...models.layers.rotary import inverse_frequencies
-
-    spec = getattr(model, "spec", None)
-    ropes = [block.attn.rope for block in spec.blocks] if spec is not None else [None]
-    dims = [block.attn.head_dim for block in spec.blocks] if spec is not None else [0]
-    for rope, dim in zip(ropes, dims, strict=True):
-        if rope is None or rope.interleaved or rope.dim != dim:
-            raise ConfigError(
-                "a2ats takes rotary positions out of the keys, and this model's keys are not rotated whole, first half "
-                "with second; choose clusterkv, which clusters keys as they are"
-            )
-    return torch.stack([inverse_frequencies(rope, length)[None] for rope in ropes])
 
 
 def _codebook(keys: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:

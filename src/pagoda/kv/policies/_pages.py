@@ -46,7 +46,13 @@ class PageSelection(Selection):
 
     whole: ClassVar[str] = ""
     """Why it cannot follow an eviction ("" where it can): heads then hold different tokens in the same page."""
+    moves: ClassVar[bool] = False
+    """Whether what is read gets positions side by side (``moved``), so that it is read from copies."""
     pages: int | float = 0.25
+
+    def moved(self, keys: Tensor, gaps: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
+        """Keys float32 [H, K, page_size, D] of what a step reads, each page ``gaps`` [H, K] positions further on."""
+        return keys
 
     def boxes(self, page_size: int) -> int:
         """Boxes around keys (`kernels.ops.box_scores`) that a page's sketch ``[H, n, boxes, 2 D]`` holds, where their

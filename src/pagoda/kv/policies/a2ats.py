@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least
 from ._pages import Look, PageSelection
+from ._rotary import turn
 from .base import Need
 
 if TYPE_CHECKING:
@@ -49,16 +50,6 @@ class A2ATS(PageSelection):
         scores = queries @ look.learned["codes"].to(queries.device).transpose(1, 2) * look.scale  # [H, G, C]
         shares = (scores - scores.amax(-1, keepdim=True)).exp().amax(1)
         return shares.gather(1, look.sketches.flatten(1).long()).view(look.sketches.shape).sum(-1)
-
-
-def turn(x: Tensor, by: Tensor, freq: Tensor) -> Tensor:
-    """Rotates [H, N, D] by ``by`` [N] positions more; channel i turns with channel i + D / 2, ``freq`` [1, D / 2]."""
-    import torch
-
-    angles = by.to(torch.float32)[:, None] * freq.to(x.device).view(1, -1)
-    cos, sin = angles.cos(), angles.sin()
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 def nearest(still: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
