@@ -8,7 +8,7 @@ import pytest
 
 from pagoda.bench.forced import Case, ForcedEngine
 from pagoda.bench.kv import Price, PriceList, front, losers, price, spell
-from pagoda.bench.kv_report import added, markdown, methods_table, splice
+from pagoda.bench.kv_report import added, listed, markdown, methods_table, splice
 from pagoda.bench.quality.tasks import TASKS
 from pagoda.bench.quality.tasks.base import World
 from pagoda.core.errors import ConfigError
@@ -126,21 +126,22 @@ def test_front_and_losers() -> None:
 
 
 def test_prices_are_added_to_those_of_the_page() -> None:
-    """Rows that are there are replaced in place, new ones come last, exact and controls stay; so with the losers."""
+    """Rows that are there are replaced in place, new ones come last, exact and controls stay; losers are of all."""
 
     def of(*parts: tuple[str, float]) -> PriceList:
         controls = [Price("exact", "exact", None, quality={"kl": 0.0})]
-        controls += [Price(f"{kv}(b)", kv, 0.5, 0.4, quality={"kl": 0.3}) for kv in ("recent", "random")]
-        return PriceList(
-            "m", 9, 2, controls + [Price(kv, kv, 0.5, 0.5, quality={"kl": x}) for kv, x in parts], {"kl": False}
-        )
+        parts = (("recent", 0.3), ("random", 0.3), *parts)
+        methods = [Price(f"{kv}(budget=0.5)", kv, 0.5, 0.5, quality={"kl": x}) for kv, x in parts]
+        return PriceList("m", 9, 2, controls + methods, {"kl": False})
 
     page = splice(
         "<!-- prices m -->\n<!-- end prices m -->\nrest", "prices m", markdown(of(("a", 0.4), ("b", 0.5), ("c", 0.1)))
     )
     late = of(("a", 0.2), ("c", 0.7), ("d", 0.6))
     late.prices[1].quality["kl"] = 0.25
-    assert added(page, late) == splice(page, "prices m", markdown(of(("a", 0.2), ("b", 0.5), ("c", 0.7), ("d", 0.6))))
+    whole = of(("a", 0.2), ("b", 0.5), ("c", 0.7), ("d", 0.6))
+    assert added(page, late) == splice(page, "prices m", markdown(whole))
+    assert listed(added(page, late), "m").prices == whole.prices
     with pytest.raises(ConfigError, match="other columns; give the tasks that it was made with"):
         added(page, PriceList("m", 9, 2, [Price("exact", "exact", None, quality={"top1": 1.0})], {"top1": True}))
     with pytest.raises(ConfigError, match="no place for 'prices n'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,22 +75,17 @@ def splice(page: str, name: str, text: str) -> str:
 
 
 def added(page: str, found: PriceList) -> str:
-    """The page with these prices among those of its list for the model: rows of the same ``kv`` are replaced, and each
-    line of losers says what this run says of its methods. Exact and the controls stay as they are.
+    """The page with these prices among those of its list for the model: rows of the same ``kv`` are replaced, exact and
+    the controls stay as they are, and who loses to them is said anew of the whole list.
 
     Raises ConfigError when the page has no list for the model, or one with other columns.
     """
-    name = f"prices {found.model}"
-    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-    if begin not in page or end not in page:
-        raise ConfigError(f"the page has no place for {name!r}: it needs the lines {begin} and {end}")
-    old = page.partition(begin)[2].partition(end)[0].strip("\n").split("\n")
+    old = _place(page, found.model).strip("\n").split("\n")
     new = markdown(found).split("\n")
     if new[0] not in old:
         raise ConfigError(f"the page's list for {found.model} has other columns; give the tasks that it was made with")
     known = ("`exact`", "`recent", "`random")
     mine = {_kv_of(row): row for row in new if row.startswith("| `") and not _kv_of(row).startswith(known)}
-    lost = {line.partition(": `")[0]: _names(line) for line in new if line.startswith("- No better")}
     lines = []
     for line in old:
         if line.startswith("| `"):
@@ -97,22 +93,50 @@ def added(page: str, found: PriceList) -> str:
         elif mine and lines and lines[-1].startswith("| `"):
             lines += mine.values()
             mine = {}
-        if line.startswith("- No better"):
-            head = line.partition(": `")[0]
-            kept = [kv for kv in _names(line) if kv not in {f"`{one.kv}`" for one in found.prices}]
-            line = f"{head}: {', '.join([*kept, *lost.pop(head, [])])}."
-        lines.append(line)
-    lines += [*mine.values(), *(f"{head}: {', '.join(names)}." for head, names in lost.items())]
-    return splice(page, name, "\n".join(lines))
+        if not line.startswith("- No better"):
+            lines.append(line)
+    text = "\n".join([*lines, *mine.values()]).rstrip("\n")
+    name = f"prices {found.model}"
+    lost = _losers(listed(splice(page, name, text), found.model))
+    return splice(page, name, "\n".join([text, "", *lost]) if lost else text)
+
+
+def listed(page: str, model: str) -> PriceList:
+    """The prices that a page lists for a model, rounded as they stand there.
+
+    Raises ConfigError when the page has no list for the model.
+    """
+    lines = _place(page, model).strip("\n").split("\n")
+    count, length = (int(n) for n in [*re.findall(r"\d+", lines[0]), 0, 0][:2])
+    titles = next(line for line in lines if line.startswith("| kv ")).strip("| ").split(" | ")
+    metrics = [title.replace(" ", "_") for title in titles[3:-3]]
+    prices = []
+    for line in lines:
+        if line.startswith("| `"):
+            kv, *cells = line.strip("| ").split(" | ")
+            held, peak, *rest = (float(c.rstrip("%x")) / (100 if c.endswith("%") else 1) for c in cells)
+            budget = re.search(r"budget=([\d.]+)", kv)
+            method = re.sub(r"\(budget=[\d.]+\)", "", kv.strip("`"))
+            prices.append(
+                Price(
+                    kv.strip("`"), method, None if budget is None else float(budget[1]), held, peak,
+                    dict(zip(metrics, rest, strict=False)), *rest[-3:],
+                )
+            )  # fmt: skip
+    higher = {metric: metric not in ("kl", "perplexity") for metric in metrics}
+    return PriceList(model, length, count, prices, higher)
+
+
+def _place(page: str, model: str) -> str:
+    """What stands in a page's place for the model's list."""
+    begin, end = f"<!-- prices {model} -->", f"<!-- end prices {model} -->"
+    if begin not in page or end not in page:
+        raise ConfigError(f"the page has no place for 'prices {model}': it needs the lines {begin} and {end}")
+    return page.partition(begin)[2].partition(end)[0]
 
 
 def _kv_of(row: str) -> str:
     return row.split(" | ")[0].removeprefix("| ")
-
-
-def _names(line: str) -> list[str]:
-    """The methods that a line of losers names, each in its backquotes."""
-    return [f"`{kv.strip('`')}`" for kv in line.partition(": ")[2].removesuffix(".").split("`, `")]
 
 
 def plot(found: PriceList, path: Path) -> None:

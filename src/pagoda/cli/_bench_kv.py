@@ -67,7 +67,7 @@ def kv(
 
 
 def _write(found: PriceList, out: Path | None, docs: Path | None, add: bool) -> None:
-    from ..bench.kv_report import added, markdown, methods_table, plot, splice
+    from ..bench.kv_report import added, listed, markdown, methods_table, plot, splice
 
     if out is not None:
         import json
@@ -79,8 +79,10 @@ def _write(found: PriceList, out: Path | None, docs: Path | None, add: bool) -> 
         plot(found, stem.with_suffix(".png"))
     if docs is not None:
         page = splice(docs.read_text(encoding="utf-8"), "methods", methods_table())
-        if add:  # the picture needs all of them: make prices draws it
-            docs.write_text(added(page, found), encoding="utf-8")
+        if add:
+            page = added(page, found)
+            docs.write_text(page, encoding="utf-8")
+            plot(listed(page, found.model), docs.parent / "img" / f"kv-{found.model}.png")
             return
         note = f"{found.count} cases a task, {found.length} tokens each.\n\n"
         page = splice(page, f"prices {found.model}", note + markdown(found))
