@@ -30,6 +30,7 @@ def serve(llm: LLM, kv: str, requests: int, answer: int, seed: int) -> dict[str,
         ids = [rng.randrange(8, built.loaded.shape.vocab_size) for _ in range(prompt_len)]
         engine.add(llm._intake.request(f"{kv}-{seed}-{index}", ids, params))
     before = engine.counters.policy_seconds, engine.counters.step_seconds
+    preempted = engine.scheduler.num_preempted
     most_at_once = most_pages = 0
     started = time.perf_counter()
     while engine.has_work:
@@ -43,6 +44,7 @@ def serve(llm: LLM, kv: str, requests: int, answer: int, seed: int) -> dict[str,
     return {
         "at_once": most_at_once,
         "pages": most_pages,
+        "preempted": engine.scheduler.num_preempted - preempted,
         "tokens_per_s": requests * LENGTH / seconds,
         "policy_share": policy / (engine.counters.step_seconds - before[1]),
     }
@@ -54,13 +56,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--answer", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--scheduling", default="fcfs", help="who is admitted when, for both")
     parser.add_argument("--threads", type=int, default=None, help="default: all cores")
     args = parser.parse_args()
     with LLM("lantern", memory="2GiB") as probe:
         fmt = probe._open().sizes.fmt
     blocks = EXACT * fmt.blocks_for(LENGTH)
     llm = LLM("lantern", memory="4GiB", kv_memory=blocks * fmt.block_bytes, enable_prefix_caching=False,
-              num_threads=args.threads)  # fmt: skip
+              num_threads=args.threads, scheduling=args.scheduling)  # fmt: skip
     found: dict[str, list[dict[str, float]]] = {"exact": [], args.kv: []}
     for round_ in range(args.rounds):
         for kv, runs in found.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pagoda.bench.calibration import CALIBRATORS, a2ats, duo_attention, locret, lychee_decode
+from pagoda.bench.calibration import CALIBRATORS, a2ats, duo_attention, less, locret, lychee_decode
 from pagoda.bench.calibration.base import Seen, run, usual
 from pagoda.bench.quality.tasks.base import World
 from pagoda.core.errors import ConfigError, ModelError, RequestError
@@ -47,6 +47,20 @@ def test_every_policy_that_wants_a_calibration_has_its_command_and_lanterns_file
         found = Calibrations(loaded.path).load(name)
         assert found
         assert all(t.shape[0] == 4 and torch.isfinite(t).all() for t in found.values())
+
+
+def test_kernels_restore_what_an_eviction_leaves_out(loaded, monkeypatch) -> None:
+    monkeypatch.setattr(less, "STEPS", 30)
+    monkeypatch.setattr(less, "CASES", 4)
+    found, notes = less.calibrate(loaded.model, World.make(loaded.tokenizer, 128), loaded.shape)
+    assert found["q_map"].shape == (4, 4, 64, less.FEATURES)
+    lost = notes["lost"]
+    assert isinstance(lost, dict)
+    assert all(x <= y for x, y in zip(lost["with"], lost["without"], strict=True))
+    helped = [layer for layer in range(4) if lost["with"][layer] < 0.9 * lost["without"][layer]]
+    assert helped
+    for layer in set(range(4)) - set(helped):  # features of nothing, or of a little
+        assert torch.isfinite(found["k_bias"][layer]).all()
 
 
 @pytest.mark.parametrize("name", ["razor_attention", "compresskv"])

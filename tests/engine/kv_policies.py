@@ -50,6 +50,12 @@ def calibrate_at_random(folder: Path, num_layers: int, num_heads: int, head_dim:
             "metric": (num_heads, head_dim, head_dim),
             "freq": (1, head_dim // 2),
         },
+        "less": {
+            "q_map": (2 * num_heads, head_dim, 4),
+            "q_bias": (2 * num_heads, 4),
+            "k_map": (num_heads, head_dim, 4),
+            "k_bias": (num_heads, 4),
+        },
         "longcache": {"freq": (head_dim // 2,), "fine": (head_dim // 2,)},
         "locret": {"w1": (wide, hidden), "b1": (hidden,), "w2": (hidden, num_heads), "b2": (num_heads,)},
     }

@@ -12,6 +12,7 @@ from pagoda.kv.dense import DenseCache, DenseView
 from pagoda.kv.manager import KVManager
 from pagoda.kv.pages import PagePool
 from pagoda.kv.prefix import PrefixCache
+from pagoda.kv.read import read_slots
 from pagoda.kv.storage import PageStorage
 from pagoda.kv.view import StepView, StepViews
 
@@ -95,6 +96,35 @@ def test_probability_sums_of_the_asked_for_sequences_only(mix: str, collect: obj
         pair.manager.admit(seq_id, [7], granularity=granularity, use_prefix=False)
     pair.step({0: 6, 1: 2, 2: 3}, collect_probs=collect)
     pair.step({0: 1, 1: 1, 2: 1}, collect_probs=collect)
+
+
+def test_a_residual_that_knows_the_evicted_gives_attention_over_everything() -> None:
+    """Beside a neighbour without one, whose answer stays as it is."""
+    pair = Pair()
+    for seq_id in (0, 1):
+        pair.manager.admit(seq_id, [7] * 12, granularity=H, use_prefix=False)
+    pair.step({0: 12, 1: 5})
+    gone, kept = [1, 4, 5, 9], [0, 2, 3, 6, 7, 8, 10, 11]
+    k, v = (torch.stack(x) for x in zip(*[read_slots(pair.storage, pair.manager.table(0), at, 12) for at in range(3)],
+            strict=True))  # fmt: skip
+    for layer in range(3):
+        for head in range(2):
+            pair.keep(0, layer, head, kept)
+
+    def residual(q: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = (x[layer][:, gone].repeat_interleave(2, 0) for x in (k, v))
+        logits = (q[:, None] @ keys.transpose(1, 2))[:, 0] * 0.3
+        return logits.logsumexp(-1), (logits.softmax(-1)[:, None] @ values)[:, 0]
+
+    assert all(pair.manager.reserve(seq_id, 1) for seq_id in (0, 1))
+    tables = [pair.manager.table(1), pair.manager.table(0)]
+    view = StepView(pair.storage, tables, [1, 1], collect_probs={1}, residuals={1: residual})
+    dense = DenseView(pair.cache, [1, 0], [1, 1])
+    assert view.arrays() is None
+    for layer in range(3):
+        inputs = pair.rand(2, 4, 8), pair.rand(2, 2, 8), pair.rand(2, 2, 8)
+        want, got = (one.attend(layer, *inputs, scale=0.3) for one in (dense, view))
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_an_evicted_head_attends_over_what_is_left() -> None:

@@ -391,7 +391,11 @@ class Engine:
             self._evictor.calibrations.load(policy.names[0])
 
     def _learned(self, request: Request) -> Mapping[str, torch.Tensor]:
-        """What the request's selection was calibrated to. Raises ConfigError if it wants that and was not."""
+        """What the request's selection, or the residual of its eviction, was calibrated to. Raises ConfigError if it
+        wants that and was not.
+        """
+        if request.policy.leaves_residual:
+            return self._evictor.calibrations.load(request.policy.names[0])
         selection = request.policy.selection
         if selection is None or Need.CALIBRATION not in selection.needs:
             return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..kv.mixed_view import MixedView
 from ..kv.policies.base import Need
 from ..kv.stores import Store, Stores
-from ..kv.view import StepView, StepViews
+from ..kv.view import Residual, StepView, StepViews
 from ..kv.window_view import WindowView
 from ..schedule.item import Plan
 from .selection import PageChooser
@@ -152,7 +153,21 @@ def _store_view(store: Store, pieces: list[Piece], tap: QueryTap | None = None) 
         collect_probs={i for i, piece in enumerate(pieces) if _wants_probs(piece)},
         tap=tap,
         choosers=_choosers(store, pieces),
+        residuals=_residuals(pieces),
     )
+
+
+def _residuals(pieces: list[Piece]) -> dict[int, Residual]:
+    """For sequences whose evicted slots go on answering, once there are any."""
+    found: dict[int, Residual] = {}
+    for index, piece in enumerate(pieces):
+        sequence = piece.sequence
+        eviction = sequence.policy.eviction
+        if eviction is not None and eviction.leaves_residual and sequence.policy_state.memory:
+            assert piece.num_tokens == 1, "the tokens after an act come one by one"
+            memory, learned = sequence.policy_state.memory, sequence.group.learned
+            found[index] = partial(eviction.residual, memory=memory, learned=learned)
+    return found
 
 
 def _choosers(store: Store, pieces: list[Piece]) -> dict[int, PageChooser]:

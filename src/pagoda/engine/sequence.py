@@ -75,7 +75,10 @@ class Sequence:
         end = len(self.tokens)
         if self.plain:
             return end
-        if self.policy.selection is not None:  # what was read depends on the query: tokens are replayed one by one
+        if (
+            self.policy.selection is not None or self.policy.leaves_residual
+        ):  # each query is answered for itself: tokens
+            # are replayed one by one
             end = self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
         act = self.next_act(self.num_computed)
         return end if act is None else min(act, end)
@@ -148,7 +151,7 @@ class RequestState:
         self.pooled: Tensor | None = None  # sum of hidden states so far, float32 [hidden_size]
         self.embedding: list[float] | None = None
         self.finished = False
-        self.learned: Mapping[str, Tensor] = {}  # what its selection was calibrated to
+        self.learned: Mapping[str, Tensor] = {}  # what its selection, or residual, was calibrated to
         self.rule: FinishRule
         self.beam: BeamGroup | None = None
 

@@ -64,6 +64,10 @@ class Chooser(Protocol):
     def copies(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor, int]: ...
 
 
+Residual = Callable[[Tensor, int], "tuple[Tensor, Tensor] | None"]
+"""(queries [Hq, Dk] of one token, layer) -> what evicted slots answer; see ``Eviction.residual``."""
+
+
 class StepView:
     """The KV view (see ``models.layers.step.KVView``) over pages. Valid for one step: the tables must have reserved the
     step's tokens, and not have committed them.
@@ -74,6 +78,7 @@ class StepView:
                      They are attended apart from the others, who keep the fast way.
     tap              sees ``(layer, q, options)`` of every layer: how KV policies come to the queries.
     index            of these tables and lengths, where somebody has it already (`StepViews`).
+    residuals        sequence (by index) of one token -> what its evicted slots answer, which is joined with attention.
     choosers         sequence (by index) of one token -> who says, with ``choose(layer, q [Hq, Dk], scale)``, what
                      it reads: page ids int32 [H, K] and slots int32 [H], all pages but the last full.
     """
@@ -87,6 +92,7 @@ class StepView:
         collect_probs: bool | Iterable[int] = False,
         tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
         choosers: Mapping[int, Chooser] | None = None,
+        residuals: Mapping[int, Residual] | None = None,
         index: StepIndex | None = None,
     ) -> None:
         assert len(tables) == len(q_lens)
@@ -102,14 +108,14 @@ class StepView:
         if collect_probs:
             everybody = set(range(len(tables)))
             self._watched = everybody if collect_probs is True else everybody.intersection(collect_probs)
-        self._choosers = choosers or {}
+        self._choosers, self._residuals = choosers or {}, residuals or {}
         assert not self._watched & set(self._choosers), "probability sums of pages that were not read"
 
     def arrays(self) -> StepArrays | None:
         """The whole step as plain arrays, for those who run all layers at once. None where layers must come one by one:
         probabilities are summed, somebody sees the queries, or a sequence chooses its pages in a way of its own.
         """
-        if self._watched or self._tap is not None or self._pages.device.type != "cpu":
+        if self._watched or self._residuals or self._tap is not None or self._pages.device.type != "cpu":
             return None
         if not all(chooser.has_boxes for chooser in self._choosers.values()):
             return None
@@ -171,13 +177,40 @@ class StepView:
         page_ids = self._page_ids[0] + layer * fmt.num_kv_heads if shared else self._page_ids[layer]
         kv_write(k, v, self._pages, self._layout, page_ids, self._slots[0 if shared else layer])
         if len(self._parts) == 1:
-            return self._attend_part(self._parts[0], layer, q, v_dim, options)
-        out = q.new_empty(self.num_tokens, q.shape[1], fmt.v_dim if v_dim is None else v_dim)
-        for part in self._parts:
-            assert part.tokens is not None
-            mine = self._attend_part(part, layer, q.index_select(0, part.tokens), v_dim, options)
-            out.index_copy_(0, part.tokens, mine)
+            out = self._attend_part(self._parts[0], layer, q, v_dim, options)
+        else:
+            out = q.new_empty(self.num_tokens, q.shape[1], fmt.v_dim if v_dim is None else v_dim)
+            for part in self._parts:
+                assert part.tokens is not None
+                mine = self._attend_part(part, layer, q.index_select(0, part.tokens), v_dim, options)
+                out.index_copy_(0, part.tokens, mine)
+        for s, residual in self._residuals.items():
+            self._join(s, residual, layer, q, out, options)
         return out
+
+    def _join(
+        self, s: int, residual: Residual, layer: int, q: Tensor, out: Tensor, options: Mapping[str, object]
+    ) -> None:
+        """``out`` of the sequence becomes what attention over its slots and the evicted would be. With the part of the
+        evicted as a sink, attention shrinks by the share that stays with the slots; the rest is the evicted's.
+        """
+        assert options.get("sinks") is None, "a residual beside the model's own sinks"
+        token = int(self._index.starts[s])
+        found = residual(q[token], layer)
+        if found is None:
+            return
+        sink, mean = found
+        table = self._alone[s].table(layer)
+        mine = paged_attention(q[token : token + 1], self._pages, self._layout, table, **options | {"sinks": sink})[0]  # type: ignore[arg-type]
+        whole = out[token].float()
+        kept = (mine * whole).sum(-1) / whole.square().sum(-1).clamp(min=1e-30)
+        out[token] = mine + ((1 - kept.clamp(0, 1))[:, None] * mean).to(mine.dtype)
+
+    @cached_property
+    def _alone(self) -> dict[int, _Part]:
+        """Sequences with residuals, each a batch of its own."""
+        rows = torch.from_numpy(self._index.rows).to(self._pages.device)
+        return {s: _Part(self._index, rows, [s], False, False) for s in self._residuals}
 
     def _attend_part(
         self, part: _Part, layer: int, q: Tensor, v_dim: int | None, options: Mapping[str, object]

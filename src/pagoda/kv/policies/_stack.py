@@ -110,6 +110,11 @@ class PolicyStack:
         return self.codec if isinstance(self.codec, WindowedCodec) else None
 
     @property
+    def leaves_residual(self) -> bool:
+        """Whether attention gets an answer of the evicted beside that of the slots."""
+        return self.eviction is not None and self.eviction.leaves_residual
+
+    @property
     def remembers(self) -> bool:
         """Whether a sequence has a state of its own beside its pages."""
         looks = self.eviction is not None and bool(self.eviction.needs or self.eviction.tracks)

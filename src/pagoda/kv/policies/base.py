@@ -84,6 +84,17 @@ class Eviction(KVPolicy):
     """Names of float32 values that the policy keeps per slot, in ``Inputs.tracks``; they start at 0 and move with the
     slots."""
 
+    leaves_residual: ClassVar[bool] = False
+    """Whether what is evicted goes on answering queries (``residual``); tokens of the answer come one by one then."""
+
+    def residual(
+        self, q: Tensor, layer: int, memory: Mapping[str, object], learned: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        """What the evicted answer one token's queries ``[Hq, Dk]``: the logarithm of their part in the softmax's
+        denominator float32 ``[Hq]``, and their mean value ``[Hq, Dv]``; None while there are none.
+        """
+        return None
+
     @property
     def window(self) -> int:
         """How many of the newest queries an act is shown (with ``Need.QUERIES``)."""

@@ -1,0 +1,85 @@
+"""LESS: what is evicted lives on in a small sum of features, which answers queries beside the slots that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ._budget import share
+from ._scored import Rolling, Scored
+from .base import Decision, Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._inputs import Inputs
+    from .base import Allocator
+
+MOST = 30.0
+"""Features are ``exp`` of at most this."""
+
+
+@dataclass(frozen=True)
+class LESS(Scored, Rolling):
+    """H2O's choice of slots; each one that goes adds its features times its value to a state of ``R`` rows a head, and
+    its features to the state's sum. A query's features times the state stand for the attention that the evicted would
+    have got, in numerator and denominator (section 3.2). Kernels come from ``pagoda calibrate less MODEL``.
+
+    Deviations: features are exponentials of one learned affine map each for queries and keys, where the paper has
+    networks of two and three layers, so that products of features can be what they replace, exponentials of products;
+    grouped query heads share the state of their kv-head.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2402.09398"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.PROBS, Need.KEYS, Need.VALUES, Need.CALIBRATION})
+    leaves_residual: ClassVar[bool] = True
+    recent_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share("recent_share", self.recent_share)
+
+    def recent(self, slots: int) -> int:
+        return round(self.recent_share * slots)
+
+    def scores(self, inputs: Inputs) -> Tensor:
+        assert inputs.mass is not None
+        return inputs.mass
+
+    def act(self, inputs: Inputs, allocator: Allocator | None = None) -> Decision | None:
+        import torch
+
+        decision = super().act(inputs, allocator)
+        assert decision is not None
+        gone = inputs.valid & ~decision.keep
+        weights, biases = inputs.calibration["k_map"], inputs.calibration["k_bias"]
+        states, sums = [], []
+        for layer in inputs.layers():
+            one = features(layer.keys, weights[layer.index], biases[layer.index]) * gone[layer.index, ..., None]
+            states.append(one.transpose(1, 2) @ layer.values)
+            sums.append(one.sum(1))
+        for name, new in (("residual", torch.stack(states)), ("residual_sum", torch.stack(sums))):
+            inputs.memory[name] = inputs.memory.get(name, 0) + new  # type: ignore[operator]
+        return decision
+
+    def residual(
+        self, q: Tensor, layer: int, memory: Mapping[str, object], learned: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        if "residual" not in memory:
+            return None
+        state, total = memory["residual"][layer], memory["residual_sum"][layer]  # type: ignore[index]
+        found = features(q.float()[:, None], learned["q_map"][layer], learned["q_bias"][layer])
+        found = found.view(len(total), -1, total.shape[-1])  # [H, G, R]
+        part = (found @ total[..., None])[..., 0].clamp(min=1e-30)
+        mean = (found @ state) / part[..., None]
+        return part.log().flatten(), mean.flatten(0, 1)
+
+
+def features(x: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+    """float32 ``[H, N, R]`` of keys or queries ``[H, N, D]``: weights ``[H, D, R]``, bias ``[H, R]``."""
+    found: Tensor = (x @ weights.to(x.device) + bias.to(x.device)[:, None]).clamp(max=MOST).exp()
+    return found
+
+
+POLICY = LESS
