@@ -30,7 +30,7 @@ def serve(llm: LLM, kv: str, requests: int, answer: int, seed: int) -> dict[str,
         ids = [rng.randrange(8, built.loaded.shape.vocab_size) for _ in range(prompt_len)]
         engine.add(llm._intake.request(f"{kv}-{seed}-{index}", ids, params))
     before = engine.counters.policy_seconds, engine.counters.step_seconds
-    preempted = engine.scheduler.num_preempted
+    preempted = engine.scheduler.num_preemptions
     most_at_once = most_pages = 0
     started = time.perf_counter()
     while engine.has_work:
@@ -44,7 +44,7 @@ def serve(llm: LLM, kv: str, requests: int, answer: int, seed: int) -> dict[str,
     return {
         "at_once": most_at_once,
         "pages": most_pages,
-        "preempted": engine.scheduler.num_preempted - preempted,
+        "preempted": engine.scheduler.num_preemptions - preempted,
         "tokens_per_s": requests * LENGTH / seconds,
         "policy_share": policy / (engine.counters.step_seconds - before[1]),
     }
