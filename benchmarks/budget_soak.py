@@ -2,12 +2,14 @@
 
     python -m benchmarks.budget_soak FOLDER_OF_A_MODEL --memory 2GiB --seconds 600
     python -m benchmarks.budget_soak FOLDER_OF_A_MODEL --memory 2GiB --seconds 600 --trouble
+    python -m benchmarks.budget_soak FOLDER_OF_A_MODEL ANOTHER … --memory 2GiB --seconds 600
 
 ``--trouble`` adds kept prefixes, in memory and on disk, and, for a quarter of the time each: a disk on which every
 write ends early (RLIMIT_FSIZE stands for a full one); a file layer in which a fifth of all look-ups and a hundredth of
 the writes fail and a tenth of what is read is wrong; ``kill -9`` in the middle of the load; a restart over the same
-folder. Needs root and a memory controller. Prints a JSON document; exit code 1 unless no process was killed for memory,
-the peak stayed within the budget, and every request that was not cut off by our own ``kill -9`` was answered.
+folder. Of several models a request asks for one by chance; where they do not fit together they come and go. Needs root
+and a memory controller. Prints a JSON document; exit code 1 unless no process was killed for memory, the peak stayed
+within the budget, and every request that was not cut off by our own ``kill -9`` was answered.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ class Server:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 
         start = ["-m", "pagoda"] if launcher is None else ["-c", launcher]
-        command = [sys.executable, *start, "serve", args.model, "--memory", args.memory, "--port", "0", "--json"]
+        command = [sys.executable, *start, "serve", *args.models, "--memory", args.memory, "--port", "0", "--json"]
         limits = ["--max-model-len", str(args.max_model_len), "--max-num-batched-tokens", "512", "--max-num-seqs", "16"]
         self.process = subprocess.Popen(
             [*command, *limits, *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=enter
@@ -138,7 +140,13 @@ async def load(server: Server, args: argparse.Namespace, seconds: float, seed: i
             if told and rng.random() < 0.3:
                 ids = rng.choice(told) + ids
             ids = ids[: args.max_model_len - 100]
-            body = {"prompt": ids, "max_tokens": rng.choice((8, 32, 96)), "temperature": 0, "ignore_eos": True}
+            body = {
+                "model": rng.choice(args.models),
+                "prompt": ids,
+                "max_tokens": rng.choice((8, 32, 96)),
+                "temperature": 0,
+                "ignore_eos": True,
+            }
             try:
                 answer = await client.post("/v1/completions", json=body)
             except httpx.HTTPError as error:
@@ -161,6 +169,7 @@ def phase(server: Server, args: argparse.Namespace, seconds: float, seed: int) -
     disk = stats.get("disk") or {}
     return {
         "answers": dict(seen), "peak_rss": server.peak_rss(), "peak_leased": stats["memory"]["peak_leased_bytes"],
+        "loads": {one["id"]: one["num_loads"] for one in stats.get("models", ())},
         "preemptions": stats["queue"]["preemptions"], "restored_pages": disk.get("num_restored"),
         "disk_errors": disk.get("disk_num_errors"), "disk_corrupt": disk.get("disk_num_corrupt"),
         "disk_bytes": disk.get("used_bytes"), "host_hits": disk.get("host_num_hits"),
@@ -199,7 +208,7 @@ def soak(args: argparse.Namespace, group: Group) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.budget_soak", description=__doc__)
-    parser.add_argument("model")
+    parser.add_argument("models", nargs="+")
     parser.add_argument("--memory", default="2GiB")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--at-once", type=int, default=8)

@@ -184,6 +184,25 @@ def test_what_can_never_fit_is_refused_with_the_numbers(several: Serve, folders:
         needed_bytes(EngineConfig(folders[1], **OPTIONS | {"weights": "resident"}), ground)
 
 
+def test_what_was_tried_in_vain_is_not_tried_again(several: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were it, every request for it would send the others away."""
+    tried = []
+
+    def build(*args: Any, **options: Any) -> AsyncLLM:
+        tried.append(args)
+        return AsyncLLM(*args, **options)
+
+    server = several(room=1.5, pinned=("one",))
+    monkeypatch.setattr("pagoda.server.several.needed_bytes", lambda *_: 0)  # it is only seen when it is built
+    monkeypatch.setattr("pagoda.server.several.AsyncLLM", build)
+    for _ in range(2):
+        refused = server.post("/v1/completions", ASK | {"model": "two"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "model_does_not_fit")
+    assert len(tried) == 1
+    server.post("/admin/models", {"model": "one", "pinned": False})  # which changes what there is to try
+    assert server.post("/v1/completions", ASK | {"model": "two"}).status_code == 200
+
+
 def test_one_that_cannot_be_read_harms_only_its_own_requests(
     several: Serve, folders: list[str], texts: dict[str, str], tmp_path: Path
 ) -> None:

@@ -203,9 +203,14 @@ def rebuild(asleep: Built) -> Built:
 
 
 def _build(config: EngineConfig, ground: Ground, clock: Clock | None, started: float) -> Built:
-    with ExitStack() as undo:
-        built = _made(config, ground, clock, started, undo)
-        undo.pop_all()
+    try:
+        with ExitStack() as undo:
+            built = _made(config, ground, clock, started, undo)
+            undo.pop_all()
+    except BaseException:
+        trim_heap()  # weights that were read in vain
+        raise
+    ground.tokenizers[config.model] = built.loaded.footprint.leased_by("tokenizer")
     return built
 
 
@@ -225,7 +230,9 @@ def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: fl
         max_model_len=None if config.max_model_len == "auto" else int(config.max_model_len),
         weights=config.weights,
         expert_cache=config.expert_cache,
-        room=None if on_cuda else weight_room(config, ledger, lambda: ground.room(config.model, 0)),
+        room=None
+        if on_cuda
+        else weight_room(config, ledger, lambda: ground.room(config.model, ground.new_tokenizer_bytes(config.model))),
         progress=config.progress,
     )
     undo.callback(loaded.close)

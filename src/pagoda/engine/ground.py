@@ -24,6 +24,7 @@ class Ground:
     is_shared   several engines stand on it: each counts on what it would have with no other awake, leases at once what
                 it needs to answer one longest request, and takes more of the KV as it is free
     staying     bytes that a model (by its name) will not give back for another: of one that is pinned, all it needs
+    tokenizers  bytes of the tokenizers that are leased, by the names of the models: those of sleeping ones too
     held        what each engine that is awake holds on malloc's heap beside its steps
     """
 
@@ -34,6 +35,7 @@ class Ground:
     is_on_cuda: bool
     is_shared: bool = False
     staying: dict[str, int] = field(default_factory=dict)
+    tokenizers: dict[str, int] = field(default_factory=dict)
     held: dict[int, Callable[[], int]] = field(default_factory=dict)
 
     @classmethod
@@ -57,6 +59,11 @@ class Ground:
         others = sum(num for name, num in self.staying.items() if name != model)
         stays = self.runtime.num_bytes + self.ledger.leased_by("server") + others
         return self.ledger.total_bytes - stays - own_bytes
+
+    def new_tokenizer_bytes(self, model: str) -> int:
+        """What a model that is being loaded has leased for its tokenizer, beside those that were there before."""
+        others = sum(num for name, num in self.tokenizers.items() if name != model)
+        return self.ledger.leased_by("tokenizer") - others
 
     def step_heap_bytes(self) -> int:
         """What malloc took for steps, shared out among the engines that are awake: all since the runtime was measured

@@ -21,7 +21,8 @@ def needed_bytes(config: EngineConfig, ground: Ground) -> int:
     A model whose bytes are known only once it is loaded, or that has to leave weights on disk, needs all that others
     can give. Raises ModelError where there is no such model, BudgetError where the whole budget is too small for it.
     """
-    whole, raw = ground.room(config.model, 0), read_config(config.model)
+    sleeping = ground.tokenizers.get(config.model, 0)  # of itself; it is there until the new one is
+    whole, raw = ground.room(config.model, sleeping), read_config(config.model)
     try:
         subject = Subject.of(config.model, raw, folder=folder_of(config.model), probe=ground.probe)
         dtype = config.dtype if config.dtype in DTYPE_BYTES else subject.dtype

@@ -37,6 +37,8 @@ class Entry:
     yields: bool = False
     loading: asyncio.Task[None] | None = None
     num_loads: int = 0
+    refusal: tuple[object, str] | None = None
+    """Why it could not be loaded though all others had left, and in which circumstances."""
 
     @property
     def is_busy(self) -> bool:

@@ -194,6 +194,9 @@ class SeveralModels(Roster):
 
     async def _load(self, entry: Entry) -> None:
         """Raises PagodaError; it is unloaded as before then."""
+        circumstances = (self._ground.ledger.total_bytes, [other for other in self.entries if other.pinned])
+        if entry.refusal is not None and entry.refusal[0] == circumstances:
+            raise BudgetError(entry.refusal[1])  # nobody has to leave for it again
         needed, since = needed_bytes(entry.config, self._ground), self.first.now()
         while True:
             await self._make_room(entry, needed, since)
@@ -203,6 +206,7 @@ class SeveralModels(Roster):
                 break
             except BudgetError as error:
                 if not any(self._could_leave(other, entry) for other in self.entries):
+                    entry.refusal = circumstances, str(error)
                     raise
                 _log.info("model %s found less room than was counted on: %s", entry.name, error)
                 needed += HEADROOM_BYTES
@@ -308,10 +312,11 @@ class SeveralModels(Roster):
             for entry in self.entries:
                 if entry.is_busy:
                     entry.used_at = now
-                elif after is not None and not entry.pinned and now - entry.used_at >= after:
+                elif (
+                    after is not None and not entry.pinned and now - entry.used_at >= after and not self._turn.locked()
+                ):
                     async with self._turn:
-                        if not entry.is_busy:
-                            await self._leave(entry)
+                        await self._leave(entry)
             self._relieve()
 
     def _relieve(self) -> None:
