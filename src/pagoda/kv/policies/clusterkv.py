@@ -37,9 +37,14 @@ class ClusterKV(PageSelection):
         return assign(flat, memory["centers"]).view(keys.shape[:3]).float()
 
     def score(self, look: Look) -> Tensor:
+        import torch
+
         scores = look.queries @ look.memory["centers"].transpose(1, 2) * look.scale  # [H, G, C]
         shares = (scores - scores.amax(-1, keepdim=True)).exp().amax(1)
-        return shares.gather(1, look.sketches.flatten(1).long()).view(look.sketches.shape).sum(-1)
+        sums = shares.double().gather(1, look.sketches.flatten(1).long()).view(look.sketches.shape).sum(-1)
+        # Pages with tokens of the same clusters are worth the same: the newest of them goes first, not the last bit.
+        newest = torch.arange(sums.shape[-1], device=sums.device, dtype=sums.dtype)
+        return sums.round(decimals=5) + 1e-9 * newest
 
 
 def centers(keys: Tensor, num: int) -> Tensor:
