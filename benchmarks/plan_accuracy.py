@@ -6,8 +6,9 @@
 Calibrates first (or takes ``--machine FILE``; with ``--steps SECONDS`` each model in each format too, as
 ``pagoda doctor --calibrate --model`` does), then runs every pair in a process of its own: the engine that the plan
 describes, ``concurrency`` random prompts at once, ends ignored. Compared are the bytes that the ledger leased at its
-peak, the process's peak RSS, seconds of a prompt alone, and seconds a token while all decode. What was measured while
-others used the processors is not kept: the command ends then, and goes on with ``--keep`` when it is called again.
+peak, the process's peak RSS, seconds of a prompt alone, and seconds a token while all decode: means of a few prompts
+and of all such steps, as a plan's times are. What was measured while others used the processors is not kept: the
+command ends then, and goes on with ``--keep`` when it is called again.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def run(work: dict[str, Any]) -> dict[str, Any]:
         return [rng.randrange(3, vocab) for _ in range(work["prompt"])]
 
     firsts = []
-    for number in range(3):  # the first one touches code and memory that a served engine has touched
+    for number in range(4):  # the first one touches code and memory that a served engine has touched
         engine.add(intake.request(f"alone-{number}", prompt(), SamplingParams(temperature=0, max_tokens=1)))
         started = time.perf_counter()
         while engine.has_work:
@@ -192,7 +193,7 @@ def run(work: dict[str, Any]) -> dict[str, Any]:
     built.close()
     return {
         "leased_bytes": memory["peak_leased_bytes"], "rss_bytes": memory["peak_rss_bytes"],
-        "ttft": statistics.median(firsts[1:]), "tpot": statistics.median(steps),
+        "ttft": statistics.fmean(firsts[1:]), "tpot": statistics.fmean(steps),
     }  # fmt: skip
 
 

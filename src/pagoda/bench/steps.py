@@ -43,9 +43,12 @@ class Recorder(Fcfs):  # type: ignore[misc, valid-type]
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
+        self.now, self.own_seconds = time.perf_counter, 0.0  # of the last step: what noting it took
 
     def ran(self, scheduled: Sequence[Scheduled], seconds: float) -> None:
+        started = self.now()
         self.samples.append(sample_of(scheduled, seconds))
+        self.own_seconds = self.now() - started
 
 
 def sample_of(scheduled: Sequence[Scheduled], seconds: float) -> Sample:
@@ -77,6 +80,7 @@ class Sweep:
         self._intake, self._ids = Intake(self.built), count()
         self._random, self._vocab = random.Random(0), self.built.loaded.shape.vocab_size
         self._num_open = 0
+        self.recorder.now = self.built.engine.clock.now
         self.built.engine.scheduler.use(self.recorder)
 
     def add(self, num_prompt: int, num_output: int) -> str:
@@ -95,7 +99,7 @@ class Sweep:
         samples, clock = self.recorder.samples, self.built.engine.clock
         started, num_before, outputs = clock.now(), len(samples), self.built.engine.step()
         if len(samples) > num_before:
-            samples[-1] = samples[-1]._replace(seconds=clock.now() - started)
+            samples[-1] = samples[-1]._replace(seconds=clock.now() - started - self.recorder.own_seconds)
         self._num_open -= sum(output.finished for output in outputs)
 
     def rest(self, num_open: int) -> None:
