@@ -34,6 +34,7 @@ BATCHES = (0, 1, 2, 4, 8, 16, 32)
 CHUNKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 FEW_CHUNKS = (32, 128, 512)
 LONG_PROMPT = 3
+FAR, FAR_BATCH = 512, 4
 STEP_TOKENS, STEP_SEQS = 512, 32
 MIXED_AT_ONCE = (2, 8, 32)
 
@@ -152,7 +153,8 @@ def settings(limit: int, longest: int, max_seqs: int, budget: int) -> Iterator[t
     part = budget // 8
     sizes = sorted({min(size, max_seqs) for size in BATCHES}, key=lambda size: (size % 3, size))
     for size in sizes:
-        far = max(16, min(longest // 2, 512, part // max(1, size)))
+        # One batch sees far whatever it costs: what a slot of KV takes cannot be told from a few.
+        far = max(16, min(longest // 2, FAR, FAR if size == FAR_BATCH else part // max(1, size)))
         for context in sorted({16, far}) if size else (16,):
             chunks = CHUNKS if size in (0, 4) and context == 16 else FEW_CHUNKS
             fitting = [c for c in chunks if c + size <= limit and c < longest and size < max_seqs]
