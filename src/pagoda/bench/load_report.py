@@ -82,6 +82,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _latency(runs: Sequence[Run], before: Sequence[Served] | None) -> Any:
     """Which share of the requests (of the gaps) had to wait at most so long."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, axes = pyplot().subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     listed = [(run.label, answered(run.records)) for run in runs]
     if before is not None:
@@ -96,6 +98,10 @@ def _latency(runs: Sequence[Run], before: Sequence[Served] | None) -> Any:
             ordered = sorted(of(records))
             axis.plot(ordered, [(i + 1) / len(ordered) for i in range(len(ordered))], label=label)
         axis.set(xscale="log", xlabel=f"{name}, s", ylim=(0, 1))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(axis="x", rotation=45)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("share of requests")
     axes[-1].legend(fontsize=8)
