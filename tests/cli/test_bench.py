@@ -18,6 +18,7 @@ from .conftest import pagoda
         (["--cases", "0"], "cases is 0"),
         (["--length", "4"], "length is 4"),
         (["--text", "/nowhere.txt"], "cannot be read"),
+        (["--docs", "page.md", "--no-speed"], "a page lists speeds, and --no-speed measures none"),
     ],
 )
 def test_refusals(args: list[str], message: str) -> None:

@@ -47,6 +47,8 @@ def kv(
 
     if add and docs is None:
         raise ConfigError("--add puts prices into a page; say which one with --docs")
+    if docs is not None and not speed:
+        raise ConfigError("a page lists speeds, and --no-speed measures none; leave one of --docs and --no-speed out")
     chosen = spell(_split(policies) or _all_policies(), [_number(b) for b in _split(budgets)])
     names = _split(tasks) or [name for name in TASKS.names() if name != "topics" or data is not None]
     for name in names:
