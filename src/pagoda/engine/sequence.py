@@ -75,10 +75,8 @@ class Sequence:
         end = len(self.tokens)
         if self.plain:
             return end
-        if (
-            self.policy.selection is not None or self.policy.leaves_residual
-        ):  # each query is answered for itself: tokens
-            # are replayed one by one
+        if self.policy.selection is not None or self.policy.leaves_residual:
+            # Each query is answered for itself, so tokens are replayed one by one.
             end = self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
         act = self.next_act(self.num_computed)
         return end if act is None else min(act, end)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from ._optional import extension
 from .packed_bytes import BITS, PANEL
 
 STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8}
@@ -18,7 +16,10 @@ _NUMBERS = {name: number for number, name in enumerate(STORED)}  # csrc/lay_out.
 def can_lay_out(format: str, rows: Tensor) -> bool:
     """Whether ``lay_out_rows`` takes these rows as they are."""
     return (
-        STORED.get(format) == rows.dtype and rows.is_contiguous() and rows.device.type == "cpu" and _cpu() is not None
+        STORED.get(format) == rows.dtype
+        and rows.is_contiguous()
+        and rows.device.type == "cpu"
+        and extension() is not None
     )
 
 
@@ -31,7 +32,7 @@ def lay_out_rows(format: str, rows: Tensor, panels: Tensor, num_threads: int = 1
     row_bytes = rows.nbytes // max(1, rows.shape[0])
     assert panels.nbytes == -(-rows.shape[0] // PANEL) * -(-row_bytes // 4) * PANEL * 4, "panels of another size"
     assert panels.is_contiguous()
-    finite: bool = _cpu().lay_out(
+    finite: bool = extension().lay_out(
         rows.data_ptr(), rows.shape[0], row_bytes, panels.data_ptr(), _NUMBERS[format], num_threads
     )
     return finite
@@ -40,12 +41,3 @@ def lay_out_rows(format: str, rows: Tensor, panels: Tensor, num_threads: int = 1
 def panel_bytes(format: str, rows: int, cols: int) -> int:
     """Bytes of the panels of a matrix, without its scales."""
     return -(-rows // PANEL) * -(-cols * BITS[format] // 32) * PANEL * 4
-
-
-@cache
-def _cpu() -> Any:
-    try:
-        from ._extension import _cpu as extension
-    except ImportError:
-        return None
-    return extension

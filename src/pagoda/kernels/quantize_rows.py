@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from ._optional import extension
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/dtype.hpp numbers them alike
 MAX_GROUP = 128  # of csrc/quantize.cpp
@@ -14,7 +13,7 @@ MAX_GROUP = 128  # of csrc/quantize.cpp
 
 def can_quantize(rows: Tensor) -> bool:
     """Whether the extension takes these rows ``[rows, cols]`` as they are."""
-    return rows.dtype in _DTYPES and rows.device.type == "cpu" and rows.is_contiguous() and _cpu() is not None
+    return rows.dtype in _DTYPES and rows.device.type == "cpu" and rows.is_contiguous() and extension() is not None
 
 
 def to_int8(rows: Tensor, codes: Tensor, scales: Tensor, num_threads: int = 1) -> bool:
@@ -52,17 +51,8 @@ def _check(target: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ..
 
 
 def _call(rows: Tensor, group: int, codes: Tensor, scales: Tensor, zeros: Tensor | None, num_threads: int) -> bool:
-    finite: bool = _cpu().quantize_rows(
+    finite: bool = extension().quantize_rows(
         rows.data_ptr(), *rows.shape, _DTYPES[rows.dtype], group, scales.dtype == torch.float32,
         codes.data_ptr(), scales.data_ptr(), 0 if zeros is None else zeros.data_ptr(), num_threads,
     )  # fmt: skip
     return finite
-
-
-@cache
-def _cpu() -> Any:
-    try:
-        from ._extension import _cpu as extension
-    except ImportError:
-        return None
-    return extension

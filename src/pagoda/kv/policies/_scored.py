@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import at_least, token_budget
+from ._budget import at_least, share, token_budget
 from .base import Allocator, Decision, Eviction
 
 if TYPE_CHECKING:
@@ -116,6 +116,20 @@ class Scored(Eviction):
         else:
             budgets = allocator.allot(scores, inputs.lens, slots)
         return Decision(keep_best(scores, budgets))
+
+
+@dataclass(frozen=True)
+class ScoredAndNewest(Scored, Rolling):
+    """Acts again and again: ``recent_share`` of the budget are the newest tokens, the rest the best by score."""
+
+    recent_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share("recent_share", self.recent_share)
+
+    def recent(self, slots: int) -> int:
+        return round(self.recent_share * slots)
 
 
 def protect(scores: Tensor, inputs: Inputs, sinks: int, recent: int, slots: int) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import at_least, share
-from ._scored import Rolling, Scored
+from ._budget import at_least
+from ._scored import ScoredAndNewest
 from .base import Need
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Alisa(Scored, Rolling):
+class Alisa(ScoredAndNewest):
     """Score: attention summed over the last ``window`` queries only, the paper's local sum (algorithm 1);
     ``recent_share`` of the budget is the static half.
 
@@ -26,15 +26,10 @@ class Alisa(Scored, Rolling):
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.17312"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
     window: int = 8
-    recent_share: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("window", self.window, 1)
-        share("recent_share", self.recent_share)
-
-    def recent(self, slots: int) -> int:
-        return round(self.recent_share * slots)
 
     def score(self, layer: LayerInputs) -> Tensor:
         return layer.attention.sum((1, 2))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import share
-from ._scored import Rolling, Scored
+from ._scored import ScoredAndNewest
 from .base import Need
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class H2O(Scored, Rolling):
+class H2O(ScoredAndNewest):
     """Score: attention probability summed over every query so far (section 4, algorithm 1).
 
     ``recent_share`` of the budget goes to the newest tokens, the rest to heavy hitters.
@@ -25,14 +24,6 @@ class H2O(Scored, Rolling):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.14048"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PROBS})
-    recent_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share("recent_share", self.recent_share)
-
-    def recent(self, slots: int) -> int:
-        return round(self.recent_share * slots)
 
     def scores(self, inputs: Inputs) -> Tensor:
         assert inputs.mass is not None

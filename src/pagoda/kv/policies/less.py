@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import share
-from ._scored import Rolling, Scored
+from ._scored import ScoredAndNewest
 from .base import Decision, Need
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ MOST = 30.0
 
 
 @dataclass(frozen=True)
-class LESS(Scored, Rolling):
+class LESS(ScoredAndNewest):
     """H2O's choice of slots; each one that goes adds its features times its value to a state of ``R`` rows a head, and
     its features to the state's sum. A query's features times the state stand for the attention that the evicted would
     have got, in numerator and denominator (section 3.2). Kernels come from ``pagoda calibrate less MODEL``.
@@ -34,14 +33,6 @@ class LESS(Scored, Rolling):
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.09398"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PROBS, Need.KEYS, Need.VALUES, Need.CALIBRATION})
     leaves_residual: ClassVar[bool] = True
-    recent_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share("recent_share", self.recent_share)
-
-    def recent(self, slots: int) -> int:
-        return round(self.recent_share * slots)
 
     def scores(self, inputs: Inputs) -> Tensor:
         assert inputs.mass is not None

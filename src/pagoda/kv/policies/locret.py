@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import share
-from ._scored import Rolling, Scored
+from ._scored import ScoredAndNewest
 from .base import Need
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Locret(Scored, Rolling):
+class Locret(ScoredAndNewest):
     """A two-layer network for each layer, trained by ``pagoda calibrate locret MODEL``, looks at a new token's keys and
     values and gives each kv-head a causal importance score, which stays with the slot. The prompt is
     compressed while it is computed, ``every`` tokens a time, so that the budget holds in prefill too;
@@ -34,13 +33,6 @@ class Locret(Scored, Rolling):
     in_prompt: ClassVar[bool] = True
     every: int = 32
     recent_share: float = 0.25
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share("recent_share", self.recent_share)
-
-    def recent(self, slots: int) -> int:
-        return round(self.recent_share * slots)
 
     def scores(self, inputs: Inputs) -> Tensor:
         known = inputs.tracks["importance"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import share
-from ._scored import Rolling, Scored
+from ._scored import ScoredAndNewest
 from .base import Need
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SubGen(Scored, Rolling):
+class SubGen(ScoredAndNewest):
     """Of the slots that are not among the newest ``recent_share``, half are representatives of key clusters (the
     farthest-point rule that the paper's online clustering approximates), half are drawn in proportion to the squared
     norm of their values (algorithm 1).
@@ -27,14 +26,6 @@ class SubGen(Scored, Rolling):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.06082"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.KEYS, Need.VALUES})
-    recent_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share("recent_share", self.recent_share)
-
-    def recent(self, slots: int) -> int:
-        return round(self.recent_share * slots)
 
     def scores(self, inputs: Inputs) -> Tensor:
         import torch
