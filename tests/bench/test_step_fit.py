@@ -8,6 +8,7 @@ import pytest
 
 from pagoda.bench.step_fit import Sample, fit_steps
 from pagoda.core.errors import ConfigError
+from pagoda.plan.work import StepModel
 
 
 def truth(decodes: int, slots: float, chunk: int, pairs: float, rows: int) -> float:
@@ -36,6 +37,23 @@ def test_the_fit_finds_the_law_between_and_beyond_the_knots() -> None:
 def test_disturbed_steps_are_left_out() -> None:
     steps = fit_steps(samples(disturbed=0.1, noise=0.05))
     assert steps.step_seconds(4, 100.0, 100, 9000.0, 5) == pytest.approx(truth(4, 100.0, 100, 9000.0, 5), rel=0.06)
+
+
+class Expected(StepModel):
+    """Knows what a slot and a pair take, and nothing else."""
+
+    def step_seconds(self, decodes: int, slots: float, chunk: int, pairs: float, rows: int) -> float:
+        return 1.0 + 1e-6 * slots + 1e-8 * pairs
+
+
+def test_what_short_contexts_do_not_tell_is_as_expected() -> None:
+    """A slow minute while contexts were long is not what a slot takes; where steps do tell, they are believed."""
+    short = [s._replace(slots=s.slots / 50, pairs=s.pairs / 50) for s in samples()]
+    drifted = [s._replace(seconds=truth(*s[:5]) * (1.15 if s.slots > 20 else 1.0)) for s in short]
+    assert fit_steps(drifted).slot > 4e-6
+    assert fit_steps(drifted, Expected()).slot == pytest.approx(1e-6, rel=0.5)
+    dearer = [s._replace(seconds=s.seconds + 2e-6 * s.slots) for s in samples()]
+    assert fit_steps(dearer, Expected()).slot == pytest.approx(3e-6, rel=0.1)
 
 
 def test_too_few_steps_are_refused() -> None:

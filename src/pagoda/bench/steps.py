@@ -22,6 +22,7 @@ from ..engine.config import EngineConfig
 from ..engine.intake import Intake
 from ..models.catalog import folder_of, read_config
 from ..plan.machine import load_machine
+from ..plan.roofline import Roofline
 from ..plan.steps import FittedSteps, save_steps, steps_file
 from ..plan.subject import Subject
 from ..sampling.params import SamplingParams
@@ -174,17 +175,13 @@ def calibrate_model(
         model, quantization=quantization, kv_cache_dtype=kv_cache_dtype, max_num_seqs=STEP_SEQS,
         max_num_batched_tokens=STEP_TOKENS, structured_output=False,
     )  # fmt: skip
-    steps = measure_steps(config, progress, seconds=seconds)
-    file = steps_file(subject, quantization, kv_cache_dtype, load_machine()[0])
+    machine, expected = load_machine()[0], None
+    if machine.measured:
+        expected = Roofline(subject.shape, subject.dtype, subject.quantization(quantization), kv_cache_dtype, machine)
+    steps = fit_steps(measure_samples(config, progress, seconds=seconds), expected)
+    file = steps_file(subject, quantization, kv_cache_dtype, machine)
     save_steps(steps, file)
     return steps, file
-
-
-def measure_steps(
-    config: EngineConfig, progress: Callable[[str], None] = lambda _: None, *, seconds: float = 60.0
-) -> FittedSteps:
-    """The fit of what was measured in about so many seconds."""
-    return fit_steps(measure_samples(config, progress, seconds=seconds))
 
 
 def measure_samples(

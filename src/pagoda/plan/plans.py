@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product
 from math import ceil
 from typing import Any
@@ -115,8 +116,10 @@ class Planner:
                 f"prompt and answer together have {demand.length} tokens, but positions of {subject.name} end at "
                 f"{subject.shape.max_position}; ask for fewer"
             )
-        self._step_models: dict[tuple[str, str], StepModel] = {}
-        self._weights: dict[str, int] = {}
+        # A thousand choices share a few formats, policies and step sizes; each is looked at once.
+        self._policy, self._quantization = cache(parse_policy), cache(subject.quantization)
+        self._weight_bytes, self._passing_bytes = cache(self._count_weights), cache(self._count_passing)
+        self._step_bytes, self._step_model = cache(self._count_step), cache(self._find_steps)
 
     def plan(self, choice: Choice) -> Plan:
         """That one. Raises BudgetError where it does not fit."""
@@ -176,20 +179,28 @@ class Planner:
         return StepLimits(choice.max_num_batched_tokens, seqs, self._longest)
 
     def _beside(self, choice: Choice) -> Accounts:
-        subject, quantization = self._subject, self._subject.quantization(choice.quantization)
-        weights = self._weights.get(choice.quantization)
-        if weights is None:
-            weights = self._weights[choice.quantization] = subject.shape.weight_bytes(subject.dtype, quantization)
+        subject = self._subject
         return Accounts(
             runtime=self._machine.runtime_bytes + LATE_CODE_BYTES,
-            weights=weights,
+            weights=self._weight_bytes(choice.quantization),
             tokenizer=subject.tokenizer_bytes,
             grammars=grammar_bytes(subject.shape.vocab_size),
-            activations=step_bytes(subject.shape, subject.dtype, quantization, self._limits(choice)),
+            activations=self._step_bytes(choice.quantization, self._limits(choice)),
             staging=STAGING_BYTES,
             server=SERVER_BYTES,
             kv=0,
         )
+
+    def _count_weights(self, quantization: str) -> int:
+        return self._subject.shape.weight_bytes(self._subject.dtype, self._quantization(quantization))
+
+    def _count_step(self, quantization: str, limits: StepLimits) -> int:
+        return step_bytes(self._subject.shape, self._subject.dtype, self._quantization(quantization), limits)
+
+    def _count_passing(self, quantization: str) -> int:
+        """What weights pass through while they are read and packed."""
+        shape, found = self._subject.shape, self._quantization(quantization)
+        return shape.reading_bytes(self._subject.dtype, found) + shape.packing_bytes(found)
 
     def _divide(self, choice: Choice) -> _Division:
         beside, fmt = self._beside(choice), self._format(choice)
@@ -210,36 +221,34 @@ class Planner:
         room = self._budget - (beside.total - beside.weights) - fmt.blocks_for(self._longest) * fmt.block_bytes
         if choice.quantization != "auto" or not subject.streams or beside.weights <= room:
             return None
-        return plan_for_room(subject.shape, subject.dtype, subject.quantization("auto"), max(0, room))
+        return plan_for_room(subject.shape, subject.dtype, self._quantization("auto"), max(0, room))
 
     def _loading(self, choice: Choice, beside: Accounts) -> int:
         """Weights, what they are read into, and what packing takes."""
-        shape, quantization = self._subject.shape, self._subject.quantization(choice.quantization)
-        passing = shape.reading_bytes(self._subject.dtype, quantization) + shape.packing_bytes(quantization)
-        return beside.runtime + beside.weights + beside.tokenizer + passing
+        return beside.runtime + beside.weights + beside.tokenizer + self._passing_bytes(choice.quantization)
 
     def _format(self, choice: Choice) -> KVFormat:
         return with_dtype(self._subject.shape.kv_format(PAGE_SIZE, self._subject.dtype), choice.kv_cache_dtype)
 
     def _blocks(self, choice: Choice, fmt: KVFormat) -> tuple[int, int]:
         """Blocks of a sequence while it answers, and at its peak: a prompt is whole until the policy acts."""
-        policy, demand = parse_policy(choice.kv), self._demand
+        policy, demand = self._policy(choice.kv), self._demand
         peak = policy.peak_slots(demand.length, demand.prompt)
         held = max(policy.most_slots(n, demand.prompt) for n in (demand.prompt, demand.length))
         return fmt.blocks_for(ceil(held)), fmt.blocks_for(peak)
 
     def _steps(self, choice: Choice, stream: StreamPlan | None = None) -> StepModel:
-        key = (choice.quantization, choice.kv_cache_dtype)
-        if key not in self._step_models:
-            self._step_models[key] = step_model(self._subject, *key, self._machine)
-        found = self._step_models[key]
+        found = self._step_model(choice.quantization, choice.kv_cache_dtype)
         if stream is None:
             return found
-        weights, rate = self._weights[choice.quantization], self._machine.disk_bytes_per_second
+        weights, rate = self._weight_bytes(choice.quantization), self._machine.disk_bytes_per_second
         return Streamed(found, self._subject.shape, stream, weights, rate)
 
+    def _find_steps(self, quantization: str, kv_dtype: str) -> StepModel:
+        return step_model(self._subject, quantization, kv_dtype, self._machine)
+
     def _plan(self, choice: Choice, division: _Division) -> Plan:
-        demand, policy, running = self._demand, parse_policy(choice.kv), division.running
+        demand, policy, running = self._demand, self._policy(choice.kv), division.running
         middle = policy.most_slots(demand.prompt + demand.output // 2, demand.prompt)
         deciding = self._prices.policies[choice.kv].deciding if choice.kv != EXACT and self._prices else 0.0
         steps, slower = self._steps(choice, division.stream), 1 / max(0.05, 1 - deciding)
