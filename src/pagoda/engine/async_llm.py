@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
-import queue
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,6 +20,7 @@ from .llm import checked_options
 from .mailbox import Answers, Mailbox, deliver
 from .outputs import RequestOutput
 from .request import Prompt, Request
+from .thread import EngineThread
 
 if TYPE_CHECKING:
     from ..budget.ledger import Lease
@@ -33,11 +30,6 @@ if TYPE_CHECKING:
     from ..models.load import Loaded
     from ..models.tokenizer import Tokenizer
     from .ground import Ground
-
-_log = logging.getLogger(__name__)
-IDLE_SECONDS = 0.004  # between two lots of KV that go to disk while nobody asks for anything
-GIVE_WAY_SECONDS = 2.0  # a long step of a large model
-Command = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +71,11 @@ class AsyncLLM:
         self._built = build(EngineConfig(model, progress=progress, **checked_options(options)), ground=ground)
         self._intake = Intake(self._built)
         self._ids = itertools.count(1)
-        self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._mail: dict[str, Mailbox] = {}
-        self._dead: str | None = None
         self._sleeps = False
-        self._mourners: list[Callable[[str], None]] = []
-        self._door = threading.Lock()  # nothing is put into the inbox once ``_dead`` is set
-        self._built.between_steps = self._between_steps
-        self._thread = threading.Thread(target=self._serve, name="pagoda-engine", daemon=True)
+        self._thread = EngineThread(lambda: self._built.engine, self._send)
+        self._thread.when_dead(self._fail_all)
+        self._built.between_steps = self._thread.give_way
         self._thread.start()
 
     # -- requests ----------------------------------------------------------------------------------------------------
@@ -110,7 +99,7 @@ class AsyncLLM:
         queued yet.
         """
         if self._sleeps:
-            self._ask(self._wake).result()
+            self._thread.ask(self._wake).result()
         request_id = request_id or f"request-{next(self._ids)}"
         return self._intake.request(
             request_id, prompt, params, stream=stream, salt=salt, priority=priority, pooling=pooling
@@ -124,7 +113,7 @@ class AsyncLLM:
         mailbox = Mailbox(asyncio.get_running_loop())
         answers = Answers(self.drop, [request.request_id for request in requests], mailbox)
         try:
-            await self._call(lambda: self._add_all(requests, mailbox))
+            await self._thread.call(lambda: self._add_all(requests, mailbox))
         except asyncio.CancelledError:  # the caller left while the engine was busy with a step
             await answers.aclose()
             raise
@@ -170,14 +159,14 @@ class AsyncLLM:
 
     async def abort(self, request_id: str) -> None:
         """End a request; its reader gets an output with finish reason ``abort``. Unknown ids are no error."""
-        await self._call(lambda: self._abort(request_id))
+        await self._thread.call(lambda: self._abort(request_id))
 
     def drop(self, request_ids: Iterable[str], mailbox: Mailbox) -> None:
         """Abort requests that are read through this mailbox; returns at once, the pages are free before the next step.
 
         Nobody is told: their reader has gone.
         """
-        self._post(partial(self._drop, list(request_ids), mailbox))
+        self._thread.post(partial(self._drop, list(request_ids), mailbox))
 
     # -- prefixes that stay ------------------------------------------------------------------------------------------
 
@@ -187,11 +176,11 @@ class AsyncLLM:
         In a ``kv_dir`` it stays before other pages for ``ttl`` seconds, whatever is unpinned here. None when nothing of
         it is cached.
         """
-        return await self._call(lambda: self._pin(tokens, salt, ttl))
+        return await self._thread.call(lambda: self._pin(tokens, salt, ttl))
 
     async def unpin(self, pin: Pin) -> None:
         """End a pin; its pages go when they are needed. A pin whose time is over is no error."""
-        await self._call(lambda: self._built.engine.manager.unpin(pin.handle))
+        await self._thread.call(lambda: self._built.engine.manager.unpin(pin.handle))
 
     def _pin(self, tokens: Sequence[int], salt: str, ttl: float | None) -> Pin | None:
         manager = self._built.engine.manager
@@ -210,11 +199,11 @@ class AsyncLLM:
         Kept prefixes and pins are gone, unless a ``kv_dir`` has them; tokenizer and budget stay. Asleep already: 0.
         Raises RequestError while requests run.
         """
-        return await self._call(self._fall_asleep)  # type: ignore[no-any-return]
+        return await self._thread.call(self._fall_asleep)  # type: ignore[no-any-return]
 
     async def wake(self) -> None:
         """Load the weights again now, and not with the next request. Raises AsleepError; it sleeps on."""
-        await self._call(self._wake)
+        await self._thread.call(self._wake)
 
     @property
     def required_bytes(self) -> int:
@@ -262,27 +251,29 @@ class AsyncLLM:
 
     async def stats(self) -> dict[str, Any]:
         """As ``LLM.stats``, taken between two steps."""
-        return await self._call(lambda: self._built.stats() | {"asleep": self._sleeps})
+        return await self._thread.call(lambda: self._built.stats() | {"asleep": self._sleeps})
 
     async def watched(self, *, with_picture: bool = False) -> dict[str, Any]:
         """``stats`` and what metrics and the web page show beside it, taken between two steps."""
-        return await self._call(lambda: self._built.watched(with_picture=with_picture) | {"asleep": self._sleeps})
+        return await self._thread.call(
+            lambda: self._built.watched(with_picture=with_picture) | {"asleep": self._sleeps}
+        )
 
     async def audit(self) -> None:
         """Recount every page reference between two steps. Raises AssertionError naming the page that is wrong."""
-        await self._call(lambda: None if self._sleeps else self._built.audit())
+        await self._thread.call(lambda: None if self._sleeps else self._built.audit())
 
     async def refit(self) -> None:
         """Between two steps: KV may take what the shared budget has for this engine now that it was changed."""
-        await self._call(lambda: None if self._sleeps else refit(self._built))
+        await self._thread.call(lambda: None if self._sleeps else refit(self._built))
 
     async def set_budget(self, memory: str | int | float) -> int:
         """As ``LLM.set_budget``, between two steps."""
-        return await self._call(partial(self._awake, lambda: set_budget(self._built, memory)))
+        return await self._thread.call(partial(self._awake, lambda: set_budget(self._built, memory)))
 
     async def resize_weights(self, num_bytes: str | int) -> int:
         """As ``LLM.resize_weights``, between two steps."""
-        return await self._call(partial(self._awake, lambda: resize_weights(self._built, num_bytes)))
+        return await self._thread.call(partial(self._awake, lambda: resize_weights(self._built, num_bytes)))
 
     def lease(self, account: str, num_bytes: int, what: str, resident: Callable[[], int]) -> Lease | None:
         """Bytes of the budget that the caller holds (``reserve_bytes`` keeps them free); None if it is a device's.
@@ -360,21 +351,15 @@ class AsyncLLM:
     @property
     def dead(self) -> str | None:
         """Why the engine does not run any more; None while it does."""
-        return self._dead
+        return self._thread.dead
 
     def when_dead(self, told: Callable[[str], None]) -> None:
         """``told(reason)`` is called, in the engine's thread, once every open request has its error."""
-        with self._door:
-            if self._dead is None:
-                self._mourners.append(told)
-                return
-        told(self._dead)
+        self._thread.when_dead(told)
 
     async def close(self) -> None:
         """End what runs with an error that says so, and give every byte back."""
-        if self._thread.is_alive():
-            self._inbox.put(None)
-            await asyncio.to_thread(self._thread.join)
+        await self._thread.close()
         self._built.close()
 
     async def __aenter__(self) -> AsyncLLM:
@@ -383,95 +368,11 @@ class AsyncLLM:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    # -- the caller's side of the queue ------------------------------------------------------------------------------
-
-    def _post(self, command: Command) -> bool:
-        with self._door:
-            if self._dead is None:
-                self._inbox.put(command)
-            return self._dead is None
-
-    async def _call(self, function: Callable[[], Any]) -> Any:
-        """Run ``function`` on the engine's thread between two steps and bring its answer or error back."""
-        return await asyncio.wrap_future(self._ask(function))
-
-    def _ask(self, function: Callable[[], Any]) -> Future[Any]:
-        """As ``_call``, for any thread. Raises EngineClosedError."""
-        future: Future[Any] = Future()
-
-        def command() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function())
-                except Exception as error:  # whatever it is, it is this caller's and not the loop's
-                    future.set_exception(error)
-
-        if not self._post(command):
-            raise EngineClosedError(self._dead)
-        return future
-
-    def _between_steps(self, work: Callable[[], int]) -> int:
-        """``work()`` on the engine's thread; 0 if that has not come to it within ``GIVE_WAY_SECONDS``: who asks,
-        perhaps another engine's thread, does better without.
-        """
-        if threading.current_thread() is self._thread:
-            return work()
-        future: Future[int] = Future()
-
-        def command() -> None:
-            if future.set_running_or_notify_cancel():
-                future.set_result(work())
-
-        if not self._post(command):
-            return 0
-        try:
-            return future.result(GIVE_WAY_SECONDS)
-        except TimeoutError:
-            return 0 if future.cancel() else future.result()
-
     # -- the engine's side -------------------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        reason = "the engine was closed"
-        try:
-            while self._obey(block=not self._built.engine.has_work):
-                if self._built.engine.has_work:
-                    self._send(self._built.engine.step())
-        except BaseException as error:
-            _log.exception("the engine's thread died")
-            reason = f"the engine died: {type(error).__name__}: {error}"
-        with self._door:
-            self._dead = reason
+    def _fail_all(self, reason: str) -> None:
         for mailbox in self._mail.values():
             mailbox.fail(EngineClosedError(reason))
-        self._answer_the_rest()
-        for told in self._mourners:
-            told(reason)
-
-    def _obey(self, *, block: bool) -> bool:
-        """Do what was asked since the last step; False when it is time to close."""
-        while True:
-            idle = IDLE_SECONDS if block and self._built.engine.has_unwritten else None
-            try:
-                command = self._inbox.get(block=block, timeout=idle)
-            except queue.Empty:
-                if idle is not None:
-                    self._built.engine.write_back()
-                return True
-            if command is None:
-                return False
-            command()
-            block = False
-
-    def _answer_the_rest(self) -> None:
-        """The engine is gone: who asked meanwhile is told so."""
-        while True:
-            try:
-                command = self._inbox.get(block=False)
-            except queue.Empty:
-                return
-            if command is not None:
-                command()
 
     def _add_all(self, requests: Sequence[Request], mailbox: Mailbox) -> None:
         added: list[str] = []
@@ -485,8 +386,8 @@ class AsyncLLM:
             raise
 
     def _add(self, request: Request, mailbox: Mailbox) -> None:
-        if self._dead is not None:
-            raise EngineClosedError(self._dead)
+        if self._thread.dead is not None:
+            raise EngineClosedError(self._thread.dead)
         if request.request_id in self._mail:
             raise RequestError(f"request id {request.request_id!r} is already running; choose another")
         self._wake()
