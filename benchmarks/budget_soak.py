@@ -232,7 +232,7 @@ def main() -> None:
     peaks = [one["peak_rss"] for one in found.values() if "peak_rss" in one]
     verdict = {
         "budget": budget, "peak_rss": max(peaks), "cgroup_peak": group_peak, "killed_by_the_kernel": killed,
-        "not_answered": bad, "passed": not killed and not bad and max(peaks) <= budget,
+        "not_answered": bad, "passed": not killed and not bad and max(*peaks, group_peak) <= budget,
     }  # fmt: skip
     print(json.dumps(found | {"verdict": verdict}, indent=1))
     sys.exit(0 if verdict["passed"] else 1)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import time
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 from pagoda.core.errors import WeightsError
 from pagoda.weights.ahead import ReadAhead
 from pagoda.weights.direct import ALIGN, DirectFile, aligned_buffer, span_bytes
+from tests.page_cache import drop, in_page_cache
 
 
 def content(num_bytes: int) -> bytes:
@@ -20,24 +19,6 @@ def content(num_bytes: int) -> bytes:
         .numpy()
         .tobytes()
     )
-
-
-def in_page_cache(file: Path) -> int:
-    """Pages of the file that the system holds (asking by a read would bring some in)."""
-    with open(file, "rb") as opened:
-        mapped = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_WRITE, flags=mmap.MAP_PRIVATE)
-    here = (ctypes.c_ubyte * -(-len(mapped) // ALIGN))()
-    first = ctypes.c_char.from_buffer(mapped)
-    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(mapped)), here) == 0
-    del first
-    return sum(page & 1 for page in here)
-
-
-def drop(file: Path) -> None:
-    fd = os.open(file, os.O_RDONLY)
-    os.fsync(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
 
 
 @pytest.mark.parametrize("use_cache", [False, True])

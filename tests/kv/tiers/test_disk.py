@@ -14,6 +14,7 @@ import pytest
 from pagoda.core.errors import ConfigError
 from pagoda.kv.tiers._files import Files
 from pagoda.kv.tiers.disk import REST_SECONDS, VERSION, DiskTier
+from tests.page_cache import drop, in_page_cache
 
 TOKENS = np.arange(16, dtype=np.int32).tobytes()
 ROOT = DiskTier.root_key(b"a namespace")
@@ -65,6 +66,19 @@ def test_there_and_back_also_in_another_process(tmp_path: Path, itemsize: int) -
     assert again.has(KEY)
     assert again.read(KEY, ROOT, TOKENS, len(RAW)) == RAW
     assert again.used_bytes == stored(tmp_path).stat().st_size
+
+
+def test_nothing_of_a_record_stays_in_the_page_cache(tmp_path: Path) -> None:
+    """A control group would count it as ours, beside the budget."""
+    (tmp_path / "kept").write_bytes(RAW)
+    drop(tmp_path / "kept")
+    if in_page_cache(tmp_path / "kept"):
+        pytest.skip("this file system is memory")
+    disk = tier(tmp_path)
+    assert disk.write(KEY, ROOT, TOKENS, RAW, 4)
+    assert in_page_cache(stored(tmp_path)) == 0
+    assert disk.read(KEY, ROOT, TOKENS, len(RAW)) == RAW
+    assert in_page_cache(stored(tmp_path)) == 0
 
 
 def test_zeros_take_little_and_noise_no_more_than_itself(tmp_path: Path) -> None:
