@@ -1,11 +1,11 @@
 """How fast a model loads, against its disk: `python -m benchmarks.loading MODEL`.
 
 Every round drops the checkpoint from the page cache, reads it directly from front to back (the disk's rate), drops it
-again, and loads the model in a process of its own that has imported everything before its clock starts; then once more
-in a process that has just used as much memory and given it back. A virtual machine may get its memory page by page
-from a host that is slower at it than the disk at reading: the first load shows that as well, the second (`warm`) the
-disk alone. What counts is the share of the disk's rate, and how much more than the loaded model the process holds at
-its peak.
+again, and loads the model in a process of its own that has imported everything before its clock starts: `warm`, in
+memory that the same process has just used and given back, and `cold`, in memory that was free for `SETTLE_SECONDS`.
+A virtual machine may give free memory back to its host and get it again page by page, slower than the disk reads:
+that rate is measured too, in the same round, by one thread and by two. What counts is the share of the disk's rate,
+or of the memory's where that is lower, and how much more than the loaded model the process holds at its peak.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from benchmarks.streaming import disk_rate
@@ -28,19 +29,33 @@ from pagoda.models.load import load_model
 from pagoda.models import families, fallback_check
 from pagoda.kernels.memory import empty_bytes
 torch.ones(8, 8).to(torch.bfloat16) @ torch.ones(8, 8).to(torch.bfloat16)
-before, touched = MachineProbe().rss(), 0.0
+before = MachineProbe().rss()
 if int(sys.argv[3]):
-    start = time.perf_counter()
     memory = empty_bytes((int(sys.argv[3]),), torch.device("cpu"))
     memory[::4096] = 1
-    touched = memory.nbytes / (time.perf_counter() - start)
     del memory
 start = time.perf_counter()
 loaded = load_model(sys.argv[1], quantization=sys.argv[2])
 seconds = time.perf_counter() - start
 grown = MachineProbe().peak_rss() - before
-print(json.dumps({"seconds": seconds, "peak": grown, "touched": touched, "model": loaded.model.weight_bytes}))
+print(json.dumps({"seconds": seconds, "peak": grown, "model": loaded.model.weight_bytes}))
 """
+
+TOUCH = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from pagoda.kernels.memory import empty_bytes
+size, threads = int(sys.argv[1]), int(sys.argv[2])
+memory = empty_bytes((size,), torch.device("cpu"))
+parts = memory.chunk(threads)
+start = time.perf_counter()
+with ThreadPoolExecutor(threads) as pool:
+    list(pool.map(lambda part: part[::4096].fill_(1), parts))
+print(size / (time.perf_counter() - start))
+"""
+SETTLE_SECONDS = 8
+"""After which free memory is the host's: Linux reports free pages to it every two seconds."""
 
 
 def drop(files: list[Path]) -> None:
@@ -59,11 +74,20 @@ def load(model: Path, quantization: str, touch_bytes: int) -> dict[str, float]:
     return found
 
 
+def memory_rate(num_bytes: int, threads: int) -> float:
+    """Bytes a second of memory that has been free for a while."""
+    time.sleep(SETTLE_SECONDS)
+    command = [sys.executable, "-c", TOUCH, str(num_bytes), str(threads)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def measure(model: Path, quantization: str, rounds: int) -> dict[str, object]:
     files = sorted(model.glob("*.safetensors"))
     stored = sum(file.stat().st_size for file in files)
-    rates, cold, warm = list[float](), list[dict[str, float]](), list[dict[str, float]]()
+    rates, memory, cold, warm = list[float](), list[list[float]](), list[dict[str, float]](), list[dict[str, float]]()
     for _ in range(rounds):
+        memory.append([memory_rate(stored, threads) for threads in (1, 2)])
+        time.sleep(SETTLE_SECONDS)
         drop(files)
         rates.append(statistics.mean(disk_rate(file, file.stat().st_size) for file in files))
         cold.append(load(model, quantization, 0))
@@ -71,9 +95,9 @@ def measure(model: Path, quantization: str, rounds: int) -> dict[str, object]:
     return {
         "stored_bytes": stored,
         "disk_bytes_per_second": rates,
-        "new_memory_bytes_per_second": [one["touched"] for one in warm],
-        "cold": _summary(stored, rates, cold),
+        "free_memory_bytes_per_second_by_1_and_2_threads": memory,
         "warm": _summary(stored, rates, warm),
+        "cold": _summary(stored, [min(rate, max(found)) for rate, found in zip(rates, memory, strict=True)], cold),
         "peak_beside_model": max(one["peak"] - one["model"] for one in cold),
     }
 

@@ -4,7 +4,7 @@ import gc
 
 import torch
 
-from pagoda.kernels.memory import HUGE_BYTES, empty_bytes
+from pagoda.kernels.memory import HUGE_BYTES, empty_bytes, touch_behind
 
 CPU = torch.device("cpu")
 
@@ -36,3 +36,19 @@ def test_large_tensors_begin_at_a_huge_page_and_go_back() -> None:
     del view
     gc.collect()
     assert resident_bytes() - before < 3 * HUGE_BYTES
+
+
+def test_pages_come_from_the_end_and_what_is_written_stays() -> None:
+    before = resident_bytes()
+    memory = empty_bytes((12 * HUGE_BYTES,), CPU)
+    memory[:100], memory[-100:] = 7, 9
+    thread = touch_behind(memory)
+    assert thread is not None
+    thread.join()
+    assert int(memory[:100].sum()) == 700
+    assert int(memory[-100:].sum()) == 900
+    assert resident_bytes() - before > 10 * HUGE_BYTES, "every page is there"
+
+
+def test_little_memory_is_left_to_its_writer() -> None:
+    assert touch_behind(empty_bytes((3, 5), CPU)) is None
