@@ -59,16 +59,17 @@ struct Block {
   Number *wide_k, *wide_v;     // rows of this block as numbers, where pages hold something else
   int64_t wide_k_row, wide_v_row;
   float *keys, *values;        // see attention_pack.hpp
-  float *k_scales, *v_scales;  // [kBlock], or null where rows hold numbers
+  float *k_scales, *v_scales;  // [kScales], or null where rows hold numbers
   char* tail;                  // of the last eight of slots
   int count = 0;
+  static constexpr int kScales = kBlock + kLanes;  // a register beyond the last slot's may be written
 
   static int64_t words_of(int64_t columns) { return (columns + Math::kPerWord - 1) / Math::kPerWord; }
   static int64_t wide_row(int64_t dim) { return (dim + 63) / 64 * 64; }
 
   static int64_t floats(const AttentionArgs& a) {
     const int64_t wide = Math::native(a.shape) ? 0 : kBlock * (wide_row(a.shape.k_dim) + wide_row(a.v_dim));
-    return words_of(a.shape.k_dim) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + 2 * kBlock +
+    return words_of(a.shape.k_dim) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + 2 * kScales +
            Slots::tail_bytes(a.shape) / 4 + 4 * 16;
   }
 
@@ -77,18 +78,25 @@ struct Block {
     keys = at, at += k_words * kBlock;
     values = at, at += words_of(kBlock) * v_stride;
     const bool scaled = a.shape.store == Store::int8 || a.shape.store == Store::fp8;
-    k_scales = scaled ? at : nullptr, v_scales = scaled ? at + kBlock : nullptr;
-    tail = (char*)(at + 2 * kBlock);
+    k_scales = scaled ? at : nullptr, v_scales = scaled ? at + kScales : nullptr;
+    tail = (char*)(at + 2 * kScales);
     wide_k = (Number*)(tail + (Slots::tail_bytes(a.shape) + 63) / 64 * 64), wide_v = wide_k + kBlock * wide_k_row;
   }
 
   // Slots that products read where they lie.
-  void open_eights(Slots& slots) {
+  void open_eights(const PageRow& pages, Slots& slots) {
     count = slots.count;
     slots.pad_eights(a.shape, tail);
+#if PAGODA_DPBF16
     if (!k_scales) return;
-    widen_eights(slots.k_scales8, k_scales);
-    widen_eights(slots.v_scales8, v_scales);
+    const Plane &of_k = a.shape.k_scales, &of_v = a.shape.v.bytes ? a.shape.v_scales : a.shape.k_scales;
+    pages.each_page(slots, [&](const char* page, int64_t inside, int64_t at, int64_t here) {
+      widen_scales((const uint16_t*)(page + of_k.at) + inside, here, k_scales + at);
+      widen_scales((const uint16_t*)(page + of_v.at) + inside, here, v_scales + at);
+    });
+#else
+    (void)pages;
+#endif
   }
 
   // Rows of numbers for all slots, which `slots` then names one by one and by eights; scales of codes beside them.
@@ -120,21 +128,6 @@ struct Block {
     for (int i = 0; i < count; ++i) each[i] = (const char*)(rows + i * row);
     for (int64_t i = 0; i < padded(count); i += kEight) eights.at[i / kEight] = (const char*)(rows + i * row);
     eights.stride = row * int64_t{sizeof(Number)};
-  }
-
-  // Zeros behind the last slot's.
-  void widen_eights(const Eights& scales, float* out) const {
-    memset(out + count / kEight * kEight, 0, sizeof(float) * (padded(count) - count / kEight * kEight));
-    for (int i = 0; i < count; i += kEight) {
-      typedef uint16_t Eight __attribute__((vector_size(16)));
-      typedef uint32_t Words __attribute__((vector_size(32)));
-      const int here = count - i < kEight ? count - i : int(kEight);
-      Eight some{};
-      if (here == kEight) memcpy(&some, scales.at[i / kEight], 16);
-      else memcpy(&some, scales.at[i / kEight], 2 * here);
-      const Words wide = __builtin_convertvector(some, Words) << 16;  // bfloat16: the upper half of a float
-      memcpy(out + i, &wide, sizeof wide);
-    }
   }
 
   void pack(const Slots& slots, bool with_values, Ahead& ahead) {
@@ -189,25 +182,18 @@ struct Logits {
   bool alive;   // the row has seen a slot
 };
 
-// Logits of one row over a block, out of the products of query and keys: scaled, capped, masked (-inf). Returns their maxima,
-// lane by lane. Where nothing but the scale is to be applied, numbers stay as they are.
-inline Vec logits_of(const AttentionArgs& a, float* s, int count, int64_t begin, Mask mask, float slope, const float* k_scales,
-                     Logits* found) {
+// Logits of one row over a block, out of the products of query and keys: scaled, capped, masked (-inf). Where nothing but the scale
+// is to be applied, numbers stay as they are.
+inline void prepare_logits(const AttentionArgs& a, float* s, int count, int64_t begin, Mask mask, float slope, const float* k_scales,
+                           Logits* found) {
   const int64_t low = mask.first - begin, high = mask.last - begin < count - 1 ? mask.last - begin : count - 1;
   const int lanes = int(padded(count));
   const bool masked = low > 0 || high < lanes - 1, plain = a.soft_cap == 0.0f && a.slopes == nullptr;
   const float factor = plain ? a.scale * kLog2E : a.scale;
-  Vec top = splat(-kInf);
   found->masked = masked, found->unit = 1.0f;
   if (plain && !masked && !k_scales && factor > 0.0f) {
-    if (lanes == kBlock) {
-#pragma GCC unroll 32
-      for (int i = 0; i < kBlock; i += kLanes) top = maximum(load(s + i), top);
-    } else {
-      for (int i = 0; i < lanes; i += kLanes) top = maximum(load(s + i), top);
-    }
     found->unit = factor;
-    return top * factor;
+    return;
   }
   Vec slot;
   for (int i = 0; i < kLanes; ++i) slot[i] = float(i);
@@ -220,10 +206,23 @@ inline Vec logits_of(const AttentionArgs& a, float* s, int count, int64_t begin,
       x = (x + slope * (slot - own)) * kLog2E;
     }
     if (masked) x = select((slot >= from) & (slot <= to), x, splat(-kInf));
-    top = maximum(x, top);
     store(s + i, x);
   }
-  return top;
+}
+
+// The same; returns their maxima, lane by lane.
+inline Vec logits_of(const AttentionArgs& a, float* s, int count, int64_t begin, Mask mask, float slope, const float* k_scales,
+                     Logits* found) {
+  prepare_logits(a, s, count, begin, mask, slope, k_scales, found);
+  const int lanes = int(padded(count));
+  Vec top = splat(-kInf);
+  if (lanes == kBlock) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kBlock; i += kLanes) top = maximum(load(s + i), top);
+  } else {
+    for (int i = 0; i < lanes; i += kLanes) top = maximum(load(s + i), top);
+  }
+  return top * found->unit;
 }
 
 // ---- a tile of rows over one range of slots ------------------------------------------------------------------------------------------
@@ -249,7 +248,7 @@ struct Tile {
         v_stride(padded(args.v_dim)), bytes(in_bytes(args, args.num_queries(all[it.span_begin].seq))) {
     for (int s = item.span_begin; s < item.span_end; ++s) rows += int(group) * (spans[s].q_end - spans[s].q_begin);
     const int64_t chunk = 8 * kBlock;
-    const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 2) + kFewRows * (kBlock / 4 + 1) + 5 * 16 : 0;
+    const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 2) + kFewRows * kBlock / 4 + 4 * 16 : 0;
     float* at = scratch.need(rows * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + for_bytes + Block<Math>::floats(a) + 10 * 16);
     const auto take = [&](int64_t floats) { float* p = at; at += (floats + 15) / 16 * 16; return p; };
     queries = take(rows * k_words), sums = take(rows * v_stride);
@@ -260,7 +259,6 @@ struct Tile {
     if (bytes) {
       byte_rows.queries = (int8_t*)take(rows * a.shape.k_dim / 4), byte_rows.scales = take(rows);
       byte_rows.sums = (int32_t*)take(rows), byte_rows.weights = (uint8_t*)take(kFewRows * kBlock / 4);
-      byte_rows.weight_scales = take(kFewRows);
     }
 #endif
     block_space = at;
@@ -309,7 +307,7 @@ struct Tile {
   // Logits in place of products; the running maximum moves, and older sums with it.
   Logits rise(int row, float* products, int64_t begin, const Block<Math>& block) {
     Logits found;
-    const Vec highs = logits_of(a, products, block.count, begin, masks[row], slopes[row], bytes ? nullptr : block.k_scales, &found);
+    const Vec highs = logits_of(a, products, block.count, begin, masks[row], slopes[row], block.k_scales, &found);
     const float old = tops[row];
     found.alive = old != -kInf;
     if (!any(highs > splat(old))) return found;
@@ -399,53 +397,35 @@ struct Tile {
     });
   }
 
-  // As `weigh`, times the scales of V, in place of the logits; their sum and largest come back. They are not rounded yet.
-  void weigh_for_bytes(int row, float* logits, const Logits& found, const Block<Math>& block, Vec* most, Vec* all) {
-    const int lanes = int(padded(block.count));
-    const Vec top = splat(tops[row]);
-    Vec sum = load(totals + row * kLanes);
-    Vec high{}, whole{};
-    const auto one = [&](int i, auto open) {
-      const Vec x = load(logits + i);
-      Vec p = open(x);
-      sum += p;
-      p *= load(block.v_scales + i);
-      high = maximum(p, high), whole += p;
-      store(logits + i, p);
-    };
-    if (lanes == kBlock && !found.masked && found.alive) {  // nearly always: unrolled
-#pragma GCC unroll 32
-      for (int i = 0; i < kBlock; i += kLanes) one(i, [&](Vec x) { return exp2_of(x * found.unit - top); });
-    } else {
-      for (int i = 0; i < lanes; i += kLanes)
-        one(i, [&](Vec x) {
-          const Vec p = found.alive ? exp2_of(x * found.unit - top) : Vec{};
-          return found.masked ? select(x == splat(-kInf), Vec{}, p) : p;
-        });
-    }
-    *most = high, *all = whole;
-    store(totals + row * kLanes, sum);
-  }
-
   void attend_bytes(Block<Math>& block, const Slots& slots, int64_t begin, Ahead& ahead) {
     const int lanes = int(padded(block.count));
+    ByteScales scales;
+    scales.prepare(block.v_scales, lanes);
     Logits found[kFewRows];
-    Vec most[kFewRows], all[kFewRows];
+    Vec highs[kFewRows] = {};
+    ByteSteps steps;
     for (int blocks = (rows + kFewRows - 1) / kFewRows, row = 0; blocks > 0; --blocks) {
       const int here = (rows - row + blocks - 1) / blocks;
       with_few_bytes(here, [&](auto products) {
         products.scores(byte_rows, row, a.shape.k_dim, slots.k8, block.k_scales, slots.count, scores, kBlock, ahead);
-        rise_all(row, here, begin, block, found);
+        bool alike = true;
         for (int r = 0; r < here; ++r) {
-          ahead.lines(5);
-          weigh_for_bytes(row + r, scores + r * kBlock, found[r], block, most + r, all + r);
+          prepare_logits(a, scores + r * kBlock, block.count, begin, masks[row + r], slopes[row + r], nullptr, found + r);
+          alike = alike && found[r].unit == found[0].unit;
         }
+        if (alike) products.highs(scores, kBlock, lanes, found[0].unit, scales.logs, highs);
+        else
+          for (int r = 0; r < here; ++r) find_highs<1>(scores + r * kBlock, kBlock, lanes, found[r].unit, scales.logs, highs + r);
+        steps.rise(highs, here, tops + row);
         for (int r = 0; r < here; ++r) {
-          ahead.lines(5);
-          byte_rows.weight_scales[r] =
-              round_weights(scores + r * kBlock, lanes, largest(most[r]), total_of(all[r]), byte_rows.weights + r * kBlock);
+          ahead.lines(10);
+          uint8_t* weights = byte_rows.weights + r * kBlock;
+          const auto weigh = found[r].masked ? weigh_bytes<true> : weigh_bytes<false>;
+          const Vec sum = weigh(scores + r * kBlock, lanes, found[r].unit, steps.references[r], scales, weights);
+          float* total = totals + (row + r) * kLanes;
+          store(total, load(total) * steps.before[r] + sum * steps.now[r]);
         }
-        products.values(byte_rows, kBlock, slots.v8, slots.count, a.v_dim, sums + row * v_stride, v_stride, ahead);
+        products.values(byte_rows, kBlock, slots.v8, slots.count, a.v_dim, steps, scales.broken, sums + row * v_stride, v_stride, ahead);
       });
       row += here;
     }
@@ -463,9 +443,9 @@ struct Tile {
   }
   bool in_place() const { return bytes || (few() && Math::native(a.shape)); }
 
-  void work(Block<Math>& block, Slots& slots, int64_t begin, const Slots& next) {
+  void work(Block<Math>& block, const PageRow& pages, Slots& slots, int64_t begin, const Slots& next) {
     Ahead ahead{next.pages, next.num_pages, a.shape.page_bytes};
-    if (in_place()) block.open_eights(slots);
+    if (in_place()) block.open_eights(pages, slots);
     else block.widen(slots, true, ahead);
     multiply(block, slots, begin, ahead);
     ahead.lines(next.num_pages * int(a.shape.page_bytes / 64));  // what found no place between the products
@@ -526,7 +506,7 @@ struct Tile {
     for (int turn = 0; at < item.slot_end; turn ^= 1) {
       const int64_t end = block_end(item, at);
       find_next(pages, end, soon, slots[turn ^ 1]);
-      work(block, slots[turn], at, slots[turn ^ 1]);
+      work(block, pages, slots[turn], at, slots[turn ^ 1]);
       at = end;
       if (parts && (at % kPartSlots == 0 || at == item.slot_end)) {
         write_partials(part++);
@@ -577,25 +557,28 @@ void Tile<Math>::write_results() const {
 // Adds the parts of each row in their order, each weighted by 2^(its maximum - the common one).
 void merge_parts(const AttentionArgs& a, const Merge& merge, const AttentionScratch& out) {
   const int64_t queries = a.num_queries(merge.seq), rows = queries * a.group(), size = partial_floats(a, queries);
-  const float* parts = out.partials + merge.first;
-  float* sums = scratch.need(padded(a.v_dim));
-  for (int64_t row = 0; row < rows; ++row) {
-    float top = -kInf, total = 0.0f;
+  const float *parts = out.partials + merge.first, *tops = parts + rows * a.v_dim, *totals = tops + rows;
+  float* sums = scratch.need(padded(a.v_dim) + merge.count * kLanes);
+  float* weights = sums + padded(a.v_dim);  // [part][kLanes rows]
+  for (int64_t first = 0; first < rows; first += kLanes) {
+    const int64_t here = rows - first < kLanes ? rows - first : kLanes;
+    Vec top = splat(-kInf), total{};
+    for (int64_t i = 0; i < merge.count; ++i) top = maximum(load_some(tops + i * size + first, here), top);
     for (int64_t i = 0; i < merge.count; ++i) {
-      const float other = parts[i * size + rows * a.v_dim + row];
-      top = other > top ? other : top;
+      const Vec own = load_some(tops + i * size + first, here), weight = select(own == splat(-kInf), Vec{}, exp2_of(own - top));
+      total += weight * load_some(totals + i * size + first, here);
+      store(weights + i * kLanes, weight);
     }
-    memset(sums, 0, sizeof(float) * a.v_dim);
-    for (int64_t i = 0; i < merge.count; ++i) {
-      const float* part = parts + i * size;
-      const float own = part[rows * a.v_dim + row];
-      if (own == -kInf) continue;
-      const float weight = exp2_of(own - top);
-      total += weight * part[rows * (a.v_dim + 1) + row];
-      for (int64_t d = 0; d < a.v_dim; ++d) sums[d] += weight * part[row * a.v_dim + d];
+    for (int64_t r = 0; r < here; ++r) {
+      const int64_t row = first + r, token = a.q_starts[merge.seq] + row / a.group();
+      memset(sums, 0, sizeof(float) * a.v_dim);
+      for (int64_t i = 0; i < merge.count; ++i) {
+        const float weight = weights[i * kLanes + r], *part = parts + i * size + row * a.v_dim;
+        if (weight == 0.0f) continue;  // it saw nothing
+        for (int64_t d = 0; d < a.v_dim; ++d) sums[d] += weight * part[d];
+      }
+      finish_row(a, out, token, merge.head * a.group() + row % a.group(), sums, top[r], total[r]);
     }
-    const int64_t token = a.q_starts[merge.seq] + row / a.group();
-    finish_row(a, out, token, merge.head * a.group() + row % a.group(), sums, top, total);
   }
 }
 

@@ -7,6 +7,7 @@
 //   V codes are signed, weights are not.
 #pragma once
 
+#include "attention_byte_weights.hpp"
 #include "attention_few.hpp"
 
 #if PAGODA_DPBF16
@@ -18,16 +19,21 @@ constexpr int64_t kBytesAtOnce = 64;  // columns in a register: head dimensions 
 
 // A row of queries: codes [dim], and in `scale`, `sum` what they mean.
 inline void round_query(const uint16_t* q, int64_t dim, int8_t* codes, float* scale, int32_t* sum) {
-  Vec most = Vec{};
-  for (int64_t d = 0; d < dim; d += kLanes) most = maximum((Vec)_mm512_abs_ps(load(q + d)), most);
-  const float largest_code = largest(most), unit = largest_code > 0.0f ? 127.0f / largest_code : 0.0f;
+  Vec most{};
+  for (int64_t d = 0; d < dim; d += kBytesAtOnce)
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kBytesAtOnce; i += kLanes) most = maximum((Vec)_mm512_abs_ps(load(q + d + i)), most);
+  const float top = largest(most), unit = top > 0.0f ? 127.0f / top : 0.0f;
   __m512i total = _mm512_setzero_si512();
-  for (int64_t d = 0; d < dim; d += kLanes) {
-    const __m512i code = _mm512_cvtps_epi32(load(q + d) * unit);
-    total = _mm512_add_epi32(total, code);
-    _mm_storeu_si128((__m128i*)(codes + d), _mm512_cvtsepi32_epi8(code));
+  for (int64_t d = 0; d < dim; d += kBytesAtOnce) {
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kBytesAtOnce; i += kLanes) {
+      const __m512i code = _mm512_cvtps_epi32(load(q + d + i) * unit);
+      total = _mm512_add_epi32(total, code);
+      _mm_storeu_si128((__m128i*)(codes + d + i), _mm512_cvtsepi32_epi8(code));
+    }
   }
-  *scale = largest_code / 127.0f, *sum = _mm512_reduce_add_epi32(total);
+  *scale = top * (1.0f / 127.0f), *sum = _mm512_reduce_add_epi32(total);
 }
 
 // out[row][0..15] = scales[row] * key_scales[0..15] * (queries[row] . codes of 16 slots, eight from `first` and eight from `second`).
@@ -88,14 +94,14 @@ PAGODA_OWN_REGISTERS void byte_values_half(const uint8_t* weights, int64_t ldw, 
   for (int r = 0; r < kRows; ++r) sums[r][2 * kHalf] = sum[r][0], sums[r][2 * kHalf + 1] = sum[r][1];
 }
 
-// sums[0..63] += scale * the four registers of a row, their columns in order again.
-inline void add_bytes(const __m512i* parts, float scale, float* sums) {
+// sums[0..63] = before * sums + scale * the four registers of a row, their columns in order again.
+inline void add_bytes(const __m512i* parts, float before, float scale, float* sums) {
   const __m512i a = _mm512_shuffle_i32x4(parts[0], parts[1], 0x88), b = _mm512_shuffle_i32x4(parts[2], parts[3], 0x88);
   const __m512i c = _mm512_shuffle_i32x4(parts[0], parts[1], 0xdd), d = _mm512_shuffle_i32x4(parts[2], parts[3], 0xdd);
   const __m512i quarters[4] = {_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(c, d, 0x88),
                                _mm512_shuffle_i32x4(a, b, 0xdd), _mm512_shuffle_i32x4(c, d, 0xdd)};
 #pragma GCC unroll 4
-  for (int l = 0; l < 4; ++l) store(sums + 16 * l, load(sums + 16 * l) + (Vec)_mm512_cvtepi32_ps(quarters[l]) * scale);
+  for (int l = 0; l < 4; ++l) store(sums + 16 * l, load(sums + 16 * l) * before + (Vec)_mm512_cvtepi32_ps(quarters[l]) * scale);
 }
 
 struct ByteRows {  // queries of a tile, and the weights of the rows under way
@@ -103,7 +109,6 @@ struct ByteRows {  // queries of a tile, and the weights of the rows under way
   float* scales;         // [rows]
   int32_t* sums;         // [rows]
   uint8_t* weights;      // [kFewRows][kBlock]
-  float* weight_scales;  // [kFewRows]
 };
 
 template <int kRows>
@@ -116,26 +121,20 @@ struct FewBytes {
                          out + i, ldo, ahead.some(dim / 4, first));
     }
   }
-  static void values(const ByteRows& rows, int64_t ldw, const Eights& values, int slots, int64_t columns, float* sums, int64_t lds,
-                     Ahead& ahead) {
+  static void highs(const float* logits, int64_t ldl, int64_t lanes, float unit, const float* logs, Vec* out) {
+    find_highs<kRows>(logits, ldl, lanes, unit, logs, out);
+  }
+  static void values(const ByteRows& rows, int64_t ldw, const Eights& values, int slots, int64_t columns, const ByteSteps& steps,
+                     float broken, float* sums, int64_t lds, Ahead& ahead) {
     const int64_t eights = (slots + kEight - 1) / kEight;
     for (int64_t c = 0; c < columns; c += kBytesAtOnce) {
       __m512i parts[kRows][4];
       byte_values_half<kRows, 0>(rows.weights, ldw, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
       byte_values_half<kRows, 1>(rows.weights, ldw, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
-      for (int r = 0; r < kRows; ++r) add_bytes(parts[r], rows.weight_scales[r], sums + r * lds + c);
+      for (int r = 0; r < kRows; ++r) add_bytes(parts[r], steps.before[r], steps.now[r] * (1.0f / 255.0f) + broken, sums + r * lds + c);
     }
   }
 };
-
-// Weights of a block to bytes: in units of their largest / 255, which is returned. `total` is not a number where one of them is
-// not, and so is then the result.
-inline float round_weights(const float* weights, int slots, float top, float total, uint8_t* out) {
-  const float unit = top > 0.0f ? 255.0f / top : 0.0f;
-  for (int i = 0; i < slots; i += kLanes)
-    _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(load(weights + i) * unit)));
-  return total - total == 0.0f ? top / 255.0f : total;
-}
 
 template <typename Act>
 void with_few_bytes(int rows, Act act) {

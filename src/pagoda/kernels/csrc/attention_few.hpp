@@ -3,6 +3,7 @@
 // nothing is stored (decode over 4096 tokens in the second-level cache: 70 cycles a slot packed, 58 so).
 #pragma once
 
+#include "attention_byte_weights.hpp"
 #include "attention_math.hpp"
 #include "attention_pack.hpp"
 #include "attention_slots.hpp"
@@ -11,8 +12,6 @@
 
 namespace pagoda {
 namespace {
-
-constexpr int kFewRows = 8;
 
 // Words word..word + 3 of sixteen slots, lane by lane: out[w][slot]. Quarters of rows are put together on their way from memory,
 // which leaves half of a transposition's shuffles, and so little at a time that multiplications run beside them.

@@ -28,7 +28,8 @@ struct Slots {
   const char* k_scales[kBlock];
   const char* v_scales[kBlock];
   // Or by eights, for products that read pages where they lie:
-  Eights k8, v8, k_scales8, v_scales8;
+  Eights k8, v8;
+  int first_inside = 0;  // the first slot's place in its page
 
   // Slots behind the last, up to a full register: copies of the last (their probability is 0).
   void pad() {
@@ -99,19 +100,26 @@ struct PageRow {
   // The same by eights: begin and the page size are multiples of eight.
   void find_eights(int64_t begin, int64_t end, Slots& out) const {
     const PageShape& p = a.shape;
-    out.k8.stride = p.k.bytes, out.v8.stride = p.v.bytes ? p.v.bytes : p.k.bytes;
+    const Plane& values = p.v.bytes ? p.v : p.k;
+    const int64_t k_step = kEight * p.k.bytes, v_step = kEight * values.bytes;
+    out.k8.stride = p.k.bytes, out.v8.stride = values.bytes, out.first_inside = int(begin % p.page_size);
     walk(begin, end, out, [&](const char* page, int64_t inside, int64_t i, int64_t here) {
-      const auto plane = [&](Eights& to, const Plane& plane) {
-        const char* from = page + plane.at + inside * plane.bytes;
-        for (int64_t j = 0; j < here; j += kEight) to.at[(i + j) / kEight] = from + j * plane.bytes;
-      };
-      plane(out.k8, p.k);
-      plane(out.v8, p.v.bytes ? p.v : p.k);
-      if (p.k_scales.bytes) {
-        plane(out.k_scales8, p.k_scales);
-        plane(out.v_scales8, p.v.bytes ? p.v_scales : p.k_scales);
-      }
+      const char *k = page + p.k.at + inside * p.k.bytes, *v = page + values.at + inside * values.bytes;
+      const char **k_to = out.k8.at + i / kEight, **v_to = out.v8.at + i / kEight, **const last = k_to + (here + kEight - 1) / kEight;
+#pragma GCC unroll 2
+      for (; k_to != last; k += k_step, v += v_step) *k_to++ = k, *v_to++ = v;
     });
+  }
+
+  // Calls each(page, first slot in it, first slot in the block, slots) for what find_eights found.
+  template <typename Each>
+  void each_page(const Slots& found, Each each) const {
+    int64_t inside = found.first_inside;
+    for (int64_t at = 0, n = 0; at < found.count; ++n, inside = 0) {
+      const int64_t here = a.shape.page_size - inside < found.count - at ? a.shape.page_size - inside : found.count - at;
+      each(found.pages[n], inside, at, here);
+      at += here;
+    }
   }
 };
 

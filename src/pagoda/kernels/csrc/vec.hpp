@@ -43,6 +43,16 @@ inline Vec load(const float* p) {
   return x;
 }
 
+inline Vec load_some(const float* p, int64_t count) {  // then zeros
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps(__mmask16(count < kLanes ? (1u << count) - 1 : 0xffffu), p);
+#else
+  Vec x{};
+  memcpy(&x, p, sizeof(float) * (count < kLanes ? count : kLanes));
+  return x;
+#endif
+}
+
 inline void store(float* p, Vec x) { memcpy(p, &x, sizeof x); }
 
 inline Vec load(const uint16_t* p) {  // bfloat16: the upper half of a float

@@ -1,0 +1,136 @@
+// Weights as bytes, for products of bytes (attention_bytes.hpp). The logits of a row in a block are weighed beside one reference R,
+// the largest of logit + log2(scale of the slot's V), which may be a little too large:
+//
+//   p = 2^(logit - R)     denominator += p     byte = p * scale of V * 255: no more than 255, and nearly that for the largest
+//
+// so bytes come out of one pass, and what a block's sums weigh beside those before is one step for eight rows together.
+#pragma once
+
+#include "attention_math.hpp"
+#include "attention_slots.hpp"
+
+#if PAGODA_DPBF16
+
+namespace pagoda {
+namespace {
+
+constexpr int kFewRows = 8;
+
+// bfloat16 numbers as floats, then zeros up to the next whole register.
+inline void widen_scales(const uint16_t* scales, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const __mmask16 there = __mmask16(count - i < kLanes ? (1u << (count - i)) - 1 : 0xffffu);
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, scales + i));
+    _mm512_storeu_si512(out + i, _mm512_slli_epi32(bits, 16));
+  }
+}
+
+// 2^x for -126 <= x, else 2^-126: a minimax polynomial of degree 3 on [-1/2, 1/2], within 8e-5. Weights become bytes.
+inline Vec exp2_roughly(Vec x) {
+  x = maximum(x, splat(-126.0f));
+  const Vec shifted = x + splat(12582912.0f), r = x - (shifted - splat(12582912.0f));  // 1.5 * 2^23: the integer is in the low bits
+  Vec p = r * 5.517166906e-2f + splat(2.426111222e-1f);
+  p = p * r + splat(6.932609855e-1f);
+  p = p * r + splat(9.999280735e-1f);
+  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
+}
+
+// The scales of a block's values, as weighing wants them.
+struct ByteScales {
+  alignas(64) float logs[kBlock];   // at least log2(scale), by a tenth at most
+  alignas(64) float units[kBlock];  // 255 scale
+  float broken;                     // 0, or not a number where a scale is none
+
+  // `scales`: zeros behind the last slot's. Those so small that 2^-logs would overflow are
+  // taken for larger ones: their weights round to 0 all the same.
+  void prepare(const float* scales, int64_t lanes) {
+    Vec all{}, most{};
+    for (int64_t i = 0; i < lanes; i += kLanes) {
+      const Vec scale = load(scales + i);
+      all += scale, most = maximum(scale, most);
+      store(units + i, scale * 255.0f);
+    }
+    const float sum = total_of(all), high = largest(most);
+    broken = sum - sum;
+    const Vec least = splat(high > 1e-20f ? high * 1e-12f : 1e-32f);
+    for (int64_t i = 0; i < lanes; i += kLanes) {  // the bits of a float are its logarithm, up to 0.0861
+      const Vec bits = __builtin_convertvector((IntVec)maximum(load(scales + i), least), Vec);
+      store(logs + i, bits * 1.1920929e-7f - splat(127.0f - 0.0862f));
+    }
+  }
+};
+
+// Lane r of the result is the largest of highs[r], r < 8; the lanes from 8 on repeat some.
+inline Vec largest_of_each(const Vec (&highs)[kFewRows]) {
+  __m512 half[4], quarter[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 x = (__m512)highs[2 * i], y = (__m512)highs[2 * i + 1];
+    half[i] = (__m512)maximum((Vec)_mm512_shuffle_f32x4(x, y, 0x44), (Vec)_mm512_shuffle_f32x4(x, y, 0xee));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i)
+    quarter[i] = (__m512)maximum((Vec)_mm512_shuffle_f32x4(half[2 * i], half[2 * i + 1], 0x88),
+                                 (Vec)_mm512_shuffle_f32x4(half[2 * i], half[2 * i + 1], 0xdd));
+  const Vec pairs = maximum((Vec)_mm512_unpacklo_ps(quarter[0], quarter[1]), (Vec)_mm512_unpackhi_ps(quarter[0], quarter[1]));
+  const Vec each = maximum(pairs, (Vec)_mm512_permute_ps((__m512)pairs, 0x4e));  // in quarter i: row i, row 4 + i
+  return (Vec)_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 4, 8, 12, 1, 5, 9, 13), (__m512)each);
+}
+
+// How up to eight rows go on from one block to the next.
+struct ByteSteps {
+  alignas(64) float references[16];  // of this block
+  alignas(64) float before[16], now[16];  // factors of what was summed before, and of this block
+
+  // `tops`: the rows' largest references so far, which move.
+  void rise(const Vec (&highs)[kFewRows], int rows, float* tops) {
+    const __mmask16 there = __mmask16((1u << rows) - 1);
+    const Vec high = largest_of_each(highs), old = (Vec)_mm512_mask_loadu_ps((__m512)high, there, tops), top = maximum(old, high);
+    const Vec reference = select(high == splat(-kInf), Vec{}, high);  // nothing seen in this block: all weights are zeros
+    _mm512_mask_storeu_ps(tops, there, (__m512)top);
+    store(references, reference);
+    store(before, exp2_of(old - top));  // 2^-126 of nothing where neither has seen a slot
+    store(now, exp2_of(reference - top));
+  }
+};
+
+// Highest of logit * unit + logs for rows whose logits are all of `lanes` slots and unmasked: highs[row], lane by lane.
+template <int kRows>
+PAGODA_OWN_REGISTERS void find_highs(const float* logits, int64_t ldl, int64_t lanes, float unit, const float* logs, Vec* highs) {
+  Vec high[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) high[r] = splat(-kInf);
+  for (int64_t i = 0; i < lanes; i += kLanes) {
+    const Vec log = load(logs + i);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) high[r] = maximum(load(logits + r * ldl + i) * unit + log, high[r]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) highs[r] = high[r];
+}
+
+// Bytes of a row's weights; returns the sum of its 2^(logit - reference), lane by lane. Masked slots' logits are -inf.
+template <bool kMasked>
+inline Vec weigh_bytes(const float* logits, int64_t lanes, float unit, float reference, const ByteScales& scales, uint8_t* out) {
+  Vec sum{};
+  const auto one = [&](int64_t i) {
+    const Vec x = load(logits + i);
+    Vec p = exp2_roughly(x * unit - splat(reference));
+    if (kMasked) p = select(x == splat(-kInf), Vec{}, p);
+    sum += p;
+    const Vec rounded = p * load(scales.units + i) + splat(8388608.0f);  // 2^23: the integer is in the lowest byte
+    _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8((__m512i)rounded));
+  };
+  if (!kMasked && lanes == kBlock) {  // nearly always: unrolled
+#pragma GCC unroll 32
+    for (int64_t i = 0; i < kBlock; i += kLanes) one(i);
+  } else {
+    for (int64_t i = 0; i < lanes; i += kLanes) one(i);
+  }
+  return sum;
+}
+
+}  // namespace
+}  // namespace pagoda
+
+#endif
