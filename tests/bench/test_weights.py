@@ -48,6 +48,17 @@ def test_the_price_list_of_lantern(tmp_path: Path, capsys: pytest.CaptureFixture
     assert ElementTree.parse(tmp_path / "o" / "weights-lantern.svg").getroot().tag.endswith("svg")
 
 
+def test_bytes_and_speed_where_quality_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "weights", "lantern", "--formats", "int4", "--no-quality", "--no-speed"]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert not ended.value.code
+    exact, int4 = capsys.readouterr().out.splitlines()[2:]
+    assert exact.startswith("| `none` |")
+    assert int4.startswith("| `int4` |")
+    assert int4.endswith("| - | - | - | - | - | - |")
+
+
 def test_a_page_without_markers(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("nothing")

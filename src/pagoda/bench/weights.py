@@ -39,16 +39,16 @@ RECALL_CASES, DISTANCE, DEPTH = 32, 160, 48
 class Price:
     """One format. ``perplexity`` of the text, ``kl`` in nats per token, ``top1`` and ``recall`` as shares of 1.
 
-    ``recall`` None: the cases are too long. ``tokens_per_second`` and ``speed`` (beside the
-    default, exact too) None: not asked.
+    ``recall`` None: the cases are too long. ``tokens_per_second`` and ``speed`` (beside the default, exact too), and
+    all that judges quality: None where it was not asked for.
     """
 
     format: str
     num_bytes: int
     bits_per_weight: float
-    perplexity: float
-    kl: float
-    top1: float
+    perplexity: float | None
+    kl: float | None
+    top1: float | None
     recall: float | None
     tokens_per_second: float | None
     speed: float | None
@@ -74,15 +74,17 @@ def price(
     *,
     beside: Sequence[str] = (),
     calibration: Tokens = (),
+    quality: bool = True,
     speed: bool = True,
     memory: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str, int], None] = lambda *_: None,
     left_out: Callable[[str, str], None] | None = None,
 ) -> PriceList:
     """Measures ``formats`` of ``model`` on token ids of ``texts``, and the models ``beside`` that were made of it.
 
     A format may be one that is made first (`weights_made`), with ``calibration`` where its method needs text.
     ``left_out`` is told the name and the reason of one that cannot be made of this model; without it that is an error.
+    ``progress`` is told what is under way, and how many were measured.
 
     One with fewer tokens (`pagoda prune --vocab`) is compared with the exact model's choice among those.
     Raises ConfigError, ModelError or BudgetError.
@@ -92,6 +94,7 @@ def price(
     names = [EXACT, *(name for name in formats if name != EXACT), *beside]
     with TemporaryDirectory(prefix="pagoda-prices-") as scratch:
         for done, name in enumerate(names):
+            progress(name, done)
             if BY in name:
                 try:
                     subject = _Subject(name, str(make(model, name, calibration, Path(scratch))), "auto")
@@ -104,14 +107,12 @@ def price(
                 subject = _Subject(Path(name).name, name, "auto")
             else:
                 subject = _Subject(name, model, name)
-            found, logits = _price(subject, texts, exact)
+            found, logits = _price(subject, texts, exact) if quality else (_weighed(subject), exact)
             exact = exact or logits
             if speed:
                 this, other = _decode_rates(model, subject, memory)
                 found = replace(found, tokens_per_second=other, speed=other / this)
             prices.append(found)
-            if progress is not None:
-                progress(done + 1, len(names))
     return PriceList(model, sum(map(len, texts)), prices)
 
 
@@ -122,6 +123,14 @@ class _Subject:
     name: str
     model: str
     quantization: str
+
+
+def _weighed(subject: _Subject) -> Price:
+    """Bytes alone."""
+    loaded = load_model(subject.model, quantization=subject.quantization)
+    num_bytes, num_params = loaded.model.weight_bytes, loaded.shape.num_params
+    loaded.close()
+    return Price(subject.name, num_bytes, 8 * num_bytes / num_params, None, None, None, None, None, None)
 
 
 def _price(subject: _Subject, texts: Tokens, exact: list[Tensor]) -> tuple[Price, list[Tensor]]:

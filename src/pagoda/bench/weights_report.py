@@ -20,13 +20,10 @@ def markdown(found: PriceList) -> str:
 
 
 def _row(p: Price) -> str:
-    recall = "-" if p.recall is None else f"{p.recall:.2f}"
-    rate = "-" if p.tokens_per_second is None else f"{p.tokens_per_second:.0f}"
-    speed = "-" if p.speed is None else f"{p.speed:.2f}"
-    cells = (
-        f"`{p.format}`", format_bytes(p.num_bytes), f"{p.bits_per_weight:.2f}", f"{p.perplexity:.3f}", f"{p.kl:.4f}",
-        f"{p.top1:.3f}", recall, rate, speed,
-    )  # fmt: skip
+    measured = (p.perplexity, ".3f"), (p.kl, ".4f"), (p.top1, ".3f"), (p.recall, ".2f")
+    measured += (p.tokens_per_second, ".0f"), (p.speed, ".2f")
+    numbers = ["-" if value is None else format(value, digits) for value, digits in measured]
+    cells = f"`{p.format}`", format_bytes(p.num_bytes), f"{p.bits_per_weight:.2f}", *numbers
     return f"| {' | '.join(cells)} |"
 
 
@@ -46,10 +43,10 @@ def rewrite(page: Path, found: PriceList) -> None:
 
 def drawing(found: PriceList) -> str:
     """SVG: KL divergence (down is better) over bytes, a dot a format."""
-    lossy = [p for p in found.prices if p.kl > 0]
+    lossy = [(p, p.kl) for p in found.prices if p.kl]
     most_bytes = max((p.num_bytes for p in found.prices), default=1)
-    most_kl = max((p.kl for p in lossy), default=1.0)
-    dots = "".join(_dot(p, most_bytes, most_kl) for p in lossy)
+    most_kl = max((kl for _, kl in lossy), default=1.0)
+    dots = "".join(_dot(p, p.num_bytes / most_bytes, kl / most_kl) for p, kl in lossy)
     axes = (
         f'<path d="M{_LEFT} 10V{_HEIGHT - _BOTTOM}H{_WIDTH - 10}" fill="none" stroke="#888"/>'
         f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 8}">bytes of weights, to {format_bytes(most_bytes)}</text>'
@@ -61,10 +58,10 @@ def drawing(found: PriceList) -> str:
     )
 
 
-def _dot(p: Price, most_bytes: int, most_kl: float) -> str:
-    x = _LEFT + (_WIDTH - _LEFT - 120) * p.num_bytes / most_bytes
+def _dot(p: Price, bytes_share: float, kl_share: float) -> str:
+    x = _LEFT + (_WIDTH - _LEFT - 120) * bytes_share
     # The square root spreads the good formats, which would all lie on the axis.
-    y = (_HEIGHT - _BOTTOM) - (_HEIGHT - _BOTTOM - 30) * (p.kl / most_kl) ** 0.5
+    y = (_HEIGHT - _BOTTOM) - (_HEIGHT - _BOTTOM - 30) * kl_share**0.5
     return (
         f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="#36c"/><text x="{x + 7:.0f}" y="{y + 4:.0f}">{p.format}</text>'
     )

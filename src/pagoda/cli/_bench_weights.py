@@ -18,7 +18,7 @@ def weights(
         str | None,
         typer.Option(
             help="Weight formats by semicolons; also FORMAT by gptq|awq|hqq|mixed, SHARE by width.",
-            show_default="all, and the usual of those",
+            show_default="all, and the usual of those; without quality, formats alone",
         ),
     ] = None,
     beside: Annotated[str | None, typer.Option(help="Folders that `pagoda prune` made of it, by semicolons.")] = None,
@@ -28,6 +28,9 @@ def weights(
         Path | None, typer.Option(help="Text for gptq, awq and mixed.", show_default="the model's own samples")
     ] = None,
     calibration_tokens: Annotated[int, typer.Option(help="Tokens of that text.")] = 16384,
+    quality: Annotated[
+        bool, typer.Option(help="Measure perplexity, KL, agreement and recall; of random weights they say nothing.")
+    ] = True,
     speed: Annotated[bool, typer.Option(help="Measure decode beside the exact model.")] = True,
     out: Annotated[Path | None, typer.Option(help="Folder for weights-MODEL.json, .md and .svg.")] = None,
     docs: Annotated[Path | None, typer.Option(help="Page whose price list is rewritten.")] = None,
@@ -40,17 +43,20 @@ def weights(
     from ..bench.weights_report import drawing, markdown, rewrite
     from ..weights.formats import FORMATS
     from ..weights.methods import CALIBRATED
+    from ._progress import counter
     from .quantize import calibration_tokens as tokens_of
 
-    names = [*FORMATS.names(), *USUAL] if formats is None else [name.strip() for name in formats.split(";")]
+    usual = [*FORMATS.names(), *(USUAL if quality else ())]
+    names = usual if formats is None else [name.strip() for name in formats.split(";")]
     others = [] if beside is None else [name.strip() for name in beside.split(";")]
-    judged = tokens_of(model, text, tokens, memory)
+    judged = tokens_of(model, text, tokens, memory) if quality else []
     calibrated = any(name.endswith(tuple(BY + how for how in CALIBRATED)) for name in names)
     learned = tokens_of(model, calibration, calibration_tokens, memory) if calibrated else []
-    found = price(
-        model, names, judged, beside=others, calibration=learned, speed=speed, memory=memory,
-        left_out=_say if formats is None else None,
-    )  # fmt: skip
+    with counter(1 + len(names) + len(others), every=1) as progress:
+        found = price(
+            model, names, judged, beside=others, calibration=learned, quality=quality, speed=speed, memory=memory,
+            progress=progress, left_out=_say if formats is None else None,
+        )  # fmt: skip
     if out is not None:
         _write(out, f"weights-{Path(model).name}", found.as_dict(), markdown(found), drawing(found))
     if docs is not None:
