@@ -20,7 +20,7 @@ from pagoda.models.layers.rotary import inverse_frequencies
 from pagoda.models.load import load_model
 from pagoda.weights.gguf_blocks import OPENERS, Blocks, open_blocks
 from pagoda.weights.gguf_header import TYPES
-from pagoda.weights.packed import PackedMatrix
+from pagoda.weights.packed import ExpertStack, PackedMatrix
 
 from . import fake_model
 from .tokenizer_samples import data
@@ -31,7 +31,13 @@ LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm", "mlp.gate": "ffn_gate_inp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
+STACKS = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
 OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -46,7 +52,7 @@ def write(
     """The Hugging Face model of ``folder`` as llama.cpp's converter would write it; in parts of so many tensors."""
     file.parent.mkdir(exist_ok=True)
     config = json.loads((folder / "config.json").read_text())
-    arch = config["model_type"]
+    arch = config["model_type"].removesuffix("_text").replace("_", "")
     writer = gguf.GGUFWriter(file, arch, split_max_tensors=part_tensors)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -57,12 +63,12 @@ def write(
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     (_sentencepiece if (folder / "native").is_dir() else _byte_level)(writer, folder)
     for key, value in metadata.items():
-        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        add = {str: writer.add_string, int: writer.add_uint32}.get(type(value), writer.add_float32)
         add(key.replace("__", "."), value)
     for name, tensor in (extra or {}).items():
         writer.add_tensor(name, tensor.numpy())
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        _add(writer, name, tensor.float(), kind, config if arch == "llama" else {})
+    for name, tensor in _stacked(load_file(folder / "model.safetensors")).items():
+        _add(writer, name, tensor.float(), kind, arch, config if arch == "llama" else {})
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -70,10 +76,28 @@ def write(
     return file
 
 
-def _add(writer: Any, name: str, tensor: torch.Tensor, kind: str, config: dict[str, Any]) -> None:
+def _stacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts of a layer as one tensor, as llama.cpp has them."""
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        layer, experts, rest = name.partition(".mlp.experts.")
+        if experts:
+            expert, _, module = rest.partition(".")
+            found.setdefault(f"{layer}.{STACKS[module.split('.')[0]]}.weight", {})[int(expert)] = tensor
+        else:
+            found[name] = tensor
+    return {n: torch.stack([t[e] for e in sorted(t)]) if isinstance(t, dict) else t for n, t in found.items()}
+
+
+def _add(writer: Any, name: str, tensor: torch.Tensor, kind: str, arch: str, config: dict[str, Any]) -> None:
     module, _, leaf = name.rpartition(".")
     parts = module.split(".")
-    theirs = OUTSIDE.get(module) or f"blk.{parts[2]}.{LAYER['.'.join(parts[3:])]}"
+    inner = ".".join(parts[3:])
+    known = LAYER | dict(zip(STACKS.values(), STACKS.values(), strict=True))
+    if arch.startswith("gemma"):
+        known["post_attention_layernorm"] = "post_attention_norm"
+        tensor = tensor + 1 if module.endswith("norm") else tensor
+    theirs = OUTSIDE.get(module) or f"blk.{parts[2]}.{known[inner]}"
     heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(theirs.rpartition(".")[2], "")
     if heads in config:  # rotary pairs side by side
         shape = (config[heads], 2, -1, *tensor.shape[1:])
@@ -119,6 +143,14 @@ def dense(weight: Any) -> torch.Tensor:
     return weight.dense() if isinstance(weight, PackedMatrix) else weight
 
 
+def _rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
+    """What the gguf package makes of a weight that `write` stores in this type."""
+    if kind == "F32" or weight.dim() < 2 or weight.shape[1] % 32:
+        return weight
+    type_ = getattr(gguf.GGMLQuantizationType, kind)
+    return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), type_), type_))
+
+
 @pytest.mark.parametrize("kind", sorted(OPENERS))
 def test_blocks_open_as_in_the_gguf_package(kind: str) -> None:
     size = OPENERS[kind][0]
@@ -141,10 +173,7 @@ def test_weights_are_the_dequantized_ones(tmp_path: Path, kind: str) -> None:
     ours, plain = load_model(write(folder, tmp_path / "m.gguf", kind), ledger=ledger), load_model(folder)
     assert ledger.leased_by("weights") == ours.model.weight_bytes
     for name, stored in plain.model.weights().items():
-        wanted = dense(stored)
-        if kind != "F32" and wanted.dim() == 2 and wanted.shape[1] % 32 == 0:
-            type_ = getattr(gguf.GGMLQuantizationType, kind)
-            wanted = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(wanted.numpy(), type_), type_))
+        wanted = _rounded(dense(stored), kind)
         torch.testing.assert_close(dense(ours.model.weights()[name]), wanted, rtol=1e-6, atol=1e-8)
     assert ours.model.weights()["layers.0.attn.qkv.weight"].format.name == ("int4" if kind == "Q4_0" else "fp32")
     ours.close()
@@ -181,6 +210,61 @@ def test_families_and_byte_level_tokens(tmp_path: Path, family: str, tied: bool)
         assert torch.equal(dense(ours.model.weights()[name]), dense(wanted))
     assert ours.tokenizer.encode("Hello, wörld 12!") == plain.tokenizer.encode("Hello, wörld 12!")
     assert ours.eos_ids == (7,)
+
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+COUNTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
+FACTORS = {"short_factor": [1.0, 1.25, 1.5], "long_factor": [1.0, 3.0, 8.0]}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 18, "tie_word_embeddings": True}
+WINDOW = {"attention__key_length": 16, "attention__sliding_window": 18}
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "qwen2_moe": (
+        EXPERTS | {"shared_expert_intermediate_size": 64},
+        COUNTS | {"expert_shared_feed_forward_length": 64},
+    ),
+    "qwen3_moe": (EXPERTS | {"norm_topk_prob": True, "head_dim": 16}, COUNTS | {"attention__key_length": 16}),
+    "phi3": (
+        {
+            "partial_rotary_factor": 0.75, "sliding_window": 27, "original_max_position_embeddings": 32,
+            "rope_scaling": FACTORS | {"rope_type": "longrope", "attention_factor": 1.5},
+        },
+        {
+            "rope__dimension_count": 6, "attention__sliding_window": 27, "rope__scaling__attn_factor": 1.5,
+            "rope__scaling__original_context_length": 32,
+        },
+    ),
+    "gemma2": (
+        GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        WINDOW | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3_text": (
+        GEMMA | {
+            "num_hidden_layers": 7, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+        WINDOW | {"rope__freq_base": 1e6, "rope__scaling__type": "linear", "rope__scaling__factor": 8.0},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_architectures(tmp_path: Path, family: str, kind: str) -> None:
+    config, metadata = OTHERS[family]
+    folder = fake_model.write(tmp_path / "m", model_type=family, rms_norm_eps=2.0**-20, **config)  # a float32 too
+    arch = family.removesuffix("_text").replace("_", "")
+    extra = {f"rope_factors_{n}.weight": torch.tensor(FACTORS[f"{n}_factor"]) for n in ("long", "short")}
+    options = {f"{arch}__{key}": value for key, value in metadata.items()}
+    file = write(folder, tmp_path / "x.gguf", kind, extra if family == "phi3" else None, **options)
+    ours, plain = load_model(file), load_model(folder)
+    assert ours.model.spec == plain.model.spec
+    for name, stored in plain.model.weights().items():
+        kept = ours.model.weights()[name]
+        pairs = (
+            [(kept, stored)] if not isinstance(stored, ExpertStack) else zip(kept.experts, stored.experts, strict=True)
+        )
+        for found, wanted in pairs:
+            torch.testing.assert_close(dense(found), _rounded(dense(wanted), kind), rtol=1e-6, atol=1e-7)
 
 
 def test_chat_template_and_other_formats(tmp_path: Path) -> None:
@@ -291,6 +375,13 @@ def test_refusals(tmp_path: Path) -> None:
     scaled = write(folder, tmp_path / "x.gguf", llama__rope__scaling__type="yarn")
     with pytest.raises(UnsupportedModelError, match="rope.scaling.type 'yarn'; accepted: linear, none"):
         load_model(scaled)
+    mixture = write(folder, tmp_path / "e" / "x.gguf", llama__expert_count=8)
+    with pytest.raises(UnsupportedModelError, match="of mixtures of experts qwen2moe and qwen3moe are read"):
+        load_model(mixture)
+    phi = fake_model.write(tmp_path / "p", model_type="phi3")
+    half = write(phi, tmp_path / "e" / "y.gguf", extra={"rope_factors_long.weight": torch.ones(4)})
+    with pytest.raises(WeightsError, match="belong together, and one is missing"):
+        load_model(half)
     write(folder, tmp_path / "y.gguf")
     with pytest.raises(PagodaError, match="several GGUF files"):
         load_model(tmp_path)
@@ -298,5 +389,5 @@ def test_refusals(tmp_path: Path) -> None:
     raw = (tmp_path / "y.gguf").read_bytes().replace(name + b"llama", name + b"mamba")
     (tmp_path / "z").mkdir()
     (tmp_path / "z" / "z.gguf").write_bytes(raw)
-    with pytest.raises(UnsupportedModelError, match="'mamba'; accepted: llama, qwen2, qwen3"):
+    with pytest.raises(UnsupportedModelError, match="'mamba'; accepted: gemma2, gemma3, llama, phi3, qwen2, "):
         load_model(tmp_path / "z")
