@@ -84,6 +84,13 @@ def serve(
     kv_dir_codec: Annotated[
         str, typer.Option(help="How pages lie there: exact, or smaller with a loss: int8, cachegen (docs/kv-tiers.md).")
     ] = "exact",
+    kv_offload: Annotated[
+        str | None, typer.Option(help="Bytes for the KV of requests with kv=offload, outside of the pool.")
+    ] = None,
+    kv_offload_dir: Annotated[str | None, typer.Option(help="Folder for them.", show_default="memory")] = None,
+    kv_window: Annotated[
+        str | None, typer.Option(help="Bytes where steps read them.", show_default="8 heads of the longest sequence")
+    ] = None,
     prefix_caching: Annotated[
         bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Share the KV of equal beginnings.")
     ] = True,
@@ -154,7 +161,7 @@ def serve(
         max_model_len=opt.length(max_model_len), max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, scheduling=scheduling,
         chat_template=opt.read_template(chat_template), kv_host=kv_host, kv_dir=kv_dir, disk=disk, kv_ttl=kv_ttl,
-        kv_dir_codec=kv_dir_codec,
+        kv_dir_codec=kv_dir_codec, kv_offload=kv_offload, kv_offload_dir=kv_offload_dir, kv_window=kv_window,
         enable_prefix_caching=prefix_caching,
         structured_output=structured_output, reserve_bytes=config.memory_bytes,
     )  # fmt: skip

@@ -58,6 +58,19 @@ class Advance:
         """End the threads that compute masks."""
         self._masks.close()
 
+    def lose(self, result: StepResult) -> None:
+        """Sequences whose KV did not come from its tier, or could not be put there: their requests end, and what the
+        tier has of other texts is not trusted any more.
+        """
+        for index, why in result.view.failures.items():
+            group = result.pieces[index].sequence.group
+            self.fail(group, why)
+            group.store.manager.clear_prefix()
+        if result.view.failures:
+            result.pieces = [piece for piece in result.pieces if not piece.sequence.finished]
+            for sequence in [sequence for sequence in result.sampled if sequence.finished]:
+                result.drop(sequence)
+
     def commit(self, pieces: list[Piece]) -> None:
         """The pieces' KV is in pages: count it, and let full pages be found by later requests."""
         for piece in pieces:

@@ -44,7 +44,7 @@ def set_budget(built: Built, memory: str | int | float) -> int:
         stores.give_back(stores.excess_bytes)
     ledger.set_total(budget.total_bytes, reason=budget.reason)
     max_blocks = stores.default.manager.pool.limit_blocks
-    max_model_len = min(sizes.longest, max_blocks * sizes.fmt.page_size)
+    max_model_len = sizes.most_tokens(max_blocks)
     built.sizes = replace(sizes, max_blocks=max_blocks, max_model_len=max_model_len)
     built.engine.max_model_len = max_model_len
     return budget.total_bytes

@@ -14,6 +14,7 @@ import torch
 from ..budget import Ledger, MachineProbe, heap_bytes, reconcile, trim_heap
 from ..budget.ledger import SPARE, Lease
 from ..core.clock import Clock, SystemClock
+from ..core.errors import ConfigError
 from ..core.types import Granularity
 from ..kv.grammar import parse_policy
 from ..kv.pages import PagePool
@@ -31,6 +32,7 @@ from .config import EngineConfig
 from .engine import Engine
 from .ground import Ground
 from .keeping import open_persistence, open_tier
+from .offloading import offload_sizes
 from .picture import held_bytes, pages_by_granularity, picture_of
 from .profile import Profile, profile_of
 from .scheduling import policy_for
@@ -170,6 +172,10 @@ class Built:
             torch.cuda.empty_cache()
 
 
+def _window_bytes(stores: Stores) -> int:
+    return 0 if stores.offloaded is None else stores.offloaded.storage.resident_bytes()
+
+
 def _grammars(loaded: Loaded, config: EngineConfig) -> GrammarCompiler:
     tokenizer = loaded.tokenizer
     return GrammarCompiler(
@@ -188,7 +194,8 @@ def build(config: EngineConfig, clock: Clock | None = None, *, ground: Ground | 
     Raises ConfigError, ModelError or BudgetError; what was leased until then is given back.
     """
     started = time.perf_counter()
-    parse_policy(config.kv)
+    if parse_policy(config.kv).offload and config.kv_offload is None:
+        raise ConfigError(f"kv is {config.kv!r}, but kv_offload does not say how many bytes the lower tier has")
     parse_scheduling(config.scheduling)
     return _build(config, ground or Ground.of(config), clock, started)
 
@@ -249,10 +256,19 @@ def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: fl
     if isinstance(kept, HostTier) and not on_cuda:  # a device's ledger does not count the host
         host = kept
         leases.append(ledger.lease("cache", host.budget_bytes, "KV kept packed", lambda: host.used_bytes))
+    far = offload_sizes(config, loaded.shape, loaded.dtype)
+    if far is not None:
+        if on_cuda:
+            raise ConfigError("kv_offload works on a CPU only so far; leave it out, or choose device='cpu'")
+        leases += [
+            ledger.lease("staging", far.window_bytes, "window on offloaded KV", lambda: _window_bytes(stores)),
+            ledger.lease("cache", far.host_bytes, "offloaded KV", lambda: 0),  # a memfd that nobody maps is no RSS
+        ]
     own_bytes = loaded.footprint.leased_bytes + sum(lease.num_bytes for lease in leases)
     room = ground.room(config.model, own_bytes) if ground.is_shared else None
     sizes = fit(
-        config, loaded.shape, loaded.dtype, ledger, loaded.quantization, ledger_is_host=not on_cuda, shared_room=room
+        config, loaded.shape, loaded.dtype, ledger, loaded.quantization, ledger_is_host=not on_cuda, shared_room=room,
+        far_tokens=0 if far is None else far.longest,
     )  # fmt: skip
     working_bytes = (lambda: 0) if on_cuda else ground.step_heap_bytes
     leases += [
@@ -279,6 +295,8 @@ def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: fl
         address_bytes=probe.limit()[0],
     )
     undo.callback(stores.close)
+    if far is not None:
+        stores.offload(far.open(), far.window_bytes, far.longest)
     if ground.is_shared:
         kv_lease.asks = state_lease.asks = False  # a step does not wait for another engine's
         stores.keep(sizes.least_kv_bytes)

@@ -54,6 +54,9 @@ class EngineConfig:
     disk: str | int | None = None
     kv_ttl: float | None = None
     kv_dir_codec: str = "exact"
+    kv_offload: str | int | None = None
+    kv_offload_dir: str | None = None
+    kv_window: str | int | None = None
     audit: bool = False
     progress: Callable[[int, int], None] | None = None
 
@@ -76,6 +79,7 @@ class EngineConfig:
         check_share(self.shadow)
         self._check_counts()
         self._check_disk()
+        self._check_offload()
 
     def _check_disk(self) -> None:
         for name in ("disk", "kv_ttl"):
@@ -96,6 +100,14 @@ class EngineConfig:
             raise ConfigError(
                 "kv_dir and kv_host keep the prefix cache, which is switched off; leave one of the two out"
             )
+
+    def _check_offload(self) -> None:
+        for name in ("kv_offload_dir", "kv_window"):
+            if getattr(self, name) is not None and self.kv_offload is None:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, but kv_offload does not say how many bytes")
+        for name in ("kv_offload", "kv_window"):
+            if getattr(self, name) is not None and parse_bytes(getattr(self, name), what=name) == 0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; give a size in bytes above 0")
 
     def _check_counts(self) -> None:
         length = self.max_model_len

@@ -142,7 +142,7 @@ class Engine:
         check_prompt_ids(request.prompt_ids, shape.vocab_size, self.max_model_len)
         request.params.check_vocabulary(shape.vocab_size)
         self._check_policy(request)
-        store = self.stores.of(request.policy.codec)
+        store = self.stores.of(request.policy.codec, offload=request.policy.offload)
         group = RequestState(request, store)
         group.learned = self._learned(request)
         eos_ids = self.loaded.eos_ids
@@ -222,6 +222,7 @@ class Engine:
         try:
             self._advance.prepare(plan)
             result = self._runner.run(plan)
+            self._advance.lose(result)
             self._probing.see(result)
             self._advance.commit(result.pieces)
             self._evictor.apply(result)
@@ -365,7 +366,7 @@ class Engine:
     def _new_sequence(self, group: RequestState, index: int) -> Sequence:
         request = group.request
         granularity = request.policy.granularity
-        if request.policy.eviction is None and self._granularity is not None:
+        if request.policy.eviction is None and not request.policy.offload and self._granularity is not None:
             granularity = self._granularity
         sequence = Sequence(next(self._seq_ids), group, index, granularity)
         sequence.sample_state = SampleState(
@@ -383,7 +384,7 @@ class Engine:
     def _check_policy(self, request: Request) -> None:
         """Raises RequestError for a policy that this model cannot run, or that was not calibrated for it."""
         policy = request.policy
-        self.stores.check(policy.codec)
+        self.stores.check(policy.codec, offload=policy.offload)
         reason = None if policy.keeps_all else why_not_lossy(self.loaded)
         if reason is not None:
             raise RequestError(f"kv={'+'.join(policy.names)!r} cannot run on this model: {reason}; accepted: exact")

@@ -54,6 +54,9 @@ class LLM:
             ``exact``, or smaller with a loss: ``int8``, ``cachegen(step=0.25)`` (docs/kv-tiers.md).
         kv_host: bytes in which prefixes stay packed in memory when their pages are needed for others, as
             ``kv_dir_codec`` says; before the disk, or without one.
+        kv_offload: bytes for the KV of requests with ``kv="offload"`` or ``"quest+offload"``, outside of the pool: in
+            this machine's memory, or in a file in ``kv_offload_dir``; ``kv_window`` bytes are where steps read it
+            (default: 8 heads of the longest sequence; docs/kv-tiers.md).
         granularity: rows of an exact sequence's table, ``sequence`` | ``layer`` | ``head`` (same tokens, for tests).
         reserve_bytes: bytes of the budget that stay free for leases of the caller's own (``llm.lease``).
         structured_output: keep room for grammars (400 bytes a token of the vocabulary and 8 MiB); False refuses them.

@@ -12,6 +12,7 @@ from ..plan.subject import Subject
 from ..sampling.scratch import grammar_bytes
 from .config import EngineConfig
 from .ground import Ground
+from .offloading import offload_sizes
 from .sizing import longest_of, sure_kv_bytes
 
 
@@ -36,6 +37,8 @@ def needed_bytes(config: EngineConfig, ground: Ground) -> int:
     beside += grammar_bytes(shape.vocab_size) if config.structured_output else 0
     beside += 0 if config.kv_dir is None and config.kv_host is None else WRITE_BYTES
     beside += 0 if config.kv_host is None else parse_bytes(config.kv_host, what="kv_host")
+    far = offload_sizes(config, shape, dtype)
+    beside += 0 if far is None else far.host_bytes + far.window_bytes
     limits = StepLimits(config.max_num_batched_tokens, config.max_num_seqs, longest)
     step = step_bytes(shape, dtype, packing, limits) + STAGING_BYTES
     kv = sure_kv_bytes(config, shape, dtype, ground.room(config.model, beside) - step)

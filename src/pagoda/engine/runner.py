@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ..kv.mixed_view import MixedView
+from ..kv.offload.storage import OffloadedStorage
+from ..kv.offload.view import OffloadView
 from ..kv.policies.base import Need
 from ..kv.stores import Store, Stores
 from ..kv.view import Residual, StepView, StepViews
@@ -22,6 +24,9 @@ from .sequence import Sequence
 
 if TYPE_CHECKING:
     from ..models.model import Model
+
+
+AnyView = StepView | WindowView | OffloadView | MixedView
 
 
 @dataclass(slots=True)
@@ -47,7 +52,7 @@ class StepResult:
     sampled: list[Sequence]
     logits: Tensor
     hidden: Tensor
-    view: StepView | WindowView | MixedView
+    view: AnyView
     tap: QueryTap
     plain: bool = False  # no policy has anything to see or do
 
@@ -106,15 +111,16 @@ class Runner:
         tap = QueryTap([] if plain else pieces, device)
         view = self._plain_view(pieces) if plain else _view(pieces, tap)
         hidden = self.model.forward(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), view)
+        view.close()
         done = [piece for piece in pieces if piece.completes and piece.sequence.group.request.pooling is None]
         logits = self.logits(hidden, [piece.first_row + piece.num_tokens - 1 for piece in done])
         return StepResult(pieces, [piece.sequence for piece in done], logits, hidden, view, tap, plain)
 
-    def _plain_view(self, pieces: list[Piece]) -> StepView | MixedView:
+    def _plain_view(self, pieces: list[Piece]) -> AnyView:
         """As ``_view`` for sequences whose policies want nothing, with what is left of the last step's index."""
         store = pieces[0].sequence.store
-        if any(piece.sequence.store is not store for piece in pieces):
-            return _view(pieces, QueryTap([], self.model.device))  # type: ignore[return-value]
+        if isinstance(store.storage, OffloadedStorage) or any(p.sequence.store is not store for p in pieces):
+            return _view(pieces, QueryTap([], self.model.device))
         if store not in self._views:
             self._views[store] = StepViews(store.storage)
         table = store.manager.table
@@ -128,7 +134,7 @@ class Runner:
         return self.model.logits(hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)])
 
 
-def _view(pieces: list[Piece], tap: QueryTap) -> StepView | WindowView | MixedView:
+def _view(pieces: list[Piece], tap: QueryTap) -> AnyView:
     """One view where all pages have one format, else one for each format."""
     stores = list(dict.fromkeys(piece.sequence.store for piece in pieces))
     seen = tap if tap.spans else None
@@ -139,9 +145,11 @@ def _view(pieces: list[Piece], tap: QueryTap) -> StepView | WindowView | MixedVi
     return MixedView(views, members, [piece.num_tokens for piece in pieces], stores[0].storage.device, seen)
 
 
-def _store_view(store: Store, pieces: list[Piece], tap: QueryTap | None = None) -> StepView | WindowView:
+def _store_view(store: Store, pieces: list[Piece], tap: QueryTap | None = None) -> StepView | WindowView | OffloadView:
     tables = [store.manager.table(piece.sequence.seq_id) for piece in pieces]
     q_lens = [piece.num_tokens for piece in pieces]
+    if isinstance(store.storage, OffloadedStorage):
+        return OffloadView(store.storage, tables, q_lens, _choosers(store, pieces))
     codecs = [codec for piece in pieces if (codec := piece.sequence.policy.windowed) is not None]
     if codecs:
         tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]

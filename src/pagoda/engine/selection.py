@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.ops._paged import gather
 from ..kv.policies._pages import Look, PageSelection
 from ..kv.storage import PageStorage
 from ..kv.table import PageTable
@@ -159,7 +158,7 @@ class PageChooser:
         columns = (ids[:, None] == chosen[..., None]).long().argmax(-1).sort(1).values  # [H, K]
         num = columns.shape[1]
         ahead = columns[:, -1:] - columns - torch.arange(num - 1, -1, -1, device=ids.device)  # pages left out after it
-        k, v = gather(self._storage.pages, self._storage.layout, ids.gather(1, columns), torch.float32)
+        k, v = self._storage.gather(ids.gather(1, columns))
         assert v is not None, "latent keys have no rotary positions of their own"
         k, v = (x.unflatten(1, (num, size)) for x in (k, v))
         return self._policy.moved(k, ahead * size, self._of(layer)), v, int(lens[0])
@@ -229,7 +228,7 @@ class PageChooser:
     def _keys(self, ids: Tensor) -> Tensor:
         """float32 [H, n, page_size, D] of these pages."""
         fmt = self._table.fmt
-        k, _ = gather(self._storage.pages, self._storage.layout, ids, torch.float32)
+        k, _ = self._storage.gather(ids)
         return k.view(ids.shape[0], ids.shape[1], fmt.page_size, -1)
 
 

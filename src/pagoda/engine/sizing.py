@@ -29,6 +29,7 @@ SURE_SHARE = 0.25
 class Sizes:
     """What a budget allows: sequence length in tokens, pool size in blocks, bytes beside the pool.
 
+    far_tokens       tokens of the longest sequence whose KV lies in a lower tier
     longest          tokens that the step's buffers are sized for; ``max_model_len`` is what of it the pool holds
     least_kv_bytes   KV without which the engine makes no sense
     stated_kv_bytes  ``kv_memory``, 0 where it was not said
@@ -41,11 +42,16 @@ class Sizes:
     longest: int = 0
     least_kv_bytes: int = 0
     stated_kv_bytes: int = 0
+    far_tokens: int = 0
+
+    def most_tokens(self, max_blocks: int) -> int:
+        """Of one sequence, with so many blocks in the pool."""
+        return max(self.far_tokens, min(self.longest, max_blocks * self.fmt.page_size))
 
 
 def fit(
     config: EngineConfig, shape: ModelShape, dtype: str, ledger: Ledger, quantization: Quantization | None = None,
-    *, ledger_is_host: bool = True, shared_room: int | None = None,
+    *, ledger_is_host: bool = True, shared_room: int | None = None, far_tokens: int = 0,
 ) -> Sizes:  # fmt: skip
     """Divide what the ledger has left beside the weights. Raises BudgetError with the nearest budget that works.
 
@@ -75,8 +81,9 @@ def fit(
         stated = _stated_kv_bytes(config, fmt, least)
         left = min(left, stated)
     max_blocks = min(left // fmt.block_bytes, (2**31 - 1) // fmt.pages_per_block)
-    max_model_len = min(longest, max_blocks * fmt.page_size if shared_room is None else least)
-    return Sizes(max_model_len, max_blocks, fmt, activations, longest, fmt.blocks_for(least) * fmt.block_bytes, stated)
+    max_model_len = max(far_tokens, min(longest, max_blocks * fmt.page_size if shared_room is None else least))
+    least_bytes = fmt.blocks_for(least) * fmt.block_bytes
+    return Sizes(max_model_len, max_blocks, fmt, activations, longest, least_bytes, stated, far_tokens)
 
 
 def sure_kv_bytes(config: EngineConfig, shape: ModelShape, dtype: str, left: int) -> int:
@@ -121,8 +128,11 @@ def _activations(config: EngineConfig, shape: ModelShape, dtype: str, quantizati
 
 
 def _least(config: EngineConfig, longest: int, fmt: KVFormat) -> int:
-    """Tokens of KV without which nothing works: with "auto" one step's worth; a stated length must fit whole."""
-    return longest if config.max_model_len != "auto" else min(longest, 16 * fmt.page_size)
+    """Tokens of KV without which nothing works: with "auto" one step's worth; a stated length must fit whole, unless
+    such a sequence may lie in a lower tier.
+    """
+    whole = config.max_model_len != "auto" and config.kv_offload is None
+    return longest if whole else min(longest, 16 * fmt.page_size)
 
 
 def _stated_kv_bytes(config: EngineConfig, fmt: KVFormat, least: int) -> int:

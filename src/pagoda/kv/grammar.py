@@ -1,7 +1,7 @@
 """The text behind ``kv=``: names with parameters, joined by ``+``, as in ``snapkv(budget=0.25)+pyramid+int8``.
 
-Names are those of policies and codecs. The same grammar serves Python, the command line and single requests. What is
-unknown is an error that lists what exists.
+Names are those of policies and codecs, and ``offload``. The same grammar serves Python, the command line and single
+requests. What is unknown is an error that lists what exists.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from ..core.errors import ConfigError, choices
 from .codecs import CODECS
 from .policies import POLICIES
 from .policies._stack import PolicyStack
-from .policies.base import KVPolicy, Stored
+from .policies.base import KVPolicy, Offloaded, Stored
 
+OFFLOAD = "offload"
 _HYPHEN = re.compile(r"(?<=[a-z0-9])-(?=[a-z])")
 
 
@@ -31,12 +32,12 @@ def parse_policy(text: str) -> PolicyStack:
 
 
 def _build(call: Call) -> KVPolicy:
-    if call.name in CODECS.names():
+    if call.name in (OFFLOAD, *CODECS.names()):
         if call.arguments:
             raise ConfigError(f"{call.name} has no parameter {next(iter(call.arguments))!r}; accepted: no parameters")
-        return Stored(call.name)
+        return Offloaded() if call.name == OFFLOAD else Stored(call.name)
     if call.name not in POLICIES.names():
-        raise ConfigError(choices("KV policy", call.name, [*POLICIES.names(), *CODECS.names()]))
+        raise ConfigError(choices("KV policy", call.name, [*POLICIES.names(), *CODECS.names(), OFFLOAD]))
     policy_class = POLICIES.get(call.name)
     assert isinstance(policy_class, type), f"{call.name}: POLICY is not a class"
     assert issubclass(policy_class, KVPolicy), f"{call.name}: POLICY is not a KVPolicy"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.step import StepArrays
+from .offload.view import OffloadView
 from .view import StepView
 from .window_view import WindowView
 
@@ -24,7 +25,7 @@ class MixedView:
 
     def __init__(
         self,
-        views: Sequence[StepView | WindowView],
+        views: Sequence[StepView | WindowView | OffloadView],
         members: Sequence[Sequence[int]],
         q_lens: Sequence[int],
         device: torch.device,
@@ -50,6 +51,19 @@ class MixedView:
                 sums.setdefault(layer, {}).update({mine[s]: value for s, value in received.items()})
         return sums
 
+    @property
+    def failures(self) -> dict[int, str]:
+        """As ``OffloadView.failures``, by the batch's sequences."""
+        found: dict[int, str] = {}
+        for view, mine in zip(self._views, self._members, strict=True):
+            found |= {mine[s]: why for s, why in view.failures.items()}
+        return found
+
+    def close(self) -> None:
+        """As ``OffloadView.close``."""
+        for view in self._views:
+            view.close()
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
         """As ``StepView.attend``."""
         return self._each(
@@ -73,7 +87,7 @@ class MixedView:
         layer: int,
         q: Tensor,
         options: Mapping[str, object],
-        attend: Callable[[StepView | WindowView, Tensor], Tensor],
+        attend: Callable[[StepView | WindowView | OffloadView, Tensor], Tensor],
     ) -> Tensor:
         if self._tap is not None:
             self._tap(layer, q, options)

@@ -27,6 +27,7 @@ from ..core.types import KVFormat
 from ..kernels.layout import PageLayout
 from ..kernels.memory import HUGE_BYTES
 from ..kernels.ops import copy_pages, kv_compact
+from ..kernels.ops._paged import gather
 from .codecs.base import codec_of, kv_dtypes
 from .device_region import CudaDriver, DeviceRegion, Driver
 from .table import SlotMoves
@@ -125,6 +126,10 @@ class PageStorage:
             start = max(0, (start + ahead) // HUGE_BYTES * HUGE_BYTES - ahead)
             stop = min(len(self._map), -(-(stop + ahead) // HUGE_BYTES) * HUGE_BYTES - ahead)
             self._map.madvise(mmap.MADV_NOHUGEPAGE, start, stop - start)
+
+    def gather(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """K and V of these pages ``[N, n]``, float32 ``[N, n * page_size, dim]`` each (V None for latent pages)."""
+        return gather(self.pages, self.layout, ids, torch.float32)
 
     def run_copies(self, copies: Sequence[tuple[int, int]]) -> None:
         """Whole pages (source, target): what ``KVManager.take_copies`` gave. All reads come first."""

@@ -24,10 +24,13 @@ from .audit import audit
 from .codecs.base import with_dtype
 from .device_region import Driver
 from .manager import KVManager
+from .offload.storage import OffloadedStorage
+from .offload.tier_file import TierFile
 from .pages import MAX_PAGES, PagePool
 from .policies._windowed import Learned, WindowedCodec
 from .policies.base import Need, Stored
 from .prefix import PrefixCache
+from .stats import KVStats
 from .storage import PageStorage
 
 MIN_HUGE_PAGES = 64  # a store of fewer declines huge pages: their slack (`PageStorage`) is at most this part of it
@@ -115,18 +118,25 @@ class Stores:
         self.sure_bytes = 0
         """Of the lease: never given back for others (`keep`)."""
         self.default = self._open(fmt)
+        self.offloaded: Store | None = None
+        """Pages in a lower tier, none of them in the lease (`offload`)."""
 
     def __iter__(self) -> Iterator[Store]:
-        return iter(self._by_dtype.values())
+        return iter([*self._by_dtype.values(), *([] if self.offloaded is None else [self.offloaded])])
 
     def __len__(self) -> int:
         return len(self._by_dtype)
 
-    def of(self, stored: Stored | WindowedCodec | None) -> Store:
-        """The store of a codec (None: of the engine's own format), opened if this is the first to name it.
+    def of(self, stored: Stored | WindowedCodec | None, *, offload: bool = False) -> Store:
+        """The store of a codec (None: of the engine's own format), opened if this is the first to name it; ``offload``:
+        of the lower tier.
 
         Raises ConfigError where it cannot be opened.
         """
+        if offload:
+            self.check(stored, offload=True)
+            assert self.offloaded is not None
+            return self.offloaded
         if stored is None or stored.codec == self.default.fmt.dtype:
             return self.default
         self.check(stored)
@@ -141,8 +151,13 @@ class Stores:
             return with_dtype(self._model_fmt, stored.codec)
         return windowed_format(self._model_fmt, stored)
 
-    def check(self, stored: Stored | WindowedCodec | None) -> None:
+    def check(self, stored: Stored | WindowedCodec | None, *, offload: bool = False) -> None:
         """Raises ConfigError if ``of`` would."""
+        if offload and self.offloaded is None:
+            raise ConfigError(
+                "kv='offload' has no tier to go to; start with kv_offload, the bytes for it, and for a disk also with "
+                "kv_offload_dir"
+            )
         if stored is None or stored.codec == self.default.fmt.dtype:
             return
         if isinstance(stored, WindowedCodec) and not self._model_fmt.v_dim:
@@ -162,16 +177,19 @@ class Stores:
         """Plain data: the counters of the engine's own format, with bytes, sequences, events and prefix hits of all
         formats added up, and ``formats``: bytes and sequences of each.
         """
-        each = {store.fmt.dtype: store.manager.stats() for store in self}
+        each = {name: store.manager.stats() for name, store in self._by_dtype.items()}
+        far = None if self.offloaded is None else self.offloaded.manager.stats()
+        everywhere = [*each.values(), *([] if far is None else [far])]
         total = asdict(self.default.manager.stats())
         for name in ("num_sequences", "num_copied_pages", "num_dropped_slots", "num_refined_tables"):
-            total[name] = sum(getattr(one, name) for one in each.values())
-        total["prefix"] = {name: sum(asdict(one.prefix)[name] for one in each.values()) for name in total["prefix"]}
+            total[name] = sum(getattr(one, name) for one in everywhere)
+        total["prefix"] = {name: sum(asdict(one.prefix)[name] for one in everywhere) for name in total["prefix"]}
         return total | {
             "used_bytes": sum(one.used_bytes for one in each.values()),
             "touched_bytes": sum(one.touched_bytes for one in each.values()),
             "idle_prefix_bytes": sum(one.num_idle_entries * one.block_bytes for one in each.values()),
             "policy_bytes": self.state_bytes,
+            "offload": self._offload_stats(far),
             "formats": {
                 name: {
                     "bytes_per_token": one.block_bytes // self.default.fmt.page_size,
@@ -183,6 +201,13 @@ class Stores:
             },
         }
 
+    def _offload_stats(self, far: KVStats | None) -> dict[str, Any] | None:
+        if self.offloaded is None or far is None:
+            return None
+        assert isinstance(self.offloaded.storage, OffloadedStorage)
+        used = {"used_bytes": far.used_bytes, "num_sequences": far.num_sequences}
+        return used | self.offloaded.storage.stats()
+
     @property
     def touched_bytes(self) -> int:
         """Bytes that may be resident."""
@@ -190,13 +215,22 @@ class Stores:
             store.leased_bytes
             if store.storage.is_chunked
             else store.manager.pool.num_touched_blocks * store.fmt.block_bytes
-            for store in self
+            for store in self._by_dtype.values()
         )
 
     def close(self) -> None:
         """Every page goes back to the system."""
         for store in self:
             store.storage.close()
+
+    def offload(self, tier: TierFile, window_bytes: int, longest: int) -> None:
+        """Opens the store of sequences that lie in a lower tier; ``longest``: tokens of the longest. Bytes of both are
+        leased by the caller.
+        """
+        fmt = self.default.fmt
+        pool = PagePool(fmt, tier.num_blocks)
+        manager = KVManager(fmt, pool, self._make_prefix(pool))
+        self.offloaded = Store(manager, OffloadedStorage(fmt, tier, window_bytes, longest))
 
     def _learned_of(self, stored: Stored | WindowedCodec | None) -> Learned:
         calibrated = isinstance(stored, WindowedCodec) and Need.CALIBRATION in stored.needs
@@ -235,11 +269,11 @@ class Stores:
                 "machine could ever give; ask for less"
             )
         self.total_bytes = total_bytes
-        for store in self:
+        for store in self._by_dtype.values():
             if store.storage.slack_bytes and not _has_slack(total_bytes):
                 store.storage.drop_slack(store.manager.pool.num_used_blocks)
         self._lease.resize(sum(store.leased_bytes for store in self))
-        for store in self:
+        for store in self._by_dtype.values():
             store.manager.pool.set_limit(self._limit(store.fmt, total_bytes - store.storage.slack_bytes))
         self._give_back(None, self.excess_bytes)
 
@@ -314,7 +348,7 @@ class Stores:
         return self.total_bytes - sum(store.counted_bytes for store in self) - self._state_lease.num_bytes
 
     def _give_back(self, taker: KVFormat | None, num_bytes: int) -> None:
-        for store in self:
+        for store in self._by_dtype.values():
             if num_bytes > 0 and store.fmt != taker:
                 gone = store.manager.shrink(-(-num_bytes // store.fmt.block_bytes))
                 store.run_copies()  # noted copies may read pages that have just become free: before their bytes go
@@ -326,7 +360,7 @@ class Stores:
     def growable(self, taker: KVFormat) -> int:
         """Blocks that ``take`` could lease now, at most."""
         unused = self._unused_bytes - self._by_dtype[taker.dtype].first_bytes
-        for store in self:
+        for store in self._by_dtype.values():
             if store.fmt != taker:
                 unused += store.manager.idle_blocks() * store.fmt.block_bytes
         return max(0, unused) // taker.block_bytes

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import is_
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -110,6 +111,12 @@ class StepView:
             self._watched = everybody if collect_probs is True else everybody.intersection(collect_probs)
         self._choosers, self._residuals = choosers or {}, residuals or {}
         assert not self._watched & set(self._choosers), "probability sums of pages that were not read"
+
+    failures: Mapping[int, str] = MappingProxyType({})
+    """Sequences that lost KV: none here (see `offload.view`)."""
+
+    def close(self) -> None:
+        """The step is over."""
 
     def arrays(self) -> StepArrays | None:
         """The whole step as plain arrays, for those who run all layers at once. None where layers must come one by one:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -57,6 +58,12 @@ class WindowView:
             members, held = [*members, s], held + size
         self._parts.append(_Part(storage, tables, tails, starts, members))
         self._scratch: Tensor | None = None
+
+    failures: Mapping[int, str] = MappingProxyType({})
+    """Sequences that lost KV: none here (see `offload.view`)."""
+
+    def close(self) -> None:
+        """The step is over."""
 
     def arrays(self) -> None:
         """Layers come one by one."""

@@ -14,6 +14,7 @@ T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
 void bind_pages(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
 void bind_choice(nanobind::module_& m);
+void bind_files(nanobind::module_& m);
 void bind_page_numbers(nanobind::module_& m);
 void bind_linear(nanobind::module_& m);
 void bind_lay_out(nanobind::module_& m);

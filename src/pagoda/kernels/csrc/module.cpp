@@ -15,6 +15,7 @@ NB_MODULE(_cpu, m) {
   pagoda::bind_pages(m);
   pagoda::bind_attention(m);
   pagoda::bind_choice(m);
+  pagoda::bind_files(m);
   pagoda::bind_page_numbers(m);
   pagoda::bind_linear(m);
   pagoda::bind_packed(m);

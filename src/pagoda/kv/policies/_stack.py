@@ -16,7 +16,7 @@ from .base import Allocator, Decision, Eviction, KVPolicy, Need, Selection, Stag
 if TYPE_CHECKING:
     from ._inputs import Inputs
 
-ORDER = (Stage.EVICTION, Stage.ALLOCATOR, Stage.CODEC, Stage.SELECTION)
+ORDER = (Stage.EVICTION, Stage.ALLOCATOR, Stage.CODEC, Stage.SELECTION, Stage.TIER)
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class PolicyStack:
     allocator: Allocator | None = None
     selection: Selection | None = None
     codec: Stored | WindowedCodec | None = None
+    offload: bool = False
 
     @classmethod
     def join(cls, named: list[tuple[str, KVPolicy]]) -> PolicyStack:
@@ -48,11 +49,13 @@ class PolicyStack:
             allocator=found.get(Stage.ALLOCATOR, (None, None))[1],  # type: ignore[arg-type]
             selection=found.get(Stage.SELECTION, (None, None))[1],  # type: ignore[arg-type]
             codec=found.get(Stage.CODEC, (None, None))[1],  # type: ignore[arg-type]
+            offload=Stage.TIER in found,
         )
         stack._check()
         return stack
 
     def _check(self) -> None:
+        self._check_offload()
         if self.selection is not None and Need.PROBS in self.needs:
             raise ConfigError(
                 f"{self.names[0]} adds up the attention of every query, and {self.names[-1]} leaves pages unread; "
@@ -77,6 +80,25 @@ class PolicyStack:
             raise ConfigError(f"{name} keeps the same slots in every head, so {self.names[1]} cannot divide its budget")
         if self.eviction.allots:
             raise ConfigError(f"{name} divides its budget itself; leave {self.names[1]} away")
+
+    def _check_offload(self) -> None:
+        if not self.offload:
+            return
+        if self.eviction is not None:
+            raise ConfigError(
+                f"{'+'.join(self.names)}: {self.names[0]} moves slots about, which pages in a lower tier are too far "
+                "away for; evict or offload, or choose what is read: quest+offload"
+            )
+        if self.codec is not None:
+            raise ConfigError(
+                f"{'+'.join(self.names)}: offloaded pages are of the engine's own format; leave {self.names[0]} away, "
+                "or start with it as kv_cache_dtype"
+            )
+        if isinstance(self.selection, PageSelection) and not self.selection.remote:
+            raise ConfigError(
+                f"{'+'.join(self.names)}: {self.names[0]} looks at keys of pages that it does not read, which would "
+                "all have to come from the lower tier; accepted before offload: lserve, quest, shadowkv"
+            )
 
     def _check_windowed(self) -> None:
         """Pages that are encoded whole hold the same slots of every head, and are not opened again."""
@@ -192,4 +214,5 @@ _TWICE = {
     Stage.ALLOCATOR: "both would divide the budget",
     Stage.CODEC: "a page has one format",
     Stage.SELECTION: "both would choose what is read",
+    Stage.TIER: "pages lie in one place",
 }

@@ -11,6 +11,7 @@ Stages, in the order in which ``+`` joins them::
     allocator  divides an eviction's budget         snapkv(budget=0.25)+pyramid
     codec      stores what stays in fewer bytes     snapkv(budget=0.25)+int8     (a file of kv/codecs)
     selection  keeps all slots, reads some pages    quest(pages=32)
+    tier       where the pages lie                  quest(pages=32)+offload
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Stage(StrEnum):
     ALLOCATOR = "allocator"
     CODEC = "codec"
     SELECTION = "selection"
+    TIER = "tier"
 
 
 class Need(StrEnum):
@@ -144,6 +146,15 @@ class Stored(KVPolicy):
 
     stage: ClassVar[Stage] = Stage.CODEC
     codec: str
+
+
+@dataclass(frozen=True)
+class Offloaded(KVPolicy):
+    """All pages of the sequence lie in the engine's lower tier (`kv.offload`), from its first token on."""
+
+    stage: ClassVar[Stage] = Stage.TIER
+    paper: ClassVar[str] = "https://arxiv.org/abs/2502.12574"
+    exact: ClassVar[bool] = True
 
 
 class Selection(KVPolicy):

@@ -24,6 +24,7 @@ class LServe(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.14866"
+    remote: ClassVar[bool] = True
     part: int = 4
     reuse: int = 4
 

@@ -20,6 +20,7 @@ class Quest(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.10774"
+    remote: ClassVar[bool] = True
 
     def boxes(self, page_size: int) -> int:
         return 1

@@ -18,10 +18,11 @@ class ShadowKV(PageSelection):
     4.2, algorithm 2). The ``outliers`` share of the pages to read goes to those whose keys are least like their mean.
 
     Deviations: what is here is the choice of chunks. Keys stay whole in their pages, where the paper keeps low-rank
-    ones and rebuilds the chosen; values are not moved to another tier.
+    ones and rebuilds the chosen; values move to another tier with their keys (``shadowkv+offload``).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.21465"
+    remote: ClassVar[bool] = True
     outliers: float = 0.1
 
     def __post_init__(self) -> None:

@@ -1,0 +1,80 @@
+"""What offloaded KV is made of: runs of a file, places of pages in it, and pages that stay in the window."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pagoda.core.errors import ConfigError
+from pagoda.core.types import KVFormat
+from pagoda.kernels.file_runs import move_runs, move_runs_plainly
+from pagoda.kv.offload.hot import HotPages
+from pagoda.kv.offload.tier_file import SPAN, TierFile, runs_of
+
+FMT = KVFormat(num_layers=2, num_kv_heads=3, k_dim=8, v_dim=8, page_size=8, dtype="float32")
+
+
+@pytest.mark.parametrize("move", [move_runs, move_runs_plainly])
+def test_runs_go_there_and_back_and_failures_are_named(tmp_path: Path, move) -> None:
+    data, back = np.arange(64, dtype=np.uint8), np.zeros(64, np.uint8)
+    sizes, at = np.array([16, 8, 40]), np.array([0, 16, 24])
+    with open(tmp_path / "file", "w+b", buffering=0) as file:
+        places = np.array([100, 0, 8])
+        assert move(file.fileno(), places, sizes, data.ctypes.data + at, writes=True) == []
+        assert move(file.fileno(), places, sizes, back.ctypes.data + at, writes=False) == []
+        assert (back == data).all()
+        beyond = np.array([100, 1000, 8])
+        assert move(file.fileno(), beyond, sizes, back.ctypes.data + at, writes=False) == [(1, errno.ENODATA)]
+    with open(tmp_path / "file", "rb", buffering=0) as file:
+        failed = move(file.fileno(), places, sizes, data.ctypes.data + at, writes=True)
+        assert failed == [(run, errno.EBADF) for run in range(3)]
+
+
+def test_pages_of_one_head_lie_side_by_side_and_no_two_in_one_place() -> None:
+    num = 2 * SPAN + 5
+    tier = TierFile(FMT, num, None)
+    try:
+        places = tier.places(np.arange(num * FMT.pages_per_block, dtype=np.int32))
+        assert len(set(places.tolist())) == len(places)
+        assert (places % FMT.page_bytes == 0).all()
+        assert places.max() + FMT.page_bytes <= os.fstat(tier._file.fileno()).st_size
+        first, _, sizes = runs_of(tier.places(np.arange(num) * FMT.pages_per_block + 4), FMT.page_bytes)
+        assert first.tolist() == [0, SPAN, 2 * SPAN]
+        assert sizes.tolist() == [SPAN * FMT.page_bytes, SPAN * FMT.page_bytes, 5 * FMT.page_bytes]
+    finally:
+        tier.close()
+
+
+def test_a_folder_that_cannot_be_used_or_is_too_small_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be used"):
+        TierFile(FMT, 4, tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="free; ask for less"):
+        TierFile(FMT, 1 << 40, tmp_path)
+
+
+def test_hot_pages_hold_what_was_used_last_layer_by_layer() -> None:
+    """Against a plain model of the same: a page found where it was is a hit, whoever came between."""
+    rng, hot = np.random.default_rng(0), HotPages(400, 3, first=10, per_layer=8, spill_first=2, spill=8)
+    there: dict[int, int] = {}  # place -> page
+    for _ in range(300):
+        layer = int(rng.integers(3))
+        ids = rng.choice(np.arange(layer, 90, 3), size=rng.integers(1, 15), replace=False)
+        places, missing = hot.take(layer, ids)
+        assert len(set(places.tolist())) == len(ids)
+        inside = (places >= 10 + 8 * layer) & (places < 18 + 8 * layer)
+        assert (inside | ((places >= 2) & (places < 10))).all()
+        found = np.setdiff1d(np.arange(len(ids)), missing)
+        assert all(there[int(places[i])] == int(ids[i]) for i in found)
+        there |= {int(places[i]): int(ids[i]) for i in missing}
+        if rng.random() < 0.2:
+            gone = rng.choice(ids, size=1)
+            hot.forget(gone)
+            _, missing = hot.take(layer, gone)
+            assert len(missing) == 1
+            there = {place: page for place, page in there.items() if page != int(gone[0])}
+            hot.forget(gone)
+    assert hot.num_hits > 300
