@@ -18,10 +18,10 @@ TOKENS = {"lantern": (2048, 26_624), "stories260K": (2048, 32_768), "bitnet-stor
 """Model -> tokens that it is judged on, and tokens that methods learn from."""
 
 
-def texts(data: Path, folder: Path) -> tuple[Path, Path]:
-    """Files of the stories to judge on and of those to learn from."""
+def texts(data: Path, folder: Path, characters: int = JUDGED_CHARACTERS) -> tuple[Path, Path]:
+    """Files of the stories to judge on, the first ``characters``, and of those to learn from."""
     whole = gzip.decompress((data / "text/tinystories_train_head.txt.gz").read_bytes()).decode()
-    cut = whole.index("\n\n", JUDGED_CHARACTERS)
+    cut = whole.index("\n\n", characters)
     judged, learned = folder / "judged.txt", folder / "learned.txt"
     judged.write_text(whole[:cut])
     learned.write_text(whole[cut:])
