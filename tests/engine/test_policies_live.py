@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pagoda import ConfigError, RequestError, SamplingParams
+from pagoda.engine.policy_state import PolicyState
+from pagoda.engine.sequence import Sequence
 
 from .conftest import kv_bytes
 from .tiny import make_model, prompt
@@ -71,3 +73,18 @@ def test_the_next_prompt_comes_in_where_it_fits_beside_what_others_will_take(mak
         done = [s for s in engine.scheduler.running.values() if s.num_computed >= s.prompt_len]  # type: ignore[attr-defined]
         most = max(most, len(done))
     assert most == 5
+
+
+@pytest.mark.parametrize("name", ["alisa", "corm", "scissorhands", "scope"])
+def test_attention_summed_up_token_by_token_chooses_as_attention_computed_again(make_llm, monkeypatch, name) -> None:
+    """Sums and counts that decode steps leave, beside those of the window's queries over the keys that are held."""
+    kv, prompts, received = f"{name}(budget=24, every=8, window=6)", [prompt(31, 40), prompt(32, 25)], []
+    receives = PolicyState.receives
+    monkeypatch.setattr(PolicyState, "receives", lambda *args: received.append(args) or receives(*args))
+    summed = make_llm(page_size=8).generate(prompts, params(kv, 40))
+    num = len(received)
+    assert num > 40, "nothing was summed up"
+    monkeypatch.setattr(Sequence, "sums", lambda *_: False)
+    again = make_llm(page_size=8, max_num_seqs=3).generate(prompts, params(kv, 40))
+    assert len(received) == num
+    assert [output.token_ids for output in summed] == [output.token_ids for output in again]

@@ -5,7 +5,7 @@ import numpy as np
 
 def naive_attention(
     q, pages, layout, table, *, scale, window=0, soft_cap=0.0, sinks=None, alibi_slopes=None, v_dim=None,
-    prob_sums=None, sum_last=0,
+    prob_sums=None, prob_counts=None, sum_last=0,
 ):  # fmt: skip
     """Returns the result and the probability sums, whether asked for or not."""
     num_tokens, num_q_heads, _ = q.shape

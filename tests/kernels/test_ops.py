@@ -73,7 +73,7 @@ def needs_of(name: str, arguments: dict) -> dispatch.Needs:
 
 def widened(arguments: dict) -> dict:
     """The same numbers in float32, storage excepted (its dtype is part of the op: it rounds)."""
-    keep = {"pages", "prob_sums"}
+    keep = {"pages", "prob_sums", "prob_counts"}
     wide = {}
     for key, value in arguments.items():
         half = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)

@@ -59,9 +59,11 @@ class Pair:
             got = view.attend(layer, q, k, v, scale=0.3, **options)
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
             watched = range(len(tables)) if collect_probs is True else collect_probs or ()
-            assert set(view.prob_sums.get(layer, {})) == set(watched)
-            for s in watched:
-                torch.testing.assert_close(view.prob_sums[layer][s], dense.prob_sums[layer][s], rtol=1e-5, atol=1e-5)
+            found = view.received[0] if view.received else None
+            assert set(found.members if found else ()) == set(watched)
+            for i, s in enumerate(found.members if found else ()):
+                sums = found.sums[layer, i, :, : found.num_slots[i]]
+                torch.testing.assert_close(sums, dense.prob_sums[layer][s], rtol=1e-5, atol=1e-5)
         for seq_id, n in chunks.items():
             manager.commit(seq_id, [7] * n)
 

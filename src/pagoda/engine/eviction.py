@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.ops import add_sums
+from ..kv.compaction import Gaps
 from ..kv.policies._inputs import Inputs
 from ..kv.policies.base import Decision, Need
-from ..kv.read import read_slots, write_slots
+from ..kv.read import read_part, read_slots, write_slots
 from ..kv.stores import Store
 from ..kv.table import PageTable, SlotMoves
+from ..kv.view import Received
 from ..models.load import Loaded
 from ..schedule.scheduler import Scheduler
 from .calibrations import Calibrations
@@ -75,25 +78,21 @@ class Evictor:
         for piece in result.pieces:
             if piece.start >= piece.sequence.prompt_len and piece.sequence.policy.selection is not None:
                 self._count(piece.sequence.policy_state)
-        if due or result.view.prob_sums or result.tap.spans:
+        _observe(result)
+        if due:
             with _one_thread():
-                _observe(result)
                 self._act_all(due, result)
         self._counters.policy_seconds += time.perf_counter() - started
 
     def _act_all(self, due: list[Piece], result: StepResult) -> None:
-        """Evictions store by store, then encodings. A store's moves run before another acts: its pool may grow by
-        blocks that have just become free here, whose bytes the moves still read.
+        """Evictions, then encodings. The moves of one run before the next acts, which may be given the pages that have
+        just become free here, or their bytes.
         """
         evicting = [
             piece.sequence for piece in due if piece.sequence.policy.evicts(piece.start, piece.sequence.prompt_len)
         ]
-        for store in dict.fromkeys(sequence.store for sequence in evicting):
-            moves: list[SlotMoves] = []
-            for sequence in evicting:
-                if sequence.store is store:
-                    self._act(sequence, result, moves)
-            _run(store, moves)
+        for sequence in evicting:
+            self._act(sequence, result)
         for piece in due:
             if piece.sequence.policy.windowed is not None and piece.sequence.num_computed:
                 _encode(piece.sequence)
@@ -104,22 +103,24 @@ class Evictor:
         self._counters.pages_held += notes.pages_held
         notes.pages_read = notes.pages_held = 0
 
-    def _act(self, sequence: Sequence, result: StepResult, moves: list[SlotMoves]) -> None:
+    def _act(self, sequence: Sequence, result: StepResult) -> None:
         store, manager = sequence.store, sequence.store.manager
         table = manager.table(sequence.seq_id)
         spans = sequence.policy.spans(int(table.lens[0]), sequence.prompt_len)
         if spans is not None:
-            self._keep_spans(sequence, spans, result, moves)
+            self._keep_spans(sequence, spans, result)
             return
         inputs = self._inputs(sequence, table)
         decision = sequence.policy.act(inputs)
+        sequence.policy_state.acts(sequence.num_computed)
         if decision is None or bool(decision.keep.all()):
             return
         self._counters.policy_acts += 1
         dropped = manager.num_dropped_slots
-        if decision.keep.dim() == 3 and table.run == 1 and not decision.writes:
+        made: SlotMoves | Gaps | None
+        if decision.keep.dim() == 3 and table.run == 1:
             mask = (decision.keep & inputs.valid).flatten(0, 1).cpu().numpy()
-            made = manager.keep_mask(sequence.seq_id, mask)
+            made = manager.keep_mask(sequence.seq_id, mask, rewrite=bool(decision.writes))
         else:
             kept = _kept(decision.keep, inputs.lens)
             made = manager.keep_many(sequence.seq_id, kept, rewrite=bool(decision.writes))
@@ -131,17 +132,12 @@ class Evictor:
         if tail is not None:  # all raw so far: there is nothing in the pages to be moved
             tail.keep(decision.keep)
         else:
-            moves.append(made)
-        if decision.writes:
-            _run(store, moves)
-            _write(decision, store, table)
+            _run(store, made)
+        _write(decision, store, table)
         self._counters.slots_dropped += manager.num_dropped_slots - dropped
-        again = sequence.policy.next_act(sequence.num_computed, sequence.prompt_len) is not None
-        sequence.policy_state.keep(decision.keep, inputs, again)
+        sequence.policy_state.keep(decision.keep, inputs, sequence.next_act(sequence.num_computed))
 
-    def _keep_spans(
-        self, sequence: Sequence, spans: tuple[range, ...], result: StepResult, moves: list[SlotMoves]
-    ) -> None:
+    def _keep_spans(self, sequence: Sequence, spans: tuple[range, ...], result: StepResult) -> None:
         """An act of a method that looks at nothing, and remembers nothing."""
         manager = sequence.store.manager
         dropped = manager.num_dropped_slots
@@ -151,7 +147,7 @@ class Evictor:
             self._scheduler.preempt(sequence)
             result.drop(sequence)
             return
-        moves.append(made)
+        _run(sequence.store, made)
         if sequence.policy.selection is not None:
             sequence.policy_state.notes.forget_pages()
         self._counters.policy_acts += manager.num_dropped_slots > dropped
@@ -169,11 +165,13 @@ class Evictor:
         eviction = sequence.policy.eviction
         if eviction is not None and Need.CALIBRATION in eviction.needs:
             inputs.calibration = self.calibrations.load(sequence.policy.names[0])
+        inputs.slot_bytes = 4 * fmt.num_kv_heads * (fmt.k_dim + fmt.v_dim)
         tail = sequence.policy_state.tail
         if tail is not None:
             inputs.read = lambda layer: tail.held(layer, inputs.num_slots)
         else:
             inputs.read = lambda layer: read_slots(storage, table, layer, inputs.num_slots)
+            inputs.read_part = lambda layers, first, count: read_part(storage, table, layers, first, count)
         return inputs
 
 
@@ -193,20 +191,14 @@ def _encode(sequence: Sequence) -> None:
 
 def _write(decision: Decision, store: Store, table: PageTable) -> None:
     """Merged content goes to where its slot is now."""
-    now = decision.keep.long().cumsum(-1) - 1
-    for layer, (mask, k, v) in decision.writes.items():
-        chosen = mask & decision.keep[layer]
-        heads, slots = chosen.nonzero(as_tuple=True)
-        write_slots(store.storage, table, layer, heads, now[layer][heads, slots], k[heads, slots], v[heads, slots])
+    for one in decision.writes:
+        before = decision.keep[one.layers, one.heads].cumsum(-1).gather(-1, one.slots[:, None])[:, 0]
+        write_slots(store.storage, table, one.layers, one.heads, before - 1, one.k, one.v)
 
 
-def _run(store: Store, moves: list[SlotMoves]) -> None:
-    """All moves at once: reads come first, so what one sequence gave up may be what another was given."""
-    if not moves:
-        return
+def _run(store: Store, moves: SlotMoves | Gaps) -> None:
     store.run_copies()
-    store.storage.run_moves(SlotMoves.join(moves))
-    moves.clear()
+    store.storage.run_moves(moves)
 
 
 @contextmanager
@@ -224,10 +216,8 @@ def _one_thread() -> Iterator[None]:
 
 def _observe(result: StepResult) -> None:
     """The step's probability sums and newest queries go to the sequences' states."""
-    sums = result.view.prob_sums
-    for index in next(iter(sums.values()), {}):
-        received = [sums[layer][index] for layer in sorted(sums)]
-        result.pieces[index].sequence.policy_state.add_mass(received)
+    for received in result.view.received:
+        _add_received(received, [result.pieces[index] for index in received.members])
     if not result.tap.spans:
         return
     queries = torch.stack([result.tap.queries[layer] for layer in sorted(result.tap.queries)])
@@ -236,6 +226,20 @@ def _observe(result: StepResult) -> None:
         piece.sequence.policy_state.add_queries(
             queries[:, first:last], piece.start + piece.num_tokens, result.tap.scale, result.tap.soft_cap
         )
+
+
+def _add_received(received: Received, pieces: list[Piece]) -> None:
+    """What slots received in this step, to what the sequences remember of each."""
+    states, device = [piece.sequence.policy_state for piece in pieces], received.sums.device
+    targets = [state.receives(num, device) for state, num in zip(states, received.num_slots, strict=True)]
+    add_sums(received.sums, targets)
+    counting = [i for i, piece in enumerate(pieces) if Need.WANTED in piece.sequence.policy.needs]
+    if counting:
+        assert received.counts is not None
+        counts = received.counts if len(counting) == len(pieces) else received.counts[:, counting]
+        add_sums(counts, [states[i].counts(received.num_slots[i], device) for i in counting])
+    for state, piece in zip(states, pieces, strict=True):
+        state.summed = piece.start + piece.num_tokens if piece.sequence.policy.sums else 0
 
 
 def _kept(keep: Tensor, lens: Tensor) -> dict[tuple[int | None, int | None], np.ndarray]:

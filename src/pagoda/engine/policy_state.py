@@ -13,21 +13,23 @@ import torch
 from torch import Tensor
 
 from ..core.types import KVFormat
+from ..kernels.ops import close_rows
 from ..kv.policies._inputs import Inputs
-from ..kv.policies._stack import PolicyStack
+from ..kv.policies._stack import LOOKS, PolicyStack
 from ..kv.policies.base import Need
 from ..kv.raw_tail import RawTail
 from .selection import Notes
 
-MASS, POSITIONS = "mass", "positions"
+MASS, POSITIONS, RECEIVED, WANTED = "mass", "positions", "received", "wanted"
+OF_WINDOW = (RECEIVED, WANTED)
 
 
 class PolicyState:
     """One sequence's memory. ``slots``: name -> [L, H, capacity], columns beyond a head's length are 0."""
 
     __slots__ = (
-        "_fmt", "_need_positions", "_ring", "_stack", "captured", "memory", "notes", "numbered", "scale", "slots",
-        "soft_cap", "tail",
+        "_fmt", "_need_positions", "_ring", "_stack", "acted", "captured", "memory", "notes", "numbered", "scale",
+        "slots", "soft_cap", "summed", "tail",
     )  # fmt: skip
 
     def __init__(self, stack: PolicyStack, fmt: KVFormat) -> None:
@@ -38,11 +40,13 @@ class PolicyState:
         self.scale, self.soft_cap = 1.0, 0.0
         self.numbered: Tensor | None = None  # int64 [L, H]: slots whose positions are written down
         self.captured = 0  # the ring holds queries of tokens up to here
+        self.acted = 0  # tokens at the last act
+        self.summed = 0  # tokens up to which attention was summed since then; 0: none was
         self._ring: Tensor | None = None
         self.tail: RawTail | None = None
         if (codec := stack.windowed) is not None:
             self.tail = RawTail(fmt, codec.window + codec.every + fmt.page_size)
-        self._need_positions = bool({Need.QUERIES, Need.POSITIONS} & stack.needs)
+        self._need_positions = Need.POSITIONS in stack.needs
 
     @property
     def num_bytes(self) -> int:
@@ -62,6 +66,7 @@ class PolicyState:
         twin.slots = {name: values.clone() for name, values in self.slots.items()}
         twin._ring = None if self._ring is None else self._ring.clone()
         twin.memory, twin.captured = copy.deepcopy(self.memory), self.captured
+        twin.acted, twin.summed = self.acted, self.summed
         twin.numbered, twin.notes = self.numbered, self.notes.fork()
         twin.scale, twin.soft_cap = self.scale, self.soft_cap
         twin.tail = None if self.tail is None else self.tail.fork()
@@ -69,15 +74,20 @@ class PolicyState:
 
     # -- during steps --------------------------------------------------------------------------------------------------
 
-    def add_mass(self, sums: list[Tensor]) -> None:
-        """Attention that slots got in one step: float32 [H, slots] for each layer."""
-        widths = [one.shape[-1] for one in sums]
-        mass = self._grown(MASS, max(widths), sums[0].device)
-        if len(set(widths)) == 1:
-            mass[..., : widths[0]] += torch.stack(sums)
-            return
-        for layer, one in enumerate(sums):
-            mass[layer, :, : widths[layer]] += one
+    def sums(self, start: int, num_tokens: int, act: int) -> bool:
+        """Whether a step's attention is summed up for the act at ``act``: that of its window's tokens only, all of them
+        or none. Those that a chunk brings together with earlier ones go through the ring instead.
+        """
+        first = act - self._stack.window
+        return first <= start and self.acted <= first and self.captured <= first and start + num_tokens <= act
+
+    def receives(self, num_slots: int, device: torch.device) -> Tensor:
+        """Where what slots receive in a step is added: float32 [L, H, at least ``num_slots``], contiguous."""
+        return self._grown(MASS if Need.PROBS in self._stack.needs else RECEIVED, num_slots, device)
+
+    def counts(self, num_slots: int, device: torch.device) -> Tensor:
+        """The same for what they are chosen."""
+        return self._grown(WANTED, num_slots, device)
 
     def add_queries(self, queries: Tensor, end: int, scale: float, soft_cap: float) -> None:
         """``queries`` [L, n, Hq, D] of the tokens before ``end``; the ring keeps the newest ``window``."""
@@ -101,38 +111,57 @@ class PolicyState:
             seed=seed,
             lens=lens,
             mass=self._cut(MASS, num_slots, lens) if Need.PROBS in self._stack.needs else None,
-            positions=self._positions(num_slots, num_seen, lens) if self._need_positions else None,
+            positions=self._positions(num_slots, num_seen, lens),
             tracks={name: self._cut(name, num_slots, lens) for name in tracks},
             memory=self.memory,
             queries=self.newest_queries(num_seen, self._stack.eviction.window if self._stack.eviction else 0),
             scale=self.scale,
             soft_cap=self.soft_cap,
+            summed=self._summed(num_seen, num_slots, lens),
         )
 
-    def keep(self, keep: Tensor, inputs: Inputs, again: bool) -> None:
-        """The slots moved: bool ``keep`` [N], [L, N] or [L, H, N]. ``again``: whether the policy will ever act again;
-        if not, nothing is remembered any more.
+    def _summed(self, num_seen: int, num_slots: int, lens: Tensor) -> dict[str, Tensor]:
+        if not self.summed:
+            return {}
+        assert self.summed == num_seen, f"attention was summed up to {self.summed}, and the act is at {num_seen}"
+        return {name: self._cut(name, num_slots, lens) for name in OF_WINDOW if name in self.slots}
+
+    def acts(self, num_seen: int) -> None:
+        """An act is over: a new window begins."""
+        self.acted, self.summed = num_seen, 0
+        for name in OF_WINDOW:
+            if name in self.slots:
+                self.slots[name].zero_()
+
+    def keep(self, keep: Tensor, inputs: Inputs, next_act: int | None) -> None:
+        """The slots moved: bool ``keep`` [N], [L, N] or [L, H, N]. ``next_act``: the tokens at which the policy acts
+        again; None: never, and then nothing is remembered any more.
         """
         self.notes.forget_pages()
-        if not again:
+        if next_act is None:
             self.slots, self.memory, self._ring = {}, {}, None
             return
-        values = dict(inputs.tracks)
-        if inputs.mass is not None:
-            values[MASS] = inputs.mass
-        if inputs.positions is not None:
-            values[POSITIONS] = inputs.positions
-        if not values:
+        self.slots.pop(POSITIONS, None)
+        wanted = self._need_positions or (LOOKS & self._stack.needs and next_act - self._stack.window < inputs.num_seen)
+        if not self.slots and not wanted:
             return
         if keep.dim() < 3:
             keep = (keep if keep.dim() == 1 else keep[:, None]).expand(*inputs.lens.shape, -1)
-        keep = keep & inputs.valid
+        keep = (keep & inputs.valid).flatten(0, 1)
+        for name, held in self.slots.items():
+            if name not in OF_WINDOW:  # which begins anew
+                close_rows(held.flatten(0, 1), keep)
+        if wanted:
+            self._number(keep.view(*inputs.lens.shape, -1), inputs)
+
+    def _number(self, keep: Tensor, inputs: Inputs) -> None:
+        """The positions of what stays are written down."""
+        assert inputs.positions is not None
         counts = keep.sum(-1)
-        most = int(counts.max())
-        order = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :most]
-        unused = torch.arange(most, device=keep.device) >= counts[..., None]
+        order = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., : int(counts.max())]
+        unused = torch.arange(order.shape[-1], device=keep.device) >= counts[..., None]
+        self.slots[POSITIONS] = inputs.positions.gather(-1, order).masked_fill_(unused, 0)
         self.numbered = counts
-        self.slots = {name: held.gather(-1, order).masked_fill_(unused, 0) for name, held in values.items()}
 
     def newest_queries(self, num_seen: int, most: int) -> Tensor | None:
         """float32 [L, w, Hq, D] of the tokens before ``num_seen``, ``most`` at most; None if none were captured."""
@@ -141,8 +170,12 @@ class PolicyState:
         width = min(self._ring.shape[1], num_seen, most)
         return self._ring[:, torch.arange(num_seen - width, num_seen, device=self._ring.device) % self._ring.shape[1]]
 
-    def _positions(self, num_slots: int, num_seen: int, lens: Tensor) -> Tensor:
-        """Slots beyond those that were numbered at the last act are the newest tokens, one each."""
+    def _positions(self, num_slots: int, num_seen: int, lens: Tensor) -> Tensor | None:
+        """Slots beyond those that were numbered at the last act are the newest tokens, one each. Where nobody asks for
+        more than which slots came after which queries, older slots may have any number below those.
+        """
+        if not self._need_positions and (self.summed or not LOOKS & self._stack.needs):
+            return None
         known = self.slots.get(POSITIONS)
         at = torch.arange(num_slots, device=lens.device)
         newest = num_seen - lens[..., None] + at

@@ -159,6 +159,7 @@ def _store_view(store: Store, pieces: list[Piece], tap: QueryTap | None = None) 
         tables,
         q_lens,
         collect_probs={i for i, piece in enumerate(pieces) if _wants_probs(piece)},
+        collect_counts=any(Need.WANTED in piece.sequence.policy.needs for piece in pieces),
         tap=tap,
         choosers=_choosers(store, pieces),
         residuals=_residuals(pieces),
@@ -216,7 +217,9 @@ def _token_arrays(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
 
 def _wants_probs(piece: Piece) -> bool:
     sequence = piece.sequence
-    return Need.PROBS in sequence.policy.needs and sequence.next_act(piece.start) is not None
+    if Need.PROBS in sequence.policy.needs:
+        return sequence.next_act(piece.start) is not None
+    return sequence.sums(piece.start, piece.num_tokens)
 
 
 def _queries_wanted(piece: Piece) -> int:
@@ -224,4 +227,6 @@ def _queries_wanted(piece: Piece) -> int:
     sequence = piece.sequence
     window = sequence.policy.window
     act = sequence.next_act(piece.start) if window else None
-    return 0 if act is None else max(0, min(piece.num_tokens, piece.start + piece.num_tokens - (act - window), window))
+    if act is None or sequence.sums(piece.start, piece.num_tokens):
+        return 0
+    return max(0, min(piece.num_tokens, piece.start + piece.num_tokens - (act - window), window))

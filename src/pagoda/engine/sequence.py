@@ -31,9 +31,9 @@ class Sequence:
     """
 
     __slots__ = (
-        "_act", "cumulative_logprob", "finish_reason", "granularity", "group", "index", "logprobs", "num_computed",
-        "num_shown", "plain", "policy_state", "sample_state", "seq_id", "stop_reason", "store", "table", "text",
-        "token_at", "tokens",
+        "_act", "_summed", "cumulative_logprob", "finish_reason", "granularity", "group", "index", "logprobs",
+        "num_computed", "num_shown", "plain", "policy_state", "sample_state", "seq_id", "stop_reason", "store", "table",
+        "text", "token_at", "tokens",
     )  # fmt: skip
 
     def __init__(self, seq_id: int, group: RequestState, index: int, granularity: Granularity) -> None:
@@ -45,6 +45,7 @@ class Sequence:
         policy = group.request.policy
         self.plain = policy.keeps_all and policy.windowed is None  # no step asks its policy anything
         self._act: tuple[int, int | None] = (0, -1)  # from this many tokens on, the next act is at that many
+        self._summed: tuple[int, bool] = (0, False)  # whether attention may be summed for the act at that many
         self.policy_state = group.new_policy_state()
         self.sample_state: SampleState
         self.text: TextStream
@@ -79,7 +80,12 @@ class Sequence:
             # Each query is answered for itself, so tokens are replayed one by one.
             end = self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
         act = self.next_act(self.num_computed)
-        return end if act is None else min(act, end)
+        if act is None:
+            return end
+        first = act - self.policy.window
+        if self.prompt_len <= self.num_computed < first and self._may_sum(act):
+            act = first  # where the attention that is summed up for the act begins, also when tokens are replayed
+        return min(act, end)
 
     @property
     def prompt(self) -> list[int]:
@@ -110,6 +116,20 @@ class Sequence:
             act = self.policy.next_act(num_seen, self.prompt_len)
             self._act = num_seen, act
         return act
+
+    def sums(self, start: int, num_tokens: int) -> bool:
+        """Whether attention of these tokens is summed up for the next act of the policy."""
+        if not self.policy.sums:
+            return False
+        act = self.next_act(start)
+        return act is not None and self._may_sum(act) and self.policy_state.sums(start, num_tokens, act)
+
+    def _may_sum(self, act: int) -> bool:
+        """Where windows do not reach back beyond the act before: what is summed up for one act is gone with it."""
+        if self._summed[0] != act:
+            after = self.policy.next_act(act, self.prompt_len) if self.policy.sums else None
+            self._summed = act, self.policy.sums and (after is None or after - self.policy.window >= act)
+        return self._summed[1]
 
     @property
     def prompt_len(self) -> int:

@@ -13,9 +13,10 @@ from .cpu_packed import grouped_linear, packed_linear
 from .cpu_page_numbers import page_numbers
 from .cpu_pages import copy_pages, kv_compact, kv_write
 from .cpu_rows import activation, gated_activation, layer_norm, rms_norm, rotary
+from .cpu_slots import add_sums, close_gaps, close_rows, keep_best
 
 __all__ = [
-    "activation", "best_isa", "box_scores", "copy_pages", "cpu_features", "gated_activation", "grouped_linear",
-    "kv_compact", "kv_write", "layer_norm", "linear", "num_workers", "packed_linear", "page_numbers", "paged_attention",
-    "rms_norm", "rotary",
+    "activation", "add_sums", "best_isa", "box_scores", "close_gaps", "close_rows", "copy_pages", "cpu_features",
+    "gated_activation", "grouped_linear", "keep_best", "kv_compact", "kv_write", "layer_norm", "linear", "num_workers",
+    "packed_linear", "page_numbers", "paged_attention", "rms_norm", "rotary",
 ]  # fmt: skip

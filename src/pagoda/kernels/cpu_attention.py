@@ -25,6 +25,7 @@ def paged_attention(
     alibi_slopes: Tensor | None = None,
     v_dim: int | None = None,
     prob_sums: Tensor | None = None,
+    prob_counts: Tensor | None = None,
     sum_last: int = 0,
     isa: str = "",
     share_prefixes: bool = True,
@@ -49,7 +50,8 @@ def paged_attention(
         rows.data_ptr(), rows.shape[0], rows.shape[1], row_of.data_ptr(), offset.data_ptr(), kv_lens.data_ptr(),
         q_starts.data_ptr(), num_seqs, q.shape[0], q.shape[1], num_kv_heads, scale, soft_cap, window,
         0 if wide_sinks is None else wide_sinks.data_ptr(), 0 if wide_slopes is None else wide_slopes.data_ptr(),
-        0 if prob_sums is None else prob_sums.data_ptr(), table.max_kv_len if prob_sums is None else prob_sums.shape[2],
+        0 if prob_sums is None else prob_sums.data_ptr(), 0 if prob_counts is None else prob_counts.data_ptr(),
+        table.max_kv_len if prob_sums is None else prob_sums.shape[2],
         sum_last, share_prefixes, byte_products,
         torch.get_num_threads(), isa,
     )  # fmt: skip

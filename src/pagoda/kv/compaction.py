@@ -14,7 +14,7 @@ Where a whole number of pages goes and all that follows stays (a window that mov
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,16 +73,18 @@ class RowPlan:
         heads = np.arange(table.run, dtype=np.int32)[:, None]
         src_pages = table.bases[self.row, sources // page_size] + heads
         dst_pages = target[targets // page_size - self.first_dirty] + heads
-        src_slots, dst_slots = sources % page_size, targets % page_size
-        if table.run > 1:
-            src_slots, dst_slots = np.tile(src_slots, table.run), np.tile(dst_slots, table.run)
+        src_slots, dst_slots = (
+            np.broadcast_to(slots % page_size, src_pages.shape).flatten() for slots in (sources, targets)
+        )
         return SlotMoves(src_pages.ravel(), src_slots, dst_pages.ravel(), dst_slots)
 
     def link(self, table: PageTable) -> None:
         """The runs that leave go behind all others, where ``PageTable.cut`` takes them."""
         if self.num_unlinked:
-            behind = slice(self.dirty.stop, int(table.counts[self.row]))
-            table.rebase(self.row, behind, np.roll(table.bases[self.row, behind], -self.num_unlinked))
+            first, stop = self.dirty.stop, int(table.counts[self.row])
+            behind = table.bases[self.row, first:stop]
+            moved = np.concatenate([behind[self.num_unlinked :], behind[: self.num_unlinked]])
+            table.rebase(self.row, slice(first, stop), moved)
 
 
 def plan_rows(
@@ -101,19 +103,32 @@ def plan_rows(
     return [plan for plan in plans.values() if len(plan.slots) < table.lens[plan.row]]
 
 
-def mask_moves(table: PageTable, mask: npt.NDArray[np.bool_]) -> tuple[SlotMoves, Int32s]:
-    """All rows of a table of granularity ``head`` at once: bool ``[rows, N]`` of slots that stay, none beyond a row's
-    length. The moves in place, and the new lengths.
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """All rows of a table of granularity ``head`` close their gaps in place: ``bases`` int32 ``[rows, W]``, the pages
+    of each, ``mask`` bool ``[rows, N]`` of slots that stay, none beyond a row's length.
     """
-    size = np.int32(table.fmt.page_size)
-    lens: Int32s = mask.sum(axis=1, dtype=np.int32)
-    rows, slots = mask.nonzero()
-    slots = slots.astype(np.int32)
-    targets = np.arange(len(slots), dtype=np.int32) - (lens.cumsum(dtype=np.int32) - lens)[rows]
-    moved = targets != slots
-    rows, slots, targets = rows[moved], slots[moved], targets[moved]
-    source, target = table.bases[rows, slots // size], table.bases[rows, targets // size]
-    return SlotMoves(source, slots % size, target, targets % size), lens
+
+    bases: Int32s
+    mask: npt.NDArray[np.bool_]
+    page_size: int
+
+    def __len__(self) -> int:
+        return len(self.bases)
+
+    def moves(self) -> SlotMoves:
+        """The same, slot by slot."""
+        size, lens = np.int32(self.page_size), self.mask.sum(axis=1, dtype=np.int32)
+        rows, slots = self.mask.nonzero()
+        slots = slots.astype(np.int32)
+        targets = np.arange(len(slots), dtype=np.int32) - (lens.cumsum(dtype=np.int32) - lens)[rows]
+        moved = targets != slots
+        rows, slots, targets = rows[moved], slots[moved], targets[moved]
+        source, target = self.bases[rows, slots // size], self.bases[rows, targets // size]
+        return SlotMoves(source, slots % size, target, targets % size)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
+        return iter(self.moves())
 
 
 def rows_of(table: PageTable, layer: int | None, head: int | None) -> range:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ..core.errors import RequestError
 from ..core.types import Granularity, KVFormat
-from .compaction import RowPlan, mask_moves, plan_rows
+from .compaction import Gaps, RowPlan, plan_rows
 from .pages import Int32s, PagePool
 from .prefix import Entry, PrefixCache, PrefixStats, token_bytes
 from .room import Room
@@ -318,25 +318,32 @@ class KVManager:
         sequence.node, sequence.tail = None, []
         return self._compact(table, plans, dirty)
 
-    def keep_mask(self, seq_id: int, mask: npt.NDArray[np.bool_]) -> SlotMoves | None:
+    def keep_mask(self, seq_id: int, mask: npt.NDArray[np.bool_], *, rewrite: bool = False) -> SlotMoves | Gaps | None:
         """As ``keep_many``, for a table of granularity ``head``: bool ``[rows, N]`` of its slots that stay. Where no
         page that would be written is shared, which is any act but a sequence's first, all rows are moved at once.
+        ``rewrite``: of rows that lose slots, any may be overwritten.
         """
         sequence = self._sequences[seq_id]
         table = sequence.table
         assert table.run == 1, "a mask by rows for rows that cover several heads"
-        moves, lens = mask_moves(table, mask)
-        if (lens == table.lens).all():
-            return moves
-        if sequence.node is not None or self.pool.shared(moves.dst_pages, 1).any():
+        lens: Int32s = mask.sum(axis=1, dtype=np.int32)
+        losing = lens < table.lens
+        if not losing.any():
+            return SlotMoves.join([])
+        bases = table.bases[:, : self.fmt.blocks_for(mask.shape[1])].copy()
+        first = np.zeros(len(mask), np.intp) if rewrite else mask.argmin(axis=1) // self.fmt.page_size
+        columns, last = np.arange(bases.shape[1]), -(-lens // np.int32(self.fmt.page_size))
+        written = (columns >= first[:, None]) & (columns < last[:, None]) & losing[:, None]
+        if sequence.node is not None or (self.pool.refs[bases[written]] > 1).any():
             heads = self.fmt.num_kv_heads
-            return self.keep_many(
-                seq_id, {divmod(row, heads): np.flatnonzero(one).astype(np.int32) for row, one in enumerate(mask)}
-            )
+            slots: dict[tuple[int, int] | tuple[int | None, int | None], Sequence[int] | Int32s] = {
+                divmod(row, heads): np.flatnonzero(one).astype(np.int32) for row, one in enumerate(mask)
+            }
+            return self.keep_many(seq_id, slots, rewrite=rewrite)
         self._num_dropped += int((table.lens - lens).sum())
         self.pool.unref_runs(table.cut(lens), 1)
         table.pristine, table.kept_at = False, table.num_tokens
-        return moves
+        return Gaps(bases, mask, self.fmt.page_size)
 
     def _compact(self, table: PageTable, plans: list[RowPlan], dirty: Int32s) -> SlotMoves:
         """Fresh runs for the shared ones among ``dirty``, then the moves, then the runs past the ends are given up."""

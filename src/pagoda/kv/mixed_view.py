@@ -7,6 +7,7 @@ step of a single format needs none of this and takes ``StepView`` itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..kernels.step import StepArrays
 from .offload.view import OffloadView
-from .view import StepView
+from .view import Received, StepView
 from .window_view import WindowView
 
 
@@ -43,13 +44,13 @@ class MixedView:
         return None
 
     @property
-    def prob_sums(self) -> dict[int, dict[int, Tensor]]:
-        """As ``StepView.prob_sums``, by the batch's sequences."""
-        sums: dict[int, dict[int, Tensor]] = {}
-        for view, mine in zip(self._views, self._members, strict=True):
-            for layer, received in view.prob_sums.items():
-                sums.setdefault(layer, {}).update({mine[s]: value for s, value in received.items()})
-        return sums
+    def received(self) -> list[Received]:
+        """As ``StepView.received``, by the batch's sequences."""
+        return [
+            replace(received, members=[mine[s] for s in received.members])
+            for view, mine in zip(self._views, self._members, strict=True)
+            for received in view.received
+        ]
 
     @property
     def failures(self) -> dict[int, str]:

@@ -206,7 +206,11 @@ class PagePool:
         return shared
 
     def _free_pages(self, pages: Int32s) -> None:
-        """Merge upwards in bulk: first what fills blocks, then what fills groups, then page by page."""
+        """Merge upwards: many pages in bulk, first what fills blocks; then page by page."""
+        if len(pages) <= 64:
+            for page in pages.tolist():
+                self._free_page(page)
+            return
         blocks, counts = np.unique(pages // self._P, return_counts=True)
         if len(whole := blocks[counts == self._P]):
             for block in whole.tolist():

@@ -26,9 +26,10 @@ from ..core.errors import BudgetError, ConfigError
 from ..core.types import KVFormat
 from ..kernels.layout import PageLayout
 from ..kernels.memory import HUGE_BYTES
-from ..kernels.ops import copy_pages, kv_compact
+from ..kernels.ops import close_gaps, copy_pages, kv_compact
 from ..kernels.ops._paged import gather
 from .codecs.base import codec_of, kv_dtypes
+from .compaction import Gaps
 from .device_region import CudaDriver, DeviceRegion, Driver
 from .table import SlotMoves
 
@@ -137,9 +138,13 @@ class PageStorage:
             index = torch.tensor(copies, dtype=torch.int32, device=self.device)
             copy_pages(self.pages, index[:, 0].contiguous(), index[:, 1].contiguous())
 
-    def run_moves(self, moves: SlotMoves | Sequence[tuple[int, int, int, int]]) -> None:
+    def run_moves(self, moves: SlotMoves | Gaps | Sequence[tuple[int, int, int, int]]) -> None:
         """Single slots (source page, slot, target page, slot): what ``KVManager.keep`` gave. All reads come first."""
         if not len(moves):
+            return
+        if isinstance(moves, Gaps):
+            bases, mask = (torch.from_numpy(x).to(self.device) for x in (moves.bases, moves.mask))
+            close_gaps(self.pages, self.layout, bases, mask)
             return
         if isinstance(moves, SlotMoves):
             columns = [moves.src_pages, moves.src_slots, moves.dst_pages, moves.dst_slots]

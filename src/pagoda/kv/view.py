@@ -65,6 +65,24 @@ class Chooser(Protocol):
     def copies(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor, int]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What slots received in one step: of the batch's sequences ``members``, whose heads hold ``num_slots`` at most.
+
+    sums    float32 [L, S, H, N]  attention, over the step's queries and the heads of the group; 0 beyond a head
+    counts  float32 [L, S, H, N]  how many of those gave the slot at least their mean; or None
+    """
+
+    members: list[int]
+    num_slots: list[int]
+    sums: Tensor
+    counts: Tensor | None
+
+    def of(self, layer: int) -> tuple[Tensor, Tensor | None]:
+        """One layer's sums and counts, to be written."""
+        return self.sums[layer], None if self.counts is None else self.counts[layer]
+
+
 Residual = Callable[[Tensor, int], "tuple[Tensor, Tensor] | None"]
 """(queries [Hq, Dk] of one token, layer) -> what evicted slots answer; see ``Eviction.residual``."""
 
@@ -74,9 +92,10 @@ class StepView:
     step's tokens, and not have committed them.
 
     tables, q_lens   the batch: sequence s brings ``q_lens[s]`` tokens, side by side in that order.
-    collect_probs    sequences (by index, or all) whose attention probabilities are summed per slot:
-                     ``prob_sums[layer][s]`` float32 [H, slots], over the chunk's queries and the heads of the group.
-                     They are attended apart from the others, who keep the fast way.
+    collect_probs    sequences (by index, or all) whose attention probabilities are summed per slot, over the chunk's
+                     queries and the heads of the group: ``received``. They are attended apart from the others, who keep
+                     the fast way.
+    collect_counts   whether it is counted, too, how many of them gave the slot at least their mean.
     tap              sees ``(layer, q, options)`` of every layer: how KV policies come to the queries.
     index            of these tables and lengths, where somebody has it already (`StepViews`).
     residuals        sequence (by index) of one token -> what its evicted slots answer, which is joined with attention.
@@ -91,6 +110,7 @@ class StepView:
         q_lens: Sequence[int],
         *,
         collect_probs: bool | Iterable[int] = False,
+        collect_counts: bool = False,
         tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
         choosers: Mapping[int, Chooser] | None = None,
         residuals: Mapping[int, Residual] | None = None,
@@ -102,7 +122,8 @@ class StepView:
             assert table.room >= num, "a step over slots that were not reserved"
         self._fmt, self._pages, self._layout = storage.fmt, storage.pages, storage.layout
         self.num_tokens, self._tap = sum(q_lens), tap
-        self.prob_sums: dict[int, dict[int, Tensor]] = {}
+        self.received: list[Received] = []
+        self._counts = collect_counts
         self._index = index = index or StepIndex(self._fmt, tables, q_lens)
         self._page_ids, self._slots = (x.to(storage.device) for x in index.writes)
         self._watched: set[int] = set()
@@ -227,14 +248,21 @@ class StepView:
         table = part.table(layer)
         if part.members[0] in self._choosers:
             table = self._chosen_table(part, layer, q, options)
-        sums = None
+        sums = counts = None
         if part.probs:
-            sums = q.new_empty(*table.kv_lens.shape, table.max_kv_len, dtype=torch.float32)
-        out = paged_attention(q, self._pages, self._layout, table, v_dim=v_dim, prob_sums=sums, **options)  # type: ignore[arg-type]
-        if sums is not None:
-            assert table.kv_lens_cpu is not None
-            self.prob_sums[layer] = {s: sums[i, :, : max(table.kv_lens_cpu[i])] for i, s in enumerate(part.members)}
-        return out
+            if not self.received:
+                self.received.append(part.receiver(self._fmt.num_layers, self._counts))
+            sums, counts = self.received[0].of(layer)
+        return paged_attention(
+            q,
+            self._pages,
+            self._layout,
+            table,
+            v_dim=v_dim,
+            prob_sums=sums,
+            prob_counts=counts,
+            **options,  # type: ignore[arg-type]
+        )
 
     def _attend_copies(self, part: _Part, layer: int, q: Tensor, options: Mapping[str, object]) -> Tensor:
         """Sequences that read copies of what they chose, one after the other."""
@@ -318,6 +346,7 @@ class _Part:
         kv_lens = index.kv_lens[:, members]
         self._q_starts_cpu: list[int] = q_starts.tolist()
         self._max_q_len = int(q_lens.max())
+        self._most_slots = kv_lens.max(axis=(0, 2))
         self._kv_lens_cpu: list[list[list[int]]] = kv_lens.tolist()
         self._max_kv_lens: list[int] = kv_lens.max(axis=(1, 2)).tolist()
         self._row_of, self._q_starts, offset, lens = (
@@ -329,6 +358,17 @@ class _Part:
         if len(members) < len(index.q_lens):
             spans = [np.arange(index.starts[s], index.starts[s + 1]) for s in members]
             self.tokens = torch.from_numpy(np.concatenate(spans)).to(rows.device)
+
+    def receiver(self, num_layers: int, counts: bool) -> Received:
+        """Room for what all layers' slots receive."""
+        num_slots: list[int] = self._most_slots.tolist()
+        shape = (num_layers, len(self.members), self._kv_lens[0].shape[1], max(num_slots))
+        sums, chosen = (
+            torch.empty(shape, dtype=torch.float32, device=self._row_of.device) if asked else None
+            for asked in (True, counts)
+        )
+        assert sums is not None
+        return Received(self.members, num_slots, sums, chosen)
 
     def table(self, layer: int) -> LayerTable:
         """The ragged batch as one layer's attention sees it."""

@@ -26,6 +26,7 @@ from .raw_tail import RawTail, page_ids
 from .scratch import scratch_table
 from .storage import PageStorage
 from .table import PageTable
+from .view import Received
 
 SCRATCH_BYTES = 2 << 20  # what stays in the second-level cache between decoding and attention
 
@@ -46,7 +47,7 @@ class WindowView:
         tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
     ) -> None:
         self._storage, self._codec, self._learned, self._tap = storage, codecs[0], learned, tap
-        self.prob_sums: dict[int, dict[int, Tensor]] = {}
+        self.received: list[Received] = []
         starts = [0, *accumulate(q_lens)]
         self._parts, members, held = [], list[int](), 0
         slot_bytes = 4 * storage.fmt.num_kv_heads * (storage.fmt.k_dim + storage.fmt.v_dim)

@@ -32,10 +32,13 @@ def inputs(length: int, window: int, *, planted: int | None = None, seed: int = 
     lens = torch.full((LAYERS, HEADS), length)
     mass = (queries.mean(1).view(LAYERS, HEADS, GROUP, WIDTH).mean(2)[:, :, None] * keys).sum(-1).softmax(-1)
     positions = torch.arange(length).expand(LAYERS, HEADS, length)
-    tracks = {"attended": torch.zeros(LAYERS, HEADS, length)}
+    tracks = {name: torch.zeros(LAYERS, HEADS, length) for name in ("attended", "hash")}
     return Inputs(
         length, prompt_len or length, seed, lens, mass, positions, tracks, {}, {}, queries, WIDTH**-0.5,
         read=lambda layer: (keys[layer], values[layer]),
+        read_part=lambda at, first, num: tuple(
+            x[at.start : at.stop, :, int(first[0, 0]) :][:, :, :num] for x in (keys, values)
+        ),
     )  # fmt: skip
 
 
@@ -114,7 +117,7 @@ def test_every_policy_finds_what_the_queries_look_for(name: str) -> None:
     """All queries look for one key in the middle: methods that see queries or attention keep it, and their budget."""
     policy = POLICIES.get(name)
     fields = {field.name for field in dataclasses.fields(policy)}  # type: ignore[arg-type]
-    small = {"window": 8, "top": 4, "span": 4, "bits": 64, "budget": 24}
+    small = {"window": 8, "top": 4, "span": 4, "bits": 24, "every": 8, "budget": 24}
     made = policy(**{key: value for key, value in small.items() if key in fields})  # type: ignore[operator]
     if Need.CALIBRATION in made.needs:
         pytest.skip(f"{name} looks where its calibration tells it")
@@ -124,7 +127,7 @@ def test_every_policy_finds_what_the_queries_look_for(name: str) -> None:
     assert kept.sum() <= LAYERS * HEADS * made.most_slots(90, 90)
     again = made.act(inputs(90, max(1, made.window), planted=41))
     assert torch.equal(again.keep, decision.keep)
-    if made.needs & {Need.QUERIES, Need.PROBS}:
+    if made.needs & {Need.QUERIES, Need.PROBS, Need.RECEIVED}:
         assert kept[:, :, 41].all()
         assert kept[:, :, -1].all()
 
@@ -159,7 +162,7 @@ def test_budgets_are_divided_without_loss() -> None:
 DIVIDED = ("snapkv(budget=20, window=4)+ada", "snapkv(budget=20, window=4)+pyramid", "zigzagkv(budget=20, window=4)")
 
 
-@pytest.mark.parametrize("text", [*DIVIDED, "h2o(budget=28)+ada(across_layers=True)"])
+@pytest.mark.parametrize("text", [*DIVIDED, "h2o(budget=28, every=8)+ada(across_layers=True)"])
 def test_allocators_spend_exactly_the_budget(text: str) -> None:
     """... and divide it unevenly."""
     stack = parse_policy(text)

@@ -56,7 +56,8 @@ void paged_attention(const AttentionArgs& args, int num_threads, const std::stri
   const int merge_threads = plan.num_partial_floats < kParallelWork ? 1 : num_threads;
   for_each(plan.merges, merge_threads, [&](const Merge& merge) { merge_body(a, merge, scratch); });
   if (a.prob_sums == nullptr) return;
-  std::fill_n(a.prob_sums, a.num_seqs * a.num_kv_heads * a.sums_stride, 0.0f);
+  for (float* numbers : {a.prob_sums, a.prob_counts})
+    if (numbers) std::fill_n(numbers, a.num_seqs * a.num_kv_heads * a.sums_stride, 0.0f);
   for_each(plan.sums, num_threads, [&](const SumItem& item) { sums_body(a, item, scratch); });
 }
 

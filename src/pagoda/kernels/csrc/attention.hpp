@@ -36,6 +36,7 @@ struct AttentionArgs {
   const float* sinks = nullptr;   // [Hq]
   const float* slopes = nullptr;  // [Hq]
   float* prob_sums = nullptr;     // [S, Hkv, sums_stride], or null
+  float* prob_counts = nullptr;   // the same shape: rows that gave a slot at least the mean of what they give; or null
   int64_t sums_stride = 0;
   int64_t sum_last = 0;           // w > 0: only the last w queries of a chunk are summed
   bool share_prefixes = true;     // read pages that several sequences begin with once for all of them

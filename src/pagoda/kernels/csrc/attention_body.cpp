@@ -588,6 +588,8 @@ void merge_parts(const AttentionArgs& a, const Merge& merge, const AttentionScra
 
 // ---- probability sums: scores once more, now that every row's maximum and denominator are known -------------------------------------------
 
+constexpr float kMean = 0.99999f;  // what is equal but for rounding counts as the mean
+
 template <typename Math>
 void sum_probabilities(const AttentionArgs& a, const SumItem& item, const AttentionScratch& out) {
   const int64_t group = a.group(), k_words = Block<Math>::words_of(a.shape.k_dim), queries = a.num_queries(item.seq);
@@ -599,13 +601,13 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
   const PageRow pages(a, item.seq, item.head);
   Slots slots;
   Ahead none;
-  float* sums = a.prob_sums + a.pair(item.seq, item.head) * a.sums_stride;
+  const int64_t pair_at = a.pair(item.seq, item.head) * a.sums_stride;
   for (int64_t begin = item.slot_begin; begin < item.slot_end; begin += kBlock) {
     const int64_t end = begin + kBlock < item.slot_end ? begin + kBlock : int64_t{item.slot_end};
     pages.find(begin, end, slots);
     block.widen(slots, false, none);
     block.pack(slots, false, none);
-    float total[kBlock] = {};
+    float total[kBlock] = {}, wanted[kBlock] = {};
     // Queries before `begin` see none of these slots, nor do those whose window has passed them.
     for (int64_t row = (first > begin - own ? first : begin - own) * group; row < queries * group;) {
       const int here = int(queries * group - row < kRowsAtOnce ? queries * group - row : kRowsAtOnce);
@@ -623,13 +625,16 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
         float* s = scores + r * kBlock;
         Logits found;
         logits_of(a, s, block.count, begin, mask, a.slopes ? a.slopes[q_head] : 0.0f, block.k_scales, &found);
+        const Vec mean = splat(kMean / float(last + 1 - (mask.first > 0 ? mask.first : 0)));
         for (int i = 0; i < block.count; i += kLanes) {
-          const Vec x = load(s + i), p = select(x == splat(-kInf), Vec{}, exp2_of(x * found.unit - norm[0]));
-          store(total + i, load(total + i) + p * norm[1]);
+          const Vec x = load(s + i), p = select(x == splat(-kInf), Vec{}, exp2_of(x * found.unit - norm[0])) * norm[1];
+          store(total + i, load(total + i) + p);
+          if (a.prob_counts) store(wanted + i, load(wanted + i) + select(p >= mean, splat(1.0f), Vec{}));
         }
       }
     }
-    memcpy(sums + begin, total, sizeof(float) * block.count);
+    memcpy(a.prob_sums + pair_at + begin, total, sizeof(float) * block.count);
+    if (a.prob_counts) memcpy(a.prob_counts + pair_at + begin, wanted, sizeof(float) * block.count);
   }
 }
 

@@ -38,7 +38,7 @@ void bind_attention(nb::module_& m) {
                               int64_t stored_v_dim, int64_t v_dim, uintptr_t rows, int64_t num_rows, int64_t max_pages,
                               uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens, uintptr_t q_starts, int64_t num_seqs,
                               int64_t num_tokens, int64_t num_q_heads, int64_t num_kv_heads, float scale, float soft_cap,
-                              int64_t window, uintptr_t sinks, uintptr_t slopes, uintptr_t prob_sums, int64_t sums_stride,
+                              int64_t window, uintptr_t sinks, uintptr_t slopes, uintptr_t prob_sums, uintptr_t prob_counts, int64_t sums_stride,
                               int64_t sum_last, bool share_prefixes, bool byte_products, int num_threads,
                               const std::string& isa) {
     AttentionArgs a;
@@ -51,7 +51,7 @@ void bind_attention(nb::module_& m) {
     a.num_seqs = num_seqs, a.num_tokens = num_tokens, a.num_q_heads = num_q_heads, a.num_kv_heads = num_kv_heads;
     a.scale = scale, a.soft_cap = soft_cap, a.window = window;
     a.sinks = at<float>(sinks), a.slopes = at<float>(slopes);
-    a.prob_sums = at<float>(prob_sums), a.sums_stride = sums_stride, a.sum_last = sum_last;
+    a.prob_sums = at<float>(prob_sums), a.prob_counts = at<float>(prob_counts), a.sums_stride = sums_stride, a.sum_last = sum_last;
     a.share_prefixes = share_prefixes, a.byte_products = byte_products;
     nb::gil_scoped_release release;
     paged_attention(a, num_threads, isa);

@@ -22,5 +22,6 @@ NB_MODULE(_cpu, m) {
   pagoda::bind_lay_out(m);
   pagoda::bind_quantize(m);
   pagoda::bind_rows(m);
+  pagoda::bind_slots(m);
   pagoda::bind_program(m);
 }

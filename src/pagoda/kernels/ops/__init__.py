@@ -2,12 +2,16 @@
 
 from ._table import LayerTable
 from .activation import activation
+from .add_sums import add_sums
 from .attention import paged_attention
 from .box_scores import box_scores
+from .close_gaps import close_gaps
+from .close_rows import close_rows
 from .copy_pages import copy_pages
 from .gated_activation import gated_activation
 from .greedy import greedy
 from .grouped_linear import grouped_linear
+from .keep_best import keep_best
 from .kv_compact import kv_compact
 from .kv_write import kv_write
 from .layer_norm import layer_norm
@@ -26,11 +30,15 @@ from .typical_mask import typical_mask
 __all__ = [
     "LayerTable",
     "activation",
+    "add_sums",
     "box_scores",
+    "close_gaps",
+    "close_rows",
     "copy_pages",
     "gated_activation",
     "greedy",
     "grouped_linear",
+    "keep_best",
     "kv_compact",
     "kv_write",
     "layer_norm",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ._table import LayerTable
 
 QUERY_TILE = 256  # queries of a chunk attended together: the mask of a tile over 8k slots is 4 MiB in bfloat16
+MEAN = 0.99999  # of a query's mean probability: what is equal but for rounding counts as the mean
 SCORE_ELEMS = 1 << 21  # float32 scores alive at once in the written-out path (8 MiB)
 
 
@@ -45,6 +46,7 @@ class _Call:
     slopes: Tensor | None
     v_dim: int  # columns of the result
     prob_sums: Tensor | None
+    prob_counts: Tensor | None
     sum_last: int
     group: int  # query heads per kv-head
     dtype: torch.dtype  # of K and V once gathered
@@ -73,6 +75,7 @@ def paged_attention(
     alibi_slopes: Tensor | None = None,
     v_dim: int | None = None,
     prob_sums: Tensor | None = None,
+    prob_counts: Tensor | None = None,
     sum_last: int = 0,
 ) -> Tensor:
     num_tokens, num_q_heads, _ = q.shape
@@ -80,10 +83,12 @@ def paged_attention(
     dtype = q.dtype if layout.codec is not None else torch.promote_types(q.dtype, pages.dtype)
     call = _Call(
         pages, layout, table, scale, window, soft_cap, sinks, alibi_slopes,
-        layout.v_dim if v_dim is None else v_dim, prob_sums, sum_last, num_q_heads // num_kv_heads, dtype,
+        layout.v_dim if v_dim is None else v_dim, prob_sums, prob_counts, sum_last,
+        num_q_heads // num_kv_heads, dtype,
     )  # fmt: skip
-    if prob_sums is not None:
-        prob_sums.zero_()
+    for numbers in (prob_sums, prob_counts):
+        if numbers is not None:
+            numbers.zero_()
     lens = table.kv_lens_cpu if table.kv_lens_cpu is not None else table.kv_lens.tolist()
     q_lens = [stop - start for start, stop in pairwise(table.q_starts_cpu)]
     decode = [s for s, n in enumerate(q_lens) if n == 1]
@@ -200,6 +205,11 @@ def _decode_written_out(
         rows = call.prob_sums.view(-1, call.prob_sums.shape[-1])
         columns = slots.clamp_max(rows.shape[1] - 1).long().expand(num_pairs, -1)
         rows.index_put_((flat[:, None], columns), probs.sum(1), accumulate=True)
+        if call.prob_counts is not None:
+            seen = slots.shape[1] if visible is None else visible.sum(1)[:, None, None]
+            wanted = probs * seen >= MEAN
+            rows = call.prob_counts.view(-1, rows.shape[-1])
+            rows.index_put_((flat[:, None], columns), wanted.sum(1).float(), accumulate=True)
     return out
 
 
@@ -290,6 +300,9 @@ def _chunk_written_out(
     if call.prob_sums is not None:
         probs = probs.view(num_heads, group, num_queries, -1)[:, :, summed:]
         call.prob_sums[seq, index, left:right] += probs.sum((1, 2))
+        if call.prob_counts is not None:
+            wanted = probs * (~hidden[summed:]).sum(-1)[:, None] >= MEAN
+            call.prob_counts[seq, index, left:right] += wanted.sum((1, 2))
     return out.view(num_heads, group, num_queries, -1)
 
 

@@ -44,6 +44,7 @@ def paged_attention(
     alibi_slopes: Tensor | None = None,
     v_dim: int | None = None,
     prob_sums: Tensor | None = None,
+    prob_counts: Tensor | None = None,
     sum_last: int = 0,
 ) -> Tensor:
     """Attention of every query over its sequence's pages (shapes above).
@@ -56,6 +57,8 @@ def paged_attention(
     v_dim         latent pages (``layout.v_dim == 0``): V is ``K[..., :v_dim]``.
     prob_sums     float32 [S, Hkv, max_kv_len], overwritten: probabilities summed over the chunk's queries and the
                   group's query heads; 0 beyond a head's length.
+    prob_counts   beside them, of the same shape: how many of these queries and heads gave the slot at least the mean,
+                  1/n of the n slots that they see.
     sum_last      w > 0: only the last w queries of a chunk are summed (what snapkv needs at a prompt's end).
 
     Raises ConfigError for latent pages without ``v_dim`` or query heads that do not divide among the kv-heads.
@@ -75,7 +78,8 @@ def paged_attention(
     run = _OP.chosen.get(key) or _OP.resolve(key, _needs(q, pages, layout, table, *used))
     out: Tensor = run(
         q, pages, layout, table, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks,
-        alibi_slopes=alibi_slopes, v_dim=v_dim, prob_sums=prob_sums, sum_last=sum_last,
+        alibi_slopes=alibi_slopes, v_dim=v_dim, prob_sums=prob_sums,
+        prob_counts=prob_counts, sum_last=sum_last,
     )  # fmt: skip
     return out
 
@@ -112,7 +116,7 @@ def _case(
     make: Make, q_lens: list[int], kv_lens: list[int] | list[list[int]], *, heads: tuple[int, int] = (4, 2),
     dims: tuple[int, int] = (16, 16), page_size: int = 4, per_head: bool = True, shared_blocks: int = 0,
     pages_dtype: torch.dtype | None = None, sinks: bool = False, alibi: bool = False, garbage: bool = False,
-    prob_sums: bool = False, **options: object,
+    prob_sums: bool = False, prob_counts: bool = False, **options: object,
 ) -> dict[str, object]:  # fmt: skip
     layout = PageLayout(page_size, *dims, pages_dtype or make.dtype)
     table, num_pages = layer_table(
@@ -122,7 +126,10 @@ def _case(
     pages = make.pages(num_pages, layout)
     if garbage:
         _spoil_unused(pages, layout, table)
-    sums = torch.full((*table.kv_lens.shape, table.max_kv_len), 7.0, device=make.device) if prob_sums else None
+    sums, counts = (
+        torch.full((*table.kv_lens.shape, table.max_kv_len), 7.0, device=make.device) if asked else None
+        for asked in (prob_sums, prob_counts)
+    )
     return {
         "q": make.normal(sum(q_lens), heads[0], dims[0]),
         "pages": pages,
@@ -132,6 +139,7 @@ def _case(
         "sinks": make.normal(heads[0]) if sinks else None,
         "alibi_slopes": make.normal(heads[0], dtype=torch.float32).abs() if alibi else None,
         "prob_sums": sums,
+        "prob_counts": counts,
         **options,
     }
 
@@ -175,6 +183,7 @@ _ROWS: dict[str, tuple[tuple[list[int], Any], dict[str, Any]]] = {
     "decode alibi": (_DECODE, {"alibi": True}),
     "decode sums": (_DECODE, {"prob_sums": True, "garbage": True}),
     "decode sums, evicted, window": (_EVICTED, {"prob_sums": True, "window": 6}),
+    "decode counts": (_DECODE, {"prob_sums": True, "prob_counts": True, "garbage": True}),
     "decode odd width": (_DECODE, {"dims": (20, 12)}),
     "decode MHA": (_DECODE, {"heads": (3, 3)}),
     "decode MQA": (_DECODE, {"heads": (5, 1)}),
@@ -200,6 +209,10 @@ _ROWS: dict[str, tuple[tuple[list[int], Any], dict[str, Any]]] = {
     "chunk sums": (([9, 4], [9, 30]), {"prob_sums": True}),
     "chunk sums of the last": (([9, 4, 1], [9, 30, 12]), {"prob_sums": True, "sum_last": 5}),
     "chunk sums of the last, tiled": (([270], [301]), {"prob_sums": True, "sum_last": 32, "window": 100}),
+    "chunk counts of the last": (
+        ([270, 5], [301, [40, 5]]),
+        {"prob_sums": True, "prob_counts": True, "sum_last": 32, "window": 100},
+    ),
     "chunk latent": (([9, 4], [9, 30]), {"heads": (4, 1), "dims": (32, 0), "v_dim": 16}),
     "chunk k wider": (([9, 4], [9, 30]), {"dims": (32, 16)}),
     "mixed": (_MIXED, {}),
@@ -214,7 +227,7 @@ _ROWS: dict[str, tuple[tuple[list[int], Any], dict[str, Any]]] = {
 
 
 def _row(name: str, lens: tuple[list[int], Any], options: dict[str, Any]) -> Case:
-    writes = ("prob_sums",) if "prob_sums" in options else ()
+    writes = tuple(numbers for numbers in ("prob_sums", "prob_counts") if numbers in options)
     return Case(name, lambda make: _case(make, *lens, **options), writes)
 
 

@@ -31,7 +31,7 @@ from .storage import OffloadedStorage
 from .tier_file import Failures
 
 if TYPE_CHECKING:
-    from ..view import Chooser
+    from ..view import Chooser, Received
 
 
 class OffloadView:
@@ -51,7 +51,7 @@ class OffloadView:
         assert all(table.num_rows == 1 for table in tables), "offloaded sequences have tables of whole blocks"
         storage.settle()
         self._storage, self._choosers = storage, choosers or {}
-        self.prob_sums: dict[int, dict[int, Tensor]] = {}
+        self.received: list[Received] = []
         self.failures: dict[int, str] = {}
         self._starts = [0, *accumulate(q_lens)]
         members = [

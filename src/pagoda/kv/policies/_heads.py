@@ -25,7 +25,7 @@ class SplitHeads(Eviction):
     retrieval: float = 0.25
     local: int = 128
     sinks: int = 4
-    every: int = 8
+    every: int = 32
 
     def __post_init__(self) -> None:
         share("retrieval", self.retrieval)
@@ -50,6 +50,11 @@ class SplitHeads(Eviction):
 
     def streaming(self, inputs: Inputs) -> Tensor:
         """bool [L, H]: the heads with the lowest gates."""
+        if "streaming" not in inputs.memory:
+            inputs.memory["streaming"] = self._streaming(inputs)
+        return inputs.memory["streaming"]  # type: ignore[return-value]
+
+    def _streaming(self, inputs: Inputs) -> Tensor:
         gates = inputs.calibration["heads"].to(inputs.lens.device)
         num_whole = int(self.retrieval * gates.numel())
         order = gates.flatten().argsort(dim=-1, descending=True, stable=True)
@@ -58,6 +63,8 @@ class SplitHeads(Eviction):
         return streams.view(gates.shape)
 
     def act(self, inputs: Inputs) -> Decision | None:
-        at = inputs.lens.new_tensor(range(inputs.num_slots))
+        import torch
+
+        at = torch.arange(inputs.num_slots, device=inputs.lens.device)
         near = at >= inputs.lens[..., None] - max(1, self.local - self._interval - self.extra)
         return Decision((near | (at < self.sinks) | ~self.streaming(inputs)[..., None]) & inputs.valid)

@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+MEAN = 0.99999  # of a query's mean probability, as in ``kernels.ops.paged_attention``'s counts
+PART_BYTES = 8 << 20
+"""Keys and values of several layers that lie side by side in memory."""
+
 
 @dataclass
 class LayerInputs:
@@ -64,6 +68,19 @@ class LayerInputs:
         return logits.masked_fill_(hidden[:, None], -math.inf)
 
     @cached_property
+    def received(self) -> Tensor:
+        """float32 [H, N]: attention that each slot gets from the window's queries, summed over them and their heads."""
+        return self.attention.sum((1, 2))
+
+    @cached_property
+    def wanted(self) -> Tensor:
+        """float32 [H, N]: how many of the window's queries and their heads give the slot at least the mean 1/n of the n
+        slots that they see (what is equal but for rounding counts).
+        """
+        seen = (self.attention > 0).sum(-1, keepdim=True).clamp(min=1)
+        return (self.attention * seen >= MEAN).sum((1, 2)).float()
+
+    @cached_property
     def attention(self) -> Tensor:
         """float32 [H, G, w, N]: softmax of ``logits``, what the window's queries give to the slots that are left."""
         probs: Tensor = self.logits.softmax(-1).nan_to_num_(0.0)
@@ -91,6 +108,41 @@ class Inputs:
     scale: float = 1.0
     soft_cap: float = 0.0
     read: Callable[[int], tuple[Tensor, Tensor]] | None = None
+    read_part: Callable[[range, Tensor, int], tuple[Tensor, Tensor]] | None = None
+    slot_bytes: int = 0  # of one slot of all heads of a layer, as float32
+    summed: Mapping[str, Tensor] = field(default_factory=dict)
+    """``received`` and ``wanted`` [L, H, N] where attention summed them up while the queries came; else they are
+    computed from the queries."""
+
+    @cached_property
+    def received(self) -> Tensor:
+        """float32 [L, H, N]: as ``LayerInputs.received``, with ``Need.RECEIVED``."""
+        return self._of_window[0]
+
+    @cached_property
+    def wanted(self) -> Tensor:
+        """float32 [L, H, N]: as ``LayerInputs.wanted``, with ``Need.WANTED``."""
+        return self._of_window[1]
+
+    @cached_property
+    def _of_window(self) -> tuple[Tensor, Tensor]:
+        import torch
+
+        if self.summed:
+            received = self.summed["received"]
+            return received, self.summed.get("wanted", received)
+        found = [(layer.received, layer.wanted) for layer in self.layers()]
+        return torch.stack([one for one, _ in found]), torch.stack([other for _, other in found])
+
+    def parts(self, first: Tensor, count: int) -> Iterator[tuple[range, Tensor, Tensor]]:
+        """Keys and values of ``count`` slots of every head, from ``first`` int64 [L, H] on, as many layers at once as
+        fit into PART_BYTES: layers, k float32 [l, H, count, Dk], v [l, H, count, Dv]. What is beyond a head is any.
+        """
+        assert self.read_part is not None, "keys or values were not declared as a need"
+        room = max(1, PART_BYTES // max(1, count * self.slot_bytes))
+        for at in range(0, self.num_layers, room):
+            layers = range(at, min(self.num_layers, at + room))
+            yield layers, *self.read_part(layers, first, count)
 
     @property
     def num_layers(self) -> int:
@@ -108,8 +160,9 @@ class Inputs:
     @cached_property
     def valid(self) -> Tensor:
         """bool [L, H, N]."""
-        slots = self.lens.new_tensor(range(self.num_slots))
-        return slots < self.lens[..., None]
+        import torch
+
+        return torch.arange(self.num_slots, device=self.lens.device) < self.lens[..., None]
 
     def layers(self) -> Iterator[LayerInputs]:
         """Every layer in turn; what it reads of keys and values is gone when the next one comes."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from .base import Written
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,8 +30,8 @@ def merged(
     pivots: Tensor,
     keep: Tensor,
     weigh: Callable[[Tensor, Tensor, Tensor, int], Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What one layer writes: mask [H, N] of pivots that gather others, and the means k [H, N, Dk], v [H, N, Dv].
+) -> Written:
+    """What one layer writes: pivots that gather others become their means.
 
     sets int64 [H, N] of each slot, pivots int64 [H, M] the slot of each set, keep bool [H, N];
     ``weigh(keys, keys of their pivots, sets, M)`` gives each slot's weight [H, N].
@@ -40,9 +42,9 @@ def merged(
     total = weights.new_zeros(len(keys), num).scatter_add(-1, sets, weights)
     part = weights / total.gather(-1, sets).clamp(min=1e-30)
     members = weights.new_zeros(len(keys), num).scatter_add(-1, sets, layer.valid.float())
-    mask = keep & (members.gather(-1, sets) > 1)
-    k, v = (_spread(part[..., None] * x, sets, num) for x in (keys, values))
-    return mask, k, v
+    heads, slots = (keep & (members.gather(-1, sets) > 1)).nonzero(as_tuple=True)
+    k, v = (_spread(part[..., None] * x, sets, num)[heads, slots] for x in (keys, values))
+    return Written(heads.new_full(heads.shape, layer.index), heads, slots, k, v)
 
 
 def _take(x: Tensor, at: Tensor) -> Tensor:

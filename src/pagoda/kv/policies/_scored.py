@@ -51,7 +51,7 @@ class Rolling(Eviction):
 
     in_prompt: ClassVar[bool] = False
     budget: int | float = 0.25
-    every: int = 8
+    every: int = 32
 
     def __post_init__(self) -> None:
         token_budget(self.budget, prompt_len=1)
@@ -88,6 +88,7 @@ class Scored(Eviction):
     """
 
     sinks = 0
+    least: ClassVar[float] = -math.inf  # slots with a lower score go, even where the budget has room
     allots = False  # whether the method divides its budget itself
 
     def recent(self, slots: int) -> int:
@@ -110,7 +111,11 @@ class Scored(Eviction):
 
     def act(self, inputs: Inputs, allocator: Allocator | None = None) -> Decision | None:
         slots = self.slots_after(inputs.prompt_len)  # type: ignore[attr-defined]
-        scores = protect(self.scores(inputs), inputs, self.sinks, self.recent(slots), slots)
+        scores = self.scores(inputs)
+        sinks, recent = fitting(self.sinks, self.recent(slots), slots)
+        if allocator is None and type(self).allot is Scored.allot:
+            return Decision(keep_slots(scores, inputs, slots, sinks, recent, self.least))
+        scores = protect(scores, inputs, self.sinks, self.recent(slots), slots)
         if allocator is None:
             budgets = self.allot(inputs, scores, slots)
         else:
@@ -132,12 +137,17 @@ class ScoredAndNewest(Scored, Rolling):
         return round(self.recent_share * slots)
 
 
+def fitting(sinks: int, recent: int, slots: int) -> tuple[int, int]:
+    """As many sinks and newest slots as fit into ``slots``, the newest one first."""
+    sinks = max(0, min(sinks, slots - 1))
+    return sinks, max(1, min(recent, slots - sinks))
+
+
 def protect(scores: Tensor, inputs: Inputs, sinks: int, recent: int, slots: int) -> Tensor:
     """Scores with inf for the first ``sinks`` and the last ``recent`` slots of each head (as many of them as fit into
     ``slots``, the newest one first), -inf beyond its length.
     """
-    sinks = max(0, min(sinks, slots - 1))
-    recent = max(1, min(recent, slots - sinks))
+    sinks, recent = fitting(sinks, recent, slots)
     at = inputs.lens.new_tensor(range(inputs.num_slots))
     sure = (at < sinks) | (at >= inputs.lens[..., None] - recent)
     return scores.masked_fill(sure, math.inf).masked_fill(~inputs.valid, -math.inf)
@@ -145,9 +155,16 @@ def protect(scores: Tensor, inputs: Inputs, sinks: int, recent: int, slots: int)
 
 def keep_best(scores: Tensor, budgets: Tensor) -> Tensor:
     """bool [L, H, N]: the ``budgets`` [L, H] best slots of each head; of equals the newest. -inf never stays."""
-    slots = scores.shape[-1]
-    order = scores.flip(-1).argsort(dim=-1, descending=True, stable=True)
-    chosen = order.new_tensor(range(slots)) < budgets[..., None]
-    keep = chosen.new_zeros(chosen.shape).scatter(-1, slots - 1 - order, chosen)
-    kept: Tensor = keep & (scores > -math.inf)
-    return kept
+    from ...kernels.ops import keep_best as choose
+
+    return choose(scores, budgets.new_full(budgets.shape, scores.shape[-1]), budgets)
+
+
+def keep_slots(scores: Tensor, inputs: Inputs, slots: int, sinks: int, recent: int, least: float = -math.inf) -> Tensor:
+    """bool [L, H, N]: ``slots`` of each head, its first ``sinks`` and newest ``recent`` among them, the others by score
+    and only with ``least`` of it.
+    """
+    from ...kernels.ops import keep_best as choose
+
+    budgets = inputs.lens.new_full(inputs.lens.shape, slots)
+    return choose(scores, inputs.lens, budgets, sinks=sinks, recent=recent, least=least)

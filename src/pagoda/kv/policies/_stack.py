@@ -16,6 +16,9 @@ from .base import Allocator, Decision, Eviction, KVPolicy, Need, Selection, Stag
 if TYPE_CHECKING:
     from ._inputs import Inputs
 
+LOOKS = frozenset({Need.QUERIES, Need.RECEIVED, Need.WANTED})
+"""What is about the newest queries."""
+
 ORDER = (Stage.EVICTION, Stage.ALLOCATOR, Stage.CODEC, Stage.SELECTION, Stage.TIER)
 
 
@@ -161,8 +164,16 @@ class PolicyStack:
     @cached_property
     def window(self) -> int:
         """Newest queries that are remembered for the next act."""
-        evicting = self.eviction.window if self.eviction is not None and Need.QUERIES in self.eviction.needs else 0
+        evicting = self.eviction.window if self.eviction is not None and LOOKS & self.eviction.needs else 0
         return evicting if self.windowed is None else max(evicting, self.windowed.probes)
+
+    @cached_property
+    def sums(self) -> bool:
+        """Whether attention can sum up for the next act what slots receive, query by query: nothing else is asked of
+        the newest queries, and every slot is read.
+        """
+        looks = LOOKS & self.needs
+        return bool(looks) and Need.QUERIES not in looks and self.selection is None
 
     def next_act(self, num_seen: int, prompt_len: int) -> int | None:
         """As ``Eviction.next_act``; where the eviction has nothing to do any more, when pages are encoded."""

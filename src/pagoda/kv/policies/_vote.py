@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 def window_mass(layer: LayerInputs) -> Tensor:
     """float32 [H, N]: attention that each slot gets from the window's queries, summed over them and their heads."""
-    mass: Tensor = layer.attention.sum((1, 2))
-    return mass
+    return layer.received
 
 
 def pool_max(scores: Tensor, kernel: int) -> Tensor:

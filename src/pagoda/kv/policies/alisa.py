@@ -12,7 +12,7 @@ from .base import Need
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._inputs import LayerInputs
+    from ._inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Alisa(ScoredAndNewest):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.17312"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED})
     window: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("window", self.window, 1)
 
-    def score(self, layer: LayerInputs) -> Tensor:
-        return layer.attention.sum((1, 2))
+    def scores(self, inputs: Inputs) -> Tensor:
+        return inputs.received
 
 
 POLICY = Alisa

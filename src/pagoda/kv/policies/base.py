@@ -46,6 +46,8 @@ class Need(StrEnum):
 
     PROBS = "probability sums"  # attention that each slot received from every query so far: ``Inputs.mass``
     QUERIES = "recent queries"  # of the last ``window`` tokens: ``LayerInputs.queries`` and ``attention``
+    RECEIVED = "recent attention"  # what each slot received from the last ``window`` queries: ``Inputs.received``
+    WANTED = "recent choices"  # how many of them gave it at least their mean: ``Inputs.wanted``
     POSITIONS = "positions"  # token number of each slot: ``Inputs.positions``
     KEYS = "keys"
     VALUES = "values"
@@ -61,15 +63,28 @@ class KVPolicy(ABC):
 
 
 @dataclass(slots=True)
+class Written:
+    """New content for n slots that stay: layers, heads and slots (before the act) int64 ``[n]``, k ``[n, Dk]``,
+    v ``[n, Dv]``.
+    """
+
+    layers: Tensor
+    heads: Tensor
+    slots: Tensor
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(slots=True)
 class Decision:
     """What an eviction does to one sequence.
 
     keep    bool, in slots before the act: ``[N]`` (granularity sequence), ``[L, N]`` (layer) or ``[L, H, N]`` (head).
-    writes  layer -> (mask [H, N], k [H, N, Dk], v [H, N, Dv]): merged content for slots that stay.
+    writes  merged content for slots that stay.
     """
 
     keep: Tensor
-    writes: Mapping[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    writes: list[Written] = field(default_factory=list)
 
 
 class Eviction(KVPolicy):
@@ -99,7 +114,7 @@ class Eviction(KVPolicy):
 
     @property
     def window(self) -> int:
-        """How many of the newest queries an act is shown (with ``Need.QUERIES``)."""
+        """How many of the newest queries an act is shown, or told of (``Need.QUERIES``, ``RECEIVED``, ``WANTED``)."""
         return 0
 
     @abstractmethod

@@ -51,9 +51,7 @@ class ElasticCache(Rolling):
             counts = keep.long().cumsum(-1) - 1
             pivots = pivots.scatter(-1, counts.masked_fill(~keep, 0), _slots(keep).masked_fill(~keep, 0))
             pivots[:, 0] = keep.long().argmax(-1)
-            decision.writes[layer.index] = merged(
-                layer, sets, pivots, keep, lambda keys, *_: keys.new_ones(keys.shape[:2])
-            )  # type: ignore[index]
+            decision.writes.append(merged(layer, sets, pivots, keep, lambda keys, *_: keys.new_ones(keys.shape[:2])))
         return decision
 
     def _without_middle(self, inputs: Inputs, slots: int, recent: int) -> Tensor:

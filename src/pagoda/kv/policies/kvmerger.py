@@ -50,9 +50,8 @@ class KVMerger(Rolling):
         pivots = gather_sets(inputs.mass.masked_fill(~inputs.valid, -1.0), sets, slots)
         decision = Decision(inputs.valid.new_zeros(inputs.valid.shape).scatter(-1, pivots, True) & inputs.valid)
         for layer in inputs.layers():
-            decision.writes[layer.index] = merged(  # type: ignore[index]
-                layer, sets[layer.index], pivots[layer.index], decision.keep[layer.index], _gaussian
-            )
+            at = layer.index
+            decision.writes.append(merged(layer, sets[at], pivots[at], decision.keep[at], _gaussian))
         return decision
 
 

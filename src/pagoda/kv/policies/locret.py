@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._inputs import Inputs, LayerInputs
+    from ._inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Locret(ScoredAndNewest):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.KEYS, Need.VALUES, Need.CALIBRATION})
     tracks: ClassVar[tuple[str, ...]] = ("importance",)
     in_prompt: ClassVar[bool] = True
-    every: int = 32
     recent_share: float = 0.25
 
     def scores(self, inputs: Inputs) -> Tensor:
@@ -41,17 +40,12 @@ class Locret(ScoredAndNewest):
         num_new = inputs.num_seen - seen
         inputs.memory["seen"] = inputs.num_seen
         newest = inputs.lens[..., None] - num_new + inputs.lens.new_tensor(range(num_new))  # slots of the new tokens
-        for layer in inputs.layers():
-            fresh = _judge(layer, newest[layer.index], inputs.calibration)
-            known[layer.index].scatter_(-1, newest[layer.index], fresh)
+        for layers, k, v in inputs.parts(inputs.lens - num_new, num_new):
+            for index, layer in enumerate(layers):
+                weights = {name: t[layer].to(k.device) for name, t in inputs.calibration.items()}
+                fresh = judge(features(k[index].transpose(0, 1), v[index].transpose(0, 1)), weights).T
+                known[layer].scatter_(-1, newest[layer], fresh)
         return known
-
-
-def _judge(layer: LayerInputs, newest: Tensor, found: Mapping[str, Tensor]) -> Tensor:
-    """float32 [H, n]: the network of the layer over the tokens in slots ``newest`` [H, n]."""
-    k, v = (x.gather(1, newest[..., None].expand(*newest.shape, x.shape[-1])) for x in (layer.keys, layer.values))
-    weights = {name: t[layer.index].to(k.device) for name, t in found.items()}
-    return judge(features(k.transpose(0, 1), v.transpose(0, 1)), weights).T
 
 
 def features(k: Tensor, v: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._heads import SplitHeads
-from .base import Decision, Need
+from .base import Decision, Need, Written
 
 if TYPE_CHECKING:
     from ._inputs import Inputs
@@ -36,16 +36,16 @@ class RazorAttention(SplitHeads):
         if not bool(merges.any()):
             return decision
         held = inputs.tracks["stands_for"]
-        weights = dropped * held.clamp(min=1.0)
-        for layer in inputs.layers():
-            mine = merges[layer.index]
-            if not bool(mine.any()):
-                continue
-            share = weights[layer.index] / weights[layer.index].sum(-1, keepdim=True).clamp(min=1.0)
-            mask = mine[:, None] & (inputs.lens.new_tensor(range(inputs.num_slots)) == carrier)
-            k, v = ((share[..., None] * x).sum(1, keepdim=True).expand_as(x) for x in (layer.keys, layer.values))
-            decision.writes[layer.index] = (mask, k, v)  # type: ignore[index]
-        held[..., carrier] = held[..., carrier].where(~merges, weights.sum(-1))
+        count = int(dropped.sum(-1).max())  # of each head they lie side by side, the carrier first
+        weights = dropped[..., carrier : carrier + count] * held[..., carrier : carrier + count].clamp(min=1.0)
+        total = weights.sum(-1)
+        share = (weights / total.clamp(min=1.0)[..., None])[..., None, :]
+        for layers, k, v in inputs.parts(inputs.lens.new_full(inputs.lens.shape, carrier), count):
+            here, heads = merges[layers.start : layers.stop].nonzero(as_tuple=True)
+            mine = share[layers.start : layers.stop][here, heads]  # [n, 1, count]
+            means = ((mine @ x[here, heads])[:, 0] for x in (k, v))
+            decision.writes.append(Written(here + layers.start, heads, here.new_full(here.shape, carrier), *means))
+        held[..., carrier] = held[..., carrier].where(~merges, total)
         decision.keep[..., carrier] |= merges
         return decision
 

@@ -12,20 +12,20 @@ from .base import Need
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._inputs import LayerInputs
+    from ._inputs import Inputs
 
 
 @dataclass(frozen=True)
 class Scissorhands(Scored, Rolling):
-    """Score: minus the number of the last ``window`` queries that gave a slot less than the mean 1/t of the t slots
-    that they see (algorithm 2); the newest ``keep_recent`` stay.
+    """Score: how many of the last ``window`` queries gave a slot at least the mean 1/t of the t slots that they see
+    (algorithm 2 counts those that gave less); the newest ``keep_recent`` stay.
 
     Deviation: equals are decided by the attention received, where the paper leaves it open; one budget for all layers.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.17118"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
-    window: int = 64
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED, Need.WANTED})
+    window: int = 32
     keep_recent: int = 10
 
     def __post_init__(self) -> None:
@@ -36,11 +36,9 @@ class Scissorhands(Scored, Rolling):
     def recent(self, slots: int) -> int:
         return self.keep_recent
 
-    def score(self, layer: LayerInputs) -> Tensor:
-        attention = layer.attention
-        seen = (attention > 0).sum(-1, keepdim=True).clamp(min=1)
-        ignored = (attention < 1.0 / seen).sum((1, 2))
-        return attention.mean((1, 2)) - ignored
+    def scores(self, inputs: Inputs) -> Tensor:
+        received = inputs.received
+        return inputs.wanted + received / (received.amax(-1, keepdim=True) + 1.0)
 
 
 POLICY = Scissorhands

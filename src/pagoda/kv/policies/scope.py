@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, share, token_budget
 from ._scored import Rolling, Scored, keep_best
-from ._vote import pool_mean, window_mass
+from ._vote import pool_mean
 from .base import Need
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._inputs import Inputs, LayerInputs
+    from ._inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Scope(Scored, Rolling):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.13649"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED, Need.POSITIONS})
     window: int = 16
     kernel: int = 13
     prompt_share: float = 0.75
@@ -39,7 +39,8 @@ class Scope(Scored, Rolling):
         share("prompt_share", self.prompt_share)
 
     def scores(self, inputs: Inputs) -> Tensor:
-        scores = super().scores(inputs)
+        received = inputs.received
+        scores = pool_mean(received.flatten(0, 1), self.kernel).view(received.shape)
         assert inputs.positions is not None
         of_prompt = (inputs.positions < inputs.prompt_len) & inputs.valid
         part = max(1, round(self.prompt_share * token_budget(self.budget, inputs.prompt_len)))
@@ -49,9 +50,6 @@ class Scope(Scored, Rolling):
 
     def recent(self, slots: int) -> int:
         return max(1, min(self.window, slots // 4))
-
-    def score(self, layer: LayerInputs) -> Tensor:
-        return pool_mean(window_mass(layer), self.kernel)
 
 
 POLICY = Scope

@@ -25,7 +25,6 @@ class StreamingLLM(Rolling):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.17453"
     granularity: ClassVar[Granularity] = Granularity.SEQUENCE
-    every: int = 32
     sinks: int = 4
 
     def __post_init__(self) -> None:
