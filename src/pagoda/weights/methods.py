@@ -102,7 +102,8 @@ def hqq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes
     """Half-quadratic quantization (Badri and Shaji 2023), without calibration: the grid by an lp norm of what is lost.
 
     p = 0.7, so that a few outliers do not decide the grid of their group. Zero points are moved by shrinkage, as there;
-    ours are integers, so ranges are tried as well (`_SHRINKS`).
+    ours are integers, which alone changes nothing, so ranges are tried as well: down to 0.88, since a narrower one
+    gives up outliers that count (lantern in int4: KL 0.61 nats, rounding 0.63, down to 0.7 it would be 0.80).
     """
     grid = _grid_of(format)
     if not isinstance(format, GroupInt4) or format.symmetric:
@@ -111,7 +112,7 @@ def hqq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes
     w = grouped(weight, format.group)
     best: tuple[Tensor, Tensor, Tensor] | None = None
     best_error = torch.full(w.shape[:-1], float("inf"))
-    for shrink in _SHRINKS:
+    for shrink in (one for one in _SHRINKS if one >= 0.88):
         scale, zero = format.grid(w * shrink)
         assert zero is not None
         for turn in range(4):
