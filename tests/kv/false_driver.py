@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from collections import Counter
 
@@ -21,7 +22,6 @@ class FalseDriver:
         self._free_chunks, self._handles = most_chunks, set[int]()
         self._behind: dict[int, int] = {}
         self._maps: dict[int, mmap.mmap] = {}
-        self._owners: list[object] = []
 
     def reserve(self, num_bytes: int) -> int:
         base = (1 + 1024 * len(self._maps)) * self.chunk_bytes  # nobody reads at addresses but through the tensor
@@ -29,7 +29,8 @@ class FalseDriver:
         return base
 
     def free(self, address: int, num_bytes: int) -> None:
-        pass
+        assert not any(address <= behind < address + num_bytes for behind in self._behind)
+        self.calls["free"] += 1
 
     def create(self) -> int:
         if not self._free_chunks:
@@ -65,5 +66,6 @@ class FalseDriver:
         pass
 
     def tensor(self, address: int, num_bytes: int, owner: object) -> Tensor:
-        self._owners.append(owner)
-        return torch.frombuffer(self._maps[address], dtype=torch.uint8)[:num_bytes]
+        memory = type("Memory", (ctypes.c_char * num_bytes,), {}).from_buffer(self._maps[address])
+        memory.owner = owner  # as long as there is a tensor over it
+        return torch.frombuffer(memory, dtype=torch.uint8)

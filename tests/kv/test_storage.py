@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 
 import numpy as np
@@ -159,6 +160,19 @@ def test_a_device_has_memory_for_the_blocks_that_are_held(device: str) -> None:
     assert storage.resident_bytes() == 0
     if driver is not None:
         assert driver.calls == {"create": 8, "release": 8}, "one of them while the tensor was made"
+
+
+def test_a_device_gets_everything_back_from_who_was_never_closed() -> None:
+    driver = FalseDriver()
+    storage = PageStorage(BIG, 1024, driver=driver)
+    storage.hold_blocks(range(40))
+    storage.release_blocks(range(32))
+    pages = storage.pages
+    del storage
+    gc.collect()
+    assert driver.calls["free"] == 0, "a tensor still lies there"
+    del pages
+    assert driver.calls == {"create": 4, "release": 4, "free": 1}
 
 
 def test_a_device_that_has_no_memory_left_holds_nothing_of_what_was_asked() -> None:

@@ -52,17 +52,17 @@ class DeviceRegion:
     def __init__(self, num_bytes: int, driver: Driver) -> None:
         self._driver, chunk = driver, driver.chunk_bytes
         self.num_bytes = -(-num_bytes // chunk) * chunk
-        addresses = _Addresses(driver, self.num_bytes)
+        self._addresses = addresses = _Addresses(driver, self.num_bytes)
         self._base = addresses.base
         self._holders: dict[int, int] = {}  # chunk -> held ranges that touch it
         self._handles: dict[int, int] = {}  # chunk -> the memory behind it
         self._stand_in: int | None = None
         self._stood_in: set[int] = set()  # chunks with the stand-in behind them
-        first = driver.create()  # torch asks whose address it is, and only one with memory has an answer
-        driver.map(self._base, first)
+        first = addresses.create()  # torch asks whose address it is, and only one with memory has an answer
+        addresses.map(self._base, first)
         self.bytes = driver.tensor(self._base, self.num_bytes, addresses)
-        driver.unmap(self._base)
-        driver.release(first)
+        addresses.unmap(self._base)
+        addresses.release(first)
 
     @property
     def mapped_bytes(self) -> int:
@@ -82,10 +82,10 @@ class DeviceRegion:
         made: list[int] = []
         try:
             for _ in range(len(missing) + (self._stand_in is None and bool(counts))):
-                made.append(self._driver.create())
+                made.append(self._addresses.create())
         except BudgetError:
             for handle in made:
-                self._driver.release(handle)
+                self._addresses.release(handle)
             raise
         for chunk in missing:
             self._put(chunk, made.pop())
@@ -139,34 +139,65 @@ class DeviceRegion:
         if chunk in self._stood_in:
             self._stood_in.remove(chunk)
             self._driver.wait()
-            self._driver.unmap(self._base + chunk * self._chunk)
-        self._driver.map(self._base + chunk * self._chunk, handle)
+            self._addresses.unmap(self._base + chunk * self._chunk)
+        self._addresses.map(self._base + chunk * self._chunk, handle)
         self._handles[chunk] = handle
         self.bytes[chunk * self._chunk : (chunk + 1) * self._chunk].zero_()
 
     def _drop(self, chunk: int) -> None:
-        self._driver.unmap(self._base + chunk * self._chunk)
-        self._driver.release(self._handles.pop(chunk))
+        self._addresses.unmap(self._base + chunk * self._chunk)
+        self._addresses.release(self._handles.pop(chunk))
 
     def _stand(self, chunk: int) -> None:
         assert self._stand_in is not None
-        self._driver.map(self._base + chunk * self._chunk, self._stand_in)
+        self._addresses.map(self._base + chunk * self._chunk, self._stand_in)
         self._stood_in.add(chunk)
 
     def _dismiss(self) -> None:
         while self._stood_in:
-            self._driver.unmap(self._base + self._stood_in.pop() * self._chunk)
+            self._addresses.unmap(self._base + self._stood_in.pop() * self._chunk)
         if self._stand_in is not None:
-            self._driver.release(self._stand_in)
+            self._addresses.release(self._stand_in)
             self._stand_in = None
 
 
 class _Addresses:
-    """Reserved addresses: freed with the last tensor over them."""
+    """Reserved addresses and the memory behind them. What is left of both when the region and the last tensor over them
+    are gone (an engine that nobody closed) goes back then, after the kernels that still read there.
+    """
 
     def __init__(self, driver: Driver, num_bytes: int) -> None:
-        self.base = driver.reserve(num_bytes)
-        weakref.finalize(self, driver.free, self.base, num_bytes)
+        self._driver, self.base = driver, driver.reserve(num_bytes)
+        self._made, self._mapped = set[int](), set[int]()
+        left = weakref.finalize(self, _give_back, driver, self.base, num_bytes, self._made, self._mapped)
+        left.atexit = False  # the process gives everything back by itself
+
+    def create(self) -> int:
+        handle = self._driver.create()
+        self._made.add(handle)
+        return handle
+
+    def release(self, handle: int) -> None:
+        self._driver.release(handle)
+        self._made.remove(handle)
+
+    def map(self, address: int, handle: int) -> None:
+        self._driver.map(address, handle)
+        self._mapped.add(address)
+
+    def unmap(self, address: int) -> None:
+        self._driver.unmap(address)
+        self._mapped.remove(address)
+
+
+def _give_back(driver: Driver, base: int, num_bytes: int, made: set[int], mapped: set[int]) -> None:
+    if mapped:
+        driver.wait()
+    for address in mapped:
+        driver.unmap(address)
+    for handle in made:
+        driver.release(handle)
+    driver.free(base, num_bytes)
 
 
 class _Location(ctypes.Structure):
