@@ -102,18 +102,21 @@ def _attend(
     for s, ids in enumerate(chosen):
         rows[s, :, : ids.shape[1]] = ids
     inside = np.arange(rows.shape[2]) < columns[..., None]
-    ids, where = np.unique(rows[inside], return_inverse=True)
+    ids = rows[inside]
+    where = np.arange(len(ids))
+    if num > 1:  # sequences may share pages; heads never do
+        ids, where = np.unique(ids, return_inverse=True)
     places, missing = storage.hot.take(layer, ids)
     storage.counters.pages_asked += len(ids)
     bad = storage.fetch(ids[missing], places[missing])
     at = np.zeros(rows.shape, np.int32)
     at[inside] = places[where]
-    last = (columns - 1)[..., None]
-    open_ids, open_at = (np.take_along_axis(x, last, 2)[..., 0] for x in (rows, at))
+    last = (*np.ogrid[:num, :heads], columns - 1)
+    open_ids, open_at = rows[last], at[last]
     k, v = new
     assert k is not None
     slots = torch.from_numpy(((lens - 1) % fmt.page_size).astype(np.int32))
-    kv_write(k, v, storage.pages, storage.layout, torch.from_numpy(np.ascontiguousarray(open_at)), slots)
+    kv_write(k, v, storage.pages, storage.layout, torch.from_numpy(open_at), slots)
     unwritten = storage.put_back(open_ids.ravel(), open_at.ravel())
     out = paged_attention(q, storage.pages, storage.layout, _table(at, lens), **options)  # type: ignore[arg-type]
     if not bad and not unwritten:
