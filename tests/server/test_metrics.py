@@ -109,6 +109,23 @@ def test_the_disk_is_a_tier(server: Running, monkeypatch: pytest.MonkeyPatch) ->
     assert total(found, "pagoda_kv_pages_restored_total") == 7
 
 
+def test_offloaded_kv_is_a_tier(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = server.service.metrics
+    server.http.get("/metrics")
+    assert ("pagoda_kv_offload_pages_total", ()) not in samples(server)
+    names = ("read_bytes", "written_bytes", "pages_asked", "hits", "wait_seconds", "num_errors")
+    far = {"used_bytes": 3, "tier_bytes": 9} | {name: number for number, name in enumerate(names, 20)}
+
+    async def watched(*, with_picture: bool = False) -> dict:
+        return metrics._stats | {"kv": metrics._stats["kv"] | {"offload": far}}
+
+    monkeypatch.setattr(server.service.llm, "watched", watched)
+    found = samples(server)
+    assert [total(found, "pagoda_kv_bytes", tier="offload", state=state) for state in ("used", "capacity")] == [3, 9]
+    told = ("read_bytes", "written_bytes", "pages", "hits", "wait_seconds", "errors")
+    assert [total(found, f"pagoda_kv_offload_{name}_total") for name in told] == list(range(20, 26))
+
+
 def test_what_a_client_did_wrong_is_counted_as_such(server: Running) -> None:
     before = samples(server)
     assert server.post("/v1/completions", {"prompt": "x", "kv": "nonsense"}).status_code == 400

@@ -204,6 +204,18 @@ def _memory(memory: dict[str, Any]) -> Iterator[Metric]:
         yield _gauge(name, text, [], {(): memory[key]})
 
 
+def _offload(far: dict[str, Any]) -> Iterator[Metric]:
+    for name, text, key in (
+        ("pagoda_kv_offload_read_bytes", "Bytes that steps read from the tier of offloaded KV.", "read_bytes"),
+        ("pagoda_kv_offload_written_bytes", "Bytes that they wrote there.", "written_bytes"),
+        ("pagoda_kv_offload_pages", "Pages that selections asked for.", "pages_asked"),
+        ("pagoda_kv_offload_hits", "Those of them that were in the window.", "hits"),
+        ("pagoda_kv_offload_wait_seconds", "Time that steps stood still for a buffer.", "wait_seconds"),
+        ("pagoda_kv_offload_errors", "Runs that could not be read or written.", "num_errors"),
+    ):
+        yield _counter(name, text, [], {(): far[key]})
+
+
 def _kv_bytes(stats: dict[str, Any], capacity: int) -> Iterator[Metric]:
     kv = stats["kv"]
     states = {
@@ -221,6 +233,10 @@ def _kv_bytes(stats: dict[str, Any], capacity: int) -> Iterator[Metric]:
                 tiers[tier, "capacity"] = disk[f"{prefix}budget_bytes"]
         yield _counter("pagoda_kv_pages_restored", "Pages of tokens that came from the disk instead of a computation.",
                        [], {(): disk["num_restored"]})  # fmt: skip
+    far = kv["offload"]
+    if far is not None:
+        tiers["offload", "used"], tiers["offload", "capacity"] = far["used_bytes"], far["tier_bytes"]
+        yield from _offload(far)
     yield _gauge("pagoda_kv_bytes", "KV bytes of a tier. used: pages with an owner, idle_prefix: those of them that "
                  "only the prefix cache holds, touched: resident, capacity: the most that may be.", ["tier", "state"],
                  tiers)  # fmt: skip
