@@ -72,7 +72,7 @@ def measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     ids = [random.Random(1).randrange(3, vocab) for _ in range(length)]
     rows, prefill, answers = [], {}, dict[str, list[int]]()
     for place, llm in engines.items():
-        llm.generate([[5] * 64], SamplingParams(temperature=0, max_tokens=2))
+        llm.generate([[5] * 64], _params(place, "exact", 2))
         before, started = _moved(llm), time.perf_counter()
         llm.generate([ids], _params(place, "exact", 1))
         prefill[place] = {"seconds": time.perf_counter() - started, "moved": _delta(before, _moved(llm))}
@@ -91,7 +91,7 @@ def measure(args: argparse.Namespace, folder: str) -> dict[str, Any]:
         "context": length,
         "kv_bytes": fmt.blocks_for(length) * fmt.block_bytes,
         "pool_bytes": engines["memory"]._built.sizes.max_blocks * fmt.block_bytes,
-        "pool_used_bytes": stats["memory"]["kv"]["used_bytes"],
+        "resident_bytes": {place: _resident(llm) for place, llm in engines.items()},
         "window_bytes": stats["memory"]["kv"]["offload"]["window_bytes"],
         "prefill": prefill,
         "rows": rows,
@@ -127,6 +127,11 @@ def _decode(llm: LLM, ids: list[int], row: Row, num: int) -> list[int]:
     return list(tokens)
 
 
+def _resident(llm: LLM) -> int:
+    """Bytes of pool and window that are in memory."""
+    return sum(store.storage.resident_bytes() for store in llm._built.engine.stores)
+
+
 def _moved(llm: LLM) -> dict[str, float]:
     offload = llm.stats()["kv"]["offload"]
     return {} if offload is None else {name: value for name, value in offload.items() if isinstance(value, int | float)}
@@ -155,10 +160,11 @@ def markdown(found: dict[str, Any]) -> str:
             f"| {ratio:.2f} | {read} | {_mib(row.predicted)} | {hits} |"
         )
     times = ", ".join(f"{place} {one['seconds']:.1f} s" for place, one in found["prefill"].items())
+    held = ", ".join(f"{place} {_mib(num)}" for place, num in found["resident_bytes"].items())
     lines += [
         "",
-        f"The prompt: {times}. Pools of {_mib(found['pool_bytes'])}, of which the offloaded sequences used "
-        f"{found['pool_used_bytes']} bytes; windows of {_mib(found['window_bytes'])}. The tokens were "
+        f"The prompt: {times}. Pools of {_mib(found['pool_bytes'])} and windows of {_mib(found['window_bytes'])} where KV "
+        f"is offloaded. Of pool and window the kernel counts as resident: {held}. The tokens were "
         f"{'the same everywhere' if all(row.same for row in rows) else 'not the same'}.",
     ]
     return "\n".join(lines)
