@@ -5,10 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pagoda.core.errors import ConfigError
 from pagoda.kernels import dispatch
 from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
-from pagoda.kernels.ops import copy_pages, kv_compact, kv_write
+from pagoda.kernels.ops import copy_pages, kv_compact, kv_write, paged_attention
+from pagoda.kernels.ops._table import layer_table
 
 PAGE_SIZE, NUM_PAGES = 4, 8
 SLOTS = PAGE_SIZE * NUM_PAGES
@@ -80,3 +82,17 @@ def test_copy_pages_reads_before_it_writes(id_dtype, targets, sources):
     for source, target in zip(sources, targets, strict=True):
         expected[target] = before[source]
     assert torch.equal(pages, expected)
+
+
+def test_tensors_of_another_device_are_refused_before_a_body_reads_their_addresses():
+    """Keys on a GPU and pages on the CPU once crashed the process; "meta" stands for any other device here."""
+    layout = PageLayout(PAGE_SIZE, 16, 16, torch.float32)
+    pages, ids = torch.zeros(NUM_PAGES, layout.page_elems), torch.tensor([[0], [1]], dtype=torch.int32)
+    here, there = torch.zeros(2, 1, 16), torch.zeros(2, 1, 16, device="meta")
+    kv_write(here, here, pages, layout, ids, ids)
+    with pytest.raises(ConfigError, match="kv_write: k on meta, pages on cpu, page_ids on cpu; accepted: all on one"):
+        kv_write(there, there, pages, layout, ids, ids)
+    table, num_pages = layer_table(Make(), [1], [3], page_size=PAGE_SIZE, num_kv_heads=1)
+    q = torch.zeros(1, 1, 16, device="meta")
+    with pytest.raises(ConfigError, match="paged_attention: q on meta, pages on cpu, table on cpu"):
+        paged_attention(q, torch.zeros(num_pages, layout.page_elems), layout, table, scale=1.0)

@@ -105,6 +105,15 @@ class Op:
         return self.implementations[-1]
 
 
+def one_device(op: str, **tensors: torch.Tensor) -> str:
+    """The type of the one device on which all lie. Bodies read plain addresses: another device's would crash them."""
+    types = {name: tensor.device.type for name, tensor in tensors.items()}
+    if len(set(types.values())) > 1:
+        where = ", ".join(f"{name} on {device}" for name, device in types.items())
+        raise ConfigError(f"{op}: {where}; accepted: all on one device")
+    return next(iter(types.values()))
+
+
 OPS: dict[str, Op] = {}
 _restrictions: list[str] = []  # of `restricted`, innermost last
 _providers: dict[str, str | None] = {}  # provider -> why it could not be loaded (None: loaded)

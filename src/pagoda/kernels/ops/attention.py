@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigError
 from ..case import Case, Make
-from ..dispatch import Needs, Op
+from ..dispatch import Needs, Op, one_device
 from ..layout import PageLayout
 from . import _attention_reference
 from ._table import LayerTable, layer_table
@@ -61,7 +61,8 @@ def paged_attention(
                   1/n of the n slots that they see.
     sum_last      w > 0: only the last w queries of a chunk are summed (what snapkv needs at a prompt's end).
 
-    Raises ConfigError for latent pages without ``v_dim`` or query heads that do not divide among the kv-heads.
+    Raises ConfigError for latent pages without ``v_dim``, query heads that do not divide among the kv-heads, tensors on
+    several devices.
     """
     used = (window > 0, soft_cap > 0.0, sinks is None, alibi_slopes is None, v_dim, prob_sums is None)
     key = (
@@ -70,6 +71,8 @@ def paged_attention(
         pages.dtype,
         layout.codec_name,
         pages.device.type,
+        q.device.type,
+        table.rows.device.type,
         layout.k_dim,
         layout.v_dim,
         q.shape[1],
@@ -99,11 +102,10 @@ def _needs(
         "latent": v_dim is not None, "prob_sums": not no_sums,
     }  # fmt: skip
     options = frozenset(name for name, on in used.items() if on)
+    device = one_device("paged_attention", q=q, pages=pages, table=table.rows)
     if layout.codec is not None:
-        return Needs(
-            pages.device.type, (q.dtype,), (layout.k_dim, layout.v_dim), options | {f"codec_{layout.codec.name}"}
-        )
-    return Needs(pages.device.type, (q.dtype, layout.dtype), (layout.k_dim, layout.v_dim), options)
+        return Needs(device, (q.dtype,), (layout.k_dim, layout.v_dim), options | {f"codec_{layout.codec.name}"})
+    return Needs(device, (q.dtype, layout.dtype), (layout.k_dim, layout.v_dim), options)
 
 
 reference = _attention_reference.paged_attention

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..case import Case, Make
-from ..dispatch import Needs, Op
+from ..dispatch import Needs, Op, one_device
 from ..layout import PageLayout
 
 
@@ -15,18 +15,21 @@ def kv_write(k: Tensor, v: Tensor | None, pages: Tensor, layout: PageLayout, pag
     encoded by their codec.
 
     k ``[T, Hkv, k_dim]``, v ``[T, Hkv, v_dim]`` (None for latent pages), page_ids and slots ``[T, Hkv]`` int, slots
-    within the page. Targets must differ from each other; shared pages must have been copied before.
+    within the page. Targets must differ from each other; shared pages must have been copied before. Raises ConfigError
+    for tensors on several devices.
     """
-    key = (k.dtype, pages.dtype, layout.codec_name, pages.device.type, v is None, page_ids.dtype)
+    devices = (pages.device.type, k.device.type, page_ids.device.type)
+    key = (k.dtype, pages.dtype, layout.codec_name, devices, v is None, page_ids.dtype)
     run = _OP.chosen.get(key) or _OP.resolve(key, _needs(k, v, pages, layout, page_ids))
     run(k, v, pages, layout, page_ids, slots)
 
 
 def _needs(k: Tensor, v: Tensor | None, pages: Tensor, layout: PageLayout, page_ids: Tensor) -> Needs:
     options = frozenset({"latent"} if v is None else ()) | {f"ids_{str(page_ids.dtype).removeprefix('torch.')}"}
+    device = one_device("kv_write", k=k, pages=pages, page_ids=page_ids)
     if layout.codec is not None:
-        return Needs(pages.device.type, (k.dtype,), options=options | {f"codec_{layout.codec.name}"})
-    return Needs(pages.device.type, (k.dtype, pages.dtype), options=options)
+        return Needs(device, (k.dtype,), options=options | {f"codec_{layout.codec.name}"})
+    return Needs(device, (k.dtype, pages.dtype), options=options)
 
 
 def reference(k: Tensor, v: Tensor | None, pages: Tensor, layout: PageLayout, page_ids: Tensor, slots: Tensor) -> None:
