@@ -163,8 +163,8 @@ def markdown(found: dict[str, Any]) -> str:
     held = ", ".join(f"{place} {_mib(num)}" for place, num in found["resident_bytes"].items())
     lines += [
         "",
-        f"The prompt: {times}. Pools of {_mib(found['pool_bytes'])} and windows of {_mib(found['window_bytes'])} where KV "
-        f"is offloaded. Of pool and window the kernel counts as resident: {held}. The tokens were "
+        f"The prompt: {times}. Pools of {_mib(found['pool_bytes'])} and windows of {_mib(found['window_bytes'])} "
+        f"where KV is offloaded. Of pool and window the kernel counts as resident: {held}. The tokens were "
         f"{'the same everywhere' if all(row.same for row in rows) else 'not the same'}.",
     ]
     return "\n".join(lines)
