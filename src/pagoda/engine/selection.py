@@ -21,6 +21,10 @@ from ..kv.storage import PageStorage
 from ..kv.table import PageTable
 from ..kv.view import Boxes
 
+REMOTE_PAGES = 1024
+"""Pages of a head whose keys are looked at together where each is noted for itself: a long prompt's need not all be in
+memory at once."""
+
 
 class Notes:
     """What a selection noted of one sequence: sketches of full pages by layer, and its own memory."""
@@ -214,7 +218,14 @@ class PageChooser:
         known, held = notes.sketched[layer], notes.sketches[layer]
         if (full > known).any():
             start = int(known[full > known].min())
-            made = self._policy.sketch_as(self._keys(ids[:, start:most]), notes.memory[layer], start, self._of(layer))
+            span = REMOTE_PAGES if self._policy.remote else most - start
+            parts = [
+                self._policy.sketch_as(
+                    self._keys(ids[:, at : min(most, at + span)]), notes.memory[layer], at, self._of(layer)
+                )
+                for at in range(start, most, span)
+            ]
+            made = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
             if held is None or held.shape[1] < most:
                 grown = made.new_zeros(made.shape[0], most + most // 4 + 4, *made.shape[2:])
                 if held is not None:

@@ -46,6 +46,11 @@ def attend_chosen(
             failures.setdefault(member.index, str(error))
             continue
         chosen[s], lens[s] = ids.numpy().astype(np.int64), slots.numpy()
+    if all(ids.shape[1] for ids in chosen) and sum(ids.size for ids in chosen) <= storage.hot.room:  # as a rule
+        found, lost = _attend(storage, layer, chosen, lens, q, [k, v], options)
+        for s, why in lost.items():
+            failures.setdefault(members[s].index, why)
+        return found
     out = q.new_zeros(len(members), q.shape[1], storage.fmt.v_dim or int(options["v_dim"]))  # type: ignore[call-overload]
     per_head = q.shape[1] // k.shape[1]
     for mine, heads in _shares(chosen, storage.hot.room):
