@@ -45,13 +45,15 @@ def test_past_the_end_names_what(tmp_path: Path) -> None:
         DirectFile(tmp_path / "none")
 
 
-def test_reading_leaves_nothing_in_the_page_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_reading_leaves_nothing_in_the_page_cache(tmp_path: Path, use_cache: bool) -> None:
+    """Nor does a look for what is there, after which newer kernels read ahead."""
     file = tmp_path / "x"
     file.write_bytes(content(64 * ALIGN))
     drop(file)
     if in_page_cache(file):
         pytest.skip("this file system keeps its pages")
-    reader = DirectFile(file)
+    reader = DirectFile(file, use_cache=use_cache)
     reader.read(0, 64 * ALIGN, aligned_buffer(span_bytes(64 * ALIGN)), "it")
     reader.close()
     assert in_page_cache(file) == 0
