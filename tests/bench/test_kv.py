@@ -102,7 +102,7 @@ def test_a_price_list_from_end_to_end(lantern, world, tmp_path) -> None:
     exact, snapkv, recent = found.prices
     assert said == ["exact", "snapkv(budget=0.25)", "recent(budget=0.25)"]
     assert exact.held_share == 1.0
-    assert 0.2 < recent.held_share <= snapkv.held_share < 0.5
+    assert 0.15 < recent.held_share <= snapkv.held_share < 0.5
     assert recent.quality["recall"] < snapkv.quality["recall"] <= exact.quality["recall"] == 1.0
     assert 0.0 == exact.quality["kl"] < snapkv.quality["kl"] < recent.quality["kl"]
     assert sum(snapkv.heat.values()) > sum(recent.heat.values())

@@ -134,7 +134,7 @@ def test_a_previous_response_is_pinned_until_it_goes(client: openai.OpenAI, serv
     before = len(server.service.pins)
     first = client.responses.create(input="Tell me about the sea. " * 8, max_output_tokens=8, **GREEDY)
     assert len(server.service.pins) == before + 1
-    server.call(server.service.llm._call(server.service.llm._built.engine.manager.clear_prefix))
+    server.call(server.service.llm._thread.call(server.service.llm._built.engine.manager.clear_prefix))
     second = client.responses.create(input="Go on.", previous_response_id=first.id, max_output_tokens=4, **GREEDY)
     assert second.usage is not None
     assert second.usage.input_tokens_details.cached_tokens >= 32

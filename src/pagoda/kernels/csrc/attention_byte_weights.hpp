@@ -91,8 +91,9 @@ struct ByteSteps {
     const Vec reference = select(high == splat(-kInf), Vec{}, high);  // nothing seen in this block: all weights are zeros
     _mm512_mask_storeu_ps(tops, there, (__m512)top);
     store(references, reference);
-    store(before, exp2_of(old - top));  // 2^-126 of nothing where neither has seen a slot
-    store(now, exp2_of(reference - top));
+    const auto none = top == splat(-kInf);  // the row has seen no slot yet: nothing of nothing, where a difference is none
+    store(before, select(none, Vec{}, exp2_of(old - top)));
+    store(now, select(none, Vec{}, exp2_of(reference - top)));
   }
 };
 
