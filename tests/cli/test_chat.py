@@ -79,9 +79,11 @@ class Terminal:
         self._fd, follower = pty.openpty()
         command = [sys.executable, "-m", "pagoda", "chat", MODEL, *args]
         env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+        # A shell's background jobs ignore Ctrl-C, and so would what the tests start there.
         self.process = subprocess.Popen(
-            command, stdin=follower, stdout=follower, stderr=follower, env=env, start_new_session=True
-        )
+            command, stdin=follower, stdout=follower, stderr=follower, env=env, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         os.close(follower)
         self.seen = ""
 

@@ -62,7 +62,11 @@ def test_budget_tokens_of_anthropic(thinker: Running) -> None:
 def test_responses_count_their_thoughts(thinker: Running) -> None:
     client = openai.OpenAI(base_url=f"{thinker.url}/v1", api_key="x", max_retries=0)
     response = client.responses.create(
-        model="lantern", input="Tell me a story.", max_output_tokens=40, extra_body={"thinking_token_budget": 6}
+        model="lantern",
+        input="Tell me a story.",
+        max_output_tokens=40,
+        temperature=0,
+        extra_body={"thinking_token_budget": 6},
     )
     assert [item.type for item in response.output] == ["reasoning", "message"]
     assert response.usage is not None
