@@ -90,6 +90,8 @@ struct Block {
 #if PAGODA_DPBF16
     if (!k_scales) return;
     const Plane &of_k = a.shape.k_scales, &of_v = a.shape.v.bytes ? a.shape.v_scales : a.shape.k_scales;
+    const int64_t last = padded(count) - kLanes;  // of pages that begin within a register, the last may leave some of it
+    store(k_scales + last, Vec{}), store(v_scales + last, Vec{});
     pages.each_page(slots, [&](const char* page, int64_t inside, int64_t at, int64_t here) {
       widen_scales((const uint16_t*)(page + of_k.at) + inside, here, k_scales + at);
       widen_scales((const uint16_t*)(page + of_v.at) + inside, here, v_scales + at);
