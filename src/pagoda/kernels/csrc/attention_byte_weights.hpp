@@ -9,12 +9,12 @@
 #include "attention_math.hpp"
 #include "attention_slots.hpp"
 
-#if PAGODA_DPBF16
-
 namespace pagoda {
 namespace {
 
-constexpr int kFewRows = 8;
+constexpr int kFewRows = PAGODA_DPBF16 ? 8 : 0;  // rows that are multiplied with slots where they lie
+
+#if PAGODA_DPBF16
 
 // bfloat16 numbers as floats, then zeros up to the next whole register.
 inline void widen_scales(const uint16_t* scales, int64_t count, float* out) {
@@ -133,7 +133,7 @@ inline Vec weigh_bytes(const float* logits, int64_t lanes, float unit, float ref
   return sum;
 }
 
+#endif
+
 }  // namespace
 }  // namespace pagoda
-
-#endif

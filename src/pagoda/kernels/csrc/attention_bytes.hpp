@@ -10,12 +10,12 @@
 #include "attention_byte_weights.hpp"
 #include "attention_few.hpp"
 
-#if PAGODA_DPBF16
-
 namespace pagoda {
 namespace {
 
 constexpr int64_t kBytesAtOnce = 64;  // columns in a register: head dimensions must be multiples
+
+#if PAGODA_DPBF16
 
 // A row of queries: codes [dim], and in `scale`, `sum` what they mean.
 inline void round_query(const uint16_t* q, int64_t dim, int8_t* codes, float* scale, int32_t* sum) {
@@ -150,7 +150,7 @@ void with_few_bytes(int rows, Act act) {
   }
 }
 
+#endif
+
 }  // namespace
 }  // namespace pagoda
-
-#endif

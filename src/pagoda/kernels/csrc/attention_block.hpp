@@ -1,0 +1,128 @@
+// One block of slots as the products take it: where slots lie, their scales, and the two matrices that many rows multiply
+// (attention_pack.hpp). And the memory of all of it: one buffer a thread, kept.
+#pragma once
+
+#include "attention_math.hpp"
+#include "attention_pack.hpp"
+#include "attention_slots.hpp"
+#include "attention_byte_weights.hpp"
+
+namespace pagoda {
+namespace {
+
+struct Scratch {
+  float* data = nullptr;
+  int64_t size = 0;
+  ~Scratch() { __builtin_free(data); }
+  float* need(int64_t floats) {
+    if (floats > size) {
+      __builtin_free(data);
+      data = nullptr, size = 0;
+      void* at = nullptr;
+      if (posix_memalign(&at, 64, static_cast<size_t>(floats) * sizeof(float)) != 0) __builtin_trap();
+      data = static_cast<float*>(at);
+      size = floats;
+    }
+    return data;
+  }
+};
+
+thread_local Scratch scratch;
+
+template <typename Math>
+struct Block {
+  using Number = typename Math::Number;  // float, or bfloat16 as uint16_t
+
+  const AttentionArgs& a;
+  int64_t k_words, v_stride;
+  Number *wide_k, *wide_v;     // rows of this block as numbers, where pages hold something else
+  int64_t wide_k_row, wide_v_row;
+  float *keys, *values;        // see attention_pack.hpp
+  float *k_scales, *v_scales;  // [kScales], or null where rows hold numbers
+  char* tail;                  // of the last eight of slots
+  int count = 0;
+  static constexpr int kScales = kBlock + kLanes;  // a register beyond the last slot's may be written
+
+  static int64_t words_of(int64_t columns) { return (columns + Math::kPerWord - 1) / Math::kPerWord; }
+  static int64_t wide_row(int64_t dim) { return (dim + 63) / 64 * 64; }
+
+  static int64_t floats(const AttentionArgs& a) {
+    const int64_t wide = Math::native(a.shape) ? 0 : kBlock * (wide_row(a.shape.k_dim) + wide_row(a.v_dim));
+    return words_of(a.shape.k_dim) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + 2 * kScales +
+           Slots::tail_bytes(a.shape) / 4 + 4 * 16;
+  }
+
+  Block(const AttentionArgs& args, float* at) : a(args), k_words(words_of(args.shape.k_dim)), v_stride(padded(args.v_dim)) {
+    wide_k_row = wide_row(a.shape.k_dim), wide_v_row = wide_row(a.v_dim);
+    keys = at, at += k_words * kBlock;
+    values = at, at += words_of(kBlock) * v_stride;
+    const bool scaled = a.shape.store == Store::int8 || a.shape.store == Store::fp8;
+    k_scales = scaled ? at : nullptr, v_scales = scaled ? at + kScales : nullptr;
+    tail = (char*)(at + 2 * kScales);
+    wide_k = (Number*)(tail + (Slots::tail_bytes(a.shape) + 63) / 64 * 64), wide_v = wide_k + kBlock * wide_k_row;
+  }
+
+  // Slots that products read where they lie.
+  void open_eights(const PageRow& pages, Slots& slots) {
+    count = slots.count;
+    slots.pad_eights(a.shape, tail);
+#if PAGODA_DPBF16
+    if (!k_scales) return;
+    const Plane &of_k = a.shape.k_scales, &of_v = a.shape.v.bytes ? a.shape.v_scales : a.shape.k_scales;
+    const int64_t last = padded(count) - kLanes;  // of pages that begin within a register, the last may leave some of it
+    store(k_scales + last, Vec{}), store(v_scales + last, Vec{});
+    pages.each_page(slots, [&](const char* page, int64_t inside, int64_t at, int64_t here) {
+      widen_scales((const uint16_t*)(page + of_k.at) + inside, here, k_scales + at);
+      widen_scales((const uint16_t*)(page + of_v.at) + inside, here, v_scales + at);
+    });
+#else
+    (void)pages;
+#endif
+  }
+
+  // Rows of numbers for all slots, which `slots` then names one by one and by eights; scales of codes beside them.
+  void widen(Slots& slots, bool with_values, Ahead& ahead) {
+    count = slots.count;
+    if (!Math::native(a.shape)) {
+      const bool own_v = with_values && a.shape.v.bytes;
+      const auto fetch = [&](int) { ahead.lines(1); };
+      widen_rows(a.shape.store, slots.k, slots.k_scales, count, a.shape.k_dim, wide_k, wide_k_row, fetch);
+      if (own_v) widen_rows(a.shape.store, slots.v, slots.v_scales, count, a.v_dim, wide_v, wide_v_row, fetch);
+      if (Math::kPerWord == 2 && a.shape.k_dim % 2)
+        for (int i = 0; i < count; ++i) wide_k[i * wide_k_row + a.shape.k_dim] = 0;
+      name_wide(slots.k, slots.k8, wide_k, wide_k_row);
+      if (own_v) name_wide(slots.v, slots.v8, wide_v, wide_v_row);
+      else name_wide(slots.v, slots.v8, wide_k, wide_k_row);
+    }
+    if (k_scales)
+      for (int i = 0; i < padded(count); ++i) {
+        const int slot = i < count ? i : count - 1;
+        k_scales[i] = pagoda::widen(*(const uint16_t*)slots.k_scales[slot]);
+        v_scales[i] = pagoda::widen(*(const uint16_t*)slots.v_scales[slot]);
+      }
+    slots.pad();
+  }
+
+  // Rows behind the last slot's, up to a full register, become zeros.
+  void name_wide(const char** each, Eights& eights, Number* rows, int64_t row) const {
+    memset(rows + count * row, 0, (padded(count) - count) * row * sizeof(Number));
+    for (int i = 0; i < count; ++i) each[i] = (const char*)(rows + i * row);
+    for (int64_t i = 0; i < padded(count); i += kEight) eights.at[i / kEight] = (const char*)(rows + i * row);
+    eights.stride = row * int64_t{sizeof(Number)};
+  }
+
+  void pack(const Slots& slots, bool with_values, Ahead& ahead) {
+    for (int i = 0; i < count; i += kLanes) {
+      ahead.lines(kLanes);
+      pack_keys(slots.k + i, k_words, keys + i, kBlock);
+    }
+    if (!with_values) return;
+    for (int i = 0; i < count; i += Math::kPerWord) {
+      ahead.lines(Math::kPerWord / 2);
+      Math::pack_values(slots.v + i, a.v_dim, v_stride, values + i / Math::kPerWord * v_stride);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace pagoda

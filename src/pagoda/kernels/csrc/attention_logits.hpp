@@ -1,0 +1,93 @@
+// Queries as words, and products of queries and keys as logits: scaled, capped, masked, in units of log2.
+#pragma once
+
+#include "attention_math.hpp"
+#include "attention_slots.hpp"
+
+namespace pagoda {
+namespace {
+
+constexpr float kLog2E = 1.44269504f;
+
+inline float query_element(const AttentionArgs& a, int64_t at) {
+  switch (a.dtype) {
+    case Dtype::f32: return ((const float*)a.q)[at];
+    case Dtype::bf16: return widen(((const uint16_t*)a.q)[at]);
+    default: return half_to_float(((const uint16_t*)a.q)[at]);
+  }
+}
+
+template <typename Math>
+void pack_query(const AttentionArgs& a, int64_t token, int64_t q_head, float* out);
+
+template <>
+void pack_query<Floats>(const AttentionArgs& a, int64_t token, int64_t q_head, float* out) {
+  const int64_t at = token * a.q_token_stride + q_head * a.q_head_stride;
+  for (int64_t d = 0; d < a.shape.k_dim; ++d) out[d] = query_element(a, at + d);
+}
+
+#if PAGODA_DPBF16
+template <>
+void pack_query<Pairs>(const AttentionArgs& a, int64_t token, int64_t q_head, float* out) {
+  const int64_t at = token * a.q_token_stride + q_head * a.q_head_stride, dim = a.shape.k_dim;
+  if (dim % 2) out[dim / 2] = 0.0f;
+  memcpy(out, (const uint16_t*)a.q + at, 2 * dim);
+}
+#endif
+
+struct Mask {
+  int64_t first, last;  // slots that the row sees
+};
+
+// What became of a row's products: its logits are the numbers there times `unit`, in units of log2.
+struct Logits {
+  float unit;
+  bool masked;  // some are -inf
+  bool alive;   // the row has seen a slot
+};
+
+// Logits of one row over a block, out of the products of query and keys: scaled, capped, masked (-inf). Where nothing but the scale
+// is to be applied, numbers stay as they are.
+inline void prepare_logits(const AttentionArgs& a, float* s, int count, int64_t begin, Mask mask, float slope, const float* k_scales,
+                           Logits* found) {
+  const int64_t low = mask.first - begin, high = mask.last - begin < count - 1 ? mask.last - begin : count - 1;
+  const int lanes = int(padded(count));
+  const bool masked = low > 0 || high < lanes - 1, plain = a.soft_cap == 0.0f && a.slopes == nullptr;
+  const float factor = plain ? a.scale * kLog2E : a.scale;
+  found->masked = masked, found->unit = 1.0f;
+  if (plain && !masked && !k_scales && factor > 0.0f) {
+    found->unit = factor;
+    return;
+  }
+  Vec slot;
+  for (int i = 0; i < kLanes; ++i) slot[i] = float(i);
+  const Vec from = splat(float(low)), to = splat(float(high)), own = splat(float(mask.last - begin));
+  for (int i = 0; i < lanes; i += kLanes, slot += splat(float(kLanes))) {
+    Vec x = load(s + i) * factor;
+    if (k_scales) x *= load(k_scales + i);
+    if (!plain) {
+      if (a.soft_cap > 0.0f) x = a.soft_cap * tanh_of(x / a.soft_cap);
+      x = (x + slope * (slot - own)) * kLog2E;
+    }
+    if (masked) x = select((slot >= from) & (slot <= to), x, splat(-kInf));
+    store(s + i, x);
+  }
+}
+
+// The same; returns their maxima, lane by lane.
+inline Vec logits_of(const AttentionArgs& a, float* s, int count, int64_t begin, Mask mask, float slope, const float* k_scales,
+                     Logits* found) {
+  prepare_logits(a, s, count, begin, mask, slope, k_scales, found);
+  const int lanes = int(padded(count));
+  Vec top = splat(-kInf);
+  if (lanes == kBlock) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kBlock; i += kLanes) top = maximum(load(s + i), top);
+  } else {
+    for (int i = 0; i < lanes; i += kLanes) top = maximum(load(s + i), top);
+  }
+  return top * found->unit;
+}
+
+}  // namespace
+}  // namespace pagoda

@@ -1,0 +1,67 @@
+// From sums, maxima and denominators to results: sinks, and the parts of a row merged by them.
+#pragma once
+
+#include "attention_block.hpp"
+#include "attention_logits.hpp"
+
+namespace pagoda {
+namespace {
+
+inline void write_row(const AttentionArgs& a, int64_t token, int64_t q_head, const float* sums, float factor) {
+  const int64_t at = (token * a.num_q_heads + q_head) * a.v_dim;
+  for (int64_t d = 0; d < a.v_dim; ++d) {
+    const float x = sums[d] * factor;
+    if (a.dtype == Dtype::f32) ((float*)a.out)[at + d] = x;
+    else if (a.dtype == Dtype::bf16) narrow(x, (uint16_t*)a.out + at + d);
+    else ((uint16_t*)a.out)[at + d] = float_to_half(x);
+  }
+}
+
+// The sink joins the denominator; a row that saw nothing yields zeros.
+inline void finish_row(const AttentionArgs& a, const AttentionScratch& out, int64_t token, int64_t q_head, const float* sums,
+                       float top, float total) {
+  float factor = total > 0.0f ? 1.0f / total : 0.0f;
+  if (a.sinks) {
+    const float sink = a.sinks[q_head] * kLog2E, higher = top > sink ? top : sink;
+    const float weight = top == -kInf ? 0.0f : exp2_of(top - higher);
+    total = total * weight + exp2_of(sink - higher);
+    factor = weight / total;
+    top = higher;
+  }
+  write_row(a, token, q_head, sums, factor);
+  if (out.norms) {
+    out.norms[2 * (token * a.num_q_heads + q_head)] = top;
+    out.norms[2 * (token * a.num_q_heads + q_head) + 1] = total > 0.0f ? 1.0f / total : 0.0f;
+  }
+}
+
+// Adds the parts of each row in their order, each weighted by 2^(its maximum - the common one).
+void merge_parts(const AttentionArgs& a, const Merge& merge, const AttentionScratch& out) {
+  const int64_t queries = a.num_queries(merge.seq), rows = queries * a.group(), size = partial_floats(a, queries);
+  const float *parts = out.partials + merge.first, *tops = parts + rows * a.v_dim, *totals = tops + rows;
+  float* sums = scratch.need(padded(a.v_dim) + merge.count * kLanes);
+  float* weights = sums + padded(a.v_dim);  // [part][kLanes rows]
+  for (int64_t first = 0; first < rows; first += kLanes) {
+    const int64_t here = rows - first < kLanes ? rows - first : kLanes;
+    Vec top = splat(-kInf), total{};
+    for (int64_t i = 0; i < merge.count; ++i) top = maximum(load_some(tops + i * size + first, here), top);
+    for (int64_t i = 0; i < merge.count; ++i) {
+      const Vec own = load_some(tops + i * size + first, here), weight = select(own == splat(-kInf), Vec{}, exp2_of(own - top));
+      total += weight * load_some(totals + i * size + first, here);
+      store(weights + i * kLanes, weight);
+    }
+    for (int64_t r = 0; r < here; ++r) {
+      const int64_t row = first + r, token = a.q_starts[merge.seq] + row / a.group();
+      memset(sums, 0, sizeof(float) * a.v_dim);
+      for (int64_t i = 0; i < merge.count; ++i) {
+        const float weight = weights[i * kLanes + r], *part = parts + i * size + row * a.v_dim;
+        if (weight == 0.0f) continue;  // it saw nothing
+        for (int64_t d = 0; d < a.v_dim; ++d) sums[d] += weight * part[d];
+      }
+      finish_row(a, out, token, merge.head * a.group() + row % a.group(), sums, top[r], total[r]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pagoda

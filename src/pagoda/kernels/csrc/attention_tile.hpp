@@ -1,0 +1,112 @@
+// A tile of rows over one range of slots, block by block: find the slots, fetch the next ones, multiply, and write what comes out.
+#pragma once
+
+#include "attention_decode.hpp"
+#include "attention_many.hpp"
+#include "attention_results.hpp"
+
+namespace pagoda {
+namespace {
+
+template <typename Math>
+struct Tile {
+  const AttentionArgs& a;
+  const Span* spans;
+  const AttentionItem& item;
+  const AttentionScratch& out;
+  TileRows<Math> t;
+
+  Tile(const AttentionArgs& args, const Span* all, const AttentionItem& it, const AttentionScratch& where)
+      : a(args), spans(all), item(it), out(where), t(args, all, it) {}
+
+  // How slots meet the rows: where they lie (few rows), or packed.
+  bool few() const {
+#if PAGODA_DPBF16
+    return Math::kPerWord == 2 && t.rows <= kFewRows && t.k_words % 4 == 0 && a.v_dim % 16 == 0 &&
+           (!Math::native(a.shape) || (a.shape.page_size % kEight == 0 && item.slot_begin % kEight == 0));
+#else
+    return false;
+#endif
+  }
+  bool in_place() const { return t.bytes || (few() && Math::native(a.shape)); }
+
+  void work(Block<Math>& block, const PageRow& pages, Slots& slots, int64_t begin, const Slots& next) {
+    Ahead ahead{next.pages, next.num_pages, a.shape.page_bytes};
+    if (in_place()) block.open_eights(pages, slots);
+    else block.widen(slots, true, ahead);
+    multiply(block, slots, begin, ahead);
+    ahead.lines(next.num_pages * int(a.shape.page_bytes / 64));  // what found no place between the products
+  }
+
+  void multiply(Block<Math>& block, Slots& slots, int64_t begin, Ahead& ahead) {
+#if PAGODA_DPBF16
+    if (t.bytes) return attend_bytes(t, block, slots, begin, ahead);
+    if (few()) return attend_few(t, block, slots, begin, ahead);
+#endif
+    block.pack(slots, true, ahead);
+    attend_many(t, block, begin, ahead);
+  }
+
+  void write_partials(int64_t part) const {
+    int64_t row = 0;
+    for (int s = item.span_begin; s < item.span_end; ++s) {
+      const int64_t queries_here = spans[s].q_end - spans[s].q_begin, here = queries_here * t.group;
+      float* to = out.partials + spans[s].partial + part * partial_floats(a, queries_here);
+      for (int64_t r = 0; r < here; ++r, ++row) {
+        memcpy(to + r * a.v_dim, t.sums + row * t.v_stride, sizeof(float) * a.v_dim);
+        to[here * a.v_dim + r] = t.tops[row];
+        to[here * (a.v_dim + 1) + r] = t.total(row);
+      }
+    }
+  }
+
+  void write_results() const {
+    t.each_row([&](int row, const Span& span, int query, int64_t q_head) {
+      finish_row(a, out, a.q_starts[span.seq] + query, q_head, t.sums + row * t.v_stride, t.tops[row], t.total(row));
+    });
+  }
+
+  static int64_t block_end(const AttentionItem& it, int64_t from) {
+    const int64_t end = (from / kBlock + 1) * kBlock;
+    return end < it.slot_end ? end : int64_t{it.slot_end};
+  }
+
+  void find(const PageRow& pages, int64_t at, Slots& slots) const {
+    if (in_place()) pages.find_eights(at, block_end(item, at), slots);
+    else pages.find(at, block_end(item, at), slots);
+  }
+
+  // Where the slots lie that are attended after those up to `at`: of this item, else the first of `soon`.
+  void find_next(const PageRow& pages, int64_t at, const AttentionItem* soon, Slots& next) const {
+    next.num_pages = 0;
+    if (at < item.slot_end) return find(pages, at, next);
+    if (soon == nullptr || soon->slot_begin == soon->slot_end) return;
+    const PageRow others(a, spans[soon->span_begin].seq, soon->head);
+    others.walk(soon->slot_begin, block_end(*soon, soon->slot_begin), next, [](auto...) {});
+  }
+
+  void run(const AttentionItem* soon) {
+    t.prepare();
+    const PageRow pages(a, spans[item.span_begin].seq, item.head);
+    Block<Math> block(a, t.block_space);
+    Slots slots[2];
+    const bool parts = spans[item.span_begin].partial >= 0;
+    int64_t at = item.slot_begin, part = 0;
+    t.restart();
+    if (at < item.slot_end) find(pages, at, slots[0]);
+    for (int turn = 0; at < item.slot_end; turn ^= 1) {
+      const int64_t end = block_end(item, at);
+      find_next(pages, end, soon, slots[turn ^ 1]);
+      work(block, pages, slots[turn], at, slots[turn ^ 1]);
+      at = end;
+      if (parts && (at % kPartSlots == 0 || at == item.slot_end)) {
+        write_partials(part++);
+        t.restart();
+      }
+    }
+    if (!parts) write_results();
+  }
+};
+
+}  // namespace
+}  // namespace pagoda

@@ -1,0 +1,153 @@
+// The rows of a tile: queries x query heads of a group, of one sequence or of several that begin with the same pages. Their queries
+// as words or bytes, and what they have summed so far, with a running maximum (online softmax, arXiv:1805.02867).
+#pragma once
+
+#include "attention_block.hpp"
+#include "attention_bytes.hpp"
+#include "attention_logits.hpp"
+
+namespace pagoda {
+namespace {
+
+template <typename Math>
+struct TileRows {
+  const AttentionArgs& a;
+  const Span* spans;
+  const AttentionItem& item;
+  int64_t group, k_words, v_stride;
+  int rows = 0;
+  float *queries, *sums, *tops, *totals, *slopes, *scores, *probs;  // totals: [rows][kLanes], added up at the end
+  Mask* masks;
+  float* block_space;
+  const bool bytes;  // products of bytes: attention_bytes.hpp
+#if PAGODA_DPBF16
+  ByteRows byte_rows;
+#endif
+
+  TileRows(const AttentionArgs& args, const Span* all, const AttentionItem& it)
+      : a(args), spans(all), item(it), group(args.group()), k_words(Block<Math>::words_of(args.shape.k_dim)),
+        v_stride(padded(args.v_dim)), bytes(in_bytes(args, args.num_queries(all[it.span_begin].seq))) {
+    for (int s = item.span_begin; s < item.span_end; ++s) rows += int(group) * (spans[s].q_end - spans[s].q_begin);
+    const int64_t chunk = 8 * kBlock;
+    const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 2) + kFewRows * kBlock / 4 + 4 * 16 : 0;
+    float* at = scratch.need(rows * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + for_bytes + Block<Math>::floats(a) + 10 * 16);
+    const auto take = [&](int64_t floats) { float* p = at; at += (floats + 15) / 16 * 16; return p; };
+    queries = take(rows * k_words), sums = take(rows * v_stride);
+    tops = take(rows), totals = take(rows * kLanes), slopes = take(rows);
+    masks = reinterpret_cast<Mask*>(take(rows * 4));
+    scores = take(chunk), probs = take(chunk);
+#if PAGODA_DPBF16
+    if (bytes) {
+      byte_rows.queries = (int8_t*)take(rows * a.shape.k_dim / 4), byte_rows.scales = take(rows);
+      byte_rows.sums = (int32_t*)take(rows), byte_rows.weights = (uint8_t*)take(kFewRows * kBlock / 4);
+    }
+#endif
+    block_space = at;
+  }
+
+  // Of a decode step or a short chunk over int8 pages. Its sequence alone decides, never the other rows of the item: what a row
+  // yields must not depend on its batch mates.
+  static bool in_bytes(const AttentionArgs& a, int64_t queries) {
+    const auto whole = [](int64_t dim) { return dim > 0 && dim % kBytesAtOnce == 0; };
+    return a.byte_products && PAGODA_DPBF16 && Math::kPerWord == 2 && a.shape.store == Store::int8 && a.prob_sums == nullptr &&
+           whole(a.shape.k_dim) && whole(a.shape.v_dim) && a.shape.page_size % kEight == 0 &&
+           (queries == 1 || queries * a.group() <= kNarrowRows);
+  }
+
+  template <typename Act>
+  void each_row(Act act) const {  // act(row, span, query of the chunk, query head)
+    int row = 0;
+    for (int s = item.span_begin; s < item.span_end; ++s)
+      for (int q = spans[s].q_begin; q < spans[s].q_end; ++q)
+        for (int64_t g = 0; g < group; ++g) act(row++, spans[s], q, item.head * group + g);
+  }
+
+  void prepare() {
+    each_row([&](int row, const Span& span, int query, int64_t q_head) {
+      const int64_t token = a.q_starts[span.seq] + query;
+#if PAGODA_DPBF16
+      if (bytes) {
+        const uint16_t* q = (const uint16_t*)a.q + token * a.q_token_stride + q_head * a.q_head_stride;
+        round_query(q, a.shape.k_dim, byte_rows.queries + row * a.shape.k_dim, byte_rows.scales + row, byte_rows.sums + row);
+      } else
+#endif
+        pack_query<Math>(a, token, q_head, queries + row * k_words);
+      const int64_t own = a.kv_lens[a.pair(span.seq, item.head)] - a.num_queries(span.seq) + query;
+      masks[row] = {a.window ? own - a.window + 1 : 0, own};
+      slopes[row] = a.slopes ? a.slopes[q_head] : 0.0f;
+    });
+  }
+
+  void restart() {
+    for (int row = 0; row < rows; ++row) tops[row] = -kInf;
+    memset(totals, 0, sizeof(float) * rows * kLanes);
+    memset(sums, 0, sizeof(float) * rows * v_stride);
+  }
+
+  float total(int64_t row) const { return total_of(load(totals + row * kLanes)); }
+
+  // Logits in place of products; the running maximum moves, and older sums with it.
+  Logits rise(int row, float* products, int64_t begin, const Block<Math>& block) {
+    Logits found;
+    const Vec highs = logits_of(a, products, block.count, begin, masks[row], slopes[row], block.k_scales, &found);
+    const float old = tops[row];
+    found.alive = old != -kInf;
+    if (!any(highs > splat(old))) return found;
+    const float top = largest(highs), factor = exp2_of(old - top);  // 0 for the first slots that the row sees
+    tops[row] = top, found.alive = true;
+    if (old > -kInf) {
+      store(totals + row * kLanes, load(totals + row * kLanes) * factor);
+      for (int64_t c = 0; c < v_stride; c += kLanes)
+        store(sums + row * v_stride + c, load(sums + row * v_stride + c) * factor);
+    }
+    return found;
+  }
+
+  // All of `count` rows rise before one is weighed: no row waits for its own maximum.
+  void rise_all(int row, int count, int64_t begin, const Block<Math>& block, Logits* found) {
+    for (int r = 0; r < count; ++r) found[r] = rise(row + r, scores + r * kBlock, begin, block);
+  }
+
+  // Logits of a row become weights.
+  void weigh(int row, const float* logits, const Logits& found, float* weights, const Block<Math>& block) {
+    const int lanes = int(padded(block.count));
+    if (!found.alive) {
+      memset(weights, 0, sizeof(float) * Block<Math>::words_of(lanes));
+      return;
+    }
+    const Vec top = splat(tops[row]), unit = splat(found.unit);
+    Vec sum = load(totals + row * kLanes);
+    if (lanes == kBlock && !found.masked && !block.v_scales) {  // nearly always: unrolled
+#pragma GCC unroll 32
+      for (int i = 0; i < kBlock; i += kLanes) {
+        const Vec p = exp2_of(load(logits + i) * unit - top);
+        sum += p;
+        store_weights(p, weights, i);
+      }
+      store(totals + row * kLanes, sum);
+      return;
+    }
+    for (int i = 0; i < lanes; i += kLanes) {
+      const Vec x = load(logits + i);
+      Vec p = exp2_of(x * unit - top);
+      if (found.masked) p = select(x == splat(-kInf), Vec{}, p);
+      sum += p;
+      if (block.v_scales) p *= load(block.v_scales + i);
+      store_weights(p, weights, i);
+    }
+    store(totals + row * kLanes, sum);
+  }
+
+  static void store_weights(Vec p, float* weights, int at) {
+#if PAGODA_DPBF16
+    if (Math::kPerWord == 2) {
+      _mm256_storeu_si256((__m256i*)(weights + at / 2), (__m256i)_mm512_cvtneps_pbh(p));
+      return;
+    }
+#endif
+    store(weights + at, p);
+  }
+};
+
+}  // namespace
+}  // namespace pagoda
