@@ -90,6 +90,43 @@ def test_chosen_pages_alone_come_and_answer_as_resident_ones(make_llm, make_far,
         assert 0 < seen["hits"] < seen["pages_asked"]
 
 
+@pytest.mark.parametrize("kv", ["offload", "quest(pages=0.5)+offload"])
+def test_pages_of_a_codec_come_and_go_as_they_are(make_llm, make_far, tmp_path: Path, kv: str) -> None:
+    """``kv_cache_dtype`` is of the engine, tier and window included: fewer bytes, and the tokens of resident KV."""
+    resident = kv.replace("offload", "exact").removesuffix("+exact")
+    near = tokens(make_llm(page_size=8, kv_cache_dtype="int8"), PROMPTS, params(resident, 20))
+    llm = make_far(
+        kv_cache_dtype="int8", kv_offload_dir=str(tmp_path), kv_window=kv_bytes(49), enable_prefix_caching=False
+    )
+    assert tokens(llm, PROMPTS, params(kv, 20)) == near
+    moved = far(llm)["written_bytes"]
+    plain = make_far(kv_offload_dir=str(tmp_path), enable_prefix_caching=False)
+    tokens(plain, PROMPTS, params(kv, 20))
+    assert moved / far(plain)["written_bytes"] == pytest.approx(20 / 64, rel=0.01), (
+        "a slot of int8 beside one of float32"
+    )
+
+
+def test_what_is_free_again_takes_no_bytes_of_the_disk(make_llm, tmp_path: Path) -> None:
+    """Pages of 4 KiB, as file systems count: of two long requests one goes, then the other."""
+    options = {"page_size": 64, "kv_memory": "1MiB", "kv_offload": "12MiB", "kv_offload_dir": str(tmp_path)}
+    llm = make_llm(**options, max_model_len=512, structured_output=False, enable_prefix_caching=False)
+    file = llm._built.engine.stores.offloaded.storage.tier._file.fileno()
+
+    def on_disk() -> int:
+        return os.fstat(file).st_blocks * 512
+
+    first, second = llm.stream(PROMPTS[0], params("offload")), llm.stream(PROMPTS[1], params("offload", 30))
+    next(first)
+    next(second)
+    both = on_disk()
+    assert both >= 11 * 4 * 64 * 64, "eleven blocks of four pages of 64 slots of 64 bytes"
+    list(second)
+    list(first)
+    assert on_disk() < 1 << 14, "but for the file system's own lists"
+    assert far(llm)["freed_bytes"] == 11 * 4 * 64 * 64
+
+
 def test_whoever_is_beside_has_the_whole_pool(make_far, oracle) -> None:
     """Of the 480 offloaded tokens the pool has none: a resident request fills it to the last block meanwhile."""
     asked, kinds = [PROMPTS[0], prompt(7, 112), PROMPTS[1]], ("offload", "exact", "quest(pages=400)+offload")

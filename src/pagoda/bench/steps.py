@@ -30,7 +30,9 @@ from ..schedule.item import Scheduled
 from ..schedule.policies.fcfs import POLICY as Fcfs
 from .step_fit import Sample, fit_steps
 
-DECODE_STEPS = 6
+DECODE_STEPS = 16
+"""After a prompt the first steps are slower; an answer has more of the others."""
+ALONE_ROUNDS = 3
 BATCHES = (0, 1, 2, 4, 8, 16, 32)
 CHUNKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 FEW_CHUNKS = (32, 128, 512)
@@ -162,7 +164,8 @@ def settings(limit: int, longest: int, max_seqs: int, budget: int) -> Iterator[t
             long = min(LONG_PROMPT * limit, longest - 2)
             if size in (0, 4) and size < max_seqs and long > limit:
                 fitting.append(long)
-            yield size, context, tuple(c for c in fitting if c <= max(limit // 2, part))
+            wanted = tuple(c for c in fitting if c <= max(limit // 2, part))
+            yield size, context, wanted * (ALONE_ROUNDS if not size and ALONE_ROUNDS * sum(wanted) <= part else 1)
 
 
 def calibrate_model(

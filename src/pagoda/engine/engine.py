@@ -324,6 +324,7 @@ class Engine:
         del self._requests[group.request.request_id]
         for sequence in group.sequences:
             self._memory.forget(sequence)
+        self.stores.tidy()
         if _is_shadow(group):
             self.shadows.settle(ok=group.error is None)
         else:

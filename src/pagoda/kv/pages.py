@@ -78,6 +78,11 @@ class PagePool:
         return self._next - len(self._given_back) - len(self._retired)
 
     @property
+    def num_stale_blocks(self) -> int:
+        """Free blocks whose bytes may be resident: what ``give_back`` could have."""
+        return len(self._touched)
+
+    @property
     def num_used_blocks(self) -> int:
         """Blocks that were ever handed out: those with the lowest ids."""
         return self._next

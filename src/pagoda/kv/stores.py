@@ -25,7 +25,7 @@ from .codecs.base import with_dtype
 from .device_region import Driver
 from .manager import KVManager
 from .offload.storage import OffloadedStorage
-from .offload.tier_file import TierFile
+from .offload.tier_file import SPAN, TierFile
 from .pages import MAX_PAGES, PagePool
 from .policies._windowed import Learned, WindowedCodec
 from .policies.base import Need, Stored
@@ -231,6 +231,16 @@ class Stores:
         pool = PagePool(fmt, tier.num_blocks)
         manager = KVManager(fmt, pool, self._make_prefix(pool))
         self.offloaded = Store(manager, OffloadedStorage(fmt, tier, window_bytes, longest))
+
+    def tidy(self) -> None:
+        """Free places of the lower tier cost its disk nothing: at once where nobody has pages there, else as soon as
+        they are worth the calls.
+        """
+        if self.offloaded is None:
+            return
+        pool = self.offloaded.manager.pool
+        if pool.num_stale_blocks >= (SPAN if pool.num_used_pages else 1):
+            self.offloaded.storage.release_blocks(pool.give_back(pool.num_stale_blocks))
 
     def _learned_of(self, stored: Stored | WindowedCodec | None) -> Learned:
         calibrated = isinstance(stored, WindowedCodec) and Need.CALIBRATION in stored.needs

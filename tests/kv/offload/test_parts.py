@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from pathlib import Path
@@ -45,6 +46,32 @@ def test_pages_of_one_head_lie_side_by_side_and_no_two_in_one_place() -> None:
         first, _, sizes = runs_of(tier.places(np.arange(num) * FMT.pages_per_block + 4), FMT.page_bytes)
         assert first.tolist() == [0, SPAN, 2 * SPAN]
         assert sizes.tolist() == [SPAN * FMT.page_bytes, SPAN * FMT.page_bytes, 5 * FMT.page_bytes]
+    finally:
+        tier.close()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "fallocate"), reason="holes in files are Linux's")
+def test_freed_blocks_read_as_zeros_and_their_neighbours_as_before(tmp_path: Path) -> None:
+    """A whole span and parts of two: nothing else changes, and the file system has the bytes back."""
+    fmt = KVFormat(num_layers=1, num_kv_heads=2, k_dim=64, v_dim=64, page_size=8, dtype="float32")  # pages of 4 KiB
+    tier = TierFile(fmt, 3 * SPAN, tmp_path)
+    try:
+        ids = np.arange(3 * SPAN * 2)
+        data = (np.arange(len(ids) * fmt.page_bytes, dtype=np.int64) // 97 % 251 + 1).astype(np.uint8)
+        sizes, back = np.full(len(ids), fmt.page_bytes), np.zeros_like(data)
+        at = data.ctypes.data + np.arange(len(ids)) * fmt.page_bytes
+        assert tier.move(tier.places(ids), sizes, at, writes=True) == []
+        os.fsync(tier._file.fileno())
+        before = os.fstat(tier._file.fileno()).st_blocks
+        gone = [*range(SPAN - 3, 2 * SPAN + 5), 2 * SPAN + 9]
+        assert tier.give_back(gone) == len(gone) * fmt.block_bytes
+        at = back.ctypes.data + np.arange(len(ids)) * fmt.page_bytes
+        assert tier.move(tier.places(ids), sizes, at, writes=False) == []
+        dead = np.isin(ids // 2, gone)
+        assert not back.reshape(len(ids), -1)[dead].any()
+        assert (back.reshape(len(ids), -1)[~dead] == data.reshape(len(ids), -1)[~dead]).all()
+        freed = (before - os.fstat(tier._file.fileno()).st_blocks) * 512
+        assert freed == pytest.approx(len(gone) * fmt.block_bytes, abs=1 << 14), "but for the file system's own lists"
     finally:
         tier.close()
 

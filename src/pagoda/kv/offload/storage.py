@@ -127,7 +127,8 @@ class OffloadedStorage(PageStorage):
         return 0
 
     def release_blocks(self, blocks: Iterable[int]) -> int:
-        return 0
+        """As ``PageStorage.release_blocks``: bytes of the tier."""
+        return self.tier.give_back(blocks)
 
     def stats(self) -> dict[str, Any]:
         """Plain data."""

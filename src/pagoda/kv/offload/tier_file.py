@@ -6,15 +6,19 @@ one head, so these lie side by side, as far as ``SPAN`` blocks go::
     file │ head 0: blocks 0 … 63 │ head 1: blocks 0 … 63 │ … │ head 0: blocks 64 … 127 │ …
 
 A head of a sequence whose blocks were handed out in a row is read in runs of 64 pages. The file is sparse: what was
-never written takes no bytes. It has no name, and goes with the process, however that ends.
+never written takes no bytes, and of what is free again nothing either (`TierFile.give_back`). It has no name, and goes
+with the process, however that ends.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +35,9 @@ from ...kernels.file_runs import move_runs
 SPAN = 64
 """Blocks whose pages of one head lie side by side."""
 
+KEEP_SIZE, PUNCH_HOLE = 1, 2
+"""Of Linux's fallocate."""
+
 Int64s = npt.NDArray[np.int64]
 Failures = list[tuple[int, int]]
 """(run, errno)"""
@@ -38,12 +45,13 @@ Failures = list[tuple[int, int]]
 
 @dataclass(slots=True)
 class TierTraffic:
-    """What went to the file and came back since it was opened."""
+    """What went to the file and came back since it was opened; ``freed_bytes``: of pages that it holds no more."""
 
     read_bytes: int = 0
     written_bytes: int = 0
     num_runs: int = 0
     num_errors: int = 0
+    freed_bytes: int = 0
 
 
 class TierFile:
@@ -86,6 +94,33 @@ class TierFile:
         """As ``move``, behind the caller's back, after all that was submitted before."""
         return self._thread.submit(self.move, places, sizes, memory, writes=writes)
 
+    def give_back(self, blocks: Iterable[int]) -> int:
+        """The file system gets the bytes of these blocks, which read as zeros then; returns how many those are: none
+        where it makes no holes. Between steps only: nothing of theirs is on its way.
+        """
+        before = self.traffic.freed_bytes
+        for first, last in _spans(blocks):
+            span, inside = divmod(first, SPAN)
+            num_bytes, start = (last + 1 - first) * self.fmt.page_bytes, span * self._span_bytes
+            if last + 1 - first == SPAN:
+                holes = [(start, self._span_bytes)]
+            else:
+                start += inside * self.fmt.page_bytes
+                holes = [(start + head * self.head_step, num_bytes) for head in range(self.fmt.pages_per_block)]
+            for at, length in holes:
+                self.traffic.freed_bytes += length if self._punch(at, length) else 0
+        return self.traffic.freed_bytes - before
+
+    def _punch(self, at: int, num_bytes: int) -> bool:
+        punch = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+        if punch is None:
+            return False
+        long = ctypes.c_longlong
+        while punch(self._file.fileno(), KEEP_SIZE | PUNCH_HOLE, long(at), long(num_bytes)):
+            if ctypes.get_errno() != errno.EINTR:
+                return False
+        return True
+
     def why(self, number: int, *, writes: bool) -> str:
         """What to tell the client of a failure."""
         where = "this machine's memory" if self.folder is None else str(self.folder)
@@ -115,6 +150,17 @@ def _open(folder: Path | None, num_bytes: int) -> BinaryIO:
             f"kv_offload is {format_bytes(num_bytes)}, but {folder} has {format_bytes(free)} free; ask for less"
         )
     return file  # type: ignore[return-value]
+
+
+def _spans(blocks: Iterable[int]) -> list[tuple[int, int]]:
+    """Neighbouring blocks of one span: (first, last)."""
+    found: list[tuple[int, int]] = []
+    for block in sorted(blocks):
+        if found and found[-1][1] + 1 == block and block % SPAN:
+            found[-1] = (found[-1][0], block)
+        else:
+            found.append((block, block))
+    return found
 
 
 def runs_of(places: Int64s, page_bytes: int) -> tuple[Int64s, Int64s, Int64s]:
