@@ -101,10 +101,10 @@ def load_steps(file: Path) -> FittedSteps | None:
     """None where the model was not measured, or the file is not whole (it is measured again then)."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        curves = {
-            name: tuple((int(at), float(value)) for at, value in data.pop(name)) for name in ("body", "head", "beside")
-        }
-        steps = FittedSteps(**curves, **data)
+        body, head, beside = (
+            tuple((int(at), float(value)) for at, value in data.pop(name)) for name in ("body", "head", "beside")
+        )
+        steps = FittedSteps(body=body, head=head, beside=beside, **data)
     except (OSError, ValueError, TypeError, KeyError):
         return None
     numbers = [seconds for _, seconds in (*steps.body, *steps.head, *steps.beside)] + [steps.slot, steps.pair]
