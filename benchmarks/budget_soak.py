@@ -35,6 +35,7 @@ from pagoda.budget.cgroup import _hierarchies
 from pagoda.core.units import parse_bytes
 
 LENGTHS = (30, 300, 1200, 2400)
+OFFLOADED = ("offload", "quest(pages=0.25)+offload")
 FAILING_DISK = """
 import random, runpy
 from pagoda.kv.tiers._files import Files
@@ -110,6 +111,9 @@ class Server:
         start = ["-m", "pagoda"] if launcher is None else ["-c", launcher]
         command = [sys.executable, *start, "serve", *args.models, "--memory", args.memory, "--port", "0", "--json"]
         limits = ["--max-model-len", str(args.max_model_len), "--max-num-batched-tokens", "512", "--max-num-seqs", "16"]
+        self.offloads = args.kv_offload and file_limit is None  # where nothing can be written, it could only refuse
+        if self.offloads:
+            limits += ["--kv-offload", args.kv_offload, "--kv-offload-dir", args.folder, "--kv-window", args.kv_window]
         self.process = subprocess.Popen(
             [*command, *limits, *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=enter
         )
@@ -146,6 +150,7 @@ async def load(server: Server, args: argparse.Namespace, seconds: float, seed: i
                 "max_tokens": rng.choice((8, 32, 96)),
                 "temperature": 0,
                 "ignore_eos": True,
+                "kv": rng.choice(OFFLOADED) if server.offloads and rng.random() < 0.34 else "exact",
             }
             try:
                 answer = await client.post("/v1/completions", json=body)
@@ -173,6 +178,7 @@ def phase(server: Server, args: argparse.Namespace, seconds: float, seed: int) -
         "preemptions": stats["queue"]["preemptions"], "restored_pages": disk.get("num_restored"),
         "disk_errors": disk.get("disk_num_errors"), "disk_corrupt": disk.get("disk_num_corrupt"),
         "disk_bytes": disk.get("used_bytes"), "host_hits": disk.get("host_num_hits"),
+        "offload_read_bytes": (stats["kv"].get("offload") or {}).get("read_bytes"),
     }  # fmt: skip
 
 
@@ -190,19 +196,18 @@ def soak(args: argparse.Namespace, group: Group) -> dict[str, Any]:
         server.stop()
         return found
     part, found = args.seconds / 4, {}
-    with tempfile.TemporaryDirectory() as folder:
-        keep = ("--kv-dir", folder, "--disk", args.disk, "--kv-host", args.kv_host)
-        server = Server(args, group, *keep, file_limit=4096)  # no record fits: every write ends early
-        found["full disk"] = phase(server, args, part, 1)
-        server.stop()
-        server = Server(args, group, *keep, launcher=FAILING_DISK)
-        found["failing disk"] = phase(server, args, part, 3)
-        server.stop()
-        server = Server(args, group, *keep)
-        found["killed"] = {"answers": dict(asyncio.run(kill_in_the_middle(server, args, part)))}
-        server = Server(args, group, *keep)
-        found["restarted"] = phase(server, args, part, 2)  # the same prompts again
-        server.stop()
+    keep = ("--kv-dir", f"{args.folder}/kept", "--disk", args.disk, "--kv-host", args.kv_host)
+    server = Server(args, group, *keep, file_limit=4096)  # no record fits: every write ends early
+    found["full disk"] = phase(server, args, part, 1)
+    server.stop()
+    server = Server(args, group, *keep, launcher=FAILING_DISK)
+    found["failing disk"] = phase(server, args, part, 3)
+    server.stop()
+    server = Server(args, group, *keep)
+    found["killed"] = {"answers": dict(asyncio.run(kill_in_the_middle(server, args, part)))}
+    server = Server(args, group, *keep)
+    found["restarted"] = phase(server, args, part, 2)  # the same prompts again
+    server.stop()
     return found
 
 
@@ -214,6 +219,8 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--disk", default="1GiB")
     parser.add_argument("--kv-host", default="64MiB")
+    parser.add_argument("--kv-offload", metavar="BYTES")
+    parser.add_argument("--kv-window", metavar="BYTES", default="16MiB")
     parser.add_argument("--vocab", type=int, default=2000)
     parser.add_argument("--max-model-len", type=int, default=3072)
     parser.add_argument("--trouble", action="store_true")
@@ -221,7 +228,8 @@ def main() -> None:
     budget = parse_bytes(args.memory)
     group = Group(budget + budget // 20)
     try:
-        found = soak(args, group)
+        with tempfile.TemporaryDirectory() as args.folder:
+            found = soak(args, group)
         killed, group_peak = group.kills(), int(group.peak_file.read_text())
     finally:
         group.close()

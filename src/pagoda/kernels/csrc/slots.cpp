@@ -27,7 +27,7 @@ void keep_best(const KeepBestArgs& a) {
     const float* scores = a.scores + row * a.slots;
     uint8_t* keep = a.keep + row * a.slots;
     const int64_t held = std::min(a.lens[row], a.slots);
-    std::memset(keep, 0, a.slots);
+    std::fill_n(keep, a.slots, uint8_t{0});  // of no slots too, where there is nothing to point at
     ranked.clear();
     for (int64_t slot = 0; slot < held; ++slot) {
       const bool sure = slot < a.sinks || slot >= held - a.recent;
