@@ -95,6 +95,13 @@ def test_windows_by_layer() -> None:
     assert ModelShape.from_config({"model_type": "mistral", "sliding_window": None}).windows == (0,) * 32
 
 
+def test_transformers_5_has_another_name_for_how_many_experts() -> None:
+    config = {"model_type": "qwen3_moe", "num_hidden_layers": 1}
+    ours, theirs = (ModelShape.from_config({**config, key: 6}) for key in ("num_experts", "num_local_experts"))
+    assert ours == theirs
+    assert ours.matrices[3].count == 6
+
+
 def test_yarn_reaches_further_than_the_config_says() -> None:
     rope = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     assert ModelShape.from_config({"model_type": "qwen2", "rope_scaling": rope}).max_position == 131072

@@ -2,6 +2,7 @@
 
 pagoda quantize lantern small --format int4 --method gptq
 pagoda quantize lantern mixed --method mixed --size 2MiB
+pagoda quantize MIXTURE small --method edgemoe --format int8 --size 3GiB
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from ..core.units import format_bytes, parse_bytes
 from . import _options as opt
 from ._output import emit_json, print_table
 
+CHOOSING = ("mixed", "edgemoe")
+"""Methods that choose formats, not codes."""
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -27,9 +30,11 @@ def quantize(
     model: opt.Model,
     out: Annotated[Path, typer.Argument(help="A new folder for the quantized model.", show_default=False)],
     format: Annotated[str, typer.Option(help="Weight format: int8, int4, int4(group=32), nf4, …")] = "int4",
-    method: Annotated[str, typer.Option(help="rtn, gptq, awq, hqq, or mixed (formats by measured harm).")] = "rtn",
+    method: Annotated[
+        str, typer.Option(help="rtn, gptq, awq, hqq; mixed: formats by measured harm; edgemoe: those of experts.")
+    ] = "rtn",
     size: Annotated[
-        str | None, typer.Option(help="With mixed: most bytes of all weights.", show_default="as --format")
+        str | None, typer.Option(help="With mixed, edgemoe: most bytes of all weights.", show_default="as --format")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Calibration text.", show_default="the model's own samples")] = None,
     tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 16384,
@@ -42,8 +47,8 @@ def quantize(
 
     if tokens < 1:
         raise ConfigError(f"--tokens is {tokens}; give a whole number from 1")
-    if size is not None and method != "mixed":
-        raise ConfigError(f"--size is for --method mixed; {method} takes the bytes of --format")
+    if size is not None and method not in CHOOSING:
+        raise ConfigError(f"--size is for --method {' or '.join(CHOOSING)}; {method} takes the bytes of --format")
     quantization = parse_quantization(format)
     if quantization.is_plain:
         raise ConfigError(f"--format {format!r} leaves the weights as they are; give one like int4")
@@ -52,11 +57,10 @@ def quantize(
     try:
         with _bar("measuring") as progress:
             ready = None
-            if method == "mixed":
-                found = _mixed(loaded, quantization, size, calibration, progress)
-                quantization, ready = found.quantization, found.codes
+            if method in CHOOSING:
+                quantization, ready = _choose(method, loaded, quantization, size, calibration, progress)
         with _bar("quantizing") as progress:
-            how = "rtn" if method == "mixed" else method
+            how = "rtn" if method in CHOOSING else method
             report = quantize_model(
                 loaded, out, quantization, method=how, calibration=calibration, ready=ready, progress=progress
             )
@@ -101,12 +105,20 @@ def _load(model: str, memory: str | None) -> Any:
     return load_model(model, quantization="none", ledger=ledger)
 
 
-def _mixed(loaded: Any, uniform: Any, size: str | None, calibration: list[list[int]], progress: Any) -> Any:
-    from ..models.mixed import CANDIDATES, mixed
+def _choose(
+    method: str, loaded: Any, uniform: Any, size: str | None, calibration: list[list[int]], progress: Any
+) -> tuple[Any, Any]:
+    """Formats by parameter, and the codes of those that have been chosen already."""
+    from ..models import expert_bits, mixed
     from ..weights.quantization import parse_format
 
     budget = loaded.shape.weight_bytes(loaded.dtype, uniform) if size is None else parse_bytes(size, what="--size")
-    return mixed(loaded, [parse_format(text) for text in CANDIDATES], budget, calibration, progress)
+    of_method = (mixed if method == "mixed" else expert_bits).CANDIDATES
+    candidates = [parse_format(text) for text in of_method]
+    if method == "mixed":
+        found = mixed.mixed(loaded, candidates, budget, calibration, progress)
+        return found.quantization, found.codes
+    return expert_bits.expert_bits(loaded, uniform, candidates, budget, calibration, progress).quantization, None
 
 
 def _read(path: Path) -> str:

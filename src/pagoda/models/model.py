@@ -14,9 +14,9 @@ from pagoda.weights.expert_cache import CachedExperts
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.header import TensorEntry
 from pagoda.weights.packed import PackedMatrix, equal
-from pagoda.weights.quantization import Quantization, Role
-from pagoda.weights.rows import StoredRows, runs_of
-from pagoda.weights.schemes.pagoda import EXPERT as OWN_EXPERT
+from pagoda.weights.quantization import EXPERT, Quantization, Role
+from pagoda.weights.rows import STORED, StoredMatrix, StoredRows, runs_of
+from pagoda.weights.schemes.pagoda import CODE
 from pagoda.weights.schemes.pagoda import PREFIX as OWN_PREFIX
 from pagoda.weights.source import TensorSource
 
@@ -139,19 +139,33 @@ class Model:
         return sorted(names, key=place)
 
     def stored_formats(self, formats: Mapping[str, WeightFormat]) -> Quantization:
-        """Every matrix as the checkpoint has it: packed where all tensors that fill it come in one format.
+        """Every matrix as the checkpoint has it: packed where all tensors that fill it come in one format, experts of
+        a stack each in its own.
 
         ``formats`` are those of the checkpoint's packed tensors, by their names there.
         """
-        found: dict[str, set[WeightFormat]] = {}
+        found: dict[tuple[str, int], set[WeightFormat]] = {}
         packed: set[Region] = set()
         for name, format in formats.items():
             source = self._source(name)
             for piece in source.pieces if source is not None else ():
-                found.setdefault(piece.param, set()).add(replace(format, embed="none"))
+                found.setdefault((piece.param, piece.expert), set()).add(replace(format, embed="none"))
                 packed |= self._store.regions_of(piece) if piece.is_rows else set()
         partly = {region[0] for region in self._sources.regions() - packed}
-        return Quantization(overrides={p: f.pop() for p, f in found.items() if len(f) == 1 and p not in partly})
+        partly |= {param for (param, _), of_it in found.items() if len(of_it) > 1}
+        params: dict[str, dict[int, WeightFormat]] = {}
+        for (param, expert), of_it in found.items():
+            if param not in partly:
+                params.setdefault(param, {})[expert] = next(iter(of_it))
+        overrides: dict[str, WeightFormat | None] = {}
+        for param, each in params.items():
+            alike = len(set(each.values())) == 1
+            overrides |= (
+                {param: next(iter(each.values()))}
+                if alike
+                else {f"{param}{EXPERT}{expert}": format for expert, format in each.items()}
+            )
+        return Quantization(overrides=overrides)
 
     def stored_rows(self, source: TensorSource) -> tuple[dict[str, StoredRows], dict[str, str]]:
         """Matrices whose rows lie in the checkpoint as their kernel takes them; and why the others' do not."""
@@ -183,27 +197,33 @@ class Model:
                 unfit[matrix.name] = reason
         return fit, unfit
 
-    def expert_rows(self, source: TensorSource) -> tuple[dict[tuple[str, int], StoredRows], str | None]:
-        """Rows of every expert's matrices, by parameter and expert; or why they cannot be taken as they lie."""
+    def expert_rows(self, source: TensorSource) -> tuple[dict[tuple[str, int], StoredMatrix], str | None]:
+        """Every expert's matrices by parameter and expert; or why they cannot be taken as they lie."""
         parts: dict[tuple[str, int], list[tuple[int, int, TensorEntry]]] = {}
+        beside: dict[tuple[str, int], dict[str, TensorEntry]] = {}
         for name, logical in source.logical.items():
             found = self._source(name)
             for piece in () if found is None else found.pieces:
                 if self._params[piece.param].role != "experts":
                     continue
-                if logical.rows is None or logical.format is not None or not piece.is_rows or piece.expert < 0:
-                    return {}, f"tensor {name!r} does not hold one expert's rows in plain numbers"
-                entry = source.checkpoint.entries[logical.rows]
-                parts.setdefault((piece.param, piece.expert), []).append((piece.start, entry.shape[0], entry))
-        rows: dict[tuple[str, int], StoredRows] = {}
-        packing = self.quantization
+                ours = logical.format is None or name.startswith(OWN_PREFIX)
+                if logical.rows is None or not ours or not piece.is_rows or piece.expert < 0:
+                    return {}, f"tensor {name!r} does not hold one expert's rows in plain numbers or our own codes"
+                entries, at = source.checkpoint.entries, (piece.param, piece.expert)
+                entry = entries[logical.rows]
+                parts.setdefault(at, []).append((piece.start, entry.shape[0], entry))
+                if logical.format is not None:
+                    beside[at] = {kind: entries[f"{name}{CODE}{kind}"] for kind in logical.format.beside}
+        rows: dict[tuple[str, int], StoredMatrix] = {}
         for (param, expert), found_parts in sorted(parts.items()):
-            format, shape = packing.of(param, "experts"), self._params[param].shape
-            if format is None or format.kernel not in ("fp32", "bf16"):
+            format, shape = self.quantization.of(param, "experts", expert), self._params[param].shape
+            stored, scales = format is not None and format.kernel in STORED, beside.get((param, expert), {})
+            if format is None or not stored or set(format.beside) != scales.keys():
                 return {}, "its experts' format is not multiplied as it is stored"
-            rows[param, expert] = matrix = StoredRows(format.kernel, shape[1], shape[2], runs_of(found_parts))
+            matrix = StoredRows(format.kernel, shape[1], shape[2], runs_of(found_parts))
             if (reason := matrix.why_not()) is not None:
                 return {}, reason
+            rows[param, expert] = StoredMatrix(format, matrix, scales)
         return rows, None
 
     def keep(self, name: str, weight: PackedMatrix | CachedExperts | SparseNeurons | InRows) -> None:
@@ -231,7 +251,7 @@ class Model:
         """Where a checkpoint tensor goes; ``pagoda.<our name>`` of our own checkpoints goes there as it is."""
         if not name.startswith(OWN_PREFIX):
             return self._sources.find(name)
-        ours, _, expert = name.removeprefix(OWN_PREFIX).partition(OWN_EXPERT)
+        ours, _, expert = name.removeprefix(OWN_PREFIX).partition(EXPERT)
         param = self._params.get(ours)
         if param is None:
             return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +23,10 @@ from pagoda.kv.dense import DenseCache, DenseView
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.methods import CALIBRATED, METHODS, InputStats
 from pagoda.weights.packed import PackedMatrix
-from pagoda.weights.quantization import Quantization, format_text
+from pagoda.weights.quantization import EXPERT, Quantization, format_text
+from pagoda.weights.reader import dtype_name
 from pagoda.weights.schemes import pagoda as stored
-from pagoda.weights.writer import write_tensors
+from pagoda.weights.writer import write_stream
 
 from .decoder import Decoder
 from .load import Loaded
@@ -39,11 +41,18 @@ GRAM_BYTES = 1 << 30  # of input statistics held at a time; more layers take mor
 
 @dataclass(slots=True)
 class Chosen:
-    """What became of one parameter: format (None: as it was), bytes, and the error of its outputs where measured."""
+    """What became of one parameter: formats of its matrices and how many have each (None: as it was), bytes, and
+    how far its numbers moved, beside their size.
+    """
 
-    format: WeightFormat | None
+    formats: Mapping[WeightFormat | None, int]
     num_bytes: int
     relative_error: float = 0.0
+
+    def __str__(self) -> str:
+        if len(self.formats) == 1:
+            return format_text(next(iter(self.formats)))
+        return " + ".join(f"{count} {format_text(format)}" for format, count in self.formats.items())
 
 
 @dataclass(slots=True)
@@ -68,7 +77,7 @@ def quantize_model(
 ) -> Report:
     """Writes ``loaded`` (unpacked weights) to the folder ``out`` in the formats of ``quantization``.
 
-    ``ready``: codes of parameters for which they are chosen already.
+    ``ready``: codes of parameters for which they are chosen already. Experts are rounded to the nearest.
     Raises ConfigError for a method that does not exist or does not know a format, ModelError for a model that runs
     through transformers, or a folder that is not empty.
     """
@@ -85,11 +94,19 @@ def quantize_model(
     formats: dict[str, str] = {}
     for done, (name, weight, stats) in enumerate(with_stats(model, watched)):
         role = model.shape_role(name)
-        format = quantization.of(name, role)
         how = method if role == "linear" else "rtn"
-        report.params[name] = _add(tensors, name, weight, format, how, stats, chosen.get(name))
-        if format is not None:
-            formats[name] = format_text(format)
+        each = {
+            f"{name}{EXPERT}{expert}" if expert >= 0 else name: (matrix, quantization.of(name, role, expert))
+            for expert, matrix in (enumerate(weight) if role == "experts" else [(-1, weight)])
+        }
+        kinds = Counter(format for _, format in each.values())
+        if set(kinds) == {None}:
+            tensors[stored.PREFIX + name] = weight.contiguous()
+            report.params[name] = Chosen(kinds, weight.nbytes)
+        else:
+            report.params[name] = _add(tensors, each, kinds, how, stats, chosen.get(name))
+            found = {own: format_text(format) for own, (_, format) in each.items()}
+            formats |= found if len(kinds) > 1 else {name: next(iter(found.values()))}
         if progress is not None:
             progress(done + 1, len(model.weights()))
     report.bytes_after = sum(chosen.num_bytes for chosen in report.params.values())
@@ -110,24 +127,21 @@ def plain_model(loaded: Loaded) -> Model:
 
 def _add(
     tensors: dict[str, Tensor],
-    name: str,
-    weight: Tensor,
-    format: WeightFormat | None,
+    matrices: Mapping[str, tuple[Tensor, WeightFormat | None]],
+    kinds: Mapping[WeightFormat | None, int],
     method: str,
     stats: InputStats | None,
     ready: Codes | None,
 ) -> Chosen:
-    """Puts the tensors of one parameter among those to be written."""
-    if format is None:
-        tensors[stored.PREFIX + name] = weight.contiguous()
-        return Chosen(None, weight.nbytes)
-    chosen = Chosen(format, 0)
+    """Puts the codes of one parameter's matrices among the tensors to be written."""
+    chosen = Chosen(kinds, 0)
     lost = total = 0.0
-    for expert, matrix in enumerate(weight) if weight.dim() == 3 else [(-1, weight)]:
+    for own, (matrix, format) in matrices.items():
+        assert format is not None, f"{own}: the others of its stack are packed"
         codes = METHODS[method](matrix.float(), format, stats) if ready is None else ready
-        at = stored.PREFIX + name + (f"{stored.EXPERT}{expert}" if expert >= 0 else "")
-        tensors |= {f"{at}{stored.CODE}{kind}": t.contiguous() for kind, t in codes.items()}
-        tensors[f"{at}{stored.CODE}size"] = torch.tensor(matrix.shape)
+        at = stored.PREFIX + own + stored.CODE
+        tensors |= {at + kind: t.contiguous() for kind, t in codes.items()}
+        tensors[f"{at}size"] = torch.tensor(matrix.shape)
         back = format.dequantize(codes, matrix.shape[1])
         lost, total = lost + float((back - matrix.float()).square().sum()), total + float(matrix.float().square().sum())
         chosen.num_bytes += format.num_bytes(*matrix.shape)
@@ -148,7 +162,9 @@ def write_folder(
         "quant_method": "pagoda", "version": stored.VERSION, "method": method, "formats": dict(formats),
     }  # fmt: skip
     (out / "config.json").write_text(json.dumps(config, indent=2))
-    write_tensors(out / WEIGHTS, tensors)  # last: a folder with weights is a complete one
+    # Last: a folder with weights is a complete one. In this order, so that a matrix is read with its scales at once.
+    entries = [(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in tensors.items()]
+    write_stream(out / WEIGHTS, entries, tensors.values())
 
 
 # --- calibration
@@ -233,8 +249,8 @@ def info(report: Report) -> dict[str, Any]:
         "bytes_before": report.bytes_before,
         "bytes_after": report.bytes_after,
         "parameters": {
-            name: {"format": format_text(c.format), "bytes": c.num_bytes, "relative_error": c.relative_error}
+            name: {"format": str(c), "bytes": c.num_bytes, "relative_error": c.relative_error}
             for name, c in report.params.items()
-            if c.format is not None
+            if set(c.formats) != {None}
         },
     }

@@ -6,9 +6,9 @@ The planner and the ledger decide from these numbers before anything is loaded, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagoda.core.errors import ConfigError, choices
 from pagoda.core.types import DTYPE_BYTES, KVFormat
@@ -17,6 +17,9 @@ from pagoda.weights.reader import RING_BYTES
 
 from .params import Param, Table, parameters
 from .spec import AttentionSpec, DecoderSpec, LatentSpec, MLPSpec, MoESpec, RopeSpec
+
+if TYPE_CHECKING:
+    from pagoda.weights.formats.base import WeightFormat
 
 FLOAT32 = 4
 TINY_PARAMS = 32_000_000
@@ -110,27 +113,33 @@ class ModelShape:
         if quantization is None:
             return num_bytes
         for m in self.matrices:
-            found = quantization.of(m.name, m.role)
-            if found is not None:
-                num_bytes += m.count * (found.num_bytes(m.rows, m.cols) - m.rows * m.cols * _size(dtype))
+            for found, count in quantization.each(m.name, m.role, m.count).items():
+                if found is not None:
+                    num_bytes += count * (found.num_bytes(m.rows, m.cols) - m.rows * m.cols * _size(dtype))
         return num_bytes
 
     def reading_bytes(self, dtype: str, quantization: Quantization) -> int:
         """What plain matrices pass through while they are read: whole, or by rows where their format takes those."""
         size = _size(dtype)
-        found = ((m.rows * m.cols * size, quantization.of(m.name, m.role)) for m in self.matrices)
+        found = ((m.rows * m.cols * size, f) for f, m in self._formats(quantization))
         by_rows = min(self.num_params * size // 8, RING_BYTES)
         return max((by_rows if f is None or f.row_wise else num_bytes for num_bytes, f in found), default=0)
 
     def packing_bytes(self, quantization: Quantization) -> int:
         """Bytes that packing takes at its largest matrix, beside the packed model and the tensor that was read."""
-        found = ((quantization.of(m.name, m.role), m) for m in self.matrices)
+        found = self._formats(quantization)
         return max((f.scratch_bytes(m.rows, m.cols) for f, m in found if f is not None), default=0)
 
     def unpacking_bytes(self, quantization: Quantization) -> int:
         """Bytes of one step beside its activations, for weights that are unpacked while they are multiplied."""
-        found = ((quantization.of(m.name, m.role), m) for m in self.matrices)
+        found = self._formats(quantization)
         return max((f.unpacking_bytes(m.cols) for f, m in found if f is not None), default=0)
+
+    def _formats(self, quantization: Quantization) -> Iterator[tuple[WeightFormat | None, Matrix]]:
+        """Every matrix with its format, a stack of experts with each of its own."""
+        for m in self.matrices:
+            for found in quantization.each(m.name, m.role, m.count):
+                yield found, m
 
     def kv_format(self, page_size: int, dtype: str) -> KVFormat:
         """The page accounting's view of this model's KV."""

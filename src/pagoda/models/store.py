@@ -58,7 +58,7 @@ class WeightStore:
         Raises WeightsError for values that are no numbers where they are quantized.
         """
         param = self.table[piece.param]
-        format = self.quantization.of(piece.param, param.role)
+        format = self.quantization.of(piece.param, param.role, piece.expert)
         if format is not None:
             self._fill(piece, param, format, tensor, start)
         else:
@@ -70,7 +70,7 @@ class WeightStore:
     def takes_rows(self, piece: Piece) -> bool:
         """Whether ``place`` takes the tensor some rows at a time."""
         param = self.table[piece.param]
-        format = self.quantization.of(piece.param, param.role)
+        format = self.quantization.of(piece.param, param.role, piece.expert)
         return piece.is_rows and len(param.shape) > 1 and (format is None or format.row_wise)
 
     def regions_of(self, piece: Piece) -> set[Region]:

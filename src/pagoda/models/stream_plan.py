@@ -7,8 +7,10 @@ No torch: a plan is made from the shape alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from math import gcd
 
 from pagoda.kernels.packed_bytes import BITS, PANEL
 from pagoda.weights.formats.base import WeightFormat
@@ -36,8 +38,10 @@ class StreamPlan:
     resident_bytes: int
     passing_bytes: int
     step_bytes: int
+    cache_bytes: int = 0
+    """For experts of all layers, in a cache; part of the passing bytes."""
     expert_slots: int = 0
-    """Experts of all layers that are in memory at once, in a cache; they are part of the passing bytes."""
+    """Experts that are in it at once: as many of the mean size as fit, where they have several."""
     num_experts: int = 0
     neuron_slots: int = 0
     """Feed-forward neurons of every layer that are in memory at once, of ``num_neurons``; also passing bytes."""
@@ -86,25 +90,34 @@ def plan_stream(
 
 def plan_experts(shape: ModelShape, dtype: str, quantization: Quantization, room_bytes: int) -> StreamPlan:
     """A mixture's plan: everything but experts is kept, and as many of those in a cache as fit ``room_bytes``."""
-    experts = [matrix for matrix in shape.matrices if matrix.role == "experts"]
-    layers = {matrix.name.partition(".mlp.")[0] for matrix in experts}
-    num_experts = len(layers) * experts[0].count
-    total = biggest = 0
-    layer = [m for m in experts if m.name.startswith(experts[0].name.partition(".mlp.")[0] + ".")]
-    row_bytes = {m.name: -(-m.cols * BITS[_format(quantization, m).kernel] // 8) for m in experts}
-    step = part_bytes(sum(m.rows * row_bytes[m.name] for m in layer))
-    for matrix in experts:
-        total += matrix.count * _format(quantization, matrix).num_bytes(matrix.rows, matrix.cols)
-        rows = min(rows_of_unit(row_bytes[matrix.name], step), matrix.rows)
-        biggest = max(biggest, rows * row_bytes[matrix.name])
+    matrices = [matrix for matrix in shape.matrices if matrix.role == "experts"]
+    experts: dict[tuple[str, int], list[tuple[WeightFormat, Matrix]]] = {}
+    for matrix in matrices:
+        layer = matrix.name.partition(".mlp.")[0]
+        for expert in range(matrix.count):
+            found = quantization.of(matrix.name, matrix.role, expert)
+            assert found is not None, f"{matrix.name} has no format"
+            experts.setdefault((layer, expert), []).append((found, matrix))
+    kinds = Counter(tuple(expert) for expert in experts.values())
+    sizes = {kind: sum(f.num_bytes(m.rows, m.cols) for f, m in kind) for kind in kinds}
+    total, least = sum(sizes[kind] * count for kind, count in kinds.items()), MIN_SLOTS * max(sizes.values())
     resident = shape.weight_bytes(dtype, quantization) - total
-    reading, slot = NUM_READERS * (biggest + ALIGN_BYTES), total // num_experts
-    slots = max(MIN_SLOTS, min(num_experts, (room_bytes - resident - reading) // slot))
-    names = tuple(matrix.name for matrix in experts)
-    return StreamPlan(names, resident, slots * slot + reading, 0, expert_slots=slots, num_experts=num_experts)
+    reading = NUM_READERS * (max(map(_largest_read, kinds)) + ALIGN_BYTES)
+    room = room_bytes - resident - reading
+    room -= room % gcd(*sizes.values())  # experts of one size fill their cache, or leave the rest to others
+    cache = max(min(room, total), min(least, total))
+    names = tuple(matrix.name for matrix in matrices)
+    slots = cache * len(experts) // total
+    return StreamPlan(
+        names, resident, cache + reading, 0, cache_bytes=cache, expert_slots=slots, num_experts=len(experts)
+    )
 
 
-def _format(quantization: Quantization, matrix: Matrix) -> WeightFormat:
-    found = quantization.of(matrix.name, matrix.role)
-    assert found is not None, f"{matrix.name} has no format"
-    return found
+def _largest_read(expert: Sequence[tuple[WeightFormat, Matrix]]) -> int:
+    """Of a part of an expert (`rows.part_bytes`): some rows, and what stands beside all of its matrix's."""
+    row_bytes = [-(-m.cols * BITS[f.kernel] // 8) for f, m in expert]
+    step = part_bytes(sum(m.rows * size for size, (_, m) in zip(row_bytes, expert, strict=True)))
+    return max(
+        min(rows_of_unit(size, step), m.rows) * size + f.stored_bytes(m.rows, m.cols) - m.rows * size
+        for size, (f, m) in zip(row_bytes, expert, strict=True)
+    )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pagoda.weights.expert_cache import CachedExperts, ExpertCache
-from pagoda.weights.rows import StoredRows
+from pagoda.weights.expert_store import ExpertStore
+from pagoda.weights.rows import StoredMatrix, StoredRows
 from pagoda.weights.schemes.pagoda import CODE
 from pagoda.weights.source import TensorSource
 from pagoda.weights.streaming import StreamedMatrix, WeightStream
@@ -56,12 +57,12 @@ def cache_experts(model: Model, source: TensorSource, plan: StreamPlan, policy: 
     """The experts of all layers, in a cache. Call when everything else is loaded."""
     rows, reason = model.expert_rows(source)
     assert reason is None, reason
-    experts: dict[tuple[int, int], list[StoredRows]] = {}
+    experts: dict[tuple[int, int], list[StoredMatrix]] = {}
     params = [matrix for matrix in model.shape.matrices if matrix.role == "experts"]
     for matrix in params:  # gate_up before down, as the table has them
         for expert in range(matrix.count):
             experts.setdefault((layer_of(matrix.name), expert), []).append(rows[matrix.name, expert])
-    cache = ExpertCache(experts, source.checkpoint, plan.expert_slots, policy)
+    cache = ExpertCache(ExpertStore(experts, source.checkpoint, model.dtype), plan.cache_bytes, policy)
     for matrix in params:
         shape = (matrix.count, matrix.rows, matrix.cols)
         model.keep(matrix.name, CachedExperts(cache, layer_of(matrix.name), shape))

@@ -23,7 +23,7 @@ EMBED, HEAD = "embed.weight", "lm_head.weight"
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Matrices alike: so many weights in one format, for one purpose; ``count`` experts of ``weights`` together."""
+    """Matrices alike: so many weights in one format, for one purpose; of layers with ``count`` experts."""
 
     format: str
     role: Role
@@ -84,13 +84,13 @@ def _groups(shape: ModelShape, dtype: str, quantization: Quantization) -> list[_
     for matrix in shape.matrices:
         if matrix.name == EMBED and not tied:
             continue
-        found = quantization.of(matrix.name, matrix.role)
-        size = matrix.rows * matrix.cols * matrix.count
-        plain = size * DTYPE_BYTES[dtype]
-        num_bytes = plain if found is None else matrix.count * found.num_bytes(matrix.rows, matrix.cols)
-        key = (f"none.{dtype}" if found is None else _measured_as(found), matrix.role, matrix.count)
-        weights, held = sums.get(key, (0, 0))
-        sums[key] = weights + size, held + num_bytes
+        for found, count in quantization.each(matrix.name, matrix.role, matrix.count).items():
+            size = matrix.rows * matrix.cols * count
+            plain = size * DTYPE_BYTES[dtype]
+            num_bytes = plain if found is None else count * found.num_bytes(matrix.rows, matrix.cols)
+            key = (f"none.{dtype}" if found is None else _measured_as(found), matrix.role, matrix.count)
+            weights, held = sums.get(key, (0, 0))
+            sums[key] = weights + size, held + num_bytes
     return [_Group(name, role, weights, held / weights, count) for (name, role, count), (weights, held) in sums.items()]
 
 

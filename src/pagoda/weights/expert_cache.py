@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..kernels.lay_out import panel_bytes
-from ..kernels.packed import PackedWeight
-from .direct import aligned_buffer, span_bytes
+from .direct import aligned_buffer
 from .expert_policies import POLICIES, CachePolicy, Key
-from .reader import Checkpoint
-from .rows import NUM_READERS, StoredRows, Unit, part_bytes
-from .streaming import lay_out_unit
+from .expert_store import ExpertMemory, ExpertStore, Part
+from .packed import PanelMatrix
+from .rows import NUM_READERS
 
 
 @dataclass(slots=True)
@@ -42,12 +40,13 @@ class CacheCounters:
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """Room for one expert. ``missing``: parts that are not read yet. ``pinned``: it is computed with now.
+    """Memory of one expert. ``missing``: parts that are not read yet. ``pinned``: it is computed with now.
     ``ahead``: read for a guess, and not used yet.
     """
 
-    panels: Tensor
-    missing: int = 0
+    memory: Tensor
+    matrices: list[PanelMatrix]
+    missing: int
     pinned: bool = False
     ahead: bool = False
 
@@ -56,31 +55,18 @@ class _Slot:
         return self.missing == 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """Some rows of one matrix of an expert, and where its panels begin in a slot."""
-
-    matrix: StoredRows
-    unit: Unit
-    at: int
-
-
 class ExpertCache:
-    """``experts``: the matrices of each, all of one size. ``num_bytes``: what slots and reading may take."""
+    """``cache_bytes`` for experts of the store, at least the two largest. ``num_bytes``: with what reading takes.
 
-    def __init__(
-        self, experts: Mapping[Key, Sequence[StoredRows]], checkpoint: Checkpoint, num_slots: int, policy: str
-    ) -> None:
-        self._experts, self._files = experts, checkpoint.open_files(use_cache=False)
-        self._files.open_all()
-        first = next(iter(experts.values()))
-        self._sizes = [panel_bytes(m.kernel, m.rows, m.cols) for m in first]
-        self.num_layers = 1 + max(layer for layer, _ in experts)
-        self._policy: CachePolicy = POLICIES[policy](self.num_layers, 1 + max(expert for _, expert in experts))
-        self._parts = {key: _parts(matrices) for key, matrices in experts.items()}
-        spans = max(sum(span_bytes(n) for _, _, n, _ in p.unit.parts) for ps in self._parts.values() for p in ps)
-        buffers = [aligned_buffer(spans) for _ in range(NUM_READERS)]
-        self._free = [_Slot(torch.empty(sum(self._sizes), dtype=torch.uint8)) for _ in range(num_slots)]
+    An expert of fewer bits takes less room and less time to read, in the same proportion: which one gives way does not
+    depend on sizes.
+    """
+
+    def __init__(self, store: ExpertStore, cache_bytes: int, policy: str) -> None:
+        self._store, self._memory, keys = store, ExpertMemory(cache_bytes), store.num_bytes
+        self.num_layers = 1 + max(layer for layer, _ in keys)
+        self._policy: CachePolicy = POLICIES[policy](self.num_layers, 1 + max(expert for _, expert in keys))
+        buffers = [aligned_buffer(store.buffer_bytes) for _ in range(NUM_READERS)]
         self._held: dict[Key, _Slot] = {}
         self._wanted: deque[Key] = deque()
         self._guesses: deque[Key] = deque()
@@ -89,9 +75,9 @@ class ExpertCache:
         self._stopped, self._layer = False, 0
         self._before: list[Key] = []
         self._awaited: set[Key] = set()  # of the layer that is computed, not used yet: they stay
-        self._jobs: deque[tuple[_Slot, _Part]] = deque()
+        self._jobs: deque[tuple[_Slot, Part]] = deque()
         self._told: list[Key] = []  # what a router said before its turn
-        self.num_bytes = num_slots * sum(self._sizes) + sum(buffer.nbytes for buffer in buffers)
+        self.num_bytes = cache_bytes + sum(buffer.nbytes for buffer in buffers)
         self.counters = CacheCounters()
         self._threads = [
             threading.Thread(target=self._work, args=(buffer,), name=f"pagoda-experts-{n}", daemon=True)
@@ -105,8 +91,9 @@ class ExpertCache:
         """Whether routers should be run before their turn, and `expect` be called."""
         return self._policy.early
 
-    def use(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, list[PackedWeight]]]:
-        """Each expert once, with its matrices, valid until the next is asked for; those at hand come first.
+    def use(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, list[PanelMatrix]]]:
+        """Each expert once, with its matrices, valid until the next is asked for; those at hand come first. Let go of
+        them before: their memory may have to go back to the system.
 
         Raises WeightsError naming file and tensor.
         """
@@ -127,7 +114,7 @@ class ExpertCache:
                 key, slot = self._next_ready(left)
                 left.remove(key)
                 try:
-                    yield key[1], self._matrices(key, slot)
+                    yield key[1], list(slot.matrices)
                 finally:
                     with self._changed:
                         slot.pinned = False
@@ -139,7 +126,7 @@ class ExpertCache:
 
     def expect(self, layer: int, experts: Sequence[int]) -> None:
         """What the layer that comes next will probably ask for, the most probable first: it is read at once."""
-        keys = [key for expert in experts if (key := (layer, expert)) in self._experts]
+        keys = [key for expert in experts if (key := (layer, expert)) in self._store.num_bytes]
         with self._changed:
             self._told = keys
             self._guesses = deque(key for key in keys if key not in self._held)
@@ -173,7 +160,7 @@ class ExpertCache:
         try:
             while (job := self._claim()) is not None:
                 slot, part = job
-                num_bytes = self._read(part, slot, buffer)
+                num_bytes = self._store.read(part, slot.memory, buffer)
                 with self._changed:
                     slot.missing -= 1
                     self.counters.bytes_read += num_bytes
@@ -183,7 +170,7 @@ class ExpertCache:
                 self._error = error
                 self._changed.notify_all()
 
-    def _claim(self) -> tuple[_Slot, _Part] | None:
+    def _claim(self) -> tuple[_Slot, Part] | None:
         """The next part to read; what is wanted goes before what is left of a guess."""
         with self._changed:
             while not self._stopped:
@@ -198,22 +185,31 @@ class ExpertCache:
             queue.popleft()
         if not queue:
             return False
-        slot = self._slot_for(queue[0], ahead=ahead)
-        if slot is None:
+        memory = self._memory_for(queue[0], ahead=ahead)
+        if memory is None:
             if ahead:
                 queue.clear()  # nothing is worth less than a guess
             return False
         key = queue.popleft()
-        parts = self._parts[key]
-        slot.missing, slot.ahead, self._held[key] = len(parts), ahead, slot
+        parts = self._store.parts[key]
+        self._held[key] = slot = _Slot(memory, self._store.matrices(key, memory), len(parts), ahead=ahead)
         self.counters.prefetched += ahead
         self._jobs.extendleft((slot, part) for part in reversed(parts))
         self._changed.notify_all()
         return True
 
-    def _slot_for(self, key: Key, *, ahead: bool) -> _Slot | None:
-        if self._free:
-            return self._free.pop()
+    def _memory_for(self, key: Key, *, ahead: bool) -> Tensor | None:
+        """Others give way until there is room for it; None where none may."""
+        while (memory := self._memory.take(self._store.num_bytes[key])) is None:
+            victim = self._victim(key, ahead=ahead)
+            if victim is None:
+                return None
+            slot = self._held.pop(victim)
+            self._memory.give_back(slot.memory)
+            slot.memory, slot.matrices = torch.empty(0, dtype=torch.uint8), []  # others may still hold the slot
+        return memory
+
+    def _victim(self, key: Key, *, ahead: bool) -> Key | None:
         idle = [k for k, s in self._held.items() if s.ready and not s.pinned and k not in self._awaited]
         soon = {*self._before, *self._told}
         others = [k for k in idle if k not in soon]  # just used, or soon to be: they go last
@@ -223,7 +219,7 @@ class ExpertCache:
         victim = min(idle, key=lambda k: self._policy.worth(k, self._layer))
         if ahead and self._policy.worth(victim, self._layer) >= self._worth_of_guess(key):
             return None
-        return self._held.pop(victim)
+        return victim
 
     def _worth_of_guess(self, key: Key) -> float:
         """What a router said counts as an even part of its layer's uses, as far as such words were right before."""
@@ -233,34 +229,15 @@ class ExpertCache:
         right = (self.counters.foreseen_right + 1) / (self.counters.foreseen + 2)
         return max(worth, right / len(self._told))
 
-    def _read(self, part: _Part, slot: _Slot, buffer: Tensor) -> int:
-        """Fills its place in the slot. Returns the bytes read."""
-        place = total = 0
-        for entry, offset, num_bytes, _ in part.unit.parts:
-            self._files.read_range(entry, offset, num_bytes, buffer[place:])
-            place += span_bytes(num_bytes)
-            total += num_bytes
-        self._files.check(entry for entry, *_ in part.unit.parts)
-        lay_out_unit(part.matrix, part.unit, buffer, slot.panels[part.at :])
-        return total
-
-    def _matrices(self, key: Key, slot: _Slot) -> list[PackedWeight]:
-        found, start = [], 0
-        for matrix, size in zip(self._experts[key], self._sizes, strict=True):
-            panels = slot.panels[start : start + size].view(1, -(-matrix.rows // 16), -1, 64)
-            found.append(PackedWeight(matrix.kernel, matrix.rows, matrix.cols, panels))
-            start += size
-        return found
-
     def close(self) -> None:
-        """Ends the thread, closes the files, lets the slots go. A second call does nothing."""
+        """Ends the threads, closes the files, lets the experts go. A second call does nothing."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
-        self._files.close()
-        self._free.clear()
+        self._store.close()
+        self._memory = ExpertMemory(0)
         self._held.clear()
 
 
@@ -276,14 +253,3 @@ class CachedExperts:
     def nbytes(self) -> int:
         """The cache holds the bytes."""
         return 0
-
-
-def _parts(matrices: Sequence[StoredRows]) -> list[_Part]:
-    """An expert cut for its readers."""
-    whole = sum(m.rows * m.row_bytes for m in matrices)
-    step, found, at = part_bytes(whole), [], 0
-    for matrix in matrices:
-        for unit in matrix.units(step):
-            found.append(_Part(matrix, unit, at))
-            at += panel_bytes(matrix.kernel, unit.stop - unit.start, matrix.cols)
-    return found

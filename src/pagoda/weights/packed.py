@@ -145,15 +145,25 @@ class CodedMatrix(PackedMatrix):
 class ExpertStack:
     """The matrices of a mixture's experts, one object each: ``[num_experts, rows, cols]``."""
 
-    __slots__ = ("experts", "matrix_shape")
+    __slots__ = ("_alike", "experts", "matrix_shape")
 
     def __init__(self, num_experts: int, rows: int, cols: int) -> None:
         self.experts: list[Any] = [None] * num_experts
+        self._alike: list[list[int]] = []
         self.matrix_shape = (rows, cols)
 
     def __getitem__(self, expert: int) -> PackedMatrix:
         found: PackedMatrix = self.experts[expert]
         return found
+
+    def by_format(self) -> list[list[int]]:
+        """Numbers of experts that kernels multiply together, those of one format. Call when all have come."""
+        if not self._alike:
+            found: dict[WeightFormat, list[int]] = {}
+            for number, expert in enumerate(self.experts):
+                found.setdefault(expert.format, []).append(number)
+            self._alike = list(found.values())
+        return self._alike
 
     @property
     def shape(self) -> torch.Size:

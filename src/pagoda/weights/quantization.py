@@ -21,22 +21,35 @@ Role = Literal["linear", "experts", "embed", "plain"]
 """What a parameter is for: a linear layer's matrix, stacked matrices of experts, a vocabulary's rows, or neither."""
 
 UNPACKED = ("auto", "none")
+EXPERT = "@"
+"""``<parameter>@<expert>``: one expert's matrix of a stack, in `Quantization.overrides` and in our own checkpoints."""
 _EXAMPLE = "int4(group=64, symmetric=True)"
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """Formats by role, and by parameter name where ``overrides`` says so; None is the model's own dtype."""
+    """Formats by role, and by parameter name where ``overrides`` says so; None is the model's own dtype.
+
+    Experts of one stack may have formats of their own, all of them then: ``overrides`` by ``<parameter>@<expert>``.
+    """
 
     linear: WeightFormat | None = None
     embed: WeightFormat | None = None
     overrides: Mapping[str, WeightFormat | None] = field(default_factory=dict)
 
-    def of(self, name: str, role: Role) -> WeightFormat | None:
-        """The format of a parameter."""
+    def of(self, name: str, role: Role, expert: int = -1) -> WeightFormat | None:
+        """The format of a parameter, or of one ``expert``'s matrix in it."""
+        if expert >= 0 and (own := f"{name}{EXPERT}{expert}") in self.overrides:
+            return self.overrides[own]
         if name in self.overrides:
             return self.overrides[name]
         return {"linear": self.linear, "experts": self.linear, "embed": self.embed, "plain": None}[role]
+
+    def each(self, name: str, role: Role, count: int) -> Mapping[WeightFormat | None, int]:
+        """Formats of a parameter's ``count`` matrices, and how many have each."""
+        if f"{name}{EXPERT}0" not in self.overrides:
+            return {self.of(name, role): count}
+        return Counter(self.of(name, role, expert) for expert in range(count))
 
     def __str__(self) -> str:
         """The option's text; of a stored checkpoint, its formats, the most common first."""

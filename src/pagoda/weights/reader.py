@@ -18,7 +18,7 @@ from pagoda.core.errors import WeightsError
 
 from .ahead import Fill, ReadAhead
 from .direct import ALIGN, DirectFile, Stamp, aligned_buffer, span_bytes
-from .header import TensorEntry, read_header
+from .header import DTYPE_SIZES, TensorEntry, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ class Checkpoint:
         with OpenFiles(self._stamps, use_cache=True) as files:
             raw = files.read(entry, aligned_buffer(staging_bytes([entry])))
             files.check([entry])
-        return _tensor(entry, raw).clone()
+        return tensor_of(entry, raw).clone()
 
     def stream(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor once, or those of ``names`` in their order; by default as they lie on disk.
@@ -100,7 +100,7 @@ class Checkpoint:
             try:
                 for group, raw in zip(groups, ahead, strict=True):
                     files.check(group)
-                    yield {e.name: _tensor(e, part) for e, part in _parts(group, raw)}
+                    yield {e.name: tensor_of(e, part) for e, part in _parts(group, raw)}
             finally:
                 ahead.close()
 
@@ -183,11 +183,17 @@ def _parts(group: Iterable[TensorEntry], raw: torch.Tensor) -> Iterator[tuple[Te
         start += span_bytes(entry.num_bytes)
 
 
-def _tensor(entry: TensorEntry, raw: torch.Tensor) -> torch.Tensor:
+def tensor_of(entry: TensorEntry, raw: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor, or of some of its rows, as what they are."""
     dtype = torch_dtype(entry.dtype)
     if entry.offset % dtype.itemsize:  # the format does not ask for aligned data, only all writers do it
         raw = raw.clone()
     return raw.view(dtype).reshape(entry.shape)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The safetensors name of a torch dtype."""
+    return next(name for name in DTYPE_SIZES if torch_dtype(name) == dtype)
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..kernels.packed_bytes import BITS, PANEL
+from .formats.base import WeightFormat
 from .header import TensorEntry
 
 UNIT_BYTES = 8 << 20
@@ -75,6 +76,20 @@ class StoredRows:
                 offset = run.entry.offset + (first - run.start) * self.row_bytes
                 parts.append((run.entry, offset, (last - first) * self.row_bytes, last - first))
         return Unit(start, stop, tuple(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """One expert's matrix on disk: its rows, and the tensors beside them: ``scale`` and ``zero`` where it has them."""
+
+    format: WeightFormat
+    rows: StoredRows
+    beside: Mapping[str, TensorEntry]
+
+    @property
+    def num_bytes(self) -> int:
+        """In memory, as the kernels take it."""
+        return self.format.num_bytes(self.rows.rows, self.rows.cols)
 
 
 def rows_of_unit(row_bytes: int, unit_bytes: int = UNIT_BYTES) -> int:

@@ -85,7 +85,11 @@ class WeightStream:
 
     def _lay_out(self, matrix: StoredRows, unit: Unit, raw: Tensor) -> Tensor:
         self._files.check(entry for entry, *_ in unit.parts)
-        return lay_out_unit(matrix, unit, raw, self._panels, torch.get_num_threads())
+        parts, start = [], 0
+        for _, offset, num_bytes, _ in unit.parts:
+            parts.append(raw[start + offset % ALIGN :][:num_bytes])
+            start += span_bytes(num_bytes)
+        return lay_out_unit(matrix, unit, parts, self._panels, torch.get_num_threads())
 
     def read_rows(self, number: int, ids: Sequence[int]) -> Tensor:
         """Single rows of a matrix as they are stored, ``[len(ids), row]`` of its dtype: look-ups in an embedding."""
@@ -120,7 +124,7 @@ class StreamedMatrix(PackedMatrix):
         self._stream, self._number, self.stored = stream, number, stream.matrices[number]
         self._units = self.stored.units()
         group = format.kernel_group
-        self._scales, self._zeros = (_by_panel(codes.get(name), group) for name in ("scale", "zero"))
+        self._scales, self._zeros = (scales_by_panel(codes.get(name), group) for name in ("scale", "zero"))
 
     @property
     def shape(self) -> torch.Size:
@@ -179,20 +183,21 @@ class StreamedMatrix(PackedMatrix):
         return PackedWeight(self.stored.kernel, rows, cols, panels[None], scales, zeros, group, experts=1)
 
 
-def lay_out_unit(matrix: StoredRows, unit: Unit, raw: Tensor, panels: Tensor, num_threads: int = 1) -> Tensor:
-    """The unit's rows, as they were read into ``raw``, at the start of ``panels`` (uint8, flat).
+def lay_out_unit(
+    matrix: StoredRows, unit: Unit, parts: Sequence[Tensor], panels: Tensor, num_threads: int = 1
+) -> Tensor:
+    """The unit's rows, the bytes of each of its parts as they were read, at the start of ``panels`` (uint8, flat).
 
     Raises WeightsError naming the tensor whose values are no numbers.
     """
     blocks = -(-matrix.cols * BITS[matrix.kernel] // 32)
-    start = first = 0
-    for entry, offset, num_bytes, rows in unit.parts:
+    first = 0
+    for (entry, _, _, rows), raw in zip(unit.parts, parts, strict=True):
         last = first + -(-rows // PANEL) * blocks * PANEL * 4
-        at = start + offset % ALIGN
-        stored = _rows(raw[at : at + num_bytes], STORED[matrix.kernel], rows)
+        stored = _rows(raw, STORED[matrix.kernel], rows)
         if not lay_out_rows(matrix.kernel, stored, panels[first:last], num_threads):
             raise WeightsError(f"{entry.file}: tensor {entry.name!r}: {NOT_FINITE}")
-        start, first = start + span_bytes(num_bytes), last
+        first = last
     return panels[:first].view(-1, blocks, PANEL * 4)
 
 
@@ -202,7 +207,7 @@ def _rows(raw: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
     return raw.view(dtype).view(rows, -1)
 
 
-def _by_panel(values: Tensor | None, group: int) -> Tensor | None:
+def scales_by_panel(values: Tensor | None, group: int) -> Tensor | None:
     """``[rows]`` or ``[rows, groups]`` in the order of `PackedWeight`'s scales."""
     padded = in_panels(values)
     if padded is None:

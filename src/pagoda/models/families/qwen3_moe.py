@@ -27,7 +27,7 @@ def read(cfg: ConfigReader) -> DecoderSpec:
         qk_norm=norm,
     )
     experts = MoESpec(
-        num_experts=cfg.integer("num_experts", 128),
+        num_experts=cfg.integer("num_experts", cfg.integer("num_local_experts", 128)),  # as transformers 5 writes it
         inner=cfg.integer("moe_intermediate_size", 768),
         act=act,
         router=RouterSpec("softmax", cfg.integer("num_experts_per_tok", 8), cfg.flag("norm_topk_prob", False)),

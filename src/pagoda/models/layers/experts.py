@@ -26,10 +26,26 @@ def _by_expert(topk_ids: Tensor, topk_weights: Tensor, num_experts: int) -> tupl
 
 
 def _grouped(x: Tensor, counts: list[int], stack: ExpertStack, biases: Tensor | None) -> Tensor:
-    """Rows of x, sorted by expert, through their experts."""
-    matrices = [expert.packed for expert in stack.experts]
-    rows = None if biases is None else list(biases)
-    return ops.grouped_linear(x, counts, matrices, rows, dynamic=stack[0].format.dynamic)
+    """Rows of x, sorted by expert, through their experts: those of one format in one call."""
+    alike = stack.by_format()
+    if len(alike) == 1:
+        return _grouped_alike(x, counts, list(range(len(counts))), stack, biases)
+    rows = torch.arange(x.shape[0]).split(counts)
+    out = x.new_empty(x.shape[0], stack.matrix_shape[0])
+    for numbers in alike:
+        here = torch.cat([rows[expert] for expert in numbers])
+        if len(here):
+            part = _grouped_alike(x.index_select(0, here), [counts[e] for e in numbers], numbers, stack, biases)
+            out.index_copy_(0, here, part)
+    return out
+
+
+def _grouped_alike(
+    x: Tensor, counts: list[int], numbers: list[int], stack: ExpertStack, biases: Tensor | None
+) -> Tensor:
+    matrices = [stack[expert].packed for expert in numbers]
+    rows = None if biases is None else [biases[expert] for expert in numbers]
+    return ops.grouped_linear(x, counts, matrices, rows, dynamic=stack[numbers[0]].format.dynamic)
 
 
 def packed_dispatch(
@@ -91,10 +107,11 @@ def cached_dispatch(
     for expert, (gate_up, down) in experts.cache.use(experts.layer, [e for e, count in enumerate(counts) if count]):
         part = slice(starts[expert], starts[expert + 1])
         bias = None if gate_up_b is None else gate_up_b[expert]
-        gate, up = ops.packed_linear(x.index_select(0, tokens[part]), gate_up, bias).chunk(2, dim=-1)
+        gate, up = gate_up.linear(x.index_select(0, tokens[part]), bias).chunk(2, dim=-1)
         inner = ops.gated_activation(gate, up, kind, alpha=alpha, limit=limit)
-        result = ops.packed_linear(inner, down, None if down_b is None else down_b[expert]) * weights[part]
+        result = down.linear(inner, None if down_b is None else down_b[expert]) * weights[part]
         results[expert] = result.to(x.dtype)
+        del gate_up, down  # their memory is the cache's again
     for expert in sorted(results):
         out.index_add_(0, tokens[starts[expert] : starts[expert + 1]], results[expert])
     return out

@@ -64,8 +64,7 @@ class MoE:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[T, hidden]`` -> ``[T, hidden]``."""
-        spec = self.spec
-        ids, weights = route(spec.router, self._logits(x), self.correction)
+        ids, weights = self.choose(x)
         if isinstance(self.gate_up, CachedExperts):
             out = cached_dispatch(x, ids, weights, self.gate_up, **self.options)
         elif isinstance(self.gate_up, Tensor):
@@ -79,9 +78,13 @@ class MoE:
             shared = self.shared_router(x).sigmoid() * shared
         return out + shared
 
+    def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Experts of every token of x ``[T, hidden]``, and what their answers count: ``[T, k]`` int64, ``[T, k]``."""
+        return route(self.spec.router, self._logits(x), self.correction)
+
     def probable(self, x: Tensor) -> list[int]:
         """Experts that the router would ask for on x ``[T, hidden]``, those of most weight first."""
-        ids, weights = route(self.spec.router, self._logits(x), self.correction)
+        ids, weights = self.choose(x)
         total = torch.zeros(self.spec.num_experts).index_add_(0, ids.flatten(), weights.flatten().float())
         order: list[int] = total.argsort(descending=True, stable=True).tolist()
         return order[: int(total.count_nonzero())]

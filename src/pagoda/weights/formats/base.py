@@ -82,6 +82,11 @@ class WeightFormat(ABC):
         """Inputs that share a scale, as the kernel counts them: 0 where a row has one."""
         return 0
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The codes that a kernel takes beside the rows of ``codes``: ``scale``, ``zero``, or none."""
+        return tuple(name for name in self.parts(1, 1) if name not in ("codes", "values"))
+
     def num_bytes(self, rows: int, cols: int) -> int:
         """Exact bytes of a packed matrix in memory."""
         return self.stored_bytes(rows, cols)

@@ -2,7 +2,7 @@
 
 pagoda.<parameter>               a parameter in plain numbers
 pagoda.<parameter>:<code>        one tensor of a matrix's codes; ``<parameter>@<expert>`` where experts are stacked
-quantization_config.formats      parameter -> format text
+quantization_config.formats      parameter, or ``<parameter>@<expert>`` -> format text
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ...core.config import Section
 from ...core.errors import WeightsError
 from ..formats.base import WeightFormat
-from ..quantization import parse_format
+from ..quantization import EXPERT, parse_format
 from .base import Logical, Scheme, plain
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..packed import CodedMatrix
 
-PREFIX, CODE, EXPERT, VERSION = "pagoda.", ":", "@", 1
+PREFIX, CODE, VERSION = "pagoda.", ":", 1
 
 
 class Pagoda(Scheme):
@@ -44,12 +44,14 @@ class Pagoda(Scheme):
         return found | {name: self._matrix(name, kinds) for name, kinds in codes.items()}
 
     def _matrix(self, name: str, kinds: list[str]) -> Logical:
-        param = name.removeprefix(PREFIX).partition(EXPERT)[0]
-        if param not in self.formats:
+        own = name.removeprefix(PREFIX)
+        param = own.partition(EXPERT)[0]
+        format = self.formats.get(own) or self.formats.get(param)
+        if format is None:
             raise WeightsError(
                 f"quantization_config: formats does not name {param!r}, but the checkpoint has its codes"
             )
-        format, stored = self.formats[param], {kind: f"{name}{CODE}{kind}" for kind in kinds}
+        stored = {kind: f"{name}{CODE}{kind}" for kind in kinds}
         rows, cols = self._size(name, format, stored)
         for kind, (shape, _) in format.parts(rows, cols).items():
             self.expect(f"{name}{CODE}{kind}", shape)
@@ -59,7 +61,7 @@ class Pagoda(Scheme):
             lambda t: _build(t, stored, format, cols),
             format,
             made_bytes=0,
-            rows=stored.get("codes"),
+            rows=stored.get("codes", stored.get("values")),
             by_rows=format.row_wise and not format.shared,
         )
 
