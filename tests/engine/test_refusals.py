@@ -102,11 +102,11 @@ def test_ctrl_c_leaves_nothing_behind(make_llm, monkeypatch, oracle) -> None:
     run = engine._runner.run
     calls = []
 
-    def interrupted(plan):
+    def interrupted(plan, *more):
         calls.append(plan)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return run(plan)
+        return run(plan, *more)
 
     monkeypatch.setattr(engine._runner, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pagoda.core.types import Granularity
+from pagoda.kv.codecs.base import with_dtype
 from pagoda.kv.dense import DenseCache, DenseView
 from pagoda.kv.manager import KVManager
 from pagoda.kv.pages import PagePool
 from pagoda.kv.storage import PageStorage
 from pagoda.kv.view import StepView
 from pagoda.models.shape import ModelShape
+
+CODECS = ("int8",)
 
 
 class Dense:
@@ -34,7 +37,9 @@ class Paged:
         device: str = "cpu",
         dtype: str = "float32",
     ) -> None:
-        fmt = shape.kv_format(page_size, dtype)
+        fmt = shape.kv_format(page_size, "bfloat16" if dtype in CODECS else dtype)
+        if dtype in CODECS:
+            fmt = with_dtype(fmt, dtype)
         num_blocks = num_seqs * fmt.blocks_for(128)
         self.manager = KVManager(fmt, PagePool(fmt, num_blocks), None)
         self.storage = PageStorage(fmt, num_blocks, device)

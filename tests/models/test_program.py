@@ -72,6 +72,50 @@ def paged_bfloat16(model: parity.Model) -> Paged:
     return Paged(model.shape, 2, dtype="bfloat16")
 
 
+ARRANGEMENTS = ["llama-tiny", "gemma2-tiny", "olmo2-tiny", "opt-350m", "cohere2-tiny", "falcon-new", "falcon-rw"]
+STEPS = ((37, 9, 1), (20, 1, 3), (1, 1, 1))  # chunks of more and fewer than 64 rows, decodes beside them
+WANTED = ((), (-1,), (-3, -2, -1))  # the last tokens of each sequence that are asked for, in turn
+
+
+@pytest.mark.parametrize(
+    ("member", "kv"),
+    [*((member, "bfloat16") for member in ARRANGEMENTS), ("llama-tiny", "float32"), ("llama-tiny", "int8")],
+)
+def test_wanted_tokens_alone_have_the_same_bits(member: str, kv: str) -> None:
+    """The last layer computes them and no others; what it leaves in the pages serves the next step as before."""
+    dtype = torch.float32 if kv == "float32" else torch.bfloat16
+    wide_heads = {"head_dim": 64} if kv == "int8" else {}  # products of bytes in chunks of up to 64 rows
+    config = MEMBERS[member] | wide_heads
+    state = parity.twin(config).state_dict()
+    model = parity.load(config, state, dtype=dtype, rope_length=ROPE_LENGTH, quantization=in_panels(str(dtype)[6:]))
+    assert model.op_by_op is None
+    views = [Paged(model.shape, 3, dtype=kv) for _ in range(2)]
+    generator = torch.Generator().manual_seed(2)
+    done = torch.zeros(3, dtype=torch.int64)
+    for turn, counts in enumerate(STEPS):
+        ids = torch.randint(3, model.shape.vocab_size, (sum(counts),), generator=generator)
+        positions = torch.cat([torch.arange(int(d), int(d) + n) for d, n in zip(done, counts, strict=True)])
+        ends = torch.tensor(counts).cumsum(0)
+        wanted = [int(ends[s]) + i for s in range(3) for i in WANTED[(s + turn) % 3] if -i <= counts[s]]
+        rows = torch.tensor(wanted, dtype=torch.int64)
+        with torch.inference_mode():
+            whole = model.forward(ids, positions, views[0]([0, 1, 2], list(counts)))
+            some = model.forward(ids, positions, views[1]([0, 1, 2], list(counts)), rows)
+        assert some.shape == (len(wanted), model.shape.hidden_size)
+        assert torch.equal(some, whole[rows])
+        done += torch.tensor(counts)
+
+
+def test_only_the_last_tokens_can_be_wanted() -> None:
+    config = families.family("llama").tiny()
+    model = panels(config, parity.twin(config).state_dict())
+    for wanted in ([0], [2, 1], [1, 1, 2], [-1], [3]):
+        with pytest.raises(ValueError, match="wanted token"):
+            model.forward(
+                torch.tensor([4, 5, 6]), torch.arange(3), Paged(model.shape, 1)([0], [3]), torch.tensor(wanted)
+            )
+
+
 def test_integer_weights_run_as_one_program() -> None:
     config = MEMBERS["llama-tiny"] if "llama-tiny" in MEMBERS else families.family("llama").tiny()
     model = parity.load(

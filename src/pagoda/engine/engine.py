@@ -221,7 +221,7 @@ class Engine:
         groups = list({id(s.item.group): s.item.group for s in plan.scheduled}.values())  # type: ignore[attr-defined]
         try:
             self._advance.prepare(plan)
-            result = self._runner.run(plan)
+            result = self._runner.run(plan, self.scheduler.policy.wants_hidden)
             self._advance.lose(result)
             self._probing.see(result)
             self._advance.commit(result.pieces)

@@ -46,7 +46,10 @@ class Piece:
 
 @dataclass(slots=True)
 class StepResult:
-    """``logits`` float32 [len(sampled), vocab], one row for each piece that completes its sequence, in order."""
+    """``logits`` float32 [len(sampled), vocab], one row for each piece that completes its sequence, in order.
+
+    ``hidden`` [T, hidden_size] where somebody wants more than what is sampled, else of the sampled tokens alone.
+    """
 
     pieces: list[Piece]
     sampled: list[Sequence]
@@ -100,8 +103,11 @@ class Runner:
         self.model, self._stores = model, stores
         self._views: dict[Store, StepViews] = {}
 
-    def run(self, plan: Plan) -> StepResult:
-        """One forward pass. KV of the plan's tokens is written; nothing is committed yet."""
+    def run(self, plan: Plan, every_hidden: bool = False) -> StepResult:
+        """One forward pass. KV of the plan's tokens is written; nothing is committed yet.
+
+        ``every_hidden``: the result has the hidden states of all tokens, as where a request wants those of its own.
+        """
         pieces = _pieces(plan)
         for store in self._stores:
             store.run_copies()
@@ -110,10 +116,16 @@ class Runner:
         plain = all(piece.sequence.plain for piece in pieces)
         tap = QueryTap([] if plain else pieces, device)
         view = self._plain_view(pieces) if plain else _view(pieces, tap)
-        hidden = self.model.forward(torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), view)
-        view.close()
         done = [piece for piece in pieces if piece.completes and piece.sequence.group.request.pooling is None]
-        logits = self.logits(hidden, [piece.first_row + piece.num_tokens - 1 for piece in done])
+        rows = [piece.first_row + piece.num_tokens - 1 for piece in done]
+        wanted = None
+        if len(rows) < len(tokens) and not every_hidden and not any(_wants_hidden(piece) for piece in pieces):
+            wanted = torch.tensor(rows, dtype=torch.int64, device=device)
+        hidden = self.model.forward(
+            torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), view, wanted
+        )
+        view.close()
+        logits = self.model.logits(hidden) if wanted is not None else self.logits(hidden, rows)
         return StepResult(pieces, [piece.sequence for piece in done], logits, hidden, view, tap, plain)
 
     def _plain_view(self, pieces: list[Piece]) -> AnyView:
@@ -220,6 +232,11 @@ def _wants_probs(piece: Piece) -> bool:
     if Need.PROBS in sequence.policy.needs:
         return sequence.next_act(piece.start) is not None
     return sequence.sums(piece.start, piece.num_tokens)
+
+
+def _wants_hidden(piece: Piece) -> bool:
+    request = piece.sequence.group.request
+    return request.pooling is not None or request.params.prompt_logprobs is not None
 
 
 def _queries_wanted(piece: Piece) -> int:

@@ -88,19 +88,28 @@ class Program:
 
     def attend(
         self, src: int, dst: int, layer: int, heads: tuple[int, int], dim: int, *, scale: float, soft_cap: float,
-        window: int, sinks: Tensor | None, alibi_slopes: Tensor | None,
+        window: int, sinks: Tensor | None, alibi_slopes: Tensor | None, last: bool = False,
     ) -> None:  # fmt: skip
-        """Writes K and V of src = [q | k | v] into the layer's pages and attends with q; dst [T, Hq * dim]."""
+        """Writes K and V of src = [q | k | v] into the layer's pages and attends with q; dst [T, Hq * dim].
+
+        ``last``: no later layer needs the others' K and V, so that only the tokens that ``run`` is asked for go on.
+        """
         sinks, slopes = (None if t is None else t.float().contiguous() for t in (sinks, alibi_slopes))
-        self._program.attend(src, dst, layer, *heads, dim, scale, soft_cap, window, self._at(sinks), self._at(slopes))
+        self._program.attend(
+            src, dst, layer, *heads, dim, scale, soft_cap, window, self._at(sinks), self._at(slopes), last
+        )
 
     def run(
-        self, x: Tensor, positions: Tensor, rotary: Sequence[tuple[Tensor, Tensor]], step: StepArrays, isa: str = ""
-    ) -> None:
-        """All instructions over x ``[T, hidden]`` (contiguous, changed in place), positions int64 ``[T]``.
+        self, x: Tensor, positions: Tensor, rotary: Sequence[tuple[Tensor, Tensor]], step: StepArrays, isa: str = "",
+        wanted: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """All instructions over x ``[T, hidden]`` (contiguous, changed in place), positions int64 ``[T]``; returns x.
+
+        wanted: int64 ``[N]``, ascending, of each sequence its last tokens: only their N rows are returned, a part of x.
+        The last layer computes no others beyond their K and V, with the same bits.
 
         rotary: (cos, sin) ``[positions, pairs]`` by table number. Raises IndexError for a page or row that does not
-        exist.
+        exist, ValueError for tokens that are not the last ones of their sequences.
         """
         assert x.dtype == self._dtype
         assert x.is_contiguous()
@@ -118,8 +127,10 @@ class Program:
             rows.stride(0) if own else 0, rows.shape[1], rows.shape[2], step.row_of.data_ptr(), step.offset.data_ptr(),
             step.kv_lens.data_ptr(), step.kv_lens.stride(0) if own else 0, step.q_starts.data_ptr(),
             step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots.stride(0) if own else 0,
+            0 if wanted is None else wanted.data_ptr(), -1 if wanted is None else len(wanted),
             chosen, 0 if choice is None else len(choice.seqs), self._workspace.data_ptr(), torch.get_num_threads(), isa,
         )  # fmt: skip
+        return x if wanted is None else x[: len(wanted)]
 
     def _at(self, tensor: Tensor | None) -> int:
         if tensor is None:

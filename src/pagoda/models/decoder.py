@@ -105,14 +105,20 @@ class Decoder:
         """Why the blocks are run op by op, or None when one program runs them all."""
         self._program = DecoderProgram(self) if self.op_by_op is None else None
 
-    def forward(self, token_ids: Tensor, positions: Tensor, kv: KVView) -> Tensor:
-        """token_ids, positions ``[T]`` int64 -> hidden ``[T, hidden_size]`` (after the final norm)."""
+    def forward(self, token_ids: Tensor, positions: Tensor, kv: KVView, wanted: Tensor | None = None) -> Tensor:
+        """token_ids, positions ``[T]`` int64 -> hidden ``[T, hidden_size]`` (after the final norm).
+
+        ``wanted`` int64 ``[N]``, ascending: hidden ``[N, hidden_size]`` of these tokens alone, which are the last ones
+        of their sequences. The others leave K and V behind and nothing else: the program's last layer is spared them.
+        """
         x = self._embed(token_ids, positions)
         if self._program is not None and (arrays := kv.arrays()) is not None:
-            return self._program.run(x, positions, arrays)
+            return self._program.run(x, positions, arrays, wanted)
         step = Step(kv, {rope: table.at(positions) for rope, table in self.rotary.items()})
         for block in self.blocks:
             x = block(x, step)
+        if wanted is not None:
+            x = x.index_select(0, wanted)
         return x if self.norm is None else self.norm(x)
 
     def timings(self) -> dict[str, tuple[int, float]]:

@@ -71,11 +71,15 @@ class FallbackModel:
     # --- running
 
     @torch.no_grad()
-    def forward(self, token_ids: Tensor, positions: Tensor, kv: KVView) -> Tensor:
-        """One ragged packed batch: token_ids, positions ``[T]`` int64 -> hidden ``[T, hidden_size]``."""
+    def forward(self, token_ids: Tensor, positions: Tensor, kv: KVView, wanted: Tensor | None = None) -> Tensor:
+        """One ragged packed batch: token_ids, positions ``[T]`` int64 -> hidden ``[T, hidden_size]``.
+
+        ``wanted`` int64 ``[N]``: hidden ``[N, hidden_size]`` of these tokens alone.
+        """
         with attending(kv):
             out = self._ready().base_model(input_ids=token_ids[None], position_ids=positions[None], use_cache=False)
-        return out.last_hidden_state[0]  # type: ignore[no-any-return]
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden if wanted is None else hidden.index_select(0, wanted)
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -78,9 +78,12 @@ class Model:
 
     # --- running
 
-    def forward(self, token_ids: Tensor, positions: Tensor, kv: KVView) -> Tensor:
-        """One ragged packed batch: token_ids, positions ``[T]`` int64 -> hidden ``[T, hidden_size]``."""
-        return self._ready().forward(token_ids, positions, kv)
+    def forward(self, token_ids: Tensor, positions: Tensor, kv: KVView, wanted: Tensor | None = None) -> Tensor:
+        """One ragged packed batch: token_ids, positions ``[T]`` int64 -> hidden ``[T, hidden_size]``.
+
+        ``wanted`` int64 ``[N]``: hidden ``[N, hidden_size]`` of these tokens alone (see `Decoder.forward`).
+        """
+        return self._ready().forward(token_ids, positions, kv, wanted)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden ``[N, hidden_size]`` -> float32 ``[N, vocab_size]``."""

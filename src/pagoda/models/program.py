@@ -75,17 +75,20 @@ class DecoderProgram:
         }  # fmt: skip
         self._rotary = list(decoder.rotary.values())
         self._tables = {rope: number for number, rope in enumerate(decoder.rotary)}
+        self._last_layer = len(decoder.blocks) - 1
         self._program = Program(decoder.embed.dtype, [widths[reg] for reg in sorted(widths)])
         for block in decoder.blocks:
             getattr(self, f"_{block.placement}")(block)
         if decoder.norm is not None:
             self._norm(decoder.norm, STREAM, STREAM)
 
-    def run(self, x: Tensor, positions: Tensor, step: StepArrays) -> Tensor:
-        """x ``[T, hidden]``, the embedded tokens, becomes the hidden states after the final norm, in place."""
+    def run(self, x: Tensor, positions: Tensor, step: StepArrays, wanted: Tensor | None) -> Tensor:
+        """x ``[T, hidden]``, the embedded tokens, becomes the hidden states after the final norm, in place.
+
+        With ``wanted`` (see `Decoder.forward`) its first rows become theirs, and the others are anything.
+        """
         length = int(positions.max()) + 1
-        self._program.run(x, positions, [table.up_to(length) for table in self._rotary], step)
-        return x
+        return self._program.run(x, positions, [t.up_to(length) for t in self._rotary], step, wanted=wanted)
 
     def timings(self) -> dict[str, tuple[int, float]]:
         """As `kernels.program.Program.timings`."""
@@ -175,7 +178,8 @@ class DecoderProgram:
         if spec.rope is not None:
             heads = spec.num_heads + spec.num_kv_heads
             program.rotary(QKV, self._tables[spec.rope], heads, spec.head_dim, interleaved=spec.rope.interleaved)
-        program.attend(QKV, HEADS, attn.layer, (spec.num_heads, spec.num_kv_heads), spec.head_dim, **attn.options)
+        heads, last = (spec.num_heads, spec.num_kv_heads), attn.layer == self._last_layer
+        program.attend(QKV, HEADS, attn.layer, heads, spec.head_dim, **attn.options, last=last)
         if attn.out_norm is not None:
             self._norm(attn.out_norm, HEADS, HEADS)
         self._linear(attn.out, HEADS, dst)

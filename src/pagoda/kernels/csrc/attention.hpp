@@ -29,6 +29,9 @@ struct AttentionArgs {
   const int32_t* offset = nullptr;    // [S, Hkv]
   const int32_t* kv_lens = nullptr;   // [S, Hkv]
   const int32_t* q_starts = nullptr;  // [S + 1]
+  // [S + 1] of the whole chunks, where q_starts has only some of their queries: each chunk's last ones. Or null. How a query is
+  // computed depends on its whole chunk, so its bits do not depend on which others are asked for.
+  const int32_t* chunk_starts = nullptr;
   int64_t num_seqs = 0, num_q_heads = 0, num_kv_heads = 0, num_tokens = 0;
   // Options, as in the Python signature.
   float scale = 1.0f, soft_cap = 0.0f;
@@ -45,6 +48,9 @@ struct AttentionArgs {
 
   int64_t group() const { return num_q_heads / num_kv_heads; }
   int64_t num_queries(int64_t seq) const { return q_starts[seq + 1] - q_starts[seq]; }
+  int64_t num_in_chunk(int64_t seq) const {
+    return chunk_starts ? chunk_starts[seq + 1] - chunk_starts[seq] : num_queries(seq);
+  }
   int64_t pair(int64_t seq, int64_t head) const { return seq * num_kv_heads + head; }
 };
 

@@ -86,7 +86,8 @@ class Planner {
     if (a.prob_sums)
       for (int64_t at = 0; at < length; at += kPartSlots)
         plan.sums.push_back({seq, head, int32_t(at), int32_t(std::min(length, at + kPartSlots))});
-    if (n > 1 && rows > kNarrowRows) return add_wide(seq, head);
+    const int64_t whole = a.num_in_chunk(seq);
+    if (whole > 1 && whole * a.group() > kNarrowRows) return add_wide(seq, head);
     Narrow own{seq, first_slot(length - n), length, rows, -1, 0};
     own.done = own.begin / kPartSlots;
     plan.work += cost(own.end - own.begin, rows);

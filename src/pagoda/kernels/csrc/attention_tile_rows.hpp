@@ -26,7 +26,7 @@ struct TileRows {
 
   TileRows(const AttentionArgs& args, const Span* all, const AttentionItem& it)
       : a(args), spans(all), item(it), group(args.group()), k_words(Block<Math>::words_of(args.shape.k_dim)),
-        v_stride(padded(args.v_dim)), bytes(in_bytes(args, args.num_queries(all[it.span_begin].seq))) {
+        v_stride(padded(args.v_dim)), bytes(in_bytes(args, args.num_in_chunk(all[it.span_begin].seq))) {
     for (int s = item.span_begin; s < item.span_end; ++s) rows += int(group) * (spans[s].q_end - spans[s].q_begin);
     const int64_t chunk = 8 * kBlock;
     const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 2) + kFewRows * kBlock / 4 + 4 * 16 : 0;

@@ -69,15 +69,16 @@ void bind_program(nb::module_& m) {
         p.push(RotaryStep{reg, table, heads, dim, interleaved});
       })
       .def("attend", [](Program& p, int src, int dst, int layer, int64_t num_q_heads, int64_t num_kv_heads, int64_t dim,
-                        float scale, float soft_cap, int64_t window, uintptr_t sinks, uintptr_t slopes) {
-        p.push(AttendStep{src, dst, layer, num_q_heads, num_kv_heads, dim, scale, soft_cap, window, at<float>(sinks), at<float>(slopes)});
+                        float scale, float soft_cap, int64_t window, uintptr_t sinks, uintptr_t slopes, bool last) {
+        p.push(AttendStep{src, dst, layer, num_q_heads, num_kv_heads, dim, scale, soft_cap, window, at<float>(sinks), at<float>(slopes),
+                          last});
       })
       .def("run", [](const Program& p, uintptr_t x, int64_t num_tokens, uintptr_t positions,
                      const std::vector<std::tuple<uintptr_t, uintptr_t, int, int64_t>>& rotary, uintptr_t pages, int64_t num_pages,
                      int store, int64_t page_size, int64_t k_dim, int64_t v_dim, int64_t num_seqs, uintptr_t rows,
                      int64_t rows_stride, int64_t num_rows, int64_t max_pages, uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens,
                      int64_t lens_stride, uintptr_t q_starts, uintptr_t page_ids, uintptr_t slots, int64_t writes_stride,
-                     const std::vector<uintptr_t>& choice, int64_t num_choosing, uintptr_t workspace, int num_threads,
+                     uintptr_t wanted, int64_t num_wanted, const std::vector<uintptr_t>& choice, int64_t num_choosing, uintptr_t workspace, int num_threads,
                      const std::string& isa) {
         StepArrays s;
         s.x = at<void>(x), s.num_tokens = num_tokens, s.positions = at<int64_t>(positions);
@@ -87,6 +88,7 @@ void bind_program(nb::module_& m) {
         s.max_pages = max_pages, s.row_of = at<int32_t>(row_of), s.offset = at<int32_t>(offset);
         s.kv_lens = at<int32_t>(kv_lens), s.lens_stride = lens_stride, s.q_starts = at<int32_t>(q_starts);
         s.page_ids = at<int32_t>(page_ids), s.slots = at<int32_t>(slots), s.writes_stride = writes_stride;
+        s.wanted = at<int64_t>(wanted), s.num_wanted = num_wanted;
         if (num_choosing > 0) s.choice = choice_of(choice, num_choosing);
         nb::gil_scoped_release release;
         p.run(s, at<void>(workspace), num_threads, isa);

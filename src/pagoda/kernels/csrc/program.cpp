@@ -1,6 +1,8 @@
 #include "program.hpp"
 
 #include <chrono>
+#include <cstring>
+#include <stdexcept>
 
 #include "pages.hpp"
 
@@ -19,22 +21,24 @@ struct Run {
   const std::vector<int64_t>& widths;
   const int threads;
   const std::string& isa;
+  int64_t num_tokens;
   std::vector<char*> registers;
   std::vector<int32_t> ids;  // page ids of a layer, where all layers share an array
   ChosenTable chosen;
+  std::vector<int32_t> wanted_starts;
 
   char* at(int reg, int64_t element = 0) const { return registers[reg] + element * size_of(dtype); }
 
   void operator()(const NormStep& i) const {
     NormArgs a = i.args;
-    a.x = at(i.src), a.out = at(i.dst), a.rows = step.num_tokens, a.dtype = dtype;
+    a.x = at(i.src), a.out = at(i.dst), a.rows = num_tokens, a.dtype = dtype;
     a.row_stride = widths[i.src], a.out_stride = widths[i.dst];
     norm(a, threads, isa);
   }
 
   void operator()(const HeadNormStep& i) const {
     NormArgs a = i.args;
-    a.x = a.out = at(i.reg, i.at), a.rows = step.num_tokens, a.dtype = dtype;
+    a.x = a.out = at(i.reg, i.at), a.rows = num_tokens, a.dtype = dtype;
     a.row_stride = a.out_stride = widths[i.reg];
     norm(a, threads, isa);
   }
@@ -42,13 +46,13 @@ struct Run {
   void operator()(const LinearStep& i) const {
     PackedLinearArgs a;
     a.matrix = i.matrix, a.bias = i.bias, a.dynamic = i.dynamic;
-    a.x = at(i.src), a.out = at(i.dst), a.count = step.num_tokens, a.dtype = dtype;
+    a.x = at(i.src), a.out = at(i.dst), a.count = num_tokens, a.dtype = dtype;
     packed_linear(a, threads, isa);
   }
 
   void operator()(const ActivationStep& i) const {
     ActivationArgs a;
-    a.rows = step.num_tokens, a.width = widths[i.src] / (i.gated ? 2 : 1), a.dtype = dtype;
+    a.rows = num_tokens, a.width = widths[i.src] / (i.gated ? 2 : 1), a.dtype = dtype;
     a.gate = at(i.src), a.up = i.gated ? at(i.src, a.width) : nullptr, a.out = at(i.dst);
     a.row_stride = widths[i.src], a.out_stride = widths[i.dst];
     a.kind = i.kind, a.alpha = i.alpha, a.limit = i.limit;
@@ -57,18 +61,18 @@ struct Run {
 
   void operator()(const AddStep& i) const {
     AddArgs a;
-    a.x = at(i.dst), a.branch = at(i.src), a.count = step.num_tokens * widths[i.dst], a.dtype = dtype, a.scale = i.scale;
+    a.x = at(i.dst), a.branch = at(i.src), a.count = num_tokens * widths[i.dst], a.dtype = dtype, a.scale = i.scale;
     add(a, threads, isa);
   }
 
   void operator()(const ClipStep& i) const {
-    clip(at(i.reg), step.num_tokens, widths[i.reg], widths[i.reg], dtype, i.bound, isa);
+    clip(at(i.reg), num_tokens, widths[i.reg], widths[i.reg], dtype, i.bound, isa);
   }
 
   void operator()(const RotaryStep& i) const {
     const RotaryTableRef& table = step.rotary[i.table];
     RotaryArgs a;
-    a.x = at(i.reg), a.rows = step.num_tokens, a.heads = i.heads, a.dim = i.dim, a.row_stride = widths[i.reg];
+    a.x = at(i.reg), a.rows = num_tokens, a.heads = i.heads, a.dim = i.dim, a.row_stride = widths[i.reg];
     a.dtype = dtype, a.cos = table.cos, a.sin = table.sin, a.angle_dtype = table.dtype, a.pairs = table.pairs;
     a.positions = step.positions, a.interleaved = i.interleaved;
     rotary(a, threads, isa);
@@ -83,15 +87,39 @@ struct Run {
     a.rows = step.rows + i.layer * step.rows_stride, a.num_rows = step.num_rows, a.max_pages = step.max_pages;
     a.row_of = step.row_of, a.offset = step.offset + i.layer * step.num_seqs * i.num_kv_heads;
     a.kv_lens = step.kv_lens + i.layer * step.lens_stride, a.q_starts = step.q_starts;
-    a.num_seqs = step.num_seqs, a.num_tokens = step.num_tokens;
+    a.num_seqs = step.num_seqs, a.num_tokens = num_tokens;
     a.num_q_heads = i.num_q_heads, a.num_kv_heads = i.num_kv_heads;
     a.scale = i.scale, a.soft_cap = i.soft_cap, a.window = i.window, a.sinks = i.sinks, a.slopes = i.slopes;
     if (step.choice.count > 0) choose_pages(a, step.choice, i.layer, threads, isa, chosen);
+    if (i.last && step.num_wanted >= 0) {
+      keep_wanted();
+      a.q_starts = wanted_starts.data(), a.chunk_starts = step.q_starts, a.num_tokens = num_tokens;
+    }
     paged_attention(a, threads, isa);
   }
 
+  // The wanted tokens come first in every register, in their order; there are no others any more.
+  void keep_wanted() {
+    wanted_starts.assign(1, 0);
+    int64_t n = 0;
+    for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
+      const int64_t begin = n, end = step.q_starts[seq + 1];
+      while (n < step.num_wanted && step.wanted[n] < end) ++n;
+      for (int64_t i = begin; i < n; ++i)
+        if (step.wanted[i] != end - n + i || step.wanted[i] < step.q_starts[seq])
+          throw std::invalid_argument("wanted tokens must be the last ones of their sequences, in order");
+      wanted_starts.push_back(static_cast<int32_t>(n));
+    }
+    if (n < step.num_wanted) throw std::invalid_argument("a wanted token lies behind the last sequence");
+    num_tokens = n;
+    for (size_t reg = 0; reg < registers.size(); ++reg) {
+      const int64_t bytes = widths[reg] * size_of(dtype);
+      for (int64_t i = 0; i < n; ++i) std::memmove(registers[reg] + i * bytes, registers[reg] + step.wanted[i] * bytes, bytes);
+    }
+  }
+
   void write(const AttendStep& i, const char* k, const char* v) {
-    const int64_t count = step.num_tokens * i.num_kv_heads, width = size_of(dtype);
+    const int64_t count = num_tokens * i.num_kv_heads, width = size_of(dtype);
     const int32_t* page_ids = step.page_ids + i.layer * step.writes_stride;
     if (step.writes_stride == 0) {
       ids.assign(page_ids, page_ids + count);
@@ -103,7 +131,7 @@ struct Run {
     a.pages = const_cast<char*>(step.pages), a.num_pages = step.num_pages, a.shape = step.shape;
     a.k = {k, token, head}, a.v = {v, token, head}, a.dtype = dtype;
     a.page_ids = page_ids, a.slots = step.slots + i.layer * step.writes_stride;
-    a.tokens = step.num_tokens, a.heads = i.num_kv_heads;
+    a.tokens = num_tokens, a.heads = i.num_kv_heads;
     kv_write(a, threads, isa);
   }
 };
@@ -130,7 +158,7 @@ int64_t Program::workspace_bytes(int64_t num_tokens) const {
 }
 
 void Program::run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const {
-  Run run{step, dtype_, widths_, num_threads, isa, {static_cast<char*>(step.x)}, {}, {}};
+  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {static_cast<char*>(step.x)}, {}, {}, {}};
   char* at = reinterpret_cast<char*>(aligned(reinterpret_cast<intptr_t>(workspace)));
   for (size_t reg = 1; reg < widths_.size(); ++reg) {
     run.registers.push_back(at);

@@ -70,6 +70,7 @@ struct AttendStep {
   int64_t window = 0;
   const float* sinks = nullptr;
   const float* slopes = nullptr;
+  bool last = false;  // no later layer reads K and V: from here on the step has the wanted tokens only
 };
 
 using Instruction =
@@ -102,6 +103,9 @@ struct StepArrays {
   const int32_t* page_ids = nullptr;  // [L or 1][T][H]; shared: the ids of layer 0, layer l is l * H further
   const int32_t* slots = nullptr;     // [L or 1][T][H]
   int64_t writes_stride = 0;
+  // Tokens whose hidden states the caller asks for, ascending, and of every sequence its last ones; -1: all of them.
+  const int64_t* wanted = nullptr;
+  int64_t num_wanted = -1;
   PageChoice choice;  // of sequences that read only some of their pages
 };
 
@@ -126,7 +130,8 @@ class Program {
   };
   std::vector<Timing> timings() const;
 
-  // Runs every instruction in order on up to num_threads threads. Throws as the kernels do.
+  // Runs every instruction in order on up to num_threads threads; the wanted tokens' hidden states come first in `x` then.
+  // Throws as the kernels do, std::invalid_argument for tokens that cannot be asked for.
   void run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const;
 
  private:
