@@ -74,7 +74,7 @@ def paged_bfloat16(model: parity.Model) -> Paged:
 
 ARRANGEMENTS = ["llama-tiny", "gemma2-tiny", "olmo2-tiny", "opt-350m", "cohere2-tiny", "falcon-new", "falcon-rw"]
 STEPS = ((37, 9, 1), (20, 1, 3), (1, 1, 1))  # chunks of more and fewer than 64 rows, decodes beside them
-WANTED = ((), (-1,), (-3, -2, -1))  # the last tokens of each sequence that are asked for, in turn
+WANTED = ((-1,), (), (-3, -2, -1))  # the last tokens of each sequence that are asked for, in turn
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ WANTED = ((), (-1,), (-3, -2, -1))  # the last tokens of each sequence that are 
 def test_wanted_tokens_alone_have_the_same_bits(member: str, kv: str) -> None:
     """The last layer computes them and no others; what it leaves in the pages serves the next step as before."""
     dtype = torch.float32 if kv == "float32" else torch.bfloat16
-    wide_heads = {"head_dim": 64} if kv == "int8" else {}  # products of bytes in chunks of up to 64 rows
+    wide_heads = {"head_dim": 64} if member == "llama-tiny" else {}  # products of bytes, and of few rows
     config = MEMBERS[member] | wide_heads
     state = parity.twin(config).state_dict()
     model = parity.load(config, state, dtype=dtype, rope_length=ROPE_LENGTH, quantization=in_panels(str(dtype)[6:]))
