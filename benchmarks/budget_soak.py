@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import json
 import os
 import random
@@ -96,7 +97,7 @@ class Group:
 
 
 class Server:
-    """``pagoda serve`` inside the group."""
+    """``pagoda serve`` inside the group; none outlives the benchmark, however that ends."""
 
     def __init__(
         self, args: argparse.Namespace, group: Group, *extra: str, file_limit: int | None = None,
@@ -117,6 +118,7 @@ class Server:
         self.process = subprocess.Popen(
             [*command, *limits, *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=enter
         )
+        atexit.register(self.process.kill)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
