@@ -27,9 +27,10 @@ from pagoda.bench.kv_report import splice
 from pagoda.bench.steps import calibrate_model
 from pagoda.models.catalog import folder_of, read_config
 from pagoda.plan.accounts import SERVER_BYTES
+from pagoda.plan.choice import Choice
 from pagoda.plan.demand import Demand
 from pagoda.plan.machine import load_machine, save_machine
-from pagoda.plan.plans import Choice, Plan, Planner
+from pagoda.plan.plans import Plan, Planner
 from pagoda.plan.prices import nearest_prices
 from pagoda.plan.subject import Subject
 

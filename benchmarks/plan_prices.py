@@ -30,6 +30,8 @@ POLICIES = (
     "snapkv(budget=0.5)", "snapkv(budget=0.25)", "snapkv(budget=0.25)+ada", "streaming_llm(budget=0.5)",
     "streaming_llm(budget=0.25)", "h2o(budget=0.25)", "scope(budget=0.25)",
 )  # fmt: skip
+SELECTIONS = ("quest(pages=0.25)", "quest(pages=0.1)")
+"""What plans choose pages of offloaded KV by."""
 
 
 def main() -> None:
@@ -53,7 +55,7 @@ def measure(model: str, count: int, length: int) -> dict[str, Any]:
         cases = cases_of(world, count)
         exact = answers(engine, cases, "exact")
         policies = {}
-        for kv in POLICIES:
+        for kv in (*POLICIES, *SELECTIONS):
             print(kv, file=sys.stderr, flush=True)
             before, started = engine.engine.counters.policy_seconds, time.perf_counter()
             loss = divergence(exact, answers(engine, cases, kv))
@@ -66,7 +68,8 @@ def measure(model: str, count: int, length: int) -> dict[str, Any]:
         "kv_dtypes": {
             name: alone(model, cases, exact, quantization="none", kv_cache_dtype=name) for name in CODECS.names()
         },
-        "policies": policies,
+        "policies": {kv: policies[kv] for kv in POLICIES},
+        "selections": {kv: policies[kv] for kv in SELECTIONS},
     }  # fmt: skip
 
 

@@ -61,9 +61,10 @@ def foretold(args: argparse.Namespace, disk_bytes_per_second: float) -> dict[str
     from dataclasses import replace
 
     from pagoda.models.catalog import folder_of, read_config
+    from pagoda.plan.choice import Choice
     from pagoda.plan.demand import Demand
     from pagoda.plan.machine import load_machine
-    from pagoda.plan.plans import Choice, Planner
+    from pagoda.plan.plans import Planner
     from pagoda.plan.subject import Subject
 
     subject = Subject.of(args.model, read_config(args.model), folder=folder_of(args.model))

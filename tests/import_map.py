@@ -57,7 +57,7 @@ HOMES: dict[str, set[str]] = {
     "xxhash": {"kv"},
     "blake3": {"kv.tiers"},
     "zstandard": {"kv.tiers"},
-    "highspy": {"plan.placement", "plan.fleet", "plan.solver"},
+    "highspy": {"plan.fleet", "plan.solver"},
     "yaml": {"plan.catalogue"},
     "prometheus_client": {"server"},
     "opentelemetry": {"server.traces"},

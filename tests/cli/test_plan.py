@@ -70,3 +70,50 @@ def test_a_disk_is_shown_where_memory_is_too_small(capfd: pytest.CaptureFixture[
     done = in_process(capfd, "plan", str(tmp_path), "--memory", "2GiB", "--disk", "8GiB", "--json")
     assert done.code == 0, done.err
     assert done.json["placements"][0]["shares"]["weights"]["disk"] > 0.2
+
+
+def test_placements_over_an_accelerator_that_is_stated(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """This machine needs none. What cannot be run is shown, said, and refused by --pick; what can is started."""
+    from pagoda.cli.serve import serve
+
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: started.append(command))
+    (tmp_path / "config.json").write_text(json.dumps(config_of("Llama-3.1-8B")))
+    args = ("plan", str(tmp_path), "--machine", "l4", "--host-memory", "64GiB", "--prompt", "500", "--output", "50")
+    small = (*args, "--device-memory", "8GiB", "--disk", "100GB", "--concurrency", "8", "--max-loss", "0")
+    shown = in_process(capfd, *small)
+    assert shown.code == 0, shown.err
+    assert "the engine keeps all on its device so far" in shown.out
+    data = in_process(capfd, *small, "--json").json["placements"][0]
+    assert data["shares"]["weights"]["device"] < 0.6
+    assert data["why_not"]
+    assert data["flags"] == []
+    refused = in_process(capfd, *small, "--pick", "1")
+    assert refused.code == 2
+    assert "placement 1 cannot be started: the engine keeps all on its device" in refused.err
+    assert not started
+    in_process(capfd, *args, "--pick", "1")
+    assert started[0][1:5] == ["-m", "pagoda", "serve", str(tmp_path)]
+    flags = started[0][5:]
+    assert flags[:2] == ["--device", "cuda"]
+    options = {name.replace("_", "-") for name in serve.__annotations__}
+    assert {flag.removeprefix("--") for flag in flags[::2]} <= options
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--device-memory", "8GiB"), "no --machine says of which accelerator; known: l4"),
+        (("--machine", "l5"), "l5"),
+        (("--machine", "l4", "--device-memory", "90GiB"), "l4 has 22.4 GiB; ask for less"),
+        (("--machine", "l4", "--host-memory", "much"), "much"),
+    ],
+)
+def test_accelerators_that_cannot_be_are_refused(
+    capfd: pytest.CaptureFixture[str], args: tuple[str, ...], message: str
+) -> None:
+    done = in_process(capfd, "plan", "lantern", *args)
+    assert done.code == 2
+    assert message in done.err

@@ -115,10 +115,13 @@ def test_no_prices_no_losses() -> None:
 
 def test_placements_spill_what_does_not_fit() -> None:
     placed = planner("Llama-3.1-8B", 8 * GIB).placements(100 * GIB)
-    by_format = {one["weights"]: one for one in placed}
-    assert 0.4 < by_format["auto"]["shares"]["weights"]["disk"] < 0.7
-    assert by_format["int4"]["shares"]["weights"]["disk"] == 0.0
-    assert by_format["auto"]["seconds"] > by_format["int4"]["seconds"]
+    by_format = {one.choice.quantization: one.placement for one in placed if one.choice.kv_cache_dtype == "auto"}
+    layers_on_disk = 32 * by_format["auto"].share("weights", "disk")
+    assert 12 < layers_on_disk < 23
+    assert layers_on_disk == pytest.approx(round(layers_on_disk))
+    assert by_format["int4"].share("weights", "disk") == 0.0
+    assert by_format["auto"].seconds["decode"] > by_format["int4"].seconds["decode"]
+    assert "int8" not in by_format, "its 8 GB do not fit beside a step, and cannot be read at every step"
 
 
 def test_products_of_a_format_are_measured_whatever_it_says_of_embeddings() -> None:

@@ -49,6 +49,13 @@ def default_budget(memory: str | int | float | None, probe: MachineProbe | None 
     return Budget(int(limit * share), f"{float(share):.0%} of {format_bytes(limit)}, {source}")
 
 
+def smaller_budget(total: str | int | float | None, part: str | int | float | None, probe: MachineProbe) -> Budget:
+    """The budget of one place, bounded by what was said about all places together."""
+    if part is None or total is None:
+        return default_budget(total if part is None else part, probe)
+    return min(default_budget(total, probe), default_budget(part, probe), key=lambda budget: budget.total_bytes)
+
+
 def _what_is_left(probe: MachineProbe) -> Budget:
     room, source = probe.headroom()
     margin = max(MARGIN_FLOOR_BYTES, int(room * MARGIN_SHARE))

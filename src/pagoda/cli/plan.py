@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,10 +19,11 @@ from typer.core import TyperCommand
 from ..core.errors import ConfigError
 from ..core.units import format_bytes
 from . import _options as opt
+from . import _plan_device
 from ._output import emit_json, print_table
 
 if TYPE_CHECKING:
-    from ..plan.plans import Plan
+    from ..plan.plans import Plan, Spill
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -48,6 +51,12 @@ def plan(
     slo_tpot: Annotated[float | None, typer.Option(help="Most seconds between two tokens.")] = None,
     max_loss: Annotated[float | None, typer.Option(help="Most nats a token that may be lost; 0 = exact.")] = None,
     disk: Annotated[str | None, typer.Option(help="Also say what would lie on a disk of this size.")] = None,
+    machine: Annotated[str | None, typer.Option(help="Kind of accelerator that placements are for.")] = None,
+    machines: Annotated[Path | None, typer.Option(help="YAML file with more kinds, as plan/machines.yaml.")] = None,
+    device_memory: Annotated[
+        str | None, typer.Option(help="Bytes of that accelerator.", show_default="all that it has")
+    ] = None,
+    host_memory: Annotated[str | None, typer.Option(help="Budget of the host alone; --memory bounds it too.")] = None,
     pick: Annotated[int | None, typer.Option(help="Start pagoda serve with this plan.")] = None,
     json: opt.Json = False,
 ) -> None:
@@ -55,9 +64,19 @@ def plan(
 
     For traffic on several machines: pagoda plan cluster --help
     """
+    if machine is not None or device_memory is not None:
+        asked = {"prompt": prompt, "output": output, "concurrency": concurrency, "slo_ttft": slo_ttft}
+        placed = _plan_device.examine(
+            model, memory, device_memory, host_memory, disk, machine, machines, max_loss=max_loss,
+            **asked, slo_tpot=slo_tpot,
+        )  # fmt: skip
+        if pick is not None:
+            _plan_device.start(model, placed["placements"], pick)
+        emit_json(_plan_device.plain(placed)) if json else _plan_device.show(placed)
+        return
     found = examine(
         model, memory, prompt=prompt, output=output, concurrency=concurrency, slo_ttft=slo_ttft, slo_tpot=slo_tpot,
-        max_loss=max_loss, disk=disk,
+        max_loss=max_loss, disk=disk, host_memory=host_memory,
     )  # fmt: skip
     if pick is not None:
         _start(model, found["plans"], pick)
@@ -65,10 +84,17 @@ def plan(
 
 
 def examine(
-    model: str, memory: str | None, *, max_loss: float | None, disk: str | None, **demand: Any
+    model: str,
+    memory: str | None,
+    *,
+    max_loss: float | None,
+    disk: str | None,
+    host_memory: str | None = None,
+    **demand: Any,
 ) -> dict[str, Any]:
     """Everything that is shown; ``plans`` are ``plan.plans.Plan`` objects."""
-    from ..budget import MachineProbe, default_budget
+    from ..budget import MachineProbe
+    from ..budget.default import smaller_budget
     from ..core.units import parse_bytes
     from ..models.catalog import folder_of, read_config
     from ..plan.demand import Demand
@@ -80,7 +106,7 @@ def examine(
     asked, probe = Demand(**demand), MachineProbe()
     subject = Subject.of(model, read_config(model), folder=folder_of(model), probe=probe)
     machine, machine_reason = load_machine(probe=probe)
-    budget = default_budget(memory, probe)
+    budget = smaller_budget(memory, host_memory, probe)
     prices = nearest_prices(subject.shape.num_params)
     planner = Planner(subject, machine, prices, asked, budget.total_bytes)
     placed = None if disk is None else planner.placements(parse_bytes(disk, what="disk"))
@@ -95,13 +121,19 @@ def examine(
 
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
-    return found | {"plans": [plan.as_dict() for plan in found["plans"]]}
+    placed = None if found["placements"] is None else [spill.as_dict() for spill in found["placements"]]
+    return found | {"plans": [plan.as_dict() for plan in found["plans"]], "placements": placed}
 
 
 def _start(model: str, plans: list[Plan], number: int) -> None:
     if not 1 <= number <= len(plans):
         raise ConfigError(f"pick is {number}; this budget has plans 1 to {len(plans)}")
-    command = ["-m", "pagoda", "serve", model, *plans[number - 1].flags]
+    serve(model, plans[number - 1].flags)
+
+
+def serve(model: str, flags: Sequence[str]) -> None:
+    """This process becomes ``pagoda serve`` with these flags, which it says first."""
+    command = ["-m", "pagoda", "serve", model, *flags]
     print(f"pagoda {' '.join(command[2:])}", file=sys.stderr, flush=True)
     os.execv(sys.executable, [sys.executable, *command])
 
@@ -121,15 +153,11 @@ def _print(found: dict[str, Any]) -> None:
         names = [f">{name}" for name in found["plans"][0].accounts.as_dict()]
         print_table("Memory by account", ["#", *names], accounts)
     if found["placements"]:
-        placed = [
-            [
-                one["weights"],
-                *(f"{one['shares'][item]['disk']:.0%}" for item in ("weights", "kv")),
-                f"{one['seconds']:.3g} s",
-            ]
-            for one in found["placements"]
-        ]
-        print_table("Placement: what would lie on the disk", ["weights", ">of weights", ">of KV", ">step"], placed)
+        print_table(
+            "Placement: what would lie on the disk",
+            ["weights", "KV", ">of weights", ">of KV", ">per token", "waits for"],
+            [_spilled(one) for one in found["placements"]],
+        )
     for note in _notes(found):
         print(note)
 
@@ -142,6 +170,13 @@ def _row(number: int, plan: Plan) -> list[str]:
         str(plan.running), f"{plan.ttft:.2f} s", f"{1000 * plan.tpot:.1f} ms", f"{plan.tokens_per_second:.1f}",
         format_bytes(plan.accounts.total), f"{plan.loss:.3f}",
     ]  # fmt: skip
+
+
+def _spilled(spill: Spill) -> list[str]:
+    placed, choice = spill.placement, spill.choice
+    disk = [f"{placed.share(item, 'disk'):.0%}" for item in ("weights", "kv")]
+    times = f"{1000 * placed.seconds['decode']:.3g} ms", placed.waits_for["decode"]
+    return [choice.quantization, choice.kv_cache_dtype, *disk, *times]
 
 
 def _notes(found: dict[str, Any]) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..budget import Ledger, MachineProbe, default_budget, heap_bytes, lease_runtime
-from ..budget.default import Budget
+from ..budget import Ledger, MachineProbe, heap_bytes, lease_runtime
+from ..budget.default import smaller_budget
 from ..budget.ledger import Lease
 from ..core.errors import BudgetError, ConfigError
 from ..core.units import format_bytes
@@ -86,15 +86,8 @@ def _host_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
         raise ConfigError(
             f"device_memory is {config.device_memory!r}, but this engine runs on the CPU; say memory or host_memory"
         )
-    budget = _smaller(config.memory, config.host_memory, probe)
+    budget = smaller_budget(config.memory, config.host_memory, probe)
     return Ledger(budget.total_bytes, reason=budget.reason)
-
-
-def _smaller(total: str | int | float | None, part: str | int | float | None, probe: MachineProbe) -> Budget:
-    """The budget of one place, bounded by what was said about all places together."""
-    if part is None or total is None:
-        return default_budget(total if part is None else part, probe)
-    return min(default_budget(total, probe), default_budget(part, probe), key=lambda budget: budget.total_bytes)
 
 
 def _cuda_ledger(config: EngineConfig, probe: DeviceProbe) -> Ledger:
@@ -104,7 +97,7 @@ def _cuda_ledger(config: EngineConfig, probe: DeviceProbe) -> Ledger:
             f"host_memory is {config.host_memory!r}, but this engine keeps everything on its device, and bounds that "
             "alone; say memory or device_memory"
         )
-    budget, free = _smaller(config.memory, config.device_memory, probe), probe.free()
+    budget, free = smaller_budget(config.memory, config.device_memory, probe), probe.free()
     if budget.total_bytes > free:
         raise BudgetError(
             f"memory ({budget.reason}) is {format_bytes(budget.total_bytes)}, but the device has {format_bytes(free)} "

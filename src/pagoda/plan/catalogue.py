@@ -29,7 +29,8 @@ DTYPE = "bfloat16"
 @dataclass(frozen=True, slots=True)
 class MachineType:
     """One kind of machine. ``flops_share`` and ``bytes_share``: what serving reaches of the peaks; ``step_seconds``:
-    what a step costs beside; ``memory_share``: what weights and KV may have of the memory.
+    what a step costs beside; ``memory_share``: what weights and KV may have of the memory. Links go to another machine
+    and to the host that it stands in.
     """
 
     name: str
@@ -38,6 +39,7 @@ class MachineType:
     memory_bytes: int
     dollars_per_hour: float = 0.0
     link_gigabytes_per_second: float = 25.0
+    host_gigabytes_per_second: float = 20.0
     flops_share: float = 0.6
     bytes_share: float = 0.8
     memory_share: float = 0.9

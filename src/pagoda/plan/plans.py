@@ -22,34 +22,19 @@ from ..kv.grammar import parse_policy
 from ..models.stream_plan import StreamPlan
 from ..sampling.scratch import grammar_bytes
 from .accounts import SERVER_BYTES, STAGING_BYTES, Accounts, StepLimits, step_bytes
+from .choice import PAGE_SIZE, Choice
 from .demand import Demand
 from .machine import Machine
-from .placement import Item, Tier, place
+from .placement import Item, Phase, Placement, Tier, Use, place
 from .prices import EXACT, Prices
 from .steps import step_model
 from .streamed import Streamed, plan_for_room
 from .subject import Subject
 from .work import StepModel, Work
 
-PAGE_SIZE = 16
 STEP_TOKENS = (2048, 1024, 512, 256, 128)
 EPSILON = 0.02
 """A plan that is better by less than this share in everything is not worth a line of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What distinguishes one plan from another; the fields are options of ``pagoda serve``."""
-
-    quantization: str = "auto"
-    kv_cache_dtype: str = "auto"
-    kv: str = EXACT
-    max_num_batched_tokens: int = 2048
-
-    def __str__(self) -> str:
-        return (
-            f"weights {self.quantization}, KV {self.kv_cache_dtype}, {self.kv}, steps of {self.max_num_batched_tokens}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +73,23 @@ class Plan:
         found = asdict(self) | {"accounts": self.accounts.as_dict(), "total_bytes": self.accounts.total}
         found |= {"peak_bytes": self.peak_bytes}
         return found | {"flags": list(self.flags)}
+
+
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """Over memory and a disk: ``num_bytes`` of weights and KV, and their shares."""
+
+    choice: Choice
+    placement: Placement
+    num_bytes: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data; bytes and seconds."""
+        choice, placed = self.choice, self.placement
+        return {
+            "weights": choice.quantization, "kv_cache_dtype": choice.kv_cache_dtype, "shares": placed.shares,
+            "num_bytes": self.num_bytes, "seconds": placed.seconds["decode"], "waits_for": placed.waits_for["decode"],
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,36 +273,37 @@ class Planner:
         assert loss is not None, f"{choice} has no price"
         return loss
 
-    def placements(self, disk_bytes: int) -> list[dict[str, Any]]:
-        """For every weight format, which share of weights and KV would lie on a disk, and the seconds of a decode step.
+    def placements(self, disk_bytes: int) -> list[Spill]:
+        """For every weight format, how weights and KV would lie over memory and a disk, whatever fits, in blocks as the
+        engine has them: all that was asked for at a time, one batch.
 
-        Formats that do not even fit with the disk are left out. An estimate: the engine chooses for itself which
-        matrices it reads from disk.
+        Weights that the engine cannot read from disk at every step stay in memory, and KV lies in one place. Formats
+        that do not even fit with the disk are left out.
         """
         found = []
-        for choice in (
-            c for c in self._choices() if c == Choice(c.quantization, max_num_batched_tokens=STEP_TOKENS[-1])
-        ):
-            beside, fmt = self._beside(choice), self._format(choice)
-            kv_bytes = self._blocks(choice, fmt)[1] * fmt.block_bytes * self._demand.concurrency
-            room = self._budget - (beside.total - beside.weights)
-            layers = self._subject.shape.num_layers
-            items = [
-                Item("weights", beside.weights, piece=beside.weights // layers),
-                Item("kv", kv_bytes, write_share=1 / self._demand.length, piece=kv_bytes // layers),
-            ]
-            rate = self._machine.disk_bytes_per_second
-            work = Work(decodes=self._demand.concurrency, context=self._demand.length, rows=self._demand.concurrency)
-            try:
-                placed = place(
-                    items,
-                    [Tier("host", room), Tier("disk", disk_bytes, rate, rate)],
-                    self._steps(choice).seconds(work),
-                )
-            except BudgetError:
-                continue
-            found.append({"weights": choice.quantization, "shares": placed.shares, "seconds": placed.seconds})
+        for choice in self._choices():
+            if choice == Choice(choice.quantization, choice.kv_cache_dtype, max_num_batched_tokens=STEP_TOKENS[-1]):
+                try:
+                    found.append(self._spill(choice, disk_bytes))
+                except BudgetError:
+                    continue
         return found
+
+    def _spill(self, choice: Choice, disk_bytes: int) -> Spill:
+        demand, layers, fmt = self._demand, self._subject.shape.num_layers, self._format(choice)
+        beside, (held, peak) = self._beside(choice), self._blocks(choice, fmt)
+        streams = choice.quantization == "auto" and self._subject.streams
+        kv_bytes = (peak + (demand.concurrency - 1) * held) * fmt.block_bytes
+        items = [
+            Item("weights", beside.weights, piece=beside.weights // layers, parts=layers, farthest=int(streams)),
+            Item("kv", kv_bytes, piece=kv_bytes // layers, parts=1),
+        ]
+        room, rate = self._budget - (beside.total - beside.weights), self._machine.disk_bytes_per_second
+        work = Work(decodes=demand.concurrency, context=demand.length, rows=demand.concurrency)
+        uses = {"weights": Use(), "kv": Use(write=1 / demand.length)}
+        decode = Phase("decode", self._steps(choice).seconds(work), uses)
+        placed = place(items, [Tier("host", room), Tier("disk", disk_bytes, rate, rate)], [decode])
+        return Spill(choice, placed, {item.name: item.num_bytes for item in items})
 
     def _flags(self, choice: Choice) -> tuple[str, ...]:
         flags = [
@@ -308,13 +311,7 @@ class Planner:
             "--max-num-seqs", str(self._limits(choice).max_num_seqs),
             "--max-num-batched-tokens", str(choice.max_num_batched_tokens),
         ]  # fmt: skip
-        for name, value, default in (
-            ("--quantization", choice.quantization, "auto"),
-            ("--kv-cache-dtype", choice.kv_cache_dtype, "auto"),
-            ("--kv", choice.kv, EXACT),
-        ):
-            flags += [] if value == default else [name, value]
-        return tuple(flags)
+        return (*flags, *choice.flags)
 
     def _in_time(self, plans: list[Plan]) -> list[Plan]:
         demand = self._demand

@@ -53,10 +53,22 @@ class Roofline(StepModel):
         return self._known[key] + self._attention(decodes, slots, chunk, pairs)
 
     def _beside_attention(self, tokens: int, rows: int) -> float:
+        products = sum(self._product(group, tokens, rows) for group in self._groups)
+        return self.fixed_seconds(rows) + products
+
+    def fixed_seconds(self, rows: int) -> float:
+        """What a step costs beside products and attention."""
         machine, shape = self._machine, self._shape
         fixed = machine.step + machine.layer * shape.num_layers + machine.row * rows
-        products = sum(self._product(group, tokens, rows) for group in self._groups)
-        return fixed + products + machine.sample * rows * shape.vocab_size
+        return fixed + machine.sample * rows * shape.vocab_size
+
+    def product_seconds(self, role: Role, tokens: int, rows: int) -> float:
+        """Of the matrices for one purpose (``embed``: the head)."""
+        return sum(self._product(group, tokens, rows) for group in self._groups if group.role == role)
+
+    def attention_seconds(self, decodes: int, slots: float, chunk: int, pairs: float) -> float:
+        """Arguments as of ``step_seconds``."""
+        return self._attention(decodes, slots, chunk, pairs)
 
     def _product(self, group: _Group, tokens: int, rows: int) -> float:
         each, share = float(rows if group.role == "embed" else tokens), 1.0

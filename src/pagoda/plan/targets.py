@@ -12,9 +12,10 @@ from ..models.catalog import folder_of, read_config
 from ..models.shape import ModelShape
 from ..schedule.scheduler import Limits
 from .catalogue import DTYPE, MachineType, as_one_head, model_config
+from .choice import Choice
 from .demand import Demand
 from .machine import load_machine
-from .plans import Choice, Planner
+from .plans import Planner
 from .simulator.replica import Setting
 from .steps import FittedSteps, step_model
 from .subject import Subject

@@ -1,0 +1,37 @@
+"""What distinguishes one plan from another, in words of ``pagoda serve``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .prices import EXACT
+
+PAGE_SIZE = 16
+"""Slots of a page, as the engine has them by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The fields are options of ``pagoda serve``."""
+
+    quantization: str = "auto"
+    kv_cache_dtype: str = "auto"
+    kv: str = EXACT
+    max_num_batched_tokens: int = 2048
+
+    def __str__(self) -> str:
+        return (
+            f"weights {self.quantization}, KV {self.kv_cache_dtype}, {self.kv}, steps of {self.max_num_batched_tokens}"
+        )
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Formats and policy, where they are not the usual ones."""
+        found: list[str] = []
+        for name, value, default in (
+            ("--quantization", self.quantization, "auto"),
+            ("--kv-cache-dtype", self.kv_cache_dtype, "auto"),
+            ("--kv", self.kv, EXACT),
+        ):
+            found += [] if value == default else [name, value]
+        return tuple(found)

@@ -1,0 +1,43 @@
+"""What a policy keeps of a sequence's KV, and what a step reads of that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from ..core.types import KVFormat
+from ..kv.policies._pages import PageSelection
+from ..kv.policies._stack import PolicyStack
+from .demand import Demand
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """KV of one sequence under a policy: blocks of pages while it answers and at its peak (a prompt is whole until the
+    policy acts), and slots of a head that it holds and that a step reads in the middle of its answer.
+
+    note_bytes  what a selection notes of all its pages, beside them
+    """
+
+    held_blocks: int
+    peak_blocks: int
+    middle_slots: float
+    read_slots: float
+    note_bytes: int = 0
+    selects: bool = False
+
+    @classmethod
+    def of(cls, policy: PolicyStack, fmt: KVFormat, demand: Demand) -> Kept:
+        """Of sequences of that demand."""
+        held = max(policy.most_slots(n, demand.prompt) for n in (demand.prompt, demand.length))
+        middle = read = policy.most_slots(demand.prompt + demand.output // 2, demand.prompt)
+        notes = 0
+        if isinstance(policy.selection, PageSelection):
+            full, rest = divmod(int(middle), fmt.page_size)
+            read = policy.selection.num_pages(full) * fmt.page_size + rest
+            boxes = policy.selection.boxes(fmt.page_size) * 2 * fmt.k_dim * FLOAT32
+            notes = demand.length // fmt.page_size * fmt.pages_per_block * boxes
+        peak = fmt.blocks_for(policy.peak_slots(demand.length, demand.prompt))
+        return cls(fmt.blocks_for(ceil(held)), peak, middle, read, notes, policy.selection is not None)
