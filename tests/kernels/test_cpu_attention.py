@@ -214,6 +214,18 @@ def test_shared_pages_are_found_in_the_table():
         assert slots == [1300, 1290, 900, 760, 800]
 
 
+@pytest.mark.parametrize("sharpness", [1.0, 4.0])
+def test_a_chunk_in_bfloat16_loses_its_rounding_and_no_more(sharpness):
+    """Weights are 2^x within 1e-4 before they are rounded: they and the result are, and nothing else shows."""
+    make, slots, queries = Make(torch.bfloat16), 320, 100
+    table, num_pages = layer_table(make, [queries], [slots], page_size=16, num_kv_heads=2)
+    layout, wide = (PageLayout(16, 64, 64, dtype) for dtype in (torch.bfloat16, torch.float32))
+    pages, q = make.pages(num_pages, layout), make.normal(queries, 6, 64, scale=sharpness)
+    exact = reference(q.float(), pages.float(), wide, table, scale=0.125)
+    got = cpu.paged_attention(q, pages, layout, table, scale=0.125).float()
+    assert (got - exact).norm() < 2.5e-3 * exact.norm()
+
+
 @pytest.mark.parametrize(("window", "latent"), [(0, False), (37, False), (0, True)])
 @pytest.mark.parametrize("page_size", [4, 8, 16, 32])
 def test_decode_reads_no_slot_that_is_none(page_size, window, latent):

@@ -58,6 +58,19 @@ def test_a_row_does_not_depend_on_its_batch_mates_or_on_threads() -> None:
         torch.set_num_threads(1)
 
 
+def test_silu_of_every_bfloat16() -> None:
+    """Rounded as the exact value is, but for a few that lie between two numbers; what is no number stays none."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    got, ones = cpu.activation(x, "silu"), torch.ones_like(x)
+    assert torch.equal(cpu.gated_activation(x, ones, "silu").view(torch.int16), got.view(torch.int16))
+    assert torch.equal(cpu.activation(x[7:], "silu").view(torch.int16), got[7:].view(torch.int16))
+    assert torch.equal(got.isnan(), x.isnan())
+    usual = (x.abs() > 1e-30) & (x > -80) & (x < 1e30)
+    exact = torch.nn.functional.silu(x[usual].double())
+    assert ((got[usual].double() - exact).abs() <= exact.abs() * 2**-8).all()
+    assert (got[usual] != exact.bfloat16()).float().mean() < 1e-3
+
+
 def test_extremes_stay_finite_or_nan_as_in_torch() -> None:
     x = torch.tensor([[-1e30, -200.0, -88.0, 0.0, 88.0, 200.0, 1e30, float("nan")]])
     for kind in ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu"):

@@ -74,11 +74,8 @@ inline void prepare_logits(const AttentionArgs& a, float* s, int count, int64_t 
   }
 }
 
-// The same; returns their maxima, lane by lane.
-inline Vec logits_of(const AttentionArgs& a, float* s, int count, int64_t begin, Mask mask, float slope, const float* k_scales,
-                     Logits* found) {
-  prepare_logits(a, s, count, begin, mask, slope, k_scales, found);
-  const int lanes = int(padded(count));
+// Maxima of a row's first `lanes` numbers, lane by lane.
+inline Vec highs_of(const float* s, int lanes) {
   Vec top = splat(-kInf);
   if (lanes == kBlock) {
 #pragma GCC unroll 32
@@ -86,7 +83,7 @@ inline Vec logits_of(const AttentionArgs& a, float* s, int count, int64_t begin,
   } else {
     for (int i = 0; i < lanes; i += kLanes) top = maximum(load(s + i), top);
   }
-  return top * found->unit;
+  return top;
 }
 
 }  // namespace

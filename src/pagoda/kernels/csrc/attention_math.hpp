@@ -14,11 +14,17 @@ namespace {
 // The product keeps its sums in registers only when compiled alone: inlined, g++ 12 spilled half of them.
 #define PAGODA_OWN_REGISTERS __attribute__((noinline))
 
+inline Vec exp2_of(Vec x);
+
 struct Floats {
   using Number = float;
   static constexpr int kPerWord = 1;
   static bool native(const PageShape& p) { return p.store == Store::f32; }
   static Vec step(Vec sum, Vec a, Vec b) { return sum + a * b; }
+  static Vec weight(Vec x) { return exp2_of(x); }  // 2^x of a logit less its row's maximum
+  static void store_two(Vec first, Vec second, float* words, int slot) {
+    store(words + slot, first), store(words + slot + kLanes, second);
+  }
   static void pack_values(const char* const* rows, int64_t columns, int64_t padded, float* out) {
     pack_value((const float*)rows[0], columns, padded, out);
   }
@@ -33,6 +39,19 @@ struct Pairs {
     pack_value_pair((const uint16_t*)rows[0], (const uint16_t*)rows[1], columns, padded, out);
   }
   static Vec step(Vec sum, Vec a, Vec b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+  // 2^x as weights that become bfloat16 need it: within 1e-4 (rounding: 2e-3), 0 for -inf, in half of the instructions. A minimax
+  // polynomial of degree 3 of what is above the next whole number below.
+  static Vec weight(Vec x) {
+    const Vec r = (Vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    Vec p = r * 7.802452264e-2f + splat(2.260671554e-1f);
+    p = p * r + splat(6.958335405e-1f);
+    p = p * r + splat(9.999252185e-1f);
+    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
+  }
+  static void store_two(Vec first, Vec second, float* words, int slot) {
+    const __m512bh both = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    memcpy(words + slot / 2, &both, sizeof both);
+  }
 };
 #endif
 

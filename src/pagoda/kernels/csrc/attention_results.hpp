@@ -9,7 +9,10 @@ namespace {
 
 inline void write_row(const AttentionArgs& a, int64_t token, int64_t q_head, const float* sums, float factor) {
   const int64_t at = (token * a.num_q_heads + q_head) * a.v_dim;
-  for (int64_t d = 0; d < a.v_dim; ++d) {
+  int64_t d = 0;
+  if (a.dtype == Dtype::bf16)
+    for (; d + kLanes <= a.v_dim; d += kLanes) store((uint16_t*)a.out + at + d, load(sums + d) * factor);
+  for (; d < a.v_dim; ++d) {
     const float x = sums[d] * factor;
     if (a.dtype == Dtype::f32) ((float*)a.out)[at + d] = x;
     else if (a.dtype == Dtype::bf16) narrow(x, (uint16_t*)a.out + at + d);

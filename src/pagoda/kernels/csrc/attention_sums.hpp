@@ -43,7 +43,7 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
         if (last < begin || norm[0] == -kInf) continue;
         float* s = scores + r * kBlock;
         Logits found;
-        logits_of(a, s, block.count, begin, mask, a.slopes ? a.slopes[q_head] : 0.0f, block.k_scales, &found);
+        prepare_logits(a, s, block.count, begin, mask, a.slopes ? a.slopes[q_head] : 0.0f, block.k_scales, &found);
         const Vec mean = splat(kMean / float(last + 1 - (mask.first > 0 ? mask.first : 0)));
         for (int i = 0; i < block.count; i += kLanes) {
           const Vec x = load(s + i), p = select(x == splat(-kInf), Vec{}, exp2_of(x * found.unit - norm[0])) * norm[1];

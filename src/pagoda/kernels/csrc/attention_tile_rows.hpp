@@ -30,10 +30,10 @@ struct TileRows {
     for (int s = item.span_begin; s < item.span_end; ++s) rows += int(group) * (spans[s].q_end - spans[s].q_begin);
     const int64_t chunk = 8 * kBlock;
     const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 2) + kFewRows * kBlock / 4 + 4 * 16 : 0;
-    float* at = scratch.need(rows * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + for_bytes + Block<Math>::floats(a) + 10 * 16);
+    float* at = scratch.need(rows * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + for_bytes + Block<Math>::floats(a) + 11 * 16);
     const auto take = [&](int64_t floats) { float* p = at; at += (floats + 15) / 16 * 16; return p; };
     queries = take(rows * k_words), sums = take(rows * v_stride);
-    tops = take(rows), totals = take(rows * kLanes), slopes = take(rows);
+    tops = take(rows + kLanes), totals = take(rows * kLanes), slopes = take(rows);
     masks = reinterpret_cast<Mask*>(take(rows * 4));
     scores = take(chunk), probs = take(chunk);
 #if PAGODA_DPBF16
@@ -86,31 +86,46 @@ struct TileRows {
 
   float total(int64_t row) const { return total_of(load(totals + row * kLanes)); }
 
-  // Logits in place of products; the running maximum moves, and older sums with it.
-  Logits rise(int row, float* products, int64_t begin, const Block<Math>& block) {
-    Logits found;
-    const Vec highs = logits_of(a, products, block.count, begin, masks[row], slopes[row], block.k_scales, &found);
-    const float old = tops[row];
-    found.alive = old != -kInf;
-    if (!any(highs > splat(old))) return found;
-    const float top = largest(highs), factor = exp2_of(old - top);  // 0 for the first slots that the row sees
-    tops[row] = top, found.alive = true;
-    if (old > -kInf) {
-      store(totals + row * kLanes, load(totals + row * kLanes) * factor);
-      for (int64_t c = 0; c < v_stride; c += kLanes)
-        store(sums + row * v_stride + c, load(sums + row * v_stride + c) * factor);
+  // Logits in place of products for `count` rows from `row` on; their running maxima move, and older sums with them. All rise before
+  // one is weighed: no row waits for its own maximum. `slots`: the first ones of the block, whose products are there.
+  void rise(int row, int count, int slots, int64_t begin, const Block<Math>& block, Logits* found) {
+    Vec highs[kRowsAtOnce > kFewRows ? kRowsAtOnce : kFewRows] = {};
+    for (int r = 0; r < count; ++r) {
+      float* const s = scores + r * kBlock;
+      prepare_logits(a, s, slots, begin, masks[row + r], slopes[row + r], block.k_scales, found + r);
+      highs[r] = highs_of(s, int(padded(slots))) * found[r].unit;
     }
-    return found;
+#if PAGODA_DPBF16
+    const __mmask16 there = __mmask16((1u << count) - 1);
+    const Vec old = load(tops + row), top = (Vec)_mm512_mask_mov_ps((__m512)old, there, (__m512)maximum(largest_of_each(highs), old));
+    const __mmask16 alive = _mm512_mask_cmp_ps_mask(there, (__m512)top, (__m512)splat(-kInf), _CMP_NEQ_UQ);
+    unsigned rising = _mm512_mask_cmp_ps_mask(there, (__m512)top, (__m512)old, _CMP_GT_OQ);
+    for (int r = 0; r < count; ++r) found[r].alive = alive >> r & 1;
+    if (rising == 0) return;
+    store(tops + row, top);  // whole, so that reading one of them need not wait for the memory
+    alignas(64) float factors[kLanes];
+    store(factors, exp2_of(old - top));
+    for (rising &= _mm512_cmp_ps_mask((__m512)old, (__m512)splat(-kInf), _CMP_NEQ_UQ); rising; rising &= rising - 1)
+      shrink(row + __builtin_ctz(rising), factors[__builtin_ctz(rising)]);
+#else
+    for (int r = 0; r < count; ++r) {
+      const float old = tops[row + r];
+      found[r].alive = old != -kInf;
+      if (!any(highs[r] > splat(old))) continue;
+      tops[row + r] = largest(highs[r]), found[r].alive = true;
+      if (old > -kInf) shrink(row + r, exp2_of(old - tops[row + r]));
+    }
+#endif
   }
 
-  // All of `count` rows rise before one is weighed: no row waits for its own maximum.
-  void rise_all(int row, int count, int64_t begin, const Block<Math>& block, Logits* found) {
-    for (int r = 0; r < count; ++r) found[r] = rise(row + r, scores + r * kBlock, begin, block);
+  void shrink(int row, float factor) {
+    store(totals + row * kLanes, load(totals + row * kLanes) * factor);
+    for (int64_t c = 0; c < v_stride; c += kLanes) store(sums + row * v_stride + c, load(sums + row * v_stride + c) * factor);
   }
 
   // Logits of a row become weights.
-  void weigh(int row, const float* logits, const Logits& found, float* weights, const Block<Math>& block) {
-    const int lanes = int(padded(block.count));
+  void weigh(int row, int slots, const float* logits, const Logits& found, float* weights, const Block<Math>& block) {
+    const int lanes = int(padded(slots));
     if (!found.alive) {
       memset(weights, 0, sizeof(float) * Block<Math>::words_of(lanes));
       return;
@@ -119,17 +134,18 @@ struct TileRows {
     Vec sum = load(totals + row * kLanes);
     if (lanes == kBlock && !found.masked && !block.v_scales) {  // nearly always: unrolled
 #pragma GCC unroll 32
-      for (int i = 0; i < kBlock; i += kLanes) {
-        const Vec p = exp2_of(load(logits + i) * unit - top);
+      for (int i = 0; i < kBlock; i += 2 * kLanes) {
+        const Vec p = Math::weight(load(logits + i) * unit - top), q = Math::weight(load(logits + i + kLanes) * unit - top);
         sum += p;
-        store_weights(p, weights, i);
+        sum += q;
+        Math::store_two(p, q, weights, i);
       }
       store(totals + row * kLanes, sum);
       return;
     }
     for (int i = 0; i < lanes; i += kLanes) {
       const Vec x = load(logits + i);
-      Vec p = exp2_of(x * unit - top);
+      Vec p = Math::weight(x * unit - top);
       if (found.masked) p = select(x == splat(-kInf), Vec{}, p);
       sum += p;
       if (block.v_scales) p *= load(block.v_scales + i);
