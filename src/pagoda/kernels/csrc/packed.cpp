@@ -11,8 +11,8 @@ namespace pagoda {
 namespace {
 
 constexpr int64_t kParallelBytes = 256 << 10;  // weights under which waking a thread costs more than it brings
-constexpr int64_t kItemTokens = 528;           // tokens of one item, where there are many
-constexpr int64_t kItemPanels = 16;            // panels of one item then
+constexpr int64_t kItemTokens = 264;           // tokens of one item, where there are many
+constexpr int64_t kItemPanels = 8;             // panels of one item then
 constexpr int64_t kSliceBytes = 512 << 10;     // weights of one item, where tokens are few
 constexpr int64_t kBlock = 4;                  // panels that slices are cut by: the widest tile
 

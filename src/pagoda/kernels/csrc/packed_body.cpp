@@ -37,6 +37,15 @@ thread_local Scratch scratch;
 
 // ---- from sums to results --------------------------------------------------------------------------------------------------
 
+inline void put_result(float* p, Vec x) { store(p, x); }
+inline void put_result(uint16_t* p, Vec x) {
+#if PAGODA_DPBF16  // one instruction instead of ten; numbers below 2^-126 become zeros
+  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+  store(p, x);
+#endif
+}
+
 // Results of tokens first..end in one panel: scaled, with bias, rounded. The last panel of a matrix may be cut short.
 // T: what they are rounded to; Out: T, or float for numbers of T kept wide.
 template <bool kIntegers, class T, class Out = T>
@@ -65,11 +74,39 @@ void finish_panel(const LinearSlice& s, int64_t first, int64_t end, int64_t pane
         store(rounded, y);
         y = load(rounded);
       }
-      store(to + v * kLanes, y);
+      put_result(to + v * kLanes, y);
     }
     if (to != out) memcpy(out, to, count * sizeof(Out));
   }
 }
+
+#if PAGODA_DPBF16
+
+// The same for results in bfloat16 of two whole panels: a cache line of each token at once.
+template <bool kIntegers>
+void finish_pair(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
+  const int64_t row = panel * kPanel, stride = s.out_stride;
+  uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + row;
+  const float* const scales = s.matrix.group == 0 ? static_cast<const float*>(s.matrix.scales) : nullptr;
+  const float* const token_scales = s.x.scales;
+  Vec scale[2], bias[2];
+  for (int p = 0; p < 2; ++p) {
+    scale[p] = scales ? load(scales + row + p * kPanel) : splat(1.0f);
+    bias[p] = s.bias ? load(static_cast<const uint16_t*>(s.bias) + row + p * kPanel) : Vec{};
+  }
+  for (int64_t t = first; t < end; ++t, sums += sum_stride, out += stride) {
+    Vec y[2];
+    for (int p = 0; p < 2; ++p) {
+      const UintVec sum = load_lanes(sums + p * kPanel);
+      if constexpr (kIntegers) y[p] = to_floats((IntVec)sum) * (scale[p] * token_scales[t]) + bias[p];
+      else y[p] = (Vec)sum * scale[p] + bias[p];
+    }
+    const __m512bh both = _mm512_cvtne2ps_pbh((__m512)y[1], (__m512)y[0]);
+    memcpy(out, &both, sizeof both);
+  }
+}
+
+#endif
 
 // ---- one kind of product ---------------------------------------------------------------------------------------------------
 
@@ -97,6 +134,7 @@ class Product {
   // How much at a time. Few tokens stay in the second cache while panels stream by; many tokens stream by a block of panels.
   void plan() {
     const bool one_tile = s.x.count <= kMaxTokens, few = s.x.count * s.x.steps * 4 <= kFewBytes;
+    kept = Tiles<Op, kGrouped>::kKept && s.x.count > kMaxTokens;
     turned = !__is_same(Op, Wide) && s.x.count > Op::kDirect;
     const int64_t wide = panels_for(static_cast<int>(smaller(s.x.count, kMaxTokens)));
     block = wide * (one_tile ? 1 : few && !turned ? 1 : 4);
@@ -114,7 +152,7 @@ class Product {
   void run_block(int64_t token, int64_t end_token, int64_t panel, int64_t end_panel) {
     for (int64_t first = 0; first < m.inputs; first += piece) {
       const Piece p = make_piece(panel, end_panel, first);
-      const int64_t tiles = (end_token - token + kMaxTokens - 1) / kMaxTokens;
+      const int64_t height = kept ? kKeptTokens : kMaxTokens, tiles = (end_token - token + height - 1) / height;
       for (int64_t t = token, i = 0; i < tiles; ++i) {
         const int64_t count = (end_token - t + tiles - i - 1) / (tiles - i);  // tiles of nearly equal height
         uint32_t* const at = sums + (many_pieces ? (t - token) * sum_stride : 0);
@@ -172,7 +210,7 @@ class Product {
     tile.wide_scales = m.wide_scales;
     tile.group_stride = tile.scale_stride * kPanel;
     if (kGrouped) tile.lines_of_group = m.group / inputs_of_line;
-    const int wide = panels_for(count);
+    const int wide = kept ? kKeptPanels : panels_for(count);
     for (int64_t q = panel; q < end_panel;) {
       const bool many = q + wide <= end_panel;
       if (kGrouped) {
@@ -183,7 +221,7 @@ class Product {
       tile.panel = p.panels + (q - panel) * p.panel_stride;
       tile.sums = at + (q - panel) * kPanel;
       fetch_ahead(tile, p, q - panel, i, tiles);
-      (many ? table.wide : table.narrow)[count](tile);
+      (!many ? table.narrow : kept ? table.kept : table.wide)[count](tile);
       q += many ? wide : 1;
     }
   }
@@ -197,7 +235,13 @@ class Product {
 
   void finish(int64_t token, int64_t end_token, int64_t panel, int64_t end_panel, const uint32_t* at) const {
     constexpr bool kIntegers = __is_same(typename Op::Sum, IntVec) && !kGrouped;
-    for (int64_t p = panel; p < end_panel; ++p, at += kPanel) {
+    int64_t p = panel;
+#if PAGODA_DPBF16
+    if (s.dtype == Dtype::bf16 && !s.wide)
+      for (; p + 2 <= end_panel && (p + 2) * kPanel <= m.outputs; p += 2, at += 2 * kPanel)
+        finish_pair<kIntegers>(s, token, end_token, p, at, sum_stride);
+#endif
+    for (; p < end_panel; ++p, at += kPanel) {
       if (s.dtype == Dtype::f32) finish_panel<kIntegers, float>(s, token, end_token, p, at, sum_stride);
       else if (s.wide) finish_panel<kIntegers, uint16_t, float>(s, token, end_token, p, at, sum_stride);
       else finish_panel<kIntegers, uint16_t>(s, token, end_token, p, at, sum_stride);
@@ -206,7 +250,7 @@ class Product {
 
   const LinearSlice& s;
   const PackedMatrix& m;
-  bool turned = false, many_pieces = false;
+  bool turned = false, kept = false, many_pieces = false;
   int64_t block = 0, piece = 0, sum_stride = 0, end_of_slice = 0;
   uint8_t* buffer = nullptr;
   uint32_t* sums = nullptr;
