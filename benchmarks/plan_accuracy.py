@@ -8,7 +8,8 @@ Calibrates first (or takes ``--machine FILE``; with ``--steps SECONDS`` each mod
 describes, ``concurrency`` random prompts at once, ends ignored. Compared are the bytes that the ledger leased at its
 peak, the process's peak RSS, seconds of a prompt alone, and seconds a token while all decode: means of a few prompts
 and of all such steps, as a plan's times are. What was measured while others used the processors is not kept: the
-command ends then, and goes on with ``--keep`` when it is called again.
+command ends then, and goes on with ``--keep`` when it is called again. KV on a disk is read from the disk: before every
+step its file is dropped from the page cache, as a plan takes it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from pagoda.models.catalog import folder_of, read_config
 from pagoda.plan.accounts import SERVER_BYTES
 from pagoda.plan.choice import Choice
 from pagoda.plan.demand import Demand
+from pagoda.plan.far import Disk
 from pagoda.plan.machine import load_machine, save_machine
 from pagoda.plan.plans import Plan, Planner
 from pagoda.plan.prices import nearest_prices
@@ -42,7 +45,11 @@ PAIRS = (
     (Choice("int4"), Demand(512, 48, 1)),
     (Choice("w8a8"), Demand(512, 48, 4)),
     (Choice("auto", max_num_batched_tokens=256), Demand(1500, 32, 2)),
+    (Choice("auto", kv="offload", max_num_batched_tokens=512), Demand(3000, 48, 1)),
+    (Choice("int8", kv="offload", max_num_batched_tokens=512), Demand(1500, 32, 2)),
+    (Choice("auto", kv="quest(pages=0.25)+offload", max_num_batched_tokens=512), Demand(3000, 48, 1)),
 )
+FOLDER, DISK_BYTES = tempfile.gettempdir(), 1 << 30
 BUDGET = 6 << 30
 MOST_ELSEWHERE = 0.12
 
@@ -95,7 +102,8 @@ def planned(model: str, number: int, machine_file: Path) -> Plan | None:
     if demand.length + 16 > subject.shape.max_position:
         return None
     machine, _ = load_machine(machine_file)
-    planner = Planner(subject, machine, nearest_prices(subject.shape.num_params), demand, BUDGET)
+    disk, prices = Disk(DISK_BYTES, FOLDER), nearest_prices(subject.shape.num_params)
+    planner = Planner(subject, machine, prices, demand, BUDGET, disk)
     return planner.plan(choice)
 
 
@@ -170,25 +178,35 @@ def run(work: dict[str, Any]) -> dict[str, Any]:
     rng, vocab = random.Random(0), built.loaded.shape.vocab_size
     params = SamplingParams(temperature=0, max_tokens=work["output"], ignore_eos=True)
 
+    far = engine.stores.offloaded
+
+    def step() -> float:
+        if far is not None:
+            file = far.storage.tier._file.fileno()  # type: ignore[attr-defined]
+            os.fdatasync(file)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        started = time.perf_counter()
+        engine.step()
+        return time.perf_counter() - started
+
     def prompt() -> list[int]:
         return [rng.randrange(3, vocab) for _ in range(work["prompt"])]
 
     firsts = []
     for number in range(4):  # the first one touches code and memory that a served engine has touched
         engine.add(intake.request(f"alone-{number}", prompt(), SamplingParams(temperature=0, max_tokens=1)))
-        started = time.perf_counter()
+        firsts.append(0.0)
         while engine.has_work:
-            engine.step()
-        firsts.append(time.perf_counter() - started)
+            firsts[-1] += step()
     for number in range(work["at_once"]):
         engine.add(intake.request(f"together-{number}", prompt(), params))
     steps = []
     while engine.has_work:
-        started, waiting = time.perf_counter(), len(engine.scheduler.waiting)
+        waiting = len(engine.scheduler.waiting)
         pending = any(s.num_tokens - s.num_computed > 1 for s in engine.scheduler.running.values())
-        engine.step()
+        seconds = step()
         if not waiting and not pending and len(engine.scheduler.running) == work["at_once"]:
-            steps.append(time.perf_counter() - started)
+            steps.append(seconds)
     memory = built.stats()["memory"]
     server.release()
     built.close()

@@ -30,7 +30,7 @@ POLICIES = (
     "snapkv(budget=0.5)", "snapkv(budget=0.25)", "snapkv(budget=0.25)+ada", "streaming_llm(budget=0.5)",
     "streaming_llm(budget=0.25)", "h2o(budget=0.25)", "scope(budget=0.25)",
 )  # fmt: skip
-SELECTIONS = ("quest(pages=0.25)", "quest(pages=0.1)")
+SELECTIONS = ("quest(pages=0.25)",)
 """What plans choose pages of offloaded KV by."""
 
 

@@ -72,6 +72,32 @@ def test_a_disk_is_shown_where_memory_is_too_small(capfd: pytest.CaptureFixture[
     assert done.json["placements"][0]["shares"]["weights"]["disk"] > 0.2
 
 
+def test_kv_that_does_not_fit_is_planned_on_a_disk_and_started_there(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from pagoda.cli.serve import serve
+
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: started.append(command))
+    folder = tmp_path / "far"
+    args = ("plan", "lantern", "--memory", "660MiB", "--prompt", "1900", "--output", "90", "--concurrency", "64")
+    args = (*args, "--disk", "2GiB", "--kv-offload-dir", str(folder), "--max-loss", "0")
+    shown = in_process(capfd, *args)
+    assert "offload: KV on disk, windows of up to" in shown.out
+    plans = in_process(capfd, *args, "--json").json["plans"]
+    number, found = next((n, one) for n, one in enumerate(plans, 1) if one["far"] is not None)
+    assert found["running"] > plans[0]["running"]
+    in_process(capfd, *args, "--pick", str(number))
+    flags = started[0][5:]
+    assert flags[flags.index("--kv-offload-dir") + 1] == str(folder)
+    assert flags[flags.index("--kv") + 1] == "offload"
+    assert folder.is_dir()
+    options = {name.replace("_", "-") for name in serve.__annotations__}
+    assert {flag.removeprefix("--") for flag in flags[::2]} <= options
+    refused = in_process(capfd, "plan", "lantern", "--kv-offload-dir", str(folder))
+    assert "no --disk says how many bytes" in refused.err
+
+
 def test_placements_over_an_accelerator_that_is_stated(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

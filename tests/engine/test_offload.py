@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pagoda import LLM, ConfigError, SamplingParams
+from pagoda.budget import Ledger
 from pagoda.core.errors import RequestError
+from pagoda.engine.config import EngineConfig
+from pagoda.engine.offloading import far_bytes
+from pagoda.engine.sizing import weight_room
+from pagoda.models.shape import ModelShape
+from pagoda.weights.quantization import Quantization
 
 from .conftest import kv_bytes
-from .tiny import prompt
+from .tiny import CONFIG, prompt
 
 PROMPTS = [prompt(1, 480), prompt(2, 150), prompt(3, 33)]
 POOL_BLOCKS = 16
@@ -219,6 +226,18 @@ def test_bytes_are_leased_and_go_back(make_far) -> None:
     assert llm.max_model_len == 512
     llm.close()
     assert ledger.leased_bytes == 0
+
+
+def test_weights_that_stream_leave_room_for_tier_and_window() -> None:
+    """They are sized before the tier is opened, and would have taken its bytes."""
+    shape = ModelShape.from_config(CONFIG)
+    with_tier = EngineConfig("m", kv_offload="1MiB", kv_window="512KiB", page_size=8)
+    rooms = [
+        weight_room(one, Ledger(1 << 30), lambda: 1 << 30, partial(far_bytes, one))(shape, "float32", Quantization())
+        for one in (EngineConfig("m", page_size=8), with_tier)
+    ]
+    assert rooms[0].whole - rooms[1].whole == (1 << 20) + (1 << 19)
+    assert rooms[0].streaming - rooms[1].streaming == (1 << 20) + (1 << 19)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,17 @@ several rounds.
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..budget.probe import MachineProbe
@@ -22,13 +25,14 @@ from ..core.types import KVFormat
 from ..kv.codecs import CODECS
 from ..kv.codecs.base import with_dtype
 from ..kv.manager import KVManager
+from ..kv.offload.tier_file import SPAN, TierFile
 from ..kv.pages import PagePool
 from ..kv.storage import PageStorage
 from ..kv.view import StepView
 from ..plan.machine import Curve, Machine, measured_formats
 from ..weights.filling import pack_matrix
 from ..weights.quantization import parse_format
-from .machine_step import step_costs
+from .machine_step import far_costs, step_costs
 
 TOKENS = (1, 2, 4, 8, 16, 32, 128, 512)
 ROWS, COLS, NUM_MATRICES = 4096, 2048, 12
@@ -50,10 +54,12 @@ def measure(progress: Callable[[str], None] = lambda _: None, probe: MachineProb
     read, disk = read_rate(), disk_rate()
     progress("steps")
     step, layer, row, sample = step_costs()
+    progress("KV in a lower tier")
+    far = replace(far_costs(), read=read_seconds(), copy=copy_seconds())
     return Machine(
         cpu=probe.cpu_model(), threads=probe.cpus(), runtime_bytes=runtime_bytes(), read_bytes_per_second=read,
         disk_bytes_per_second=disk, products=products, attend=attend, attend_prompt=attend_prompt, step=step,
-        layer=layer, row=row, sample=sample, measured=True,
+        layer=layer, row=row, sample=sample, far=far, measured=True,
     )  # fmt: skip
 
 
@@ -162,6 +168,43 @@ def disk_rate(num_bytes: int = DISK_BYTES) -> float:
             while reader.read(1 << 22):
                 pass
             return num_bytes / (time.perf_counter() - started)
+
+
+def read_seconds(num_reads: int = 200) -> float:
+    """Of a page of 4 KiB somewhere in a file that is not in the page cache, beside what its bytes take: the median."""
+    size, times = 4096, list[float]()
+    with tempfile.NamedTemporaryFile(buffering=0) as file:
+        for _ in range(32):
+            file.write(os.urandom(1 << 20))
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        places = random.Random(0).sample(range((32 << 20) // size), num_reads)
+        for place in places:
+            started = time.perf_counter()
+            os.pread(file.fileno(), size, place * size)
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def copy_seconds() -> float:
+    """A core's, for a byte that comes from a lower tier in memory in runs of 64 pages: the median of several rounds."""
+    fmt = KVFormat(LAYERS, KV_HEADS, HEAD_DIM, HEAD_DIM, 16, "bfloat16")
+    tier, num = TierFile(fmt, 4 * SPAN, None), 4 * fmt.pages_per_block
+    try:
+        window = torch.ones(num, SPAN * fmt.page_bytes, dtype=torch.uint8)
+        places = np.arange(num) * window.shape[1]
+        sizes, memory = np.full(num, window.shape[1]), window.data_ptr() + places
+        tier.move(places, sizes, memory, writes=True)
+        times = list[float]()
+        for _ in range(5):
+            started = time.thread_time()
+            tier.move(places, sizes, memory, writes=False)
+            times.append((time.thread_time() - started) / window.numel())
+        return statistics.median(times)
+    finally:
+        tier.close()
 
 
 def runtime_bytes() -> int:

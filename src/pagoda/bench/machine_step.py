@@ -8,23 +8,27 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..core.types import DTYPE_BYTES
 from ..engine.build import build
 from ..engine.config import EngineConfig
 from ..engine.intake import Intake
+from ..kv.offload.storage import LEAST_HEADS
 from ..models.model import Model
 from ..models.resolve import resolve
+from ..plan.machine import FarCosts
 from ..sampling.params import SamplingParams
 from ..weights.writer import write_tensors
 
 FEW, MANY, WIDE = 2, 26, 65536
 NUM_STEPS, BATCH = 40, 16
+FAR_PROMPT, FAR_LENGTH = 72, 128
 _CONFIG = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1,
-    "num_key_value_heads": 1, "head_dim": 64, "max_position_embeddings": 512, "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "max_position_embeddings": 512,
+    "tie_word_embeddings": True, "torch_dtype": "bfloat16",
 }  # fmt: skip
 
 
@@ -42,16 +46,39 @@ def step_costs() -> tuple[float, float, float, float]:
     return max(0.0, base - FEW * layer - row), layer, row, sample
 
 
-def decode_seconds(*, layers: int, sequences: int, vocab: int = 2048) -> float:
-    """The median decode step of a random model, with lantern's tokenizer, through the whole engine."""
+def far_costs() -> FarCosts:
+    """What a lower tier costs a step, in memory: whole heads, one group of them and two, and chosen pages."""
+    resident = {heads: decode_seconds(layers=MANY, sequences=1, heads=heads, prompt=FAR_PROMPT) for heads in (1, 2)}
+
+    def beside(kv: str, heads: int) -> float:
+        found = decode_seconds(layers=MANY, sequences=1, heads=heads, prompt=FAR_PROMPT, kv=kv)
+        return max(0.0, found - resident[heads]) / MANY
+
+    one, two, chosen = beside("offload", 1), beside("offload", 2), beside("quest(pages=2)+offload", 1)
+    group = min(max(0.0, two - one), one)
+    return FarCosts(layer=one - group, group=group, choose=chosen)
+
+
+def decode_seconds(
+    *, layers: int, sequences: int, vocab: int = 2048, heads: int = 1, prompt: int = 8, kv: str = "exact"
+) -> float:
+    """The median decode step of a random model, with lantern's tokenizer, through the whole engine. With ``kv`` in a
+    lower tier, a window of as many heads as must be, so that each comes alone where prompts are ``FAR_PROMPT`` long.
+    """
+    options: dict[str, Any] = {} if kv == "exact" else {"kv_offload": "64MiB", "max_model_len": FAR_LENGTH, "kv": kv}
     with tempfile.TemporaryDirectory() as folder:
-        _write(Path(folder), layers, vocab)
-        built = build(EngineConfig(folder, dtype="bfloat16", max_num_batched_tokens=256, structured_output=False))
+        _write(Path(folder), layers, vocab, heads)
+        if options:
+            head_bytes = FAR_LENGTH * 2 * (64 // heads) * DTYPE_BYTES["bfloat16"]
+            options["kv_window"] = "1MiB" if "quest" in kv else LEAST_HEADS * head_bytes
+        built = build(
+            EngineConfig(folder, dtype="bfloat16", max_num_batched_tokens=256, structured_output=False, **options)
+        )
         try:
             engine, intake = built.engine, Intake(built)
-            params = SamplingParams(temperature=0, max_tokens=NUM_STEPS + 8, ignore_eos=True)
+            params = SamplingParams(temperature=0, max_tokens=NUM_STEPS + 8, ignore_eos=True, kv=kv)
             for number in range(sequences):
-                engine.add(intake.request(f"step-{number}", [number + 3] * 8, params))
+                engine.add(intake.request(f"step-{number}", [number + 3] * prompt, params))
             for _ in range(4):
                 engine.step()
             times = []
@@ -64,8 +91,9 @@ def decode_seconds(*, layers: int, sequences: int, vocab: int = 2048) -> float:
             built.close()
 
 
-def _write(folder: Path, layers: int, vocab: int) -> None:
+def _write(folder: Path, layers: int, vocab: int, heads: int) -> None:
     config = _CONFIG | {"num_hidden_layers": layers, "vocab_size": vocab, "eos_token_id": 1, "bos_token_id": 1}
+    config |= {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": 64 // heads}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     shutil.copy(resolve("lantern") / "tokenizer.json", folder / "tokenizer.json")
     generator = torch.Generator().manual_seed(0)

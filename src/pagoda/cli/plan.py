@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,9 @@ def plan(
     slo_tpot: Annotated[float | None, typer.Option(help="Most seconds between two tokens.")] = None,
     max_loss: Annotated[float | None, typer.Option(help="Most nats a token that may be lost; 0 = exact.")] = None,
     disk: Annotated[str | None, typer.Option(help="Also say what would lie on a disk of this size.")] = None,
+    kv_offload_dir: Annotated[
+        str | None, typer.Option(help="Folder on that disk, for KV that does not fit.", show_default="the cache folder")
+    ] = None,
     machine: Annotated[str | None, typer.Option(help="Kind of accelerator that placements are for.")] = None,
     machines: Annotated[Path | None, typer.Option(help="YAML file with more kinds, as plan/machines.yaml.")] = None,
     device_memory: Annotated[
@@ -76,7 +80,7 @@ def plan(
         return
     found = examine(
         model, memory, prompt=prompt, output=output, concurrency=concurrency, slo_ttft=slo_ttft, slo_tpot=slo_tpot,
-        max_loss=max_loss, disk=disk, host_memory=host_memory,
+        max_loss=max_loss, disk=disk, host_memory=host_memory, kv_offload_dir=kv_offload_dir,
     )  # fmt: skip
     if pick is not None:
         _start(model, found["plans"], pick)
@@ -84,20 +88,16 @@ def plan(
 
 
 def examine(
-    model: str,
-    memory: str | None,
-    *,
-    max_loss: float | None,
-    disk: str | None,
-    host_memory: str | None = None,
-    **demand: Any,
-) -> dict[str, Any]:
+    model: str, memory: str | None, *, max_loss: float | None, disk: str | None, host_memory: str | None = None,
+    kv_offload_dir: str | None = None, **demand: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Everything that is shown; ``plans`` are ``plan.plans.Plan`` objects."""
     from ..budget import MachineProbe
     from ..budget.default import smaller_budget
     from ..core.units import parse_bytes
     from ..models.catalog import folder_of, read_config
     from ..plan.demand import Demand
+    from ..plan.far import Disk
     from ..plan.machine import load_machine
     from ..plan.plans import Planner
     from ..plan.prices import nearest_prices
@@ -108,8 +108,10 @@ def examine(
     machine, machine_reason = load_machine(probe=probe)
     budget = smaller_budget(memory, host_memory, probe)
     prices = nearest_prices(subject.shape.num_params)
-    planner = Planner(subject, machine, prices, asked, budget.total_bytes)
-    placed = None if disk is None else planner.placements(parse_bytes(disk, what="disk"))
+    folder = _folder(kv_offload_dir, disk)
+    room = None if disk is None else Disk(parse_bytes(disk, what="disk"), folder)
+    planner = Planner(subject, machine, prices, asked, budget.total_bytes, room)
+    placed = None if room is None else planner.placements(room.num_bytes)
     plans = planner.plans(max_loss=max_loss) if disk is None or planner.fits else []
     return {
         "model": model, "parameters": subject.shape.num_params, "dtype": subject.dtype,
@@ -120,6 +122,17 @@ def examine(
     }  # fmt: skip
 
 
+def _folder(kv_offload_dir: str | None, disk: str | None) -> str:
+    """Where KV goes that does not fit: what was said, else where this machine's calibration is kept."""
+    from ..plan.machine import calibration_file
+
+    if kv_offload_dir is None:
+        return str(calibration_file().parent)
+    if disk is None:
+        raise ConfigError(f"kv_offload_dir is {kv_offload_dir!r}, but no --disk says how many bytes")
+    return kv_offload_dir
+
+
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
     placed = None if found["placements"] is None else [spill.as_dict() for spill in found["placements"]]
     return found | {"plans": [plan.as_dict() for plan in found["plans"]], "placements": placed}
@@ -128,7 +141,10 @@ def _plain(found: dict[str, Any]) -> dict[str, Any]:
 def _start(model: str, plans: list[Plan], number: int) -> None:
     if not 1 <= number <= len(plans):
         raise ConfigError(f"pick is {number}; this budget has plans 1 to {len(plans)}")
-    serve(model, plans[number - 1].flags)
+    flags = plans[number - 1].flags
+    if "--kv-offload-dir" in flags:
+        Path(flags[flags.index("--kv-offload-dir") + 1]).mkdir(parents=True, exist_ok=True)
+    serve(model, flags)
 
 
 def serve(model: str, flags: Sequence[str]) -> None:
@@ -155,8 +171,8 @@ def _print(found: dict[str, Any]) -> None:
     if found["placements"]:
         print_table(
             "Placement: what would lie on the disk",
-            ["weights", "KV", ">of weights", ">of KV", ">per token", "waits for"],
-            [_spilled(one) for one in found["placements"]],
+            ["weights", "KV", ">of weights", ">of KV", ">per token", "waits for", ">plan"],
+            [[*_spilled(one), _number_of(one, found["plans"])] for one in found["placements"]],
         )
     for note in _notes(found):
         print(note)
@@ -175,8 +191,19 @@ def _row(number: int, plan: Plan) -> list[str]:
 def _spilled(spill: Spill) -> list[str]:
     placed, choice = spill.placement, spill.choice
     disk = [f"{placed.share(item, 'disk'):.0%}" for item in ("weights", "kv")]
-    times = f"{1000 * placed.seconds['decode']:.3g} ms", placed.waits_for["decode"]
+    times = f"{1000 * spill.seconds:.3g} ms", placed.waits_for["decode"]
     return [choice.quantization, choice.kv_cache_dtype, *disk, *times]
+
+
+def _number_of(spill: Spill, plans: list[Plan]) -> str:
+    """Of the plan that is started for it, the fastest; "" where others are better in everything."""
+    wanted = spill.runs_as
+    same = [
+        (plan.tpot, number)
+        for number, plan in enumerate(plans, 1)
+        if replace(plan.choice, max_num_batched_tokens=wanted.max_num_batched_tokens) == wanted
+    ]
+    return str(min(same)[1]) if same else ""
 
 
 def _notes(found: dict[str, Any]) -> list[str]:
@@ -188,6 +215,12 @@ def _notes(found: dict[str, Any]) -> list[str]:
         notes.append(f"loss: nats a token beside exact, {kind} {found['prices']}; of several methods, the sum")
     if read := max((plan.read_bytes for plan in found["plans"]), default=0):
         notes.append(f"streamed: weights that do not fit are read from disk at every step, up to {format_bytes(read)}")
+    if far := [plan.far for plan in found["plans"] if plan.far is not None]:
+        window, read = max(one.window_bytes for one in far), max(int(one.read_bytes) for one in far)
+        notes.append(
+            f"offload: KV on disk, windows of up to {format_bytes(window)} on it in memory (staging), up to "
+            f"{format_bytes(read)} read a step; sooner where the system has spare memory to cache it"
+        )
     if found["exact_only"]:
         notes.append(f"KV policies are left out: {found['exact_only']}")
     notes.append("start one: the same command with --pick N")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from .config import EngineConfig
 from .engine import Engine
 from .ground import Ground
 from .keeping import open_persistence, open_tier
-from .offloading import offload_sizes
+from .offloading import far_bytes, offload_sizes
 from .picture import held_bytes, pages_by_granularity, picture_of
 from .profile import Profile, profile_of
 from .scheduling import policy_for
@@ -239,7 +240,12 @@ def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: fl
         expert_cache=config.expert_cache,
         room=None
         if on_cuda
-        else weight_room(config, ledger, lambda: ground.room(config.model, ground.new_tokenizer_bytes(config.model))),
+        else weight_room(
+            config,
+            ledger,
+            lambda: ground.room(config.model, ground.new_tokenizer_bytes(config.model)),
+            partial(far_bytes, config),
+        ),
         progress=config.progress,
     )
     undo.callback(loaded.close)

@@ -63,3 +63,9 @@ def offload_sizes(config: EngineConfig, shape: ModelShape, dtype: str) -> Offloa
     folder = None if config.kv_offload_dir is None else Path(config.kv_offload_dir)
     blocks = -(-window // fmt.block_bytes)
     return OffloadSizes(fmt, num_blocks, longest, blocks * fmt.block_bytes, folder)
+
+
+def far_bytes(config: EngineConfig, shape: ModelShape, dtype: str) -> int:
+    """What tier and window take of this machine's memory; nothing where nobody asked for them."""
+    found = offload_sizes(config, shape, dtype)
+    return 0 if found is None else found.window_bytes + found.host_bytes

@@ -102,8 +102,11 @@ def reserved_bytes(config: EngineConfig, ledger: Ledger) -> int:
     return max(0, config.reserve_bytes - ledger.leased_by("server"))
 
 
-def weight_room(config: EngineConfig, ledger: Ledger, free_bytes: Callable[[], int]) -> RoomFor:
-    """What weights may take of what the host's ledger has for this engine, so that a step and KV fit beside them.
+def weight_room(
+    config: EngineConfig, ledger: Ledger, free_bytes: Callable[[], int], far_bytes: Callable[[ModelShape, str], int]
+) -> RoomFor:
+    """What weights may take of what the host's ledger has for this engine, so that a step and KV fit beside them, and
+    ``far_bytes`` of a lower tier and the window on it.
 
     Streamed weights leave an eighth of it, or the KV of one sequence as long as can be, to KV: with less, few
     sequences would share the pass over the weights that every step pays for.
@@ -113,7 +116,7 @@ def weight_room(config: EngineConfig, ledger: Ledger, free_bytes: Callable[[], i
         fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
         longest = longest_of(config, shape)
         grammars = grammar_bytes(shape.vocab_size) if config.structured_output else 0
-        beside = STAGING_BYTES + reserved_bytes(config, ledger) + grammars
+        beside = STAGING_BYTES + reserved_bytes(config, ledger) + grammars + far_bytes(shape, dtype)
         beside += _activations(config, shape, dtype, quantization)
         left = free_bytes() - beside
         least, most = (fmt.blocks_for(n) * fmt.block_bytes for n in (_least(config, longest, fmt), longest))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .prices import EXACT
+from .prices import EXACT, OFFLOAD
 
 PAGE_SIZE = 16
 """Slots of a page, as the engine has them by default."""
@@ -23,6 +23,11 @@ class Choice:
         return (
             f"weights {self.quantization}, KV {self.kv_cache_dtype}, {self.kv}, steps of {self.max_num_batched_tokens}"
         )
+
+    @property
+    def offloads(self) -> bool:
+        """Whether KV lies in a lower tier."""
+        return self.kv.endswith(OFFLOAD)
 
     @property
     def flags(self) -> tuple[str, ...]:

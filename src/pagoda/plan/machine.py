@@ -28,6 +28,20 @@ Curve = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class FarCosts:
+    """Seconds that a step over KV in a lower tier takes beside a resident one's: of each layer, of each group of heads
+    that comes at a time (in each layer), of each sequence that chooses pages (in each layer, all of it), of each read
+    of a run from the disk, of each byte that is copied.
+    """
+
+    layer: float = 1.3e-4
+    group: float = 2e-4
+    choose: float = 9e-4
+    read: float = 5.5e-5
+    copy: float = 2.2e-10
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """Rates of one machine.
 
@@ -37,6 +51,7 @@ class Machine:
     attend_prompt      the same for a chunk of a prompt
     step, layer, row   seconds of a step, of each layer of it, and of each sequence in it, beside products and attention
     sample             seconds a logit: choosing the next token
+    far                what KV in a lower tier costs
     flops              operations a second where a product was not measured (0: a guess by the number of cores)
     """
 
@@ -52,6 +67,7 @@ class Machine:
     layer: float = 0.0
     row: float = 0.0
     sample: float = 0.0
+    far: FarCosts = FarCosts()
     flops: float = 0.0
     measured: bool = False
     version: int = VERSION
@@ -144,8 +160,10 @@ def _read(data: dict[str, Any]) -> Machine:
         name: tuple((int(tokens), float(seconds)) for tokens, seconds in curve)
         for name, curve in data.pop("products").items()
     }
-    machine = Machine(**data, products=products)
+    far = FarCosts(**data.pop("far", {}))
+    machine = Machine(**data, products=products, far=far)
     numbers = [machine.read_bytes_per_second, machine.disk_bytes_per_second, *machine.attend.values()]
+    numbers += asdict(far).values()
     if not all(math.isfinite(number) and number > 0 for number in numbers):
         raise ValueError("a rate is not a positive number")
     return machine

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
-from math import ceil
 from typing import Any
 
 from ..budget.reconcile import LATE_CODE_BYTES
@@ -24,15 +23,19 @@ from ..sampling.scratch import grammar_bytes
 from .accounts import SERVER_BYTES, STAGING_BYTES, Accounts, StepLimits, step_bytes
 from .choice import PAGE_SIZE, Choice
 from .demand import Demand
+from .far import Disk, FarKV, FarSteps
+from .kept import Kept
 from .machine import Machine
 from .placement import Item, Phase, Placement, Tier, Use, place
-from .prices import EXACT, Prices
+from .prices import EXACT, OFFLOAD, Prices
 from .steps import step_model
 from .streamed import Streamed, plan_for_room
 from .subject import Subject
 from .work import StepModel, Work
 
 STEP_TOKENS = (2048, 1024, 512, 256, 128)
+LEAST_POOL_TOKENS = 16 * PAGE_SIZE
+"""Of the pool of an engine whose KV lies in a lower tier (`engine.sizing`)."""
 EPSILON = 0.02
 """A plan that is better by less than this share in everything is not worth a line of its own."""
 
@@ -49,6 +52,7 @@ class Plan:
     loss       nats a token beside the exact model
     loading_bytes   what is leased while the weights are read
     read_bytes      of weights that stay on disk, read by a step with one token of every request; 0: all are in memory
+    far        KV in a lower tier, where it lies there; None: in the pool
     """
 
     choice: Choice
@@ -62,6 +66,7 @@ class Plan:
     flags: tuple[str, ...]
     loading_bytes: int
     read_bytes: int = 0
+    far: FarKV | None = None
 
     @property
     def peak_bytes(self) -> int:
@@ -83,12 +88,23 @@ class Spill:
     placement: Placement
     num_bytes: dict[str, int]
 
+    @property
+    def seconds(self) -> float:
+        """Of a decode step."""
+        return self.placement.seconds["decode"]
+
+    @property
+    def runs_as(self) -> Choice:
+        """What the engine is told for it; it finds by itself how many weights it has to read from disk."""
+        return replace(self.choice, kv=OFFLOAD if self.placement.share("kv", "disk") else EXACT)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data; bytes and seconds."""
         choice, placed = self.choice, self.placement
         return {
             "weights": choice.quantization, "kv_cache_dtype": choice.kv_cache_dtype, "shares": placed.shares,
-            "num_bytes": self.num_bytes, "seconds": placed.seconds["decode"], "waits_for": placed.waits_for["decode"],
+            "num_bytes": self.num_bytes, "kv": self.runs_as.kv, "seconds": self.seconds,
+            "waits_for": placed.waits_for["decode"],
         }  # fmt: skip
 
 
@@ -102,15 +118,19 @@ class _Division:
     kv_bytes: int
     loading_bytes: int
     least_bytes: int
+    far: FarKV | None = None
 
 
 class Planner:
-    """All plans of one model on one machine for one demand, inside ``budget_bytes``."""
+    """All plans of one model on one machine for one demand, inside ``budget_bytes``. ``disk``: what KV may have of one,
+    where it does not fit beside the rest.
+    """
 
     def __init__(
-        self, subject: Subject, machine: Machine, prices: Prices | None, demand: Demand, budget_bytes: int
-    ) -> None:
-        self._subject, self._machine, self._prices = subject, machine, prices
+        self, subject: Subject, machine: Machine, prices: Prices | None, demand: Demand, budget_bytes: int,
+        disk: Disk | None = None,
+    ) -> None:  # fmt: skip
+        self._subject, self._machine, self._prices, self._disk = subject, machine, prices, disk
         self._demand, self._budget = demand, budget_bytes
         self._longest = -(-demand.length // PAGE_SIZE) * PAGE_SIZE
         if self._longest > subject.shape.max_position:
@@ -126,6 +146,13 @@ class Planner:
     def plan(self, choice: Choice) -> Plan:
         """That one. Raises BudgetError where it does not fit."""
         found = self._divide(choice)
+        if found.far is not None and self._disk is not None and not found.running:
+            tier = self._kept(choice).peak_blocks * found.far.fmt.block_bytes
+            if tier > self._disk.num_bytes:
+                raise BudgetError(
+                    f"{choice}: the KV of one request takes {format_bytes(tier)} of disk, and "
+                    f"{format_bytes(self._disk.num_bytes)} were given"
+                )
         if not found.running:
             raise BudgetError(
                 f"{choice} does not fit into {format_bytes(self._budget)}; the nearest budget that can is "
@@ -148,6 +175,8 @@ class Planner:
         for choice in self._choices():
             if max_loss is not None and self._loss(choice) > max_loss:
                 continue
+            if choice.offloads and self._fits_near(choice):
+                continue
             found = self._divide(choice)
             smallest = found.least_bytes if smallest is None else min(smallest, found.least_bytes)
             if found.running:
@@ -160,6 +189,11 @@ class Planner:
             )
         return front(self._in_time(fitting))
 
+    def _fits_near(self, choice: Choice) -> bool:
+        """Whether all that was asked for lies in memory, weights and KV."""
+        found = self._divide(replace(choice, kv=EXACT))
+        return found.stream is None and found.running == self._demand.concurrency
+
     def kv_blocks(self, choice: Choice) -> int:
         """Blocks of KV that the budget leaves beside everything else (0 where there is none)."""
         return max(0, (self._budget - self._beside(choice).total) // self._format(choice).block_bytes)
@@ -171,6 +205,9 @@ class Planner:
             weights += list(prices.weights)
             dtypes += list(prices.kv_dtypes)
             policies += [] if exact_only else list(prices.policies)
+        if self._disk is not None:
+            selections = [] if prices is None or exact_only else list(prices.selections)
+            policies += [OFFLOAD, *(f"{name}+{OFFLOAD}" for name in selections)]
         least = min(self._demand.concurrency, STEP_TOKENS[-1])
         steps = [size for size in STEP_TOKENS if size >= least and size < 2 * max(self._demand.length, STEP_TOKENS[-1])]
         for quantization, kv_dtype, policy, size in product(weights, dtypes, policies, steps):
@@ -205,8 +242,33 @@ class Planner:
         return shape.reading_bytes(self._subject.dtype, found) + shape.packing_bytes(found)
 
     def _divide(self, choice: Choice) -> _Division:
+        return self._divide_far(choice) if choice.offloads else self._divide_near(choice)
+
+    def _divide_far(self, choice: Choice) -> _Division:
+        """KV on the disk, a window on it in memory, and a pool as small as the engine may start with."""
+        assert self._disk is not None, "choices offload where there is a disk"
+        beside, fmt, kept = self._beside(choice), self._format(choice), self._kept(choice)
+        window = FarKV.least_window_bytes(fmt, self._longest)
+        pool = fmt.blocks_for(min(self._longest, LEAST_POOL_TOKENS)) * fmt.block_bytes
+        stream = self._stream(choice, beside, max(pool, kept.note_bytes) + window)
+        beside = beside if stream is None else replace(beside, weights=stream.num_bytes)
+        loading = self._loading(choice, beside if stream is None else replace(beside, weights=stream.resident_bytes))
+        room = self._budget - beside.total - window
+        running = min(
+            self._demand.concurrency, choice.max_num_batched_tokens,
+            self._disk.num_bytes // (kept.peak_blocks * fmt.block_bytes),
+            room // kept.note_bytes if kept.note_bytes else self._demand.concurrency,
+        )  # fmt: skip
+        running = running if room >= pool and loading <= self._budget else 0
+        notes = running * kept.note_bytes
+        far = FarKV.of(fmt, kept, self._longest, running, self._budget - beside.total - max(pool, notes))
+        least = max(loading, beside.total + window + max(pool, kept.note_bytes))
+        beside = replace(beside, staging=beside.staging + far.window_bytes)
+        return _Division(beside, stream, running, notes, loading, least, far)
+
+    def _divide_near(self, choice: Choice) -> _Division:
         beside, fmt = self._beside(choice), self._format(choice)
-        stream = self._stream(choice, beside, fmt)
+        stream = self._stream(choice, beside, fmt.blocks_for(self._longest) * fmt.block_bytes)
         loading = self._loading(choice, beside if stream is None else replace(beside, weights=stream.resident_bytes))
         beside = beside if stream is None else replace(beside, weights=stream.num_bytes)
         held, peak = self._blocks(choice, fmt)
@@ -217,10 +279,10 @@ class Planner:
         least = max(loading, beside.total + peak * fmt.block_bytes)
         return _Division(beside, stream, running, kv_bytes, loading, least)
 
-    def _stream(self, choice: Choice, beside: Accounts, fmt: KVFormat) -> StreamPlan | None:
-        """What stays on disk where the weights do not fit beside a step and the KV of one longest sequence."""
+    def _stream(self, choice: Choice, beside: Accounts, kv_bytes: int) -> StreamPlan | None:
+        """What stays on disk where the weights do not fit beside a step and so much KV."""
         subject = self._subject
-        room = self._budget - (beside.total - beside.weights) - fmt.blocks_for(self._longest) * fmt.block_bytes
+        room = self._budget - (beside.total - beside.weights) - kv_bytes
         if choice.quantization != "auto" or not subject.streams or beside.weights <= room:
             return None
         return plan_for_room(subject.shape, subject.dtype, self._quantization("auto"), max(0, room))
@@ -234,13 +296,17 @@ class Planner:
 
     def _blocks(self, choice: Choice, fmt: KVFormat) -> tuple[int, int]:
         """Blocks of a sequence while it answers, and at its peak: a prompt is whole until the policy acts."""
-        policy, demand = self._policy(choice.kv), self._demand
-        peak = policy.peak_slots(demand.length, demand.prompt)
-        held = max(policy.most_slots(n, demand.prompt) for n in (demand.prompt, demand.length))
-        return fmt.blocks_for(ceil(held)), fmt.blocks_for(peak)
+        kept = self._kept(choice)
+        return kept.held_blocks, kept.peak_blocks
 
-    def _steps(self, choice: Choice, stream: StreamPlan | None = None) -> StepModel:
+    def _kept(self, choice: Choice) -> Kept:
+        return Kept.of(self._policy(choice.kv), self._format(choice), self._demand)
+
+    def _steps(self, choice: Choice, stream: StreamPlan | None = None, far: FarKV | None = None) -> StepModel:
         found = self._step_model(choice.quantization, choice.kv_cache_dtype)
+        if far is not None:
+            selects, rate = self._kept(choice).selects, self._machine.disk_bytes_per_second
+            found = FarSteps(found, far, self._machine.far, rate, selects=selects)
         if stream is None:
             return found
         weights, rate = self._weight_bytes(choice.quantization), self._machine.disk_bytes_per_second
@@ -250,10 +316,10 @@ class Planner:
         return step_model(self._subject, quantization, kv_dtype, self._machine)
 
     def _plan(self, choice: Choice, division: _Division) -> Plan:
-        demand, policy, running = self._demand, self._policy(choice.kv), division.running
-        middle = policy.most_slots(demand.prompt + demand.output // 2, demand.prompt)
-        deciding = self._prices.policies[choice.kv].deciding if choice.kv != EXACT and self._prices else 0.0
-        steps, slower = self._steps(choice, division.stream), 1 / max(0.05, 1 - deciding)
+        demand, running, middle = self._demand, division.running, self._kept(choice).read_slots
+        price = self._prices.policies.get(choice.kv) if self._prices is not None else None
+        deciding = 0.0 if price is None else price.deciding
+        steps, slower = self._steps(choice, division.stream, division.far), 1 / max(0.05, 1 - deciding)
         tpot = slower * steps.seconds(Work(decodes=running, context=middle, rows=running))
         alone = slower * prompt_seconds(steps, demand.prompt, choice.max_num_batched_tokens)
         ttft = alone
@@ -264,8 +330,8 @@ class Planner:
         seconds = running * alone + max(demand.output - 1, 0) * tpot
         return Plan(
             choice, replace(division.beside, kv=division.kv_bytes), running, ttft, alone, tpot,
-            running * demand.output / seconds, self._loss(choice), self._flags(choice), division.loading_bytes,
-            int(steps.read_bytes(running)) if isinstance(steps, Streamed) else 0,
+            running * demand.output / seconds, self._loss(choice), self._flags(choice, division.far),
+            division.loading_bytes, int(steps.read_bytes(running)) if isinstance(steps, Streamed) else 0, division.far,
         )  # fmt: skip
 
     def _loss(self, choice: Choice) -> float:
@@ -277,17 +343,21 @@ class Planner:
         """For every weight format, how weights and KV would lie over memory and a disk, whatever fits, in blocks as the
         engine has them: all that was asked for at a time, one batch.
 
-        Weights that the engine cannot read from disk at every step stay in memory, and KV lies in one place. Formats
-        that do not even fit with the disk are left out.
+        Weights that the engine cannot read from disk at every step stay in memory, and KV lies in one place. Left out:
+        formats that do not even fit with the disk, and those that lose more than a faster one.
         """
-        found = []
+        found = list[Spill]()
         for choice in self._choices():
             if choice == Choice(choice.quantization, choice.kv_cache_dtype, max_num_batched_tokens=STEP_TOKENS[-1]):
                 try:
                     found.append(self._spill(choice, disk_bytes))
                 except BudgetError:
                     continue
-        return found
+        kept = list[Spill]()
+        for spill in sorted(found, key=lambda spill: (self._loss(spill.choice), spill.seconds)):
+            if not kept or spill.seconds < (1 - EPSILON) * kept[-1].seconds:
+                kept.append(spill)
+        return kept
 
     def _spill(self, choice: Choice, disk_bytes: int) -> Spill:
         demand, layers, fmt = self._demand, self._subject.shape.num_layers, self._format(choice)
@@ -305,12 +375,16 @@ class Planner:
         placed = place(items, [Tier("host", room), Tier("disk", disk_bytes, rate, rate)], [decode])
         return Spill(choice, placed, {item.name: item.num_bytes for item in items})
 
-    def _flags(self, choice: Choice) -> tuple[str, ...]:
+    def _flags(self, choice: Choice, far: FarKV | None) -> tuple[str, ...]:
         flags = [
             "--memory", str(self._budget), "--max-model-len", str(self._longest),
             "--max-num-seqs", str(self._limits(choice).max_num_seqs),
             "--max-num-batched-tokens", str(choice.max_num_batched_tokens),
         ]  # fmt: skip
+        if far is not None:
+            assert self._disk is not None
+            flags += ["--kv-offload", str(far.tier_bytes), "--kv-offload-dir", self._disk.folder]
+            flags += ["--kv-window", str(far.window_bytes)]
         return (*flags, *choice.flags)
 
     def _in_time(self, plans: list[Plan]) -> list[Plan]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "measured"
-EXACT = "exact"
+EXACT, OFFLOAD = "exact", "offload"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,17 @@ class Prices:
     weights: Mapping[str, float]
     kv_dtypes: Mapping[str, float]
     policies: Mapping[str, PolicyPrice]
+    selections: Mapping[str, PolicyPrice] = field(default_factory=dict)
+    """Of pages of KV in a lower tier."""
 
     def loss(self, weights: str, kv_dtype: str, policy: str) -> float | None:
         """Of the three together; None where one of them has no price."""
+        chosen = policy.removesuffix(OFFLOAD).removesuffix("+") or EXACT
+        known_policies = {**self.policies, **self.selections}
         parts = (
             0.0 if weights == "auto" else self.weights.get(weights),
             0.0 if kv_dtype == "auto" else self.kv_dtypes.get(kv_dtype),
-            0.0 if policy == EXACT else self.policies[policy].loss if policy in self.policies else None,
+            0.0 if chosen == EXACT else known_policies[chosen].loss if chosen in known_policies else None,
         )
         known = [part for part in parts if part is not None]
         return sum(known) if len(known) == len(parts) else None
@@ -63,5 +67,8 @@ def nearest_prices(num_params: int, known: Sequence[Prices] | None = None) -> Pr
 
 def _read(file: Path) -> Prices:
     data = json.loads(file.read_text(encoding="utf-8"))
-    policies = {name: PolicyPrice(one["kl"], one["deciding"]) for name, one in data["policies"].items()}
-    return Prices(data["model"], data["num_params"], data["weights"], data["kv_dtypes"], policies)
+    policies, selections = (
+        {name: PolicyPrice(one["kl"], one["deciding"]) for name, one in data.get(group, {}).items()}
+        for group in ("policies", "selections")
+    )
+    return Prices(data["model"], data["num_params"], data["weights"], data["kv_dtypes"], policies, selections)
