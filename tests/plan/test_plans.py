@@ -18,7 +18,7 @@ from pagoda.plan.machine import Machine, load_machine, save_machine
 from pagoda.plan.plans import Planner, front
 from pagoda.plan.prices import PolicyPrice, Prices, all_prices, nearest_prices
 from pagoda.plan.roofline import Roofline
-from pagoda.plan.streamed import Streamed, plan_for_room
+from pagoda.plan.streamed import Rooms, Streamed
 from pagoda.plan.subject import Subject
 from pagoda.plan.work import Work
 from pagoda.weights.quantization import in_panels, parse_quantization
@@ -235,7 +235,7 @@ def test_experts_that_are_not_cached_are_read_as_they_are_chosen() -> None:
     )  # fmt: skip
     packing = in_panels("bfloat16")
     whole = shape.weight_bytes("bfloat16", packing)
-    stream = plan_for_room(shape, "bfloat16", packing, whole // 4)
+    stream = Rooms(shape, "bfloat16", packing).plan(whole // 4)
     assert stream is not None
     steps = Streamed(Roofline(shape, "bfloat16", packing, "auto", MACHINE), shape, stream, whole, 1e6)
     absent, experts = 1 - stream.expert_slots / stream.num_experts, whole - stream.resident_bytes

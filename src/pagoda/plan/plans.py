@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from typing import Any
 
@@ -29,7 +29,7 @@ from .machine import Machine
 from .placement import Item, Phase, Placement, Tier, Use, place
 from .prices import EXACT, OFFLOAD, Prices
 from .steps import step_model
-from .streamed import Streamed, plan_for_room
+from .streamed import Rooms, Streamed
 from .subject import Subject
 from .work import StepModel, Work
 
@@ -140,6 +140,7 @@ class Planner:
             )
         # A thousand choices share a few formats, policies and step sizes; each is looked at once.
         self._policy, self._quantization = cache(parse_policy), cache(subject.quantization)
+        self._kept_of, self._format_of = cache(self._find_kept), cache(self._find_format)
         self._weight_bytes, self._passing_bytes = cache(self._count_weights), cache(self._count_passing)
         self._step_bytes, self._step_model = cache(self._count_step), cache(self._find_steps)
 
@@ -285,14 +286,22 @@ class Planner:
         room = self._budget - (beside.total - beside.weights) - kv_bytes
         if choice.quantization != "auto" or not subject.streams or beside.weights <= room:
             return None
-        return plan_for_room(subject.shape, subject.dtype, self._quantization("auto"), max(0, room))
+        return self._rooms.plan(max(0, room))
 
     def _loading(self, choice: Choice, beside: Accounts) -> int:
         """Weights, what they are read into, and what packing takes."""
         return beside.runtime + beside.weights + beside.tokenizer + self._passing_bytes(choice.quantization)
 
+    @cached_property
+    def _rooms(self) -> Rooms:
+        subject = self._subject
+        return Rooms(subject.shape, subject.dtype, self._quantization("auto"))
+
     def _format(self, choice: Choice) -> KVFormat:
-        return with_dtype(self._subject.shape.kv_format(PAGE_SIZE, self._subject.dtype), choice.kv_cache_dtype)
+        return self._format_of(choice.kv_cache_dtype)
+
+    def _find_format(self, kv_dtype: str) -> KVFormat:
+        return with_dtype(self._subject.shape.kv_format(PAGE_SIZE, self._subject.dtype), kv_dtype)
 
     def _blocks(self, choice: Choice, fmt: KVFormat) -> tuple[int, int]:
         """Blocks of a sequence while it answers, and at its peak: a prompt is whole until the policy acts."""
@@ -300,7 +309,10 @@ class Planner:
         return kept.held_blocks, kept.peak_blocks
 
     def _kept(self, choice: Choice) -> Kept:
-        return Kept.of(self._policy(choice.kv), self._format(choice), self._demand)
+        return self._kept_of(choice.kv, choice.kv_cache_dtype)
+
+    def _find_kept(self, kv: str, kv_dtype: str) -> Kept:
+        return Kept.of(self._policy(kv), self._format_of(kv_dtype), self._demand)
 
     def _steps(self, choice: Choice, stream: StreamPlan | None = None, far: FarKV | None = None) -> StepModel:
         found = self._step_model(choice.quantization, choice.kv_cache_dtype)

@@ -9,17 +9,27 @@ has not: with nothing known of the router, as many of them as the share of exper
 from __future__ import annotations
 
 from ..models.shape import ModelShape
-from ..models.stream_plan import StreamPlan, plan_experts, plan_stream
+from ..models.stream_plan import ExpertSizes, StreamPlan, plan_stream
 from ..weights.quantization import Quantization
 from .work import StepModel
 
 
-def plan_for_room(shape: ModelShape, dtype: str, quantization: Quantization, room_bytes: int) -> StreamPlan | None:
-    """What the engine would leave on disk; None where it would gain nothing. The plan may exceed the room."""
-    mixture = any(matrix.role == "experts" for matrix in shape.matrices)
-    found = (plan_experts if mixture else plan_stream)(shape, dtype, quantization, room_bytes)
-    gains = found.num_bytes < shape.weight_bytes(dtype, quantization)
-    return found if found.streamed and gains else None
+class Rooms:
+    """What the engine would leave on disk of one model in one format, for any room."""
+
+    def __init__(self, shape: ModelShape, dtype: str, quantization: Quantization) -> None:
+        self._shape, self._dtype, self._quantization = shape, dtype, quantization
+        self._weight_bytes = shape.weight_bytes(dtype, quantization)
+        mixture = any(matrix.role == "experts" for matrix in shape.matrices)
+        self._experts = ExpertSizes.of(shape, dtype, quantization) if mixture else None
+
+    def plan(self, room_bytes: int) -> StreamPlan | None:
+        """None where it would gain nothing. The plan may exceed the room."""
+        if self._experts is not None:
+            found = self._experts.plan(room_bytes)
+        else:
+            found = plan_stream(self._shape, self._dtype, self._quantization, room_bytes)
+        return found if found.streamed and found.num_bytes < self._weight_bytes else None
 
 
 class Streamed(StepModel):
