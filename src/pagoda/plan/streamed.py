@@ -33,12 +33,15 @@ class Rooms:
 
 
 class Streamed(StepModel):
-    """The steps of ``inside`` with the weights of ``stream`` on a disk of that rate."""
+    """The steps of ``inside`` with the weights of ``stream`` on a disk of that rate; ``shares_disk``: where ``inside``
+    waits for the same disk, and one reads after the other.
+    """
 
     def __init__(
-        self, inside: StepModel, shape: ModelShape, stream: StreamPlan, weight_bytes: int, disk_bytes_per_second: float
-    ) -> None:
-        self._inside, self._stream, self._rate = inside, stream, disk_bytes_per_second
+        self, inside: StepModel, shape: ModelShape, stream: StreamPlan, weight_bytes: int,
+        disk_bytes_per_second: float, *, shares_disk: bool = False,
+    ) -> None:  # fmt: skip
+        self._inside, self._stream, self._rate, self._shares_disk = inside, stream, disk_bytes_per_second, shares_disk
         experts = [matrix.count for matrix in shape.matrices if matrix.role == "experts"]
         self._chosen = shape.experts_per_token / experts[0] if experts else 1.0
         self._expert_bytes = weight_bytes - stream.resident_bytes
@@ -53,4 +56,5 @@ class Streamed(StepModel):
 
     def step_seconds(self, decodes: int, slots: float, chunk: int, pairs: float, rows: int) -> float:
         computing = self._inside.step_seconds(decodes, slots, chunk, pairs, rows)
-        return max(computing, self.read_bytes(decodes + chunk) / self._rate)
+        reading = self.read_bytes(decodes + chunk) / self._rate
+        return computing + reading if self._shares_disk else max(computing, reading)
