@@ -1,7 +1,8 @@
 """Every way to run a model that fits a budget, and the best of them: quality, tokens a second and bytes.
 
 A plan is a weight format, a way to store KV, a KV policy and a step size. What it takes is the sum that the engine will
-lease (`accounts`, `dividing`); how fast it is comes from the machine's rates (`roofline`); what it loses was measured (`prices`).
+lease (`accounts`, `dividing`); how fast it is comes from the machine's rates (`roofline`), or from the model's own
+measured steps; what it loses was measured (`prices`).
 """
 
 from __future__ import annotations
