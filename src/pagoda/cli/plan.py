@@ -111,7 +111,7 @@ def examine(
     folder = _folder(kv_offload_dir, disk)
     room = None if disk is None else Disk(parse_bytes(disk, what="disk"), folder)
     planner = Planner(subject, machine, prices, asked, budget.total_bytes, room)
-    placed = None if room is None else planner.placements(room.num_bytes)
+    placed = None if room is None else planner.placements(room.num_bytes, max_loss=max_loss)
     plans = planner.plans(max_loss=max_loss) if disk is None or planner.fits else []
     return {
         "model": model, "parameters": subject.shape.num_params, "dtype": subject.dtype,
@@ -139,6 +139,8 @@ def _plain(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start(model: str, plans: list[Plan], number: int) -> None:
+    if not plans:
+        raise ConfigError(f"pick is {number}, but no plan fits this budget; give --memory more")
     if not 1 <= number <= len(plans):
         raise ConfigError(f"pick is {number}; this budget has plans 1 to {len(plans)}")
     flags = plans[number - 1].flags

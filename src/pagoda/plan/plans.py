@@ -129,9 +129,10 @@ class Planner:
             )
         return front(self._in_time(fitting))
 
-    def placements(self, disk_bytes: int) -> list[Spill]:
+    def placements(self, disk_bytes: int, *, max_loss: float | None = None) -> list[Spill]:
         """How weights and KV would lie over memory and a disk, in every format that is faster than what loses less."""
         choices = [c for c in self._choices() if c.kv == EXACT and c.max_num_batched_tokens == STEP_TOKENS[-1]]
+        choices = [choice for choice in choices if max_loss is None or self._loss(choice) <= max_loss]
         found = list[Spill]()
         for choice in sorted(choices, key=self._loss):
             spill = spill_of(self._divider, choice, self._budget, disk_bytes)

@@ -10,6 +10,7 @@ from typing import Any
 from ..core.errors import BudgetError
 from .choice import Choice
 from .dividing import Divider
+from .far import FarKV
 from .placement import Item, Phase, Placement, Tier, Use, place
 from .prices import EXACT, OFFLOAD
 from .work import Work
@@ -49,9 +50,10 @@ def spill_of(divider: Divider, choice: Choice, budget_bytes: int, disk_bytes: in
     beside, kept = divider.beside(choice), divider.kept(choice)
     streams = choice.quantization == "auto" and divider.subject.streams
     kv_bytes = (kept.peak_blocks + (demand.concurrency - 1) * kept.held_blocks) * fmt.block_bytes
+    window = FarKV.least_window_bytes(fmt, divider.longest)
     items = [
         Item("weights", beside.weights, piece=beside.weights // layers, parts=layers, farthest=int(streams)),
-        Item("kv", kv_bytes, piece=kv_bytes // layers, parts=1),
+        Item("kv", kv_bytes, piece=window // 2, parts=1),
     ]
     room, rate = budget_bytes - (beside.total - beside.weights), divider.machine.disk_bytes_per_second
     work = Work(decodes=demand.concurrency, context=demand.length, rows=demand.concurrency)
