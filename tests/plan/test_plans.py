@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pagoda.core.errors import BudgetError, ConfigError, UnsupportedModelError
 from pagoda.core.units import GIB, MIB
 from pagoda.models.shape import ModelShape
 from pagoda.plan.demand import Demand
-from pagoda.plan.machine import Machine, load_machine, save_machine
+from pagoda.plan.machine import FarCosts, Machine, load_machine, save_machine
 from pagoda.plan.plans import Planner, front
 from pagoda.plan.prices import PolicyPrice, Prices, all_prices, nearest_prices
 from pagoda.plan.roofline import Roofline
@@ -172,6 +173,12 @@ def test_the_machine_is_kept_and_checked(tmp_path: Path) -> None:
     mine = replace(MACHINE, cpu=probe.cpu_model(), threads=probe.cpus())
     save_machine(mine, file)
     assert load_machine(file, probe) == (mine, f"calibrated, {file}")
+    old = json.loads(file.read_text())
+    del old["far"]
+    file.write_text(json.dumps(old))
+    assert load_machine(file, probe)[0] == mine, "calibrated before a lower tier was: what it costs is a guess"
+    save_machine(replace(mine, far=FarCosts(layer=0.5)), file)
+    assert load_machine(file, probe)[0].far == FarCosts(layer=0.5)
     save_machine(replace(mine, threads=99), file)
     assert "another machine" in load_machine(file, probe)[1]
     file.write_text(file.read_text().replace('"disk_bytes_per_second": 1000000000.0', '"disk_bytes_per_second": -1'))
