@@ -126,7 +126,7 @@ class _Model:
 
     def __init__(self, items: Sequence[Item], tiers: Sequence[Tier], phases: Sequence[Phase], whole: bool) -> None:
         self._items, self._tiers, self._whole, self.program = items, tiers, whole, Program()
-        program, whisper = self.program, 1e-9 * sum(phase.steps * phase.seconds for phase in phases)
+        program, whisper = self.program, 1e-6 * sum(phase.steps * phase.seconds for phase in phases)
         # A whisper towards near tiers: of placements that take the same time, the one that moves least.
         self.held = [
             [

@@ -57,7 +57,7 @@ class Program:
         if whole.any():
             kinds = highspy.HighsVarType
             lp.integrality_ = [kinds.kInteger if one else kinds.kContinuous for one in whole]
-            solver.setOptionValue("mip_rel_gap", 1e-6)
+            solver.setOptionValue("mip_rel_gap", 1e-8)
         solver.passModel(lp)
         solver.run()
         if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
