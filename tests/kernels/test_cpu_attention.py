@@ -130,6 +130,21 @@ def test_batch_mates_change_nothing():
         assert torch.equal(cpu.paged_attention(**alone), together[rows])
 
 
+@pytest.mark.parametrize("options", [{}, {"window": 50}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_later_queries_change_nothing(dtype, options):
+    """Bit for bit: the first queries of a chunk, and a chunk that ends with them, at a register's end and elsewhere."""
+    make, layout = Make(dtype), PageLayout(16, 64, 64, dtype)
+    table, num_pages = layer_table(make, [150], [190], page_size=16, num_kv_heads=2)
+    q, pages = make.normal(150, 6, 64, scale=3.0), make.pages(num_pages, layout)
+    whole = cpu.paged_attention(q, pages, layout, table, scale=0.11, **options)
+    for count in (88, 100, 120):
+        lens = torch.full_like(table.kv_lens, 40 + count)
+        starts = torch.tensor([0, count], dtype=torch.int32)
+        first = dataclasses.replace(table, kv_lens=lens, q_starts=starts, q_starts_cpu=[0, count])
+        assert torch.equal(cpu.paged_attention(q[:count], pages, layout, first, scale=0.11, **options), whole[:count])
+
+
 def test_strided_queries():
     """A slice of a fused projection is read where it lies."""
     arguments = long_context()

@@ -46,8 +46,20 @@ struct Logits {
   bool alive;   // the row has seen a slot
 };
 
+// -inf for those of a row's first `lanes` numbers that are not low..high.
+inline void mask_outside(float* s, int64_t lanes, int64_t low, int64_t high) {
+  Vec slot;
+  for (int i = 0; i < kLanes; ++i) slot[i] = float(i);
+  const auto one = [&](int64_t i) {
+    const Vec at = slot + splat(float(i));
+    store(s + i, select((at >= splat(float(low))) & (at <= splat(float(high))), load(s + i), splat(-kInf)));
+  };
+  for (int64_t i = 0; i < lanes && i < low; i += kLanes) one(i);
+  for (int64_t i = high < 0 ? 0 : (high + 1) / kLanes * kLanes; i < lanes; i += kLanes) one(i);
+}
+
 // Logits of one row over a block, out of the products of query and keys: scaled, capped, masked (-inf). Where nothing but the scale
-// is to be applied, numbers stay as they are.
+// and the mask are to be applied, the others stay as they are, so that the mask changes no bit of them.
 inline void prepare_logits(const AttentionArgs& a, float* s, int count, int64_t begin, Mask mask, float slope, const float* k_scales,
                            Logits* found) {
   const int64_t low = mask.first - begin, high = mask.last - begin < count - 1 ? mask.last - begin : count - 1;
@@ -55,8 +67,9 @@ inline void prepare_logits(const AttentionArgs& a, float* s, int count, int64_t 
   const bool masked = low > 0 || high < lanes - 1, plain = a.soft_cap == 0.0f && a.slopes == nullptr;
   const float factor = plain ? a.scale * kLog2E : a.scale;
   found->masked = masked, found->unit = 1.0f;
-  if (plain && !masked && !k_scales && factor > 0.0f) {
+  if (plain && !k_scales && factor > 0.0f) {
     found->unit = factor;
+    if (masked) mask_outside(s, lanes, low, high);
     return;
   }
   Vec slot;

@@ -21,6 +21,7 @@ struct Floats {
   static constexpr int kPerWord = 1;
   static bool native(const PageShape& p) { return p.store == Store::f32; }
   static Vec step(Vec sum, Vec a, Vec b) { return sum + a * b; }
+  static constexpr bool kExactZero = false;        // 2^-inf is a little more
   static Vec weight(Vec x) { return exp2_of(x); }  // 2^x of a logit less its row's maximum
   static void store_two(Vec first, Vec second, float* words, int slot) {
     store(words + slot, first), store(words + slot + kLanes, second);
@@ -39,6 +40,7 @@ struct Pairs {
     pack_value_pair((const uint16_t*)rows[0], (const uint16_t*)rows[1], columns, padded, out);
   }
   static Vec step(Vec sum, Vec a, Vec b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+  static constexpr bool kExactZero = true;
   // 2^x as weights that become bfloat16 need it: within 1e-4 (rounding: 2e-3), 0 for -inf, in half of the instructions. A minimax
   // polynomial of degree 3 of what is above the next whole number below.
   static Vec weight(Vec x) {

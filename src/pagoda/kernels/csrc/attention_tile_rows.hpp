@@ -132,18 +132,22 @@ struct TileRows {
     }
     const Vec top = splat(tops[row]), unit = splat(found.unit);
     Vec sum = load(totals + row * kLanes);
-    if (lanes == kBlock && !found.masked && !block.v_scales) {  // nearly always: unrolled
-#pragma GCC unroll 32
-      for (int i = 0; i < kBlock; i += 2 * kLanes) {
+    int i = 0;
+    if ((Math::kExactZero || !found.masked) && !block.v_scales) {  // nearly always
+      const auto two = [&] {
         const Vec p = Math::weight(load(logits + i) * unit - top), q = Math::weight(load(logits + i + kLanes) * unit - top);
         sum += p;
         sum += q;
         Math::store_two(p, q, weights, i);
+      };
+      if (lanes == kBlock) {
+#pragma GCC unroll 32
+        for (; i < kBlock; i += 2 * kLanes) two();
+      } else {
+        for (; i + 2 * kLanes <= lanes; i += 2 * kLanes) two();
       }
-      store(totals + row * kLanes, sum);
-      return;
     }
-    for (int i = 0; i < lanes; i += kLanes) {
+    for (; i < lanes; i += kLanes) {
       const Vec x = load(logits + i);
       Vec p = Math::weight(x * unit - top);
       if (found.masked) p = select(x == splat(-kInf), Vec{}, p);
