@@ -1,7 +1,7 @@
 // Activations for one instruction set; see rows.hpp. What the reference rounds on the way is rounded here by name, so products and
 // sums may be fused between, which norms and rotation (rows_body.cpp) may not.
 
-#include "row_parts.hpp"
+#include "activation_halves.hpp"
 #include "rows.hpp"
 
 namespace pagoda {
@@ -28,24 +28,6 @@ inline Vec gelu(Vec x) {
   return x * select(x < Vec{}, tail, splat(1.0f) - tail);
 }
 
-#if PAGODA_DPBF16
-
-// x * sigmoid(x) within 3e-7, where the result is rounded to bfloat16 (2e-3): e^-x by a minimax polynomial of degree 5 of what is above
-// the next whole number below, and a reciprocal of 14 bits with one of Newton's steps instead of a division. A NaN stays one.
-inline Vec silu_roughly(Vec x) {
-  const __m512 t = _mm512_min_ps((__m512)splat(126.0f), (__m512)(x * -1.44269504f));
-  const Vec r = (Vec)_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // of infinities 0
-  Vec p = r * 1.877576675e-3f + splat(8.989340091e-3f);
-  p = p * r + splat(5.582631805e-2f);
-  p = p * r + splat(2.401536170e-1f);
-  p = p * r + splat(6.931530732e-1f);
-  p = p * r + splat(9.999999251e-1f);
-  const Vec below = (Vec)_mm512_scalef_ps((__m512)p, t) + splat(1.0f), y = (Vec)_mm512_rcp14_ps((__m512)below);
-  return x * (y * (splat(2.0f) - below * y));
-}
-
-#endif
-
 template <Activation kKind>
 inline Vec act(Vec x) {
   if constexpr (kKind == Activation::silu) return x * sigmoid(x);
@@ -55,23 +37,6 @@ inline Vec act(Vec x) {
   if constexpr (kKind == Activation::relu) return maximum(Vec{}, x);
   return x;
 }
-
-// Between two operations, and at the end. To bfloat16 in one instruction where there is one: numbers below 2^-126 become zeros then.
-template <typename T>
-inline Vec between(Vec x) { return rounded<T>(x); }
-template <typename T>
-inline void put_last(T* p, Vec x, int64_t count) { put(p, x, count); }
-
-#if PAGODA_DPBF16
-template <>
-inline Vec between<uint16_t>(Vec x) {
-  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)), 16);
-}
-template <>
-inline void put_last<uint16_t>(uint16_t* p, Vec x, int64_t count) {
-  _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1), (__m256i)_mm512_cvtneps_pbh((__m512)x));
-}
-#endif
 
 template <typename T, typename Function>
 inline void apply(const ActivationArgs& a, int64_t row, int64_t first, int64_t end, Function function) {

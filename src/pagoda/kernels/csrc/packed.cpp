@@ -14,6 +14,7 @@ constexpr int64_t kParallelBytes = 256 << 10;  // weights under which waking a t
 constexpr int64_t kItemTokens = 264;           // tokens of one item, where there are many
 constexpr int64_t kItemPanels = 8;             // panels of one item then
 constexpr int64_t kSliceBytes = 512 << 10;     // weights of one item, where tokens are few
+constexpr int64_t kGatedTokens = 192;          // sixteen tiles: fewer tokens fetch panels ahead
 constexpr int64_t kBlock = 4;                  // panels that slices are cut by: the widest tile
 
 // One buffer a thread that calls, kept: a step's products follow one another.
@@ -73,6 +74,11 @@ bool usable_in_place(const PackedMatrix& m, Operand operand, Dtype dtype, int64_
   return same && m.inputs % m.block() == 0 && stride * width % 4 == 0 && !crowded(stride * width, count);
 }
 
+bool ends_gated(const PackedMatrix& m, Operand operand, Dtype dtype, int64_t count, const std::string& isa) {
+  const bool as_stored = operand == Operand::s8 || (operand == Operand::bf16 && m.format == Format::bf16);
+  return as_stored && dtype == Dtype::bf16 && count > kGatedTokens && m.outputs % (2 * kPanel) == 0 && isa_index(isa) >= kPairsIsa;
+}
+
 int64_t prepared_bytes(const PackedMatrix& m, Operand operand, int64_t count) {
   const Tokens t = prepared_in(m, operand, count, nullptr);
   return count * (t.steps * 4 + (operand == Operand::s8 ? 8 : has_sums(m, operand) ? 4 : 0) * m.groups());
@@ -121,7 +127,7 @@ class Cut {
  public:
   // Few tokens: few long slices, since a slice fetches ahead only within itself (its beginning costs a microsecond), but
   // enough of them that a thread which others disturb is not waited for. Many tokens: small ones, which end together.
-  Cut(const LinearSlice& slice, int num_threads) : s(slice), blocks((s.matrix.panels() + kBlock - 1) / kBlock) {
+  Cut(const LinearSlice& slice, int num_threads) : s(slice), blocks(((s.rows() + kPanel - 1) / kPanel + kBlock - 1) / kBlock) {
     token_parts = (s.x.count + kItemTokens - 1) / kItemTokens;
     const int64_t long_ones = s.matrix.panels() * s.matrix.panel_bytes() / kSliceBytes;
     const int64_t few = std::clamp<int64_t>(long_ones, 2 * num_threads, 8 * num_threads);
@@ -138,7 +144,7 @@ class Cut {
     own.x = s.x.from(token, s.matrix.groups());
     own.x.count = std::min(own.x.count, kItemTokens);
     own.out = static_cast<char*>(s.out) + token * s.out_stride * (s.wide ? 4 : size_of(s.dtype));
-    rows(own, row, std::min(s.matrix.outputs, end));
+    rows(own, row, std::min(s.rows(), end));
   }
 
  private:
@@ -154,7 +160,7 @@ void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string
   const Operand operand = operand_of(m, a.dtype, a.dynamic, isa);
   check(m, operand);
   LinearSlice s;
-  s.matrix = m, s.bias = a.bias, s.out = a.out, s.dtype = a.dtype, s.out_stride = m.outputs;
+  s.matrix = m, s.bias = a.bias, s.out = a.out, s.dtype = a.dtype, s.gated = a.gated, s.out_stride = s.rows();
   s.wide = a.wide && a.dtype != Dtype::f32;
   s.x = tokens_of(m, operand, a.x, a.count, a.dtype, num_threads, isa);
   if (m.panels() * m.panel_bytes() * std::max<int64_t>(1, a.count / 4) < kParallelBytes) num_threads = 1;

@@ -88,11 +88,18 @@ struct LinearSlice {
   PackedMatrix matrix;
   Tokens x;
   const void* bias = nullptr;  // [outputs] in the dtype of the result, or null
-  void* out = nullptr;         // [count][outputs], rows out_stride elements apart
+  void* out = nullptr;         // [count][rows()], out_stride elements apart
   Dtype dtype = Dtype::f32;
   int64_t out_stride = 0;
   bool wide = false;  // out is float, of numbers rounded to dtype
+  bool gated = false;  // out is SiLU of the matrix's first rows times the others, both rounded before (`ends_gated`)
+
+  int64_t rows() const { return gated ? matrix.outputs / 2 : matrix.outputs; }  // of the result
 };
+
+// Whether the bodies can end a product with gated SiLU: many tokens (their tiles fetch nothing ahead) of bfloat16 and weights that are
+// multiplied as they are stored, on a machine that multiplies pairs. The bits are those of the product and the activation after it.
+bool ends_gated(const PackedMatrix& matrix, Operand operand, Dtype dtype, int64_t count, const std::string& isa);
 
 // ---- bodies, no threads inside ---------------------------------------------------------------------------------------------
 
@@ -111,7 +118,8 @@ struct PackedLinearArgs {
   int64_t count = 0;
   Dtype dtype = Dtype::f32;  // of x, bias and out
   bool dynamic = false;
-  bool wide = false;  // out is float all the same: of numbers rounded to dtype (logits)
+  bool wide = false;   // out is float all the same: of numbers rounded to dtype (logits)
+  bool gated = false;  // out is [count][outputs / 2], SiLU of the first rows times the others (`ends_gated`)
 };
 
 void packed_linear(const PackedLinearArgs& args, int num_threads, const std::string& isa);

@@ -3,6 +3,7 @@
 // Few tokens (one tile) follow the weights once through memory. Many go block by block: panels that fit in a core's second
 // cache meet tile after tile of tokens; formats that must be turned into floats or bfloat16 are turned once a block.
 
+#include "activation_halves.hpp"
 #include "packed_tile.hpp"
 
 namespace pagoda {
@@ -106,6 +107,30 @@ void finish_pair(const LinearSlice& s, int64_t first, int64_t end, int64_t panel
   }
 }
 
+// Gated SiLU of two panels side by side in `sums`, number `panel` of the first rows and of the others.
+template <bool kIntegers>
+void finish_gated(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
+  const int64_t row = panel * kPanel, stride = s.out_stride, half = s.rows();
+  uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + row;
+  const float* const scales = s.matrix.group == 0 ? static_cast<const float*>(s.matrix.scales) : nullptr;
+  const float* const token_scales = s.x.scales;
+  Vec scale[2], bias[2];
+  for (int p = 0; p < 2; ++p) {
+    scale[p] = scales ? load(scales + row + p * half) : splat(1.0f);
+    bias[p] = s.bias ? load(static_cast<const uint16_t*>(s.bias) + row + p * half) : Vec{};
+  }
+  for (int64_t t = first; t < end; ++t, sums += sum_stride, out += stride) {
+    Vec y[2];
+    for (int p = 0; p < 2; ++p) {
+      const UintVec sum = load_lanes(sums + p * kPanel);
+      if constexpr (kIntegers) y[p] = to_floats((IntVec)sum) * (scale[p] * token_scales[t]) + bias[p];
+      else y[p] = (Vec)sum * scale[p] + bias[p];
+      y[p] = between<uint16_t>(y[p]);
+    }
+    put_last(out, between<uint16_t>(silu_roughly(y[0])) * y[1], kLanes);
+  }
+}
+
 #endif
 
 // ---- one kind of product ---------------------------------------------------------------------------------------------------
@@ -140,11 +165,12 @@ class Product {
     block = wide * (one_tile ? 1 : few && !turned ? 1 : 4);
     piece = turned ? (one_tile ? kShortPiece : kPiece) : kStreamBytes / (block * 64) * m.block() / 128 * 128;
     many_pieces = m.inputs > piece;
+    sum_stride = block * kPanel;
     const int64_t turned_bytes = turned ? block * lines_of(smaller(piece, m.inputs)) * Op::kSteps * 64 : 0;
     const int64_t held = many_pieces ? smaller(s.x.count, kTokenBlock) : kMaxTokens;
     buffer = reinterpret_cast<uint8_t*>(scratch.need(turned_bytes + held * block * kPanel * 4));
     sums = reinterpret_cast<uint32_t*>(buffer + turned_bytes);
-    sum_stride = block * kPanel;
+    if (s.gated) block /= 2, panels_apart = s.rows() / kPanel;  // pairs of panels
   }
 
   int64_t lines_of(int64_t inputs) const { return (inputs + m.block() - 1) / m.block(); }
@@ -169,7 +195,8 @@ class Product {
     const int64_t lines = lines_of(smaller(piece, m.inputs - first));
     const uint8_t* const data = m.data + panel * m.panel_bytes() + first / m.block() * 64;
     const uint8_t* next = end_panel < end_of_slice ? m.data + end_panel * m.panel_bytes() : nullptr;
-    if (first + piece < m.inputs) next = data + lines * 64;
+    if (s.gated) next = nullptr;
+    else if (first + piece < m.inputs) next = data + lines * 64;
     if (!turned) return {data, m.panel_bytes(), first, lines, next};
     for (int64_t p = panel; p < end_panel; ++p)
       turn(data + (p - panel) * m.panel_bytes(), lines, buffer + (p - panel) * lines * Op::kSteps * 64);
@@ -198,7 +225,7 @@ class Product {
     const int64_t inputs_of_line = turned ? m.block() / Op::kSteps : m.block();
     const int64_t group = kGrouped ? p.first / m.group : 0;
     Tile tile;
-    tile.panel_stride = p.panel_stride;
+    tile.panel_stride = panels_apart * p.panel_stride;
     tile.token = s.x.data + token * s.x.steps + p.first / inputs_of_line * O::kSteps;
     tile.token_stride = s.x.steps;
     tile.lines = p.lines;
@@ -208,22 +235,46 @@ class Product {
     tile.token_scales = s.x.scales ? s.x.scales + token * tile.scale_stride + group : nullptr;
     tile.token_sums = s.x.sums ? s.x.sums + token * tile.scale_stride + group : nullptr;
     tile.wide_scales = m.wide_scales;
-    tile.group_stride = tile.scale_stride * kPanel;
+    tile.group_stride = panels_apart * tile.scale_stride * kPanel;
     if (kGrouped) tile.lines_of_group = m.group / inputs_of_line;
+    if constexpr (O::kDirect >= kMaxTokens)
+      if (s.gated) return run_pairs(table, tile, p, count, panel, end_panel, at, group);
     const int wide = kept ? kKeptPanels : panels_for(count);
     for (int64_t q = panel; q < end_panel;) {
       const bool many = q + wide <= end_panel;
-      if (kGrouped) {
-        const int64_t first = q * tile.group_stride + group * kPanel;
-        tile.scales = static_cast<const char*>(m.scales) + first * (m.wide_scales ? 4 : 2);
-        tile.zeros = m.zeros ? m.zeros + first : nullptr;
-      }
-      tile.panel = p.panels + (q - panel) * p.panel_stride;
-      tile.sums = at + (q - panel) * kPanel;
+      at_panel(tile, p, q, group, at + (q - panel) * kPanel, panel);
       fetch_ahead(tile, p, q - panel, i, tiles);
       (!many ? table.narrow : kept ? table.kept : table.wide)[count](tile);
       q += many ? wide : 1;
     }
+  }
+
+  // The same for pairs of a panel of the first half of the rows and one of the second, side by side in the sums.
+  template <class Table>
+  void run_pairs(const Table& table, Tile& tile, const Piece& p, int count, int64_t panel, int64_t end_panel, uint32_t* at,
+                 int64_t group) const {
+    for (int64_t q = panel; q < end_panel; ++q, at += 2 * kPanel) {
+      at_panel(tile, p, q, group, at, panel);
+      if (kept || panels_for(count) == 2) {
+        (kept ? table.kept : table.wide)[count](tile);
+        continue;
+      }
+      table.narrow[count](tile);
+      at_panel(tile, p, q + panels_apart, group, at + kPanel, panel);
+      table.narrow[count](tile);
+    }
+  }
+
+  // The tile goes to panel q, whose sums go to `to`.
+  void at_panel(Tile& tile, const Piece& p, int64_t q, int64_t group, uint32_t* to, int64_t first_panel) const {
+    if (kGrouped) {
+      const int64_t first = q * tile.scale_stride * kPanel + group * kPanel;
+      tile.scales = static_cast<const char*>(m.scales) + first * (m.wide_scales ? 4 : 2);
+      tile.zeros = m.zeros ? m.zeros + first : nullptr;
+    }
+    tile.panel = p.panels + (q - first_panel) * p.panel_stride;
+    tile.ahead = tile.panel, tile.ahead_step = 0;
+    tile.sums = to;
   }
 
   // The tiles over a piece share the fetching of the next. (Fetching an address past the end of the data does nothing.)
@@ -237,7 +288,9 @@ class Product {
     constexpr bool kIntegers = __is_same(typename Op::Sum, IntVec) && !kGrouped;
     int64_t p = panel;
 #if PAGODA_DPBF16
-    if (s.dtype == Dtype::bf16 && !s.wide)
+    if (s.gated)
+      for (; p < end_panel; ++p, at += 2 * kPanel) finish_gated<kIntegers>(s, token, end_token, p, at, sum_stride);
+    else if (s.dtype == Dtype::bf16 && !s.wide)
       for (; p + 2 <= end_panel && (p + 2) * kPanel <= m.outputs; p += 2, at += 2 * kPanel)
         finish_pair<kIntegers>(s, token, end_token, p, at, sum_stride);
 #endif
@@ -252,6 +305,7 @@ class Product {
   const PackedMatrix& m;
   bool turned = false, kept = false, many_pieces = false;
   int64_t block = 0, piece = 0, sum_stride = 0, end_of_slice = 0;
+  int64_t panels_apart = 1;  // between the panels of a tile: neighbours, or the two that a gate joins
   uint8_t* buffer = nullptr;
   uint32_t* sums = nullptr;
 };

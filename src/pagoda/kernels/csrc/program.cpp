@@ -26,6 +26,7 @@ struct Run {
   std::vector<int32_t> ids;  // page ids of a layer, where all layers share an array
   ChosenTable chosen;
   std::vector<int32_t> wanted_starts;
+  bool activated = false;
 
   char* at(int reg, int64_t element = 0) const { return registers[reg] + element * size_of(dtype); }
 
@@ -43,14 +44,21 @@ struct Run {
     norm(a, threads, isa);
   }
 
-  void operator()(const LinearStep& i) const {
+  void operator()(const LinearStep& i) {
     PackedLinearArgs a;
     a.matrix = i.matrix, a.bias = i.bias, a.dynamic = i.dynamic;
     a.x = at(i.src), a.out = at(i.dst), a.count = num_tokens, a.dtype = dtype;
+    a.gated = i.gated >= 0 && ends_gated(a.matrix, operand_of(a.matrix, dtype, a.dynamic, isa), dtype, a.count, isa);
+    if (a.gated) a.out = at(i.gated);
+    activated = a.gated;
     packed_linear(a, threads, isa);
   }
 
-  void operator()(const ActivationStep& i) const {
+  void operator()(const ActivationStep& i) {
+    if (activated) {  // by the product before
+      activated = false;
+      return;
+    }
     ActivationArgs a;
     a.rows = num_tokens, a.width = widths[i.src] / (i.gated ? 2 : 1), a.dtype = dtype;
     a.gate = at(i.src), a.up = i.gated ? at(i.src, a.width) : nullptr, a.out = at(i.dst);
@@ -151,6 +159,14 @@ struct Name {
 
 }  // namespace
 
+void Program::push(Instruction instruction) {
+  const auto* act = std::get_if<ActivationStep>(&instruction);
+  auto* linear = act && !instructions_.empty() ? std::get_if<LinearStep>(&instructions_.back()) : nullptr;
+  if (linear && act->gated && act->kind == Activation::silu && linear->dst == act->src && linear->src != act->dst)
+    linear->gated = act->dst;
+  instructions_.push_back(std::move(instruction));
+}
+
 int64_t Program::workspace_bytes(int64_t num_tokens) const {
   int64_t bytes = kAlign;
   for (size_t reg = 1; reg < widths_.size(); ++reg) bytes += aligned(num_tokens * widths_[reg] * size_of(dtype_));
@@ -158,7 +174,7 @@ int64_t Program::workspace_bytes(int64_t num_tokens) const {
 }
 
 void Program::run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const {
-  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {static_cast<char*>(step.x)}, {}, {}, {}};
+  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {static_cast<char*>(step.x)}, {}, {}, {}, false};
   char* at = reinterpret_cast<char*>(aligned(reinterpret_cast<intptr_t>(workspace)));
   for (size_t reg = 1; reg < widths_.size(); ++reg) {
     run.registers.push_back(at);

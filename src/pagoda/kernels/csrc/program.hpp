@@ -23,12 +23,14 @@ struct NormStep {
   NormArgs args;
 };
 
-// dst = src @ matrix.T + bias.
+// dst = src @ matrix.T + bias. Where gated SiLU follows, `gated` is its register: many tokens go there at once, and dst is left as it is
+// (nothing but the activation reads it).
 struct LinearStep {
   int src = 0, dst = 0;
   PackedMatrix matrix;
   const void* bias = nullptr;
   bool dynamic = false;
+  int gated = -1;
 };
 
 // dst = act(gate) * up, with gate and up side by side in src; or act(src).
@@ -113,7 +115,7 @@ class Program {
  public:
   Program(Dtype dtype, std::vector<int64_t> widths) : dtype_(dtype), widths_(std::move(widths)) {}
 
-  void push(Instruction instruction) { instructions_.push_back(std::move(instruction)); }
+  void push(Instruction instruction);
   size_t size() const { return instructions_.size(); }
 
   // Bytes of the registers 1… for so many tokens.

@@ -1,0 +1,44 @@
+"""Instructions of a program that run as one, against the same ones apart."""
+
+import pytest
+import torch
+
+from pagoda.kernels.case import Make
+from pagoda.kernels.layout import PageLayout
+from pagoda.kernels.quantize import pack
+from pagoda.kernels.step import StepArrays
+
+pytest.importorskip("pagoda.kernels.cpu", reason="built without the C++ kernels")
+ZERO_POINTS = {"group": 64, "symmetric": False}
+FORMS = [("bf16", {}), ("int8", {}), ("ternary", {}), ("int4", {"group": 128}), ("int4", ZERO_POINTS)]
+
+
+def no_sequences() -> StepArrays:
+    none = torch.zeros(1, 1, 1, dtype=torch.int32)
+    layout = PageLayout(16, 8, 8, torch.bfloat16)
+    starts = torch.zeros(2, dtype=torch.int32)
+    return StepArrays(
+        torch.zeros(1, layout.page_elems, dtype=torch.bfloat16), layout, none, none[0], none, none, starts, none, none
+    )
+
+
+@pytest.mark.parametrize(("form", "options"), FORMS, ids=str)
+def test_a_product_that_ends_with_its_activation_has_the_bits_of_both(form: str, options: dict[str, object]) -> None:
+    """Many tokens, inputs in one piece and in several, tiles of few tokens, a bias; few tokens run apart either way."""
+    from pagoda.kernels.program import Program
+
+    for tokens, hidden, inner in ((193, 200, 48), (199, 200, 80), (270, 2300, 16), (530, 72, 64), (30, 200, 48)):
+        make = Make(torch.bfloat16)
+        weight = pack(make.normal(2 * inner, hidden, scale=hidden**-0.5, dtype=torch.float32), form, **options)
+        bias, down = make.normal(2 * inner), pack(make.normal(hidden, inner, dtype=torch.float32), "bf16")
+        results = []
+        for apart in (False, True):
+            program = Program(torch.bfloat16, [hidden, 2 * inner, inner])
+            program.linear(0, 1, weight, bias, dynamic=form != "bf16")
+            if apart:
+                program.clip(1, 1e30)
+            program.activation(1, 2, "silu", gated=True)
+            program.linear(2, 0, down, None, dynamic=False)
+            results.append(program.run(make.normal(tokens, hidden), torch.arange(tokens), [], no_sequences()))
+        assert results[0].abs().max() > 0
+        assert torch.equal(*results), (tokens, hidden, inner)
