@@ -126,7 +126,7 @@ def test_front_and_losers() -> None:
 
 
 def test_prices_are_added_to_those_of_the_page() -> None:
-    """Rows that are there are replaced in place, new ones come last, exact and controls stay; losers are of all."""
+    """Rows that are there, those of controls too, are replaced in place, new ones come last; losers are of all."""
 
     def of(*parts: tuple[str, float]) -> PriceList:
         controls = [Price("exact", "exact", None, quality={"kl": 0.0})]
@@ -138,8 +138,8 @@ def test_prices_are_added_to_those_of_the_page() -> None:
         "<!-- prices m -->\n<!-- end prices m -->\nrest", "prices m", markdown(of(("a", 0.4), ("b", 0.5), ("c", 0.1)))
     )
     late = of(("a", 0.2), ("c", 0.7), ("d", 0.6))
-    late.prices[1].quality["kl"] = 0.25
     whole = of(("a", 0.2), ("b", 0.5), ("c", 0.7), ("d", 0.6))
+    late.prices[1].quality["kl"] = whole.prices[1].quality["kl"] = 0.15
     assert added(page, late) == splice(page, "prices m", markdown(whole))
     assert listed(added(page, late), "m").prices == whole.prices
     with pytest.raises(ConfigError, match="other columns; give the tasks that it was made with"):

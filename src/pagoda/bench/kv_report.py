@@ -75,8 +75,8 @@ def splice(page: str, name: str, text: str) -> str:
 
 
 def added(page: str, found: PriceList) -> str:
-    """The page with these prices among those of its list for the model: rows of the same ``kv`` are replaced, exact and
-    the controls stay as they are, and who loses to them is said anew of the whole list.
+    """The page with these prices among those of its list for the model: rows of the same ``kv`` are replaced (exact's
+    stays as it is, the measure of all others), and who loses to the controls is said anew of the whole list.
 
     Raises ConfigError when the page has no list for the model, or one with other columns.
     """
@@ -84,8 +84,7 @@ def added(page: str, found: PriceList) -> str:
     new = markdown(found).split("\n")
     if new[0] not in old:
         raise ConfigError(f"the page's list for {found.model} has other columns; give the tasks that it was made with")
-    known = ("`exact`", "`recent", "`random")
-    mine = {_kv_of(row): row for row in new if row.startswith("| `") and not _kv_of(row).startswith(known)}
+    mine = {_kv_of(row): row for row in new if row.startswith("| `") and _kv_of(row) != "`exact`"}
     lines = []
     for line in old:
         if line.startswith("| `"):
