@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pagoda import ConfigError, RequestError, SamplingParams
-from pagoda.engine.policy_state import PolicyState
+from pagoda.engine import observing
+from pagoda.engine.eviction import Evictor
 from pagoda.engine.sequence import Sequence
 
 from .conftest import kv_bytes
@@ -79,12 +80,29 @@ def test_the_next_prompt_comes_in_where_it_fits_beside_what_others_will_take(mak
 def test_attention_summed_up_token_by_token_chooses_as_attention_computed_again(make_llm, monkeypatch, name) -> None:
     """Sums and counts that decode steps leave, beside those of the window's queries over the keys that are held."""
     kv, prompts, received = f"{name}(budget=24, every=8, window=6)", [prompt(31, 40), prompt(32, 25)], []
-    receives = PolicyState.receives
-    monkeypatch.setattr(PolicyState, "receives", lambda *args: received.append(args) or receives(*args))
+    add = observing.add_sums
+    monkeypatch.setattr(observing, "add_sums", lambda *args: received.append(args) or add(*args))
     summed = make_llm(page_size=8).generate(prompts, params(kv, 40))
     num = len(received)
-    assert num > 40, "nothing was summed up"
+    assert num > 20, "nothing was summed up"
     monkeypatch.setattr(Sequence, "sums", lambda *_: False)
     again = make_llm(page_size=8, max_num_seqs=3).generate(prompts, params(kv, 40))
     assert len(received) == num
     assert [output.token_ids for output in summed] == [output.token_ids for output in again]
+
+
+def test_acts_in_one_call_choose_and_move_as_those_in_several(make_llm, monkeypatch) -> None:
+    """Each policy twice in one batch of random prompts: with the kernels' one call, and with masks and moves."""
+    kvs = ["h2o(budget=24, every=6)", "corm(budget=24)", "hashevict(budget=20, every=4)", "scope(budget=24)",
+           "duo_attention(local=10)", "razor_attention(local=10)", "alisa(budget=20, every=8, window=6)"]  # fmt: skip
+    prompts, chosen, choose = [prompt(60 + i, 38 + i) for i in range(len(kvs))], [], Evictor._choose
+    monkeypatch.setattr(Evictor, "_choose", lambda *args: chosen.append(choose(*args)) or chosen[-1])
+    llm = make_llm(page_size=8)
+    at_once = llm.generate(prompts, [params(kv, 40) for kv in kvs])
+    dropped = llm.stats()["steps"]["slots_dropped"]
+    assert sum(chosen) > 10, "nothing was done in one call"
+    monkeypatch.setattr(Evictor, "_choose", lambda *_: False)
+    llm = make_llm(page_size=8)
+    again = llm.generate(prompts, [params(kv, 40) for kv in kvs])
+    assert [output.token_ids for output in at_once] == [output.token_ids for output in again]
+    assert llm.stats()["steps"]["slots_dropped"] == dropped

@@ -5,23 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.ops import add_sums
+from ..kernels.ops import evict
 from ..kv.compaction import Gaps
+from ..kv.pages import Int32s
 from ..kv.policies._inputs import Inputs
-from ..kv.policies.base import Decision, Need
-from ..kv.read import read_part, read_slots, write_slots
+from ..kv.policies.base import Choice, Decision, Need
+from ..kv.read import read_part, read_slots, weigh, write_slots
+from ..kv.storage import PageStorage
 from ..kv.stores import Store
 from ..kv.table import PageTable, SlotMoves
-from ..kv.view import Received
 from ..models.load import Loaded
 from ..schedule.scheduler import Scheduler
 from .calibrations import Calibrations
+from .observing import Observer
 from .policy_state import PolicyState
 from .runner import Piece, StepResult
 from .sequence import Sequence
@@ -68,17 +71,21 @@ class Evictor:
         calibrations: Calibrations,
     ) -> None:
         self._scheduler, self._counters, self.calibrations = scheduler, counters, calibrations
+        self._observer = Observer()
 
     def apply(self, result: StepResult) -> None:
         """Show each policy what the step brought, and let those act whose time has come."""
         if result.plain:
             return
         started = time.perf_counter()
-        due = [piece for piece in result.pieces if _is_due(piece)]
+        due = []
         for piece in result.pieces:
-            if piece.start >= piece.sequence.prompt_len and piece.sequence.policy.selection is not None:
-                self._count(piece.sequence.policy_state)
-        _observe(result)
+            sequence = piece.sequence
+            if piece.start + piece.num_tokens == sequence.next_act(piece.start):
+                due.append(piece)
+            if sequence.policy.selection is not None and piece.start >= sequence.prompt_len:
+                self._count(sequence.policy_state)
+        self._observer.observe(result)
         if due:
             with _one_thread():
                 self._act_all(due, result)
@@ -112,9 +119,12 @@ class Evictor:
             return
         inputs = self._inputs(sequence, table)
         decision = sequence.policy.act(inputs)
-        sequence.policy_state.acts(sequence.num_computed)
-        if decision is None or bool(decision.keep.all()):
+        done = isinstance(decision, Choice) and self._choose(sequence, decision)
+        keeps_all = done or decision is None or bool(decision.keep.all())
+        sequence.policy_state.acts(sequence.num_computed)  # what a choice may look at until it is made begins anew
+        if keeps_all:
             return
+        assert decision is not None
         self._counters.policy_acts += 1
         dropped = manager.num_dropped_slots
         made: SlotMoves | Gaps | None
@@ -137,6 +147,29 @@ class Evictor:
         self._counters.slots_dropped += manager.num_dropped_slots - dropped
         sequence.policy_state.keep(decision.keep, inputs, sequence.next_act(sequence.num_computed))
 
+    def _choose(self, sequence: Sequence, choice: Choice) -> bool:
+        """The act in one call of the kernels, to the same slots; False, and nothing is done, where pages are shared, or
+        which slots stay has to be known afterwards.
+        """
+        state, store, manager = sequence.policy_state, sequence.store, sequence.store.manager
+        act = sequence.next_act(sequence.num_computed)
+        rows = manager.own_rows(sequence.seq_id)
+        if rows is None or state.tail is not None or state.numbers(sequence.num_computed, act):
+            return False
+        store.run_copies()
+        values = [] if act is None else state.moving
+        lens = _evict(store.storage, rows, choice, values)
+        dropped = manager.shorten(sequence.seq_id, lens)
+        for one in choice.writes:
+            table = manager.table(sequence.seq_id)
+            write_slots(store.storage, table, one.layers, one.heads, one.slots, one.k, one.v)
+        state.moved(act)
+        if act is None:
+            self._observer.forget()
+        self._counters.policy_acts += dropped > 0
+        self._counters.slots_dropped += dropped
+        return True
+
     def _keep_spans(self, sequence: Sequence, spans: tuple[range, ...], result: StepResult) -> None:
         """An act of a method that looks at nothing, and remembers nothing."""
         manager = sequence.store.manager
@@ -155,12 +188,15 @@ class Evictor:
 
     def _inputs(self, sequence: Sequence, table: PageTable) -> Inputs:
         fmt, storage = sequence.store.fmt, sequence.store.storage
-        lens = np.broadcast_to(table.lens[:, None], (table.num_rows, table.run)).reshape(fmt.num_layers, -1)
+        lens = table.lens.astype(np.int64)
+        if table.run > 1:
+            lens = np.repeat(lens, table.run)
         inputs = sequence.policy_state.inputs(
             sequence.num_computed,
             sequence.prompt_len,
             sequence.group.request.seed,
-            torch.from_numpy(lens.astype(np.int64)).to(storage.device),
+            torch.from_numpy(lens).view(fmt.num_layers, fmt.num_kv_heads).to(storage.device),
+            int(table.lens.max()),
         )
         eviction = sequence.policy.eviction
         if eviction is not None and Need.CALIBRATION in eviction.needs:
@@ -171,12 +207,9 @@ class Evictor:
             inputs.read = lambda layer: tail.held(layer, inputs.num_slots)
         else:
             inputs.read = lambda layer: read_slots(storage, table, layer, inputs.num_slots)
-            inputs.read_part = lambda layers, first, count: read_part(storage, table, layers, first, count)
+            inputs.read_part = partial(read_part, storage, table)
+            inputs.weigh_slots = partial(weigh, storage, table)
         return inputs
-
-
-def _is_due(piece: Piece) -> bool:
-    return piece.start + piece.num_tokens == piece.sequence.next_act(piece.start)
 
 
 def _encode(sequence: Sequence) -> None:
@@ -189,11 +222,24 @@ def _encode(sequence: Sequence) -> None:
     state.tail.encode(codec, store.storage, table, store.learned, queries, state.scale)
 
 
-def _write(decision: Decision, store: Store, table: PageTable) -> None:
+def _write(decision: Decision | Choice, store: Store, table: PageTable) -> None:
     """Merged content goes to where its slot is now."""
     for one in decision.writes:
         before = decision.keep[one.layers, one.heads].cumsum(-1).gather(-1, one.slots[:, None])[:, 0]
         write_slots(store.storage, table, one.layers, one.heads, before - 1, one.k, one.v)
+
+
+def _evict(storage: PageStorage, rows: Int32s, choice: Choice, values: list[Tensor]) -> Int32s:
+    """What is chosen stays in the pages ``rows`` int32 [L * H, W], which nobody shares, and of what is remembered of
+    each slot, ``values`` [L, H, C]: slots that stayed, int32 [L * H].
+    """
+    left = evict(
+        storage.pages, storage.layout, torch.from_numpy(rows).to(storage.device), choice.lens.view(-1),
+        choice.budgets.view(-1), choice.num_slots, scores=choice.scores, sinks=choice.sinks, recent=choice.recent,
+        least=choice.least, pool=choice.pool, values=values,
+    )  # fmt: skip
+    found: Int32s = left.cpu().numpy()
+    return found
 
 
 def _run(store: Store, moves: SlotMoves | Gaps) -> None:
@@ -207,39 +253,13 @@ def _one_thread() -> Iterator[None]:
     pool still has the cores. An act on 2000 tokens of lantern takes 35 ms so; with both, on busy cores, a second.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if threads > 1:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
-
-
-def _observe(result: StepResult) -> None:
-    """The step's probability sums and newest queries go to the sequences' states."""
-    for received in result.view.received:
-        _add_received(received, [result.pieces[index] for index in received.members])
-    if not result.tap.spans:
-        return
-    queries = torch.stack([result.tap.queries[layer] for layer in sorted(result.tap.queries)])
-    for index, (first, last) in result.tap.spans.items():
-        piece = result.pieces[index]
-        piece.sequence.policy_state.add_queries(
-            queries[:, first:last], piece.start + piece.num_tokens, result.tap.scale, result.tap.soft_cap
-        )
-
-
-def _add_received(received: Received, pieces: list[Piece]) -> None:
-    """What slots received in this step, to what the sequences remember of each."""
-    states, device = [piece.sequence.policy_state for piece in pieces], received.sums.device
-    targets = [state.receives(num, device) for state, num in zip(states, received.num_slots, strict=True)]
-    add_sums(received.sums, targets)
-    counting = [i for i, piece in enumerate(pieces) if Need.WANTED in piece.sequence.policy.needs]
-    if counting:
-        assert received.counts is not None
-        counts = received.counts if len(counting) == len(pieces) else received.counts[:, counting]
-        add_sums(counts, [states[i].counts(received.num_slots[i], device) for i in counting])
-    for state, piece in zip(states, pieces, strict=True):
-        state.summed = piece.start + piece.num_tokens if piece.sequence.policy.sums else 0
+        if threads > 1:
+            torch.set_num_threads(threads)
 
 
 def _kept(keep: Tensor, lens: Tensor) -> dict[tuple[int | None, int | None], np.ndarray]:

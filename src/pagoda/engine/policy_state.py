@@ -8,6 +8,7 @@ from a new state and passes through the same acts.
 from __future__ import annotations
 
 import copy
+import itertools
 
 import torch
 from torch import Tensor
@@ -22,19 +23,21 @@ from .selection import Notes
 
 MASS, POSITIONS, RECEIVED, WANTED = "mass", "positions", "received", "wanted"
 OF_WINDOW = (RECEIVED, WANTED)
+_EDITS = itertools.count()
 
 
 class PolicyState:
     """One sequence's memory. ``slots``: name -> [L, H, capacity], columns beyond a head's length are 0."""
 
     __slots__ = (
-        "_fmt", "_need_positions", "_ring", "_stack", "acted", "captured", "memory", "notes", "numbered", "scale",
-        "slots", "soft_cap", "summed", "tail",
+        "__weakref__", "_fmt", "_need_positions", "_ring", "_stack", "acted", "captured", "edits", "memory", "notes",
+        "numbered", "scale", "slots", "soft_cap", "summed", "sums_up", "tail",
     )  # fmt: skip
 
     def __init__(self, stack: PolicyStack, fmt: KVFormat) -> None:
         self._stack, self._fmt = stack, fmt
         self.slots: dict[str, Tensor] = {}
+        self.edits = next(_EDITS)  # another number when one of them became another tensor; no other state has it
         self.memory: dict[str, object] = {}
         self.notes = Notes(fmt.num_layers, fmt.num_kv_heads)
         self.scale, self.soft_cap = 1.0, 0.0
@@ -47,6 +50,7 @@ class PolicyState:
         if (codec := stack.windowed) is not None:
             self.tail = RawTail(fmt, codec.window + codec.every + fmt.page_size)
         self._need_positions = Need.POSITIONS in stack.needs
+        self.sums_up = stack.sums
 
     @property
     def num_bytes(self) -> int:
@@ -101,9 +105,10 @@ class PolicyState:
 
     # -- acts ----------------------------------------------------------------------------------------------------------
 
-    def inputs(self, num_seen: int, prompt_len: int, seed: int, lens: Tensor) -> Inputs:
-        """What the policy is shown now, but for keys, values and calibration. ``lens`` int64 [L, H]."""
-        num_slots = int(lens.max())
+    def inputs(self, num_seen: int, prompt_len: int, seed: int, lens: Tensor, num_slots: int) -> Inputs:
+        """What the policy is shown now, but for keys, values and calibration. ``lens`` int64 [L, H], the most of which
+        is ``num_slots``.
+        """
         tracks = self._stack.eviction.tracks if self._stack.eviction is not None else ()
         return Inputs(
             num_seen=num_seen,
@@ -111,7 +116,8 @@ class PolicyState:
             seed=seed,
             lens=lens,
             mass=self._cut(MASS, num_slots, lens) if Need.PROBS in self._stack.needs else None,
-            positions=self._positions(num_slots, num_seen, lens),
+            positions=self._positions(num_slots, num_seen, lens) if self._need_positions else None,
+            find_positions=lambda: self._positions(num_slots, num_seen, lens),
             tracks={name: self._cut(name, num_slots, lens) for name in tracks},
             memory=self.memory,
             queries=self.newest_queries(num_seen, self._stack.eviction.window if self._stack.eviction else 0),
@@ -133,41 +139,64 @@ class PolicyState:
             if name in self.slots:
                 self.slots[name].zero_()
 
+    def numbers(self, num_seen: int, next_act: int | None) -> bool:
+        """Whether an act has to write down which tokens the slots that stay are of (``keep``)."""
+        if next_act is None:
+            return False
+        looks = bool(LOOKS & self._stack.needs)
+        return self._need_positions or (looks and next_act - self._stack.window < num_seen)
+
+    @property
+    def moving(self) -> list[Tensor]:
+        """What is remembered of each slot and moves with it: all but what begins anew with an act."""
+        return [held for name, held in self.slots.items() if name not in OF_WINDOW and name != POSITIONS]
+
+    def moved(self, next_act: int | None) -> None:
+        """The slots moved, ``moving`` with them; nothing is to be numbered. ``next_act`` as for ``keep``."""
+        if self._stack.selection is not None:
+            self.notes.forget_pages()
+        if next_act is None:
+            self._forget()
+        elif POSITIONS in self.slots:
+            del self.slots[POSITIONS]
+
+    def _forget(self) -> None:
+        self.slots, self.memory, self._ring = {}, {}, None
+        self.edits = next(_EDITS)
+
     def keep(self, keep: Tensor, inputs: Inputs, next_act: int | None) -> None:
         """The slots moved: bool ``keep`` [N], [L, N] or [L, H, N]. ``next_act``: the tokens at which the policy acts
         again; None: never, and then nothing is remembered any more.
         """
-        self.notes.forget_pages()
-        if next_act is None:
-            self.slots, self.memory, self._ring = {}, {}, None
-            return
-        self.slots.pop(POSITIONS, None)
-        wanted = self._need_positions or (LOOKS & self._stack.needs and next_act - self._stack.window < inputs.num_seen)
-        if not self.slots and not wanted:
+        positions = inputs.all_positions if self.numbers(inputs.num_seen, next_act) else None
+        self.moved(next_act)
+        if not self.slots and positions is None:
             return
         if keep.dim() < 3:
             keep = (keep if keep.dim() == 1 else keep[:, None]).expand(*inputs.lens.shape, -1)
         keep = (keep & inputs.valid).flatten(0, 1)
-        for name, held in self.slots.items():
-            if name not in OF_WINDOW:  # which begins anew
-                close_rows(held.flatten(0, 1), keep)
-        if wanted:
-            self._number(keep.view(*inputs.lens.shape, -1), inputs)
+        for held in self.moving:
+            close_rows(held.flatten(0, 1), keep)
+        if positions is not None:
+            self._number(keep.view(*inputs.lens.shape, -1), positions)
 
-    def _number(self, keep: Tensor, inputs: Inputs) -> None:
+    def _number(self, keep: Tensor, positions: Tensor) -> None:
         """The positions of what stays are written down."""
-        assert inputs.positions is not None
         counts = keep.sum(-1)
         order = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., : int(counts.max())]
         unused = torch.arange(order.shape[-1], device=keep.device) >= counts[..., None]
-        self.slots[POSITIONS] = inputs.positions.gather(-1, order).masked_fill_(unused, 0)
+        self.slots[POSITIONS] = positions.gather(-1, order).masked_fill_(unused, 0)
         self.numbered = counts
 
     def newest_queries(self, num_seen: int, most: int) -> Tensor | None:
         """float32 [L, w, Hq, D] of the tokens before ``num_seen``, ``most`` at most; None if none were captured."""
         if self._ring is None or self.captured != num_seen or not most:
             return None
-        width = min(self._ring.shape[1], num_seen, most)
+        room = self._ring.shape[1]
+        width = min(room, num_seen, most)
+        first = (num_seen - width) % room
+        if first + width <= room:
+            return self._ring[:, first : first + width]
         return self._ring[:, torch.arange(num_seen - width, num_seen, device=self._ring.device) % self._ring.shape[1]]
 
     def _positions(self, num_slots: int, num_seen: int, lens: Tensor) -> Tensor | None:
@@ -197,4 +226,5 @@ class PolicyState:
             if held is not None:
                 grown[..., :old] = held
             self.slots[name] = held = grown
+            self.edits = next(_EDITS)
         return held

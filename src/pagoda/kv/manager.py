@@ -33,12 +33,13 @@ from .table import PageTable, SlotMoves, expand_runs
 @dataclass(slots=True)
 class _Sequence:
     """``node``: deepest prefix entry that this text runs through (held); None: its pages are not offered any more.
-    ``tail``: the tokens after it.
+    ``tail``: the tokens after it. ``alone``: known to share no page, which a fork ends.
     """
 
     table: PageTable
     node: Entry | None
     tail: list[int]
+    alone: bool = False
 
 
 class KVManager:
@@ -224,7 +225,7 @@ class KVManager:
         parent = self._sequences[parent_id]
         table = parent.table.copy()
         self.pool.ref_runs(table.runs(), table.run)
-        parent.table.tail_owned = False
+        parent.table.tail_owned = parent.alone = False
         if parent.node is not None and self.prefix is not None:
             self.prefix.hold(parent.node)
         self._sequences[child_id] = _Sequence(table, parent.node, parent.tail.copy())
@@ -344,6 +345,29 @@ class KVManager:
         self.pool.unref_runs(table.cut(lens), 1)
         table.pristine, table.kept_at = False, table.num_tokens
         return Gaps(bases, mask, self.fmt.page_size)
+
+    def own_rows(self, seq_id: int) -> Int32s | None:
+        """Pages of a table of granularity ``head``, int32 ``[rows, W]``, where all of them are the sequence's alone:
+        its slots may be moved within their rows at once, and ``shorten`` called. None: by ``keep_mask`` only.
+        """
+        sequence = self._sequences[seq_id]
+        table = sequence.table
+        if sequence.node is not None or table.run > 1:
+            return None
+        if not sequence.alone:
+            if (self.pool.refs[table.runs()] > 1).any():
+                return None
+            sequence.alone = True
+        return table.bases
+
+    def shorten(self, seq_id: int, lens: Int32s) -> int:
+        """Slots behind these ``[rows]`` are gone, after ``own_rows``; how many those were."""
+        table = self._sequences[seq_id].table
+        dropped = int((table.lens - lens).sum())
+        self._num_dropped += dropped
+        self.pool.unref_runs(table.cut(lens), 1)
+        table.pristine, table.kept_at, table.tail_owned = False, table.num_tokens, True
+        return dropped
 
     def _compact(self, table: PageTable, plans: list[RowPlan], dirty: Int32s) -> SlotMoves:
         """Fresh runs for the shared ones among ``dirty``, then the moves, then the runs past the ends are given up."""

@@ -189,14 +189,17 @@ class PagePool:
         """One owner less for every page of these runs, which must differ; pages without owners are free again."""
         if not len(runs):
             return
+        if run == 1 < self._P:  # a block of one page (the simulator's) needs no merging
+            left = self.refs[runs] - 1
+            assert left.min() >= 0, f"a page of {runs.tolist()} has no owner to take away"
+            self.refs[runs] = left
+            self._free_pages(runs[left == 0] if left.any() else runs)
+            return
         table, rows = self.refs.reshape(-1, run), runs // run
         counts = table[rows] - 1
         assert counts.min() >= 0, f"a page of the runs {runs.tolist()} has no owner to take away"
         table[rows] = counts
         dead = counts == 0
-        if run == 1 < self._P:  # a block of one page (the simulator's) needs no merging
-            self._free_pages(runs[dead[:, 0]])
-            return
         whole = dead.all(axis=1)
         free = self._free_block if run == self._P else self._free_group
         for unit in rows[whole].tolist():

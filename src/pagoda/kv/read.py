@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.ops import kv_write
+from ..kernels.ops import kv_write, weigh_slots
+from ..kernels.ops import read_slots as page_slots
 from ..kernels.ops._paged import gather
 from .storage import PageStorage
 from .table import PageTable
@@ -31,21 +32,37 @@ def read_slots(storage: PageStorage, table: PageTable, layer: int, num_slots: in
 
 
 def read_part(
-    storage: PageStorage, table: PageTable, layers: range, first: Tensor, count: int
+    storage: PageStorage, table: PageTable, layers: range, first: Tensor, count: int, values: bool = True
 ) -> tuple[Tensor, Tensor]:
     """As ``read_slots``, of several layers: ``count`` slots of each head from ``first`` int64 ``[L, H]`` on, which come
-    as ``[l, H, count, D]``. The head's row must reach that far.
+    as ``[l, H, count, D]``; V without columns where no ``values`` are asked for. The head's row must reach that far.
     """
-    heads, size = table.fmt.num_kv_heads, table.fmt.page_size
-    rows, offsets = (x[layers.start : layers.stop].ravel() for x in _places(table))
-    start = first[layers.start : layers.stop].flatten().cpu().numpy()
-    columns = start[:, None] // size + np.arange(-(-(count + size - 1) // size))
-    ids = table.bases[rows[:, None], np.minimum(columns, table.bases.shape[1] - 1)] + offsets[:, None]
-    k, v = gather(storage.pages, storage.layout, torch.from_numpy(ids).to(storage.device), torch.float32)
-    at = torch.from_numpy((start % size)[:, None] + np.arange(count)).to(storage.device)
-    rows_of = torch.arange(len(rows), device=storage.device)[:, None]
-    k = k[rows_of, at].view(len(layers), heads, count, -1)
-    return k, k[..., :0] if v is None else v[rows_of, at].view(len(layers), heads, count, -1)
+    heads = table.fmt.num_kv_heads
+    ids = _rows_of_heads(storage, table, slice(layers.start * heads, layers.stop * heads))
+    start = first[layers.start : layers.stop].flatten()
+    found = page_slots(storage.pages, storage.layout, ids, start, count, values=values)
+    k, v = (x.unflatten(0, (len(layers), heads)) for x in found)
+    return k, v
+
+
+def weigh(
+    storage: PageStorage, table: PageTable, pairs: Tensor, first: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sums of slots times weights ``[n, count]``, K float32 ``[n, Dk]`` and V: of each head in ``pairs`` int64 ``[n]``
+    (numbered through all layers) those from ``first`` int64 ``[n]`` on.
+    """
+    rows = _rows_of_heads(storage, table, pairs.cpu().numpy())
+    return weigh_slots(storage.pages, storage.layout, rows, first, weights)
+
+
+def _rows_of_heads(storage: PageStorage, table: PageTable, which: slice | np.ndarray) -> Tensor:
+    """int32 ``[n, W]``: the pages of these heads, numbered through all layers."""
+    if table.run == 1:
+        ids = table.bases[which]
+    else:
+        rows, offsets = (x.ravel()[which] for x in _places(table))
+        ids = table.bases[rows] + offsets[:, None].astype(np.int32)
+    return torch.from_numpy(ids).to(storage.device)
 
 
 def _places(table: PageTable) -> tuple[np.ndarray, np.ndarray]:
@@ -65,11 +82,10 @@ def write_slots(
     """New content for single slots: layers, heads and slots int64 ``[n]``, k ``[n, Dk]``, v ``[n, Dv]``. The pages must
     belong to this sequence alone.
     """
-    size = table.fmt.page_size
-    rows, offsets = _places(table)
-    pairs = layers.cpu().numpy(), heads.cpu().numpy()
-    places = table.bases[rows[pairs], slots.cpu().numpy() // size] + offsets[pairs]
-    ids = torch.from_numpy(places.astype(np.int32)).to(storage.device)[:, None]
+    size, run = table.fmt.page_size, table.run
+    pairs, columns = (layers * table.fmt.num_kv_heads + heads).cpu().numpy(), slots.cpu().numpy() // size
+    places = table.bases[pairs // run, columns] + (pairs % run).astype(np.int32)
+    ids = torch.from_numpy(places).to(storage.device)[:, None]
     at = (slots % size).to(torch.int32)[:, None]
     dtype = torch.float32 if not storage.layout.dtype.is_floating_point else storage.layout.dtype
     k, v = k[:, None].to(dtype).contiguous(), v[:, None].to(dtype).contiguous()

@@ -36,7 +36,7 @@ def inputs(length: int, window: int, *, planted: int | None = None, seed: int = 
     return Inputs(
         length, prompt_len or length, seed, lens, mass, positions, tracks, {}, {}, queries, WIDTH**-0.5,
         read=lambda layer: (keys[layer], values[layer]),
-        read_part=lambda at, first, num: tuple(
+        read_part=lambda at, first, num, _: tuple(
             x[at.start : at.stop, :, int(first[0, 0]) :][:, :, :num] for x in (keys, values)
         ),
     )  # fmt: skip

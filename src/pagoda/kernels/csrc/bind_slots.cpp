@@ -8,13 +8,61 @@ namespace nb = nanobind;
 
 namespace pagoda {
 
+static KeepBestArgs choice(uintptr_t scores, int64_t stride, uintptr_t lens, uintptr_t budgets, int64_t rows, int64_t slots,
+                           int64_t sinks, int64_t recent, float least, int64_t pool) {
+  KeepBestArgs a;
+  a.scores = at<float>(scores), a.stride = stride, a.lens = at<int64_t>(lens), a.budgets = at<int64_t>(budgets);
+  a.rows = rows, a.slots = slots, a.sinks = sinks, a.recent = recent, a.least = least, a.pool = pool;
+  return a;
+}
+
+static ReadArgs read(uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim, uintptr_t rows,
+                     int64_t count, int64_t width, uintptr_t first, int64_t slots, uintptr_t k, uintptr_t v) {
+  ReadArgs a;
+  a.pages = at<char>(pages), a.num_pages = num_pages, a.shape = PageShape(Store(store), page_size, k_dim, v_dim);
+  a.rows = at<int32_t>(rows), a.count = count, a.width = width, a.first = at<int64_t>(first), a.slots = slots;
+  a.k = at<float>(k), a.v = at<float>(v);
+  return a;
+}
+
 void bind_slots(nb::module_& m) {
-  m.def("keep_best", [](uintptr_t scores, uintptr_t lens, uintptr_t budgets, int64_t rows, int64_t slots, int64_t sinks,
-                        int64_t recent, float least, uintptr_t keep) {
-    KeepBestArgs a;
-    a.scores = at<float>(scores), a.lens = at<int64_t>(lens), a.budgets = at<int64_t>(budgets), a.rows = rows, a.slots = slots;
-    a.sinks = sinks, a.recent = recent, a.least = least, a.keep = at<uint8_t>(keep);
+  m.def("keep_best", [](uintptr_t scores, int64_t stride, uintptr_t lens, uintptr_t budgets, int64_t rows, int64_t slots,
+                        int64_t sinks, int64_t recent, float least, int64_t pool, uintptr_t keep) {
+    KeepBestArgs a = choice(scores, stride, lens, budgets, rows, slots, sinks, recent, least, pool);
+    a.keep = at<uint8_t>(keep);
     keep_best(a);
+  }, "scores: 0 where all are equal.");
+
+  m.def("evict", [](uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim,
+                    uintptr_t bases, int64_t width, uintptr_t scores, int64_t stride, uintptr_t lens, uintptr_t budgets, int64_t rows,
+                    int64_t slots, int64_t sinks, int64_t recent, float least, int64_t pool,
+                    const std::vector<std::pair<uintptr_t, int64_t>>& values, uintptr_t left) {
+    EvictArgs a;
+    a.pages = at<char>(pages), a.num_pages = num_pages, a.shape = PageShape(Store(store), page_size, k_dim, v_dim);
+    a.rows = at<int32_t>(bases), a.width = width;
+    a.choice = choice(scores, stride, lens, budgets, rows, slots, sinks, recent, least, pool);
+    for (const auto& [address, columns] : values) a.values.push_back({at<float>(address), columns});
+    a.lens = at<int32_t>(left);
+    evict(a);
+  }, "values: (address, columns) of what is remembered of each slot.");
+
+  m.def("read_slots", [](uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim, uintptr_t rows,
+                         int64_t count, int64_t width, uintptr_t first, int64_t slots, uintptr_t k, uintptr_t v) {
+    read_slots(read(pages, num_pages, store, page_size, k_dim, v_dim, rows, count, width, first, slots, k, v));
+  });
+
+  m.def("weigh_slots", [](uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim, uintptr_t rows,
+                          int64_t count, int64_t width, uintptr_t first, int64_t slots, uintptr_t k, uintptr_t v, uintptr_t weights) {
+    weigh_slots(read(pages, num_pages, store, page_size, k_dim, v_dim, rows, count, width, first, slots, k, v), at<float>(weights));
+  });
+
+  m.def("sign_hashes", [](uintptr_t x, int64_t count, int64_t dim, uintptr_t planes, int64_t bits, uintptr_t hashes) {
+    sign_hashes(at<float>(x), count, dim, at<float>(planes), bits, at<float>(hashes));
+  });
+
+  m.def("hash_scores", [](uintptr_t hashes, int64_t stride, int64_t rows, int64_t slots, uintptr_t queries, int64_t group, int64_t bits,
+                          uintptr_t scores) {
+    hash_scores(at<float>(hashes), stride, rows, slots, at<float>(queries), group, bits, at<float>(scores));
   });
 
   m.def("close_gaps", [](uintptr_t pages, int64_t num_pages, int64_t page_bytes, int64_t page_size,

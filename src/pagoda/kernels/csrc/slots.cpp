@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "attention_rows.hpp"
+
 namespace pagoda {
 
 namespace {
@@ -19,19 +21,58 @@ struct Ranked {
 
 bool better(const Ranked& a, const Ranked& b) { return a.score != b.score ? a.score > b.score : a.slot > b.slot; }
 
+// Mean over `kernel` neighbours; what is beyond the ends counts 0.
+const float* pool_mean(const float* scores, int64_t slots, int64_t kernel, std::vector<float>& out) {
+  out.resize(slots);
+  for (int64_t i = 0; i < slots; ++i) {
+    float sum = 0.0f;
+    for (int64_t j = std::max<int64_t>(0, i - kernel / 2); j < std::min(slots, i + kernel / 2 + 1); ++j) sum += scores[j];
+    out[i] = sum / float(kernel);
+  }
+  return out.data();
+}
+
+// std::out_of_range for slots beyond the row, or for a page that is not there; only where `stays` (null: everywhere) is set.
+void check_pages(const int32_t* pages, int64_t width, int64_t page_size, int64_t num_pages, int64_t first, int64_t end,
+                 const uint8_t* stays) {
+  if (first < 0 || (end + page_size - 1) / page_size > width)
+    throw std::out_of_range("slot " + std::to_string(first < 0 ? first : end - 1) + " of " + std::to_string(width * page_size));
+  for (int64_t slot = first; slot < end; ++slot)
+    if (const int32_t page = pages[slot / page_size]; (!stays || stays[slot]) && (page < 0 || page >= num_pages))
+      throw std::out_of_range("page " + std::to_string(page) + " of " + std::to_string(num_pages));
+}
+
+// Asks for memory that is about to be read.
+inline void fetch(const float* first, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(first + i);
+}
+
+void read_row(Store store, const char* row, const char* scales, int64_t dim, float* out) {
+  widen_row(store, row, scales, dim, out);
+  if (store != Store::int8 && store != Store::fp8) return;
+  const float unit = widen(*reinterpret_cast<const uint16_t*>(scales));
+  for (int64_t d = 0; d < dim; ++d) out[d] *= unit;
+}
+
 }  // namespace
 
 void keep_best(const KeepBestArgs& a) {
   std::vector<Ranked> ranked;
+  std::vector<float> pooled;
   for (int64_t row = 0; row < a.rows; ++row) {
-    const float* scores = a.scores + row * a.slots;
+    const float* scores = a.scores ? a.scores + row * a.stride : nullptr;
+    if (scores && a.pool > 1) scores = pool_mean(scores, a.slots, a.pool, pooled);
     uint8_t* keep = a.keep + row * a.slots;
     const int64_t held = std::min(a.lens[row], a.slots);
     std::fill_n(keep, a.slots, uint8_t{0});  // of no slots too, where there is nothing to point at
+    if (!scores && a.budgets[row] >= held) {
+      std::fill_n(keep, held, uint8_t{1});
+      continue;
+    }
     ranked.clear();
     for (int64_t slot = 0; slot < held; ++slot) {
       const bool sure = slot < a.sinks || slot >= held - a.recent;
-      const float score = sure ? kInfinity : scores[slot];
+      const float score = sure ? kInfinity : scores ? scores[slot] : 0.0f;
       if (score > -kInfinity && (sure || score >= a.least)) ranked.push_back({score, int32_t(slot)});
     }
     const int64_t budget = std::max<int64_t>(0, std::min<int64_t>(a.budgets[row], ranked.size()));
@@ -42,12 +83,8 @@ void keep_best(const KeepBestArgs& a) {
 
 void close_gaps(char* base, int64_t num_pages, int64_t page_bytes, int64_t page_size, const std::vector<Plane>& planes,
                 const int32_t* rows, int64_t width, const uint8_t* keep, int64_t count, int64_t slots) {
-  const int64_t reached = (slots + page_size - 1) / page_size;
-  if (reached > width) throw std::out_of_range("slot " + std::to_string(slots - 1) + " of " + std::to_string(width * page_size));
   for (int64_t row = 0; row < count; ++row)
-    for (int64_t slot = 0; slot < slots; ++slot)
-      if (const int32_t page = rows[row * width + slot / page_size]; keep[row * slots + slot] && (page < 0 || page >= num_pages))
-        throw std::out_of_range("page " + std::to_string(page) + " of " + std::to_string(num_pages));
+    check_pages(rows + row * width, width, page_size, num_pages, 0, slots, keep + row * slots);
   for (int64_t row = 0; row < count; ++row) {
     const int32_t* pages = rows + row * width;
     const uint8_t* stays = keep + row * slots;
@@ -79,15 +116,87 @@ void close_rows(float* values, int64_t stride, int64_t width, const uint8_t* kee
   }
 }
 
+void evict(EvictArgs& a) {
+  const int64_t slots = a.choice.slots;
+  std::vector<uint8_t> keep(a.choice.rows * slots);
+  a.choice.keep = keep.data();
+  keep_best(a.choice);
+  const PageShape& s = a.shape;
+  std::vector<Plane> planes;
+  for (const Plane& plane : {s.k, s.v, s.k_scales, s.v_scales})
+    if (plane.bytes) planes.push_back(plane);
+  close_gaps(a.pages, a.num_pages, s.page_bytes, s.page_size, planes, a.rows, a.width, keep.data(), a.choice.rows, slots);
+  for (const SlotRows& one : a.values) close_rows(one.values, one.width, one.width, keep.data(), a.choice.rows, slots);
+  for (int64_t row = 0; row < a.choice.rows; ++row)
+    a.lens[row] = int32_t(std::count(keep.begin() + row * slots, keep.begin() + (row + 1) * slots, uint8_t(1)));
+}
+
+void read_slots(const ReadArgs& a) {
+  const PageShape& s = a.shape;
+  for (int64_t row = 0; row < a.count; ++row)
+    check_pages(a.rows + row * a.width, a.width, s.page_size, a.num_pages, a.first[row], a.first[row] + a.slots, nullptr);
+  for (int64_t row = 0; row < a.count; ++row)
+    for (int64_t i = 0; i < a.slots; ++i) {
+      const int64_t slot = a.first[row] + i, inside = slot % s.page_size, at = row * a.slots + i;
+      const char* page = a.pages + a.rows[row * a.width + slot / s.page_size] * s.page_bytes;
+      const auto place = [&](const Plane& plane) { return page + plane.at + inside * plane.bytes; };
+      if (a.k) read_row(s.store, place(s.k), place(s.k_scales), s.k_dim, a.k + at * s.k_dim);
+      if (a.v) read_row(s.store, place(s.v), place(s.v_scales), s.v_dim, a.v + at * s.v_dim);
+    }
+}
+
+void weigh_slots(const ReadArgs& a, const float* weights) {
+  std::vector<float> numbers(std::max(a.shape.k_dim, a.shape.v_dim) * a.slots);
+  for (int64_t row = 0; row < a.count; ++row)
+    for (const bool keys : {true, false}) {
+      float* const out = keys ? a.k : a.v;
+      const int64_t dim = keys ? a.shape.k_dim : a.shape.v_dim;
+      if (!out) continue;
+      ReadArgs one = a;
+      one.rows = a.rows + row * a.width, one.first = a.first + row, one.count = 1;
+      one.k = keys ? numbers.data() : nullptr, one.v = keys ? nullptr : numbers.data();
+      read_slots(one);
+      float* const sum = out + row * dim;
+      std::fill(sum, sum + dim, 0.0f);
+      for (int64_t i = 0; i < a.slots; ++i)
+        for (int64_t d = 0; d < dim; ++d) sum[d] += weights[row * a.slots + i] * numbers[i * dim + d];
+    }
+}
+
+void sign_hashes(const float* x, int64_t count, int64_t dim, const float* planes, int64_t bits, float* hashes) {
+  for (int64_t i = 0; i < count; ++i) {
+    float dots[24] = {};
+    for (int64_t d = 0; d < dim; ++d)
+      for (int64_t b = 0; b < bits; ++b) dots[b] += x[i * dim + d] * planes[d * bits + b];
+    int32_t hash = 0;
+    for (int64_t b = 0; b < bits; ++b) hash |= int32_t(dots[b] > 0.0f) << b;
+    hashes[i] = float(hash);
+  }
+}
+
+void hash_scores(const float* hashes, int64_t stride, int64_t rows, int64_t slots, const float* queries, int64_t group, int64_t bits,
+                 float* scores) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      const uint32_t hash = uint32_t(hashes[row * stride + slot]);
+      int64_t apart = 0;
+      for (int64_t g = 0; g < group; ++g) apart += __builtin_popcount(hash ^ uint32_t(queries[row * group + g]));
+      scores[row * slots + slot] = float(group * bits - 2 * apart);
+    }
+}
+
 void add_sums(const float* sums, int64_t layers, int64_t seqs, int64_t heads, int64_t slots, const int64_t* targets,
               const int64_t* widths) {
   for (int64_t seq = 0; seq < seqs; ++seq) {
     float* const target = reinterpret_cast<float*>(targets[seq]);
     const int64_t both = std::min(slots, widths[seq]);
+    if (seq + 1 < seqs)  // which nobody touched since the last step
+      fetch(reinterpret_cast<const float*>(targets[seq + 1]), layers * heads * widths[seq + 1]);
     for (int64_t layer = 0; layer < layers; ++layer)
       for (int64_t head = 0; head < heads; ++head) {
         const float* from = sums + ((layer * seqs + seq) * heads + head) * slots;
         float* to = target + (layer * heads + head) * widths[seq];
+        if (seq + 1 < seqs) fetch(from + heads * slots, both);
         for (int64_t i = 0; i < both; ++i) to[i] += from[i];
       }
   }

@@ -8,9 +8,11 @@ from .box_scores import box_scores
 from .close_gaps import close_gaps
 from .close_rows import close_rows
 from .copy_pages import copy_pages
+from .evict import evict
 from .gated_activation import gated_activation
 from .greedy import greedy
 from .grouped_linear import grouped_linear
+from .hash_scores import hash_scores
 from .keep_best import keep_best
 from .kv_compact import kv_compact
 from .kv_write import kv_write
@@ -21,11 +23,14 @@ from .moe_dispatch import moe_dispatch
 from .packed_embedding import packed_embedding
 from .packed_linear import packed_linear
 from .page_numbers import page_numbers
+from .read_slots import read_slots
 from .rms_norm import rms_norm
 from .rotary import rotary
+from .sign_hashes import sign_hashes
 from .top_k_mask import top_k_mask
 from .top_p_mask import top_p_mask
 from .typical_mask import typical_mask
+from .weigh_slots import weigh_slots
 
 __all__ = [
     "LayerTable",
@@ -35,9 +40,11 @@ __all__ = [
     "close_gaps",
     "close_rows",
     "copy_pages",
+    "evict",
     "gated_activation",
     "greedy",
     "grouped_linear",
+    "hash_scores",
     "keep_best",
     "kv_compact",
     "kv_write",
@@ -49,9 +56,12 @@ __all__ = [
     "packed_linear",
     "page_numbers",
     "paged_attention",
+    "read_slots",
     "rms_norm",
     "rotary",
+    "sign_hashes",
     "top_k_mask",
     "top_p_mask",
     "typical_mask",
+    "weigh_slots",
 ]

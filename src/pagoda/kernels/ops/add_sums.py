@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,9 +12,26 @@ from ..case import Case, Make
 from ..dispatch import Needs, Op
 
 
+class Targets(Sequence[Tensor]):
+    """Where sums go, for who adds to the same tensors at every step: what the kernels ask of them was asked once."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """float32 ``[L, H, C]`` each, contiguous."""
+        assert all(target.is_contiguous() for target in tensors)
+        self._tensors = list(tensors)
+        self.addresses = np.array([target.data_ptr() for target in tensors], np.int64)
+        self.widths = np.array([target.shape[2] for target in tensors], np.int64)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        return self._tensors[index]
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 def add_sums(sums: Tensor, targets: Sequence[Tensor]) -> None:
     """``targets[s]`` float32 ``[L, H, C]``, contiguous, gets ``sums`` float32 ``[L, S, H, N]`` of sequence s added, as
-    far as both are wide: what is beyond a target's columns must be 0.
+    far as both are wide: what is beyond a target's columns must be 0. See `Targets`.
     """
     key = (sums.dtype, sums.device.type)
     run = _OP.chosen.get(key) or _OP.resolve(key, Needs(sums.device.type, (sums.dtype,)))

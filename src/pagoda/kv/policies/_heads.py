@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, share
-from .base import Decision, Eviction, Need
+from .base import Choice, Eviction, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ._inputs import Inputs
+
+
+EVERYTHING = 1 << 40
+"""More slots than a head ever holds."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class SplitHeads(Eviction):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
-    extra: ClassVar[int] = 0  # slots of a streaming head that are neither sinks nor newest
+    extra: ClassVar[int] = 0  # slots of a streaming head behind the sinks that stay as well
     retrieval: float = 0.25
     local: int = 128
     sinks: int = 4
@@ -62,9 +66,14 @@ class SplitHeads(Eviction):
         streams[order[:num_whole]] = False
         return streams.view(gates.shape)
 
-    def act(self, inputs: Inputs) -> Decision | None:
-        import torch
+    @property
+    def near(self) -> int:
+        """Newest slots of a streaming head that an act leaves."""
+        return max(1, self.local - self._interval - self.extra)
 
-        at = torch.arange(inputs.num_slots, device=inputs.lens.device)
-        near = at >= inputs.lens[..., None] - max(1, self.local - self._interval - self.extra)
-        return Decision((near | (at < self.sinks) | ~self.streaming(inputs)[..., None]) & inputs.valid)
+    def act(self, inputs: Inputs) -> Choice | None:
+        if "budgets" not in inputs.memory:
+            whole = inputs.lens.new_full(inputs.lens.shape, EVERYTHING)
+            inputs.memory["budgets"] = whole.masked_fill(self.streaming(inputs), self.sinks + self.extra + self.near)
+        budgets: Tensor = inputs.memory["budgets"]  # type: ignore[assignment]
+        return Choice(inputs.lens, inputs.num_slots, budgets, sinks=self.sinks + self.extra, recent=self.near)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Inputs:
     seed: int
     lens: Tensor
     mass: Tensor | None = None
-    positions: Tensor | None = None
+    positions: Tensor | None = None  # with Need.POSITIONS; else `find_positions`, where attention is computed
     tracks: Mapping[str, Tensor] = field(default_factory=dict)
     memory: dict[str, object] = field(default_factory=dict)
     calibration: Mapping[str, Tensor] = field(default_factory=dict)
@@ -108,7 +108,9 @@ class Inputs:
     scale: float = 1.0
     soft_cap: float = 0.0
     read: Callable[[int], tuple[Tensor, Tensor]] | None = None
-    read_part: Callable[[range, Tensor, int], tuple[Tensor, Tensor]] | None = None
+    read_part: Callable[[range, Tensor, int, bool], tuple[Tensor, Tensor]] | None = None
+    weigh_slots: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    find_positions: Callable[[], Tensor | None] = lambda: None
     slot_bytes: int = 0  # of one slot of all heads of a layer, as float32
     summed: Mapping[str, Tensor] = field(default_factory=dict)
     """``received`` and ``wanted`` [L, H, N] where attention summed them up while the queries came; else they are
@@ -134,15 +136,44 @@ class Inputs:
         found = [(layer.received, layer.wanted) for layer in self.layers()]
         return torch.stack([one for one, _ in found]), torch.stack([other for _, other in found])
 
-    def parts(self, first: Tensor, count: int) -> Iterator[tuple[range, Tensor, Tensor]]:
+    def parts(self, first: Tensor, count: int, *, values: bool = True) -> Iterator[tuple[range, Tensor, Tensor]]:
         """Keys and values of ``count`` slots of every head, from ``first`` int64 [L, H] on, as many layers at once as
-        fit into PART_BYTES: layers, k float32 [l, H, count, Dk], v [l, H, count, Dv]. What is beyond a head is any.
+        fit into PART_BYTES: layers, k float32 [l, H, count, Dk], v [l, H, count, Dv] (no columns where no ``values``
+        are asked for). What is beyond a head is any.
         """
         assert self.read_part is not None, "keys or values were not declared as a need"
         room = max(1, PART_BYTES // max(1, count * self.slot_bytes))
         for at in range(0, self.num_layers, room):
             layers = range(at, min(self.num_layers, at + room))
-            yield layers, *self.read_part(layers, first, count)
+            yield layers, *self.read_part(layers, first, count, values)
+
+    def weigh(self, pairs: Tensor, first: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of slots times weights float32 [n, count], keys and values float32 [n, D]: of each head in ``pairs``
+        int64 [n] (numbered through all layers) those from ``first`` int64 [n] on.
+        """
+        assert self.weigh_slots is not None, "keys or values were not declared as a need"
+        return self.weigh_slots(pairs, first, weights)
+
+    def judge_new(
+        self, track: Tensor, judge: Callable[[range, Tensor, Tensor], Tensor], *, values: bool = True
+    ) -> None:
+        """Slots of the tokens since the last call get their place in ``track`` [L, H, N]: what ``judge(layers, k, v)``,
+        as in ``parts``, says of them, float32 [l, H, new].
+        """
+        seen = self.memory.get("judged", 0)
+        assert isinstance(seen, int)
+        num_new, self.memory["judged"] = self.num_seen - seen, self.num_seen
+        first = self.lens - num_new
+        for layers, k, v in self.parts(first, num_new, values=values):
+            found, here = judge(layers, k, v), slice(layers.start, layers.stop)
+            if self.fewest_slots == self.num_slots:
+                track[here, :, self.num_slots - num_new : self.num_slots] = found
+            else:
+                track[here].scatter_(-1, first[here, :, None] + first.new_tensor(range(num_new)), found)
+
+    def same(self, slots: int) -> Tensor:
+        """int64 [L, H]: the same number for every head; not to be changed."""
+        return _same(*self.lens.shape, slots, str(self.lens.device))
 
     @property
     def num_layers(self) -> int:
@@ -156,6 +187,11 @@ class Inputs:
     def num_slots(self) -> int:
         """Slots of the longest head."""
         return int(self.lens.max())
+
+    @cached_property
+    def fewest_slots(self) -> int:
+        """Slots of the shortest head."""
+        return int(self.lens.min())
 
     @cached_property
     def valid(self) -> Tensor:
@@ -177,13 +213,25 @@ class Inputs:
             lens=self.lens[index],
             valid=self.valid[index],
             mass=None if self.mass is None else self.mass[index],
-            positions=None if self.positions is None else self.positions[index],
+            positions=None if self.all_positions is None else self.all_positions[index],
             queries=None if self.queries is None else self.queries[index],
             scale=self.scale,
             soft_cap=self.soft_cap,
             read=lambda: self._read(index),
         )
 
+    @cached_property
+    def all_positions(self) -> Tensor | None:
+        """As ``positions``, also where they are no need; before the slots move."""
+        return self.find_positions() if self.positions is None else self.positions
+
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         assert self.read is not None, "keys or values were not declared as a need"
         return self.read(index)
+
+
+@lru_cache(maxsize=256)
+def _same(layers: int, heads: int, slots: int, device: str) -> Tensor:
+    import torch
+
+    return torch.full((layers, heads), slots, device=device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, share, token_budget
-from .base import Allocator, Decision, Eviction
+from .base import Allocator, Choice, Decision, Eviction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,12 +109,13 @@ class Scored(Eviction):
         """int64 [L, H]: slots that each head keeps; by default the same for all."""
         return inputs.lens.new_full(inputs.lens.shape, slots)
 
-    def act(self, inputs: Inputs, allocator: Allocator | None = None) -> Decision | None:
+    def act(self, inputs: Inputs, allocator: Allocator | None = None) -> Decision | Choice | None:
         slots = self.slots_after(inputs.prompt_len)  # type: ignore[attr-defined]
         scores = self.scores(inputs)
-        sinks, recent = fitting(self.sinks, self.recent(slots), slots)
         if allocator is None and type(self).allot is Scored.allot:
-            return Decision(keep_slots(scores, inputs, slots, sinks, recent, self.least))
+            sinks, recent = fitting(self.sinks, self.recent(slots), slots)
+            budgets = inputs.same(slots)
+            return Choice(inputs.lens, inputs.num_slots, budgets, scores, sinks, recent, self.least)
         scores = protect(scores, inputs, self.sinks, self.recent(slots), slots)
         if allocator is None:
             budgets = self.allot(inputs, scores, slots)
@@ -158,13 +159,3 @@ def keep_best(scores: Tensor, budgets: Tensor) -> Tensor:
     from ...kernels.ops import keep_best as choose
 
     return choose(scores, budgets.new_full(budgets.shape, scores.shape[-1]), budgets)
-
-
-def keep_slots(scores: Tensor, inputs: Inputs, slots: int, sinks: int, recent: int, least: float = -math.inf) -> Tensor:
-    """bool [L, H, N]: ``slots`` of each head, its first ``sinks`` and newest ``recent`` among them, the others by score
-    and only with ``least`` of it.
-    """
-    from ...kernels.ops import keep_best as choose
-
-    budgets = inputs.lens.new_full(inputs.lens.shape, slots)
-    return choose(scores, inputs.lens, budgets, sinks=sinks, recent=recent, least=least)

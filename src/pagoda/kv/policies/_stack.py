@@ -11,7 +11,7 @@ from ...core.types import Granularity
 from ._pages import PageSelection
 from ._scored import Once, Scored
 from ._windowed import WindowedCodec
-from .base import Allocator, Decision, Eviction, KVPolicy, Need, Selection, Stage, Stored
+from .base import Allocator, Choice, Decision, Eviction, KVPolicy, Need, Selection, Stage, Stored
 
 if TYPE_CHECKING:
     from ._inputs import Inputs
@@ -211,7 +211,7 @@ class PolicyStack:
         """As ``Eviction.spans``."""
         return None if self.eviction is None else self.eviction.spans(num_slots, prompt_len)
 
-    def act(self, inputs: Inputs) -> Decision | None:
+    def act(self, inputs: Inputs) -> Decision | Choice | None:
         """What the eviction decides, its budget divided by the allocator if there is one."""
         assert self.eviction is not None
         if self.allocator is None:

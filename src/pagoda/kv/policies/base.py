@@ -16,10 +16,12 @@ Stages, in the order in which ``+`` joins them::
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from ...core.types import Granularity
@@ -87,6 +89,38 @@ class Decision:
     writes: list[Written] = field(default_factory=list)
 
 
+@dataclass
+class Choice:
+    """A decision of granularity head that is left to the kernels: which slots are the best, see ``ops.keep_best``. They
+    choose and move in one call where nobody shares the pages; ``keep`` is for everybody else.
+
+    lens, budgets  int64 ``[L, H]``: slots held, of which ``num_slots`` are the most, and slots that stay at most
+    scores         float32 ``[L, H, num_slots]``; None: newer ones are better
+    """
+
+    lens: Tensor
+    num_slots: int
+    budgets: Tensor
+    scores: Tensor | None = None
+    sinks: int = 0
+    recent: int = 0
+    least: float = -math.inf
+    pool: int = 1
+    writes: list[Written] = field(default_factory=list)
+
+    @cached_property
+    def keep(self) -> Tensor:
+        """As ``Decision.keep``."""
+        from ...kernels.ops import keep_best
+
+        scores = self.scores
+        if scores is None:
+            scores = self.lens.new_zeros((*self.lens.shape, self.num_slots)).float()
+        return keep_best(
+            scores, self.lens, self.budgets, sinks=self.sinks, recent=self.recent, least=self.least, pool=self.pool
+        )
+
+
 class Eviction(KVPolicy):
     """Drops slots for good (or merges them into others).
 
@@ -137,7 +171,7 @@ class Eviction(KVPolicy):
         return None
 
     @abstractmethod
-    def act(self, inputs: Inputs) -> Decision | None:
+    def act(self, inputs: Inputs) -> Decision | Choice | None:
         """Called when the tokens named by ``next_act`` are computed. None changes nothing."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from ...core.errors import ConfigError
@@ -14,10 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._inputs import Inputs
-
-
-MOST_BITS = 24
-"""Whole numbers up to there are exact in float32."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,8 @@ class HashEvict(Scored, Rolling):
     keep_recent: int = 10
 
     def __post_init__(self) -> None:
+        from ...kernels.ops.sign_hashes import MOST_BITS
+
         super().__post_init__()
         at_least("bits", self.bits, 1)
         if self.bits > MOST_BITS:
@@ -51,23 +50,21 @@ class HashEvict(Scored, Rolling):
         return self.keep_recent
 
     def scores(self, inputs: Inputs) -> Tensor:
-        import torch
+        from ...kernels.ops import hash_scores, sign_hashes
 
         assert inputs.queries is not None
-        held, seen = inputs.tracks["hash"], inputs.memory.get("seen", 0)
-        assert isinstance(seen, int)
-        num_new, inputs.memory["seen"] = inputs.num_seen - seen, inputs.num_seen
-        planes = torch.randn(inputs.queries.shape[-1], self.bits, generator=torch.Generator().manual_seed(0))
-        planes, bits = planes.to(held.device), torch.arange(self.bits, device=held.device)
-        newest = inputs.lens - num_new
-        for layers, k, _ in inputs.parts(newest, num_new):
-            hashes = (k @ planes > 0).float() @ (2.0**bits)  # exact: a sum of powers of two below 2^24
-            slots = newest[layers.start : layers.stop, :, None] + torch.arange(num_new, device=held.device)
-            held[layers.start : layers.stop].scatter_(-1, slots, hashes)
-        signs = (held.int()[..., None] >> bits.int() & 1).float() * 2 - 1  # [L, H, N, bits]
-        query = (inputs.queries[:, -1] @ planes > 0).float() * 2 - 1
-        votes = query.view(*inputs.lens.shape, -1, self.bits).sum(2)  # of the group's heads
-        return (signs @ votes[..., None])[..., 0]  # bits x heads, less twice the Hamming distances
+        held, planes = inputs.tracks["hash"], _planes(inputs.queries.shape[-1], self.bits, str(inputs.lens.device))
+        inputs.judge_new(held, lambda layers, k, _: sign_hashes(k, planes), values=False)
+        queries = sign_hashes(inputs.queries[:, -1], planes).view(*inputs.lens.shape, -1)
+        return hash_scores(held, queries, self.bits)  # bits x heads, less twice the Hamming distances
+
+
+@lru_cache(maxsize=8)
+def _planes(width: int, bits: int, device: str) -> Tensor:
+    """[width, bits], the same in every process."""
+    import torch
+
+    return torch.randn(width, bits, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 POLICY = HashEvict

@@ -34,17 +34,17 @@ class Locret(ScoredAndNewest):
     recent_share: float = 0.25
 
     def scores(self, inputs: Inputs) -> Tensor:
-        known = inputs.tracks["importance"]
-        seen = inputs.memory.get("seen", 0)
-        assert isinstance(seen, int)
-        num_new = inputs.num_seen - seen
-        inputs.memory["seen"] = inputs.num_seen
-        newest = inputs.lens[..., None] - num_new + inputs.lens.new_tensor(range(num_new))  # slots of the new tokens
-        for layers, k, v in inputs.parts(inputs.lens - num_new, num_new):
+        def judged(layers: range, k: Tensor, v: Tensor) -> Tensor:
+            import torch
+
+            found = []
             for index, layer in enumerate(layers):
                 weights = {name: t[layer].to(k.device) for name, t in inputs.calibration.items()}
-                fresh = judge(features(k[index].transpose(0, 1), v[index].transpose(0, 1)), weights).T
-                known[layer].scatter_(-1, newest[layer], fresh)
+                found.append(judge(features(k[index].transpose(0, 1), v[index].transpose(0, 1)), weights).T)
+            return torch.stack(found)
+
+        known = inputs.tracks["importance"]
+        inputs.judge_new(known, judged)
         return known
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._heads import SplitHeads
-from .base import Decision, Need, Written
+from .base import Choice, Need, Written
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ._inputs import Inputs
 
 
@@ -27,27 +29,31 @@ class RazorAttention(SplitHeads):
     extra: ClassVar[int] = 1
     tracks: ClassVar[tuple[str, ...]] = ("stands_for",)
 
-    def act(self, inputs: Inputs) -> Decision | None:
-        decision = super().act(inputs)
-        assert decision is not None
-        carrier = self.sinks  # the first slot after the sinks: a dropped token, or the compensation token already
-        dropped = ~decision.keep & inputs.valid
-        merges = dropped[..., carrier]
-        if not bool(merges.any()):
-            return decision
+    def act(self, inputs: Inputs) -> Choice | None:
+        choice = super().act(inputs)
+        assert choice is not None
+        carrier = self.sinks  # the first slot after the sinks: a token that goes, or the compensation token already
+        count = inputs.fewest_slots - carrier - self.near  # of each streaming head that become one, side by side
+        if count < 2:
+            return choice
+        layers, heads, pairs, at = self._streams(inputs)
         held = inputs.tracks["stands_for"]
-        count = int(dropped.sum(-1).max())  # of each head they lie side by side, the carrier first
-        weights = dropped[..., carrier : carrier + count] * held[..., carrier : carrier + count].clamp(min=1.0)
+        weights = held[layers, heads, carrier : carrier + count].clamp_(min=1.0)
         total = weights.sum(-1)
-        share = (weights / total.clamp(min=1.0)[..., None])[..., None, :]
-        for layers, k, v in inputs.parts(inputs.lens.new_full(inputs.lens.shape, carrier), count):
-            here, heads = merges[layers.start : layers.stop].nonzero(as_tuple=True)
-            mine = share[layers.start : layers.stop][here, heads]  # [n, 1, count]
-            means = ((mine @ x[here, heads])[:, 0] for x in (k, v))
-            decision.writes.append(Written(here + layers.start, heads, here.new_full(here.shape, carrier), *means))
-        held[..., carrier] = held[..., carrier].where(~merges, total)
-        decision.keep[..., carrier] |= merges
-        return decision
+        k, v = inputs.weigh(pairs, at, weights.div_(total[:, None]))
+        choice.writes.append(Written(layers, heads, at, k, v))
+        held[layers, heads, carrier] = total
+        return choice
+
+    def _streams(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """int64 [n] each: layers and heads of the streaming heads, their numbers through all layers, their carriers."""
+        import torch
+
+        if "streams" not in inputs.memory:
+            layers, heads = self.streaming(inputs).nonzero(as_tuple=True)
+            pairs = layers * inputs.num_kv_heads + heads
+            inputs.memory["streams"] = torch.stack([layers, heads, pairs, pairs * 0 + self.sinks])
+        return inputs.memory["streams"].unbind()  # type: ignore[attr-defined,no-any-return]
 
 
 POLICY = RazorAttention
