@@ -67,9 +67,9 @@ void paged_attention(const AttentionArgs& args, int num_threads, const std::stri
 constexpr int64_t kPartSlots = 256;
 // A sequence whose queries make no more rows than this is cut into parts; wider chunks are tiled over their queries.
 constexpr int64_t kNarrowRows = 64;
-// Rows (queries x query heads of the group) that one item takes: few enough that queries and sums stay in a 1 MiB second-level
+// Rows (queries x query heads of the group) that one item takes, half of them where there are few: few enough that queries and sums stay in a 1 MiB second-level
 // cache beside a block of K and V, enough that K and V are packed and read for many (arXiv:2402.07443).
-constexpr int64_t kTileRows = 256;
+constexpr int64_t kTileRows = 504;
 constexpr int64_t kTileWords = 96 << 10;
 
 // Queries q_begin..q_end of one sequence, with all query heads of a group.

@@ -39,6 +39,12 @@ struct Mask {
   int64_t first, last;  // slots that the row sees
 };
 
+// What rows see of a block: none of them more than its first `slots`; whether each of them sees all of those.
+struct Seen {
+  int slots;
+  bool all;
+};
+
 // What became of a row's products: its logits are the numbers there times `unit`, in units of log2.
 struct Logits {
   float unit;

@@ -19,6 +19,7 @@ namespace pagoda {
 namespace {
 
 constexpr int64_t kMaxItemParts = 8;
+constexpr int64_t kManyTiles = 16;       // of a chunk, from which on they are large ones
 constexpr int64_t kItemsPerThread = 8;  // the last to finish is late by an eighth of a share at most
 
 // Every table entry that the bodies will follow, checked once: they read memory unchecked.
@@ -107,7 +108,8 @@ class Planner {
 
   void add_wide(int32_t seq, int32_t head) {
     const int64_t n = a.num_queries(seq), before = a.kv_lens[a.pair(seq, head)] - n;
-    const int64_t rows = std::min(kTileRows, kTileWords / (a.shape.k_dim + a.v_dim));
+    const int64_t wanted = n * a.num_q_heads >= kManyTiles * kTileRows ? kTileRows : kTileRows / 2;
+    const int64_t rows = std::min(wanted, kTileWords / (a.shape.k_dim + a.v_dim));
     const int64_t tile = std::max<int64_t>(1, rows / a.group());
     for (int64_t q = 0; q < n; q += tile) {
       const int64_t q_end = std::min(n, q + tile), end = std::max<int64_t>(0, before + q_end);
@@ -138,7 +140,7 @@ class Planner {
 
   // Items of parts from..to for these members, who read them from the same pages.
   void emit(Members members, int32_t head, int64_t from, int64_t to) {
-    const int64_t most = std::max<int64_t>(members.first->rows, std::min(kTileRows, kTileWords / (a.shape.k_dim + a.v_dim)));
+    const int64_t most = std::max<int64_t>(members.first->rows, std::min(kTileRows / 2, kTileWords / (a.shape.k_dim + a.v_dim)));
     for (int64_t at = from; at < to || from == to;) {
       const int64_t stop = std::min(to, at + item_parts);
       for (int64_t m = 0; m < members.count;) {

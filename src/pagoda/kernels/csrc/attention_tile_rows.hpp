@@ -19,6 +19,7 @@ struct TileRows {
   float *queries, *sums, *tops, *totals, *slopes, *scores, *probs;  // totals: [rows][kLanes], added up at the end
   Mask* masks;
   float* block_space;
+  const float plain_unit;  // what logits are multiplied with where that is all; else 0
   const bool bytes;  // products of bytes: attention_bytes.hpp
 #if PAGODA_DPBF16
   ByteRows byte_rows;
@@ -26,7 +27,9 @@ struct TileRows {
 
   TileRows(const AttentionArgs& args, const Span* all, const AttentionItem& it)
       : a(args), spans(all), item(it), group(args.group()), k_words(Block<Math>::words_of(args.shape.k_dim)),
-        v_stride(padded(args.v_dim)), bytes(in_bytes(args, args.num_in_chunk(all[it.span_begin].seq))) {
+        v_stride(padded(args.v_dim)),
+        plain_unit(a.soft_cap == 0.0f && a.slopes == nullptr && a.scale > 0.0f ? a.scale * kLog2E : 0.0f),
+        bytes(in_bytes(args, args.num_in_chunk(all[it.span_begin].seq))) {
     for (int s = item.span_begin; s < item.span_end; ++s) rows += int(group) * (spans[s].q_end - spans[s].q_begin);
     const int64_t chunk = 8 * kBlock;
     const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 2) + kFewRows * kBlock / 4 + 4 * 16 : 0;
@@ -86,14 +89,28 @@ struct TileRows {
 
   float total(int64_t row) const { return total_of(load(totals + row * kLanes)); }
 
+  // What `count` rows from `row` on see of a block of `slots` slots.
+  Seen seen(int row, int count, int64_t begin, int slots) const {
+    Mask any = masks[row], every = any;  // that some row sees; that every row sees
+    for (const Mask* m = masks + row + 1; m < masks + row + count; ++m) {
+      any.first = m->first < any.first ? m->first : any.first, any.last = m->last > any.last ? m->last : any.last;
+      every.first = m->first > every.first ? m->first : every.first, every.last = m->last < every.last ? m->last : every.last;
+    }
+    const int64_t here = any.last - begin + 1 < slots ? any.last - begin + 1 : slots;
+    if (here <= 0 || any.first - begin >= here) return {0, false};
+    return {int(here), every.first <= begin && every.last >= begin + here - 1};
+  }
+
   // Logits in place of products for `count` rows from `row` on; their running maxima move, and older sums with them. All rise before
-  // one is weighed: no row waits for its own maximum. `slots`: the first ones of the block, whose products are there.
-  void rise(int row, int count, int slots, int64_t begin, const Block<Math>& block, Logits* found) {
+  // one is weighed: no row waits for its own maximum. The products of `here.slots` slots of the block are there.
+  void rise(int row, int count, Seen here, int64_t begin, const Block<Math>& block, Logits* found) {
+    const bool as_they_are = plain_unit > 0.0f && here.all && here.slots % kLanes == 0 && !block.k_scales;
     Vec highs[kRowsAtOnce > kFewRows ? kRowsAtOnce : kFewRows] = {};
     for (int r = 0; r < count; ++r) {
       float* const s = scores + r * kBlock;
-      prepare_logits(a, s, slots, begin, masks[row + r], slopes[row + r], block.k_scales, found + r);
-      highs[r] = highs_of(s, int(padded(slots))) * found[r].unit;
+      if (as_they_are) found[r].unit = plain_unit, found[r].masked = false;
+      else prepare_logits(a, s, here.slots, begin, masks[row + r], slopes[row + r], block.k_scales, found + r);
+      highs[r] = highs_of(s, int(padded(here.slots))) * found[r].unit;
     }
 #if PAGODA_DPBF16
     const __mmask16 there = __mmask16((1u << count) - 1);
