@@ -112,6 +112,7 @@ def test_placements_over_an_accelerator_that_is_stated(
     shown = in_process(capfd, *small)
     assert shown.code == 0, shown.err
     assert "the engine keeps all on its device so far" in shown.out
+    assert "ops are plain torch so far" in in_process(capfd, *args).out
     data = in_process(capfd, *small, "--json").json["placements"][0]
     assert data["shares"]["weights"]["device"] < 0.6
     assert data["why_not"]

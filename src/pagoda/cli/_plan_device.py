@@ -149,5 +149,6 @@ def _notes(found: Mapping[str, Any], placed: Sequence[Placed]) -> list[str]:
     if blocked:
         notes.append(f"starts: {placed[blocked[0] - 1].why_not} (placement {blocked[0]})")
     if len(blocked) < len(placed):
+        notes.append("times are what the device could: on a GPU the engine's ops are plain torch so far, and slower")
         notes.append("start one on such a device: the same command with --pick N")
     return notes
