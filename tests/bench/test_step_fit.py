@@ -56,15 +56,6 @@ def test_what_short_contexts_do_not_tell_is_as_expected() -> None:
     assert fit_steps(dearer, Expected()).slot == pytest.approx(3e-6, rel=0.1)
 
 
-def test_a_prompt_beside_decodes_may_cost_more_than_one_alone() -> None:
-    """By half here: what is said of a first token nobody waits beside is no mean of the two."""
-    both = [s._replace(seconds=s.seconds + (5e-5 * s.chunk if s.decodes else 0.0)) for s in samples(noise=0.02)]
-    steps = fit_steps(both)
-    alone, beside = (0, 0.0, 256, 32768.0, 1), (4, 400.0, 128, 8192.0, 5)
-    assert steps.step_seconds(*alone) == pytest.approx(truth(*alone), rel=0.06)
-    assert steps.step_seconds(*beside) == pytest.approx(truth(*beside) + 0.0064, rel=0.06)
-
-
 def test_too_few_steps_are_refused() -> None:
     with pytest.raises(ConfigError, match="8 measured steps are too few"):
         fit_steps(samples()[:8])

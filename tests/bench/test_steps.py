@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pagoda.bench.steps import FAR, FAR_BATCH, measure_samples, settings
+import pytest
+
+from pagoda.bench.steps import FAR, FAR_BATCH, Sweep, measure_samples, settings, touch
+from pagoda.engine.build import build
 from pagoda.engine.config import EngineConfig
 
 
@@ -34,3 +37,20 @@ def test_steps_of_the_engine_are_told_as_they_were() -> None:
     assert {s.decodes for s in samples} >= {0, 1, 2, 4}
     long = [s for s in samples if s.chunk == 32 and not s.decodes and not s.rows]
     assert all((s.pairs - 512) % 1024 == 0 for s in long)  # 32 tokens after a whole number of such chunks
+
+
+@pytest.mark.host
+def test_no_step_waits_for_memory_of_pages() -> None:
+    """What was touched beforehand is what the sweep's sequences get, whoever had it before."""
+    options = {"memory": "1GiB", "structured_output": False, "enable_prefix_caching": False, "max_num_seqs": 4}
+    built = build(EngineConfig("lantern", **options))  # type: ignore[arg-type]
+    try:
+        touch(built, 4096)
+        before = built.engine.storage.resident_bytes()
+        assert before >= 4096 * built.sizes.fmt.bytes_per_token
+        sweep = Sweep(built, 1024)
+        for _ in range(3):
+            sweep.batch(3, 256, (512,))
+        assert built.engine.storage.resident_bytes() == before
+    finally:
+        built.close()

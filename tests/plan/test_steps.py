@@ -13,9 +13,7 @@ from pagoda.plan.roofline import Roofline
 from pagoda.plan.steps import FittedSteps, load_steps, save_steps, step_model, steps_file
 from pagoda.plan.subject import Subject
 
-STEPS = FittedSteps(
-    body=((1, 0.001), (64, 0.004)), head=((1, 0.0), (8, 1e-4)), slot=1e-6, pair=1e-8, beside=((8, 1e-3),)
-)
+STEPS = FittedSteps(body=((1, 0.001), (64, 0.004)), head=((1, 0.0), (8, 1e-4)), slot=1e-6, pair=1e-8)
 
 
 def test_what_was_measured_takes_the_rooflines_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,5 +44,4 @@ def test_one_measured_size_is_a_constant() -> None:
 
 def test_times_are_read_between_and_beyond_the_knots() -> None:
     assert STEPS.step_seconds(0, 0.0, 127, 0.0, 0) == pytest.approx(0.007)
-    assert STEPS.step_seconds(8, 0.0, 64, 0.0, 0) == pytest.approx(0.004 + 8 * 0.003 / 63 + 0.001)
     assert STEPS.step_seconds(8, 100.0, 0, 0.0, 8) == pytest.approx(0.001 + 7 * 0.003 / 63 + 1e-4 + 1e-4)

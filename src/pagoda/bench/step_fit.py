@@ -8,13 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.errors import ConfigError
-from ..plan.machine import Curve
 from ..plan.steps import FittedSteps, knot_weights
 from ..plan.work import StepModel
 
 TOKEN_KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 ROW_KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-BESIDE_KNOTS = (8, 16, 32, 64, 128, 256, 512)
 ROUNDS = 4
 OUTLIER = 1.25
 """A step that took so many times what the fit says was disturbed; the next round leaves it out."""
@@ -48,8 +46,7 @@ def fit_steps(samples: Sequence[Sample], expected: StepModel | None = None) -> F
     """
     tokens = _knots(TOKEN_KNOTS, [s.decodes + s.chunk for s in samples])
     rows = _knots(ROW_KNOTS, [s.rows for s in samples])
-    beside = _knots(BESIDE_KNOTS, [s.chunk for s in samples if s.decodes])
-    table = np.array([_columns(tokens, rows, beside, s) for s in samples])
+    table = np.array([_columns(tokens, rows, s) for s in samples])
     seconds = np.array([s.seconds for s in samples])
     if len(samples) < 2 * table.shape[1]:
         raise ConfigError(f"{len(samples)} measured steps are too few to fit {table.shape[1]} numbers")
@@ -61,12 +58,11 @@ def fit_steps(samples: Sequence[Sample], expected: StepModel | None = None) -> F
         if used.sum() < table.shape[1]:
             raise ConfigError("measured steps follow no line: the machine was busy with something else; try again")
     found = _means(table, seconds, np.maximum(table @ found, 1e-9), belief)
-    curves, first = list[Curve](), 0
-    for knots in (tokens, rows, beside):
-        curves.append(tuple(zip(knots, found[first : first + len(knots)].tolist(), strict=True)))
-        first += len(knots)
+    first = len(tokens) + len(rows)
     return FittedSteps(
-        body=curves[0], head=curves[1], beside=curves[2], slot=float(found[first]), pair=float(found[first + 1]),
+        body=tuple(zip(tokens, found[: len(tokens)].tolist(), strict=True)),
+        head=tuple(zip(rows, found[len(tokens) : first].tolist(), strict=True)),
+        slot=float(found[first]), pair=float(found[first + 1]),
         spread=float(np.median(np.abs(away - 1))), num_steps=len(samples),
     )  # fmt: skip
 
@@ -97,13 +93,12 @@ def _knots(all_knots: tuple[int, ...], seen: list[int]) -> tuple[int, ...]:
     return tuple(knot for knot in all_knots if knot in there)
 
 
-def _columns(tokens: tuple[int, ...], rows: tuple[int, ...], beside: tuple[int, ...], s: Sample) -> list[float]:
-    line = [0.0] * (len(tokens) + len(rows) + len(beside)) + [s.slots, s.pairs]
-    first = 0
-    for knots, at in ((tokens, s.decodes + s.chunk), (rows, s.rows), (beside, s.chunk if s.decodes else 0)):
-        for place, weight in knot_weights(knots, at):
-            line[first + place] = weight
-        first += len(knots)
+def _columns(tokens: tuple[int, ...], rows: tuple[int, ...], s: Sample) -> list[float]:
+    line = [0.0] * (len(tokens) + len(rows)) + [s.slots, s.pairs]
+    for place, weight in knot_weights(tokens, s.decodes + s.chunk):
+        line[place] = weight
+    for place, weight in knot_weights(rows, s.rows):
+        line[len(tokens) + place] = weight
     return line
 
 

@@ -1,10 +1,8 @@
 """Step times of one model as its own engine was measured: where rates of single kernels are too coarse.
 
-    step = body(tokens) + head(sampled rows) + beside(prompt tokens, where others decode in the same step)
-         + slot x KV slots read by decodes + pair x (prompt tokens x slots they see)
+    step = body(tokens) + head(sampled rows) + slot x KV slots read by decodes + pair x (prompt tokens x slots they see)
 
-``body``, ``head`` and ``beside`` are curves between measured sizes; what a small model's prompt costs beside decodes is
-up to twice what it costs alone. ``pagoda doctor --calibrate --model M`` runs a sweep of steps
+``body`` and ``head`` are curves between measured sizes. ``pagoda doctor --calibrate --model M`` runs a sweep of steps
 through the engine (``bench.steps``) and fits the curves to all of them (``bench.step_fit``). They are kept beside the
 machine's rates, by model, formats and processor, and take the place of the roofline for the same model.
 """
@@ -38,16 +36,15 @@ class FittedSteps(StepModel):
     pair: float
     spread: float = 0.0
     num_steps: int = 0
-    beside: Curve = ()
 
     def step_seconds(self, decodes: int, slots: float, chunk: int, pairs: float, rows: int) -> float:
-        key = decodes + chunk, rows, chunk if decodes else 0
+        key = decodes + chunk, rows
         if key not in self._known:
-            self._known[key] = _read(self.body, key[0]) + _read(self.head, rows) + _read(self.beside, key[2])
+            self._known[key] = _read(self.body, key[0]) + _read(self.head, rows)
         return self._known[key] + self.slot * slots + self.pair * pairs
 
     @cached_property
-    def _known(self) -> dict[tuple[int, int, int], float]:
+    def _known(self) -> dict[tuple[int, int], float]:
         return {}
 
 
@@ -101,11 +98,9 @@ def load_steps(file: Path) -> FittedSteps | None:
     """None where the model was not measured, or the file is not whole (it is measured again then)."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        body, head, beside = (
-            tuple((int(at), float(value)) for at, value in data.pop(name)) for name in ("body", "head", "beside")
-        )
-        steps = FittedSteps(body=body, head=head, beside=beside, **data)
+        body, head = (tuple((int(at), float(value)) for at, value in data.pop(name)) for name in ("body", "head"))
+        steps = FittedSteps(body=body, head=head, **data)
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    numbers = [seconds for _, seconds in (*steps.body, *steps.head, *steps.beside)] + [steps.slot, steps.pair]
+    numbers = [seconds for _, seconds in (*steps.body, *steps.head)] + [steps.slot, steps.pair]
     return steps if steps.body and all(math.isfinite(n) and n >= 0 for n in numbers) else None
