@@ -50,7 +50,9 @@ def plan(
     concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 1,
     slo_ttft: Annotated[float | None, typer.Option(help="Most seconds to the first token.")] = None,
     slo_tpot: Annotated[float | None, typer.Option(help="Most seconds between two tokens.")] = None,
-    max_loss: Annotated[float | None, typer.Option(help="Most nats a token that may be lost; 0 = exact.")] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="Most nats a token that may be lost; 0 = exact.", min=0)
+    ] = None,
     disk: Annotated[str | None, typer.Option(help="Also say what would lie on a disk of this size.")] = None,
     kv_offload_dir: Annotated[
         str | None, typer.Option(help="Folder on that disk, for KV that does not fit.", show_default="the cache folder")
