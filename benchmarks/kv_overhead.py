@@ -5,13 +5,15 @@
 
 All sequences have computed their prompts; then ``--steps`` steps bring one token to each. The share is the time in
 which policies observe, choose and move slots, of the time of those steps: a ratio within one run, so that other work
-on the machine touches both alike. ``--shape 0.5B`` is a random model of that shape, whose steps take long.
+on the machine touches both alike; the median of ``--rounds`` runs, in turns. ``--shape 0.5B`` is a random model of that
+shape, whose steps take long.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +24,9 @@ from .kv_selection import write_model
 
 EVERY_METHOD = [
     "streaming_llm", "recent", "h2o", "scissorhands", "corm", "hashevict", "scope", "razor_attention", "snapkv",
-    "finch", "compresskv", "zigzagkv", "bfp_outlier_rearrange", "kivi",
+    "finch", "compresskv", "zigzagkv", "bfp_outlier_rearrange", "quest", "loki", "sparq", "duo_attention", "alisa",
+    "attendre", "elastic_cache", "kvmerger", "subgen", "less", "locret", "windowkv", "random", "int2", "kivi",
+    "zipcache", "think", "csr", "coupled_quantization", "eigen_attention", "kv_heads_compress", "chai",
 ]  # fmt: skip
 
 
@@ -59,6 +63,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=400)
     parser.add_argument("--steps", type=int, default=65, help="a multiple of what methods wait between acts, and one")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -67,8 +72,12 @@ def main() -> None:
         with LLM(folder if args.shape else args.model, memory="4GiB", enable_prefix_caching=False,
                  num_threads=args.threads, max_num_seqs=args.sequences) as llm:  # fmt: skip
             print("| kv | step | acts a step | deciding |\n| --- | ---: | ---: | ---: |")
-            for kv in args.kv:
-                step, acts, deciding = share(llm, kv, args.sequences, args.prompt, args.steps)
+            runs: dict[str, list[tuple[float, float, float]]] = {kv: [] for kv in args.kv}
+            for _ in range(args.rounds):
+                for kv, mine in runs.items():
+                    mine.append(share(llm, kv, args.sequences, args.prompt, args.steps))
+            for kv, mine in runs.items():
+                step, acts, deciding = (statistics.median(values) for values in zip(*mine, strict=True))
                 print(f"| `{kv}` | {step:.1f} ms | {acts:.2f} | {deciding:.1%} |", flush=True)
 
 

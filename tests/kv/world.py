@@ -14,7 +14,7 @@ import numpy as np
 from pagoda.core.clock import FalseClock
 from pagoda.core.types import Granularity, KVFormat
 from pagoda.kv.audit import audit
-from pagoda.kv.compaction import rows_of
+from pagoda.kv.compaction import Gaps, rows_of
 from pagoda.kv.manager import KVManager
 from pagoda.kv.pages import PagePool
 from pagoda.kv.prefix import Entry, PrefixCache
@@ -182,7 +182,14 @@ class World:
             for (layer, head), slots in kept.items():
                 for row in rows_of(table, layer, head):
                     mask[row, np.setdiff1d(np.arange(table.lens[row]), slots)] = False
-            moves = self.manager.keep_mask(seq_id, mask)
+            rows = self.manager.own_rows(seq_id) if self.num_ops % 4 == 1 else None
+            if rows is None:
+                moves = self.manager.keep_mask(seq_id, mask)
+            else:  # in place, as the kernels do it
+                moves = Gaps(rows.copy(), mask, self.fmt.page_size).moves()
+                self.manager.shorten(seq_id, mask.sum(1, dtype=np.int32))
+        elif list(kept) == [(None, None)] and (ends := _ends(kept[None, None], int(table.lens[0]))) is not None:
+            moves = self.manager.keep_ends(seq_id, *ends)
         else:
             moves = self.manager.keep_many(seq_id, kept)
         if moves is None:
@@ -294,3 +301,10 @@ class World:
             for (page, slot), content in self.contents.items()
             if self.pool.refs[page] > 0 or page in sources
         }
+
+
+def _ends(slots: list[int], num_slots: int) -> tuple[int, int] | None:
+    """How many of the first slots stay, and where the last ones begin that do; None where others stay too."""
+    sinks = next((i for i, slot in enumerate(slots) if slot != i), len(slots))
+    first = num_slots - (len(slots) - sinks)
+    return (sinks, first) if slots[sinks:] == list(range(first, num_slots)) and first < num_slots else None

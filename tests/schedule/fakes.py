@@ -24,6 +24,13 @@ class Stream:
     tenant: str = ""
     salt: str = ""
 
+    def slots(self, num_tokens: int) -> int:
+        return num_tokens
+
+    @property
+    def slots_now(self) -> int:
+        return self.num_tokens
+
     @property
     def chunk_end(self) -> int:
         return self.num_tokens

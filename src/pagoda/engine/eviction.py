@@ -113,9 +113,9 @@ class Evictor:
     def _act(self, sequence: Sequence, result: StepResult) -> None:
         store, manager = sequence.store, sequence.store.manager
         table = manager.table(sequence.seq_id)
-        spans = sequence.policy.spans(int(table.lens[0]), sequence.prompt_len)
-        if spans is not None:
-            self._keep_spans(sequence, spans, result)
+        ends = sequence.policy.ends(int(table.lens[0]), sequence.prompt_len)
+        if ends is not None:
+            self._keep_ends(sequence, *ends, result)
             return
         inputs = self._inputs(sequence, table)
         decision = sequence.policy.act(inputs)
@@ -170,12 +170,11 @@ class Evictor:
         self._counters.slots_dropped += dropped
         return True
 
-    def _keep_spans(self, sequence: Sequence, spans: tuple[range, ...], result: StepResult) -> None:
+    def _keep_ends(self, sequence: Sequence, sinks: int, first: int, result: StepResult) -> None:
         """An act of a method that looks at nothing, and remembers nothing."""
         manager = sequence.store.manager
         dropped = manager.num_dropped_slots
-        kept = np.concatenate([np.arange(span.start, span.stop, dtype=np.int32) for span in spans])
-        made = manager.keep_many(sequence.seq_id, {(None, None): kept})
+        made = manager.keep_ends(sequence.seq_id, sinks, first)
         if made is None:
             self._scheduler.preempt(sequence)
             result.drop(sequence)
@@ -196,6 +195,7 @@ class Evictor:
             sequence.prompt_len,
             sequence.group.request.seed,
             torch.from_numpy(lens).view(fmt.num_layers, fmt.num_kv_heads).to(storage.device),
+            int(table.lens.min()),
             int(table.lens.max()),
         )
         eviction = sequence.policy.eviction

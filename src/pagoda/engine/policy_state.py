@@ -105,12 +105,13 @@ class PolicyState:
 
     # -- acts ----------------------------------------------------------------------------------------------------------
 
-    def inputs(self, num_seen: int, prompt_len: int, seed: int, lens: Tensor, num_slots: int) -> Inputs:
-        """What the policy is shown now, but for keys, values and calibration. ``lens`` int64 [L, H], the most of which
-        is ``num_slots``.
+    def inputs(self, num_seen: int, prompt_len: int, seed: int, lens: Tensor, fewest: int, most: int) -> Inputs:
+        """What the policy is shown now, but for keys, values and calibration. ``lens`` int64 [L, H], from ``fewest`` to
+        ``most``.
         """
+        num_slots = most
         tracks = self._stack.eviction.tracks if self._stack.eviction is not None else ()
-        return Inputs(
+        inputs = Inputs(
             num_seen=num_seen,
             prompt_len=prompt_len,
             seed=seed,
@@ -125,6 +126,8 @@ class PolicyState:
             soft_cap=self.soft_cap,
             summed=self._summed(num_seen, num_slots, lens),
         )
+        inputs.num_slots, inputs.fewest_slots = most, fewest  # known already
+        return inputs
 
     def _summed(self, num_seen: int, num_slots: int, lens: Tensor) -> dict[str, Tensor]:
         if not self.summed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,20 @@ class Sequence:
         if self.prompt_len <= self.num_computed < first and self._may_sum(act):
             act = first  # where the attention that is summed up for the act begins, also when tokens are replayed
         return min(act, end)
+
+    def slots(self, num_tokens: int) -> int:
+        if self.plain:
+            return num_tokens
+        return math.ceil(self.policy.most_slots(num_tokens, self.prompt_len))
+
+    @property
+    def slots_now(self) -> int:
+        num_tokens = len(self.tokens)
+        if self.plain:
+            return num_tokens
+        if self.num_computed >= self.prompt_len:
+            return self.slots(num_tokens)
+        return self.policy.peak_slots(num_tokens, self.prompt_len)
 
     @property
     def prompt(self) -> list[int]:

@@ -56,6 +56,21 @@ class RowPlan:
             return cls(row, kept, first_moved, first_dirty, num_dirty)
         return cls(row, kept, first_moved, first_dirty, linked - first_dirty, gap // page_size)
 
+    @classmethod
+    def of_ends(cls, table: PageTable, sinks: int, first: int) -> RowPlan:
+        """What ``make`` finds for a table of one row of which the first ``sinks`` slots stay and those from ``first``
+        on, fewer than all.
+        """
+        size, gap = table.fmt.page_size, first - sinks
+        num = int(table.lens[0]) - gap
+        assert 0 <= sinks < first < num + gap
+        kept = np.arange(num, dtype=np.int32)
+        kept[sinks:] += np.int32(gap)
+        first_dirty, linked = sinks // size, -(-sinks // size)
+        if gap % size == 0 and linked * size < num:
+            return cls(0, kept, sinks, first_dirty, linked - first_dirty, gap // size)
+        return cls(0, kept, sinks, first_dirty, -(-num // size) - first_dirty)
+
     @property
     def dirty(self) -> slice:
         """Columns that are written."""

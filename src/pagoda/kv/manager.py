@@ -304,10 +304,25 @@ class KVManager:
         table's rows cover more heads than were named, or the slots are not ascending slots of the head.
         """
         sequence = self._sequences[seq_id]
-        table, node = sequence.table, sequence.node
-        plans = plan_rows(table, kept, rewrite)
-        if not plans:
+        plans = plan_rows(sequence.table, kept, rewrite)
+        return self._keep(sequence, plans) if plans else SlotMoves.join([])
+
+    def keep_ends(self, seq_id: int, sinks: int, first: int) -> SlotMoves | None:
+        """As ``keep_many`` of all heads, in fewer steps where the table has one row: the first ``sinks`` slots stay and
+        those from ``first`` on.
+        """
+        sequence = self._sequences[seq_id]
+        table = sequence.table
+        if first <= sinks:
             return SlotMoves.join([])
+        if table.num_rows > 1:
+            held = int(table.lens[0])
+            kept = np.concatenate([np.arange(sinks, dtype=np.int32), np.arange(first, held, dtype=np.int32)])
+            return self.keep_many(seq_id, {(None, None): kept})
+        return self._keep(sequence, [RowPlan.of_ends(table, sinks, first)])
+
+    def _keep(self, sequence: _Sequence, plans: list[RowPlan]) -> SlotMoves | None:
+        table, node = sequence.table, sequence.node
         dirty = np.concatenate([table.bases[plan.row, plan.dirty] for plan in plans])
         if node is not None and self.prefix is not None:
             self.prefix.release(node)  # its own entries may have to go: then the pages are its own
@@ -364,6 +379,8 @@ class KVManager:
         """Slots behind these ``[rows]`` are gone, after ``own_rows``; how many those were."""
         table = self._sequences[seq_id].table
         dropped = int((table.lens - lens).sum())
+        if not dropped:
+            return 0
         self._num_dropped += dropped
         self.pool.unref_runs(table.cut(lens), 1)
         table.pristine, table.kept_at, table.tail_owned = False, table.num_tokens, True

@@ -32,6 +32,15 @@ class Item(Protocol):
     def chunk_end(self) -> int:
         """No chunk may reach past this token (a lossy KV policy acts there); usually ``num_tokens``."""
 
+    def slots(self, num_tokens: int) -> int:
+        """Slots of KV that each head will hold, on the average, when ``num_tokens`` tokens are computed and its policy
+        has acted: as many, where none drops any. Never falls from one token to the next, nor rises by more than one.
+        """
+
+    @property
+    def slots_now(self) -> int:
+        """Most of them on the way to the known tokens: a prompt may be whole until it is complete."""
+
     @property
     def prompt(self) -> Sequence[int]:
         """Token ids of the prompt."""

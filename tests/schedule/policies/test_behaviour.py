@@ -11,7 +11,7 @@ import pytest
 from pagoda.schedule.item import Scheduled
 from pagoda.schedule.policies import parse_scheduling
 from pagoda.schedule.policies.base import Room
-from pagoda.schedule.policies.past_future import peak_tokens
+from pagoda.schedule.policies.past_future import peak_slots
 from pagoda.schedule.scheduler import Limits
 
 from ..fakes import Job, Machine, Stream
@@ -103,7 +103,10 @@ def test_the_peak_of_what_is_held_to_the_end() -> None:
     for _ in range(50):
         held = [(random.randrange(1, 50), random.randrange(1, 50)) for _ in range(random.randrange(1, 8))]
         curve = [sum(tokens + t for tokens, left in held if t <= left) for t in range(51)]
-        assert peak_tokens(held) == max(curve)
+        assert peak_slots((tokens, left, tokens + left) for tokens, left in held) == max(curve)
+        budget = random.randrange(50, 70)  # a KV policy that never holds more
+        curve = [sum(min(tokens + t, budget) for tokens, left in held if t <= left) for t in range(51)]
+        assert peak_slots((tokens, left, min(tokens + left, budget)) for tokens, left in held) == max(curve)
 
 
 def test_a_refusal_stands_until_somebody_ends_or_for_eight_steps() -> None:
@@ -120,6 +123,26 @@ def test_a_refusal_stands_until_somebody_ends_or_for_eight_steps() -> None:
     assert policy.hold(head, room)
     assert len(asked) == 2 * 5 + 4
     assert not policy.hold(Stream(10, 20), room)
+
+
+def test_looking_ahead_counts_what_a_kv_policy_leaves() -> None:
+    """Prompts of 400 tokens that become 100: two of them are whole at once, five answers of 100 tokens fit."""
+
+    class Compressed(Stream):
+        def slots(self, num_tokens: int) -> int:
+            return 100 + num_tokens - 400
+
+        @property
+        def slots_now(self) -> int:
+            return self.slots(self.num_tokens) if self.num_computed >= 400 else 400
+
+    policy = parse_scheduling("past_future(reserve=0)")
+    running = [Compressed(i, 400, num_computed=400, prompt=range(400), max_output=100) for i in range(4)]
+    head = Compressed(9, 400, prompt=range(400), max_output=100)
+    assert policy.hold(head, Room(running, 1, 1000, 0.0)) == ""
+    assert "needs 1000" in policy.hold(head, Room(running, 1, 999, 0.0)).replace("to need", "needs")
+    running[0].num_computed = 0
+    assert policy.hold(Compressed(10, 400, prompt=range(400)), Room(running, 1, 1099, 0.0))
 
 
 def test_looking_ahead_avoids_the_preemptions_of_greedy_admission() -> None:

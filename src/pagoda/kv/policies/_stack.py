@@ -207,9 +207,9 @@ class PolicyStack:
             return 0
         return max(0, min(prompt_len, first - max(1, self.window)))
 
-    def spans(self, num_slots: int, prompt_len: int) -> tuple[range, ...] | None:
-        """As ``Eviction.spans``."""
-        return None if self.eviction is None else self.eviction.spans(num_slots, prompt_len)
+    def ends(self, num_slots: int, prompt_len: int) -> tuple[int, int] | None:
+        """As ``Eviction.ends``."""
+        return None if self.eviction is None else self.eviction.ends(num_slots, prompt_len)
 
     def act(self, inputs: Inputs) -> Decision | Choice | None:
         """What the eviction decides, its budget divided by the allocator if there is one."""

@@ -164,9 +164,10 @@ class Eviction(KVPolicy):
         to there are done. The conformance tests hold every policy to it, the scheduler plans with it.
         """
 
-    def spans(self, num_slots: int, prompt_len: int) -> tuple[range, ...] | None:
+    def ends(self, num_slots: int, prompt_len: int) -> tuple[int, int] | None:
         """What ``act`` would keep of ``num_slots``, for methods that look at nothing but how many there are
-        (granularity sequence, no needs): no tensor is made then. None: ask ``act``.
+        (granularity sequence, no needs): the first so many, and those from there on. No tensor is made then. None: ask
+        ``act``.
         """
         return None
 

@@ -19,13 +19,13 @@ class Recent(Rolling):
 
     granularity: ClassVar[Granularity] = Granularity.SEQUENCE
 
-    def spans(self, num_slots: int, prompt_len: int) -> tuple[range, ...]:
-        return (range(num_slots - self.slots_after(prompt_len), num_slots),)
+    def ends(self, num_slots: int, prompt_len: int) -> tuple[int, int]:
+        return 0, num_slots - self.slots_after(prompt_len)
 
     def act(self, inputs: Inputs) -> Decision | None:
-        (newest,) = self.spans(inputs.num_slots, inputs.prompt_len)
+        _, first = self.ends(inputs.num_slots, inputs.prompt_len)
         at = inputs.lens.new_tensor(range(inputs.num_slots))
-        return Decision(at >= newest.start)
+        return Decision(at >= first)
 
 
 POLICY = Recent

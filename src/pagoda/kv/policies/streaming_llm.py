@@ -31,15 +31,15 @@ class StreamingLLM(Rolling):
         super().__post_init__()
         at_least("sinks", self.sinks, 0)
 
-    def spans(self, num_slots: int, prompt_len: int) -> tuple[range, ...]:
+    def ends(self, num_slots: int, prompt_len: int) -> tuple[int, int]:
         slots = self.slots_after(prompt_len)
         sinks = min(self.sinks, slots - 1)
-        return range(sinks), range(num_slots - (slots - sinks), num_slots)
+        return sinks, num_slots - (slots - sinks)
 
     def act(self, inputs: Inputs) -> Decision | None:
-        sinks, newest = self.spans(inputs.num_slots, inputs.prompt_len)
+        sinks, first = self.ends(inputs.num_slots, inputs.prompt_len)
         at = inputs.lens.new_tensor(range(inputs.num_slots))
-        return Decision((at < sinks.stop) | (at >= newest.start))
+        return Decision((at < sinks) | (at >= first))
 
 
 POLICY = StreamingLLM

@@ -94,6 +94,15 @@ class SimSequence:
         self.moved, self.own_blocks, self._names = moved, 0, b""
         self.node: Any = None
 
+    def slots(self, num_tokens: int) -> int:
+        """Nothing is dropped."""
+        return num_tokens
+
+    @property
+    def slots_now(self) -> int:
+        """All that are known."""
+        return self.num_tokens
+
     def tokens(self, start: int, end: int) -> Sequence[int]:
         """Ids of tokens ``start`` to ``end``."""
         num_prompt = self.num_prompt

@@ -41,7 +41,7 @@ class Classes(SchedulingPolicy):
     def hold(self, item: Item, room: Room) -> str:
         if item.priority <= 0 or room.now >= item.arrival + self.patience:
             return ""
-        wanted = sum(other.num_tokens for other in room.running) + item.num_tokens
+        wanted = sum(other.slots_now for other in room.running) + item.slots_now
         limit = int(room.capacity_tokens * (1 - self.headroom))
         return (
             "" if wanted <= limit else f"best effort work leaves {self.headroom:.0%} of the KV free for urgent requests"

@@ -46,7 +46,7 @@ class LengthPerception(SchedulingPolicy):
 
     def hold(self, item: Item, room: Room) -> str:
         bound = self.bucket(item) * self.width
-        most = max(1, room.capacity_tokens // (len(item.prompt) + bound))
+        most = max(1, room.capacity_tokens // item.slots(len(item.prompt) + bound))
         if len(room.running) < most:
             return ""
         return f"{len(room.running)} run, and of answers up to {bound} tokens {most} run together"

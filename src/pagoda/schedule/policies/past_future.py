@@ -3,7 +3,8 @@
 A request starts only if the memory that all running ones are expected to need *at every moment to come* leaves room
 for it: sequences end one after another, each end gives tokens back, and the peak of that curve must stay under the
 capacity. What is expected of a sequence is drawn from the lengths of answers that ended, given that it is already as
-long as it is. That is the only room that is kept: no block is asked for beside those of the newcomer. Deviations:
+long as it is. That is the only room that is kept: no block is asked for beside those of the newcomer. Where a KV policy
+drops slots, what it leaves is counted, and a prompt as whole while it is under way. Deviations:
 the draw is a hash of the sequence, the same at each step, so that a schedule can be repeated; a refusal stands for
 eight steps where nobody ends; pages shared through the prefix cache count for each sequence, which errs on the safe
 side.
@@ -43,7 +44,7 @@ class PastFuture(SchedulingPolicy):
         if item.seq_id == seq_id and num_steps:
             self._refused = seq_id, reason, num_steps - 1
             return reason
-        peak = peak_tokens((i.num_tokens, self._remaining(i)) for i in (*room.running, item))
+        peak = self._peak((*room.running, item))
         limit = int(room.capacity_tokens * (1 - self.reserve))
         if peak <= limit:
             return ""
@@ -65,21 +66,35 @@ class PastFuture(SchedulingPolicy):
     def explain(self, item: Item, ahead: int) -> str:
         return f"{ahead} earlier requests wait before it, for memory that running ones are expected to need"
 
+    def _peak(self, items: Iterable[Item]) -> int:
+        """Now, with the prompts that are under way, and later, when they are what their KV policies leave."""
+        whole, held = 0, []
+        for item in items:
+            now, remaining = item.num_tokens, self._remaining(item)
+            whole += item.slots_now
+            held.append((item.slots(now), remaining, item.slots(now + remaining)))
+        return max(whole, peak_slots(held))
+
     def _remaining(self, item: Item) -> int:
         drawn = (item.seq_id * 2654435761 % 2**32) / 2**32  # Knuth's multiplicative hash: uniform and repeatable
         return self._lengths.quantile(item, drawn) - item.num_output
 
 
-def peak_tokens(held: Iterable[tuple[int, int]]) -> int:
-    """Most tokens that sequences (tokens now, tokens to come) hold together until the last one ends.
+def peak_slots(held: Iterable[tuple[int, int, int]]) -> int:
+    """Most slots that sequences (slots now, tokens to come, slots at the end) hold together until the last one ends.
 
-    All grow by one a step; the peaks are at the ends. With the longest-lived first, at the end of the i-th those
-    before it still run and have each grown by its remainder (equation 3 of the paper).
+    All grow by one a step, as far as their end; the peaks are at the ends. With the longest-lived first, at the end of
+    the i-th those before it still run and have each grown by its remainder (equation 3 of the paper).
     """
+    ordered = sorted(held, key=lambda one: -one[1])
     peak = total = 0
-    for count, (tokens, remaining) in enumerate(sorted(held, key=lambda pair: -pair[1]), start=1):
-        total += tokens
-        peak = max(peak, total + count * remaining)
+    if all(now + remaining == end for now, remaining, end in ordered):
+        for count, (now, remaining, _) in enumerate(ordered, start=1):
+            total += now
+            peak = max(peak, total + count * remaining)
+        return peak
+    for count, (_, remaining, _) in enumerate(ordered, start=1):
+        peak = max(peak, sum(min(now + remaining, end) for now, _, end in ordered[:count]))
     return peak
 
 

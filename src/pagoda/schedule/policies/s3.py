@@ -49,10 +49,10 @@ class S3(SchedulingPolicy):
         return f"{ahead} earlier requests wait to be packed before it"
 
     def _allotted(self, item: Item) -> int:
-        """Tokens of prompt and answer; the prediction doubles until it covers what was generated."""
+        """Slots of prompt and answer; the prediction doubles until it covers what was generated."""
         while self._predicted[item.seq_id] < item.num_output:
             self._predicted[item.seq_id] *= 2
-        return len(item.prompt) + self._predicted[item.seq_id]
+        return max(item.slots_now, item.slots(len(item.prompt) + self._predicted[item.seq_id]))
 
 
 POLICY = S3
