@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--batch", type=int, default=1, help="sequences that decode together")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
+    parser.add_argument("--shared", type=int, default=0, help="leading tokens that all prompts have in common, cached")
     parser.add_argument("--steps", type=int, default=32, help="decode steps that are counted")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--quantization", default="auto")
@@ -41,16 +42,21 @@ def run(args: argparse.Namespace) -> None:
     from pagoda.engine.intake import Intake
 
     config = EngineConfig(
-        args.model, memory=args.memory, num_threads=args.threads, enable_prefix_caching=False, max_num_seqs=args.batch,
-        quantization=args.quantization, kv_cache_dtype=args.kv_cache_dtype,
+        args.model, memory=args.memory, num_threads=args.threads, enable_prefix_caching=args.shared > 0,
+        max_num_seqs=args.batch, quantization=args.quantization, kv_cache_dtype=args.kv_cache_dtype,
         max_model_len=args.prompt + args.steps + 16, max_num_batched_tokens=max(2048, args.batch),
     )  # fmt: skip
     built = build(config)
     engine, intake = built.engine, Intake(built)
     rng, vocab = random.Random(0), built.loaded.shape.vocab_size
     params = SamplingParams(temperature=0, max_tokens=args.steps + 8, ignore_eos=True)
+    prefix = [rng.randrange(5, vocab - 5) for _ in range(args.shared)]
+    if prefix:  # computed before the others ask for it
+        engine.add(intake.request("prefix", prefix, SamplingParams(temperature=0, max_tokens=1), stream=True))
+        while engine.has_work:
+            engine.step()
     for index in range(args.batch):
-        prompt = [rng.randrange(5, vocab - 5) for _ in range(args.prompt)]
+        prompt = prefix + [rng.randrange(5, vocab - 5) for _ in range(args.prompt - args.shared)]
         engine.add(intake.request(f"r{index}", prompt, params, stream=True))
     while any(s.num_output < 4 for s in engine.scheduler.running.values()) or engine.scheduler.waiting:
         engine.step()

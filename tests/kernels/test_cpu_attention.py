@@ -241,6 +241,35 @@ def test_a_chunk_in_bfloat16_loses_its_rounding_and_no_more(sharpness):
     assert (got - exact).norm() < 2.5e-3 * exact.norm()
 
 
+@pytest.mark.parametrize("threads", [2, 4, 8])
+@pytest.mark.parametrize(("num_seqs", "slots", "shared"), [(1, 4112, 0), (16, 2112, 2048), (3, 4112, 0)])
+def test_threads_end_together(num_seqs, slots, shared, threads):
+    """Items are cut by the work that there is, a shared prefix counted once: taken in turn, they end nearly as one."""
+    make, layout = Make(), PageLayout(16, 64, 64, torch.float32)
+    table, _ = layer_table(make, [1] * num_seqs, [slots] * num_seqs, page_size=16, num_kv_heads=2, per_head=False)
+    table.rows[:, : shared // 16] = table.rows[0, : shared // 16]
+    busy = [0] * threads
+    for seqs, _, begin, end in attention_items(table, layout, 14, True, 0, threads):
+        busy[busy.index(min(busy))] += (end - begin) * (32 + 7 * len(seqs))
+    assert max(busy) < 1.1 * sum(busy) / threads
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [0, 3])
+def test_sums_begin_anew(dtype, window):
+    """Sums of many rows are not cleared before their first block: what another call left there is in no result.
+
+    Nor is it where rows see nothing of that block (a window).
+    """
+    arguments = prefix_tree((1, 1, 70, 1, 1), dtype) | {"window": window}
+    for _ in range(3):
+        broken = arguments | {"pages": torch.full_like(arguments["pages"], torch.nan)}
+        assert cpu.paged_attention(**broken).isnan().any()
+        rtol, atol = TOLERANCE[dtype]
+        got = cpu.paged_attention(**arguments)
+        torch.testing.assert_close(got, reference(**arguments), rtol=rtol, atol=atol)
+
+
 @pytest.mark.parametrize(("window", "latent"), [(0, False), (37, False), (0, True)])
 @pytest.mark.parametrize("page_size", [4, 8, 16, 32])
 def test_decode_reads_no_slot_that_is_none(page_size, window, latent):

@@ -15,7 +15,10 @@ void attend_many(TileRows<Math>& t, Block<Math>& block, int64_t begin, Ahead& ah
     here = (t.rows - row + blocks - 1) / blocks;  // even shares: 7 rows are 4 + 3, not 6 + 1
     const Seen seen = t.seen(row, here, begin, block.count);
     const int slots = seen.slots;
-    if (slots == 0) continue;
+    if (slots == 0) {
+      if (!t.has_sums) t.clear_sums(row, here);
+      continue;
+    }
     const float* queries = t.queries + row * t.k_words;
     float* sums = t.sums + row * t.v_stride;
     product<Math>(here, queries, t.k_words, block.keys, kBlock, t.k_words, padded(slots), t.scores, kBlock, false, ahead);
@@ -25,8 +28,9 @@ void attend_many(TileRows<Math>& t, Block<Math>& block, int64_t begin, Ahead& ah
       t.weigh(row + r, slots, t.scores + r * kBlock, found[r], t.probs + r * kBlock, block);
     }
     const int64_t words = Block<Math>::words_of(slots);
-    product<Math>(here, t.probs, kBlock, block.values, t.v_stride, words, t.v_stride, sums, t.v_stride, true, ahead);
+    product<Math>(here, t.probs, kBlock, block.values, t.v_stride, words, t.v_stride, sums, t.v_stride, t.has_sums, ahead);
   }
+  t.has_sums = true;
 }
 
 }  // namespace

@@ -61,14 +61,14 @@ class Planner {
       narrow.clear();
       for (int32_t seq = 0; seq < a.num_seqs; ++seq)
         if (a.num_queries(seq) > 0) add(seq, head);
-      if (narrow.empty()) continue;
-      set_item_parts();
       if (a.share_prefixes && a.window == 0 && narrow.size() > 1) share(head);
       for (const Narrow& n : narrow) {
         const int64_t to = n.begin / kPartSlots + n.parts();
-        if (n.done < to || n.parts() == 0) emit({&n, 1}, head, n.done, to);
+        if (n.done < to || n.parts() == 0) note(&n, 1, head, n.done, to);
       }
     }
+    const int64_t share = work / (threads * kItemsPerThread);
+    for (const Job& job : jobs) cut(job, share, threads > 1 && &job == &jobs.back() ? 2 * threads : 0);
     if (threads > 1)  // the longest first: what comes last is short
       std::stable_sort(plan.items.begin(), plan.items.end(),
                        [&](const auto& x, const auto& y) { return cost_of(x) > cost_of(y); });
@@ -76,9 +76,11 @@ class Planner {
   }
 
  private:
-  struct Members {
-    const Narrow* first;
-    int64_t count;
+  // Parts from..to of one kv-head for `count` members, who read them from the same pages.
+  struct Job {
+    int32_t head;
+    size_t first, count;  // in `members`
+    int64_t from, to, rows;
   };
 
   void add(int32_t seq, int32_t head) {
@@ -91,7 +93,6 @@ class Planner {
     if (whole > 1 && whole * a.group() > kNarrowRows) return add_wide(seq, head);
     Narrow own{seq, first_slot(length - n), length, rows, -1, 0};
     own.done = own.begin / kPartSlots;
-    plan.work += cost(own.end - own.begin, rows);
     if (own.parts() > 1) {
       own.partials = plan.num_partial_floats;
       plan.num_partial_floats += own.parts() * partial_floats(a, n);
@@ -131,33 +132,36 @@ class Planner {
     return cost(item.slot_end - item.slot_begin, rows);
   }
 
-  void set_item_parts() {
-    int64_t total = 0;
-    for (const Narrow& n : narrow) total += cost(n.end - n.begin, n.rows);
-    const int64_t share = total * a.num_kv_heads / (threads * kItemsPerThread);
-    item_parts = std::clamp<int64_t>(share / cost(kPartSlots, narrow[0].rows), 1, kMaxItemParts);
+  void note(const Narrow* first, int64_t count, int32_t head, int64_t from, int64_t to) {
+    Job job{head, members.size(), size_t(count), from, to, 0};
+    for (int64_t m = 0; m < count; ++m) job.rows += first[m].rows;
+    members.insert(members.end(), first, first + count);
+    jobs.push_back(job);
+    const int64_t slots = cost(std::min(first->end, to * kPartSlots) - std::max(first->begin, from * kPartSlots), job.rows);
+    work += slots, plan.work += slots;
   }
 
-  // Items of parts from..to for these members, who read them from the same pages.
-  void emit(Members members, int32_t head, int64_t from, int64_t to) {
-    const int64_t most = std::max<int64_t>(members.first->rows, std::min(kTileRows / 2, kTileWords / (a.shape.k_dim + a.v_dim)));
-    for (int64_t at = from; at < to || from == to;) {
-      const int64_t stop = std::min(to, at + item_parts);
-      for (int64_t m = 0; m < members.count;) {
+  // Items of about `share` work each; the last `singles` parts are items by themselves, so that the last thread ends soon.
+  void cut(const Job& job, int64_t share, int64_t singles) {
+    const Narrow *const begin = members.data() + job.first, *const end = begin + job.count;
+    const int64_t most = std::max<int64_t>(begin->rows, std::min(kTileRows / 2, kTileWords / (a.shape.k_dim + a.v_dim)));
+    const int64_t parts = std::clamp<int64_t>(share / cost(kPartSlots, std::min(job.rows, most)), 1, kMaxItemParts);
+    for (int64_t at = job.from; at < job.to || job.from == job.to;) {
+      const int64_t stop = std::min(job.to, at + (job.to - at <= singles ? 1 : parts));
+      for (const Narrow* m = begin; m < end;) {
         int64_t rows = 0, spans = 0;
-        const Narrow& first = members.first[m];
-        for (; m < members.count && rows + members.first[m].rows <= most; ++m, ++spans) {
-          const Narrow& n = members.first[m];
-          const int64_t part = at - n.begin / kPartSlots, queries = a.num_queries(n.seq);
-          const int64_t to_floats = n.partials < 0 ? -1 : n.partials + part * partial_floats(a, queries);
-          plan.spans.push_back({n.seq, 0, int32_t(queries), to_floats});
-          rows += n.rows;
-        }
-        push(head, spans, std::max(first.begin, at * kPartSlots), std::min(first.end, stop * kPartSlots));
+        const Narrow& first = *m;
+        for (; m < end && rows + m->rows <= most; rows += m->rows, ++spans, ++m) plan.spans.push_back(span_of(*m, at));
+        push(job.head, spans, std::max(first.begin, at * kPartSlots), std::min(first.end, stop * kPartSlots));
       }
-      if (from == to) break;  // no slots at all: the item that writes zeros
+      if (job.from == job.to) break;  // no slots at all: the item that writes zeros
       at = stop;
     }
+  }
+
+  Span span_of(const Narrow& n, int64_t part) const {
+    const int64_t queries = a.num_queries(n.seq), own = part - n.begin / kPartSlots;
+    return {n.seq, 0, int32_t(queries), n.partials < 0 ? -1 : n.partials + own * partial_floats(a, queries)};
   }
 
   // Page ids of one part, in the sequence's row.
@@ -179,20 +183,20 @@ class Planner {
 
   void share(int32_t head) { share(narrow.data(), int64_t(narrow.size()), head, 0, 0); }
 
-  // `members` (a range of `narrow`, reordered here) share the parts from..part; what else do they share?
-  void share(Narrow* members, int64_t count, int32_t head, int64_t from, int64_t part) {
+  // `group` (a range of `narrow`, reordered here) share the parts from..part; what else do they share?
+  void share(Narrow* group, int64_t count, int32_t head, int64_t from, int64_t part) {
     const auto less = [&](const Narrow& x, const Narrow& y) { return compare(x, y, head, part) < 0; };
     const auto whole = [&](const Narrow& n) { return part < n.full_parts() && n.partials >= 0; };
-    if (part > from && std::all_of(members, members + count, whole) &&
-        std::all_of(members + 1, members + count, [&](const Narrow& n) { return compare(*members, n, head, part) == 0; }))
-      return share(members, count, head, from, part + 1);
+    if (part > from && std::all_of(group, group + count, whole) &&
+        std::all_of(group + 1, group + count, [&](const Narrow& n) { return compare(*group, n, head, part) == 0; }))
+      return share(group, count, head, from, part + 1);
     if (part > from) {
-      emit({members, count}, head, from, part);
-      for (int64_t m = 0; m < count; ++m) members[m].done = part;
+      note(group, count, head, from, part);
+      for (int64_t m = 0; m < count; ++m) group[m].done = part;
     }
-    Narrow* last = std::stable_partition(members, members + count, whole);
-    std::stable_sort(members, last, less);
-    for (Narrow* first = members; first < last;) {
+    Narrow* last = std::stable_partition(group, group + count, whole);
+    std::stable_sort(group, last, less);
+    for (Narrow* first = group; first < last;) {
       Narrow* next = first + 1;
       while (next < last && compare(*first, *next, head, part) == 0) ++next;
       if (next - first > 1) share(first, next - first, head, part, part + 1);
@@ -202,8 +206,9 @@ class Planner {
 
   const AttentionArgs& a;
   const int threads;
-  int64_t item_parts = 1;
-  std::vector<Narrow> narrow;
+  int64_t work = 0;  // of all jobs
+  std::vector<Narrow> narrow, members;
+  std::vector<Job> jobs;
   AttentionPlan plan;
 };
 

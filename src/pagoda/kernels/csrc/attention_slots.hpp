@@ -103,6 +103,17 @@ struct PageRow {
     const Plane& values = p.v.bytes ? p.v : p.k;
     const int64_t k_step = kEight * p.k.bytes, v_step = kEight * values.bytes;
     out.k8.stride = p.k.bytes, out.v8.stride = values.bytes, out.first_inside = int(begin % p.page_size);
+    if (begin % p.page_size == 0 && (end - begin) % p.page_size == 0) {  // nearly always: whole pages
+      out.count = int(end - begin), out.num_pages = int((end - begin) / p.page_size);
+      const char **k_to = out.k8.at, **v_to = out.v8.at, *const storage = a.pages + offset * p.page_bytes;
+      const int32_t* const id = ids + begin / p.page_size;
+      for (int n = 0; n < out.num_pages; ++n) {
+        const char* const page = out.pages[n] = storage + id[n] * p.page_bytes;
+        for (int64_t e = 0; e < p.page_size; e += kEight)
+          *k_to++ = page + p.k.at + e * p.k.bytes, *v_to++ = page + values.at + e * values.bytes;
+      }
+      return;
+    }
     walk(begin, end, out, [&](const char* page, int64_t inside, int64_t i, int64_t here) {
       const char *k = page + p.k.at + inside * p.k.bytes, *v = page + values.at + inside * values.bytes;
       const char **k_to = out.k8.at + i / kEight, **v_to = out.v8.at + i / kEight, **const last = k_to + (here + kEight - 1) / kEight;

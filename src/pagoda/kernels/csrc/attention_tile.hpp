@@ -47,13 +47,19 @@ struct Tile {
     attend_many(t, block, begin, ahead);
   }
 
+  void copy(const float* from, float* to) const {
+    int64_t c = 0;
+    for (; c + kLanes <= a.v_dim; c += kLanes) store(to + c, load(from + c));
+    for (; c < a.v_dim; ++c) to[c] = from[c];
+  }
+
   void write_partials(int64_t part) const {
     int64_t row = 0;
     for (int s = item.span_begin; s < item.span_end; ++s) {
       const int64_t queries_here = spans[s].q_end - spans[s].q_begin, here = queries_here * t.group;
       float* to = out.partials + spans[s].partial + part * partial_floats(a, queries_here);
       for (int64_t r = 0; r < here; ++r, ++row) {
-        memcpy(to + r * a.v_dim, t.sums + row * t.v_stride, sizeof(float) * a.v_dim);
+        copy(t.sums + row * t.v_stride, to + r * a.v_dim);
         to[here * a.v_dim + r] = t.tops[row];
         to[here * (a.v_dim + 1) + r] = t.total(row);
       }
@@ -92,7 +98,8 @@ struct Tile {
     Slots slots[2];
     const bool parts = spans[item.span_begin].partial >= 0;
     int64_t at = item.slot_begin, part = 0;
-    t.restart();
+    const bool zeros = t.bytes || few() || at == item.slot_end;  // slots that are multiplied where they lie are added to sums
+    t.restart(zeros);
     if (at < item.slot_end) find(pages, at, slots[0]);
     for (int turn = 0; at < item.slot_end; turn ^= 1) {
       const int64_t end = block_end(item, at);
@@ -101,7 +108,7 @@ struct Tile {
       at = end;
       if (parts && (at % kPartSlots == 0 || at == item.slot_end)) {
         write_partials(part++);
-        t.restart();
+        t.restart(zeros);
       }
     }
     if (!parts) write_results();

@@ -19,6 +19,7 @@ struct TileRows {
   float *queries, *sums, *tops, *totals, *slopes, *scores, *probs;  // totals: [rows][kLanes], added up at the end
   Mask* masks;
   float* block_space;
+  bool has_sums = false;  // else what lies in `sums` means nothing yet
   const float plain_unit;  // what logits are multiplied with where that is all; else 0
   const bool bytes;  // products of bytes: attention_bytes.hpp
 #if PAGODA_DPBF16
@@ -81,11 +82,15 @@ struct TileRows {
     });
   }
 
-  void restart() {
+  // No slot has been seen. Sums become zeros, or are left to attend_many(), which need not read them then.
+  void restart(bool zeros) {
     for (int row = 0; row < rows; ++row) tops[row] = -kInf;
     memset(totals, 0, sizeof(float) * rows * kLanes);
-    memset(sums, 0, sizeof(float) * rows * v_stride);
+    has_sums = zeros;
+    if (zeros) clear_sums(0, rows);
   }
+
+  void clear_sums(int row, int count) { memset(sums + row * v_stride, 0, sizeof(float) * count * v_stride); }
 
   float total(int64_t row) const { return total_of(load(totals + row * kLanes)); }
 
