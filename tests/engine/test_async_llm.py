@@ -134,11 +134,11 @@ def test_a_step_that_fails_ends_its_requests_and_nobody_elses(tiny, oracle, monk
             runner = llm._built.engine._runner
             run, fail = runner.run, [True]
 
-            def sometimes(plan):
+            def sometimes(plan, *more):
                 if fail and any(s.item.tokens[0] == 7 for s in plan.scheduled):
                     fail.clear()
                     raise RuntimeError("a kernel gave up")
-                return run(plan)
+                return run(plan, *more)
 
             monkeypatch.setattr(runner, "run", sometimes)
             params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
