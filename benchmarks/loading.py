@@ -4,8 +4,9 @@ Every round drops the checkpoint from the page cache, reads it directly from fro
 again, and loads the model in a process of its own that has imported everything before its clock starts: `warm`, in
 memory that the same process has just used and given back, and `cold`, in memory that was free for `SETTLE_SECONDS`.
 A virtual machine may give free memory back to its host and get it again page by page, slower than the disk reads:
-that rate is measured too, in the same round, by one thread and by two. What counts is the share of the disk's rate,
-or of the memory's where that is lower, and how much more than the loaded model the process holds at its peak.
+that rate is measured too, in the same round, by one thread and by two, and how fast the same direct reads fill memory
+that was free as long (`into_free_memory`), which is what a cold load can be asked to reach. What counts is the share of
+the disk's rate, and how much more than the loaded model the process holds at its peak.
 """
 
 from __future__ import annotations
@@ -54,6 +55,20 @@ with ThreadPoolExecutor(threads) as pool:
     list(pool.map(lambda part: part[::4096].fill_(1), parts))
 print(size / (time.perf_counter() - start))
 """
+READ = """
+import sys, time
+from pathlib import Path
+import torch
+from pagoda.kernels.memory import empty_bytes
+from pagoda.weights.direct import CHUNK_BYTES, DirectFile
+file = DirectFile(Path(sys.argv[1]))
+size = file.stamp.num_bytes // CHUNK_BYTES * CHUNK_BYTES
+memory = empty_bytes((size,), torch.device("cpu"))
+start = time.perf_counter()
+for at in range(0, size, CHUNK_BYTES):
+    file.read(at, CHUNK_BYTES, memory[at : at + CHUNK_BYTES], "the benchmark's piece")
+print(size / (time.perf_counter() - start))
+"""
 SETTLE_SECONDS = 8
 """After which free memory is the host's: Linux reports free pages to it every two seconds."""
 
@@ -74,18 +89,30 @@ def load(model: Path, quantization: str, touch_bytes: int) -> dict[str, float]:
     return found
 
 
+def _after_a_while(program: str, *arguments: object) -> float:
+    time.sleep(SETTLE_SECONDS)
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def memory_rate(num_bytes: int, threads: int) -> float:
     """Bytes a second of memory that has been free for a while."""
-    time.sleep(SETTLE_SECONDS)
-    command = [sys.executable, "-c", TOUCH, str(num_bytes), str(threads)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return _after_a_while(TOUCH, num_bytes, threads)
+
+
+def fresh_rate(files: list[Path]) -> float:
+    """Bytes a second of direct reads into memory that has been free for a while, the mean of the files."""
+    drop(files)
+    return statistics.mean(_after_a_while(READ, file) for file in files)
 
 
 def measure(model: Path, quantization: str, rounds: int) -> dict[str, object]:
     files = sorted(model.glob("*.safetensors"))
     stored = sum(file.stat().st_size for file in files)
     rates, memory, cold, warm = list[float](), list[list[float]](), list[dict[str, float]](), list[dict[str, float]]()
+    fresh = list[float]()
     for _ in range(rounds):
+        fresh.append(fresh_rate(files))
         memory.append([memory_rate(stored, threads) for threads in (1, 2)])
         time.sleep(SETTLE_SECONDS)
         drop(files)
@@ -96,8 +123,10 @@ def measure(model: Path, quantization: str, rounds: int) -> dict[str, object]:
         "stored_bytes": stored,
         "disk_bytes_per_second": rates,
         "free_memory_bytes_per_second_by_1_and_2_threads": memory,
+        "into_free_memory_bytes_per_second": fresh,
         "warm": _summary(stored, rates, warm),
         "cold": _summary(stored, [min(rate, max(found)) for rate, found in zip(rates, memory, strict=True)], cold),
+        "cold_beside_reads_into_free_memory": _summary(stored, fresh, cold),
         "peak_beside_model": max(one["peak"] - one["model"] for one in cold),
     }
 

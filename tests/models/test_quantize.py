@@ -15,7 +15,7 @@ from pagoda.core.errors import ConfigError, ModelError
 from pagoda.models import families
 from pagoda.models.load import load_model
 from pagoda.models.mixed import allocate, exchange, mixed, surprise, useful
-from pagoda.models.quantize import kl, quantize_model, run
+from pagoda.models.quantize import kl, quantize_model, run, with_stats
 from pagoda.weights.formats import FORMATS
 from pagoda.weights.methods import METHODS, InputStats, output_error
 from pagoda.weights.packed import ExpertStack, PackedMatrix
@@ -68,6 +68,16 @@ def test_a_written_folder_loads_to_the_same_numbers(tmp_path: Path, text: str) -
         else:
             assert torch.equal(found, wanted)
     assert ours.tokenizer.encode("a") == direct.tokenizer.encode("a")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_is_watched_where_it_multiplies(tmp_path: Path, tied: bool) -> None:
+    loaded = load_model(fake_model.write(tmp_path / "m", tie_word_embeddings=tied), quantization="none")
+    seen = {name: s for name, _, s in with_stats(loaded.model, [[1, 2, 3], [4, 5]], roles=("linear", "embed"))}
+    head = seen["embed.weight" if tied else "lm_head.weight"]
+    assert head is not None
+    assert head.count == seen["layers.0.attn.qkv.weight"].count == 5
+    assert tied or seen["embed.weight"] is None, "an embedding that only gives rows is multiplied with nothing"
 
 
 def test_experts_come_back(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ from torch import Tensor
 from pagoda.core.errors import ConfigError
 from pagoda.core.types import DTYPE_BYTES
 from pagoda.kernels import ops
+from pagoda.weights.filling import pack_matrix
 from pagoda.weights.formats.base import WeightFormat
+from pagoda.weights.packed import ExpertStack, PackedMatrix
 from pagoda.weights.quantization import EXPERT, Quantization
 
 from .decoder import Decoder
@@ -32,7 +34,7 @@ from .layers.moe import MoE
 from .load import Loaded
 from .mixed import JUDGED_TOKENS, TRIED_TOKENS, allocate, first_tokens
 from .model import Model
-from .quantize import Progress, Tokens, kl, plain_model, run
+from .quantize import Progress, Tokens, kl, plain_model, run, without_head
 
 CANDIDATES = ("bf16", "int8", "int4(group=32)", "int4")
 """What kernels multiply, and a cache can hold, as it is stored."""
@@ -93,10 +95,10 @@ class _Watching:
         matrices = self.inner.gate_up[expert], self.inner.down[expert]
         exact = self._answer(x, expert, *matrices)
         asked = max(1, self.uses[expert].count) / self.num_tokens
-        moved = [self._answer(x, expert, *(_rounded(m, f) for m in matrices)) - exact for f in candidates]
+        moved = [self._answer(x, expert, *(pack_matrix(f, m, m.dtype) for m in matrices)) - exact for f in candidates]
         return [asked * float((weights * m).square().sum(-1).mean()) for m in moved]
 
-    def _answer(self, x: Tensor, expert: int, gate_up: Tensor, down: Tensor) -> Tensor:
+    def _answer(self, x: Tensor, expert: int, gate_up: Tensor | PackedMatrix, down: Tensor | PackedMatrix) -> Tensor:
         options = dict(self.inner.options)
         up_bias, down_bias = (None if (b := options.pop(n)) is None else b[expert] for n in ("gate_up_b", "down_b"))
         gate, up = linear(x, gate_up, up_bias).chunk(2, dim=-1)
@@ -155,7 +157,7 @@ class _Price:
         weights = self._model.weights()
         for layer, each in formats.items():
             for name in _params(layer):
-                weights[name] = torch.stack([_rounded(m, f) for m, f in zip(weights[name], each, strict=True)])
+                weights[name] = _stack(weights[name], each)
         return kl(self._exact, run(self._decoder(weights), self._text))
 
     def _decoder(self, weights: Mapping[str, Tensor]) -> Decoder:
@@ -168,12 +170,16 @@ def _watch(model: Model, calibration: Tokens) -> dict[int, _Watching]:
     found = {i: _Watching(block.mlp) for i, block in enumerate(decoder.blocks) if isinstance(block.mlp, MoE)}
     for layer, watching in found.items():
         decoder.blocks[layer].mlp = watching  # type: ignore[assignment]
-    run(decoder, calibration, with_logits=False)
+    for tokens in calibration:
+        without_head(decoder, tokens)
     return found
 
 
-def _rounded(matrix: Tensor, format: WeightFormat) -> Tensor:
-    return format.dequantize(format.quantize(matrix.float()), matrix.shape[1]).to(matrix.dtype)
+def _stack(matrices: Tensor, formats: Sequence[WeightFormat]) -> ExpertStack:
+    """Experts as kernels multiply them."""
+    stack = ExpertStack(*matrices.shape)
+    stack.experts = [pack_matrix(f, m, m.dtype) for m, f in zip(matrices, formats, strict=True)]
+    return stack
 
 
 def _params(layer: int) -> tuple[str, str]:

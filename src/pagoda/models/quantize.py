@@ -23,7 +23,7 @@ from pagoda.kv.dense import DenseCache, DenseView
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.methods import CALIBRATED, METHODS, InputStats
 from pagoda.weights.packed import PackedMatrix
-from pagoda.weights.quantization import EXPERT, Quantization, format_text
+from pagoda.weights.quantization import EXPERT, Quantization, Role, format_text
 from pagoda.weights.reader import dtype_name
 from pagoda.weights.schemes import pagoda as stored
 from pagoda.weights.writer import write_stream
@@ -197,39 +197,53 @@ class _Watched(PackedMatrix):
         return linear(x, self.weight, bias)
 
 
-def with_stats(model: Model, calibration: Tokens) -> Iterator[tuple[str, Tensor, InputStats | None]]:
-    """Every parameter, linear layers with what they were fed; a pass over the text for every gibibyte of statistics."""
+def with_stats(
+    model: Model, calibration: Tokens, *, roles: Sequence[Role] = ("linear",)
+) -> Iterator[tuple[str, Tensor, InputStats | None]]:
+    """Every parameter, those of ``roles`` with what they were multiplied with; a pass over the text for every gibibyte
+    of statistics. An embedding that is not the head as well is multiplied with nothing.
+    """
     waiting: list[str] = []
     held = 0
     names = list(model.weights())
     for at, name in enumerate(names):
         waiting.append(name)
-        if calibration and model.shape_role(name) == "linear":
+        if calibration and model.shape_role(name) in roles:
             held += model.weights()[name].shape[1] ** 2 * 4
         if held >= GRAM_BYTES or at + 1 == len(names):
-            stats = _watch(model, waiting, calibration) if calibration else {}
+            stats = _watch(model, [n for n in waiting if model.shape_role(n) in roles], calibration)
             for param in waiting:
                 yield param, model.weights()[param], stats.get(param)
             waiting, held = [], 0
 
 
 def _watch(model: Model, names: list[str], calibration: Tokens) -> dict[str, InputStats]:
-    watched = {n: _Watched(model.weights()[n]) for n in names if model.shape_role(n) == "linear"}
+    if not calibration or not names:
+        return {}
+    watched = {n: _Watched(model.weights()[n]) for n in names}
     decoder = Decoder(model.spec, {**model.weights(), **watched}, rope_length=model.rope_length)
-    run(decoder, calibration, with_logits=False)
-    return {name: matrix.stats for name, matrix in watched.items()}
+    heads = any(model.shape_role(name) == "embed" for name in names)
+    for tokens in calibration:
+        with_head(decoder, tokens) if heads else without_head(decoder, tokens)
+    return {name: matrix.stats for name, matrix in watched.items() if matrix.stats.count}
 
 
-def run(decoder: Decoder, texts: Tokens, *, with_logits: bool = True) -> list[Tensor]:
+def run(decoder: Decoder, texts: Tokens) -> list[Tensor]:
     """Logits float32 ``[tokens, vocab]`` of every text, each by itself."""
-    found = []
-    with torch.inference_mode():
-        for tokens in texts:
-            view = DenseView(DenseCache(), [0], [len(tokens)])
-            hidden = decoder.forward(torch.tensor(list(tokens)), torch.arange(len(tokens)), view)
-            if with_logits:
-                found.append(decoder.logits(hidden))
-    return found
+    return [with_head(decoder, tokens) for tokens in texts]
+
+
+@torch.inference_mode()
+def with_head(decoder: Decoder, tokens: Sequence[int]) -> Tensor:
+    """Logits float32 ``[tokens, vocab]`` of one text."""
+    return decoder.logits(without_head(decoder, tokens))
+
+
+@torch.inference_mode()
+def without_head(decoder: Decoder, tokens: Sequence[int]) -> Tensor:
+    """Hidden states ``[tokens, hidden]`` of one text."""
+    view = DenseView(DenseCache(), [0], [len(tokens)])
+    return decoder.forward(torch.tensor(list(tokens)), torch.arange(len(tokens)), view)
 
 
 def kl(exact: list[Tensor], other: list[Tensor]) -> float:

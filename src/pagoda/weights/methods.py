@@ -54,7 +54,8 @@ def output_error(weight: Tensor, approximation: Tensor, stats: InputStats) -> fl
 
 def rtn(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes:
     """Each value to the nearest; needs no calibration."""
-    return format.quantize(weight)
+    fast = format.quantize_fast(weight, torch.get_num_threads()) if weight.device.type == "cpu" else None
+    return fast or format.quantize(weight)
 
 
 def gptq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes:
