@@ -24,7 +24,7 @@ from ..kv.table import PageTable, SlotMoves
 from ..models.load import Loaded
 from ..schedule.scheduler import Scheduler
 from .calibrations import Calibrations
-from .observing import Observer
+from .observing import observe
 from .policy_state import PolicyState
 from .runner import Piece, StepResult
 from .sequence import Sequence
@@ -71,7 +71,6 @@ class Evictor:
         calibrations: Calibrations,
     ) -> None:
         self._scheduler, self._counters, self.calibrations = scheduler, counters, calibrations
-        self._observer = Observer()
 
     def apply(self, result: StepResult) -> None:
         """Show each policy what the step brought, and let those act whose time has come."""
@@ -85,7 +84,7 @@ class Evictor:
                 due.append(piece)
             if sequence.policy.selection is not None and piece.start >= sequence.prompt_len:
                 self._count(sequence.policy_state)
-        self._observer.observe(result)
+        observe(result)
         if due:
             with _one_thread():
                 self._act_all(due, result)
@@ -164,8 +163,6 @@ class Evictor:
             table = manager.table(sequence.seq_id)
             write_slots(store.storage, table, one.layers, one.heads, one.slots, one.k, one.v)
         state.moved(act)
-        if act is None:
-            self._observer.forget()
         self._counters.policy_acts += dropped > 0
         self._counters.slots_dropped += dropped
         return True

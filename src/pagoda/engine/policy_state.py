@@ -8,13 +8,13 @@ from a new state and passes through the same acts.
 from __future__ import annotations
 
 import copy
-import itertools
 
 import torch
 from torch import Tensor
 
 from ..core.types import KVFormat
 from ..kernels.ops import close_rows
+from ..kernels.ops.add_sums import Target
 from ..kv.policies._inputs import Inputs
 from ..kv.policies._stack import LOOKS, PolicyStack
 from ..kv.policies.base import Need
@@ -23,21 +23,20 @@ from .selection import Notes
 
 MASS, POSITIONS, RECEIVED, WANTED = "mass", "positions", "received", "wanted"
 OF_WINDOW = (RECEIVED, WANTED)
-_EDITS = itertools.count()
 
 
 class PolicyState:
     """One sequence's memory. ``slots``: name -> [L, H, capacity], columns beyond a head's length are 0."""
 
     __slots__ = (
-        "__weakref__", "_fmt", "_need_positions", "_ring", "_stack", "acted", "captured", "edits", "memory", "notes",
-        "numbered", "scale", "slots", "soft_cap", "summed", "sums_up", "tail",
+        "_adds_mass", "_fmt", "_need_positions", "_ring", "_stack", "_targets", "acted", "captured", "counts_up",
+        "memory", "notes", "numbered", "scale", "slots", "soft_cap", "summed", "sums_up", "tail",
     )  # fmt: skip
 
     def __init__(self, stack: PolicyStack, fmt: KVFormat) -> None:
         self._stack, self._fmt = stack, fmt
         self.slots: dict[str, Tensor] = {}
-        self.edits = next(_EDITS)  # another number when one of them became another tensor; no other state has it
+        self._targets: dict[str, Target] = {}  # of those that sums are added to
         self.memory: dict[str, object] = {}
         self.notes = Notes(fmt.num_layers, fmt.num_kv_heads)
         self.scale, self.soft_cap = 1.0, 0.0
@@ -50,7 +49,8 @@ class PolicyState:
         if (codec := stack.windowed) is not None:
             self.tail = RawTail(fmt, codec.window + codec.every + fmt.page_size)
         self._need_positions = Need.POSITIONS in stack.needs
-        self.sums_up = stack.sums
+        self._adds_mass = Need.PROBS in stack.needs
+        self.sums_up, self.counts_up = stack.sums, Need.WANTED in stack.needs
 
     @property
     def num_bytes(self) -> int:
@@ -85,13 +85,19 @@ class PolicyState:
         first = act - self._stack.window
         return first <= start and self.acted <= first and self.captured <= first and start + num_tokens <= act
 
-    def receives(self, num_slots: int, device: torch.device) -> Tensor:
-        """Where what slots receive in a step is added: float32 [L, H, at least ``num_slots``], contiguous."""
-        return self._grown(MASS if Need.PROBS in self._stack.needs else RECEIVED, num_slots, device)
+    def receives(self, num_slots: int, device: torch.device) -> Target:
+        """Where what slots receive in a step is added: room for ``num_slots`` at least."""
+        return self._target(MASS if self._adds_mass else RECEIVED, num_slots, device)
 
-    def counts(self, num_slots: int, device: torch.device) -> Tensor:
+    def counts(self, num_slots: int, device: torch.device) -> Target:
         """The same for what they are chosen."""
-        return self._grown(WANTED, num_slots, device)
+        return self._target(WANTED, num_slots, device)
+
+    def _target(self, name: str, num_slots: int, device: torch.device) -> Target:
+        found = self._targets.get(name)
+        if found is None or found.width < num_slots:
+            found = self._targets[name] = Target.of(self._grown(name, num_slots, device))
+        return found
 
     def add_queries(self, queries: Tensor, end: int, scale: float, soft_cap: float) -> None:
         """``queries`` [L, n, Hq, D] of the tokens before ``end``; the ring keeps the newest ``window``."""
@@ -164,8 +170,7 @@ class PolicyState:
             del self.slots[POSITIONS]
 
     def _forget(self) -> None:
-        self.slots, self.memory, self._ring = {}, {}, None
-        self.edits = next(_EDITS)
+        self.slots, self._targets, self.memory, self._ring = {}, {}, {}, None
 
     def keep(self, keep: Tensor, inputs: Inputs, next_act: int | None) -> None:
         """The slots moved: bool ``keep`` [N], [L, N] or [L, H, N]. ``next_act``: the tokens at which the policy acts
@@ -229,5 +234,5 @@ class PolicyState:
             if held is not None:
                 grown[..., :old] = held
             self.slots[name] = held = grown
-            self.edits = next(_EDITS)
+            self._targets.pop(name, None)
         return held

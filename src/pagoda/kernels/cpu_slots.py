@@ -12,7 +12,7 @@ from . import dispatch
 from ._extension import CODECS, CPU, DTYPES, _cpu, store_of
 from .dispatch import Features
 from .layout import PageLayout
-from .ops.add_sums import Targets
+from .ops.add_sums import Target, Targets
 from .ops.sign_hashes import MOST_BITS
 
 
@@ -147,7 +147,7 @@ def close_rows(values: Tensor, keep: Tensor) -> None:
 def add_sums(sums: Tensor, targets: Sequence[Tensor]) -> None:
     layers, seqs, heads, slots = sums.shape
     assert len(targets) == seqs
-    to = targets if isinstance(targets, Targets) else Targets(targets)
+    to = targets if isinstance(targets, Targets) else Targets([Target.of(target) for target in targets])
     sums = sums.contiguous()
     _cpu.add_sums(sums.data_ptr(), layers, seqs, heads, slots, to.addresses.ctypes.data, to.widths.ctypes.data)
 

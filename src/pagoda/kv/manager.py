@@ -378,11 +378,11 @@ class KVManager:
     def shorten(self, seq_id: int, lens: Int32s) -> int:
         """Slots behind these ``[rows]`` are gone, after ``own_rows``; how many those were."""
         table = self._sequences[seq_id].table
-        dropped = int((table.lens - lens).sum())
+        dropped: int = sum(table.lens.tolist()) - sum(lens.tolist())
         if not dropped:
             return 0
         self._num_dropped += dropped
-        self.pool.unref_runs(table.cut(lens), 1)
+        self.pool.free_owned(table.cut(lens))
         table.pristine, table.kept_at, table.tail_owned = False, table.num_tokens, True
         return dropped
 

@@ -208,6 +208,12 @@ class PagePool:
             pages = runs[:, None] + np.arange(run, dtype=np.int32)
             self._free_pages(pages[partly])
 
+    def free_owned(self, pages: Int32s) -> None:
+        """Pages that have one owner each, who gives them up."""
+        assert (self.refs[pages] == 1).all(), f"a page of {pages.tolist()} has another owner, or none"
+        self.refs[pages] = 0
+        self._free_pages(pages)
+
     def shared(self, runs: Int32s, run: int) -> npt.NDArray[np.bool_]:
         """Which of these runs have a page with several owners, ``[len(runs)]``: a writer must copy those first."""
         shared: npt.NDArray[np.bool_] = np.any(self.refs.reshape(-1, run)[runs // run] > 1, axis=1)

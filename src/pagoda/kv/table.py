@@ -131,8 +131,8 @@ class PageTable:
 
     def cut(self, lens: Int32s) -> Int32s:
         """Rows become this short and give up the runs beyond: their bases. Reserved runs go as well."""
-        if self.num_rows > 1 and int(lens.min()) == (length := int(lens.max())) and self._is_even:
-            return self._cut_even(lens, length)
+        if self.num_rows > 1 and len(length := set(lens.tolist())) == 1 and len(had := set(self.counts.tolist())) == 1:
+            return self._cut_even(lens, length.pop(), had.pop())
         counts = -(-lens // np.int32(self.fmt.page_size))
         if self.num_rows == 1:
             beyond = slice(int(counts[0]), int(self.counts[0]))
@@ -147,14 +147,9 @@ class PageTable:
         self.measure()
         return runs
 
-    @property
-    def _is_even(self) -> bool:
-        """Whether all rows hold as many runs."""
-        return int(self.counts.min()) == int(self.counts.max())
-
-    def _cut_even(self, lens: Int32s, length: int) -> Int32s:
-        """``cut`` where all rows stay equally long, as after nearly every act: plain numbers instead of arrays."""
-        had, left = int(self.counts[0]), -(-length // self.fmt.page_size)
+    def _cut_even(self, lens: Int32s, length: int, had: int) -> Int32s:
+        """``cut`` of rows that have ``had`` runs each and become equally long, as in nearly all acts: plain numbers."""
+        left = -(-length // self.fmt.page_size)
         runs: Int32s = self.bases[:, left:had].flatten()
         self.bases[:, left:had] = 0
         self.counts[:] = left

@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "attention_rows.hpp"
 
@@ -165,11 +166,17 @@ void weigh_slots(const ReadArgs& a, const float* weights) {
 
 void sign_hashes(const float* x, int64_t count, int64_t dim, const float* planes, int64_t bits, float* hashes) {
   for (int64_t i = 0; i < count; ++i) {
-    float dots[24] = {};
-    for (int64_t d = 0; d < dim; ++d)
-      for (int64_t b = 0; b < bits; ++b) dots[b] += x[i * dim + d] * planes[d * bits + b];
     int32_t hash = 0;
-    for (int64_t b = 0; b < bits; ++b) hash |= int32_t(dots[b] > 0.0f) << b;
+    int64_t first = 0;
+    const auto add = [&](auto width) {  // so many planes at a time stay in registers
+      float dots[decltype(width)::value] = {};
+      for (int64_t d = 0; d < dim; ++d)
+        for (int64_t b = 0; b < width; ++b) dots[b] += x[i * dim + d] * planes[d * bits + first + b];
+      for (int64_t b = 0; b < width; ++b) hash |= int32_t(dots[b] > 0.0f) << (first + b);
+      first += width;
+    };
+    while (first + 8 <= bits) add(std::integral_constant<int64_t, 8>());
+    while (first < bits) add(std::integral_constant<int64_t, 1>());
     hashes[i] = float(hash);
   }
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,21 +13,32 @@ from ..case import Case, Make
 from ..dispatch import Needs, Op
 
 
-class Targets(Sequence[Tensor]):
-    """Where sums go, for who adds to the same tensors at every step: what the kernels ask of them was asked once."""
+class Target(NamedTuple):
+    """Where sums go: float32 ``[L, H, C]``, contiguous; its address and C are asked once, not at every step."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """float32 ``[L, H, C]`` each, contiguous."""
-        assert all(target.is_contiguous() for target in tensors)
-        self._tensors = list(tensors)
-        self.addresses = np.array([target.data_ptr() for target in tensors], np.int64)
-        self.widths = np.array([target.shape[2] for target in tensors], np.int64)
+    tensor: Tensor
+    address: int
+    width: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Target:
+        assert tensor.is_contiguous()
+        return cls(tensor, tensor.data_ptr(), tensor.shape[2])
+
+
+class Targets(Sequence[Tensor]):
+    """Those of several sequences."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._targets = targets
+        self.addresses = np.array([target.address for target in targets], np.int64)
+        self.widths = np.array([target.width for target in targets], np.int64)
 
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
-        return self._tensors[index]
+        return self._targets[index].tensor
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._targets)
 
 
 def add_sums(sums: Tensor, targets: Sequence[Tensor]) -> None:
