@@ -132,7 +132,9 @@ def test_placements_over_an_accelerator_that_is_stated(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--device-memory", "8GiB"), "no --machine says of which accelerator; known: l4"),
+        (("--device-memory", "8GiB"), "no --machine says which accelerator; known: l4"),
+        (("--machines", "no-such-file.yaml"), "no-such-file.yaml"),
+        (("--machine", "l4", "--kv-offload-dir", "far"), "beside an accelerator no KV is offloaded"),
         (("--machine", "l5"), "l5"),
         (("--machine", "l4", "--device-memory", "90GiB"), "l4 has 22.4 GiB; ask for less"),
         (("--machine", "l4", "--host-memory", "much"), "much"),

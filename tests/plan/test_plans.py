@@ -177,8 +177,11 @@ def test_the_machine_is_kept_and_checked(tmp_path: Path) -> None:
     del old["far"]
     file.write_text(json.dumps(old))
     assert load_machine(file, probe)[0] == mine, "calibrated before a lower tier was: what it costs is a guess"
-    save_machine(replace(mine, far=FarCosts(layer=0.5)), file)
-    assert load_machine(file, probe)[0].far == FarCosts(layer=0.5)
+    for far in (FarCosts(layer=0.5), FarCosts(layer=0.0, group=0.0)):  # less than steps vary by, where it was measured
+        save_machine(replace(mine, far=far), file)
+        assert load_machine(file, probe)[0].far == far
+    save_machine(replace(mine, far=FarCosts(copy=-1.0)), file)
+    assert load_machine(file, probe)[0] != replace(mine, far=FarCosts(copy=-1.0))
     save_machine(replace(mine, threads=99), file)
     assert "another machine" in load_machine(file, probe)[1]
     file.write_text(file.read_text().replace('"disk_bytes_per_second": 1000000000.0', '"disk_bytes_per_second": -1'))

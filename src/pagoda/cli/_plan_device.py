@@ -32,9 +32,8 @@ def examine(
     from ..plan.subject import Subject
 
     if machine is None:
-        raise ConfigError(
-            f"device_memory is {device_memory!r}, but no --machine says of which accelerator; {_known(machines)}"
-        )
+        said = f"device_memory is {device_memory!r}" if machines is None else f"machines is {str(machines)!r}"
+        raise ConfigError(f"{said}, but no --machine says which accelerator; {_known(machines)}")
     kind, asked, probe = pick_machine(machine, machines), Demand(**demand), MachineProbe()
     most = None if memory is None else parse_bytes(memory, what="memory")
     budgets = Budgets(
@@ -87,16 +86,14 @@ def plain(found: Mapping[str, Any]) -> dict[str, Any]:
     return dict(found) | {"placements": [placed.as_dict() for placed in found["placements"]]}
 
 
-def start(model: str, placements: Sequence[Placed], number: int) -> None:
-    """Serves that placement. Raises ConfigError, saying why, for one that the engine cannot run."""
-    from .plan import serve
-
+def flags_of(placements: Sequence[Placed], number: int) -> tuple[str, ...]:
+    """Of ``pagoda serve``, for that placement. Raises ConfigError, saying why, for one that the engine cannot run."""
     if not 1 <= number <= len(placements):
         raise ConfigError(f"pick is {number}; there are placements 1 to {len(placements)}")
     picked = placements[number - 1]
     if picked.why_not:
         raise ConfigError(f"placement {number} cannot be started: {picked.why_not}; pick one that lies on the device")
-    serve(model, picked.flags)
+    return picked.flags
 
 
 def show(found: Mapping[str, Any]) -> None:

@@ -70,14 +70,18 @@ def plan(
 
     For traffic on several machines: pagoda plan cluster --help
     """
-    if machine is not None or device_memory is not None:
+    if machine is not None or machines is not None or device_memory is not None:
+        if kv_offload_dir is not None:
+            raise ConfigError(
+                f"kv_offload_dir is {kv_offload_dir!r}, but beside an accelerator no KV is offloaded so far"
+            )
         asked = {"prompt": prompt, "output": output, "concurrency": concurrency, "slo_ttft": slo_ttft}
         placed = _plan_device.examine(
             model, memory, device_memory, host_memory, disk, machine, machines, max_loss=max_loss,
             **asked, slo_tpot=slo_tpot,
         )  # fmt: skip
         if pick is not None:
-            _plan_device.start(model, placed["placements"], pick)
+            serve(model, _plan_device.flags_of(placed["placements"], pick))
         emit_json(_plan_device.plain(placed)) if json else _plan_device.show(placed)
         return
     found = examine(

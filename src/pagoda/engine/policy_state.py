@@ -205,7 +205,7 @@ class PolicyState:
         first = (num_seen - width) % room
         if first + width <= room:
             return self._ring[:, first : first + width]
-        return self._ring[:, torch.arange(num_seen - width, num_seen, device=self._ring.device) % self._ring.shape[1]]
+        return self._ring[:, torch.arange(num_seen - width, num_seen, device=self._ring.device) % room]
 
     def _positions(self, num_slots: int, num_seen: int, lens: Tensor) -> Tensor | None:
         """Slots beyond those that were numbered at the last act are the newest tokens, one each. Where nobody asks for

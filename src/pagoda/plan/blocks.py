@@ -126,9 +126,7 @@ def role_bytes(shape: ModelShape, dtype: str, quantization: Quantization) -> dic
     found = dict.fromkeys(("experts", "embed"), 0)
     for matrix in shape.matrices:
         if matrix.role in found:
-            packed = quantization.of(matrix.name, matrix.role)
             plain = matrix.rows * matrix.cols * DTYPE_BYTES[dtype]
-            found[matrix.role] += matrix.count * (
-                plain if packed is None else packed.num_bytes(matrix.rows, matrix.cols)
-            )
+            for packed, count in quantization.each(matrix.name, matrix.role, matrix.count).items():
+                found[matrix.role] += count * (plain if packed is None else packed.num_bytes(matrix.rows, matrix.cols))
     return found | {"linear": shape.weight_bytes(dtype, quantization) - sum(found.values())}

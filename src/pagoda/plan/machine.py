@@ -163,7 +163,9 @@ def _read(data: dict[str, Any]) -> Machine:
     far = FarCosts(**data.pop("far", {}))
     machine = Machine(**data, products=products, far=far)
     numbers = [machine.read_bytes_per_second, machine.disk_bytes_per_second, *machine.attend.values()]
-    numbers += asdict(far).values()
     if not all(math.isfinite(number) and number > 0 for number in numbers):
         raise ValueError("a rate is not a positive number")
+    # A cost may be 0: one that is less than what a measured step varies by.
+    if not all(math.isfinite(number) and number >= 0 for number in asdict(far).values()):
+        raise ValueError("a cost is not a number from 0")
     return machine

@@ -83,26 +83,35 @@ void finish_panel(const LinearSlice& s, int64_t first, int64_t end, int64_t pane
 
 #if PAGODA_DPBF16
 
+// Results of two panels, whose rows begin `apart` rows from each other.
+template <bool kIntegers>
+struct TwoPanels {
+  TwoPanels(const LinearSlice& s, int64_t row, int64_t apart) : token_scales(s.x.scales) {
+    const float* const scales = s.matrix.group == 0 ? static_cast<const float*>(s.matrix.scales) : nullptr;
+    for (int p = 0; p < 2; ++p) {
+      scale[p] = scales ? load(scales + row + p * apart) : splat(1.0f);
+      bias[p] = s.bias ? load(static_cast<const uint16_t*>(s.bias) + row + p * apart) : Vec{};
+    }
+  }
+
+  Vec of(const uint32_t* sums, int p, int64_t token) const {
+    const UintVec sum = load_lanes(sums + p * kPanel);
+    if constexpr (kIntegers) return to_floats((IntVec)sum) * (scale[p] * token_scales[token]) + bias[p];
+    else return (Vec)sum * scale[p] + bias[p];
+  }
+
+  const float* token_scales;
+  Vec scale[2], bias[2];
+};
+
 // The same for results in bfloat16 of two whole panels: a cache line of each token at once.
 template <bool kIntegers>
 void finish_pair(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
   const int64_t row = panel * kPanel, stride = s.out_stride;
   uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + row;
-  const float* const scales = s.matrix.group == 0 ? static_cast<const float*>(s.matrix.scales) : nullptr;
-  const float* const token_scales = s.x.scales;
-  Vec scale[2], bias[2];
-  for (int p = 0; p < 2; ++p) {
-    scale[p] = scales ? load(scales + row + p * kPanel) : splat(1.0f);
-    bias[p] = s.bias ? load(static_cast<const uint16_t*>(s.bias) + row + p * kPanel) : Vec{};
-  }
+  const TwoPanels<kIntegers> results(s, row, kPanel);
   for (int64_t t = first; t < end; ++t, sums += sum_stride, out += stride) {
-    Vec y[2];
-    for (int p = 0; p < 2; ++p) {
-      const UintVec sum = load_lanes(sums + p * kPanel);
-      if constexpr (kIntegers) y[p] = to_floats((IntVec)sum) * (scale[p] * token_scales[t]) + bias[p];
-      else y[p] = (Vec)sum * scale[p] + bias[p];
-    }
-    const __m512bh both = _mm512_cvtne2ps_pbh((__m512)y[1], (__m512)y[0]);
+    const __m512bh both = _mm512_cvtne2ps_pbh((__m512)results.of(sums, 1, t), (__m512)results.of(sums, 0, t));
     memcpy(out, &both, sizeof both);
   }
 }
@@ -112,22 +121,10 @@ template <bool kIntegers>
 void finish_gated(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
   const int64_t row = panel * kPanel, stride = s.out_stride, half = s.rows();
   uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + row;
-  const float* const scales = s.matrix.group == 0 ? static_cast<const float*>(s.matrix.scales) : nullptr;
-  const float* const token_scales = s.x.scales;
-  Vec scale[2], bias[2];
-  for (int p = 0; p < 2; ++p) {
-    scale[p] = scales ? load(scales + row + p * half) : splat(1.0f);
-    bias[p] = s.bias ? load(static_cast<const uint16_t*>(s.bias) + row + p * half) : Vec{};
-  }
+  const TwoPanels<kIntegers> results(s, row, half);
   for (int64_t t = first; t < end; ++t, sums += sum_stride, out += stride) {
-    Vec y[2];
-    for (int p = 0; p < 2; ++p) {
-      const UintVec sum = load_lanes(sums + p * kPanel);
-      if constexpr (kIntegers) y[p] = to_floats((IntVec)sum) * (scale[p] * token_scales[t]) + bias[p];
-      else y[p] = (Vec)sum * scale[p] + bias[p];
-      y[p] = between<uint16_t>(y[p]);
-    }
-    put_last(out, between<uint16_t>(silu_roughly(y[0])) * y[1], kLanes);
+    const Vec gate = between<uint16_t>(results.of(sums, 0, t)), up = between<uint16_t>(results.of(sums, 1, t));
+    put_last(out, between<uint16_t>(silu_roughly(gate)) * up, kLanes);
   }
 }
 
