@@ -77,7 +77,7 @@ HOMES: dict[str, set[str]] = {
 # Decisions are plain Python: these import no torch, and nothing that does.
 TORCH_FREE = (
     "core", "budget", "schedule", "plan", "kv.pages", "kv.table", "kv.prefix", "kv.audit", "kv.manager",
-    "kv.room", "kv.compaction", "kv.stats", "kv.tiers",
+    "kv.room", "kv.live", "kv.evictions", "kv.compaction", "kv.stats", "kv.tiers",
     "sampling.params", "sampling.scratch", "sampling.structured", "sampling.grammar",
     "models.shape", "models.resolve", "models.catalog", "cli.main", "cli.run", "cli.chat",
     "cli.models", "cli.serve",

@@ -19,7 +19,7 @@ from pagoda.server.schemas.chat import ChatRequest
 from pagoda.server.schemas.completions import CompletionRequest
 
 from .conftest import Running
-from .test_robustness import LONG, raw_stream, until
+from .misbehaving import LONG, raw_stream, until
 
 SHORT = {"role": "user", "content": "hi"}
 CALL = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}

@@ -14,32 +14,21 @@ and before any moves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import RequestError
 from ..core.types import Granularity, KVFormat
-from .compaction import Gaps, RowPlan, plan_rows
+from .compaction import Gaps
+from .evictions import Evictions, Kept
+from .live import LiveSequence, Trails
 from .pages import Int32s, PagePool
 from .prefix import Entry, PrefixCache, PrefixStats, token_bytes
 from .room import Room
 from .stats import KVStats
 from .table import PageTable, SlotMoves, expand_runs
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """``node``: deepest prefix entry that this text runs through (held); None: its pages are not offered any more.
-    ``tail``: the tokens after it. ``alone``: known to share no page, which a fork ends.
-    """
-
-    table: PageTable
-    node: Entry | None
-    tail: list[int]
-    alone: bool = False
 
 
 class KVManager:
@@ -65,10 +54,11 @@ class KVManager:
     ) -> None:
         self.fmt, self.pool, self.prefix = fmt, pool, prefix
         self._room, self._can_grow = Room(pool, prefix, grow, growable), grow is not None
+        self._evictions, self._trails = Evictions(pool, prefix, self._room), Trails(pool, prefix)
         self._settled = settled or fmt.page_size
-        self._sequences: dict[int, _Sequence] = {}
+        self._sequences: dict[int, LiveSequence] = {}
         self._copies: dict[int, int] = {}  # page to be written -> page to be read, before the next step
-        self._num_copies = self._num_dropped = self._num_refined = 0
+        self._num_copies = self._num_refined = 0
 
     # Life of a sequence ---------------------------------------------------------------------------------------------
 
@@ -99,7 +89,7 @@ class KVManager:
                 node = chain[-1]
                 self._adopt(table, chain)
             self.prefix.hold(node)
-        self._sequences[seq_id] = _Sequence(table, node, [])
+        self._sequences[seq_id] = LiveSequence(table, node, [])
         return table.num_tokens
 
     def cached_tokens(
@@ -151,7 +141,7 @@ class KVManager:
         if not self._room.make(run, lambda: num_missing + self._num_shared(table, open_runs, run)):
             return False
         shared = self.pool.shared(open_runs, run)
-        runs = self._alloc(run, num_missing + int(shared.sum()))
+        runs = self._room.take(run, num_missing + int(shared.sum()))
         if num_missing:
             table.append(missing, runs[:num_missing])
         if shared.any():
@@ -195,29 +185,7 @@ class KVManager:
             page = token_bytes(sequence.tail[:page_size])
             column = (table.num_tokens - len(sequence.tail)) // page_size
             del sequence.tail[:page_size]
-            self._offer(sequence, page, column)
-
-    def _offer(self, sequence: _Sequence, page: bytes, column: int) -> None:
-        """A full page of tokens: becomes an entry, or the table changes over to the one that is there already."""
-        prefix, table, node = self.prefix, sequence.table, sequence.node
-        assert prefix is not None
-        assert node is not None
-        runs = table.bases[:, column].copy()
-        entry = prefix.child(node, page)
-        if entry is None:
-            entry = prefix.insert(node, page, runs, table.run)
-        elif entry.run < table.run:
-            prefix.upgrade(entry, runs, table.run)
-        else:
-            same = expand_runs(entry.runs, entry.run, table.run)
-            self.pool.ref_runs(same, table.run)
-            self.pool.unref_runs(runs, table.run)
-            table.rebase(slice(None), column, same)
-        if entry is None:
-            self._leave(sequence)
-            return
-        prefix.advance(entry)
-        sequence.node = entry
+            self._trails.offer(sequence, page, column)
 
     def fork(self, parent_id: int, child_id: int) -> None:
         """A second sequence over the committed pages of the first. Who writes into a shared page copies it first."""
@@ -228,23 +196,17 @@ class KVManager:
         parent.table.tail_owned = parent.alone = False
         if parent.node is not None and self.prefix is not None:
             self.prefix.hold(parent.node)
-        self._sequences[child_id] = _Sequence(table, parent.node, parent.tail.copy())
+        self._sequences[child_id] = LiveSequence(table, parent.node, parent.tail.copy())
 
     def release(self, seq_id: int) -> None:
         """Drops the sequence and all its references."""
         sequence = self._sequences.pop(seq_id)
         self.pool.unref_runs(sequence.table.runs()[::-1], sequence.table.run)
-        self._leave(sequence)
-
-    def _leave(self, sequence: _Sequence) -> None:
-        """The text's pages are not offered to the prefix cache any more, nor kept in it for this sequence."""
-        if sequence.node is not None and self.prefix is not None:
-            self.prefix.release(sequence.node)
-        sequence.node, sequence.tail = None, []
+        self._trails.leave(sequence)
 
     def stop_offering(self, seq_id: int) -> None:
         """What is committed from here on is not exact, and never offered to the prefix cache."""
-        self._leave(self._sequences[seq_id])
+        self._trails.leave(self._sequences[seq_id])
 
     def truncate(self, seq_id: int, num_slots: int) -> None:
         """Rollback to the first ``num_slots`` tokens (speculation, beams); reserved pages beyond go back as well.
@@ -261,156 +223,35 @@ class KVManager:
         self.pool.unref_runs(table.cut(table.lens - np.int32(num_back)), table.run)
         table.num_tokens = num_slots
         if sequence.node is not None and num_back:
-            self._rewind(sequence, num_back)
+            self._trails.rewind(sequence, num_back)
 
-    def _rewind(self, sequence: _Sequence, num_back: int) -> None:
-        """The last tokens leave the tail; what remains of a page that was full is tail again."""
-        held, tail, prefix = sequence.node, sequence.tail, self.prefix
-        assert held is not None
-        assert prefix is not None
-        node = held
-        while num_back > len(tail):
-            num_back -= len(tail)
-            tail = np.frombuffer(node.tokens, np.int32).tolist()
-            assert node.parent is not None
-            node = node.parent
-        if node is not held:
-            prefix.release(held, until=node)
-        sequence.node, sequence.tail = node, tail[: len(tail) - num_back]
-
-    # Eviction of slots ----------------------------------------------------------------------------------------------
+    # Eviction of slots: see ``Evictions`` ---------------------------------------------------------------------------
 
     def keep(self, seq_id: int, layer: int | None, head: int | None, slots: Sequence[int]) -> SlotMoves | None:
-        """Only these slots (ascending) stay; see ``keep_many``. ``head=None``: in all heads of the layer, and
-        ``layer=None`` too: in all layers.
-        """
+        """Only these slots (ascending) stay. ``head=None``: in the whole layer; ``layer=None`` too: in all layers."""
         return self.keep_many(seq_id, {(layer, head): slots})
 
-    def keep_many(
-        self,
-        seq_id: int,
-        kept: Mapping[tuple[int, int] | tuple[int | None, int | None], Sequence[int] | Int32s],
-        *,
-        rewrite: bool = False,
-    ) -> SlotMoves | None:
-        """Slots that stay, ascending, per (layer, head); heads not named stay as they are. They move up to 0 … n-1.
-
-        Shared pages that would be written are replaced, for these rows only; pages past the end are free at once,
-        though the returned moves may still read them: run the moves (after ``take_copies``) before the next step. Pages
-        that were reserved but not written go back too. The sequence's later pages are not offered to the prefix cache.
-        With ``rewrite`` every page of these rows is the sequence's own afterwards, so that slots may be overwritten.
-
-        Returns None, and nothing has changed, when there is no room for the replacements. Raises ConfigError when the
-        table's rows cover more heads than were named, or the slots are not ascending slots of the head.
-        """
-        sequence = self._sequences[seq_id]
-        plans = plan_rows(sequence.table, kept, rewrite)
-        return self._keep(sequence, plans) if plans else SlotMoves.join([])
+    def keep_many(self, seq_id: int, kept: Kept, *, rewrite: bool = False) -> SlotMoves | None:
+        """Slots that stay, ascending, per (layer, head); see ``Evictions.keep_many``."""
+        return self._evictions.keep_many(self._sequences[seq_id], kept, rewrite)
 
     def keep_ends(self, seq_id: int, sinks: int, first: int) -> SlotMoves | None:
-        """As ``keep_many`` of all heads, in fewer steps where the table has one row: the first ``sinks`` slots stay and
-        those from ``first`` on.
-        """
-        sequence = self._sequences[seq_id]
-        table = sequence.table
-        if first <= sinks:
-            return SlotMoves.join([])
-        if table.num_rows > 1:
-            held = int(table.lens[0])
-            kept = np.concatenate([np.arange(sinks, dtype=np.int32), np.arange(first, held, dtype=np.int32)])
-            return self.keep_many(seq_id, {(None, None): kept})
-        return self._keep(sequence, [RowPlan.of_ends(table, sinks, first)])
-
-    def _keep(self, sequence: _Sequence, plans: list[RowPlan]) -> SlotMoves | None:
-        table, node = sequence.table, sequence.node
-        dirty = np.concatenate([table.bases[plan.row, plan.dirty] for plan in plans])
-        if node is not None and self.prefix is not None:
-            self.prefix.release(node)  # its own entries may have to go: then the pages are its own
-        shared = self.pool.shared(dirty, table.run)
-        if shared.any() and not self._room.make(table.run, lambda: int(self.pool.shared(dirty, table.run).sum())):
-            if node is not None and self.prefix is not None:
-                self.prefix.hold(node)
-            return None
-        sequence.node, sequence.tail = None, []
-        return self._compact(table, plans, dirty)
+        """The first ``sinks`` slots of all heads stay and those from ``first`` on."""
+        return self._evictions.keep_ends(self._sequences[seq_id], sinks, first)
 
     def keep_mask(self, seq_id: int, mask: npt.NDArray[np.bool_], *, rewrite: bool = False) -> SlotMoves | Gaps | None:
-        """As ``keep_many``, for a table of granularity ``head``: bool ``[rows, N]`` of its slots that stay. Where no
-        page that would be written is shared, which is any act but a sequence's first, all rows are moved at once.
-        ``rewrite``: of rows that lose slots, any may be overwritten.
-        """
-        sequence = self._sequences[seq_id]
-        table = sequence.table
-        assert table.run == 1, "a mask by rows for rows that cover several heads"
-        lens: Int32s = mask.sum(axis=1, dtype=np.int32)
-        losing = lens < table.lens
-        if not losing.any():
-            return SlotMoves.join([])
-        bases = table.bases[:, : self.fmt.blocks_for(mask.shape[1])].copy()
-        first = np.zeros(len(mask), np.intp) if rewrite else mask.argmin(axis=1) // self.fmt.page_size
-        columns, last = np.arange(bases.shape[1]), -(-lens // np.int32(self.fmt.page_size))
-        written = (columns >= first[:, None]) & (columns < last[:, None]) & losing[:, None]
-        if sequence.node is not None or (self.pool.refs[bases[written]] > 1).any():
-            heads = self.fmt.num_kv_heads
-            slots: dict[tuple[int, int] | tuple[int | None, int | None], Sequence[int] | Int32s] = {
-                divmod(row, heads): np.flatnonzero(one).astype(np.int32) for row, one in enumerate(mask)
-            }
-            return self.keep_many(seq_id, slots, rewrite=rewrite)
-        self._num_dropped += int((table.lens - lens).sum())
-        self.pool.unref_runs(table.cut(lens), 1)
-        table.pristine, table.kept_at = False, table.num_tokens
-        return Gaps(bases, mask, self.fmt.page_size)
+        """Slots that stay as bool ``[rows, N]``; see ``Evictions.keep_mask``."""
+        return self._evictions.keep_mask(self._sequences[seq_id], mask, rewrite)
 
     def own_rows(self, seq_id: int) -> Int32s | None:
-        """Pages of a table of granularity ``head``, int32 ``[rows, W]``, where all of them are the sequence's alone:
-        its slots may be moved within their rows at once, and ``shorten`` called. None: by ``keep_mask`` only.
-        """
-        sequence = self._sequences[seq_id]
-        table = sequence.table
-        if sequence.node is not None or table.run > 1:
-            return None
-        if not sequence.alone:
-            if (self.pool.refs[table.runs()] > 1).any():
-                return None
-            sequence.alone = True
-        return table.bases
+        """Pages of each row where all are the sequence's alone; see ``Evictions.own_rows``."""
+        return self._evictions.own_rows(self._sequences[seq_id])
 
     def shorten(self, seq_id: int, lens: Int32s) -> int:
         """Slots behind these ``[rows]`` are gone, after ``own_rows``; how many those were."""
-        table = self._sequences[seq_id].table
-        dropped: int = sum(table.lens.tolist()) - sum(lens.tolist())
-        if not dropped:
-            return 0
-        self._num_dropped += dropped
-        self.pool.free_owned(table.cut(lens))
-        table.pristine, table.kept_at, table.tail_owned = False, table.num_tokens, True
-        return dropped
-
-    def _compact(self, table: PageTable, plans: list[RowPlan], dirty: Int32s) -> SlotMoves:
-        """Fresh runs for the shared ones among ``dirty``, then the moves, then the runs past the ends are given up."""
-        shared = self.pool.shared(dirty, table.run)
-        target, lens = dirty.copy(), table.lens.copy()
-        if shared.any():
-            target[shared] = self._alloc(table.run, int(shared.sum()))
-        parts, first = [], 0
-        for plan in plans:
-            mine = slice(first, first + plan.num_dirty)
-            parts.append(plan.moves(table, target[mine], bool(plan.num_dirty and shared[first])))
-            table.rebase(plan.row, plan.dirty, target[mine])
-            plan.link(table)
-            lens[plan.row] = len(plan.slots)
-            first += plan.num_dirty
-        self._num_dropped += int((table.lens - lens).sum()) * table.run
-        self.pool.unref_runs(np.concatenate([dirty[shared], table.cut(lens)]), table.run)
-        table.pristine, table.kept_at = False, table.num_tokens
-        return SlotMoves.join([part for part in parts if part is not None])
+        return self._evictions.shorten(self._sequences[seq_id], lens)
 
     # Pages ----------------------------------------------------------------------------------------------------------
-
-    def _alloc(self, run: int, num: int) -> Int32s:
-        runs = self.pool.alloc_runs(run, num)
-        assert runs is not None, "room was made before"
-        return runs
 
     def _copy(self, old: Int32s, new: Int32s, run: int) -> None:
         """Notes page copies. A page that is itself still to be copied is read where its content is now."""
@@ -449,7 +290,7 @@ class KVManager:
         for tokens in pages:
             if not self._room.make(run, lambda: 1):
                 break
-            runs = self._alloc(run, 1)
+            runs = self._room.take(run, 1)
             entry = self.prefix.insert(node, tokens, runs, run)
             self.pool.unref_runs(runs, run)
             if entry is None:
@@ -518,7 +359,7 @@ class KVManager:
     @property
     def num_dropped_slots(self) -> int:
         """Slots that policies gave up so far, of all heads."""
-        return self._num_dropped
+        return self._evictions.num_dropped
 
     def stats(self) -> KVStats:
         """Counters now."""
@@ -535,7 +376,7 @@ class KVManager:
             num_idle_entries=prefix.num_idle if prefix is not None else 0,
             num_sequences=len(self._sequences),
             num_copied_pages=self._num_copies,
-            num_dropped_slots=self._num_dropped,
+            num_dropped_slots=self._evictions.num_dropped,
             num_refined_tables=self._num_refined,
             page_bytes=self.fmt.page_bytes,
             block_bytes=self.fmt.block_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .pages import PagePool
+from .pages import Int32s, PagePool
 from .prefix import Entry, PrefixCache
 from .table import expand_runs
 
@@ -49,6 +49,12 @@ class Room:
                 return False
         trial.commit()
         return True
+
+    def take(self, run: int, num: int) -> Int32s:
+        """``num`` runs that ``make`` has seen to."""
+        runs = self._pool.alloc_runs(run, num)
+        assert runs is not None, "room was made before"
+        return runs
 
     def shrink(self, num_blocks: int) -> list[int]:
         """Up to ``num_blocks`` blocks leave the pool, unused prefixes given up for them if need be."""
