@@ -12,6 +12,8 @@ from .runner import Piece, StepResult
 
 def observe(result: StepResult) -> None:
     """To be called when the step's tokens are committed, before any policy acts."""
+    for index in result.view.added:
+        _note(result.pieces[index])
     for received in result.view.received:
         _add(received, [result.pieces[index] for index in received.members])
     if not result.tap.spans:
@@ -33,6 +35,12 @@ def _add(received: Received, pieces: list[Piece]) -> None:
         which = [i for i, state in enumerate(states) if state.counts_up]
         counts = received.counts if len(which) == len(states) else received.counts[:, which]
         add_sums(counts, Targets([states[i].counts(room[i], device) for i in which]))
-    for state, piece in zip(states, pieces, strict=True):
-        if state.sums_up:
-            state.summed = piece.start + piece.num_tokens
+    for piece in pieces:
+        _note(piece)
+
+
+def _note(piece: Piece) -> None:
+    """What the slots of the piece's sequence received is remembered."""
+    state = piece.sequence.policy_state
+    if state.sums_up:
+        state.summed = piece.start + piece.num_tokens

@@ -166,12 +166,14 @@ def _store_view(store: Store, pieces: list[Piece], tap: QueryTap | None = None) 
     if codecs:
         tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]
         return WindowView(store.storage, tables, q_lens, codecs, tails, store.learned, tap)
+    receivers = {i: piece.sequence.policy_state for i, piece in enumerate(pieces) if _wants_probs(piece)}
     return StepView(
         store.storage,
         tables,
         q_lens,
-        collect_probs={i for i, piece in enumerate(pieces) if _wants_probs(piece)},
+        collect_probs=receivers.keys(),
         collect_counts=any(Need.WANTED in piece.sequence.policy.needs for piece in pieces),
+        receivers=receivers,
         tap=tap,
         choosers=_choosers(store, pieces),
         residuals=_residuals(pieces),

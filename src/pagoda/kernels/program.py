@@ -121,6 +121,7 @@ class Program:
         layout, rows = step.layout, step.rows
         own, choice = step.rows.shape[0] > 1, step.choice
         chosen = [] if choice is None else [getattr(choice, name).ctypes.data for name in choice.__slots__]
+        sums = [] if step.sums is None else [getattr(step.sums, name).ctypes.data for name in step.sums.__slots__]
         self._program.run(
             x.data_ptr(), tokens, positions.data_ptr(), tables, step.pages.data_ptr(), step.pages.shape[0],
             store_of(layout), layout.page_size, layout.k_dim, layout.v_dim, num_seqs, rows.data_ptr(),
@@ -128,7 +129,8 @@ class Program:
             step.kv_lens.data_ptr(), step.kv_lens.stride(0) if own else 0, step.q_starts.data_ptr(),
             step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots.stride(0) if own else 0,
             0 if wanted is None else wanted.data_ptr(), -1 if wanted is None else len(wanted),
-            chosen, 0 if choice is None else len(choice.seqs), self._workspace.data_ptr(), torch.get_num_threads(), isa,
+            chosen, 0 if choice is None else len(choice.seqs), sums,
+            self._workspace.data_ptr(), torch.get_num_threads(), isa,
         )  # fmt: skip
         return x if wanted is None else x[: len(wanted)]
 

@@ -31,6 +31,18 @@ class PageChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotSums:
+    """What slots receive in the step is added where each of the S sequences remembers it: addresses of contiguous
+    float32 ``[L, H, width]`` that must outlive the step, 0 where nobody asks. See ``ops.paged_attention``.
+    """
+
+    sums: npt.NDArray[np.int64]  # [S] attention over the step's queries and the heads of the group
+    counts: npt.NDArray[np.int64]  # [S] how many of those gave the slot at least their mean
+    widths: npt.NDArray[np.int64]  # [S]
+    count_widths: npt.NDArray[np.int64]  # [S]
+
+
+@dataclass(frozen=True, slots=True)
 class StepArrays:
     """All int32 on the CPU. Sizes: L layers, S sequences, H kv-heads, T tokens, R rows of one layer.
 
@@ -48,3 +60,4 @@ class StepArrays:
     page_ids: Tensor  # [L1, T, H] pages that the tokens are written to
     slots: Tensor  # [L1, T, H]
     choice: PageChoice | None = None
+    sums: SlotSums | None = None

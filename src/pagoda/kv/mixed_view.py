@@ -53,6 +53,11 @@ class MixedView:
         ]
 
     @property
+    def added(self) -> list[int]:
+        """As ``StepView.added``: none, since layers come one by one."""
+        return []
+
+    @property
     def failures(self) -> dict[int, str]:
         """As ``OffloadView.failures``, by the batch's sequences."""
         found: dict[int, str] = {}

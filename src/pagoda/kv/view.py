@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ..kernels.layout import PageLayout
 from ..kernels.ops import LayerTable, kv_write, paged_attention
-from ..kernels.step import PageChoice, StepArrays
+from ..kernels.ops.add_sums import Target
+from ..kernels.step import PageChoice, SlotSums, StepArrays
 from .pages import Int32s
 from .scratch import scratch_table
 from .step_index import StepIndex
@@ -65,6 +66,19 @@ class Chooser(Protocol):
     def copies(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor, int]: ...
 
 
+class Receiver(Protocol):
+    """Where a sequence remembers what its slots receive: room for ``num_slots`` of every head, and for ``counts`` where
+    they are asked for.
+    """
+
+    @property
+    def counts_up(self) -> bool: ...
+
+    def receives(self, num_slots: int, device: torch.device) -> Target: ...
+
+    def counts(self, num_slots: int, device: torch.device) -> Target: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Received:
     """What slots received in one step: of the batch's sequences ``members``, whose heads hold ``num_slots`` at most.
@@ -96,6 +110,8 @@ class StepView:
                      queries and the heads of the group: ``received``. They are attended apart from the others, who keep
                      the fast way.
     collect_counts   whether it is counted, too, how many of them gave the slot at least their mean.
+    receivers        sequence (by index) -> where what its slots receive may be added at once, where all layers run as
+                     one: then ``received`` does not have it, and ``added`` names the sequence.
     tap              sees ``(layer, q, options)`` of every layer: how KV policies come to the queries.
     index            of these tables and lengths, where somebody has it already (`StepViews`).
     residuals        sequence (by index) of one token -> what its evicted slots answer, which is joined with attention.
@@ -111,6 +127,7 @@ class StepView:
         *,
         collect_probs: bool | Iterable[int] = False,
         collect_counts: bool = False,
+        receivers: Mapping[int, Receiver] | None = None,
         tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
         choosers: Mapping[int, Chooser] | None = None,
         residuals: Mapping[int, Residual] | None = None,
@@ -123,7 +140,8 @@ class StepView:
         self._fmt, self._pages, self._layout = storage.fmt, storage.pages, storage.layout
         self.num_tokens, self._tap = sum(q_lens), tap
         self.received: list[Received] = []
-        self._counts = collect_counts
+        self.added: list[int] = []
+        self._counts, self._receivers = collect_counts, receivers or {}
         self._index = index = index or StepIndex(self._fmt, tables, q_lens)
         self._page_ids, self._slots = (x.to(storage.device) for x in index.writes)
         self._watched: set[int] = set()
@@ -141,16 +159,39 @@ class StepView:
 
     def arrays(self) -> StepArrays | None:
         """The whole step as plain arrays, for those who run all layers at once. None where layers must come one by one:
-        probabilities are summed, somebody sees the queries, or a sequence chooses its pages in a way of its own.
+        somebody sees the queries, a sequence chooses its pages in a way of its own, or probabilities are summed that
+        have nowhere to go.
         """
-        if self._watched or self._residuals or self._tap is not None or self._pages.device.type != "cpu":
+        if self._residuals or self._tap is not None or self._pages.device.type != "cpu":
+            return None
+        if self._watched and not self._adds_at_once():
             return None
         if not all(chooser.has_boxes for chooser in self._choosers.values()):
             return None
         index = self._index
         choice = _choice(self._choosers) if self._choosers else None
         page_ids, slots = self._page_ids.contiguous(), self._slots.contiguous()  # numpy may index into any order
-        return StepArrays(self._pages, self._layout, *index.tensors, page_ids, slots, choice)
+        sums = self._sums() if self._watched else None
+        return StepArrays(self._pages, self._layout, *index.tensors, page_ids, slots, choice, sums)
+
+    def _adds_at_once(self) -> bool:
+        """Products of bytes are not taken where probabilities are summed; so that they are for all others, as ever,
+        sequences over int8 pages are attended apart from those.
+        """
+        everybody = len(self._watched) == len(self._index.q_lens)
+        return self._watched <= self._receivers.keys() and (everybody or self._layout.codec_name != "int8")
+
+    def _sums(self) -> SlotSums:
+        """Where what the slots of this step's sequences receive is added."""
+        num_slots = self._index.kv_lens.max(axis=(0, 2)).tolist()
+        sums, counts, widths, count_widths = np.zeros((4, len(num_slots)), np.int64)
+        self.added = sorted(self._watched)
+        for s in self.added:
+            receiver = self._receivers[s]
+            _, sums[s], widths[s] = receiver.receives(num_slots[s], self._pages.device)
+            if receiver.counts_up:
+                _, counts[s], count_widths[s] = receiver.counts(num_slots[s], self._pages.device)
+        return SlotSums(sums, counts, widths, count_widths)
 
     @cached_property
     def _parts(self) -> list[_Part]:

@@ -48,6 +48,7 @@ class WindowView:
     ) -> None:
         self._storage, self._codec, self._learned, self._tap = storage, codecs[0], learned, tap
         self.received: list[Received] = []
+        self.added: list[int] = []
         starts = [0, *accumulate(q_lens)]
         self._parts, members, held = [], list[int](), 0
         slot_bytes = 4 * storage.fmt.num_kv_heads * (storage.fmt.k_dim + storage.fmt.v_dim)

@@ -48,16 +48,13 @@ void paged_attention(const AttentionArgs& args, int num_threads, const std::stri
   if (plan.work < kParallelWork) num_threads = 1;
   AttentionScratch scratch;
   const std::unique_ptr<float[]> partials(new float[plan.num_partial_floats]);
-  const std::unique_ptr<float[]> norms(a.prob_sums ? new float[2 * a.num_tokens * a.num_q_heads] : nullptr);
+  const std::unique_ptr<float[]> norms(a.sum_targets ? new float[2 * a.num_tokens * a.num_q_heads] : nullptr);
   scratch.partials = partials.get(), scratch.norms = norms.get();
   for_each(plan.items, num_threads, [&](const AttentionItem& item) {
     item_body(a, plan.spans.data(), item, item_after(plan, item, num_threads), scratch);
   });
   const int merge_threads = plan.num_partial_floats < kParallelWork ? 1 : num_threads;
   for_each(plan.merges, merge_threads, [&](const Merge& merge) { merge_body(a, merge, scratch); });
-  if (a.prob_sums == nullptr) return;
-  for (float* numbers : {a.prob_sums, a.prob_counts})
-    if (numbers) std::fill_n(numbers, a.num_seqs * a.num_kv_heads * a.sums_stride, 0.0f);
   for_each(plan.sums, num_threads, [&](const SumItem& item) { sums_body(a, item, scratch); });
 }
 

@@ -11,6 +11,13 @@
 
 namespace pagoda {
 
+// Where one sequence's probability sums are added to.
+struct SumTarget {
+  float* sums = nullptr;    // [Hkv, stride]; null: nobody asks for this sequence's
+  float* counts = nullptr;  // [Hkv, count_stride]: rows that gave a slot at least the mean of what they give; or null
+  int64_t stride = 0, count_stride = 0;
+};
+
 struct AttentionArgs {
   // Queries [T, Hq, k_dim], strides in elements, last dimension contiguous; result [T, Hq, v_dim] contiguous.
   const void* q = nullptr;
@@ -38,9 +45,7 @@ struct AttentionArgs {
   int64_t window = 0;
   const float* sinks = nullptr;   // [Hq]
   const float* slopes = nullptr;  // [Hq]
-  float* prob_sums = nullptr;     // [S, Hkv, sums_stride], or null
-  float* prob_counts = nullptr;   // the same shape: rows that gave a slot at least the mean of what they give; or null
-  int64_t sums_stride = 0;
+  const SumTarget* sum_targets = nullptr;  // [S], or null
   int64_t sum_last = 0;           // w > 0: only the last w queries of a chunk are summed
   bool share_prefixes = true;     // read pages that several sequences begin with once for all of them
 
@@ -51,6 +56,7 @@ struct AttentionArgs {
   int64_t num_in_chunk(int64_t seq) const {
     return chunk_starts ? chunk_starts[seq + 1] - chunk_starts[seq] : num_queries(seq);
   }
+  bool summed(int64_t seq) const { return sum_targets && sum_targets[seq].sums; }
   int64_t pair(int64_t seq, int64_t head) const { return seq * num_kv_heads + head; }
 };
 

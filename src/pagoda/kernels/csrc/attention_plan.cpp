@@ -29,8 +29,12 @@ void check(const AttentionArgs& a, int64_t seq, int64_t head) {
   if (row < 0 || row >= a.num_rows) throw std::out_of_range("row " + std::to_string(row) + " of " + std::to_string(a.num_rows));
   if (a.kv_lens[pair] < 0 || blocks > a.max_pages)
     throw std::out_of_range("length " + std::to_string(a.kv_lens[pair]) + " in a row of " + std::to_string(a.max_pages) + " pages");
-  if (a.prob_sums && a.kv_lens[pair] > a.sums_stride)
-    throw std::out_of_range("length " + std::to_string(a.kv_lens[pair]) + " of " + std::to_string(a.sums_stride) + " probability sums");
+  if (a.summed(seq)) {
+    const SumTarget& target = a.sum_targets[seq];
+    const int64_t room = target.counts ? std::min(target.stride, target.count_stride) : target.stride;
+    if (a.kv_lens[pair] > room)
+      throw std::out_of_range("length " + std::to_string(a.kv_lens[pair]) + " of " + std::to_string(room) + " probability sums");
+  }
   if (blocks == 0) return;
   const int32_t* ids = a.rows + row * a.max_pages;
   const auto [low, high] = std::minmax_element(ids, ids + blocks);
@@ -86,7 +90,7 @@ class Planner {
   void add(int32_t seq, int32_t head) {
     check(a, seq, head);
     const int64_t n = a.num_queries(seq), rows = n * a.group(), length = a.kv_lens[a.pair(seq, head)];
-    if (a.prob_sums)
+    if (a.summed(seq))
       for (int64_t at = 0; at < length; at += kPartSlots)
         plan.sums.push_back({seq, head, int32_t(at), int32_t(std::min(length, at + kPartSlots))});
     const int64_t whole = a.num_in_chunk(seq);

@@ -20,7 +20,9 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
   const PageRow pages(a, item.seq, item.head);
   Slots slots;
   Ahead none;
-  const int64_t pair_at = a.pair(item.seq, item.head) * a.sums_stride;
+  const SumTarget& target = a.sum_targets[item.seq];
+  float* const sums = target.sums + item.head * target.stride;
+  float* const counts = target.counts ? target.counts + item.head * target.count_stride : nullptr;
   for (int64_t begin = item.slot_begin; begin < item.slot_end; begin += kBlock) {
     const int64_t end = begin + kBlock < item.slot_end ? begin + kBlock : int64_t{item.slot_end};
     pages.find(begin, end, slots);
@@ -48,12 +50,13 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
         for (int i = 0; i < block.count; i += kLanes) {
           const Vec x = load(s + i), p = select(x == splat(-kInf), Vec{}, exp2_of(x * found.unit - norm[0])) * norm[1];
           store(total + i, load(total + i) + p);
-          if (a.prob_counts) store(wanted + i, load(wanted + i) + select(p >= mean, splat(1.0f), Vec{}));
+          if (counts) store(wanted + i, load(wanted + i) + select(p >= mean, splat(1.0f), Vec{}));
         }
       }
     }
-    memcpy(a.prob_sums + pair_at + begin, total, sizeof(float) * block.count);
-    if (a.prob_counts) memcpy(a.prob_counts + pair_at + begin, wanted, sizeof(float) * block.count);
+    for (int i = 0; i < block.count; ++i) sums[begin + i] += total[i];
+    if (counts)
+      for (int i = 0; i < block.count; ++i) counts[begin + i] += wanted[i];
   }
 }
 

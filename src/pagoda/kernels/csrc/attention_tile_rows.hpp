@@ -53,7 +53,7 @@ struct TileRows {
   // yields must not depend on its batch mates.
   static bool in_bytes(const AttentionArgs& a, int64_t queries) {
     const auto whole = [](int64_t dim) { return dim > 0 && dim % kBytesAtOnce == 0; };
-    return a.byte_products && PAGODA_DPBF16 && Math::kPerWord == 2 && a.shape.store == Store::int8 && a.prob_sums == nullptr &&
+    return a.byte_products && PAGODA_DPBF16 && Math::kPerWord == 2 && a.shape.store == Store::int8 && a.sum_targets == nullptr &&
            whole(a.shape.k_dim) && whole(a.shape.v_dim) && a.shape.page_size % kEight == 0 &&
            (queries == 1 || queries * a.group() <= kNarrowRows);
   }

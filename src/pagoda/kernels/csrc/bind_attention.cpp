@@ -2,6 +2,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "attention.hpp"
 #include "bind.hpp"
 
@@ -51,8 +53,18 @@ void bind_attention(nb::module_& m) {
     a.num_seqs = num_seqs, a.num_tokens = num_tokens, a.num_q_heads = num_q_heads, a.num_kv_heads = num_kv_heads;
     a.scale = scale, a.soft_cap = soft_cap, a.window = window;
     a.sinks = at<float>(sinks), a.slopes = at<float>(slopes);
-    a.prob_sums = at<float>(prob_sums), a.prob_counts = at<float>(prob_counts), a.sums_stride = sums_stride, a.sum_last = sum_last;
-    a.share_prefixes = share_prefixes, a.byte_products = byte_products;
+    a.sum_last = sum_last, a.share_prefixes = share_prefixes, a.byte_products = byte_products;
+    std::vector<SumTarget> targets;
+    if (prob_sums) {
+      const int64_t each = num_kv_heads * sums_stride;
+      for (const uintptr_t numbers : {prob_sums, prob_counts})
+        if (numbers) std::fill_n(at<float>(numbers), num_seqs * each, 0.0f);
+      for (int64_t seq = 0; seq < num_seqs; ++seq)
+        targets.push_back({at<float>(prob_sums) + seq * each, prob_counts ? at<float>(prob_counts) + seq * each : nullptr, sums_stride,
+                           sums_stride});
+      targets.push_back({});  // so that there is an address where there are no sequences
+      a.sum_targets = targets.data();
+    }
     nb::gil_scoped_release release;
     paged_attention(a, num_threads, isa);
   }, "Strides in elements; sinks, slopes and prob_sums 0 when unused; isa '' chooses the best.");

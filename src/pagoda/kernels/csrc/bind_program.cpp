@@ -78,7 +78,8 @@ void bind_program(nb::module_& m) {
                      int store, int64_t page_size, int64_t k_dim, int64_t v_dim, int64_t num_seqs, uintptr_t rows,
                      int64_t rows_stride, int64_t num_rows, int64_t max_pages, uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens,
                      int64_t lens_stride, uintptr_t q_starts, uintptr_t page_ids, uintptr_t slots, int64_t writes_stride,
-                     uintptr_t wanted, int64_t num_wanted, const std::vector<uintptr_t>& choice, int64_t num_choosing, uintptr_t workspace, int num_threads,
+                     uintptr_t wanted, int64_t num_wanted, const std::vector<uintptr_t>& choice, int64_t num_choosing,
+                     const std::vector<uintptr_t>& sums, uintptr_t workspace, int num_threads,
                      const std::string& isa) {
         StepArrays s;
         s.x = at<void>(x), s.num_tokens = num_tokens, s.positions = at<int64_t>(positions);
@@ -90,6 +91,10 @@ void bind_program(nb::module_& m) {
         s.page_ids = at<int32_t>(page_ids), s.slots = at<int32_t>(slots), s.writes_stride = writes_stride;
         s.wanted = at<int64_t>(wanted), s.num_wanted = num_wanted;
         if (num_choosing > 0) s.choice = choice_of(choice, num_choosing);
+        if (!sums.empty()) {  // in the order of kernels/step.py's SlotSums
+          s.sums = at<int64_t>(sums.at(0)), s.counts = at<int64_t>(sums.at(1));
+          s.sum_widths = at<int64_t>(sums.at(2)), s.count_widths = at<int64_t>(sums.at(3));
+        }
         nb::gil_scoped_release release;
         p.run(s, at<void>(workspace), num_threads, isa);
       });

@@ -26,6 +26,7 @@ struct Run {
   std::vector<int32_t> ids;  // page ids of a layer, where all layers share an array
   ChosenTable chosen;
   std::vector<int32_t> wanted_starts;
+  std::vector<SumTarget> targets;
   bool activated = false;
 
   char* at(int reg, int64_t element = 0) const { return registers[reg] + element * size_of(dtype); }
@@ -99,11 +100,27 @@ struct Run {
     a.num_q_heads = i.num_q_heads, a.num_kv_heads = i.num_kv_heads;
     a.scale = i.scale, a.soft_cap = i.soft_cap, a.window = i.window, a.sinks = i.sinks, a.slopes = i.slopes;
     if (step.choice.count > 0) choose_pages(a, step.choice, i.layer, threads, isa, chosen);
-    if (i.last && step.num_wanted >= 0) {
+    const bool fewer = i.last && step.num_wanted >= 0;
+    sum_into(a, i.layer);
+    if (fewer && !step.sums) {
       keep_wanted();
       a.q_starts = wanted_starts.data(), a.chunk_starts = step.q_starts, a.num_tokens = num_tokens;
     }
     paged_attention(a, threads, isa);
+    if (fewer && step.sums) keep_wanted();  // after all queries were summed up
+  }
+
+  void sum_into(AttentionArgs& a, int64_t layer) {
+    if (!step.sums) return;
+    targets.clear();
+    for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
+      const auto place = [&](int64_t address, int64_t width) {
+        return address ? reinterpret_cast<float*>(address) + layer * a.num_kv_heads * width : nullptr;
+      };
+      const int64_t width = step.sum_widths[seq], count_width = step.count_widths[seq];
+      targets.push_back({place(step.sums[seq], width), place(step.counts[seq], count_width), width, count_width});
+    }
+    a.sum_targets = targets.data();
   }
 
   // The wanted tokens come first in every register, in their order; there are no others any more.
@@ -174,7 +191,7 @@ int64_t Program::workspace_bytes(int64_t num_tokens) const {
 }
 
 void Program::run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const {
-  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {static_cast<char*>(step.x)}, {}, {}, {}, false};
+  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {static_cast<char*>(step.x)}, {}, {}, {}, {}, false};
   char* at = reinterpret_cast<char*>(aligned(reinterpret_cast<intptr_t>(workspace)));
   for (size_t reg = 1; reg < widths_.size(); ++reg) {
     run.registers.push_back(at);

@@ -109,6 +109,9 @@ struct StepArrays {
   const int64_t* wanted = nullptr;
   int64_t num_wanted = -1;
   PageChoice choice;  // of sequences that read only some of their pages
+  // What slots receive is added up for some sequences: addresses [S] of float [L][H][width], 0 where nobody asks; or null.
+  const int64_t *sums = nullptr, *counts = nullptr;
+  const int64_t *sum_widths = nullptr, *count_widths = nullptr;  // [S]
 };
 
 class Program {

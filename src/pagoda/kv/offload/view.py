@@ -52,6 +52,7 @@ class OffloadView:
         storage.settle()
         self._storage, self._choosers = storage, choosers or {}
         self.received: list[Received] = []
+        self.added: list[int] = []
         self.failures: dict[int, str] = {}
         self._starts = [0, *accumulate(q_lens)]
         members = [

@@ -1,0 +1,59 @@
+"""What slots receive is added by the step's program while it runs: the bits of adding it afterwards, layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pagoda import SamplingParams
+from pagoda.kv.view import StepView
+
+from .tiny import prompt
+
+KVS = ["h2o(budget=40, every=8)", "scissorhands(budget=40, window=8, every=8)", "corm(budget=40, window=4, every=8)"]
+
+
+def run(llm: Any, kvs: list[str]) -> tuple[dict[str, list[int]], list[dict[str, torch.Tensor]], int]:
+    """Tokens of each, what all remembered after every step, and how often a step added to it by itself."""
+    engine = llm._open().engine
+    states: list[dict[str, torch.Tensor]] = []
+    apply, num_added = engine._evictor.apply, 0
+
+    def watched(result: Any) -> None:
+        nonlocal num_added
+        num_added += len(result.view.added)
+        apply(result)
+        for piece in result.pieces:
+            states.append({name: held.clone() for name, held in piece.sequence.policy_state.slots.items()})
+            tokens[piece.sequence.group.request.request_id] = piece.sequence.tokens
+
+    tokens: dict[str, list[int]] = {}
+    engine._evictor.apply = watched
+    for index, kv in enumerate(kvs):
+        params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, kv=kv)
+        engine.add(llm._intake.request(str(index), prompt(70 + index, 45 + 9 * index), params))
+    while engine.has_work:
+        engine.step()
+    return tokens, states, num_added
+
+
+@pytest.mark.parametrize("kvs", [[*KVS, "exact"], [f"{kv}+int8" for kv in KVS[:2]], ["h2o(budget=40)+int8", "int8"]])
+def test_sums_of_the_program_have_the_bits_of_those_added_afterwards(
+    make_llm: Any, monkeypatch: pytest.MonkeyPatch, kvs: list[str]
+) -> None:
+    """Prompts in chunks, decode steps, acts, neighbours that nobody watches."""
+    tokens, states, num_added = run(make_llm(max_num_batched_tokens=40), kvs)
+    assert len(tokens) == len(kvs)
+    assert sum(bool(state) for state in states) > 20
+    # Beside int8 pages that nobody sums, layers come one by one: those may be multiplied as bytes.
+    assert num_added > (0 if kvs[-1] == "int8" else 40)
+    monkeypatch.setattr(StepView, "_adds_at_once", lambda view: False)
+    apart, apart_states, none = run(make_llm(max_num_batched_tokens=40), kvs)
+    assert none == 0
+    assert tokens == apart
+    assert len(states) == len(apart_states)
+    for one, other in zip(states, apart_states, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(held, other[name]) for name, held in one.items())
