@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pagoda.core.types import Granularity
+from pagoda.kv.view import StepView
 from pagoda.models import families
 from pagoda.weights.quantization import in_panels, parse_quantization
 
@@ -82,14 +83,16 @@ WANTED = ((-1,), (), (-3, -2, -1))  # the last tokens of each sequence that are 
     [*((member, "bfloat16") for member in ARRANGEMENTS), ("llama-tiny", "float32"), ("llama-tiny", "int8")],
 )
 def test_wanted_tokens_alone_have_the_same_bits(member: str, kv: str) -> None:
-    """The last layer computes them and no others; what it leaves in the pages serves the next step as before."""
+    """The last layer computes them and no others; what it leaves in the pages serves the next step as before. The same
+    where the view attends by itself in every layer.
+    """
     dtype = torch.float32 if kv == "float32" else torch.bfloat16
     wide_heads = {"head_dim": 64} if member == "llama-tiny" else {}  # products of bytes, and of few rows
     config = MEMBERS[member] | wide_heads
     state = parity.twin(config).state_dict()
     model = parity.load(config, state, dtype=dtype, rope_length=ROPE_LENGTH, quantization=in_panels(str(dtype)[6:]))
     assert model.op_by_op is None
-    views = [Paged(model.shape, 3, dtype=kv) for _ in range(2)]
+    views = [Paged(model.shape, 3, dtype=kv) for _ in range(3)]
     generator = torch.Generator().manual_seed(2)
     done = torch.zeros(3, dtype=torch.int64)
     for turn, counts in enumerate(STEPS):
@@ -101,9 +104,33 @@ def test_wanted_tokens_alone_have_the_same_bits(member: str, kv: str) -> None:
         with torch.inference_mode():
             whole = model.forward(ids, positions, views[0]([0, 1, 2], list(counts)))
             some = model.forward(ids, positions, views[1]([0, 1, 2], list(counts)), rows)
+            called = model.forward(ids, positions, called_by_the_program(views[2]([0, 1, 2], list(counts))), rows)
         assert some.shape == (len(wanted), model.shape.hidden_size)
         assert torch.equal(some, whole[rows])
+        assert torch.equal(called, some)
         done += torch.tensor(counts)
+
+
+def called_by_the_program(view: StepView) -> StepView:
+    view.arrays = lambda: None
+    assert view.in_program
+    return view
+
+
+def test_what_attention_raises_ends_the_step() -> None:
+    config = families.family("llama").tiny()
+    model = panels(config, parity.twin(config).state_dict())
+    view = called_by_the_program(Paged(model.shape, 1)([0], [3]))
+    attend = view.attend
+
+    def breaks(layer: int, *args: Any, **options: Any) -> torch.Tensor:
+        if layer == 1:
+            raise KeyError("no such page")
+        return attend(layer, *args, **options)
+
+    view.attend = breaks
+    with pytest.raises(KeyError, match="no such page"):
+        model.forward(torch.tensor([4, 5, 6]), torch.arange(3), view)
 
 
 def test_only_the_last_tokens_can_be_wanted() -> None:

@@ -9,7 +9,8 @@ Registers: 0 is the residual stream that the caller passes to `run`; the others 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class Program:
         self._dtype, self._widths = dtype, tuple(widths)
         self._alive: list[Tensor] = []  # what the instructions' addresses point to
         self._workspace = torch.empty(0, dtype=torch.uint8)
+        self._attends: dict[int, tuple[int, int, tuple[int, int], int, dict[str, Any]]] = {}  # by layer, as appended
         self._program.watch(profiling())
 
     def __len__(self) -> int:
@@ -94,6 +96,10 @@ class Program:
 
         ``last``: no later layer needs the others' K and V, so that only the tokens that ``run`` is asked for go on.
         """
+        options = {
+            "scale": scale, "soft_cap": soft_cap, "window": window, "sinks": sinks, "alibi_slopes": alibi_slopes
+        }  # fmt: skip
+        self._attends[layer] = (src, dst, heads, dim, options)
         sinks, slopes = (None if t is None else t.float().contiguous() for t in (sinks, alibi_slopes))
         self._program.attend(
             src, dst, layer, *heads, dim, scale, soft_cap, window, self._at(sinks), self._at(slopes), last
@@ -111,14 +117,8 @@ class Program:
         rotary: (cos, sin) ``[positions, pairs]`` by table number. Raises IndexError for a page or row that does not
         exist, ValueError for tokens that are not the last ones of their sequences.
         """
-        assert x.dtype == self._dtype
-        assert x.is_contiguous()
         tokens, (num_seqs, _) = x.shape[0], step.row_of.shape
-        needed = self._program.workspace_bytes(tokens)
-        if self._workspace.numel() < needed:
-            self._workspace = torch.empty(needed, dtype=torch.uint8)
-        tables = [(cos.data_ptr(), sin.data_ptr(), DTYPES[cos.dtype], cos.shape[1]) for cos, sin in rotary]
-        layout, rows = step.layout, step.rows
+        tables, layout, rows = self._begin(x, rotary), step.layout, step.rows
         own, choice = step.rows.shape[0] > 1, step.choice
         chosen = [] if choice is None else [getattr(choice, name).ctypes.data for name in choice.__slots__]
         sums = [] if step.sums is None else [getattr(step.sums, name).ctypes.data for name in step.sums.__slots__]
@@ -133,6 +133,41 @@ class Program:
             self._workspace.data_ptr(), torch.get_num_threads(), isa,
         )  # fmt: skip
         return x if wanted is None else x[: len(wanted)]
+
+    def run_attending(
+        self, x: Tensor, positions: Tensor, rotary: Sequence[tuple[Tensor, Tensor]], attend: Callable[..., Tensor],
+        isa: str = "", wanted: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """As ``run``, where somebody else writes K and V and attends: ``attend(layer, q [T, Hq, dim], k [T, H, dim], v,
+        **options)`` gives ``[T, Hq, dim]``. What it is given is valid until it returns; what it raises ends the step.
+        """
+        tokens, tables = x.shape[0], self._begin(x, rotary)
+
+        def attended(layer: int, qkv_at: int, out_at: int) -> None:
+            src, dst, (num_heads, num_kv_heads), dim, options = self._attends[layer]
+            qkv = self._rows(qkv_at, tokens, self._widths[src]).view(tokens, -1, dim)
+            q, k, v = qkv.split([num_heads, num_kv_heads, num_kv_heads], 1)
+            self._rows(out_at, tokens, self._widths[dst]).view(tokens, -1, dim).copy_(attend(layer, q, k, v, **options))
+
+        self._program.run_attending(
+            x.data_ptr(), tokens, positions.data_ptr(), tables, 0 if wanted is None else wanted.data_ptr(),
+            -1 if wanted is None else len(wanted), attended, self._workspace.data_ptr(), torch.get_num_threads(), isa,
+        )  # fmt: skip
+        return x if wanted is None else x[: len(wanted)]
+
+    def _begin(self, x: Tensor, rotary: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, int, int, int]]:
+        """Room for the registers; returns the tables' addresses."""
+        assert x.dtype == self._dtype
+        assert x.is_contiguous()
+        needed = self._program.workspace_bytes(x.shape[0])
+        if self._workspace.numel() < needed:
+            self._workspace = torch.empty(needed, dtype=torch.uint8)
+        return [(cos.data_ptr(), sin.data_ptr(), DTYPES[cos.dtype], cos.shape[1]) for cos, sin in rotary]
+
+    def _rows(self, address: int, tokens: int, width: int) -> Tensor:
+        """A register ``[tokens, width]``."""
+        first = address - self._workspace.data_ptr()
+        return self._workspace[first : first + tokens * width * self._dtype.itemsize].view(self._dtype)
 
     def _at(self, tensor: Tensor | None) -> int:
         if tensor is None:

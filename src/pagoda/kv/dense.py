@@ -44,6 +44,9 @@ class DenseView:
     def arrays(self) -> None:
         """No pages here: layers come one by one."""
 
+    in_program = False
+    """It keeps K and V as it is given them."""
+
     def attend(
         self,
         layer: int,

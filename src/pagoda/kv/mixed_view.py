@@ -40,8 +40,10 @@ class MixedView:
         ]
 
     def arrays(self) -> StepArrays | None:
-        """None: layers come one by one."""
+        """None: every layer calls ``attend``."""
         return None
+
+    in_program = True
 
     @property
     def received(self) -> list[Received]:

@@ -158,7 +158,7 @@ class StepView:
         """The step is over."""
 
     def arrays(self) -> StepArrays | None:
-        """The whole step as plain arrays, for those who run all layers at once. None where layers must come one by one:
+        """The whole step as plain arrays, for those who run all layers at once. None where each layer calls ``attend``:
         somebody sees the queries, a sequence chooses its pages in a way of its own, or probabilities are summed that
         have nowhere to go.
         """
@@ -192,6 +192,8 @@ class StepView:
             if receiver.counts_up:
                 _, counts[s], count_widths[s] = receiver.counts(num_slots[s], self._pages.device)
         return SlotSums(sums, counts, widths, count_widths)
+
+    in_program = True
 
     @cached_property
     def _parts(self) -> list[_Part]:

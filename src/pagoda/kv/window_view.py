@@ -68,7 +68,9 @@ class WindowView:
         """The step is over."""
 
     def arrays(self) -> None:
-        """Layers come one by one."""
+        """Every layer calls ``attend``."""
+
+    in_program = True
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
         """As ``StepView.attend``."""

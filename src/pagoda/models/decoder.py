@@ -112,8 +112,8 @@ class Decoder:
         of their sequences. The others leave K and V behind and nothing else: the program's last layer is spared them.
         """
         x = self._embed(token_ids, positions)
-        if self._program is not None and (arrays := kv.arrays()) is not None:
-            return self._program.run(x, positions, arrays, wanted)
+        if self._program is not None and kv.in_program:
+            return self._program.run(x, positions, kv, wanted)
         step = Step(kv, {rope: table.at(positions) for rope, table in self.rotary.items()})
         for block in self.blocks:
             x = block(x, step)

@@ -21,9 +21,8 @@ from .layers.mlp import MLP
 from .spec import AttentionSpec, BlockSpec, MLPSpec
 
 if TYPE_CHECKING:
-    from pagoda.kernels.program import StepArrays
-
     from .decoder import Block, Decoder
+    from .layers.step import KVView
 
 STREAM, NORMED, QKV, HEADS, BRANCH, OTHER, INNER, ACTED = range(8)
 """Registers: residual stream; its normalized copy; q, k, v; attention's answer; a branch's result, and another's beside
@@ -82,13 +81,17 @@ class DecoderProgram:
         if decoder.norm is not None:
             self._norm(decoder.norm, STREAM, STREAM)
 
-    def run(self, x: Tensor, positions: Tensor, step: StepArrays, wanted: Tensor | None) -> Tensor:
+    def run(self, x: Tensor, positions: Tensor, kv: KVView, wanted: Tensor | None) -> Tensor:
         """x ``[T, hidden]``, the embedded tokens, becomes the hidden states after the final norm, in place.
 
-        With ``wanted`` (see `Decoder.forward`) its first rows become theirs, and the others are anything.
+        With ``wanted`` (see `Decoder.forward`) its first rows become theirs, and the others are anything. Where the view
+        has no arrays of the whole step, the program calls it in every layer.
         """
         length = int(positions.max()) + 1
-        return self._program.run(x, positions, [t.up_to(length) for t in self._rotary], step, wanted=wanted)
+        tables, step = [t.up_to(length) for t in self._rotary], kv.arrays()
+        if step is None:
+            return self._program.run_attending(x, positions, tables, kv.attend, wanted=wanted)
+        return self._program.run(x, positions, tables, step, wanted=wanted)
 
     def timings(self) -> dict[str, tuple[int, float]]:
         """As `kernels.program.Program.timings`."""

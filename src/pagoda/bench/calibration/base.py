@@ -40,6 +40,8 @@ class OpenView:
     def arrays(self) -> None:
         """No pages here: layers come one by one."""
 
+    in_program = False
+
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int = 0, soft_cap: float = 0.0,
         sinks: Tensor | None = None, alibi_slopes: Tensor | None = None,

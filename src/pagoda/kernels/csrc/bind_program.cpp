@@ -20,6 +20,16 @@ NormArgs norm_of(int64_t dim, int64_t parts, uintptr_t weight, uintptr_t bias, i
   return a;
 }
 
+using Rotary = std::vector<std::tuple<uintptr_t, uintptr_t, int, int64_t>>;  // cos, sin, dtype, pairs
+
+StepArrays tokens_of(uintptr_t x, int64_t num_tokens, uintptr_t positions, const Rotary& rotary, uintptr_t wanted, int64_t num_wanted) {
+  StepArrays s;
+  s.x = at<void>(x), s.num_tokens = num_tokens, s.positions = at<int64_t>(positions);
+  for (const auto& [cos, sin, dtype, pairs] : rotary) s.rotary.push_back({at<void>(cos), at<void>(sin), Dtype(dtype), pairs});
+  s.wanted = at<int64_t>(wanted), s.num_wanted = num_wanted;
+  return s;
+}
+
 // Addresses in the order of kernels/step.py's PageChoice.
 PageChoice choice_of(const std::vector<uintptr_t>& arrays, int64_t count) {
   PageChoice c;
@@ -73,23 +83,20 @@ void bind_program(nb::module_& m) {
         p.push(AttendStep{src, dst, layer, num_q_heads, num_kv_heads, dim, scale, soft_cap, window, at<float>(sinks), at<float>(slopes),
                           last});
       })
-      .def("run", [](const Program& p, uintptr_t x, int64_t num_tokens, uintptr_t positions,
-                     const std::vector<std::tuple<uintptr_t, uintptr_t, int, int64_t>>& rotary, uintptr_t pages, int64_t num_pages,
+      .def("run", [](const Program& p, uintptr_t x, int64_t num_tokens, uintptr_t positions, const Rotary& rotary, uintptr_t pages,
+                     int64_t num_pages,
                      int store, int64_t page_size, int64_t k_dim, int64_t v_dim, int64_t num_seqs, uintptr_t rows,
                      int64_t rows_stride, int64_t num_rows, int64_t max_pages, uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens,
                      int64_t lens_stride, uintptr_t q_starts, uintptr_t page_ids, uintptr_t slots, int64_t writes_stride,
                      uintptr_t wanted, int64_t num_wanted, const std::vector<uintptr_t>& choice, int64_t num_choosing,
                      const std::vector<uintptr_t>& sums, uintptr_t workspace, int num_threads,
                      const std::string& isa) {
-        StepArrays s;
-        s.x = at<void>(x), s.num_tokens = num_tokens, s.positions = at<int64_t>(positions);
-        for (const auto& [cos, sin, dtype, pairs] : rotary) s.rotary.push_back({at<void>(cos), at<void>(sin), Dtype(dtype), pairs});
+        StepArrays s = tokens_of(x, num_tokens, positions, rotary, wanted, num_wanted);
         s.pages = at<char>(pages), s.num_pages = num_pages, s.shape = PageShape(Store(store), page_size, k_dim, v_dim);
         s.num_seqs = num_seqs, s.rows = at<int32_t>(rows), s.rows_stride = rows_stride, s.num_rows = num_rows;
         s.max_pages = max_pages, s.row_of = at<int32_t>(row_of), s.offset = at<int32_t>(offset);
         s.kv_lens = at<int32_t>(kv_lens), s.lens_stride = lens_stride, s.q_starts = at<int32_t>(q_starts);
         s.page_ids = at<int32_t>(page_ids), s.slots = at<int32_t>(slots), s.writes_stride = writes_stride;
-        s.wanted = at<int64_t>(wanted), s.num_wanted = num_wanted;
         if (num_choosing > 0) s.choice = choice_of(choice, num_choosing);
         if (!sums.empty()) {  // in the order of kernels/step.py's SlotSums
           s.sums = at<int64_t>(sums.at(0)), s.counts = at<int64_t>(sums.at(1));
@@ -97,7 +104,18 @@ void bind_program(nb::module_& m) {
         }
         nb::gil_scoped_release release;
         p.run(s, at<void>(workspace), num_threads, isa);
-      });
+      })
+      .def("run_attending", [](const Program& p, uintptr_t x, int64_t num_tokens, uintptr_t positions, const Rotary& rotary,
+                               uintptr_t wanted, int64_t num_wanted, nb::callable attend, uintptr_t workspace, int num_threads,
+                               const std::string& isa) {
+        StepArrays s = tokens_of(x, num_tokens, positions, rotary, wanted, num_wanted);
+        s.attend = [&attend](int layer, char* qkv, char* out) {
+          nb::gil_scoped_acquire acquire;
+          attend(layer, reinterpret_cast<uintptr_t>(qkv), reinterpret_cast<uintptr_t>(out));
+        };
+        nb::gil_scoped_release release;
+        p.run(s, at<void>(workspace), num_threads, isa);
+      }, "attend(layer, qkv, out): addresses of rows of every token.");
 }
 
 }  // namespace pagoda

@@ -88,6 +88,11 @@ struct Run {
   }
 
   void operator()(const AttendStep& i) {
+    if (step.attend) {
+      step.attend(i.layer, at(i.src), at(i.dst));
+      if (i.last && step.num_wanted >= 0) move_wanted();
+      return;
+    }
     const int64_t q_size = i.num_q_heads * i.dim, kv_size = i.num_kv_heads * i.dim;
     write(i, at(i.src, q_size), at(i.src, q_size + kv_size));
     AttentionArgs a;
@@ -136,10 +141,17 @@ struct Run {
       wanted_starts.push_back(static_cast<int32_t>(n));
     }
     if (n < step.num_wanted) throw std::invalid_argument("a wanted token lies behind the last sequence");
-    num_tokens = n;
+    move_wanted();
+  }
+
+  void move_wanted() {
+    for (int64_t i = 0; i < step.num_wanted; ++i)
+      if (step.wanted[i] < (i ? step.wanted[i - 1] + 1 : 0) || step.wanted[i] >= num_tokens)
+        throw std::invalid_argument("wanted tokens must be of the step, in order");
+    num_tokens = step.num_wanted;
     for (size_t reg = 0; reg < registers.size(); ++reg) {
       const int64_t bytes = widths[reg] * size_of(dtype);
-      for (int64_t i = 0; i < n; ++i) std::memmove(registers[reg] + i * bytes, registers[reg] + step.wanted[i] * bytes, bytes);
+      for (int64_t i = 0; i < num_tokens; ++i) std::memmove(registers[reg] + i * bytes, registers[reg] + step.wanted[i] * bytes, bytes);
     }
   }
 

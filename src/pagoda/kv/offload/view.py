@@ -78,7 +78,9 @@ class OffloadView:
                 self.failures[member.index] = storage.tier.why(5, writes=True)
 
     def arrays(self) -> None:
-        """Layers come one by one."""
+        """Every layer calls ``attend``."""
+
+    in_program = True
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
         """As ``StepView.attend``."""

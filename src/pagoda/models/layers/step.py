@@ -34,7 +34,13 @@ class KVView(Protocol):
     ) -> Tensor: ...
 
     def arrays(self) -> StepArrays | None:
-        """The step as plain arrays, for those who run all layers at once; None where layers must come one by one."""
+        """The step as plain arrays, for those who run all layers at once; None where each layer must call ``attend``."""
+
+    @property
+    def in_program(self) -> bool:
+        """Whether `models.program` may call ``attend``: what it is given then is valid until it returns, and has no
+        gradients.
+        """
 
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, *, v_dim: int, scale: float) -> Tensor:
         """MLA: q ``[T, Hq, k_dim]``, latent ``[T, 1, k_dim]``; the answer is ``[T, Hq, v_dim]``."""
