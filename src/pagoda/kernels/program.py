@@ -139,13 +139,13 @@ class Program:
         isa: str = "", wanted: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """As ``run``, where somebody else writes K and V and attends: ``attend(layer, q [T, Hq, dim], k [T, H, dim], v,
-        **options)`` gives ``[T, Hq, dim]``. What it is given is valid until it returns; what it raises ends the step.
+        **options)`` gives ``[T, Hq, dim]``. What it is given is its own; what it raises ends the step.
         """
         tokens, tables = x.shape[0], self._begin(x, rotary)
 
         def attended(layer: int, qkv_at: int, out_at: int) -> None:
             src, dst, (num_heads, num_kv_heads), dim, options = self._attends[layer]
-            qkv = self._rows(qkv_at, tokens, self._widths[src]).view(tokens, -1, dim)
+            qkv = self._rows(qkv_at, tokens, self._widths[src]).view(tokens, -1, dim).clone()  # policies keep queries
             q, k, v = qkv.split([num_heads, num_kv_heads, num_kv_heads], 1)
             self._rows(out_at, tokens, self._widths[dst]).view(tokens, -1, dim).copy_(attend(layer, q, k, v, **options))
 

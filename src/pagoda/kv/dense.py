@@ -45,7 +45,6 @@ class DenseView:
         """No pages here: layers come one by one."""
 
     in_program = False
-    """It keeps K and V as it is given them."""
 
     def attend(
         self,

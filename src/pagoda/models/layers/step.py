@@ -38,9 +38,7 @@ class KVView(Protocol):
 
     @property
     def in_program(self) -> bool:
-        """Whether `models.program` may call ``attend``: what it is given then is valid until it returns, and has no
-        gradients.
-        """
+        """Whether ``attend`` may be called by `models.program`, which knows no gradients, where ``arrays`` gives None."""
 
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, *, v_dim: int, scale: float) -> Tensor:
         """MLA: q ``[T, Hq, k_dim]``, latent ``[T, 1, k_dim]``; the answer is ``[T, Hq, v_dim]``."""
