@@ -84,8 +84,8 @@ class DecoderProgram:
     def run(self, x: Tensor, positions: Tensor, kv: KVView, wanted: Tensor | None) -> Tensor:
         """x ``[T, hidden]``, the embedded tokens, becomes the hidden states after the final norm, in place.
 
-        With ``wanted`` (see `Decoder.forward`) its first rows become theirs, and the others are anything. Where the view
-        has no arrays of the whole step, the program calls it in every layer.
+        With ``wanted`` (see `Decoder.forward`) its first rows become theirs, and the others are anything. Where the
+        view has no arrays of the whole step, the program calls it in every layer.
         """
         length = int(positions.max()) + 1
         tables, step = [t.up_to(length) for t in self._rotary], kv.arrays()

@@ -34,11 +34,11 @@ class KVView(Protocol):
     ) -> Tensor: ...
 
     def arrays(self) -> StepArrays | None:
-        """The step as plain arrays, for those who run all layers at once; None where each layer must call ``attend``."""
+        """The step as plain arrays, for those who run all layers at once; None where each calls ``attend``."""
 
     @property
     def in_program(self) -> bool:
-        """Whether ``attend`` may be called by `models.program`, which knows no gradients, where ``arrays`` gives None."""
+        """Whether `models.program`, which knows no gradients, may call ``attend`` where ``arrays`` gives None."""
 
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, *, v_dim: int, scale: float) -> Tensor:
         """MLA: q ``[T, Hq, k_dim]``, latent ``[T, 1, k_dim]``; the answer is ``[T, Hq, v_dim]``."""
