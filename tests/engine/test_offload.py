@@ -88,13 +88,19 @@ def test_chosen_pages_alone_come_and_answer_as_resident_ones(make_llm, make_far,
     kv = f"{name}(pages=0.25)"
     near = tokens(make_llm(page_size=8), PROMPTS, params(kv, 24))
     llm = make_far(kv_window=window, kv_memory=kv_bytes(48))  # room for what lserve notes of pages
+    storage, widths = llm._built.engine.stores.offloaded.storage, []
+    gather = storage.gather
+    storage.gather = lambda ids: widths.append(ids.shape[1]) or gather(ids)
     assert tokens(llm, PROMPTS, params(f"{kv}+offload", 24)) == near
+    assert set(widths) == {1}, "a prompt's pages are noted while they are in memory, later ones when they are full"
     seen, steps = far(llm), llm.stats()["steps"]
     assert seen["pages_asked"] == steps["pages_read"] < 0.4 * steps["pages_held"]
     if window == "1MiB":
         assert seen["hits"] > 0.7 * seen["pages_asked"], "what was chosen is chosen again"
     else:
         assert 0 < seen["hits"] < seen["pages_asked"]
+    assert tokens(llm, PROMPTS, params(f"{kv}+offload", 4)) == [ids[:4] for ids in near], "with prefixes found"
+    assert set(widths) == {1}
 
 
 @pytest.mark.parametrize("kv", ["offload", "quest(pages=0.5)+offload"])

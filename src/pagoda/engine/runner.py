@@ -19,7 +19,7 @@ from ..kv.stores import Store, Stores
 from ..kv.view import Residual, StepView, StepViews
 from ..kv.window_view import WindowView
 from ..schedule.item import Plan
-from .selection import PageChooser
+from .selection import PageChooser, PageNoter
 from .sequence import Sequence
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _store_view(store: Store, pieces: list[Piece], tap: QueryTap | None = None) 
     tables = [store.manager.table(piece.sequence.seq_id) for piece in pieces]
     q_lens = [piece.num_tokens for piece in pieces]
     if isinstance(store.storage, OffloadedStorage):
-        return OffloadView(store.storage, tables, q_lens, _choosers(store, pieces))
+        return OffloadView(store.storage, tables, q_lens, _choosers(store, pieces), _noters(pieces))
     codecs = [codec for piece in pieces if (codec := piece.sequence.policy.windowed) is not None]
     if codecs:
         tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]
@@ -203,6 +203,18 @@ def _choosers(store: Store, pieces: list[Piece]) -> dict[int, PageChooser]:
             notes, table = sequence.policy_state.notes, store.manager.table(sequence.seq_id)
             choosers[index] = PageChooser(selection, notes, store.storage, table, sequence.group.learned)
     return choosers
+
+
+def _noters(pieces: list[Piece]) -> dict[int, PageNoter]:
+    """For every chunk of a prompt of which a part of the pages will be read."""
+    noters = {}
+    for index, piece in enumerate(pieces):
+        sequence, selection = piece.sequence, piece.sequence.policy.selection
+        if selection is not None and piece.start < sequence.prompt_len:
+            full = sequence.prompt_len // sequence.store.storage.fmt.page_size
+            if selection.num_pages(full) < full:
+                noters[index] = PageNoter(selection, sequence.policy_state.notes)
+    return noters
 
 
 def _pieces(plan: Plan) -> list[Piece]:

@@ -41,6 +41,16 @@ class Notes:
         held = sum(sketch.nbytes for sketch in self.sketches if sketch is not None)
         return held + sum(value.nbytes for memory in self.memory for value in memory.values())
 
+    def write(self, layer: int, heads: slice, first: int, made: Tensor) -> None:
+        """Sketches ``made`` [h, n, …] of the pages ``first`` … of these heads."""
+        held, end = self.sketches[layer], first + made.shape[1]
+        if held is None or held.shape[1] < end:
+            grown = made.new_zeros(self.sketched.shape[1], end + end // 4 + 4, *made.shape[2:])
+            if held is not None:
+                grown[:, : held.shape[1]] = held
+            self.sketches[layer] = held = grown
+        held[heads, first:end] = made
+
     def fork(self) -> Notes:
         """An independent copy."""
         twin = Notes(*self.sketched.shape)
@@ -52,6 +62,24 @@ class Notes:
     def forget_pages(self) -> None:
         """The pages' content moved (an eviction acted)."""
         self.__init__(*self.sketched.shape)  # type: ignore[misc]
+
+
+class PageNoter:
+    """One sequence of a prompt under way, whose selection is ``remote``: sketches of pages as soon as they are full."""
+
+    def __init__(self, policy: PageSelection, notes: Notes) -> None:
+        assert policy.remote
+        self._policy, self._notes = policy, notes
+
+    def first(self, layer: int, heads: slice) -> int:
+        """As `kv.view.Noter`."""
+        return int(self._notes.sketched[layer, heads].min())
+
+    def note(self, layer: int, heads: slice, first: int, keys: Tensor) -> None:
+        """As `kv.view.Noter`."""
+        notes = self._notes
+        notes.write(layer, heads, first, self._policy.sketch(keys, notes.memory[layer]))
+        notes.sketched[layer, heads] = first + keys.shape[1]
 
 
 class PageChooser:
@@ -215,7 +243,7 @@ class PageChooser:
 
     def _sketches(self, layer: int, full: np.ndarray, ids: Tensor) -> Tensor:
         notes, most = self._notes, int(full.max())
-        known, held = notes.sketched[layer], notes.sketches[layer]
+        known = notes.sketched[layer]
         if (full > known).any():
             start = int(known[full > known].min())
             span = REMOTE_PAGES if self._policy.remote else most - start
@@ -225,14 +253,9 @@ class PageChooser:
                 )
                 for at in range(start, most, span)
             ]
-            made = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-            if held is None or held.shape[1] < most:
-                grown = made.new_zeros(made.shape[0], most + most // 4 + 4, *made.shape[2:])
-                if held is not None:
-                    grown[:, :start] = held[:, :start]
-                notes.sketches[layer] = held = grown
-            held[:, start:most] = made
+            notes.write(layer, slice(None), start, parts[0] if len(parts) == 1 else torch.cat(parts, 1))
             notes.sketched[layer] = full
+        held = notes.sketches[layer]
         assert held is not None
         return held[:, :most]
 

@@ -79,6 +79,16 @@ class Receiver(Protocol):
     def counts(self, num_slots: int, device: torch.device) -> Target: ...
 
 
+class Noter(Protocol):
+    """Notes pages of a prompt, which a `Chooser` will want to know, while their keys are in memory."""
+
+    def first(self, layer: int, heads: slice) -> int:
+        """The first page of these heads that is not noted."""
+
+    def note(self, layer: int, heads: slice, first: int, keys: Tensor) -> None:
+        """keys float32 ``[h, n, page_size, k_dim]``: of the full pages ``first`` … of these heads."""
+
+
 @dataclass(frozen=True, slots=True)
 class Received:
     """What slots received in one step: of the batch's sequences ``members``, whose heads hold ``num_slots`` at most.

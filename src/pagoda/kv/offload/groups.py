@@ -42,6 +42,7 @@ class Group:
 
     rows     the step's tokens int64 [T]      table  what attention takes, of pages of the buffer
     ids, slots  int32 [T, heads]: where the tokens' K and V go, in pages of the buffer
+    firsts   each member's first page in the buffer, of the first head
     reads, writes  `Runs` of layer 0: what holds slots already, and what the tokens go into
     written  int64 ids of the pages that they go into, of layer 0
     """
@@ -52,7 +53,7 @@ class Group:
         fmt, num_heads = storage.fmt, heads.stop - heads.start
         counts = [fmt.blocks_for(member.held + member.num) for member in members]
         firsts = [0, *accumulate(counts)]
-        self.heads, self.members, self.num_pages = heads, members, firsts[-1]
+        self.heads, self.members, self.num_pages, self.firsts = heads, members, firsts[-1], firsts[:-1]
         self.rows = torch.from_numpy(
             np.concatenate([np.arange(starts[m.index], starts[m.index + 1], dtype=np.int64) for m in members])
         )

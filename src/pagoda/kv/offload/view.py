@@ -8,7 +8,8 @@ the next groups are read::
     attending                        │ layer 0, heads 0-1 │ layer 0, heads 2-3 │ …
 
 Sequences that choose their pages (`Chooser`) read only those, once their queries are there, and find most of them among
-the hot pages of the steps before. The step's own K and V are written to the window first and to the tier from there.
+the hot pages of the steps before; what they judge pages by is noted while their prompts pass (`Noter`). The step's own
+K and V are written to the window first and to the tier from there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.ops import kv_write, paged_attention
+from ...kernels.ops._paged import gather
 from ..table import PageTable
 from .chosen import attend_chosen
 from .groups import Group, Member, divide, of_heads
@@ -31,7 +33,7 @@ from .storage import OffloadedStorage
 from .tier_file import Failures
 
 if TYPE_CHECKING:
-    from ..view import Chooser, Received
+    from ..view import Chooser, Noter, Received
 
 
 class OffloadView:
@@ -47,10 +49,11 @@ class OffloadView:
         tables: Sequence[PageTable],
         q_lens: Sequence[int],
         choosers: Mapping[int, Chooser] | None = None,
+        noters: Mapping[int, Noter] | None = None,
     ) -> None:
         assert all(table.num_rows == 1 for table in tables), "offloaded sequences have tables of whole blocks"
         storage.settle()
-        self._storage, self._choosers = storage, choosers or {}
+        self._storage, self._choosers, self._noters = storage, choosers or {}, noters or {}
         self.received: list[Received] = []
         self.added: list[int] = []
         self.failures: dict[int, str] = {}
@@ -119,8 +122,21 @@ class OffloadView:
         self._write(item, layer, group)
         mine = q[group.rows, queries]
         out[group.rows, queries] = paged_attention(mine, buffer, layout, group.table, **of_heads(options, queries))  # type: ignore[arg-type]
+        self._note_pages(layer, group, buffer)
         if item + 2 < self._num_items:
             self._read(item + 2)
+
+    def _note_pages(self, layer: int, group: Group, buffer: Tensor) -> None:
+        """Of prompts whose sequences will choose pages: later their keys would have to come from the tier."""
+        fmt, heads = self._storage.fmt, group.heads
+        for member, at in zip(group.members, group.firsts, strict=True):
+            noter, full = self._noters.get(member.index), (member.held + member.num) // fmt.page_size
+            if noter is None or (first := noter.first(layer, heads)) >= full:
+                continue
+            steps = torch.arange(heads.stop - heads.start)[:, None] * group.num_pages
+            ids = torch.arange(at + first, at + full) + steps
+            keys, _ = gather(buffer, self._storage.layout, ids, torch.float32)
+            noter.note(layer, heads, first, keys.unflatten(1, (full - first, fmt.page_size)))
 
     def _read(self, item: int) -> None:
         storage = self._storage

@@ -49,8 +49,8 @@ class PageSelection(Selection):
     moves: ClassVar[bool] = False
     """Whether what is read gets positions side by side (``moved``), so that it is read from copies."""
     remote: ClassVar[bool] = False
-    """Whether sketches say all: each is made of its own page, once, and a step looks at no other keys than those that
-    it reads. Only then pages may lie in a lower tier."""
+    """Whether sketches say all: each is made of its own page of its own head alone, once, and a step looks at no other
+    keys than those that it reads. Only then pages may lie in a lower tier, and be noted before they go there."""
     pages: int | float = 0.25
 
     def moved(self, keys: Tensor, gaps: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
