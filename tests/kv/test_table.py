@@ -112,3 +112,20 @@ def test_moves_join_and_iterate() -> None:
     assert list(both) == [(1, 2, 3, 0), (4, 1, 3, 1)]
     assert len(both) == 2
     assert len(SlotMoves.join([])) == 0
+
+
+@pytest.mark.parametrize("lens", [[9, 9, 9, 9, 9, 9], [9, 0, 12, 11, 4, 12], [12] * 6])
+def test_few_rows_are_cut_as_many_are(monkeypatch: pytest.MonkeyPatch, lens: list[int]) -> None:
+    """One by one, all alike, and as arrays: the same table and the same runs."""
+    found = []
+    for few in (64, 0):
+        monkeypatch.setattr("pagoda.kv.table.FEW_ROWS", few)
+        table = PageTable(FMT, H)
+        table.append(table.missing_runs(12), ids(*range(18)))
+        table.advance(12)
+        table.append(table.missing_runs(3), ids(*range(18, 24)))
+        runs = table.cut(ids(*lens))
+        state = [table.bases.tolist(), table.counts.tolist(), table.lens.tolist(), table.room, table.num_pages]
+        found.append((runs.tolist(), state, table.tail_owned, table.edits))
+        assert sorted([*runs.tolist(), *table.runs().tolist()]) == list(range(24))
+    assert found[0] == found[1]

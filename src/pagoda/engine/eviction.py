@@ -17,7 +17,7 @@ from ..kv.compaction import Gaps
 from ..kv.pages import Int32s
 from ..kv.policies._inputs import Inputs
 from ..kv.policies.base import Choice, Decision, Need
-from ..kv.read import read_part, read_slots, weigh, write_slots
+from ..kv.read import hash_slots, read_part, read_slots, weigh, write_slots
 from ..kv.storage import PageStorage
 from ..kv.stores import Store
 from ..kv.table import PageTable, SlotMoves
@@ -77,13 +77,10 @@ class Evictor:
         if result.plain:
             return
         started = time.perf_counter()
-        due = []
+        due = [piece for piece in result.pieces if piece.sequence.is_due(piece.start, piece.start + piece.num_tokens)]
         for piece in result.pieces:
-            sequence = piece.sequence
-            if piece.start + piece.num_tokens == sequence.next_act(piece.start):
-                due.append(piece)
-            if sequence.policy.selection is not None and piece.start >= sequence.prompt_len:
-                self._count(sequence.policy_state)
+            if piece.sequence.selects and piece.start >= piece.sequence.prompt_len:
+                self._count(piece.sequence.policy_state)
         observe(result)
         if due:
             with _one_thread():
@@ -184,7 +181,7 @@ class Evictor:
 
     def _inputs(self, sequence: Sequence, table: PageTable) -> Inputs:
         fmt, storage = sequence.store.fmt, sequence.store.storage
-        lens = table.lens.astype(np.int64)
+        lens, held = table.lens.astype(np.int64), table.lens.tolist()
         if table.run > 1:
             lens = np.repeat(lens, table.run)
         inputs = sequence.policy_state.inputs(
@@ -192,8 +189,8 @@ class Evictor:
             sequence.prompt_len,
             sequence.group.request.seed,
             torch.from_numpy(lens).view(fmt.num_layers, fmt.num_kv_heads).to(storage.device),
-            int(table.lens.min()),
-            int(table.lens.max()),
+            min(held),
+            max(held),
         )
         eviction = sequence.policy.eviction
         if eviction is not None and Need.CALIBRATION in eviction.needs:
@@ -206,6 +203,7 @@ class Evictor:
             inputs.read = lambda layer: read_slots(storage, table, layer, inputs.num_slots)
             inputs.read_part = partial(read_part, storage, table)
             inputs.weigh_slots = partial(weigh, storage, table)
+            inputs.hash_slots = partial(hash_slots, storage, table)
         return inputs
 
 

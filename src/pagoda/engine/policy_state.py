@@ -105,8 +105,11 @@ class PolicyState:
         queries = queries[:, -width:].float()
         if self._ring is None:
             self._ring = queries.new_zeros(queries.shape[0], width, *queries.shape[2:])
-        at = torch.arange(end - queries.shape[1], end, device=queries.device) % width
-        self._ring[:, at] = queries
+        first = (end - queries.shape[1]) % width
+        if first + queries.shape[1] <= width:
+            self._ring[:, first : first + queries.shape[1]] = queries
+        else:
+            self._ring[:, torch.arange(first, first + queries.shape[1], device=queries.device) % width] = queries
         self.captured, self.scale, self.soft_cap = end, scale, soft_cap
 
     # -- acts ----------------------------------------------------------------------------------------------------------

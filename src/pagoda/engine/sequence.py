@@ -33,8 +33,8 @@ class Sequence:
 
     __slots__ = (
         "_act", "_summed", "cumulative_logprob", "finish_reason", "granularity", "group", "index", "logprobs",
-        "num_computed", "num_shown", "plain", "policy_state", "sample_state", "seq_id", "stop_reason", "store", "table",
-        "text", "token_at", "tokens",
+        "num_computed", "num_shown", "plain", "policy_state", "sample_state", "selects", "seq_id", "stop_reason",
+        "store", "table", "text", "token_at", "tokens",
     )  # fmt: skip
 
     def __init__(self, seq_id: int, group: RequestState, index: int, granularity: Granularity) -> None:
@@ -45,6 +45,7 @@ class Sequence:
         self.table: PageTable | None = None  # its pages, once the memory was asked for some
         policy = group.request.policy
         self.plain = policy.keeps_all and policy.windowed is None  # no step asks its policy anything
+        self.selects = policy.selection is not None
         self._act: tuple[int, int | None] = (0, -1)  # from this many tokens on, the next act is at that many
         self._summed: tuple[int, bool] = (0, False)  # whether attention may be summed for the act at that many
         self.policy_state = group.new_policy_state()
@@ -131,6 +132,12 @@ class Sequence:
             act = self.policy.next_act(num_seen, self.prompt_len)
             self._act = num_seen, act
         return act
+
+    def is_due(self, start: int, end: int) -> bool:
+        """Whether the policy acts once tokens ``start : end`` are computed; no chunk goes past an act."""
+        since, act = self._act
+        known = since <= start and (act is None or start < act)
+        return end == (act if known else self.next_act(start))
 
     def sums(self, start: int, num_tokens: int) -> bool:
         """Whether attention of these tokens is summed up for the next act of the policy."""

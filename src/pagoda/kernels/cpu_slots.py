@@ -116,6 +116,20 @@ def sign_hashes(x: Tensor, planes: Tensor) -> Tensor:
     return hashes
 
 
+def hash_slots(pages: Tensor, layout: PageLayout, rows: Tensor, first: Tensor, count: int, planes: Tensor) -> Tensor:
+    hashes, rows, first, planes = (
+        torch.empty(len(rows), count),
+        rows.contiguous(),
+        first.contiguous(),
+        planes.contiguous(),
+    )
+    _cpu.hash_slots(
+        pages.data_ptr(), pages.shape[0], store_of(layout), layout.page_size, layout.k_dim, layout.v_dim,
+        rows.data_ptr(), *rows.shape, first.data_ptr(), count, planes.data_ptr(), planes.shape[1], hashes.data_ptr(),
+    )  # fmt: skip
+    return hashes
+
+
 def hash_scores(hashes: Tensor, queries: Tensor, bits: int) -> Tensor:
     scores, queries = torch.empty(hashes.shape), queries.contiguous()
     hashes, stride = _rows(hashes)
@@ -158,6 +172,7 @@ dispatch.register("evict", "cpu", evict, Features(CPU, frozenset({*DTYPES, torch
 dispatch.register("read_slots", "cpu", read_slots, Features(CPU, frozenset({*DTYPES, torch.uint8}), CODECS))
 dispatch.register("weigh_slots", "cpu", weigh_slots, Features(CPU, frozenset({*DTYPES, torch.uint8}), CODECS))
 dispatch.register("sign_hashes", "cpu", sign_hashes, Features(CPU, FLOATS))
+dispatch.register("hash_slots", "cpu", hash_slots, Features(CPU, frozenset({*DTYPES, torch.uint8}), CODECS))
 dispatch.register("hash_scores", "cpu", hash_scores, Features(CPU, FLOATS))
 dispatch.register("close_gaps", "cpu", close_gaps, Features(CPU))
 dispatch.register("close_rows", "cpu", close_rows, Features(CPU, FLOATS))

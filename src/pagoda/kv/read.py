@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.ops import hash_slots as page_hashes
 from ..kernels.ops import kv_write, weigh_slots
 from ..kernels.ops import read_slots as page_slots
 from ..kernels.ops._paged import gather
@@ -45,6 +46,14 @@ def read_part(
     return k, v
 
 
+def hash_slots(storage: PageStorage, table: PageTable, first: Tensor, count: int, planes: Tensor) -> Tensor:
+    """``ops.sign_hashes`` of the keys of ``count`` slots of each head from ``first`` int64 ``[L, H]`` on, as
+    ``[L, H, count]``.
+    """
+    ids = _rows_of_heads(storage, table, slice(None))
+    return page_hashes(storage.pages, storage.layout, ids, first.flatten(), count, planes).view(*first.shape, count)
+
+
 def weigh(
     storage: PageStorage, table: PageTable, pairs: Tensor, first: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -82,11 +91,11 @@ def write_slots(
     """New content for single slots: layers, heads and slots int64 ``[n]``, k ``[n, Dk]``, v ``[n, Dv]``. The pages must
     belong to this sequence alone.
     """
-    size, run = table.fmt.page_size, table.run
-    pairs, columns = (layers * table.fmt.num_kv_heads + heads).cpu().numpy(), slots.cpu().numpy() // size
+    run = table.run
+    pairs = layers.cpu().numpy() * table.fmt.num_kv_heads + heads.cpu().numpy()
+    columns, inside = np.divmod(slots.cpu().numpy(), table.fmt.page_size)
     places = table.bases[pairs // run, columns] + (pairs % run).astype(np.int32)
-    ids = torch.from_numpy(places).to(storage.device)[:, None]
-    at = (slots % size).to(torch.int32)[:, None]
+    ids, at = (torch.from_numpy(x).to(storage.device)[:, None] for x in (places, inside.astype(np.int32)))
     dtype = torch.float32 if not storage.layout.dtype.is_floating_point else storage.layout.dtype
     k, v = k[:, None].to(dtype).contiguous(), v[:, None].to(dtype).contiguous()
     kv_write(k, v if table.fmt.v_dim else None, storage.pages, storage.layout, ids, at)

@@ -23,6 +23,11 @@ import numpy.typing as npt
 from ..core.types import Granularity, KVFormat
 from .pages import Int32s
 
+FEW_ROWS = 64
+"""Rows that are gone through one by one faster than as arrays."""
+
+NONE: Int32s = np.zeros(0, np.int32)
+
 
 def expand_runs(runs: Int32s, run: int, finer: int) -> Int32s:
     """Runs of ``run`` pages cut into runs of ``finer`` pages, in order: ``[n] -> [n * run // finer]``."""
@@ -131,8 +136,12 @@ class PageTable:
 
     def cut(self, lens: Int32s) -> Int32s:
         """Rows become this short and give up the runs beyond: their bases. Reserved runs go as well."""
-        if self.num_rows > 1 and len(length := set(lens.tolist())) == 1 and len(had := set(self.counts.tolist())) == 1:
-            return self._cut_even(lens, length.pop(), had.pop())
+        if self.num_rows > 1:
+            lengths, had = lens.tolist(), self.counts.tolist()
+            if min(lengths) == max(lengths) and min(had) == max(had):
+                return self._cut_even(lens, lengths[0], had[0])
+            if self.num_rows <= FEW_ROWS:
+                return self._cut_few(lens, lengths, had)
         counts = -(-lens // np.int32(self.fmt.page_size))
         if self.num_rows == 1:
             beyond = slice(int(counts[0]), int(self.counts[0]))
@@ -158,6 +167,21 @@ class PageTable:
         self.num_pages = left * self.num_rows * self.run
         self.edits += 1
         return runs
+
+    def _cut_few(self, lens: Int32s, lengths: list[int], had: list[int]) -> Int32s:
+        """``cut`` of few rows one by one, in plain numbers: of 8 rows in half of the time."""
+        size, runs = self.fmt.page_size, [NONE]
+        left = [-(-length // size) for length in lengths]
+        for row, (first, end) in enumerate(zip(left, had, strict=True)):
+            if first < end:
+                runs.append(self.bases[row, first:end].copy())
+                self.bases[row, first:end] = 0
+        self.counts[:] = left
+        self.lens, self.tail_owned = lens, False
+        self.room = min(count * size - length for count, length in zip(left, lengths, strict=True))
+        self.num_pages = sum(left) * self.run
+        self.edits += 1
+        return np.concatenate(runs)
 
     def copy(self) -> PageTable:
         """A second table over the written pages of this one."""

@@ -5,7 +5,6 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 
 #include "attention_rows.hpp"
 
@@ -24,12 +23,12 @@ bool better(const Ranked& a, const Ranked& b) { return a.score != b.score ? a.sc
 
 // Mean over `kernel` neighbours; what is beyond the ends counts 0.
 const float* pool_mean(const float* scores, int64_t slots, int64_t kernel, std::vector<float>& out) {
-  out.resize(slots);
-  for (int64_t i = 0; i < slots; ++i) {
-    float sum = 0.0f;
-    for (int64_t j = std::max<int64_t>(0, i - kernel / 2); j < std::min(slots, i + kernel / 2 + 1); ++j) sum += scores[j];
-    out[i] = sum / float(kernel);
+  out.assign(slots, 0.0f);
+  for (int64_t apart = -(kernel / 2); apart <= kernel / 2; ++apart) {  // many slots at a time, each one's neighbours in order
+    const int64_t end = std::min(slots, slots - apart);
+    for (int64_t i = std::max<int64_t>(0, -apart); i < end; ++i) out[i] += scores[i + apart];
   }
+  for (int64_t i = 0; i < slots; ++i) out[i] /= float(kernel);
   return out.data();
 }
 
@@ -38,9 +37,11 @@ void check_pages(const int32_t* pages, int64_t width, int64_t page_size, int64_t
                  const uint8_t* stays) {
   if (first < 0 || (end + page_size - 1) / page_size > width)
     throw std::out_of_range("slot " + std::to_string(first < 0 ? first : end - 1) + " of " + std::to_string(width * page_size));
-  for (int64_t slot = first; slot < end; ++slot)
-    if (const int32_t page = pages[slot / page_size]; (!stays || stays[slot]) && (page < 0 || page >= num_pages))
-      throw std::out_of_range("page " + std::to_string(page) + " of " + std::to_string(num_pages));
+  for (int64_t at = first / page_size; at * page_size < end; ++at) {
+    if (const int32_t page = pages[at]; page >= 0 && page < num_pages) continue;
+    for (int64_t slot = std::max(first, at * page_size); slot < std::min(end, (at + 1) * page_size); ++slot)
+      if (!stays || stays[slot]) throw std::out_of_range("page " + std::to_string(pages[at]) + " of " + std::to_string(num_pages));
+  }
 }
 
 // Asks for memory that is about to be read.
@@ -89,19 +90,21 @@ void close_gaps(char* base, int64_t num_pages, int64_t page_bytes, int64_t page_
   for (int64_t row = 0; row < count; ++row) {
     const int32_t* pages = rows + row * width;
     const uint8_t* stays = keep + row * slots;
-    int64_t to = 0;
-    for (int64_t from = 0; from < slots;) {
-      if (!stays[from]) { ++from; continue; }
-      const int64_t end = std::min(slots, (from / page_size + 1) * page_size);
-      const int64_t most = std::min(end - from, page_size - to % page_size);
-      int64_t run = 1;  // slots that lie side by side, here and there
-      while (run < most && stays[from + run]) ++run;
-      if (to != from)
-        for (const Plane& plane : planes)
-          std::memmove(base + pages[to / page_size] * page_bytes + plane.at + to % page_size * plane.bytes,
-                       base + pages[from / page_size] * page_bytes + plane.at + from % page_size * plane.bytes, run * plane.bytes);
-      from += run, to += run;
-    }
+    int64_t to = 0, to_column = 0;  // the next slot, in its page, and which of the row's pages that is
+    for (int64_t column = 0, first = 0; first < slots; ++column, first += page_size)
+      for (int64_t from = 0; from < std::min(page_size, slots - first);) {
+        const uint8_t* here = stays + first + from;
+        if (!*here) { ++from; continue; }
+        const int64_t most = std::min(std::min(page_size, slots - first) - from, page_size - to);
+        int64_t run = 1;  // slots that lie side by side, here and there
+        while (run < most && here[run]) ++run;
+        if (to != from || to_column != column)
+          for (const Plane& plane : planes)
+            std::memmove(base + pages[to_column] * page_bytes + plane.at + to * plane.bytes,
+                         base + pages[column] * page_bytes + plane.at + from * plane.bytes, run * plane.bytes);
+        from += run, to += run;
+        if (to == page_size) to = 0, ++to_column;
+      }
   }
 }
 
@@ -161,34 +164,6 @@ void weigh_slots(const ReadArgs& a, const float* weights) {
       std::fill(sum, sum + dim, 0.0f);
       for (int64_t i = 0; i < a.slots; ++i)
         for (int64_t d = 0; d < dim; ++d) sum[d] += weights[row * a.slots + i] * numbers[i * dim + d];
-    }
-}
-
-void sign_hashes(const float* x, int64_t count, int64_t dim, const float* planes, int64_t bits, float* hashes) {
-  for (int64_t i = 0; i < count; ++i) {
-    int32_t hash = 0;
-    int64_t first = 0;
-    const auto add = [&](auto width) {  // so many planes at a time stay in registers
-      float dots[decltype(width)::value] = {};
-      for (int64_t d = 0; d < dim; ++d)
-        for (int64_t b = 0; b < width; ++b) dots[b] += x[i * dim + d] * planes[d * bits + first + b];
-      for (int64_t b = 0; b < width; ++b) hash |= int32_t(dots[b] > 0.0f) << (first + b);
-      first += width;
-    };
-    while (first + 8 <= bits) add(std::integral_constant<int64_t, 8>());
-    while (first < bits) add(std::integral_constant<int64_t, 1>());
-    hashes[i] = float(hash);
-  }
-}
-
-void hash_scores(const float* hashes, int64_t stride, int64_t rows, int64_t slots, const float* queries, int64_t group, int64_t bits,
-                 float* scores) {
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t slot = 0; slot < slots; ++slot) {
-      const uint32_t hash = uint32_t(hashes[row * stride + slot]);
-      int64_t apart = 0;
-      for (int64_t g = 0; g < group; ++g) apart += __builtin_popcount(hash ^ uint32_t(queries[row * group + g]));
-      scores[row * slots + slot] = float(group * bits - 2 * apart);
     }
 }
 

@@ -1,5 +1,5 @@
 // What an eviction does to a sequence's heads, all of them in one call: choose the slots that stay, close the gaps in pages and in
-// what is remembered of each slot; read slots as numbers, hash them; and add up what slots received in a step.
+// what is remembered of each slot; read slots as numbers; and add up what slots received in a step.
 //
 //   keep [rows][slots]   one byte a slot: whether it stays; a row is one kv-head of one layer
 #pragma once
@@ -70,13 +70,6 @@ void read_slots(const ReadArgs& args);
 
 // k and v [count][dim] instead: the sum of each row's slots times weights [count][slots].
 void weigh_slots(const ReadArgs& args, const float* weights);
-
-// hashes[i]: bit b is set where x[i] . planes[., b] > 0; a whole number. x [count][dim], planes [dim][bits], bits <= 24.
-void sign_hashes(const float* x, int64_t count, int64_t dim, const float* planes, int64_t bits, float* hashes);
-
-// scores [rows][slots] = sum over the row's queries of bits that agree less those that do not; hashes as above, rows `stride` apart.
-void hash_scores(const float* hashes, int64_t stride, int64_t rows, int64_t slots, const float* queries, int64_t group, int64_t bits,
-                 float* scores);
 
 // targets[s] float [layers * heads][widths[s]] += sums [layers][seqs][heads][slots], as far as both are wide.
 void add_sums(const float* sums, int64_t layers, int64_t seqs, int64_t heads, int64_t slots, const int64_t* targets,

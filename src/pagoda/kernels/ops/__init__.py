@@ -13,6 +13,7 @@ from .gated_activation import gated_activation
 from .greedy import greedy
 from .grouped_linear import grouped_linear
 from .hash_scores import hash_scores
+from .hash_slots import hash_slots
 from .keep_best import keep_best
 from .kv_compact import kv_compact
 from .kv_write import kv_write
@@ -45,6 +46,7 @@ __all__ = [
     "greedy",
     "grouped_linear",
     "hash_scores",
+    "hash_slots",
     "keep_best",
     "kv_compact",
     "kv_write",

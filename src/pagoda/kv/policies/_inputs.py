@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
 MEAN = 0.99999  # of a query's mean probability, as in ``kernels.ops.paged_attention``'s counts
 PART_BYTES = 8 << 20
@@ -110,6 +110,7 @@ class Inputs:
     read: Callable[[int], tuple[Tensor, Tensor]] | None = None
     read_part: Callable[[range, Tensor, int, bool], tuple[Tensor, Tensor]] | None = None
     weigh_slots: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    hash_slots: Callable[[Tensor, int, Tensor], Tensor] | None = None
     find_positions: Callable[[], Tensor | None] = lambda: None
     slot_bytes: int = 0  # of one slot of all heads of a layer, as float32
     summed: Mapping[str, Tensor] = field(default_factory=dict)
@@ -160,20 +161,35 @@ class Inputs:
         """Slots of the tokens since the last call get their place in ``track`` [L, H, N]: what ``judge(layers, k, v)``,
         as in ``parts``, says of them, float32 [l, H, new].
         """
+        first, num_new = self._new()
+        for layers, k, v in self.parts(first, num_new, values=values):
+            here = slice(layers.start, layers.stop)
+            self._put(track[here], first[here], judge(layers, k, v))
+
+    def hash_new(self, track: Tensor, planes: Tensor) -> None:
+        """As ``judge_new`` with ``ops.sign_hashes(k, planes)``; keys are hashed where they lie."""
+        assert self.hash_slots is not None, "keys were not declared as a need"
+        first, num_new = self._new()
+        self._put(track, first, self.hash_slots(first, num_new, planes))
+
+    def _new(self) -> tuple[Tensor, int]:
+        """First slots int64 [L, H] of the tokens that were not judged yet, and how many those are: they will be now."""
         seen = self.memory.get("judged", 0)
         assert isinstance(seen, int)
-        num_new, self.memory["judged"] = self.num_seen - seen, self.num_seen
-        first = self.lens - num_new
-        for layers, k, v in self.parts(first, num_new, values=values):
-            found, here = judge(layers, k, v), slice(layers.start, layers.stop)
-            if self.fewest_slots == self.num_slots:
-                track[here, :, self.num_slots - num_new : self.num_slots] = found
-            else:
-                track[here].scatter_(-1, first[here, :, None] + first.new_tensor(range(num_new)), found)
+        self.memory["judged"] = self.num_seen
+        return self.lens - (self.num_seen - seen), self.num_seen - seen
+
+    def _put(self, track: Tensor, first: Tensor, found: Tensor) -> None:
+        """``found`` [l, H, n] for the last n slots of each head."""
+        num_new = found.shape[-1]
+        if self.fewest_slots == self.num_slots:
+            track[..., self.num_slots - num_new : self.num_slots] = found
+        else:
+            track.scatter_(-1, first[..., None] + first.new_tensor(range(num_new)), found)
 
     def same(self, slots: int) -> Tensor:
         """int64 [L, H]: the same number for every head; not to be changed."""
-        return _same(*self.lens.shape, slots, str(self.lens.device))
+        return _same(*self.lens.shape, slots, self.lens.device)
 
     @property
     def num_layers(self) -> int:
@@ -231,7 +247,7 @@ class Inputs:
 
 
 @lru_cache(maxsize=256)
-def _same(layers: int, heads: int, slots: int, device: str) -> Tensor:
+def _same(layers: int, heads: int, slots: int, device: device) -> Tensor:
     import torch
 
     return torch.full((layers, heads), slots, device=device)

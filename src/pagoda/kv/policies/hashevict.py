@@ -12,7 +12,7 @@ from ._scored import Rolling, Scored
 from .base import Need
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
     from ._inputs import Inputs
 
@@ -53,14 +53,14 @@ class HashEvict(Scored, Rolling):
         from ...kernels.ops import hash_scores, sign_hashes
 
         assert inputs.queries is not None
-        held, planes = inputs.tracks["hash"], _planes(inputs.queries.shape[-1], self.bits, str(inputs.lens.device))
-        inputs.judge_new(held, lambda layers, k, _: sign_hashes(k, planes), values=False)
+        held, planes = inputs.tracks["hash"], _planes(inputs.queries.shape[-1], self.bits, inputs.lens.device)
+        inputs.hash_new(held, planes)
         queries = sign_hashes(inputs.queries[:, -1], planes).view(*inputs.lens.shape, -1)
         return hash_scores(held, queries, self.bits)  # bits x heads, less twice the Hamming distances
 
 
 @lru_cache(maxsize=8)
-def _planes(width: int, bits: int, device: str) -> Tensor:
+def _planes(width: int, bits: int, device: device) -> Tensor:
     """[width, bits], the same in every process."""
     import torch
 

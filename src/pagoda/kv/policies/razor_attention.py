@@ -27,9 +27,10 @@ class RazorAttention(SplitHeads):
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.15891"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.KEYS, Need.VALUES})
     extra: ClassVar[int] = 1
-    tracks: ClassVar[tuple[str, ...]] = ("stands_for",)
 
     def act(self, inputs: Inputs) -> Choice | None:
+        import torch
+
         choice = super().act(inputs)
         assert choice is not None
         carrier = self.sinks  # the first slot after the sinks: a token that goes, or the compensation token already
@@ -37,12 +38,13 @@ class RazorAttention(SplitHeads):
         if count < 2:
             return choice
         layers, heads, pairs, at = self._streams(inputs)
-        held = inputs.tracks["stands_for"]
-        weights = held[layers, heads, carrier : carrier + count].clamp_(min=1.0)
-        total = weights.sum(-1)
-        k, v = inputs.weigh(pairs, at, weights.div_(total[:, None]))
+        stands_for = inputs.memory.get("stands_for", 1)  # tokens, in the carrier of each; every other slot is one
+        assert isinstance(stands_for, int)
+        inputs.memory["stands_for"] = total = stands_for + count - 1
+        weights = torch.full((len(at), count), 1.0 / total, device=at.device)
+        weights[:, 0] = stands_for / total
+        k, v = inputs.weigh(pairs, at, weights)
         choice.writes.append(Written(layers, heads, at, k, v))
-        held[layers, heads, carrier] = total
         return choice
 
     def _streams(self, inputs: Inputs) -> tuple[Tensor, ...]:

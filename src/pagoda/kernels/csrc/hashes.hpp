@@ -1,0 +1,42 @@
+// Which side of some planes vectors lie on, as whole numbers of at most kMostBits bits, and how alike two of them are.
+#pragma once
+
+#include <cstdint>
+
+#include "isa.hpp"
+#include "slots.hpp"
+
+namespace pagoda {
+
+constexpr int64_t kMostBits = 24;  // whole numbers up to there are exact as float
+constexpr int64_t kPlanesAtOnce = 16;
+
+struct HashArgs {
+  const float* x = nullptr;  // [count][dim]
+  int64_t count = 0, dim = 0;
+  const float* planes = nullptr;  // [dim][width], zeros behind the first `bits`; width a multiple of kPlanesAtOnce
+  int64_t bits = 0, width = 0;
+  float* hashes = nullptr;  // [count], written
+};
+
+struct HashScoreArgs {
+  const float* hashes = nullptr;  // [rows][slots], rows `stride` apart
+  int64_t stride = 0, rows = 0, slots = 0;
+  const float* queries = nullptr;  // [rows][group]
+  int64_t group = 0, bits = 0;
+  float* scores = nullptr;  // [rows][slots], written
+};
+
+// hashes[i]: bit b is set where x[i] . planes[., b] > 0. x [count][dim], planes [dim][bits].
+void sign_hashes(const float* x, int64_t count, int64_t dim, const float* planes, int64_t bits, float* hashes);
+
+// The same of keys in pages: hashes [read.count][read.slots].
+void hash_slots(const ReadArgs& read, const float* planes, int64_t bits, float* hashes);
+
+// scores = sum over the row's queries of bits that agree less those that do not.
+void hash_scores(const HashScoreArgs& args);
+
+PAGODA_DECLARE_BODIES(void, run_sign_hashes, (const HashArgs&))
+PAGODA_DECLARE_BODIES(void, run_hash_scores, (const HashScoreArgs&))
+
+}  // namespace pagoda
