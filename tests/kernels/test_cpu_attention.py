@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ def test_shared_pages_are_found_in_the_table():
     """Items of the plan, without the caller's help: what is common is attended once, at every level of the tree."""
     arguments = prefix_tree()
     alone, shared = (
-        sorted(attention_items(arguments["table"], arguments["layout"], 6, share)) for share in (False, True)
+        sorted(attention_items(arguments["table"], arguments["layout"], 6, share)[0]) for share in (False, True)
     )
     assert all(len(sequences) == 1 for sequences, *_ in alone)
     joined = Counter()
@@ -244,14 +245,19 @@ def test_a_chunk_in_bfloat16_loses_its_rounding_and_no_more(sharpness):
 @pytest.mark.parametrize("threads", [2, 4, 8])
 @pytest.mark.parametrize(("num_seqs", "slots", "shared"), [(1, 4112, 0), (16, 2112, 2048), (3, 4112, 0)])
 def test_threads_end_together(num_seqs, slots, shared, threads):
-    """Items are cut by the work that there is, a shared prefix counted once: taken in turn, they end nearly as one."""
+    """A thread's stretch is its share of the work, a shared prefix counted once, and ends in single parts."""
     make, layout = Make(), PageLayout(16, 64, 64, torch.float32)
     table, _ = layer_table(make, [1] * num_seqs, [slots] * num_seqs, page_size=16, num_kv_heads=2, per_head=False)
     table.rows[:, : shared // 16] = table.rows[0, : shared // 16]
-    busy = [0] * threads
-    for seqs, _, begin, end in attention_items(table, layout, 14, True, 0, threads):
-        busy[busy.index(min(busy))] += (end - begin) * (32 + 7 * len(seqs))
-    assert max(busy) < 1.1 * sum(busy) / threads
+    items, starts = attention_items(table, layout, 14, True, 0, threads)
+    work = [(end - begin) * (32 + 7 * len(seqs)) for seqs, _, begin, end in items]
+    shares = [sum(work[begin:end]) for begin, end in pairwise(starts)]
+    assert len(shares) == threads
+    assert sum(shares) == sum(work)
+    last = [items[end - 1] for end in starts[1:]]
+    assert all(end - begin <= 256 for _, _, begin, end in last)
+    part = max(min(end - begin, 256) * (32 + 7 * len(seqs)) for seqs, _, begin, end in items)
+    assert max(shares) <= sum(work) / threads + part  # half of one at either end
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -65,15 +65,16 @@ def plan(
     share_prefixes: bool = True,
     window: int = 0,
     threads: int = 1,
-) -> list[tuple[tuple[int, ...], int, int, int]]:
-    """What the threads take one by one, for tests: (sequences, kv-head, first slot, last slot + 1)."""
+) -> tuple[list[tuple[tuple[int, ...], int, int, int]], list[int]]:
+    """For tests: what the threads take one by one as (sequences, kv-head, first slot, last slot + 1), and the first of
+    each thread's stretch, their number at the end; no stretches where chunks are tiled over their queries."""
     num_seqs, num_kv_heads = table.kv_lens.shape
-    items = _cpu.attention_plan(
+    items, stretches = _cpu.attention_plan(
         table.rows.data_ptr(), *table.rows.shape, table.row_of.data_ptr(), table.offset.data_ptr(),
         table.kv_lens.data_ptr(), table.q_starts.data_ptr(), num_seqs, num_q_heads, num_kv_heads,
         layout.page_size, layout.k_dim, layout.v_dim, window, share_prefixes, threads,
     )  # fmt: skip
-    return [(tuple(sorted(sequences)), *place) for sequences, *place in items]
+    return [(tuple(sorted(sequences)), *place) for sequences, *place in items], stretches
 
 
 dispatch.register(

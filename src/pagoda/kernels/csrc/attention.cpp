@@ -5,6 +5,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "attention_memo.hpp"
 #include "parallel.hpp"
 
 namespace pagoda {
@@ -13,16 +14,42 @@ namespace {
 
 constexpr int64_t kParallelWork = 40 << 10;  // 1024 slots for 7 rows: below it, waking a thread costs more than it brings
 
-template <typename Item, typename Act>
-void for_each(const std::vector<Item>& items, int num_threads, Act act) {
-  parallel_for(static_cast<int64_t>(items.size()), num_threads, [&](int64_t i) { act(items[i]); });
-}
+// The items of one call, and what is to be done with each.
+struct Work {
+  const AttentionArgs& args;
+  const AttentionPlan& plan;
+  AttentionMemo& memo;
+  const AttentionScratch& scratch;
+  decltype(&base::run_item) item_body;
+  decltype(&base::run_merge) merge_body;
 
-// What a thread that takes item i will take after it: items go to the threads in turn, more or less.
-const AttentionItem* item_after(const AttentionPlan& plan, const AttentionItem& item, int num_threads) {
-  const auto next = static_cast<size_t>(&item - plan.items.data() + num_threads);
-  return next < plan.items.size() ? &plan.items[next] : nullptr;
-}
+  const AttentionItem* at(int64_t item) const { return item >= 0 && item < int64_t(plan.items.size()) ? &plan.items[item] : nullptr; }
+
+  // `soon` as in run_item(). Whoever does the last part of a row merges them, while they still lie in its caches or the others work on.
+  void run(int64_t i, int64_t soon, bool cold) const {
+    const AttentionItem& item = plan.items[i];
+    item_body(args, plan.spans.data(), item, at(soon), cold, scratch);
+    for (int32_t s = item.span_begin; s < item.span_end; ++s) {
+      const int32_t merge = plan.spans[s].merge;
+      if (merge >= 0 && memo.complete(merge, parts_of(item))) merge_body(args, plan.merges[merge], scratch);
+    }
+  }
+
+  static int32_t parts_of(const AttentionItem& item) {
+    return int32_t((item.slot_end + kPartSlots - 1) / kPartSlots - item.slot_begin / kPartSlots);
+  }
+
+  // What a thread that takes item i in turn will take after it is num_threads further, more or less.
+  void run_in_turn(int num_threads) const {
+    parallel_for(static_cast<int64_t>(plan.items.size()), num_threads, [&](int64_t i) { run(i, i + num_threads, i < num_threads); });
+  }
+
+  void run_stretches(int num_threads) const {
+    parallel_for(memo.stretches().count(), num_threads, [&](int64_t thread) {
+      memo.stretches().walk(thread, [&](int64_t i, int64_t soon, bool said) { run(i, soon, !said); });
+    });
+  }
+};
 
 // What the environment says about products of bytes, read once.
 bool bytes_allowed() {
@@ -37,25 +64,23 @@ bool bytes_allowed() {
 
 }  // namespace
 
-void paged_attention(const AttentionArgs& args, int num_threads, const std::string& isa) {
+void paged_attention(const AttentionArgs& args, int num_threads, const std::string& isa, AttentionMemo* memo) {
   AttentionArgs a = args;
   a.byte_products = args.byte_products && bytes_allowed();
   const auto item_body = PAGODA_BODY(isa, run_item);
   const auto merge_body = PAGODA_BODY(isa, run_merge);
   const auto sums_body = PAGODA_BODY(isa, run_sums);
   if (a.num_tokens < a.q_starts[a.num_seqs]) throw std::out_of_range("more queries in the table than tokens");
-  const AttentionPlan plan = plan_attention(a, num_threads);
+  AttentionMemo own;
+  if (memo == nullptr) memo = &own;
+  const AttentionPlan& plan = memo->plan(a, num_threads);
   if (plan.work < kParallelWork) num_threads = 1;
-  AttentionScratch scratch;
-  const std::unique_ptr<float[]> partials(new float[plan.num_partial_floats]);
   const std::unique_ptr<float[]> norms(a.sum_targets ? new float[2 * a.num_tokens * a.num_q_heads] : nullptr);
-  scratch.partials = partials.get(), scratch.norms = norms.get();
-  for_each(plan.items, num_threads, [&](const AttentionItem& item) {
-    item_body(a, plan.spans.data(), item, item_after(plan, item, num_threads), scratch);
-  });
-  const int merge_threads = plan.num_partial_floats < kParallelWork ? 1 : num_threads;
-  for_each(plan.merges, merge_threads, [&](const Merge& merge) { merge_body(a, merge, scratch); });
-  for_each(plan.sums, num_threads, [&](const SumItem& item) { sums_body(a, item, scratch); });
+  const AttentionScratch scratch{memo->partials(), norms.get()};
+  const Work work{a, plan, *memo, scratch, item_body, merge_body};
+  if (num_threads == 1 || plan.stretches.empty()) work.run_in_turn(num_threads);
+  else work.run_stretches(num_threads);
+  parallel_for(static_cast<int64_t>(plan.sums.size()), num_threads, [&](int64_t i) { sums_body(a, plan.sums[i], scratch); });
 }
 
 }  // namespace pagoda

@@ -60,10 +60,13 @@ struct AttentionArgs {
   int64_t pair(int64_t seq, int64_t head) const { return seq * num_kv_heads + head; }
 };
 
+class AttentionMemo;  // attention_memo.hpp
+
 // Runs on up to num_threads threads with the instruction set `isa` ("" = the best here). The result does not depend on the
 // number of threads, nor a sequence's on its batch mates, nor on prefixes being shared: bit for bit. Throws std::out_of_range
-// for a bad page id or row, std::invalid_argument for an unknown or unusable isa.
-void paged_attention(const AttentionArgs& args, int num_threads, const std::string& isa);
+// for a bad page id or row, std::invalid_argument for an unknown or unusable isa. Calls that share a memo find what lies at the same
+// addresses unchanged.
+void paged_attention(const AttentionArgs& args, int num_threads, const std::string& isa, AttentionMemo* memo = nullptr);
 
 // ---- the plan (attention_plan.cpp): which rows meet which slots ----------------------------------------------------------
 
@@ -82,6 +85,7 @@ constexpr int64_t kTileWords = 96 << 10;
 struct Span {
   int32_t seq, q_begin, q_end;
   int64_t partial;  // where its first part in this item goes (in floats), or -1: it is the whole, write the result itself
+  int32_t merge;    // of the plan's, to which its parts belong; or -1
 };
 
 // The spans of one kv-head, over slots slot_begin..slot_end, which lie in the same pages for all of them.
@@ -107,8 +111,12 @@ struct AttentionPlan {
   std::vector<AttentionItem> items;
   std::vector<Merge> merges;
   std::vector<SumItem> sums;
+  // [num_threads + 1] first items of the threads' stretches (stretches.hpp), which are equal in work; empty where chunks are tiled
+  // over their queries: those are taken in turn, the longest first.
+  std::vector<int32_t> stretches;
   int64_t num_partial_floats = 0;
   int64_t work = 0;  // in units of one slot for one row
+  int64_t first_page = INT32_MAX, last_page = 0;  // that are read, offsets included; first > last: none
 };
 
 // Checks every table entry that the bodies will follow.
@@ -127,8 +135,9 @@ struct AttentionScratch {
 };
 
 // `soon`: an item that this thread will likely take next, or null: its first slots are fetched during the last ones of `item`.
+// `cold`: nobody has fetched those of `item`.
 PAGODA_DECLARE_BODIES(void, run_item, (const AttentionArgs&, const Span* spans, const AttentionItem& item,
-                                       const AttentionItem* soon, const AttentionScratch&))
+                                       const AttentionItem* soon, bool cold, const AttentionScratch&))
 PAGODA_DECLARE_BODIES(void, run_merge, (const AttentionArgs&, const Merge&, const AttentionScratch&))
 PAGODA_DECLARE_BODIES(void, run_sums, (const AttentionArgs&, const SumItem&, const AttentionScratch&))
 

@@ -38,12 +38,12 @@ inline bool in_pairs(const AttentionArgs& a) {
 
 namespace PAGODA_ISA {
 
-void run_item(const AttentionArgs& args, const Span* spans, const AttentionItem& item, const AttentionItem* soon,
+void run_item(const AttentionArgs& args, const Span* spans, const AttentionItem& item, const AttentionItem* soon, bool cold,
               const AttentionScratch& out) {
 #if PAGODA_DPBF16
-  if (in_pairs(args)) return Tile<Pairs>(args, spans, item, out).run(soon);
+  if (in_pairs(args)) return Tile<Pairs>(args, spans, item, out).run(soon, cold);
 #endif
-  Tile<Floats>(args, spans, item, out).run(soon);
+  Tile<Floats>(args, spans, item, out).run(soon, cold);
 }
 
 void run_merge(const AttentionArgs& args, const Merge& merge, const AttentionScratch& out) { merge_parts(args, merge, out); }

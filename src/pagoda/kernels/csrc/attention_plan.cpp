@@ -20,28 +20,8 @@ namespace {
 
 constexpr int64_t kMaxItemParts = 8;
 constexpr int64_t kManyTiles = 16;       // of a chunk, from which on they are large ones
-constexpr int64_t kItemsPerThread = 8;  // the last to finish is late by an eighth of a share at most
-
-// Every table entry that the bodies will follow, checked once: they read memory unchecked.
-void check(const AttentionArgs& a, int64_t seq, int64_t head) {
-  const int64_t pair = a.pair(seq, head), page_size = a.shape.page_size;
-  const int64_t row = a.row_of[pair], blocks = (a.kv_lens[pair] + page_size - 1) / page_size;
-  if (row < 0 || row >= a.num_rows) throw std::out_of_range("row " + std::to_string(row) + " of " + std::to_string(a.num_rows));
-  if (a.kv_lens[pair] < 0 || blocks > a.max_pages)
-    throw std::out_of_range("length " + std::to_string(a.kv_lens[pair]) + " in a row of " + std::to_string(a.max_pages) + " pages");
-  if (a.summed(seq)) {
-    const SumTarget& target = a.sum_targets[seq];
-    const int64_t room = target.counts ? std::min(target.stride, target.count_stride) : target.stride;
-    if (a.kv_lens[pair] > room)
-      throw std::out_of_range("length " + std::to_string(a.kv_lens[pair]) + " of " + std::to_string(room) + " probability sums");
-  }
-  if (blocks == 0) return;
-  const int32_t* ids = a.rows + row * a.max_pages;
-  const auto [low, high] = std::minmax_element(ids, ids + blocks);
-  const int64_t first = int64_t{*low} + a.offset[pair], last = int64_t{*high} + a.offset[pair];
-  if (first < 0 || last >= a.num_pages)
-    throw std::out_of_range("page " + std::to_string(first < 0 ? first : last) + " of " + std::to_string(a.num_pages));
-}
+constexpr int64_t kItemsPerThread = 8;  // of its share, and more towards the end
+constexpr int64_t kLastParts = 4;       // of a share are items by themselves: who ends late is late by one of them
 
 int64_t cost(int64_t slots, int64_t rows) { return slots * (32 + rows); }  // packing a slot costs as much as 32 rows' products
 
@@ -50,6 +30,7 @@ struct Narrow {
   int32_t seq;
   int64_t begin, end;      // slots that any of its queries sees
   int64_t rows, partials;  // partials: of its first part, -1 when it is a single one
+  int32_t merge;           // of those partials
   int64_t done;            // parts before this one are in items already
 
   int64_t parts() const { return (end + kPartSlots - 1) / kPartSlots - begin / kPartSlots; }
@@ -71,9 +52,11 @@ class Planner {
         if (n.done < to || n.parts() == 0) note(&n, 1, head, n.done, to);
       }
     }
-    const int64_t share = work / (threads * kItemsPerThread);
-    for (const Job& job : jobs) cut(job, share, threads > 1 && &job == &jobs.back() ? 2 * threads : 0);
-    if (threads > 1)  // the longest first: what comes last is short
+    const bool wide = !plan.items.empty();
+    for (const Job& job : jobs) cut(job);
+    while (thread <= threads) begin_stretch();
+    if (wide) plan.stretches.clear();
+    if (wide && threads > 1)  // the longest first: what comes last is short
       std::stable_sort(plan.items.begin(), plan.items.end(),
                        [&](const auto& x, const auto& y) { return cost_of(x) > cost_of(y); });
     return std::move(plan);
@@ -84,21 +67,44 @@ class Planner {
   struct Job {
     int32_t head;
     size_t first, count;  // in `members`
-    int64_t from, to, rows;
+    int64_t from, to;
+    int64_t slot_cost;  // of all its items over one slot
   };
 
+  // Every table entry that the bodies will follow, checked once: they read memory unchecked.
+  void check(int64_t seq, int64_t head) {
+    const int64_t pair = a.pair(seq, head), page_size = a.shape.page_size;
+    const int64_t row = a.row_of[pair], blocks = (a.kv_lens[pair] + page_size - 1) / page_size;
+    if (row < 0 || row >= a.num_rows) throw std::out_of_range("row " + std::to_string(row) + " of " + std::to_string(a.num_rows));
+    if (a.kv_lens[pair] < 0 || blocks > a.max_pages)
+      throw std::out_of_range("length " + std::to_string(a.kv_lens[pair]) + " in a row of " + std::to_string(a.max_pages) + " pages");
+    if (a.summed(seq)) {
+      const SumTarget& target = a.sum_targets[seq];
+      const int64_t room = target.counts ? std::min(target.stride, target.count_stride) : target.stride;
+      if (a.kv_lens[pair] > room)
+        throw std::out_of_range("length " + std::to_string(a.kv_lens[pair]) + " of " + std::to_string(room) + " probability sums");
+    }
+    if (blocks == 0) return;
+    const int32_t* ids = a.rows + row * a.max_pages;
+    const auto [low, high] = std::minmax_element(ids, ids + blocks);
+    const int64_t first = int64_t{*low} + a.offset[pair], last = int64_t{*high} + a.offset[pair];
+    if (first < 0 || last >= a.num_pages)
+      throw std::out_of_range("page " + std::to_string(first < 0 ? first : last) + " of " + std::to_string(a.num_pages));
+    plan.first_page = std::min(plan.first_page, first), plan.last_page = std::max(plan.last_page, last);
+  }
+
   void add(int32_t seq, int32_t head) {
-    check(a, seq, head);
+    check(seq, head);
     const int64_t n = a.num_queries(seq), rows = n * a.group(), length = a.kv_lens[a.pair(seq, head)];
     if (a.summed(seq))
       for (int64_t at = 0; at < length; at += kPartSlots)
         plan.sums.push_back({seq, head, int32_t(at), int32_t(std::min(length, at + kPartSlots))});
     const int64_t whole = a.num_in_chunk(seq);
     if (whole > 1 && whole * a.group() > kNarrowRows) return add_wide(seq, head);
-    Narrow own{seq, first_slot(length - n), length, rows, -1, 0};
+    Narrow own{seq, first_slot(length - n), length, rows, -1, -1, 0};
     own.done = own.begin / kPartSlots;
     if (own.parts() > 1) {
-      own.partials = plan.num_partial_floats;
+      own.partials = plan.num_partial_floats, own.merge = int32_t(plan.merges.size());
       plan.num_partial_floats += own.parts() * partial_floats(a, n);
       plan.merges.push_back({seq, head, own.partials, own.parts()});
     }
@@ -119,7 +125,7 @@ class Planner {
     for (int64_t q = 0; q < n; q += tile) {
       const int64_t q_end = std::min(n, q + tile), end = std::max<int64_t>(0, before + q_end);
       const int64_t begin = std::min(end, first_slot(before + q));
-      plan.spans.push_back({seq, int32_t(q), int32_t(q_end), -1});
+      plan.spans.push_back({seq, int32_t(q), int32_t(q_end), -1, -1});
       push(head, 1, begin, end);
       plan.work += cost(end - begin, (q_end - q) * a.group());
     }
@@ -138,34 +144,54 @@ class Planner {
 
   void note(const Narrow* first, int64_t count, int32_t head, int64_t from, int64_t to) {
     Job job{head, members.size(), size_t(count), from, to, 0};
-    for (int64_t m = 0; m < count; ++m) job.rows += first[m].rows;
+    each_tile(first, first + count, [&](const Narrow*, const Narrow*, int64_t rows) { job.slot_cost += cost(1, rows); });
     members.insert(members.end(), first, first + count);
     jobs.push_back(job);
-    const int64_t slots = cost(std::min(first->end, to * kPartSlots) - std::max(first->begin, from * kPartSlots), job.rows);
-    work += slots, plan.work += slots;
+    const int64_t all = cost_of(job, from, to);
+    total += all, plan.work += all;
   }
 
-  // Items of about `share` work each; the last `singles` parts are items by themselves, so that the last thread ends soon.
-  void cut(const Job& job, int64_t share, int64_t singles) {
-    const Narrow *const begin = members.data() + job.first, *const end = begin + job.count;
-    const int64_t most = std::max<int64_t>(begin->rows, std::min(kTileRows / 2, kTileWords / (a.shape.k_dim + a.v_dim)));
-    const int64_t parts = std::clamp<int64_t>(share / cost(kPartSlots, std::min(job.rows, most)), 1, kMaxItemParts);
-    for (int64_t at = job.from; at < job.to || job.from == job.to;) {
-      const int64_t stop = std::min(job.to, at + (job.to - at <= singles ? 1 : parts));
-      for (const Narrow* m = begin; m < end;) {
-        int64_t rows = 0, spans = 0;
-        const Narrow& first = *m;
-        for (; m < end && rows + m->rows <= most; rows += m->rows, ++spans, ++m) plan.spans.push_back(span_of(*m, at));
-        push(job.head, spans, std::max(first.begin, at * kPartSlots), std::min(first.end, stop * kPartSlots));
-      }
-      if (job.from == job.to) break;  // no slots at all: the item that writes zeros
-      at = stop;
+  // Calls act(first, last + 1, rows) for as many members at a time as one item takes.
+  template <typename Act>
+  void each_tile(const Narrow* m, const Narrow* end, Act act) const {
+    const int64_t most = std::max<int64_t>(m->rows, std::min(kTileRows / 2, kTileWords / (a.shape.k_dim + a.v_dim)));
+    while (m < end) {
+      const Narrow* const first = m;
+      int64_t rows = 0;
+      for (; m < end && rows + m->rows <= most; ++m) rows += m->rows;
+      act(first, m, rows);
     }
   }
 
+  int64_t cost_of(const Job& job, int64_t from, int64_t to) const {
+    const Narrow& one = members[job.first];
+    return job.slot_cost * (std::min(one.end, to * kPartSlots) - std::max(one.begin, from * kPartSlots));
+  }
+
+  // Items of a share's kItemsPerThread-th, and single parts towards its end.
+  void cut(const Job& job) {
+    const Narrow *const begin = members.data() + job.first, *const end = begin + job.count;
+    const int64_t part = kPartSlots * job.slot_cost;
+    const int64_t usual = std::clamp<int64_t>(total / (threads * kItemsPerThread * part), 1, kMaxItemParts);
+    for (int64_t at = job.from; at < job.to || job.from == job.to;) {
+      while (plan.stretches.empty() || (thread < threads && 2 * (share_end() - done) < part)) begin_stretch();
+      const int64_t before_last = threads > 1 ? (share_end() - done) / part - kLastParts : usual;
+      const int64_t stop = std::min(job.to, at + std::clamp<int64_t>(before_last, 1, usual));
+      each_tile(begin, end, [&](const Narrow* first, const Narrow* beyond, int64_t) {
+        for (const Narrow* m = first; m < beyond; ++m) plan.spans.push_back(span_of(*m, at));
+        push(job.head, beyond - first, std::max(first->begin, at * kPartSlots), std::min(first->end, stop * kPartSlots));
+      });
+      if (job.from == job.to) break;  // no slots at all: the item that writes zeros
+      done += cost_of(job, at, stop), at = stop;
+    }
+  }
+
+  int64_t share_end() const { return total * thread / threads; }  // of the threads before `thread`
+  void begin_stretch() { plan.stretches.push_back(int32_t(plan.items.size())), ++thread; }
+
   Span span_of(const Narrow& n, int64_t part) const {
     const int64_t queries = a.num_queries(n.seq), own = part - n.begin / kPartSlots;
-    return {n.seq, 0, int32_t(queries), n.partials < 0 ? -1 : n.partials + own * partial_floats(a, queries)};
+    return {n.seq, 0, int32_t(queries), n.partials < 0 ? -1 : n.partials + own * partial_floats(a, queries), n.merge};
   }
 
   // Page ids of one part, in the sequence's row.
@@ -210,7 +236,8 @@ class Planner {
 
   const AttentionArgs& a;
   const int threads;
-  int64_t work = 0;  // of all jobs
+  int64_t total = 0, done = 0;  // work of all jobs, and of those that are items already
+  int thread = 0;               // the items go to thread - 1 now
   std::vector<Narrow> narrow, members;
   std::vector<Job> jobs;
   AttentionPlan plan;

@@ -91,16 +91,25 @@ struct Tile {
     others.walk(soon->slot_begin, block_end(*soon, soon->slot_begin), next, [](auto...) {});
   }
 
-  void run(const AttentionItem* soon) {
-    t.prepare();
+  // Asks for a block whose slots nobody has fetched, all at once: there are no products yet that could run beside.
+  void fetch(const Slots& first) const {
+    Ahead ahead{first.pages, first.num_pages, a.shape.page_bytes};
+    ahead.lines(first.num_pages * int(a.shape.page_bytes / 64));
+  }
+
+  void run(const AttentionItem* soon, bool cold) {
     const PageRow pages(a, spans[item.span_begin].seq, item.head);
     Block<Math> block(a, t.block_space);
     Slots slots[2];
+    if (item.slot_begin < item.slot_end) {
+      find(pages, item.slot_begin, slots[0]);
+      if (cold) fetch(slots[0]);
+    }
+    t.prepare();
     const bool parts = spans[item.span_begin].partial >= 0;
     int64_t at = item.slot_begin, part = 0;
     const bool zeros = t.bytes || few() || at == item.slot_end;  // slots that are multiplied where they lie are added to sums
     t.restart(zeros);
-    if (at < item.slot_end) find(pages, at, slots[0]);
     for (int turn = 0; at < item.slot_end; turn ^= 1) {
       const int64_t end = block_end(item, at);
       find_next(pages, end, soon, slots[turn ^ 1]);

@@ -32,8 +32,8 @@ void bind_attention(nb::module_& m) {
       for (int s = item.span_begin; s < item.span_end; ++s) seqs.push_back(plan.spans[s].seq);
       items.emplace_back(seqs, item.head, item.slot_begin, item.slot_end);
     }
-    return items;
-  }, "The items that threads take: (sequences, kv-head, first slot, last slot + 1).");
+    return std::make_tuple(items, plan.stretches);
+  }, "The items that threads take: (sequences, kv-head, first slot, last slot + 1), and where each thread's begin.");
 
   m.def("paged_attention", [](uintptr_t q, int64_t q_token_stride, int64_t q_head_stride, uintptr_t out, int dtype,
                               uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim,

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "attention_memo.hpp"
 #include "pages.hpp"
 
 namespace pagoda {
@@ -27,6 +28,7 @@ struct Run {
   ChosenTable chosen;
   std::vector<int32_t> wanted_starts;
   std::vector<SumTarget> targets;
+  AttentionMemo memo;
   bool activated = false;
 
   char* at(int reg, int64_t element = 0) const { return registers[reg] + element * size_of(dtype); }
@@ -104,14 +106,15 @@ struct Run {
     a.num_seqs = step.num_seqs, a.num_tokens = num_tokens;
     a.num_q_heads = i.num_q_heads, a.num_kv_heads = i.num_kv_heads;
     a.scale = i.scale, a.soft_cap = i.soft_cap, a.window = i.window, a.sinks = i.sinks, a.slopes = i.slopes;
-    if (step.choice.count > 0) choose_pages(a, step.choice, i.layer, threads, isa, chosen);
+    const bool chosen_here = step.choice.count > 0;  // in a table that is written anew for every layer
+    if (chosen_here) choose_pages(a, step.choice, i.layer, threads, isa, chosen);
     const bool fewer = i.last && step.num_wanted >= 0;
     sum_into(a, i.layer);
     if (fewer && !step.sums) {
       keep_wanted();
       a.q_starts = wanted_starts.data(), a.chunk_starts = step.q_starts, a.num_tokens = num_tokens;
     }
-    paged_attention(a, threads, isa);
+    paged_attention(a, threads, isa, chosen_here ? nullptr : &memo);
     if (fewer && step.sums) keep_wanted();  // after all queries were summed up
   }
 
@@ -203,7 +206,7 @@ int64_t Program::workspace_bytes(int64_t num_tokens) const {
 }
 
 void Program::run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const {
-  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {static_cast<char*>(step.x)}, {}, {}, {}, {}, false};
+  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {static_cast<char*>(step.x)}, {}, {}, {}, {}, {}, false};
   char* at = reinterpret_cast<char*>(aligned(reinterpret_cast<intptr_t>(workspace)));
   for (size_t reg = 1; reg < widths_.size(); ++reg) {
     run.registers.push_back(at);

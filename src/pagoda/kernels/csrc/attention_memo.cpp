@@ -1,0 +1,34 @@
+#include "attention_memo.hpp"
+
+namespace pagoda {
+
+bool AttentionMemo::serves(const AttentionArgs& a, int num_threads) const {
+  const AttentionArgs& m = made_for_;
+  const auto tables = [](const AttentionArgs& x) {
+    return std::tie(x.rows, x.row_of, x.kv_lens, x.q_starts, x.chunk_starts, x.num_rows, x.max_pages, x.num_seqs);
+  };
+  const auto shapes = [](const AttentionArgs& x) {
+    return std::tie(x.num_q_heads, x.num_kv_heads, x.shape.page_size, x.shape.k_dim, x.v_dim, x.window, x.share_prefixes);
+  };
+  if (a.sum_targets || m.sum_targets) return false;  // what is summed lies elsewhere in every layer
+  if (num_threads != num_threads_ || tables(a) != tables(m) || shapes(a) != shapes(m)) return false;
+  const int64_t pairs = a.num_seqs * a.num_kv_heads, further = pairs > 0 ? int64_t{a.offset[0]} - m.offset[0] : 0;
+  for (int64_t pair = 0; pair < pairs; ++pair)
+    if (int64_t{a.offset[pair]} - m.offset[pair] != further) return false;
+  return plan_.first_page + further >= 0 && plan_.last_page + further < a.num_pages;
+}
+
+const AttentionPlan& AttentionMemo::plan(const AttentionArgs& args, int num_threads) {
+  if (!serves(args, num_threads)) {
+    num_threads_ = 0;  // should it throw
+    plan_ = plan_attention(args, num_threads);
+    partials_.reset(new float[plan_.num_partial_floats]);
+    left_.reset(new std::atomic<int32_t>[plan_.merges.size()]);
+    made_for_ = args, num_threads_ = num_threads;
+  }
+  for (size_t i = 0; i < plan_.merges.size(); ++i) left_[i].store(int32_t(plan_.merges[i].count), std::memory_order_relaxed);
+  if (!plan_.stretches.empty()) stretches_.reset(plan_.stretches);
+  return plan_;
+}
+
+}  // namespace pagoda
