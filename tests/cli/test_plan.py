@@ -146,3 +146,15 @@ def test_accelerators_that_cannot_be_are_refused(
     done = in_process(capfd, "plan", "lantern", *args)
     assert done.code == 2
     assert message in done.err
+
+
+def test_a_quantized_folder_keeps_its_formats(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "packed"
+    assert in_process(capfd, "quantize", "lantern", str(folder), "--format", "int4(group=32)").code == 0
+    args = ("plan", str(folder), "--memory", "1GiB", "--prompt", "500", "--output", "100")
+    shown = in_process(capfd, *args)
+    assert "weights: as they are stored, int4(group=32) + int8; their own loss" in shown.out
+    plans = in_process(capfd, *args, "--json").json["plans"]
+    assert {one["choice"]["quantization"] for one in plans} == {"auto"}
+    plain = in_process(capfd, "plan", "lantern", *args[2:], "--json").json["plans"]
+    assert plans[0]["accounts"]["weights"] < plain[0]["accounts"]["weights"] / 2

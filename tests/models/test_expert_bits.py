@@ -14,12 +14,17 @@ import torch
 from pagoda import LLM, SamplingParams
 from pagoda.cli.main import main
 from pagoda.core.errors import ConfigError, ModelError, WeightsError
+from pagoda.models.catalog import read_config
 from pagoda.models.expert_bits import _watch, expert_bits
 from pagoda.models.load import load_model
 from pagoda.models.placement import Room
 from pagoda.models.quantize import quantize_model
 from pagoda.models.shape import ModelShape
 from pagoda.models.stream_plan import plan_experts
+from pagoda.plan.demand import Demand
+from pagoda.plan.machine import Machine
+from pagoda.plan.plans import Planner
+from pagoda.plan.subject import Subject
 from pagoda.weights.expert_store import ExpertMemory
 from pagoda.weights.quantization import Quantization, parse_format, parse_quantization
 
@@ -73,6 +78,9 @@ def test_every_expert_comes_back_in_its_own_format(plain: Path, folder: Path) ->
                 assert torch.equal(matrix.dense(), alike[text][name][expert].dense()), (name, expert)
     assert loaded.model.weight_bytes == loaded.shape.weight_bytes(loaded.dtype, loaded.quantization)
     assert str(loaded.quantization).count(" + ") == len(MIX) - 1
+    planned = Subject.of("m", read_config(str(folder)), folder=folder)
+    found = Planner(planned, Machine.guess(), None, Demand(16, 8), 4 << 30).plans()
+    assert {plan.accounts.weights for plan in found} == {loaded.model.weight_bytes}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

@@ -13,9 +13,11 @@ from pagoda.bench.weights import perplexity
 from pagoda.cli.main import main
 from pagoda.core.errors import ConfigError, ModelError
 from pagoda.models import families
+from pagoda.models.catalog import read_config
 from pagoda.models.load import load_model
 from pagoda.models.mixed import allocate, exchange, mixed, surprise, useful
 from pagoda.models.quantize import kl, quantize_model, run, with_stats
+from pagoda.plan.subject import Subject
 from pagoda.weights.formats import FORMATS
 from pagoda.weights.methods import METHODS, InputStats, output_error
 from pagoda.weights.packed import ExpertStack, PackedMatrix
@@ -68,6 +70,9 @@ def test_a_written_folder_loads_to_the_same_numbers(tmp_path: Path, text: str) -
         else:
             assert torch.equal(found, wanted)
     assert ours.tokenizer.encode("a") == direct.tokenizer.encode("a")
+    planned = Subject.of("m", read_config(str(out)), folder=out)
+    assert planned.dtype == ours.dtype
+    assert planned.shape.weight_bytes(planned.dtype, planned.quantization("auto")) == report.bytes_after
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -124,7 +124,7 @@ def examine(
         "budget_bytes": budget.total_bytes, "budget_reason": budget.reason, "machine": machine_reason,
         "prices": None if prices is None else prices.model,
         "priced_itself": prices is not None and prices.num_params == subject.shape.num_params,
-        "exact_only": subject.exact_only, "plans": plans, "placements": placed,
+        "exact_only": subject.exact_only, "stored": str(subject.stored or ""), "plans": plans, "placements": placed,
     }  # fmt: skip
 
 
@@ -221,6 +221,8 @@ def _notes(found: dict[str, Any]) -> list[str]:
     else:
         kind = "measured on this model" if found["priced_itself"] else "an estimate, measured on"
         notes.append(f"loss: nats a token beside exact, {kind} {found['prices']}; of several methods, the sum")
+    if found["stored"]:
+        notes.append(f"weights: as they are stored, {found['stored']}; their own loss is not in the table")
     if read := max((plan.read_bytes for plan in found["plans"]), default=0):
         notes.append(f"streamed: weights that do not fit are read from disk at every step, up to {format_bytes(read)}")
     if far := [plan.far for plan in found["plans"] if plan.far is not None]:

@@ -100,7 +100,8 @@ class Placer:
         prices, dtypes = self._prices, ["auto"]
         formats, policies = ["auto"], list[str]()
         if prices is not None:
-            formats, dtypes = [*formats, *prices.weights], [*dtypes, *prices.kv_dtypes]
+            formats += [] if self._subject.stored is not None else list(prices.weights)
+            dtypes += list(prices.kv_dtypes)
             policies = [] if self._subject.exact_only else list(prices.policies)
         plain = [Choice(q, kv, EXACT, STEP_TOKENS) for q in formats for kv in dtypes]
         exact = self._fitting(plain, most)
@@ -173,7 +174,8 @@ class Placer:
         )  # fmt: skip
 
     def _make_model(self, quantization: str, kv_dtype: str) -> BlockModel:
-        found = Quantization() if quantization == "auto" else parse_quantization(quantization)
+        plain = self._subject.stored or Quantization()
+        found = plain if quantization == "auto" else parse_quantization(quantization)
         return BlockModel(self._subject.shape, DTYPE, found, self._format(kv_dtype), self._device, self._host)
 
     def _find_kept(self, kv: str, kv_dtype: str) -> Kept:

@@ -153,7 +153,7 @@ class Planner:
         prices, exact_only = self._prices, self._subject.exact_only
         weights, dtypes, policies = ["auto"], ["auto"], [EXACT]
         if prices is not None:
-            weights += list(prices.weights)
+            weights += [] if self._subject.stored is not None else list(prices.weights)
             dtypes += list(prices.kv_dtypes)
             policies += [] if exact_only else list(prices.policies)
         if self._divider.disk is not None:

@@ -13,7 +13,10 @@ from ..core.types import DTYPE_BYTES
 from ..models.families import names, read_spec
 from ..models.footprint import tokenizer_bytes
 from ..models.shape import TINY_PARAMS, ModelShape
-from ..weights.quantization import Quantization, in_panels, parse_quantization
+from ..weights.formats.base import WeightFormat
+from ..weights.header import DTYPE_SIZES, read_header
+from ..weights.quantization import EXPERT, Quantization, in_panels, parse_format, parse_quantization
+from ..weights.schemes.pagoda import OWN, VERSION
 
 TOKENIZER_BYTES_PER_WORD = 46
 """Of tokenizer.json, where there is none to look at (Qwen2.5: 7.0 MB, 151,643 words; Llama 3: 9.1 MB, 128,256)."""
@@ -23,6 +26,7 @@ TOKENIZER_BYTES_PER_WORD = 46
 class Subject:
     """``exact_only``: why no lossy KV policy can run on this model, empty where one can. ``streams``: whether its
     matrices can be read from disk as they are multiplied: they run in the dtype in which they are stored.
+    ``stored``: the formats of a checkpoint that ``pagoda quantize`` wrote, which it keeps.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Subject:
     tokenizer_bytes: int
     exact_only: str = ""
     streams: bool = False
+    stored: Quantization | None = None
 
     @classmethod
     def of(
@@ -44,29 +49,36 @@ class Subject:
                 f"{name}: {family or 'no model_type'} runs through transformers, and its bytes are known once it is "
                 f"loaded; pagoda plan knows: {', '.join(names())}"
             )
-        if _packed(config):
+        packed = _packed(config)
+        if packed.get("quant_method", OWN) != OWN:
             raise ConfigError(
-                f"{name}: its weights are packed already ({_packed(config)}); pagoda plan compares formats of plain "
-                "checkpoints; give the unpacked model, or run this one: its own needs are added up before it loads"
+                f"{name}: its weights are packed already ({packed['quant_method']}); pagoda plan knows plain "
+                "checkpoints and those that pagoda quantize writes; give the unpacked model, or run this one: its own "
+                "needs are added up before it loads"
             )
         spec = read_spec(config)
         shape = ModelShape.from_spec(spec)
+        stored = _stored(name, packed, shape) if packed else None
         flags = (probe or MachineProbe()).cpu_flags()
         file = None if folder is None else folder / "tokenizer.json"
         size = file.stat().st_size if file is not None and file.is_file() else None
-        panels, dtype = bool(flags & {"avx2", "avx512f"}), run_dtype(config, shape.num_params)
+        panels = bool(flags & {"avx2", "avx512f"})
+        dtype = run_dtype(config, shape.num_params if stored is None or folder is None else _stored_numbers(folder))
         return cls(
             name=name,
             shape=shape,
             dtype=dtype,
             panels=panels,
-            streams=panels and dtype == _stated_dtype(config),
+            streams=panels and dtype == _stated_dtype(config) and stored is None,
+            stored=stored,
             tokenizer_bytes=tokenizer_bytes(TOKENIZER_BYTES_PER_WORD * shape.vocab_size if size is None else size),
             exact_only=_exact_only(spec),
         )
 
     def quantization(self, text: str) -> Quantization:
         """What ``quantization=text`` comes to on this machine's processor."""
+        if text == "auto" and self.stored is not None:
+            return self.stored
         if text == "auto":
             return in_panels(self.dtype) if self.panels and self.dtype != "float16" else Quantization()
         return parse_quantization(text)
@@ -88,10 +100,34 @@ def _stated_dtype(config: Mapping[str, Any]) -> str:
     return found if found in DTYPE_BYTES else "bfloat16"
 
 
-def _packed(config: Mapping[str, Any]) -> str:
+def _packed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a config says of packed weights; nothing where they are plain."""
     inner = config.get("text_config")
     found = config.get("quantization_config") or (inner or {}).get("quantization_config")
-    return str(found.get("quant_method", "unnamed")) if isinstance(found, Mapping) else ""
+    return {"quant_method": "unnamed"} | found if isinstance(found, Mapping) and found else {}
+
+
+def _stored(name: str, packed: Mapping[str, Any], shape: ModelShape) -> Quantization:
+    """The format of every matrix as our own checkpoints name it (`weights.schemes.pagoda`), of experts each its own."""
+    named = packed.get("formats")
+    if packed.get("version") != VERSION or not isinstance(named, Mapping):
+        raise ConfigError(f"{name}: quantization_config needs version {VERSION} and formats; quantize the model again")
+    formats = {param: parse_format(text) for param, text in named.items()}
+    found: dict[str, WeightFormat | None] = {}
+    for matrix in shape.matrices:
+        experts = [f"{matrix.name}{EXPERT}{number}" for number in range(matrix.count)]
+        if any(expert in formats for expert in experts):
+            found |= {expert: formats.get(expert, formats.get(matrix.name)) for expert in experts}
+        elif matrix.name in formats:
+            found[matrix.name] = formats[matrix.name]
+    return Quantization(overrides=found)
+
+
+def _stored_numbers(folder: Path) -> int:
+    """Numbers in a checkpoint's files, codes of several in a byte as one: what ``auto`` takes a model's size from."""
+    files = sorted(folder.glob("*.safetensors"))
+    entries = [entry for file in files for entry in read_header(file).values()]
+    return sum(entry.num_bytes // DTYPE_SIZES[entry.dtype] for entry in entries)
 
 
 def _exact_only(spec: Any) -> str:

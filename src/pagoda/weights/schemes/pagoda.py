@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..packed import CodedMatrix
 
-PREFIX, CODE, VERSION = "pagoda.", ":", 1
+OWN, PREFIX, CODE, VERSION = "pagoda", "pagoda.", ":", 1
 
 
 class Pagoda(Scheme):
