@@ -24,7 +24,8 @@ ARROWS: dict[str, set[str]] = {
     "models": {"core", "budget", "kernels", "weights", "kv.view", "kv.dense"},
     "plan": {
         "core", "budget", "schedule", "kv", "models.shape", "models.stream_plan", "models.footprint", "models.catalog",
-        "models.families", "weights.quantization", "weights.formats", "weights.header", "weights.schemes", "sampling.params", "sampling.scratch",
+        "models.families", "weights.quantization", "weights.formats", "weights.header", "weights.schemes",
+        "sampling.params", "sampling.scratch",
     },
     "speculative": {"core", "budget", "kernels", "kv", "models", "sampling"},
     "adapters": {"core", "budget", "kernels", "weights", "models"},
