@@ -104,7 +104,7 @@ def _packed(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a config says of packed weights; nothing where they are plain."""
     inner = config.get("text_config")
     found = config.get("quantization_config") or (inner or {}).get("quantization_config")
-    return {"quant_method": "unnamed"} | found if isinstance(found, Mapping) and found else {}
+    return {"quant_method": "unnamed", **found} if isinstance(found, Mapping) and found else {}
 
 
 def _stored(name: str, packed: Mapping[str, Any], shape: ModelShape) -> Quantization:
