@@ -3,8 +3,8 @@
     python benchmarks/kv_selection.py --kv "quest(pages=0.1)" --context 8192 --sequences 4
 
 The KV of the context is random numbers written straight into the pages, since the time of a step does not depend on
-them; the steps themselves are the engine's own. Reported for each policy: milliseconds of a step (median), the ratio to
-exact, and the share of held pages that was read, as the engine counts it.
+them; the steps themselves are the engine's own. What methods are calibrated to is random, too. For each policy:
+milliseconds of a step (median), the ratio to exact, and the share of held pages that was read, as the engine counts it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from safetensors.torch import save_file
 
 from pagoda import LLM, SamplingParams
 
+NAMES = (
+    "quest", "lserve", "loki", "sparq", "shadowkv", "tokenselect", "clusterkv", "lychee_decode", "a2ats", "ltri_llm",
+    "longcache",
+)  # fmt: skip
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 896, "intermediate_size": 4864,
     "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64,
@@ -46,6 +50,26 @@ def write_model(folder: Path) -> None:
         for name, shape in Model.from_config(config).expected_tensors().items()
     }
     save_file(tensors, folder / "model.safetensors")
+
+
+def calibrate(folder: Path) -> None:
+    """What ``pagoda calibrate`` would write, with random content: it costs a step the same."""
+    from pagoda.engine.calibrations import Calibrations
+
+    layers, heads, dim = CONFIG["num_hidden_layers"], CONFIG["num_key_value_heads"], CONFIG["head_dim"]
+    ranks = torch.randperm((layers - 1) * heads).view(-1, heads) / ((layers - 1) * heads)
+    freq = (10000.0 ** -(torch.arange(dim // 2) / (dim // 2))).expand(layers, -1)
+    found = {
+        "lychee_decode": {"ranks": torch.cat([torch.full((1, heads), -1.0), ranks])},
+        "longcache": {"freq": freq, "fine": torch.zeros_like(freq)},
+        "a2ats": {
+            "codes": torch.randn(layers, heads, 256, dim),
+            "metric": torch.eye(dim).expand(layers, heads, dim, dim).contiguous(),
+            "freq": freq[:, None].contiguous(),
+        },
+    }
+    for method, tensors in found.items():
+        Calibrations(folder).save(method, tensors, {"what": "random numbers"})
 
 
 class Steps:
@@ -88,7 +112,7 @@ class Steps:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kv", nargs="+", default=["quest(pages=0.1)", "lserve(pages=0.1)"])
+    parser.add_argument("--kv", nargs="+", default=[f"{name}(pages=0.1)" for name in NAMES])
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--sequences", type=int, default=4)
     parser.add_argument("--steps", type=int, default=12)
@@ -98,6 +122,7 @@ def main() -> None:
     found: dict[str, Any] = {kv: {"seconds": [], "read": 1.0} for kv in ["exact", *args.kv]}
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))
+        calibrate(Path(folder))
         llm = LLM(folder, memory="5GiB", enable_prefix_caching=False, num_threads=args.threads, max_num_seqs=16)
         for _ in range(args.rounds):
             for kv, mine in found.items():

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from pagoda import ConfigError, SamplingParams
 from pagoda.engine.calibrations import Calibrations
 from pagoda.engine.selection import PageChooser
+from pagoda.kernels import ops
+from pagoda.kernels.ops.page_scores import reference
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
-from pagoda.kv.policies._pages import PageSelection
+from pagoda.kv.policies._pages import Look, PageSelection
 from pagoda.kv.policies._rotary import turn
 from pagoda.kv.policies.base import Need, Stage
 from pagoda.kv.policies.longcache import LongCache
+from pagoda.kv.policies.quest import Quest
 
 from .conftest import kv_bytes
 from .kv_policies import of_stage
@@ -44,11 +48,10 @@ def test_it_reads_the_pages_that_it_claims(make_llm, tiny, name) -> None:
     policy = parse_policy(f"{name}(pages=4)").selection
     assert isinstance(policy, PageSelection)
     learned = Calibrations(tiny).load(name) if Need.CALIBRATION in policy.needs else {}
-    layers = [{key: values[layer] for key, values in learned.items()} for layer in range(2)]
-    counts = [policy.counts([16] * 2, layers[at], at) for at in range(2)]
-    assert {count for both in counts for count in both} <= {4, 16}
-    assert any(4 in both for both in counts)
-    assert steps["pages_read"] == 8 * (sum(map(sum, counts)) + 4)
+    counts = policy.counts(np.full((2, 2), 16), learned)
+    assert 4 in counts
+    assert set(counts.flat) <= {4, 16}
+    assert steps["pages_read"] == 8 * (counts.sum() + 4)
     assert steps["pages_held"] == 8 * 4 * (16 + 1) - 4 + 4  # the seventh token fills page 17
 
 
@@ -74,8 +77,11 @@ def test_same_tokens_whatever_happens_around(make_llm, oracle, name) -> None:
     assert [done[str(index)] for index in range(3)] == alone
 
 
+INSIDE = [f"{name}(pages=3)" for name in NAMES if name != "longcache"]
+
+
 @pytest.mark.host
-@pytest.mark.parametrize("kv", ["quest(pages=3)", "lserve(pages=3)", "int8+lserve(pages=0.3, reuse=2)"])
+@pytest.mark.parametrize("kv", [*INSIDE, "int8+lserve(pages=0.3, reuse=2)", "int8+tokenselect(pages=3, alike=0.5)"])
 def test_pages_chosen_within_the_program_are_those_chosen_layer_by_layer(make_llm, monkeypatch, kv) -> None:
     def never(*_: object) -> None:
         raise AssertionError("the step was not one program")
@@ -84,13 +90,30 @@ def test_pages_chosen_within_the_program_are_those_chosen_layer_by_layer(make_ll
         patch.setattr(PageChooser, "choose", never)
         whole = make_llm(page_size=8)
         fast = whole.generate(PROMPTS, params(kv, 30))
-    monkeypatch.setattr(PageChooser, "has_boxes", False)
-    monkeypatch.setattr(PageChooser, "boxes", never)
+    monkeypatch.setattr(PageChooser, "has_rule", False)
+    monkeypatch.setattr(PageChooser, "choice", never)
+    monkeypatch.setattr(ops, "page_scores", reference)  # plain torch
     layers = make_llm(page_size=8)
     slow = layers.generate(PROMPTS, params(kv, 30))
     assert [output.token_ids for output in fast] == [output.token_ids for output in slow]
     for count in ("pages_read", "pages_held"):
         assert whole.stats()["steps"][count] == layers.stats()["steps"][count]
+
+
+@pytest.mark.host
+def test_a_score_of_ones_own_is_asked_between_the_layers(make_llm, monkeypatch) -> None:
+    def bound(self: Quest, look: Look) -> torch.Tensor:
+        asked.append(look.layer)
+        high, low = look.read_keys().amax(2), look.read_keys().amin(2)
+        q = look.queries
+        return (q.clamp(min=0) @ high.transpose(1, 2) + q.clamp(max=0) @ low.transpose(1, 2)).amax(1)
+
+    asked: list[int] = []
+    fast = make_llm(page_size=8).generate(PROMPTS, params("quest(pages=3)"))
+    monkeypatch.setattr(Quest, "score", bound)
+    slow = make_llm(page_size=8).generate(PROMPTS, params("quest(pages=3)"))
+    assert [output.token_ids for output in fast] == [output.token_ids for output in slow]
+    assert set(asked) == {0, 1}
 
 
 def test_longcache_reads_pages_as_if_they_lay_side_by_side(make_llm, monkeypatch) -> None:

@@ -115,7 +115,7 @@ class Runner:
         device = self.model.device
         plain = all(piece.sequence.plain for piece in pieces)
         tap = QueryTap([] if plain else pieces, device)
-        view = self._plain_view(pieces) if plain else _view(pieces, tap)
+        view = self._plain_view(pieces) if plain else self._view(pieces, tap)
         done = [piece for piece in pieces if piece.completes and piece.sequence.group.request.pooling is None]
         rows = [piece.first_row + piece.num_tokens - 1 for piece in done]
         wanted = None
@@ -132,7 +132,7 @@ class Runner:
         """As ``_view`` for sequences whose policies want nothing, with what is left of the last step's index."""
         store = pieces[0].sequence.store
         if isinstance(store.storage, OffloadedStorage) or any(p.sequence.store is not store for p in pieces):
-            return _view(pieces, QueryTap([], self.model.device))
+            return self._view(pieces, QueryTap([], self.model.device))
         if store not in self._views:
             self._views[store] = StepViews(store.storage)
         table = store.manager.table
@@ -145,23 +145,25 @@ class Runner:
             return self.model.logits(hidden)
         return self.model.logits(hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)])
 
+    def _view(self, pieces: list[Piece], tap: QueryTap) -> AnyView:
+        """One view where all pages have one format, else one for each format."""
+        stores = list(dict.fromkeys(piece.sequence.store for piece in pieces))
+        seen, num_q_heads = tap if tap.spans else None, self.model.shape.num_q_heads
+        if len(stores) == 1:
+            return _store_view(stores[0], pieces, num_q_heads, seen)
+        members = [[i for i, piece in enumerate(pieces) if piece.sequence.store is store] for store in stores]
+        parts = zip(stores, members, strict=True)
+        views = [_store_view(store, [pieces[i] for i in mine], num_q_heads) for store, mine in parts]
+        return MixedView(views, members, [piece.num_tokens for piece in pieces], stores[0].storage.device, seen)
 
-def _view(pieces: list[Piece], tap: QueryTap) -> AnyView:
-    """One view where all pages have one format, else one for each format."""
-    stores = list(dict.fromkeys(piece.sequence.store for piece in pieces))
-    seen = tap if tap.spans else None
-    if len(stores) == 1:
-        return _store_view(stores[0], pieces, seen)
-    members = [[i for i, piece in enumerate(pieces) if piece.sequence.store is store] for store in stores]
-    views = [_store_view(store, [pieces[i] for i in mine]) for store, mine in zip(stores, members, strict=True)]
-    return MixedView(views, members, [piece.num_tokens for piece in pieces], stores[0].storage.device, seen)
 
-
-def _store_view(store: Store, pieces: list[Piece], tap: QueryTap | None = None) -> StepView | WindowView | OffloadView:
+def _store_view(
+    store: Store, pieces: list[Piece], num_q_heads: int, tap: QueryTap | None = None
+) -> StepView | WindowView | OffloadView:
     tables = [store.manager.table(piece.sequence.seq_id) for piece in pieces]
     q_lens = [piece.num_tokens for piece in pieces]
     if isinstance(store.storage, OffloadedStorage):
-        return OffloadView(store.storage, tables, q_lens, _choosers(store, pieces), _noters(pieces))
+        return OffloadView(store.storage, tables, q_lens, _choosers(store, pieces, num_q_heads), _noters(pieces))
     codecs = [codec for piece in pieces if (codec := piece.sequence.policy.windowed) is not None]
     if codecs:
         tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]
@@ -175,7 +177,7 @@ def _store_view(store: Store, pieces: list[Piece], tap: QueryTap | None = None) 
         collect_counts=any(Need.WANTED in piece.sequence.policy.needs for piece in pieces),
         receivers=receivers,
         tap=tap,
-        choosers=_choosers(store, pieces),
+        choosers=_choosers(store, pieces, num_q_heads),
         residuals=_residuals(pieces),
     )
 
@@ -193,7 +195,7 @@ def _residuals(pieces: list[Piece]) -> dict[int, Residual]:
     return found
 
 
-def _choosers(store: Store, pieces: list[Piece]) -> dict[int, PageChooser]:
+def _choosers(store: Store, pieces: list[Piece], num_q_heads: int) -> dict[int, PageChooser]:
     """For every decode step of a sequence whose policy selects pages."""
     choosers = {}
     for index, piece in enumerate(pieces):
@@ -201,7 +203,7 @@ def _choosers(store: Store, pieces: list[Piece]) -> dict[int, PageChooser]:
         selection = sequence.policy.selection
         if selection is not None and piece.start >= sequence.prompt_len:
             notes, table = sequence.policy_state.notes, store.manager.table(sequence.seq_id)
-            choosers[index] = PageChooser(selection, notes, store.storage, table, sequence.group.learned)
+            choosers[index] = PageChooser(selection, notes, store.storage, table, sequence.group.learned, num_q_heads)
     return choosers
 
 

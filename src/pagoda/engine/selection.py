@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kv.policies._pages import Look, PageSelection
+from ..kernels.ops.page_scores import KeyPages
+from ..kv.policies._pages import Look, PageSelection, kept
 from ..kv.storage import PageStorage
 from ..kv.table import PageTable
-from ..kv.view import Boxes
+from ..kv.view import Choice
 
 REMOTE_PAGES = 1024
 """Pages of a head whose keys are looked at together where each is noted for itself: a long prompt's need not all be in
@@ -94,46 +95,112 @@ class PageChooser:
         storage: PageStorage,
         table: PageTable,
         learned: Mapping[str, Tensor],
+        num_q_heads: int,
     ) -> None:
         self._policy, self._notes, self._storage, self._table = policy, notes, storage, table
-        self._learned = learned
+        self._learned, self._num_q_heads, self._rule = learned, num_q_heads, policy.rule()
         fmt = table.fmt
         self._lens = np.broadcast_to(table.lens[:, None], (table.num_rows, table.run)).reshape(fmt.num_layers, -1) + 1
         self._full = (self._lens - 1) // fmt.page_size  # the page that holds the newest token is read whatever it holds
         self._is_even = bool((self._lens == self._lens.flat[0]).all())
+        self._alive: list[Tensor] = []  # what the addresses of a choice point to, and nobody else holds
 
     @cached_property
     def _ids(self) -> Tensor:
         return _all_page_ids(self._table, int(self._full.max()) + 1).to(self._storage.device)
 
-    @property
-    def has_boxes(self) -> bool:
-        """Whether ``boxes`` may be asked."""
-        return self._policy.boxes(self._table.fmt.page_size) > 0
+    @cached_property
+    def _keep(self) -> np.ndarray:
+        return self._policy.counts(self._full, self._learned)
 
-    def boxes(self) -> Boxes:
+    @cached_property
+    def _whole(self) -> np.ndarray:
+        """bool [L]: layers in which nothing is scored, since everything is read."""
+        return np.array([self._policy.num_pages(int(most)) == most for most in self._full.max(1)])
+
+    def _count(self, layers: slice) -> None:
+        notes, full = self._notes, self._full[layers]
+        notes.pages_held += int(full.sum()) + full.size
+        notes.pages_read += int(self._keep[layers].sum()) + full.size
+
+    # -- all layers at once --------------------------------------------------------------------------------------------
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether ``choice`` may be asked: the policy has a rule and does not score in a way of its own."""
+        return self._rule is not None and type(self._policy).score is PageSelection.score and not self._policy.moves
+
+    def choice(self) -> Choice:
         """The choice of all layers, left to the kernels: as ``choose`` would make it layer by layer."""
-        policy, notes, full = self._policy, self._notes, self._full
-        num_heads = full.shape[1]
-        sizes, which = np.unique(full, return_inverse=True)
-        counts = np.array([policy.num_pages(int(size)) for size in sizes])[which].reshape(full.shape)
-        most = full.max(1)
-        whole = counts.max(1) == most
-        held = full.sum(1) + num_heads
-        notes.pages_held += int(held.sum())
-        notes.pages_read += int(np.where(whole, held, num_heads + counts.sum(1)).sum())
-        self._sketch_all(~whole)
-        scores, known, fresh = self._kept_scores(most, whole)
-        return Boxes(
-            boxes=policy.boxes(self._table.fmt.page_size),
-            sketches=np.array([0 if s is None else s.data_ptr() for s in notes.sketches], np.int64),
-            room=np.array([0 if s is None else s.shape[1] for s in notes.sketches], np.int64),
+        policy, notes, rule = self._policy, self._notes, self._rule
+        assert rule is not None
+        (num_layers, num_heads), full = self._full.shape, self._full
+        self._count(slice(None))
+        wanted = ~self._whole
+        if rule.marks != "keys":
+            self._sketch_all(wanted)
+        marks = notes.sketches
+        found = {name: np.zeros(num_layers, np.int64) for name in ("marks", "room", "given", "turn", "query")}
+        num_given, outliers = np.zeros(num_layers, np.int32), np.zeros(num_layers, np.int32)
+        fresh, scores = np.repeat(wanted[:, None], num_heads, 1), np.zeros(full.shape, np.int64)
+        turn = policy.turn(self._table.num_tokens, self._learned)
+        if turn is not None:
+            self._alive.append(turn)
+            found["turn"][:] = turn.data_ptr() + 4 * turn.shape[-1] * np.arange(num_layers)
+        for layer in np.flatnonzero(wanted).tolist():
+            memory, held = notes.memory[layer], marks[layer]
+            if held is not None:
+                found["marks"][layer], found["room"][layer] = held.data_ptr(), held.shape[1]
+            given = policy.given(memory, self._of(layer))
+            if given is not None:
+                found["given"][layer], num_given[layer] = given.data_ptr(), given.shape[1]
+            outliers[layer] = policy.num_outliers(int(full[layer].max()))
+            fresh[layer] &= self._remembers(memory, layer, scores, found["query"])
+        looks = policy.looks(self._learned)
+        if looks is not None:
+            fresh &= looks.numpy()
+            for layer in range(1, num_layers):
+                scores[layer] = np.where(looks[layer].numpy(), scores[layer], scores[layer - 1])
+        sample = next((held for held in marks if held is not None), None)
+        numbers = [0] * 8
+        if wanted.any():
+            numbers = rule.numbers(sample, self._table.fmt.page_size, policy.keeps_first)
+        return Choice(
+            rules=np.array(numbers, np.int32),
+            alike=policy.likeness,
+            persist=policy.persists,
+            num_given=num_given,
+            outliers=outliers,
             full=full.astype(np.int32),
-            keep=np.where(whole[:, None], full, counts).astype(np.int32),
+            keep=self._keep.astype(np.int32),
             scores=scores,
-            known=known.astype(np.int32),
-            fresh=fresh.astype(np.int32),
+            fresh=fresh.astype(np.uint8),
+            **found,
         )
+
+    def _remembers(self, memory: dict[str, Tensor], layer: int, scores: np.ndarray, query: np.ndarray) -> bool:
+        """Where a layer's scores are kept goes to ``scores`` [L, H], where its query is to ``query`` [L]; whether the
+        layer scores in this step.
+        """
+        policy, (_, num_heads), most = self._policy, self._full.shape, int(self._full[layer].max())
+        if policy.persists >= 0:
+            scores[layer] = kept(memory, "votes", (), most).data_ptr()
+            return True
+        steps = policy.steps_a_choice
+        if steps == 1 and policy.likeness == 0 and policy.looks(self._of(layer)) is None:
+            return True
+        held = kept(memory, "scores", (num_heads,), most)
+        scores[layer] = held.data_ptr() + 4 * held.shape[1] * np.arange(num_heads)
+        if policy.likeness > 0:
+            if "query" not in memory:
+                memory["query"] = torch.zeros(self._num_q_heads * self._table.fmt.k_dim)
+            query[layer] = memory["query"].data_ptr()
+        if steps == 1:
+            return True
+        age = memory.setdefault("age", torch.zeros(()))
+        fresh = int(age) % steps == 0
+        age += 1 - int(age) if fresh else 1
+        return fresh
 
     def _sketch_all(self, wanted: np.ndarray) -> None:
         behind = wanted & (self._full > self._notes.sketched).any(1)
@@ -141,40 +208,24 @@ class PageChooser:
             most = int(self._full[layer].max())
             self._sketches(layer, self._full[layer], self._ids[layer, :, : most + 1])
 
-    def _kept_scores(self, most: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where scores are kept, of how many pages, and whether they are to be made now: [L] each."""
-        at, known, fresh = np.zeros(len(most), np.int64), most.copy(), np.ones(len(most), bool)
-        if self._policy.steps_a_choice == 1:
-            return at, known, fresh
-        for layer in np.flatnonzero(~whole).tolist():
-            memory = self._notes.memory[layer]
-            fresh[layer] = "age" not in memory or int(memory["age"]) >= self._policy.steps_a_choice
-            if fresh[layer]:
-                memory["scores"], memory["age"] = torch.zeros(self._full.shape[1], int(most[layer])), torch.ones(())
-            else:
-                memory["age"] += 1
-            at[layer], known[layer] = memory["scores"].data_ptr(), memory["scores"].shape[1]
-        return at, known, fresh
+    # -- layer by layer ------------------------------------------------------------------------------------------------
 
     def choose(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """q [Hq, D] of the newest token, whose own key is written: page ids int32 [H, K], slots to attend int32 [H]."""
-        page_size, policy, full = self._table.fmt.page_size, self._policy, self._full[layer]
-        most = int(full.max())
+        page_size, full, counts = self._table.fmt.page_size, self._full[layer], self._keep[layer]
+        most, keep = int(full.max()), int(counts.max())
         ids = self._ids[layer, :, : most + 1]
-        counts = policy.counts(full.tolist(), self._of(layer), layer)
-        keep, reads_all = max(counts), counts == full.tolist()
-        self._notes.pages_held += int(full.sum()) + len(full)
-        self._notes.pages_read += len(counts) + sum(counts)
+        self._count(slice(layer, layer + 1))
         last = self._lens[layer] - full * page_size
-        if reads_all and policy.num_pages(most) == most:
+        if self._whole[layer]:
             return ids.to(torch.int32), self._slots(full * page_size + last)
-        if self._is_even and min(counts) == keep < most:
+        if self._is_even and int(counts.min()) == keep < most:
             scores = self._scores(layer, q, scale, full, ids)
             scores[:, most - 1] = torch.inf
-            best = ids.gather(1, scores.topk(keep, dim=1, sorted=False).indices)
+            best = ids.gather(1, _best(scores, keep).sort(1).values)
             return torch.cat([best, ids[:, most:]], 1).to(torch.int32), self._slots(keep * page_size + last)
-        columns = self._best(layer, q, scale, full, ids, torch.tensor(counts, device=ids.device), keep)
-        return ids.gather(1, columns).to(torch.int32), self._slots(np.array(counts) * page_size + last)
+        columns = self._columns(layer, q, scale, full, ids, torch.from_numpy(counts).to(ids.device), keep)
+        return ids.gather(1, columns).to(torch.int32), self._slots(counts * page_size + last)
 
     @property
     def moves(self) -> bool:
@@ -204,22 +255,28 @@ class PageChooser:
     def _scores(
         self, layer: int, q: Tensor, scale: float, full: np.ndarray, ids: Tensor, valid: Tensor | None = None
     ) -> Tensor:
-        most = ids.shape[1] - 1
+        most, notes, layout = ids.shape[1] - 1, self._notes, self._storage.layout
+        by_keys = self._rule is not None and self._rule.marks == "keys"
         look = Look(
             layer=layer,
             queries=q.float().view(len(full), -1, q.shape[-1]),
-            sketches=self._sketches(layer, full, ids),
+            sketches=q.new_empty(0) if by_keys else self._sketches(layer, full, ids),
             valid=torch.ones(len(full), most, dtype=torch.bool, device=ids.device) if valid is None else valid,
             scale=scale,
             read_keys=lambda: self._keys(ids[:, :most]),
-            memory=self._notes.memory[layer],
-            below=self._notes.memory[layer - 1] if layer else {},
+            held=full.tolist(),
+            keys=KeyPages(self._storage.pages, layout, ids[:, :most].to(torch.int32)) if by_keys else None,
+            memory=notes.memory[layer],
+            below=notes.memory[layer - 1] if layer else {},
             position=self._table.num_tokens,
             learned=self._of(layer),
         )
-        return self._policy.score(look)
+        scores = self._policy.score(look)
+        if self._policy.keeps_first:
+            scores[:, 0] = torch.inf
+        return scores
 
-    def _best(
+    def _columns(
         self,
         layer: int,
         q: Tensor,
@@ -235,7 +292,7 @@ class PageChooser:
         valid = torch.arange(most, device=ids.device) < last[:, None]
         scores = self._scores(layer, q, scale, full, ids, valid).masked_fill(~valid, -torch.inf)
         scores.scatter_(1, (last - 1).clamp(min=0)[:, None], torch.inf)
-        order = scores.topk(keep, dim=1).indices
+        order = _best(scores, keep)
         order = order.masked_fill(torch.arange(keep, device=ids.device) >= counts[:, None], most + 1).sort(1).values
         columns = torch.cat([order, order.new_full((len(full), 1), most + 1)], 1)
         columns.scatter_(1, counts[:, None], last[:, None])
@@ -264,6 +321,11 @@ class PageChooser:
         fmt = self._table.fmt
         k, _ = self._storage.gather(ids)
         return k.view(ids.shape[0], ids.shape[1], fmt.page_size, -1)
+
+
+def _best(scores: Tensor, keep: int) -> Tensor:
+    """int64 [H, keep]: the highest scores' columns, of equals the earlier, as csrc/choice.cpp takes them."""
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :keep]
 
 
 def _all_page_ids(table: PageTable, num: int) -> Tensor:

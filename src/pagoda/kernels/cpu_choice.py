@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from . import dispatch
-from ._extension import CPU, _cpu
+from ._extension import CPU, _cpu, store_of
 from .dispatch import Features
+from .ops.page_scores import KeyPages, PageRule
 
 
-def box_scores(queries: Tensor, boxes: Tensor, isa: str = "") -> Tensor:
-    """As `ops.box_scores`. For tests: ``isa`` fixes the instruction set."""
+def page_scores(
+    queries: Tensor,
+    rule: PageRule,
+    marks: Tensor | None,
+    held: Sequence[int],
+    *,
+    scale: float = 1.0,
+    given: Tensor | None = None,
+    turn: Tensor | None = None,
+    outliers: int = 0,
+    keys: KeyPages | None = None,
+    isa: str = "",
+) -> Tensor:
+    """As `ops.page_scores`. For tests: ``isa`` fixes the instruction set."""
     heads, group, dim = queries.shape
-    pages, parts = boxes.shape[1:3]
-    split = torch.cat([queries.clamp(min=0), queries.clamp(max=0)], -1)
-    if boxes[:1].stride()[1:] != (parts * 2 * dim, 2 * dim, 1):
-        boxes = boxes.contiguous()
-    out = torch.empty(heads, pages)
-    _cpu.box_scores(
-        split.data_ptr(), boxes.data_ptr(), out.data_ptr(), heads, group, 2 * dim, pages, parts, boxes.stride(0), isa
-    )
+    queries = queries.contiguous()
+    if marks is not None:
+        marks = marks if marks[:1].is_contiguous() else marks.contiguous()
+        width = marks.shape[1]
+        room = marks.stride(0) // max(1, marks[0, :1].numel()) if width else 0
+        place = (0, 0, 0, 0, 0)
+    else:
+        assert keys is not None
+        width, room = keys.ids.shape[1], 0
+        layout, ids = keys.layout, keys.ids.to(torch.int32).contiguous()
+        place = (keys.pages.data_ptr(), keys.pages.shape[0], store_of(layout), layout.v_dim, ids.data_ptr())
+    page_size = keys.layout.page_size if keys is not None else 0 if marks is None else marks.shape[2]
+    out = queries.new_zeros(heads, width)
+    aids = [None if aid is None else aid.float().contiguous() for aid in (given, turn)]
+    _cpu.page_scores(
+        queries.data_ptr(), heads, group, dim, rule.numbers(marks, page_size), scale,
+        _at(marks), room, _at(aids[0]), 0 if given is None else given.shape[1], _at(aids[1]), outliers,
+        list(held), *place, width, out.data_ptr(), isa,
+    )  # fmt: skip
     return out
 
 
-dispatch.register("box_scores", "cpu", box_scores, Features(CPU, frozenset({torch.float32})))
+def _at(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+dispatch.register("page_scores", "cpu", page_scores, Features(CPU, frozenset({torch.float32})))

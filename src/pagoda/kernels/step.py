@@ -13,21 +13,28 @@ from .layout import PageLayout
 
 @dataclass(frozen=True, slots=True)
 class PageChoice:
-    """Sequences of one token that read only some of their pages: those whose boxes around keys promise most
-    (`ops.box_scores`), the newest full page, and the page under way. C sequences choose.
+    """Sequences of one token that read only some of their pages: those whose scores (`ops.page_scores`) are best, the
+    newest full page, and the page under way. C sequences choose, L layers, H kv-heads.
 
-    Addresses are those of contiguous float32 tensors, which must outlive the step.
+    Addresses are those of contiguous tensors, float32 but for marks, which must outlive the step. The order of the
+    fields is csrc/choice.hpp's.
     """
 
     seqs: npt.NDArray[np.int32]  # [C] of the batch
-    boxes: npt.NDArray[np.int32]  # [C] boxes of a page
-    sketches: npt.NDArray[np.int64]  # [L, C] addresses of [H, room, boxes, 2 * k_dim]
+    rules: npt.NDArray[np.int32]  # [C, 8] `PageRule.numbers`
+    alike: npt.NDArray[np.float32]  # [C] cosine above which a layer's query keeps the last one's scores; 0: never
+    persist: npt.NDArray[np.float32]  # [C] share of the last votes that counts; below 0: heads choose for themselves
+    marks: npt.NDArray[np.int64]  # [L, C] addresses of [H, room] pages' marks
     room: npt.NDArray[np.int64]  # [L, C]
+    given: npt.NDArray[np.int64]  # [L, C] addresses of what the rule is given, or 0
+    num_given: npt.NDArray[np.int32]  # [L, C] codewords of it
+    turn: npt.NDArray[np.int64]  # [L, C] addresses of [D], or 0
+    outliers: npt.NDArray[np.int32]  # [L, C]
     full: npt.NDArray[np.int32]  # [L, C, H] full pages
-    keep: npt.NDArray[np.int32]  # [L, C, H] how many of them are read; nothing is scored where all are
-    scores: npt.NDArray[np.int64]  # [L, C] addresses of [H, known] where scores are kept, else 0
-    known: npt.NDArray[np.int32]  # [L, C] pages of kept scores; later pages count 0
-    fresh: npt.NDArray[np.int32]  # [L, C] whether to score in this step, and to keep it
+    keep: npt.NDArray[np.int32]  # [L, C, H] how many of them are read
+    scores: npt.NDArray[np.int64]  # [L, C, H] addresses of numbers for all full pages where scores are kept, else 0
+    fresh: npt.NDArray[np.uint8]  # [L, C, H] whether to score in this step, and to keep it
+    query: npt.NDArray[np.int64]  # [L, C] addresses of [Hq, D], the query that last scored, where `alike`
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,31 +32,37 @@ from .table import PageTable
 
 
 @dataclass(frozen=True, slots=True)
-class Boxes:
+class Choice:
     """What one sequence brings to a `PageChoice`: its arrays without the axis of sequences. Whoever made it keeps the
     tensors behind its addresses alive for the step.
     """
 
-    boxes: int
-    sketches: npt.NDArray[np.int64]  # [L]
+    rules: Int32s  # [8]
+    alike: float
+    persist: float
+    marks: npt.NDArray[np.int64]  # [L]
     room: npt.NDArray[np.int64]  # [L]
+    given: npt.NDArray[np.int64]  # [L]
+    num_given: Int32s  # [L]
+    turn: npt.NDArray[np.int64]  # [L]
+    outliers: Int32s  # [L]
     full: Int32s  # [L, H]
     keep: Int32s  # [L, H]
-    scores: npt.NDArray[np.int64]  # [L]
-    known: Int32s  # [L]
-    fresh: Int32s  # [L]
+    scores: npt.NDArray[np.int64]  # [L, H]
+    fresh: npt.NDArray[np.uint8]  # [L, H]
+    query: npt.NDArray[np.int64]  # [L]
 
 
 class Chooser(Protocol):
-    """Says which pages a sequence of one token reads in a layer; see ``StepView``. Where ``has_boxes``, ``boxes`` does
+    """Says which pages a sequence of one token reads in a layer; see ``StepView``. Where ``has_rule``, ``choice`` does
     the same for all layers at once; one of the two is asked, once a step. Where it ``moves`` keys, ``copies`` is: what
     is read, k ``[H, K, page_size, Dk]`` and v, and how many slots of it there are.
     """
 
     @property
-    def has_boxes(self) -> bool: ...
+    def has_rule(self) -> bool: ...
 
-    def boxes(self) -> Boxes: ...
+    def choice(self) -> Choice: ...
 
     def choose(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor]: ...
 
@@ -176,7 +182,7 @@ class StepView:
             return None
         if self._watched and not self._adds_at_once():
             return None
-        if not all(chooser.has_boxes for chooser in self._choosers.values()):
+        if not all(chooser.has_rule for chooser in self._choosers.values()):
             return None
         index = self._index
         choice = _choice(self._choosers) if self._choosers else None
@@ -353,14 +359,13 @@ class StepView:
 
 def _choice(choosers: Mapping[int, Chooser]) -> PageChoice:
     """What the choosing sequences bring, side by side."""
-    each = [chooser.boxes() for chooser in choosers.values()]
+    each = [chooser.choice() for chooser in choosers.values()]
     return PageChoice(
         np.array(list(choosers), np.int32),
-        np.array([one.boxes for one in each], np.int32),
-        *(
-            np.ascontiguousarray(np.stack([getattr(one, name) for one in each], 1))
-            for name in ("sketches", "room", "full", "keep", "scores", "known", "fresh")
-        ),
+        np.stack([one.rules for one in each]),
+        np.array([one.alike for one in each], np.float32),
+        np.array([one.persist for one in each], np.float32),
+        *(np.ascontiguousarray(np.stack([getattr(one, name) for one in each], 1)) for name in PageChoice.__slots__[4:]),
     )
 
 

@@ -10,8 +10,6 @@ from ..kv.policies._pages import PageSelection
 from ..kv.policies._stack import PolicyStack
 from .demand import Demand
 
-FLOAT32 = 4
-
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -37,7 +35,7 @@ class Kept:
         if isinstance(policy.selection, PageSelection):
             full, rest = divmod(int(middle), fmt.page_size)
             read = policy.selection.num_pages(full) * fmt.page_size + rest
-            boxes = policy.selection.boxes(fmt.page_size) * 2 * fmt.k_dim * FLOAT32
-            notes = demand.length // fmt.page_size * fmt.pages_per_block * boxes
+            of_page = policy.selection.mark_bytes(fmt.page_size, fmt.k_dim)
+            notes = round(demand.length // fmt.page_size * fmt.pages_per_block * of_page)
         peak = fmt.blocks_for(policy.peak_slots(demand.length, demand.prompt))
         return cls(fmt.blocks_for(ceil(held)), peak, middle, read, notes, policy.selection is not None)

@@ -34,9 +34,11 @@ StepArrays tokens_of(uintptr_t x, int64_t num_tokens, uintptr_t positions, const
 PageChoice choice_of(const std::vector<uintptr_t>& arrays, int64_t count) {
   PageChoice c;
   c.count = count;
-  c.seqs = at<int32_t>(arrays.at(0)), c.boxes = at<int32_t>(arrays.at(1)), c.sketches = at<int64_t>(arrays.at(2));
-  c.room = at<int64_t>(arrays.at(3)), c.full = at<int32_t>(arrays.at(4)), c.keep = at<int32_t>(arrays.at(5));
-  c.scores = at<int64_t>(arrays.at(6)), c.known = at<int32_t>(arrays.at(7)), c.fresh = at<int32_t>(arrays.at(8));
+  c.seqs = at<int32_t>(arrays.at(0)), c.rules = at<PageRule>(arrays.at(1)), c.alike = at<float>(arrays.at(2));
+  c.persist = at<float>(arrays.at(3)), c.marks = at<int64_t>(arrays.at(4)), c.room = at<int64_t>(arrays.at(5));
+  c.given = at<int64_t>(arrays.at(6)), c.num_given = at<int32_t>(arrays.at(7)), c.turn = at<int64_t>(arrays.at(8));
+  c.outliers = at<int32_t>(arrays.at(9)), c.full = at<int32_t>(arrays.at(10)), c.keep = at<int32_t>(arrays.at(11));
+  c.scores = at<int64_t>(arrays.at(12)), c.fresh = at<uint8_t>(arrays.at(13)), c.query = at<int64_t>(arrays.at(14));
   return c;
 }
 

@@ -1,7 +1,7 @@
 #include "choice.hpp"
 
 #include <algorithm>
-#include <cstring>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -13,25 +13,6 @@ namespace pagoda {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-float number(const AttentionArgs& a, int64_t at) {
-  if (a.dtype == Dtype::f32) return static_cast<const float*>(a.q)[at];
-  const uint32_t bits = uint32_t{static_cast<const uint16_t*>(a.q)[at]} << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-// [group][2 * k_dim]: max(q, 0) beside min(q, 0) of the heads that share a kv-head.
-void split_queries(const AttentionArgs& a, int64_t token, int64_t head, std::vector<float>& out) {
-  const int64_t group = a.group(), dim = a.shape.k_dim;
-  out.resize(group * 2 * dim);
-  for (int64_t g = 0; g < group; ++g)
-    for (int64_t d = 0; d < dim; ++d) {
-      const float q = number(a, token * a.q_token_stride + (head * group + g) * a.q_head_stride + d);
-      out[g * 2 * dim + d] = std::max(q, 0.0f), out[g * 2 * dim + dim + d] = std::min(q, 0.0f);
-    }
-}
 
 // The `keep` pages of the highest scores in ascending order; of equals the earlier.
 void best_pages(const std::vector<float>& scores, int64_t keep, std::vector<int32_t>& out) {
@@ -45,61 +26,140 @@ void best_pages(const std::vector<float>& scores, int64_t keep, std::vector<int3
 }
 
 struct Working {
-  std::vector<float> queries, bounds, scores;
+  std::vector<float> scores, votes;
   std::vector<int32_t> pages;
 };
 
 thread_local Working working;
 
+// One layer of a step whose sequences choose.
+struct Layer {
+  const AttentionArgs& a;
+  const PageChoice& choice;
+  const int64_t layer;
+  const std::string& isa;
+  const int32_t* const rows;  // the layer's own table
+  ChosenTable& table;
+
+  int64_t at(int64_t c) const { return layer * choice.count + c; }
+  int64_t at(int64_t c, int64_t head) const { return at(c) * a.num_kv_heads + head; }
+  bool votes(int64_t c) const { return choice.persist[c] >= 0.0f; }
+  float* kept(int64_t c, int64_t head) const { return reinterpret_cast<float*>(choice.scores[at(c, head)]); }
+
+  const char* query(int64_t c, int64_t head) const {
+    const int64_t element = a.q_starts[choice.seqs[c]] * a.q_token_stride + head * a.group() * a.q_head_stride;
+    return static_cast<const char*>(a.q) + element * size_of(a.dtype);
+  }
+
+  // Whether the layer's query is so like the one that last scored that its scores serve; else it is the last one now.
+  bool is_alike(int64_t c) const {
+    float* const last = reinterpret_cast<float*>(choice.query[at(c)]);
+    const int64_t dim = a.shape.k_dim;
+    double both = 0.0, mine = 0.0, its = 0.0;
+    std::vector<float> now(a.num_q_heads * dim);
+    for (int64_t h = 0; h < a.num_q_heads; ++h)
+      read_numbers(static_cast<const char*>(query(c, 0)) + h * a.q_head_stride * size_of(a.dtype), a.dtype, dim, &now[h * dim]);
+    for (size_t i = 0; i < now.size(); ++i) both += double{now[i]} * last[i], mine += double{now[i]} * now[i], its += double{last[i]} * last[i];
+    if (its > 0.0 && both > double{choice.alike[c]} * std::sqrt(mine * its)) return true;
+    std::copy(now.begin(), now.end(), last);
+    return false;
+  }
+
+  void score(int64_t c, int64_t head, float* out) const {
+    const int64_t pair = a.pair(choice.seqs[c], head), i = at(c);
+    PageScoreArgs s;
+    s.rule = choice.rules[c], s.heads = a.group(), s.dim = a.shape.k_dim, s.pages = choice.full[at(c, head)], s.scale = a.scale;
+    s.marks = reinterpret_cast<const char*>(choice.marks[i]) + head * choice.room[i] * s.rule.mark_bytes();
+    s.num_given = choice.num_given[i];
+    if (choice.given[i]) s.given = reinterpret_cast<const float*>(choice.given[i]) + head * s.given_numbers();
+    s.turn = reinterpret_cast<const float*>(choice.turn[i]), s.outliers = choice.outliers[i];
+    s.storage = a.pages, s.num_pages = a.num_pages, s.shape = a.shape;
+    s.ids = rows + a.row_of[pair] * a.max_pages, s.offset = a.offset[pair], s.out = out;
+    score_pages(s, query(c, head), a.dtype, a.q_head_stride, isa);
+  }
+
+  // Row `item` of the table's new ones: what one head reads by these scores (of all its full pages), or everything.
+  void write_row(int64_t c, int64_t head, const float* scores) const {
+    Working& mine = working;
+    const int64_t full = choice.full[at(c, head)], keep = choice.keep[at(c, head)], pair = a.pair(choice.seqs[c], head);
+    const int32_t* ids = rows + a.row_of[pair] * a.max_pages;
+    const int32_t apart = a.offset[pair];
+    if (keep == full) {
+      mine.pages.resize(full);
+      std::iota(mine.pages.begin(), mine.pages.end(), 0);
+    } else {
+      mine.scores.resize(full);
+      for (int64_t i = 0; i < full; ++i) mine.scores[i] = scores[i] == scores[i] ? scores[i] : -kInfinity;
+      mine.scores[full - 1] = kInfinity;
+      if (choice.rules[c].first_page) mine.scores[0] = kInfinity;
+      best_pages(mine.scores, keep, mine.pages);
+    }
+    const int64_t row = a.num_rows + c * a.num_kv_heads + head;
+    int32_t* out = table.rows.data() + row * a.max_pages;
+    for (int64_t i = 0; i < keep; ++i) out[i] = ids[mine.pages[i]] + apart;
+    out[keep] = ids[full] + apart;
+    table.row_of[pair] = int32_t(row), table.offset[pair] = 0;
+    table.kv_lens[pair] = int32_t((keep - full) * a.shape.page_size + a.kv_lens[pair]);
+  }
+
+  void choose(int64_t c, int64_t head, bool stale) const {
+    const int64_t i = at(c, head);
+    float* scores = kept(c, head);
+    if (choice.fresh[i] && !stale) {
+      std::vector<float>& own = working.votes;
+      own.resize(choice.full[i]);
+      if (!scores) scores = own.data();
+      score(c, head, scores);
+    }
+    write_row(c, head, scores);
+  }
+
+  // All heads of a layer read the same: their scores together, and a share of what they were together in the last step.
+  void vote(int64_t c) const {
+    const int64_t full = choice.full[at(c, 0)];
+    float* const sums = kept(c, 0);
+    if (choice.fresh[at(c, 0)]) {
+      std::vector<float>& own = working.votes;
+      own.resize(full);
+      for (int64_t i = 0; i < full; ++i) sums[i] *= choice.persist[c];
+      for (int64_t head = 0; head < a.num_kv_heads; ++head) {
+        score(c, head, own.data());
+        for (int64_t i = 0; i < full; ++i) sums[i] += own[i];
+      }
+    }
+    for (int64_t head = 0; head < a.num_kv_heads; ++head) write_row(c, head, sums);
+  }
+};
+
+// What rows of a table are about to be followed for.
+void check_row(const AttentionArgs& a, const PageChoice& choice, int64_t i, int64_t c) {
+  const int64_t heads = a.num_kv_heads, full = choice.full[i], pair = a.pair(choice.seqs[c], i % heads);
+  if (full + 1 > a.max_pages) throw std::out_of_range("more pages chosen than a row has");
+  if (choice.rules[c].kind() != Marks::keys || !choice.fresh[i]) return;
+  const int32_t* ids = a.rows + a.row_of[pair] * a.max_pages;
+  check_pages(ids, full, a.offset[pair], a.num_pages);
+}
+
 }  // namespace
 
 void choose_pages(AttentionArgs& a, const PageChoice& choice, int64_t layer, int num_threads, const std::string& isa,
                   ChosenTable& table) {
-  const auto body = PAGODA_BODY(isa, run_box_scores);
-  const int64_t heads = a.num_kv_heads, pairs = a.num_seqs * heads, width = a.max_pages, page_size = a.shape.page_size;
+  const int64_t heads = a.num_kv_heads, pairs = a.num_seqs * heads, width = a.max_pages;
   table.rows.resize((a.num_rows + choice.count * heads) * width);
   std::copy_n(a.rows, a.num_rows * width, table.rows.begin());
   table.row_of.assign(a.row_of, a.row_of + pairs);
   table.offset.assign(a.offset, a.offset + pairs);
   table.kv_lens.assign(a.kv_lens, a.kv_lens + pairs);
-  for (int64_t c = 0; c < choice.count; ++c)  // before threads follow them
-    for (int64_t h = 0; h < heads; ++h)
-      if (choice.full[(layer * choice.count + c) * heads + h] + 1 > width) throw std::out_of_range("more pages chosen than a row has");
-
+  const Layer l{a, choice, layer, isa, a.rows, table};
+  std::vector<uint8_t> stale(choice.count);
+  for (int64_t c = 0; c < choice.count; ++c) {  // before threads follow them
+    for (int64_t head = 0; head < heads; ++head) check_row(a, choice, l.at(c, head), c);
+    stale[c] = choice.query[l.at(c)] && choice.fresh[l.at(c, 0)] && l.is_alike(c);
+  }
   parallel_for(choice.count * heads, num_threads, [&](int64_t item) {
-    const int64_t c = item / heads, head = item % heads, at = layer * choice.count + c;
-    const int64_t full = choice.full[at * heads + head], keep = choice.keep[at * heads + head];
-    const int64_t seq = choice.seqs[c], pair = a.pair(seq, head), row = a.num_rows + item, dim2 = 2 * a.shape.k_dim;
-    const int32_t* ids = a.rows + a.row_of[pair] * width;
-    const int32_t apart = a.offset[pair];
-    Working& mine = working;
-    if (keep == full) {
-      mine.pages.resize(full);
-      std::iota(mine.pages.begin(), mine.pages.end(), 0);
-    } else {
-      const int64_t known = choice.known[at];
-      float* kept = choice.scores[at] ? reinterpret_cast<float*>(choice.scores[at]) + head * known : nullptr;
-      if (choice.fresh[at]) {
-        mine.bounds.resize(full);
-        split_queries(a, a.q_starts[seq], head, mine.queries);
-        BoxScoreArgs s;
-        s.queries = mine.queries.data(), s.heads = a.group(), s.width = dim2, s.pages = full, s.boxes_per_page = choice.boxes[c];
-        s.boxes = reinterpret_cast<const float*>(choice.sketches[at]) + head * choice.room[at] * s.boxes_per_page * dim2;
-        s.out = kept ? kept : mine.bounds.data();
-        body(s);
-        kept = s.out;
-      }
-      mine.scores.assign(full, 0.0f);
-      const int64_t there = choice.fresh[at] ? full : std::min(known, full);
-      for (int64_t i = 0; i < there; ++i) mine.scores[i] = kept[i] == kept[i] ? kept[i] : -kInfinity;
-      mine.scores[full - 1] = kInfinity;
-      best_pages(mine.scores, keep, mine.pages);
-    }
-    int32_t* out = table.rows.data() + row * width;
-    for (int64_t i = 0; i < keep; ++i) out[i] = ids[mine.pages[i]] + apart;
-    out[keep] = ids[full] + apart;
-    table.row_of[pair] = int32_t(row), table.offset[pair] = 0;
-    table.kv_lens[pair] = int32_t(keep * page_size + a.kv_lens[pair] - full * page_size);
+    const int64_t c = item / heads, head = item % heads;
+    if (!l.votes(c)) l.choose(c, head, stale[c]);
+    else if (head == 0) l.vote(c);
   });
   a.rows = table.rows.data(), a.num_rows += choice.count * heads, a.row_of = table.row_of.data();
   a.offset = table.offset.data(), a.kv_lens = table.kv_lens.data();

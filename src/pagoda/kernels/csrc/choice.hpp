@@ -1,7 +1,4 @@
-// Which pages a decode step reads (Quest, arXiv:2406.10774; LServe, arXiv:2502.14866): a full page's keys lie in boxes, of which
-// a sketch holds the corners, and the upper bound of query times key over its boxes is the page's score.
-//
-//   sketch of a page   [boxes][largest keys | smallest keys]     bound = max(q, 0) . largest + min(q, 0) . smallest
+// Which pages a decode step reads: those whose scores (page_scores.hpp) are best, chosen layer by layer within a step.
 #pragma once
 
 #include <cstdint>
@@ -9,33 +6,29 @@
 #include <vector>
 
 #include "attention.hpp"
-#include "isa.hpp"
+#include "page_scores.hpp"
 
 namespace pagoda {
 
-// out[page] = the largest bound over the page's boxes and the query heads. queries [heads][width]: max(q, 0) beside min(q, 0);
-// boxes [pages][boxes_per_page][width].
-struct BoxScoreArgs {
-  const float* queries = nullptr;
-  const float* boxes = nullptr;
-  int64_t heads = 0, width = 0, pages = 0, boxes_per_page = 0;
-  float* out = nullptr;
-};
-
-PAGODA_DECLARE_BODIES(void, run_box_scores, (const BoxScoreArgs&))
-
-// Sequences of one token each that read only some pages of a step, C of them; all layers L.
+// Sequences of one token each that read only some pages of a step, C of them; all layers L, kv-heads H. The arrays are those of
+// kernels/step.py's PageChoice, in its order.
 struct PageChoice {
   int64_t count = 0;
-  const int32_t* seqs = nullptr;      // [C] of the batch
-  const int32_t* boxes = nullptr;     // [C] boxes of a page
-  const int64_t* sketches = nullptr;  // [L][C] addresses of float [H][room][boxes][2 * k_dim]
-  const int64_t* room = nullptr;      // [L][C] pages that the sketches have room for
-  const int32_t* full = nullptr;      // [L][C][H] full pages; one more is under way
-  const int32_t* keep = nullptr;      // [L][C][H] full pages to read; where it is all of them nothing is scored
-  const int64_t* scores = nullptr;    // [L][C] addresses of float [H][known], or 0: scores are not kept
-  const int32_t* known = nullptr;     // [L][C] pages of kept scores; later ones count 0
-  const int32_t* fresh = nullptr;     // [L][C] whether to score now (and to keep it, where there is a place)
+  const int32_t* seqs = nullptr;       // [C] of the batch
+  const PageRule* rules = nullptr;     // [C]
+  const float* alike = nullptr;        // [C] cosine above which a query keeps the last one's scores; 0: never
+  const float* persist = nullptr;      // [C] share of the last step's votes that still counts; below 0: heads do not vote
+  const int64_t* marks = nullptr;      // [L][C] addresses of [H][room] pages' marks
+  const int64_t* room = nullptr;       // [L][C]
+  const int64_t* given = nullptr;      // [L][C] addresses of float [H][…], or 0
+  const int32_t* num_given = nullptr;  // [L][C]
+  const int64_t* turn = nullptr;       // [L][C] addresses of float [dim], or 0
+  const int32_t* outliers = nullptr;   // [L][C]
+  const int32_t* full = nullptr;       // [L][C][H] full pages; one more is under way
+  const int32_t* keep = nullptr;       // [L][C][H] full pages to read
+  const int64_t* scores = nullptr;     // [L][C][H] addresses of `full` numbers at least, where scores are kept, or 0
+  const uint8_t* fresh = nullptr;      // [L][C][H] whether to score now (and to keep it, where there is a place)
+  const int64_t* query = nullptr;      // [L][C] addresses of [Hq * dim], the query that last scored, where `alike`; or 0
 };
 
 // A layer's table in which the choosing (sequence, head) pairs have rows of their own: the chosen full pages in their order, then

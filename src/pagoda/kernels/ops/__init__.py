@@ -4,7 +4,6 @@ from ._table import LayerTable
 from .activation import activation
 from .add_sums import add_sums
 from .attention import paged_attention
-from .box_scores import box_scores
 from .close_gaps import close_gaps
 from .close_rows import close_rows
 from .copy_pages import copy_pages
@@ -24,6 +23,7 @@ from .moe_dispatch import moe_dispatch
 from .packed_embedding import packed_embedding
 from .packed_linear import packed_linear
 from .page_numbers import page_numbers
+from .page_scores import page_scores
 from .read_slots import read_slots
 from .rms_norm import rms_norm
 from .rotary import rotary
@@ -37,7 +37,6 @@ __all__ = [
     "LayerTable",
     "activation",
     "add_sums",
-    "box_scores",
     "close_gaps",
     "close_rows",
     "copy_pages",
@@ -57,6 +56,7 @@ __all__ = [
     "packed_embedding",
     "packed_linear",
     "page_numbers",
+    "page_scores",
     "paged_attention",
     "read_slots",
     "rms_norm",

@@ -1,9 +1,13 @@
-"""What a page selection is shown, and what all of them share: a budget in pages and the pages that are always read."""
+"""What a page selection is shown, and what all of them share: a budget in pages and the pages that are always read.
+
+A method says how it judges pages in one of two ways. With a `PageRule` the kernels score its marks: within the program
+of a step, or layer by layer with the same result (``score`` as it stands here). Or it writes a ``score`` of its own,
+and is asked between layers.
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,16 +15,26 @@ from ...core.errors import ConfigError
 from .base import Selection
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
     from torch import Tensor
+
+    from ...kernels.ops.page_scores import KeyPages, PageRule
+
+    Counts = npt.NDArray[np.int64]
+
+BFLOAT16, FLOAT32 = 2, 4
 
 
 @dataclass
 class Look:
     """One decode step of one sequence in one layer. H kv-heads, G query heads each, P full pages of the longest.
 
-    queries    float32 [H, G, D]       sketches  float32 [H, P, …]: what the policy noted of each full page
+    queries    float32 [H, G, D]       sketches  [H, P, …]: what the policy noted of each full page
     valid      bool [H, P]             scale     of the products
-    read_keys  () -> float32 [H, P, page_size, D]: the keys themselves, for methods that look at (parts of) them
+    held       full pages of each head
+    keys       where the keys are;     read_keys  () -> float32 [H, P, page_size, D]: them, for a score of one's own
     memory     the policy's own notes for this sequence and layer; ``below``: those of the layer below
     position   number of the newest token, whose query this is
     learned    what the method was calibrated to, ``[H, …]`` of this layer (with ``Need.CALIBRATION``)
@@ -32,6 +46,8 @@ class Look:
     valid: Tensor
     scale: float
     read_keys: Callable[[], Tensor]
+    held: list[int]
+    keys: KeyPages | None = None
     memory: dict[str, Tensor] = field(default_factory=dict)
     below: Mapping[str, Tensor] = field(default_factory=dict)
     position: int = 0
@@ -51,24 +67,9 @@ class PageSelection(Selection):
     remote: ClassVar[bool] = False
     """Whether sketches say all: each is made of its own page of its own head alone, once, and a step looks at no other
     keys than those that it reads. Only then pages may lie in a lower tier, and be noted before they go there."""
+    keeps_first: ClassVar[bool] = False
+    """Whether the first page is always read (and counts)."""
     pages: int | float = 0.25
-
-    def moved(self, keys: Tensor, gaps: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
-        """Keys float32 [H, K, page_size, D] of what a step reads, each page ``gaps`` [H, K] positions further on."""
-        return keys
-
-    def boxes(self, page_size: int) -> int:
-        """Boxes around keys (`kernels.ops.box_scores`) that a page's sketch ``[H, n, boxes, 2 D]`` holds, where their
-        bounds are the score; 0 where it is something else. With boxes a step is chosen without Python between layers.
-        """
-        return 0
-
-    @property
-    def steps_a_choice(self) -> int:
-        """Steps that one scoring serves, of a policy with boxes: ``memory["scores"]`` [H, P], pages that came since
-        counting 0, and ``memory["age"]``, steps it has served.
-        """
-        return 1
 
     def __post_init__(self) -> None:
         whole = isinstance(self.pages, int) and self.pages >= 1
@@ -76,23 +77,141 @@ class PageSelection(Selection):
         if not whole and not part:
             raise ConfigError(f"pages={self.pages!r}; give pages per head (from 1) or a share (0.0 < pages <= 1.0)")
 
+    def moved(self, keys: Tensor, gaps: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
+        """Keys float32 [H, K, page_size, D] of what a step reads, each page ``gaps`` [H, K] positions further on."""
+        return keys
+
+    # -- how many ------------------------------------------------------------------------------------------------------
+
     def num_pages(self, full: int) -> int:
         """Pages to read of ``full`` ones."""
         wanted = self.pages if isinstance(self.pages, int) else max(1, round(self.pages * full))
         return min(int(wanted), full)
 
-    def counts(self, full: Sequence[int], learned: Mapping[str, Tensor], layer: int) -> list[int]:
-        """Pages that each head of a layer reads of its ``full`` ones; ``learned`` ``[H, …]`` as in ``Look``."""
-        return [self.num_pages(num) for num in full]
+    def counts(self, full: Counts, learned: Mapping[str, Tensor]) -> Counts:
+        """int64 [L, H]: pages that each head reads of its ``full`` ones; ``learned`` ``[L, H, …]``."""
+        import numpy as np
 
-    @abstractmethod
+        sizes, which = np.unique(full, return_inverse=True)
+        return np.array([self.num_pages(int(size)) for size in sizes], np.int64)[which].reshape(full.shape)
+
+    def looks(self, learned: Mapping[str, Tensor]) -> Tensor | None:
+        """bool [L, H] (or [H]): heads that score; the others take the scores of the same head one layer below. None:
+        every head scores for itself.
+        """
+        return None
+
+    # -- what is noted of a page ---------------------------------------------------------------------------------------
+
+    def mark_bytes(self, page_size: int, dim: int) -> float:
+        """Bytes noted of a page (and of all of them, shared out among the pages)."""
+        return 0
+
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        """What is noted of pages when they are full: keys float32 [H, n, page_size, D] -> [H, n, …]."""
+        """What is noted of pages when they are full: keys float32 [H, n, page_size, D] -> [H, n, …], the rule's marks
+        where there is a rule. Nothing, as it stands here.
+        """
+        return keys[..., :0, 0]
 
     def sketch_as(self, keys: Tensor, memory: dict[str, Tensor], first: int, learned: Mapping[str, Tensor]) -> Tensor:
         """``sketch`` for methods that want to know which page of the head is the ``first``, or were calibrated."""
         return self.sketch(keys, memory)
 
-    @abstractmethod
+    # -- how pages are judged ------------------------------------------------------------------------------------------
+
+    def rule(self) -> PageRule | None:
+        """How the kernels judge pages; None: ``score`` does, in a way of its own."""
+        return None
+
+    def given(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> Tensor | None:
+        """What the rule is given in a layer: float32 [H, …], contiguous, the same tensor from step to step."""
+        return None
+
+    def turn(self, position: int, learned: Mapping[str, Tensor]) -> Tensor | None:
+        """float32 [L, D] (or [D]) by which a query at ``position`` is turned: cosines, then sines."""
+        return None
+
+    def num_outliers(self, full: int) -> int:
+        """Pages of ``full`` ones that go before all others (`page_scores`)."""
+        return 0
+
+    @property
+    def steps_a_choice(self) -> int:
+        """Steps that one scoring serves; pages that came since count 0."""
+        return 1
+
+    @property
+    def likeness(self) -> float:
+        """Cosine to the layer's query that last scored, above which its scores serve; 0: every query scores."""
+        return 0.0
+
+    @property
+    def persists(self) -> float:
+        """Share of the last step's scores that is added, of a method whose heads vote: all of a layer read the same.
+        Below 0: they do not.
+        """
+        return -1.0
+
     def score(self, look: Look) -> Tensor:
         """float32 [H, P]: the higher, the sooner a page is read."""
+        from ...kernels.ops import page_scores
+
+        rule, memory, (heads, pages) = self.rule(), look.memory, look.valid.shape
+        assert rule is not None, f"{type(self).__name__} has neither a rule nor a score"
+        if self._serves(look):
+            return kept(memory, "scores", (heads,), pages)[:, :pages].clone()
+        found = page_scores(
+            look.queries,
+            rule,
+            None if rule.marks == "keys" else look.sketches,
+            look.held,
+            scale=look.scale,
+            given=self.given(memory, look.learned),
+            turn=self.turn(look.position, look.learned),
+            outliers=self.num_outliers(pages),
+            keys=look.keys if rule.marks == "keys" else None,
+        )
+        if self.persists >= 0:
+            votes = kept(memory, "votes", (), pages, found.device)
+            votes *= self.persists
+            for one in found:
+                votes[:pages] += one
+            return votes[:pages].expand(heads, pages).clone()
+        looks = self.looks(look.learned)
+        if looks is not None:
+            below = look.below["scores"][:, :pages] if look.below else found.new_zeros(())
+            found = found.where(looks[:, None].to(found.device), below)
+        if looks is not None or self.steps_a_choice > 1 or self.likeness > 0:
+            kept(memory, "scores", (heads,), pages, found.device)[:, :pages] = found
+        return found
+
+    def _serves(self, look: Look) -> bool:
+        """Whether kept scores serve this step; else what is to be remembered of it is."""
+        memory = look.memory
+        if self.steps_a_choice > 1:
+            age = memory.setdefault("age", look.queries.new_zeros((), device="cpu"))
+            fresh = int(age) % self.steps_a_choice == 0
+            age += 1 if not fresh else 1 - int(age)
+            return not fresh
+        if self.likeness > 0:
+            query = look.queries.flatten().double()
+            last = memory.setdefault("query", look.queries.new_zeros(query.shape)).double()
+            if float(query @ last) > self.likeness * float(query.norm() * last.norm()) > 0:
+                return True
+            memory["query"].copy_(query)
+        return False
+
+
+def kept(
+    memory: dict[str, Tensor], name: str, rows: tuple[int, ...], pages: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """float32 [*rows, at least ``pages``] in a policy's notes: what is not known yet is 0."""
+    import torch
+
+    held = memory.get(name)
+    if held is None or held.shape[-1] < pages:
+        grown = torch.zeros(*rows, pages + pages // 4 + 4, device=device)
+        if held is not None:
+            grown[..., : held.shape[-1]] = held
+        memory[name] = held = grown
+    return held

@@ -18,3 +18,11 @@ def turn(x: Tensor, by: Tensor, freq: Tensor) -> Tensor:
     cos, sin = angles.cos(), angles.sin()
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def angles(by: int, freq: Tensor) -> Tensor:
+    """float32 [..., D]: cosines and sines of ``by`` positions at frequencies ``freq`` [..., D / 2]."""
+    import torch
+
+    found = by * freq
+    return torch.cat([found.cos(), found.sin()], -1)

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least
-from ._pages import Look, PageSelection
-from ._rotary import turn
+from ._pages import PageSelection
+from ._rotary import angles, turn
 from .base import Need
+
+CODE_BYTES = 2
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...kernels.ops.page_scores import PageRule
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,19 @@ class A2ATS(PageSelection):
         super().__post_init__()
         at_least("distance", self.distance, 0)
 
-    def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        raise AssertionError("see sketch_as")
+    def mark_bytes(self, page_size: int, dim: int) -> float:
+        return page_size * CODE_BYTES
+
+    def rule(self) -> PageRule:
+        from ...kernels.ops.page_scores import PageRule
+
+        return PageRule("codes", "turn", "peak")
+
+    def given(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> Tensor:
+        return learned["codes"]
+
+    def turn(self, position: int, learned: Mapping[str, Tensor]) -> Tensor:
+        return angles(self.distance - position, learned["freq"][..., 0, :])
 
     def sketch_as(self, keys: Tensor, memory: dict[str, Tensor], first: int, learned: Mapping[str, Tensor]) -> Tensor:
         import torch
@@ -43,13 +58,7 @@ class A2ATS(PageSelection):
         heads, pages, size, width = keys.shape
         at = torch.arange(first * size, (first + pages) * size, device=keys.device)
         still = turn(keys.view(heads, -1, width), -at, learned["freq"])
-        return nearest(still, learned).view(heads, pages, size).to(torch.uint8)
-
-    def score(self, look: Look) -> Tensor:
-        queries = turn(look.queries, look.queries.new_tensor([self.distance - look.position]), look.learned["freq"])
-        scores = queries @ look.learned["codes"].to(queries.device).transpose(1, 2) * look.scale  # [H, G, C]
-        shares = (scores - scores.amax(-1, keepdim=True)).exp().amax(1)
-        return shares.gather(1, look.sketches.flatten(1).long()).view(look.sketches.shape).sum(-1)
+        return nearest(still, learned).view(heads, pages, size).to(torch.int16)
 
 
 def nearest(still: Tensor, learned: Mapping[str, Tensor]) -> Tensor:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least
-from ._pages import Look, PageSelection
+from ._pages import FLOAT32, PageSelection
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROUNDS = 6
+    from ...kernels.ops.page_scores import PageRule
+
+ROUNDS, MOST_CLUSTERS = 6, 32768
+CODE_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -30,21 +34,25 @@ class ClusterKV(PageSelection):
         super().__post_init__()
         at_least("tokens_per_cluster", self.tokens_per_cluster, 1)
 
-    def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        flat = keys.flatten(1, 2)
-        if "centers" not in memory:
-            memory["centers"] = centers(flat, max(1, flat.shape[1] // self.tokens_per_cluster))
-        return assign(flat, memory["centers"]).view(keys.shape[:3]).float()
+    def mark_bytes(self, page_size: int, dim: int) -> float:
+        return page_size * (CODE_BYTES + dim * FLOAT32 / self.tokens_per_cluster)
 
-    def score(self, look: Look) -> Tensor:
+    def rule(self) -> PageRule:
+        from ...kernels.ops.page_scores import PageRule
+
+        return PageRule("codes", weigh="peak")
+
+    def given(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> Tensor:
+        return memory["centers"]
+
+    def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
         import torch
 
-        scores = look.queries @ look.memory["centers"].transpose(1, 2) * look.scale  # [H, G, C]
-        shares = (scores - scores.amax(-1, keepdim=True)).exp().amax(1)
-        sums = shares.double().gather(1, look.sketches.flatten(1).long()).view(look.sketches.shape).sum(-1)
-        # Pages with tokens of the same clusters are worth the same: the newest of them goes first, not the last bit.
-        newest = torch.arange(sums.shape[-1], device=sums.device, dtype=sums.dtype)
-        return sums.round(decimals=5) + 1e-9 * newest
+        flat = keys.flatten(1, 2)
+        if "centers" not in memory:
+            num = min(MOST_CLUSTERS, max(1, flat.shape[1] // self.tokens_per_cluster))
+            memory["centers"] = centers(flat, num).contiguous()
+        return assign(flat, memory["centers"]).view(keys.shape[:3]).to(torch.int16)
 
 
 def centers(keys: Tensor, num: int) -> Tensor:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least
-from ._pages import Look, PageSelection
+from ._pages import BFLOAT16, PageSelection
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...kernels.ops.page_scores import PageRule
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,21 @@ class Loki(PageSelection):
         super().__post_init__()
         at_least("rank", self.rank, 1)
 
+    def mark_bytes(self, page_size: int, dim: int) -> float:
+        return page_size * min(self.rank, dim) * BFLOAT16
+
+    def rule(self) -> PageRule:
+        from ...kernels.ops.page_scores import PageRule
+
+        return PageRule("columns", "project")
+
+    def given(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> Tensor:
+        return memory["basis"]
+
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
         if "basis" not in memory:
-            flat = keys.flatten(1, 2)
-            _, vectors = _eigh(flat)
-            memory["basis"] = vectors[..., -self.rank :]
-        return keys @ memory["basis"][:, None]
-
-    def score(self, look: Look) -> Tensor:
-        heads, pages, size, rank = look.sketches.shape
-        q = look.queries @ look.memory["basis"]
-        logits = q @ look.sketches.reshape(heads, pages * size, rank).transpose(1, 2)
-        return logits.amax(1).view(heads, pages, size).amax(-1)
+            memory["basis"] = _eigh(keys.flatten(1, 2))[1][..., -self.rank :].contiguous()
+        return (keys @ memory["basis"][:, None]).transpose(2, 3).bfloat16()  # [H, n, rank, page_size]
 
 
 def _eigh(flat: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._pages import Look, PageSelection
-from ._rotary import turn
+from ._pages import BFLOAT16, PageSelection
+from ._rotary import angles, turn
 from .base import Need
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...kernels.ops.page_scores import PageRule
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class LongCache(PageSelection):
     longer than what is read, however long the context (position reassignment). Frequencies come from ``pagoda calibrate
     longcache MODEL``.
 
+    Keys without positions are held a second time, in bfloat16 and channel by channel, to be looked at.
+
     Deviations: a page stands for the paper's segment around a chosen token, a head chooses for its group alone, and in
     the prompt everything is read with true positions: only decode steps choose.
     """
@@ -29,22 +33,26 @@ class LongCache(PageSelection):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
     whole: ClassVar[str] = "it takes a key's position from its place, which an eviction changes"
     moves: ClassVar[bool] = True
+    keeps_first: ClassVar[bool] = True
 
-    def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        return keys[..., :0, 0]
+    def mark_bytes(self, page_size: int, dim: int) -> float:
+        return page_size * dim * BFLOAT16
 
-    def score(self, look: Look) -> Tensor:
+    def rule(self) -> PageRule:
+        from ...kernels.ops.page_scores import PageRule
+
+        return PageRule("columns", "turn")
+
+    def turn(self, position: int, learned: Mapping[str, Tensor]) -> Tensor:
+        return angles(-position, _frequencies(learned))
+
+    def sketch_as(self, keys: Tensor, memory: dict[str, Tensor], first: int, learned: Mapping[str, Tensor]) -> Tensor:
         import torch
 
-        keys = look.read_keys()
         heads, pages, size, width = keys.shape
-        at = torch.arange(pages * size, device=keys.device)
-        freq = _frequencies(look.learned)
-        still = turn(keys.reshape(heads, -1, width), -at, freq)
-        queries = turn(look.queries, look.queries.new_tensor([-look.position]), freq)
-        scores = (queries @ still.transpose(1, 2)).view(heads, -1, pages, size).amax((1, 3))
-        scores[:, 0] = torch.inf
-        return scores
+        at = torch.arange(first * size, (first + pages) * size, device=keys.device)
+        still = turn(keys.reshape(heads, -1, width), -at, _frequencies(learned))
+        return still.view(keys.shape).transpose(2, 3).bfloat16()  # [H, n, D, page_size]
 
     def moved(self, keys: Tensor, gaps: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
         heads, pages, size, width = keys.shape

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ...core.errors import ConfigError
 from ._budget import at_least
-from ._pages import Look, PageSelection
+from ._pages import FLOAT32, PageSelection
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...kernels.ops.page_scores import PageRule
 
 
 @dataclass(frozen=True)
@@ -33,35 +35,29 @@ class LServe(PageSelection):
         at_least("part", self.part, 1)
         at_least("reuse", self.reuse, 1)
 
-    def boxes(self, page_size: int) -> int:
-        if page_size % self.part:
-            raise ConfigError(f"lserve(part={self.part}) does not divide pages of {page_size} slots; give a divisor")
-        return page_size // self.part
-
     @property
     def steps_a_choice(self) -> int:
         return self.reuse
+
+    def mark_bytes(self, page_size: int, dim: int) -> float:
+        return self._parts(page_size) * 2 * dim * FLOAT32
+
+    def rule(self) -> PageRule:
+        from ...kernels.ops.page_scores import PageRule
+
+        return PageRule("rows", "split")
 
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
         import torch
 
         heads, pages, size, width = keys.shape
-        parts = keys.view(heads, pages, self.boxes(size), self.part, width)
+        parts = keys.view(heads, pages, self._parts(size), self.part, width)
         return torch.cat([parts.amax(3), parts.amin(3)], -1)  # [H, n, parts, 2 D]
 
-    def score(self, look: Look) -> Tensor:
-        from torch.nn.functional import pad
-
-        from ...kernels.ops import box_scores
-
-        age = look.memory.get("age")
-        if age is not None and int(age) < self.reuse:
-            age += 1
-            known = look.memory["scores"]
-            return pad(known, (0, look.valid.shape[1] - known.shape[1]))
-        bound = box_scores(look.queries, look.sketches)
-        look.memory["scores"], look.memory["age"] = bound.clone(), bound.new_ones(())
-        return bound
+    def _parts(self, page_size: int) -> int:
+        if page_size % self.part:
+            raise ConfigError(f"lserve(part={self.part}) does not divide pages of {page_size} slots; give a divisor")
+        return page_size // self.part
 
 
 POLICY = LServe

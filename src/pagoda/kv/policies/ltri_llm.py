@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, share
-from ._pages import Look, PageSelection
+from ._pages import FLOAT32, PageSelection
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...kernels.ops.page_scores import PageRule
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class LtriLLM(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.04757"
+    keeps_first: ClassVar[bool] = True
     whole: ClassVar[str] = "a span is a stretch of the text, which an eviction tears apart differently in each head"
     longest: int = 4
     persist: float = 0.5
@@ -34,29 +37,26 @@ class LtriLLM(PageSelection):
         at_least("longest", self.longest, 1)
         share("persist", self.persist)
 
+    @property
+    def persists(self) -> float:
+        return self.persist
+
+    def mark_bytes(self, page_size: int, dim: int) -> float:
+        return dim * FLOAT32
+
+    def rule(self) -> PageRule:
+        from ...kernels.ops.page_scores import PageRule
+
+        return PageRule("rows", weigh="softmax", sum_heads=True)
+
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        """The mean key of each page's span: [H, n, D]."""
+        """The mean key of each page's span: [H, n, 1, D]. Pages of a span are worth the same; the earlier go first."""
         import torch
 
         means = keys.mean(2)
         starts = torch.tensor(spans(affinity(means), self.longest), device=keys.device)
         sums = torch.zeros_like(means).index_add_(1, starts, means)
-        return (sums / torch.bincount(starts, minlength=len(starts)).clamp(min=1)[:, None])[:, starts]
-
-    def score(self, look: Look) -> Tensor:
-        import torch
-        from torch.nn.functional import pad
-
-        products = (look.queries @ look.sketches.transpose(1, 2)).flatten(0, 1) * look.scale  # [H * G, P]
-        votes = products.masked_fill(~look.valid.all(0), -torch.inf).softmax(-1).sum(0)
-        before = look.memory.get("votes")
-        if before is not None:
-            votes = votes + self.persist * pad(before, (0, len(votes) - len(before)))
-        look.memory["votes"] = votes
-        earlier = 1 - 1e-6 * torch.arange(len(votes), device=votes.device)  # pages of a span have equal votes
-        ranked = votes * earlier
-        ranked[0] += ranked.amax() + 1  # the first tokens, as the paper's initial ones, are always there
-        return ranked.expand(look.valid.shape).clone()
+        return (sums / torch.bincount(starts, minlength=len(starts)).clamp(min=1)[:, None])[:, starts, None]
 
 
 def affinity(means: Tensor) -> Tensor:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import share
-from ._pages import Look, PageSelection
+from ._pages import PageSelection
 from .base import Need
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...kernels.ops.page_scores import PageRule
+    from ._pages import Counts
 
 
 @dataclass(frozen=True)
@@ -33,38 +36,19 @@ class LycheeDecode(PageSelection):
         super().__post_init__()
         share("retrieval", self.retrieval)
 
-    def counts(self, full: Sequence[int], learned: Mapping[str, Tensor], layer: int) -> list[int]:
-        looks = self._retrieves(learned)
-        return [num if look else self.num_pages(num) for num, look in zip(full, looks, strict=True)]
+    def counts(self, full: Counts, learned: Mapping[str, Tensor]) -> Counts:
+        import numpy as np
 
-    def _retrieves(self, learned: Mapping[str, Tensor]) -> list[bool]:
-        """Whether each head of a layer is a retrieval head. ``ranks`` [H]: share of the heads above the first layer
-        whose gate is higher; below 0 in the first.
-        """
-        return (learned["ranks"] < self.retrieval).tolist()
+        return np.where(self.looks(learned).numpy(), full, super().counts(full, learned))
 
-    def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        return keys[..., :0, 0]
+    def looks(self, learned: Mapping[str, Tensor]) -> Tensor:
+        """``ranks`` [L, H]: share of the heads above the first layer whose gate is higher; below 0 in the first."""
+        return learned["ranks"] < self.retrieval
 
-    def score(self, look: Look) -> Tensor:
-        import torch
+    def rule(self) -> PageRule:
+        from ...kernels.ops.page_scores import PageRule
 
-        chooses = torch.tensor(self._retrieves(look.learned), device=look.valid.device)
-        wanted = look.below.get("wanted")
-        if wanted is None or bool(chooses.all()):
-            wanted = look.queries.new_zeros(look.valid.shape)
-        if bool(chooses.any()):
-            wanted = torch.where(chooses[:, None], _attention(look), wanted)
-        look.memory["wanted"] = wanted
-        return wanted.clone()
-
-
-def _attention(look: Look) -> Tensor:
-    """float32 [H, P]: what the query gives to each full page, summed over the group's heads."""
-    keys = look.read_keys()
-    logits = look.queries @ keys.flatten(1, 2).transpose(1, 2) * look.scale
-    total: Tensor = logits.softmax(-1).sum(1).view(keys.shape[:3]).sum(-1)
-    return total
+        return PageRule("keys", weigh="softmax", sum_heads=True)
 
 
 POLICY = LycheeDecode

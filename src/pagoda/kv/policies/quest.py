@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._pages import Look, PageSelection
+from ._pages import FLOAT32, PageSelection
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...kernels.ops.page_scores import PageRule
 
 
 @dataclass(frozen=True)
@@ -22,18 +24,18 @@ class Quest(PageSelection):
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.10774"
     remote: ClassVar[bool] = True
 
-    def boxes(self, page_size: int) -> int:
-        return 1
+    def mark_bytes(self, page_size: int, dim: int) -> float:
+        return 2 * dim * FLOAT32
+
+    def rule(self) -> PageRule:
+        from ...kernels.ops.page_scores import PageRule
+
+        return PageRule("rows", "split")
 
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
         import torch
 
         return torch.cat([keys.amax(2), keys.amin(2)], -1)[:, :, None]  # [H, n, 1, 2 D]
-
-    def score(self, look: Look) -> Tensor:
-        from ...kernels.ops import box_scores
-
-        return box_scores(look.queries, look.sketches)
 
 
 POLICY = Quest

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import share
-from ._pages import Look, PageSelection
+from ._pages import FLOAT32, PageSelection
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...kernels.ops.page_scores import PageRule
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,24 @@ class ShadowKV(PageSelection):
         super().__post_init__()
         share("outliers", self.outliers)
 
+    def mark_bytes(self, page_size: int, dim: int) -> float:
+        return (dim + 1) * FLOAT32
+
+    def rule(self) -> PageRule:
+        from ...kernels.ops.page_scores import PageRule
+
+        return PageRule("rows", weigh="softmax")
+
+    def num_outliers(self, full: int) -> int:
+        return int(self.outliers * self.num_pages(full))
+
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
         import torch
         from torch.nn.functional import cosine_similarity
 
         mean = keys.mean(2)
         alike = cosine_similarity(keys, mean[:, :, None], dim=-1).amin(-1)
-        return torch.cat([mean, alike[..., None]], -1)  # [H, n, D + 1]
-
-    def score(self, look: Look) -> Tensor:
-        landmarks, alike = look.sketches[..., :-1], look.sketches[..., -1]
-        logits = look.queries @ landmarks.transpose(1, 2) * look.scale
-        votes = logits.masked_fill(~look.valid[:, None], -1e30).softmax(-1).amax(1)
-        count = int(self.outliers * self.num_pages(look.valid.shape[1]))
-        if count:
-            odd = alike.masked_fill(~look.valid, 2.0).topk(count, dim=1, largest=False).indices
-            votes = votes.scatter_add(1, odd, votes.new_full(odd.shape, 2.0))
-        return votes
+        return torch.cat([mean, alike[..., None]], -1)[:, :, None]  # [H, n, 1, D + 1]
 
 
 POLICY = ShadowKV

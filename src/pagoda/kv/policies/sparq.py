@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least
-from ._pages import Look, PageSelection
+from ._pages import BFLOAT16, PageSelection
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ...kernels.ops.page_scores import PageRule
 
 
 @dataclass(frozen=True)
 class SparQ(PageSelection):
     """Approximate attention from the ``rank`` channels in which the group's queries are largest (section 4, step 1),
     summed over each page.
+
+    Keys are held a second time, channel by channel (section 4.1), in bfloat16: what is looked at lies side by side.
 
     Deviations: pages are fetched, not single tokens; what is not fetched is left out, where the paper adds the mean
     value in its place (step 3).
@@ -28,20 +32,16 @@ class SparQ(PageSelection):
         super().__post_init__()
         at_least("rank", self.rank, 1)
 
-    def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        return keys[..., :0, 0]
+    def mark_bytes(self, page_size: int, dim: int) -> float:
+        return page_size * dim * BFLOAT16
 
-    def score(self, look: Look) -> Tensor:
-        q = look.queries
-        best = q.abs().sum(1).topk(min(self.rank, q.shape[-1]), dim=-1).indices  # [H, rank]
-        keys = look.read_keys()
-        heads, pages, size, _ = keys.shape
-        part = keys.gather(-1, best[:, None, None].expand(heads, pages, size, -1))
-        few = q.gather(-1, best[:, None].expand(-1, q.shape[1], -1))
-        covered = few.abs().sum(-1, keepdim=True) / q.abs().sum(-1, keepdim=True).clamp(min=1e-9)
-        logits = (few / covered.sqrt() * look.scale) @ part.flatten(1, 2).transpose(1, 2)
-        hidden = ~look.valid.repeat_interleave(size, 1)[:, None]
-        return logits.masked_fill(hidden, -1e30).softmax(-1).sum(1).view(heads, pages, size).sum(-1)
+    def rule(self) -> PageRule:
+        from ...kernels.ops.page_scores import PageRule
+
+        return PageRule("columns", "thin", "softmax", sum_heads=True, rank=self.rank)
+
+    def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        return keys.transpose(2, 3).bfloat16()  # [H, n, D, page_size]
 
 
 POLICY = SparQ

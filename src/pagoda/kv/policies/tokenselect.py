@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import share
-from ._pages import Look, PageSelection
+from ._pages import PageSelection
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ...kernels.ops.page_scores import PageRule
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,14 @@ class TokenSelect(PageSelection):
         super().__post_init__()
         share("alike", self.alike)
 
-    def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        return keys[..., :0, 0]
+    @property
+    def likeness(self) -> float:
+        return self.alike
 
-    def score(self, look: Look) -> Tensor:
-        from torch.nn.functional import cosine_similarity, pad
+    def rule(self) -> PageRule:
+        from ...kernels.ops.page_scores import PageRule
 
-        flat, before = look.queries.flatten(), look.memory.get("query")
-        if before is not None and float(cosine_similarity(flat, before, dim=0)) > self.alike:
-            known = look.memory["votes"]
-            return pad(known, (0, look.valid.shape[1] - known.shape[1]))
-        keys = look.read_keys()
-        heads, pages, size, _ = keys.shape
-        logits = look.queries @ keys.flatten(1, 2).transpose(1, 2) * look.scale
-        hidden = ~look.valid.repeat_interleave(size, 1)[:, None]
-        votes = logits.masked_fill(hidden, -1e30).softmax(-1).sum(1).view(heads, pages, size).sum(-1)
-        look.memory["query"], look.memory["votes"] = flat, votes
-        return votes
+        return PageRule("keys", weigh="softmax", sum_heads=True)
 
 
 POLICY = TokenSelect

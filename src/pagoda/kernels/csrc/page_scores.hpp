@@ -1,0 +1,104 @@
+// How much each full page of a head promises the queries of its group, without attending to it (ops/page_scores.py has the contract).
+//
+//   marks     rows     float [page][mark][stride]   bounds of boxes, mean keys            product of a query with each mark
+//             columns  bfloat16 [page][channel][slot]   some numbers of every key         with each slot
+//             codes    int16 [page][slot]   which of `given` [codes][width] is near       with each of `given`, looked up by slot
+//             keys     the keys in the page                                               with each slot
+//   weigh     product: the largest of a page is its score. softmax: over all of a head's. peak: e^(x - the head's largest).
+//             Then heads are taken together (sum or largest), and a page is worth the sum over its slots.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "dtype.hpp"
+#include "isa.hpp"
+#include "page_shape.hpp"
+
+namespace pagoda {
+
+enum class Marks : int32_t { rows = 0, columns = 1, codes = 2, keys = 3 };
+// What becomes of a query first: nothing; max(q, 0) beside min(q, 0); its product with `given` [dim][width]; a turn by `turn`; its `rank`
+// channels that are largest over the group.
+enum class Query : int32_t { plain = 0, split = 1, project = 2, turn = 3, thin = 4 };
+enum class Weigh : int32_t { product = 0, softmax = 1, peak = 2 };
+
+// The same for all pages that a policy judges; int32 numbers side by side, as Python writes them.
+struct PageRule {
+  int32_t marks = 0, query = 0, weigh = 0, sum_heads = 0;
+  int32_t per_page = 1;    // marks, codes or slots of a page
+  int32_t stride = 0;      // rows: numbers between two marks; columns: channels that are kept
+  int32_t rank = 0;        // of Query::thin
+  int32_t first_page = 0;  // whether the first page is always read; scores do not say so
+
+  Marks kind() const { return Marks(marks); }
+  // Numbers of a prepared query.
+  int64_t width(int64_t dim) const {
+    switch (Query(query)) {
+      case Query::split: return 2 * dim;
+      case Query::project: return stride;
+      case Query::thin: return rank < dim ? rank : dim;
+      default: return dim;
+    }
+  }
+  int64_t mark_bytes() const {  // of a page
+    const int64_t numbers = int64_t{per_page} * stride;
+    return kind() == Marks::rows ? 4 * numbers : kind() == Marks::columns ? 2 * numbers : kind() == Marks::codes ? 2 * per_page : 0;
+  }
+};
+
+struct PageScoreArgs {
+  PageRule rule;
+  int64_t heads = 0, dim = 0, pages = 0;  // of the group, of a query, full pages
+  float scale = 1.0f;                     // > 0, of the products where they are weighed
+  const char* marks = nullptr;
+  const float* given = nullptr;  // Query::project: [dim][width]; Marks::codes: [num_given][width]
+  int64_t num_given = 0;
+  const float* turn = nullptr;  // [dim / 2] cosines, then sines
+  int64_t outliers = 0;         // so many pages of the smallest number behind a mark's own go before all others
+  // Marks::keys: the storage, and the pages' ids (less `offset`), which were checked.
+  const char* storage = nullptr;
+  int64_t num_pages = 0;
+  PageShape shape;
+  const int32_t* ids = nullptr;
+  int64_t offset = 0;
+  float* out = nullptr;  // [pages]
+
+  int64_t given_numbers() const {  // of one kv-head
+    if (rule.kind() == Marks::codes) return num_given * rule.width(dim);
+    return Query(rule.query) == Query::project ? dim * rule.stride : 0;
+  }
+};
+
+// std::out_of_range for a page, `offset` further than its id, that is not there.
+void check_pages(const int32_t* ids, int64_t count, int64_t offset, int64_t num_pages);
+
+// float32 or bfloat16 as floats.
+void read_numbers(const void* from, Dtype dtype, int64_t count, float* out);
+
+// Queries `dtype` [heads][dim], `q_stride` numbers apart.
+void score_pages(const PageScoreArgs& args, const void* queries, Dtype dtype, int64_t q_stride, const std::string& isa);
+
+// What a body is given: prepared queries [heads][width]; `channels` [width] of those that are kept, or null: the first ones;
+// room for numbers.
+struct PreparedQueries {
+  const float* queries = nullptr;
+  int64_t width = 0;
+  bool are_bf16 = false;  // all of them numbers of bfloat16
+  const int32_t* channels = nullptr;
+  float* room = nullptr;
+};
+
+constexpr int64_t kPageScorePad = 64;  // numbers behind a head's, which a body may write
+
+// Products that a body keeps for each head.
+inline int64_t products_of(const PageScoreArgs& a) {
+  return a.rule.kind() == Marks::codes ? a.num_given : a.pages * a.rule.per_page;
+}
+inline int64_t page_score_room(const PageScoreArgs& a) {
+  return (a.heads + 1) * (products_of(a) + 2 * kPageScorePad) + a.rule.per_page * (a.dim + kPageScorePad) + a.heads * (a.dim + kPageScorePad);
+}
+
+PAGODA_DECLARE_BODIES(void, run_page_scores, (const PageScoreArgs&, const PreparedQueries&))
+
+}  // namespace pagoda

@@ -1,0 +1,247 @@
+"""How much each full page of a head promises the queries of its group: what page selections choose by.
+
+What is looked at of a page, its *marks*, is small: the corners of boxes around its keys, their mean, a few numbers of
+each key, the number of each key's codeword; or it is the keys themselves. A product with each mark either is the score
+(the page's largest counts), or is weighed against those of all pages first::
+
+    product    the largest of the page's products and the group's heads
+    softmax    over all marks of a head, heads summed (or the largest of them), summed over the page
+    peak       e^(product - the head's largest), the same
+
+Papers: Quest (arXiv:2406.10774, section 3.3), LServe (arXiv:2502.14866, 3.5), Loki (arXiv:2406.02542), SparQ
+(arXiv:2312.04985), ShadowKV (arXiv:2410.21465), TokenSelect (arXiv:2411.02886), ClusterKV (arXiv:2412.03213), and more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..case import Make, cross
+from ..dispatch import Needs, Op
+from ..layout import PageLayout
+from ._paged import gather
+
+MARKS = ("rows", "columns", "codes", "keys")
+QUERIES = ("plain", "split", "project", "turn", "thin")
+WEIGHS = ("product", "softmax", "peak")
+
+
+@dataclass(frozen=True, slots=True)
+class PageRule:
+    """How pages are judged. H kv-heads, P pages of B marks (or slots), W numbers in a mark.
+
+    marks   rows     float32 ``[H, P, B, W]``
+            columns  bfloat16 ``[H, P, W, B]``: channel by channel, which is how they are read; a mark for every slot
+            codes    int16 ``[H, P, B]``: the number of each slot's vector in ``given [H, C, W]``
+            keys     the keys in the pages
+    query   plain    as it is, W = D              split    max(q, 0) beside min(q, 0), W = 2 D
+            project  times ``given [H, D, W]``    turn     rotated by ``turn``, W = D
+            thin     its ``rank`` channels that are largest over the group, grown by the root of the share of the query
+                     that they are; of columns of all channels
+    weigh   product (not of keys or codes), softmax or peak; then heads are summed, or the largest of them counts
+    """
+
+    marks: Literal["rows", "columns", "codes", "keys"] = "rows"
+    query: Literal["plain", "split", "project", "turn", "thin"] = "plain"
+    weigh: Literal["product", "softmax", "peak"] = "product"
+    sum_heads: bool = False
+    rank: int = 0
+
+    def numbers(self, marks: Tensor | None, page_size: int, first_page: bool = False) -> list[int]:
+        """As `csrc/page_scores.hpp` reads it."""
+        per_page, stride = page_size, 0
+        if self.marks == "rows":
+            assert marks is not None
+            per_page, stride = marks.shape[2], marks.shape[3]
+        elif self.marks == "columns":
+            assert marks is not None
+            stride, per_page = marks.shape[2], marks.shape[3]
+        kinds = MARKS.index(self.marks), QUERIES.index(self.query), WEIGHS.index(self.weigh)
+        return [*kinds, self.sum_heads, per_page, stride, self.rank, first_page]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPages:
+    """Where the keys of a head's pages are: ids int32 ``[H, P]`` in ``pages``."""
+
+    pages: Tensor
+    layout: PageLayout
+    ids: Tensor
+
+
+def page_scores(
+    queries: Tensor,
+    rule: PageRule,
+    marks: Tensor | None,
+    held: Sequence[int],
+    *,
+    scale: float = 1.0,
+    given: Tensor | None = None,
+    turn: Tensor | None = None,
+    outliers: int = 0,
+    keys: KeyPages | None = None,
+) -> Tensor:
+    """queries float32 ``[H, G, D]``, marks as ``rule`` says (P pages) -> float32 ``[H, P]``; what lies behind the
+    ``held[h]`` pages of a head is 0.
+
+    scale     above 0; of products that are weighed
+    turn      float32 ``[D]``: cosines of the D / 2 angles, then their sines; channel i turns with channel i + D / 2
+    outliers  so many pages whose last number of a row, one more than W, is smallest get 2 more (softmax or peak)
+    keys      in place of ``marks``. Raises IndexError for a page that does not exist.
+    """
+    key = queries.device.type
+    run = _OP.chosen.get(key) or _OP.resolve(key, Needs(key, (queries.dtype,)))
+    out: Tensor = run(queries, rule, marks, held, scale=scale, given=given, turn=turn, outliers=outliers, keys=keys)
+    return out
+
+
+def reference(
+    queries: Tensor,
+    rule: PageRule,
+    marks: Tensor | None,
+    held: Sequence[int],
+    *,
+    scale: float = 1.0,
+    given: Tensor | None = None,
+    turn: Tensor | None = None,
+    outliers: int = 0,
+    keys: KeyPages | None = None,
+) -> Tensor:
+    q, channels = _prepared(queries, rule, given, turn)
+    heads, group, width = q.shape
+    if rule.marks == "keys":
+        assert keys is not None
+        vectors = gather(keys.pages, keys.layout, keys.ids, torch.float32)[0]
+        pages, per_page = keys.ids.shape[1], keys.layout.page_size
+    elif rule.marks == "codes":
+        assert marks is not None
+        assert given is not None
+        vectors, (pages, per_page) = given, marks.shape[1:]
+    elif rule.marks == "rows":
+        assert marks is not None
+        pages, per_page = marks.shape[1:3]
+        vectors = marks[..., :width].flatten(1, 2)
+    else:
+        assert marks is not None
+        columns = marks.float()
+        if channels is not None:
+            index = channels[:, None, :, None].expand(heads, columns.shape[1], width, columns.shape[3])
+            columns = columns.gather(2, index)
+        pages, per_page = columns.shape[1], columns.shape[3]
+        vectors = columns.transpose(2, 3).flatten(1, 2)
+    there = torch.arange(pages, device=q.device) < torch.tensor(held, device=q.device)[:, None]  # [H, P]
+    if not pages:
+        return q.new_zeros(heads, 0)
+    products = q @ vectors.transpose(1, 2)  # [H, G, P * B], or [H, G, C]
+    if rule.weigh == "product":
+        return products.view(heads, group, pages, per_page).amax((1, 3)).masked_fill(~there, 0)
+    if rule.marks != "codes":
+        products = products.masked_fill(~there.repeat_interleave(per_page, 1)[:, None], -torch.inf)
+    shares = (products - products.amax(-1, keepdim=True).clamp(min=-3e38)) * scale
+    shares = shares.exp()
+    if rule.weigh == "softmax":
+        shares = shares / shares.sum(-1, keepdim=True)
+    worth = shares.sum(1) if rule.sum_heads else shares.amax(1)
+    if rule.marks == "codes":
+        assert marks is not None
+        worth = worth.double().gather(1, marks.flatten(1).long())  # pages of the same codes are worth the same
+    scores = worth.view(heads, pages, per_page).sum(-1).float().masked_fill(~there, 0)
+    if outliers:
+        assert marks is not None
+        odd = marks[:, :, 0, -1].masked_fill(~there, torch.inf).sort(dim=1, stable=True).indices[:, :outliers]
+        scores = scores.scatter_add(1, odd, scores.new_full(odd.shape, 2.0)).masked_fill(~there, 0)
+    return scores
+
+
+def _prepared(
+    queries: Tensor, rule: PageRule, given: Tensor | None, turn: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Queries [H, G, W], and the channels [H, W] that they are of where not all are."""
+    if rule.query == "split":
+        return torch.cat([queries.clamp(min=0), queries.clamp(max=0)], -1), None
+    if rule.query == "project":
+        assert given is not None
+        return queries @ given, None
+    if rule.query == "turn":
+        assert turn is not None
+        cos, sin = turn.chunk(2)
+        a, b = queries.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1), None
+    if rule.query == "thin":
+        size = queries.abs()
+        order = size.sum(1).sort(dim=-1, descending=True, stable=True).indices
+        best = order[:, : rule.rank].sort(dim=-1).values  # [H, rank]
+        few = queries.gather(-1, best[:, None].expand(-1, queries.shape[1], -1))
+        covered = (few.abs().sum(-1, keepdim=True) / size.sum(-1, keepdim=True).clamp(min=1e-9)).sqrt()
+        return torch.where(covered > 0, few / covered, 0.0), best
+    return queries, None
+
+
+_OP = Op("page_scores", reference)
+TOLERANCE = {torch.float32: (2e-5, 2e-5)}
+
+
+def _case(
+    make: Make,
+    rule: PageRule,
+    pages: int,
+    heads: int = 2,
+    group: int = 7,
+    dim: int = 32,
+    size: int = 16,
+    held: tuple[int, ...] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    outliers: int = 0,
+    parts: int = 1,
+) -> dict[str, object]:
+    queries = make.normal(heads, group, dim).bfloat16().float()  # as a bfloat16 model's, which keys in bfloat16 meet
+    width = {"split": 2 * dim, "project": 12}.get(rule.query, dim)
+    found: dict[str, object] = {"queries": queries, "rule": rule, "marks": None, "held": list(held or [pages] * heads)}
+    if rule.marks == "rows":
+        found["marks"] = make.normal(heads, pages + 3, parts, width + bool(outliers))[:, :pages]
+    elif rule.marks == "columns":
+        found["marks"] = make.normal(heads, pages + 3, width, size).bfloat16()[:, :pages]
+    elif rule.marks == "codes":
+        found["marks"] = make.permutation(heads * pages * size).remainder(9).to(torch.int16).view(heads, pages, size)
+        found["given"] = make.normal(heads, 9, width)
+    else:
+        layout = PageLayout(size, dim, dim, dtype)
+        ids = make.permutation(heads * pages + 2)[: heads * pages].view(heads, pages)
+        found["keys"] = KeyPages(make.pages(heads * pages + 2, layout), layout, ids.contiguous())
+    if rule.query == "project":
+        found["given"] = make.normal(heads, dim, width)
+    if rule.query == "turn":
+        angles = make.normal(dim // 2)
+        found["turn"] = torch.cat([angles.cos(), angles.sin()])
+    return found | {"outliers": outliers, "scale": 0.3}
+
+
+def _cases() -> list[dict[str, object]]:
+    best, voted = {"weigh": "product"}, {"weigh": "softmax", "sum_heads": True}
+    box, part = PageRule("rows", "split", **best), PageRule("columns", "project", **best)  # type: ignore[arg-type]
+    return [
+        {"rule": box, "pages": 9},
+        {"rule": box, "pages": 5, "heads": 3, "group": 9, "dim": 13, "parts": 4, "held": (5, 0, 2)},
+        {"rule": box, "pages": 0},
+        {"rule": part, "pages": 21},
+        {"rule": part, "pages": 6, "group": 16, "size": 8, "held": (6, 1)},
+        {"rule": PageRule("columns", "turn", **best), "pages": 7, "size": 32},  # type: ignore[arg-type]
+        {"rule": PageRule("columns", "thin", rank=5, **voted), "pages": 7},  # type: ignore[arg-type]
+        {"rule": PageRule("columns", "thin", rank=90, **voted), "pages": 3, "size": 8, "held": (2, 3)},  # type: ignore[arg-type]
+        {"rule": PageRule("rows", weigh="softmax"), "pages": 37, "outliers": 3, "held": (37, 20)},
+        {"rule": PageRule("rows", weigh="softmax", sum_heads=True), "pages": 5, "group": 1},
+        {"rule": PageRule("codes", weigh="peak"), "pages": 6, "held": (6, 2)},
+        {"rule": PageRule("codes", "turn", "peak"), "pages": 3, "size": 8, "group": 9},
+        {"rule": PageRule("keys", **voted), "pages": 7},  # type: ignore[arg-type]
+        {"rule": PageRule("keys", **voted), "pages": 5, "group": 10, "size": 32, "held": (1, 5)},  # type: ignore[arg-type]
+        {"rule": PageRule("keys", **voted), "pages": 5, "dim": 20, "size": 8, "dtype": torch.float32},  # type: ignore[arg-type]
+        {"rule": PageRule("keys", weigh="softmax"), "pages": 4, "dtype": torch.float16},
+    ]
+
+
+CASES = cross("pages", _case, *_cases())
