@@ -206,7 +206,7 @@ assert ledger.leased_bytes == 0
 def test_fingerprint_follows_the_numbers(folder: Path, tmp_path: Path) -> None:
     first = load_model(folder).fingerprint
     copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
+    shutil.copytree(folder, copy)  # with its times
     assert load_model(copy).fingerprint == first
     assert load_model(copy, dtype="bfloat16").fingerprint != first
     tensors = fake_model.weights(fake_model.CONFIG)
@@ -214,6 +214,15 @@ def test_fingerprint_follows_the_numbers(folder: Path, tmp_path: Path) -> None:
     fake_model.save(copy, tensors)
     assert load_model(copy).fingerprint != first
     _config(folder, rms_norm_eps=1e-5)
+    assert load_model(folder).fingerprint != first
+
+
+def test_fingerprint_follows_one_row(folder: Path) -> None:
+    """As where only the rows of added tokens were trained."""
+    first = load_model(folder).fingerprint
+    tensors = fake_model.weights(fake_model.CONFIG)
+    tensors["model.embed_tokens.weight"][-1] += 1
+    fake_model.save(folder, tensors)
     assert load_model(folder).fingerprint != first
 
 

@@ -94,7 +94,7 @@ def test_refusals_name_what_would_do() -> None:
         Demand(concurrency=0)
     with pytest.raises(UnsupportedModelError, match="x: bloom runs through transformers"):
         Subject.of("x", {"model_type": "bloom"})
-    with pytest.raises(ConfigError, match=r"packed already \(gptq\)"):
+    with pytest.raises(UnsupportedModelError, match=r"packed already \(gptq\)"):
         Subject.of("x", config_of("gpt2") | {"quantization_config": {"quant_method": "gptq"}})
 
 

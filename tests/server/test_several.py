@@ -184,6 +184,18 @@ def test_what_can_never_fit_is_refused_with_the_numbers(several: Serve, folders:
         needed_bytes(EngineConfig(folders[1], **OPTIONS | {"weights": "resident"}), ground)
 
 
+def test_a_packed_model_beside_another(folders: list[str], tmp_path: Path) -> None:
+    """What it needs is known once it is loaded: until then it needs all that others can give."""
+    packed = tmp_path / "packed"
+    shutil.copytree(folders[1], packed)
+    config = json.loads((packed / "config.json").read_text())
+    (packed / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    plan = plan_several([folders[0], str(packed)], NAMES[:2], (), OPTIONS)
+    assert needed_bytes(EngineConfig(str(packed), **OPTIONS), plan.ground) == plan.ground.room(str(packed), 0)
+    assert plan.ground.runtime is not None
+    plan.ground.runtime.release()
+
+
 def test_what_was_tried_in_vain_is_not_tried_again(several: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were it, every request for it would send the others away."""
     tried = []

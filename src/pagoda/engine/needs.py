@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..core.errors import BudgetError, ConfigError, PagodaError
+from ..core.errors import BudgetError, UnsupportedModelError
 from ..core.types import DTYPE_BYTES
 from ..core.units import format_bytes, parse_bytes
 from ..kv.persist import WRITE_BYTES
@@ -29,9 +29,7 @@ def needed_bytes(config: EngineConfig, ground: Ground) -> int:
         dtype = config.dtype if config.dtype in DTYPE_BYTES else subject.dtype
         shape, packing = subject.shape, subject.quantization(config.quantization)
         longest = longest_of(config, shape)
-    except ConfigError:
-        raise
-    except PagodaError:  # transformers' modules, or packed weights
+    except UnsupportedModelError:  # transformers' modules, or packed weights
         return whole
     beside = shape.weight_bytes(dtype, packing) + subject.tokenizer_bytes
     beside += grammar_bytes(shape.vocab_size) if config.structured_output else 0

@@ -1,9 +1,9 @@
-"""A short name for exactly these weights, run exactly this way: what cached KV is keyed with. No torch.
+"""Short names for exactly these weights, run exactly this way: what cached KV is keyed with. No torch.
 
 Hashing whole checkpoints would cost a full read of gigabytes. Instead the hash covers the config, every file's header
-(names, dtypes, shapes, sizes) and, of every tensor, one block in its middle (all of it where it is smaller).
-Training, merging or quantizing a tensor changes nearly all of its values, so the block changes with it; an edit by
-hand of a few numbers elsewhere in a tensor is not seen. Times and paths are left out: a copy has the same fingerprint.
+(names, dtypes, shapes, sizes) and, of every tensor, one block in its middle (all of it where it is smaller). That
+tells models apart, not every edit: where only some rows were trained (those of added tokens) a block elsewhere is as
+it was. What must never be mistaken has the files' ``stamps`` in its hash too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,15 @@ from pagoda.weights.reader import Checkpoint
 
 BLOCK_BYTES = 4096
 _NO_MATTER = ("transformers_version", "_name_or_path", "use_cache")  # config keys that change no number
+
+
+def stamps(checkpoint: Checkpoint) -> list[tuple[int, int]]:
+    """(bytes, nanoseconds of the last change) of each file: whatever writes to a checkpoint changes them.
+
+    A copy that does not keep times is another model to who asks for these.
+    """
+    found = [os.stat(file) for file in checkpoint.files]
+    return [(stat.st_size, stat.st_mtime_ns) for stat in found]
 
 
 def fingerprint(checkpoint: Checkpoint, config: Mapping[str, Any], *how: object) -> str:

@@ -24,7 +24,7 @@ from pagoda.weights.source import TensorSource, open_source
 
 from . import families
 from .chat import ChatTemplate, read_templates
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, stamps
 from .footprint import Footprint, tokenizer_bytes
 from .generation import end_ids, read_generation
 from .model import Model
@@ -167,6 +167,7 @@ def _load(
     else:
         filling.streamed(plan)
     quantization = getattr(model, "quantization", Quantization())
+    how = (name, quantization, model.rope_length, type(model).__name__, stamps(source.checkpoint))
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -174,7 +175,7 @@ def _load(
         generation=opened.generation,
         eos_ids=end_ids(path, opened.generation, config, tokenizer),
         chat_templates=opened.chat_templates,
-        fingerprint=fingerprint(source.checkpoint, config, name, quantization, model.rope_length, type(model).__name__),
+        fingerprint=fingerprint(source.checkpoint, config, *how),
         path=path,
         config=config,
         dtype=name,

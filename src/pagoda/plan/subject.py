@@ -51,7 +51,7 @@ class Subject:
             )
         packed = _packed(config)
         if packed.get("quant_method", OWN) != OWN:
-            raise ConfigError(
+            raise UnsupportedModelError(
                 f"{name}: its weights are packed already ({packed['quant_method']}); pagoda plan knows plain "
                 "checkpoints and those that pagoda quantize writes; give the unpacked model, or run this one: its own "
                 "needs are added up before it loads"
