@@ -24,7 +24,8 @@ from pagoda.plan.prices import FOLDER
 
 TASK_NAMES = ("agreement", "recall", "multi_key", "copying")
 FORMATS = (
-    "int8", "w8a8", "int4(group=32)", "int4(group=32, embed='same')", "int4", "int4(embed='same')", "w4a8",
+    "bf16", "ternary", "int8", "w8a8", "int4(group=32)", "int4(group=32, embed='same')", "int4", "int4(embed='same')",
+    "w4a8",
 )  # fmt: skip
 POLICIES = (
     "snapkv(budget=0.5)", "snapkv(budget=0.25)", "snapkv(budget=0.25)+ada", "streaming_llm(budget=0.5)",
@@ -32,6 +33,8 @@ POLICIES = (
 )  # fmt: skip
 SELECTIONS = ("quest(pages=0.25)",)
 """What plans choose pages of offloaded KV by."""
+USELESS = 3.0
+"""Nats a token from which on a format is not offered (ternary in a model not trained with it: 5 to 8)."""
 
 
 def main() -> None:
@@ -43,6 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     found = measure(args.model, args.cases, args.length)
     args.out.mkdir(parents=True, exist_ok=True)
+    found["weights"] = {name: loss for name, loss in found["weights"].items() if loss < USELESS}
     file = args.out / f"{Path(args.model).name}.json"
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
@@ -61,9 +65,11 @@ def measure(model: str, count: int, length: int) -> dict[str, Any]:
             loss = divergence(exact, answers(engine, cases, kv))
             spent = time.perf_counter() - started
             policies[kv] = {"kl": loss, "deciding": (engine.engine.counters.policy_seconds - before) / spent}
-        num_params = engine.built.loaded.shape.num_params
+        loaded = engine.built.loaded
+        num_params, family = loaded.shape.num_params, loaded.config["model_type"]
     return {
-        "model": Path(model).name, "num_params": num_params, "cases": count, "length": length, "tasks": list(cases),
+        "model": Path(model).name, "family": family, "num_params": num_params,
+        "cases": count, "length": length, "tasks": list(cases),
         "weights": {name: alone(model, cases, exact, quantization=name) for name in FORMATS},
         "kv_dtypes": {
             name: alone(model, cases, exact, quantization="none", kv_cache_dtype=name) for name in CODECS.names()
@@ -106,7 +112,7 @@ def divergence(exact: dict[str, list[Answer]], other: dict[str, list[Answer]]) -
             total += float((p.exp() * (p - q)).sum())
             places += len(truth.logits)
         per_task.append(total / max(1, places))
-    return round(sum(per_task) / len(per_task), 5)
+    return max(0.0, round(sum(per_task) / len(per_task), 5))
 
 
 if __name__ == "__main__":

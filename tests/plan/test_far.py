@@ -26,7 +26,9 @@ from tests.plan.public_shapes import config_of
 from .test_plans import MACHINE
 
 FMT = KVFormat(num_layers=4, num_kv_heads=2, k_dim=64, v_dim=64, page_size=16, dtype="bfloat16")
-PRICES = Prices("x", 3_000_000, {"int8": 0.001}, {"int8": 0.002}, {}, {"quest(pages=0.1)": PolicyPrice(0.03, 0.0)})
+PRICES = Prices(
+    "x", "llama", 3_000_000, {"int8": 0.001}, {"int8": 0.002}, {}, {"quest(pages=0.1)": PolicyPrice(0.03, 0.0)}
+)
 
 
 def planner(budget: int, disk: int = 100 * GIB, prices: Prices | None = PRICES, **demand: int) -> Planner:

@@ -27,6 +27,7 @@ from tests.plan.public_shapes import SHAPES, config_of
 
 PRICES = Prices(
     "lantern",
+    "llama",
     3_000_000,
     {"int8": 0.001, "int4": 0.05},
     {"int8": 0.002},
@@ -190,16 +191,29 @@ def test_the_machine_is_kept_and_checked(tmp_path: Path) -> None:
 
 def test_measured_prices_are_there_and_sane() -> None:
     found = all_prices()
-    assert "lantern" in {prices.model for prices in found}
+    assert {"lantern", "stories260K", "bitnet-stories-3M"} == {prices.model for prices in found}
     for prices in found:
         assert prices.weights["int8"] < prices.weights["int4"]
+        assert ("ternary" in prices.weights) == (prices.model == "bitnet-stories-3M")
         assert prices.kv_dtypes["int8"] < prices.kv_dtypes["int4"]
         assert prices.loss("auto", "auto", "exact") == 0.0
         assert prices.loss("unheard-of", "auto", "exact") is None
-    nearest = nearest_prices(7_000_000_000)
-    assert nearest is not None
-    assert nearest.model == "lantern"
-    assert nearest_prices(1, known=()) is None
+    names = {prices.model: prices.num_params for prices in found}
+    for name, wanted in (
+        ("x/bitnet-stories-3M", "bitnet-stories-3M"),
+        ("lantern", "lantern"),
+        ("stories260K", "stories260K"),
+    ):
+        family = "bitnet" if "bitnet" in name else "llama"
+        nearest = nearest_prices(name, family, names[wanted])
+        assert nearest is not None
+        assert nearest.model == wanted
+        assert nearest.are_of(name, names[wanted])
+    large = nearest_prices("x", "qwen2", 7_000_000_000)  # though bitnet-stories-3M is the largest
+    assert large is not None
+    assert large.model == "lantern"
+    assert not large.are_of("x", 7_000_000_000)
+    assert nearest_prices("x", "llama", 1, known=()) is None
 
 
 def test_every_public_shape_is_planned_without_torch() -> None:

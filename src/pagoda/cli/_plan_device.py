@@ -49,7 +49,7 @@ def examine(
         )
     subject = Subject.of(model, read_config(model), folder=folder_of(model), probe=probe)
     host, host_reason = load_machine(probe=probe)
-    prices = nearest_prices(subject.shape.num_params)
+    prices = nearest_prices(subject.name, subject.family, subject.shape.num_params)
     placer = Placer(subject, kind, host, prices, asked, budgets)
     return {
         "model": model, "parameters": subject.shape.num_params, "machine": machine, "host": host_reason,

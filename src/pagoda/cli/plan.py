@@ -113,7 +113,7 @@ def examine(
     subject = Subject.of(model, read_config(model), folder=folder_of(model), probe=probe)
     machine, machine_reason = load_machine(probe=probe)
     budget = smaller_budget(memory, host_memory, probe)
-    prices = nearest_prices(subject.shape.num_params)
+    prices = nearest_prices(model, subject.family, subject.shape.num_params)
     folder = _folder(kv_offload_dir, disk)
     room = None if disk is None else Disk(parse_bytes(disk, what="disk"), folder)
     planner = Planner(subject, machine, prices, asked, budget.total_bytes, room)
@@ -123,7 +123,7 @@ def examine(
         "model": model, "parameters": subject.shape.num_params, "dtype": subject.dtype,
         "budget_bytes": budget.total_bytes, "budget_reason": budget.reason, "machine": machine_reason,
         "prices": None if prices is None else prices.model,
-        "priced_itself": prices is not None and prices.num_params == subject.shape.num_params,
+        "priced_itself": prices is not None and prices.are_of(model, subject.shape.num_params),
         "exact_only": subject.exact_only, "stored": str(subject.stored or ""), "plans": plans, "placements": placed,
     }  # fmt: skip
 
@@ -215,7 +215,7 @@ def _number_of(spill: Spill, plans: list[Plan]) -> str:
 
 
 def _notes(found: dict[str, Any]) -> list[str]:
-    notes = [f"speed: {found['machine']}", f"budget: {found['budget_reason']}"]
+    notes = [f"speed, and what a process holds (runtime): {found['machine']}", f"budget: {found['budget_reason']}"]
     if found["prices"] is None:
         notes.append("loss: nothing was measured, so only exact plans are shown")
     else:

@@ -115,7 +115,7 @@ def _between(curve: Curve, tokens: float) -> float:
 
 def measured_formats() -> tuple[str, ...]:
     """The weight formats whose products are calibrated, as ``quantization=`` names them; ``none.*``: plain tensors."""
-    return ("none.bfloat16", "fp32", "bf16", "int8", "w8a8", "int4(group=32)", "int4", "w4a8")
+    return ("none.bfloat16", "fp32", "bf16", "int8", "w8a8", "int4(group=32)", "int4", "w4a8", "ternary")
 
 
 def calibration_file() -> Path:

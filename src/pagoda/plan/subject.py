@@ -30,6 +30,7 @@ class Subject:
     """
 
     name: str
+    family: str
     shape: ModelShape
     dtype: str
     panels: bool
@@ -66,6 +67,7 @@ class Subject:
         dtype = run_dtype(config, shape.num_params if stored is None or folder is None else _stored_numbers(folder))
         return cls(
             name=name,
+            family=family,
             shape=shape,
             dtype=dtype,
             panels=panels,
