@@ -21,6 +21,7 @@ from pagoda.weights import source
 from pagoda.weights.packed import equal
 from pagoda.weights.quantization import parse_quantization
 
+from ..sampling.test_scratch import peak_bytes
 from . import fake_model
 from .test_foreign import CASES
 from .test_foreign import write as write_foreign
@@ -106,6 +107,23 @@ def test_a_value_in_a_later_piece_that_is_no_number(tmp_path: Path, monkeypatch:
     with pytest.raises(WeightsError, match=r"embed_tokens.*not a number"):
         load_model(folder, quantization="int4", ledger=ledger)
     assert ledger.leased_bytes == 0
+
+
+@pytest.mark.parametrize("text", ["int3(embed='none')", "int2(embed='none')", "bitstack(blocks=2, embed='none')"])
+def test_codes_that_come_ready_take_nothing_to_pack(tmp_path: Path, text: str) -> None:
+    """Formats of whole matrices: what stands beside the model is what is read, and no matrix is held unpacked."""
+    sizes = {"hidden_size": 128, "intermediate_size": 512}
+    plain = fake_model.write(tmp_path / "m", **sizes)
+    quantize_model(load_model(plain, quantization="none"), tmp_path / "q", parse_quantization(text))
+    ledger, loaded = Ledger(256 << 20), list[Any]()
+    allocated = peak_bytes(lambda: loaded.append(load_model(tmp_path / "q", ledger=ledger)))
+    staged = next(a.peak_bytes for a in ledger.report().accounts if a.account == "staging")
+    largest = 1024 * 128 * 4  # gate and up, in float32
+    assert staged < largest + 8 * 8192
+    assert allocated < loaded[0].model.weight_bytes + largest
+    other = Ledger(256 << 20)
+    load_model(tmp_path / "q", quantization="int4", ledger=other)
+    assert next(a.peak_bytes for a in other.report().accounts if a.account == "staging") > 4 * largest
 
 
 PEAK = """

@@ -170,6 +170,23 @@ class Model:
             )
         return Quantization(overrides=overrides)
 
+    def packing_bytes(self, names: Iterable[str], formats: Mapping[str, WeightFormat]) -> int:
+        """Bytes that packing these tensors takes at the largest matrix; codes that come ready (``formats``, of packed
+        tensors by name) are only put in their place, at most a block of them at a time.
+        """
+        most = 0
+        for name in names:
+            for piece in self.pieces(name):
+                param, stored = self._params[piece.param], formats.get(name)
+                wanted = self.quantization.each(piece.param, param.role, param.shape[0])
+                if piece.expert >= 0 or len(param.shape) < 3:
+                    wanted = {self.quantization.of(piece.param, param.role, piece.expert): 1}
+                for format in wanted:
+                    ready = stored is not None and format is not None and format.same_codes(stored) and piece.is_rows
+                    if format is not None and not (ready and not format.kernel):
+                        most = max(most, format.scratch_bytes(*param.shape[-2:]))
+        return most
+
     def stored_rows(self, source: TensorSource) -> tuple[dict[str, StoredRows], dict[str, str]]:
         """Matrices whose rows lie in the checkpoint as their kernel takes them; and why the others' do not."""
         parts: dict[str, list[tuple[int, int, TensorEntry]]] = {}

@@ -168,8 +168,9 @@ class Filling:
     def _staged(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """A lease for what stands beside the model while these tensors load."""
         passing = self._source.passing_bytes(names, self._cut(names))
-        packing = self._model.shape.packing_bytes(_packing(self._model))
-        return self._footprint.passing("staging", passing + packing, "tensors while loading")
+        if isinstance(self._model, Model):
+            passing += self._model.packing_bytes(names, self._source.formats)
+        return self._footprint.passing("staging", passing, "tensors while loading")
 
     def _cut(self, names: Sequence[str]) -> set[str]:
         """Those that the model takes some rows at a time."""

@@ -4,7 +4,8 @@ Three ways, by what the format can do:
 
     panels   a kernel knows the format: rows become codes, and whole panels of 16 rows go to their place in its order
     codes    rows become codes, in the format's own order
-    whole    the format needs the matrix as a whole (low-rank corrections): kept dense until it is complete
+    whole    the format needs the matrix as a whole (low-rank corrections): kept dense until it is complete, unless its
+             codes come ready
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ class _Codes(Filling):
 class _Whole(Filling):
     def __init__(self, format: WeightFormat, rows: int, cols: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(format, rows, cols, device)
-        self.matrix = torch.empty(rows, cols, dtype=dtype, device=device)
+        self.dtype = dtype
+        self.matrix: Tensor | None = None
         self.ready: Codes | None = None
 
     def put(self, start: int, tensor: Tensor | PackedMatrix) -> None:
@@ -118,15 +120,20 @@ class _Whole(Filling):
 
     def _put_block(self, start: int, codes: Codes | None, block: Tensor | None) -> None:
         assert block is not None
+        if self.matrix is None:
+            self.matrix = torch.empty(self.rows, self.cols, dtype=self.dtype, device=self.device)
         self.matrix[start : start + block.shape[0]] = block
 
     def finish(self, dtype: torch.dtype) -> PackedMatrix:
-        codes = self.ready or self.format.quantize(self.matrix.float())
+        codes = self.ready
+        if codes is None:
+            assert self.matrix is not None, "rows are missing"
+            codes = self.format.quantize(self.matrix.float())
         return CodedMatrix(self.format, codes, self.cols, dtype)
 
     @property
     def nbytes(self) -> int:
-        return self.matrix.nbytes
+        return sum(t.nbytes for t in ([self.matrix] if self.ready is None else self.ready.values()) if t is not None)
 
 
 @dataclass(slots=True)
