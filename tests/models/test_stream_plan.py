@@ -10,7 +10,8 @@ import torch
 
 from pagoda import LLM, SamplingParams
 from pagoda.budget.ledger import Ledger
-from pagoda.core.errors import ConfigError, WeightsError
+from pagoda.core.errors import BudgetError, ConfigError, WeightsError
+from pagoda.models import load as load_module
 from pagoda.models.load import load_model
 from pagoda.models.placement import Room
 from pagoda.models.quantize import quantize_model
@@ -106,14 +107,34 @@ def test_auto_streams_only_where_it_must(tmp_path: Path) -> None:
         load(folder, None, "often")
 
 
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_half_precision_is_converted_while_it_streams(tmp_path: Path, dtype: str) -> None:
+    """float16 on a CPU runs in float32, or in bfloat16 where that is asked for: the tokens of the model in memory."""
+    folder = fake_model.write(tmp_path / "half", dtype=torch.float16, **CONFIG | {"torch_dtype": "float16"})
+    params, tokens = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True), {}
+    for weights in ("resident", "stream"):
+        with LLM(str(folder), memory="1GiB", weights=weights, dtype=dtype) as llm:
+            tokens[weights] = [out.token_ids for out in llm.generate(PROMPTS, params)]
+    assert tokens["resident"] == tokens["stream"]
+    ledger = Ledger(256 << 20)
+    loaded = load_model(folder, weights="stream", room=lambda *_: Room(0, 0), ledger=ledger, dtype=dtype)
+    stored = sum(m.rows * m.cols * 2 for m in loaded.shape.matrices)
+    assert 0.95 * stored < loaded.stream.step_bytes <= 1.05 * stored, "what lies on disk is read, not what it becomes"
+    assert ledger.leased_by("weights") <= loaded.stream.num_bytes
+    loaded.close()
+
+
 def test_what_cannot_be_streamed_is_refused_by_the_reason(tmp_path: Path) -> None:
-    half = fake_model.write(tmp_path / "half", dtype=torch.float16, **CONFIG | {"torch_dtype": "float16"})
-    with pytest.raises(ConfigError, match="is stored as F16, fp32 asks for F32.*pagoda quantize"):
-        load(half, 0, "stream")
-    assert load(half, 0).stream is None
-    folder = fake_model.write(tmp_path / "m", **CONFIG)
-    with pytest.raises(ConfigError, match="its format is not multiplied as it is stored"):
+    folder = fake_model.write(tmp_path / "m", **CONFIG | {"vocab_size": 2000, "num_hidden_layers": 12})
+    with pytest.raises(
+        ConfigError, match=r"\(nf4\(embed='none'\) is not multiplied as it is stored\); `pagoda quantize`"
+    ):
         load(folder, 0, "stream", quantization="nf4(embed='none')")
+    assert load(folder, 0, quantization="nf4(embed='none')").stream is None
+    with pytest.raises(
+        BudgetError, match="nearest .*; its weights cannot be left on disk: no matrix.*nf4.*`pagoda quantize`"
+    ):
+        load_model(folder, quantization="nf4(embed='none')", room=lambda *_: Room(0, 0), ledger=Ledger(7 << 20))
 
 
 def test_a_value_that_is_no_number_stops_the_step_that_reads_it(tmp_path: Path) -> None:
@@ -125,3 +146,14 @@ def test_a_value_that_is_no_number_stops_the_step_that_reads_it(tmp_path: Path) 
     with pytest.raises(WeightsError, match=r"tensor 'model.layers.3.mlp.down_proj.weight': a value is infinite"):
         streamed.model.weights()["layers.3.mlp.down.weight"].linear(torch.zeros(1, 128))
     streamed.close()
+
+
+def test_a_half_precision_model_that_does_not_fit_is_offered_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_module, "TINY_PARAMS", 0)
+    folder = fake_model.write(tmp_path / "half", dtype=torch.float16, **CONFIG | {"torch_dtype": "float16"})
+    ledger = Ledger(7 << 20)
+    with pytest.raises(BudgetError, match="nearest .*; dtype bfloat16 takes half, with 8 of float16's 11 bits"):
+        load_model(folder, weights="resident", ledger=ledger)
+    assert ledger.leased_bytes == 0

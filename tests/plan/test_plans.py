@@ -247,6 +247,20 @@ def test_what_does_not_fit_is_streamed_at_the_rate_of_the_disk() -> None:
         Planner(small, MACHINE, None, demand, budget).plans()
 
 
+def test_half_precision_is_read_as_it_lies() -> None:
+    """float16 runs in float32 on a CPU: twice the bytes in memory, not on the way from disk."""
+    subject = Subject.of("half", config_of("Llama-3.2-1B") | {"torch_dtype": "float16"})
+    if not subject.panels:
+        pytest.skip("needs the order of the C++ kernels: AVX2")
+    (plan,) = Planner(subject, MACHINE, None, Demand(prompt=200, output=50), 1229 * MIB).plans()
+    packing, stored = in_panels("float32"), 2 * subject.shape.num_params
+    nothing = Rooms(subject.shape, "float32", packing, "float16").plan(0)
+    assert nothing is not None
+    assert nothing.step_bytes == pytest.approx(stored, rel=0.01)
+    assert nothing.num_bytes < plan.accounts.weights
+    assert 0 < plan.read_bytes < stored
+
+
 def test_experts_that_are_not_cached_are_read_as_they_are_chosen() -> None:
     shape = ModelShape.from_config(
         {

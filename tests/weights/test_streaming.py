@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from pagoda.core.errors import WeightsError
 from pagoda.weights import rows as rows_module
+from pagoda.weights import streaming
 from pagoda.weights.filling import pack_matrix
 from pagoda.weights.packed import PanelMatrix
 from pagoda.weights.quantization import parse_format
@@ -70,6 +71,31 @@ def test_products_and_look_ups_are_those_of_a_matrix_in_memory(tmp_path: Path, t
         streamed["a"].linear(torch.zeros(1, 64, dtype=streamed["a"].dtype))
 
 
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kernel", ["fp32", "bf16"])
+def test_numbers_of_another_type_are_converted_on_their_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str, stored: torch.dtype
+) -> None:
+    """As loading into memory does; a row that ends inside a panel, several conversions a unit, look-ups."""
+    monkeypatch.setattr(streaming, "CONVERTED_BYTES", 1)
+    dtype = torch.float32 if kernel == "fp32" else torch.bfloat16
+    weight = torch.randn(77, 129, generator=torch.Generator().manual_seed(0)).to(stored)
+    save_file({"odd": torch.zeros(3), "w": weight}, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint.open(tmp_path)
+    rows = StoredRows(kernel, 77, 129, runs_of([(0, 77, checkpoint.entries["w"])]))
+    assert (rows.why_not(), rows.row_bytes) == (None, 129 * stored.itemsize)
+    monkeypatch.setattr(StoredRows, "units", lambda self: [self._unit(0, 48), self._unit(48, 77)])
+    stream = WeightStream([rows], checkpoint)
+    found = StreamedMatrix(parse_format(kernel), dtype, stream, 0, {})
+    wanted = pack_matrix(parse_format(kernel), weight, dtype)
+    x = torch.randn(3, 129).to(dtype)
+    for _ in range(2):
+        assert torch.equal(found.linear(x), wanted.linear(x))
+    assert torch.equal(found.rows(torch.tensor([76, 0])), wanted.rows(torch.tensor([76, 0])))
+    assert stream.bytes_per_pass <= 77 * 129 * stored.itemsize + 4 * 8192
+    stream.close()
+
+
 def test_a_file_that_changes_while_it_is_streamed(tmp_path: Path) -> None:
     stream, streamed, _ = stream_of(tmp_path, "fp32")
     streamed["a"].linear(torch.zeros(1, 64))
@@ -108,10 +134,11 @@ def test_values_that_are_no_numbers_are_named(tmp_path: Path) -> None:
 
 def test_rows_that_cannot_be_taken_as_they_lie(tmp_path: Path) -> None:
     tensors = {"half": torch.zeros(32, 64, dtype=torch.float16), "a": torch.zeros(8, 64), "b": torch.zeros(24, 64)}
+    tensors["top"] = torch.zeros(16, 64)
     save_file(tensors, tmp_path / "model.safetensors")
     entries = Checkpoint.open(tmp_path).entries
     cases = {
-        "is stored as F16, fp32 asks for F32": [(0, 32, entries["half"])],
+        "tensor 'half' is stored as F16, fp32 asks for F32": [(0, 16, entries["top"]), (16, 32, entries["half"])],
         "tensor 'b' begins at row 8, inside a panel of 16": [(8, 24, entries["b"]), (0, 8, entries["a"])],
         "rows 8 to 32 come from no tensor": [(0, 8, entries["a"])],
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pagoda.budget.ledger import Ledger
-from pagoda.core.errors import ConfigError, ModelError, UnsupportedModelError, choices
+from pagoda.core.errors import BudgetError, ConfigError, ModelError, UnsupportedModelError, choices
 from pagoda.core.types import DTYPE_BYTES
 from pagoda.core.units import format_bytes
 from pagoda.kernels.dispatch import load_providers
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .fallback import FallbackModel
 
 GGUF_HEADER_BYTES = 4 << 20  # a vocabulary of 150,000 with merges; the lease becomes what it really took
+HALVES = "float32 because float16 overflows and is slow on a CPU (bfloat16 halves it)"
 TRANSFORMERS_BYTES = 160 << 20  # measured beside torch: 133 MB with one architecture's file; adapted to what it is
 
 
@@ -155,17 +156,18 @@ def _load(
     if asked is None and source.formats and isinstance(model, Model):
         as_stored = model.stored_formats(source.formats)
         model = _empty_model(config, getattr(torch, name), as_stored, device, max_model_len, footprint)
-    plan = choose_stream(path, model, source, name, *placement)
+    plan, why_not = choose_stream(path, model, source, name, *placement)
     filling = Filling(model, source, name, footprint, progress)
     cache = neurons = lease = None
-    if plan is None:
-        lease = filling.whole()
-    elif plan.num_experts:
-        cache = filling.around_experts(plan, expert_cache)
-    elif plan.num_neurons:
-        neurons = filling.around_neurons(plan)
-    else:
-        filling.streamed(plan)
+    with _offering_half(reason):
+        if plan is None:
+            lease = filling.whole(why_not)
+        elif plan.num_experts:
+            cache = filling.around_experts(plan, expert_cache)
+        elif plan.num_neurons:
+            neurons = filling.around_neurons(plan)
+        else:
+            filling.streamed(plan)
     quantization = getattr(model, "quantization", Quantization())
     how = (name, quantization, model.rope_length, type(model).__name__, stamps(source.checkpoint))
     return Loaded(
@@ -254,8 +256,19 @@ def choose_dtype(
         if num_params <= TINY_PARAMS:
             return "float32", f"{reason}; float32 because the model is small"
         if name == "float16":
-            return "float32", f"{reason}; float32 because float16 overflows and is slow on a CPU (bfloat16 halves it)"
+            return "float32", f"{reason}; {HALVES}"
     return name, reason
+
+
+@contextmanager
+def _offering_half(reason: str) -> Iterator[None]:
+    """Where memory is short and a float16 checkpoint runs in float32 for that ``reason``, the refusal says so."""
+    try:
+        yield
+    except BudgetError as error:
+        if not reason.endswith(HALVES):
+            raise
+        raise BudgetError(f"{error}; dtype bfloat16 takes half, with 8 of float16's 11 bits") from error
 
 
 def _stored_dtype(config: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[str, str]:

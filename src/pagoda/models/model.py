@@ -14,7 +14,7 @@ from pagoda.weights.expert_cache import CachedExperts
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.header import TensorEntry
 from pagoda.weights.packed import PackedMatrix, equal
-from pagoda.weights.quantization import EXPERT, Quantization, Role
+from pagoda.weights.quantization import EXPERT, Quantization, Role, format_text
 from pagoda.weights.rows import STORED, StoredMatrix, StoredRows, runs_of
 from pagoda.weights.schemes.pagoda import CODE
 from pagoda.weights.schemes.pagoda import PREFIX as OWN_PREFIX
@@ -207,7 +207,9 @@ class Model:
         for matrix in self.shape.matrices:
             format = can_stream(matrix, self.quantization)
             if format is None or matrix.name in unfit:
-                unfit.setdefault(matrix.name, "its format is not multiplied as it is stored")
+                kind = self.quantization.of(matrix.name, matrix.role)
+                what = "a plain tensor" if kind is None else format_text(kind)
+                unfit.setdefault(matrix.name, f"{what} is not multiplied as it is stored")
                 continue
             rows = StoredRows(format.kernel, matrix.rows, matrix.cols, runs_of(parts.get(matrix.name, [])))
             reason = rows.why_not()
@@ -243,6 +245,8 @@ class Model:
             matrix = StoredRows(format.kernel, shape[1], shape[2], runs_of(found_parts))
             if (reason := matrix.why_not()) is not None:
                 return {}, reason
+            if matrix.converts and matrix.dtype == "F32":  # twice what is read of an expert, for the same cache
+                return {}, "its experts are stored in float32; leave --dtype out"
             rows[param, expert] = StoredMatrix(format, matrix, scales)
         return rows, None
 

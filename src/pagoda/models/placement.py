@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagoda.budget.ledger import Lease
-from pagoda.core.errors import ConfigError, choices
+from pagoda.core.errors import BudgetError, ConfigError, choices
 from pagoda.weights.expert_cache import ExpertCache
 from pagoda.weights.expert_policies import POLICIES as CACHE_POLICIES
 from pagoda.weights.neurons import NeuronCache
@@ -44,8 +44,11 @@ RoomFor = Callable[[ModelShape, str, Quantization], Room]
 
 def choose_stream(
     folder: Path, model: Model | FallbackModel, source: TensorSource, dtype: str, weights: str, room_for: RoomFor | None
-) -> StreamPlan | None:
-    """The plan of a model whose weights are not all kept. Raises ConfigError where that was asked for and cannot be."""
+) -> tuple[StreamPlan | None, str]:
+    """The plan of a model whose weights are not all kept; or, where they do not fit and there is none, why, in words.
+
+    Raises ConfigError where it was asked for and cannot be.
+    """
     if weights not in PLACEMENTS:
         raise ConfigError(choices("weights", weights, PLACEMENTS))
     packing = _packing(model)
@@ -54,33 +57,46 @@ def choose_stream(
     if model.device.type != "cpu":
         if weights in ("stream", "sparse-ffn"):
             raise ConfigError(f"weights={weights!r} is for device='cpu': a GPU's weights are not read from disk")
-        return None
+        return None, ""
     if weights == "sparse-ffn":
         if not isinstance(model, Model):
             raise ConfigError("weights='sparse-ffn' is for native families; this model runs in transformers' modules")
         from .sparse_load import plan_neurons
 
-        return plan_neurons(folder, model, source, dtype, 0 if room is None else room.streaming)
+        return plan_neurons(folder, model, source, dtype, 0 if room is None else room.streaming), ""
     if weights == "resident" or (weights == "auto" and (room is None or needed <= room.whole)):
-        return None
+        return None, ""
     reason = "it runs in transformers' modules"
     if isinstance(model, Model) and any(matrix.role == "experts" for matrix in model.shape.matrices):
         expert_rows, why_not = model.expert_rows(source)
         if expert_rows:
-            return plan_experts(model.shape, dtype, packing, 0 if room is None else room.streaming)
+            return plan_experts(model.shape, dtype, packing, 0 if room is None else room.streaming), ""
         reason = why_not or "it has no experts of its own"
     elif isinstance(model, Model):
         rows, unfit = model.stored_rows(source)
-        plan = plan_stream(model.shape, dtype, packing, 0 if room is None else room.streaming, rows)
+        stored = {name: found.row_bytes for name, found in rows.items()}
+        plan = plan_stream(model.shape, dtype, packing, 0 if room is None else room.streaming, stored)
         if rows and (weights == "stream" or plan.num_bytes < needed):
-            return plan
-        reason = next(iter(unfit.values()), "it has no matrix") if not rows else "it is too small to gain by it"
+            return plan, ""
+        reason = "it is too small to gain by it" if rows else _first(model, unfit)
+    reason = f"no matrix of this model can be read as it is multiplied ({reason}); {_way_out(model, folder)}"
     if weights == "auto":
-        return None
-    raise ConfigError(
-        f"weights='stream': no matrix of this model can be read as it is multiplied ({reason}); "
-        "`pagoda quantize` writes a checkpoint that can, for example with --format bf16 or int4"
-    )
+        return None, f"its weights cannot be left on disk: {reason}"
+    raise ConfigError(f"weights='stream': {reason}")
+
+
+def _first(model: Model, unfit: Mapping[str, str]) -> str:
+    """Why a matrix in a format of its own cannot, if there is one, or else why any cannot."""
+    packed = [name for name in unfit if model.quantization.of(name, model.shape_role(name)) is not None]
+    return next((unfit[name] for name in [*packed, *unfit]), "it has no matrix")
+
+
+def _way_out(model: Model | FallbackModel, folder: Path) -> str:
+    if not isinstance(model, Model):
+        return "a native family's can"
+    if folder.is_file():
+        return "take its checkpoint in safetensors, plain or written by `pagoda quantize`"
+    return "`pagoda quantize` writes a checkpoint that can, for example with --format bf16 or int4"
 
 
 class Filling:
@@ -98,8 +114,16 @@ class Filling:
         self._footprint, self._progress = footprint, progress
         self._done, self._total = 0, source.num_bytes
 
-    def whole(self) -> Lease | None:
-        """All of them stay in memory. Returns their lease."""
+    def whole(self, why_not: str = "") -> Lease | None:
+        """All of them stay in memory. Returns their lease; ``why_not`` another way stands in a refusal."""
+        try:
+            return self._whole()
+        except BudgetError as error:
+            if not why_not:
+                raise
+            raise BudgetError(f"{error}; {why_not}") from error
+
+    def _whole(self) -> Lease | None:
         model, packing = self._model, _packing(self._model)
         what = f"{model.shape.family}, {self._dtype if packing.is_plain else packing}"
         lease = self._lease(model.shape.weight_bytes(self._dtype, packing), what)

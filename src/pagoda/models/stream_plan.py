@@ -8,15 +8,15 @@ No torch: a plan is made from the shape alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from pagoda.kernels.packed_bytes import BITS, PANEL
+from pagoda.kernels.packed_bytes import BITS, PANEL, PLAIN
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.quantization import Quantization
 from pagoda.weights.reader import Checkpoint
-from pagoda.weights.rows import NUM_READERS, STORED, part_bytes, rows_of_unit
+from pagoda.weights.rows import CONVERTED_BYTES, NUM_READERS, STORED, part_bytes, rows_of_unit
 
 from .shape import Matrix, ModelShape
 
@@ -63,29 +63,37 @@ def can_stream(matrix: Matrix, quantization: Quantization) -> WeightFormat | Non
 
 
 def plan_stream(
-    shape: ModelShape, dtype: str, quantization: Quantization, room_bytes: int, names: Collection[str] | None = None
+    shape: ModelShape, dtype: str, quantization: Quantization, room_bytes: int, stored: Mapping[str, int] | None = None
 ) -> StreamPlan:
     """Keeps matrices in the order of computation for as long as they fit ``room_bytes``.
 
-    ``names``: matrices that the checkpoint allows to stream (None: all whose format does). The plan may exceed the
-    room; what it needs at least is its ``num_bytes`` with room 0.
+    ``stored``: matrices that the checkpoint allows to stream, with the bytes of a row on disk (None: all whose format
+    does, as their kernel has them). The plan may exceed the room; what it needs at least is its ``num_bytes`` with
+    room 0.
     """
     rows: dict[str, int] = {}
-    units = [0]
+    read: dict[str, int] = {}
+    units, panels, converted = [0], [0], [0]
     for matrix in shape.matrices:
         found = can_stream(matrix, quantization)
-        if found is not None and (names is None or matrix.name in names):
-            row_bytes = -(-matrix.cols * BITS[found.kernel] // 8)
-            rows[matrix.name] = -(-matrix.rows // PANEL) * -(-row_bytes // 4) * PANEL * 4
-            units.append(min(rows_of_unit(row_bytes), matrix.rows) * row_bytes)
-    passing = RING_UNITS * (max(units) + ALIGN_BYTES) + max(units) + PANEL * 4
+        if found is not None and (stored is None or matrix.name in stored):
+            own = -(-matrix.cols * BITS[found.kernel] // 8)
+            on_disk = own if stored is None else stored[matrix.name]
+            rows[matrix.name], read[matrix.name] = (
+                -(-matrix.rows // PANEL) * -(-size // 4) * PANEL * 4 for size in (own, on_disk)
+            )
+            unit_rows = min(rows_of_unit(on_disk), matrix.rows)
+            units.append(unit_rows * on_disk)
+            panels.append(unit_rows * own)
+            converted.append(_converted_bytes(found, matrix))
+    passing = RING_UNITS * (max(units) + ALIGN_BYTES) + max(panels) + PANEL * 4 + max(converted)
     resident = shape.weight_bytes(dtype, quantization) - sum(rows.values())
     streamed = dict(rows)
     for name, num_bytes in rows.items():
         if resident + passing + num_bytes <= room_bytes:
             resident += num_bytes
             del streamed[name]
-    return StreamPlan(tuple(streamed), resident, passing if streamed else 0, sum(streamed.values()))
+    return StreamPlan(tuple(streamed), resident, passing if streamed else 0, sum(read[n] for n in streamed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +151,17 @@ def plan_experts(shape: ModelShape, dtype: str, quantization: Quantization, room
     return ExpertSizes.of(shape, dtype, quantization).plan(room_bytes)
 
 
+def _converted_bytes(format: WeightFormat, matrix: Matrix) -> int:
+    """Of plain numbers on their way into panels, where the checkpoint has them in another type (at most)."""
+    panel = -(-matrix.cols * BITS[format.kernel] // 32) * PANEL * 4
+    return max(CONVERTED_BYTES, panel) if format.kernel in PLAIN else 0
+
+
 def _largest_read(expert: Sequence[tuple[WeightFormat, Matrix]]) -> int:
-    """Of a part of an expert (`rows.part_bytes`): some rows, and what stands beside all of its matrix's."""
+    """Of a part of an expert (`rows.part_bytes`): some rows, what stands beside all of its matrix's, and conversion."""
     row_bytes = [-(-m.cols * BITS[f.kernel] // 8) for f, m in expert]
     step = part_bytes(sum(m.rows * size for size, (_, m) in zip(row_bytes, expert, strict=True)))
-    return max(
+    return max(_converted_bytes(f, m) for f, m in expert) + max(
         min(rows_of_unit(size, step), m.rows) * size + f.stored_bytes(m.rows, m.cols) - m.rows * size
         for size, (f, m) in zip(row_bytes, expert, strict=True)
     )

@@ -150,7 +150,7 @@ class Divider:
     @cached_property
     def _rooms(self) -> Rooms:
         subject = self.subject
-        return Rooms(subject.shape, subject.dtype, self._quantization("auto"))
+        return Rooms(subject.shape, subject.dtype, self._quantization("auto"), subject.stored_dtype or subject.dtype)
 
     def format(self, choice: Choice) -> KVFormat:
         """Of the pages."""

@@ -8,17 +8,22 @@ has not: with nothing known of the router, as many of them as the share of exper
 
 from __future__ import annotations
 
+from ..core.types import DTYPE_BYTES
 from ..models.shape import ModelShape
-from ..models.stream_plan import ExpertSizes, StreamPlan, plan_stream
+from ..models.stream_plan import ExpertSizes, StreamPlan, can_stream, plan_stream
 from ..weights.quantization import Quantization
 from .work import StepModel
 
 
 class Rooms:
-    """What the engine would leave on disk of one model in one format, for any room."""
+    """What the engine would leave on disk of one model in one format, for any room. ``stored``: the dtype of plain
+    matrices there, where it is not the one that they run in.
+    """
 
-    def __init__(self, shape: ModelShape, dtype: str, quantization: Quantization) -> None:
+    def __init__(self, shape: ModelShape, dtype: str, quantization: Quantization, stored: str = "") -> None:
         self._shape, self._dtype, self._quantization = shape, dtype, quantization
+        formats = {m: can_stream(m, quantization) for m in shape.matrices} if stored not in ("", dtype) else {}
+        self._stored = {m.name: m.cols * DTYPE_BYTES[stored] for m, found in formats.items() if found is not None}
         self._weight_bytes = shape.weight_bytes(dtype, quantization)
         mixture = any(matrix.role == "experts" for matrix in shape.matrices)
         self._experts = ExpertSizes.of(shape, dtype, quantization) if mixture else None
@@ -28,7 +33,7 @@ class Rooms:
         if self._experts is not None:
             found = self._experts.plan(room_bytes)
         else:
-            found = plan_stream(self._shape, self._dtype, self._quantization, room_bytes)
+            found = plan_stream(self._shape, self._dtype, self._quantization, room_bytes, self._stored or None)
         return found if found.streamed and found.num_bytes < self._weight_bytes else None
 
 

@@ -25,7 +25,7 @@ TOKENIZER_BYTES_PER_WORD = 46
 @dataclass(frozen=True, slots=True)
 class Subject:
     """``exact_only``: why no lossy KV policy can run on this model, empty where one can. ``streams``: whether its
-    matrices can be read from disk as they are multiplied: they run in the dtype in which they are stored.
+    matrices can be read from disk, where they lie in ``stored_dtype`` (empty: in ``dtype``), as they are multiplied.
     ``stored``: the formats of a checkpoint that ``pagoda quantize`` wrote, which it keeps.
     """
 
@@ -38,6 +38,7 @@ class Subject:
     exact_only: str = ""
     streams: bool = False
     stored: Quantization | None = None
+    stored_dtype: str = ""
 
     @classmethod
     def of(
@@ -71,7 +72,8 @@ class Subject:
             shape=shape,
             dtype=dtype,
             panels=panels,
-            streams=panels and dtype == _stated_dtype(config) and stored is None,
+            streams=panels and stored is None,
+            stored_dtype=_stated_dtype(config),
             stored=stored,
             tokenizer_bytes=tokenizer_bytes(TOKENIZER_BYTES_PER_WORD * shape.vocab_size if size is None else size),
             exact_only=_exact_only(spec),

@@ -77,7 +77,7 @@ class ExpertCache:
         self._awaited: set[Key] = set()  # of the layer that is computed, not used yet: they stay
         self._jobs: deque[tuple[_Slot, Part]] = deque()
         self._told: list[Key] = []  # what a router said before its turn
-        self.num_bytes = cache_bytes + sum(buffer.nbytes for buffer in buffers)
+        self.num_bytes = cache_bytes + sum(buffer.nbytes + store.converted_bytes for buffer in buffers)
         self.counters = CacheCounters()
         self._threads = [
             threading.Thread(target=self._work, args=(buffer,), name=f"pagoda-experts-{n}", daemon=True)

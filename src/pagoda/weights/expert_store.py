@@ -24,7 +24,7 @@ from .header import TensorEntry
 from .packed import PanelMatrix
 from .reader import Checkpoint, tensor_of
 from .rows import StoredMatrix, Unit, part_bytes
-from .streaming import lay_out_unit, scales_by_panel
+from .streaming import converted_bytes, lay_out_unit, scales_by_panel
 
 Read = tuple[TensorEntry, int, int]
 """A tensor, the first byte in its file, and how many."""
@@ -59,6 +59,11 @@ class ExpertStore:
     def buffer_bytes(self) -> int:
         """What one part at most passes through."""
         return max(sum(map(_span, part.runs)) for parts in self.parts.values() for part in parts)
+
+    @property
+    def converted_bytes(self) -> int:
+        """What is converted of one part at a time, at most."""
+        return converted_bytes(place.matrix.rows for places in self._places.values() for place in places)
 
     def read(self, part: Part, memory: Tensor, buffer: Tensor) -> int:
         """Fills the part's place in the expert's ``memory`` (uint8). Returns the bytes read.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..kernels.packed_bytes import BITS, PANEL
+from ..kernels.packed_bytes import BITS, PANEL, PLAIN
 from .formats.base import WeightFormat
-from .header import TensorEntry
+from .header import DTYPE_SIZES, TensorEntry
 
 UNIT_BYTES = 8 << 20
 """Of rows read, laid out and multiplied at once: two reads, and little memory."""
@@ -18,6 +18,10 @@ PART_BYTES = 256 << 10  # of one such read at least
 
 STORED = {"fp32": "F32", "bf16": "BF16", "int8": "I8", "int4": "U8"}
 """Kernel format -> the dtype of stored rows that hold its numbers already (`kernels.lay_out`)."""
+PLAIN_DTYPES = ("F32", "BF16", "F16")
+
+CONVERTED_BYTES = 256 << 10
+"""Of plain numbers in the kernel's type at a time, where the checkpoint has them in another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +52,26 @@ class StoredRows:
     runs: tuple[RowRun, ...]
 
     @property
+    def dtype(self) -> str:
+        """Of the stored numbers: plain ones may be of any type, and are converted when they are laid out."""
+        plain = self.kernel in PLAIN and self.runs and self.runs[0].entry.dtype in PLAIN_DTYPES
+        return self.runs[0].entry.dtype if plain else STORED[self.kernel]
+
+    @property
+    def converts(self) -> bool:
+        return self.dtype != STORED[self.kernel]
+
+    @property
     def row_bytes(self) -> int:
-        return -(-self.cols * BITS[self.kernel] // 8)
+        return self.cols * DTYPE_SIZES[self.dtype] if self.converts else -(-self.cols * BITS[self.kernel] // 8)
 
     def why_not(self) -> str | None:
         """Why these rows cannot be taken as they lie, in words; None where they can."""
         at = 0
         for run in self.runs:
             entry = run.entry
-            if entry.dtype != STORED[self.kernel] or entry.num_bytes != run.rows * self.row_bytes:
-                return f"tensor {entry.name!r} is stored as {entry.dtype}, {self.kernel} asks for {STORED[self.kernel]}"
+            if entry.dtype != self.dtype or entry.num_bytes != run.rows * self.row_bytes:
+                return f"tensor {entry.name!r} is stored as {entry.dtype}, {self.kernel} asks for {self.dtype}"
             if run.start != at or run.start % PANEL:
                 return f"tensor {entry.name!r} begins at row {run.start}, inside a panel of {PANEL}"
             at += run.rows

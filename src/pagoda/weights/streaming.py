@@ -7,7 +7,7 @@ TPI-LLM's sliding window, https://arxiv.org/abs/2410.00531, 3.3).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +23,8 @@ from .direct import ALIGN, aligned_buffer, span_bytes
 from .filling import in_panels
 from .formats.base import NOT_FINITE
 from .packed import PackedMatrix
-from .reader import Checkpoint
-from .rows import StoredRows, Unit
+from .reader import Checkpoint, torch_dtype
+from .rows import CONVERTED_BYTES, StoredRows, Unit
 
 if TYPE_CHECKING:
     from .formats.base import WeightFormat
@@ -47,7 +47,7 @@ class WeightStream:
         panels = max(
             (panel_bytes(m.kernel, u.stop - u.start, m.cols) for _, m in multiplied for u in m.units()), default=0
         )
-        self.num_bytes = ring + panels
+        self.num_bytes = ring + panels + converted_bytes(m for _, m in multiplied)
         self._panels = torch.empty(panels, dtype=torch.uint8)
         self._files.open_all()
         self._ahead: ReadAhead | None = ReadAhead(
@@ -92,16 +92,16 @@ class WeightStream:
         return lay_out_unit(matrix, unit, parts, self._panels, torch.get_num_threads())
 
     def read_rows(self, number: int, ids: Sequence[int]) -> Tensor:
-        """Single rows of a matrix as they are stored, ``[len(ids), row]`` of its dtype: look-ups in an embedding."""
+        """Single rows of a matrix as its kernel takes them, ``[len(ids), row]``: look-ups in an embedding."""
         matrix = self.matrices[number]
-        dtype, buffer = STORED[matrix.kernel], aligned_buffer(span_bytes(matrix.row_bytes))
+        buffer = aligned_buffer(span_bytes(matrix.row_bytes))
         out = torch.empty(len(ids), matrix.row_bytes, dtype=torch.uint8)
         for i, row in enumerate(ids):
             run = next(run for run in matrix.runs if run.start <= row < run.start + run.rows)
             offset = run.entry.offset + (row - run.start) * matrix.row_bytes
             out[i] = self._row_files.read_range(run.entry, offset, matrix.row_bytes, buffer)
             self._row_files.check([run.entry])
-        return out.view(dtype)
+        return out.view(_dtype(matrix)).to(STORED[matrix.kernel])
 
     def close(self) -> None:
         """Ends the thread, closes the files, lets the ring go."""
@@ -194,11 +194,38 @@ def lay_out_unit(
     first = 0
     for (entry, _, _, rows), raw in zip(unit.parts, parts, strict=True):
         last = first + -(-rows // PANEL) * blocks * PANEL * 4
-        stored = _rows(raw, STORED[matrix.kernel], rows)
-        if not lay_out_rows(matrix.kernel, stored, panels[first:last], num_threads):
+        if not _lay_out(matrix, _rows(raw, _dtype(matrix), rows), panels[first:last], num_threads):
             raise WeightsError(f"{entry.file}: tensor {entry.name!r}: {NOT_FINITE}")
         first = last
     return panels[:first].view(-1, blocks, PANEL * 4)
+
+
+def _lay_out(matrix: StoredRows, stored: Tensor, panels: Tensor, num_threads: int) -> bool:
+    """Numbers of another type are converted some rows at a time, on their way into the panels."""
+    if not matrix.converts:
+        return lay_out_rows(matrix.kernel, stored, panels, num_threads)
+    finite, step = True, converted_rows(matrix)
+    size = panel_bytes(matrix.kernel, PANEL, matrix.cols)
+    for start in range(0, stored.shape[0], step):
+        part = stored[start : start + step].to(STORED[matrix.kernel])
+        at = panels[start // PANEL * size :][: -(-part.shape[0] // PANEL) * size]
+        finite = lay_out_rows(matrix.kernel, part, at, num_threads) and finite
+    return finite
+
+
+def converted_rows(matrix: StoredRows) -> int:
+    """Rows that are converted at a time: whole panels."""
+    return max(PANEL, CONVERTED_BYTES // panel_bytes(matrix.kernel, PANEL, matrix.cols) * PANEL)
+
+
+def converted_bytes(matrices: Iterable[StoredRows]) -> int:
+    """What conversion takes beside the panels at most; 0 where nothing is converted."""
+    sizes = (panel_bytes(m.kernel, converted_rows(m), m.cols) for m in matrices if m.converts)
+    return max(sizes, default=0)
+
+
+def _dtype(matrix: StoredRows) -> torch.dtype:
+    return torch_dtype(matrix.dtype) if matrix.converts else STORED[matrix.kernel]
 
 
 def _rows(raw: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
