@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pagoda.kv.tiers._base import Name
 from pagoda.kv.tiers.disk import VERSION, DiskTier
 
 from .conftest import in_process
@@ -19,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     for number in range(3):
         tokens = bytes([number]) * 64
         key = DiskTier.child_key(parent, tokens)
-        assert tier.write(key, parent, tokens, os.urandom(5000), 1)
+        assert tier.write([(Name(key, parent, tokens), os.urandom(5000))])
         if number == 0:
             os.utime(tier._path(key), (1, 1))
         parent = key

@@ -33,6 +33,11 @@ def records(folder: Path) -> list[Path]:
     return sorted((folder / VERSION).rglob("*.kv"))
 
 
+def files(folder: Path) -> list[Path]:
+    """One name of each: records of pages that follow each other share a file."""
+    return list({path.stat().st_ino: path for path in records(folder)}.values())
+
+
 def answer(llm: LLM, ids: list[int], **params: Any) -> tuple[list[int], int]:
     """(tokens, cached prompt tokens) of one greedy answer."""
     out = llm.generate([ids], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, **params))[0]
@@ -71,9 +76,10 @@ def test_corrupt_and_missing_pages_are_computed_again(tiny: Path, tmp_path: Path
     ids = prompt(100)
     with open_tiny(tiny, tmp_path) as llm:
         answer(llm, ids)
-    for number, path in enumerate(records(tmp_path)):
+    for number, path in enumerate(files(tmp_path)):
         data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 255
+        for at in range(40, len(data), 1000):
+            data[at] ^= 255
         path.write_bytes(data if number % 2 else data[: len(data) // 2])
     with open_tiny(tiny, tmp_path) as llm:
         assert answer(llm, ids) == (oracle(ids, 12), 0)
@@ -102,7 +108,7 @@ def test_the_folder_keeps_its_budget(tiny: Path, tmp_path: Path) -> None:
     with open_tiny(tiny, tmp_path, disk="64KiB") as llm:
         for seed in range(8):
             answer(llm, prompt(120, seed))
-    assert 0 < sum(path.stat().st_size for path in records(tmp_path)) <= 65536
+    assert 0 < sum(path.stat().st_size for path in files(tmp_path)) <= 65536
 
 
 def test_what_left_memory_comes_back_from_disk(tiny: Path, tmp_path: Path, oracle: Oracle) -> None:
@@ -134,10 +140,10 @@ def test_a_smaller_form_on_disk_is_its_own_and_near(tiny: Path, tmp_path: Path, 
     ids = prompt(100)
     with open_tiny(tiny, tmp_path, kv_dir_codec=codec) as llm:
         exact = llm.generate([ids], SamplingParams(temperature=0, max_tokens=1, logprobs=20))[0]
-        size = sum(path.stat().st_size for path in records(tmp_path))
+        size = sum(path.stat().st_size for path in files(tmp_path))
     with open_tiny(tiny, tmp_path) as llm:
         assert answer(llm, ids) == (oracle(ids, 12), 0)
-    assert size < 0.5 * (sum(path.stat().st_size for path in records(tmp_path)) - size)
+    assert size < 0.5 * (sum(path.stat().st_size for path in files(tmp_path)) - size)
     with open_tiny(tiny, tmp_path, kv_dir_codec=codec) as llm:
         near = llm.generate([ids], SamplingParams(temperature=0, max_tokens=1, logprobs=20))[0]
         assert near.usage.cached_tokens == 96
@@ -145,12 +151,12 @@ def test_a_smaller_form_on_disk_is_its_own_and_near(tiny: Path, tmp_path: Path, 
         both = was.keys() & now.keys()
         assert len(both) > 15
         assert sum(math.exp(was[token]) * abs(was[token] - now[token]) for token in both) < 0.2  # other pages: above 1
-        assert llm.stats()["disk"]["codec"] == codec
+        assert llm.stats()["disk"]["disk_codec"] == codec
 
 
 @pytest.mark.parametrize("codec", ["exact", "int8"])
 def test_what_left_the_pool_is_kept_packed_in_memory(tiny: Path, oracle: Oracle, codec: str) -> None:
-    options: dict[str, Any] = {"kv_memory": "128KiB", "max_model_len": 400, "kv_host": "2MiB", "kv_dir_codec": codec}
+    options: dict[str, Any] = {"kv_memory": "128KiB", "max_model_len": 400, "kv_host": "2MiB", "kv_host_codec": codec}
     with LLM(str(tiny), memory="3GiB", structured_output=False, **options) as llm:
         first = prompt(150)
         answer(llm, first)
@@ -167,6 +173,59 @@ def test_what_left_the_pool_is_kept_packed_in_memory(tiny: Path, oracle: Oracle,
         assert 0 < stats["host_used_bytes"] == account["resident_bytes"] <= 2 << 20
         assert (stats["num_restored"], "used_bytes" in stats) == (9, False)
         llm._built.audit()
+
+
+def test_exact_in_memory_and_smaller_on_disk(tiny: Path, tmp_path: Path, oracle: Oracle) -> None:
+    """Each place has a codec of its own; who asks for another in memory finds none of the pages."""
+    ids = prompt(150)
+    with open_tiny(tiny, tmp_path, kv_host="2MiB", kv_dir_codec="cachegen") as llm:
+        answer(llm, ids)
+        assert llm._built.engine.persistence.settle(60)
+        llm._built.engine.manager.clear_prefix()
+        assert answer(llm, ids) == (oracle(ids, 12), 144)
+        stats = llm.stats()["disk"]
+        assert (stats["host_codec"], stats["disk_codec"]) == ("exact", "cachegen")
+        assert (stats["host_num_hits"], stats["disk_num_hits"]) == (9, 0)
+        assert stats["used_bytes"] < stats["host_used_bytes"] / 2
+    with open_tiny(tiny, tmp_path, kv_host="2MiB", kv_host_codec="int8", kv_dir_codec="cachegen") as llm:
+        assert answer(llm, ids) == (oracle(ids, 12), 0)
+    with open_tiny(tiny, tmp_path, kv_dir_codec="cachegen") as llm:
+        assert answer(llm, ids)[1] == 144
+
+
+@pytest.mark.parametrize("place", ["none", "host", "disk"])
+def test_conversations_in_turns_find_what_left_the_pool(tiny: Path, tmp_path: Path, oracle: Oracle, place: str) -> None:
+    """Four of them take turns in a pool for one: with a tier every full page of every turn before is found."""
+    options: dict[str, Any] = {"kv_memory": "64KiB", "max_model_len": 200}
+    options |= {"none": {}, "host": {"kv_host": "2MiB"}, "disk": {"kv_dir": str(tmp_path)}}[place]
+    texts, shares = [prompt(60, seed) for seed in range(4)], []
+    with LLM(str(tiny), memory="3GiB", structured_output=False, **options) as llm:
+        for turn in range(3):
+            for number, ids in enumerate(texts):
+                tokens, cached = answer(llm, ids)
+                assert tokens == oracle(ids, 12)
+                if turn:
+                    shares.append((cached, (len(ids) - 20 - 1) // 16 * 16))  # all but the question and the last token
+                texts[number] = ids + tokens + prompt(20, 100 * turn + number)
+                if place != "none":
+                    assert llm._built.engine.persistence.settle(60)
+        llm._built.audit()
+    if place == "none":
+        assert sum(cached for cached, _ in shares) < sum(kept for _, kept in shares) / 4
+    else:
+        assert [cached for cached, _ in shares] == [kept for _, kept in shares]
+
+
+def test_what_is_slower_to_read_is_computed(tiny: Path, tmp_path: Path, oracle: Oracle) -> None:
+    ids = prompt(100)
+    with open_tiny(tiny, tmp_path) as llm:
+        answer(llm, ids)
+    for rate, cached, recomputed in ((1.0, 0, 1), (1e12, 96, 0)):
+        with open_tiny(tiny, tmp_path) as llm:
+            engine = llm._built.engine
+            engine.persistence._cost.bytes_per_second["disk"], engine._tokens_per_second = rate, 1e5
+            assert answer(llm, ids) == (oracle(ids, 12), cached)
+            assert llm.stats()["disk"]["num_recomputed"] == recomputed
 
 
 def test_a_pinned_prefix_stays_on_disk_before_others(tiny: Path, tmp_path: Path) -> None:
@@ -200,7 +259,9 @@ def test_options_that_make_no_sense_are_refused(tiny: Path, tmp_path: Path) -> N
         ({"kv_host": 0}, "kv_host is 0"),
         ({"kv_dir_codec": "int5"}, "cachegen, int8"),
         ({"kv_dir_codec": "cachegen(step=9)"}, "from 0.02 to 2"),
-        ({"kv_dir_codec": "int8", "kv_dir": None}, "no kv_dir says where"),
+        ({"kv_dir_codec": "int8", "kv_dir": None, "kv_host": "1MiB"}, "kv_dir_codec is 'int8', but there is no kv_dir"),
+        ({"kv_host_codec": "int8"}, "kv_host_codec is 'int8', but there is no kv_host"),
+        ({"kv_host_codec": "zip", "kv_host": "1MiB"}, "cachegen, int8"),
         ({"kv_dir_codec": "int8", "kv_cache_dtype": "int8"}, "are small already"),
         ({"enable_prefix_caching": False}, "switched off"),
     ):

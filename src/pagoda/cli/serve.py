@@ -78,6 +78,9 @@ def serve(
     kv_host: Annotated[
         str | None, typer.Option(help="Bytes for prefixes that left the pool, kept packed in this machine's memory.")
     ] = None,
+    kv_host_codec: Annotated[
+        str, typer.Option(help="How they lie there: exact, or smaller with a loss: int8, cachegen (docs/kv-tiers.md).")
+    ] = "exact",
     kv_dir: Annotated[str | None, typer.Option(help="Folder that keeps computed prefixes over restarts.")] = None,
     disk: Annotated[str | None, typer.Option(help="Most bytes in --kv-dir.", show_default="8GiB")] = None,
     kv_ttl: Annotated[float | None, typer.Option(help="Seconds after the last use that a prefix stays there.")] = None,
@@ -161,7 +164,8 @@ def serve(
         max_model_len=opt.length(max_model_len), max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, scheduling=scheduling,
         chat_template=opt.read_template(chat_template), kv_host=kv_host, kv_dir=kv_dir, disk=disk, kv_ttl=kv_ttl,
-        kv_dir_codec=kv_dir_codec, kv_offload=kv_offload, kv_offload_dir=kv_offload_dir, kv_window=kv_window,
+        kv_host_codec=kv_host_codec, kv_dir_codec=kv_dir_codec,
+        kv_offload=kv_offload, kv_offload_dir=kv_offload_dir, kv_window=kv_window,
         enable_prefix_caching=prefix_caching,
         structured_output=structured_output, reserve_bytes=config.memory_bytes,
     )  # fmt: skip

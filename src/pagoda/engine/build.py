@@ -306,9 +306,7 @@ def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: fl
     if ground.is_shared:
         kv_lease.asks = state_lease.asks = False  # a step does not wait for another engine's
         stores.keep(sizes.least_kv_bytes)
-    persistence = (
-        None if kept is None else open_persistence(kept, stores.default, ledger, io_lease, config.kv_dir_codec)
-    )
+    persistence = None if kept is None else open_persistence(kept, stores.default, ledger, io_lease, config)
     engine = Engine(
         loaded,
         stores,

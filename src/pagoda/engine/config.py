@@ -50,6 +50,7 @@ class EngineConfig:
     reserve_bytes: int = 0
     shadow: float = 0.0
     kv_host: str | int | None = None
+    kv_host_codec: str = "exact"
     kv_dir: str | None = None
     disk: str | int | None = None
     kv_ttl: float | None = None
@@ -90,10 +91,10 @@ class EngineConfig:
         if self.kv_ttl is not None and not self.kv_ttl > 0:
             raise ConfigError(f"kv_ttl is {self.kv_ttl!r}; give seconds above 0")
         kept = self.kv_dir is not None or self.kv_host is not None
-        if parse_page_codec(self.kv_dir_codec) is not None and not kept:
-            raise ConfigError(
-                f"kv_dir_codec is {self.kv_dir_codec!r}, but no kv_dir says where; give a folder, or kv_host"
-            )
+        for name, place in (("kv_dir_codec", "kv_dir"), ("kv_host_codec", "kv_host")):
+            text = getattr(self, name)
+            if parse_page_codec(text, option=name) is not None and getattr(self, place) is None:
+                raise ConfigError(f"{name} is {text!r}, but there is no {place}; give one, or leave the codec out")
         if self.kv_host is not None and parse_bytes(self.kv_host, what="kv_host") == 0:
             raise ConfigError(f"kv_host is {self.kv_host!r}; give a size in bytes above 0, for example '512MiB'")
         if kept and not self.enable_prefix_caching:

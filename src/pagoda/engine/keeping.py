@@ -1,4 +1,4 @@
-"""Kept prefixes as options ask for them: ``kv_host``, ``kv_dir``, ``disk``, ``kv_ttl``, ``kv_dir_codec``."""
+"""Kept prefixes as options ask for them: ``kv_host``, ``kv_dir``, ``disk``, ``kv_ttl``, codecs of both."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..core.units import format_bytes, parse_bytes
 from ..kernels.dispatch import load_providers
 from ..kv.persist import Persistence, Tier
 from ..kv.stores import Store
+from ..kv.tiers._form import CodedForm, ExactForm, Form
 from ..kv.tiers.codecs.base import parse_page_codec
 from ..kv.tiers.disk import DiskTier
 from ..kv.tiers.host import HostTier
@@ -44,14 +45,28 @@ def _open_disk(config: EngineConfig) -> DiskTier:
     return tier
 
 
-def open_persistence(tier: Tier, store: Store, ledger: Ledger, lease: Lease, codec: str) -> Persistence:
-    """Pages are taken back only by the same version of the same kernels, whose numbers they are.
+def open_persistence(tier: Tier, store: Store, ledger: Ledger, lease: Lease, config: EngineConfig) -> Persistence:
+    """Pages are taken back only by the same version of the same kernels, whose numbers they are, and where a codec
+    loses something only by who asks for the same: what is computed after such pages is not exact either.
 
-    Raises ConfigError where ``codec`` is none for pages of the engine's format.
+    Raises ConfigError where a codec is none for pages of the engine's format.
     """
     tag = f"pagoda {metadata.version('pagoda-llm')}, {_kernels()}, {store.storage.device.type}"
-    found = parse_page_codec(codec, store.fmt)
-    return Persistence(tier, store.manager, store.storage, ledger, lease, tag=tag, codec=found)
+    disk = tier.behind if isinstance(tier, HostTier) else tier
+    if disk is not None:
+        disk.form = _form("kv_dir_codec", config.kv_dir_codec, store)
+        tag += "" if disk.form.text == "exact" else f", {disk.form.text}"
+    if isinstance(tier, HostTier):
+        tier.form = _form("kv_host_codec", config.kv_host_codec, store)
+        tag += "" if tier.form.text == "exact" else f", {tier.form.text} in memory"
+    return Persistence(tier, store.manager, store.storage, ledger, lease, tag=tag)
+
+
+def _form(option: str, text: str, store: Store) -> Form:
+    codec = parse_page_codec(text, store.fmt, option=option)
+    if codec is None:
+        return ExactForm(store.storage.pages.element_size(), store.fmt.block_bytes)
+    return CodedForm(codec, store.fmt)
 
 
 def _kernels() -> str:

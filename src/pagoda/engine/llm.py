@@ -53,7 +53,7 @@ class LLM:
             page for ``kv_ttl`` seconds after its last use (default: while there is room), as ``kv_dir_codec`` says:
             ``exact``, or smaller with a loss: ``int8``, ``cachegen(step=0.25)`` (docs/kv-tiers.md).
         kv_host: bytes in which prefixes stay packed in memory when their pages are needed for others, as
-            ``kv_dir_codec`` says; before the disk, or without one.
+            ``kv_host_codec`` says (as ``kv_dir_codec``); before the disk, or without one.
         kv_offload: bytes for the KV of requests with ``kv="offload"`` or ``"quest+offload"``, outside of the pool: in
             this machine's memory, or in a file in ``kv_offload_dir``; ``kv_window`` bytes are where steps read it
             (default: 8 heads of the longest sequence; docs/kv-tiers.md).

@@ -4,7 +4,13 @@
     request ─► pages missing in memory ─► reader's thread ─► bytes ─┄ between two steps, copied in ┄─► prefix entry
 
 The engine's thread does nothing but copy bytes; packing, hashing and the disk are the two other threads'. What waits in
-between is leased (account ``staging``), and bounded: a page that finds no room is written later, or not at all.
+between is leased (account ``staging``), and bounded: a page that finds no room is written later, or not at all. Both
+ways go in runs of pages that follow each other (`write_back`, `tiers._run`).
+
+Since pages are copied out as soon as they are full, a preemption moves nothing, and what gave way is read back before
+its turn unless computing is faster (`swap_cost`): asynchronous swapping as in FastSwitch (arXiv:2411.18424). Pages of a
+conversation stay in host memory and on disk between its turns, and the next turn computes only what is new: Pensieve
+(arXiv:2312.05516), but for its order of eviction, which here is least recently used.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
@@ -24,15 +30,19 @@ from ..budget.ledger import Lease, Ledger
 from .manager import KVManager
 from .prefix import Entry, token_bytes
 from .storage import PageStorage
+from .swap_cost import SwapCost
 from .table import expand_runs
-from .tiers.codecs.base import PageCodec, UnreadablePages, format_page_codec
-from .tiers.disk import DiskTier
+from .tiers._base import Name
+from .tiers._run import MOST_RECORDS
+from .tiers.disk import RUN_BYTES, DiskTier
 from .tiers.host import HostTier
+from .write_back import Block, Outbox
 
 Tier: TypeAlias = DiskTier | HostTier
 
 WRITE_BYTES = 16 << 20
-"""Copied out of the pool and not yet written, at most."""
+"""Leased: what is copied out of the pool and not yet written, and a packed run on its way out and in."""
+MOST_WAITING_BYTES = WRITE_BYTES - 2 * RUN_BYTES
 STEP_BYTES = 4 << 20
 """Copied out after one step: half a millisecond of memory traffic."""
 MOST_DIRTY, MOST_KEYS = 1 << 14, 1 << 15
@@ -47,9 +57,8 @@ WAIT_SECONDS = 5.0
 class Page:
     """A page of tokens on its way from the disk. ``raw`` None: it was not there after all."""
 
-    tokens: bytes
-    key: bytes
-    parent: bytes
+    name: Name
+    where: str
     raw: bytes | None = None
 
 
@@ -89,18 +98,17 @@ class Persistence:
     """Belongs to the engine's thread, but for its two helpers.
 
     ``lease`` holds ``WRITE_BYTES``; ``tag`` is what else decides the bytes of a page, such as the kernels' instruction
-    set. ``codec`` makes pages smaller on disk, with a loss (None: exactly as they are); it has a namespace of its own.
+    set, or a codec that loses something.
     """
 
     def __init__(
-        self, tier: Tier, manager: KVManager, storage: PageStorage, ledger: Ledger, lease: Lease, *, tag: str = "",
-        codec: PageCodec | None = None,
-    ) -> None:  # fmt: skip
+        self, tier: Tier, manager: KVManager, storage: PageStorage, ledger: Ledger, lease: Lease, *, tag: str = ""
+    ) -> None:
         assert manager.prefix is not None, "without a prefix cache there is nothing to keep"
         self.tier, self.stats = tier, PersistStats()
         self._manager, self._storage, self._prefix, self._ledger = manager, storage, manager.prefix, ledger
-        self._codec = codec
-        self._tag = (tag if codec is None else f"{tag}, {format_page_codec(codec)}").encode()
+        self._tag = tag.encode()
+        self._cost = SwapCost(manager.fmt.block_bytes, manager.fmt.page_size)
         self._dirty: deque[Entry] = deque()
         self._pinned: dict[bytes, float] = {}  # key on disk -> until, of pages that may not be written yet
         self._keys: dict[bytes, bytes] = {}  # key in memory -> key on disk, of the entries that were seen
@@ -108,9 +116,8 @@ class Persistence:
         self._lease = lease
         self._waiting = 0
         self._lock = threading.Lock()
-        self._to_write: queue.SimpleQueue[tuple[bytes, bytes, bytes, bytes] | None] = queue.SimpleQueue()
+        self._to_write = Outbox()
         self._to_read: queue.SimpleQueue[Fetch | None] = queue.SimpleQueue()
-        self._bytes_per_second = 0.0
         self._fetches: dict[int, Fetch] = {}
         self._threads = [
             threading.Thread(target=work, name=f"pagoda-kv-{name}", daemon=True)
@@ -141,22 +148,23 @@ class Persistence:
 
     def flush(self, most_bytes: int = STEP_BYTES) -> None:
         """Between two steps: some of what is new goes to the writer, as far as it has room."""
-        block_bytes = self._manager.fmt.block_bytes
-        while self._dirty and most_bytes > 0:
-            with self._lock:
-                if self._waiting + block_bytes > max(WRITE_BYTES, block_bytes):
-                    return
-                self._waiting += block_bytes
+        block_bytes, blocks = self._manager.fmt.block_bytes, list[Block]()
+        while self._dirty and len(blocks) * block_bytes < most_bytes and self._has_room(block_bytes):
             entry = self._dirty.popleft()
             if not self._prefix.is_there(entry):
                 self.stats.num_skipped += 1
-                self._written(block_bytes)
                 continue
             assert entry.parent is not None
-            key, parent = self._key_of(entry), self._key_of(entry.parent)
-            self._to_write.put((key, parent, entry.tokens, self._bytes_of(entry)))
-            self.stats.num_queued += 1
-            most_bytes -= block_bytes
+            name = Name(self._key_of(entry), self._key_of(entry.parent), entry.tokens)
+            blocks.append((name, self._bytes_of(entry)))
+            with self._lock:
+                self._waiting += block_bytes
+        self.stats.num_queued += len(blocks)
+        if blocks:
+            self._to_write.put(blocks)
+
+    def _has_room(self, num_bytes: int) -> bool:
+        return self._waiting + num_bytes <= max(MOST_WAITING_BYTES, num_bytes)
 
     def _bytes_of(self, entry: Entry) -> bytes:
         pages = torch.from_numpy(expand_runs(entry.runs, entry.run, 1).astype(np.int64))
@@ -177,16 +185,14 @@ class Persistence:
         return key
 
     def _write_all(self) -> None:
-        itemsize, block_bytes = self._storage.pages.element_size(), self._manager.fmt.block_bytes
-        while (item := self._to_write.get()) is not None:
-            key, parent, tokens, raw = item
-            if self._codec is None:
-                self.tier.write(key, parent, tokens, raw, itemsize)
-            else:
-                self.tier.write(key, parent, tokens, self._codec.pack(raw, self._manager.fmt), 1)
-            if self._pinned and (until := self._pinned.pop(key, None)) is not None:
-                self.tier.pin(key, until)
-            self._written(block_bytes)
+        while (runs := self._to_write.take()) is not None:
+            while runs:
+                run = runs.pop(0)
+                self.tier.write(run)
+                for name, _ in run if self._pinned else ():
+                    if (until := self._pinned.pop(name.key, None)) is not None:
+                        self.tier.pin(name.key, until)
+                self._written(len(run) * self._manager.fmt.block_bytes)
 
     def pin(self, tokens: Sequence[int], *, salt: str, seconds: float | None) -> None:
         """Pages of these tokens stay on disk before others', for so long (None: a year); those that are yet to be
@@ -228,54 +234,51 @@ class Persistence:
         key, pages = self._key_of(node), list[Page]()
         for piece in pieces[start:]:
             parent, key = key, DiskTier.child_key(key, piece)
-            if not self.tier.has(key):
+            where = self.tier.where(key)
+            if where is None:
                 break
-            pages.append(Page(piece, key, parent))
-        if not pages or self._computing_is_faster(len(pages), tokens_per_second):
+            pages.append(Page(Name(key, parent, piece), where))
+        if self._cost.computing_is_faster(Counter(page.where for page in pages), tokens_per_second):
+            self.stats.num_recomputed += 1
             return
         pages = pages[: self._ledger.free_bytes // self._manager.fmt.block_bytes]
+        if not pages:
+            return
         lease = self._ledger.try_lease("staging", len(pages) * self._manager.fmt.block_bytes, "KV on its way from disk")
-        if lease is None or not pages:
+        if lease is None:
             return
         found = self._fetches[seq_id] = Fetch(pieces[:start], pages, lease)
         self.stats.num_fetches += 1
         self._to_read.put(found)
 
-    def _computing_is_faster(self, num_pages: int, tokens_per_second: float) -> bool:
-        if not self._bytes_per_second or not tokens_per_second:
-            return False
-        reading = num_pages * self._manager.fmt.block_bytes / self._bytes_per_second
-        computing = num_pages * self._manager.fmt.page_size / tokens_per_second
-        self.stats.num_recomputed += computing < reading
-        return computing < reading
-
     def _read_all(self) -> None:
-        raw_bytes = self._manager.fmt.block_bytes
         while (fetch := self._to_read.get()) is not None:
-            started, count, corrupt = time.perf_counter(), 0, self.tier.stats.num_corrupt
-            for page in fetch.pages:
-                page.raw = None if fetch.cancelled else self._read(page, raw_bytes)
+            at, corrupt = 0, self._num_corrupt
+            while at < len(fetch.pages) and not fetch.cancelled:
+                found = self._read_run(fetch.pages[at : at + MOST_RECORDS])
+                at += found
                 # Where one record is corrupt others may be: they are looked through, so that all are written anew.
-                if page.raw is None and self.tier.stats.num_corrupt == corrupt:
+                if any(page.raw is None for page in fetch.pages[at - found : at]) and self._num_corrupt == corrupt:
                     break
-                count += page.raw is not None
-            if count:
-                rate = count * raw_bytes / max(1e-6, time.perf_counter() - started)
-                self._bytes_per_second = 0.7 * (self._bytes_per_second or rate) + 0.3 * rate
             with self._lock:
                 fetch.ready.set()
                 if fetch.cancelled:
                     fetch.lease.release()
 
-    def _read(self, page: Page, raw_bytes: int) -> bytes | None:
-        if self._codec is None:
-            return self.tier.read(page.key, page.parent, page.tokens, raw_bytes)
-        data = self.tier.read(page.key, page.parent, page.tokens, None)
-        try:
-            return None if data is None else self._codec.unpack(data, self._manager.fmt)
-        except UnreadablePages:
-            self.tier.refuse(page.key)
-            return None
+    def _read_run(self, pages: list[Page]) -> int:
+        """Reads as many of them as lie together; returns how many were looked at."""
+        started = time.perf_counter()
+        found = self.tier.read([page.name for page in pages])
+        for page, raw in zip(pages, found, strict=False):
+            page.raw = raw
+        if None not in found:
+            self._cost.note(pages[0].where, len(found), time.perf_counter() - started)
+        return len(found)
+
+    @property
+    def _num_corrupt(self) -> int:
+        behind = self.tier.behind if isinstance(self.tier, HostTier) else None
+        return self.tier.stats.num_corrupt + (0 if behind is None else behind.stats.num_corrupt)
 
     def is_fetching(self, seq_id: int) -> bool:
         """Whether pages for this sequence are being read, or are there and not installed."""
@@ -308,11 +311,11 @@ class Persistence:
             if child is None:
                 return  # the text before has left memory meanwhile
             node = child
-        while pages and (child := self._prefix.child(node, pages[0].tokens)) is not None:
+        while pages and (child := self._prefix.child(node, pages[0].name.tokens)) is not None:
             node = child  # and these have come in from elsewhere
             del pages[0]
         per_block = self._manager.fmt.pages_per_block
-        for block, page in zip(self._manager.restore(node, [page.tokens for page in pages]), pages, strict=False):
+        for block, page in zip(self._manager.restore(node, [page.name.tokens for page in pages]), pages, strict=False):
             assert page.raw is not None
             target = self._storage.pages[block * per_block : (block + 1) * per_block]
             target.copy_(torch.frombuffer(bytearray(page.raw), dtype=target.dtype).view(target.shape))
@@ -339,19 +342,20 @@ class Persistence:
         """Plain data for ``stats``."""
         host = self.tier if isinstance(self.tier, HostTier) else None
         disk = self.tier if isinstance(self.tier, DiskTier) else self.tier.behind
-        found = {"codec": format_page_codec(self._codec), "waiting": len(self._dirty)}
-        found |= {"read_bytes_per_second": self._bytes_per_second, **asdict(self.stats)}
+        found: dict[str, Any] = {"waiting": len(self._dirty), **asdict(self.stats)}
         for name, tier in (("host_", host), ("", disk)):
             if tier is not None:
                 found |= {f"{name}budget_bytes": tier.budget_bytes, f"{name}used_bytes": tier.used_bytes}
-                found |= {f"{name or 'disk_'}{what}": value for what, value in asdict(tier.stats).items()}
+                long = name or "disk_"
+                found |= {f"{long}codec": tier.form.text, **{f"{long}{k}": v for k, v in asdict(tier.stats).items()}}
+                found[f"{long}read_bytes_per_second"] = self._cost.bytes_per_second.get(long[:-1], 0.0)
         return found
 
     def close(self) -> None:
         """What is new is written first, as far as that goes in ``CLOSE_SECONDS``."""
         deadline = time.monotonic() + CLOSE_SECONDS
         self.settle(CLOSE_SECONDS)
-        self._to_write.put(None)
+        self._to_write.close()
         self._to_read.put(None)
         for thread in self._threads:
             thread.join(max(0.1, deadline - time.monotonic()))

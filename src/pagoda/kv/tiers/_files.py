@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+HEAD_BYTES = 8192
 
 
 class Files:
@@ -15,15 +17,25 @@ class Files:
     1 GiB filled all that a group had above the budget), and for what is worth keeping in memory there is ``--kv-host``.
     """
 
-    def read(self, path: Path) -> bytes:
+    def read(self, path: Path, choose: Callable[[bytes], tuple[int, int]] | None = None) -> bytes:
+        """All of a file, or the range (first byte, bytes) that ``choose`` tells from its first ``HEAD_BYTES``."""
         with open(path, "rb", buffering=0) as file:
-            found = file.read()
+            if choose is None:
+                found = file.read()
+            else:
+                head = file.read(HEAD_BYTES)
+                first, size = choose(head)
+                found = head[first : first + size]
+                if len(found) < size:
+                    found += os.pread(file.fileno(), size - len(found), first + len(found))
             _forget(file.fileno())
             return found
 
-    def write_whole(self, path: Path, parts: list[bytes]) -> None:
-        """The file appears under its name complete and on disk, or not at all."""
-        fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    def write_whole(self, paths: Sequence[Path], parts: list[bytes]) -> None:
+        """One file that appears under all these names (hard links), complete and on disk. Each name appears with the
+        whole file behind it or not at all; one that is there already stays as it is.
+        """
+        fresh = paths[0].with_name(f".{paths[0].name}.{os.urandom(4).hex()}.tmp")
         try:
             with open(fresh, "wb", buffering=0) as file:
                 for part in parts:
@@ -32,11 +44,22 @@ class Files:
                         view = view[file.write(view) :]
                 os.fsync(file.fileno())
                 _forget(file.fileno())
-            fresh.replace(path)
-        except OSError:
+            for path in paths:
+                with suppress(FileExistsError):  # another process wrote the same
+                    os.link(fresh, path)
+        finally:
             with suppress(OSError):
                 fresh.unlink()
-            raise
+
+    def check_links(self, folder: Path) -> None:
+        """Raises OSError where one file cannot have two names."""
+        one, two = (folder / f".{os.urandom(8).hex()}.tmp" for _ in range(2))
+        try:
+            one.touch()
+            os.link(one, two)
+        finally:
+            for path in (one, two):
+                path.unlink(missing_ok=True)
 
     def make_folder(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -54,13 +77,12 @@ class Files:
     def exists(self, path: Path) -> bool:
         return path.exists()
 
-    def listing(self, folder: Path) -> Iterator[tuple[Path, int, float]]:
-        """(file, bytes, time of last use) of every file below; what vanishes meanwhile is left out."""
+    def listing(self, folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+        """Every name below and what it names; what vanishes meanwhile is left out."""
         for inner, _, names in os.walk(folder):
             for name in names:
                 with suppress(OSError):
-                    found = os.stat(os.path.join(inner, name))
-                    yield Path(inner, name), found.st_size, found.st_mtime
+                    yield Path(inner, name), os.stat(os.path.join(inner, name))
 
 
 def _forget(fd: int) -> None:

@@ -1,4 +1,4 @@
-"""One page of tokens with its KV, as bytes on disk. A record names its content, so a wrong one is never taken for it.
+"""One page of tokens with its KV, as bytes. A record names its content, so a wrong one is never taken for it.
 
     magic 8 | flags 4 | itemsize 4 | tokens 4 | raw 8 | body 8 | parent 32 | key 32 | the tokens | the body | digest 32
 
@@ -50,8 +50,8 @@ def pack(key: bytes, parent: bytes, tokens: bytes, raw: bytes, itemsize: int) ->
     return [head, tokens, body, digest.digest()]
 
 
-def unpack(data: bytes, key: bytes, parent: bytes, tokens: bytes, raw_bytes: int | None) -> bytes:
-    """The pages' bytes, ``raw_bytes`` of them (None: as many as there are).
+def unpack(data: bytes, key: bytes, parent: bytes, tokens: bytes) -> bytes:
+    """The bytes that went in.
 
     Raises CorruptRecord unless this is exactly that record, whole and unchanged.
     """
@@ -63,12 +63,15 @@ def unpack(data: bytes, key: bytes, parent: bytes, tokens: bytes, raw_bytes: int
         raise CorruptRecord("it is of another version, or cut short")
     if blake3.blake3(data[:-DIGEST_BYTES]).digest() != data[-DIGEST_BYTES:]:
         raise CorruptRecord("its checksum is wrong")
-    if (named, of, data[_HEAD.size : start]) != (key, parent, tokens) or raw_bytes not in (None, raw_size):
+    if (named, of, data[_HEAD.size : start]) != (key, parent, tokens):
         raise CorruptRecord("it holds another text")
     body = data[start:-DIGEST_BYTES]
     if not flags & COMPRESSED:
         return body
-    planes = zstandard.ZstdDecompressor().decompress(body, max_output_size=raw_size)
+    try:
+        planes = zstandard.ZstdDecompressor().decompress(body, max_output_size=raw_size)
+    except zstandard.ZstdError as error:
+        raise CorruptRecord(str(error)) from error
     if len(planes) != raw_size:
         raise CorruptRecord("it unpacks to another length")
     return np.frombuffer(planes, np.uint8).reshape(itemsize, -1).T.tobytes() if itemsize > 1 else planes
@@ -78,12 +81,12 @@ def check(data: bytes) -> str | None:
     """What is wrong with a record, None if nothing is: for ``pagoda cache verify``."""
     if len(data) < _HEAD.size + DIGEST_BYTES or data[:8] != MAGIC:
         return "not a record of this version"
-    _, _, _, num_tokens, raw_size, _, parent, key = _HEAD.unpack_from(data)
+    _, _, _, num_tokens, _, _, parent, key = _HEAD.unpack_from(data)
     tokens = data[_HEAD.size : _HEAD.size + num_tokens]
     if child_key(parent, tokens) != key:
         return "its key is not that of its text"
     try:
-        unpack(data, key, parent, tokens, raw_size)
-    except (CorruptRecord, zstandard.ZstdError) as error:
+        unpack(data, key, parent, tokens)
+    except CorruptRecord as error:
         return str(error)
     return None

@@ -1,7 +1,7 @@
 """Pages kept packed in this machine's memory: beside a device's pool, or beside the pool itself in fewer bytes.
 
 The same records as on disk (`_record`), found by the same names, within a byte budget; what was used least recently
-leaves. With a disk behind it, a page goes to both, and what has left here is read there.
+leaves. With a disk behind it, a page goes to both, each in its own form, and what has left here is read there.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import zstandard
-
-from ._base import Records, TierStats
+from ._base import Name, Records, TierStats
+from ._form import ExactForm, Form
 from ._record import CorruptRecord, child_key, pack, root_key, unpack
 
 ENTRY_BYTES = 200
@@ -30,43 +29,62 @@ class HostTier:
         self, budget_bytes: int, *, behind: Records | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self.budget_bytes, self.behind, self.stats, self.used_bytes = budget_bytes, behind, TierStats(), 0
+        self.form: Form = ExactForm()
         self._records: OrderedDict[bytes, bytes] = OrderedDict()
         self._pins: dict[bytes, float] = {}
         self._lock, self._clock = threading.Lock(), clock
 
     def has(self, key: bytes) -> bool:
         """Whether there is a record of that name, here or behind."""
-        return key in self._records or (self.behind is not None and self.behind.has(key))
+        return self.where(key) is not None
 
-    def read(self, key: bytes, parent: bytes, tokens: bytes, raw_bytes: int | None) -> bytes | None:
-        """As ``DiskTier.read``."""
+    def where(self, key: bytes) -> str | None:
+        """As `Records.where`."""
+        if key in self._records:
+            return "host"
+        return None if self.behind is None else self.behind.where(key)
+
+    def read(self, names: Sequence[Name]) -> list[bytes | None]:
+        """As `Records.read`: as many as are here, or as lie together behind."""
         with self._lock:
-            data = self._records.get(key)
-            if data is not None:
-                self._records.move_to_end(key)
-        if data is None:
+            data = list[bytes]()
+            for name in names:
+                if name.key not in self._records:
+                    break
+                self._records.move_to_end(name.key)
+                data.append(self._records[name.key])
+        if not data:
             self.stats.num_misses += 1
-            return None if self.behind is None else self.behind.read(key, parent, tokens, raw_bytes)
+            return [None] if self.behind is None else self.behind.read(names)
+        self.stats.num_read_runs += 1
+        return [self._raw(name, one) for name, one in zip(names, data, strict=False)]
+
+    def _raw(self, name: Name, data: bytes) -> bytes | None:
         try:
-            raw = unpack(data, key, parent, tokens, raw_bytes)
-        except (CorruptRecord, zstandard.ZstdError):  # another text of the same hash, or bytes that memory changed
-            self.refuse(key)
+            raw = self.form.unpack(unpack(data, *name))
+        except CorruptRecord:  # another text of the same hash, or bytes that memory changed
+            self.stats.num_corrupt += 1
+            with self._lock:
+                self._drop(name.key)
             return None
         self.stats.num_hits += 1
         self.stats.read_bytes += len(data)
         return raw
 
-    def write(self, key: bytes, parent: bytes, tokens: bytes, raw: bytes, itemsize: int) -> bool:
-        """As ``DiskTier.write``: whether it is kept, here or behind."""
-        written = self.behind is not None and self.behind.write(key, parent, tokens, raw, itemsize)
-        if key in self._records:
-            return True
-        data = b"".join(pack(key, parent, tokens, raw, itemsize))
+    def write(self, run: Sequence[tuple[Name, bytes]]) -> int:
+        """As `Records.write`: how many are kept, here or behind."""
+        behind = 0 if self.behind is None else self.behind.write(run)
+        new = [self._keep(name, raw) for name, raw in run if name.key not in self._records]
+        self.stats.num_written_runs += any(new)
+        return max(behind, len(run) - new.count(False))
+
+    def _keep(self, name: Name, raw: bytes) -> bool:
+        data = b"".join(pack(*name, self.form.pack(raw), self.form.itemsize))
         size = len(data) + ENTRY_BYTES
         with self._lock:
             if not self._make_room(size):
-                return written
-            self._records[key] = data
+                return False
+            self._records[name.key] = data
             self.used_bytes += size
         self.stats.num_writes += 1
         self.stats.written_bytes += size
@@ -80,14 +98,6 @@ class HostTier:
                 return behind
             self._pins[key] = max(until, self._pins.get(key, 0.0))
         return True
-
-    def refuse(self, key: bytes) -> None:
-        """What was read under that name could not be used: it leaves."""
-        self.stats.num_corrupt += 1
-        with self._lock:
-            self._drop(key)
-        if self.behind is not None:
-            self.behind.refuse(key)
 
     def _make_room(self, size: int) -> bool:
         """The least recently used leave, pinned ones after all others; the lock is held."""

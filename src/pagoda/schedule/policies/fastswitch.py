@@ -7,7 +7,7 @@ preemption a fair queue is fair only to those that come: a flood of long answers
 The paper's subject is what such switches cost. Its means, and what stands for them here: block groups (KV is moved in
 runs of blocks, not block by block) are page runs; the asynchronous swap manager is the writer's thread of ``kv_dir``,
 which copies pages out behind the steps, so that giving them up costs nothing; reuse of the copy over turns comes from
-pages being found by their content. Deviations: pages move to the disk, since there is no tier in host memory; the
+pages being found by their content. Deviations: pages move to the disk, or with ``kv_host`` to memory, packed; the
 last, partial page is computed again; without ``kv_dir`` so is all that the prefix cache gave to others.
 """
 

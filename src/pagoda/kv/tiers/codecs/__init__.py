@@ -1,5 +1,5 @@
-"""One file per codec of pages on disk; the file name is the name that ``kv_dir_codec`` takes. No torch."""
+"""One file per codec of kept pages; the file name is what ``kv_dir_codec`` and ``kv_host_codec`` take. No torch."""
 
 from ....core.registry import Registry
 
-PAGE_CODECS = Registry("pagoda.kv.tiers.codecs", "codec of pages on disk", "CODEC")
+PAGE_CODECS = Registry("pagoda.kv.tiers.codecs", "codec of kept pages", "CODEC")

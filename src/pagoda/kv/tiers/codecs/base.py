@@ -1,4 +1,4 @@
-"""How a block of KV pages becomes bytes on disk: whole pages in, bytes out, and the way back.
+"""How a block of KV pages becomes bytes in a tier: whole pages in, bytes out, and the way back.
 
 A codec sees numbers ``[layers, heads, slots, dim]`` in float32, K and V apart; what it writes is compressed without
 loss afterwards (`.._record`), so a codec makes numbers into small integers whose planes compress well. One that is not
@@ -32,8 +32,8 @@ class UnreadablePages(Exception):
 
 @dataclass(frozen=True)
 class PageCodec(ABC):
-    """A stateless codec; its fields are its parameters, ``num_parts`` what ``encode`` gives. Used from the disk's
-    threads.
+    """A stateless codec; its fields are its parameters, ``num_parts`` what ``encode`` gives. Used from the
+    tiers' threads.
     """
 
     num_parts: ClassVar[int]
@@ -69,21 +69,21 @@ class PageCodec(ABC):
         return _joined(found, fmt)
 
 
-def parse_page_codec(text: str, fmt: KVFormat | None = None) -> PageCodec | None:
+def parse_page_codec(text: str, fmt: KVFormat | None = None, *, option: str = "kv_dir_codec") -> PageCodec | None:
     """``exact`` (None), or a codec with its parameters: ``int8``, ``cachegen(step=0.5)``.
 
     Raises ConfigError listing what exists, or where pages of ``fmt`` hold no numbers.
     """
     if text.strip() == "exact":
         return None
-    calls = parse_calls(text, option="kv_dir_codec", example="cachegen(step=0.25)")
+    calls = parse_calls(text, option=option, example="cachegen(step=0.25)")
     if len(calls) != 1:
-        raise ConfigError(f"kv_dir_codec is {text!r}; give one codec: exact, {', '.join(PAGE_CODECS.names())}")
+        raise ConfigError(f"{option} is {text!r}; give one codec: exact, {', '.join(PAGE_CODECS.names())}")
     codec = build_call(PAGE_CODECS.get(calls[0].name), calls[0])  # type: ignore[arg-type]
     assert isinstance(codec, PageCodec)
     if fmt is not None and fmt.dtype not in NUMBERS:
         raise ConfigError(
-            f"kv_dir_codec={text!r} makes numbers smaller, but pages in {fmt.dtype} are small already; say exact, or "
+            f"{option}={text!r} makes numbers smaller, but pages in {fmt.dtype} are small already; say exact, or "
             f"leave kv_cache_dtype to {', '.join(NUMBERS)}"
         )
     return codec

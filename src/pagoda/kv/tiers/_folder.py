@@ -1,0 +1,58 @@
+"""The folder of the disk tier: its files, each with its names, and the lock of whoever makes it smaller."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ._files import Files
+
+_OURS = re.compile(r"v\d+/[0-9a-f]{2}/\.?[0-9a-f]{64}\.kv(\.[0-9a-f]+\.tmp)?")
+
+
+@dataclass(slots=True)
+class Stored:
+    """One file: its names by which pages are found, other names (it is being written, or its writer died)."""
+
+    names: list[Path]
+    unfinished: list[Path]
+    num_bytes: int
+    used_at: float
+    is_readable: bool
+    """Of this version."""
+
+
+def stored_in(folder: Path, version: str, files: Files) -> list[Stored]:
+    """All files of all versions; what else lies in the folder is none of ours."""
+    found: dict[tuple[int, int], Stored] = {}
+    for path, stat in files.listing(folder):
+        inner = path.relative_to(folder).as_posix()
+        if _OURS.fullmatch(inner):
+            is_readable = inner.startswith(f"{version}/")
+            file = found.setdefault(
+                (stat.st_dev, stat.st_ino), Stored([], [], stat.st_size, stat.st_mtime, is_readable)
+            )
+            (file.unfinished if path.suffix == ".tmp" else file.names).append(path)
+    return list(found.values())
+
+
+class Sweep:
+    """True inside the ``with`` for the one process that may sweep."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._fd = path, -1
+
+    def __enter__(self) -> bool:
+        try:
+            self._fd = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
