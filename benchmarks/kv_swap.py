@@ -138,7 +138,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 def runs_table(args: argparse.Namespace, rows: Rows) -> str:
     size = format_bytes(rows[0]["bytes"])
     lines = [
-        f"| {args.blocks} pages, {size} of KV | files = fsyncs | written, s (processor) | MB/s | read, s (processor) | MB/s |",
+        f"| {args.blocks} pages, {size} | files, fsyncs | written, s (processor) | MB/s | read, s (processor) | MB/s |",
         "| --- |" + " ---: |" * 5,
     ]
     for row in rows:
