@@ -12,7 +12,8 @@ from ..core.units import format_bytes, parse_bytes
 from ..kernels.dispatch import load_providers
 from ..kv.persist import Persistence, Tier
 from ..kv.stores import Store
-from ..kv.tiers._form import CodedForm, ExactForm, Form
+from ..kv.tiers._form import ExactForm, Form
+from ..kv.tiers.codecs._form import CodedForm
 from ..kv.tiers.codecs.base import parse_page_codec
 from ..kv.tiers.disk import DiskTier
 from ..kv.tiers.host import HostTier

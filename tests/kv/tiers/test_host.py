@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pagoda.kv.tiers._form import CodedForm, ExactForm
+from pagoda.kv.tiers._form import ExactForm
+from pagoda.kv.tiers.codecs._form import CodedForm
 from pagoda.kv.tiers.codecs.base import parse_page_codec
 from pagoda.kv.tiers.disk import DiskTier
 from pagoda.kv.tiers.host import HostTier

@@ -1,13 +1,11 @@
-"""What pages of one KV format become in one tier: their own bytes, or a codec's."""
+"""What pages of one KV format become in one tier: their own bytes, or a codec's (`codecs._form`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from ...core.types import KVFormat
 from ._record import CorruptRecord
-from .codecs.base import PageCodec, UnreadablePages, format_page_codec
 
 
 class Form(Protocol):
@@ -47,25 +45,3 @@ class ExactForm:
         if self.block_bytes not in (None, len(data)):
             raise CorruptRecord("it holds another number of bytes")
         return data
-
-
-@dataclass(frozen=True)
-class CodedForm:
-    """What ``codec`` makes of them: fewer, with a loss."""
-
-    codec: PageCodec
-    fmt: KVFormat
-    itemsize = 1
-
-    @property
-    def text(self) -> str:
-        return format_page_codec(self.codec)
-
-    def pack(self, raw: bytes) -> bytes:
-        return self.codec.pack(raw, self.fmt)
-
-    def unpack(self, data: bytes) -> bytes:
-        try:
-            return self.codec.unpack(data, self.fmt)
-        except UnreadablePages as error:
-            raise CorruptRecord(str(error)) from error
