@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import tempfile
@@ -138,9 +137,7 @@ def _decode(llm: LLM, ids: list[int], row: Row, num: int) -> list[int]:
 
 
 def _drop_from_cache(llm: LLM) -> None:
-    file = llm._built.engine.stores.offloaded.storage.tier._file.fileno()  # type: ignore[union-attr]
-    os.fdatasync(file)
-    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    llm._built.engine.stores.offloaded.storage.tier.drop_cached()  # type: ignore[union-attr]
 
 
 def _resident(llm: LLM) -> int:

@@ -8,7 +8,8 @@ Calibrates first (or takes ``--machine FILE``; with ``--steps SECONDS`` each mod
 describes, ``concurrency`` random prompts at once, ends ignored. Compared are the bytes that the ledger leased at its
 peak, the process's peak RSS, seconds of a prompt alone, and seconds a token while all decode: means of a few prompts
 and of all such steps, as a plan's times are. What was measured while others used the processors is not kept: the
-command ends then, and goes on with ``--keep`` when it is called again. KV on a disk is read from the disk: before every
+command ends then, and goes on with ``--keep`` when it is called again. Memory of some machines changes its pace: it is
+looked at before and after each run, and the plan is of that pace. KV on a disk is read from the disk: before every
 step its file is dropped from the page cache, as a plan takes it.
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pagoda.bench.kv_report import splice
+from pagoda.bench.pace import Pace
 from pagoda.bench.steps import calibrate_model
 from pagoda.models.catalog import folder_of, read_config
 from pagoda.plan.accounts import SERVER_BYTES
@@ -95,8 +97,8 @@ def _calibrate() -> Path:
     return save_machine(measure(lambda what: print(f"measuring {what}", file=sys.stderr, flush=True)))
 
 
-def planned(model: str, number: int, machine_file: Path) -> Plan | None:
-    """The plan of that pair, None where the model's positions end before."""
+def planned(model: str, number: int, machine_file: Path, pace: float | None = None) -> Plan | None:
+    """The plan of that pair at that pace of memory, None where the model's positions end before."""
     choice, demand = PAIRS[number]
     subject = Subject.of(model, read_config(model), folder=folder_of(model))
     if demand.length + 16 > subject.shape.max_position:
@@ -104,7 +106,7 @@ def planned(model: str, number: int, machine_file: Path) -> Plan | None:
     machine, _ = load_machine(machine_file)
     disk, prices = Disk(DISK_BYTES, FOLDER), nearest_prices(subject.shape.num_params)
     planner = Planner(subject, machine, prices, demand, BUDGET, disk)
-    return planner.plan(choice)
+    return planner.plan(choice, pace)
 
 
 class Disturbed(Exception):
@@ -147,9 +149,14 @@ def compare(model: str, number: int, machine_file: Path) -> dict[str, Any] | Non
     _, demand = PAIRS[number]
     work = {"model": model, "flags": plan.flags, "prompt": demand.prompt, "output": demand.output}
     command = [sys.executable, "-m", "benchmarks.plan_accuracy", "--one", json.dumps(work | {"at_once": plan.running})]
+    pace = Pace()
     with Alone():
+        pace.look()
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "."})
-    found = json.loads(done.stdout.splitlines()[-1])
+        pace.look()
+    found = json.loads(done.stdout.splitlines()[-1]) | {"paces": pace.seen}
+    plan = planned(model, number, machine_file, statistics.fmean(pace.seen))
+    assert plan is not None
     row = {"model": Path(model).name, "plan": str(plan.choice), "requests": plan.running, **found}
     row["asked"] = f"{demand.prompt} + {demand.output}"
     row |= {"planned_bytes": plan.peak_bytes, "planned_tpot": plan.tpot, "planned_ttft": plan.ttft_alone}
@@ -182,9 +189,7 @@ def run(work: dict[str, Any]) -> dict[str, Any]:
 
     def step() -> float:
         if far is not None:
-            file = far.storage.tier._file.fileno()  # type: ignore[attr-defined]
-            os.fdatasync(file)
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            far.storage.tier.drop_cached()  # type: ignore[attr-defined]
         started = time.perf_counter()
         engine.step()
         return time.perf_counter() - started
@@ -220,16 +225,17 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     """The table, and how many pairs are within the promised bounds."""
     head = (
         "| model | plan | tokens | at a time | memory planned | leased | | peak RSS | first token planned | measured | "
-        "| per token planned | measured | |"
+        "| per token planned | measured | | memory, GB/s |"
     )
-    lines = [head, "| --- | --- | --- |" + " ---: |" * 11]
+    lines = [head, "| --- | --- | --- |" + " ---: |" * 12]
     for row in rows:
         memory, first, each = (row[a] / row[b] - 1 for a, b in _COMPARED)
         lines.append(
             f"| {row['model']} | {row['plan']} | {row['asked']} | {row['requests']} | {_mib(row['planned_bytes'])} "
             f"| {_mib(row['leased_bytes'])} | {memory:+.1%} | {_mib(row['rss_bytes'])} "
             f"| {row['planned_ttft']:.3f} s | {row['ttft']:.3f} s | {first:+.0%} "
-            f"| {1000 * row['planned_tpot']:.1f} ms | {1000 * row['tpot']:.1f} ms | {each:+.0%} |"
+            f"| {1000 * row['planned_tpot']:.1f} ms | {1000 * row['tpot']:.1f} ms | {each:+.0%} "
+            f"| {', '.join(f'{pace / 1e9:.0f}' for pace in row.get('paces', ()))} |"
         )
     within = [
         sum(abs(row[a] / row[b] - 1) <= bound for row in rows) for (a, b), bound in zip(_COMPARED, _BOUNDS, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pagoda.bench.pace import Pace
 from pagoda.bench.steps import FAR, FAR_BATCH, Sweep, measure_samples, settings, touch
 from pagoda.engine.build import build
 from pagoda.engine.config import EngineConfig
@@ -31,7 +32,9 @@ def test_steps_of_the_engine_are_told_as_they_were() -> None:
     config = EngineConfig(
         "lantern", max_model_len=128, max_num_seqs=4, max_num_batched_tokens=32, structured_output=False
     )
-    samples = measure_samples(config, seconds=0.05)
+    pace = Pace(1 << 20)
+    samples = measure_samples(config, seconds=0.05, pace=pace)
+    assert all(min(pace.seen) <= s.pace <= max(pace.seen) for s in samples)
     assert len(samples) > 60  # one round; fewer on a busy machine, where a token takes longer
     assert all(s.seconds > 0 and 0 < s.decodes + s.chunk <= 32 and s.rows <= s.decodes + s.chunk for s in samples)
     assert {s.decodes for s in samples} >= {0, 1, 2, 4}

@@ -105,6 +105,20 @@ def test_times_that_are_kept() -> None:
     assert all(plan.tpot <= limit for plan in planner("Qwen2.5-0.5B", 2 * GIB, concurrency=4, slo_tpot=limit).plans())
 
 
+def test_two_paces_of_memory_give_a_tokens_time_a_range() -> None:
+    """Of a model that caches do not hold; the usual pace is what everything else is said of."""
+    subject = Subject.of("Qwen2.5-0.5B", config_of("Qwen2.5-0.5B"))
+    usual = MACHINE.read_bytes_per_second
+    machine = replace(MACHINE, read_paces=(usual / 2, usual))
+    (plan, *_) = Planner(subject, machine, None, Demand(100, 10), 4 * GIB).plans()
+    slow, fast = plan.tpot_paces
+    assert fast == plan.tpot
+    assert slow == pytest.approx(plan.tpot + subject.shape.weight_bytes(subject.dtype) / usual, rel=0.01)
+    held = replace(machine, cache_bytes=4 * GIB)
+    (plan, *_) = Planner(subject, held, None, Demand(100, 10), 4 * GIB).plans()
+    assert set(plan.tpot_paces) == {plan.tpot}
+
+
 def test_windows_keep_their_kv_exact() -> None:
     plans = planner("gemma-2-2b", 16 * GIB, concurrency=2).plans()
     assert {plan.choice.kv for plan in plans} == {"exact"}

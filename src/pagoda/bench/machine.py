@@ -7,13 +7,12 @@ several rounds.
 from __future__ import annotations
 
 import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,8 @@ import numpy as np
 import torch
 
 from ..budget.probe import MachineProbe
-from ..core.types import KVFormat
+from ..core.types import DTYPE_BYTES, KVFormat
+from ..core.units import parse_bytes
 from ..kv.codecs import CODECS
 from ..kv.codecs.base import with_dtype
 from ..kv.manager import KVManager
@@ -30,9 +30,11 @@ from ..kv.pages import PagePool
 from ..kv.storage import PageStorage
 from ..kv.view import StepView
 from ..plan.machine import Curve, Machine, measured_formats
+from ..plan.steps import LEAST_SHARE
 from ..weights.filling import pack_matrix
 from ..weights.quantization import parse_format
 from .machine_step import far_costs, step_costs
+from .pace import Pace, paces, usual
 
 TOKENS = (1, 2, 4, 8, 16, 32, 128, 512)
 ROWS, COLS, NUM_MATRICES = 4096, 2048, 12
@@ -44,22 +46,27 @@ def measure(progress: Callable[[str], None] = lambda _: None, probe: MachineProb
     """About a minute on two cores; ``progress`` is told what comes next."""
     probe = probe or MachineProbe()
     torch.set_num_threads(probe.cpus())
-    products: dict[str, Curve] = {}
+    pace, points = Pace(), dict[str, list[Point]]()
     for name in measured_formats():
         progress(f"products, {name}")
-        products[name] = product_curve(name)
+        points[name] = product_points(name, pace)
     progress("attention")
     attend, attend_prompt = attention_rates()
     progress("memory and disk")
-    read, disk = read_rate(), disk_rate()
+    disk = disk_rate()
     progress("steps")
     step, layer, row, sample = step_costs()
     progress("KV in a lower tier")
-    far = replace(far_costs(), read=read_seconds(), copy=copy_seconds())
+    read, read_byte = cold_reads()
+    far = replace(far_costs(), read=read, read_byte=read_byte, copy=copy_seconds())
+    pace.look()
+    rate, both = usual(pace.seen), paces(pace.seen)
+    products = {name: at_pace(name, found, rate) for name, found in points.items()}
     return Machine(
-        cpu=probe.cpu_model(), threads=probe.cpus(), runtime_bytes=runtime_bytes(), read_bytes_per_second=read,
+        cpu=probe.cpu_model(), threads=probe.cpus(), runtime_bytes=runtime_bytes(), read_bytes_per_second=rate,
         disk_bytes_per_second=disk, products=products, attend=attend, attend_prompt=attend_prompt, step=step,
-        layer=layer, row=row, sample=sample, far=far, measured=True,
+        layer=layer, row=row, sample=sample, far=far, measured=True, read_paces=both if len(both) > 1 else (),
+        cache_bytes=cache_bytes(),
     )  # fmt: skip
 
 
@@ -81,12 +88,16 @@ def median_seconds(work: Callable[[], object], *, rounds: int = 5, least: float 
     return statistics.median(times)
 
 
+Point = tuple[int, float, float]
+"""Tokens, seconds a weight, and bytes a second that memory gave meanwhile."""
+
+
 @torch.inference_mode()
-def product_curve(name: str, sizes: tuple[int, ...] = TOKENS) -> Curve:
-    """``(tokens, seconds a weight)`` of one format. Formats without a kernel are slow at every size: two tell all."""
+def product_points(name: str, pace: Pace, sizes: tuple[int, ...] = TOKENS) -> list[Point]:
+    """Of one format. Formats without a kernel are slow at every size: two tell all."""
     dtype = torch.float32 if name in ("fp32", "none.float32") else torch.bfloat16
     multiply, slow = _matrices(name, dtype)
-    found = []
+    found, before = list[Point](), pace.look()
     for tokens in (1, 64) if slow else sizes:
         x = torch.randn(tokens, COLS).to(dtype)
         count = 1 if slow or tokens > 32 else NUM_MATRICES
@@ -96,8 +107,19 @@ def product_curve(name: str, sizes: tuple[int, ...] = TOKENS) -> Curve:
             for _ in range(count):
                 multiply(next(at) % NUM_MATRICES, x)  # type: ignore[call-overload]
 
-        found.append((tokens, median_seconds(work) / (count * ROWS * COLS)))
-    return tuple(found)
+        seconds, after = median_seconds(work) / (count * ROWS * COLS), pace.look()
+        found.append((tokens, seconds, (before + after) / 2))
+        before = after
+    return found
+
+
+def at_pace(name: str, points: Sequence[Point], rate: float) -> Curve:
+    """What the products would take at that pace of memory: each weight is read once."""
+    plain = name.startswith("none.")
+    size = float(DTYPE_BYTES[name[5:]]) if plain else parse_format(name).num_bytes(ROWS, COLS) / (ROWS * COLS)
+    return tuple(
+        (tokens, max(seconds + size * (1 / rate - 1 / was), LEAST_SHARE * seconds)) for tokens, seconds, was in points
+    )
 
 
 def _matrices(name: str, dtype: torch.dtype) -> tuple[Callable[[int, torch.Tensor], torch.Tensor], bool]:
@@ -147,10 +169,10 @@ def _attend_seconds(kv_dtype: str, num_tokens: int) -> float:
         storage.close()
 
 
-def read_rate(num_bytes: int = 256 << 20) -> float:
-    """Bytes a second that all threads read from memory together."""
-    source = torch.ones(num_bytes // 8, dtype=torch.int64)
-    return num_bytes / median_seconds(lambda: source.sum())
+def cache_bytes() -> int:
+    """Of the last cache, as the system says; 0 where it does not."""
+    sizes = [file.read_text().strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((parse_bytes(f"{size}iB") for size in sizes), default=0)
 
 
 def disk_rate(num_bytes: int = DISK_BYTES) -> float:
@@ -170,22 +192,32 @@ def disk_rate(num_bytes: int = DISK_BYTES) -> float:
             return num_bytes / (time.perf_counter() - started)
 
 
-def read_seconds(num_reads: int = 200) -> float:
-    """Of a page of 4 KiB somewhere in a file that is not in the page cache, beside what its bytes take: the median."""
-    size, times = 4096, list[float]()
-    with tempfile.NamedTemporaryFile(buffering=0) as file:
-        for _ in range(32):
-            file.write(os.urandom(1 << 20))
-        os.fsync(file.fileno())
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        places = random.Random(0).sample(range((32 << 20) // size), num_reads)
-        for place in places:
-            started = time.perf_counter()
-            os.pread(file.fileno(), size, place * size)
-            times.append(time.perf_counter() - started)
-    return statistics.median(times)
+def cold_reads(num_pages: int = 200, num_runs: int = 60) -> tuple[float, float]:
+    """Seconds of a read from a tier's file that is not in the page cache, and of each byte of it: from single pages and
+    from runs as steps read them, anywhere in the file.
+    """
+    fmt = KVFormat(LAYERS, KV_HEADS, HEAD_DIM, HEAD_DIM, 16, "bfloat16")
+    run, spans = SPAN * fmt.page_bytes, 8
+    places = np.arange(spans * fmt.pages_per_block) * run
+    with tempfile.TemporaryDirectory() as folder:
+        tier = TierFile(fmt, spans * SPAN, Path(folder))
+        try:
+            memory = torch.randint(0, 256, (run,), dtype=torch.uint8)
+
+            def move(at: np.ndarray, size: int, *, writes: bool = False) -> float:
+                started = time.perf_counter()
+                tier.move(at, np.full(len(at), size), np.full(len(at), memory.data_ptr()), writes=writes)
+                return (time.perf_counter() - started) / len(at)
+
+            move(places, run, writes=True)
+            order = np.random.default_rng(0).permutation(places)
+            tier.drop_cached()
+            pages = move(order[:num_pages] + fmt.page_bytes * (np.arange(num_pages) % SPAN), fmt.page_bytes)
+            runs = move(order[-num_runs:], run)
+        finally:
+            tier.close()
+    each = max(0.0, runs - pages) / (run - fmt.page_bytes)
+    return max(0.0, pages - each * fmt.page_bytes), each
 
 
 def copy_seconds() -> float:

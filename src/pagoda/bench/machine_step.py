@@ -26,8 +26,9 @@ from ..weights.writer import write_tensors
 FEW, MANY, WIDE = 2, 26, 65536
 NUM_STEPS, BATCH = 40, 16
 FAR_PROMPT, FAR_LENGTH = 72, 128
+FEW_PAGES, MANY_PAGES, LONG_PROMPT = 2, 32, 1000
 _CONFIG = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "max_position_embeddings": 512,
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "max_position_embeddings": 2048,
     "tie_word_embeddings": True, "torch_dtype": "bfloat16",
 }  # fmt: skip
 
@@ -47,16 +48,21 @@ def step_costs() -> tuple[float, float, float, float]:
 
 
 def far_costs() -> FarCosts:
-    """What a lower tier costs a step, in memory: whole heads, one group of them and two, and chosen pages."""
-    resident = {heads: decode_seconds(layers=MANY, sequences=1, heads=heads, prompt=FAR_PROMPT) for heads in (1, 2)}
+    """What a lower tier costs a step, in memory: whole heads, one group of them and two, and chosen pages, few and many
+    of them.
+    """
 
-    def beside(kv: str, heads: int) -> float:
-        found = decode_seconds(layers=MANY, sequences=1, heads=heads, prompt=FAR_PROMPT, kv=kv)
-        return max(0.0, found - resident[heads]) / MANY
+    def beside(kv: str, heads: int, prompt: int = FAR_PROMPT) -> float:
+        near, far = (
+            decode_seconds(layers=MANY, sequences=1, heads=heads, prompt=prompt, kv=way) for way in ("exact", kv)
+        )
+        return max(0.0, far - near) / MANY
 
-    one, two, chosen = beside("offload", 1), beside("offload", 2), beside("quest(pages=2)+offload", 1)
-    group = min(max(0.0, two - one), one)
-    return FarCosts(layer=one - group, group=group, choose=chosen)
+    one, two = beside("offload", 1), beside("offload", 2)
+    few = beside(f"quest(pages={FEW_PAGES})+offload", 1)
+    many = beside(f"quest(pages={MANY_PAGES})+offload", 1, LONG_PROMPT)
+    group, page = min(max(0.0, two - one), one), max(0.0, many - few) / (MANY_PAGES - FEW_PAGES)
+    return FarCosts(layer=one - group, group=group, choose=max(0.0, few - FEW_PAGES * page), page=page)
 
 
 def decode_seconds(
@@ -65,12 +71,14 @@ def decode_seconds(
     """The median decode step of a random model, with lantern's tokenizer, through the whole engine. With ``kv`` in a
     lower tier, a window of as many heads as must be, so that each comes alone where prompts are ``FAR_PROMPT`` long.
     """
-    options: dict[str, Any] = {} if kv == "exact" else {"kv_offload": "64MiB", "max_model_len": FAR_LENGTH, "kv": kv}
+    options: dict[str, Any] = {}
+    if kv != "exact":
+        options = {"kv_offload": "64MiB", "max_model_len": max(FAR_LENGTH, prompt + NUM_STEPS + 16), "kv": kv}
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), layers, vocab, heads)
         if options:
             head_bytes = FAR_LENGTH * 2 * (64 // heads) * DTYPE_BYTES["bfloat16"]
-            options["kv_window"] = "1MiB" if "quest" in kv else LEAST_HEADS * head_bytes
+            options["kv_window"] = "8MiB" if "quest" in kv else LEAST_HEADS * head_bytes
         built = build(
             EngineConfig(folder, dtype="bfloat16", max_num_batched_tokens=256, structured_output=False, **options)
         )

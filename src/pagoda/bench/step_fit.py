@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.errors import ConfigError
-from ..plan.steps import FittedSteps, knot_weights
+from ..plan.roofline import Roofline
+from ..plan.steps import LEAST_SHARE, FittedSteps, knot_weights
 from ..plan.work import StepModel
 
 TOKEN_KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -28,7 +29,9 @@ slot's share is a fiftieth; it was once found 0, once five times what the kernel
 
 
 class Sample(NamedTuple):
-    """One step that ran: the arguments of ``StepModel.step_seconds``, and what it took."""
+    """One step that ran: the arguments of ``StepModel.step_seconds``, what it took, and the pace of memory, in bytes a
+    second, where somebody looked.
+    """
 
     decodes: int
     slots: float
@@ -36,6 +39,14 @@ class Sample(NamedTuple):
     pairs: float
     rows: int
     seconds: float
+    pace: float = 0.0
+
+    def at(self, pace: float, reads: Roofline) -> Sample:
+        """The same step at another pace; ``reads`` knows what it reads from memory."""
+        if not self.pace:
+            return self
+        moved = reads.read_bytes(self.decodes + self.chunk, self.rows, self.slots) * (1 / pace - 1 / self.pace)
+        return self._replace(seconds=max(self.seconds + moved, LEAST_SHARE * self.seconds), pace=pace)
 
 
 def fit_steps(samples: Sequence[Sample], expected: StepModel | None = None) -> FittedSteps:

@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from ..plan.subject import Subject
 from ..sampling.params import SamplingParams
 from ..schedule.item import Scheduled
 from ..schedule.policies.fcfs import POLICY as Fcfs
+from .pace import Pace, usual
 from .step_fit import Sample, fit_steps
 
 DECODE_STEPS = 16
@@ -77,13 +78,14 @@ class Sweep:
     built: Built
     longest: int
     teacher: Callable[[int, Tensor], int] | None = None
+    pace: Pace | None = None
 
     recorder: Recorder = field(default_factory=Recorder)
 
     def __post_init__(self) -> None:
         self._intake, self._ids = Intake(self.built), count()
         self._random, self._vocab = random.Random(0), self.built.loaded.shape.vocab_size
-        self._num_open = 0
+        self._num_open, self._noted, self._pace = 0, 0, 0.0 if self.pace is None else self.pace.look()
         self.recorder.now = self.built.engine.clock.now
         self.built.engine.scheduler.use(self.recorder)
 
@@ -114,6 +116,13 @@ class Sweep:
         ):
             self.step()
 
+    def note_pace(self) -> None:
+        """The steps since the last time had this pace, between that look and one now."""
+        if self.pace is not None:
+            samples, before, self._pace = self.recorder.samples, self._pace, self.pace.look()
+            samples[self._noted :] = [s._replace(pace=(before + self._pace) / 2) for s in samples[self._noted :]]
+            self._noted = len(samples)
+
     def batch(self, size: int, context: int, chunks: Sequence[int]) -> None:
         """``size`` sequences of ``context`` slots decode alone, then beside prompts of these sizes."""
         names = [self.add(context, self.longest - context) for _ in range(size)]
@@ -126,6 +135,7 @@ class Sweep:
         for name in names:
             self.built.engine.abort(name)
         self._num_open -= size
+        self.note_pace()
 
     def mixture(self, at_once: int, num_tokens: int) -> None:
         """Requests of all lengths, ``at_once`` open at a time, about ``num_tokens`` of prompts in all: steps as traffic
@@ -139,6 +149,12 @@ class Sweep:
             while self._num_open >= at_once:
                 self.step()
         self.rest(0)
+        self.note_pace()
+
+    def forget(self) -> None:
+        """What ran so far was no part of it."""
+        self.recorder.samples.clear()
+        self._noted = 0
 
     def seconds_a_token(self, num_tokens: int = 256) -> float:
         """Of a prompt; what the sweep can afford follows from it."""
@@ -178,10 +194,12 @@ def calibrate_model(
         model, quantization=quantization, kv_cache_dtype=kv_cache_dtype, max_num_seqs=STEP_SEQS,
         max_num_batched_tokens=STEP_TOKENS, structured_output=False, enable_prefix_caching=False,
     )  # fmt: skip
-    machine, expected = load_machine()[0], None
-    if machine.measured:
-        expected = Roofline(subject.shape, subject.dtype, subject.quantization(quantization), kv_cache_dtype, machine)
-    steps = fit_steps(measure_samples(config, progress, seconds=seconds), expected)
+    machine, pace = load_machine()[0], Pace()
+    roofline = Roofline(subject.shape, subject.dtype, subject.quantization(quantization), kv_cache_dtype, machine)
+    samples = measure_samples(config, progress, seconds=seconds, pace=pace)
+    rate = machine.read_bytes_per_second if machine.measured else usual(pace.seen)
+    steps = fit_steps([one.at(rate, roofline) for one in samples], roofline if machine.measured else None)
+    steps = replace(steps, pace=rate)
     file = steps_file(subject, quantization, kv_cache_dtype, machine)
     save_steps(steps, file)
     return steps, file
@@ -199,18 +217,19 @@ def touch(built: Built, num_tokens: int) -> None:
 
 def measure_samples(
     config: EngineConfig, progress: Callable[[str], None] = lambda _: None, *, seconds: float = 60.0,
-    clock: Clock | None = None, teacher: Callable[[int, Tensor], int] | None = None,
+    clock: Clock | None = None, teacher: Callable[[int, Tensor], int] | None = None, pace: Pace | None = None,
 ) -> list[Sample]:  # fmt: skip
     """Every step of the sweep, in seconds of ``clock``. Goes on in rounds until ``seconds`` are over, one at least.
-    ``teacher``: as requests have one, for who compares with answers that are taught.
+    ``teacher``: as requests have one, for who compares with answers that are taught. ``pace`` is looked at before and
+    after each part, whose steps are noted with it.
     """
     built = build(config, clock)
     try:
         limits, longest = built.engine.scheduler.limits, built.engine.max_model_len
-        sweep, started = Sweep(built, min(longest, 4096), teacher), time.perf_counter()
+        sweep, started = Sweep(built, min(longest, 4096), teacher, pace), time.perf_counter()
         budget = int(seconds / 3 / sweep.seconds_a_token())
         touch(built, budget // 4 + 4096)
-        sweep.recorder.samples.clear()
+        sweep.forget()
         for number in count(1):
             wanted = settings(limits.max_num_batched_tokens, sweep.longest, limits.max_num_seqs, budget)
             for size, context, chunks in wanted:

@@ -122,6 +122,7 @@ def examine(
     return {
         "model": model, "parameters": subject.shape.num_params, "dtype": subject.dtype,
         "budget_bytes": budget.total_bytes, "budget_reason": budget.reason, "machine": machine_reason,
+        "read_bytes_per_second": machine.read_bytes_per_second, "read_paces": machine.read_paces,
         "prices": None if prices is None else prices.model,
         "priced_itself": prices is not None and prices.are_of(model, subject.shape.num_params),
         "exact_only": subject.exact_only, "stored": str(subject.stored or ""), "plans": plans, "placements": placed,
@@ -189,9 +190,11 @@ def _print(found: dict[str, Any]) -> None:
 def _row(number: int, plan: Plan) -> list[str]:
     choice = plan.choice
     weights = f"{choice.quantization}, streamed" if plan.read_bytes else choice.quantization
+    slow, fast = (1000 * seconds for seconds in plan.tpot_paces or (0.0, 0.0))
+    between = f" ({fast:.1f} to {slow:.1f})" if plan.tpot_paces else ""
     return [
         str(number), weights, choice.kv_cache_dtype, choice.kv, str(choice.max_num_batched_tokens),
-        str(plan.running), f"{plan.ttft:.2f} s", f"{1000 * plan.tpot:.1f} ms", f"{plan.tokens_per_second:.1f}",
+        str(plan.running), f"{plan.ttft:.2f} s", f"{1000 * plan.tpot:.1f} ms{between}", f"{plan.tokens_per_second:.1f}",
         format_bytes(plan.accounts.total), f"{plan.loss:.3f}",
     ]  # fmt: skip
 
@@ -216,6 +219,12 @@ def _number_of(spill: Spill, plans: list[Plan]) -> str:
 
 def _notes(found: dict[str, Any]) -> list[str]:
     notes = [f"speed, and what a process holds (runtime): {found['machine']}", f"budget: {found['budget_reason']}"]
+    if found["read_paces"]:
+        slow, fast, usual = (one / 1e9 for one in (*found["read_paces"], found["read_bytes_per_second"]))
+        notes.append(
+            f"speed: this machine's memory changes between {slow:.0f} and {fast:.0f} GB/s; times are of the usual "
+            f"{usual:.0f}, in brackets those of a token at either"
+        )
     if found["prices"] is None:
         notes.append("loss: nothing was measured, so only exact plans are shown")
     else:

@@ -116,7 +116,8 @@ class Divider:
         )  # fmt: skip
         running = running if room >= pool and loading <= self._budget else 0
         notes = running * kept.note_bytes
-        far = FarKV.of(fmt, kept, self.longest, running, self._budget - beside.total - max(pool, notes))
+        most = self._budget - beside.total - max(pool, notes)
+        far = FarKV.of(fmt, kept, self.longest, running, most, self.demand.output)
         least = max(loading, beside.total + window + max(pool, kept.note_bytes))
         beside = replace(beside, staging=beside.staging + far.window_bytes)
         return Division(beside, stream, running, notes, loading, least, far)
@@ -166,16 +167,17 @@ class Divider:
     def _find_kept(self, kv: str, kv_dtype: str) -> Kept:
         return Kept.of(self._policy(kv), self._format_of(kv_dtype), self.demand)
 
-    def steps(self, choice: Choice, stream: StreamPlan | None = None, far: FarKV | None = None) -> StepModel:
-        """Times of its steps, with weights and KV on a disk as a division says."""
-        found = self._step_model(choice.quantization, choice.kv_cache_dtype)
+    def steps(
+        self, choice: Choice, stream: StreamPlan | None = None, far: FarKV | None = None, pace: float | None = None
+    ) -> StepModel:
+        """Times of its steps, with weights and KV on a disk as a division says. ``pace`` as in `step_model`."""
+        found = self._step_model(choice.quantization, choice.kv_cache_dtype, pace)
         if far is not None:
-            selects, rate = self.kept(choice).selects, self.machine.disk_bytes_per_second
-            found = FarSteps(found, far, self.machine.far, rate, selects=selects)
+            found = FarSteps(found, far, self.machine.far, selects=self.kept(choice).selects)
         if stream is None:
             return found
         weights, rate = self._weight_bytes(choice.quantization), self.machine.disk_bytes_per_second
         return Streamed(found, self.subject.shape, stream, weights, rate, shares_disk=far is not None)
 
-    def _find_steps(self, quantization: str, kv_dtype: str) -> StepModel:
-        return step_model(self.subject, quantization, kv_dtype, self.machine)
+    def _find_steps(self, quantization: str, kv_dtype: str, pace: float | None) -> StepModel:
+        return step_model(self.subject, quantization, kv_dtype, self.machine, pace)

@@ -30,14 +30,16 @@ Curve = tuple[tuple[int, float], ...]
 @dataclass(frozen=True, slots=True)
 class FarCosts:
     """Seconds that a step over KV in a lower tier takes beside a resident one's: of each layer, of each group of heads
-    that comes at a time (in each layer), of each sequence that chooses pages (in each layer, all of it), of each read
-    of a run from the disk, of each byte that is copied.
+    that comes at a time (in each layer), of each sequence that chooses pages (in each layer), of each page of a head
+    that it chooses, of each read of a run from the disk, of each byte of it, and of each byte that is copied.
     """
 
     layer: float = 1.3e-4
     group: float = 2e-4
-    choose: float = 9e-4
+    choose: float = 5e-4
+    page: float = 1e-6
     read: float = 5.5e-5
+    read_byte: float = 1.3e-9
     copy: float = 2.2e-10
 
 
@@ -45,6 +47,9 @@ class FarCosts:
 class Machine:
     """Rates of one machine.
 
+    read_bytes_per_second   of memory, by all threads together: the usual pace
+    read_paces         slow and fast, where the machine was seen to change; else nothing
+    cache_bytes        of the last cache: weights that it holds are not read from memory
     runtime_bytes      RSS of a process that has imported the engine, before it loads anything
     products           weight format -> seconds a weight at so many tokens at a time
     attend             how KV is stored -> seconds for one multiply-add of decode attention (slot x head x element)
@@ -69,6 +74,8 @@ class Machine:
     sample: float = 0.0
     far: FarCosts = FarCosts()
     flops: float = 0.0
+    read_paces: tuple[float, ...] = ()
+    cache_bytes: int = 0
     measured: bool = False
     version: int = VERSION
 
@@ -161,8 +168,9 @@ def _read(data: dict[str, Any]) -> Machine:
         for name, curve in data.pop("products").items()
     }
     far = FarCosts(**data.pop("far", {}))
-    machine = Machine(**data, products=products, far=far)
-    numbers = [machine.read_bytes_per_second, machine.disk_bytes_per_second, *machine.attend.values()]
+    paces = tuple(float(pace) for pace in data.pop("read_paces", ()))
+    machine = Machine(**data, products=products, far=far, read_paces=paces)
+    numbers = [*paces, machine.read_bytes_per_second, machine.disk_bytes_per_second, *machine.attend.values()]
     if not all(math.isfinite(number) and number > 0 for number in numbers):
         raise ValueError("a rate is not a positive number")
     # A cost may be 0: one that is less than what a measured step varies by.

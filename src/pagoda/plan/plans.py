@@ -44,6 +44,7 @@ class Plan:
     loading_bytes   what is leased while the weights are read
     read_bytes      of weights that stay on disk, read by a step with one token of every request; 0: all are in memory
     far        KV in a lower tier, where it lies there; None: in the pool
+    tpot_paces  ``tpot`` while memory is slow and while it is fast, where the machine changes between the two
     """
 
     choice: Choice
@@ -58,6 +59,7 @@ class Plan:
     loading_bytes: int
     read_bytes: int = 0
     far: FarKV | None = None
+    tpot_paces: tuple[float, ...] = ()
 
     @property
     def peak_bytes(self) -> int:
@@ -83,8 +85,8 @@ class Planner:
         self._subject, self._prices, self._demand, self._budget = subject, prices, demand, budget_bytes
         self._divider = Divider(subject, machine, demand, budget_bytes, disk)
 
-    def plan(self, choice: Choice) -> Plan:
-        """That one. Raises BudgetError where it does not fit."""
+    def plan(self, choice: Choice, pace: float | None = None) -> Plan:
+        """That one, at the usual ``pace`` of memory or another. Raises BudgetError where it does not fit."""
         found = self._divider.divide(choice)
         if found.far is not None and self._divider.disk is not None and not found.running:
             tier = self._divider.kept(choice).peak_blocks * found.far.fmt.block_bytes
@@ -98,7 +100,7 @@ class Planner:
                 f"{choice} does not fit into {format_bytes(self._budget)}; the nearest budget that can is "
                 f"{-(-found.least_bytes >> 20)}MiB"
             )
-        return self._plan(choice, found)
+        return self._plan(choice, found, pace)
 
     @property
     def fits(self) -> bool:
@@ -127,7 +129,11 @@ class Planner:
                 f"no plan fits {self._subject.name} with {self._demand.length} tokens into "
                 f"{format_bytes(self._budget)}; the nearest budget that can is {-(-smallest >> 20)}MiB"
             )
-        return front(self._in_time(fitting))
+        return [self._with_paces(plan) for plan in front(self._in_time(fitting))]
+
+    def _with_paces(self, plan: Plan) -> Plan:
+        paces = self._divider.machine.read_paces
+        return replace(plan, tpot_paces=tuple(self.plan(plan.choice, pace).tpot for pace in paces))
 
     def placements(self, disk_bytes: int, *, max_loss: float | None = None) -> list[Spill]:
         """How weights and KV would lie over memory and a disk, in every format that is faster than what loses less."""
@@ -164,11 +170,11 @@ class Planner:
         for quantization, kv_dtype, policy, size in product(weights, dtypes, policies, steps):
             yield Choice(quantization, kv_dtype, policy, size)
 
-    def _plan(self, choice: Choice, division: Division) -> Plan:
+    def _plan(self, choice: Choice, division: Division, pace: float | None = None) -> Plan:
         demand, running, middle = self._demand, division.running, self._divider.kept(choice).read_slots
         price = self._prices.policies.get(choice.kv) if self._prices is not None else None
         deciding = 0.0 if price is None else price.deciding
-        steps, slower = self._divider.steps(choice, division.stream, division.far), 1 / max(0.05, 1 - deciding)
+        steps, slower = self._divider.steps(choice, division.stream, division.far, pace), 1 / max(0.05, 1 - deciding)
         tpot = slower * steps.seconds(Work(decodes=running, context=middle, rows=running))
         alone = slower * prompt_seconds(steps, demand.prompt, choice.max_num_batched_tokens)
         ttft = alone

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from ..core.types import DTYPE_BYTES
+from ..kv.codecs.base import with_dtype
 from ..models.shape import ModelShape
 from ..weights.formats.base import WeightFormat
 from ..weights.quantization import Quantization, Role, format_text
@@ -40,6 +41,7 @@ class Roofline(StepModel):
     ) -> None:
         self._shape, self._machine = shape, machine
         self._groups = _groups(shape, dtype, quantization)
+        self._slot_bytes = with_dtype(shape.kv_format(1, dtype), kv_dtype).bytes_per_token
         self._attend = machine.attend_seconds(kv_dtype)
         self._attend_prompt = machine.attend_prompt
         self._windows = list(Counter(window or None for window in shape.windows).items())
@@ -70,12 +72,27 @@ class Roofline(StepModel):
         """Arguments as of ``step_seconds``."""
         return self._attention(decodes, slots, chunk, pairs)
 
+    def read_bytes(self, tokens: int, rows: int, slots: float) -> float:
+        """What a step reads from memory: weights once, of experts those that are chosen, and KV of decodes. Nothing
+        where all weights stay in a cache.
+        """
+        weights = sum(
+            group.weights * group.bytes_per_weight * self._share(group, tokens)
+            for group in self._groups
+            if rows or group.role != "embed"
+        )
+        return 0.0 if weights <= self._machine.cache_bytes else weights + slots * self._slot_bytes
+
+    def _share(self, group: _Group, tokens: int) -> float:
+        """Of the experts, those that so many tokens choose."""
+        if group.role != "experts":
+            return 1.0
+        return 1 - (1 - self._shape.experts_per_token / group.count) ** tokens
+
     def _product(self, group: _Group, tokens: int, rows: int) -> float:
-        each, share = float(rows if group.role == "embed" else tokens), 1.0
-        if group.role == "experts":
-            chosen = self._shape.experts_per_token / group.count
-            hit = group.count * (1 - (1 - chosen) ** tokens)
-            each, share = tokens * chosen * group.count / hit, hit / group.count
+        each, share = float(rows if group.role == "embed" else tokens), self._share(group, tokens)
+        if group.role == "experts" and tokens:
+            each = tokens * self._shape.experts_per_token / (group.count * share)
         seconds = self._machine.weight_seconds(group.format, each, group.bytes_per_weight)
         return group.weights * share * seconds if each else 0.0
 

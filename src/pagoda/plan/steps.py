@@ -24,11 +24,15 @@ from .subject import Subject
 from .work import StepModel
 
 VERSION = 2
+LEAST_SHARE = 0.3
+"""Of a measured step's time that is left at any other pace."""
 
 
 @dataclass(frozen=True)
 class FittedSteps(StepModel):
-    """``spread``: the median of how far measured steps were from the fit, as a share; ``num_steps`` of them."""
+    """``spread``: the median of how far measured steps were from the fit, as a share; ``num_steps`` of them. ``pace``:
+    of memory, in bytes a second, that they were brought to (0: not looked at).
+    """
 
     body: Curve
     head: Curve
@@ -36,6 +40,7 @@ class FittedSteps(StepModel):
     pair: float
     spread: float = 0.0
     num_steps: int = 0
+    pace: float = 0.0
 
     def step_seconds(self, decodes: int, slots: float, chunk: int, pairs: float, rows: int) -> float:
         key = decodes + chunk, rows
@@ -67,13 +72,34 @@ def knot_weights(knots: tuple[int, ...], at: float) -> list[tuple[int, float]]:
 # Kept ----------------------------------------------------------------------------------------------------------------
 
 
-def step_model(subject: Subject, quantization: str, kv_dtype: str, machine: Machine) -> StepModel:
-    """What was measured of the model in these formats on this machine; where nothing was, the roofline."""
+class AtPace(StepModel):
+    """The steps of ``inside`` while memory has another pace: what they read (``reads``) takes that much longer, or
+    less; what is computed meanwhile hides none of it.
+    """
+
+    def __init__(self, inside: StepModel, reads: Roofline, pace: float, usual: float) -> None:
+        self._inside, self._reads, self._each_byte = inside, reads, 1 / pace - 1 / usual
+
+    def step_seconds(self, decodes: int, slots: float, chunk: int, pairs: float, rows: int) -> float:
+        seconds = self._inside.step_seconds(decodes, slots, chunk, pairs, rows)
+        moved = self._reads.read_bytes(decodes + chunk, rows, slots) * self._each_byte
+        return max(seconds + moved, LEAST_SHARE * seconds)
+
+
+def step_model(
+    subject: Subject, quantization: str, kv_dtype: str, machine: Machine, pace: float | None = None
+) -> StepModel:
+    """What was measured of the model in these formats on this machine; where nothing was, the roofline. ``pace``: of
+    memory, if not the usual one.
+    """
+    roofline = Roofline(subject.shape, subject.dtype, subject.quantization(quantization), kv_dtype, machine)
+    found: StepModel | None = None
+    usual, pace = machine.read_bytes_per_second, pace or machine.read_bytes_per_second
     if machine.measured:
-        found = load_steps(steps_file(subject, quantization, kv_dtype, machine))
-        if found is not None:
-            return found
-    return Roofline(subject.shape, subject.dtype, subject.quantization(quantization), kv_dtype, machine)
+        found = fitted = load_steps(steps_file(subject, quantization, kv_dtype, machine))
+        usual = usual if fitted is None else fitted.pace or usual
+    found = found or roofline
+    return found if pace == usual else AtPace(found, roofline, pace, usual)
 
 
 def steps_file(subject: Subject, quantization: str, kv_dtype: str, machine: Machine) -> Path:

@@ -121,6 +121,12 @@ class TierFile:
                 return False
         return True
 
+    def drop_cached(self) -> None:
+        """What the system keeps of the file in its page cache goes: the next reads are the disk's."""
+        os.fdatasync(self._file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
     def why(self, number: int, *, writes: bool) -> str:
         """What to tell the client of a failure."""
         where = "this machine's memory" if self.folder is None else str(self.folder)
