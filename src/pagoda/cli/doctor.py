@@ -169,6 +169,7 @@ def _calibration() -> dict[str, Any]:
         "reason": reason,
         "measured": machine.measured,
         "read_bytes_per_second": machine.read_bytes_per_second,
+        "read_paces": machine.read_paces,
         "disk_bytes_per_second": machine.disk_bytes_per_second,
     }
 
@@ -235,7 +236,8 @@ def _rates(found: dict[str, Any]) -> str:
     if not found["measured"]:
         return str(found["reason"])
     read, disk = (format_bytes(int(found[f"{what}_bytes_per_second"])) for what in ("read", "disk"))
-    return f"memory {read}/s, disk {disk}/s ({found['reason']})"
+    between = " to ".join(format_bytes(int(pace)) for pace in found["read_paces"])
+    return f"memory {read}/s{between and f' ({between})'}, disk {disk}/s ({found['reason']})"
 
 
 def _first_line(error: BaseException) -> str:
