@@ -3,14 +3,14 @@
     python -m benchmarks.plan_accuracy lantern FOLDER … --out docs/planner.md
     python -m benchmarks.plan_accuracy lantern --machine FILE --steps 20 --pairs 0,1 --keep results.json
 
-Calibrates first (or takes ``--machine FILE``; with ``--steps SECONDS`` each model in each format too, as
-``pagoda doctor --calibrate --model`` does), then runs every pair in a process of its own: the engine that the plan
-describes, ``concurrency`` random prompts at once, ends ignored. Compared are the bytes that the ledger leased at its
-peak, the process's peak RSS, seconds of a prompt alone, and seconds a token while all decode: means of prompts (three
-at least, for half a second at least) and of all such steps, as a plan's times are. What was measured while others used the processors is not kept: the
-command ends then, and goes on with ``--keep`` when it is called again. Memory of some machines changes its pace: it is
-looked at before and after each run, and the plan is of that pace. KV on a disk is read from the disk: before every
-step its file is dropped from the page cache, as a plan takes it.
+Calibrates first (or takes ``--machine FILE``; with ``--steps SECONDS`` each model in each format too, as ``pagoda
+doctor --calibrate --model`` does), then runs every pair in a process of its own: the engine that the plan describes,
+``concurrency`` random prompts at once, ends ignored. Compared are the bytes that the ledger leased at its peak, the
+process's peak RSS, seconds of a prompt alone, and seconds a token while all decode: means of prompts (three at least,
+for half a second at least) and of all such steps, as a plan's times are. What was measured while others used the
+processors is not kept: the command ends then, and goes on with ``--keep`` when it is called again. Memory of some
+machines changes its pace: it is looked at before and after each run, and the plan is of that pace. KV on a disk is read
+from the disk: before every step its file is dropped from the page cache, as a plan takes it.
 """
 
 from __future__ import annotations
