@@ -106,7 +106,7 @@ def planned(model: str, number: int, machine_file: Path, pace: float | None = No
     if demand.length + 16 > subject.shape.max_position:
         return None
     machine, _ = load_machine(machine_file)
-    disk, prices = Disk(DISK_BYTES, FOLDER), nearest_prices(subject.shape.num_params)
+    disk, prices = Disk(DISK_BYTES, FOLDER), nearest_prices(subject.name, subject.family, subject.shape.num_params)
     planner = Planner(subject, machine, prices, demand, BUDGET, disk)
     return planner.plan(choice, pace)
 
