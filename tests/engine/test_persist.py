@@ -50,6 +50,7 @@ def test_a_prefix_is_found_after_a_restart(tiny: Path, tmp_path: Path, oracle: O
     with open_tiny(tiny, tmp_path, granularity=granularity) as llm:
         assert answer(llm, ids) == (oracle(ids, 12), 0)
     assert len(records(tmp_path)) == (100 + 11) // 16
+    assert len(files(tmp_path)) == 1, "they became full in one step"
     with open_tiny(tiny, tmp_path) as llm:
         assert answer(llm, ids) == (oracle(ids, 12), 96)
         longer = ids + oracle(ids, 12) + prompt(20, 1)
