@@ -19,6 +19,7 @@ from ._extension import DTYPES, _cpu, store_of
 from .cpu_packed import FORMATS
 from .cpu_rows import ACTIVATIONS
 from .dispatch import profiling
+from .moving import copy_of, put
 from .packed import PackedWeight
 from .step import StepArrays
 
@@ -145,9 +146,9 @@ class Program:
 
         def attended(layer: int, qkv_at: int, out_at: int) -> None:
             src, dst, (num_heads, num_kv_heads), dim, options = self._attends[layer]
-            qkv = self._rows(qkv_at, tokens, self._widths[src]).view(tokens, -1, dim).clone()  # policies keep queries
+            qkv = copy_of(self._rows(qkv_at, tokens, self._widths[src])).view(tokens, -1, dim)  # policies keep queries
             q, k, v = qkv.split([num_heads, num_kv_heads, num_kv_heads], 1)
-            self._rows(out_at, tokens, self._widths[dst]).view(tokens, -1, dim).copy_(attend(layer, q, k, v, **options))
+            put(self._rows(out_at, tokens, self._widths[dst]).view(tokens, -1, dim), attend(layer, q, k, v, **options))
 
         self._program.run_attending(
             x.data_ptr(), tokens, positions.data_ptr(), tables, 0 if wanted is None else wanted.data_ptr(),

@@ -40,7 +40,8 @@ class Group:
     """``heads`` (a slice of the kv-heads) of ``members``, in a buffer where head h has its pages ``num_pages`` further
     on than head h - 1, those of the members side by side.
 
-    rows     the step's tokens int64 [T]      table  what attention takes, of pages of the buffer
+    rows     the step's tokens: a slice where they lie side by side, else int64 [T]
+    table  what attention takes, of pages of the buffer
     ids, slots  int32 [T, heads]: where the tokens' K and V go, in pages of the buffer
     firsts   each member's first page in the buffer, of the first head
     reads, writes  `Runs` of layer 0: what holds slots already, and what the tokens go into
@@ -54,9 +55,11 @@ class Group:
         counts = [fmt.blocks_for(member.held + member.num) for member in members]
         firsts = [0, *accumulate(counts)]
         self.heads, self.members, self.num_pages, self.firsts = heads, members, firsts[-1], firsts[:-1]
-        self.rows = torch.from_numpy(
-            np.concatenate([np.arange(starts[m.index], starts[m.index + 1], dtype=np.int64) for m in members])
-        )
+        first, num = members[0].index, len(members)
+        self.rows: slice | Tensor = slice(starts[first], starts[first + num])
+        if members[-1].index != first + num - 1:
+            spans = [np.arange(starts[m.index], starts[m.index + 1], dtype=np.int64) for m in members]
+            self.rows = torch.from_numpy(np.concatenate(spans))
         lens = [member.held + member.num for member in members]
         rows = [np.arange(first, first + count, dtype=np.int32) for first, count in zip(firsts, counts, strict=False)]
         begins = [0, *accumulate(member.num for member in members)]

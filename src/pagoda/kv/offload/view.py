@@ -17,13 +17,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.moving import put
 from ...kernels.ops import kv_write, paged_attention
 from ...kernels.ops._paged import gather
 from ..table import PageTable
@@ -34,6 +35,10 @@ from .tier_file import Failures
 
 if TYPE_CHECKING:
     from ..view import Chooser, Noter, Received
+
+
+NOTED_PAGES = 16
+"""Whose keys are looked at together while a prompt passes: few, which torch does in one thread (`kernels.moving`)."""
 
 
 class OffloadView:
@@ -121,7 +126,11 @@ class OffloadView:
         kv_write(new_k, new_v, buffer, layout, group.ids, group.slots)
         self._write(item, layer, group)
         mine = q[group.rows, queries]
-        out[group.rows, queries] = paged_attention(mine, buffer, layout, group.table, **of_heads(options, queries))  # type: ignore[arg-type]
+        found = paged_attention(mine, buffer, layout, group.table, **of_heads(options, queries))  # type: ignore[arg-type]
+        if isinstance(group.rows, slice):
+            put(out[group.rows, queries], found)
+        else:
+            out[group.rows, queries] = found
         self._note_pages(layer, group, buffer)
         if item + 2 < self._num_items:
             self._read(item + 2)
@@ -133,10 +142,13 @@ class OffloadView:
             noter, full = self._noters.get(member.index), (member.held + member.num) // fmt.page_size
             if noter is None or (first := noter.first(layer, heads)) >= full:
                 continue
-            steps = torch.arange(heads.stop - heads.start)[:, None] * group.num_pages
-            ids = torch.arange(at + first, at + full) + steps
-            keys, _ = gather(buffer, self._storage.layout, ids, torch.float32)
-            noter.note(layer, heads, first, keys.unflatten(1, (full - first, fmt.page_size)))
+            for head, begin in product(range(heads.start, heads.stop), range(first, full, NOTED_PAGES)):
+                end = min(full, begin + NOTED_PAGES)
+                place = at + (head - heads.start) * group.num_pages
+                keys, _ = gather(
+                    buffer, self._storage.layout, torch.arange(place + begin, place + end)[None], torch.float32
+                )
+                noter.note(layer, slice(head, head + 1), begin, keys.unflatten(1, (end - begin, fmt.page_size)))
 
     def _read(self, item: int) -> None:
         storage = self._storage
