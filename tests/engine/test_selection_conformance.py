@@ -77,11 +77,13 @@ def test_same_tokens_whatever_happens_around(make_llm, oracle, name) -> None:
     assert [done[str(index)] for index in range(3)] == alone
 
 
-INSIDE = [f"{name}(pages=3)" for name in NAMES if name != "longcache"]
+INSIDE = [f"{name}(pages=3)" for name in NAMES]
 
 
 @pytest.mark.host
-@pytest.mark.parametrize("kv", [*INSIDE, "int8+lserve(pages=0.3, reuse=2)", "int8+tokenselect(pages=3, alike=0.5)"])
+@pytest.mark.parametrize(
+    "kv", [*INSIDE, "int8+lserve(pages=0.3, reuse=2)", "int8+tokenselect(pages=3, alike=0.5)", "int8+longcache"]
+)
 def test_pages_chosen_within_the_program_are_those_chosen_layer_by_layer(make_llm, monkeypatch, kv) -> None:
     def never(*_: object) -> None:
         raise AssertionError("the step was not one program")
@@ -126,6 +128,7 @@ def test_longcache_reads_pages_as_if_they_lay_side_by_side(make_llm, monkeypatch
 
     moved = LongCache.moved
     monkeypatch.setattr(LongCache, "moved", look)
+    monkeypatch.setattr(PageChooser, "has_rule", False)
     make_llm(page_size=8).generate([PROMPTS[2]], params("longcache(pages=4)", 2))
     for keys, gaps, found in seen:
         assert gaps.shape == (2, 5)  # four full pages of 16, and the one under way

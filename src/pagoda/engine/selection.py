@@ -128,7 +128,7 @@ class PageChooser:
     @property
     def has_rule(self) -> bool:
         """Whether ``choice`` may be asked: the policy has a rule and does not score in a way of its own."""
-        return self._rule is not None and type(self._policy).score is PageSelection.score and not self._policy.moves
+        return self._rule is not None and type(self._policy).score is PageSelection.score
 
     def choice(self) -> Choice:
         """The choice of all layers, left to the kernels: as ``choose`` would make it layer by layer."""
@@ -140,13 +140,17 @@ class PageChooser:
         if rule.marks != "keys":
             self._sketch_all(wanted)
         marks = notes.sketches
-        found = {name: np.zeros(num_layers, np.int64) for name in ("marks", "room", "given", "turn", "query")}
+        found = {name: np.zeros(num_layers, np.int64) for name in ("marks", "room", "given", "turn", "turns", "query")}
         num_given, outliers = np.zeros(num_layers, np.int32), np.zeros(num_layers, np.int32)
         fresh, scores = np.repeat(wanted[:, None], num_heads, 1), np.zeros(full.shape, np.int64)
+        looks = policy.looks(self._learned)
         turn = policy.turn(self._table.num_tokens, self._learned)
         if turn is not None:
             self._alive.append(turn)
             found["turn"][:] = turn.data_ptr() + 4 * turn.shape[-1] * np.arange(num_layers)
+        if policy.moves and wanted.any():
+            turns = self._turns(int(full.max()))
+            found["turns"] = (turns.data_ptr() + 4 * turns[0].numel() * np.arange(num_layers)) * wanted
         for layer in np.flatnonzero(wanted).tolist():
             memory, held = notes.memory[layer], marks[layer]
             if held is not None:
@@ -155,8 +159,7 @@ class PageChooser:
             if given is not None:
                 found["given"][layer], num_given[layer] = given.data_ptr(), given.shape[1]
             outliers[layer] = policy.num_outliers(int(full[layer].max()))
-            fresh[layer] &= self._remembers(memory, layer, scores, found["query"])
-        looks = policy.looks(self._learned)
+            fresh[layer] &= self._remembers(memory, layer, looks is not None, scores, found["query"])
         if looks is not None:
             fresh &= looks.numpy()
             for layer in range(1, num_layers):
@@ -178,7 +181,16 @@ class PageChooser:
             **found,
         )
 
-    def _remembers(self, memory: dict[str, Tensor], layer: int, scores: np.ndarray, query: np.ndarray) -> bool:
+    def _turns(self, most: int) -> Tensor:
+        """The policy's ``turns`` of all layers, by up to ``most`` pages."""
+        memory = self._notes.memory[0]
+        if "turns" not in memory or memory["turns"].shape[1] <= most:
+            memory["turns"] = self._policy.turns(most + most // 4 + 4, self._table.fmt.page_size, self._learned)
+        return memory["turns"]
+
+    def _remembers(
+        self, memory: dict[str, Tensor], layer: int, hands_on: bool, scores: np.ndarray, query: np.ndarray
+    ) -> bool:
         """Where a layer's scores are kept goes to ``scores`` [L, H], where its query is to ``query`` [L]; whether the
         layer scores in this step.
         """
@@ -187,7 +199,7 @@ class PageChooser:
             scores[layer] = kept(memory, "votes", (), most).data_ptr()
             return True
         steps = policy.steps_a_choice
-        if steps == 1 and policy.likeness == 0 and policy.looks(self._of(layer)) is None:
+        if steps == 1 and policy.likeness == 0 and not hands_on:
             return True
         held = kept(memory, "scores", (num_heads,), most)
         scores[layer] = held.data_ptr() + 4 * held.shape[1] * np.arange(num_heads)

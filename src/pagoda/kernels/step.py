@@ -34,6 +34,7 @@ class PageChoice:
     keep: npt.NDArray[np.int32]  # [L, C, H] how many of them are read
     scores: npt.NDArray[np.int64]  # [L, C, H] addresses of numbers for all full pages where scores are kept, else 0
     fresh: npt.NDArray[np.uint8]  # [L, C, H] whether to score in this step, and to keep it
+    turns: npt.NDArray[np.int64]  # [L, C] addresses of [pages, D], turns by so many pages, where keys move; or 0
     query: npt.NDArray[np.int64]  # [L, C] addresses of [Hq, D], the query that last scored, where `alike`
 
 

@@ -50,6 +50,7 @@ class Choice:
     keep: Int32s  # [L, H]
     scores: npt.NDArray[np.int64]  # [L, H]
     fresh: npt.NDArray[np.uint8]  # [L, H]
+    turns: npt.NDArray[np.int64]  # [L]
     query: npt.NDArray[np.int64]  # [L]
 
 

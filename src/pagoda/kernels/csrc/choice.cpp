@@ -32,6 +32,11 @@ struct Working {
 
 thread_local Working working;
 
+// Pages of the queries' own numbers.
+PageShape numbers_of(const AttentionArgs& a) {
+  return PageShape(a.dtype == Dtype::f32 ? Store::f32 : Store::bf16, a.shape.page_size, a.shape.k_dim, a.shape.v_dim);
+}
+
 // One layer of a step whose sequences choose.
 struct Layer {
   const AttentionArgs& a;
@@ -94,12 +99,40 @@ struct Layer {
       if (choice.rules[c].first_page) mine.scores[0] = kInfinity;
       best_pages(mine.scores, keep, mine.pages);
     }
+    if (choice.turns[at(c)]) {
+      move(c, head, mine.pages);
+      return keep_one_slot(pair);
+    }
     const int64_t row = a.num_rows + c * a.num_kv_heads + head;
     int32_t* out = table.rows.data() + row * a.max_pages;
     for (int64_t i = 0; i < keep; ++i) out[i] = ids[mine.pages[i]] + apart;
     out[keep] = ids[full] + apart;
     table.row_of[pair] = int32_t(row), table.offset[pair] = 0;
     table.kv_lens[pair] = int32_t((keep - full) * a.shape.page_size + a.kv_lens[pair]);
+  }
+
+  // What the sequence reads is elsewhere.
+  void keep_one_slot(int64_t pair) const { table.kv_lens[pair] = 1; }
+
+  // The chosen pages side by side: each as many pages further on as are left out behind it.
+  void move(int64_t c, int64_t head, const std::vector<int32_t>& chosen) const {
+    MovedPages& moved = *std::find_if(table.moved.begin(), table.moved.end(), [&](const MovedPages& m) { return m.seq == choice.seqs[c]; });
+    const int64_t full = choice.full[at(c, head)], pair = a.pair(choice.seqs[c], head), num = moved.num_pages;
+    const int32_t* ids = rows + a.row_of[pair] * a.max_pages;
+    const float* turns = reinterpret_cast<const float*>(choice.turns[at(c)]);
+    std::vector<float>& room = working.votes;
+    room.resize(std::max(a.shape.k_dim, a.shape.v_dim));
+    MoveArgs m;
+    m.shape = a.shape, m.numbers = numbers_of(a), m.room = room.data();
+    const auto body = PAGODA_BODY(isa, move_page);
+    for (int64_t i = 0; i < num; ++i) {
+      const int64_t page = i + 1 < num ? chosen[i] : full;
+      m.from = a.pages + (ids[page] + a.offset[pair]) * a.shape.page_bytes;
+      m.to = moved.pages.data() + (head * num + i) * m.numbers.page_bytes;
+      m.turn = turns + ((full - page) - (num - 1 - i)) * a.shape.k_dim;
+      body(m);
+    }
+    moved.kv_lens[head] = int32_t((num - 1 - full) * a.shape.page_size + a.kv_lens[pair]);
   }
 
   void choose(int64_t c, int64_t head, bool stale) const {
@@ -135,9 +168,20 @@ struct Layer {
 void check_row(const AttentionArgs& a, const PageChoice& choice, int64_t i, int64_t c) {
   const int64_t heads = a.num_kv_heads, full = choice.full[i], pair = a.pair(choice.seqs[c], i % heads);
   if (full + 1 > a.max_pages) throw std::out_of_range("more pages chosen than a row has");
-  if (choice.rules[c].kind() != Marks::keys || !choice.fresh[i]) return;
-  const int32_t* ids = a.rows + a.row_of[pair] * a.max_pages;
-  check_pages(ids, full, a.offset[pair], a.num_pages);
+  const bool moves = choice.turns[i / heads] != 0;
+  if (moves && choice.keep[i] != choice.keep[i - i % heads]) throw std::invalid_argument("heads of moved keys that read unequally");
+  if (!moves && (choice.rules[c].kind() != Marks::keys || !choice.fresh[i])) return;
+  check_pages(a.rows + a.row_of[pair] * a.max_pages, full + moves, a.offset[pair], a.num_pages);
+}
+
+// Room for what sequence c reads in a layer.
+void hold_moved(const AttentionArgs& a, const PageChoice& choice, int64_t layer, int64_t c, MovedPages& moved) {
+  const int64_t heads = a.num_kv_heads, num = choice.keep[(layer * choice.count + c) * heads] + 1;
+  moved.seq = choice.seqs[c], moved.num_pages = int32_t(num);
+  moved.pages.resize(heads * num * numbers_of(a).page_bytes);
+  moved.rows.resize(heads * num), moved.row_of.resize(heads), moved.offset.assign(heads, 0), moved.kv_lens.resize(heads);
+  std::iota(moved.rows.begin(), moved.rows.end(), 0);
+  std::iota(moved.row_of.begin(), moved.row_of.end(), 0);
 }
 
 }  // namespace
@@ -152,10 +196,16 @@ void choose_pages(AttentionArgs& a, const PageChoice& choice, int64_t layer, int
   table.kv_lens.assign(a.kv_lens, a.kv_lens + pairs);
   const Layer l{a, choice, layer, isa, a.rows, table};
   std::vector<uint8_t> stale(choice.count);
+  size_t num_moved = 0;
   for (int64_t c = 0; c < choice.count; ++c) {  // before threads follow them
     for (int64_t head = 0; head < heads; ++head) check_row(a, choice, l.at(c, head), c);
+    if (choice.turns[l.at(c)]) {
+      if (table.moved.size() == num_moved) table.moved.emplace_back();
+      hold_moved(a, choice, layer, c, table.moved[num_moved++]);
+    }
     stale[c] = choice.query[l.at(c)] && choice.fresh[l.at(c, 0)] && l.is_alike(c);
   }
+  table.moved.resize(num_moved);
   parallel_for(choice.count * heads, num_threads, [&](int64_t item) {
     const int64_t c = item / heads, head = item % heads;
     if (!l.votes(c)) l.choose(c, head, stale[c]);
@@ -163,6 +213,22 @@ void choose_pages(AttentionArgs& a, const PageChoice& choice, int64_t layer, int
   });
   a.rows = table.rows.data(), a.num_rows += choice.count * heads, a.row_of = table.row_of.data();
   a.offset = table.offset.data(), a.kv_lens = table.kv_lens.data();
+}
+
+void attend_moved(const AttentionArgs& args, const ChosenTable& table, int num_threads, const std::string& isa) {
+  for (const MovedPages& moved : table.moved) {
+    const int64_t token = args.q_starts[moved.seq];
+    if (args.q_starts[moved.seq + 1] == token) continue;  // nobody asks for its result
+    const int32_t q_starts[] = {0, 1};
+    AttentionArgs a = args;
+    a.q = static_cast<const char*>(args.q) + token * args.q_token_stride * size_of(args.dtype);
+    a.out = static_cast<char*>(args.out) + token * args.num_q_heads * args.v_dim * size_of(args.dtype);
+    a.shape = numbers_of(args), a.pages = moved.pages.data(), a.num_pages = args.num_kv_heads * moved.num_pages;
+    a.rows = moved.rows.data(), a.num_rows = args.num_kv_heads, a.max_pages = moved.num_pages;
+    a.row_of = moved.row_of.data(), a.offset = moved.offset.data(), a.kv_lens = moved.kv_lens.data();
+    a.q_starts = q_starts, a.chunk_starts = nullptr, a.num_seqs = 1, a.num_tokens = 1, a.sum_targets = nullptr;
+    paged_attention(a, num_threads, isa);
+  }
 }
 
 }  // namespace pagoda

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention.hpp"
+#include "moved_pages.hpp"
 #include "page_scores.hpp"
 
 namespace pagoda {
@@ -28,17 +29,29 @@ struct PageChoice {
   const int32_t* keep = nullptr;       // [L][C][H] full pages to read
   const int64_t* scores = nullptr;     // [L][C][H] addresses of `full` numbers at least, where scores are kept, or 0
   const uint8_t* fresh = nullptr;      // [L][C][H] whether to score now (and to keep it, where there is a place)
+  const int64_t* turns = nullptr;      // [L][C] addresses of [pages][dim]: turns by so many pages, where keys move; or 0
   const int64_t* query = nullptr;      // [L][C] addresses of [Hq * dim], the query that last scored, where `alike`; or 0
+};
+
+// What one sequence reads in a layer where keys move: copies of a head's chosen pages, one head after the other.
+struct MovedPages {
+  int32_t seq = 0, num_pages = 0;  // of a head
+  std::vector<char> pages;
+  std::vector<int32_t> rows, row_of, offset, kv_lens;
 };
 
 // A layer's table in which the choosing (sequence, head) pairs have rows of their own: the chosen full pages in their order, then
 // the page under way.
 struct ChosenTable {
   std::vector<int32_t> rows, row_of, offset, kv_lens;
+  std::vector<MovedPages> moved;  // their sequences have but one slot in the table
 };
 
 // Makes `args`, complete for the layer but for the choice, attend to what is chosen. The newest full page is always chosen.
 void choose_pages(AttentionArgs& args, const PageChoice& choice, int64_t layer, int num_threads, const std::string& isa,
                   ChosenTable& table);
+
+// Attends for the sequences whose keys moved, once `args` (what choose_pages made, attended to) is done.
+void attend_moved(const AttentionArgs& args, const ChosenTable& table, int num_threads, const std::string& isa);
 
 }  // namespace pagoda

@@ -115,6 +115,7 @@ struct Run {
       a.q_starts = wanted_starts.data(), a.chunk_starts = step.q_starts, a.num_tokens = num_tokens;
     }
     paged_attention(a, threads, isa, chosen_here ? nullptr : &memo);
+    if (chosen_here) attend_moved(a, chosen, threads, isa);
     if (fewer && step.sums) keep_wanted();  // after all queries were summed up
   }
 

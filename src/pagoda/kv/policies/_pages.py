@@ -81,6 +81,12 @@ class PageSelection(Selection):
         """Keys float32 [H, K, page_size, D] of what a step reads, each page ``gaps`` [H, K] positions further on."""
         return keys
 
+    def turns(self, num: int, page_size: int, learned: Mapping[str, Tensor]) -> Tensor:
+        """float32 [L, num, D] by which keys are turned that move by 0 … num - 1 pages: cosines, then sines. What
+        ``moved`` does, for the kernels.
+        """
+        raise AssertionError(f"{type(self).__name__} moves no keys by its rule")
+
     # -- how many ------------------------------------------------------------------------------------------------------
 
     def num_pages(self, full: int) -> int:

@@ -20,8 +20,8 @@ def turn(x: Tensor, by: Tensor, freq: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def angles(by: int, freq: Tensor) -> Tensor:
-    """float32 [..., D]: cosines and sines of ``by`` positions at frequencies ``freq`` [..., D / 2]."""
+def angles(by: Tensor | int, freq: Tensor) -> Tensor:
+    """float32 [..., D]: cosines and sines of ``by`` positions at frequencies ``freq`` [..., D / 2], which broadcast."""
     import torch
 
     found = by * freq

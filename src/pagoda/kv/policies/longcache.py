@@ -46,6 +46,11 @@ class LongCache(PageSelection):
     def turn(self, position: int, learned: Mapping[str, Tensor]) -> Tensor:
         return angles(-position, _frequencies(learned))
 
+    def turns(self, num: int, page_size: int, learned: Mapping[str, Tensor]) -> Tensor:
+        import torch
+
+        return angles(page_size * torch.arange(num)[:, None], _frequencies(learned)[:, None])
+
     def sketch_as(self, keys: Tensor, memory: dict[str, Tensor], first: int, learned: Mapping[str, Tensor]) -> Tensor:
         import torch
 
