@@ -5,7 +5,7 @@ import torch
 
 from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
-from pagoda.kernels.ops.page_scores import CASES, TOLERANCE, KeyPages, PageRule, reference
+from pagoda.kernels.ops.page_scores import CASES, TOLERANCE, KeyPages, PageRule, in_pairs, reference
 
 from .isas import ISAS, cpu
 
@@ -48,6 +48,7 @@ def test_what_marks_leave_out_changes_nothing(run):
     for rule, marks, aid, wanted in (
         (PageRule("keys", weigh="softmax", sum_heads=True), None, {"keys": KeyPages(pages, layout, ids)}, voted),
         (PageRule("columns", "thin", "softmax", True, rank=16), columns, {}, voted),
+        (PageRule("pairs"), in_pairs(keys), {}, products.amax(1).view(2, 5, 8).amax(-1) / 0.2),
         (PageRule("columns"), columns, {}, products.amax(1).view(2, 5, 8).amax(-1) / 0.2),
         (PageRule("codes", weigh="peak"), codes, {"given": given}, peak),
     ):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.ops.page_scores import KeyPages
+from ..kernels.ops.page_scores import KeyPages, by_channel
 from ..kv.policies._pages import Look, PageSelection, kept
 from ..kv.storage import PageStorage
 from ..kv.table import PageTable
@@ -42,11 +42,12 @@ class Notes:
         held = sum(sketch.nbytes for sketch in self.sketches if sketch is not None)
         return held + sum(value.nbytes for memory in self.memory for value in memory.values())
 
-    def write(self, layer: int, heads: slice, first: int, made: Tensor) -> None:
-        """Sketches ``made`` [h, n, …] of the pages ``first`` … of these heads."""
+    def write(self, layer: int, heads: slice, first: int, made: Tensor, columns: bool = False) -> None:
+        """Sketches ``made`` [h, n, …] of the pages ``first`` … of these heads; ``columns`` lie channel by channel."""
         held, end = self.sketches[layer], first + made.shape[1]
         if held is None or held.shape[1] < end:
-            grown = made.new_zeros(self.sketched.shape[1], end + end // 4 + 4, *made.shape[2:])
+            shape = (self.sketched.shape[1], end + end // 4 + 4, *made.shape[2:])
+            grown = by_channel(*shape, made.dtype).to(made.device) if columns else made.new_zeros(shape)
             if held is not None:
                 grown[:, : held.shape[1]] = held
             self.sketches[layer] = held = grown
@@ -322,7 +323,8 @@ class PageChooser:
                 )
                 for at in range(start, most, span)
             ]
-            notes.write(layer, slice(None), start, parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+            columns = self._rule is not None and self._rule.marks == "columns"
+            notes.write(layer, slice(None), start, parts[0] if len(parts) == 1 else torch.cat(parts, 1), columns)
             notes.sketched[layer] = full
         held = notes.sketches[layer]
         assert held is not None

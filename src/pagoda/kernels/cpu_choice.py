@@ -30,8 +30,11 @@ def page_scores(
     heads, group, dim = queries.shape
     queries = queries.contiguous()
     if marks is not None:
-        marks = marks if marks[:1].is_contiguous() else marks.contiguous()
         width = marks.shape[1]
+        if rule.marks == "columns":
+            marks = marks if _is_by_channel(marks) else marks.transpose(1, 2).contiguous().transpose(1, 2)
+        elif not marks[:1].is_contiguous():
+            marks = marks.contiguous()
         room = marks.stride(0) // max(1, marks[0, :1].numel()) if width else 0
         place = (0, 0, 0, 0, 0)
     else:
@@ -39,7 +42,7 @@ def page_scores(
         width, room = keys.ids.shape[1], 0
         layout, ids = keys.layout, keys.ids.to(torch.int32).contiguous()
         place = (keys.pages.data_ptr(), keys.pages.shape[0], store_of(layout), layout.v_dim, ids.data_ptr())
-    page_size = keys.layout.page_size if keys is not None else 0 if marks is None else marks.shape[2]
+    page_size = keys.layout.page_size if keys is not None else 0
     out = queries.new_zeros(heads, width)
     aids = [None if aid is None else aid.float().contiguous() for aid in (given, turn)]
     _cpu.page_scores(
@@ -48,6 +51,11 @@ def page_scores(
         list(held), *place, width, out.data_ptr(), isa,
     )  # fmt: skip
     return out
+
+
+def _is_by_channel(marks: Tensor) -> bool:
+    heads, channel, page, slot = marks.stride()
+    return slot == 1 and page == marks.shape[3] and channel % page == 0 and heads == marks.shape[2] * channel
 
 
 def _at(tensor: Tensor | None) -> int:

@@ -19,7 +19,7 @@ void bind_choice(nb::module_& m) {
     if (a.rule.kind() == Marks::keys) a.shape = PageShape(Store(store), a.rule.per_page, dim, v_dim);
     a.storage = at<char>(pages), a.num_pages = num_pages;
     for (int64_t head = 0; head < kv_heads; ++head) {
-      a.pages = held.at(head);
+      a.pages = held.at(head), a.room = room;
       a.marks = at<char>(marks) + head * room * a.rule.mark_bytes(), a.given = at<float>(given) + head * a.given_numbers();
       a.ids = at<int32_t>(ids) + head * width, a.out = at<float>(out) + head * width;
       if (a.rule.kind() == Marks::keys) check_pages(a.ids, a.pages, 0, num_pages);

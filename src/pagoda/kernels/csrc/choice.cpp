@@ -75,7 +75,7 @@ struct Layer {
     PageScoreArgs s;
     s.rule = choice.rules[c], s.heads = a.group(), s.dim = a.shape.k_dim, s.pages = choice.full[at(c, head)], s.scale = a.scale;
     s.marks = reinterpret_cast<const char*>(choice.marks[i]) + head * choice.room[i] * s.rule.mark_bytes();
-    s.num_given = choice.num_given[i];
+    s.room = choice.room[i], s.num_given = choice.num_given[i];
     if (choice.given[i]) s.given = reinterpret_cast<const float*>(choice.given[i]) + head * s.given_numbers();
     s.turn = reinterpret_cast<const float*>(choice.turn[i]), s.outliers = choice.outliers[i];
     s.storage = a.pages, s.num_pages = a.num_pages, s.shape = a.shape;

@@ -16,7 +16,7 @@ namespace {
 constexpr float kAhead = 2.0f;  // of a page that goes before all others, whose shares are below 1
 
 struct Working {
-  std::vector<float> raw, prepared, room;
+  std::vector<float> raw, prepared, words, room;
   std::vector<int32_t> channels, order;
 };
 
@@ -47,6 +47,20 @@ bool are_bf16(const std::vector<float>& numbers) {
     std::memcpy(&bits, &x, 4);
     return (bits & 0xffffu) == 0;
   });
+}
+
+// All numbers to the nearest of bfloat16, ties to even; `words` are them in pairs.
+void round_to_bf16(std::vector<float>& numbers, std::vector<float>& words) {
+  std::vector<uint16_t> halves(numbers.size());
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, &numbers[i], 4);
+    bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+    std::memcpy(&numbers[i], &bits, 4);
+    halves[i] = uint16_t(bits >> 16);
+  }
+  words.resize(halves.size() / 2);
+  std::memcpy(words.data(), halves.data(), words.size() * sizeof(float));
 }
 
 void prepare(const PageScoreArgs& a, int64_t width, Working& w) {
@@ -117,6 +131,10 @@ void score_pages(const PageScoreArgs& a, const void* queries, Dtype dtype, int64
   w.channels.clear();
   prepare(a, q.width, w);
   w.room.resize(page_score_room(a));
+  if (a.rule.kind() == Marks::pairs) {
+    round_to_bf16(w.prepared, w.words);
+    q.words = w.words.data();
+  }
   q.are_bf16 = are_bf16(w.prepared);
   q.queries = w.prepared.data(), q.channels = w.channels.empty() ? nullptr : w.channels.data(), q.room = w.room.data();
   PAGODA_BODY(isa, run_page_scores)(a, q);

@@ -1,7 +1,8 @@
 // How much each full page of a head promises the queries of its group, without attending to it (ops/page_scores.py has the contract).
 //
 //   marks     rows     float [page][mark][stride]   bounds of boxes, mean keys            product of a query with each mark
-//             columns  bfloat16 [page][channel][slot]   some numbers of every key         with each slot
+//             columns  bfloat16 [channel][page of `room`][slot]   the numbers of every key, of which some are read   with each slot
+//             pairs    bfloat16 [page][two channels][slot][2]   the same, for queries that want all of them, as bfloat16
 //             codes    int16 [page][slot]   which of `given` [codes][width] is near       with each of `given`, looked up by slot
 //             keys     the keys in the page                                               with each slot
 //   weigh     product: the largest of a page is its score. softmax: over all of a head's. peak: e^(x - the head's largest).
@@ -17,7 +18,7 @@
 
 namespace pagoda {
 
-enum class Marks : int32_t { rows = 0, columns = 1, codes = 2, keys = 3 };
+enum class Marks : int32_t { rows = 0, columns = 1, codes = 2, keys = 3, pairs = 4 };
 // What becomes of a query first: nothing; max(q, 0) beside min(q, 0); its product with `given` [dim][width]; a turn by `turn`; its `rank`
 // channels that are largest over the group.
 enum class Query : int32_t { plain = 0, split = 1, project = 2, turn = 3, thin = 4 };
@@ -27,7 +28,7 @@ enum class Weigh : int32_t { product = 0, softmax = 1, peak = 2 };
 struct PageRule {
   int32_t marks = 0, query = 0, weigh = 0, sum_heads = 0;
   int32_t per_page = 1;    // marks, codes or slots of a page
-  int32_t stride = 0;      // rows: numbers between two marks; columns: channels that are kept
+  int32_t stride = 0;      // rows: numbers between two marks; columns, pairs: channels that are kept
   int32_t rank = 0;        // of Query::thin
   int32_t first_page = 0;  // whether the first page is always read; scores do not say so
 
@@ -43,7 +44,7 @@ struct PageRule {
   }
   int64_t mark_bytes() const {  // of a page
     const int64_t numbers = int64_t{per_page} * stride;
-    return kind() == Marks::rows ? 4 * numbers : kind() == Marks::columns ? 2 * numbers : kind() == Marks::codes ? 2 * per_page : 0;
+    return kind() == Marks::rows ? 4 * numbers : kind() == Marks::columns || kind() == Marks::pairs ? 2 * numbers : kind() == Marks::codes ? 2 * per_page : 0;
   }
 };
 
@@ -52,6 +53,7 @@ struct PageScoreArgs {
   int64_t heads = 0, dim = 0, pages = 0;  // of the group, of a query, full pages
   float scale = 1.0f;                     // > 0, of the products where they are weighed
   const char* marks = nullptr;
+  int64_t room = 0;              // columns: pages from a channel to the next one
   const float* given = nullptr;  // Query::project: [dim][width]; Marks::codes: [num_given][width]
   int64_t num_given = 0;
   const float* turn = nullptr;  // [dim / 2] cosines, then sines
@@ -86,6 +88,7 @@ struct PreparedQueries {
   int64_t width = 0;
   bool are_bf16 = false;  // all of them numbers of bfloat16
   const int32_t* channels = nullptr;
+  const float* words = nullptr;  // [heads][width / 2] pairs of bfloat16, for marks in pairs; `queries` are rounded then
   float* room = nullptr;
 };
 

@@ -76,6 +76,8 @@ void best_of_rows(const PageScoreArgs& a, const PreparedQueries& q) {
   });
 }
 
+constexpr int64_t kNumbersAhead = 256;  // of each channel, of which more are read at once than the machine follows by itself
+
 inline Vec load_columns(const uint16_t* at, int64_t count) {
   if (count >= kLanes) return load(at);
   uint16_t some[kLanes] = {};
@@ -83,24 +85,56 @@ inline Vec load_columns(const uint16_t* at, int64_t count) {
   return load(some);
 }
 
+// sum[head] += queries . channels of a register of slots, channel by channel; what lies in them a little further on is fetched.
+template <int kHeads>
+inline void column_products(const PageScoreArgs& a, const PreparedQueries& q, int64_t head, const uint16_t* columns, int64_t slots,
+                            Vec (&sum)[kHeads]) {
+  const float* queries = q.queries + head * q.width;
+  const int64_t channel = a.room * a.rule.per_page;
+  for (int64_t w = 0; w < q.width; ++w) {
+    const uint16_t* at = columns + (q.channels ? q.channels[w] : w) * channel;
+    __builtin_prefetch(at + kNumbersAhead);
+    const Vec part = load_columns(at, slots);
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; ++h) sum[h] += splat(queries[h * q.width + w]) * part;
+  }
+}
+
+// The same for channels in pairs.
+template <int kHeads>
+inline void pair_products(const PageScoreArgs& a, const PreparedQueries& q, int64_t head, const uint16_t* pairs, int64_t slots,
+                          Vec (&sum)[kHeads]) {
+  const int64_t words = q.width / 2;
+  for (int64_t w = 0; w < words; ++w, pairs += 2 * a.rule.per_page) {
+    UintVec both{};
+    if (slots == kLanes) memcpy(&both, pairs, sizeof both);
+    else memcpy(&both, pairs, 4 * slots);  // a call
+#if PAGODA_DPBF16
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; ++h) sum[h] = Pairs::step(sum[h], splat_word(q.words + (head + h) * words + w), (__m512)both);
+#else
+    const Vec first = (Vec)(both << 16), second = (Vec)(both & 0xffff0000u);
+    const float* queries = q.queries + head * q.width + 2 * w;
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; ++h) sum[h] += splat(queries[h * q.width]) * first + splat(queries[h * q.width + 1]) * second;
+#endif
+  }
+}
+
 // Calls use(head, page, first slot, slots, products [kHeads]) for all slots of all pages, a register of slots at a time.
 template <typename Use>
 void each_column(const PageScoreArgs& a, const PreparedQueries& q, Use use) {
-  const int64_t per_page = a.rule.per_page, page_numbers = a.rule.stride * per_page;
+  const int64_t per_page = a.rule.per_page, apart = a.rule.kind() == Marks::pairs ? a.rule.stride * per_page : per_page;
   by_heads(a.heads, [&](int64_t head, auto n) {
-    const float* queries = q.queries + head * q.width;
     for (int64_t page = 0; page < a.pages; ++page) {
-      const uint16_t* columns = (const uint16_t*)a.marks + page * page_numbers;
+      const uint16_t* columns = (const uint16_t*)a.marks + page * apart;
       for (int64_t slot = 0; slot < per_page; slot += kLanes) {
         const int64_t slots = per_page - slot < kLanes ? per_page - slot : kLanes;
         Vec sum[n.value];
 #pragma GCC unroll 8
         for (int h = 0; h < n.value; ++h) sum[h] = Vec{};
-        for (int64_t w = 0; w < q.width; ++w) {
-          const Vec part = load_columns(columns + (q.channels ? q.channels[w] : w) * per_page + slot, slots);
-#pragma GCC unroll 8
-          for (int h = 0; h < n.value; ++h) sum[h] += splat(queries[h * q.width + w]) * part;
-        }
+        if (a.rule.kind() == Marks::pairs) pair_products(a, q, head, columns + 2 * slot, slots, sum);
+        else column_products(a, q, head, columns + slot, slots, sum);
         use(head, page, slot, slots, sum);
       }
     }
@@ -233,7 +267,8 @@ void run_page_scores(const PageScoreArgs& a, const PreparedQueries& q) {
   switch (a.rule.kind()) {
     case Marks::rows: store_row_products(q.queries, a.heads, q.width, (const float*)a.marks, a.rule.stride, count, products, ld); break;
     case Marks::codes: store_row_products(q.queries, a.heads, q.width, a.given, q.width, count, products, ld); break;
-    case Marks::columns: store_column_products(a, q, products, ld); break;
+    case Marks::columns:
+    case Marks::pairs: store_column_products(a, q, products, ld); break;
     case Marks::keys: store_key_products(a, q, room, products, ld); break;
   }
   weigh(a, products, ld, count, worth);

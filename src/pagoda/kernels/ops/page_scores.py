@@ -26,7 +26,7 @@ from ..dispatch import Needs, Op
 from ..layout import PageLayout
 from ._paged import gather
 
-MARKS = ("rows", "columns", "codes", "keys")
+MARKS = ("rows", "columns", "codes", "keys", "pairs")
 QUERIES = ("plain", "split", "project", "turn", "thin")
 WEIGHS = ("product", "softmax", "peak")
 
@@ -36,7 +36,9 @@ class PageRule:
     """How pages are judged. H kv-heads, P pages of B marks (or slots), W numbers in a mark.
 
     marks   rows     float32 ``[H, P, B, W]``
-            columns  bfloat16 ``[H, P, W, B]``: channel by channel, which is how they are read; a mark for every slot
+            columns  bfloat16 ``[H, P, W, B]``, a mark for every slot, laid out channel by channel: ``[H, W, P, B]`` in
+                     memory (`by_channel`)
+            pairs    bfloat16 ``[H, P, W / 2, B, 2]`` (`in_pairs`): two channels at a time; queries are rounded alike
             codes    int16 ``[H, P, B]``: the number of each slot's vector in ``given [H, C, W]``
             keys     the keys in the pages
     query   plain    as it is, W = D              split    max(q, 0) beside min(q, 0), W = 2 D
@@ -46,7 +48,7 @@ class PageRule:
     weigh   product (not of keys or codes), softmax or peak; then heads are summed, or the largest of them counts
     """
 
-    marks: Literal["rows", "columns", "codes", "keys"] = "rows"
+    marks: Literal["rows", "columns", "codes", "keys", "pairs"] = "rows"
     query: Literal["plain", "split", "project", "turn", "thin"] = "plain"
     weigh: Literal["product", "softmax", "peak"] = "product"
     sum_heads: bool = False
@@ -61,8 +63,24 @@ class PageRule:
         elif self.marks == "columns":
             assert marks is not None
             stride, per_page = marks.shape[2], marks.shape[3]
+        elif self.marks == "codes":
+            assert marks is not None
+            per_page = marks.shape[2]
+        elif self.marks == "pairs":
+            assert marks is not None
+            stride, per_page = 2 * marks.shape[2], marks.shape[3]
         kinds = MARKS.index(self.marks), QUERIES.index(self.query), WEIGHS.index(self.weigh)
         return [*kinds, self.sum_heads, per_page, stride, self.rank, first_page]
+
+
+def by_channel(heads: int, pages: int, channels: int, slots: int, dtype: torch.dtype) -> Tensor:
+    """Zeros ``[heads, pages, channels, slots]``, laid out channel by channel."""
+    return torch.zeros(heads, channels, pages, slots, dtype=dtype).transpose(1, 2)
+
+
+def in_pairs(numbers: Tensor) -> Tensor:
+    """Numbers of slots ``[H, P, B, W]``, W even, as marks: bfloat16 ``[H, P, W / 2, B, 2]``."""
+    return numbers.bfloat16().unflatten(-1, (-1, 2)).transpose(2, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +144,10 @@ def reference(
         assert marks is not None
         pages, per_page = marks.shape[1:3]
         vectors = marks[..., :width].flatten(1, 2)
+    elif rule.marks == "pairs":
+        assert marks is not None
+        pages, per_page, q = marks.shape[1], marks.shape[3], q.bfloat16().float()
+        vectors = marks.float().transpose(2, 3).flatten(3).flatten(1, 2)
     else:
         assert marks is not None
         columns = marks.float()
@@ -205,7 +227,10 @@ def _case(
     if rule.marks == "rows":
         found["marks"] = make.normal(heads, pages + 3, parts, width + bool(outliers))[:, :pages]
     elif rule.marks == "columns":
-        found["marks"] = make.normal(heads, pages + 3, width, size).bfloat16()[:, :pages]
+        found["marks"] = by_channel(heads, pages + 3, width, size, torch.bfloat16)[:, :pages]
+        found["marks"].copy_(make.normal(heads, pages, width, size))  # type: ignore[attr-defined]
+    elif rule.marks == "pairs":
+        found["marks"] = in_pairs(make.normal(heads, pages + 3, size, width))[:, :pages]
     elif rule.marks == "codes":
         found["marks"] = make.permutation(heads * pages * size).remainder(9).to(torch.int16).view(heads, pages, size)
         found["given"] = make.normal(heads, 9, width)
@@ -223,14 +248,16 @@ def _case(
 
 def _cases() -> list[dict[str, object]]:
     best, voted = {"weigh": "product"}, {"weigh": "softmax", "sum_heads": True}
-    box, part = PageRule("rows", "split", **best), PageRule("columns", "project", **best)  # type: ignore[arg-type]
+    box, part = PageRule("rows", "split", **best), PageRule("pairs", "project", **best)  # type: ignore[arg-type]
     return [
         {"rule": box, "pages": 9},
         {"rule": box, "pages": 5, "heads": 3, "group": 9, "dim": 13, "parts": 4, "held": (5, 0, 2)},
         {"rule": box, "pages": 0},
         {"rule": part, "pages": 21},
         {"rule": part, "pages": 6, "group": 16, "size": 8, "held": (6, 1)},
-        {"rule": PageRule("columns", "turn", **best), "pages": 7, "size": 32},  # type: ignore[arg-type]
+        {"rule": PageRule("pairs", "turn", **best), "pages": 7, "size": 32},  # type: ignore[arg-type]
+        {"rule": PageRule("pairs", **voted), "pages": 3, "held": (3, 0)},  # type: ignore[arg-type]
+        {"rule": PageRule("columns", **best), "pages": 12},  # type: ignore[arg-type]
         {"rule": PageRule("columns", "thin", rank=5, **voted), "pages": 7},  # type: ignore[arg-type]
         {"rule": PageRule("columns", "thin", rank=90, **voted), "pages": 3, "size": 8, "held": (2, 3)},  # type: ignore[arg-type]
         {"rule": PageRule("rows", weigh="softmax"), "pages": 37, "outliers": 3, "held": (37, 20)},

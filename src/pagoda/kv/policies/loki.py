@@ -37,15 +37,20 @@ class Loki(PageSelection):
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule
 
-        return PageRule("columns", "project")
+        return PageRule("pairs", "project")
 
     def given(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> Tensor:
         return memory["basis"]
 
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        from torch.nn.functional import pad
+
+        from ...kernels.ops.page_scores import in_pairs
+
         if "basis" not in memory:
-            memory["basis"] = _eigh(keys.flatten(1, 2))[1][..., -self.rank :].contiguous()
-        return (keys @ memory["basis"][:, None]).transpose(2, 3).bfloat16()  # [H, n, rank, page_size]
+            basis = _eigh(keys.flatten(1, 2))[1][..., -self.rank :]
+            memory["basis"] = pad(basis, (0, basis.shape[-1] % 2)).contiguous()
+        return in_pairs(keys @ memory["basis"][:, None])
 
 
 def _eigh(flat: Tensor) -> tuple[Tensor, Tensor]:

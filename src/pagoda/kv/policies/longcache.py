@@ -23,7 +23,7 @@ class LongCache(PageSelection):
     longer than what is read, however long the context (position reassignment). Frequencies come from ``pagoda calibrate
     longcache MODEL``.
 
-    Keys without positions are held a second time, in bfloat16 and channel by channel, to be looked at.
+    Keys without positions are held a second time, in bfloat16, to be looked at.
 
     Deviations: a page stands for the paper's segment around a chosen token, a head chooses for its group alone, and in
     the prompt everything is read with true positions: only decode steps choose.
@@ -41,7 +41,7 @@ class LongCache(PageSelection):
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule
 
-        return PageRule("columns", "turn")
+        return PageRule("pairs", "turn")
 
     def turn(self, position: int, learned: Mapping[str, Tensor]) -> Tensor:
         return angles(-position, _frequencies(learned))
@@ -54,10 +54,12 @@ class LongCache(PageSelection):
     def sketch_as(self, keys: Tensor, memory: dict[str, Tensor], first: int, learned: Mapping[str, Tensor]) -> Tensor:
         import torch
 
+        from ...kernels.ops.page_scores import in_pairs
+
         heads, pages, size, width = keys.shape
         at = torch.arange(first * size, (first + pages) * size, device=keys.device)
         still = turn(keys.reshape(heads, -1, width), -at, _frequencies(learned))
-        return still.view(keys.shape).transpose(2, 3).bfloat16()  # [H, n, D, page_size]
+        return in_pairs(still.view(keys.shape))
 
     def moved(self, keys: Tensor, gaps: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
         heads, pages, size, width = keys.shape
