@@ -1,17 +1,19 @@
 """How fast a model loads, against its disk: `python -m benchmarks.loading MODEL`.
 
-Every round drops the checkpoint from the page cache, reads it directly from front to back (the disk's rate), drops it
-again, and loads the model in a process of its own that has imported everything before its clock starts: `warm`, in
-memory that the same process has just used and given back, and `cold`, in memory that was free for `SETTLE_SECONDS`.
-A virtual machine may give free memory back to its host and get it again page by page, slower than the disk reads:
-that rate is measured too, in the same round, by one thread and by two, and how fast the same direct reads fill memory
-that was free as long (`into_free_memory`), which is what a cold load can be asked to reach. What counts is the share of
-the disk's rate, and how much more than the loaded model the process holds at its peak.
+Every load is a process of its own that has imported everything before its clock starts, with the checkpoint dropped
+from the page cache, and stands between two direct readings of the file from front to back: the disk's rate. `warm`
+loads into memory that the same process has just used and given back, `cold` into memory that was free for
+`SETTLE_SECONDS`. A virtual machine may give free memory back to its host and get it again page by page, slower than
+the disk reads: that rate is measured too, in the same round, by one thread and by two, and how fast the same direct
+reads fill memory that was free as long (`into_free_memory`), which is what a cold load can be asked to reach. What
+counts is the share of the disk's rate, and how much more than the loaded model the process holds at its peak.
+`--memory warm` leaves the slow rounds out.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -106,38 +108,56 @@ def fresh_rate(files: list[Path]) -> float:
     return statistics.mean(_after_a_while(READ, file) for file in files)
 
 
-def measure(model: Path, quantization: str, rounds: int) -> dict[str, object]:
+def disk(files: list[Path]) -> float:
+    """Bytes a second of direct reads, the mean of the files."""
+    drop(files)
+    return statistics.mean(disk_rate(file, file.stat().st_size) for file in files)
+
+
+def measure_warm(model: Path, quantization: str, rounds: int) -> dict[str, object]:
+    """Loads into memory that was just used, between readings of the disk."""
+    files = sorted(model.glob("*.safetensors"))
+    model_bytes = int(load(model, quantization, 0)["model"])
+    rates, loads = [disk(files)], list[dict[str, float]]()
+    for _ in range(rounds):
+        loads.append(load(model, quantization, model_bytes))
+        rates.append(disk(files))
+    return {"disk_bytes_per_second": rates, **_summary(model, loads, _around(rates))}
+
+
+def measure_cold(model: Path, quantization: str, rounds: int) -> dict[str, object]:
+    """Loads into memory that was free for a while, beside all that can hold them up there."""
     files = sorted(model.glob("*.safetensors"))
     stored = sum(file.stat().st_size for file in files)
-    rates, memory, cold, warm = list[float](), list[list[float]](), list[dict[str, float]](), list[dict[str, float]]()
-    fresh = list[float]()
+    rates, loads, fresh, memory = [disk(files)], list[dict[str, float]](), list[float](), list[list[float]]()
     for _ in range(rounds):
         fresh.append(fresh_rate(files))
         memory.append([memory_rate(stored, threads) for threads in (1, 2)])
         time.sleep(SETTLE_SECONDS)
-        drop(files)
-        rates.append(statistics.mean(disk_rate(file, file.stat().st_size) for file in files))
-        cold.append(load(model, quantization, 0))
-        warm.append(load(model, quantization, int(cold[-1]["model"])))
+        loads.append(load(model, quantization, 0))
+        rates.append(disk(files))
     return {
-        "stored_bytes": stored,
         "disk_bytes_per_second": rates,
         "free_memory_bytes_per_second_by_1_and_2_threads": memory,
         "into_free_memory_bytes_per_second": fresh,
-        "warm": _summary(stored, rates, warm),
-        "cold": _summary(stored, [min(rate, max(found)) for rate, found in zip(rates, memory, strict=True)], cold),
-        "cold_beside_reads_into_free_memory": _summary(stored, fresh, cold),
-        "peak_beside_model": max(one["peak"] - one["model"] for one in cold),
+        **_summary(model, loads, _around(rates)),
+        "beside_reads_into_free_memory": _summary(model, loads, fresh),
     }
 
 
-def _summary(stored: int, rates: list[float], loads: list[dict[str, float]]) -> dict[str, object]:
+def _around(rates: list[float]) -> list[float]:
+    """The mean of the rates before and after each load."""
+    return [statistics.mean(pair) for pair in itertools.pairwise(rates)]
+
+
+def _summary(model: Path, loads: list[dict[str, float]], rates: list[float]) -> dict[str, object]:
+    stored = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     shares = [stored / one["seconds"] / rate for one, rate in zip(loads, rates, strict=True)]
-    seconds = [one["seconds"] for one in loads]
     return {
-        "bytes_per_second": stored / statistics.median(seconds),
+        "bytes_per_second": stored / statistics.median(one["seconds"] for one in loads),
         "share": statistics.median(shares),
         "shares": shares,
+        "peak_beside_model": max(one["peak"] - one["model"] for one in loads),
     }
 
 
@@ -145,9 +165,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--quantization", default="auto")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", choices=("warm", "cold", "both"), default="both")
     args = parser.parse_args()
-    print(json.dumps(measure(args.model, args.quantization, args.rounds), indent=1))
+    found = dict[str, object]()
+    for name, run in (("warm", measure_warm), ("cold", measure_cold)):
+        if args.memory in (name, "both"):
+            found[name] = run(args.model, args.quantization, args.rounds)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,26 @@
 """Bits by matrix against the same bits everywhere, at equal bytes: `python -m benchmarks.mixed_bits ../shared/data`.
 
 Every real model that is there, at the bytes of a uniform format and between two of them. Both take their codes by gptq
-from the same stories; both are written and loaded again as `pagoda quantize` does; perplexity is judged on stories that
-neither has seen. The uniform model is the largest of those that fit the bytes. What is between the two is given with
-twice its standard error over the judged texts, which are the same.
+from the same text; both are written and loaded again as `pagoda quantize` does; perplexity is judged on text that
+neither has seen. All stories are judged: they are cut into three parts, and each part is judged by models that were
+chosen on the others. The uniform model is the largest of those that fit the bytes. What is between the two is given
+with twice its standard error over the judged texts, which are the same. `--parts 0` for one of the parts.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import math
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.weight_prices import texts
 from pagoda.models.decoder import Decoder
 from pagoda.models.load import load_model
 from pagoda.models.mixed import CANDIDATES, mixed, surprise
@@ -28,91 +30,104 @@ from pagoda.weights.quantization import parse_format, parse_quantization
 TOKENS = {"lantern": 26_624, "stories260K": 32_768, "bitnet-stories-3M": 8192}
 """Model -> tokens that codes and bits are chosen on."""
 BUDGETS = ("int4", "int4(group=32)", "int4(group=32) + int8", "int3(rank=0)")
-UNIFORM = ("int8", "int4(group=32)", "int4", "int3(rank=0)")
+UNIFORM = ("int8", "int5(group=48)", "int5", "int4(group=32)", "int4", "int3(rank=0)")
 LENGTH = 256  # of a judged text
+PARTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One model at one budget; ``gain`` is of the logarithm of perplexity, ``error`` twice its standard error."""
+class Judged:
+    """A model on one text: nats of the tokens, and KL divergence from the exact one."""
 
-    model: str
-    budget: str
-    num_bytes: int
-    exact_perplexity: float
+    nats: float
+    kl: float
+
+
+@dataclass(slots=True)
+class Part:
+    """What came of one part of the stories: bytes, and every judged text by each of the three models."""
+
     uniform: str
-    uniform_perplexity: float
-    uniform_kl: float
     mixed_bytes: int
-    mixed_perplexity: float
-    mixed_kl: float
-    gain: float
-    error: float
     seconds: float
+    exact: list[float]
+    by_uniform: list[Judged]
+    by_mixed: list[Judged]
 
 
 class _Judge:
-    """One model and what is asked of its quantized copies."""
+    """One model, and what is asked of its quantized copies on one part of the stories."""
 
-    def __init__(self, path: str, learned: Path, judged: Path, num_learned: int, num_judged: int) -> None:
-        self.path = path
-        self.loaded = load_model(path, quantization="none")
-        ids = {file: self.loaded.tokenizer.encode(file.read_text()) for file in (learned, judged)}
-        self.learned = _pieces(ids[learned][:num_learned])
-        self.judged = _pieces(ids[judged][:num_judged])
+    def __init__(self, name: str, data: Path, part: int) -> None:
+        self.loaded = load_model(name if name == "lantern" else str(data / "models" / name), quantization="none")
+        judged, learned = (self.loaded.tokenizer.encode(text) for text in stories(data, part))
+        self.learned, self.judged = _pieces(learned[: TOKENS[name]]), _pieces(judged)
         self.exact = self._logits(self.loaded)
-        self.exact_perplexity = math.exp(surprise(self.judged, self.exact))
 
     def _logits(self, loaded: Any) -> list[Any]:
         model = loaded.model
         return run(Decoder(model.spec, model.weights(), rope_length=model.rope_length), self.judged)
 
-    def bytes_of(self, text: str) -> int:
+    def _bytes_of(self, text: str) -> int:
         return self.loaded.shape.weight_bytes(self.loaded.dtype, parse_quantization(text))
 
     def budget(self, text: str) -> int:
         """Bytes of a format, or half way between two."""
-        return sum(map(self.bytes_of, parts := text.split(" + "))) // len(parts)
+        return sum(map(self._bytes_of, parts := text.split(" + "))) // len(parts)
 
-    def price(self, folder: Path) -> tuple[int, float, list[float]]:
-        """Bytes, KL divergence, and nats a token of every judged text, of a model written to ``folder``."""
+    def _price(self, folder: Path) -> tuple[int, list[Judged]]:
+        """Bytes, and every judged text, of a model written to ``folder``."""
         loaded = load_model(folder)
         try:
-            logits = self._logits(loaded)
-            nats = [surprise([text], [found]) for text, found in zip(self.judged, logits, strict=True)]
-            return loaded.model.weight_bytes, kl(self.exact, logits), nats
+            found = zip(self.judged, self.exact, self._logits(loaded), strict=True)
+            return loaded.model.weight_bytes, [Judged(surprise([t], [q]), kl([p], [q])) for t, p, q in found]
         finally:
             loaded.close()
 
-    def compare(self, name: str, budget: str, scratch: Path) -> Row:
+    def compare(self, budget: str, scratch: Path) -> Part:
         room = self.budget(budget)
-        fitting = max((text for text in UNIFORM if self.bytes_of(text) <= room), key=self.bytes_of)
+        fitting = max((text for text in UNIFORM if self._bytes_of(text) <= room), key=self._bytes_of)
         method = "rtn" if fitting.startswith("int3") else "gptq"
-        plain, chosen = scratch / f"{budget} uniform", scratch / f"{budget} mixed"
+        plain, chosen = scratch / "uniform", scratch / "mixed"
         quantize_model(self.loaded, plain, parse_quantization(fitting), method=method, calibration=self.learned)
         start = time.perf_counter()
         found = mixed(self.loaded, [parse_format(text) for text in CANDIDATES], room, self.learned)
         seconds = time.perf_counter() - start
         quantize_model(self.loaded, chosen, found.quantization, ready=found.codes)
-        _, uniform_kl, uniform = self.price(plain)
-        mixed_bytes, mixed_kl, nats = self.price(chosen)
-        gains = [a - b for a, b in zip(uniform, nats, strict=True)]
-        error = 2 * statistics.stdev(gains) / math.sqrt(len(gains))
-        return Row(
-            model=name,
-            budget=budget,
-            num_bytes=room,
-            exact_perplexity=self.exact_perplexity,
-            uniform=f"{fitting} by {method}",
-            uniform_perplexity=math.exp(statistics.mean(uniform)),
-            uniform_kl=uniform_kl,
-            mixed_bytes=mixed_bytes,
-            mixed_perplexity=math.exp(statistics.mean(nats)),
-            mixed_kl=mixed_kl,
-            gain=statistics.mean(gains),
-            error=error,
-            seconds=seconds,
-        )
+        _, by_uniform = self._price(plain)
+        mixed_bytes, by_mixed = self._price(chosen)
+        exact = [surprise([text], [logits]) for text, logits in zip(self.judged, self.exact, strict=True)]
+        return Part(f"{fitting} by {method}", mixed_bytes, seconds, exact, by_uniform, by_mixed)
+
+
+def row(name: str, budget: str, num_bytes: int, parts: Sequence[Part]) -> dict[str, object]:
+    """All parts together; ``gain`` is of the logarithm of perplexity, ``error`` twice its standard error."""
+    uniform, mix = ([one for part in parts for one in getattr(part, f"by_{kind}")] for kind in ("uniform", "mixed"))
+    gains = [a.nats - b.nats for a, b in zip(uniform, mix, strict=True)]
+    return {
+        "model": name,
+        "budget": budget,
+        "num_bytes": num_bytes,
+        "tokens": len(gains) * LENGTH,
+        "exact_perplexity": math.exp(statistics.mean(nats for part in parts for nats in part.exact)),
+        "uniform": parts[0].uniform,
+        "uniform_perplexity": math.exp(statistics.mean(one.nats for one in uniform)),
+        "uniform_kl": statistics.mean(one.kl for one in uniform),
+        "mixed_bytes": max(part.mixed_bytes for part in parts),
+        "mixed_perplexity": math.exp(statistics.mean(one.nats for one in mix)),
+        "mixed_kl": statistics.mean(one.kl for one in mix),
+        "gain": statistics.mean(gains),
+        "error": 2 * statistics.stdev(gains) / math.sqrt(len(gains)),
+        "seconds": max(part.seconds for part in parts),
+    }
+
+
+def stories(data: Path, part: int) -> tuple[str, str]:
+    """One of the parts, to judge on, and the others, to learn from."""
+    whole = gzip.decompress((data / "text/tinystories_train_head.txt.gz").read_bytes()).decode()
+    ends = [0, *(whole.index("\n\n", len(whole) * n // PARTS) for n in range(1, PARTS)), len(whole)]
+    first, last = ends[part], ends[part + 1]
+    return whole[first:last], whole[last:] + whole[:first]
 
 
 def _pieces(ids: list[int]) -> list[list[int]]:
@@ -124,15 +139,15 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--models", nargs="*", default=list(TOKENS), choices=list(TOKENS))
     parser.add_argument("--budgets", nargs="*", default=list(BUDGETS))
-    parser.add_argument("--tokens", type=int, default=16_384, help="that are judged")
+    parser.add_argument("--parts", nargs="*", type=int, default=list(range(PARTS)), choices=range(PARTS))
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        judged, learned = texts(args.data, Path(scratch), characters=args.tokens * 5)
-        for name in args.models:
-            path = name if name == "lantern" else str(args.data / "models" / name)
-            judge = _Judge(path, learned, judged, TOKENS[name], args.tokens)
-            for budget in args.budgets:
-                print(json.dumps(asdict(judge.compare(name, budget, Path(scratch) / name))), flush=True)
+    for name in args.models:
+        judges = [_Judge(name, args.data, part) for part in args.parts]
+        for budget in args.budgets:
+            with tempfile.TemporaryDirectory() as scratch:
+                parts = [judge.compare(budget, Path(scratch) / str(n)) for n, judge in enumerate(judges)]
+            print(json.dumps(row(name, budget, judges[0].budget(budget), parts)), flush=True)
+        for judge in judges:
             judge.loaded.close()
 
 

@@ -1,6 +1,7 @@
 """Measures what the planner charges for lossy methods, and writes ``src/pagoda/plan/measured/MODEL.json``.
 
     python -m benchmarks.plan_prices lantern
+    python -m benchmarks.plan_prices lantern --weights "int5" "int5(embed='same')"     these alone, added to the file
 
 Weight formats, ways to store KV and KV policies on the same cases, teacher-forced through the engine, each beside the
 exact model: KL divergence in nats a token, the mean over tasks of very different kinds (running text, and facts that
@@ -24,8 +25,8 @@ from pagoda.plan.prices import FOLDER
 
 TASK_NAMES = ("agreement", "recall", "multi_key", "copying")
 FORMATS = (
-    "bf16", "ternary", "int8", "w8a8", "int4(group=32)", "int4(group=32, embed='same')", "int4", "int4(embed='same')",
-    "w4a8",
+    "bf16", "ternary", "int8", "w8a8", "int5", "int5(embed='same')", "int4(group=32)", "int4(group=32, embed='same')",
+    "int4", "int4(embed='same')", "w4a8",
 )  # fmt: skip
 POLICIES = (
     "snapkv(budget=0.5)", "snapkv(budget=0.25)", "snapkv(budget=0.25)+ada", "streaming_llm(budget=0.5)",
@@ -42,14 +43,28 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--cases", type=int, default=8)
     parser.add_argument("--length", type=int, default=400)
+    parser.add_argument("--weights", nargs="*", help="measure these formats only, and add them to what is there")
     parser.add_argument("--out", type=Path, default=FOLDER)
     args = parser.parse_args()
-    found = measure(args.model, args.cases, args.length)
+    file = args.out / f"{Path(args.model).name}.json"
+    found = (
+        add_weights(args.model, file, args.weights) if args.weights else measure(args.model, args.cases, args.length)
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     found["weights"] = {name: loss for name, loss in found["weights"].items() if loss < USELESS}
-    file = args.out / f"{Path(args.model).name}.json"
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
+
+
+def add_weights(model: str, file: Path, formats: list[str]) -> dict[str, Any]:
+    """What ``file`` holds, with these formats measured on the cases that it says."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    with ForcedEngine(model, quantization="none") as engine:
+        world = World.make(engine.built.loaded.tokenizer, min(found["length"], engine.engine.max_model_len - 8))
+        cases = cases_of(world, found["cases"])
+        exact = answers(engine, cases, "exact")
+    found["weights"] |= {name: alone(model, cases, exact, quantization=name) for name in formats}
+    return found
 
 
 def measure(model: str, count: int, length: int) -> dict[str, Any]:

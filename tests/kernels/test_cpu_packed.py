@@ -16,6 +16,7 @@ FORMS = [
     ("int4", {"group": 64, "symmetric": False}, False), ("int4", {"group": 64, "symmetric": False}, True),
     ("int4", {"group": 128, "scale_dtype": torch.float32}, False),
     ("int4", {"group": 128, "symmetric": False, "scale_dtype": torch.float32}, True),
+    ("int5", {"group": 48}, False), ("int5", {"group": 96, "symmetric": False, "scale_dtype": torch.float32}, False),
 ]  # fmt: skip
 # One token to two tiles; inputs that end inside a block, a group, a piece; outputs that end inside a panel.
 SHAPES = [(33, 64), (200, 300), (80, 1), (70, 1100), (35, 2500)]
@@ -44,7 +45,7 @@ def test_every_instruction_set(isa, form, options, dynamic, dtype):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("form", "options", "dynamic"), FORMS[1:7], ids=str)
+@pytest.mark.parametrize(("form", "options", "dynamic"), [*FORMS[1:7], FORMS[-1]], ids=str)
 def test_many_tokens(isa, form, options, dynamic):
     """More tokens than are summed at once, with inputs in several pieces."""
     x, packed, bias = problem(form, options, 40, 2200, torch.bfloat16, tokens=541)

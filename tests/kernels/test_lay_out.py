@@ -7,7 +7,7 @@ import torch
 
 from pagoda.kernels.lay_out import STORED, can_lay_out, lay_out_rows, panel_bytes
 from pagoda.kernels.packed import lay_out
-from pagoda.kernels.packed_bytes import PANEL
+from pagoda.kernels.packed_bytes import BITS, GROUPS, PANEL
 from pagoda.weights.formats._bits import pack_bits
 
 pytest.importorskip("pagoda.kernels.cpu", reason="needs the C++ extension")
@@ -21,9 +21,10 @@ def stored(format: str, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tenso
     if format in ("fp32", "bf16"):
         weight = torch.randn(rows, cols, generator=generator).to(STORED[format])
         return weight, weight
-    low, high = {"int8": (-128, 128), "int4": (0, 16)}[format]
+    low, high = {"int8": (-128, 128), "int4": (0, 16), "int5": (0, 32)}[format]
     codes = torch.randint(low, high, (rows, cols), generator=generator)
-    return (codes.to(torch.int8), codes) if format == "int8" else (pack_bits(codes.to(torch.uint8), 4), codes)
+    packed = codes.to(torch.int8) if format == "int8" else pack_bits(codes.to(torch.uint8), BITS[format])
+    return packed, codes
 
 
 @pytest.mark.parametrize("format", STORED)
@@ -31,9 +32,10 @@ def stored(format: str, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tenso
 def test_the_same_bytes_as_the_plain_twin(format: str, rows: int, cols: int) -> None:
     found, codes = stored(format, rows, cols)
     options = {"scales": torch.ones(rows)} if format == "int8" else {}
-    if format == "int4":
-        groups = torch.ones(rows, -(-cols // 32))
-        options = {"scales": groups, "zeros": groups, "group": 32}
+    if format in GROUPS:
+        group = GROUPS[format][0]
+        groups = torch.ones(rows, -(-cols // group))
+        options = {"scales": groups, "zeros": groups, "group": group}
     wanted = lay_out(format, codes, **options).data
     panels = torch.full_like(wanted[0], 77)
     assert can_lay_out(format, found)

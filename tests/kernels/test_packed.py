@@ -6,10 +6,10 @@ import torch
 from pagoda.core.errors import ConfigError
 from pagoda.kernels.case import Make
 from pagoda.kernels.packed import codes_of, lay_out, unpack
-from pagoda.kernels.packed_bytes import packed_nbytes
+from pagoda.kernels.packed_bytes import GROUPS, packed_nbytes
 from pagoda.kernels.quantize import pack, quantize_tokens
 
-RANGES = {"int8": (-127, 127), "ternary": (-1, 1), "int4": (-8, 7)}
+RANGES = {"int8": (-127, 127), "ternary": (-1, 1), "int4": (-8, 7), "int5": (-16, 15)}
 
 
 def ints(low: int, high: int, *shape: int) -> torch.Tensor:
@@ -21,8 +21,8 @@ def ints(low: int, high: int, *shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("format", list(RANGES))
 def test_codes_come_back(format, experts, outputs, inputs):
     lead = (outputs,) if experts is None else (experts, outputs)
-    codes, group = ints(*RANGES[format], *lead, inputs), 32 if format == "int4" else 0
-    scales = torch.rand(*lead, -(-inputs // 32)) if group else torch.rand(*lead)
+    codes, group = ints(*RANGES[format], *lead, inputs), GROUPS.get(format, (0,))[0]
+    scales = torch.rand(*lead, -(-inputs // group)) if group else torch.rand(*lead)
     packed = lay_out(format, codes, scales, group=group)
     assert packed.shape == codes.shape
     assert packed.nbytes == packed_nbytes(
@@ -61,6 +61,10 @@ def test_the_order_drawn_in_the_docstring():
     packed = lay_out("int4", codes, torch.ones(16, 1), torch.zeros(16, 1), group=32)
     lane = int.from_bytes(bytes(packed.data[0, 0, 1, 12:16].tolist()), "little")
     assert [lane >> (4 * n) & 15 for n in range(8)] == [0, 2, 4, 6, 1, 3, 5, 7]
+    codes[3, :12] = torch.arange(20, 32)
+    packed = lay_out("int5", codes, torch.ones(16, 1), torch.zeros(16, 1), group=48)
+    lane = int.from_bytes(bytes(packed.data[0, 0, 1, 12:16].tolist()), "little")
+    assert [lane >> (16 * half + 5 * n) & 31 for half in (0, 1) for n in range(3)] == [26, 28, 30, 27, 29, 31]
     codes = torch.arange(64).reshape(16, 4)
     packed = lay_out("int8", codes, torch.ones(16))
     assert (packed.data[0, 0, 0, :8].int() - 128).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
@@ -73,6 +77,8 @@ def test_the_order_drawn_in_the_docstring():
         ("int4", {"group": 32}, 1.07 / 8),  # the far end of the range is cut at 7/8, the scale rounded
         ("int4", {"group": 64, "symmetric": False}, 2.2 / 15),
         ("int4", {"group": 128, "scale_dtype": torch.float32}, 1 / 8),
+        ("int5", {"group": 48}, 1.07 / 16),
+        ("int5", {"group": 96, "symmetric": False}, 2.2 / 31),
     ],
 )
 def test_rounding_error_of_a_weight(format, options, bound):
@@ -104,8 +110,9 @@ def test_tokens_round_half_to_even():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda w: pack(w, "int5"), "unknown packed format 'int5'; accepted: bf16, fp32, int4, int8, ternary"),
+        (lambda w: pack(w, "int6"), "unknown packed format 'int6'; accepted: bf16, fp32, int4, int5, int8, ternary"),
         (lambda w: pack(w, "int4", group=48), "unknown group of int4 48; accepted: 32, 64, 128"),
+        (lambda w: pack(w, "int5", group=32), "unknown group of int5 32; accepted: 48, 96"),
         (lambda w: pack(w, "bf16", group=32), "bf16 has no groups; a group of 32 was asked for"),
         (lambda w: lay_out("ternary", w.int() + 5, torch.ones(4)), "ternary: integers from 5 to 5, accepted -1 to 1"),
     ],

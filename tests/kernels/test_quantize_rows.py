@@ -11,7 +11,10 @@ from pagoda.weights.quantization import parse_format
 
 pytest.importorskip("pagoda.kernels.cpu", reason="needs the C++ extension")
 
-FORMATS = ["int8", "w8a8", "int4", "int4(group=32)", "int4(group=64, symmetric=True)", "int4(scale='float32')", "w4a8"]
+FORMATS = [
+    "int8", "w8a8", "int4", "int4(group=32)", "int4(group=64, symmetric=True)", "int4(scale='float32')", "w4a8",
+    "int5", "int5(group=48, symmetric=True, scale='float32')",
+]  # fmt: skip
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -52,7 +55,7 @@ def test_rows_that_the_kernel_does_not_take() -> None:
     assert parse_format("nf4").quantize_fast(torch.zeros(16, 64), 1) is None
 
 
-@pytest.mark.parametrize("text", ["int8", "int4(group=32)"])
+@pytest.mark.parametrize("text", ["int8", "int4(group=32)", "int5"])
 def test_a_matrix_packed_either_way(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More rows than are quantized at a time, of a view that is not contiguous."""
     weight, format = rows(96, 40_000, torch.bfloat16)[:, 1:], parse_format(text)

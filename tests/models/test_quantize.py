@@ -36,7 +36,9 @@ def stats(cols: int) -> InputStats:
     return found
 
 
-@pytest.mark.parametrize("text", ["int4(group=32)", "int4(group=64, symmetric=True)", "int8", "w4a8(group=32)"])
+@pytest.mark.parametrize(
+    "text", ["int4(group=32)", "int4(group=64, symmetric=True)", "int5(group=48)", "int8", "w4a8(group=32)"]
+)
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_calibrated_methods_lose_less_of_the_outputs_than_rounding(method: str, text: str) -> None:
     w = torch.randn(48, 160, generator=torch.Generator().manual_seed(0)) * 0.05

@@ -166,8 +166,8 @@ def test_values_that_no_format_holds(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     folder = fake_model.write(tmp_path / "m")
-    with pytest.raises(ConfigError, match="unknown quantization 'int5'"):
-        LLM(str(folder), quantization="int5")
+    with pytest.raises(ConfigError, match="unknown quantization 'int6'"):
+        LLM(str(folder), quantization="int6")
     (folder / "config.json").write_text(json.dumps(fake_model.CONFIG | {"model_type": "olmo"}))
     with pytest.raises(UnsupportedModelError, match="quantization='int8': olmo runs in transformers' modules"):
         load_model(folder, quantization="int8")

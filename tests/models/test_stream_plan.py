@@ -68,7 +68,7 @@ def test_the_tokens_of_a_model_in_memory(tmp_path: Path, tied: bool, family: str
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("text", ["auto", "int4(group=32)", "int8"])
+@pytest.mark.parametrize("text", ["auto", "int4(group=32)", "int5", "int8"])
 def test_partly_kept_models_compute_the_same(tmp_path: Path, share: float, text: str) -> None:
     """Checkpoints in plain numbers and those of ``pagoda quantize``; leases are what is held, and all go back."""
     folder = fake_model.write(tmp_path / "m", **CONFIG)

@@ -181,6 +181,12 @@ def test_a_mixture_reads_the_experts_that_are_chosen() -> None:
     assert many > weights * 5e-11
 
 
+@pytest.mark.parametrize(("built", "mib"), [("2.13.0+cpu", 280), ("2.13.0", 420)])
+def test_a_guessed_runtime_goes_by_the_build_of_torch(monkeypatch: pytest.MonkeyPatch, built: str, mib: int) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: built)
+    assert Machine.guess(MachineProbe()).runtime_bytes == mib * MIB
+
+
 def test_the_machine_is_kept_and_checked(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "machine.json"
     probe = MachineProbe()

@@ -40,7 +40,7 @@ def test_equal_to_the_byte(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["none", "int8", "w8a8", "int4", "int4(group=32, symmetric=True)", "nf4", "int3", "int2"]
+    "text", ["none", "int8", "w8a8", "int5", "int4", "int4(group=32, symmetric=True)", "nf4", "int3", "int2"]
 )
 @pytest.mark.parametrize("family", ["llama", "qwen2_moe", "deepseek_v3"])
 def test_packed_bytes_are_those_of_a_filled_model(family: str, text: str) -> None:

@@ -59,6 +59,26 @@ def test_reading_leaves_nothing_in_the_page_cache(tmp_path: Path, use_cache: boo
     assert in_page_cache(file) == 0
 
 
+def test_a_cold_file_is_read_once(tmp_path: Path) -> None:
+    """The look into the page cache is answered by reading 8 MiB where 8 MiB are asked for at once."""
+    if not Path("/proc/self/io").exists():
+        pytest.skip("this system does not count what a process reads")
+    file, size = tmp_path / "x", 16 << 20
+    file.write_bytes(bytes(size))
+    drop(file)
+    reader, buffer, before = DirectFile(file, use_cache=True), aligned_buffer(span_bytes(size)), bytes_read()
+    reader.read(0, size, buffer, "it")
+    reader.close()
+    if (read := bytes_read() - before) == 0:
+        pytest.skip("this file system reads nothing from a disk")
+    assert size <= read <= size + (1 << 20)
+
+
+def bytes_read() -> int:
+    """Of this process, from disks."""
+    return next(int(line.split()[1]) for line in Path("/proc/self/io").read_text().splitlines() if "read_bytes" in line)
+
+
 def test_a_file_system_without_direct_reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     raw = content(50000)
     (tmp_path / "x").write_bytes(raw)

@@ -23,6 +23,7 @@ from pagoda.weights.quantization import Quantization, format_text, parse_format,
 # Besides every format's defaults: the other members of the grammar.
 VARIANTS = [
     "int4(group=32)", "int4(group=64, symmetric=True)", "int4(symmetric=True)", "int4(scale='float32')",
+    "int5(group=48)", "int5(symmetric=True)",
     "nf4(group=32)", "int3(group=32, rank=4)", "int2(rank=0)", "dgq(group=32)", "bitstack(blocks=2, rank=3)",
 ]  # fmt: skip
 TEXTS = [*FORMATS.names(), *VARIANTS]
@@ -223,7 +224,8 @@ def test_grammar() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("int5", r"unknown quantization 'int5'; accepted: auto, bf16, bitstack, .*int4.*none"),
+        ("int6", r"unknown quantization 'int6'; accepted: auto, bf16, bitstack, .*int4.*none"),
+        ("int5(group=64)", r"unknown int5 group .*64.*accepted: 48, 96"),
         ("int4(group=48)", r"unknown int4 group .*48.*accepted: 32, 64, 128"),
         ("int4(bits=3)", r"int4 has no parameter 'bits'; accepted: embed, group, symmetric"),
         ("int4(symmetric=1)", r"int4\(symmetric=1\): expected bool"),

@@ -22,7 +22,7 @@ from pagoda.weights.streaming import StreamedMatrix, WeightStream
 pytest.importorskip("pagoda.kernels.cpu", reason="needs the C++ extension")
 
 SHAPES = {"a": (48, 64), "b": (37, 130), "c": (160, 33)}
-FORMATS = ["fp32", "bf16", "int8", "int4(group=32)", "int4(symmetric=True)"]
+FORMATS = ["fp32", "bf16", "int8", "int4(group=32)", "int4(symmetric=True)", "int5"]
 
 
 @pytest.fixture(autouse=True)

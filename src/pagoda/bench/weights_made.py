@@ -22,8 +22,9 @@ from ..weights.source import open_source
 
 BY = " by "
 USUAL = (
-    "int4(group=32)", "int4(embed='same')", "int4 by gptq", "int4(group=32) by awq", "int4(group=32) by hqq",
-    "int4(group=32) by gptq", "int4(group=32) by mixed", "int4 by mixed", "int3(rank=0) by mixed", "0.9 by width",
+    "int4(group=32)", "int4(embed='same')", "int5(embed='same')", "int5 by gptq", "int4 by gptq",
+    "int4(group=32) by awq", "int4(group=32) by hqq", "int4(group=32) by gptq", "int4(group=32) by mixed",
+    "int4 by mixed", "int3(rank=0) by mixed", "0.9 by width",
 )  # fmt: skip
 """Priced beside all formats when none are named."""
 

@@ -21,7 +21,8 @@ KVCacheDtype = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Quantization = Annotated[
-    str, typer.Option("--quantization", "-q", help="Weight format: auto, none, int8, int4, int4(group=64), nf4, …")
+    str,
+    typer.Option("--quantization", "-q", help="Weight format: auto, none, int8, int5, int4, int4(group=64), nf4, …"),
 ]
 Weights = Annotated[
     str,

@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def quantize(
     model: opt.Model,
     out: Annotated[Path, typer.Argument(help="A new folder for the quantized model.", show_default=False)],
-    format: Annotated[str, typer.Option(help="Weight format: int8, int4, int4(group=32), nf4, …")] = "int4",
+    format: Annotated[str, typer.Option(help="Weight format: int8, int5, int4, int4(group=32), nf4, …")] = "int4",
     method: Annotated[
         str, typer.Option(help="rtn, gptq, awq, hqq; mixed: formats by measured harm; edgemoe: those of experts.")
     ] = "rtn",

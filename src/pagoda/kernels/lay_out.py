@@ -6,10 +6,14 @@ import torch
 from torch import Tensor
 
 from ._optional import extension
-from .packed_bytes import BITS, PANEL
+from .packed_bytes import PANEL, num_blocks
 
-STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8}
-"""Format of a panel -> the type of the rows that it is laid out of: the weights, signed integers, two codes a byte."""
+STORED = {
+    "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8, "int5": torch.uint8,
+}  # fmt: skip
+"""Format of a panel -> the type of the rows that it is laid out of: the weights, signed integers, two codes a byte, six
+in four bytes.
+"""
 _NUMBERS = {name: number for number, name in enumerate(STORED)}  # csrc/lay_out.hpp numbers them alike
 
 
@@ -40,4 +44,4 @@ def lay_out_rows(format: str, rows: Tensor, panels: Tensor, num_threads: int = 1
 
 def panel_bytes(format: str, rows: int, cols: int) -> int:
     """Bytes of the panels of a matrix, without its scales."""
-    return -(-rows // PANEL) * -(-cols * BITS[format] // 32) * PANEL * 4
+    return -(-rows // PANEL) * num_blocks(format, cols) * PANEL * 4

@@ -12,6 +12,7 @@ sums across lanes.
     int8        8           4           q + 128
     int4        4           8           q + 8, or q as it is when there are zero points
     ternary     2          16           q + 1
+    int5        5           6           q + 16, or q as it is when there are zero points
 
 The first half of a lane's fields (from the lowest bits) are the even inputs of the block, the second half the odd ones:
 
@@ -20,7 +21,7 @@ The first half of a lane's fields (from the lowest bits) are the even inputs of 
 
 so a shift by n fields leaves inputs 2n and 2n+1 at the bottom of the lane's two halves, where a table look-up turns
 them into a pair for the dot product of bfloat16, while a shift and a byte mask leave four inputs for the dot product
-of bytes.
+of bytes. Three fields of int5 fill 15 of a half's 16 bits: the look-up takes five bits, as it does for int4.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from .packed_bytes import BITS, PANEL, check_packed
+from .packed_bytes import BITS, GROUPS, PANEL, check_packed, num_blocks
 
 _PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -40,9 +41,9 @@ _PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class PackedWeight:
     """``experts`` matrices of ``outputs`` rows and ``inputs`` columns, one after the other (a plain layer has one).
 
-    data: uint8, as drawn above. scales: int8 and ternary float32 ``[experts, panels * 16]``, one per row; int4
-    ``[experts, panels, groups, 16]`` in bfloat16 or float32, one per row and group of inputs; else None.
-    zeros: uint8 like int4's scales, or None when q is symmetric. The last group may be short.
+    data: uint8, as drawn above. scales: int8 and ternary float32 ``[experts, panels * 16]``, one per row; int4 and
+    int5 ``[experts, panels, groups, 16]`` in bfloat16 or float32, one per row and group of inputs; else None.
+    zeros: uint8 like those, or None when q is symmetric. The last group may be short.
     """
 
     format: str
@@ -51,7 +52,7 @@ class PackedWeight:
     data: Tensor
     scales: Tensor | None = None
     zeros: Tensor | None = None
-    group: int = 0  # inputs that share a scale (int4 only)
+    group: int = 0  # inputs that share a scale (int4 and int5 only)
     experts: int = 1
 
     @property
@@ -80,9 +81,9 @@ def lay_out(
     """Packs what is quantized already (or plain weights), as a checkpoint's own quantization gives it.
 
     codes ``[outputs, inputs]`` or ``[experts, outputs, inputs]``: the weights for fp32 and bf16 (cast), else integers:
-    int8 q in -128..127, int4 q in -8..7, or 0..15 with ``zeros``, ternary -1..1. scales: float ``[..., outputs]`` for
-    int8 and ternary, ``[..., outputs, groups]`` for int4, where bfloat16 stays bfloat16 and everything else becomes
-    float32. zeros ``[..., outputs, groups]`` integers 0..15.
+    int8 q in -128..127, int4 q in -8..7, or 0..15 with ``zeros``, int5 -16..15 or 0..31, ternary -1..1. scales: float
+    ``[..., outputs]`` for int8 and ternary, ``[..., outputs, groups]`` for int4 and int5, where bfloat16 stays bfloat16
+    and everything else becomes float32. zeros ``[..., outputs, groups]`` integers 0..15, of int5 0..31.
     Raises ConfigError for an unknown format or group, and for an integer out of range.
     """
     check_packed(format, group)
@@ -91,7 +92,7 @@ def lay_out(
     codes = codes.reshape(experts, outputs, inputs)
     fields = codes.to(_PLAIN[format]) if format in _PLAIN else _unsigned(format, codes, zeros is not None)
     packed_scales = packed_zeros = None
-    if format == "int4":
+    if format in GROUPS:
         assert scales is not None
         scales = scales if scales.dtype == torch.bfloat16 else scales.float()
         packed_scales = _by_panel(scales.reshape(experts, outputs, -1))
@@ -110,7 +111,7 @@ def codes_of(packed: PackedWeight) -> tuple[Tensor, Tensor | None, Tensor | None
         return fields, None, None
     assert packed.scales is not None
     codes = fields.to(torch.int16) - _offset(packed.format, packed.zeros is not None)
-    if packed.format != "int4":
+    if packed.format not in GROUPS:
         return codes, packed.scales[:, : packed.outputs], None
     zeros = None if packed.zeros is None else _by_row(packed.zeros, packed.outputs)
     return codes, _by_row(packed.scales, packed.outputs), zeros
@@ -129,56 +130,57 @@ def unpack(packed: PackedWeight) -> Tensor:
 
 
 def _offset(format: str, zeros: bool) -> int:
-    return {"int8": 128, "int4": 0 if zeros else 8, "ternary": 1}[format]
+    return 0 if zeros else 1 << (BITS[format] - 1) if format != "ternary" else 1
 
 
 def _unsigned(format: str, codes: Tensor, zeros: bool) -> Tensor:
     offset = _offset(format, zeros)
-    low, high = {"int8": (-128, 127), "int4": (0, 15) if zeros else (-8, 7), "ternary": (-1, 1)}[format]
+    low, high = -offset, 1 if format == "ternary" else (1 << BITS[format]) - 1 - offset
     if codes.numel() and (int(codes.min()) < low or int(codes.max()) > high):
         raise ConfigError(f"{format}: integers from {int(codes.min())} to {int(codes.max())}, accepted {low} to {high}")
     return (codes.to(torch.int16) + offset).to(torch.uint8)
 
 
-def _element_of_field(format: str, device: torch.device) -> Tensor:
-    fields = 32 // BITS[format]
-    order = [*range(0, fields, 2), *range(1, fields, 2)]
-    return torch.tensor(order, device=device)
+def _shifts(format: str) -> list[int]:
+    """Where the field of each input of a block lies in its 32 bits."""
+    return [16 * (n % 2) + BITS[format] * (n // 2) for n in range(32 // BITS[format])]
 
 
 def _pack_fields(format: str, fields: Tensor) -> Tensor:
     """``[experts, outputs, inputs]`` unsigned (or plain weights) -> the bytes of ``data``."""
     experts, outputs, inputs = fields.shape
-    block, bits = 32 // BITS[format], BITS[format]
-    panels, blocks = -(-outputs // PANEL), -(-inputs // block)
+    block, blocks = 32 // BITS[format], num_blocks(format, inputs)
+    panels = -(-outputs // PANEL)
     full = fields.new_zeros(experts, panels * PANEL, blocks * block)
     full[:, :outputs, :inputs] = fields
-    lanes = full.view(experts, panels, PANEL, blocks, block).index_select(4, _element_of_field(format, full.device))
-    lanes = lanes.transpose(2, 3)  # [experts, panels, blocks, 16, block]
-    if bits >= 8:
-        return lanes.contiguous().view(torch.uint8).reshape(experts, panels, blocks, PANEL * 4)
-    per_byte = 8 // bits
-    parts = lanes.reshape(experts, panels, blocks, PANEL * 4, per_byte)
-    out = parts[..., 0].clone()
-    for n in range(1, per_byte):
-        out |= parts[..., n] << (bits * n)
-    return out
+    lanes = full.view(experts, panels, PANEL, blocks, block).transpose(2, 3)  # [experts, panels, blocks, 16, block]
+    words = lanes if format in _PLAIN else pack_words(lanes, format)[..., None]
+    return words.contiguous().view(torch.uint8).reshape(experts, panels, blocks, PANEL * 4)
 
 
 def _unpack_fields(packed: PackedWeight) -> Tensor:
-    block, bits = 32 // BITS[packed.format], BITS[packed.format]
-    data = packed.data
-    if bits >= 8:
-        dtype = _PLAIN.get(packed.format, torch.uint8)
-        fields = data.view(dtype)
+    block, blocks = 32 // BITS[packed.format], packed.data.shape[2]
+    shape = (packed.experts, packed.num_panels, blocks, PANEL)
+    if packed.format in _PLAIN:
+        lanes = packed.data.view(_PLAIN[packed.format]).reshape(*shape, block)
     else:
-        shifts = torch.arange(0, 8, bits, device=data.device, dtype=torch.uint8)
-        fields = (data[..., None] >> shifts) & ((1 << bits) - 1)
-    blocks = data.shape[2]
-    lanes = fields.reshape(packed.experts, packed.num_panels, blocks, PANEL, block)
-    order = _element_of_field(packed.format, data.device).argsort()
-    rows = lanes.index_select(4, order).transpose(2, 3).reshape(packed.experts, -1, blocks * block)
+        lanes = unpack_words(packed.data.view(torch.int32).reshape(shape), packed.format)
+    rows = lanes.transpose(2, 3).reshape(packed.experts, -1, blocks * block)
     return rows[:, : packed.outputs, : packed.inputs]
+
+
+def pack_words(fields: Tensor, format: str) -> Tensor:
+    """``[..., fields of a block]`` uint8 -> int32 ``[...]``, in the order drawn above."""
+    words = torch.zeros(fields.shape[:-1], dtype=torch.int32, device=fields.device)
+    for n, shift in enumerate(_shifts(format)):
+        words |= fields[..., n].int() << shift
+    return words
+
+
+def unpack_words(words: Tensor, format: str) -> Tensor:
+    """The way back: int32 ``[...]`` -> uint8 ``[..., fields of a block]``."""
+    mask = (1 << BITS[format]) - 1
+    return torch.stack([((words >> shift) & mask).to(torch.uint8) for shift in _shifts(format)], -1)
 
 
 def _padded_rows(x: Tensor) -> Tensor:

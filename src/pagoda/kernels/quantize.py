@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .packed import PackedWeight, lay_out
+from .packed_bytes import BITS, GROUPS
 
 
 def pack(
@@ -15,14 +16,15 @@ def pack(
 
     int8: scale max|w| / 127 of a row. int4: a scale per group of ``group`` inputs; symmetric q in -8..7 with the number
     of largest size at -8, or 0..15 with a zero point; ``scale_dtype`` bfloat16 or float32, and q is chosen for the
-    rounded scale. ternary: scale mean|w| of a matrix (BitNet b1.58, arXiv:2402.17764, section 2). fp32, bf16: a cast.
+    rounded scale. int5: the same, -16..15 or 0..31. ternary: scale mean|w| of a matrix (BitNet b1.58, arXiv:2402.17764,
+    section 2). fp32, bf16: a cast.
     Raises ConfigError for an unknown format or group.
     """
     if format == "int8":
         codes, scales = _int8_rows(weight.float())
         return lay_out(format, codes, scales)
-    if format == "int4":
-        codes, scales, zeros = _int4_groups(weight.float(), group, symmetric, scale_dtype)
+    if format in GROUPS:
+        codes, scales, zeros = _in_groups(weight.float(), BITS[format], group, symmetric, scale_dtype)
         return lay_out(format, codes, scales, zeros, group=group)
     if format == "ternary":
         scale = weight.float().abs().mean(dim=(-2, -1), keepdim=True).clamp(min=1e-5)
@@ -36,22 +38,22 @@ def _int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scales.where(scales > 0, 1.0)[..., None]).round().to(torch.int8), scales
 
 
-def _int4_groups(
-    weight: Tensor, group: int, symmetric: bool, scale_dtype: torch.dtype
+def _in_groups(
+    weight: Tensor, bits: int, group: int, symmetric: bool, scale_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    groups = _grouped(weight, group)
+    groups, top, middle = _grouped(weight, group), 2**bits - 1, 2 ** (bits - 1)
     low, high = groups.amin(-1), groups.amax(-1)
     if symmetric:
         extreme = torch.where(-low > high, low, high)
-        scales = (extreme / -8).to(scale_dtype)
+        scales = (extreme / -middle).to(scale_dtype)
         step = scales.float().where(scales != 0, 1.0)[..., None]
-        codes, zeros = (groups / step).round().clamp(-8, 7), None
+        codes, zeros = (groups / step).round().clamp(-middle, middle - 1), None
     else:
         low, high = low.clamp(max=0), high.clamp(min=0)  # zero stays exact
-        scales = ((high - low) / 15).to(scale_dtype)
+        scales = ((high - low) / top).to(scale_dtype)
         step = scales.float().where(scales != 0, 1.0)[..., None]
-        points = (-low[..., None] / step).round().clamp(0, 15)
-        codes, zeros = ((groups / step).round() + points).clamp(0, 15), points[..., 0].to(torch.uint8)
+        points = (-low[..., None] / step).round().clamp(0, top)
+        codes, zeros = ((groups / step).round() + points).clamp(0, top), points[..., 0].to(torch.uint8)
     return codes.flatten(-2)[..., : weight.shape[-1]].to(torch.int8), scales, zeros
 
 

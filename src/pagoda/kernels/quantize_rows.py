@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._optional import extension
+from .packed_bytes import row_bytes
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/dtype.hpp numbers them alike
 MAX_GROUP = 128  # of csrc/quantize.cpp
@@ -23,25 +24,26 @@ def to_int8(rows: Tensor, codes: Tensor, scales: Tensor, num_threads: int = 1) -
     """
     _check(codes, (torch.int8,), rows.shape)
     _check(scales, (torch.float32,), rows.shape[:1])
-    return _call(rows, 0, codes, scales, None, num_threads)
+    return _call(rows, 8, 0, codes, scales, None, num_threads)
 
 
-def to_int4(
-    rows: Tensor, group: int, codes: Tensor, scales: Tensor, zeros: Tensor | None, num_threads: int = 1
+def in_groups(
+    rows: Tensor, bits: int, group: int, codes: Tensor, scales: Tensor, zeros: Tensor | None, num_threads: int = 1
 ) -> bool:
-    """rows ``[n, cols]`` -> codes uint8 ``[n, ceil(cols / 2)]``, two a byte, the first lowest; scales bfloat16 or
-    float32 and zeros uint8 (None: symmetric, zero is 8) ``[n, ceil(cols / group)]``; written in place.
+    """rows ``[n, cols]`` -> codes uint8 of 4 or 5 ``bits``: ``[n, ceil(cols / 2)]``, two a byte, the first lowest, or
+    ``[n, ceil(cols / 6) * 4]``, six in 32 bits as `packed` draws them; scales bfloat16 or float32 and zeros uint8
+    (None: symmetric, zero is the middle) ``[n, ceil(cols / group)]``; written in place.
 
     False as ``to_int8``.
     """
     n, cols = rows.shape
-    assert group % 2 == 0, "a byte of two codes would belong to two groups"
+    assert group % (32 // bits if bits == 5 else 2) == 0, "codes side by side would belong to two groups"
     assert 0 < group <= MAX_GROUP
-    _check(codes, (torch.uint8,), (n, -(-cols // 2)))
+    _check(codes, (torch.uint8,), (n, row_bytes(f"int{bits}", cols)))
     _check(scales, (torch.bfloat16, torch.float32), (n, -(-cols // group)))
     if zeros is not None:
         _check(zeros, (torch.uint8,), scales.shape)
-    return _call(rows, group, codes, scales, zeros, num_threads)
+    return _call(rows, bits, group, codes, scales, zeros, num_threads)
 
 
 def _check(target: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> None:
@@ -50,9 +52,11 @@ def _check(target: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ..
     assert target.is_contiguous()
 
 
-def _call(rows: Tensor, group: int, codes: Tensor, scales: Tensor, zeros: Tensor | None, num_threads: int) -> bool:
+def _call(
+    rows: Tensor, bits: int, group: int, codes: Tensor, scales: Tensor, zeros: Tensor | None, num_threads: int
+) -> bool:
     finite: bool = extension().quantize_rows(
-        rows.data_ptr(), *rows.shape, _DTYPES[rows.dtype], group, scales.dtype == torch.float32,
+        rows.data_ptr(), *rows.shape, _DTYPES[rows.dtype], bits, group, scales.dtype == torch.float32,
         codes.data_ptr(), scales.data_ptr(), 0 if zeros is None else zeros.data_ptr(), num_threads,
     )  # fmt: skip
     return finite

@@ -35,8 +35,11 @@ from .load import Loaded
 from .model import EMBED, Model
 from .quantize import Codes, Progress, Tokens, kl, plain_model, run, with_stats
 
-CANDIDATES = ("bf16", "int8", "int4(group=32)", "int4(group=64)", "int4", "int3(rank=0)", "int2(rank=8)", "ternary")
-JUDGED_TOKENS = 8192  # of the calibration text, on which models are compared
+CANDIDATES = (
+    "bf16", "int8", "int5(group=48)", "int5", "int4(group=32)", "int4(group=64)", "int4", "int3(rank=0)",
+    "int2(rank=8)", "ternary",
+)  # fmt: skip
+JUDGED_TOKENS = 16_384  # of the calibration text, on which models are compared
 TRIED_TOKENS = 2048  # of those, for single matrices: there are hundreds of them
 ROUNDS = 4  # of exchanges at most
 LEAST_GAIN = 0.005  # of what uniform bits lose: less is chance, and does not come back on other text
@@ -86,8 +89,11 @@ class _Measured:
         return CodedMatrix(self.candidates[level], self.codes[name][level], weight.shape[1], weight.dtype).dense()
 
     def tried(self, levels: Mapping[str, int]) -> float:
-        """Nats a token that the model loses with these parameters rounded and all others exact, on little text."""
-        return sum(self.losses(levels, TRIED_TOKENS)) / 2
+        """KL divergence with these parameters rounded and all others exact, on little text.
+
+        What the text costs more would say little on so few tokens: it changes by chance as much as by a matrix.
+        """
+        return self.losses(levels, TRIED_TOKENS)[0]
 
     def judged(self, levels: Mapping[str, int]) -> float:
         """What the worse of both measures loses more than ``uniform_losses``, on all of the text."""

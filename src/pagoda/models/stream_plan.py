@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from pagoda.kernels.packed_bytes import BITS, PANEL, PLAIN
+from pagoda.kernels.packed_bytes import PANEL, PLAIN, num_blocks, row_bytes
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.quantization import Quantization
 from pagoda.weights.reader import Checkpoint
@@ -77,7 +77,7 @@ def plan_stream(
     for matrix in shape.matrices:
         found = can_stream(matrix, quantization)
         if found is not None and (stored is None or matrix.name in stored):
-            own = -(-matrix.cols * BITS[found.kernel] // 8)
+            own = row_bytes(found.kernel, matrix.cols)
             on_disk = own if stored is None else stored[matrix.name]
             rows[matrix.name], read[matrix.name] = (
                 -(-matrix.rows // PANEL) * -(-size // 4) * PANEL * 4 for size in (own, on_disk)
@@ -153,15 +153,15 @@ def plan_experts(shape: ModelShape, dtype: str, quantization: Quantization, room
 
 def _converted_bytes(format: WeightFormat, matrix: Matrix) -> int:
     """Of plain numbers on their way into panels, where the checkpoint has them in another type (at most)."""
-    panel = -(-matrix.cols * BITS[format.kernel] // 32) * PANEL * 4
+    panel = num_blocks(format.kernel, matrix.cols) * PANEL * 4
     return max(CONVERTED_BYTES, panel) if format.kernel in PLAIN else 0
 
 
 def _largest_read(expert: Sequence[tuple[WeightFormat, Matrix]]) -> int:
     """Of a part of an expert (`rows.part_bytes`): some rows, what stands beside all of its matrix's, and conversion."""
-    row_bytes = [-(-m.cols * BITS[f.kernel] // 8) for f, m in expert]
-    step = part_bytes(sum(m.rows * size for size, (_, m) in zip(row_bytes, expert, strict=True)))
+    sizes = [row_bytes(f.kernel, m.cols) for f, m in expert]
+    step = part_bytes(sum(m.rows * size for size, (_, m) in zip(sizes, expert, strict=True)))
     return max(_converted_bytes(f, m) for f, m in expert) + max(
         min(rows_of_unit(size, step), m.rows) * size + f.stored_bytes(m.rows, m.cols) - m.rows * size
-        for size, (f, m) in zip(row_bytes, expert, strict=True)
+        for size, (f, m) in zip(sizes, expert, strict=True)
     )

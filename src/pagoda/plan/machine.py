@@ -21,7 +21,8 @@ from ..core.errors import ConfigError
 
 VERSION = 1
 GUESSED_BYTES_PER_SECOND, GUESSED_FLOPS = 10e9, 50e9  # of one core
-GUESSED_RUNTIME_BYTES = 420 << 20
+GUESSED_RUNTIME_BYTES = 420 << 20  # with a torch that may bring CUDA's libraries
+CPU_RUNTIME_BYTES = 280 << 20  # with a torch built for CPUs alone: 234 to 250 MiB measured
 
 Curve = tuple[tuple[int, float], ...]
 """``(tokens, seconds)`` with tokens ascending."""
@@ -86,7 +87,7 @@ class Machine:
         cores = probe.cpus()
         flop = 1 / (GUESSED_FLOPS * cores)
         return cls(
-            cpu=probe.cpu_model(), threads=cores, runtime_bytes=GUESSED_RUNTIME_BYTES,
+            cpu=probe.cpu_model(), threads=cores, runtime_bytes=guessed_runtime_bytes(),
             read_bytes_per_second=GUESSED_BYTES_PER_SECOND * cores, disk_bytes_per_second=500e6,
             attend={"auto": 2 * flop}, attend_prompt=2 * flop, step=3e-4, layer=2e-5, row=3e-5,
         )  # fmt: skip
@@ -120,9 +121,20 @@ def _between(curve: Curve, tokens: float) -> float:
     return before + (after - before) * (tokens - low) / (high - low)
 
 
+def guessed_runtime_bytes() -> int:
+    """RSS of the engine's imports, by what torch says of its build, which is not imported for it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        built = version("torch")
+    except PackageNotFoundError:
+        return GUESSED_RUNTIME_BYTES
+    return CPU_RUNTIME_BYTES if built.endswith("+cpu") else GUESSED_RUNTIME_BYTES
+
+
 def measured_formats() -> tuple[str, ...]:
     """The weight formats whose products are calibrated, as ``quantization=`` names them; ``none.*``: plain tensors."""
-    return ("none.bfloat16", "fp32", "bf16", "int8", "w8a8", "int4(group=32)", "int4", "w4a8", "ternary")
+    return ("none.bfloat16", "fp32", "bf16", "int8", "w8a8", "int5", "int4(group=32)", "int4", "w4a8", "ternary")
 
 
 def calibration_file() -> Path:

@@ -108,8 +108,13 @@ class DirectFile:
         return got
 
     def _cached(self, part: memoryview, at: int) -> int:
+        """A page is asked for alone first: the system answers a question for 8 MiB that are not there by reading them,
+        which took an eighth of the disk's time, one such question in 64 MiB.
+        """
         try:
-            got = os.preadv(self._plain, [part], at, os.RWF_NOWAIT)
+            first = os.preadv(self._plain, [part[:ALIGN]], at, os.RWF_NOWAIT)
+            rest = os.preadv(self._plain, [part[first:]], at + first, os.RWF_NOWAIT) if first == ALIGN else 0
+            got = first + rest
         except OSError:  # not there, or a system that cannot say
             got = 0
         if got < len(part):

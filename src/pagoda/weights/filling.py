@@ -20,7 +20,7 @@ from torch import Tensor
 from ..kernels.lay_out import can_lay_out, lay_out_rows
 from ..kernels.memory import empty_bytes, touch_behind
 from ..kernels.packed import PackedWeight, lay_out
-from ..kernels.packed_bytes import BITS, PANEL
+from ..kernels.packed_bytes import PANEL, num_blocks
 from .formats.base import BLOCK_ELEMS, FAST_ELEMS, WeightFormat, check_finite
 from .packed import CodedMatrix, PackedMatrix, PanelMatrix
 
@@ -150,7 +150,7 @@ class _Panels(Filling):
         super().__init__(format, rows, cols, device)
         kernel, group, panels = format.kernel, format.kernel_group, -(-rows // PANEL)
         like = self._lay_out(*format.integers(format.quantize(torch.zeros(1, cols, device=device)), cols))
-        blocks = -(-cols * BITS[kernel] // 32)
+        blocks = num_blocks(kernel, cols)
         self.data = empty_bytes((1, panels, blocks, PANEL * 4), device)
         touch_behind(self.data)
         groups = -(-cols // group) if group else 0

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, choices
-from .formats._bits import grouped, nonzero, pack_bits, ungrouped
-from .formats._int4 import GroupInt4
+from .formats._bits import grouped, nonzero, ungrouped
+from .formats._groups import GroupedIntegers
 from .formats._int8 import RowInt8
 from .formats.base import WeightFormat
 
@@ -107,7 +107,7 @@ def hqq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes
     gives up outliers that count (lantern, int4 in groups of 32: KL 0.56 nats, down to 0.7 it was 0.80; rounding 0.54).
     """
     grid = _grid_of(format)
-    if not isinstance(format, GroupInt4) or format.symmetric:
+    if not isinstance(format, GroupedIntegers) or format.symmetric:
         values, scales, zeros = _search(weight, grid, torch.ones(weight.shape[1]))
         return grid.codes(values, torch.stack(scales, 1), zeros)
     w = grouped(weight, format.group)
@@ -117,7 +117,7 @@ def hqq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes
         scale, zero = format.grid(w * shrink)
         assert zero is not None
         for turn in range(4):
-            q, loss = _on_grid(w, scale, zero)
+            q, loss = _on_grid(w, scale, zero, format.top)
             error = loss.abs().pow(0.7).mean(-1)
             won = error < best_error
             new = (q, scale, zero)
@@ -125,16 +125,15 @@ def hqq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes
             best_error = torch.minimum(error, best_error)
             beta = 10.0 * 1.01**turn
             kept = loss.sign() * (loss.abs() - loss.abs().clamp(min=1e-8).pow(-0.3) / beta).clamp(min=0)
-            zero = (q - (w - kept) / nonzero(scale.float())[..., None]).mean(-1).round().clamp(0, 15)
+            zero = (q - (w - kept) / nonzero(scale.float())[..., None]).mean(-1).round().clamp(0, format.top)
     assert best is not None
-    codes = {"codes": pack_bits(ungrouped(best[0], weight.shape[1]).to(torch.uint8), 4), "scale": best[1]}
-    return codes | {"zero": best[2].to(torch.uint8)}
+    return format.coded(ungrouped(best[0], weight.shape[1]), *best[1:])
 
 
-def _on_grid(w: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+def _on_grid(w: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """Codes of groups, and what they lose."""
     step = scale.float()[..., None]
-    q = ((w / nonzero(step)).round() + zero[..., None]).clamp(0, 15)
+    q = ((w / nonzero(step)).round() + zero[..., None]).clamp(0, top)
     return q, w - (q - zero[..., None]) * step
 
 
@@ -147,7 +146,7 @@ METHODS: dict[str, Callable[[Tensor, WeightFormat, InputStats | None], Codes]] =
 }  # fmt: skip
 _SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75, 0.7)
 CALIBRATED = ("gptq", "awq", "mixed")
-GRIDS = (RowInt8, GroupInt4)
+GRIDS = (RowInt8, GroupedIntegers)
 """Formats that gptq, awq and hqq know."""
 
 
@@ -177,20 +176,20 @@ class _Grid:
     def codes(self, values: Tensor, scales: Tensor, zeros: list[Tensor | None]) -> Codes:
         if self.group == 0:
             return {"codes": values.to(torch.int8), "scale": scales[:, 0]}
-        stored = (values if zeros[0] is not None else values + 8).to(torch.uint8)
-        codes = {"codes": pack_bits(stored, 4), "scale": scales}
-        if zeros[0] is None:
-            return codes
-        return codes | {"zero": torch.stack([z for z in zeros if z is not None], 1).to(torch.uint8)}
+        points = [zero for zero in zeros if zero is not None]
+        stored = values - self.low
+        codes: Codes = self.format.coded(stored, scales, torch.stack(points, 1) if points else None)
+        return codes
 
 
 def _grid_of(format: WeightFormat) -> _Grid:
     if isinstance(format, RowInt8):
         return _Grid(format, -127, 127, 0)
-    if isinstance(format, GroupInt4):
-        return _Grid(format, *((-8, 7) if format.symmetric else (0, 15)), format.group)
+    if isinstance(format, GroupedIntegers):
+        low = -format.middle if format.symmetric else 0
+        return _Grid(format, low, low + format.top, format.group)
     raise ConfigError(
-        choices("format of this method", format.name, ("int4", "int8", "w4a8", "w8a8")) + "; rtn takes all"
+        choices("format of this method", format.name, ("int4", "int5", "int8", "w4a8", "w8a8")) + "; rtn takes all"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..kernels.packed_bytes import BITS, PANEL, PLAIN
+from ..kernels.packed_bytes import PANEL, PLAIN, row_bytes
 from .formats.base import WeightFormat
 from .header import DTYPE_SIZES, TensorEntry
 
@@ -16,7 +16,7 @@ NUM_READERS = 4
 """Parts of experts that are read at once: a small read waits longer than it takes."""
 PART_BYTES = 256 << 10  # of one such read at least
 
-STORED = {"fp32": "F32", "bf16": "BF16", "int8": "I8", "int4": "U8"}
+STORED = {"fp32": "F32", "bf16": "BF16", "int8": "I8", "int4": "U8", "int5": "U8"}
 """Kernel format -> the dtype of stored rows that hold its numbers already (`kernels.lay_out`)."""
 PLAIN_DTYPES = ("F32", "BF16", "F16")
 
@@ -63,7 +63,7 @@ class StoredRows:
 
     @property
     def row_bytes(self) -> int:
-        return self.cols * DTYPE_SIZES[self.dtype] if self.converts else -(-self.cols * BITS[self.kernel] // 8)
+        return self.cols * DTYPE_SIZES[self.dtype] if self.converts else row_bytes(self.kernel, self.cols)
 
     def why_not(self) -> str | None:
         """Why these rows cannot be taken as they lie, in words; None where they can."""

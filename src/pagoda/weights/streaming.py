@@ -17,7 +17,7 @@ from ..core.errors import WeightsError
 from ..kernels import ops
 from ..kernels.lay_out import STORED, lay_out_rows, panel_bytes
 from ..kernels.packed import PackedWeight
-from ..kernels.packed_bytes import BITS, PANEL
+from ..kernels.packed_bytes import PANEL, num_blocks
 from .ahead import ReadAhead
 from .direct import ALIGN, aligned_buffer, span_bytes
 from .filling import in_panels
@@ -190,7 +190,7 @@ def lay_out_unit(
 
     Raises WeightsError naming the tensor whose values are no numbers.
     """
-    blocks = -(-matrix.cols * BITS[matrix.kernel] // 32)
+    blocks = num_blocks(matrix.kernel, matrix.cols)
     first = 0
     for (entry, _, _, rows), raw in zip(unit.parts, parts, strict=True):
         last = first + -(-rows // PANEL) * blocks * PANEL * 4

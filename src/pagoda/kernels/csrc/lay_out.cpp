@@ -92,6 +92,7 @@ bool lay_out(const LayOutArgs& a) {
     case Stored::f32: return all_panels<Stored::f32>(a);
     case Stored::bf16: return all_panels<Stored::bf16>(a);
     case Stored::int8: return all_panels<Stored::int8>(a);
+    case Stored::int5: return all_panels<Stored::int5>(a);
     default: return all_panels<Stored::int4>(a);
   }
 }

@@ -60,7 +60,7 @@ PackedMatrix expert_of(const PackedMatrix& stack, int64_t e) {
 
 Operand operand_of(const PackedMatrix& matrix, Dtype tokens, bool dynamic, const std::string& isa) {
   if (dynamic) {
-    if (matrix.format < Format::int8) throw std::invalid_argument("dynamic quantization needs integer weights");
+    if (matrix.format < Format::int8 || matrix.format == Format::int5) throw std::invalid_argument("dynamic quantization needs weights of int8, int4 or ternary");
     return Operand::s8;
   }
   const bool pairs = tokens == Dtype::bf16 && matrix.format != Format::fp32 && isa_index(isa) >= kPairsIsa;

@@ -20,7 +20,7 @@ namespace pagoda {
 
 constexpr int64_t kPanel = 16;  // rows
 
-enum class Format : int32_t { fp32 = 0, bf16, int8, int4, ternary };
+enum class Format : int32_t { fp32 = 0, bf16, int8, int4, ternary, int5 };
 
 // What the inner loop multiplies: float by float, pairs of bfloat16, or quads of int8 (dynamic quantization).
 enum class Operand : int32_t { f32 = 0, bf16, s8 };
@@ -30,12 +30,13 @@ struct PackedMatrix {
   int64_t outputs = 0, inputs = 0;
   int64_t group = 0;               // inputs that share a scale; 0: a scale per row (or none)
   const uint8_t* data = nullptr;   // [panels][blocks][16][4 bytes]
-  const void* scales = nullptr;    // int8, ternary: float [panels][16]; int4: [panels][groups][16]
-  const uint8_t* zeros = nullptr;  // int4 with zero points: [panels][groups][16]
+  const void* scales = nullptr;    // int8, ternary: float [panels][16]; int4, int5: [panels][groups][16]
+  const uint8_t* zeros = nullptr;  // int4, int5 with zero points: [panels][groups][16]
   bool wide_scales = true;         // float scales, else bfloat16
 
-  int64_t bits() const { return 32 >> static_cast<int>(format); }
-  int64_t block() const { return int64_t{1} << static_cast<int>(format); }  // inputs in 32 bits of a lane
+  int64_t bits() const { return format == Format::int5 ? 5 : 32 >> static_cast<int>(format); }
+  int64_t block() const { return format == Format::int5 ? 6 : int64_t{1} << static_cast<int>(format); }  // inputs in 32 bits of a lane
+  int64_t middle() const { return format == Format::ternary ? 1 : int64_t{1} << (bits() - 1); }  // of integers: 0 as it is stored
   int64_t blocks() const { return (inputs + block() - 1) / block(); }
   int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
   int64_t groups() const { return group == 0 ? 1 : (inputs + group - 1) / group; }

@@ -13,7 +13,7 @@ constexpr int64_t kTokenBlock = 22 * kMaxTokens;  // tokens whose sums are kept 
 constexpr int64_t kFewBytes = 384 << 10;          // tokens that stay in the second cache beside the panels
 constexpr int64_t kStreamBytes = 384 << 10;       // panels at a time, as they are stored: a third of a second cache
 constexpr int64_t kPiece = 1024;                  // inputs turned at a time for many tokens
-constexpr int64_t kShortPiece = 128;              // for few: in the first cache; a multiple of all groups
+constexpr int64_t kShortPiece = 128;              // for few: in the first cache
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -160,7 +160,8 @@ class Product {
     turned = !__is_same(Op, Wide) && s.x.count > Op::kDirect;
     const int64_t wide = panels_for(static_cast<int>(smaller(s.x.count, kMaxTokens)));
     block = wide * (one_tile ? 1 : few && !turned ? 1 : 4);
-    piece = turned ? (one_tile ? kShortPiece : kPiece) : kStreamBytes / (block * 64) * m.block() / 128 * 128;
+    const int64_t unit = m.format == Format::int5 ? 96 : 128;  // a multiple of all groups
+    piece = (turned ? (one_tile ? kShortPiece : kPiece) : kStreamBytes / (block * 64) * m.block()) / unit * unit;
     many_pieces = m.inputs > piece;
     sum_stride = block * kPanel;
     const int64_t turned_bytes = turned ? block * lines_of(smaller(piece, m.inputs)) * Op::kSteps * 64 : 0;
@@ -232,6 +233,7 @@ class Product {
     tile.token_scales = s.x.scales ? s.x.scales + token * tile.scale_stride + group : nullptr;
     tile.token_sums = s.x.sums ? s.x.sums + token * tile.scale_stride + group : nullptr;
     tile.wide_scales = m.wide_scales;
+    tile.middle = static_cast<int32_t>(m.middle());
     tile.group_stride = panels_apart * tile.scale_stride * kPanel;
     if (kGrouped) tile.lines_of_group = m.group / inputs_of_line;
     if constexpr (O::kDirect >= kMaxTokens)
@@ -330,6 +332,7 @@ void packed_rows(const LinearSlice& s, int64_t first_row, int64_t end_row) {
     if (format == Format::bf16) return run<Pairs, Pairs>(s, first, end);
     if (format == Format::int8) return run<PairsOf<8>, Pairs>(s, first, end);
     if (format == Format::int4) return run<PairsOf<4>, Pairs, true>(s, first, end);
+    if (format == Format::int5) return run<PairsOf<5>, Pairs, true>(s, first, end);
     return run<PairsOf<2>, Pairs>(s, first, end);
   }
 #endif
@@ -337,6 +340,7 @@ void packed_rows(const LinearSlice& s, int64_t first_row, int64_t end_row) {
   if (format == Format::bf16) return run<FloatsOf<16>, Floats>(s, first, end);
   if (format == Format::int8) return run<FloatsOf<8>, Floats>(s, first, end);
   if (format == Format::int4) return run<FloatsOf<4>, Floats, true>(s, first, end);
+  if (format == Format::int5) return run<FloatsOf<5>, Floats, true>(s, first, end);
   return run<FloatsOf<2>, Floats>(s, first, end);
 }
 

@@ -24,8 +24,8 @@ uint16_t narrowed(float x) {  // to nearest, ties to even
   return static_cast<uint16_t>(bits >> 16);
 }
 
-// The input of a block that field f of a lane holds: even inputs first (kernels/packed.py).
-int64_t element_of_field(int64_t f, int64_t fields) { return f < fields / 2 ? 2 * f : 2 * (f - fields / 2) + 1; }
+// Where input n of a block lies in its lane: even inputs in the lower half (kernels/packed.py).
+int64_t shift_of(int64_t n, int64_t bits) { return n / 2 * bits + n % 2 * 16; }
 
 struct Row {
   const PackedMatrix& m;
@@ -44,7 +44,7 @@ struct Row {
 
   float zero(int64_t group) const {
     if (m.zeros) return m.zeros[(panel * m.groups() + group) * kPanel + lane];
-    return m.format == Format::int8 ? 128.0f : m.format == Format::int4 ? 8.0f : 1.0f;
+    return static_cast<float>(m.middle());
   }
 
   // Calls put(input, value) for every input.
@@ -63,10 +63,8 @@ struct Row {
         if (first + 1 < m.inputs) put(first + 1, widened(static_cast<uint16_t>(lanes >> 16)));
       } else {
         const float step = scale(group), middle = zero(group);
-        for (int64_t f = 0; f < fields; ++f) {
-          const int64_t input = first + element_of_field(f, fields);
-          if (input < m.inputs) put(input, (float(lanes >> (f * bits) & ((1u << bits) - 1)) - middle) * step);
-        }
+        for (int64_t n = 0; n < fields && first + n < m.inputs; ++n)
+          put(first + n, (float(lanes >> shift_of(n, bits) & ((1u << bits) - 1)) - middle) * step);
       }
     }
   }

@@ -1,11 +1,11 @@
 // What the inner loops multiply. A line of a panel is sixteen rows of 32 bits; a step of a token is 32 bits, the same for all
 // rows. An operand says how many steps a line meets, which numbers of the line meet step n, and how they are multiplied.
 //
-//   Floats, FloatsOf<bits>   a step is a float         fp32; bf16, int8, int4, ternary turned into floats
-//   Pairs, PairsOf<bits>     a pair of bfloat16        bf16; int8, int4, ternary turned into bfloat16 (exact)
+//   Floats, FloatsOf<bits>   a step is a float         fp32; bf16, int8, int5, int4, ternary turned into floats
+//   Pairs, PairsOf<bits>     a pair of bfloat16        bf16; int8, int5, int4, ternary turned into bfloat16 (exact)
 //   Quads<bits>              four int8                 int8, int4, ternary as unsigned bytes
 //
-// Integers come less their offset for Floats and Pairs (int4 always less eight), as they are stored for Quads.
+// Integers come less their offset for Floats and Pairs (int4 always less eight, int5 less sixteen), as they are stored for Quads.
 #pragma once
 
 #include "packed.hpp"
@@ -24,9 +24,9 @@ inline UintVec load_lanes(const void* p) {
 
 inline UintVec splat_word(uint32_t x) { return x - UintVec{}; }
 
-// The input of a block that field f of a lane holds, and the field that holds input n.
+// The input of a block that field f of a lane holds, and where input n lies in the lane.
 constexpr int element_of(int field, int fields) { return field < fields / 2 ? 2 * field : 2 * (field - fields / 2) + 1; }
-constexpr int field_of(int element, int fields) { return element / 2 + (element % 2 ? fields / 2 : 0); }
+constexpr int shift_of(int element, int bits) { return element / 2 * bits + element % 2 * 16; }
 
 // Tokens of a tile: its sums, [tokens][panels][kVecs], stay in registers beside the operands.
 constexpr int kMaxTokens = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 3;
@@ -48,8 +48,8 @@ struct FloatsOf : Floats {
   static UintVec numbers(UintVec line, int n) {
     if (kBits == 16) return n == 0 ? line << 16 : line & 0xffff0000u;
     constexpr uint32_t kMask = kBits < 32 ? (uint32_t{1} << kBits % 32) - 1 : ~0u;
-    const IntVec q = (IntVec)((line >> (kBits * field_of(n, kSteps))) & kMask);
-    return (UintVec)(__builtin_convertvector(q, Vec) - splat(kBits == 8 ? 128.0f : kBits == 4 ? 8.0f : 1.0f));
+    const IntVec q = (IntVec)((line >> shift_of(n, kBits)) & kMask);
+    return (UintVec)(__builtin_convertvector(q, Vec) - splat(kBits == 2 ? 1.0f : float(1 << (kBits - 1) % 8)));
   }
 };
 
@@ -79,16 +79,16 @@ template <int kBits>
 struct WordTable {
   alignas(64) uint16_t entry[32];
   constexpr WordTable() : entry() {
-    for (int i = 0; i < 32; ++i) entry[i] = small_bf16(i % (1 << kBits) - (kBits == 4 ? 8 : 1));
+    for (int i = 0; i < 32; ++i) entry[i] = small_bf16(i % (1 << kBits) - (kBits == 2 ? 1 : 1 << (kBits - 1)));
   }
 };
 
 template <int kBits>
 constexpr WordTable<kBits> kWords{};
 
-template <int kBits>  // int4, ternary
+template <int kBits>  // int5, int4, ternary
 struct PairsOf : Pairs {
-  static constexpr int kSteps = 16 / kBits, kDirect = kBits == 4 ? 12 : 4;
+  static constexpr int kSteps = 16 / kBits, kDirect = kBits == 2 ? 4 : 12;
   static UintVec numbers(__m512i line, int n) {
     return (UintVec)_mm512_permutexvar_epi16(_mm512_srli_epi32(line, n * kBits), _mm512_load_si512(kWords<kBits>.entry));
   }

@@ -30,6 +30,7 @@ struct Tile {
   // Where scales belong to groups of inputs, sums are floats, one group after the other.
   const void* scales;          // of the first panel and group, float or bfloat16
   const uint8_t* zeros;        // likewise, or null
+  int32_t middle;              // what Floats and Pairs come less
   bool wide_scales;
   int64_t group_stride;        // scales of a panel
   int64_t lines_of_group;
@@ -122,9 +123,9 @@ inline Vec to_floats(Vec x) { return x; }
 inline Vec to_floats(IntVec x) { return __builtin_convertvector(x, Vec); }
 
 // What zero points add to a sum, per unit of a token's own sum (negative for integers, see Tokens): Floats and Pairs come
-// less eight.
-inline IntVec zero_of(const uint8_t* zeros, IntVec) { return load_bytes(zeros); }
-inline Vec zero_of(const uint8_t* zeros, Vec) { return __builtin_convertvector(8 - load_bytes(zeros), Vec); }
+// less the middle.
+inline IntVec zero_of(const uint8_t* zeros, int32_t, IntVec) { return load_bytes(zeros); }
+inline Vec zero_of(const uint8_t* zeros, int32_t middle, Vec) { return __builtin_convertvector(middle - load_bytes(zeros), Vec); }
 
 template <class Op, int kTokens, int kPanels>
 PAGODA_OWN_REGISTERS void grouped_tile(const Tile& tile) {
@@ -153,7 +154,7 @@ PAGODA_OWN_REGISTERS void grouped_tile(const Tile& tile) {
       for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 4
         for (int v = 0; v < kVecs; ++v) {
-          const Sum zero = zero_of(zeros + p * group_stride + group * kPanel + v * kLanes, Sum{});
+          const Sum zero = zero_of(zeros + p * group_stride + group * kPanel + v * kLanes, tile.middle, Sum{});
 #pragma GCC unroll 16
           for (int t = 0; t < kTokens; ++t) sum[t][p][v] += zero * (Sum)splat_word(token_sums[t * scale_stride]);
         }

@@ -124,7 +124,7 @@ void quantize_token(const PrepareArgs& a, const T* x, int64_t token) {
   uint8_t* const out = reinterpret_cast<uint8_t*>(const_cast<uint32_t*>(a.out.data) + token * a.out.steps);
   float* const scales = const_cast<float*>(a.out.scales) + token * groups;
   uint32_t* const sums = const_cast<uint32_t*>(a.out.sums) + token * groups;
-  const uint32_t offset = m.zeros ? 1 : m.format == Format::int8 ? 128 : m.format == Format::int4 ? 8 : 1;
+  const uint32_t offset = m.zeros ? 1 : static_cast<uint32_t>(m.middle());
   const Bytes order = order_of(m);
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * group, count = group < m.inputs - first ? group : m.inputs - first;

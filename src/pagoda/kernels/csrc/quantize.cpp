@@ -77,8 +77,8 @@ struct Grid {
   float scale, zero;
 };
 
-// The largest value, whatever its sign, becomes exactly -8 steps.
-Grid symmetric_grid(const float* w, int64_t count, bool wide) {
+// The largest value, whatever its sign, becomes exactly -middle steps.
+Grid symmetric_grid(const float* w, int64_t count, bool wide, float middle) {
   const float most = largest_size(w, count);
   float found = w[0];
   for (int64_t i = 0; i < count; ++i)
@@ -86,39 +86,56 @@ Grid symmetric_grid(const float* w, int64_t count, bool wide) {
       found = w[i];
       break;
     }
-  const float scale = found / -8.0f;
-  return {wide ? scale : to_bf16(scale), 8.0f};
+  const float scale = found / -middle;
+  return {wide ? scale : to_bf16(scale), middle};
 }
 
-Grid asymmetric_grid(const float* w, int64_t count, bool wide) {
+Grid asymmetric_grid(const float* w, int64_t count, bool wide, float top) {
   float low = 0, high = 0;
   for (int64_t i = 0; i < count; ++i) low = std::min(low, w[i]), high = std::max(high, w[i]);
-  float scale = (high - low) / 15.0f;
+  float scale = (high - low) / top;
   if (!wide) scale = to_bf16(scale);
-  return {scale, std::min(15.0f, std::max(0.0f, nearest(-low / divisor(scale))))};
+  return {scale, std::min(top, std::max(0.0f, nearest(-low / divisor(scale))))};
 }
 
-// The first of two codes in the lower half of a byte; values beyond count are 0.
-void four_bits(const float* w, int64_t count, Grid grid, uint8_t* out) {
-  uint8_t codes[kMaxGroup];
+// Codes of a group, with zeros behind them for a word that they do not fill.
+template <int kBits>
+void codes_of(const float* w, int64_t count, Grid grid, uint8_t (&codes)[kMaxGroup + 6]) {
+  constexpr float kTop = (1 << kBits) - 1;
   const float by = divisor(grid.scale);
   for (int64_t i = 0; i < count; ++i)
-    codes[i] = uint8_t(int32_t(std::min(15.0f, std::max(0.0f, nearest(w[i] / by) + grid.zero))));
-  if (count % 2) codes[count] = 0;
-  for (int64_t i = 0; i < (count + 1) / 2; ++i) out[i] = uint8_t(codes[2 * i] | codes[2 * i + 1] << 4);
+    codes[i] = uint8_t(int32_t(std::min(kTop, std::max(0.0f, nearest(w[i] / by) + grid.zero))));
+  std::memset(codes + count, 0, 6);
 }
 
-template <Dtype dtype>
+// 4 bits: the first of two codes in the lower half of a byte. 5 bits: even ones of six in the lower half of 32 bits.
+template <int kBits>
+void put_codes(const uint8_t* codes, int64_t count, uint8_t* out) {
+  if constexpr (kBits == 4) {
+    for (int64_t i = 0; i < count; i += 2) out[i / 2] = uint8_t(codes[i] | codes[i + 1] << 4);
+  } else {
+    for (int64_t i = 0; i < count; i += 6, out += 4) {
+      uint32_t word = 0;
+      for (int n = 0; n < 6; ++n) word |= uint32_t(codes[i + n]) << (n / 2 * kBits + n % 2 * 16);
+      std::memcpy(out, &word, 4);
+    }
+  }
+}
+
+template <Dtype dtype, int kBits>
 bool row_in_groups(const QuantizeArgs& a, int64_t row) {
   const int64_t groups = (a.cols + a.group - 1) / a.group;
   const uint8_t* from = a.rows + row * a.cols * size_of(dtype);
-  uint8_t* codes = a.codes + row * ((a.cols + 1) / 2);
+  constexpr int64_t kCodes = kBits == 4 ? 2 : 6, kBytes = kBits == 4 ? 1 : 4;  // side by side
+  uint8_t* out = a.codes + row * ((a.cols + kCodes - 1) / kCodes * kBytes);
   float w[kMaxGroup];
+  uint8_t codes[kMaxGroup + 6];
   bool finite = true;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * a.group, count = std::min(a.group, a.cols - first), at = row * groups + g;
     finite &= read<dtype>(from, first, count, w);
-    const Grid grid = a.zeros ? asymmetric_grid(w, count, a.wide_scales) : symmetric_grid(w, count, a.wide_scales);
+    const Grid grid = a.zeros ? asymmetric_grid(w, count, a.wide_scales, (1 << kBits) - 1)
+                              : symmetric_grid(w, count, a.wide_scales, 1 << (kBits - 1));
     if (a.wide_scales) {
       std::memcpy(a.scales + 4 * at, &grid.scale, 4);
     } else {
@@ -126,7 +143,8 @@ bool row_in_groups(const QuantizeArgs& a, int64_t row) {
       std::memcpy(a.scales + 2 * at, &upper, 2);
     }
     if (a.zeros) a.zeros[at] = uint8_t(grid.zero);
-    four_bits(w, count, grid, codes + first / 2);
+    codes_of<kBits>(w, count, grid, codes);
+    put_codes<kBits>(codes, count, out + first / kCodes * kBytes);
   }
   return finite;
 }
@@ -149,7 +167,9 @@ bool all_rows(const QuantizeArgs& a) {
     std::vector<float> w(a.group ? 0 : a.cols);
     bool fine = true;
     for (int64_t row = item * step; row < std::min(a.num_rows, (item + 1) * step); ++row)
-      fine &= a.group ? row_in_groups<dtype>(a, row) : whole_row<dtype>(a, row, w.data());
+      fine &= a.bits == 8   ? whole_row<dtype>(a, row, w.data())
+              : a.bits == 5 ? row_in_groups<dtype, 5>(a, row)
+                            : row_in_groups<dtype, 4>(a, row);
     if (!fine) finite = false;
   });
   return finite;

@@ -1,4 +1,4 @@
-"""Matrix product with a packed weight: plain, or quantized to eight, four or two bits."""
+"""Matrix product with a packed weight: plain, or quantized to eight, five, four or two bits."""
 
 from __future__ import annotations
 
@@ -92,6 +92,7 @@ _FORMATS = (
     {"format": "int4", "group": 64, "symmetric": False},
     {"format": "int4", "group": 32, "dynamic": True},
     {"format": "int4", "group": 64, "dynamic": True, "symmetric": False},
+    {"format": "int5", "group": 96, "symmetric": False}, {"format": "int5", "group": 48},
 )  # fmt: skip
 _WIDE = {"tokens": 2, "inputs": 64, "outputs": 40, "bias": True, "wide": True}
 CASES = cross("packed_linear", _case, *({**shape, **form} for form in _FORMATS for shape in (*_SHAPES, _WIDE)))

@@ -9,17 +9,24 @@ if TYPE_CHECKING:
 
 
 def packed_width(cols: int, bits: int) -> int:
-    """Bytes of a row of ``cols`` codes."""
-    return -(-cols * bits // 8)
+    """Bytes of a row of ``cols`` codes; of five bits, six fill 32."""
+    return -(-cols // 6) * 4 if bits == 5 else -(-cols * bits // 8)
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """uint8 ``[rows, cols]`` of values below ``2**bits`` -> ``[rows, packed_width]``; the first column is lowest.
 
-    ``bits`` is 1, 2 or 4. Columns that fill the last byte are zero.
+    ``bits`` is 1, 2 or 4, or 5: then six columns fill 32 bits, the even ones the lower half (`kernels.packed`). Columns
+    that fill the last byte, or 32 bits, are zero.
     """
+    import torch
     from torch.nn.functional import pad
 
+    if bits == 5:
+        from ...kernels.packed import pack_words
+
+        fields = pad(codes, (0, -codes.shape[1] % 6)).reshape(codes.shape[0], -1, 6)
+        return pack_words(fields, "int5").view(torch.uint8)
     per_byte = 8 // bits
     rows, cols = codes.shape
     padded = pad(codes, (0, -cols % per_byte)).reshape(rows, -1, per_byte)
@@ -33,6 +40,10 @@ def unpack_bits(packed: Tensor, bits: int, cols: int) -> Tensor:
     """The way back: uint8 ``[rows, cols]``."""
     import torch
 
+    if bits == 5:
+        from ...kernels.packed import unpack_words
+
+        return unpack_words(packed.contiguous().view(torch.int32), "int5").flatten(1)[:, :cols]
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     values = (packed[..., None] >> shifts) & (2**bits - 1)
     return values.reshape(packed.shape[0], -1)[:, :cols]

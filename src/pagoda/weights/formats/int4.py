@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ._int4 import GroupInt4
+from ._groups import GroupedIntegers
 
 
 @dataclass(frozen=True)
-class Int4(GroupInt4):
+class Int4(GroupedIntegers):
     name = "int4"
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ._int4 import GroupInt4
+from ._groups import GroupedIntegers
 
 
 @dataclass(frozen=True)
-class W4A8(GroupInt4):
+class W4A8(GroupedIntegers):
     embed: str = "w8a8"
 
     name = "w4a8"
