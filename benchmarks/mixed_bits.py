@@ -2,9 +2,11 @@
 
 Every real model that is there, at the bytes of a uniform format and between two of them. Both take their codes by gptq
 from the same text; both are written and loaded again as `pagoda quantize` does; perplexity is judged on text that
-neither has seen. All stories are judged: they are cut into three parts, and each part is judged by models that were
-chosen on the others. The uniform model is the largest of those that fit the bytes. What is between the two is given
-with twice its standard error over the judged texts, which are the same. `--parts 0` for one of the parts.
+neither has seen. All stories are judged: they are cut into parts, and each part is judged by models that were chosen on
+the others (`--parts 0` for one of the parts). lantern has learnt those TinyStories by heart, so it is judged on fresh
+ones too (`--texts fresh`), told by bitnet-stories-3M as its other teaching was. The uniform model is the largest of
+those that fit the bytes. What is between the two is given with twice its standard error over the judged texts, which
+are the same.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import gzip
 import json
 import math
+import random
 import statistics
 import tempfile
 import time
@@ -21,10 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pagoda.engine.llm import LLM
 from pagoda.models.decoder import Decoder
 from pagoda.models.load import load_model
 from pagoda.models.mixed import CANDIDATES, mixed, surprise
 from pagoda.models.quantize import kl, quantize_model, run
+from pagoda.sampling.params import SamplingParams
 from pagoda.weights.quantization import parse_format, parse_quantization
 
 TOKENS = {"lantern": 26_624, "stories260K": 32_768, "bitnet-stories-3M": 8192}
@@ -32,7 +37,11 @@ TOKENS = {"lantern": 26_624, "stories260K": 32_768, "bitnet-stories-3M": 8192}
 BUDGETS = ("int4", "int4(group=32)", "int4(group=32) + int8", "int3(rank=0)")
 UNIFORM = ("int8", "int5(group=48)", "int5", "int4(group=32)", "int4", "int3(rank=0)")
 LENGTH = 256  # of a judged text
-PARTS = 3
+PARTS = {"tinystories": 3, "fresh": 2}
+KINDS = {"lantern": ("tinystories", "fresh")}
+FRESH_CHARACTERS, WARMTH, LONGEST = 400_000, 0.7, 300
+HEROES = ("boy", "girl", "dog", "cat", "bird", "rabbit", "bear", "frog", "duck", "princess", "fish", "mouse")
+TRAITS = ("little", "brave", "happy", "shy", "kind", "hungry", "clever", "sleepy", "proud", "curious")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +67,9 @@ class Part:
 class _Judge:
     """One model, and what is asked of its quantized copies on one part of the stories."""
 
-    def __init__(self, name: str, data: Path, part: int) -> None:
+    def __init__(self, name: str, data: Path, texts: tuple[str, str]) -> None:
         self.loaded = load_model(name if name == "lantern" else str(data / "models" / name), quantization="none")
-        judged, learned = (self.loaded.tokenizer.encode(text) for text in stories(data, part))
+        judged, learned = (self.loaded.tokenizer.encode(text) for text in texts)
         self.learned, self.judged = _pieces(learned[: TOKENS[name]]), _pieces(judged)
         self.exact = self._logits(self.loaded)
 
@@ -100,12 +109,13 @@ class _Judge:
         return Part(f"{fitting} by {method}", mixed_bytes, seconds, exact, by_uniform, by_mixed)
 
 
-def row(name: str, budget: str, num_bytes: int, parts: Sequence[Part]) -> dict[str, object]:
+def row(name: str, kind: str, budget: str, num_bytes: int, parts: Sequence[Part]) -> dict[str, object]:
     """All parts together; ``gain`` is of the logarithm of perplexity, ``error`` twice its standard error."""
     uniform, mix = ([one for part in parts for one in getattr(part, f"by_{kind}")] for kind in ("uniform", "mixed"))
     gains = [a.nats - b.nats for a, b in zip(uniform, mix, strict=True)]
     return {
         "model": name,
+        "text": kind,
         "budget": budget,
         "num_bytes": num_bytes,
         "tokens": len(gains) * LENGTH,
@@ -122,10 +132,23 @@ def row(name: str, budget: str, num_bytes: int, parts: Sequence[Part]) -> dict[s
     }
 
 
-def stories(data: Path, part: int) -> tuple[str, str]:
+def stories(data: Path, kind: str) -> str:
+    """The head of TinyStories, or fresh ones, the same every time."""
+    if kind == "tinystories":
+        return gzip.decompress((data / "text/tinystories_train_head.txt.gz").read_bytes()).decode()
+    rng, told, count = random.Random(0), list[str](), 0
+    with LLM(str(data / "models/bitnet-stories-3M"), memory="1GiB", max_num_seqs=64) as llm:
+        while sum(map(len, told)) < FRESH_CHARACTERS:
+            openings = [f"Once upon a time there was a {rng.choice(TRAITS)} {rng.choice(HEROES)}." for _ in range(128)]
+            params = [SamplingParams(temperature=WARMTH, seed=count + n, max_tokens=LONGEST) for n in range(128)]
+            told += [f"{start} {out.text}" for start, out in zip(openings, llm.generate(openings, params), strict=True)]
+            count += len(openings)
+    return "\n\n".join(told)
+
+
+def cut(whole: str, part: int, parts: int) -> tuple[str, str]:
     """One of the parts, to judge on, and the others, to learn from."""
-    whole = gzip.decompress((data / "text/tinystories_train_head.txt.gz").read_bytes()).decode()
-    ends = [0, *(whole.index("\n\n", len(whole) * n // PARTS) for n in range(1, PARTS)), len(whole)]
+    ends = [0, *(whole.index("\n\n", len(whole) * n // parts) for n in range(1, parts)), len(whole)]
     first, last = ends[part], ends[part + 1]
     return whole[first:last], whole[last:] + whole[:first]
 
@@ -139,14 +162,18 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--models", nargs="*", default=list(TOKENS), choices=list(TOKENS))
     parser.add_argument("--budgets", nargs="*", default=list(BUDGETS))
-    parser.add_argument("--parts", nargs="*", type=int, default=list(range(PARTS)), choices=range(PARTS))
+    parser.add_argument("--texts", nargs="*", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--parts", nargs="*", type=int, help="of each text; default: all")
     args = parser.parse_args()
-    for name in args.models:
-        judges = [_Judge(name, args.data, part) for part in args.parts]
+    asked = [(name, kind) for name in args.models for kind in KINDS.get(name, ("tinystories",)) if kind in args.texts]
+    for name, kind in asked:
+        whole, count = stories(args.data, kind), PARTS[kind]
+        chosen = range(count) if args.parts is None else args.parts
+        judges = [_Judge(name, args.data, cut(whole, part, count)) for part in chosen]
         for budget in args.budgets:
             with tempfile.TemporaryDirectory() as scratch:
                 parts = [judge.compare(budget, Path(scratch) / str(n)) for n, judge in enumerate(judges)]
-            print(json.dumps(row(name, budget, judges[0].budget(budget), parts)), flush=True)
+            print(json.dumps(row(name, kind, budget, judges[0].budget(budget), parts)), flush=True)
         for judge in judges:
             judge.loaded.close()
 

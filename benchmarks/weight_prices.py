@@ -1,7 +1,8 @@
 """The price lists of docs/weights.md, all of them: `python -m benchmarks.weight_prices ../shared/data docs/weights.md`.
 
 Every real model that is there, on the first TinyStories of the training set; methods that need text learn from the
-stories after those. `--models lantern` for one of them; `--speed` where the machine is otherwise idle.
+stories after those. `--models lantern` for one of them; `--speed` where the machine is otherwise idle. `--formats
+"int5; int4 by mixed"` measures these alone and puts them among the others.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("page", type=Path)
     parser.add_argument("--models", nargs="*", default=list(TOKENS), choices=list(TOKENS))
+    parser.add_argument("--formats", help="by semicolons; the others stay as they are on the page")
     parser.add_argument("--speed", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -45,7 +47,7 @@ def main() -> None:
                 str(num_judged), "--calibration", str(learned), "--calibration-tokens", str(num_learned),
                 "--speed" if args.speed else "--no-speed", "--docs", str(args.page), "--out", scratch,
             ]  # fmt: skip
-            subprocess.run(command, check=True)
+            subprocess.run([*command, "--formats", args.formats, "--add"] if args.formats else command, check=True)
             drawing = Path(scratch) / f"weights-{name}.svg"
             (args.page.parent / "img" / drawing.name).write_text(drawing.read_text())
 

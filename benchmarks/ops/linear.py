@@ -19,7 +19,9 @@ from pagoda.kernels.quantize import pack
 from .timing import Times, in_turn
 
 COPIES_BYTES = 128 << 20
-FORMATS = {"fp32": "fp32", "bf16": "bf16", "int8": "int8", "w8a8": "int8", "int4": "int4", "w4a8": "int4"}
+FORMATS = {
+    "fp32": "fp32", "bf16": "bf16", "int8": "int8", "w8a8": "int8", "int5": "int5", "int4": "int4", "w4a8": "int4",
+}  # fmt: skip
 ROUNDS = 15
 
 
@@ -33,7 +35,7 @@ def rows(
     outputs, inputs = shape
     dtype = torch.float32 if format == "fp32" else torch.bfloat16
     weight = torch.randn(outputs, inputs) * inputs**-0.5
-    packed = pack(weight, FORMATS[format], group=64 if FORMATS[format] == "int4" else 0)
+    packed = pack(weight, FORMATS[format], group={"int4": 64, "int5": 96}.get(FORMATS[format], 0))
     copies = [_copy(packed) for _ in range(max(2, COPIES_BYTES // packed.nbytes))]
     plain = [weight.to(dtype, copy=True) for _ in range(max(2, COPIES_BYTES // (weight.numel() * dtype.itemsize)))]
     for count in tokens:

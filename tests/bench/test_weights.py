@@ -45,6 +45,27 @@ def test_the_price_list_of_lantern(tmp_path: Path, capsys: pytest.CaptureFixture
     assert text.startswith("# A\n")
     assert text.endswith("Z\n")
     assert "| `int4` |" in text
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "bench",
+                "weights",
+                "lantern",
+                "--formats",
+                "int4; int5",
+                "--no-quality",
+                "--no-speed",
+                "--docs",
+                str(page),
+                "--add",
+            ]
+        )
+    assert not ended.value.code
+    rows = {line.split("`")[1]: line for line in page.read_text().splitlines() if line.startswith("| `")}
+    assert [*rows] == [*found, "int5"]
+    assert rows["int5"].endswith("| - | - | - | - | - | - |"), "nothing was measured of it but its bytes"
+    kept = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    assert {name: rows[name] for name in kept} == kept
     assert ElementTree.parse(tmp_path / "o" / "weights-lantern.svg").getroot().tag.endswith("svg")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 from ..core.errors import ConfigError
-from ..core.units import format_bytes
+from ..core.units import format_bytes, parse_bytes
 from .weights import Price, PriceList
 
 BEGIN, END = "<!-- prices of {model} -->", "<!-- end of prices -->"
@@ -29,16 +30,46 @@ def _row(p: Price) -> str:
 
 def rewrite(page: Path, found: PriceList) -> None:
     """Puts the table between the page's markers. Raises ConfigError where they are missing."""
-    begin = BEGIN.format(model=Path(found.model).name)
+    before, _, after = _around_table(page, found.model)
+    page.write_text(f"{before}\n{markdown(found)}\n{after}", encoding="utf-8")
+
+
+def added(page: Path, found: PriceList) -> PriceList:
+    """The page's list with these prices in it: those of the same name are replaced, in what was measured of them.
+
+    Raises ConfigError where the page has no list of that model.
+    """
+    new = {price.format: price for price in found.prices}
+    rows = [line for line in _around_table(page, found.model)[1].splitlines() if line.startswith("| `")]
+    prices = [_together(old, new.pop(old.format, None)) for old in map(_read_row, rows)]
+    return replace(found, prices=[*prices, *new.values()])
+
+
+def _together(old: Price, new: Price | None) -> Price:
+    if new is None:
+        return old
+    kept = {f.name: getattr(old, f.name) for f in fields(Price) if getattr(new, f.name) is None}
+    return replace(new, **kept)
+
+
+def _read_row(row: str) -> Price:
+    name, size, *rest = (cell.strip() for cell in row.strip("| ").split("|"))
+    bits, *numbers = (None if cell == "-" else float(cell) for cell in rest)
+    return Price(name.strip("`"), parse_bytes(size), bits or 0.0, *numbers)
+
+
+def _around_table(page: Path, model: str) -> tuple[str, str, str]:
+    """What is before the table, to the line that begins it, the table, and what follows, from the line that ends it."""
+    begin = BEGIN.format(model=Path(model).name)
     try:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{page}: cannot be read ({error.strerror})") from error
     before, at, rest = text.partition(begin)
-    _, end, after = rest.partition(END)
+    table, end, after = rest.partition(END)
     if not at or not end:
         raise ConfigError(f"{page}: has no lines {begin!r} and {END!r} to put the prices between")
-    page.write_text(f"{before}{begin}\n{markdown(found)}\n{END}{after}", encoding="utf-8")
+    return before + begin, table, END + after
 
 
 def drawing(found: PriceList) -> str:

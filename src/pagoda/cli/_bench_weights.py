@@ -34,18 +34,22 @@ def weights(
     speed: Annotated[bool, typer.Option(help="Measure decode beside the exact model.")] = True,
     out: Annotated[Path | None, typer.Option(help="Folder for weights-MODEL.json, .md and .svg.")] = None,
     docs: Annotated[Path | None, typer.Option(help="Page whose price list is rewritten.")] = None,
+    add: Annotated[bool, typer.Option("--add", help="With --docs: put the prices among those that are there.")] = False,
     memory: opt.Memory = None,
     json: opt.Json = False,
 ) -> None:
     """Price weight formats: bytes, perplexity, KL divergence, recall and speed, beside the exact model."""
     from ..bench.weights import price
     from ..bench.weights_made import BY, USUAL
-    from ..bench.weights_report import drawing, markdown, rewrite
+    from ..bench.weights_report import added, drawing, markdown, rewrite
+    from ..core.errors import ConfigError
     from ..weights.formats import FORMATS
     from ..weights.methods import CALIBRATED
     from ._progress import counter
     from .quantize import calibration_tokens as tokens_of
 
+    if add and docs is None:
+        raise ConfigError("--add puts prices into a page; say which one with --docs")
     usual = [*FORMATS.names(), *(USUAL if quality else ())]
     names = usual if formats is None else [name.strip() for name in formats.split(";")]
     others = [] if beside is None else [name.strip() for name in beside.split(";")]
@@ -57,6 +61,8 @@ def weights(
             model, names, judged, beside=others, calibration=learned, quality=quality, speed=speed, memory=memory,
             progress=progress, left_out=_say if formats is None else None,
         )  # fmt: skip
+    if add and docs is not None:
+        found = added(docs, found)
     if out is not None:
         _write(out, f"weights-{Path(model).name}", found.as_dict(), markdown(found), drawing(found))
     if docs is not None:
