@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from pagoda.bench import machine, machine_step
+import pytest
+import torch
+
+from pagoda.bench import machine, machine_step, pace
 from pagoda.kv.offload.view import OffloadView
+from pagoda.plan.machine import FarCosts, load_machine, save_machine
 
 pytestmark = pytest.mark.host
 
@@ -35,3 +39,23 @@ def test_rates_of_reading_are_seconds_of_a_byte_and_of_a_read() -> None:
     assert 0 <= read < 1.0
     assert 0 <= read_byte < 1e-6
     assert read + read_byte > 0
+
+
+def test_all_that_is_measured_is_a_machine_that_can_be_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One format at one size; what steps cost is another test's."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(machine, "step_costs", lambda: (1e-4, 1e-5, 1e-5, 1e-9))
+    monkeypatch.setattr(machine, "far_costs", FarCosts)
+    monkeypatch.setattr(machine, "measured_formats", lambda: ("int8",))
+    monkeypatch.setattr(machine.product_points, "__defaults__", ((1,),))
+    monkeypatch.setattr(machine, "median_seconds", lambda work: work() or 1e-3)
+    monkeypatch.setattr(pace.Pace.__init__, "__defaults__", (8 << 20,))
+    monkeypatch.setattr(machine, "runtime_bytes", lambda: 1 << 28)
+    try:
+        found = machine.measure()
+    finally:
+        torch.set_num_threads(threads)
+    assert found.products["int8"][0][0] == 1
+    assert found.far.read + found.far.read_byte > 0
+    file = save_machine(found, tmp_path / "machine.json")
+    assert load_machine(file) == (found, f"calibrated, {file}")
