@@ -10,7 +10,8 @@ from ..budget.ledger import Lease, Ledger
 from ..core.errors import ConfigError
 from ..core.units import format_bytes, parse_bytes
 from ..kernels.dispatch import load_providers
-from ..kv.persist import Persistence, Tier
+from ..kv.persist import Persistence
+from ..kv.read_back import Tier
 from ..kv.stores import Store
 from ..kv.tiers._form import ExactForm, Form
 from ..kv.tiers.codecs._form import CodedForm

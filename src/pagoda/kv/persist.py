@@ -5,7 +5,7 @@
 
 The engine's thread does nothing but copy bytes; packing, hashing and the disk are the two other threads'. What waits in
 between is leased (account ``staging``), and bounded: a page that finds no room is written later, or not at all. Both
-ways go in runs of pages that follow each other (`write_back`, `tiers._run`).
+ways go in runs of pages that follow each other (`write_back`, `read_back`, `tiers._run`).
 
 Since pages are copied out as soon as they are full, a preemption moves nothing, and what gave way is read back before
 its turn unless computing is faster (`swap_cost`): asynchronous swapping as in FastSwitch (arXiv:2411.18424). Pages of a
@@ -15,13 +15,12 @@ conversation stay in host memory and on disk between its turns, and the next tur
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,16 +28,14 @@ import torch
 from ..budget.ledger import Lease, Ledger
 from .manager import KVManager
 from .prefix import Entry, token_bytes
+from .read_back import Fetch, Page, Reader, Tier
 from .storage import PageStorage
 from .swap_cost import SwapCost
 from .table import expand_runs
 from .tiers._base import Name
-from .tiers._run import MOST_RECORDS
 from .tiers.disk import RUN_BYTES, DiskTier
 from .tiers.host import HostTier
 from .write_back import Block, Outbox
-
-Tier: TypeAlias = DiskTier | HostTier
 
 WRITE_BYTES = 16 << 20
 """Leased: what is copied out of the pool and not yet written, and a packed run on its way out and in."""
@@ -51,35 +48,6 @@ CLOSE_SECONDS = 10.0
 YEAR_SECONDS = 365 * 86400.0
 WAIT_SECONDS = 5.0
 """A disk that takes longer is not waited for."""
-
-
-@dataclass(slots=True)
-class Page:
-    """A page of tokens on its way from the disk. ``raw`` None: it was not there after all."""
-
-    name: Name
-    where: str
-    raw: bytes | None = None
-
-
-@dataclass(slots=True)
-class Fetch:
-    """Pages of a text that are being read; those ``before`` them (their tokens) are in memory."""
-
-    before: list[bytes]
-    pages: list[Page]
-    lease: Lease
-    ready: threading.Event = field(default_factory=threading.Event)
-    cancelled: bool = False
-
-    def found(self) -> list[Page]:
-        """Up to the first that was not there."""
-        pages = []
-        for page in self.pages:
-            if page.raw is None:
-                break
-            pages.append(page)
-        return pages
 
 
 @dataclass(slots=True)
@@ -117,11 +85,11 @@ class Persistence:
         self._waiting = 0
         self._lock = threading.Lock()
         self._to_write = Outbox()
-        self._to_read: queue.SimpleQueue[Fetch | None] = queue.SimpleQueue()
+        self._reader = Reader(tier, self._cost)
         self._fetches: dict[int, Fetch] = {}
         self._threads = [
             threading.Thread(target=work, name=f"pagoda-kv-{name}", daemon=True)
-            for name, work in (("writer", self._write_all), ("reader", self._read_all))
+            for name, work in (("writer", self._write_all), ("reader", self._reader.run))
         ]
         self._prefix.on_insert = self._note
         for thread in self._threads:
@@ -249,36 +217,7 @@ class Persistence:
             return
         found = self._fetches[seq_id] = Fetch(pieces[:start], pages, lease)
         self.stats.num_fetches += 1
-        self._to_read.put(found)
-
-    def _read_all(self) -> None:
-        while (fetch := self._to_read.get()) is not None:
-            at, corrupt = 0, self._num_corrupt
-            while at < len(fetch.pages) and not fetch.cancelled:
-                found = self._read_run(fetch.pages[at : at + MOST_RECORDS])
-                at += found
-                # Where one record is corrupt others may be: they are looked through, so that all are written anew.
-                if any(page.raw is None for page in fetch.pages[at - found : at]) and self._num_corrupt == corrupt:
-                    break
-            with self._lock:
-                fetch.ready.set()
-                if fetch.cancelled:
-                    fetch.lease.release()
-
-    def _read_run(self, pages: list[Page]) -> int:
-        """Reads as many of them as lie together; returns how many were looked at."""
-        started = time.perf_counter()
-        found = self.tier.read([page.name for page in pages])
-        for page, raw in zip(pages, found, strict=False):
-            page.raw = raw
-        if None not in found:
-            self._cost.note(pages[0].where, len(found), time.perf_counter() - started)
-        return len(found)
-
-    @property
-    def _num_corrupt(self) -> int:
-        behind = self.tier.behind if isinstance(self.tier, HostTier) else None
-        return self.tier.stats.num_corrupt + (0 if behind is None else behind.stats.num_corrupt)
+        self._reader.put(found)
 
     def is_fetching(self, seq_id: int) -> bool:
         """Whether pages for this sequence are being read, or are there and not installed."""
@@ -325,10 +264,7 @@ class Persistence:
         """The sequence ended before its pages came."""
         fetch = self._fetches.pop(seq_id, None)
         if fetch is not None:
-            with self._lock:
-                fetch.cancelled = True  # the reader may still be writing into it, and gives the lease back then
-                if fetch.ready.is_set():
-                    fetch.lease.release()
+            self._reader.cancel(fetch)
 
     def settle(self, seconds: float) -> bool:
         """Waits until all that is new is on disk; False if that takes longer."""
@@ -356,7 +292,7 @@ class Persistence:
         deadline = time.monotonic() + CLOSE_SECONDS
         self.settle(CLOSE_SECONDS)
         self._to_write.close()
-        self._to_read.put(None)
+        self._reader.close()
         for thread in self._threads:
             thread.join(max(0.1, deadline - time.monotonic()))
         for fetch in self._fetches.values():

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...core.errors import ConfigError
 from ._files import Files
 
 _OURS = re.compile(r"v\d+/[0-9a-f]{2}/\.?[0-9a-f]{64}\.kv(\.[0-9a-f]+\.tmp)?")
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass(slots=True)
@@ -23,6 +27,26 @@ class Stored:
     used_at: float
     is_readable: bool
     """Of this version."""
+
+
+def open_folder(root: Path, files: Files) -> None:
+    """Makes it where it is not there. Raises ConfigError where that, or writing, or a second name of a file fails."""
+    said = f"kv_dir {str(root.parent)!r}"
+    try:
+        is_new = not root.is_dir()
+        files.make_folder(root)
+        if not os.access(root, os.W_OK):
+            raise PermissionError(errno.EACCES, "no right to write")
+    except OSError as error:
+        raise ConfigError(
+            f"{said} cannot be used ({error.strerror or error}); give a folder that can be written"
+        ) from error
+    try:
+        if is_new:
+            files.check_links(root)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            raise ConfigError(f"{said} is on a file system without hard links; give a folder on another one") from error
 
 
 def stored_in(folder: Path, version: str, files: Files) -> list[Stored]:

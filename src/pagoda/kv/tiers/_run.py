@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import blake3
 
+from ._base import Name
 from ._files import HEAD_BYTES
 from ._record import DIGEST_BYTES, CorruptRecord
 
@@ -52,3 +53,16 @@ def read_places(data: bytes) -> list[Place]:
         places.append(Place(key, first, size))
         first += size
     return places
+
+
+def asked(places: list[Place], names: Sequence[Name]) -> list[Place]:
+    """Places of the first names, as many as lie one after the other. Raises CorruptRecord where the first does not."""
+    at = next((at for at, place in enumerate(places) if place.key == names[0].key), None)
+    if at is None:
+        raise CorruptRecord("it holds another text")
+    count = 1
+    for place, name in zip(places[at + 1 :], names[1:], strict=False):
+        if place.key != name.key:
+            break
+        count += 1
+    return places[at : at + count]

@@ -13,21 +13,18 @@ holds for it too.
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ...core.errors import ConfigError
 from ._base import Name, TierStats
 from ._files import Files
-from ._folder import Stored, Sweep, stored_in
+from ._folder import Stored, Sweep, open_folder, stored_in
 from ._form import ExactForm, Form
 from ._record import CorruptRecord, check, child_key, pack, root_key, unpack
-from ._run import MOST_RECORDS, Place, pack_run, read_places
+from ._run import MOST_RECORDS, Place, asked, pack_run, read_places
 
 _log = logging.getLogger(__name__)
 VERSION = "v2"
@@ -38,7 +35,6 @@ FILL_SHARE = 0.9
 REST_SECONDS = 30.0
 STALE_SECONDS = 600.0
 """After that a temporary file belongs to nobody."""
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class DiskTier:
@@ -59,27 +55,8 @@ class DiskTier:
         self.form: Form = ExactForm()
         self._lock, self._rests_until = threading.Lock(), 0.0
         self._root = self.folder / VERSION
-        try:
-            is_new = not self._root.is_dir()
-            self._files.make_folder(self._root)
-            if not os.access(self._root, os.W_OK):
-                raise PermissionError(errno.EACCES, "no right to write")
-        except OSError as error:
-            raise ConfigError(
-                f"kv_dir {str(folder)!r} cannot be used ({error.strerror or error}); give a folder that can be written"
-            ) from error
-        if is_new:
-            self._check_links(folder)
+        open_folder(self._root, self._files)
         self.used_bytes = sum(file.num_bytes for file in self._stored())
-
-    def _check_links(self, folder: Path | str) -> None:
-        try:
-            self._files.check_links(self._root)
-        except OSError as error:
-            if error.errno in _NO_LINKS:
-                raise ConfigError(
-                    f"kv_dir {str(folder)!r} is on a file system without hard links; give a folder on another one"
-                ) from error
 
     # Keys -----------------------------------------------------------------------------------------------------------
 
@@ -108,7 +85,7 @@ class DiskTier:
         path, places = self._path(names[0].key), list[Place]()
 
         def choose(head: bytes) -> tuple[int, int]:
-            places[:] = _asked(read_places(head), names)
+            places[:] = asked(read_places(head), names)
             return places[0].first, sum(place.size for place in places)
 
         try:
@@ -311,16 +288,3 @@ class DiskTier:
     def _note_error(self, what: str, path: Path, error: OSError) -> None:
         self.stats.num_errors += 1
         _log.warning("%s %s failed: %s; it is computed again instead", what, path, error.strerror or error)
-
-
-def _asked(places: list[Place], names: Sequence[Name]) -> list[Place]:
-    """Places of the first names, as many as lie one after the other. Raises CorruptRecord where the first does not."""
-    at = next((at for at, place in enumerate(places) if place.key == names[0].key), None)
-    if at is None:
-        raise CorruptRecord("it holds another text")
-    count = 1
-    for place, name in zip(places[at + 1 :], names[1:], strict=False):
-        if place.key != name.key:
-            break
-        count += 1
-    return places[at : at + count]
