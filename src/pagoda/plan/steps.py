@@ -14,10 +14,11 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from ..core.errors import ConfigError
+from ..models.shape import ModelShape
 from .machine import Curve, Machine, calibration_file
 from .roofline import Roofline
 from .subject import Subject
@@ -105,8 +106,15 @@ def step_model(
 def steps_file(subject: Subject, quantization: str, kv_dtype: str, machine: Machine) -> Path:
     """Where the step times of that model in those formats are kept, beside ``machine.json``. The shape is the model."""
     formats = [subject.dtype, repr(subject.quantization(quantization)), kv_dtype]
-    what = json.dumps([VERSION, asdict(subject.shape), formats, machine.cpu, machine.threads])
+    rest = json.dumps([formats, machine.cpu, machine.threads])
+    what = f"[{VERSION}, {_written(subject.shape)}, {rest[1:]}"
     return calibration_file().parent / f"steps-{hashlib.blake2b(what.encode(), digest_size=8).hexdigest()}.json"
+
+
+@lru_cache(4)
+def _written(shape: ModelShape) -> str:
+    """Of hundreds of layers it takes a hundredth of a second, and every format of a plan asks."""
+    return json.dumps(asdict(shape))
 
 
 def save_steps(steps: FittedSteps, file: Path) -> None:
