@@ -40,18 +40,20 @@ CONFIG = {
     "vocab_size": VOCAB, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
     "torch_dtype": "bfloat16", "eos_token_id": 0,
 }  # fmt: skip
+EXPERT_BYTES = 3 * 384 * 512 * 2
 
 
-def write(folder: Path, skew: float, topics: int) -> None:
+def write(folder: Path, skew: float, topics: int, layers: int = 8) -> None:
     """The model, with a tokenizer of bytes; expert e's row of every router is ``1 + skew / rank`` times as long."""
     from tokenizers import Tokenizer, models
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    config = CONFIG | {"num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(config))
     Tokenizer(models.BPE({f"t{i}": i for i in range(VOCAB)}, [])).save(str(folder / "tokenizer.json"))
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for name, shape in Model.from_config(CONFIG).expected_tensors().items():
+    for name, shape in Model.from_config(config).expected_tensors().items():
         tensor = torch.ones(shape) if "norm" in name else torch.randn(shape, generator=generator) * 0.05
         if name.endswith("mlp.gate.weight"):
             ranks = torch.randperm(shape[0], generator=generator) + 1
@@ -108,7 +110,7 @@ def read_everything(loaded: Loaded) -> float:
 
 
 def measure(folder: Path, share: float, texts: list[list[int]]) -> dict[str, Any]:
-    whole = 3 * 384 * 512 * 2 * 64 * 8
+    whole = EXPERT_BYTES * 64 * 8
     found = {"all in memory": open_model(folder, None, "lru")}
     found |= {policy: open_model(folder, int(whole * share), policy) for policy in POLICIES}
     seconds: dict[str, list[float]] = {name: [] for name in found}
