@@ -19,7 +19,7 @@ from ..kv.policies._inputs import Inputs
 from ..kv.policies._stack import LOOKS, PolicyStack
 from ..kv.policies.base import Need
 from ..kv.raw_tail import RawTail
-from .selection import Notes
+from .selection_notes import Notes
 
 MASS, POSITIONS, RECEIVED, WANTED = "mass", "positions", "received", "wanted"
 OF_WINDOW = (RECEIVED, WANTED)

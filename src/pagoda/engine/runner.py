@@ -19,7 +19,8 @@ from ..kv.stores import Store, Stores
 from ..kv.view import Residual, StepView, StepViews
 from ..kv.window_view import WindowView
 from ..schedule.item import Plan
-from .selection import PageChooser, PageNoter
+from .selection import PageChooser
+from .selection_notes import PageNoter
 from .sequence import Sequence
 
 if TYPE_CHECKING:

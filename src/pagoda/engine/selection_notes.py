@@ -1,0 +1,66 @@
+"""What page selections note of a sequence's full pages, and who notes it while a prompt is under way."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from ..kernels.ops.page_scores import by_channel
+from ..kv.policies._pages import PageSelection
+
+
+class Notes:
+    """What a selection noted of one sequence: sketches of full pages by layer, and its own memory."""
+
+    def __init__(self, num_layers: int, num_heads: int) -> None:
+        self.sketches: list[Tensor | None] = [None] * num_layers
+        self.sketched = np.zeros((num_layers, num_heads), np.int64)  # pages of each head that are in the sketches
+        self.memory: list[dict[str, Tensor]] = [{} for _ in range(num_layers)]
+        self.pages_read = self.pages_held = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        held = sum(sketch.nbytes for sketch in self.sketches if sketch is not None)
+        return held + sum(value.nbytes for memory in self.memory for value in memory.values())
+
+    def write(self, layer: int, heads: slice, first: int, made: Tensor, columns: bool = False) -> None:
+        """Sketches ``made`` [h, n, …] of the pages ``first`` … of these heads; ``columns`` lie channel by channel."""
+        held, end = self.sketches[layer], first + made.shape[1]
+        if held is None or held.shape[1] < end:
+            shape = (self.sketched.shape[1], end + end // 4 + 4, *made.shape[2:])
+            grown = by_channel(*shape, made.dtype).to(made.device) if columns else made.new_zeros(shape)
+            if held is not None:
+                grown[:, : held.shape[1]] = held
+            self.sketches[layer] = held = grown
+        held[heads, first:end] = made
+
+    def fork(self) -> Notes:
+        """An independent copy."""
+        twin = Notes(*self.sketched.shape)
+        twin.sketches = [None if s is None else s.clone() for s in self.sketches]
+        twin.sketched = self.sketched.copy()
+        twin.memory = [{name: value.clone() for name, value in m.items()} for m in self.memory]
+        return twin
+
+    def forget_pages(self) -> None:
+        """The pages' content moved (an eviction acted)."""
+        self.__init__(*self.sketched.shape)  # type: ignore[misc]
+
+
+class PageNoter:
+    """One sequence of a prompt under way, whose selection is ``remote``: sketches of pages as soon as they are full."""
+
+    def __init__(self, policy: PageSelection, notes: Notes) -> None:
+        assert policy.remote
+        self._policy, self._notes = policy, notes
+
+    def first(self, layer: int, heads: slice) -> int:
+        """As `kv.view.Noter`."""
+        return int(self._notes.sketched[layer, heads].min())
+
+    def note(self, layer: int, heads: slice, first: int, keys: Tensor) -> None:
+        """As `kv.view.Noter`."""
+        notes = self._notes
+        notes.write(layer, heads, first, self._policy.sketch(keys, notes.memory[layer]))
+        notes.sketched[layer, heads] = first + keys.shape[1]
