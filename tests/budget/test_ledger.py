@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pagoda.budget.ledger import REQUIRED, SPARE, Lease, Ledger, Need, format_bytes_up
+from pagoda.budget.ledger import DRIFT_BYTES, REQUIRED, SPARE, Lease, Ledger, Need, format_bytes_up
 from pagoda.core.errors import BudgetError, ConfigError
 from pagoda.core.units import GIB, MIB, parse_bytes
 
@@ -263,3 +263,20 @@ def test_requirements_and_smaller_budgets_ask_too() -> None:
     assert ledger.total_bytes == 30
     ledger.set_total(200)
     assert ledger.free_bytes == 200 - ledger.leased_bytes
+
+
+def test_a_gathering_ledger_notes_what_is_there_and_judges_the_sum() -> None:
+    ledger = Ledger(100 * MIB)
+    ledger.gather()
+    ledger.lease("runtime", 150 * MIB, "interpreter")
+    needs = [Need("weights", 50 * MIB, "weights"), Need("kv", 10 * MIB, "KV")]
+    with pytest.raises(BudgetError, match=rf"0 B of the 100 MiB .* can is {210 + (DRIFT_BYTES >> 20)}MiB"):
+        ledger.require(needs)
+    with pytest.raises(BudgetError, match="nearest budget that can is 151MiB"):
+        ledger.lease("kv", MIB, "more")
+    enough = Ledger(210 * MIB)
+    enough.gather()
+    enough.lease("runtime", 150 * MIB, "interpreter")
+    enough.require(needs)
+    with pytest.raises(BudgetError):
+        enough.lease("kv", 61 * MIB, "more")

@@ -11,6 +11,7 @@ from pagoda.core.errors import BudgetError
 from pagoda.core.units import GIB, MIB
 
 from .conftest import Build
+from .test_cgroup import v2
 
 
 def test_what_no_account_explains_is_a_line_of_its_own(machine: Build) -> None:
@@ -32,6 +33,23 @@ def test_what_no_account_explains_is_a_line_of_its_own(machine: Build) -> None:
     assert data["free_bytes"] == 2 * GIB - GIB - 250 * MIB
     runtime.release()
     assert reconcile(ledger, probe).unaccounted_bytes == 210 * MIB
+
+
+@pytest.mark.parametrize("peak", [{"memory_peak": str(GIB)}, {}])
+def test_the_tightest_cgroup_stands_beside_the_process(machine: Build, peak: dict[str, str]) -> None:
+    assert reconcile(Ledger(GIB), machine()).as_dict()["cgroup"] is None
+    app = {"memory_max": str(2 * GIB), "memory_current": str(700 * MIB), "memory_stat": f"active_file {100 * MIB}\n"}
+    limits = {"memory_max": str(8 * GIB), "memory_current": str(710 * MIB)}
+    probe = machine(v2("/slice/app", slice=limits, slice__app=app | peak))
+    group = json.loads(json.dumps(reconcile(Ledger(GIB), probe).as_dict()))["cgroup"]
+    assert group.pop("path").endswith("/slice/app")
+    assert group == {
+        "version": 2,
+        "limit_bytes": 2 * GIB,
+        "usage_bytes": 600 * MIB,
+        "current_bytes": 700 * MIB,
+        "peak_bytes": GIB if peak else None,
+    }
 
 
 def test_owners_that_claim_too_much_show_as_negative(machine: Build) -> None:

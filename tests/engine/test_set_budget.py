@@ -12,6 +12,7 @@ import pytest
 from pagoda import LLM, AsyncLLM, SamplingParams
 from pagoda.budget.ledger import REQUIRED
 from pagoda.core.errors import BudgetError, ConfigError
+from pagoda.engine.budgeting import set_budgets
 from pagoda.engine.build import Built
 from pagoda.engine.config import EngineConfig
 from pagoda.engine.intake import Intake
@@ -47,9 +48,7 @@ def test_a_shrinking_budget_preempts_and_changes_no_token(tiny: Path, oracle: Ca
     for step in range(400):
         if step == 4:
             set_to = budget_for(built, 17)
-            from pagoda.engine.budgeting import set_budget
-
-            assert set_budget(built, set_to) == set_to
+            assert set_budgets(built, set_to) == set_to
             assert built.ledger.leased_by("kv") <= 17 * built.sizes.fmt.block_bytes
             assert built.ledger.total_bytes == set_to
         outputs += [o for o in engine.step() if o.finished]
@@ -64,21 +63,19 @@ def test_a_shrinking_budget_preempts_and_changes_no_token(tiny: Path, oracle: Ca
 
 
 def test_a_growing_budget_lets_more_in(tiny: Path) -> None:
-    from pagoda.engine.budgeting import set_budget
-
     built = build_tiny(tiny)
     intake = Intake(built)
-    set_budget(built, budget_for(built, 16))
+    set_budgets(built, budget_for(built, 16))
     assert built.engine.max_model_len == 256
     for number, prompt in enumerate(prompts(8, 60)):
         built.engine.add(intake.request(str(number), prompt, GREEDY))
     built.engine.step()
     before = len(built.engine.scheduler.running)
-    set_budget(built, budget_for(built, 600))
+    set_budgets(built, budget_for(built, 600))
     built.engine.step()
     assert len(built.engine.scheduler.running) == 8 > before
     assert built.engine.max_model_len == 512
-    set_budget(built, "3500MiB")  # more than at the start: address space is there
+    set_budgets(built, "3500MiB")  # more than at the start: address space is there
     built.close()
 
 
@@ -137,3 +134,28 @@ def test_the_smaller_of_total_and_host_counts(tiny: Path) -> None:
             assert llm.stats()["memory"]["total_bytes"] == 2 << 30
     with pytest.raises(ConfigError, match="device_memory is '1GiB', but this engine runs on the CPU"):
         LLM(str(tiny), device="cpu", device_memory="1GiB")
+
+
+def test_budgets_of_one_place(tiny: Path, tmp_path: Path) -> None:
+    options = {"memory": "3GiB", "structured_output": False}
+    with LLM(str(tiny), kv_dir=str(tmp_path), disk="64MiB", **options) as llm:
+        assert llm.set_budget(host_memory="2GiB") == 2 << 30
+        assert llm.set_budget("2500MiB") == 2 << 30  # memory bounds every place, and so does each place itself
+        assert llm.set_budget("1GiB") == 1 << 30
+        assert llm.set_budget(host_memory=str(3 << 30)) == 1 << 30
+        llm.generate(prompts(6, 200), GREEDY)
+        persistence = llm._open().engine.persistence
+        assert persistence is not None
+        assert persistence.settle(20)
+        kept = llm.stats()["disk"]["used_bytes"]
+        assert llm.set_budget(disk=kept // 2) == 1 << 30
+        found = llm.stats()["disk"]
+        assert 0 < found["used_bytes"] <= found["budget_bytes"] == kept // 2
+        for wrong in ({"device_memory": "1GiB"}, {"disk": 0}, {"disk": "1000TiB"}, {"disk": 0.5}, {}):
+            with pytest.raises(ConfigError):
+                llm.set_budget(**wrong)
+        with pytest.raises(ConfigError, match="host_memory 'lots' is not a budget"):
+            llm.set_budget(host_memory="lots", disk=kept)
+        assert llm.stats()["disk"]["budget_bytes"] == kept // 2
+    with LLM(str(tiny), **options) as llm, pytest.raises(ConfigError, match="no kv_dir says where"):
+        llm.set_budget(disk="1GiB")

@@ -70,7 +70,7 @@ def test_every_size_keeps_its_promise(folder: Path) -> None:
 
 def test_a_live_engine_moves_between_two_sizes(folder: Path) -> None:
     params = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
-    with LLM(str(folder), memory="1GiB", enable_prefix_caching=False) as llm:
+    with LLM(str(folder), memory="1GiB") as llm:
         wanted = llm.generate([5, 6, 7], params)[0].token_ids
         whole = llm.stats()["memory"]["accounts"]["weights"]["leased_bytes"]
         least = llm._open().loaded.stacks.least_bytes
@@ -88,8 +88,6 @@ def test_a_live_engine_moves_between_two_sizes(folder: Path) -> None:
 
 
 def test_refusals_change_nothing(folder: Path, tmp_path: Path) -> None:
-    with LLM(str(folder), memory="1GiB") as llm, pytest.raises(ConfigError, match="enable_prefix_caching=False"):
-        llm.resize_weights("1MiB")
     plain = load_model(folder.parent / "m")
     assert plain.stacks is not None
     with pytest.raises(ConfigError, match="pagoda quantize --format bitstack"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import threading
 import time
@@ -239,11 +240,28 @@ def test_budget_and_sleep_are_of_all(several: Serve, texts: dict[str, str]) -> N
     assert server.post("/admin/budget", {"memory": smaller}).json()["total_bytes"] == smaller
     assert places(server) == {"one": "unloaded", "two": "loaded", "three": "loaded"}
     assert server.post("/admin/budget", {"memory": "1MiB"}).status_code == 409
+    assert server.post("/admin/budget", {"disk": "1GiB"}).status_code == 400
     assert text_of(server, "one") == texts["one"]
     assert server.post("/admin/sleep").json()["asleep"]
     assert set(places(server).values()) == {"unloaded"}
     server.post("/admin/wake")
     assert places(server) == {"one": "loaded", "two": "unloaded", "three": "unloaded"}
+
+
+def test_a_budget_in_which_a_model_could_not_run_is_refused(several: Serve, texts: dict[str, str]) -> None:
+    server = several(room=3.5)
+    for name in NAMES:
+        text_of(server, name)
+    ledger = server.service.llm._built.ledger
+    before, fixed = ledger.total_bytes, ledger.leased_by("runtime") + ledger.leased_by("tokenizer")
+    refused = server.post("/admin/budget", {"memory": fixed + server.service.llm.required_bytes // 3})
+    assert (refused.status_code, ledger.total_bytes) == (409, before)
+    assert set(places(server).values()) == {"loaded"}  # nobody left for it
+    nearest = re.search(r"the nearest that can is (\d+MiB)", refused.json()["error"]["message"])
+    assert nearest is not None
+    assert server.post("/admin/budget", {"host_memory": nearest[1]}).status_code == 200
+    for name in NAMES:
+        assert text_of(server, name) == texts[name]
 
 
 def test_idle_ones_leave_after_a_while(several: Serve) -> None:

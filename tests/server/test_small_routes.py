@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pagoda.budget import MachineProbe
+
 from .conftest import Running
 
 
@@ -84,3 +86,26 @@ def test_the_budget_changes_while_the_server_runs(server: Running) -> None:
     assert "the nearest budget that can is" in refused.json()["error"]["message"]
     assert server.post("/admin/budget", {"memory": "lots"}).status_code == 400
     assert server.post("/admin/budget", {"memory": before}).json()["total_bytes"] == before
+
+
+def test_budgets_over_http_say_what_python_does(server: Running) -> None:
+    before = server.stats()["memory"]["total_bytes"]
+    machine = MachineProbe().limit()[0]
+    for half in (0.5, "0.5", "50%"):
+        assert server.post("/admin/budget", {"memory": half}).json()["total_bytes"] == machine // 2
+    assert server.post("/admin/budget", {"host_memory": "2GiB"}).json()["total_bytes"] == 2 << 30
+    for body, says in (
+        ({"memory": True}, "memory: give bytes (2147483648, '2GiB'), or a share of the machine (0.5, '50%')"),
+        ({"memory": [1]}, "memory: give bytes (2147483648, '2GiB'), or a share of the machine (0.5, '50%')"),
+        ({"memory": 1.5}, "memory 1.5 is not a share between 0 and 1"),
+        ({"disk": "1GiB"}, "no kv_dir says where"),
+        ({"device_memory": "1GiB"}, "this engine runs on the CPU"),
+        ({}, "no budget is named"),
+    ):
+        answer = server.post("/admin/budget", body)
+        assert answer.status_code == 400
+        assert says in answer.json()["error"]["message"]
+    assert server.post("/admin/budget", {"memory": before, "host_memory": before}).json() == {
+        "total_bytes": before, "disk_bytes": None,
+        **{name: server.stats()["memory"][name] for name in ("leased_bytes", "free_bytes")},
+    }  # fmt: skip

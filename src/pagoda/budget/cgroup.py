@@ -29,6 +29,10 @@ class CgroupMemory:
     limit_bytes: int
     usage_bytes: int
     """What the group holds and could not drop: page cache on the kernel's reclaim lists is left out."""
+    current_bytes: int = 0
+    """The same with that page cache: what the kernel compares with the limit."""
+    peak_bytes: int | None = None
+    """The most that ``current_bytes`` has been; None where the kernel keeps no record (version 2 before Linux 5.19)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,8 @@ def _read_v2(level: Path) -> CgroupMemory | None:
     if not limits:
         return None
     cache = _stat(level, "inactive_file", "active_file")
-    return CgroupMemory(2, str(level), min(limits), max(0, int(usage or 0) - cache))
+    current, peak = int(usage or 0), read_text(level / "memory.peak")
+    return CgroupMemory(2, str(level), min(limits), max(0, current - cache), current, _number(peak))
 
 
 def _read_v1(level: Path) -> CgroupMemory | None:
@@ -139,7 +144,12 @@ def _read_v1(level: Path) -> CgroupMemory | None:
     if not limit.isdigit() or int(limit) >= _NO_LIMIT:
         return None
     cache = _stat(level, "total_inactive_file", "total_active_file")
-    return CgroupMemory(1, str(level), int(limit), max(0, int(usage or 0) - cache))
+    current, peak = int(usage or 0), read_text(level / "memory.max_usage_in_bytes")
+    return CgroupMemory(1, str(level), int(limit), max(0, current - cache), current, _number(peak))
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
 
 
 def _stat(level: Path, *names: str) -> int:

@@ -34,26 +34,31 @@ class Budget:
     reason: str
 
 
-def default_budget(memory: str | int | float | None, probe: MachineProbe | None = None) -> Budget:
-    """The budget that ``memory=`` asks for. The table above says how.
+def default_budget(
+    memory: str | int | float | None, probe: MachineProbe | None = None, *, what: str = "memory"
+) -> Budget:
+    """The budget that ``memory=`` (or the option ``what``) asks for. The table above says how.
 
     Raises ConfigError for text or numbers that are neither, BudgetError for more than the machine can ever give.
     """
     probe = probe or MachineProbe()
     if memory is None:
         return _what_is_left(probe)
-    share = _share(memory)
+    share = _share(memory, what)
     if share is None:
-        return _absolute(memory, probe)
+        return _absolute(memory, probe, what)
     limit, source = probe.limit()
     return Budget(int(limit * share), f"{float(share):.0%} of {format_bytes(limit)}, {source}")
 
 
-def smaller_budget(total: str | int | float | None, part: str | int | float | None, probe: MachineProbe) -> Budget:
-    """The budget of one place, bounded by what was said about all places together."""
-    if part is None or total is None:
-        return default_budget(total if part is None else part, probe)
-    return min(default_budget(total, probe), default_budget(part, probe), key=lambda budget: budget.total_bytes)
+def smaller_budget(
+    total: str | int | float | None, part: str | int | float | None, probe: MachineProbe, *, what: str = "host_memory"
+) -> Budget:
+    """The budget of one place (the option ``what``), bounded by what was said about all places together."""
+    if part is None:
+        return default_budget(total, probe)
+    of_part = default_budget(part, probe, what=what)
+    return of_part if total is None else min(default_budget(total, probe), of_part, key=lambda one: one.total_bytes)
 
 
 def _what_is_left(probe: MachineProbe) -> Budget:
@@ -67,23 +72,23 @@ def _what_is_left(probe: MachineProbe) -> Budget:
     return Budget(room - margin, f"{source} {format_bytes(room)} minus a margin of {format_bytes(margin)}")
 
 
-def _absolute(memory: str | int | float, probe: MachineProbe) -> Budget:
+def _absolute(memory: str | int | float, probe: MachineProbe, what: str) -> Budget:
     try:
-        num_bytes = parse_bytes(memory, what="memory")  # type: ignore[arg-type]  # floats are refused there
+        num_bytes = parse_bytes(memory, what=what)  # type: ignore[arg-type]  # floats are refused there
     except ConfigError:
-        raise ConfigError(f"memory {memory!r} is not a budget; accepted: {_ACCEPTED}") from None
+        raise ConfigError(f"{what} {memory!r} is not a budget; accepted: {_ACCEPTED}") from None
     limit, source = probe.limit()
     if num_bytes == 0:
-        raise ConfigError(f"memory {memory!r} is no memory at all; accepted: {_ACCEPTED}")
+        raise ConfigError(f"{what} {memory!r} is no memory at all; accepted: {_ACCEPTED}")
     if num_bytes > limit:
         raise BudgetError(
-            f"memory {memory!r} is {format_bytes(num_bytes)}, but {source} has {format_bytes(limit)}; "
+            f"{what} {memory!r} is {format_bytes(num_bytes)}, but {source} has {format_bytes(limit)}; "
             f"ask for at most {limit >> 20}MiB"
         )
     return Budget(num_bytes, f"stated: {memory}")
 
 
-def _share(memory: str | int | float) -> Fraction | None:
+def _share(memory: str | int | float, what: str) -> Fraction | None:
     """The share of the machine that ``memory`` means; None where it is a size. An int is bytes, ``1`` included."""
     if isinstance(memory, int):
         return None
@@ -94,4 +99,4 @@ def _share(memory: str | int | float) -> Fraction | None:
         return None
     if share is None or 0 < share <= 1:
         return share
-    raise ConfigError(f"memory {memory!r} is not a share between 0 and 1; accepted: {_ACCEPTED}")
+    raise ConfigError(f"{what} {memory!r} is not a share between 0 and 1; accepted: {_ACCEPTED}")

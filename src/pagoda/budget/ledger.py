@@ -34,6 +34,10 @@ ACCOUNTS = (
     "server",
 )
 
+DRIFT_BYTES = 8 << 20
+"""By how much a process may be larger than the one that was refused before it: pages of libraries that happen to be in
+memory. Four starts of `pagoda run` differed by 1 MiB.
+"""
 SPARE, REQUIRED = 0, 1
 """Priorities: what is kept because there is room for it, and what its owner cannot work without."""
 
@@ -143,6 +147,7 @@ class Ledger:
             raise ConfigError(f"a memory budget is a positive whole number of bytes, got {total_bytes!r}")
         self.total_bytes, self.reason = total_bytes, reason
         self.reclaimed_bytes = 0  # given up for others, since the start
+        self._gathers = False
         self._lock, self._reclaiming = threading.Lock(), threading.Lock()
         self._leases: list[Lease] = []
         self._leased: dict[str, int] = {}
@@ -203,12 +208,19 @@ class Ledger:
         except BudgetError:
             return None
 
-    def require(self, needs: Iterable[Need]) -> None:
-        """Raises BudgetError unless all ``needs`` fit together; nothing is leased.
-
-        Asked before anything is loaded, so that the refusal names the whole sum and not the first thing that failed.
+    def gather(self) -> None:
+        """Until ``require`` is asked, leases are noted though they exceed the total: those of what is there already,
+        or has to be read before the sum of all needs can be told, all of it small.
         """
-        wanted = list(needs)
+        self._gathers = True
+
+    def require(self, needs: Iterable[Need]) -> None:
+        """Raises BudgetError unless all ``needs`` fit together, beside what is leased; nothing more is leased.
+
+        Asked before anything is loaded, so that the refusal names the whole sum and not the first thing that failed:
+        the budget that it names is enough when it is said to another process.
+        """
+        wanted, gathered, self._gathers = list(needs), self._gathers, False
         total = sum(need.num_bytes for need in wanted)
         if total > self.free_bytes and self._reclaiming.acquire(blocking=False):
             try:
@@ -217,7 +229,8 @@ class Ledger:
                 self._reclaiming.release()
         if total > self.free_bytes:
             parts = ", ".join(f"{need.what} {format_bytes(need.num_bytes)}" for need in wanted)
-            raise BudgetError(self._refusal(total, f"this needs {format_bytes(total)} ({parts})"))
+            margin = DRIFT_BYTES if gathered else 0
+            raise BudgetError(self._refusal(total, f"this needs {format_bytes(total)} ({parts})", margin))
 
     def report(self) -> LedgerReport:
         """Every account with any history. Owners' counters are called outside the lock: they may lease, or block."""
@@ -257,7 +270,7 @@ class Ledger:
         while another is under way (perhaps waiting for this very thread) takes its chance with what is free.
         """
         missing = num_bytes - lease.num_bytes - self.free_bytes
-        if missing <= 0 or not lease.asks or not self._reclaiming.acquire(blocking=False):
+        if missing <= 0 or not lease.asks or self._gathers or not self._reclaiming.acquire(blocking=False):
             return
         try:
             self._reclaim(missing, lease.priority, lease)
@@ -292,7 +305,7 @@ class Ledger:
         assert isinstance(num_bytes, int), f"bytes are ints: {num_bytes!r} for {lease.account}"
         assert num_bytes >= 0, f"negative lease: {num_bytes} for {lease.account}"
         more = num_bytes - lease._num_bytes
-        if more > 0 and self._leased_total + more > self.total_bytes:
+        if more > 0 and self._leased_total + more > self.total_bytes and not self._gathers:
             raise BudgetError(self._refusal(more, f"{lease.what} ({lease.account}) needs {format_bytes(more)} more"))
         lease._num_bytes = num_bytes
         self._leased_total += more
@@ -300,12 +313,13 @@ class Ledger:
         self._peak[lease.account] = max(self._peak.get(lease.account, 0), self._leased[lease.account])
         self._peak_total = max(self._peak_total, self._leased_total)
 
-    def _refusal(self, more: int, need: str) -> str:
+    def _refusal(self, more: int, need: str, margin: int = 0) -> str:
         reason = f" ({self.reason})" if self.reason else ""
         held = ", ".join(f"{name} {format_bytes(num)}" for name, num in self._leased.items() if num) or "nothing"
-        nearest = self._leased_total + more
+        nearest = self._leased_total + more + margin
+        free = format_bytes(max(0, self.free_bytes))
         return (
-            f"{need}, but {format_bytes(self.free_bytes)} of the {format_bytes(self.total_bytes)} budget{reason} "
+            f"{need}, but {free} of the {format_bytes(self.total_bytes)} budget{reason} "
             f"are free (held: {held}); the nearest budget that can is {format_bytes_up(nearest)}"
         )
 

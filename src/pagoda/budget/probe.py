@@ -55,6 +55,10 @@ class MachineProbe:
         """Groups with a memory limit that this process is in, innermost first."""
         return limited_groups(self._root)
 
+    def tightest_cgroup(self) -> CgroupMemory | None:
+        """The group that leaves this process the least; None where no group has a limit."""
+        return min(self.cgroups(), key=lambda group: group.limit_bytes - group.usage_bytes, default=None)
+
     def limit(self) -> tuple[int, str]:
         """The most that any process here could ever hold, and what says so: machine, or the smallest cgroup limit."""
         limits = [(group.limit_bytes, f"cgroup v{group.version} {group.path}") for group in self.cgroups()]

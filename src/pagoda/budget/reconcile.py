@@ -7,10 +7,11 @@ after the runtime was measured. It is a line of its own, so that nobody has to g
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..core.units import MIB
+from .cgroup import CgroupMemory
 from .heap import trim_heap
 from .ledger import Lease, Ledger, LedgerReport
 from .probe import MachineProbe
@@ -18,11 +19,14 @@ from .probe import MachineProbe
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """A ledger report beside the kernel's figures of the same moment. Bytes."""
+    """A ledger report beside the kernel's figures of the same moment. Bytes. ``cgroup``: the tightest group above the
+    process, which counts what all in it hold; None where no group has a limit.
+    """
 
     ledger: LedgerReport
     rss_bytes: int
     peak_rss_bytes: int
+    cgroup: CgroupMemory | None = None
 
     @property
     def unaccounted_bytes(self) -> int:
@@ -35,7 +39,9 @@ class Reconciliation:
         return abs(self.unaccounted_bytes) / max(1, self.rss_bytes)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for ``stats()``, ``--json`` and metrics; every figure an int of bytes, but the share."""
+        """Plain data for ``stats()``, ``--json`` and metrics; every figure an int of bytes, but the share and what
+        the cgroup is called.
+        """
         report = self.ledger
         return {
             "total_bytes": report.total_bytes,
@@ -47,6 +53,7 @@ class Reconciliation:
             "peak_rss_bytes": self.peak_rss_bytes,
             "unaccounted_bytes": self.unaccounted_bytes,
             "unaccounted_share": round(self.unaccounted_share, 4),
+            "cgroup": None if self.cgroup is None else asdict(self.cgroup),
             "accounts": {
                 line.account: {
                     "leased_bytes": line.leased_bytes,
@@ -63,7 +70,7 @@ def reconcile(ledger: Ledger, probe: MachineProbe | None = None) -> Reconciliati
     """Reads ledger and kernel one after the other; a step running meanwhile moves the difference."""
     probe = probe or MachineProbe()
     report = ledger.report()
-    return Reconciliation(report, probe.rss(), probe.peak_rss())
+    return Reconciliation(report, probe.rss(), probe.peak_rss(), probe.tightest_cgroup())
 
 
 # Code of libraries that is first touched when the first steps run: 20 MiB measured with torch 2.13 on x86-64, from the

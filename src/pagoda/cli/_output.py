@@ -65,6 +65,10 @@ def print_ledger(memory: dict[str, Any], file: TextIO | None = None) -> None:
     unaccounted = f"{format_bytes(memory['unaccounted_bytes'])} ({memory['unaccounted_share']:.1%})"
     rows.append(["unaccounted", "", unaccounted, ""])
     rows.append(["process (RSS)", "", format_bytes(memory["rss_bytes"]), format_bytes(memory["peak_rss_bytes"])])
+    if (group := memory["cgroup"]) is not None:
+        peak = "" if group["peak_bytes"] is None else format_bytes(group["peak_bytes"])
+        limit = f"{format_bytes(group['limit_bytes'])} (limit)"
+        rows.append(["cgroup", limit, format_bytes(group["current_bytes"]), peak])
     rows.append(["free", format_bytes(memory["free_bytes"]), "", ""])
     rows.append(["budget", format_bytes(memory["total_bytes"]), "", format_bytes(memory["peak_leased_bytes"])])
     print_table("Memory ledger", ["account", ">leased", ">resident", ">peak"], rows, file)

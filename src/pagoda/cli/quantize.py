@@ -101,6 +101,7 @@ def _load(model: str, memory: str | None) -> Any:
     probe = MachineProbe()
     budget = default_budget(memory, probe)
     ledger = Ledger(budget.total_bytes, reason=budget.reason)
+    ledger.gather()
     lease_runtime(ledger, probe)
     return load_model(model, quantization="none", ledger=ledger)
 

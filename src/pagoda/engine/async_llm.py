@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import AsleepError, EngineClosedError, PagodaError, RequestError
 from ..sampling.params import SamplingParams
-from .budgeting import refit, resize_weights, set_budget
+from .budgeting import Amount, keep_size, refit, resize_weights, set_budgets
 from .build import build, rebuild
 from .config import EngineConfig
 from .intake import Intake
@@ -236,11 +236,12 @@ class AsyncLLM:
             return
         started = time.perf_counter()
         try:
-            self._built = rebuild(self._built)
+            asleep, self._built = self._built, rebuild(self._built)
         except PagodaError as error:
             raise AsleepError(f"the engine sleeps and cannot wake: {error}") from error
         self._intake = Intake(self._built)
         self._sleeps = False
+        keep_size(asleep, self._built)
         self.events.publish(Woke(time.perf_counter() - started))
 
     def _awake(self, function: Callable[[], Any]) -> Any:
@@ -267,9 +268,23 @@ class AsyncLLM:
         """Between two steps: KV may take what the shared budget has for this engine now that it was changed."""
         await self._thread.call(lambda: None if self._sleeps else refit(self._built))
 
-    async def set_budget(self, memory: str | int | float) -> int:
-        """As ``LLM.set_budget``, between two steps."""
-        return await self._thread.call(partial(self._awake, lambda: set_budget(self._built, memory)))
+    async def set_budget(
+        self,
+        memory: Amount | None = None,
+        *,
+        host_memory: Amount | None = None,
+        device_memory: Amount | None = None,
+        disk: str | int | None = None,
+    ) -> int:
+        """As ``LLM.set_budget``, between two steps. Wakes for memory, and not for a disk."""
+
+        def work() -> int:
+            places = {"host_memory": host_memory, "device_memory": device_memory}
+            if memory is not None or any(value is not None for value in places.values()):
+                self._wake()
+            return set_budgets(self._built, memory, disk=disk, **places)
+
+        return await self._thread.call(work)  # type: ignore[no-any-return]
 
     async def resize_weights(self, num_bytes: str | int) -> int:
         """As ``LLM.resize_weights``, between two steps."""

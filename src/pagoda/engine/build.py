@@ -245,6 +245,7 @@ def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: fl
             ledger,
             lambda: ground.room(config.model, ground.new_tokenizer_bytes(config.model)),
             partial(far_bytes, config),
+            is_shared=ground.is_shared,
         ),
         progress=config.progress,
     )
@@ -288,7 +289,7 @@ def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: fl
     clock = clock or SystemClock()
 
     def make_prefix(pool: PagePool) -> PrefixCache | None:
-        return PrefixCache(pool, fingerprint=loaded.fingerprint, clock=clock.now) if caching else None
+        return PrefixCache(pool, fingerprint=loaded.kv_fingerprint, clock=clock.now) if caching else None
 
     caching = config.enable_prefix_caching
     stores = Stores(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..budget import Ledger, MachineProbe, heap_bytes, lease_runtime
-from ..budget.default import smaller_budget
+from ..budget.default import Budget, smaller_budget
 from ..budget.ledger import Lease
 from ..core.errors import BudgetError, ConfigError
 from ..core.units import format_bytes
@@ -46,6 +46,8 @@ class Ground:
         probe = DeviceProbe(device) if on_cuda else MachineProbe()
         torch.set_num_threads(config.num_threads or probe.cpus())
         ledger = _cuda_ledger(config, probe) if isinstance(probe, DeviceProbe) else _host_ledger(config, probe)
+        if not on_cuda and not is_shared:
+            ledger.gather()  # until the weights' needs are known: see ``models.placement.Filling``
         runtime = None if on_cuda else lease_runtime(ledger, probe)
         if on_cuda and is_shared:
             raise ConfigError("several models share a budget on the CPU only; start a server for each on this device")
@@ -82,22 +84,29 @@ class Ground:
 
 
 def _host_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:
+    budget = stated_budget(config, probe)
+    return Ledger(budget.total_bytes, reason=budget.reason)
+
+
+def stated_budget(config: EngineConfig, probe: MachineProbe) -> Budget:
+    """What the configuration says about the place where the engine runs. Raises ConfigError or BudgetError."""
+    if isinstance(probe, DeviceProbe):
+        if config.host_memory is not None:
+            raise ConfigError(
+                f"host_memory is {config.host_memory!r}, but this engine keeps everything on its device, and bounds "
+                "that alone; say memory or device_memory"
+            )
+        return smaller_budget(config.memory, config.device_memory, probe, what="device_memory")
     if config.device_memory is not None:
         raise ConfigError(
             f"device_memory is {config.device_memory!r}, but this engine runs on the CPU; say memory or host_memory"
         )
-    budget = smaller_budget(config.memory, config.host_memory, probe)
-    return Ledger(budget.total_bytes, reason=budget.reason)
+    return smaller_budget(config.memory, config.host_memory, probe)
 
 
 def _cuda_ledger(config: EngineConfig, probe: DeviceProbe) -> Ledger:
     """Weights, pages and steps live on the device, so the budget is the device's: what is free there, less a margin."""
-    if config.host_memory is not None:
-        raise ConfigError(
-            f"host_memory is {config.host_memory!r}, but this engine keeps everything on its device, and bounds that "
-            "alone; say memory or device_memory"
-        )
-    budget, free = smaller_budget(config.memory, config.device_memory, probe), probe.free()
+    budget, free = stated_budget(config, probe), probe.free()
     if budget.total_bytes > free:
         raise BudgetError(
             f"memory ({budget.reason}) is {format_bytes(budget.total_bytes)}, but the device has {format_bytes(free)} "

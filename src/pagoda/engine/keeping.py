@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 
 from ..budget.ledger import Lease, Ledger
 from ..core.errors import ConfigError
@@ -36,15 +36,42 @@ def open_tier(config: EngineConfig) -> Tier | None:
 
 def _open_disk(config: EngineConfig) -> DiskTier:
     assert config.kv_dir is not None
-    asked = None if config.disk is None else parse_bytes(config.disk, what="disk")
-    tier = DiskTier(config.kv_dir, asked or DEFAULT_DISK_BYTES, ttl=config.kv_ttl)
-    room = shutil.disk_usage(tier.folder).free + tier.used_bytes
-    if asked is not None and asked > room:
-        raise ConfigError(
-            f"disk is {config.disk!r}, but {Path(config.kv_dir)} has room for {format_bytes(room)}; ask for less"
-        )
-    tier.budget_bytes = min(tier.budget_bytes, max(1, room // 2 if asked is None else asked))
+    tier = DiskTier(config.kv_dir, DEFAULT_DISK_BYTES, ttl=config.kv_ttl)
+    if config.disk is None:
+        tier.budget_bytes = min(DEFAULT_DISK_BYTES, max(1, _room(tier) // 2))
+    else:
+        tier.budget_bytes = _bytes_there(tier, config.disk)
     return tier
+
+
+def _room(tier: DiskTier) -> int:
+    return shutil.disk_usage(tier.folder).free + tier.used_bytes
+
+
+def _bytes_there(tier: DiskTier, disk: str | int) -> int:
+    asked, room = parse_bytes(disk, what="disk"), _room(tier)
+    if asked > room:
+        raise ConfigError(f"disk is {disk!r}, but {tier.folder} has room for {format_bytes(room)}; ask for less")
+    return asked
+
+
+def resized_disk(tier: Tier | None, disk: str | int) -> Callable[[], None]:
+    """Gives the disk another budget when it is called; what is there beyond that leaves at once, the least recently
+    used first. Raises ConfigError where there is no disk, or not so much of it.
+    """
+    found = tier.behind if isinstance(tier, HostTier) else tier
+    if not isinstance(found, DiskTier):
+        raise ConfigError(f"disk is {disk!r}, but no kv_dir says where; start with a folder")
+    behind, num_bytes = found, _bytes_there(found, disk)
+    if num_bytes == 0:
+        raise ConfigError(f"disk is {disk!r}; give a size in bytes above 0, for example '10GiB'")
+
+    def resize() -> None:
+        behind.budget_bytes = num_bytes
+        if behind.used_bytes > num_bytes:
+            behind.collect()
+
+    return resize
 
 
 def open_persistence(tier: Tier, store: Store, ledger: Ledger, lease: Lease, config: EngineConfig) -> Persistence:

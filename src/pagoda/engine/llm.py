@@ -11,7 +11,7 @@ from typing import Any
 from ..budget import trim_heap
 from ..core.errors import ConfigError, EngineClosedError, RequestError
 from ..sampling.params import SamplingParams
-from .budgeting import resize_weights, set_budget
+from .budgeting import Amount, resize_weights, set_budgets
 from .build import COLLECTED_BYTES, Built, build
 from .config import EngineConfig
 from .intake import Intake
@@ -114,17 +114,26 @@ class LLM:
         """Ledger accounts, pages, prefix cache, queue and step times, as plain data (bytes are ints)."""
         return self._open().stats()
 
-    def set_budget(self, memory: str | int | float) -> int:
-        """Another budget from the next step on; returns it in bytes. When it shrinks, unused prefixes go first, then
+    def set_budget(
+        self,
+        memory: Amount | None = None,
+        *,
+        host_memory: Amount | None = None,
+        device_memory: Amount | None = None,
+        disk: str | int | None = None,
+    ) -> int:
+        """Other budgets from the next step on, as the options of the same names say them; what is not said stays.
+        Returns that of the place where the engine runs, in bytes. When it shrinks, unused prefixes go first, then
         the last in rank of the running sequences wait and are computed again, to the same tokens.
 
         Raises BudgetError with the nearest budget that can, or ConfigError, and nothing has changed.
         """
         with self._lock:
-            return set_budget(self._open(), memory)
+            return set_budgets(self._open(), memory, host_memory=host_memory, device_memory=device_memory, disk=disk)
 
     def resize_weights(self, num_bytes: str | int) -> int:
-        """Weights in bitstack take another size from the next step on, as many blocks as fit; returns their bytes.
+        """Weights in bitstack take so much at most, as many blocks as fit; ``"auto"``: as many as the budget has room
+        for. From the next step on; returns their bytes.
 
         Raises ConfigError, BudgetError or WeightsError, and nothing has changed.
         """

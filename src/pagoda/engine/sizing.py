@@ -14,6 +14,7 @@ from ..core.types import KVFormat
 from ..core.units import format_bytes, parse_bytes
 from ..kv.codecs.base import with_dtype
 from ..kv.device_region import EDGE_BYTES
+from ..kv.persist import WRITE_BYTES
 from ..models.placement import Room, RoomFor
 from ..models.shape import ModelShape
 from ..plan.accounts import STAGING_BYTES, StepLimits, step_bytes
@@ -86,6 +87,13 @@ def fit(
     return Sizes(max_model_len, max_blocks, fmt, activations, longest, least_bytes, stated, far_tokens)
 
 
+def kv_beside(left: int, least: int, most: int) -> int:
+    """KV that weights which need not all be in memory leave room for, of ``left`` bytes for both: an eighth, or
+    ``most`` (the longest sequence's) if that is less.
+    """
+    return max(least, min(most, left // 8))
+
+
 def sure_kv_bytes(config: EngineConfig, shape: ModelShape, dtype: str, left: int) -> int:
     """KV that an engine leases at once where it shares its ledger, and could have ``left`` bytes of it for KV."""
     fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
@@ -102,11 +110,19 @@ def reserved_bytes(config: EngineConfig, ledger: Ledger) -> int:
     return max(0, config.reserve_bytes - ledger.leased_by("server"))
 
 
+def kept_bytes(config: EngineConfig) -> int:
+    """What keeping prefixes takes of this machine's memory."""
+    if config.kv_dir is None and config.kv_host is None:
+        return 0
+    return WRITE_BYTES + (0 if config.kv_host is None else parse_bytes(config.kv_host, what="kv_host"))
+
+
 def weight_room(
-    config: EngineConfig, ledger: Ledger, free_bytes: Callable[[], int], far_bytes: Callable[[ModelShape, str], int]
-) -> RoomFor:
-    """What weights may take of what the host's ledger has for this engine, so that a step and KV fit beside them, and
-    ``far_bytes`` of a lower tier and the window on it.
+    config: EngineConfig, ledger: Ledger, free_bytes: Callable[[], int], far_bytes: Callable[[ModelShape, str], int],
+    *, is_shared: bool = False,
+) -> RoomFor:  # fmt: skip
+    """What weights may take of what the host's ledger has for this engine, so that a step and KV fit beside them, what
+    is kept of prefixes, and ``far_bytes`` of a lower tier and the window on it.
 
     Streamed weights leave an eighth of it, or the KV of one sequence as long as can be, to KV: with less, few
     sequences would share the pass over the weights that every step pays for.
@@ -115,12 +131,20 @@ def weight_room(
     def room(shape: ModelShape, dtype: str, quantization: Quantization) -> Room:
         fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
         longest = longest_of(config, shape)
+        tokens = _least(config, longest, fmt)
+        least, most = (fmt.blocks_for(n) * fmt.block_bytes for n in (tokens, longest))
         grammars = grammar_bytes(shape.vocab_size) if config.structured_output else 0
-        beside = STAGING_BYTES + reserved_bytes(config, ledger) + grammars + far_bytes(shape, dtype)
-        beside += _activations(config, shape, dtype, quantization)
-        left = free_bytes() - beside
-        least, most = (fmt.blocks_for(n) * fmt.block_bytes for n in (_least(config, longest, fmt), longest))
-        return Room(left - least, left - max(least, min(most, left // 8)))
+        needs = [
+            Need("activations", _activations(config, shape, dtype, quantization), "activations"),
+            Need("staging", STAGING_BYTES, "staging"),
+            Need("grammars", grammars, "structured output"),
+            Need("server", reserved_bytes(config, ledger), "what the caller holds"),
+            Need("cache", kept_bytes(config), "kept prefixes"),
+            Need("cache", far_bytes(shape, dtype), "offloaded KV"),
+        ]
+        left = free_bytes() - sum(need.num_bytes for need in needs)
+        beside = [*(need for need in needs if need.num_bytes), Need("kv", least, f"KV of {tokens} tokens")]
+        return Room(left - least, left - kv_beside(left, least, most), () if is_shared else tuple(beside))
 
     return room
 

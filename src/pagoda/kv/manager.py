@@ -208,6 +208,11 @@ class KVManager:
         """What is committed from here on is not exact, and never offered to the prefix cache."""
         self._trails.leave(self._sequences[seq_id])
 
+    def stop_offering_all(self) -> None:
+        """As ``stop_offering``, of every sequence."""
+        for sequence in self._sequences.values():
+            self._trails.leave(sequence)
+
     def truncate(self, seq_id: int, num_slots: int) -> None:
         """Rollback to the first ``num_slots`` tokens (speculation, beams); reserved pages beyond go back as well.
 

@@ -266,6 +266,11 @@ class Persistence:
         if fetch is not None:
             self._reader.cancel(fetch)
 
+    def forget_all(self) -> None:
+        """Nothing that is being read may be used."""
+        for seq_id in list(self._fetches):
+            self.forget(seq_id)
+
     def settle(self, seconds: float) -> bool:
         """Waits until all that is new is on disk; False if that takes longer."""
         deadline = time.monotonic() + seconds

@@ -232,6 +232,15 @@ class Stores:
         manager = KVManager(fmt, pool, self._make_prefix(pool))
         self.offloaded = Store(manager, OffloadedStorage(fmt, tier, window_bytes, longest))
 
+    def name_prefixes(self, fingerprint: str) -> None:
+        """What is computed from now on is keyed with ``fingerprint``; what was is found again under its own name only.
+        Sequences that are under way have KV of both, and offer no more.
+        """
+        for store in self:
+            store.manager.stop_offering_all()
+            if store.manager.prefix is not None:
+                store.manager.prefix.fingerprint = fingerprint
+
     def tidy(self) -> None:
         """Free places of the lower tier cost its disk nothing: at once where nobody has pages there, else as soon as
         they are worth the calls.

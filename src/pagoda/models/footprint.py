@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from pagoda.budget.ledger import Lease, Ledger
+from pagoda.budget.ledger import Lease, Ledger, Need
 from pagoda.budget.probe import MachineProbe
 
 
@@ -29,6 +29,11 @@ class Footprint:
             return None
         self._leases.append(self._ledger.lease(account, num_bytes, what, resident))
         return self._leases[-1]
+
+    def require(self, needs: Iterable[Need]) -> None:
+        """As ``Ledger.require``."""
+        if self._ledger is not None:
+            self._ledger.require(needs)
 
     @contextmanager
     def measured(self, account: str, num_bytes: int, what: str) -> Iterator[None]:

@@ -28,7 +28,7 @@ from .fingerprint import fingerprint, stamps
 from .footprint import Footprint, tokenizer_bytes
 from .generation import end_ids, read_generation
 from .model import Model
-from .placement import Filling, Progress, RoomFor, choose_stream
+from .placement import Filling, Progress, RoomFor, choose_stream, packing_of
 from .resizing import BlockStacks
 from .resolve import resolve
 from .shape import TINY_PARAMS, ModelShape
@@ -74,13 +74,19 @@ class Loaded:
     def placement(self) -> str:
         """Where the weights are, in words."""
         if self.stream is None:
-            return "resident"
+            return "resident" if self.stacks is None else self.stacks.placement
         if self.stream.num_experts:
             return f"experts: {self.stream.expert_slots} of {self.stream.num_experts} in memory, the others on disk"
         if self.stream.num_neurons:
             return f"sparse-ffn: {self.stream.neuron_slots} of {self.stream.num_neurons} neurons of a layer in memory"
         per_step, kept = format_bytes(self.stream.step_bytes), format_bytes(self.stream.resident_bytes)
         return f"stream: {kept} in memory, {per_step} read from disk at every step"
+
+    @property
+    def kv_fingerprint(self) -> str:
+        """``fingerprint``, and how many blocks of a stack are there: what KV that is computed now is keyed with."""
+        partly = self.stacks is not None and self.stacks.num_kept < self.stacks.num_levels
+        return f"{self.fingerprint}/{self.stacks.num_kept}" if self.stacks is not None and partly else self.fingerprint
 
     @property
     def chat_template(self) -> str | None:
@@ -156,12 +162,22 @@ def _load(
     if asked is None and source.formats and isinstance(model, Model):
         as_stored = model.stored_formats(source.formats)
         model = _empty_model(config, getattr(torch, name), as_stored, device, max_model_len, footprint)
-    plan, why_not = choose_stream(path, model, source, name, *placement)
-    filling = Filling(model, source, name, footprint, progress)
-    cache = neurons = lease = None
+    stacks = BlockStacks(model, source) if isinstance(model, Model) else None
+    plan, why_not, left_out, (weights, room_for) = None, "", 0, placement
+    room = None if room_for is None else room_for(model.shape, name, packing_of(model))
+    if stacks is not None and stacks.moves and weights in ("auto", "resident"):
+        whole = model.shape.weight_bytes(name, packing_of(model))
+        source = stacks.fit(source, whole, room if weights == "auto" else None)
+        left_out = stacks.missing_bytes
+    else:
+        plan, why_not = choose_stream(path, model, source, name, weights, room)
+    filling = Filling(model, source, name, footprint, progress, () if room is None else room.beside)
+    cache = neurons = None
     with _offering_half(reason):
         if plan is None:
-            lease = filling.whole(why_not)
+            lease = filling.whole(why_not, left_out)
+            if stacks is not None:
+                stacks.begin(lease)
         elif plan.num_experts:
             cache = filling.around_experts(plan, expert_cache)
         elif plan.num_neurons:
@@ -187,7 +203,7 @@ def _load(
         stream=plan,
         experts=cache,
         neurons=neurons,
-        stacks=BlockStacks(model, source.checkpoint, lease) if isinstance(model, Model) else None,
+        stacks=stacks,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pagoda.budget.ledger import Lease
+from pagoda.budget.ledger import Lease, Need
 from pagoda.core.errors import BudgetError, ConfigError, choices
 from pagoda.weights.expert_cache import ExpertCache
 from pagoda.weights.expert_policies import POLICIES as CACHE_POLICIES
@@ -32,18 +32,20 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True, slots=True)
 class Room:
     """Bytes that weights may take: ``whole`` if all of them stay in memory, ``streaming`` if some are read at every
-    step (less, since a stream's ring and more KV stand beside them).
+    step (less, since a stream's ring and more KV stand beside them). ``beside``: what will be there once they are
+    loaded, at least.
     """
 
     whole: int
     streaming: int
+    beside: tuple[Need, ...] = ()
 
 
 RoomFor = Callable[[ModelShape, str, Quantization], Room]
 
 
 def choose_stream(
-    folder: Path, model: Model | FallbackModel, source: TensorSource, dtype: str, weights: str, room_for: RoomFor | None
+    folder: Path, model: Model | FallbackModel, source: TensorSource, dtype: str, weights: str, room: Room | None
 ) -> tuple[StreamPlan | None, str]:
     """The plan of a model whose weights are not all kept; or, where they do not fit and there is none, why, in words.
 
@@ -51,8 +53,7 @@ def choose_stream(
     """
     if weights not in PLACEMENTS:
         raise ConfigError(choices("weights", weights, PLACEMENTS))
-    packing = _packing(model)
-    room = None if room_for is None else room_for(model.shape, dtype, packing)
+    packing = packing_of(model)
     needed = model.shape.weight_bytes(dtype, packing)
     if model.device.type != "cpu":
         if weights in ("stream", "sparse-ffn"):
@@ -109,27 +110,34 @@ class Filling:
         dtype: str,
         footprint: Footprint,
         progress: Progress | None,
+        beside: Sequence[Need] = (),
     ) -> None:
+        """``beside``: what will stand beside the weights; leases are taken only where both fit."""
+        self._beside_needs = beside
         self._model, self._source, self._dtype = model, source, dtype
         self._footprint, self._progress = footprint, progress
         self._done, self._total = 0, source.num_bytes
 
-    def whole(self, why_not: str = "") -> Lease | None:
-        """All of them stay in memory. Returns their lease; ``why_not`` another way stands in a refusal."""
+    def whole(self, why_not: str = "", left_out: int = 0) -> Lease | None:
+        """All of them stay in memory, but the bytes that the source was told to leave out. Returns their lease;
+        ``why_not`` another way stands in a refusal.
+        """
         try:
-            return self._whole()
+            return self._whole(left_out)
         except BudgetError as error:
             if not why_not:
                 raise
             raise BudgetError(f"{error}; {why_not}") from error
 
-    def _whole(self) -> Lease | None:
-        model, packing = self._model, _packing(self._model)
+    def _whole(self, left_out: int) -> Lease | None:
+        model, packing = self._model, packing_of(self._model)
         what = f"{model.shape.family}, {self._dtype if packing.is_plain else packing}"
-        lease = self._lease(model.shape.weight_bytes(self._dtype, packing), what)
         names = self._source.names
         if isinstance(model, Model) and not packing.is_plain:
             names = model.load_order(names)
+        num_bytes = model.shape.weight_bytes(self._dtype, packing) - left_out
+        self._require(names, num_bytes)
+        lease = self._lease(num_bytes, what)
         with self._staged(names):
             self._load(names)
             model.finish_loading()
@@ -175,6 +183,7 @@ class Filling:
         """What the plan keeps in memory. Returns its lease and that of what passes through."""
         model, source = self._native, self._source
         kept = [name for name in model.load_order(source.names) if not model.fills_only(name, plan.streamed)]
+        self._require(kept, plan.resident_bytes, plan.passing_bytes)
         lease = self._lease(plan.resident_bytes, f"{model.shape.family}, {model.quantization}, {on_disk} on disk")
         self._total = sum(source.stored_bytes(name) for name in kept)
         with self._staged(kept):
@@ -191,10 +200,23 @@ class Filling:
 
     def _staged(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """A lease for what stands beside the model while these tensors load."""
+        return self._footprint.passing("staging", self._staged_bytes(names), "tensors while loading")
+
+    def _staged_bytes(self, names: Sequence[str]) -> int:
         passing = self._source.passing_bytes(names, self._cut(names))
         if isinstance(self._model, Model):
             passing += self._model.packing_bytes(names, self._source.formats)
-        return self._footprint.passing("staging", passing, "tensors while loading")
+        return passing
+
+    def _require(self, names: Sequence[str], kept: int, passing: int = 0) -> None:
+        """Raises BudgetError, with the sum of all needs, where weights do not fit while they load, or later beside the
+        rest.
+        """
+        loading = [Need("staging", self._staged_bytes(names), "tensors while loading")]
+        running = [Need("weights", passing, "what passes through")] if passing else []
+        running += self._beside_needs
+        beside = max(loading, running, key=lambda needs: sum(need.num_bytes for need in needs))
+        self._footprint.require([Need("weights", kept, "weights"), *beside])
 
     def _cut(self, names: Sequence[str]) -> set[str]:
         """Those that the model takes some rows at a time."""
@@ -227,6 +249,6 @@ class Filling:
             ring.resize(num_bytes())
 
 
-def _packing(model: Model | FallbackModel) -> Quantization:
+def packing_of(model: Model | FallbackModel) -> Quantization:
     found: Quantization = getattr(model, "quantization", Quantization())
     return found

@@ -202,6 +202,14 @@ def _memory(memory: dict[str, Any]) -> Iterator[Metric]:
         ("pagoda_memory_unaccounted_bytes", "Resident bytes that no account explains.", "unaccounted_bytes"),
     ):
         yield _gauge(name, text, [], {(): memory[key]})
+    group = memory["cgroup"] or {}
+    for name, text, key in (
+        ("pagoda_cgroup_limit_bytes", "The limit of the tightest memory cgroup above the process.", "limit_bytes"),
+        ("pagoda_cgroup_bytes", "What that group holds, page cache included.", "current_bytes"),
+        ("pagoda_cgroup_peak_bytes", "The most that it has held.", "peak_bytes"),
+    ):
+        if group.get(key) is not None:
+            yield _gauge(name, text, [], {(): group[key]})
 
 
 def _offload(far: dict[str, Any]) -> Iterator[Metric]:

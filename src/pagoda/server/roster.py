@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ..core.errors import RequestError
+from ..engine.budgeting import Amount
 from ..engine.config import EngineConfig
 from .errors import ApiError
 from .service import Service, State
@@ -101,9 +102,12 @@ class Roster:
         """Whether it stays when others need room. Raises RequestError where there are no others."""
         raise RequestError("this server has one model, which stays; pins are for several")
 
-    async def set_budget(self, memory: str | int) -> None:
-        """Another budget for the whole server. Raises BudgetError or ConfigError, and nothing has changed."""
-        await self.first.llm.set_budget(memory)
+    async def set_budget(self, budgets: dict[str, Amount]) -> None:
+        """Other budgets for the whole server, by the names of ``LLM.set_budget``.
+
+        Raises BudgetError or ConfigError, and nothing has changed.
+        """
+        await self.first.llm.set_budget(**budgets)  # type: ignore[arg-type]
 
     def start(self) -> None:
         """In the event loop that will serve."""

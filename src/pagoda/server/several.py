@@ -18,12 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..budget import default_budget
+from ..budget import Budget
 from ..core.errors import AsleepError, BudgetError, ConfigError, ModelError, PagodaError, RequestError, choices
 from ..core.units import format_bytes
 from ..engine.async_llm import AsyncLLM
+from ..engine.budgeting import Amount
 from ..engine.config import EngineConfig
-from ..engine.ground import Ground
+from ..engine.ground import Ground, stated_budget
 from ..engine.needs import needed_bytes
 from .config import ServerConfig
 from .errors import ApiError
@@ -92,7 +93,8 @@ class SeveralModels(Roster):
     ) -> None:  # fmt: skip
         service = Service(first, replace(config, names=(entries[0].name,), sleep_after=None), keys)
         super().__init__(service)
-        self.entries, self._ground, self._options, self._config = entries, ground, options, config
+        self.entries, self._ground, self._options, self._config = entries, ground, dict(options), config
+        self._stated = entries[0].config
         self._welcome, self._turn, self._num_waiting = welcome, asyncio.Lock(), 0
         self._relief: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
@@ -157,10 +159,32 @@ class SeveralModels(Roster):
         entry.pinned = pinned
         self._note_staying(entry)
 
-    async def set_budget(self, memory: str | int) -> None:
-        """Idle models leave where the budget became too small for all that are here."""
-        budget, ledger = default_budget(memory, self._ground.probe), self._ground.ledger
+    async def set_budget(self, budgets: dict[str, Amount]) -> None:
+        """Idle models leave where the budget became too small for all that are here; one in which a model could not
+        even be alone is refused, as at the start.
+        """
+        if not budgets:
+            raise ConfigError("no budget is named; say memory, host_memory or disk")
+        before = Budget(self._ground.ledger.total_bytes, self._ground.ledger.reason)
+        memory = {name: value for name, value in budgets.items() if name != "disk"}
+        if memory:
+            await self._set_memory(stated_budget(replace(self._stated, **memory), self._ground.probe))  # type: ignore[arg-type]
+        if (disk := budgets.get("disk")) is not None:
+            try:
+                for service in self.services:  # each checks it; all have the same folder
+                    await service.llm.set_budget(disk=disk)  # type: ignore[arg-type]
+            except ConfigError:
+                if memory:
+                    await self._set_memory(before)
+                raise
+        self._options |= budgets
+        self._stated = replace(self._stated, **budgets)  # type: ignore[arg-type]
+
+    async def _set_memory(self, budget: Budget) -> None:
+        ledger = self._ground.ledger
         async with self._turn:
+            for entry in self.entries:
+                self._check_alone(entry, budget.total_bytes)
             while True:
                 try:
                     await asyncio.to_thread(ledger.set_total, budget.total_bytes, reason=budget.reason)
@@ -171,6 +195,15 @@ class SeveralModels(Roster):
                     await self._leave(victim)
         for service in self.services:
             await service.llm.refit()
+
+    def _check_alone(self, entry: Entry, total_bytes: int) -> None:
+        """Raises BudgetError where the model could not run in such a budget with all others unloaded."""
+        pinned = [one for one in self.entries if one is not entry and one.pinned and one.place is Place.LOADED]
+        leaving = sum(one.service.llm.required_bytes - one.service.llm.tokenizer_bytes for one in pinned if one.service)
+        try:
+            needed_bytes(entry.config, self._ground, total_bytes=total_bytes, leaving_bytes=leaving)
+        except ModelError:
+            return  # its files cannot be read now: who asks for it will be told
 
     # -- coming ------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, PagodaError, WeightsError, choices
@@ -60,6 +60,12 @@ class TensorSource:
     def num_bytes(self) -> int:
         """Bytes that a stream reads."""
         return sum(self._stored_bytes(t) for t in self.logical.values())
+
+    def without(self, parts: Collection[str]) -> TensorSource:
+        """The same, but these stored parts are not read: of formats whose matrices stand without them."""
+        gone = set(parts)
+        kept = {name: tuple(part for part in found.parts if part not in gone) for name, found in self.logical.items()}
+        return TensorSource(self.checkpoint, {n: replace(t, parts=kept[n]) for n, t in self.logical.items()})
 
     def passing_bytes(self, names: Iterable[str] | None = None, cut: Collection[str] = ()) -> int:
         """What stands beside the model while these tensors (all) load: the ring, and what is made of a piece of it."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from pydantic import WithJsonSchema
 from starlette.responses import Response
 
 from ...core.errors import BudgetError, RequestError
@@ -47,27 +48,41 @@ async def stats(request: Request, model: str | None = None) -> Response:
     return json_answer(found)
 
 
+Amount = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "null"}]})]
+
+
 class BudgetBody(Body):
-    memory: str | int
+    """As ``LLM.set_budget`` takes them; what is left out stays."""
+
+    memory: Amount = None
+    host_memory: Amount = None
+    device_memory: Amount = None
+    disk: Amount = None
 
 
 class BudgetAnswer(Answer):
     total_bytes: int
     leased_bytes: int
     free_bytes: int
+    disk_bytes: int | None
 
 
 @router.post("/budget", response_model=BudgetAnswer, responses=errors(400, 401, 403, 405, 408, 409, 413, 429, 500, 503))
 async def budget(request: Request, body: BudgetBody) -> Response:
-    """Another memory budget from the next step on; 409 with the nearest that can where it is too small."""
+    """Other budgets from the next step on; 409 with the nearest that can where one is too small."""
     require_admin(request)
     roster = roster_of(request)
+    said = {name: value for name, value in body.model_dump().items() if value is not None}
+    for name, value in said.items():
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise bad(name, f"{name}: give bytes (2147483648, '2GiB'), or a share of the machine (0.5, '50%')")
     try:
-        await roster.set_budget(body.memory)
+        await roster.set_budget(said)
     except BudgetError as error:
-        raise ApiError(409, str(error), param="memory", code="budget_too_small") from error
-    memory = (await roster.first.llm.stats())["memory"]
-    return json_answer({name: memory[name] for name in ("total_bytes", "leased_bytes", "free_bytes")})
+        raise ApiError(409, str(error), param=next(iter(said)), code="budget_too_small") from error
+    stats = await roster.first.llm.stats()
+    found = {name: stats["memory"][name] for name in ("total_bytes", "leased_bytes", "free_bytes")}
+    return json_answer(found | {"disk_bytes": (stats["disk"] or {}).get("budget_bytes")})
 
 
 class SleepAnswer(Answer):

@@ -77,11 +77,12 @@ class Pagoda(Scheme):
 
 
 def _build(tensors: Mapping[str, Tensor], stored: Mapping[str, str], format: WeightFormat, cols: int) -> CodedMatrix:
+    """``tensors`` are the parts that were read: `TensorSource.without` leaves some out."""
     import torch
 
     from ..packed import CodedMatrix
 
-    codes = {kind: tensors[name] for kind, name in stored.items() if kind != "size"}
+    codes = {kind: tensors[name] for kind, name in stored.items() if kind != "size" and name in tensors}
     return CodedMatrix(format, codes, cols, torch.float32)
 
 
