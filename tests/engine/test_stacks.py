@@ -40,9 +40,7 @@ def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine_of(folder: Path, num_bytes: int, **options: Any) -> Built:
     """On a ledger of its own, without the process in it: budgets can be said to the byte."""
     ground = Ground(Ledger(num_bytes), MachineProbe(), None, heap_bytes(), False)
-    return build(
-        EngineConfig(str(folder), structured_output=False, num_threads=1, audit=True, **options), ground=ground
-    )
+    return build(EngineConfig(str(folder), structured_output=False, num_threads=1, **options), ground=ground)
 
 
 def others_of(built: Built) -> int:
@@ -94,6 +92,7 @@ def test_the_budget_says_how_many_blocks_there_are(folder: Path) -> None:
         assert (f"bitstack: {num} of" in fresh.loaded.placement) == (num < stacks.num_levels)
         assert tokens_of(fresh) == answer
         fresh.close()
+    built.audit()
     built.close()
     assert built.ledger.leased_bytes == 0
 
@@ -119,6 +118,7 @@ def test_kv_is_found_again_by_its_own_size_only(folder: Path, tmp_path: Path) ->
     mixed, alone = [9, *PROMPT, *across[-1].token_ids], tokens_of(plain, [9, *PROMPT, *across[-1].token_ids])[0]
     assert tokens_of(built, mixed)[0] == alone  # nothing of what was computed across the move was kept
     plain.close()
+    built.audit()
     built.close()
     again = engine_of(folder, PLENTY, kv_dir=str(tmp_path))
     assert tokens_of(again, mixed)[0] == alone
