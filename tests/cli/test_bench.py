@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from .conftest import pagoda
+from .conftest import MODEL, in_process, pagoda
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,21 @@ def test_json_and_files(tmp_path) -> None:
     found = json.loads(done.out)
     assert [p["kv"] for p in found["prices"]] == ["exact", "recent(budget=32)", "snapkv(budget=32, window=8)"]
     assert {path.name for path in tmp_path.iterdir()} == {"kv-lantern.json", "kv-lantern.md", "kv-lantern.png"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--tokens", "0"], "--tokens is 0; give a whole number from 2"),
+        (["--no-quality", "--text", "/nonexistent"], "--text /nonexistent is judged for quality"),
+        (["--docs", "/nonexistent/page.md"], "/nonexistent/page.md: cannot be read"),
+        (["--formats", "int8", "--calibration", "/nonexistent"], "--calibration /nonexistent: none of these formats"),
+        (["--formats", "int8 by gptq", "--calibration-tokens", "0"], "--calibration-tokens is 0; give a whole number"),
+    ],
+)
+def test_prices_of_weights_refuse_before_they_measure(
+    capfd: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    done = in_process(capfd, "bench", "weights", MODEL, *options)
+    assert done.code == 2
+    assert words in " ".join(done.err.split())

@@ -105,6 +105,13 @@ def test_doctor_speaks_to_people(capfd: pytest.CaptureFixture[str]) -> None:
         assert word in done.out
 
 
+@pytest.mark.parametrize("options", [["--quantization", "int4"], ["--kv-cache-dtype", "int8", "--calibrate"]])
+def test_doctor_ignores_no_option_of_a_model(capfd: pytest.CaptureFixture[str], options: list[str]) -> None:
+    done = in_process(capfd, "doctor", *options)
+    assert done.code == 2
+    assert f"{options[0]} {options[1]} is that of --calibrate --model NAME" in " ".join(done.err.split())
+
+
 def test_doctor_names_what_is_broken_and_what_is_slow() -> None:
     report = {
         "system": "Linux 6 x86_64",

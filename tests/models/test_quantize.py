@@ -191,6 +191,34 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert report["bytes_after"] < 0.3 * report["bytes_before"]
     assert report["calibration_tokens"] >= 600
     assert load_model(out).model.weight_bytes == report["bytes_after"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--size", "1MiB"], "--size is for --method mixed or edgemoe"),
+        (["--method", "foo"], "unknown method 'foo'; accepted: awq, edgemoe, gptq, hqq, mixed, rtn"),
+        (["--text", "/nonexistent"], "--text /nonexistent: rtn reads no calibration text"),
+        (["--method", "hqq", "--tokens", "5"], "--tokens 5: hqq reads no calibration text"),
+        (["--method", "gptq", "--tokens", "0"], "--tokens is 0; give a whole number from 1"),
+        (["--method", "mixed", "--size", "1KiB", "--tokens", "8"], "--size 1KiB: the smallest model of mixed's"),
+    ],
+)
+def test_what_the_command_would_ignore_or_cannot_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["quantize", "lantern", str(tmp_path / "o2"), "--size", "1MiB"])
+        main(["quantize", "lantern", str(tmp_path / "out"), *options])
     assert ended.value.code == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_rounding_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = fake_model.write(tmp_path / "m"), tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        main(["quantize", str(folder), str(out), "--format", "int8", "--json"])
+    assert not ended.value.code
+    report = json.loads(capsys.readouterr().out)
+    assert (report["method"], report["calibration_tokens"]) == ("rtn", 0)
+    assert load_model(out).model.weight_bytes == report["bytes_after"]

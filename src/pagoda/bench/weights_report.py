@@ -30,7 +30,7 @@ def _row(p: Price) -> str:
 
 def rewrite(page: Path, found: PriceList) -> None:
     """Puts the table between the page's markers. Raises ConfigError where they are missing."""
-    before, _, after = _around_table(page, found.model)
+    before, _, after = around_table(page, found.model)
     page.write_text(f"{before}\n{markdown(found)}\n{after}", encoding="utf-8")
 
 
@@ -40,7 +40,7 @@ def added(page: Path, found: PriceList) -> PriceList:
     Raises ConfigError where the page has no list of that model.
     """
     new = {price.format: price for price in found.prices}
-    rows = [line for line in _around_table(page, found.model)[1].splitlines() if line.startswith("| `")]
+    rows = [line for line in around_table(page, found.model)[1].splitlines() if line.startswith("| `")]
     prices = [_together(old, new.pop(old.format, None)) for old in map(_read_row, rows)]
     return replace(found, prices=[*prices, *new.values()])
 
@@ -58,7 +58,7 @@ def _read_row(row: str) -> Price:
     return Price(name.strip("`"), parse_bytes(size), bits or 0.0, *numbers)
 
 
-def _around_table(page: Path, model: str) -> tuple[str, str, str]:
+def around_table(page: Path, model: str) -> tuple[str, str, str]:
     """What is before the table, to the line that begins it, the table, and what follows, from the line that ends it."""
     begin = BEGIN.format(model=Path(model).name)
     try:

@@ -41,7 +41,7 @@ def weights(
     """Price weight formats: bytes, perplexity, KL divergence, recall and speed, beside the exact model."""
     from ..bench.weights import price
     from ..bench.weights_made import BY, USUAL
-    from ..bench.weights_report import added, drawing, markdown, rewrite
+    from ..bench.weights_report import added, around_table, drawing, markdown, rewrite
     from ..core.errors import ConfigError
     from ..weights.formats import FORMATS
     from ..weights.methods import CALIBRATED
@@ -50,11 +50,21 @@ def weights(
 
     if add and docs is None:
         raise ConfigError("--add puts prices into a page; say which one with --docs")
+    if quality and tokens < 2:
+        raise ConfigError(f"--tokens is {tokens}; give a whole number from 2: the second is the first that is judged")
+    if not quality and text is not None:
+        raise ConfigError(f"--text {text} is judged for quality; leave it out, or --no-quality")
+    if docs is not None:
+        around_table(docs, model)  # a page that cannot be rewritten is refused before anything is measured
     usual = [*FORMATS.names(), *(USUAL if quality else ())]
     names = usual if formats is None else [name.strip() for name in formats.split(";")]
     others = [] if beside is None else [name.strip() for name in beside.split(";")]
-    judged = tokens_of(model, text, tokens, memory) if quality else []
     calibrated = any(name.endswith(tuple(BY + how for how in CALIBRATED)) for name in names)
+    if calibration is not None and not calibrated:
+        raise ConfigError(f"--calibration {calibration}: none of these formats is made by {', '.join(CALIBRATED)}")
+    if calibration_tokens < 1:
+        raise ConfigError(f"--calibration-tokens is {calibration_tokens}; give a whole number from 1")
+    judged = tokens_of(model, text, tokens, memory) if quality else []
     learned = tokens_of(model, calibration, calibration_tokens, memory) if calibrated else []
     with counter(1 + len(names) + len(others), every=1) as progress:
         found = price(

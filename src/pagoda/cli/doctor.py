@@ -42,6 +42,11 @@ def doctor(
     """Say what this machine offers, what is missing, and whether Pagoda works here."""
     if model is not None and not calibrate:
         raise ConfigError(f"--model {model} is for --calibrate; give both, or neither")
+    for option, value in (("--quantization", quantization), ("--kv-cache-dtype", kv_cache_dtype)):
+        if model is None and value != "auto":
+            raise ConfigError(
+                f"{option} {value} is that of --calibrate --model NAME, whose steps are measured; name it"
+            )
     if calibrate and model is None:
         _calibrate()
     elif model is not None:

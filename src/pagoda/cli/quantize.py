@@ -15,13 +15,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, choices
 from ..core.units import format_bytes, parse_bytes
 from . import _options as opt
 from ._output import emit_json, print_table
 
 CHOOSING = ("mixed", "edgemoe")
 """Methods that choose formats, not codes."""
+UNCALIBRATED = ("rtn", "hqq")
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -37,22 +38,37 @@ def quantize(
         str | None, typer.Option(help="With mixed, edgemoe: most bytes of all weights.", show_default="as --format")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Calibration text.", show_default="the model's own samples")] = None,
-    tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 16384,
+    tokens: Annotated[int | None, typer.Option(help="Calibration tokens.", show_default="16384")] = None,
     memory: opt.Memory = None,
     json: opt.Json = False,
 ) -> None:
-    """Write a model in a weight format, its codes chosen by calibration."""
+    """Write a model in a weight format, its codes chosen by calibration; by rtn one tensor after another."""
     from ..models.quantize import info, quantize_model
+    from ..weights.methods import METHODS
     from ..weights.quantization import parse_quantization
 
-    if tokens < 1:
+    if method not in (*METHODS, *CHOOSING):
+        raise ConfigError(choices("method", method, [*METHODS, *CHOOSING]))
+    for option, value in (("--text", text), ("--tokens", tokens)):
+        if value is not None and method in UNCALIBRATED:
+            raise ConfigError(f"{option} {value}: {method} reads no calibration text; leave it out, or take gptq")
+    if tokens is not None and tokens < 1:
         raise ConfigError(f"--tokens is {tokens}; give a whole number from 1")
     if size is not None and method not in CHOOSING:
         raise ConfigError(f"--size is for --method {' or '.join(CHOOSING)}; {method} takes the bytes of --format")
     quantization = parse_quantization(format)
     if quantization.is_plain:
         raise ConfigError(f"--format {format!r} leaves the weights as they are; give one like int4")
-    calibration = [] if method in ("rtn", "hqq") else calibration_tokens(model, text, tokens, memory)
+    if method == "rtn":
+        shown = {
+            "model": model,
+            "out": str(out),
+            "calibration_tokens": 0,
+            **info(_round(model, out, quantization, memory)),
+        }
+        emit_json(shown) if json else _show(shown)
+        return
+    calibration = [] if method in UNCALIBRATED else calibration_tokens(model, text, tokens or 16384, memory)
     loaded = _load(model, memory)
     try:
         with _bar("measuring") as progress:
@@ -94,16 +110,28 @@ def calibration_tokens(model: str, text: Path | None, count: int, memory: str | 
         return [start + out.outputs[0].token_ids for out in llm.generate([start] * len(params), params)]
 
 
-def _load(model: str, memory: str | None) -> Any:
+def _ledger(memory: str | None) -> Any:
     from ..budget import Ledger, MachineProbe, default_budget, lease_runtime
-    from ..models.load import load_model
 
     probe = MachineProbe()
     budget = default_budget(memory, probe)
     ledger = Ledger(budget.total_bytes, reason=budget.reason)
     ledger.gather()
     lease_runtime(ledger, probe)
-    return load_model(model, quantization="none", ledger=ledger)
+    return ledger
+
+
+def _load(model: str, memory: str | None) -> Any:
+    from ..models.load import load_model
+
+    return load_model(model, quantization="none", ledger=_ledger(memory))
+
+
+def _round(model: str, out: Path, quantization: Any, memory: str | None) -> Any:
+    from ..models.quantize_tensors import round_checkpoint
+
+    with _bar("rounding") as progress:
+        return round_checkpoint(model, out, quantization, ledger=_ledger(memory), progress=progress)
 
 
 def _choose(
@@ -116,10 +144,33 @@ def _choose(
     budget = loaded.shape.weight_bytes(loaded.dtype, uniform) if size is None else parse_bytes(size, what="--size")
     of_method = (mixed if method == "mixed" else expert_bits).CANDIDATES
     candidates = [parse_format(text) for text in of_method]
+    least = _least(method, loaded, uniform, candidates)
+    if budget < least:
+        raise ConfigError(
+            f"--size {size or f'as --format: {budget} bytes'}: the smallest model of {method}'s formats takes "
+            f"{least} bytes; give at least {-(-least >> 10)}KiB"
+        )
     if method == "mixed":
         found = mixed.mixed(loaded, candidates, budget, calibration, progress)
         return found.quantization, found.codes
     return expert_bits.expert_bits(loaded, uniform, candidates, budget, calibration, progress).quantization, None
+
+
+def _least(method: str, loaded: Any, uniform: Any, candidates: list[Any]) -> int:
+    """Bytes of the model with the smallest format for every matrix that the method may choose for."""
+    from ..weights.quantization import Quantization
+
+    chosen = ("linear", "embed") if method == "mixed" else ("experts",)
+    others = Quantization() if method == "mixed" else uniform
+    smallest = {
+        m.name: min(candidates, key=lambda found: found.num_bytes(m.rows, m.cols))
+        for m in loaded.shape.matrices
+        if m.role in chosen
+    }
+    least: int = loaded.shape.weight_bytes(
+        loaded.dtype, Quantization(others.linear, others.embed, {**others.overrides, **smallest})
+    )
+    return least
 
 
 def _read(path: Path) -> str:

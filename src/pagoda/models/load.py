@@ -79,6 +79,8 @@ class Loaded:
             return f"experts: {self.stream.expert_slots} of {self.stream.num_experts} in memory, the others on disk"
         if self.stream.num_neurons:
             return f"sparse-ffn: {self.stream.neuron_slots} of {self.stream.num_neurons} neurons of a layer in memory"
+        if not self.stream.streamed:
+            return "resident: all of it fits, so that nothing is read from disk"
         per_step, kept = format_bytes(self.stream.step_bytes), format_bytes(self.stream.resident_bytes)
         return f"stream: {kept} in memory, {per_step} read from disk at every step"
 

@@ -28,7 +28,7 @@ from .params import parameters
 from .shape import ModelShape
 from .sources import Piece, Region, Source, source_table
 from .spec import DecoderSpec
-from .store import WeightStore
+from .store import NewFilling, WeightStore
 from .stream_plan import can_stream
 
 EMBED, HEAD = "embed.weight", "lm_head.weight"
@@ -266,6 +266,19 @@ class Model:
         found: Tensor = self._store.weights.pop(name)  # type: ignore[assignment]
         return found
 
+    def pack_by(self, new_filling: NewFilling) -> None:
+        """Matrices are packed by this instead of `weights.filling.new_filling`. Call before the first tensor."""
+        self._store.new_filling = new_filling
+
+    def take_complete(self) -> list[tuple[str, int, Any]]:
+        """(parameter, expert or -1, weight) of all that has been filled whole, which the model then no longer has."""
+        return self._store.take_complete()
+
+    def is_tied_head(self, name: str) -> bool:
+        """Whether a checkpoint tensor is the head of a model whose config ties it to the embedding."""
+        found = self._source(name)
+        return found is not None and found.tied_head
+
     def fills_only(self, name: str, params: Collection[str]) -> bool:
         """Whether a checkpoint tensor fills nothing but these parameters."""
         found = self._source(name)
@@ -337,14 +350,18 @@ class Model:
         if self.spec.tied and EMBED not in weights and HEAD in weights:
             weights[EMBED] = weights.pop(HEAD)
             self._store.covered.add((EMBED, -1, 0))
+        self.check_complete()
+        self._decoder = Decoder(self.spec, weights, rope_length=self.rope_length)
+        return self
+
+    def check_complete(self) -> None:
+        """Raises WeightsError naming tensors that have not come."""
         missing = self._sources.missing(self._store.covered)
         if f"{self.spec.names.lm_head}.weight" in missing:
             missing.remove(f"{self.spec.names.lm_head}.weight")
         if missing:
             shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
             raise WeightsError(f"{len(missing)} tensors are missing from this {self.spec.family} checkpoint: {shown}")
-        self._decoder = Decoder(self.spec, weights, rope_length=self.rope_length)
-        return self
 
     def init_random(self, seed: int = 0, std: float = 0.02) -> Model:
         """Fill every parameter from a seed instead of a checkpoint (norm weights around 1) and get ready to run."""

@@ -86,8 +86,7 @@ def quantize_model(
     model = plain_model(loaded)
     if method in CALIBRATED and not any(len(part) > 1 for part in calibration):
         raise ConfigError(f"method {method!r} needs calibration text")
-    if out.exists() and any(out.iterdir()):
-        raise ModelError(f"{out}: is not empty; give a new folder")
+    check_new(out)
     report = Report(method, bytes_before=model.weight_bytes)
     tensors: dict[str, Tensor] = {}
     watched, chosen = calibration if method in CALIBRATED else (), ready or {}
@@ -112,6 +111,12 @@ def quantize_model(
     report.bytes_after = sum(chosen.num_bytes for chosen in report.params.values())
     write_folder(loaded, out, tensors, formats, method)
     return report
+
+
+def check_new(out: Path) -> None:
+    """Raises ModelError for a folder that is not empty."""
+    if out.exists() and any(out.iterdir()):
+        raise ModelError(f"{out}: is not empty; give a new folder")
 
 
 def plain_model(loaded: Loaded) -> Model:
@@ -153,18 +158,25 @@ def write_folder(
     loaded: Loaded, out: Path, tensors: Mapping[str, Tensor], formats: Mapping[str, str], method: str
 ) -> None:
     """Weights, config with ``quantization_config``, and every other small file of the model's folder."""
+    write_description(loaded.path, loaded.config, out, formats, method)
+    # Last: a folder with weights is a complete one. In this order, so that a matrix is read with its scales at once.
+    entries = [(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in tensors.items()]
+    write_stream(out / WEIGHTS, entries, tensors.values())
+
+
+def write_description(
+    folder: Path, config: Mapping[str, Any], out: Path, formats: Mapping[str, str], method: str
+) -> None:
+    """All but the weights: config with ``quantization_config``, and every other small file of the model's folder."""
     out.mkdir(parents=True, exist_ok=True)
-    for file in loaded.path.iterdir():
+    for file in folder.iterdir():
         if file.is_file() and file.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in file.name:
             shutil.copyfile(file, out / file.name)
-    config = {key: value for key, value in loaded.config.items() if key != "quantization_config"}
+    config = {key: value for key, value in config.items() if key != "quantization_config"}
     config["quantization_config"] = {
         "quant_method": "pagoda", "version": stored.VERSION, "method": method, "formats": dict(formats),
     }  # fmt: skip
     (out / "config.json").write_text(json.dumps(config, indent=2))
-    # Last: a folder with weights is a complete one. In this order, so that a matrix is read with its scales at once.
-    entries = [(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in tensors.items()]
-    write_stream(out / WEIGHTS, entries, tensors.values())
 
 
 # --- calibration

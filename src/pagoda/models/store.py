@@ -7,7 +7,8 @@ corrections) gets it in the model's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from pagoda.weights.quantization import Quantization
 from .layers.linear import Weight
 from .params import Param, Table
 from .sources import Piece, Region
+
+NewFilling = Callable[..., Filling]
+"""As `weights.filling.new_filling`."""
 
 
 class WeightStore:
@@ -46,6 +50,8 @@ class WeightStore:
         for unit in self._wanted:
             self._units.setdefault(unit[0], []).append(unit)
         self._filling: dict[tuple[str, int], Filling] = {}
+        self.new_filling: NewFilling = new_filling
+        """What a matrix is packed by; set before the first tensor comes."""
 
     @property
     def num_bytes(self) -> int:
@@ -85,6 +91,17 @@ class WeightStore:
         self.weights[name] = weight
         for unit in self._units.get(name, []):
             self.covered |= self._wanted[unit]
+
+    def take_complete(self) -> list[tuple[str, int, Any]]:
+        """(parameter, expert or -1, weight) of all that is complete, which the store then no longer has."""
+        found: list[tuple[str, int, Any]] = []
+        for name, weight in list(self.weights.items()):
+            if isinstance(weight, ExpertStack):
+                found += [(name, n, expert) for n, expert in enumerate(weight.experts) if expert is not None]
+                weight.experts[:] = [None] * len(weight.experts)
+            elif all(self._wanted[unit] <= self.covered for unit in self._units[name]):
+                found.append((name, -1, self.weights.pop(name)))
+        return found
 
     def put_whole(self, name: str, like: str, tensor: Tensor | PackedMatrix) -> None:
         """A parameter that is not in the table, kept as ``like`` is: the head of a tied model, until it is compared."""
@@ -142,7 +159,7 @@ class WeightStore:
             self._filling[unit].put(piece.start, piece.cut(dense).reshape(-1, param.shape[-1]))
 
     def _new_filling(self, format: WeightFormat, param: Param) -> Filling:
-        return new_filling(format, *param.shape[-2:], dtype=self.dtype, device=self.device)
+        return self.new_filling(format, *param.shape[-2:], dtype=self.dtype, device=self.device)
 
     def _pack_if_complete(self, piece: Piece) -> None:
         unit = (piece.param, piece.expert)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,25 +39,63 @@ def write_stream(file: Path, entries: Sequence[tuple[str, str, tuple[int, ...]]]
 
     The first begins on a page, so that rows of whole pages are read with no neighbour's bytes. Raises WeightsError.
     """
-    import torch
+    with TensorWriter(file, entries) as out:
+        for (name, *_), tensor in zip(entries, tensors, strict=True):
+            out.put(name, tensor)
 
-    unfinished, at, header = file.with_name(f".{file.name}.unfinished"), 0, {}
-    for name, dtype, shape in entries:
-        end = at + prod(shape) * DTYPE_SIZES[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % ALIGN)
-    try:
-        with open(unfinished, "wb") as out:
-            out.write(struct.pack("<Q", len(text)) + text)
-            for (name, _, shape), tensor in zip(entries, tensors, strict=True):
-                assert tuple(tensor.shape) == shape, f"{name}: {tuple(tensor.shape)} is not {shape}"
-                out.write(memoryview(tensor.contiguous().view(torch.uint8).numpy()))  # type: ignore[arg-type]
-            out.flush()
-            os.fsync(out.fileno())
-        unfinished.replace(file)
-    except OSError as error:
-        raise WeightsError(f"{file}: cannot be written ({error.strerror or error})") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+class TensorWriter:
+    """A safetensors file whose tensors come in any order: name, safetensors dtype and shape of each are known before.
+
+    It has its name when the ``with`` ends well, with all of them written, and does not exist before. Raises
+    WeightsError.
+    """
+
+    def __init__(self, file: Path, entries: Sequence[tuple[str, str, tuple[int, ...]]]) -> None:
+        self._file, self._unfinished = file, file.with_name(f".{file.name}.unfinished")
+        header, at = {}, 0
+        for name, dtype, shape in entries:
+            end = at + prod(shape) * DTYPE_SIZES[dtype]
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+            at = end
+        text = json.dumps(header).encode()
+        text += b" " * (-(8 + len(text)) % ALIGN)
+        self._places = {
+            name: (8 + len(text) + found["data_offsets"][0], found["shape"]) for name, found in header.items()
+        }
+        self._head = struct.pack("<Q", len(text)) + text
+
+    def __enter__(self) -> TensorWriter:
+        with self._named():
+            self._out = open(self._unfinished, "wb")
+            self._out.write(self._head)
+        return self
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Writes one tensor to its place. Raises KeyError for one that is unknown, or has been written."""
+        import torch
+
+        at, shape = self._places.pop(name)
+        assert list(tensor.shape) == shape, f"{name}: {list(tensor.shape)} is not {shape}"
+        with self._named():
+            self._out.seek(at)
+            self._out.write(memoryview(tensor.contiguous().view(torch.uint8).numpy()))  # type: ignore[arg-type]
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            with self._named(), self._out:
+                assert kind is not None or not self._places, f"not written: {sorted(self._places)}"
+                self._out.flush()
+                os.fsync(self._out.fileno())
+            if kind is None:
+                self._unfinished.replace(self._file)
+        finally:
+            self._unfinished.unlink(missing_ok=True)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._unfinished.unlink(missing_ok=True)
+            raise WeightsError(f"{self._file}: cannot be written ({error.strerror or error})") from error
