@@ -12,7 +12,10 @@ from pagoda.kv.view import StepView
 
 from .tiny import prompt
 
-KVS = ["h2o(budget=40, every=8)", "scissorhands(budget=40, window=8, every=8)", "corm(budget=40, window=4, every=8)"]
+KVS = [
+    "h2o(budget=40, every=8)", "scissorhands(budget=40, window=8, every=8)", "corm(budget=40, window=4, every=8)",
+    "snapkv(budget=20, window=6)",
+]  # fmt: skip
 
 
 def run(llm: Any, kvs: list[str]) -> tuple[dict[str, list[int]], list[dict[str, torch.Tensor]], int]:

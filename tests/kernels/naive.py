@@ -40,6 +40,7 @@ def naive_attention(
                     total += np.exp(float(sinks[head]) - top)
                 probs = np.exp(scores - top) / total
                 out[start + i, head] = probs @ values[where]
-                if not sum_last or i >= stop - start - sum_last:
+                summed = sum_last if isinstance(sum_last, int) else sum_last[seq]
+                if not summed or i >= stop - start - summed:
                     sums[seq, kv_head, slots] += probs
     return out, sums

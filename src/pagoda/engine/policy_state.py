@@ -80,10 +80,10 @@ class PolicyState:
 
     def sums(self, start: int, num_tokens: int, act: int) -> bool:
         """Whether a step's attention is summed up for the act at ``act``: that of its window's tokens only, all of them
-        or none. Those that a chunk brings together with earlier ones go through the ring instead.
+        or none.
         """
-        first = act - self._stack.window
-        return first <= start and self.acted <= first and self.captured <= first and start + num_tokens <= act
+        first, end = act - self._stack.window, start + num_tokens
+        return self.acted <= first < end <= act and self.captured <= first
 
     def receives(self, num_slots: int, device: torch.device) -> Target:
         """Where what slots receive in a step is added: room for ``num_slots`` at least."""

@@ -176,6 +176,7 @@ def _store_view(
         q_lens,
         collect_probs=receivers.keys(),
         collect_counts=any(Need.WANTED in piece.sequence.policy.needs for piece in pieces),
+        sum_last={i: last for i in receivers if (last := _queries_summed(pieces[i]))},
         receivers=receivers,
         tap=tap,
         choosers=_choosers(store, pieces, num_q_heads),
@@ -249,6 +250,17 @@ def _wants_probs(piece: Piece) -> bool:
     if Need.PROBS in sequence.policy.needs:
         return sequence.next_act(piece.start) is not None
     return sequence.sums(piece.start, piece.num_tokens)
+
+
+def _queries_summed(piece: Piece) -> int:
+    """How many of the piece's last queries are summed up; 0: all of them."""
+    sequence = piece.sequence
+    if Need.PROBS in sequence.policy.needs:
+        return 0
+    act = sequence.next_act(piece.start)
+    assert act is not None
+    first = act - sequence.policy.window
+    return piece.start + piece.num_tokens - first if piece.start < first else 0
 
 
 def _wants_hidden(piece: Piece) -> bool:

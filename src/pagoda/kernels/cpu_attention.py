@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +29,7 @@ def paged_attention(
     v_dim: int | None = None,
     prob_sums: Tensor | None = None,
     prob_counts: Tensor | None = None,
-    sum_last: int = 0,
+    sum_last: int | Sequence[int] = 0,
     isa: str = "",
     share_prefixes: bool = True,
     byte_products: bool = True,
@@ -44,6 +47,7 @@ def paged_attention(
     kv_lens, q_starts = table.kv_lens.contiguous(), table.q_starts.contiguous()
     wide_sinks = None if sinks is None else sinks.float().contiguous()  # named, so that they outlive the call
     wide_slopes = None if alibi_slopes is None else alibi_slopes.float().contiguous()
+    last = np.ascontiguousarray(np.broadcast_to(np.asarray(sum_last, np.int64), (num_seqs,)))
     _cpu.paged_attention(
         q.data_ptr(), q.stride(0), q.stride(1), out.data_ptr(), DTYPES[q.dtype],
         pages.data_ptr(), pages.shape[0], store_of(layout), layout.page_size, layout.k_dim, layout.v_dim, columns,
@@ -52,7 +56,7 @@ def paged_attention(
         0 if wide_sinks is None else wide_sinks.data_ptr(), 0 if wide_slopes is None else wide_slopes.data_ptr(),
         0 if prob_sums is None else prob_sums.data_ptr(), 0 if prob_counts is None else prob_counts.data_ptr(),
         table.max_kv_len if prob_sums is None else prob_sums.shape[2],
-        sum_last, share_prefixes, byte_products,
+        last.ctypes.data, share_prefixes, byte_products,
         torch.get_num_threads(), isa,
     )  # fmt: skip
     return out

@@ -48,6 +48,7 @@ class SlotSums:
     counts: npt.NDArray[np.int64]  # [S] how many of those gave the slot at least their mean
     widths: npt.NDArray[np.int64]  # [S]
     count_widths: npt.NDArray[np.int64]  # [S]
+    last: npt.NDArray[np.int64]  # [S] w > 0: only the last w queries of its chunk
 
 
 @dataclass(frozen=True, slots=True)

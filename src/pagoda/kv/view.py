@@ -127,6 +127,7 @@ class StepView:
                      queries and the heads of the group: ``received``. They are attended apart from the others, who keep
                      the fast way.
     collect_counts   whether it is counted, too, how many of them gave the slot at least their mean.
+    sum_last         sequence (by index) -> w > 0: only the last w queries of its chunk are summed.
     receivers        sequence (by index) -> where what its slots receive may be added at once, where all layers run as
                      one: then ``received`` does not have it, and ``added`` names the sequence.
     tap              sees ``(layer, q, options)`` of every layer: how KV policies come to the queries.
@@ -144,6 +145,7 @@ class StepView:
         *,
         collect_probs: bool | Iterable[int] = False,
         collect_counts: bool = False,
+        sum_last: Mapping[int, int] | None = None,
         receivers: Mapping[int, Receiver] | None = None,
         tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
         choosers: Mapping[int, Chooser] | None = None,
@@ -158,7 +160,7 @@ class StepView:
         self.num_tokens, self._tap = sum(q_lens), tap
         self.received: list[Received] = []
         self.added: list[int] = []
-        self._counts, self._receivers = collect_counts, receivers or {}
+        self._counts, self._receivers, self._sum_last = collect_counts, receivers or {}, sum_last or {}
         self._index = index = index or StepIndex(self._fmt, tables, q_lens)
         self._page_ids, self._slots = (x.to(storage.device) for x in index.writes)
         self._watched: set[int] = set()
@@ -201,14 +203,14 @@ class StepView:
     def _sums(self) -> SlotSums:
         """Where what the slots of this step's sequences receive is added."""
         num_slots = self._index.kv_lens.max(axis=(0, 2)).tolist()
-        sums, counts, widths, count_widths = np.zeros((4, len(num_slots)), np.int64)
+        sums, counts, widths, count_widths, last = np.zeros((5, len(num_slots)), np.int64)
         self.added = sorted(self._watched)
         for s in self.added:
-            receiver = self._receivers[s]
+            receiver, last[s] = self._receivers[s], self._sum_last.get(s, 0)
             _, sums[s], widths[s] = receiver.receives(num_slots[s], self._pages.device)
             if receiver.counts_up:
                 _, counts[s], count_widths[s] = receiver.counts(num_slots[s], self._pages.device)
-        return SlotSums(sums, counts, widths, count_widths)
+        return SlotSums(sums, counts, widths, count_widths, last)
 
     in_program = True
 
@@ -321,6 +323,7 @@ class StepView:
             v_dim=v_dim,
             prob_sums=sums,
             prob_counts=counts,
+            sum_last=0 if sums is None else [self._sum_last.get(s, 0) for s in part.members],
             **options,  # type: ignore[arg-type]
         )
 

@@ -16,6 +16,7 @@ struct SumTarget {
   float* sums = nullptr;    // [Hkv, stride]; null: nobody asks for this sequence's
   float* counts = nullptr;  // [Hkv, count_stride]: rows that gave a slot at least the mean of what they give; or null
   int64_t stride = 0, count_stride = 0;
+  int64_t last = 0;  // w > 0: only the last w queries of its chunk
 };
 
 struct AttentionArgs {
@@ -46,7 +47,6 @@ struct AttentionArgs {
   const float* sinks = nullptr;   // [Hq]
   const float* slopes = nullptr;  // [Hq]
   const SumTarget* sum_targets = nullptr;  // [S], or null
-  int64_t sum_last = 0;           // w > 0: only the last w queries of a chunk are summed
   bool share_prefixes = true;     // read pages that several sequences begin with once for all of them
 
   bool byte_products = true;  // int8 pages, few bfloat16 queries: products of bytes where the machine has them (loses a little)

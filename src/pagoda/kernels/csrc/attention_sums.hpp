@@ -12,7 +12,6 @@ constexpr float kMean = 0.99999f;  // what is equal but for rounding counts as t
 template <typename Math>
 void sum_probabilities(const AttentionArgs& a, const SumItem& item, const AttentionScratch& out) {
   const int64_t group = a.group(), k_words = Block<Math>::words_of(a.shape.k_dim), queries = a.num_queries(item.seq);
-  const int64_t first = a.sum_last && a.sum_last < queries ? queries - a.sum_last : 0;
   const int64_t own = a.kv_lens[a.pair(item.seq, item.head)] - queries;  // slot of query 0
   float* at = scratch.need(kRowsAtOnce * (k_words + kBlock) + Block<Math>::floats(a) + 64);
   float *query = at, *scores = query + padded(kRowsAtOnce * k_words);
@@ -21,6 +20,7 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
   Slots slots;
   Ahead none;
   const SumTarget& target = a.sum_targets[item.seq];
+  const int64_t first = target.last && target.last < queries ? queries - target.last : 0;
   float* const sums = target.sums + item.head * target.stride;
   float* const counts = target.counts ? target.counts + item.head * target.count_stride : nullptr;
   for (int64_t begin = item.slot_begin; begin < item.slot_end; begin += kBlock) {

@@ -41,7 +41,7 @@ void bind_attention(nb::module_& m) {
                               uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens, uintptr_t q_starts, int64_t num_seqs,
                               int64_t num_tokens, int64_t num_q_heads, int64_t num_kv_heads, float scale, float soft_cap,
                               int64_t window, uintptr_t sinks, uintptr_t slopes, uintptr_t prob_sums, uintptr_t prob_counts, int64_t sums_stride,
-                              int64_t sum_last, bool share_prefixes, bool byte_products, int num_threads,
+                              uintptr_t sum_last, bool share_prefixes, bool byte_products, int num_threads,
                               const std::string& isa) {
     AttentionArgs a;
     a.q = at<void>(q), a.q_token_stride = q_token_stride, a.q_head_stride = q_head_stride, a.out = at<void>(out);
@@ -53,7 +53,7 @@ void bind_attention(nb::module_& m) {
     a.num_seqs = num_seqs, a.num_tokens = num_tokens, a.num_q_heads = num_q_heads, a.num_kv_heads = num_kv_heads;
     a.scale = scale, a.soft_cap = soft_cap, a.window = window;
     a.sinks = at<float>(sinks), a.slopes = at<float>(slopes);
-    a.sum_last = sum_last, a.share_prefixes = share_prefixes, a.byte_products = byte_products;
+    a.share_prefixes = share_prefixes, a.byte_products = byte_products;
     std::vector<SumTarget> targets;
     if (prob_sums) {
       const int64_t each = num_kv_heads * sums_stride;
@@ -61,7 +61,7 @@ void bind_attention(nb::module_& m) {
         if (numbers) std::fill_n(at<float>(numbers), num_seqs * each, 0.0f);
       for (int64_t seq = 0; seq < num_seqs; ++seq)
         targets.push_back({at<float>(prob_sums) + seq * each, prob_counts ? at<float>(prob_counts) + seq * each : nullptr, sums_stride,
-                           sums_stride});
+                           sums_stride, sum_last ? at<int64_t>(sum_last)[seq] : 0});
       targets.push_back({});  // so that there is an address where there are no sequences
       a.sum_targets = targets.data();
     }

@@ -103,7 +103,7 @@ void bind_program(nb::module_& m) {
         if (num_choosing > 0) s.choice = choice_of(choice, num_choosing);
         if (!sums.empty()) {  // in the order of kernels/step.py's SlotSums
           s.sums = at<int64_t>(sums.at(0)), s.counts = at<int64_t>(sums.at(1));
-          s.sum_widths = at<int64_t>(sums.at(2)), s.count_widths = at<int64_t>(sums.at(3));
+          s.sum_widths = at<int64_t>(sums.at(2)), s.count_widths = at<int64_t>(sums.at(3)), s.sum_last = at<int64_t>(sums.at(4));
         }
         nb::gil_scoped_release release;
         p.run(s, at<void>(workspace), num_threads, isa);

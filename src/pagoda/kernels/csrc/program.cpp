@@ -26,7 +26,7 @@ struct Run {
   std::vector<char*> registers;
   std::vector<int32_t> ids;  // page ids of a layer, where all layers share an array
   ChosenTable chosen;
-  std::vector<int32_t> wanted_starts;
+  std::vector<int32_t> wanted_starts, attending_starts;
   std::vector<SumTarget> targets;
   AttentionMemo memo;
   bool activated = false;
@@ -110,13 +110,15 @@ struct Run {
     if (chosen_here) choose_pages(a, step.choice, i.layer, threads, isa, chosen);
     const bool fewer = i.last && step.num_wanted >= 0;
     sum_into(a, i.layer);
-    if (fewer && !step.sums) {
-      keep_wanted();
-      a.q_starts = wanted_starts.data(), a.chunk_starts = step.q_starts, a.num_tokens = num_tokens;
+    if (fewer) {
+      find_wanted();
+      find_attending();
+      keep_last(step.q_starts, attending_starts);
+      a.q_starts = attending_starts.data(), a.chunk_starts = step.q_starts, a.num_tokens = num_tokens;
     }
     paged_attention(a, threads, isa, chosen_here ? nullptr : &memo);
     if (chosen_here) attend_moved(a, chosen, threads, isa);
-    if (fewer && step.sums) keep_wanted();  // after all queries were summed up
+    if (fewer) keep_last(attending_starts.data(), wanted_starts);
   }
 
   void sum_into(AttentionArgs& a, int64_t layer) {
@@ -127,13 +129,13 @@ struct Run {
         return address ? reinterpret_cast<float*>(address) + layer * a.num_kv_heads * width : nullptr;
       };
       const int64_t width = step.sum_widths[seq], count_width = step.count_widths[seq];
-      targets.push_back({place(step.sums[seq], width), place(step.counts[seq], count_width), width, count_width});
+      targets.push_back({place(step.sums[seq], width), place(step.counts[seq], count_width), width, count_width, step.sum_last[seq]});
     }
     a.sum_targets = targets.data();
   }
 
-  // The wanted tokens come first in every register, in their order; there are no others any more.
-  void keep_wanted() {
+  // Where the wanted tokens of each sequence begin, when there are no others: they must be its last ones.
+  void find_wanted() {
     wanted_starts.assign(1, 0);
     int64_t n = 0;
     for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
@@ -145,7 +147,29 @@ struct Run {
       wanted_starts.push_back(static_cast<int32_t>(n));
     }
     if (n < step.num_wanted) throw std::invalid_argument("a wanted token lies behind the last sequence");
-    move_wanted();
+  }
+
+  // The same of those whose attention is needed: the wanted ones, and those that are summed up.
+  void find_attending() {
+    attending_starts.assign(1, 0);
+    for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
+      const int32_t all = step.q_starts[seq + 1] - step.q_starts[seq], wanted = wanted_starts[seq + 1] - wanted_starts[seq];
+      const int64_t last = step.sums && step.sums[seq] ? (step.sum_last[seq] ? step.sum_last[seq] : all) : 0;
+      attending_starts.push_back(attending_starts.back() + std::max(wanted, static_cast<int32_t>(std::min<int64_t>(all, last))));
+    }
+  }
+
+  // Of each sequence, whose tokens lie at before[seq] … before[seq + 1], the last ones stay: they move up to starts[seq] ….
+  void keep_last(const int32_t* before, const std::vector<int32_t>& starts) {
+    if (num_tokens == starts.back()) return;
+    num_tokens = starts.back();
+    for (size_t reg = 0; reg < registers.size(); ++reg) {
+      const int64_t bytes = widths[reg] * size_of(dtype);
+      for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
+        const int64_t count = starts[seq + 1] - starts[seq], from = before[seq + 1] - count;
+        if (count > 0) std::memmove(registers[reg] + starts[seq] * bytes, registers[reg] + from * bytes, count * bytes);
+      }
+    }
   }
 
   void move_wanted() {
@@ -207,7 +231,7 @@ int64_t Program::workspace_bytes(int64_t num_tokens) const {
 }
 
 void Program::run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const {
-  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {static_cast<char*>(step.x)}, {}, {}, {}, {}, {}, false};
+  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {static_cast<char*>(step.x)}, {}, {}, {}, {}, {}, {}, false};
   char* at = reinterpret_cast<char*>(aligned(reinterpret_cast<intptr_t>(workspace)));
   for (size_t reg = 1; reg < widths_.size(); ++reg) {
     run.registers.push_back(at);

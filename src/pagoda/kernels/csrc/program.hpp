@@ -113,6 +113,7 @@ struct StepArrays {
   // What slots receive is added up for some sequences: addresses [S] of float [L][H][width], 0 where nobody asks; or null.
   const int64_t *sums = nullptr, *counts = nullptr;
   const int64_t *sum_widths = nullptr, *count_widths = nullptr;  // [S]
+  const int64_t* sum_last = nullptr;  // [S]: w > 0: only the last w queries of its chunk
   // Where the caller attends by itself, all from `pages` on but the wanted tokens is left out: called with each layer, its
   // [q | k | v] of every token, and where the answer goes.
   std::function<void(int layer, char* qkv, char* out)> attend;

@@ -13,6 +13,7 @@ option needs the scores themselves (soft cap, sinks, alibi, probability sums).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ class _Call:
     v_dim: int  # columns of the result
     prob_sums: Tensor | None
     prob_counts: Tensor | None
-    sum_last: int
+    sum_last: int | Sequence[int]
     group: int  # query heads per kv-head
     dtype: torch.dtype  # of K and V once gathered
 
@@ -76,7 +77,7 @@ def paged_attention(
     v_dim: int | None = None,
     prob_sums: Tensor | None = None,
     prob_counts: Tensor | None = None,
-    sum_last: int = 0,
+    sum_last: int | Sequence[int] = 0,
 ) -> Tensor:
     num_tokens, num_q_heads, _ = q.shape
     num_seqs, num_kv_heads = table.kv_lens.shape
@@ -260,7 +261,8 @@ def _chunk_heads(call: _Call, q: Tensor, seq: int, heads: list[int], length: int
         kt, vt = k[:, left - low : right - low], None if v is None else v[:, left - low : right - low]
         corner = (slice(tile - (stop - start), None), slice(hidden.shape[1] - (right - left), None))
         if mask is None:
-            summed = max(0, num_queries - call.sum_last - start) if call.sum_last else 0
+            last = call.sum_last if isinstance(call.sum_last, int) else call.sum_last[seq]
+            summed = max(0, num_queries - last - start) if last else 0
             place = (seq, heads, left, right, summed)
             part = _chunk_written_out(call, q[:, :, start:stop], kt, vt, hidden[corner], place)
         else:

@@ -16,6 +16,7 @@ grouped queries (arXiv:2305.13245), sinks (arXiv:2309.17453), ALiBi (arXiv:2108.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def paged_attention(
     v_dim: int | None = None,
     prob_sums: Tensor | None = None,
     prob_counts: Tensor | None = None,
-    sum_last: int = 0,
+    sum_last: int | Sequence[int] = 0,
 ) -> Tensor:
     """Attention of every query over its sequence's pages (shapes above).
 
@@ -59,7 +60,8 @@ def paged_attention(
                   group's query heads; 0 beyond a head's length.
     prob_counts   beside them, of the same shape: how many of these queries and heads gave the slot at least the mean,
                   1/n of the n slots that they see.
-    sum_last      w > 0: only the last w queries of a chunk are summed (what snapkv needs at a prompt's end).
+    sum_last      w > 0: only the last w queries of a chunk are summed (what snapkv needs at a prompt's end); the same
+                  for all sequences, or [S].
 
     Raises ConfigError for latent pages without ``v_dim``, query heads that do not divide among the kv-heads, tensors on
     several devices.
@@ -210,6 +212,7 @@ _ROWS: dict[str, tuple[tuple[list[int], Any], dict[str, Any]]] = {
     "chunk alibi": (([9, 4], [9, 30]), {"alibi": True}),
     "chunk sums": (([9, 4], [9, 30]), {"prob_sums": True}),
     "chunk sums of the last": (([9, 4, 1], [9, 30, 12]), {"prob_sums": True, "sum_last": 5}),
+    "chunk sums of the last, each its own": (([9, 4, 1], [9, 30, 12]), {"prob_sums": True, "sum_last": [5, 0, 1]}),
     "chunk sums of the last, tiled": (([270], [301]), {"prob_sums": True, "sum_last": 32, "window": 100}),
     "chunk counts of the last": (
         ([270, 5], [301, [40, 5]]),

@@ -7,13 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._inputs import LayerInputs
-
-
-def window_mass(layer: LayerInputs) -> Tensor:
-    """float32 [H, N]: attention that each slot gets from the window's queries, summed over them and their heads."""
-    return layer.received
-
 
 def pool_max(scores: Tensor, kernel: int) -> Tensor:
     """The highest score among ``kernel`` neighbours (odd), so that what stands together stays together: [H, N]."""
@@ -24,14 +17,16 @@ def pool_max(scores: Tensor, kernel: int) -> Tensor:
 
 
 def pool_mean(scores: Tensor, kernel: int) -> Tensor:
-    """As ``pool_max``, with the mean; slots past the ends count 0."""
+    """As ``pool_max``, with the mean; slots past the ends count 0. Any number of rows: [..., N]."""
     from torch.nn.functional import avg_pool1d
 
-    pooled: Tensor = avg_pool1d(scores[:, None], kernel, 1, kernel // 2)[:, 0]
+    pooled: Tensor = avg_pool1d(scores.reshape(-1, 1, scores.shape[-1]), kernel, 1, kernel // 2).view(scores.shape)
     return pooled
 
 
-def without_window(scores: Tensor, layer: LayerInputs, window: int) -> Tensor:
-    """Slots of the window itself count 0: they stay anyway, and pooling must not spread their weight."""
-    at = layer.lens.new_tensor(range(scores.shape[-1]))
-    return scores.masked_fill(at >= layer.lens[:, None] - window, 0.0)
+def without_window(scores: Tensor, lens: Tensor, window: int) -> Tensor:
+    """Slots of the window itself count 0: they stay anyway, and pooling must not spread their weight. scores [..., N],
+    lens [...].
+    """
+    at = lens.new_tensor(range(scores.shape[-1]))
+    return scores.masked_fill(at >= lens[..., None] - window, 0.0)

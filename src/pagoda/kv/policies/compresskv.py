@@ -49,7 +49,7 @@ class CompressKV(Scored, Once):
         best = ranks.topk(min(self.top, len(ranks))).indices.to(layer.lens.device)
         heads = layer.attention.flatten(0, 1).index_select(0, best)  # [top, w, N]
         votes = heads.sum((0, 1)).expand(layer.valid.shape).contiguous()
-        return pool_mean(without_window(votes, layer, self.window), self.kernel)
+        return pool_mean(without_window(votes, layer.lens, self.window), self.kernel)
 
     def allot(self, inputs: Inputs, scores: Tensor, slots: int) -> Tensor:
         error = inputs.calibration["layers"].flatten().to(inputs.lens.device)

@@ -40,7 +40,7 @@ class Finch(Scored, Once):
     def score(self, layer: LayerInputs) -> Tensor:
         seen = (layer.attention > 0).sum((1, 2)).clamp(min=1)
         scores = layer.attention.sum((1, 2)) / seen
-        return pool_mean(without_window(scores, layer, self.window), self.kernel)
+        return pool_mean(without_window(scores, layer.lens, self.window), self.kernel)
 
 
 POLICY = Finch

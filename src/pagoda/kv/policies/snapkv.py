@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, odd
 from ._scored import Once, Scored
-from ._vote import pool_mean, window_mass, without_window
+from ._vote import pool_mean, without_window
 from .base import Need
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._inputs import LayerInputs
+    from ._inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SnapKV(Scored, Once):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.14469"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED})
     window: int = 16
     kernel: int = 13
 
@@ -35,8 +35,8 @@ class SnapKV(Scored, Once):
         at_least("window", self.window, 1)
         odd("kernel", self.kernel)
 
-    def score(self, layer: LayerInputs) -> Tensor:
-        return pool_mean(without_window(window_mass(layer), layer, self.window), self.kernel)
+    def scores(self, inputs: Inputs) -> Tensor:
+        return pool_mean(without_window(inputs.received, inputs.lens, self.window), self.kernel)
 
 
 POLICY = SnapKV

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, share
 from ._scored import Once, Scored
-from ._vote import window_mass, without_window
+from ._vote import without_window
 from .base import Need
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._inputs import Inputs, LayerInputs
+    from ._inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class WindowKV(Scored, Once):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.17922"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED})
     window: int = 16
     span: int = 16
     review: float = 0.25
@@ -41,17 +41,17 @@ class WindowKV(Scored, Once):
     def scores(self, inputs: Inputs) -> Tensor:
         import torch
 
-        leaders = [self.score(inputs.layer(index)) for index in range(0, inputs.num_layers, self.group)]
+        leaders = self._of_spans(without_window(inputs.received, inputs.lens, self.window)[:: self.group])
         return torch.stack([leaders[index // self.group] for index in range(inputs.num_layers)])
 
-    def score(self, layer: LayerInputs) -> Tensor:
+    def _of_spans(self, votes: Tensor) -> Tensor:
+        """[l, H, N]: of each slot what its span is worth."""
         from torch.nn.functional import pad
 
-        votes = without_window(window_mass(layer), layer, self.window)
         num = votes.shape[-1]
-        spans = pad(votes, (0, -num % self.span)).view(votes.shape[0], -1, self.span)
+        spans = pad(votes, (0, -num % self.span)).unflatten(-1, (-1, self.span))
         best = spans.topk(max(1, round(self.review * self.span)), dim=-1).values.mean(-1)
-        return best.repeat_interleave(self.span, dim=-1)[:, :num]
+        return best.repeat_interleave(self.span, dim=-1)[..., :num]
 
 
 POLICY = WindowKV

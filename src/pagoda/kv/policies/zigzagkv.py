@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ._budget import at_least, share
 from ._divide import divide_layers
 from ._scored import Once, Scored
-from ._vote import pool_mean, window_mass, without_window
+from ._vote import pool_mean, without_window
 from .base import Need
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class ZigZagKV(Scored, Once):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.09036"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED})
     window: int = 16
     kernel: int = 13
     held: float = 0.9
@@ -39,16 +39,10 @@ class ZigZagKV(Scored, Once):
         share("floor", self.floor)
 
     def scores(self, inputs: Inputs) -> Tensor:
-        import torch
-
-        scores, needed = [], []
-        for layer in inputs.layers():
-            mass = window_mass(layer)
-            grown = mass.sort(-1, descending=True).values.cumsum(-1) / mass.sum(-1, keepdim=True)
-            needed.append(((grown < self.held).sum(-1) + 1).float().mean())
-            scores.append(pool_mean(without_window(mass, layer, self.window), self.kernel))
-        inputs.memory["needed"] = torch.stack(needed)
-        return torch.stack(scores)
+        mass = inputs.received
+        grown = mass.sort(-1, descending=True).values.cumsum(-1) / mass.sum(-1, keepdim=True)
+        inputs.memory["needed"] = ((grown < self.held).sum(-1) + 1).float().mean(-1)
+        return pool_mean(without_window(mass, inputs.lens, self.window), self.kernel)
 
     def allot(self, inputs: Inputs, scores: Tensor, slots: int) -> Tensor:
         needed = inputs.memory.pop("needed")
