@@ -80,8 +80,8 @@ def test_the_next_prompt_comes_in_where_it_fits_beside_what_others_will_take(mak
 def test_attention_summed_up_token_by_token_chooses_as_attention_computed_again(make_llm, monkeypatch, name) -> None:
     """Sums and counts that decode steps leave, beside those of the window's queries over the keys that are held."""
     kv, prompts, received = f"{name}(budget=24, every=8, window=6)", [prompt(31, 40), prompt(32, 25)], []
-    add = observing.add_sums
-    monkeypatch.setattr(observing, "add_sums", lambda *args: received.append(args) or add(*args))
+    note = observing._note
+    monkeypatch.setattr(observing, "_note", lambda piece: received.append(piece) or note(piece))
     summed = make_llm(page_size=8).generate(prompts, params(kv, 40))
     num = len(received)
     assert num > 20, "nothing was summed up"

@@ -170,10 +170,10 @@ class PolicyStack:
     @cached_property
     def sums(self) -> bool:
         """Whether attention can sum up for the next act what slots receive, query by query: nothing else is asked of
-        the newest queries, and every slot is read.
+        the newest queries, and every slot is read as it lies in pages (not beside them, raw until they are encoded).
         """
         looks = LOOKS & self.needs
-        return bool(looks) and Need.QUERIES not in looks and self.selection is None
+        return bool(looks) and Need.QUERIES not in looks and self.selection is None and self.windowed is None
 
     def next_act(self, num_seen: int, prompt_len: int) -> int | None:
         """As ``Eviction.next_act``; where the eviction has nothing to do any more, when pages are encoded."""
