@@ -157,3 +157,6 @@ def test_a_half_precision_model_that_does_not_fit_is_offered_bfloat16(
     with pytest.raises(BudgetError, match="nearest .*; dtype bfloat16 takes half, with 8 of float16's 11 bits"):
         load_model(folder, weights="resident", ledger=ledger)
     assert ledger.leased_bytes == 0
+    with pytest.raises(BudgetError) as refused:
+        load_model(folder, weights="resident", quantization="int8", ledger=Ledger(1 << 20))
+    assert "bfloat16" not in str(refused.value), "packed weights take the same in any dtype"

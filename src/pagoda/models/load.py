@@ -175,7 +175,8 @@ def _load(
         plan, why_not = choose_stream(path, model, source, name, weights, room)
     filling = Filling(model, source, name, footprint, progress, () if room is None else room.beside)
     cache = neurons = None
-    with _offering_half(reason):
+    plain = asked is None and not source.formats  # packed weights take the same in any dtype
+    with _offering_half(reason if plain else ""):
         if plan is None:
             lease = filling.whole(why_not, left_out)
             if stacks is not None:
