@@ -42,7 +42,10 @@ def quantize(
     memory: opt.Memory = None,
     json: opt.Json = False,
 ) -> None:
-    """Write a model in a weight format, its codes chosen by calibration; by rtn one tensor after another."""
+    """Write a model in a weight format, its codes chosen by calibration.
+
+    By rtn one tensor after another, in the memory of one.
+    """
     from ..models.quantize import info, quantize_model
     from ..weights.methods import METHODS
     from ..weights.quantization import parse_quantization
