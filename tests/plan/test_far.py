@@ -79,7 +79,7 @@ def test_chosen_pages_move_less_and_their_notes_count() -> None:
     whole = planner(2 * GIB, **asked).plan(Choice(kv="offload", max_num_batched_tokens=256))
     assert plan.far is not None
     assert whole.far is not None
-    assert plan.far.read_bytes < 0.02 * whole.far.read_bytes
+    assert plan.far.read_bytes < 0.03 * whole.far.read_bytes
     assert plan.accounts.kv == 30100 // 16 * FMT.num_kv_heads * 24 * 2 * 64 * 4, "smallest and largest keys, float32"
     assert plan.loss == 0.03
     brief = planner(2 * GIB, prompt=30000, output=2).plan(choice).far
