@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "consolidated.00.pth")
-RING_BYTES = 32 << 20  # of what a stream reads ahead into: some reads under way while one piece is packed
+RING_BYTES = 96 << 20  # that reading is ahead by: at 32 MiB reads waited for packing (0.77 of the disk, 0.86 now)
 AHEAD_BYTES = 4 << 20  # of the ring beside its largest piece, where that alone fills it
 NUM_READERS = 2  # the disk has work while one thread waits for its turn
 
