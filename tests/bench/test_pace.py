@@ -41,12 +41,14 @@ def test_steps_at_another_pace_differ_by_what_they_read() -> None:
     weights = shape.weight_bytes("bfloat16")
     assert roofline.read_bytes(1, 1, 1000.0) == pytest.approx(weights + 1000 * 12288, rel=0.01)
     work = Work(decodes=1, context=1000.0, rows=1)
-    moved = roofline.read_bytes(1, 1, 1000.0) * (1 / 40e9 - 1 / 80e9)
-    slow = AtPace(roofline, roofline, 40e9, 80e9)
+    moved = roofline.read_bytes(1, 1, 1000.0) * (1 / 10e9 - 1 / 16e9)
+    slow = AtPace(roofline, roofline, 10e9, 16e9)
     assert slow.seconds(work) == pytest.approx(roofline.seconds(work) + moved)
-    sample = Sample(1, 1000.0, 0, 0.0, 1, slow.seconds(work), 40e9)
-    assert sample.at(80e9, roofline).seconds == pytest.approx(roofline.seconds(work))
-    assert sample._replace(pace=0.0).at(80e9, roofline).seconds == sample.seconds, "nobody looked"
+    sample = Sample(1, 1000.0, 0, 0.0, 1, slow.seconds(work), 10e9)
+    assert sample.at(16e9, roofline).seconds == pytest.approx(roofline.seconds(work))
+    computes = AtPace(roofline, roofline, 40e9, 80e9).seconds(work)  # longer than its reads at either
+    assert computes == roofline.seconds(work) == sample._replace(seconds=computes, pace=40e9).at(80e9, roofline).seconds
+    assert sample._replace(pace=0.0).at(16e9, roofline).seconds == sample.seconds, "nobody looked"
 
 
 def test_products_are_brought_to_one_pace() -> None:

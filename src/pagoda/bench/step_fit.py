@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.errors import ConfigError
 from ..plan.roofline import Roofline
-from ..plan.steps import LEAST_SHARE, FittedSteps, knot_weights
+from ..plan.steps import FittedSteps, at_pace, knot_weights
 from ..plan.work import StepModel
 
 TOKEN_KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -45,8 +45,8 @@ class Sample(NamedTuple):
         """The same step at another pace; ``reads`` knows what it reads from memory."""
         if not self.pace:
             return self
-        moved = reads.read_bytes(self.decodes + self.chunk, self.rows, self.slots) * (1 / pace - 1 / self.pace)
-        return self._replace(seconds=max(self.seconds + moved, LEAST_SHARE * self.seconds), pace=pace)
+        num_bytes = reads.read_bytes(self.decodes + self.chunk, self.rows, self.slots)
+        return self._replace(seconds=at_pace(self.seconds, num_bytes, self.pace, pace), pace=pace)
 
 
 def fit_steps(samples: Sequence[Sample], expected: StepModel | None = None) -> FittedSteps:

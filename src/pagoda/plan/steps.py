@@ -74,17 +74,26 @@ def knot_weights(knots: tuple[int, ...], at: float) -> list[tuple[int, float]]:
 
 
 class AtPace(StepModel):
-    """The steps of ``inside`` while memory has another pace: what they read (``reads``) takes that much longer, or
-    less; what is computed meanwhile hides none of it.
-    """
+    """The steps of ``inside`` while memory has another pace; ``reads`` knows what they read."""
 
     def __init__(self, inside: StepModel, reads: Roofline, pace: float, usual: float) -> None:
-        self._inside, self._reads, self._each_byte = inside, reads, 1 / pace - 1 / usual
+        self._inside, self._reads, self._pace, self._usual = inside, reads, pace, usual
 
     def step_seconds(self, decodes: int, slots: float, chunk: int, pairs: float, rows: int) -> float:
         seconds = self._inside.step_seconds(decodes, slots, chunk, pairs, rows)
-        moved = self._reads.read_bytes(decodes + chunk, rows, slots) * self._each_byte
-        return max(seconds + moved, LEAST_SHARE * seconds)
+        return at_pace(seconds, self._reads.read_bytes(decodes + chunk, rows, slots), self._usual, self._pace)
+
+
+def at_pace(seconds: float, num_bytes: float, seen: float, pace: float) -> float:
+    """What a step that read ``num_bytes`` at the pace ``seen`` takes at another: longer or shorter by the difference.
+
+    Slower memory makes no step longer than its reads alone, and faster memory none shorter that was longer than they
+    were: a step of many sequences computes meanwhile.
+    """
+    moved = seconds + num_bytes * (1 / pace - 1 / seen)
+    if pace < seen:
+        return max(seconds, min(moved, num_bytes / pace))
+    return seconds if seconds > num_bytes / seen else max(moved, LEAST_SHARE * seconds)
 
 
 def step_model(
