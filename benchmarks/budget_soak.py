@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,23 @@ class Group:
                 error = caught
         raise SystemExit(f"no memory cgroup can be made ({error}); run as root with the memory controller")
 
+    def enter(self) -> None:
+        """For ``preexec_fn``: the process that calls this is in the group from then on."""
+        (self.folder / "cgroup.procs").write_text(str(os.getpid()))
+
+    def measure(self, command: Sequence[str]) -> dict[str, Any]:
+        """What ``command``, run in the group, prints as JSON, and the group's peak; the group is closed. Raises
+        SystemExit where the command fails or is killed.
+        """
+        try:
+            done = subprocess.run(command, preexec_fn=self.enter, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"rc {done.returncode}, killed for memory: {self.kills()}: {done.stderr[-2000:]}")
+            found: dict[str, Any] = json.loads(done.stdout)
+            return found | {"group_peak_bytes": int(self.peak_file.read_text()), "killed": self.kills()}
+        finally:
+            self.close()
+
     def kills(self) -> int:
         """Processes that the kernel ended for memory."""
         for name in ("memory.events", "memory.oom_control"):
@@ -104,7 +122,7 @@ class Server:
         launcher: str | None = None,
     ) -> None:  # fmt: skip
         def enter() -> None:
-            (group.folder / "cgroup.procs").write_text(str(os.getpid()))
+            group.enter()
             if file_limit is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))

@@ -1,4 +1,4 @@
-"""A mixture four times the memory of its whole process: `python -m benchmarks.experts_in_group` (root, for a cgroup).
+"""A mixture 3.6 times the memory of its whole process: `python -m benchmarks.experts_in_group` (root, for a cgroup).
 
 The model of `benchmarks.experts` (random weights, 64 experts a layer, a skewed router) with 32 layers: 2.25 GiB of
 experts. Each policy of the cache runs it as an `LLM` in a process of its own, inside a memory cgroup whose limit is the
@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -66,21 +64,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def in_group(folder: Path, policy: str, args: argparse.Namespace) -> dict[str, Any]:
     """``run`` in a cgroup of the budget; the model that is all in memory has one of its own size."""
     memory = args.whole_memory if policy == WHOLE else args.memory
-    group = Group(parse_bytes(memory, what="--memory"))
     command = [sys.executable, "-m", "benchmarks.experts_in_group", "--model", str(folder), "--policy", policy]
     command += ["--memory", memory, "--requests", str(args.requests), "--steps", str(args.steps)]
-
-    def enter() -> None:
-        (group.folder / "cgroup.procs").write_text(str(os.getpid()))
-
-    try:
-        done = subprocess.run(command, preexec_fn=enter, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{policy}: rc {done.returncode}, killed: {group.kills()}: {done.stderr[-2000:]}")
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found | {"group_peak_bytes": int(group.peak_file.read_text()), "killed": group.kills()}
-    finally:
-        group.close()
+    return Group(parse_bytes(memory, what="--memory")).measure(command)
 
 
 def summary(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -121,26 +119,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure_in_group(args: argparse.Namespace) -> dict[str, Any]:
     """As ``measure``, by a process in a group of its own."""
-    group = Group(parse_bytes(args.memory, what="--memory"))
-    try:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.streaming",
-            *(a for a in sys.argv[1:] if a != "--group"),
-            "--no-plan",
-        ]
-
-        def enter() -> None:
-            (group.folder / "cgroup.procs").write_text(str(os.getpid()))
-
-        done = subprocess.run(command, preexec_fn=enter, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"rc {done.returncode}, killed for memory: {group.kills()}: {done.stderr[-2000:]}")
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found | {"group_peak_bytes": int(group.peak_file.read_text()), "killed": group.kills()}
-    finally:
-        group.close()
+    options = (option for option in sys.argv[1:] if option != "--group")
+    command = [sys.executable, "-m", "benchmarks.streaming", *options, "--no-plan"]
+    return Group(parse_bytes(args.memory, what="--memory")).measure(command)
 
 
 def main() -> None:

@@ -79,6 +79,7 @@ HOMES: dict[str, set[str]] = {
 TORCH_FREE = (
     "core", "budget", "schedule", "plan", "kv.pages", "kv.table", "kv.prefix", "kv.audit", "kv.manager",
     "kv.room", "kv.live", "kv.evictions", "kv.compaction", "kv.stats", "kv.tiers",
+    "kv.swap_cost", "kv.read_back", "kv.write_back",
     "sampling.params", "sampling.scratch", "sampling.structured", "sampling.grammar",
     "models.shape", "models.resolve", "models.catalog", "cli.main", "cli.run", "cli.chat",
     "cli.models", "cli.serve",

@@ -30,7 +30,7 @@ def test_costs_of_a_lower_tier_are_those_of_one_group_and_of_two(monkeypatch: py
     assert set(groups[2:8]) == {1}, "one kv-head; the first steps compute the prompt"
     assert 2 in groups, "two kv-heads"
     assert 0 in groups, "chosen pages"
-    assert min(costs.layer, costs.group, costs.choose, costs.page) >= 0
+    assert costs.choose + costs.page > 0
 
 
 def test_rates_of_reading_are_seconds_of_a_byte_and_of_a_read() -> None:

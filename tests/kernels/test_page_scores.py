@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pagoda.core.errors import ConfigError
 from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
 from pagoda.kernels.ops.page_scores import CASES, TOLERANCE, KeyPages, PageRule, in_pairs, reference
@@ -65,3 +66,11 @@ def test_equal_outliers_go_by_their_order_and_a_missing_page_is_refused():
     bad = KeyPages(torch.zeros(3, layout.page_elems), layout, torch.tensor([[0, 3]], dtype=torch.int32))
     with pytest.raises(IndexError, match="page 3 of 3"):
         cpu.page_scores(torch.ones(1, 2, 16), PageRule("keys", weigh="softmax"), None, [2], keys=bad)
+
+
+@pytest.mark.parametrize(
+    ("marks", "query", "weigh"), [("keys", "plain", "product"), ("rows", "thin", "softmax"), ("keys", "split", "peak")]
+)
+def test_a_rule_that_no_op_follows_is_refused(marks, query, weigh):
+    with pytest.raises(ConfigError, match=f"{marks}"):
+        PageRule(marks, query, weigh)

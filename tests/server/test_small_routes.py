@@ -91,21 +91,24 @@ def test_the_budget_changes_while_the_server_runs(server: Running) -> None:
 def test_budgets_over_http_say_what_python_does(server: Running) -> None:
     before = server.stats()["memory"]["total_bytes"]
     machine = MachineProbe().limit()[0]
-    for half in (0.5, "0.5", "50%"):
-        assert server.post("/admin/budget", {"memory": half}).json()["total_bytes"] == machine // 2
-    assert server.post("/admin/budget", {"host_memory": "2GiB"}).json()["total_bytes"] == 2 << 30
-    for body, says in (
-        ({"memory": True}, "memory: give bytes (2147483648, '2GiB'), or a share of the machine (0.5, '50%')"),
-        ({"memory": [1]}, "memory: give bytes (2147483648, '2GiB'), or a share of the machine (0.5, '50%')"),
-        ({"memory": 1.5}, "memory 1.5 is not a share between 0 and 1"),
-        ({"disk": "1GiB"}, "no kv_dir says where"),
-        ({"device_memory": "1GiB"}, "this engine runs on the CPU"),
-        ({}, "no budget is named"),
-    ):
-        answer = server.post("/admin/budget", body)
-        assert answer.status_code == 400
-        assert says in answer.json()["error"]["message"]
-    assert server.post("/admin/budget", {"memory": before, "host_memory": before}).json() == {
+    try:
+        for half in (0.5, "0.5", "50%"):
+            assert server.post("/admin/budget", {"memory": half}).json()["total_bytes"] == machine // 2
+        assert server.post("/admin/budget", {"host_memory": "2GiB"}).json()["total_bytes"] == 2 << 30
+        for body, says in (
+            ({"memory": True}, "memory: give bytes (2147483648, '2GiB'), or a share of the machine (0.5, '50%')"),
+            ({"memory": [1]}, "memory: give bytes (2147483648, '2GiB'), or a share of the machine (0.5, '50%')"),
+            ({"memory": 1.5}, "memory 1.5 is not a share between 0 and 1"),
+            ({"disk": "1GiB"}, "no kv_dir says where"),
+            ({"device_memory": "1GiB"}, "this engine runs on the CPU"),
+            ({}, "no budget is named"),
+        ):
+            answer = server.post("/admin/budget", body)
+            assert answer.status_code == 400
+            assert says in answer.json()["error"]["message"]
+    finally:
+        answer = server.post("/admin/budget", {"memory": before, "host_memory": before})
+    assert answer.json() == {
         "total_bytes": before, "disk_bytes": None,
         **{name: server.stats()["memory"][name] for name in ("leased_bytes", "free_bytes")},
     }  # fmt: skip

@@ -15,6 +15,7 @@ from pagoda.core.errors import ConfigError
 from pagoda.kernels.quantize import quantize_tokens
 from pagoda.weights.filling import new_filling, pack_matrix
 from pagoda.weights.formats import FORMATS
+from pagoda.weights.formats._bits import pack_bits, unpack_bits
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.formats.dgq import DGQ
 from pagoda.weights.packed import CodedMatrix, PackedMatrix, PanelMatrix, equal
@@ -257,3 +258,11 @@ def test_bytes_need_no_torch() -> None:
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_five_bits_are_read_wherever_they_lie_in_a_file() -> None:
+    codes = torch.randint(0, 32, (3, 50), dtype=torch.uint8)
+    packed = pack_bits(codes, 5)
+    odd = torch.empty(packed.numel() + 1, dtype=torch.uint8)[1:].view(packed.shape)
+    odd.copy_(packed)
+    assert torch.equal(unpack_bits(odd, 5, 50), codes)

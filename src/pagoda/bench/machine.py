@@ -30,7 +30,7 @@ from ..kv.pages import PagePool
 from ..kv.storage import PageStorage
 from ..kv.view import StepView
 from ..plan.machine import Curve, Machine, measured_formats
-from ..plan.steps import LEAST_SHARE
+from ..plan.steps import at_pace
 from ..weights.filling import pack_matrix
 from ..weights.quantization import parse_format
 from .machine_step import far_costs, step_costs
@@ -61,7 +61,7 @@ def measure(progress: Callable[[str], None] = lambda _: None, probe: MachineProb
     far = replace(far_costs(), read=read, read_byte=read_byte, copy=copy_seconds())
     pace.look()
     rate, both = usual(pace.seen), paces(pace.seen)
-    products = {name: at_pace(name, found, rate) for name, found in points.items()}
+    products = {name: curve_at_pace(name, found, rate) for name, found in points.items()}
     return Machine(
         cpu=probe.cpu_model(), threads=probe.cpus(), runtime_bytes=runtime_bytes(), read_bytes_per_second=rate,
         disk_bytes_per_second=disk, products=products, attend=attend, attend_prompt=attend_prompt, step=step,
@@ -113,13 +113,11 @@ def product_points(name: str, pace: Pace, sizes: tuple[int, ...] = TOKENS) -> li
     return found
 
 
-def at_pace(name: str, points: Sequence[Point], rate: float) -> Curve:
+def curve_at_pace(name: str, points: Sequence[Point], rate: float) -> Curve:
     """What the products would take at that pace of memory: each weight is read once."""
     plain = name.startswith("none.")
     size = float(DTYPE_BYTES[name[5:]]) if plain else parse_format(name).num_bytes(ROWS, COLS) / (ROWS * COLS)
-    return tuple(
-        (tokens, max(seconds + size * (1 / rate - 1 / was), LEAST_SHARE * seconds)) for tokens, seconds, was in points
-    )
+    return tuple((tokens, at_pace(seconds, size, was, rate)) for tokens, seconds, was in points)
 
 
 def _matrices(name: str, dtype: torch.dtype) -> tuple[Callable[[int, torch.Tensor], torch.Tensor], bool]:
@@ -197,7 +195,7 @@ def cold_reads(num_pages: int = 200, num_runs: int = 60) -> tuple[float, float]:
     from runs as steps read them, anywhere in the file.
     """
     fmt = KVFormat(LAYERS, KV_HEADS, HEAD_DIM, HEAD_DIM, 16, "bfloat16")
-    run, spans = SPAN * fmt.page_bytes, 8
+    run, spans = SPAN * fmt.page_bytes, 9  # as many places as are read, each once
     places = np.arange(spans * fmt.pages_per_block) * run
     with tempfile.TemporaryDirectory() as folder:
         tier = TierFile(fmt, spans * SPAN, Path(folder))

@@ -153,6 +153,7 @@ class Sweep:
 
     def forget(self) -> None:
         """What ran so far was no part of it."""
+        self.note_pace()
         self.recorder.samples.clear()
         self._noted = 0
 

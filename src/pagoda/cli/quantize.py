@@ -22,7 +22,6 @@ from ._output import emit_json, print_table
 
 CHOOSING = ("mixed", "edgemoe")
 """Methods that choose formats, not codes."""
-UNCALIBRATED = ("rtn", "hqq")
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -46,14 +45,14 @@ def quantize(
 
     By rtn one tensor after another, in the memory of one.
     """
-    from ..models.quantize import info, quantize_model
-    from ..weights.methods import METHODS
+    from ..models.quantize import info
+    from ..weights.methods import CALIBRATED, METHODS
     from ..weights.quantization import parse_quantization
 
     if method not in (*METHODS, *CHOOSING):
         raise ConfigError(choices("method", method, [*METHODS, *CHOOSING]))
     for option, value in (("--text", text), ("--tokens", tokens)):
-        if value is not None and method in UNCALIBRATED:
+        if value is not None and method not in (*CALIBRATED, *CHOOSING):
             raise ConfigError(f"{option} {value}: {method} reads no calibration text; leave it out, or take gptq")
     if tokens is not None and tokens < 1:
         raise ConfigError(f"--tokens is {tokens}; give a whole number from 1")
@@ -62,29 +61,12 @@ def quantize(
     quantization = parse_quantization(format)
     if quantization.is_plain:
         raise ConfigError(f"--format {format!r} leaves the weights as they are; give one like int4")
+    calibrated = method in (*CALIBRATED, *CHOOSING)
+    calibration = calibration_tokens(model, text, tokens or 16384, memory) if calibrated else []
     if method == "rtn":
-        shown = {
-            "model": model,
-            "out": str(out),
-            "calibration_tokens": 0,
-            **info(_round(model, out, quantization, memory)),
-        }
-        emit_json(shown) if json else _show(shown)
-        return
-    calibration = [] if method in UNCALIBRATED else calibration_tokens(model, text, tokens or 16384, memory)
-    loaded = _load(model, memory)
-    try:
-        with _bar("measuring") as progress:
-            ready = None
-            if method in CHOOSING:
-                quantization, ready = _choose(method, loaded, quantization, size, calibration, progress)
-        with _bar("quantizing") as progress:
-            how = "rtn" if method in CHOOSING else method
-            report = quantize_model(
-                loaded, out, quantization, method=how, calibration=calibration, ready=ready, progress=progress
-            )
-    finally:
-        loaded.close()
+        report = _round(model, out, quantization, memory)
+    else:
+        report = _by_method(method, model, out, quantization, size, calibration, memory)
     shown = {
         "model": model,
         "out": str(out),
@@ -93,6 +75,27 @@ def quantize(
         "method": method,
     }
     emit_json(shown) if json else _show(shown)
+
+
+def _by_method(
+    method: str, model: str, out: Path, quantization: Any, size: str | None, calibration: Any, memory: str | None
+) -> Any:
+    """What was written of the model, whole in memory."""
+    from ..models.quantize import quantize_model
+
+    loaded = _load(model, memory)
+    try:
+        with _bar("measuring") as progress:
+            ready = None
+            if method in CHOOSING:
+                quantization, ready = _choose(method, loaded, quantization, size, calibration, progress)
+        with _bar("quantizing") as progress:
+            how = "rtn" if method in CHOOSING else method
+            return quantize_model(
+                loaded, out, quantization, method=how, calibration=calibration, ready=ready, progress=progress
+            )
+    finally:
+        loaded.close()
 
 
 def calibration_tokens(model: str, text: Path | None, count: int, memory: str | None) -> list[list[int]]:

@@ -279,10 +279,9 @@ class AsyncLLM:
         """As ``LLM.set_budget``, between two steps. Wakes for memory, and not for a disk."""
 
         def work() -> int:
-            places = {"host_memory": host_memory, "device_memory": device_memory}
-            if memory is not None or any(value is not None for value in places.values()):
+            if (memory, host_memory, device_memory) != (None, None, None):
                 self._wake()
-            return set_budgets(self._built, memory, disk=disk, **places)
+            return set_budgets(self._built, memory, host_memory=host_memory, device_memory=device_memory, disk=disk)
 
         return await self._thread.call(work)  # type: ignore[no-any-return]
 

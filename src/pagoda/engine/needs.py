@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ..core.errors import BudgetError, UnsupportedModelError
 from ..core.types import DTYPE_BYTES
-from ..core.units import format_bytes, parse_bytes
-from ..kv.persist import WRITE_BYTES
+from ..core.units import format_bytes
 from ..models.catalog import folder_of, read_config
 from ..plan.accounts import STAGING_BYTES, StepLimits, step_bytes
 from ..plan.streamed import Rooms
@@ -14,7 +13,7 @@ from ..sampling.scratch import grammar_bytes
 from .config import EngineConfig
 from .ground import Ground
 from .offloading import offload_sizes
-from .sizing import longest_of, sure_kv_bytes
+from .sizing import kept_bytes, longest_of, sure_kv_bytes
 
 
 def needed_bytes(
@@ -42,15 +41,17 @@ def needed_bytes(
         return whole
     beside = shape.weight_bytes(dtype, packing) + subject.tokenizer_bytes
     beside += grammar_bytes(shape.vocab_size) if config.structured_output else 0
-    beside += 0 if config.kv_dir is None and config.kv_host is None else WRITE_BYTES
-    beside += 0 if config.kv_host is None else parse_bytes(config.kv_host, what="kv_host")
+    beside += kept_bytes(config)
     far = offload_sizes(config, shape, dtype)
     beside += 0 if far is None else far.host_bytes + far.window_bytes
     limits = StepLimits(config.max_num_batched_tokens, config.max_num_seqs, longest)
     step = step_bytes(shape, dtype, packing, limits) + STAGING_BYTES
     kv = sure_kv_bytes(config, shape, dtype, ground.room(config.model, beside) + more - step)
-    loading = shape.reading_bytes(dtype, packing) + shape.packing_bytes(packing)
+    ready = subject.stored is not None and config.quantization == "auto"
+    loading = shape.reading_bytes(dtype, packing) + shape.packing_bytes(packing, ready=ready)
     needed = beside + max(step + kv, loading)
+    if ready and config.weights in ("auto", "stream"):
+        return min(needed, whole)  # what of it can stay on disk is known once its files are open
     least = needed
     if subject.streams and config.weights in ("auto", "stream") and (plan := Rooms(shape, dtype, packing).plan(0)):
         least += plan.num_bytes - shape.weight_bytes(dtype, packing)

@@ -30,7 +30,7 @@ memory at once."""
 
 class PageChooser:
     """One sequence in one decode step. Where all heads hold as many slots, as a rule, the work of a layer is one
-    look at the sketches, one choice and one gather; where an eviction left them unequal, ``_best`` sorts it out.
+    look at the sketches, one choice and one gather; where an eviction left them unequal, ``_columns`` sorts it out.
     """
 
     def __init__(
@@ -152,12 +152,7 @@ class PageChooser:
             if "query" not in memory:
                 memory["query"] = torch.zeros(self._num_q_heads * self._table.fmt.k_dim)
             query[layer] = memory["query"].data_ptr()
-        if steps == 1:
-            return True
-        age = memory.setdefault("age", torch.zeros(()))
-        fresh = int(age) % steps == 0
-        age += 1 - int(age) if fresh else 1
-        return fresh
+        return steps == 1 or policy.comes_due(memory)
 
     def _sketch_all(self, wanted: np.ndarray) -> None:
         behind = wanted & (self._full > self._notes.sketched).any(1)

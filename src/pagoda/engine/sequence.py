@@ -135,9 +135,7 @@ class Sequence:
 
     def is_due(self, start: int, end: int) -> bool:
         """Whether the policy acts once tokens ``start : end`` are computed; no chunk goes past an act."""
-        since, act = self._act
-        known = since <= start and (act is None or start < act)
-        return end == (act if known else self.next_act(start))
+        return end == self.next_act(start)
 
     def sums(self, start: int, num_tokens: int) -> bool:
         """Whether attention of these tokens is summed up for the next act of the policy."""

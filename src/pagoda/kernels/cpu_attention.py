@@ -47,7 +47,7 @@ def paged_attention(
     kv_lens, q_starts = table.kv_lens.contiguous(), table.q_starts.contiguous()
     wide_sinks = None if sinks is None else sinks.float().contiguous()  # named, so that they outlive the call
     wide_slopes = None if alibi_slopes is None else alibi_slopes.float().contiguous()
-    last = np.ascontiguousarray(np.broadcast_to(np.asarray(sum_last, np.int64), (num_seqs,)))
+    last = None if prob_sums is None else np.ascontiguousarray(np.broadcast_to(np.int64(sum_last), (num_seqs,)))
     _cpu.paged_attention(
         q.data_ptr(), q.stride(0), q.stride(1), out.data_ptr(), DTYPES[q.dtype],
         pages.data_ptr(), pages.shape[0], store_of(layout), layout.page_size, layout.k_dim, layout.v_dim, columns,
@@ -56,7 +56,7 @@ def paged_attention(
         0 if wide_sinks is None else wide_sinks.data_ptr(), 0 if wide_slopes is None else wide_slopes.data_ptr(),
         0 if prob_sums is None else prob_sums.data_ptr(), 0 if prob_counts is None else prob_counts.data_ptr(),
         table.max_kv_len if prob_sums is None else prob_sums.shape[2],
-        last.ctypes.data, share_prefixes, byte_products,
+        0 if last is None else last.ctypes.data, share_prefixes, byte_products,
         torch.get_num_threads(), isa,
     )  # fmt: skip
     return out

@@ -32,8 +32,13 @@ def num_blocks(format: str, inputs: int) -> int:
 
 
 def row_bytes(format: str, inputs: int) -> int:
-    """Bytes of a row as it is stored (`lay_out.STORED`): whole blocks where fields do not fill 32 bits."""
-    return 4 * num_blocks(format, inputs) if 32 % BITS[format] else -(-inputs * BITS[format] // 8)
+    """Bytes of a row as it is stored (`lay_out.STORED`)."""
+    return packed_width(inputs, BITS[format])
+
+
+def packed_width(inputs: int, bits: int) -> int:
+    """Bytes of so many fields side by side: whole blocks where fields do not fill 32 bits."""
+    return -(-inputs // (32 // bits)) * 4 if 32 % bits else -(-inputs * bits // 8)
 
 
 def check_packed(format: str, group: int) -> None:

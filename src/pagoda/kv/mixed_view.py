@@ -56,7 +56,7 @@ class MixedView:
 
     @property
     def added(self) -> list[int]:
-        """As ``StepView.added``: none, since layers come one by one."""
+        """As ``StepView.added``: none, since every layer calls ``attend``."""
         return []
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagoda.budget.ledger import Ledger
+from pagoda.budget.ledger import Ledger, Need
 from pagoda.core.errors import ModelError
 from pagoda.weights.filling import Filling
 from pagoda.weights.formats.base import WeightFormat, empty_codes
@@ -67,7 +67,9 @@ def round_checkpoint(
     cut = {name for name in names if model.takes_rows(name, source.logical[name].shape)}
     passing = source.passing_bytes(names, cut) + model.packing_bytes(names, source.formats) + plan.most_bytes(names)
     report = Report("rtn", bytes_before=model.shape.weight_bytes(dtype))
-    with Footprint(ledger).passing("staging", passing, "one parameter after another"):
+    footprint, what = Footprint(ledger), "one parameter after another"
+    footprint.require([Need("staging", passing, what)])
+    with footprint.passing("staging", passing, what):
         write_description(folder, config, out, plan.formats, "rtn")
         with TensorWriter(out / WEIGHTS, plan.entries) as writer:
             _write(model, source, names, cut, plan, writer, report, progress)

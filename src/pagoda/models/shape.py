@@ -125,10 +125,12 @@ class ModelShape:
         by_rows = min(self.num_params * size // 8, RING_BYTES)
         return max((by_rows if f is None or f.row_wise else num_bytes for num_bytes, f in found), default=0)
 
-    def packing_bytes(self, quantization: Quantization) -> int:
-        """Bytes that packing takes at its largest matrix, beside the packed model and the tensor that was read."""
-        found = self._formats(quantization)
-        return max((f.scratch_bytes(m.rows, m.cols) for f, m in found if f is not None), default=0)
+    def packing_bytes(self, quantization: Quantization, *, ready: bool = False) -> int:
+        """Bytes that packing takes at its largest matrix, beside the packed model and the tensor that was read;
+        ``ready``: of a checkpoint that has these formats, whose codes are only laid out where a kernel wants that.
+        """
+        found = ((f, m) for f, m in self._formats(quantization) if f is not None and (f.kernel or not ready))
+        return max((f.scratch_bytes(m.rows, m.cols) for f, m in found), default=0)
 
     def unpacking_bytes(self, quantization: Quantization) -> int:
         """Bytes of one step beside its activations, for weights that are unpacked while they are multiplied."""

@@ -98,7 +98,7 @@ class WeightStore:
         for name, weight in list(self.weights.items()):
             if isinstance(weight, ExpertStack):
                 found += [(name, n, expert) for n, expert in enumerate(weight.experts) if expert is not None]
-                weight.experts[:] = [None] * len(weight.experts)
+                del self.weights[name]  # made anew for the experts that are still to come
             elif all(self._wanted[unit] <= self.covered for unit in self._units[name]):
                 found.append((name, -1, self.weights.pop(name)))
         return found

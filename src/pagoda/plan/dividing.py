@@ -93,7 +93,8 @@ class Divider:
     def _count_passing(self, quantization: str) -> int:
         """What weights pass through while they are read and packed."""
         shape, found = self.subject.shape, self._quantization(quantization)
-        return shape.reading_bytes(self.subject.dtype, found) + shape.packing_bytes(found)
+        ready = self.subject.stored is not None and quantization == "auto"
+        return shape.reading_bytes(self.subject.dtype, found) + shape.packing_bytes(found, ready=ready)
 
     def divide(self, choice: Choice) -> Division:
         """Weights that do not fit are left on disk where the engine can read them at every step."""

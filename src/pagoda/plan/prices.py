@@ -1,10 +1,11 @@
 """What lossy methods cost in quality, as measured: the files of ``plan/measured``, one a model, written by
 ``python -m benchmarks.plan_prices MODEL``.
 
-The price is the KL divergence from the exact model in nats a token: the mean over four of the tasks of ``pagoda bench
-kv`` (running text, recall, several keys, copying), the same for weights and KV. The pages' lists have KL on running
-text alone, by which a method that forgets a fact is cheap. Prices of several methods at once are added up; a model that
-was not measured gets the prices of the nearest that was. Both are estimates, and are called so.
+The price is the KL divergence from the exact model in nats a token: the mean over those of four tasks of ``pagoda
+bench kv`` (running text, recall, several keys, copying) that the model's context has room for, the same for weights and
+KV. The pages' lists have KL on running text alone, by which a method that forgets a fact is cheap. Prices of several
+methods at once are added up; a model that was not measured gets the prices of the nearest that was. Both are
+estimates, and are called so.
 """
 
 from __future__ import annotations

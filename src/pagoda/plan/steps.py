@@ -102,14 +102,14 @@ def step_model(
     """What was measured of the model in these formats on this machine; where nothing was, the roofline. ``pace``: of
     memory, if not the usual one.
     """
-    roofline = Roofline(subject.shape, subject.dtype, subject.quantization(quantization), kv_dtype, machine)
-    found: StepModel | None = None
+    fitted = load_steps(steps_file(subject, quantization, kv_dtype, machine)) if machine.measured else None
     usual, pace = machine.read_bytes_per_second, pace or machine.read_bytes_per_second
-    if machine.measured:
-        found = fitted = load_steps(steps_file(subject, quantization, kv_dtype, machine))
-        usual = usual if fitted is None else fitted.pace or usual
-    found = found or roofline
-    return found if pace == usual else AtPace(found, roofline, pace, usual)
+    if fitted is not None:
+        usual = fitted.pace or usual
+        if pace == usual:
+            return fitted
+    roofline = Roofline(subject.shape, subject.dtype, subject.quantization(quantization), kv_dtype, machine)
+    return roofline if pace == usual else AtPace(fitted or roofline, roofline, pace, usual)
 
 
 def steps_file(subject: Subject, quantization: str, kv_dtype: str, machine: Machine) -> Path:

@@ -169,16 +169,17 @@ class SeveralModels(Roster):
         memory = {name: value for name, value in budgets.items() if name != "disk"}
         if memory:
             await self._set_memory(stated_budget(replace(self._stated, **memory), self._ground.probe))  # type: ignore[arg-type]
-        if (disk := budgets.get("disk")) is not None:
-            try:
-                for service in self.services:  # each checks it; all have the same folder
-                    await service.llm.set_budget(disk=disk)  # type: ignore[arg-type]
-            except ConfigError:
-                if memory:
-                    await self._set_memory(before)
-                raise
-        self._options |= budgets
-        self._stated = replace(self._stated, **budgets)  # type: ignore[arg-type]
+        try:
+            async with self._turn:  # none is being built by the old options
+                if (disk := budgets.get("disk")) is not None:
+                    for service in self.services:  # each checks it; all have the same folder
+                        await service.llm.set_budget(disk=disk)  # type: ignore[arg-type]
+                self._options |= budgets
+                self._stated = replace(self._stated, **budgets)  # type: ignore[arg-type]
+        except ConfigError:
+            if memory:
+                await self._set_memory(before)
+            raise
 
     async def _set_memory(self, budget: Budget) -> None:
         ledger = self._ground.ledger

@@ -83,12 +83,14 @@ class TensorWriter:
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            with self._named(), self._out:
-                assert kind is not None or not self._places, f"not written: {sorted(self._places)}"
-                self._out.flush()
-                os.fsync(self._out.fileno())
-            if kind is None:
-                self._unfinished.replace(self._file)
+            with self._named():
+                with self._out:
+                    if kind is None:
+                        assert not self._places, f"not written: {sorted(self._places)}"
+                        self._out.flush()
+                        os.fsync(self._out.fileno())
+                if kind is None:
+                    self._unfinished.replace(self._file)
         finally:
             self._unfinished.unlink(missing_ok=True)
 

@@ -233,7 +233,7 @@ def test_a_pin_outlives_others_and_its_age_but_not_the_budget(tmp_path: Path) ->
     assert disk.pin(keys[0], 2000.0)
     assert disk.pin(keys[0], 1500.0)  # the longer time stays
     assert not disk.pin(keys[3], 2000.0)
-    assert disk.read(names[:1])  # which is no use that would unpin it
+    assert disk.read(names[:1])[0]  # which is no use that would unpin it
     disk.write([(names[3], os.urandom(6000))])
     assert [disk.has(key) for key in keys[:4]] == [True, False, True, True]
     now[0] = 1900.0
@@ -372,6 +372,7 @@ def test_files_of_another_version_count_and_leave_first(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_hard_links_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="on a file system without hard links"):
-        tier(tmp_path, files=FailingFiles("link", error=errno.EPERM))
+    for _ in range(2):  # the second time the folder is there
+        with pytest.raises(ConfigError, match="on a file system without hard links"):
+            tier(tmp_path, files=FailingFiles("link", error=errno.EPERM))
     assert tier(tmp_path / "full", files=FailingFiles("link", error=errno.ENOSPC)).used_bytes == 0

@@ -50,7 +50,8 @@ struct TileRows {
   }
 
   // Of a decode step or a short chunk over int8 pages. Its sequence alone decides, never the other rows of the item: what a row
-  // yields must not depend on its batch mates.
+  // yields must not depend on its batch mates. A call in which any sequence sums attention multiplies none in bytes, so callers
+  // give it only sequences that all do (`StepView._adds_at_once`).
   static bool in_bytes(const AttentionArgs& a, int64_t queries) {
     const auto whole = [](int64_t dim) { return dim > 0 && dim % kBytesAtOnce == 0; };
     return a.byte_products && PAGODA_DPBF16 && Math::kPerWord == 2 && a.shape.store == Store::int8 && a.sum_targets == nullptr &&

@@ -17,7 +17,7 @@ void bind_choice(nb::module_& m) {
     a.rule = {rule.at(0), rule.at(1), rule.at(2), rule.at(3), rule.at(4), rule.at(5), rule.at(6), rule.at(7)};
     a.heads = group, a.dim = dim, a.scale = scale, a.num_given = num_given, a.turn = at<float>(turn), a.outliers = outliers;
     if (a.rule.kind() == Marks::keys) a.shape = PageShape(Store(store), a.rule.per_page, dim, v_dim);
-    a.storage = at<char>(pages), a.num_pages = num_pages;
+    a.storage = at<char>(pages);
     for (int64_t head = 0; head < kv_heads; ++head) {
       a.pages = held.at(head), a.room = room;
       a.marks = at<char>(marks) + head * room * a.rule.mark_bytes(), a.given = at<float>(given) + head * a.given_numbers();

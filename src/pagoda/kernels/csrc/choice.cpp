@@ -78,7 +78,7 @@ struct Layer {
     s.room = choice.room[i], s.num_given = choice.num_given[i];
     if (choice.given[i]) s.given = reinterpret_cast<const float*>(choice.given[i]) + head * s.given_numbers();
     s.turn = reinterpret_cast<const float*>(choice.turn[i]), s.outliers = choice.outliers[i];
-    s.storage = a.pages, s.num_pages = a.num_pages, s.shape = a.shape;
+    s.storage = a.pages, s.shape = a.shape;
     s.ids = rows + a.row_of[pair] * a.max_pages, s.offset = a.offset[pair], s.out = out;
     score_pages(s, query(c, head), a.dtype, a.q_head_stride, isa);
   }

@@ -60,7 +60,6 @@ struct PageScoreArgs {
   int64_t outliers = 0;         // so many pages of the smallest number behind a mark's own go before all others
   // Marks::keys: the storage, and the pages' ids (less `offset`), which were checked.
   const char* storage = nullptr;
-  int64_t num_pages = 0;
   PageShape shape;
   const int32_t* ids = nullptr;
   int64_t offset = 0;

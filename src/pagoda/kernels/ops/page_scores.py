@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...core.errors import ConfigError
 from ..case import Make, cross
 from ..dispatch import Needs, Op
 from ..layout import PageLayout
@@ -53,6 +54,15 @@ class PageRule:
     weigh: Literal["product", "softmax", "peak"] = "product"
     sum_heads: bool = False
     rank: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for what no op does."""
+        if self.weigh == "product" and self.marks in ("keys", "codes"):
+            raise ConfigError(f"pages judged by {self.marks} are weighed by softmax or peak, not by the product")
+        if (self.query == "thin" and self.marks != "columns") or (
+            self.marks == "keys" and self.query not in ("plain", "turn")
+        ):
+            raise ConfigError(f"queries that are {self.query} are not compared with {self.marks}")
 
     def numbers(self, marks: Tensor | None, page_size: int, first_page: bool = False) -> list[int]:
         """As `csrc/page_scores.hpp` reads it."""

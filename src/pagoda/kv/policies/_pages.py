@@ -165,7 +165,7 @@ class PageSelection(Selection):
         rule, memory, (heads, pages) = self.rule(), look.memory, look.valid.shape
         assert rule is not None, f"{type(self).__name__} has neither a rule nor a score"
         if self._serves(look):
-            return kept(memory, "scores", (heads,), pages)[:, :pages].clone()
+            return kept(memory, "scores", (heads,), pages, look.valid.device)[:, :pages].clone()
         found = page_scores(
             look.queries,
             rule,
@@ -175,7 +175,7 @@ class PageSelection(Selection):
             given=self.given(memory, look.learned),
             turn=self.turn(look.position, look.learned),
             outliers=self.num_outliers(pages),
-            keys=look.keys if rule.marks == "keys" else None,
+            keys=look.keys,
         )
         if self.persists >= 0:
             votes = kept(memory, "votes", (), pages, found.device)
@@ -191,14 +191,20 @@ class PageSelection(Selection):
             kept(memory, "scores", (heads,), pages, found.device)[:, :pages] = found
         return found
 
+    def comes_due(self, memory: dict[str, Tensor]) -> bool:
+        """Whether scores are made in this step, by how many steps those there have served; the step is counted."""
+        import torch
+
+        age = memory.setdefault("age", torch.zeros(()))
+        fresh = int(age) % self.steps_a_choice == 0
+        age += 1 - int(age) if fresh else 1
+        return fresh
+
     def _serves(self, look: Look) -> bool:
         """Whether kept scores serve this step; else what is to be remembered of it is."""
         memory = look.memory
         if self.steps_a_choice > 1:
-            age = memory.setdefault("age", look.queries.new_zeros((), device="cpu"))
-            fresh = int(age) % self.steps_a_choice == 0
-            age += 1 if not fresh else 1 - int(age)
-            return not fresh
+            return not self.comes_due(memory)
         if self.likeness > 0:
             query = look.queries.flatten().double()
             last = memory.setdefault("query", look.queries.new_zeros(query.shape)).double()

@@ -32,7 +32,8 @@ class Loki(PageSelection):
         at_least("rank", self.rank, 1)
 
     def mark_bytes(self, page_size: int, dim: int) -> float:
-        return page_size * min(self.rank, dim) * BFLOAT16
+        rank = min(self.rank, dim)
+        return page_size * (rank + rank % 2) * BFLOAT16  # channels in pairs
 
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule

@@ -33,7 +33,6 @@ def open_folder(root: Path, files: Files) -> None:
     """Makes it where it is not there. Raises ConfigError where that, or writing, or a second name of a file fails."""
     said = f"kv_dir {str(root.parent)!r}"
     try:
-        is_new = not root.is_dir()
         files.make_folder(root)
         if not os.access(root, os.W_OK):
             raise PermissionError(errno.EACCES, "no right to write")
@@ -42,8 +41,7 @@ def open_folder(root: Path, files: Files) -> None:
             f"{said} cannot be used ({error.strerror or error}); give a folder that can be written"
         ) from error
     try:
-        if is_new:
-            files.check_links(root)
+        files.check_links(root)
     except OSError as error:
         if error.errno in _NO_LINKS:
             raise ConfigError(f"{said} is on a file system without hard links; give a folder on another one") from error
@@ -52,7 +50,7 @@ def open_folder(root: Path, files: Files) -> None:
 def stored_in(folder: Path, version: str, files: Files) -> list[Stored]:
     """All files of all versions; what else lies in the folder is none of ours."""
     found: dict[tuple[int, int], Stored] = {}
-    for path, stat in files.listing(folder):
+    for path, stat in (one for root in folder.glob("v[0-9]*") for one in files.listing(root)):
         inner = path.relative_to(folder).as_posix()
         if _OURS.fullmatch(inner):
             is_readable = inner.startswith(f"{version}/")

@@ -148,20 +148,19 @@ class DiskTier:
         """As `Records.write`: one file, and one fsync, for as many as ``RUN_BYTES`` hold. None is kept where that was
         not possible, or is not tried just now.
         """
-        kept = sum(self.has(name.key) for name, _ in run)
-        for records in self._files_of(run):
+        fresh = [one for one in run if not self.has(one[0].key)]
+        kept = len(run) - len(fresh)
+        for records in self._files_of(fresh):
             if self._clock() < self._rests_until or not self._write_file(records):
                 break
             kept += len(records)
         return kept
 
     def _files_of(self, run: Sequence[tuple[Name, bytes]]) -> Iterator[list[tuple[bytes, list[bytes]]]]:
-        """What is not there yet, packed, in one list for each file."""
+        """Packed, in one list for each file."""
         most, size = min(RUN_BYTES, self.budget_bytes // RUN_SHARE), 0
         records: list[tuple[bytes, list[bytes]]] = []
         for name, raw in run:
-            if self.has(name.key):
-                continue
             parts = pack(*name, self.form.pack(raw), self.form.itemsize)
             num_bytes = sum(map(len, parts))
             if records and (size + num_bytes > most or len(records) == MOST_RECORDS):
@@ -202,7 +201,7 @@ class DiskTier:
 
     def collect(self, *, room: int = 0) -> int:
         """Drops what is too old, then the least recently used, until ``room`` and a tenth more are free; returns how
-        many records went. Only one process sweeps at a time; others count anew and leave it to that one.
+        many names went. Only one process sweeps at a time; others count anew and leave it to that one.
         """
         now, num = self._clock(), 0
         with Sweep(self.folder / "sweep.lock") as mine:

@@ -5,10 +5,10 @@ of tenants that were served least take the seats and pages of those that were se
 preemption a fair queue is fair only to those that come: a flood of long answers that is already running stays.
 
 The paper's subject is what such switches cost. Its means, and what stands for them here: block groups (KV is moved in
-runs of blocks, not block by block) are page runs; the asynchronous swap manager is the writer's thread of ``kv_dir``,
-which copies pages out behind the steps, so that giving them up costs nothing; reuse of the copy over turns comes from
-pages being found by their content. Deviations: pages move to the disk, or with ``kv_host`` to memory, packed; the
-last, partial page is computed again; without ``kv_dir`` so is all that the prefix cache gave to others.
+runs of blocks, not block by block) are page runs; the asynchronous swap manager is the writer's thread of what
+is kept, which copies pages out behind the steps, so that giving them up costs nothing; reuse of the copy over turns
+comes from pages being found by their content. Deviations: pages move to the disk, or with ``kv_host`` to memory,
+packed; the last, partial page is computed again; without either so is all that the prefix cache gave to others.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ async def budget(request: Request, body: BudgetBody) -> Response:
     said = {name: value for name, value in body.model_dump().items() if value is not None}
     for name, value in said.items():
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise bad(name, f"{name}: give bytes (2147483648, '2GiB'), or a share of the machine (0.5, '50%')")
+            share = "" if name == "disk" else ", or a share of the machine (0.5, '50%')"
+            raise bad(name, f"{name}: give bytes (2147483648, '2GiB'){share}")
     try:
         await roster.set_budget(said)
     except BudgetError as error:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...kernels.packed_bytes import packed_width as packed_width
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def packed_width(cols: int, bits: int) -> int:
-    """Bytes of a row of ``cols`` codes; of five bits, six fill 32."""
-    return -(-cols // 6) * 4 if bits == 5 else -(-cols * bits // 8)
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
@@ -43,7 +40,8 @@ def unpack_bits(packed: Tensor, bits: int, cols: int) -> Tensor:
     if bits == 5:
         from ...kernels.packed import unpack_words
 
-        return unpack_words(packed.contiguous().view(torch.int32), "int5").flatten(1)[:, :cols]
+        words = packed.clone(memory_format=torch.contiguous_format).view(torch.int32)  # in a file they lie at any byte
+        return unpack_words(words, "int5").flatten(1)[:, :cols]
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     values = (packed[..., None] >> shifts) & (2**bits - 1)
     return values.reshape(packed.shape[0], -1)[:, :cols]
