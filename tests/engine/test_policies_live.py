@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
+import torch
 
 from pagoda import ConfigError, RequestError, SamplingParams
+from pagoda.core.errors import PagodaError
 from pagoda.engine import observing
 from pagoda.engine.eviction import Evictor
 from pagoda.engine.sequence import Sequence
+from pagoda.kv.policies._inputs import Inputs
+from pagoda.kv.policies._scored import Rolling, Scored
+from pagoda.kv.policies._stack import PolicyStack
+from pagoda.kv.policies.base import Need
 
 from .conftest import kv_bytes
 from .tiny import make_model, prompt
@@ -40,6 +49,60 @@ def test_a_compressed_sequence_is_replayed_in_chunks_between_acts(make_llm) -> N
             engine.step()
             steps += 1
         assert steps <= most
+
+
+def test_hidden_states_of_the_newest_tokens_are_those_of_the_model(make_llm, oracle) -> None:
+    """In one chunk or several, before the first act of a policy that asks for them; as many again before the others."""
+    seen: list[torch.Tensor] = []
+
+    @dataclass(frozen=True)
+    class Looks(Scored, Rolling):
+        needs: ClassVar[frozenset[Need]] = frozenset({Need.HIDDEN})
+        window = 5
+
+        def scores(self, inputs: Inputs) -> torch.Tensor:
+            assert inputs.hidden is not None
+            assert inputs.queries is None
+            seen.append(inputs.hidden.clone())
+            return torch.zeros(*inputs.lens.shape, inputs.num_slots)
+
+    ids = prompt(40, 61)
+    with torch.inference_mode():
+        wanted = oracle.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -5:]
+    answers = []
+    for tokens in (64, 24, 58):
+        llm = make_llm(page_size=8, max_num_batched_tokens=tokens, max_num_seqs=8)
+        engine = llm._open().engine
+        request = llm._intake.request("0", ids, params("recent(budget=12)", 12))
+        request.policy = PolicyStack.join([("looks", Looks(budget=12, every=4))])
+        engine.add(request)
+        before = len(seen)
+        while engine.has_work:
+            answers += [out.token_ids for out in engine.step() if out.finished]
+        torch.testing.assert_close(seen[before], wanted, rtol=1e-4, atol=1e-4)
+        assert [len(rows) for rows in seen[before:]] == [5, 5, 5]
+        assert engine.stores.state_bytes == 0
+    assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize("kv", ["kivi(window=1000000000)", "snapkv(budget=20)+kivi(window=1000000000)",
+                                "think(every=1000000000)", "bfp_outlier_rearrange(block=1000000000)"])  # fmt: skip
+def test_windows_wider_than_a_sequence_take_what_it_has(make_llm, kv) -> None:
+    llm = make_llm(page_size=8)
+    outputs = llm.generate([prompt(40, 61), prompt(41, 30)], [params(kv), params("exact")])
+    assert [output.error for output in outputs] == [None, None]
+    assert max(output.memory.peak for output in outputs) < 1 << 20
+
+
+def test_what_does_not_fit_a_models_pages_is_refused_before_it_is_in_a_batch(make_llm) -> None:
+    llm = make_llm(page_size=8)
+    for kv, words in (
+        ("lserve(part=3)", "part=3 does not divide pages of 8 slots; give a divisor"),
+        ("csr(nonzeros=9)", "its heads of 8 and 8 channels are said whole by fewer than 9 atoms"),
+    ):
+        with pytest.raises(PagodaError, match=words):
+            llm.generate([prompt(40, 61)], params(kv))
+    assert llm.stats()["steps"]["requests_accepted"] == 0
 
 
 def test_models_whose_attention_counts_slots_refuse_by_name(make_llm, tmp_path) -> None:

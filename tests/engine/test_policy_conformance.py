@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
 import pytest
 
 from pagoda import SamplingParams
-from pagoda.kv.grammar import parse_policy
+from pagoda.kv.policies._heads import SplitHeads
+from pagoda.kv.policies._scored import Once, Rolling
 
 from .conftest import kv_bytes
 from .kv_policies import LOSSY, spelled
@@ -21,10 +23,24 @@ def params(kv: str, num: int = 16, **more: Any) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=num, ignore_eos=True, seed=5, kv=kv, **more)
 
 
-def slots_held(engine: Any, seq_id: int) -> float:
-    """Slots of a head, on the average of all heads."""
-    table = engine.manager.table(seq_id)
-    return float(table.lens.mean())
+def slots_held(engine: Any, sequence: Any) -> tuple[float, int]:
+    """Slots of a head, on the average of all heads, and of the head that has the fewest."""
+    lens = engine.manager.table(sequence.seq_id).lens
+    return float(lens.mean()), int(lens.min())
+
+
+def check_budget(sequence: Any, mean: float, least: int) -> None:
+    """A budget of 16, in words of its own: what a policy promises (``most_slots``) is held to it as well."""
+    kind, answered = sequence.policy.eviction, sequence.num_computed - sequence.prompt_len
+    promised = sequence.policy.most_slots(sequence.num_computed, sequence.prompt_len)
+    if isinstance(kind, SplitHeads):  # some heads keep everything, the others sinks and a window
+        assert least <= kind.sinks + 16
+        assert mean <= promised <= sequence.num_computed
+    else:
+        assert isinstance(kind, Once | Rolling)
+        assert mean <= promised <= (16 + answered if isinstance(kind, Once) else 16)
+        has_bar = getattr(kind, "least", -math.inf) > -math.inf  # what is below it goes, even where there is room
+        assert answered or has_bar or mean == kind.slots_after(sequence.prompt_len), "a number, not a ceiling"
 
 
 @pytest.mark.parametrize("name", LOSSY)
@@ -32,10 +48,11 @@ def test_no_more_than_the_budget_at_any_time_and_the_pages_serve_others(make_llm
     """Two exact sequences need 12 and 8 blocks; with a budget of 16 the first leaves room for the second in 14."""
     llm = make_llm(kv_memory=kv_bytes(14), max_model_len=112, page_size=8, enable_prefix_caching=False)
     engine, intake = llm._open().engine, llm._intake
-    kv = spelled(name, 16)
-    policy, pool = parse_policy(kv), engine.manager.pool
+    kv, pool = spelled(name, 16), engine.manager.pool
     engine.add(intake.request("lossy", prompt(50, 64), params(kv, 30), stream=True))
     engine.step()
+    (sequence,) = engine.scheduler.running.values()
+    check_budget(sequence, *slots_held(engine, sequence))
     used = pool.num_used_pages
     assert used < 8 * 4, "nothing was given back"
     assert engine.manager.held_bytes(1) == used * engine.manager.fmt.page_bytes
@@ -48,8 +65,7 @@ def test_no_more_than_the_budget_at_any_time_and_the_pages_serve_others(make_llm
             done |= {output.request_id} if output.finished else set()
         for sequence in engine.scheduler.running.values():
             if sequence.policy.eviction is not None:
-                most = policy.most_slots(sequence.num_computed, sequence.prompt_len)
-                assert slots_held(engine, sequence.seq_id) <= most
+                check_budget(sequence, *slots_held(engine, sequence))
         beside |= len(engine.scheduler.running) == 2 and pool.num_used_pages > used
     assert done == {"lossy", "exact"}
     assert beside, "the exact request never took the pages"

@@ -28,8 +28,8 @@ def test_every_other_lossy_request_is_compared(make_llm: Any) -> None:
     llm.generate(PROMPTS, params("exact"))
     found = llm.stats()["shadow"]
     assert found["pending"] == found["skipped"] == 0
-    assert list(found["policies"]) == ["recent"]
-    mine = found["policies"]["recent"]
+    assert list(found["policies"]) == ["recent(budget=8)"]
+    mine = found["policies"]["recent(budget=8)"]
     assert (mine["requests"], mine["tokens"]) == (3, 36)
     assert 0 < mine["agreed"] < 36, "a budget of 8 is felt by this model"
     assert mine["kl_sum"] > 0.1
@@ -53,7 +53,7 @@ def test_the_numbers_are_those_of_both_runs(make_llm: Any, oracle: Any) -> None:
     with torch.inference_mode():
         logits = oracle.model(torch.tensor([[*PROMPTS[0], *said]])).logits[0, len(PROMPTS[0]) - 1 : -1]
     agreed = int((logits.argmax(-1) == torch.tensor(said)).sum())
-    assert llm.stats()["shadow"]["policies"]["recent"]["agreed"] == agreed
+    assert llm.stats()["shadow"]["policies"]["recent(budget=8)"]["agreed"] == agreed
 
 
 def test_a_request_that_comes_in_goes_first(make_llm: Any) -> None:
@@ -70,7 +70,7 @@ def test_a_request_that_comes_in_goes_first(make_llm: Any) -> None:
     while engine.has_work:
         done += [output.request_id for output in engine.step() if output.finished]
     assert done == ["urgent"]
-    assert engine.shadows.stats()["policies"]["recent"]["tokens"] == 30
+    assert engine.shadows.stats()["policies"]["recent(budget=8)"]["tokens"] == 30
     assert not engine.shadows.is_busy
 
 
@@ -89,6 +89,17 @@ def test_what_cannot_be_compared_is_counted_as_skipped(make_llm: Any) -> None:
         engine.step()
         assert len(engine.shadows._pending) <= MAX_PENDING
     assert engine.shadows.num_skipped >= 1
+
+
+def test_budgets_are_told_apart_until_there_are_too_many(make_llm: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("pagoda.engine.shadow.MAX_SPELLED", 2)
+    llm = make_llm(shadow=1.0)
+    for kv in ("recent(budget=8)", "recent( every=4,budget=9)", "recent(budget=7)", "recent(budget=8)"):
+        llm.generate(PROMPTS[:1], params(kv, 3))
+    found = llm.stats()["shadow"]["policies"]
+    assert {kv: one["requests"] for kv, one in found.items()} == {
+        "recent(budget=8)": 2, "recent(budget=9, every=4)": 1, "recent": 1
+    }  # fmt: skip
 
 
 def test_divergence_is_that_of_the_distributions() -> None:

@@ -190,7 +190,7 @@ def test_live_quality_is_exported() -> None:
         while total(found := samples(server), "pagoda_shadow_tokens_total") < 8 and time.monotonic() < deadline:
             time.sleep(0.05)
         server.call(llm.close())
-    assert total(found, "pagoda_shadow_requests_total", kv="recent") == 1
-    assert total(found, "pagoda_shadow_tokens_total", kv="recent") == 8
-    assert 0 <= total(found, "pagoda_shadow_agreed_total", kv="recent") <= 8
-    assert total(found, "pagoda_shadow_kl_sum_total", kv="recent") > 0
+    assert total(found, "pagoda_shadow_requests_total", kv="recent(budget=8)") == 1
+    assert total(found, "pagoda_shadow_tokens_total", kv="recent(budget=8)") == 8
+    assert 0 <= total(found, "pagoda_shadow_agreed_total", kv="recent(budget=8)") <= 8
+    assert total(found, "pagoda_shadow_kl_sum_total", kv="recent(budget=8)") > 0

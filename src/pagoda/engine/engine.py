@@ -389,6 +389,10 @@ class Engine:
         reason = None if policy.keeps_all else why_not_lossy(self.loaded)
         if reason is not None:
             raise RequestError(f"kv={'+'.join(policy.names)!r} cannot run on this model: {reason}; accepted: exact")
+        if policy.selection is not None:
+            reason = policy.selection.why_not(self.stores.default.fmt.page_size)
+            if reason is not None:
+                raise RequestError(f"kv={policy.spelled!r}: {reason}; give a divisor")
         if policy.eviction is not None and Need.CALIBRATION in policy.eviction.needs:
             self._evictor.calibrations.load(policy.names[0])
 

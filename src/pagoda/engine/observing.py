@@ -1,4 +1,4 @@
-"""What a step tells the policies: attention that slots received, and newest queries, go to the sequences' states."""
+"""What a step tells the policies: attention that slots got, newest queries and hidden states go to their states."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from ..kernels.ops import add_sums
 from ..kernels.ops.add_sums import Targets
 from ..kv.view import Received
-from .runner import Piece, StepResult
+from .runner import Piece, StepResult, hidden_wanted
 
 
 def observe(result: StepResult) -> None:
@@ -16,6 +16,10 @@ def observe(result: StepResult) -> None:
         _note(result.pieces[index])
     for received in result.view.received:
         _add(received, [result.pieces[index] for index in received.members])
+    for piece in result.pieces:
+        if num := hidden_wanted(piece):
+            last = piece.first_row + piece.num_tokens
+            piece.sequence.policy_state.add_hidden(result.hidden[last - num : last])
     if not result.tap.spans:
         return
     queries = torch.stack([result.tap.queries[layer] for layer in sorted(result.tap.queries)])

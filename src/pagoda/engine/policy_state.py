@@ -1,8 +1,8 @@
 """What the policy of one sequence remembers between its acts, kept in step with the slots.
 
 Per slot and head: the attention received, the token's number, and the policy's own values; they move when the slots
-move. Per sequence: a ring of the newest queries, and a dict for anything else. Recomputing a preempted sequence starts
-from a new state and passes through the same acts.
+move. Per sequence: a ring of the newest queries, the newest hidden states, and a dict for anything else. Recomputing a
+preempted sequence starts from a new state and passes through the same acts.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class PolicyState:
     """One sequence's memory. ``slots``: name -> [L, H, capacity], columns beyond a head's length are 0."""
 
     __slots__ = (
-        "_adds_mass", "_fmt", "_need_positions", "_ring", "_stack", "_targets", "acted", "captured", "counts_up",
-        "memory", "notes", "numbered", "scale", "slots", "soft_cap", "summed", "sums_up", "tail",
+        "_adds_mass", "_fmt", "_hidden", "_need_positions", "_ring", "_stack", "_targets", "acted", "captured",
+        "counts_up", "memory", "notes", "numbered", "scale", "slots", "soft_cap", "summed", "sums_up", "tail",
     )  # fmt: skip
 
     def __init__(self, stack: PolicyStack, fmt: KVFormat) -> None:
@@ -45,6 +45,7 @@ class PolicyState:
         self.acted = 0  # tokens at the last act
         self.summed = 0  # tokens up to which attention was summed since then; 0: none was
         self._ring: Tensor | None = None
+        self._hidden: Tensor | None = None
         self.tail: RawTail | None = None
         if (codec := stack.windowed) is not None:
             self.tail = RawTail(fmt, codec.window + codec.every + fmt.page_size)
@@ -55,7 +56,7 @@ class PolicyState:
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors, those of a selection's notes too."""
-        tensors = [*self.slots.values(), *([] if self._ring is None else [self._ring])]
+        tensors = [*self.slots.values(), *(held for held in (self._ring, self._hidden) if held is not None)]
         tensors += [value for value in self.memory.values() if isinstance(value, Tensor)]
         return sum(t.nbytes for t in tensors) + self.notes.num_bytes + self.tail_bytes
 
@@ -68,7 +69,7 @@ class PolicyState:
         """An independent copy, for a sequence that goes on from here."""
         twin = PolicyState(self._stack, self._fmt)
         twin.slots = {name: values.clone() for name, values in self.slots.items()}
-        twin._ring = None if self._ring is None else self._ring.clone()
+        twin._ring, twin._hidden = (None if held is None else held.clone() for held in (self._ring, self._hidden))
         twin.memory, twin.captured = copy.deepcopy(self.memory), self.captured
         twin.acted, twin.summed = self.acted, self.summed
         twin.numbered, twin.notes = self.numbered, self.notes.fork()
@@ -112,6 +113,11 @@ class PolicyState:
             self._ring[:, torch.arange(first, first + queries.shape[1], device=queries.device) % width] = queries
         self.captured, self.scale, self.soft_cap = end, scale, soft_cap
 
+    def add_hidden(self, hidden: Tensor) -> None:
+        """``hidden`` [n, hidden_size] of the tokens after those that were added last; the newest ``window`` stay."""
+        held = hidden.float() if self._hidden is None else torch.cat([self._hidden, hidden.float()])
+        self._hidden = held[-self._stack.window :].clone()
+
     # -- acts ----------------------------------------------------------------------------------------------------------
 
     def inputs(self, num_seen: int, prompt_len: int, seed: int, lens: Tensor, fewest: int, most: int) -> Inputs:
@@ -131,6 +137,7 @@ class PolicyState:
             tracks={name: self._cut(name, num_slots, lens) for name in tracks},
             memory=self.memory,
             queries=self.newest_queries(num_seen, self._stack.eviction.window if self._stack.eviction else 0),
+            hidden=self._hidden,
             scale=self.scale,
             soft_cap=self.soft_cap,
             summed=self._summed(num_seen, num_slots, lens),
@@ -174,6 +181,7 @@ class PolicyState:
 
     def _forget(self) -> None:
         self.slots, self._targets, self.memory, self._ring = {}, {}, {}, None
+        self._hidden = None
 
     def keep(self, keep: Tensor, inputs: Inputs, next_act: int | None) -> None:
         """The slots moved: bool ``keep`` [N], [L, N] or [L, H, N]. ``next_act``: the tokens at which the policy acts

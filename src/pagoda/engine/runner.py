@@ -14,6 +14,7 @@ from torch import Tensor
 from ..kv.mixed_view import MixedView
 from ..kv.offload.storage import OffloadedStorage
 from ..kv.offload.view import OffloadView
+from ..kv.policies._stack import LOOKS
 from ..kv.policies.base import Need
 from ..kv.stores import Store, Stores
 from ..kv.view import Residual, StepView, StepViews
@@ -265,14 +266,27 @@ def _queries_summed(piece: Piece) -> int:
 
 def _wants_hidden(piece: Piece) -> bool:
     request = piece.sequence.group.request
-    return request.pooling is not None or request.params.prompt_logprobs is not None
+    asked = request.pooling is not None or request.params.prompt_logprobs is not None
+    return asked or hidden_wanted(piece) > 0
+
+
+def hidden_wanted(piece: Piece) -> int:
+    """How many of the piece's last tokens' hidden states its policy is shown at its next act."""
+    return _before_act(piece) if Need.HIDDEN in piece.sequence.policy.needs else 0
+
+
+def _before_act(piece: Piece) -> int:
+    """How many of the piece's last tokens are among the ``window`` before the policy's next act."""
+    window = piece.sequence.policy.window
+    act = piece.sequence.next_act(piece.start) if window else None
+    if act is None:
+        return 0
+    return max(0, min(piece.num_tokens, piece.start + piece.num_tokens - (act - window), window))
 
 
 def _queries_wanted(piece: Piece) -> int:
-    """How many of the piece's last tokens are among the ``window`` before the policy's next act."""
+    """How many of the piece's last tokens' queries its policy is shown at its next act."""
     sequence = piece.sequence
-    window = sequence.policy.window
-    act = sequence.next_act(piece.start) if window else None
-    if act is None or sequence.sums(piece.start, piece.num_tokens):
+    if not LOOKS & sequence.policy.needs or sequence.sums(piece.start, piece.num_tokens):
         return 0
-    return max(0, min(piece.num_tokens, piece.start + piece.num_tokens - (act - window), window))
+    return _before_act(piece)

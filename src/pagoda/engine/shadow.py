@@ -23,6 +23,8 @@ from .request import Request
 PREFIX = "shadow:"
 TOP, MAX_TOKENS, MAX_PENDING = 32, 256, 16
 """Likeliest tokens noted at a place, places noted of a request, requests that may wait to be compared: 2 MiB in all."""
+MAX_SPELLED = 64
+"""Policies that are counted with their parameters: clients may write any, and metrics keep each for good."""
 
 
 @dataclass(slots=True)
@@ -111,8 +113,14 @@ class Shadows:
         self._owed += self._share
         if self._owed >= 1.0 - 1e-9:
             self._owed -= 1.0
-            note = self._watched[request.request_id] = Note(request, "+".join(request.policy.names))
+            note = self._watched[request.request_id] = Note(request, self._counted_as(request))
             request.observer = note.see
+
+    def _counted_as(self, request: Request) -> str:
+        """The policy as it was written; by its names alone where too many have been counted already."""
+        spelled = request.policy.spelled
+        known = spelled in self._found or len(self._found) < MAX_SPELLED
+        return spelled if known else "+".join(request.policy.names)
 
     def ended(self, request_id: str, output_ids: list[int], *, ok: bool) -> None:
         """A request ended. One that was chosen waits for its exact twin from here on, unless it failed."""

@@ -28,7 +28,13 @@ def parse_policy(text: str) -> PolicyStack:
     Published names may be written with their hyphens: ``streaming-llm`` is ``streaming_llm``.
     """
     calls = parse_calls(_HYPHEN.sub("_", text), option="kv", example="snapkv(budget=0.25)+pyramid")
-    return PolicyStack.join([(call.name, _build(call)) for call in calls])
+    return PolicyStack.join([(call.name, _build(call)) for call in calls], "+".join(map(_spelled, calls)))
+
+
+def _spelled(call: Call) -> str:
+    """As a person would write it, whoever wrote it."""
+    arguments = ", ".join(f"{key}={value!r}" for key, value in sorted(call.arguments.items()))
+    return f"{call.name}({arguments})" if arguments else call.name
 
 
 def _build(call: Call) -> KVPolicy:

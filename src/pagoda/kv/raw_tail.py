@@ -12,6 +12,8 @@ from .policies._windowed import Learned, Seen, WindowedCodec
 from .storage import PageStorage
 from .table import PageTable
 
+LEAST_ROOM = 256
+
 
 class RawTail:
     """k ``[L, H, capacity, k_dim]``, v ``[L, H, capacity, v_dim]``; the first is slot ``start``, a multiple of the page
@@ -63,7 +65,7 @@ class RawTail:
         keep = keep.expand(*self.k.shape[:2], -1)
         num = int(keep[0, 0].sum())
         order = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :num, None]
-        room = max(num, self._usual)
+        room = self._room_for(num)
         self.k, self.v = (
             torch.nn.functional.pad(x.gather(2, order.expand(-1, -1, -1, x.shape[-1])), (0, 0, 0, room - num))
             for x in (self.k, self.v)
@@ -100,11 +102,15 @@ class RawTail:
             found.append(x)
         self.k, self.v = found
 
+    def _room_for(self, num: int) -> int:
+        """The usual room, but not many times what ``num`` need: a window may be wider than a sequence ever gets."""
+        return max(num, min(self._usual, max(LEAST_ROOM, 2 * num)))
+
     def _make_room(self, end: int, like: Tensor) -> None:
         old = 0 if self.k is None else self.k.shape[2]
         if end <= old:
             return
-        room = max(self._usual, end if end <= self._usual else end + end // 4)
+        room = self._room_for(end) if end <= self._usual else end + end // 4
         for name, dim in (("k", self._fmt.k_dim), ("v", self._fmt.v_dim)):
             grown = like.new_zeros(self._fmt.num_layers, self._fmt.num_kv_heads, room, dim)
             if old:

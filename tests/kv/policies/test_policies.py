@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
 from pagoda.kv.policies._divide import divide_layers
 from pagoda.kv.policies._inputs import Inputs
-from pagoda.kv.policies._scored import keep_best
+from pagoda.kv.policies._scored import Scored, keep_best
 from pagoda.kv.policies.base import Need, Stage
 
 LAYERS, HEADS, GROUP, WIDTH = 2, 2, 2, 16
@@ -72,6 +73,12 @@ def test_names_and_parameters() -> None:
         ("recent+ada", "recent ranks no slots"),
         ("zigzagkv+ada", "zigzagkv divides its budget itself"),
         ("snapkv(kernel=4)", "kernel=4; give an odd number"),
+        ("zigzagkv(kernel=4)", "kernel=4; give an odd number"),
+        ("finch(window=257)", "window=257; give a whole number from 1 to 256"),
+        ("windowkv(span=1000000000)", "span=1000000000; give a whole number from 1 to 1024"),
+        ("ltri_llm(longest=512)", "longest=512; give a whole number from 1 to 32"),
+        ("csr(nonzeros=10000)", "nonzeros=10000; give a whole number from 1 to 256"),
+        ("h2o(every=10000000000)", "every=10000000000; give a whole number from 1 to 1073741824"),
         ("attendre(rule='lru')", "accepted: lfa, lra"),
         ("exact(a=1)", "no parameters"),
         ("", "does not read"),
@@ -85,6 +92,13 @@ def test_what_is_wrong_is_named(text: str, words: str) -> None:
 
 
 EVICTIONS = [name for name, policy in POLICIES.items() if policy.stage is Stage.EVICTION]  # type: ignore[attr-defined]
+
+
+def ranks_slots(policy: Any) -> bool:
+    return issubclass(policy, Scored) and not policy.allots and Need.CALIBRATION not in policy.needs
+
+
+SCORERS = [name for name, policy in POLICIES.items() if ranks_slots(policy)]
 
 
 @pytest.mark.parametrize("name", POLICIES.names())
@@ -159,6 +173,20 @@ def test_budgets_are_divided_without_loss() -> None:
     assert divide_layers(torch.tensor([3.0, 2.0, 1.0]), 20, 2, lens)[:, 0].tolist() == [29, 20, 11]
     assert divide_layers(torch.tensor([1.0, 0.0, 0.0]), 50, 5, lens)[:, 0].tolist() == [100, 25, 25]
     assert divide_layers(torch.ones(3), 400, 5, lens)[:, 0].tolist() == [100, 100, 100]
+
+
+@pytest.mark.parametrize("allocator", ["ada", "pyramid"])
+@pytest.mark.parametrize("name", SCORERS)
+def test_allocators_wrap_any_scorer(name: str, allocator: str) -> None:
+    """All slots of the budget are spent, whatever the scores; the newest slots that the method insists on stay."""
+    made = POLICIES.get(name)
+    small = {"window": 8, "top": 4, "bits": 24, "every": 8}
+    fields = {field.name for field in dataclasses.fields(made)}  # type: ignore[arg-type]
+    chosen = ", ".join(f"{key}={value}" for key, value in small.items() if key in fields)
+    stack = parse_policy(f"{name}(budget=24, {chosen})+{allocator}" if chosen else f"{name}(budget=24)+{allocator}")
+    keep = stack.act(inputs(90, max(1, stack.window), planted=41)).keep  # type: ignore[union-attr]
+    assert int(keep.sum()) == LAYERS * HEADS * stack.eviction.slots_after(90)  # type: ignore[union-attr]
+    assert keep[..., -1].all()
 
 
 DIVIDED = ("snapkv(budget=20, window=4)+ada", "snapkv(budget=20, window=4)+pyramid", "zigzagkv(budget=20, window=4)")

@@ -16,10 +16,23 @@ def token_budget(budget: int | float, prompt_len: int) -> int:
     )
 
 
-def at_least(name: str, value: int, least: int) -> None:
-    """Raises ConfigError for a whole number that is too small."""
+MOST = 1 << 30
+"""Of any whole number: sums of several still have 32 bits."""
+MOST_QUERIES = 256
+"""Of a window whose queries are looked at again: their attention to all slots of all heads is in memory at once."""
+
+
+def at_least(name: str, value: int, least: int, most: int = MOST) -> None:
+    """Raises ConfigError for a whole number that is too small, or too large."""
     if value < least:
         raise ConfigError(f"{name}={value!r}; give a whole number from {least}")
+    if value > most:
+        raise ConfigError(f"{name}={value!r}; give a whole number from {least} to {most}")
+
+
+def looks_back(window: int) -> None:
+    """Raises ConfigError for a number of newest queries that no act should be shown."""
+    at_least("window", window, 1, MOST_QUERIES)
 
 
 def share(name: str, value: float) -> None:
@@ -29,6 +42,6 @@ def share(name: str, value: float) -> None:
 
 
 def odd(name: str, value: int) -> None:
-    """Raises ConfigError for a width that has no middle."""
-    if value < 1 or value % 2 == 0:
-        raise ConfigError(f"{name}={value!r}; give an odd number from 1")
+    """Raises ConfigError for a width that has no middle, or is wider than anything that belongs together."""
+    if not 1 <= value <= MOST_QUERIES or value % 2 == 0:
+        raise ConfigError(f"{name}={value!r}; give an odd number from 1 to {MOST_QUERIES - 1}")

@@ -105,6 +105,7 @@ class Inputs:
     memory: dict[str, object] = field(default_factory=dict)
     calibration: Mapping[str, Tensor] = field(default_factory=dict)
     queries: Tensor | None = None  # [L, w, H * G, Dk]
+    hidden: Tensor | None = None  # float32 [w, hidden_size], with Need.HIDDEN
     scale: float = 1.0
     soft_cap: float = 0.0
     read: Callable[[int], tuple[Tensor, Tensor]] | None = None

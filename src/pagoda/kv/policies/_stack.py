@@ -24,9 +24,10 @@ ORDER = (Stage.EVICTION, Stage.ALLOCATOR, Stage.CODEC, Stage.SELECTION, Stage.TI
 
 @dataclass(frozen=True)
 class PolicyStack:
-    """What a request's ``kv=`` came to. ``names`` as written, without parameters."""
+    """What a request's ``kv=`` came to. ``names`` without parameters, ``spelled`` with those that were given."""
 
     names: tuple[str, ...] = ("exact",)
+    spelled: str = "exact"
     eviction: Eviction | None = None
     allocator: Allocator | None = None
     selection: Selection | None = None
@@ -34,7 +35,7 @@ class PolicyStack:
     offload: bool = False
 
     @classmethod
-    def join(cls, named: list[tuple[str, KVPolicy]]) -> PolicyStack:
+    def join(cls, named: list[tuple[str, KVPolicy]], spelled: str = "") -> PolicyStack:
         """Raises ConfigError for a combination that makes no sense, with the reason."""
         found: dict[Stage, tuple[str, KVPolicy]] = {}
         last = -1
@@ -48,6 +49,7 @@ class PolicyStack:
             last, found[policy.stage] = ORDER.index(policy.stage), (name, policy)
         stack = cls(
             names=tuple(name for name, policy in named if policy.stage is not Stage.EXACT) or ("exact",),
+            spelled=spelled or "+".join(name for name, _ in named),
             eviction=found.get(Stage.EVICTION, (None, None))[1],  # type: ignore[arg-type]
             allocator=found.get(Stage.ALLOCATOR, (None, None))[1],  # type: ignore[arg-type]
             selection=found.get(Stage.SELECTION, (None, None))[1],  # type: ignore[arg-type]
@@ -163,8 +165,9 @@ class PolicyStack:
 
     @cached_property
     def window(self) -> int:
-        """Newest queries that are remembered for the next act."""
-        evicting = self.eviction.window if self.eviction is not None and LOOKS & self.eviction.needs else 0
+        """Newest queries, or hidden states, that are remembered for the next act."""
+        looks = self.eviction is not None and (LOOKS | {Need.HIDDEN}) & self.eviction.needs
+        evicting = self.eviction.window if self.eviction is not None and looks else 0
         return evicting if self.windowed is None else max(evicting, self.windowed.probes)
 
     @cached_property

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class A2ATS(PageSelection):
     """Windowed rotary positions: beyond the window a query sees every key as if it were ``distance``
-    tokens back, so that keys can be quantized before they are rotated: one byte for each, the nearest codeword in the
-    metric of the model's own queries. Codebooks come from ``pagoda calibrate a2ats MODEL``.
+    tokens back, so that keys can be quantized before they are rotated: two bytes for each, the number of the nearest
+    codeword in the metric of the model's own queries. Codebooks come from ``pagoda calibrate a2ats MODEL``.
 
     Deviations: only what is read is chosen so; attention itself keeps true positions, and keys and values stay where
     they are. Pages are fetched, not single tokens: a page is worth what its tokens get together.
@@ -36,7 +36,7 @@ class A2ATS(PageSelection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("distance", self.distance, 0)
+        at_least("distance", self.distance, 0, 1 << 20)
 
     def mark_bytes(self, page_size: int, dim: int) -> float:
         return page_size * CODE_BYTES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import at_least
+from ._budget import looks_back
 from ._scored import ScoredAndNewest
 from .base import Need
 
@@ -29,7 +29,7 @@ class Alisa(ScoredAndNewest):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("window", self.window, 1)
+        looks_back(self.window)
 
     def scores(self, inputs: Inputs) -> Tensor:
         return inputs.received

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...core.errors import ConfigError, choices
-from ._budget import at_least
+from ._budget import at_least, looks_back
 from ._scored import Rolling, Scored
 from .base import Need
 
@@ -35,7 +35,7 @@ class Attendre(Scored, Rolling):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("top", self.top, 1)
-        at_least("window", self.window, 1)
+        looks_back(self.window)
         if self.rule not in ("lfa", "lra"):
             raise ConfigError(choices("rule", self.rule, ("lfa", "lra")))
 

@@ -50,6 +50,7 @@ class Need(StrEnum):
     QUERIES = "recent queries"  # of the last ``window`` tokens: ``LayerInputs.queries`` and ``attention``
     RECEIVED = "recent attention"  # what each slot received from the last ``window`` queries: ``Inputs.received``
     WANTED = "recent choices"  # how many of them gave it at least their mean: ``Inputs.wanted``
+    HIDDEN = "hidden states"  # of the last ``window`` tokens, after the last layer: ``Inputs.hidden``
     POSITIONS = "positions"  # token number of each slot: ``Inputs.positions``
     KEYS = "keys"
     VALUES = "values"
@@ -148,7 +149,9 @@ class Eviction(KVPolicy):
 
     @property
     def window(self) -> int:
-        """How many of the newest queries an act is shown, or told of (``Need.QUERIES``, ``RECEIVED``, ``WANTED``)."""
+        """How many of the newest queries an act is shown, or told of (``Need.QUERIES``, ``RECEIVED``, ``WANTED``), and
+        how many of the newest hidden states (``HIDDEN``).
+        """
         return 0
 
     @abstractmethod
@@ -212,3 +215,7 @@ class Selection(KVPolicy):
 
     stage: ClassVar[Stage] = Stage.SELECTION
     needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def why_not(self, page_size: int) -> str | None:
+        """Why pages of so many slots cannot be chosen so, or None."""
+        return None

@@ -66,7 +66,8 @@ class BlockFloats(WindowedCodec):
         from torch.nn.functional import pad
 
         dim, half = x.shape[-1], 2 ** (self.mantissa - 1)
-        blocks = pad(x, (0, -dim % self.block)).unflatten(-1, (-1, self.block))
+        block = min(self.block, dim)
+        blocks = pad(x, (0, -dim % block)).unflatten(-1, (-1, block))
         exponent = torch.frexp(blocks.abs().amax(-1)).exponent.clamp(-127, 128)  # the largest is below 2 ** exponent
         step = torch.exp2((exponent - (self.mantissa - 1)).float())[..., None]
         codes = (blocks / step).round().clamp(-half, half - 1) + half
@@ -101,7 +102,8 @@ class BlockFloats(WindowedCodec):
     def _decode(self, codes: Tensor, exponents: Tensor, dim: int) -> Tensor:
         import torch
 
-        steps = torch.exp2(exponents.float() - 127 - (self.mantissa - 1)).repeat_interleave(self.block, -1)[..., :dim]
+        steps = torch.exp2(exponents.float() - 127 - (self.mantissa - 1))
+        steps = steps.repeat_interleave(min(self.block, dim), -1)[..., :dim]
         return (unpack(codes, self.mantissa)[..., :dim].float() - 2 ** (self.mantissa - 1)) * steps
 
     @classmethod

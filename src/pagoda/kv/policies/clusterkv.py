@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ROUNDS, MOST_CLUSTERS = 6, 32768
 CODE_BYTES = 2
+PRODUCTS = 1 << 22
+"""Of keys with centres, in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,14 @@ class ClusterKV(PageSelection):
     """K-means of a head's keys by cosine, one cluster for every ``tokens_per_cluster`` of the prompt (section 4.1); a
     token is worth what its cluster's centre scores with the query (section 4.2).
 
+    The first page is always read, where the paper keeps the first 16 tokens out of the clusters (section 4.1).
+
     Deviations: pages are fetched, not single tokens, so a page is worth the sum over its tokens; tokens of the answer
     join the nearest cluster, where the paper makes new ones every so often.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.03213"
+    keeps_first: ClassVar[bool] = True
     tokens_per_cluster: int = 16
 
     def __post_init__(self) -> None:
@@ -71,9 +76,12 @@ def centers(keys: Tensor, num: int) -> Tensor:
 
 def assign(keys: Tensor, found: Tensor) -> Tensor:
     """int64 [H, N]: the centre [H, C, D] of the most alike direction of each key [H, N, D]."""
+    import torch
     from torch.nn.functional import normalize
 
-    return (keys @ normalize(found, dim=-1).transpose(1, 2)).argmax(-1)
+    directions = normalize(found, dim=-1).transpose(1, 2)
+    at_once = max(1, PRODUCTS // directions.shape[0] // directions.shape[2])
+    return torch.cat([(part @ directions).argmax(-1) for part in keys.split(at_once, dim=1)], 1)
 
 
 POLICY = ClusterKV

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import at_least, odd, share
+from ._budget import at_least, looks_back, odd, share
 from ._divide import divide_layers
 from ._scored import Once, Scored
 from ._vote import pool_mean, without_window
@@ -22,6 +22,9 @@ class CompressKV(Scored, Once):
     """Score: attention of the last ``window`` queries in the ``top`` query heads of the layer with the highest semantic
     retrieval scores, the same for all its heads; layers share the budget above ``floor`` by their calibrated eviction
     error. Both come from ``pagoda calibrate compresskv MODEL``.
+
+    Deviations: a layer's error is that of keeping a quarter of each head, measured on synthetic recall; the ``kernel``
+    is as wide as snapkv's, for its reasons.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2508.02401"
@@ -34,7 +37,7 @@ class CompressKV(Scored, Once):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("window", self.window, 1)
+        looks_back(self.window)
         at_least("top", self.top, 1)
         odd("kernel", self.kernel)
         share("floor", self.floor)

@@ -12,6 +12,7 @@ from .base import Need
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...core.types import KVFormat
     from ...kernels.page_code import Side
 
 ATOMS, ROUNDS, SPARSE = 256, 8, 6
@@ -34,11 +35,18 @@ class SparseCodes(WindowedCodec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("nonzeros", self.nonzeros, 1)
+        at_least("nonzeros", self.nonzeros, 1, ATOMS)
 
     @property
     def name(self) -> str:
         return f"csr-{self.nonzeros}"
+
+    def why_not(self, fmt: KVFormat) -> str | None:
+        if self.nonzeros > min(fmt.k_dim, fmt.v_dim):
+            return (
+                f"its heads of {fmt.k_dim} and {fmt.v_dim} channels are said whole by fewer than {self.nonzeros} atoms"
+            )
+        return None
 
     def page_bytes(self, page_size: int, k_dim: int, v_dim: int) -> int:
         return 2 * page_size * (2 * self.nonzeros + 2)

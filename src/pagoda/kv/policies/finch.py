@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import at_least, odd
+from ._budget import looks_back, odd
 from ._scored import Once, Scored
 from ._vote import pool_mean, without_window
 from .base import Need
@@ -34,7 +34,7 @@ class Finch(Scored, Once):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("window", self.window, 1)
+        looks_back(self.window)
         odd("kernel", self.kernel)
 
     def score(self, layer: LayerInputs) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import share
+from ._budget import at_least, share
 from ._merge import gather_sets, merged
 from ._scored import Rolling, keep_best, protect
 from .base import Decision, Need
@@ -34,6 +34,7 @@ class KVMerger(Rolling):
     def __post_init__(self) -> None:
         super().__post_init__()
         share("recent_share", self.recent_share)
+        at_least("sinks", self.sinks, 0)
 
     def act(self, inputs: Inputs) -> Decision | None:
         import torch

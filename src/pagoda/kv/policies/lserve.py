@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ...core.errors import ConfigError
 from ._budget import at_least
 from ._pages import FLOAT32, PageSelection
 
@@ -35,12 +34,15 @@ class LServe(PageSelection):
         at_least("part", self.part, 1)
         at_least("reuse", self.reuse, 1)
 
+    def why_not(self, page_size: int) -> str | None:
+        return f"part={self.part} does not divide pages of {page_size} slots" if page_size % self.part else None
+
     @property
     def steps_a_choice(self) -> int:
         return self.reuse
 
     def mark_bytes(self, page_size: int, dim: int) -> float:
-        return self._parts(page_size) * 2 * dim * FLOAT32
+        return -(-page_size // self.part) * 2 * dim * FLOAT32
 
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule
@@ -51,13 +53,8 @@ class LServe(PageSelection):
         import torch
 
         heads, pages, size, width = keys.shape
-        parts = keys.view(heads, pages, self._parts(size), self.part, width)
+        parts = keys.view(heads, pages, size // self.part, self.part, width)
         return torch.cat([parts.amax(3), parts.amin(3)], -1)  # [H, n, parts, 2 D]
-
-    def _parts(self, page_size: int) -> int:
-        if page_size % self.part:
-            raise ConfigError(f"lserve(part={self.part}) does not divide pages of {page_size} slots; give a divisor")
-        return page_size // self.part
 
 
 POLICY = LServe

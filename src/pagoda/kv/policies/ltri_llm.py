@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from ...kernels.ops.page_scores import PageRule
 
+MOST_PAGES = 32
+"""Of a span: finding them takes the square of it for each page."""
+
 
 @dataclass(frozen=True)
 class LtriLLM(PageSelection):
@@ -34,7 +37,7 @@ class LtriLLM(PageSelection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("longest", self.longest, 1)
+        at_least("longest", self.longest, 1, MOST_PAGES)
         share("persist", self.persist)
 
     @property

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 class Pyramid(Allocator):
     """Layer budgets fall in a straight line from bottom to top; the top layer gets 1/``slope`` of the bottom one's
     (section 4.1: an arithmetic sequence). Wraps any method that ranks slots: ``snapkv(budget=0.25)+pyramid``.
+
+    Deviations: ``slope`` is 3, where the paper leaves the top layer a twentieth of the mean (models of 32 layers and
+    more; lantern has four, and facts are found again in the upper ones); a layer has 8 slots at least.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.02069"

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import at_least, odd, share, token_budget
+from ._budget import looks_back, odd, share, token_budget
 from ._scored import Rolling, Scored, fitting, keep_best
 from ._vote import pool_mean
 from .base import Allocator, Choice, Need
@@ -40,7 +40,7 @@ class Scope(Scored, Rolling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("window", self.window, 1)
+        looks_back(self.window)
         share("prompt_share", self.prompt_share)
         odd("kernel", self.kernel)
 

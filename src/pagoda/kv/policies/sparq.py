@@ -30,7 +30,7 @@ class SparQ(PageSelection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("rank", self.rank, 1)
+        at_least("rank", self.rank, 1, 1 << 16)
 
     def mark_bytes(self, page_size: int, dim: int) -> float:
         return page_size * dim * BFLOAT16

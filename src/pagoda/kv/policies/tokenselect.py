@@ -17,7 +17,8 @@ class TokenSelect(PageSelection):
     """Score: softmax of the exact products, summed over the group's heads (soft voting, section 4.2). A query whose
     cosine to the one that last chose is above ``alike`` reuses its choice (selection cache, section 4.3).
 
-    Deviation: votes are summed over pages, and pages are fetched, not single tokens.
+    Deviations: votes are summed over pages, and pages are fetched, not single tokens; the heads of a group vote for
+    themselves, where the paper lets all heads of a layer read the same tokens; no first tokens are read for sure.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.02886"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import at_least, share
+from ._budget import at_least, looks_back, share
 from ._scored import Once, Scored
 from ._vote import without_window
 from .base import Need
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._inputs import Inputs
+
+MOST_SPAN = 1024
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class WindowKV(Scored, Once):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("window", "span", "group"):
-            at_least(name, getattr(self, name), 1)
+        looks_back(self.window)
+        at_least("span", self.span, 1, MOST_SPAN)
+        at_least("group", self.group, 1)
         share("review", self.review)
 
     def scores(self, inputs: Inputs) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import at_least, share
+from ._budget import looks_back, odd, share
 from ._divide import divide_layers
 from ._scored import Once, Scored
 from ._vote import pool_mean, without_window
@@ -22,6 +22,9 @@ class ZigZagKV(Scored, Once):
     """A layer's uncertainty is the mean, over its heads, of the fewest slots that hold ``held`` of the attention of the
     prompt's last ``window`` queries (LMBA, section 3); what lies above the ``floor`` share of the budget is divided in
     proportion. Slots within a layer are ranked as in SnapKV.
+
+    Deviations: a layer's need is read off the window's attention summed over its queries, and off grouped heads
+    together; heads of a layer get the same.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.09036"
@@ -34,7 +37,8 @@ class ZigZagKV(Scored, Once):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("window", self.window, 1)
+        looks_back(self.window)
+        odd("kernel", self.kernel)
         share("held", self.held)
         share("floor", self.floor)
 
