@@ -21,6 +21,7 @@ from benchmarks.budget_soak import Group
 from pagoda import LLM, SamplingParams
 from pagoda.budget import MachineProbe
 from pagoda.core.units import parse_bytes
+from pagoda.models.load import Loaded
 from pagoda.weights.direct import CHUNK_BYTES, DirectFile, aligned_buffer, span_bytes
 
 
@@ -34,6 +35,13 @@ def disk_rate(file: Path, num_bytes: int) -> float:
     seconds = time.perf_counter() - start
     reader.close()
     return num_bytes / seconds
+
+
+def file_of(loaded: Loaded) -> Path:
+    """The largest that weights are read from."""
+    if loaded.spool is not None or loaded.path.is_file():
+        return loaded.spool or loaded.path
+    return max(loaded.path.glob("*.safetensors"), key=lambda f: f.stat().st_size)
 
 
 def step_seconds(llm: LLM, batch: int, steps: int) -> list[float]:
@@ -85,17 +93,19 @@ def foretold(args: argparse.Namespace, disk_bytes_per_second: float) -> dict[str
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    options = {
+    options: dict[str, Any] = {
         "max_num_batched_tokens": args.step_tokens, "max_num_seqs": args.batch, "max_model_len": args.length,
     }  # fmt: skip
     rounds = []
     start = time.perf_counter()
+    if args.spool_dir is not None:
+        options["spool_dir"] = args.spool_dir
     with LLM(args.model, memory=args.memory, weights=args.weights, quantization=args.quantization, **options) as llm:
         built = llm._open()
         loading = time.perf_counter() - start
         plan = built.loaded.stream
         streamed = 0 if plan is None else plan.step_bytes
-        file = max(built.loaded.path.glob("*.safetensors"), key=lambda f: f.stat().st_size)
+        file = file_of(built.loaded)
         step_seconds(llm, args.batch, 2)
         for _ in range(args.rounds):
             rate = disk_rate(file, args.probe << 20)
@@ -135,6 +145,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
     parser.add_argument("--step-tokens", type=int, default=256)
+    parser.add_argument("--spool-dir", help="where what cannot be streamed as it lies is packed, once")
     parser.add_argument("--probe", type=int, default=256, help="MiB of each measurement of the disk")
     parser.add_argument("--group", action="store_true", help="in a memory cgroup with the budget as its limit")
     parser.add_argument("--no-plan", action="store_true", help="do not ask the planner")

@@ -24,7 +24,8 @@ ARROWS: dict[str, set[str]] = {
     "models": {"core", "budget", "kernels", "weights", "kv.view", "kv.dense"},
     "plan": {
         "core", "budget", "schedule", "kv", "models.shape", "models.stream_plan", "models.footprint", "models.catalog",
-        "models.families", "weights.quantization", "weights.formats", "weights.header", "weights.schemes",
+        "models.families", "models.gguf", "models.sources", "models.spec", "models.stored", "weights.quantization",
+        "weights.formats", "weights.header", "weights.rows", "weights.gguf_parts", "weights.schemes",
         "sampling.params", "sampling.scratch",
     },
     "speculative": {"core", "budget", "kernels", "kv", "models", "sampling"},
@@ -81,8 +82,8 @@ TORCH_FREE = (
     "kv.room", "kv.live", "kv.evictions", "kv.compaction", "kv.stats", "kv.tiers",
     "kv.swap_cost", "kv.read_back", "kv.write_back",
     "sampling.params", "sampling.scratch", "sampling.structured", "sampling.grammar",
-    "models.shape", "models.resolve", "models.catalog", "cli.main", "cli.run", "cli.chat",
-    "cli.models", "cli.serve",
+    "models.shape", "models.resolve", "models.catalog", "models.stored", "models.stream_plan", "weights.rows",
+    "weights.built_rows", "cli.main", "cli.run", "cli.chat", "cli.models", "cli.serve",
 )  # fmt: skip
 NEEDS_TORCH = {"torch", "transformers", "safetensors", "triton"}
 

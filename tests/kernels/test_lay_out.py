@@ -21,8 +21,10 @@ def stored(format: str, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tenso
     if format in ("fp32", "bf16"):
         weight = torch.randn(rows, cols, generator=generator).to(STORED[format])
         return weight, weight
-    low, high = {"int8": (-128, 128), "int4": (0, 16), "int5": (0, 32)}[format]
+    low, high = {"int8": (-128, 128), "int4": (0, 16), "int5": (0, 32), "ternary": (0, 3)}[format]
     codes = torch.randint(low, high, (rows, cols), generator=generator)
+    if format == "ternary":
+        return pack_bits(codes.to(torch.uint8), 2), codes - 1
     packed = codes.to(torch.int8) if format == "int8" else pack_bits(codes.to(torch.uint8), BITS[format])
     return packed, codes
 
@@ -31,7 +33,7 @@ def stored(format: str, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tenso
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_the_same_bytes_as_the_plain_twin(format: str, rows: int, cols: int) -> None:
     found, codes = stored(format, rows, cols)
-    options = {"scales": torch.ones(rows)} if format == "int8" else {}
+    options = {"scales": torch.ones(rows)} if format in ("int8", "ternary") else {}
     if format in GROUPS:
         group = GROUPS[format][0]
         groups = torch.ones(rows, -(-cols // group))
@@ -67,6 +69,6 @@ def test_several_threads_write_what_one_does() -> None:
 
 
 def test_what_it_does_not_take() -> None:
-    assert not can_lay_out("ternary", torch.zeros(4, 4, dtype=torch.uint8))
+    assert not can_lay_out("int8", torch.zeros(4, 4, dtype=torch.uint8))
     assert not can_lay_out("bf16", torch.zeros(4, 4))
     assert not can_lay_out("fp32", torch.zeros(4, 4).T[:, :2])

@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from pagoda import LLM, SamplingParams
 from pagoda.budget.ledger import Ledger
 from pagoda.core.errors import PagodaError, UnsupportedModelError, WeightsError
-from pagoda.models.catalog import read_config
+from pagoda.models.catalog import folder_of, read_config
 from pagoda.models.layers.rotary import inverse_frequencies
 from pagoda.models.load import load_model
+from pagoda.models.stream_plan import plan_stream
+from pagoda.plan.subject import Subject
 from pagoda.weights.gguf_blocks import OPENERS, Blocks, open_blocks
 from pagoda.weights.gguf_header import TYPES
 from pagoda.weights.packed import ExpertStack, PackedMatrix
@@ -391,3 +393,20 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "z" / "z.gguf").write_bytes(raw)
     with pytest.raises(UnsupportedModelError, match="'mamba'; accepted: gemma2, gemma3, llama, phi3, qwen2, "):
         load_model(tmp_path / "z")
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "F16"])
+def test_a_plan_states_the_bytes_of_the_file(tmp_path: Path, kind: str) -> None:
+    """Formats, dtype and what streaming reads are those of loading it; no weight is read."""
+    folder = fake_model.write(tmp_path / "m", hidden_size=64, intermediate_size=128)
+    file = write(folder, tmp_path / "m.gguf", kind)
+    subject = Subject.of(str(file), read_config(str(file)), folder=folder_of(str(file)))
+    loaded = load_model(file, weights="stream" if subject.panels else "auto")
+    packing = subject.quantization("auto")
+    assert subject.dtype == loaded.dtype
+    assert subject.shape.weight_bytes(subject.dtype, packing) == loaded.shape.weight_bytes(
+        loaded.dtype, loaded.quantization
+    )
+    if loaded.stream is not None:
+        assert plan_stream(subject.shape, subject.dtype, packing, 0, subject.on_disk) == loaded.stream
+    loaded.close()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pagoda.budget.ledger import Ledger
-from pagoda.core.errors import BudgetError, ModelError, WeightsError
+from pagoda.core.errors import BudgetError, ConfigError, ModelError, WeightsError
 from pagoda.models import families
 from pagoda.models.load import load_model
 from pagoda.models.quantize import quantize_model
@@ -43,10 +43,20 @@ def test_experts_and_tensors_that_are_rearranged(tmp_path: Path, family: str) ->
     _twins(fake_model.write(tmp_path / "m", **families.family(family).tiny()), tmp_path, "int8")
 
 
-def _twins(folder: Path, work: Path, text: str) -> None:
-    whole = quantize_model(load_model(folder, quantization="none"), work / "whole", parse_quantization(text))
-    told: list[tuple[int, int]] = []
-    report = round_checkpoint(folder, work / "one", parse_quantization(text), progress=lambda *done: told.append(done))
+@pytest.mark.parametrize("text", ["int4(group=32)", "int4(symmetric=True)", "w8a8"])
+def test_codes_by_hqq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Embedding and head are rounded, as by the whole model."""
+    monkeypatch.setattr(source_module, "UNIT_BYTES", 4096)
+    _twins(fake_model.write(tmp_path / "m", **SIZES), tmp_path, text, "hqq")
+    with pytest.raises(ConfigError, match="format of this method 'nf4'; accepted: .*rtn takes all"):
+        round_checkpoint(tmp_path / "m", tmp_path / "other", parse_quantization("nf4"), method="hqq")
+    assert not (tmp_path / "other").exists()
+
+
+def _twins(folder: Path, work: Path, text: str, method: str = "rtn") -> None:
+    packing, told = parse_quantization(text), list[tuple[int, int]]()
+    whole = quantize_model(load_model(folder, quantization="none"), work / "whole", packing, method=method)
+    report = round_checkpoint(folder, work / "one", packing, method=method, progress=lambda *done: told.append(done))
     wanted, found = (load_file(work / name / "model.safetensors") for name in ("whole", "one"))
     assert wanted.keys() == found.keys()
     for name, tensor in wanted.items():

@@ -126,15 +126,13 @@ def test_half_precision_is_converted_while_it_streams(tmp_path: Path, dtype: str
 
 def test_what_cannot_be_streamed_is_refused_by_the_reason(tmp_path: Path) -> None:
     folder = fake_model.write(tmp_path / "m", **CONFIG | {"vocab_size": 2000, "num_hidden_layers": 12})
+    with pytest.raises(ConfigError, match=r"\(a plain tensor is not multiplied as it is stored\); `pagoda quantize`"):
+        load(folder, 0, "stream", quantization="none")
+    assert load(folder, 0, quantization="none").stream is None
     with pytest.raises(
-        ConfigError, match=r"\(nf4\(embed='none'\) is not multiplied as it is stored\); `pagoda quantize`"
+        BudgetError, match="nearest .*; its weights cannot be left on disk: no matrix.*plain.*`pagoda quantize`"
     ):
-        load(folder, 0, "stream", quantization="nf4(embed='none')")
-    assert load(folder, 0, quantization="nf4(embed='none')").stream is None
-    with pytest.raises(
-        BudgetError, match="nearest .*; its weights cannot be left on disk: no matrix.*nf4.*`pagoda quantize`"
-    ):
-        load_model(folder, quantization="nf4(embed='none')", room=lambda *_: Room(0, 0), ledger=Ledger(7 << 20))
+        load_model(folder, quantization="none", room=lambda *_: Room(0, 0), ledger=Ledger(7 << 20))
 
 
 def test_a_value_that_is_no_number_stops_the_step_that_reads_it(tmp_path: Path) -> None:

@@ -30,6 +30,12 @@ Weights = Annotated[
         help="resident, stream (read from disk at every step what does not fit), sparse-ffn (ReLU models), or auto."
     ),
 ]
+SpoolDir = Annotated[
+    str | None,
+    typer.Option(
+        help="Where weights that cannot be streamed as they lie are packed, once.", show_default="the user's cache"
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 MaxModelLen = Annotated[str, typer.Option(help="Most tokens of prompt and answer together, or auto.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.", show_default="256")]

@@ -40,6 +40,7 @@ def chat(
     dtype: opt.Dtype = "auto",
     quantization: opt.Quantization = "auto",
     weights: opt.Weights = "auto",
+    spool_dir: opt.SpoolDir = None,
     device: opt.Device = "auto",
     max_model_len: opt.MaxModelLen = "auto",
     chat_template: opt.ChatTemplate = None,
@@ -55,7 +56,7 @@ def chat(
     params = SamplingParams(**choices)
     options = opt.given(
         memory=memory, kv=kv, kv_cache_dtype=kv_cache_dtype, dtype=dtype, quantization=quantization,
-        weights=weights, device=device,
+        weights=weights, spool_dir=spool_dir, device=device,
         max_model_len=opt.length(max_model_len), chat_template=opt.read_template(chat_template),
     )  # fmt: skip
     with open_llm(model, options) as session:

@@ -43,10 +43,10 @@ def quantize(
 ) -> None:
     """Write a model in a weight format, its codes chosen by calibration.
 
-    By rtn one tensor after another, in the memory of one.
+    By rtn and hqq one tensor after another, in the memory of one.
     """
     from ..models.quantize import info
-    from ..weights.methods import CALIBRATED, METHODS
+    from ..weights.methods import BY_TENSOR, CALIBRATED, METHODS
     from ..weights.quantization import parse_quantization
 
     if method not in (*METHODS, *CHOOSING):
@@ -63,8 +63,8 @@ def quantize(
         raise ConfigError(f"--format {format!r} leaves the weights as they are; give one like int4")
     calibrated = method in (*CALIBRATED, *CHOOSING)
     calibration = calibration_tokens(model, text, tokens or 16384, memory) if calibrated else []
-    if method == "rtn":
-        report = _round(model, out, quantization, memory)
+    if method in BY_TENSOR:
+        report = _by_tensor(method, model, out, quantization, memory)
     else:
         report = _by_method(method, model, out, quantization, size, calibration, memory)
     shown = {
@@ -133,11 +133,11 @@ def _load(model: str, memory: str | None) -> Any:
     return load_model(model, quantization="none", ledger=_ledger(memory))
 
 
-def _round(model: str, out: Path, quantization: Any, memory: str | None) -> Any:
+def _by_tensor(method: str, model: str, out: Path, quantization: Any, memory: str | None) -> Any:
     from ..models.quantize_tensors import round_checkpoint
 
     with _bar("rounding") as progress:
-        return round_checkpoint(model, out, quantization, ledger=_ledger(memory), progress=progress)
+        return round_checkpoint(model, out, quantization, method=method, ledger=_ledger(memory), progress=progress)
 
 
 def _choose(

@@ -51,6 +51,7 @@ def run(
     dtype: opt.Dtype = "auto",
     quantization: opt.Quantization = "auto",
     weights: opt.Weights = "auto",
+    spool_dir: opt.SpoolDir = None,
     device: opt.Device = "auto",
     max_model_len: opt.MaxModelLen = "auto",
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its answer.")] = False,
@@ -81,6 +82,7 @@ def run(
         dtype=dtype,
         quantization=quantization,
         weights=weights,
+        spool_dir=spool_dir,
         device=device,
         max_model_len=opt.length(max_model_len),
     )

@@ -67,6 +67,7 @@ def serve(
     dtype: opt.Dtype = "auto",
     quantization: opt.Quantization = "auto",
     weights: opt.Weights = "auto",
+    spool_dir: opt.SpoolDir = None,
     device: opt.Device = "auto",
     max_model_len: opt.MaxModelLen = "auto",
     max_num_seqs: Annotated[int, typer.Option(help="Sequences of one step.")] = 64,
@@ -160,7 +161,8 @@ def serve(
     options = opt.given(
         memory=memory, host_memory=host_memory, device_memory=device_memory,
         kv=kv, kv_cache_dtype=kv_cache_dtype, kv_memory=kv_memory, dtype=dtype, shadow=shadow,
-        quantization=quantization, weights=weights, device=device, num_threads=threads,
+        quantization=quantization, weights=weights, spool_dir=spool_dir, device=device,
+        num_threads=threads,
         max_model_len=opt.length(max_model_len), max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, scheduling=scheduling,
         chat_template=opt.read_template(chat_template), kv_host=kv_host, kv_dir=kv_dir, disk=disk, kv_ttl=kv_ttl,

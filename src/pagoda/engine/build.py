@@ -238,6 +238,7 @@ def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: fl
         max_model_len=None if config.max_model_len == "auto" else int(config.max_model_len),
         weights=config.weights,
         expert_cache=config.expert_cache,
+        spool_dir=config.spool_dir,
         room=None
         if on_cuda
         else weight_room(

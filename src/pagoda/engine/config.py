@@ -35,6 +35,7 @@ class EngineConfig:
     dtype: str = "auto"
     weights: str = "auto"
     expert_cache: str = "traced"
+    spool_dir: str | None = None
     quantization: str = "auto"
     device: str = "auto"
     max_model_len: int | str = "auto"

@@ -42,6 +42,7 @@ class LLM:
         weights: ``resident``, ``stream`` (what does not fit is read from disk at every step), or ``auto``: stream where
             the budget is below the weights. Of a mixture, experts stay on disk.
         expert_cache: which of them are in memory: ``traced``, ``early``, ``lfu`` or ``lru`` (docs/weights.md).
+        spool_dir: where weights that cannot be read from disk as they lie are packed once (default: the user's cache).
         device: ``auto``, ``cpu`` or ``cuda``.
         max_model_len: longest sequence in tokens; ``auto`` is the model's own limit, or what the budget holds.
         max_num_seqs, max_num_batched_tokens: sequences and tokens of one step.

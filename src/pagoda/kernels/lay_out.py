@@ -10,9 +10,10 @@ from .packed_bytes import PANEL, num_blocks
 
 STORED = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8, "int5": torch.uint8,
+    "ternary": torch.uint8,
 }  # fmt: skip
 """Format of a panel -> the type of the rows that it is laid out of: the weights, signed integers, two codes a byte, six
-in four bytes.
+in four bytes, four a byte.
 """
 _NUMBERS = {name: number for number, name in enumerate(STORED)}  # csrc/lay_out.hpp numbers them alike
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pagoda.budget.ledger import Lease, Ledger, Need
 from pagoda.budget.probe import MachineProbe
 
+GGUF_HEADER_BYTES = 4 << 20  # a vocabulary of 150,000 with merges; the lease becomes what it really took
+
 
 def tokenizer_bytes(file_bytes: int) -> int:
     """Of a tokenizer in memory. Measured: private memory grows by 8 to 10 times the size of tokenizer.json (GPT-2,

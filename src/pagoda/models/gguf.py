@@ -45,6 +45,13 @@ def open_gguf(file: Path) -> GGUFModel:
     """Raises WeightsError for damage, UnsupportedModelError for what is not read, each naming the file."""
     header = read_parts(file)
     config = config_of(header)
+    template = header.metadata.get("tokenizer.chat_template")
+    templates = {"default": template} if isinstance(template, str) else {}
+    return GGUFModel(config, source_of(header, config), read_tokenizer(header), templates)
+
+
+def source_of(header: GGUFHeader, config: Mapping[str, Any]) -> TensorSource:
+    """The file's tensors by the names of the Hugging Face form. ``config``: what `config_of` made of the header."""
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     rotated = heads if config["model_type"] == "llama" else {}
     tensors = {
@@ -53,10 +60,7 @@ def open_gguf(file: Path) -> GGUFModel:
     architecture = header.metadata["general.architecture"]
     shifted = architecture in GEMMAS
     logical = {hugging_face_name(architecture, n): _logical(n, t, rotated, shifted) for n, t in tensors.items()}
-    checkpoint = Checkpoint(file.parent, {name: tensor.entry for name, tensor in tensors.items()})
-    template = header.metadata.get("tokenizer.chat_template")
-    templates = {"default": template} if isinstance(template, str) else {}
-    return GGUFModel(config, TensorSource(checkpoint, logical), read_tokenizer(header), templates)
+    return TensorSource(Checkpoint(header.file.parent, {n: t.entry for n, t in tensors.items()}), logical)
 
 
 def config_of(header: GGUFHeader) -> dict[str, Any]:
@@ -205,19 +209,22 @@ def _logical(name: str, tensor: GGUFTensor, rotated: Mapping[str, int], shifted:
     rows = name if not heads and tensor.entry.dtype != "U8" else None
     if part == SHARED_GATE and len(tensor.shape) == 1:  # a matrix of one row, which llama.cpp has as a vector
         return Logical(
-            (name,), (1, tensor.shape[-1]), lambda t: _build(t[name], tensor, 0, None).reshape(1, -1), None, made
+            (name,), (1, tensor.shape[-1]), lambda t: _build(t[name], tensor, 1, None).reshape(1, -1), None, made
         )
+    head_rows = tensor.shape[0] // heads if heads else 1
     return Logical(
-        (name,), tensor.shape, lambda t: _build(t[name], tensor, heads, format), format, made, rows, by_rows=not heads
-    )
+        (name,), tensor.shape, lambda t: _build(t[name], tensor, head_rows, format), format, made, rows, by_rows=True,
+        row_step=head_rows,
+    )  # fmt: skip
 
 
-def _build(stored: Tensor, tensor: GGUFTensor, heads: int, format: Int4 | None) -> Tensor | CodedMatrix:
+def _build(stored: Tensor, tensor: GGUFTensor, head_rows: int, format: Int4 | None) -> Tensor | CodedMatrix:
+    """Of whole heads of so many rows, where their halves are to be put in order (1: they are)."""
     import torch
 
     from pagoda.weights.packed import CodedMatrix
 
-    rows = stored[_half_split(len(stored), heads)] if heads else stored
+    rows = stored[_half_split(len(stored), head_rows)] if head_rows > 1 else stored
     if tensor.entry.dtype != "U8":
         return rows
     if format is not None:
@@ -226,8 +233,8 @@ def _build(stored: Tensor, tensor: GGUFTensor, heads: int, format: Int4 | None) 
     return blocks if rows.dim() == 2 else blocks.dense().reshape(tensor.shape)
 
 
-def _half_split(rows: int, heads: int) -> Tensor:
+def _half_split(rows: int, head_rows: int) -> Tensor:
     """llama.cpp has the two halves of each head's rotary pairs side by side; here one half follows the other."""
     import torch
 
-    return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)
+    return torch.arange(rows).view(-1, head_rows // 2, 2).transpose(1, 2).reshape(-1)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,10 @@ from pagoda.weights.source import TensorSource, open_source
 from . import families
 from .chat import ChatTemplate, read_templates
 from .fingerprint import fingerprint, stamps
-from .footprint import Footprint, tokenizer_bytes
+from .footprint import GGUF_HEADER_BYTES, Footprint, tokenizer_bytes
 from .generation import end_ids, read_generation
 from .model import Model
-from .placement import Filling, Progress, RoomFor, choose_stream, packing_of
+from .placement import Filling, Progress, RoomFor, Streaming, choose_stream, packing_of
 from .resizing import BlockStacks
 from .resolve import resolve
 from .shape import TINY_PARAMS, ModelShape
@@ -38,7 +39,6 @@ from .tokenizer import Tokenizer, read_json
 if TYPE_CHECKING:
     from .fallback import FallbackModel
 
-GGUF_HEADER_BYTES = 4 << 20  # a vocabulary of 150,000 with merges; the lease becomes what it really took
 HALVES = "float32 because float16 overflows and is slow on a CPU (bfloat16 halves it)"
 TRANSFORMERS_BYTES = 160 << 20  # measured beside torch: 133 MB with one architecture's file; adapted to what it is
 
@@ -65,6 +65,9 @@ class Loaded:
     footprint: Footprint
     stream: StreamPlan | None = None
     """What is read from disk at every step; None where all weights are in memory."""
+    spool: Path | None = None
+    """The file that it is read from, where it is not the model's own."""
+    spool_bytes: int = 0
     experts: ExpertCache | None = None
     neurons: NeuronCache | None = None
     stacks: BlockStacks | None = None
@@ -76,13 +79,20 @@ class Loaded:
         if self.stream is None:
             return "resident" if self.stacks is None else self.stacks.placement
         if self.stream.num_experts:
-            return f"experts: {self.stream.expert_slots} of {self.stream.num_experts} in memory, the others on disk"
+            kept = f"{self.stream.expert_slots} of {self.stream.num_experts} in memory"
+            return f"experts: {kept}, the others on disk{self._packed_in}"
         if self.stream.num_neurons:
             return f"sparse-ffn: {self.stream.neuron_slots} of {self.stream.num_neurons} neurons of a layer in memory"
         if not self.stream.streamed:
             return "resident: all of it fits, so that nothing is read from disk"
         per_step, kept = format_bytes(self.stream.step_bytes), format_bytes(self.stream.resident_bytes)
-        return f"stream: {kept} in memory, {per_step} read from disk at every step"
+        return f"stream: {kept} in memory, {per_step} read from disk at every step{self._packed_in}"
+
+    @property
+    def _packed_in(self) -> str:
+        if self.spool is None:
+            return ""
+        return f", packed for it in {self.spool} ({format_bytes(self.spool_bytes)})"
 
     @property
     def kv_fingerprint(self) -> str:
@@ -118,6 +128,7 @@ def load_model(
     weights: str = "auto",
     room: RoomFor | None = None,
     expert_cache: str = "traced",
+    spool_dir: str | None = None,
     progress: Progress | None = None,
 ) -> Loaded:
     """Loads a model into memory that it leases first: accounts ``weights``, ``tokenizer``, ``runtime`` where
@@ -130,7 +141,8 @@ def load_model(
     ``weights``: ``stream`` leaves on disk what ``room`` has no place for, to be read at every step; ``resident`` never
     does; ``sparse-ffn`` leaves the neurons of ReLU layers there, to be read when they are active (`neuron_file`);
     ``auto`` streams where a room is given and the model does not fit it. Of a mixture the experts stay on disk, with
-    a cache whose policy is ``expert_cache``: lru, lfu, traced or early.
+    a cache whose policy is ``expert_cache``: lru, lfu, traced or early. What cannot be read as it lies
+    is packed once into a file in ``spool_dir`` (`spool`; default: the user's cache folder).
     Raises ModelError (with UnsupportedModelError, WeightsError), ConfigError, BudgetError: one line each; what was
     leased has been given back then.
     """
@@ -138,8 +150,9 @@ def load_model(
     asked = parse_quantization(quantization) if quantization.strip() != "auto" else None
     try:
         return _load(
-            resolve(path_or_id), dtype, asked, where, footprint, max_model_len, (weights, room), expert_cache, progress
-        )
+            resolve(path_or_id), dtype, asked, where, footprint, max_model_len, (weights, room), expert_cache,
+            spool_dir, progress,
+        )  # fmt: skip
     except BaseException:
         footprint.release()
         raise
@@ -154,8 +167,11 @@ def _load(
     max_model_len: int | None,
     placement: tuple[str, RoomFor | None],
     expert_cache: str,
+    spool_dir: str | None,
     progress: Progress | None,
 ) -> Loaded:
+    from .spool import Spool, spool_folder
+
     opened = _open_file(path, footprint) if path.is_file() else _open_folder(path, footprint)
     config, source, tokenizer = opened.config, opened.source, opened.tokenizer
     name, reason = choose_dtype(dtype, config, source.checkpoint, device)
@@ -165,20 +181,23 @@ def _load(
         as_stored = model.stored_formats(source.formats)
         model = _empty_model(config, getattr(torch, name), as_stored, device, max_model_len, footprint)
     stacks = BlockStacks(model, source) if isinstance(model, Model) else None
-    plan, why_not, left_out, (weights, room_for) = None, "", 0, placement
+    left_out, (weights, room_for) = 0, placement
     room = None if room_for is None else room_for(model.shape, name, packing_of(model))
     if stacks is not None and stacks.moves and weights in ("auto", "resident"):
         whole = model.shape.weight_bytes(name, packing_of(model))
-        source = stacks.fit(source, whole, room if weights == "auto" else None)
+        how_read = Streaming(None, stacks.fit(source, whole, room if weights == "auto" else None))
         left_out = stacks.missing_bytes
     else:
-        plan, why_not = choose_stream(path, model, source, name, weights, room)
-    filling = Filling(model, source, name, footprint, progress, () if room is None else room.beside)
+        spool = Spool(spool_folder(spool_dir), footprint, progress)
+        pack = partial(spool.source, config=config)
+        how_read = choose_stream(path, model, source, name, weights, room, pack)
+    plan = how_read.plan
+    filling = Filling(model, how_read.source, name, footprint, progress, () if room is None else room.beside)
     cache = neurons = None
     plain = asked is None and not source.formats  # packed weights take the same in any dtype
     with _offering_half(reason if plain else ""):
         if plan is None:
-            lease = filling.whole(why_not, left_out)
+            lease = filling.whole(how_read.why_not, left_out)
             if stacks is not None:
                 stacks.begin(lease)
         elif plan.num_experts:
@@ -204,6 +223,8 @@ def _load(
         quantization=quantization,
         footprint=footprint,
         stream=plan,
+        spool=how_read.source.checkpoint.files[0] if how_read.spooled else None,
+        spool_bytes=how_read.source.checkpoint.num_bytes if how_read.spooled else 0,
         experts=cache,
         neurons=neurons,
         stacks=stacks,

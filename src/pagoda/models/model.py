@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pagoda.core.errors import ModelError, WeightsError
+from pagoda.weights.built_rows import BuiltRows
 from pagoda.weights.expert_cache import CachedExperts
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.header import TensorEntry
 from pagoda.weights.packed import PackedMatrix, equal
-from pagoda.weights.quantization import EXPERT, Quantization, Role, format_text
+from pagoda.weights.quantization import EXPERT, Quantization, Role
 from pagoda.weights.rows import STORED, StoredMatrix, StoredRows, runs_of
 from pagoda.weights.schemes.pagoda import CODE
 from pagoda.weights.schemes.pagoda import PREFIX as OWN_PREFIX
@@ -26,12 +26,12 @@ from .layers.sparse_mlp import InRows, SparseNeurons
 from .layers.step import KVView
 from .params import parameters
 from .shape import ModelShape
-from .sources import Piece, Region, Source, source_table
+from .sources import Piece, Source, source_table
 from .spec import DecoderSpec
 from .store import NewFilling, WeightStore
-from .stream_plan import can_stream
+from .stored import EMBED, stored_formats, stored_rows
 
-EMBED, HEAD = "embed.weight", "lm_head.weight"
+HEAD = "lm_head.weight"
 
 
 class Model:
@@ -142,33 +142,8 @@ class Model:
         return sorted(names, key=place)
 
     def stored_formats(self, formats: Mapping[str, WeightFormat]) -> Quantization:
-        """Every matrix as the checkpoint has it: packed where all tensors that fill it come in one format, experts of
-        a stack each in its own.
-
-        ``formats`` are those of the checkpoint's packed tensors, by their names there.
-        """
-        found: dict[tuple[str, int], set[WeightFormat]] = {}
-        packed: set[Region] = set()
-        for name, format in formats.items():
-            source = self._source(name)
-            for piece in source.pieces if source is not None else ():
-                found.setdefault((piece.param, piece.expert), set()).add(replace(format, embed="none"))
-                packed |= self._store.regions_of(piece) if piece.is_rows else set()
-        partly = {region[0] for region in self._sources.regions() - packed}
-        partly |= {param for (param, _), of_it in found.items() if len(of_it) > 1}
-        params: dict[str, dict[int, WeightFormat]] = {}
-        for (param, expert), of_it in found.items():
-            if param not in partly:
-                params.setdefault(param, {})[expert] = next(iter(of_it))
-        overrides: dict[str, WeightFormat | None] = {}
-        for param, each in params.items():
-            alike = len(set(each.values())) == 1
-            overrides |= (
-                {param: next(iter(each.values()))}
-                if alike
-                else {f"{param}{EXPERT}{expert}": format for expert, format in each.items()}
-            )
-        return Quantization(overrides=overrides)
+        """As `stored.stored_formats`: every matrix as a checkpoint with these packed tensors has it."""
+        return stored_formats(self._source, self._sources.regions(), formats)
 
     def packing_bytes(self, names: Iterable[str], formats: Mapping[str, WeightFormat]) -> int:
         """Bytes that packing these tensors takes at the largest matrix; codes that come ready (``formats``, of packed
@@ -187,37 +162,9 @@ class Model:
                         most = max(most, format.scratch_bytes(*param.shape[-2:]))
         return most
 
-    def stored_rows(self, source: TensorSource) -> tuple[dict[str, StoredRows], dict[str, str]]:
-        """Matrices whose rows lie in the checkpoint as their kernel takes them; and why the others' do not."""
-        parts: dict[str, list[tuple[int, int, TensorEntry]]] = {}
-        unfit: dict[str, str] = {}
-        for name, logical in source.logical.items():
-            found = self._source(name)
-            if found is not None and found.tied_head:
-                unfit[EMBED] = f"a head is stored beside it ({name!r}), to be compared when it is read"
-            if found is None or found.tied_head or found.alternative:
-                continue
-            for piece in found.pieces:
-                if logical.rows is None or not piece.is_rows:
-                    unfit[piece.param] = f"tensor {name!r} is rearranged while it is read"
-                else:
-                    entry = source.checkpoint.entries[logical.rows]
-                    parts.setdefault(piece.param, []).append((piece.start, found.shape[0], entry))
-        fit: dict[str, StoredRows] = {}
-        for matrix in self.shape.matrices:
-            format = can_stream(matrix, self.quantization)
-            if format is None or matrix.name in unfit:
-                kind = self.quantization.of(matrix.name, matrix.role)
-                what = "a plain tensor" if kind is None else format_text(kind)
-                unfit.setdefault(matrix.name, f"{what} is not multiplied as it is stored")
-                continue
-            rows = StoredRows(format.kernel, matrix.rows, matrix.cols, runs_of(parts.get(matrix.name, [])))
-            reason = rows.why_not()
-            if reason is None:
-                fit[matrix.name] = rows
-            else:
-                unfit[matrix.name] = reason
-        return fit, unfit
+    def stored_rows(self, source: TensorSource) -> tuple[dict[str, StoredRows | BuiltRows], dict[str, str]]:
+        """As `stored.stored_rows`."""
+        return stored_rows(self._source, self.shape, self.quantization, source.logical, source.checkpoint.entries)
 
     def expert_rows(self, source: TensorSource) -> tuple[dict[tuple[str, int], StoredMatrix], str | None]:
         """Every expert's matrices by parameter and expert; or why they cannot be taken as they lie."""
@@ -266,9 +213,9 @@ class Model:
         found: Tensor = self._store.weights.pop(name)  # type: ignore[assignment]
         return found
 
-    def pack_by(self, new_filling: NewFilling) -> None:
-        """Matrices are packed by this instead of `weights.filling.new_filling`. Call before the first tensor."""
-        self._store.new_filling = new_filling
+    def pack_by(self, new_filling: NewFilling, roles: Iterable[Role] = ("linear", "experts", "embed")) -> None:
+        """Matrices of these roles are packed by this, not by `weights.filling.new_filling`. Before the first tensor."""
+        self._store.pack_by(new_filling, roles)
 
     def take_complete(self) -> list[tuple[str, int, Any]]:
         """(parameter, expert or -1, weight) of all that has been filled whole, which the model then no longer has."""

@@ -21,7 +21,7 @@ from pagoda.weights.source import TensorSource
 from .footprint import Footprint
 from .model import Model
 from .shape import ModelShape
-from .stream_plan import PLACEMENTS, StreamPlan, plan_experts, plan_stream
+from .stream_plan import PLACEMENTS, StreamPlan, can_cache, plan_experts, plan_stream
 
 if TYPE_CHECKING:
     from .fallback import FallbackModel
@@ -44,52 +44,111 @@ class Room:
 RoomFor = Callable[[ModelShape, str, Quantization], Room]
 
 
-def choose_stream(
-    folder: Path, model: Model | FallbackModel, source: TensorSource, dtype: str, weights: str, room: Room | None
-) -> tuple[StreamPlan | None, str]:
-    """The plan of a model whose weights are not all kept; or, where they do not fit and there is none, why, in words.
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """How a model's weights are read: all from ``source`` where ``plan`` is None. ``why_not``: where they do not fit
+    and there is no plan, the reason in words. ``spooled``: the source is a file that was packed for this.
+    """
 
-    Raises ConfigError where it was asked for and cannot be.
+    plan: StreamPlan | None
+    source: TensorSource
+    why_not: str = ""
+    spooled: bool = False
+
+
+Packer = Callable[[Model, TensorSource, Sequence[Need]], TensorSource]
+"""The same weights from a file in which every matrix lies as it is multiplied (`spool.Spool.source`); BudgetError where
+these needs do not fit once it is written.
+"""
+
+
+def choose_stream(
+    folder: Path,
+    model: Model | FallbackModel,
+    source: TensorSource,
+    dtype: str,
+    weights: str,
+    room: Room | None,
+    pack: Packer | None = None,
+) -> Streaming:
+    """The plan of a model whose weights are not all kept. Matrices are read from the checkpoint where enough of them
+    lie there as they are multiplied, and from a file that ``pack`` writes where they do not and it helps.
+
+    Raises ConfigError where streaming was asked for and cannot be, and what ``pack`` raises.
     """
     if weights not in PLACEMENTS:
         raise ConfigError(choices("weights", weights, PLACEMENTS))
-    packing = packing_of(model)
-    needed = model.shape.weight_bytes(dtype, packing)
+    needed = model.shape.weight_bytes(dtype, packing_of(model))
     if model.device.type != "cpu":
         if weights in ("stream", "sparse-ffn"):
             raise ConfigError(f"weights={weights!r} is for device='cpu': a GPU's weights are not read from disk")
-        return None, ""
+        return Streaming(None, source)
+    room_bytes = 0 if room is None else room.streaming
     if weights == "sparse-ffn":
         if not isinstance(model, Model):
             raise ConfigError("weights='sparse-ffn' is for native families; this model runs in transformers' modules")
         from .sparse_load import plan_neurons
 
-        return plan_neurons(folder, model, source, dtype, 0 if room is None else room.streaming), ""
+        return Streaming(plan_neurons(folder, model, source, dtype, room_bytes), source)
     if weights == "resident" or (weights == "auto" and (room is None or needed <= room.whole)):
-        return None, ""
+        return Streaming(None, source)
     reason = "it runs in transformers' modules"
-    if isinstance(model, Model) and any(matrix.role == "experts" for matrix in model.shape.matrices):
-        expert_rows, why_not = model.expert_rows(source)
-        if expert_rows:
-            return plan_experts(model.shape, dtype, packing, 0 if room is None else room.streaming), ""
-        reason = why_not or "it has no experts of its own"
-    elif isinstance(model, Model):
-        rows, unfit = model.stored_rows(source)
-        stored = {name: found.row_bytes for name, found in rows.items()}
-        plan = plan_stream(model.shape, dtype, packing, 0 if room is None else room.streaming, stored)
-        if rows and (weights == "stream" or plan.num_bytes < needed):
-            return plan, ""
-        reason = "it is too small to gain by it" if rows else _first(model, unfit)
+    if isinstance(model, Model):
+        plan, reason = _stream_from(model, source, dtype, room_bytes, must=weights == "stream")
+        if plan is not None and plan.num_bytes <= room_bytes:
+            return Streaming(plan, source)
+        least = _least_packed(model, dtype)
+        kept = needed if plan is None else plan.resident_bytes
+        gains = least is not None and least.resident_bytes < kept and (weights == "stream" or least.num_bytes < needed)
+        if pack is not None and least is not None and gains and needed > room_bytes:
+            beside = () if room is None else room.beside
+            source = pack(model, source, [Need("weights", least.num_bytes, "what is not on disk"), *beside])
+            plan, reason = _stream_from(model, source, dtype, room_bytes, must=True)
+            assert plan is not None, reason
+            return Streaming(plan, source, spooled=True)
+        if plan is None and room is not None and needed <= room_bytes:
+            plan = StreamPlan((), needed, 0, 0)  # all of it fits
+        if plan is not None:
+            return Streaming(plan, source)
     reason = f"no matrix of this model can be read as it is multiplied ({reason}); {_way_out(model, folder)}"
     if weights == "auto":
-        return None, f"its weights cannot be left on disk: {reason}"
+        return Streaming(None, source, f"its weights cannot be left on disk: {reason}")
     raise ConfigError(f"weights='stream': {reason}")
+
+
+def _stream_from(
+    model: Model, source: TensorSource, dtype: str, room_bytes: int, *, must: bool
+) -> tuple[StreamPlan | None, str]:
+    """The plan for matrices as they lie in ``source``; or None, and why there is none, in words.
+
+    ``must``: also one that is larger than the whole model.
+    """
+    shape, packing = model.shape, model.quantization
+    if any(matrix.role == "experts" for matrix in shape.matrices):
+        experts, why_not = model.expert_rows(source)
+        if experts:
+            return plan_experts(shape, dtype, packing, room_bytes), ""
+        return None, why_not or "it has no experts of its own"
+    rows, unfit = model.stored_rows(source)
+    plan = plan_stream(shape, dtype, packing, room_bytes, {name: found.on_disk() for name, found in rows.items()})
+    if rows and (must or plan.num_bytes < shape.weight_bytes(dtype, packing)):
+        return plan, ""
+    return None, "it is too small to gain by it" if rows else _first(model, unfit)
 
 
 def _first(model: Model, unfit: Mapping[str, str]) -> str:
     """Why a matrix in a format of its own cannot, if there is one, or else why any cannot."""
     packed = [name for name in unfit if model.quantization.of(name, model.shape_role(name)) is not None]
     return next((unfit[name] for name in [*packed, *unfit]), "it has no matrix")
+
+
+def _least_packed(model: Model, dtype: str) -> StreamPlan | None:
+    """The least that must be in memory where every matrix lies as it is multiplied; None where none can."""
+    shape, packing = model.shape, model.quantization
+    if all(matrix.role != "experts" for matrix in shape.matrices):
+        plan = plan_stream(shape, dtype, packing, 0)
+        return plan if plan.streamed else None
+    return plan_experts(shape, dtype, packing, 0) if can_cache(shape, packing) else None
 
 
 def _way_out(model: Model | FallbackModel, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""A checkpoint rounded into weight formats, tensor by tensor: of models larger than memory.
+"""A checkpoint put into weight formats, tensor by tensor: of models larger than memory.
 
 In memory are the piece that was read, and the codes of the parameter that it belongs to. `quantize.quantize_model`,
 which has the whole model, is the plain twin: it writes the same tensors.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pagoda.budget.ledger import Ledger, Need
 from pagoda.core.errors import ModelError
 from pagoda.weights.filling import Filling
 from pagoda.weights.formats.base import WeightFormat, empty_codes
-from pagoda.weights.methods import rtn
+from pagoda.weights.methods import METHODS, check_method
 from pagoda.weights.packed import CodedMatrix
 from pagoda.weights.quantization import EXPERT, Quantization, format_text
 from pagoda.weights.reader import Checkpoint, dtype_name
@@ -43,13 +44,16 @@ def round_checkpoint(
     out: Path,
     quantization: Quantization,
     *,
+    method: str = "rtn",
     ledger: Ledger | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Writes the model to the folder ``out`` in the formats of ``quantization``, each value rounded to the nearest.
+    """Writes the model to the folder ``out`` in the formats of ``quantization``, each value rounded to the nearest;
+    codes of linear layers by a ``method`` that looks at no text (rtn, hqq).
 
-    ``progress(done_bytes, total_bytes)``. Raises ModelError for a GGUF file, a model that runs through transformers, a
-    tied head with values of its own, or a folder that is not empty; BudgetError before anything is read.
+    ``progress(done_bytes, total_bytes)``. Raises ConfigError for a format that the method does not know, ModelError for
+    a GGUF file, a model that runs through transformers, a tied head with values of its own, or a folder that is not
+    empty; BudgetError before anything is read.
     """
     folder = resolve(path_or_id)
     if folder.is_file():
@@ -57,22 +61,25 @@ def round_checkpoint(
     config = read_config(folder)
     if not families.is_native(config):
         raise ModelError(f"{folder}: {config['model_type']} runs through transformers, whose weights stay as they are")
+    check_method(method, quantization.linear)
     check_new(out)
     source = open_source(Checkpoint.open(folder), quantization_config(config))
     dtype, _ = choose_dtype("auto", config, source.checkpoint, torch.device("cpu"))
     model = Model.from_config(config, dtype=getattr(torch, dtype), quantization=quantization)
     model.pack_by(Rounded)
-    plan = _Plan(model, quantization)
-    names = _without_tied_head(model, source)
-    cut = {name for name in names if model.takes_rows(name, source.logical[name].shape)}
-    passing = source.passing_bytes(names, cut) + model.packing_bytes(names, source.formats) + plan.most_bytes(names)
-    report = Report("rtn", bytes_before=model.shape.weight_bytes(dtype))
+    model.pack_by(partial(Rounded, method=method), ["linear"])
+    plan = WritePlan(model, quantization)
+    names = without_tied_head(model, source)
+    passing = passing_bytes(model, source, names, plan)
+    if method != "rtn":  # tries several grids of a block
+        passing += 2 * model.packing_bytes(names, {})
+    report = Report(method, bytes_before=model.shape.weight_bytes(dtype))
     footprint, what = Footprint(ledger), "one parameter after another"
     footprint.require([Need("staging", passing, what)])
     with footprint.passing("staging", passing, what):
-        write_description(folder, config, out, plan.formats, "rtn")
+        write_description(folder, config, out, plan.formats, method)
         with TensorWriter(out / WEIGHTS, plan.entries) as writer:
-            _write(model, source, names, cut, plan, writer, report, progress)
+            _write(model, source, names, plan, writer, report, progress)
     report.bytes_after = sum(chosen.num_bytes for chosen in report.params.values())
     return report
 
@@ -81,37 +88,64 @@ def _write(
     model: Model,
     source: TensorSource,
     names: list[str],
-    cut: set[str],
-    plan: _Plan,
+    plan: WritePlan,
     writer: TensorWriter,
     report: Report,
     progress: Progress | None,
 ) -> None:
-    done, total = 0, sum(source.stored_bytes(name) for name in names)
     errors: dict[str, list[float]] = {}
+    for name, expert, weight in complete_parameters(model, source, names, progress):
+        chosen = report.params.setdefault(name, Chosen(plan.kinds[name], 0))
+        write_parameter(writer, name, expert, weight)
+        if isinstance(weight, Tensor):
+            chosen.num_bytes += weight.nbytes
+            continue
+        chosen.num_bytes += weight.format.num_bytes(*weight.shape)
+        sums = errors.setdefault(name, [0.0, 0.0])
+        sums[0], sums[1] = sums[0] + weight.lost, sums[1] + weight.total
+        chosen.relative_error = (sums[0] / sums[1]) ** 0.5 if sums[1] else 0.0
+
+
+def complete_parameters(
+    model: Model, source: TensorSource, names: list[str], progress: Progress | None
+) -> Iterator[tuple[str, int, Any]]:
+    """(parameter, expert or -1, weight) of the model as each is complete; the model forgets it then.
+
+    Raises WeightsError, also for what has not come in the end.
+    """
+    done, total = 0, sum(source.stored_bytes(name) for name in names)
+    cut = _cut(model, source, names)
     for part in source.stream(names, cut):
         model.load_tensor(part.name, part.tensor, part.start if part.name in cut else None)
-        for name, expert, weight in model.take_complete():
-            chosen = report.params.setdefault(name, Chosen(plan.kinds[name], 0))
-            if isinstance(weight, Tensor):
-                writer.put(stored.PREFIX + name, weight)
-                chosen.num_bytes += weight.nbytes
-                continue
-            own = f"{name}{EXPERT}{expert}" if expert >= 0 else name
-            for kind, codes in weight.codes.items():
-                writer.put(f"{stored.PREFIX}{own}{stored.CODE}{kind}", codes)
-            writer.put(f"{stored.PREFIX}{own}{stored.CODE}size", torch.tensor(weight.shape))
-            chosen.num_bytes += weight.format.num_bytes(*weight.shape)
-            sums = errors.setdefault(name, [0.0, 0.0])
-            sums[0], sums[1] = sums[0] + weight.lost, sums[1] + weight.total
-            chosen.relative_error = (sums[0] / sums[1]) ** 0.5 if sums[1] else 0.0
+        yield from model.take_complete()
         done += part.num_bytes
         if progress is not None:
             progress(min(done, total), total)
     model.check_complete()
 
 
-class _Plan:
+def write_parameter(writer: TensorWriter, name: str, expert: int, weight: Any) -> None:
+    """A plain tensor, or a `CodedMatrix`'s codes and size, as `weights/schemes/pagoda.py` reads them back."""
+    if isinstance(weight, Tensor):
+        writer.put(stored.PREFIX + name, weight)
+        return
+    own = f"{stored.PREFIX}{name}{EXPERT}{expert}" if expert >= 0 else stored.PREFIX + name
+    for kind, codes in weight.codes.items():
+        writer.put(f"{own}{stored.CODE}{kind}", codes)
+    writer.put(f"{own}{stored.CODE}size", torch.tensor(weight.shape))
+
+
+def passing_bytes(model: Model, source: TensorSource, names: list[str], plan: WritePlan) -> int:
+    """What stands in memory at most while `complete_parameters` runs."""
+    read = source.passing_bytes(names, _cut(model, source, names))
+    return read + model.packing_bytes(names, source.formats) + plan.most_bytes(names)
+
+
+def _cut(model: Model, source: TensorSource, names: list[str]) -> set[str]:
+    return {name for name in names if model.takes_rows(name, source.logical[name].shape)}
+
+
+class WritePlan:
     """What will be written: every tensor's name, type and shape, and the formats that config.json names."""
 
     def __init__(self, model: Model, quantization: Quantization) -> None:
@@ -167,7 +201,7 @@ def _entries(own: str, format: WeightFormat, rows: int, cols: int) -> Iterator[E
     yield f"{stored.PREFIX}{own}{stored.CODE}size", "I64", (2,)
 
 
-def _without_tied_head(model: Model, source: TensorSource) -> list[str]:
+def without_tied_head(model: Model, source: TensorSource) -> list[str]:
     """The checkpoint's tensors in an order that completes one parameter after another. A tied head is left out; its
     values have to be the embedding's.
     """
@@ -201,12 +235,20 @@ class Rounded(Filling):
     """Codes of a matrix, and how far they are from what came: the sum of squares that was lost, and of all."""
 
     def __init__(
-        self, format: WeightFormat, rows: int, cols: int, *, dtype: torch.dtype, device: torch.device | str
+        self,
+        format: WeightFormat,
+        rows: int,
+        cols: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        method: str = "rtn",
     ) -> None:
         super().__init__(format, rows, cols, torch.device(device))
         self._codes: Codes = empty_codes(format, rows, cols) if format.row_wise else {}
         self._whole = None if format.row_wise else torch.empty(rows, cols, dtype=dtype)
         self._lost = self._total = 0.0
+        self._choose = METHODS[method]
 
     def _put_block(self, start: int, codes: Codes | None, block: Tensor | None) -> None:
         if self._whole is not None:
@@ -220,7 +262,7 @@ class Rounded(Filling):
             self._codes[name][start : start + part.shape[0]] = part
 
     def _round(self, block: Tensor) -> Codes:
-        codes = rtn(block, self.format, None)
+        codes = self._choose(block, self.format, None)
         self._lost += float((self.format.dequantize(codes, self.cols) - block).square().sum())
         self._total += float(block.square().sum())
         return codes

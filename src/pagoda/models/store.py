@@ -16,7 +16,7 @@ from torch import Tensor
 from pagoda.weights.filling import Filling, new_filling
 from pagoda.weights.formats.base import TILE_ELEMS, WeightFormat
 from pagoda.weights.packed import CodedMatrix, ExpertStack, PackedMatrix
-from pagoda.weights.quantization import Quantization
+from pagoda.weights.quantization import Quantization, Role
 
 from .layers.linear import Weight
 from .params import Param, Table
@@ -50,8 +50,11 @@ class WeightStore:
         for unit in self._wanted:
             self._units.setdefault(unit[0], []).append(unit)
         self._filling: dict[tuple[str, int], Filling] = {}
-        self.new_filling: NewFilling = new_filling
-        """What a matrix is packed by; set before the first tensor comes."""
+        self._new_fillings: dict[Role, NewFilling] = {}
+
+    def pack_by(self, new_filling: NewFilling, roles: Iterable[Role]) -> None:
+        """What matrices of these roles are packed by, not `weights.filling.new_filling`. Before any tensor comes."""
+        self._new_fillings |= dict.fromkeys(roles, new_filling)
 
     @property
     def num_bytes(self) -> int:
@@ -159,7 +162,8 @@ class WeightStore:
             self._filling[unit].put(piece.start, piece.cut(dense).reshape(-1, param.shape[-1]))
 
     def _new_filling(self, format: WeightFormat, param: Param) -> Filling:
-        return self.new_filling(format, *param.shape[-2:], dtype=self.dtype, device=self.device)
+        make = self._new_fillings.get(param.role, new_filling)
+        return make(format, *param.shape[-2:], dtype=self.dtype, device=self.device)
 
     def _pack_if_complete(self, piece: Piece) -> None:
         unit = (piece.param, piece.expert)

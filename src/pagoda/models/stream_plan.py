@@ -11,12 +11,26 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
+from pathlib import Path
 
 from pagoda.kernels.packed_bytes import PANEL, PLAIN, num_blocks, row_bytes
+from pagoda.weights.built_rows import BuiltRows, built_runs
 from pagoda.weights.formats.base import WeightFormat
+from pagoda.weights.header import TensorEntry
 from pagoda.weights.quantization import Quantization
 from pagoda.weights.reader import Checkpoint
-from pagoda.weights.rows import CONVERTED_BYTES, NUM_READERS, STORED, part_bytes, rows_of_unit
+from pagoda.weights.rows import (
+    CONVERTED_BYTES,
+    NUM_READERS,
+    STORED,
+    OnDisk,
+    RowRun,
+    StoredRows,
+    part_bytes,
+    rows_of_unit,
+    runs_of,
+)
+from pagoda.weights.schemes.base import Logical
 
 from .shape import Matrix, ModelShape
 
@@ -56,44 +70,102 @@ class StreamPlan:
 
 
 def can_stream(matrix: Matrix, quantization: Quantization) -> WeightFormat | None:
-    """The matrix's format if its rows can be multiplied as they come from disk."""
+    """The matrix's format if some of its rows can be multiplied alone, as they come from disk."""
     found = quantization.of(matrix.name, matrix.role)
-    fits = found is not None and found.kernel in STORED and matrix.role in ("linear", "embed") and matrix.count == 1
-    return found if fits else None
+    return found if matrix.role in ("linear", "embed") and matrix.count == 1 else None
+
+
+def rows_on_disk(
+    format: WeightFormat, matrix: Matrix, found: Sequence[tuple[int, Logical]], entries: Mapping[str, TensorEntry]
+) -> tuple[StoredRows | BuiltRows | None, str]:
+    """How the matrix lies in the tensors that were ``found`` for it, each with its first row; or why it cannot be read
+    from there as it is multiplied, in words. Rows that need nothing made of them come first.
+    """
+    if format.kernel in STORED and all(logical.rows is not None for _, logical in found):
+        parts = [(start, made.shape[0], entries[made.rows]) for start, made in found if made.rows is not None]
+        stored = StoredRows(format.kernel, matrix.rows, matrix.cols, runs_of(parts))
+        fits = all(logical.format is None or format.same_codes(logical.format) for _, logical in found)
+        if fits and stored.why_not() is None:
+            return stored, ""
+    built = BuiltRows(format, matrix.rows, matrix.cols, built_runs(found, entries))
+    reason = built.why_not()
+    return (built, "") if reason is None else (None, reason)
+
+
+def usual_rows(format: WeightFormat, matrix: Matrix, plain: str = "") -> StoredRows | BuiltRows:
+    """As a checkpoint of that format has the matrix, plain numbers in the type of that safetensors name (else in the
+    kernel's own).
+    """
+    rows, cols = matrix.rows, matrix.cols
+    if format.kernel not in STORED:
+        return BuiltRows.of_format(format, rows, cols)
+    dtype = plain if format.kernel in PLAIN and plain else STORED[format.kernel]
+    entry = TensorEntry(matrix.name, Path(), dtype, (rows, cols), 0, 0)
+    return StoredRows(format.kernel, rows, cols, (RowRun(entry, 0, rows),))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSizes:
+    """Bytes of a dense model whose matrices may stay on disk, in the order of computation. Any room's plan follows.
+
+    kept: in memory whatever happens. passing: the ring, and what is made of a unit in it.
+    """
+
+    matrices: tuple[tuple[str, OnDisk], ...]
+    kept: int
+    passing: int
+
+    @classmethod
+    def of(
+        cls, shape: ModelShape, dtype: str, quantization: Quantization, found: Mapping[str, OnDisk] | None = None,
+        plain: str = "",
+    ) -> StreamSizes:  # fmt: skip
+        """``found``: matrices that the checkpoint allows to stream (None: all whose format does, as a checkpoint has
+        them, plain numbers of type ``plain``).
+        """
+        matrices = []
+        known: dict[tuple[WeightFormat, int, int], OnDisk] = {}
+        for matrix in shape.matrices:
+            format = can_stream(matrix, quantization)
+            if format is None or (found is not None and matrix.name not in found):
+                continue
+            if found is not None:
+                matrices.append((matrix.name, found[matrix.name]))
+                continue
+            key = (format, matrix.rows, matrix.cols)
+            if key not in known:
+                known[key] = usual_rows(format, matrix, plain).on_disk()
+            matrices.append((matrix.name, known[key]))
+        sizes = [(one.unit, one.panels, one.passing) for _, one in matrices]
+        unit, panels, made = map(max, zip(*sizes, strict=True)) if sizes else (0, 0, 0)
+        passing = RING_UNITS * (unit + ALIGN_BYTES) + panels + made
+        kept = shape.weight_bytes(dtype, quantization) - sum(one.saved for _, one in matrices)
+        return cls(tuple(matrices), kept, passing)
+
+    def plan(self, room_bytes: int) -> StreamPlan:
+        """Keeps matrices in the order of computation for as long as they fit. The plan may exceed the room; what it
+        needs at least is its ``num_bytes`` with room 0.
+        """
+        resident, read = self.kept, 0
+        streamed = []
+        for name, one in self.matrices:
+            if resident + self.passing + one.saved <= room_bytes:
+                resident += one.saved
+            else:
+                streamed.append(name)
+                read += one.read
+        return StreamPlan(tuple(streamed), resident, self.passing if streamed else 0, read)
 
 
 def plan_stream(
-    shape: ModelShape, dtype: str, quantization: Quantization, room_bytes: int, stored: Mapping[str, int] | None = None
+    shape: ModelShape,
+    dtype: str,
+    quantization: Quantization,
+    room_bytes: int,
+    found: Mapping[str, OnDisk] | None = None,
 ) -> StreamPlan:
-    """Keeps matrices in the order of computation for as long as they fit ``room_bytes``.
-
-    ``stored``: matrices that the checkpoint allows to stream, with the bytes of a row on disk (None: all whose format
-    does, as their kernel has them). The plan may exceed the room; what it needs at least is its ``num_bytes`` with
-    room 0.
-    """
-    rows: dict[str, int] = {}
-    read: dict[str, int] = {}
-    units, panels, converted = [0], [0], [0]
-    for matrix in shape.matrices:
-        found = can_stream(matrix, quantization)
-        if found is not None and (stored is None or matrix.name in stored):
-            own = row_bytes(found.kernel, matrix.cols)
-            on_disk = own if stored is None else stored[matrix.name]
-            rows[matrix.name], read[matrix.name] = (
-                -(-matrix.rows // PANEL) * -(-size // 4) * PANEL * 4 for size in (own, on_disk)
-            )
-            unit_rows = min(rows_of_unit(on_disk), matrix.rows)
-            units.append(unit_rows * on_disk)
-            panels.append(unit_rows * own)
-            converted.append(_converted_bytes(found, matrix))
-    passing = RING_UNITS * (max(units) + ALIGN_BYTES) + max(panels) + PANEL * 4 + max(converted)
-    resident = shape.weight_bytes(dtype, quantization) - sum(rows.values())
-    streamed = dict(rows)
-    for name, num_bytes in rows.items():
-        if resident + passing + num_bytes <= room_bytes:
-            resident += num_bytes
-            del streamed[name]
-    return StreamPlan(tuple(streamed), resident, passing if streamed else 0, sum(read[n] for n in streamed))
+    """A dense model's plan for that room (see `StreamSizes`)."""
+    return StreamSizes.of(shape, dtype, quantization, found).plan(room_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +216,13 @@ class ExpertSizes:
             self.names, self.resident, cache + self.reading, 0, cache_bytes=cache, expert_slots=slots,
             num_experts=self.num_experts,
         )  # fmt: skip
+
+
+def can_cache(shape: ModelShape, quantization: Quantization) -> bool:
+    """Whether every expert has a format that is multiplied as it lies on disk."""
+    experts = [matrix for matrix in shape.matrices if matrix.role == "experts"]
+    formats = {found for m in experts for found in quantization.each(m.name, m.role, m.count)}
+    return all(found is not None and found.kernel in STORED for found in formats)
 
 
 def plan_experts(shape: ModelShape, dtype: str, quantization: Quantization, room_bytes: int) -> StreamPlan:

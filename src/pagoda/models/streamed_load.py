@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pagoda.weights.built import BuiltMatrix
+from pagoda.weights.built_rows import BuiltRows
 from pagoda.weights.expert_cache import CachedExperts, ExpertCache
 from pagoda.weights.expert_store import ExpertStore
 from pagoda.weights.rows import StoredMatrix, StoredRows
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 EMBED, HEAD = "embed.weight", "lm_head.weight"
 
 
-def stream_rest(model: Model, source: TensorSource, plan: StreamPlan, rows: Mapping[str, StoredRows]) -> WeightStream:
+def stream_rest(
+    model: Model, source: TensorSource, plan: StreamPlan, rows: Mapping[str, StoredRows | BuiltRows]
+) -> WeightStream:
     """The matrices that the plan leaves on disk. The stream begins to read at once."""
     tied = HEAD not in rows and HEAD not in {m.name for m in model.shape.matrices}
     order = [name for name in rows if name in plan.streamed and name != EMBED]
@@ -33,8 +37,11 @@ def stream_rest(model: Model, source: TensorSource, plan: StreamPlan, rows: Mapp
     looked_up = {len(order) - 1} if EMBED in plan.streamed and not tied else set()
     stream = WeightStream([rows[name] for name in order], source.checkpoint, looked_up)
     for number, name in enumerate(order):
-        codes = _codes(model, source, name)
-        model.keep(name, StreamedMatrix(_format(model, name), model.dtype, stream, number, codes))
+        if isinstance(rows[name], BuiltRows):
+            model.keep(name, BuiltMatrix(model.dtype, stream, number))
+        else:
+            codes = _codes(source, name)
+            model.keep(name, StreamedMatrix(_format(model, name), model.dtype, stream, number, codes))
     return stream
 
 
@@ -44,7 +51,7 @@ def _format(model: Model, name: str) -> WeightFormat:
     return found
 
 
-def _codes(model: Model, source: TensorSource, name: str) -> dict[str, Tensor]:
+def _codes(source: TensorSource, name: str) -> dict[str, Tensor]:
     """Scales and zero points of a matrix of our own checkpoints; nothing for plain numbers."""
     logical = source.logical.get(f"pagoda.{name}")
     if logical is None or logical.format is None:

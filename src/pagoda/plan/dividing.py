@@ -5,11 +5,11 @@ and what lies on a disk.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 
 from ..budget.reconcile import LATE_CODE_BYTES
 from ..core.errors import BudgetError
-from ..core.types import KVFormat
+from ..core.types import DTYPE_BYTES, KVFormat
 from ..kv.codecs.base import with_dtype
 from ..kv.grammar import parse_policy
 from ..models.stream_plan import StreamPlan
@@ -64,6 +64,7 @@ class Divider:
         self._kept_of, self._format_of = cache(self._find_kept), cache(self._find_format)
         self._weight_bytes, self._passing_bytes = cache(self._count_weights), cache(self._count_passing)
         self._step_bytes, self._step_model = cache(self._count_step), cache(self._find_steps)
+        self._rooms, self._largest_bytes = cache(self._find_rooms), cache(self._count_largest)
 
     def limits(self, choice: Choice) -> StepLimits:
         """Of the largest step."""
@@ -108,7 +109,7 @@ class Divider:
         pool = fmt.blocks_for(min(self.longest, LEAST_POOL_TOKENS)) * fmt.block_bytes
         stream = self._stream(choice, beside, max(pool, kept.note_bytes) + window)
         beside = beside if stream is None else replace(beside, weights=stream.num_bytes)
-        loading = self._loading(choice, beside if stream is None else replace(beside, weights=stream.resident_bytes))
+        loading = self._loading(choice, beside, stream)
         room = self._budget - beside.total - window
         running = min(
             self.demand.concurrency, choice.max_num_batched_tokens,
@@ -126,7 +127,7 @@ class Divider:
     def _near(self, choice: Choice) -> Division:
         beside, fmt = self.beside(choice), self.format(choice)
         stream = self._stream(choice, beside, fmt.blocks_for(self.longest) * fmt.block_bytes)
-        loading = self._loading(choice, beside if stream is None else replace(beside, weights=stream.resident_bytes))
+        loading = self._loading(choice, beside, stream)
         beside = beside if stream is None else replace(beside, weights=stream.num_bytes)
         kept = self.kept(choice)
         held, peak = kept.held_blocks, kept.peak_blocks
@@ -139,20 +140,48 @@ class Divider:
 
     def _stream(self, choice: Choice, beside: Accounts, kv_bytes: int) -> StreamPlan | None:
         """What stays on disk where the weights do not fit beside a step and so much KV."""
-        subject = self.subject
         room = self._budget - (beside.total - beside.weights) - kv_bytes
-        if choice.quantization != "auto" or not subject.streams or beside.weights <= room:
+        if not self.subject.streams or beside.weights <= room:
             return None
-        return self._rooms.plan(max(0, room))
+        return self._rooms(choice.quantization).plan(max(0, room))
 
-    def _loading(self, choice: Choice, beside: Accounts) -> int:
-        """Weights, what they are read into, and what packing takes."""
-        return beside.runtime + beside.weights + beside.tokenizer + self._passing_bytes(choice.quantization)
+    def streams(self, choice: Choice) -> bool:
+        """Whether weights of that format can be read at every step."""
+        return self.subject.streams and self._rooms(choice.quantization).plan(0) is not None
 
-    @cached_property
-    def _rooms(self) -> Rooms:
+    def spool_bytes(self, choice: Choice) -> int:
+        """Of the file that weights are packed into before they are streamed; 0 where the checkpoint has them so."""
         subject = self.subject
-        return Rooms(subject.shape, subject.dtype, self._quantization("auto"), subject.stored_dtype or subject.dtype)
+        if choice.quantization == "auto":
+            return 0
+        packing = self._quantization(choice.quantization)
+        formats = ((m, f, n) for m in subject.shape.matrices for f, n in packing.each(m.name, m.role, m.count).items())
+        whole = subject.shape.weight_bytes(subject.dtype, packing)
+        return whole + sum(
+            n * (f.stored_bytes(m.rows, m.cols) - f.num_bytes(m.rows, m.cols)) for m, f, n in formats if f is not None
+        )
+
+    def _loading(self, choice: Choice, beside: Accounts, stream: StreamPlan | None) -> int:
+        """Weights, what they are read into, and what packing takes; for a file that is packed before, one matrix."""
+        weights = beside.weights if stream is None else stream.resident_bytes
+        if stream is not None and choice.quantization != "auto":
+            weights = max(weights, self._largest_bytes(choice.quantization))
+        return beside.runtime + weights + beside.tokenizer + self._passing_bytes(choice.quantization)
+
+    def _count_largest(self, quantization: str) -> int:
+        """Of a matrix as it is stored, or of one in the model's dtype."""
+        packing, size = self._quantization(quantization), DTYPE_BYTES[self.subject.dtype]
+        formats = ((m, packing.each(m.name, m.role, m.count)) for m in self.subject.shape.matrices)
+        return max(
+            m.rows * m.cols * size if f is None else f.stored_bytes(m.rows, m.cols)
+            for m, found in formats
+            for f in found
+        )
+
+    def _find_rooms(self, quantization: str) -> Rooms:
+        subject = self.subject
+        stored, found = (subject.stored_dtype, subject.on_disk) if quantization == "auto" else ("", None)
+        return Rooms(subject.shape, subject.dtype, self._quantization(quantization), stored or subject.dtype, found)
 
     def format(self, choice: Choice) -> KVFormat:
         """Of the pages."""

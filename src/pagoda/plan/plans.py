@@ -43,6 +43,7 @@ class Plan:
     loss       nats a token beside the exact model
     loading_bytes   what is leased while the weights are read
     read_bytes      of weights that stay on disk, read by a step with one token of every request; 0: all are in memory
+    spool_bytes     of the file that they are packed into once, to be read from; 0: the checkpoint has them so
     far        KV in a lower tier, where it lies there; None: in the pool
     tpot_paces  ``tpot`` while memory is slow and while it is fast, where the machine changes between the two
     """
@@ -58,6 +59,7 @@ class Plan:
     flags: tuple[str, ...]
     loading_bytes: int
     read_bytes: int = 0
+    spool_bytes: int = 0
     far: FarKV | None = None
     tpot_paces: tuple[float, ...] = ()
 
@@ -186,7 +188,8 @@ class Planner:
         return Plan(
             choice, replace(division.beside, kv=division.kv_bytes), running, ttft, alone, tpot,
             running * demand.output / seconds, self._loss(choice), self._flags(choice, division.far),
-            division.loading_bytes, int(steps.read_bytes(running)) if isinstance(steps, Streamed) else 0, division.far,
+            division.loading_bytes, int(steps.read_bytes(running)) if isinstance(steps, Streamed) else 0,
+            0 if division.stream is None else self._divider.spool_bytes(choice), division.far,
         )  # fmt: skip
 
     def _loss(self, choice: Choice) -> float:

@@ -48,7 +48,7 @@ def spill_of(divider: Divider, choice: Choice, budget_bytes: int, disk_bytes: in
     """Of all that was asked for at a time, in one batch; None where it does not even fit with the disk."""
     demand, layers, fmt = divider.demand, divider.subject.shape.num_layers, divider.format(choice)
     beside, kept = divider.beside(choice), divider.kept(choice)
-    streams = choice.quantization == "auto" and divider.subject.streams
+    streams = divider.streams(choice)
     kv_bytes = (kept.peak_blocks + (demand.concurrency - 1) * kept.held_blocks) * fmt.block_bytes
     window = FarKV.least_window_bytes(fmt, divider.longest)
     items = [

@@ -8,32 +8,40 @@ has not: with nothing known of the router, as many of them as the share of exper
 
 from __future__ import annotations
 
-from ..core.types import DTYPE_BYTES
+from collections.abc import Mapping
+
 from ..models.shape import ModelShape
-from ..models.stream_plan import ExpertSizes, StreamPlan, can_stream, plan_stream
+from ..models.stream_plan import ExpertSizes, StreamPlan, StreamSizes, can_cache
 from ..weights.quantization import Quantization
+from ..weights.rows import OnDisk
 from .work import StepModel
+
+SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class Rooms:
     """What the engine would leave on disk of one model in one format, for any room. ``stored``: the dtype of plain
-    matrices there, where it is not the one that they run in.
+    matrices there, where it is not the one that they run in. ``found``: what streaming a known file's matrices takes.
     """
 
-    def __init__(self, shape: ModelShape, dtype: str, quantization: Quantization, stored: str = "") -> None:
-        self._shape, self._dtype, self._quantization = shape, dtype, quantization
-        formats = {m: can_stream(m, quantization) for m in shape.matrices} if stored not in ("", dtype) else {}
-        self._stored = {m.name: m.cols * DTYPE_BYTES[stored] for m, found in formats.items() if found is not None}
+    def __init__(
+        self, shape: ModelShape, dtype: str, quantization: Quantization, stored: str = "",
+        found: Mapping[str, OnDisk] | None = None,
+    ) -> None:  # fmt: skip
         self._weight_bytes = shape.weight_bytes(dtype, quantization)
         mixture = any(matrix.role == "experts" for matrix in shape.matrices)
-        self._experts = ExpertSizes.of(shape, dtype, quantization) if mixture else None
+        self._sizes: StreamSizes | ExpertSizes | None
+        if not mixture:
+            plain = SAFETENSORS[stored] if stored else ""
+            self._sizes = StreamSizes.of(shape, dtype, quantization, found, plain)
+        else:
+            self._sizes = ExpertSizes.of(shape, dtype, quantization) if can_cache(shape, quantization) else None
 
     def plan(self, room_bytes: int) -> StreamPlan | None:
         """None where it would gain nothing. The plan may exceed the room."""
-        if self._experts is not None:
-            found = self._experts.plan(room_bytes)
-        else:
-            found = plan_stream(self._shape, self._dtype, self._quantization, room_bytes, self._stored or None)
+        if self._sizes is None:
+            return None
+        found = self._sizes.plan(room_bytes)
         return found if found.streamed and found.num_bytes < self._weight_bytes else None
 
 

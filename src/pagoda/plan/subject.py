@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,21 @@ from ..budget.probe import MachineProbe
 from ..core.errors import ConfigError, UnsupportedModelError
 from ..core.types import DTYPE_BYTES
 from ..models.families import names, read_spec
-from ..models.footprint import tokenizer_bytes
+from ..models.footprint import GGUF_HEADER_BYTES, tokenizer_bytes
+from ..models.gguf import config_of, source_of
 from ..models.shape import TINY_PARAMS, ModelShape
+from ..models.sources import source_table
+from ..models.spec import DecoderSpec
+from ..models.stored import stored_formats, stored_rows
 from ..weights.formats.base import WeightFormat
+from ..weights.gguf_parts import read_parts
 from ..weights.header import DTYPE_SIZES, read_header
 from ..weights.quantization import EXPERT, Quantization, in_panels, parse_format, parse_quantization
+from ..weights.rows import OnDisk
 from ..weights.schemes.pagoda import OWN, VERSION
 
+GGUF_DTYPES = {"U8": "bfloat16", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""safetensors names of what a GGUF file has -> what that runs in; U8: blocks, which are opened."""
 TOKENIZER_BYTES_PER_WORD = 46
 """Of tokenizer.json, where there is none to look at (Qwen2.5: 7.0 MB, 151,643 words; Llama 3: 9.1 MB, 128,256)."""
 
@@ -26,7 +35,8 @@ TOKENIZER_BYTES_PER_WORD = 46
 class Subject:
     """``exact_only``: why no lossy KV policy can run on this model, empty where one can. ``streams``: whether its
     matrices can be read from disk, where they lie in ``stored_dtype`` (empty: in ``dtype``), as they are multiplied.
-    ``stored``: the formats of a checkpoint that ``pagoda quantize`` wrote, which it keeps.
+    ``stored``: the formats that the checkpoint is packed in, which it keeps. ``on_disk``: matrices of a GGUF file by
+    what streaming them takes; None: of a folder, as such checkpoints usually are.
     """
 
     name: str
@@ -39,12 +49,15 @@ class Subject:
     streams: bool = False
     stored: Quantization | None = None
     stored_dtype: str = ""
+    on_disk: Mapping[str, OnDisk] | None = None
 
     @classmethod
     def of(
         cls, name: str, config: Mapping[str, Any], *, folder: Path | None = None, probe: MachineProbe | None = None
     ) -> Subject:
-        """From config.json. Raises ModelError, UnsupportedModelError or ConfigError, one line each."""
+        """From config.json, and from what a GGUF file says of its tensors (then ``folder`` is that file). Raises
+        ModelError, UnsupportedModelError or ConfigError, one line each.
+        """
         family = config.get("model_type")
         if family not in names():
             raise UnsupportedModelError(
@@ -60,24 +73,20 @@ class Subject:
             )
         spec = read_spec(config)
         shape = ModelShape.from_spec(spec)
-        stored = _stored(name, packed, shape) if packed else None
         flags = (probe or MachineProbe()).cpu_flags()
-        file = None if folder is None else folder / "tokenizer.json"
-        size = file.stat().st_size if file is not None and file.is_file() else None
         panels = bool(flags & {"avx2", "avx512f"})
-        dtype = run_dtype(config, shape.num_params if stored is None or folder is None else _stored_numbers(folder))
-        return cls(
-            name=name,
-            family=family,
-            shape=shape,
-            dtype=dtype,
-            panels=panels,
-            streams=panels and stored is None,
-            stored_dtype=_stated_dtype(config),
-            stored=stored,
-            tokenizer_bytes=tokenizer_bytes(TOKENIZER_BYTES_PER_WORD * shape.vocab_size if size is None else size),
-            exact_only=_exact_only(spec),
-        )
+        plain = cls(
+            name, str(family), shape, "", panels, tokenizer_bytes(_tokenizer_file_bytes(folder, shape)),
+            exact_only=_exact_only(spec), streams=panels,
+        )  # fmt: skip
+        if folder is not None and folder.is_file():
+            return _of_gguf(plain, spec, folder)
+        stored = _stored(name, packed, shape) if packed else None
+        numbers = shape.num_params if stored is None or folder is None else _stored_numbers(folder)
+        return replace(
+            plain, dtype=run_dtype(config, numbers), stored_dtype=_stated_dtype(config), stored=stored,
+            streams=panels and not _is_stacked(stored),
+        )  # fmt: skip
 
     def quantization(self, text: str) -> Quantization:
         """What ``quantization=text`` comes to on this machine's processor."""
@@ -86,6 +95,35 @@ class Subject:
         if text == "auto":
             return in_panels(self.dtype) if self.panels and self.dtype != "float16" else Quantization()
         return parse_quantization(text)
+
+
+def _of_gguf(plain: Subject, spec: DecoderSpec, file: Path) -> Subject:
+    """With the dtype, the formats and the bytes that the file's tensors have."""
+    header = read_parts(file)
+    source, table = source_of(header, config_of(header)), source_table(spec)
+    entries = source.checkpoint.entries
+    by_dtype = Counter[str]()
+    for entry in entries.values():
+        by_dtype[GGUF_DTYPES[entry.dtype]] += entry.num_bytes
+    stated = by_dtype.most_common(1)[0][0]
+    numbers = sum(entry.num_bytes // DTYPE_SIZES[entry.dtype] for entry in entries.values())
+    stored = stored_formats(table.find, table.regions(), source.formats) if source.formats else None
+    found = replace(plain, dtype=run_dtype({"torch_dtype": stated}, numbers), stored_dtype=stated, stored=stored)
+    rows, _ = stored_rows(table.find, plain.shape, found.quantization("auto"), source.logical, entries)
+    on_disk = {name: one.on_disk() for name, one in rows.items()}
+    room = min(file.stat().st_size, GGUF_HEADER_BYTES)
+    return replace(found, on_disk=on_disk, tokenizer_bytes=tokenizer_bytes(room))
+
+
+def _tokenizer_file_bytes(folder: Path | None, shape: ModelShape) -> int:
+    file = None if folder is None else folder / "tokenizer.json"
+    known = file is not None and file.is_file()
+    return file.stat().st_size if known and file is not None else TOKENIZER_BYTES_PER_WORD * shape.vocab_size
+
+
+def _is_stacked(stored: Quantization | None) -> bool:
+    """Whether blocks are left out where memory is short, and none is read at every step."""
+    return stored is not None and any(f is not None and f.name == "bitstack" for f in stored.overrides.values())
 
 
 def run_dtype(config: Mapping[str, Any], num_params: int) -> str:

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..kernels.lay_out import can_lay_out, lay_out_rows
+from ..kernels.lay_out import STORED, can_lay_out, lay_out_rows
 from ..kernels.memory import empty_bytes, touch_behind
 from ..kernels.packed import PackedWeight, lay_out
-from ..kernels.packed_bytes import PANEL, num_blocks
+from ..kernels.packed_bytes import PANEL, PLAIN, num_blocks
 from .formats.base import BLOCK_ELEMS, FAST_ELEMS, WeightFormat, check_finite
 from .packed import CodedMatrix, PackedMatrix, PanelMatrix
 
@@ -71,12 +72,28 @@ class Filling(ABC):
 
 
 def new_filling(
-    format: WeightFormat, rows: int, cols: int, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    format: WeightFormat,
+    rows: int,
+    cols: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    panels: Tensor | None = None,
 ) -> Filling:
-    """An empty matrix in ``format`` for a model that computes in ``dtype``."""
+    """An empty matrix in ``format`` for a model that computes in ``dtype``. ``panels`` (uint8, flat): memory for those,
+    where the format has any; None: their own.
+    """
     where = torch.device(device)
     if format.kernel:
-        return _Panels(format, rows, cols, where)
+        return _Panels(format, rows, cols, where, panels)
+    return new_codes(format, rows, cols, dtype=dtype, device=where)
+
+
+def new_codes(
+    format: WeightFormat, rows: int, cols: int, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Filling:
+    """As `new_filling`, but what comes of it is a `CodedMatrix` in any format: the codes as they are stored."""
+    where = torch.device(device)
     return _Codes(format, rows, cols, where) if format.row_wise else _Whole(format, rows, cols, where, dtype)
 
 
@@ -93,8 +110,33 @@ class _Codes(Filling):
         parts = format.parts(rows, cols)
         self.codes = {n: torch.empty(shape, dtype=getattr(torch, t), device=device) for n, (shape, t) in parts.items()}
 
+    def put(self, start: int, tensor: Tensor | PackedMatrix) -> None:
+        if isinstance(tensor, CodedMatrix) and self.format.same_codes(tensor.format):
+            self._put_codes(start, tensor.codes)
+        elif not self._put_fast(start, tensor):
+            super().put(start, tensor)
+
+    def _put_fast(self, start: int, tensor: Tensor | PackedMatrix) -> bool:
+        """Plain weights, quantized by a kernel; False where there is none for them."""
+        if not isinstance(tensor, Tensor) or self.device.type != "cpu":
+            return False
+        step = max(1, FAST_ELEMS // max(1, self.cols))
+        for first in range(0, tensor.shape[0], step):
+            rows = tensor[first : first + step].contiguous()
+            codes = self.format.quantize_fast(rows, torch.get_num_threads())
+            if codes is None:
+                return False
+            self._put_codes(start + first, codes)
+        return True
+
     def _put_block(self, start: int, codes: Codes | None, block: Tensor | None) -> None:
-        for name, part in (self.format.quantize(block) if codes is None and block is not None else codes or {}).items():
+        if codes is None:
+            assert block is not None
+            codes = self.format.quantize(block)
+        self._put_codes(start, codes)
+
+    def _put_codes(self, start: int, codes: Codes) -> None:
+        for name, part in codes.items():
             self.codes[name][start : start + part.shape[0]] = part
 
     def finish(self, dtype: torch.dtype) -> PackedMatrix:
@@ -146,13 +188,19 @@ class _Edge:
 class _Panels(Filling):
     """Writes ``kernels.packed``'s order panel by panel; rows of a panel that came in parts wait for the others."""
 
-    def __init__(self, format: WeightFormat, rows: int, cols: int, device: torch.device) -> None:
+    def __init__(
+        self, format: WeightFormat, rows: int, cols: int, device: torch.device, memory: Tensor | None = None
+    ) -> None:
         super().__init__(format, rows, cols, device)
         kernel, group, panels = format.kernel, format.kernel_group, -(-rows // PANEL)
         like = self._lay_out(*format.integers(format.quantize(torch.zeros(1, cols, device=device)), cols))
         blocks = num_blocks(kernel, cols)
-        self.data = empty_bytes((1, panels, blocks, PANEL * 4), device)
-        touch_behind(self.data)
+        shape = (1, panels, blocks, PANEL * 4)
+        if memory is None:
+            self.data = empty_bytes(shape, device)
+            touch_behind(self.data)
+        else:
+            self.data = memory[: prod(shape)].view(shape)
         groups = -(-cols // group) if group else 0
         scales = (1, panels, groups, PANEL) if group else (1, panels * PANEL)
         self.scales = None if like.scales is None else torch.empty(scales, dtype=like.scales.dtype, device=device)
@@ -162,7 +210,8 @@ class _Panels(Filling):
     def put(self, start: int, tensor: Tensor | PackedMatrix) -> None:
         stop = start + tensor.shape[0]
         whole = start % PANEL == 0 and (stop % PANEL == 0 or stop == self.rows)
-        if not whole or not (self._put_stored(start, tensor) or self._put_fast(start, tensor)):
+        fast = (self._put_stored, self._put_converted, self._put_fast)
+        if not whole or not any(put(start, tensor) for put in fast):
             super().put(start, tensor)
 
     def _put_stored(self, start: int, tensor: Tensor | PackedMatrix) -> bool:
@@ -176,6 +225,25 @@ class _Panels(Filling):
         if isinstance(tensor, CodedMatrix):
             zeros = tensor.codes.get("zero")
             self._put_scales(first, *(in_panels(t) for t in (tensor.codes["scale"], zeros)))
+        return True
+
+    def _put_converted(self, start: int, tensor: Tensor | PackedMatrix) -> bool:
+        """Whole panels of plain numbers, out of others or out of codes, some rows at a time; False where these panels
+        are not plain.
+        """
+        dtype = STORED.get(self.format.kernel)
+        fits = isinstance(tensor, Tensor | CodedMatrix) and self.data.device.type == "cpu"
+        if self.format.kernel not in PLAIN or dtype is None or not fits:
+            return False
+        step = max(PANEL, FAST_ELEMS // max(1, self.cols) // PANEL * PANEL)
+        for first in range(0, tensor.shape[0], step):
+            last = min(first + step, tensor.shape[0])
+            if isinstance(tensor, Tensor):
+                rows = tensor[first:last].to(dtype).contiguous()
+            else:
+                rows = tensor.format.dequantize_to(tensor.codes_of(first, last), self.cols, dtype)
+            if not self._put_stored(start + first, rows):
+                return False
         return True
 
     def _put_fast(self, start: int, tensor: Tensor | PackedMatrix) -> bool:

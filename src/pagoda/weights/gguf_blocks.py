@@ -21,6 +21,7 @@ from .formats.base import Part, WeightFormat
 from .gguf_header import TYPES
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from .formats.base import Codes
@@ -43,7 +44,17 @@ class Blocks(WeightFormat):
         raise NotImplementedError("GGUF blocks are read, not written")
 
     def dequantize(self, codes: Codes, cols: int) -> Tensor:
-        return open_blocks(codes["blocks"], self.kind)
+        import torch
+
+        return self.dequantize_to(codes, cols, torch.float32)
+
+    def dequantize_to(self, codes: Codes, cols: int, dtype: torch.dtype) -> Tensor:
+        from ..kernels.open_blocks import DTYPES, can_open, open_rows
+
+        raw = codes["blocks"]
+        if dtype in DTYPES and can_open(raw):
+            return open_rows(raw, self.kind, OPENERS[self.kind][0], cols, dtype)
+        return open_blocks(raw, self.kind).to(dtype)
 
 
 def open_blocks(raw: Tensor, kind: str) -> Tensor:
@@ -54,6 +65,16 @@ def open_blocks(raw: Tensor, kind: str) -> Tensor:
 
 def int4_codes(raw: Tensor) -> Codes:
     """Q4_0 as codes of ``int4(group=32, symmetric=True, scale='float32')``: the same numbers."""
+    from ..kernels.open_blocks import can_open, split_q4_0
+
+    if can_open(raw):
+        codes, scale = split_q4_0(raw)
+        return {"codes": codes, "scale": scale}
+    return plain_int4_codes(raw)
+
+
+def plain_int4_codes(raw: Tensor) -> Codes:
+    """The plain twin of ``int4_codes``."""
     from .formats._bits import pack_bits
 
     blocks = raw.reshape(-1, OPENERS["Q4_0"][0])

@@ -146,6 +146,8 @@ METHODS: dict[str, Callable[[Tensor, WeightFormat, InputStats | None], Codes]] =
 }  # fmt: skip
 _SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75, 0.7)
 CALIBRATED = ("gptq", "awq", "mixed")
+BY_TENSOR = ("rtn", "hqq")
+"""Methods that look at one matrix at a time and at no text."""
 GRIDS = (RowInt8, GroupedIntegers)
 """Formats that gptq, awq and hqq know."""
 
@@ -180,6 +182,12 @@ class _Grid:
         stored = values - self.low
         codes: Codes = self.format.coded(stored, scales, torch.stack(points, 1) if points else None)
         return codes
+
+
+def check_method(method: str, format: WeightFormat | None) -> None:
+    """Raises ConfigError for a format whose codes the method cannot choose."""
+    if method != "rtn" and format is not None:
+        _grid_of(format)
 
 
 def _grid_of(format: WeightFormat) -> _Grid:

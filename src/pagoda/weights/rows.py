@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..kernels.packed_bytes import PANEL, PLAIN, row_bytes
+from ..kernels.packed_bytes import PANEL, PLAIN, num_blocks, row_bytes
 from .formats.base import WeightFormat
 from .header import DTYPE_SIZES, TensorEntry
 
@@ -16,7 +16,7 @@ NUM_READERS = 4
 """Parts of experts that are read at once: a small read waits longer than it takes."""
 PART_BYTES = 256 << 10  # of one such read at least
 
-STORED = {"fp32": "F32", "bf16": "BF16", "int8": "I8", "int4": "U8", "int5": "U8"}
+STORED = {"fp32": "F32", "bf16": "BF16", "int8": "I8", "int4": "U8", "int5": "U8", "ternary": "U8"}
 """Kernel format -> the dtype of stored rows that hold its numbers already (`kernels.lay_out`)."""
 PLAIN_DTYPES = ("F32", "BF16", "F16")
 
@@ -40,6 +40,19 @@ class Unit:
     start: int
     stop: int
     parts: tuple[tuple[TensorEntry, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """Bytes of a matrix that is read at every step: those that are not in memory, those that a step reads (a little
+    more: whole pages), of its largest unit as it is read and as it is multiplied, and what stands there on the way.
+    """
+
+    saved: int
+    read: int
+    unit: int
+    panels: int
+    passing: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,14 @@ class StoredRows:
             at += run.rows
         return None if at == self.rows else f"rows {at} to {self.rows} come from no tensor of their own"
 
+    def on_disk(self) -> OnDisk:
+        """What streaming it takes; scales and zero points stay in memory."""
+        own, rows = row_bytes(self.kernel, self.cols), min(rows_of_unit(self.row_bytes), self.rows)
+        saved, read = (-(-self.rows // PANEL) * -(-size // 4) * PANEL * 4 for size in (own, self.row_bytes))
+        panel = num_blocks(self.kernel, self.cols) * PANEL * 4
+        converted = max(CONVERTED_BYTES, panel) if self.kernel in PLAIN else 0
+        return OnDisk(saved, read, rows * self.row_bytes, rows * own + PANEL * 4, converted)
+
     def units(self, unit_bytes: int = UNIT_BYTES) -> list[Unit]:
         """The matrix in pieces of at most ``unit_bytes``, whole panels each."""
         step = rows_of_unit(self.row_bytes, unit_bytes)
@@ -106,8 +127,9 @@ class StoredMatrix:
         return self.format.num_bytes(self.rows.rows, self.rows.cols)
 
 
-def rows_of_unit(row_bytes: int, unit_bytes: int = UNIT_BYTES) -> int:
-    return max(PANEL, unit_bytes // max(1, row_bytes) // PANEL * PANEL)
+def rows_of_unit(row_bytes: int, unit_bytes: int = UNIT_BYTES, step: int = PANEL) -> int:
+    """Whole multiples of ``step``."""
+    return max(step, unit_bytes // max(1, row_bytes) // step * step)
 
 
 def runs_of(entries: Sequence[tuple[int, int, TensorEntry]]) -> tuple[RowRun, ...]:
@@ -118,3 +140,10 @@ def runs_of(entries: Sequence[tuple[int, int, TensorEntry]]) -> tuple[RowRun, ..
 def part_bytes(expert_bytes: int) -> int:
     """Of an expert, what one reader reads at once."""
     return min(UNIT_BYTES, max(PART_BYTES, expert_bytes // NUM_READERS))
+
+
+def rows_of_parts(entries: Sequence[TensorEntry], rows: int, start: int, stop: int) -> tuple[TensorEntry, ...]:
+    """Rows ``start:stop`` of a tensor of so many ``rows`` that is made of several stored ones. Those without a row per
+    row of it come whole every time: a scale of all, what low-rank terms share.
+    """
+    return tuple(entry.rows(start, stop) if entry.shape and entry.shape[0] == rows else entry for entry in entries)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import lcm
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, PagodaError, WeightsError, choices
+from ..kernels.packed_bytes import PANEL
 from .formats.base import BLOCK_ELEMS, SCRATCH_BYTES, WeightFormat
 from .header import TensorEntry
 from .reader import Checkpoint, ring_bytes, staging_bytes
-from .rows import UNIT_BYTES, rows_of_unit
+from .rows import UNIT_BYTES, rows_of_parts, rows_of_unit
 from .schemes import SCHEMES
 from .schemes.base import Logical, plain
 
@@ -98,14 +100,13 @@ class TensorSource:
         logical, found = self.logical[name], self.checkpoint.entries
         entries = tuple(found[part] for part in logical.parts)
         rows, num_bytes = logical.shape[0] if logical.shape else 0, sum(entry.num_bytes for entry in entries)
-        step = rows_of_unit(-(-num_bytes // max(1, rows)), UNIT_BYTES)
+        step = rows_of_unit(-(-num_bytes // max(1, rows)), UNIT_BYTES, lcm(PANEL, logical.row_step))
         if not may_cut or not logical.by_rows or num_bytes <= UNIT_BYTES or step >= rows:
             yield _Piece(name, 0, rows, entries)
             return
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            # Parts without a row per row of the tensor come whole every time: a size, a scale of all.
-            yield _Piece(name, start, stop, tuple(e.rows(start, stop) if e.shape[0] == rows else e for e in entries))
+            yield _Piece(name, start, stop, rows_of_parts(entries, rows, start, stop))
 
     def stored_bytes(self, name: str) -> int:
         """Bytes that a stream reads for one tensor."""

@@ -7,7 +7,8 @@ TPI-LLM's sliding window, https://arxiv.org/abs/2410.00531, 3.3).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from ..kernels.lay_out import STORED, lay_out_rows, panel_bytes
 from ..kernels.packed import PackedWeight
 from ..kernels.packed_bytes import PANEL, num_blocks
 from .ahead import ReadAhead
+from .built_rows import BuiltRows
 from .direct import ALIGN, aligned_buffer, span_bytes
 from .filling import in_panels
 from .formats.base import NOT_FINITE
@@ -35,19 +37,24 @@ RING_UNITS, NUM_READERS = 4, 2
 class WeightStream:
     """``matrices`` in the order in which a step multiplies with them; those in ``looked_up`` only give rows."""
 
-    def __init__(self, matrices: Sequence[StoredRows], checkpoint: Checkpoint, looked_up: Collection[int] = ()) -> None:
+    def __init__(
+        self, matrices: Sequence[StoredRows | BuiltRows], checkpoint: Checkpoint, looked_up: Collection[int] = ()
+    ) -> None:
         self.matrices = list(matrices)
         # The thread that reads ahead and look-ups of single rows have each their own.
         self._files, self._row_files = (checkpoint.open_files(use_cache=False) for _ in range(2))
         self._looked_up = frozenset(looked_up)
         multiplied = [(number, m) for number, m in enumerate(matrices) if number not in looked_up]
-        self._units = [(number, i, unit) for number, m in multiplied for i, unit in enumerate(m.units())]
+        self._units: list[tuple[int, int, Unit]] = [
+            (number, i, unit) for number, m in multiplied for i, unit in enumerate(m.units())
+        ]
         self._sizes = [sum(span_bytes(num_bytes) for _, _, num_bytes, _ in unit.parts) for *_, unit in self._units]
         ring = RING_UNITS * max(self._sizes, default=0)
-        panels = max(
-            (panel_bytes(m.kernel, u.stop - u.start, m.cols) for _, m in multiplied for u in m.units()), default=0
-        )
-        self.num_bytes = ring + panels + converted_bytes(m for _, m in multiplied)
+        panels = max((_panel_bytes(m, u) for _, m in multiplied for u in m.units()), default=0)
+        passing = (m.on_disk() for _, m in multiplied if isinstance(m, BuiltRows))
+        made = max((found.passing + found.panels - min(found.panels, panels) for found in passing), default=0)
+        converted = converted_bytes(m for _, m in multiplied if isinstance(m, StoredRows))
+        self.num_bytes = ring + panels + max(made, converted)
         self._panels = torch.empty(panels, dtype=torch.uint8)
         self._files.open_all()
         self._ahead: ReadAhead | None = ReadAhead(
@@ -62,6 +69,17 @@ class WeightStream:
     def panels(self, number: int, index: int) -> Tensor:
         """Unit ``index`` of a matrix in the kernels' order ``[panels, blocks, 64]``, valid until the next is asked for.
 
+        Raises WeightsError as ``unit`` does.
+        """
+        matrix = self.matrices[number]
+        assert isinstance(matrix, StoredRows)
+        with self.unit(number, index) as (unit, parts):
+            return lay_out_unit(matrix, unit, parts, self._panels, torch.get_num_threads())
+
+    @contextmanager
+    def unit(self, number: int, index: int) -> Iterator[tuple[Unit, list[Tensor]]]:
+        """Unit ``index`` of a matrix, and the bytes of its parts as they were read, valid inside the ``with``.
+
         Units that come before it in the ring are passed over: a step without logits does not read the head.
         Raises WeightsError naming file and tensor.
         """
@@ -73,9 +91,16 @@ class WeightStream:
             found = self._units[place]
             try:
                 if found[:2] == (number, index):
-                    return self._lay_out(self.matrices[number], found[2], raw)
+                    self._files.check(entry for entry, *_ in found[2].parts)
+                    yield found[2], _cut(found[2], raw)
+                    return
             finally:
                 self._ahead.give_back()
+
+    @property
+    def scratch(self) -> Tensor:
+        """Room for the panels of any unit, uint8: what is in it is valid until the next unit is laid out."""
+        return self._panels
 
     def _fill(self, place: int, buffer: Tensor) -> None:
         start = 0
@@ -83,17 +108,10 @@ class WeightStream:
             self._files.read_range(entry, offset, num_bytes, buffer[start:])
             start += span_bytes(num_bytes)
 
-    def _lay_out(self, matrix: StoredRows, unit: Unit, raw: Tensor) -> Tensor:
-        self._files.check(entry for entry, *_ in unit.parts)
-        parts, start = [], 0
-        for _, offset, num_bytes, _ in unit.parts:
-            parts.append(raw[start + offset % ALIGN :][:num_bytes])
-            start += span_bytes(num_bytes)
-        return lay_out_unit(matrix, unit, parts, self._panels, torch.get_num_threads())
-
     def read_rows(self, number: int, ids: Sequence[int]) -> Tensor:
         """Single rows of a matrix as its kernel takes them, ``[len(ids), row]``: look-ups in an embedding."""
         matrix = self.matrices[number]
+        assert isinstance(matrix, StoredRows)
         buffer = aligned_buffer(span_bytes(matrix.row_bytes))
         out = torch.empty(len(ids), matrix.row_bytes, dtype=torch.uint8)
         for i, row in enumerate(ids):
@@ -103,6 +121,16 @@ class WeightStream:
             self._row_files.check([run.entry])
         return out.view(_dtype(matrix)).to(STORED[matrix.kernel])
 
+    def read_unit(self, unit: Unit) -> list[Tensor]:
+        """The bytes of some rows' parts, in memory of their own: look-ups where rows are made of what is read."""
+        buffer = aligned_buffer(sum(span_bytes(num_bytes) for _, _, num_bytes, _ in unit.parts))
+        start = 0
+        for entry, offset, num_bytes, _ in unit.parts:
+            self._row_files.read_range(entry, offset, num_bytes, buffer[start:])
+            start += span_bytes(num_bytes)
+        self._row_files.check(entry for entry, *_ in unit.parts)
+        return _cut(unit, buffer)
+
     def close(self) -> None:
         """Ends the thread, closes the files, lets the ring go."""
         if self._ahead is not None:
@@ -110,6 +138,20 @@ class WeightStream:
             self._ahead, self._panels = None, torch.empty(0, dtype=torch.uint8)
             self._files.close()
             self._row_files.close()
+
+
+def _cut(unit: Unit, raw: Tensor) -> list[Tensor]:
+    """The bytes of every part, which were read one behind the other in whole pages."""
+    parts, start = [], 0
+    for _, offset, num_bytes, _ in unit.parts:
+        parts.append(raw[start + offset % ALIGN :][:num_bytes])
+        start += span_bytes(num_bytes)
+    return parts
+
+
+def _panel_bytes(matrix: StoredRows | BuiltRows, unit: Unit) -> int:
+    kernel = matrix.kernel if isinstance(matrix, StoredRows) else matrix.format.kernel
+    return panel_bytes(kernel, unit.stop - unit.start, matrix.cols) if kernel else 0
 
 
 class StreamedMatrix(PackedMatrix):
@@ -121,7 +163,9 @@ class StreamedMatrix(PackedMatrix):
         self, format: WeightFormat, dtype: torch.dtype, stream: WeightStream, number: int, codes: Mapping[str, Tensor]
     ) -> None:
         super().__init__(format, dtype)
-        self._stream, self._number, self.stored = stream, number, stream.matrices[number]
+        stored = stream.matrices[number]
+        assert isinstance(stored, StoredRows)
+        self._stream, self._number, self.stored = stream, number, stored
         self._units = self.stored.units()
         group = format.kernel_group
         self._scales, self._zeros = (scales_by_panel(codes.get(name), group) for name in ("scale", "zero"))

@@ -89,6 +89,7 @@ class TensorWriter:
                         assert not self._places, f"not written: {sorted(self._places)}"
                         self._out.flush()
                         os.fsync(self._out.fileno())
+                        os.posix_fadvise(self._out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # nobody reads it from there
                 if kind is None:
                     self._unfinished.replace(self._file)
         finally:

@@ -1,4 +1,5 @@
 #include "bind.hpp"
+#include "gguf_blocks.hpp"
 #include "lay_out.hpp"
 
 namespace nb = nanobind;
@@ -13,6 +14,15 @@ void bind_lay_out(nb::module_& m) {
     nb::gil_scoped_release release;
     return lay_out(a);
   }, "Rows as they are stored into panels; False where a float is not finite.");
+  m.def("open_blocks", [](uintptr_t raw, int64_t num_blocks, int kind, uintptr_t out, bool as_bf16, int num_threads) {
+    const OpenArgs a{at<uint8_t>(raw), num_blocks, static_cast<BlockKind>(kind), at<void>(out), as_bf16, num_threads};
+    nb::gil_scoped_release release;
+    open_blocks(a);
+  }, "Blocks of a GGUF file as float32 or bfloat16.");
+  m.def("split_q4_0", [](uintptr_t raw, int64_t num_blocks, uintptr_t codes, uintptr_t scales, int num_threads) {
+    nb::gil_scoped_release release;
+    split_q4_0(at<uint8_t>(raw), num_blocks, at<uint8_t>(codes), at<float>(scales), num_threads);
+  }, "Q4_0 as codes of int4 in groups of 32, and their scales.");
 }
 
 }  // namespace pagoda

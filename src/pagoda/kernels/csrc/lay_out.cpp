@@ -24,6 +24,13 @@ uint32_t turned(uint32_t block, Stored stored) {
     even = (even | even >> 8) & 0xffffu, odd = (odd | odd >> 8) & 0xffffu;
     return even | odd << 16;
   }
+  if (stored == Stored::ternary) {
+    uint32_t even = block & 0x33333333u, odd = block >> 2 & 0x33333333u;
+    even = (even | even >> 2) & 0x0f0f0f0fu, odd = (odd | odd >> 2) & 0x0f0f0f0fu;
+    even = (even | even >> 4) & 0x00ff00ffu, odd = (odd | odd >> 4) & 0x00ff00ffu;
+    even = (even | even >> 8) & 0xffffu, odd = (odd | odd >> 8) & 0xffffu;
+    return even | odd << 16;
+  }
   return block;
 }
 
@@ -93,6 +100,7 @@ bool lay_out(const LayOutArgs& a) {
     case Stored::bf16: return all_panels<Stored::bf16>(a);
     case Stored::int8: return all_panels<Stored::int8>(a);
     case Stored::int5: return all_panels<Stored::int5>(a);
+    case Stored::ternary: return all_panels<Stored::ternary>(a);
     default: return all_panels<Stored::int4>(a);
   }
 }

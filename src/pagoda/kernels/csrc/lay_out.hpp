@@ -13,6 +13,7 @@ enum class Stored {
   int8 = 2,  // four signed bytes: + 128, the middle two change places
   int4 = 3,  // eight unsigned nibbles, the first lowest: even ones to the lower half of the block, odd ones to the upper
   int5 = 4,  // six codes in the order of panels: as they are
+  ternary = 5,  // sixteen codes of two bits, the first lowest: even ones to the lower half, odd ones to the upper
 };
 
 struct LayOutArgs {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "parallel.hpp"
+#include "small_floats.hpp"
 
 namespace pagoda {
 namespace {
@@ -14,31 +15,12 @@ namespace {
 constexpr int64_t kMaxGroup = 128;
 constexpr int64_t kPiece = 1 << 16;  // weights that a thread takes at a time
 
-uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-
-float from_bits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
 // Half to even, like torch; what is divided by its own scale is far below 2^22. std::nearbyint would be a call.
 float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
 float to_bf16(float x) {
   const uint32_t bits = bits_of(x);
   return from_bits((bits + 0x7fffu + (bits >> 16 & 1)) & 0xffff0000u);
-}
-
-float half_value(uint16_t half) {
-  const uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7fff;
-  if (rest >= 0x7c00) return from_bits(sign | 0x7f800000u | (rest & 0x3ff) << 13);
-  // Read as a float with 2^112 times too small an exponent, so that halves below the normal ones come out right too.
-  return from_bits(sign | bits_of(from_bits(rest << 13) * from_bits(239u << 23)));
 }
 
 template <Dtype dtype>

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ...core.errors import ConfigError, WeightsError, choices
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     Codes = dict[str, Tensor]
@@ -72,6 +73,10 @@ class WeightFormat(ABC):
     @abstractmethod
     def dequantize(self, codes: Codes, cols: int) -> Tensor:
         """float32 ``[rows, cols]`` of codes with any number of rows."""
+
+    def dequantize_to(self, codes: Codes, cols: int, dtype: torch.dtype) -> Tensor:
+        """``dequantize`` rounded to another type."""
+        return self.dequantize(codes, cols).to(dtype)
 
     def integers(self, codes: Codes, cols: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What ``kernels.packed.lay_out`` takes of these codes: integers (or plain weights), scales, zeros."""

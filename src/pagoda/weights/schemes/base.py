@@ -27,7 +27,8 @@ class Logical:
     ``format`` None: the values come unpacked, because no weight format holds exactly these codes. ``made_bytes``: what
     ``build`` takes beside its parts; None: nothing for one part, the result and a block's scratch for several.
     ``rows``: the part whose rows are the tensor's own, one after the other, in its dtype or as the format's ``codes``.
-    ``by_rows``: ``build`` of some rows of the parts (those that have a row per row of the tensor) gives these rows.
+    ``by_rows``: ``build`` of some rows of the parts (those that have a row per row of the tensor) gives these rows; of
+    ``row_step`` rows, or a multiple, from a multiple.
     """
 
     parts: tuple[str, ...]
@@ -37,6 +38,7 @@ class Logical:
     made_bytes: int | None = None
     rows: str | None = None
     by_rows: bool = False
+    row_step: int = 1
 
 
 class Scheme(ABC):

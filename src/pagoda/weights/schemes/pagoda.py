@@ -56,13 +56,13 @@ class Pagoda(Scheme):
         for kind, (shape, _) in format.parts(rows, cols).items():
             self.expect(f"{name}{CODE}{kind}", shape)
         return Logical(
-            tuple(stored.values()),
+            tuple(part for kind, part in stored.items() if kind != "size"),
             (rows, cols),
             lambda t: _build(t, stored, format, cols),
             format,
             made_bytes=0,
             rows=stored.get("codes", stored.get("values")),
-            by_rows=format.row_wise and not format.shared,
+            by_rows=True,
         )
 
     def _size(self, name: str, format: WeightFormat, stored: Mapping[str, str]) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def _build(tensors: Mapping[str, Tensor], stored: Mapping[str, str], format: Wei
 
     from ..packed import CodedMatrix
 
-    codes = {kind: tensors[name] for kind, name in stored.items() if kind != "size" and name in tensors}
+    codes = {kind: tensors[name] for kind, name in stored.items() if name in tensors}
     return CodedMatrix(format, codes, cols, torch.float32)
 
 

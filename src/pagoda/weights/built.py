@@ -1,0 +1,116 @@
+"""Matrices of a stream whose rows are made of what is read: unit by unit into the format that they have in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..core.errors import WeightsError
+from .built_rows import BuiltRows, BuiltUnit
+from .filling import new_filling
+from .packed import CodedMatrix, PackedMatrix
+from .reader import tensor_of
+
+if TYPE_CHECKING:
+    from .streaming import WeightStream
+
+
+class BuiltMatrix(PackedMatrix):
+    """One matrix of a stream; nothing of it is in memory. Products are those of the matrix that loading would make."""
+
+    __slots__ = ("_number", "_stream", "_units", "stored")
+
+    def __init__(self, dtype: torch.dtype, stream: WeightStream, number: int) -> None:
+        stored = stream.matrices[number]
+        assert isinstance(stored, BuiltRows)
+        super().__init__(stored.format, dtype)
+        self._stream, self._number, self.stored = stream, number, stored
+        self._units = stored.units()
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.stored.rows, self.stored.cols))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def dense(self) -> Tensor:
+        return self.rows(torch.arange(self.stored.rows))
+
+    def rows(self, ids: Tensor) -> Tensor:
+        found = [self._around(row) for row in ids.reshape(-1).tolist()]
+        if not found:
+            return torch.empty(*ids.shape, self.stored.cols, dtype=self.dtype)
+        if self.format.kernel:
+            rows = torch.stack([made.rows(torch.tensor([at]))[0] for made, at in found])
+        else:  # opened together, as codes in memory are: sums of low-rank terms go by how many rows there are
+            rows = _joined([made for made, _ in found]).dense()
+        return rows.view(*ids.shape, self.stored.cols)
+
+    def _around(self, row: int) -> tuple[PackedMatrix, int]:
+        """The fewest rows around one, and which of them it is."""
+        unit = self.stored.unit_of(row)
+        return build(self.stored, unit, self._stream.read_unit(unit), self.dtype), row - unit.start
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self._multiply(x, bias, wide=False)
+
+    def wide_linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``linear(x, bias).float()`` in one pass."""
+        return self._multiply(x, bias, wide=True)
+
+    def _multiply(self, x: Tensor, bias: Tensor | None, *, wide: bool) -> Tensor:
+        out = x.new_empty(*x.shape[:-1], self.stored.rows, dtype=torch.float32 if wide else x.dtype)
+        if out.numel() == 0:
+            return out
+        for index, unit in enumerate(self._units):
+            here = None if bias is None else bias[unit.start : unit.stop]
+            with self._stream.unit(self._number, index) as (_, parts):
+                made = build(self.stored, unit, parts, self.dtype, self._stream.scratch)
+                found = made.wide_linear(x, here) if wide else made.linear(x, here)
+            out[..., unit.start : unit.stop] = found
+        return out
+
+
+def _joined(rows: Sequence[PackedMatrix]) -> CodedMatrix:
+    """Codes of several matrices of one row as those of one matrix."""
+    first = rows[0]
+    assert isinstance(first, CodedMatrix)
+    each = {kind: [one.codes[kind] for one in rows if isinstance(one, CodedMatrix)] for kind in first.codes}
+    codes = {kind: parts[0] if kind in first.format.shared else torch.cat(parts) for kind, parts in each.items()}
+    return CodedMatrix(first.format, codes, first.cols, first.dtype)
+
+
+def build(
+    matrix: BuiltRows, unit: BuiltUnit, parts: Sequence[Tensor], dtype: torch.dtype, panels: Tensor | None = None
+) -> PackedMatrix:
+    """The unit's rows out of the bytes of its ``parts``, for a model that computes in ``dtype``; codes may be views of
+    these, and panels lie in ``panels`` where that is given.
+
+    Raises WeightsError naming file and tensor.
+    """
+    made, at = [], 0
+    for logical, first, count in unit.made:
+        entries = [entry for entry, *_ in unit.parts[at : at + count]]
+        tensors = {e.name: tensor_of(e, raw) for e, raw in zip(entries, parts[at : at + count], strict=True)}
+        made.append((first, entries[0], logical.build(tensors)))
+        at += count
+    format, cols = matrix.format, matrix.cols
+    if not format.kernel:
+        ((_, _, codes),) = made
+        assert isinstance(codes, CodedMatrix)
+        return CodedMatrix(format, codes.codes, cols, dtype)
+    filling = new_filling(format, unit.stop - unit.start, cols, dtype=dtype, panels=panels)
+    for first, entry, tensor in made:
+        try:
+            filling.put(first, tensor)
+        except WeightsError as error:
+            raise WeightsError(f"{entry.file}: tensor {entry.name!r}: {error}") from error
+    return filling.finish(dtype)
