@@ -234,9 +234,9 @@ def test_an_index_carried_on_equals_a_new_one() -> None:
             manager.commit(seq_id, [7] * 3)
         for seq_id in live:
             assert manager.reserve(seq_id, 1)
-        tables, before = [manager.table(seq_id) for seq_id in live], views._index
+        tables, before = [manager.table(seq_id) for seq_id in live], views._view
         view, fresh = views.view(tables, [1] * len(live)), StepView(pair.storage, tables, [1] * len(live))
-        carried += view._index is before
+        carried += view is before
         for got, want in zip(_arrays(view), _arrays(fresh), strict=True):
             width = min(got.shape[-1], want.shape[-1])  # of rows: one may have room for more pages
             assert torch.equal(got[..., :width], want[..., :width])

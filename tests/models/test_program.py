@@ -10,6 +10,7 @@ import torch
 from pagoda.core.types import Granularity
 from pagoda.kv.view import StepView
 from pagoda.models import families
+from pagoda.models.scores import scored_by_parts
 from pagoda.weights.quantization import in_panels, parse_quantization
 
 from . import parity
@@ -109,6 +110,46 @@ def test_wanted_tokens_alone_have_the_same_bits(member: str, kv: str) -> None:
         assert torch.equal(some, whole[rows])
         assert torch.equal(called, some)
         done += torch.tensor(counts)
+
+
+WHOLE = {"llama-tiny": True, "qwen2-tiny": True, "gemma2-tiny": False, "opt-350m": False, "cohere2-tiny": False}
+
+
+@pytest.mark.parametrize("member", WHOLE)
+def test_a_step_in_one_call_has_the_bits_of_its_parts(member: str) -> None:
+    """From ids to logits and likeliest tokens, where nothing stands between embedding, blocks, head and logits; the
+    model does the same in parts where something does.
+    """
+    config = MEMBERS.get(member) or families.family(member.split("-")[0]).tiny()
+    model = parity.load(
+        config, parity.twin(config).state_dict(), dtype=torch.bfloat16, rope_length=ROPE_LENGTH,
+        quantization=in_panels("bfloat16"),
+    )  # fmt: skip
+    views, generator, done = [Paged(model.shape, 3, dtype="bfloat16") for _ in range(2)], torch.Generator(), [0, 0, 0]
+    for turn, counts in enumerate((*STEPS, (1, 1, 1))):
+        ids = torch.randint(3, model.shape.vocab_size, (sum(counts),), generator=generator).tolist()
+        positions = [d + i for d, n in zip(done, counts, strict=True) for i in range(n)]
+        ends = torch.tensor(counts).cumsum(0).tolist()
+        wanted = [[end - 1 for end in ends], [ends[1] - 1], None, []][turn]
+        with torch.inference_mode():
+            scores = model.step(ids, positions, views[0]([0, 1, 2], list(counts)), wanted, likeliest=True)
+            parts = scored_by_parts(model, ids, positions, views[1]([0, 1, 2], list(counts)), wanted)
+        assert torch.equal(scores.logits, parts.logits)
+        assert parts.likeliest == []
+        assert scores.likeliest == (parts.logits.argmax(-1).tolist() if WHOLE[member] else [])
+        done = [d + n for d, n in zip(done, counts, strict=True)]
+
+
+def test_what_no_step_can_run_is_refused() -> None:
+    config = families.family("llama").tiny()
+    model = panels(config, parity.twin(config).state_dict())
+    views = Paged(model.shape, 1)
+    with pytest.raises(IndexError, match="row"):
+        model.step([4, model.shape.vocab_size, 6], [0, 1, 2], views([0], [3]))
+    with pytest.raises(ValueError, match="2 tokens with 3 positions for a step of 3"):
+        model.step([4, 5], [0, 1, 2], views([0], [3]))
+    with pytest.raises(ValueError, match="4 tokens with 4 positions"):
+        model.step([4, 5, 6, 7], [0, 1, 2, 3], views([0], [3]))
 
 
 def called_by_the_program(view: StepView) -> StepView:

@@ -85,6 +85,10 @@ class Advance:
 
     def sample(self, result: StepResult) -> None:
         """Choose the next token of every sequence that is complete; answers of one prompt fork here."""
+        if result.likeliest and min(result.likeliest) >= 0:  # else the sampler finds them, or says what is wrong
+            for sequence, token_id in zip(result.sampled, result.likeliest, strict=True):
+                self._accept(sequence, token_id)
+            return
         for piece in result.pieces:
             if piece.sequence.group.request.params.prompt_logprobs is not None:
                 self._report_prompt(piece, result)
@@ -123,7 +127,7 @@ class Advance:
                 sequence.group.request.observer(sequence.num_output, logits[row])
         sampled = self._sampler.sample(logits, [sequence.sample_state for sequence in sequences])
         for row, (sequence, token) in enumerate(zip(sequences, sampled, strict=True)):
-            self._accept(sequence, taught.get(row, token))
+            self._accept_sampled(sequence, taught.get(row, token))
 
     def wake(self, sequence: Sequence) -> None:
         """A complete sequence was given another token."""
@@ -147,27 +151,29 @@ class Advance:
 
     # -- tokens ----------------------------------------------------------------------------------------------------
 
-    def _accept(self, sequence: Sequence, sampled: Sampled) -> None:
-        group, params = sequence.group, sequence.group.request.params
+    def _accept_sampled(self, sequence: Sequence, sampled: Sampled) -> None:
         if sequence.finished:  # another answer of its request failed in this very step
             return
         if sampled.error is not None:
-            self.fail(group, sampled.error)
+            self.fail(sequence.group, sampled.error)
             return
-        now = self._clock.now()
-        if group.timing.first_token is None:
-            group.timing.first_token = now
+        if sampled.logprob is not None:
+            sequence.cumulative_logprob += sampled.logprob
+            if sequence.group.request.params.logprobs is not None:
+                sequence.logprobs.append(_report(sampled))
+        self._accept(sequence, sampled.token_id)
+
+    def _accept(self, sequence: Sequence, token_id: int) -> None:
+        timing, now = sequence.group.timing, self._clock.now()
+        if timing.first_token is None:
+            timing.first_token = now
         if sequence.token_at is not None:
             self._gaps.append(now - sequence.token_at)
         sequence.token_at = now
         self.num_tokens += 1
-        sequence.tokens.append(sampled.token_id)
-        sequence.sample_state.accept(sampled.token_id)
-        if sampled.logprob is not None:
-            sequence.cumulative_logprob += sampled.logprob
-            if params.logprobs is not None:
-                sequence.logprobs.append(_report(sampled))
-        self._end_if_done(sequence, sampled.token_id)
+        sequence.tokens.append(token_id)
+        sequence.sample_state.accept(token_id)
+        self._end_if_done(sequence, token_id)
 
     def _end_if_done(self, sequence: Sequence, token_id: int) -> None:
         finish = sequence.group.rule.check(token_id, sequence.num_output)
@@ -222,6 +228,7 @@ class Advance:
     def _report_prompt(self, piece: Piece, result: StepResult) -> None:
         """Log-probabilities of the prompt's tokens that this piece predicts (the first token has none)."""
         group = piece.sequence.group
+        assert result.hidden is not None
         reports = group.prompt_logprobs = group.prompt_logprobs or [None]
         prompt, num_top = group.request.prompt_ids, group.request.params.prompt_logprobs
         assert num_top is not None

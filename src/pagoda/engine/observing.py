@@ -18,15 +18,17 @@ def observe(result: StepResult) -> None:
         _add(received, [result.pieces[index] for index in received.members])
     for piece in result.pieces:
         if num := hidden_wanted(piece):
+            assert result.hidden is not None
             last = piece.first_row + piece.num_tokens
             piece.sequence.policy_state.add_hidden(result.hidden[last - num : last])
-    if not result.tap.spans:
+    tap = result.tap
+    if tap is None or not tap.spans:
         return
-    queries = torch.stack([result.tap.queries[layer] for layer in sorted(result.tap.queries)])
-    for index, (first, last) in result.tap.spans.items():
+    queries = torch.stack([tap.queries[layer] for layer in sorted(tap.queries)])
+    for index, (first, last) in tap.spans.items():
         piece = result.pieces[index]
         piece.sequence.policy_state.add_queries(
-            queries[:, first:last], piece.start + piece.num_tokens, result.tap.scale, result.tap.soft_cap
+            queries[:, first:last], piece.start + piece.num_tokens, tap.scale, tap.soft_cap
         )
 
 

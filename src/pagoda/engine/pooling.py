@@ -22,6 +22,7 @@ def pool(piece: Piece, result: StepResult) -> list[float] | None:
     ``mean`` sums in float32 over all tokens: its sequence reads no cached prefix, and begins anew after a preemption.
     """
     group = piece.sequence.group
+    assert result.hidden is not None
     rows = result.hidden[piece.first_row : piece.first_row + piece.num_tokens]
     if group.request.pooling == "last":
         return rows[-1].float().tolist() if piece.completes else None

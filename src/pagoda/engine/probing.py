@@ -20,6 +20,7 @@ class Probing:
         policy = self._scheduler.policy
         if not policy.wants_hidden:
             return
+        assert result.hidden is not None
         for piece in result.pieces:
             sequence, count = piece.sequence, min(piece.num_tokens, piece.sequence.prompt_len - piece.start)
             if count <= 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -48,25 +48,31 @@ class Piece:
 
 @dataclass(slots=True)
 class StepResult:
-    """``logits`` float32 [len(sampled), vocab], one row for each piece that completes its sequence, in order.
+    """``logits`` float32 [len(sampled), vocab], one row for each piece that completes its sequence, in order. They are
+    valid until the next step.
 
-    ``hidden`` [T, hidden_size] where somebody wants more than what is sampled, else of the sampled tokens alone.
+    ``hidden`` [T, hidden_size] where somebody wants those of more tokens than are sampled, else None. ``likeliest``:
+    the tokens of all rows where nothing but the largest logit decides them, else empty.
     """
 
     pieces: list[Piece]
     sampled: list[Sequence]
     logits: Tensor
-    hidden: Tensor
+    hidden: Tensor | None
     view: AnyView
-    tap: QueryTap
+    tap: QueryTap | None
     plain: bool = False  # no policy has anything to see or do
+    likeliest: list[int] = field(default_factory=list)
 
     def drop(self, sequence: Sequence) -> None:
         """The sequence lost its pages after all: it is not sampled in this step."""
         if sequence in self.sampled:
             row = self.sampled.index(sequence)
-            del self.sampled[row]
+            del self.sampled[row], self.likeliest[row : row + 1]
             self.logits = torch.cat([self.logits[:row], self.logits[row + 1 :]])
+
+
+_NONE = torch.empty(0, 0)
 
 
 class QueryTap:
@@ -113,28 +119,30 @@ class Runner:
         pieces = _pieces(plan)
         for store in self._stores:
             store.run_copies()
-        tokens, positions = _token_arrays(pieces)
-        device = self.model.device
         plain = all(piece.sequence.plain for piece in pieces)
-        tap = QueryTap([] if plain else pieces, device)
-        view = self._plain_view(pieces) if plain else self._view(pieces, tap)
+        tap = None if plain else QueryTap(pieces, self.model.device)
+        view = self._plain_view(pieces) if tap is None else self._view(pieces, tap)
         done = [piece for piece in pieces if piece.completes and piece.sequence.group.request.pooling is None]
+        result = StepResult(pieces, [piece.sequence for piece in done], _NONE, None, view, tap, plain)
+        tokens, positions = _tokens(pieces)
         rows = [piece.first_row + piece.num_tokens - 1 for piece in done]
-        wanted = None
-        if len(rows) < len(tokens) and not every_hidden and not any(_wants_hidden(piece) for piece in pieces):
-            wanted = torch.tensor(rows, dtype=torch.int64, device=device)
-        hidden = self.model.forward(
-            torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), view, wanted
-        )
+        if every_hidden or any(_wants_hidden(piece) for piece in pieces):
+            device = self.model.device
+            result.hidden = self.model.forward(_index(tokens, device), _index(positions, device), view)
+            result.logits = self.logits(result.hidden, rows)
+        else:
+            likeliest = all(sequence.takes_likeliest for sequence in result.sampled)
+            wanted = None if len(rows) == len(tokens) else rows
+            scores = self.model.step(tokens, positions, view, wanted, likeliest=likeliest)
+            result.logits, result.likeliest = scores.logits, scores.likeliest
         view.close()
-        logits = self.model.logits(hidden) if wanted is not None else self.logits(hidden, rows)
-        return StepResult(pieces, [piece.sequence for piece in done], logits, hidden, view, tap, plain)
+        return result
 
     def _plain_view(self, pieces: list[Piece]) -> AnyView:
         """As ``_view`` for sequences whose policies want nothing, with what is left of the last step's index."""
         store = pieces[0].sequence.store
         if isinstance(store.storage, OffloadedStorage) or any(p.sequence.store is not store for p in pieces):
-            return self._view(pieces, QueryTap([], self.model.device))
+            return self._view(pieces, None)
         if store not in self._views:
             self._views[store] = StepViews(store.storage)
         table = store.manager.table
@@ -145,12 +153,12 @@ class Runner:
         """float32 [len(rows), vocab] of these rows of the hidden states [T, hidden_size]."""
         if len(rows) == hidden.shape[0]:  # each its own: they are in order
             return self.model.logits(hidden)
-        return self.model.logits(hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)])
+        return self.model.logits(hidden[_index(rows, hidden.device)])
 
-    def _view(self, pieces: list[Piece], tap: QueryTap) -> AnyView:
+    def _view(self, pieces: list[Piece], tap: QueryTap | None) -> AnyView:
         """One view where all pages have one format, else one for each format."""
         stores = list(dict.fromkeys(piece.sequence.store for piece in pieces))
-        seen, num_q_heads = tap if tap.spans else None, self.model.shape.num_q_heads
+        seen, num_q_heads = tap if tap is not None and tap.spans else None, self.model.shape.num_q_heads
         if len(stores) == 1:
             return _store_view(stores[0], pieces, num_q_heads, seen)
         members = [[i for i, piece in enumerate(pieces) if piece.sequence.store is store] for store in stores]
@@ -232,18 +240,21 @@ def _pieces(plan: Plan) -> list[Piece]:
     return pieces
 
 
-def _token_arrays(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and positions of the batch, int64 [T] each. A token's position is its index, whatever was evicted."""
-    num_tokens = sum(piece.num_tokens for piece in pieces)
-    if num_tokens == len(pieces):
-        tokens = np.array([piece.sequence.tokens[piece.start] for piece in pieces], np.int64)
-        return tokens, np.array([piece.start for piece in pieces], np.int64)
-    tokens, positions = np.empty(num_tokens, np.int64), np.empty(num_tokens, np.int64)
+def _tokens(pieces: list[Piece]) -> tuple[list[int], list[int]]:
+    """Token ids and positions of the batch. A token's position is its index, whatever was evicted."""
+    if sum(piece.num_tokens for piece in pieces) == len(pieces):
+        positions = [piece.start for piece in pieces]
+        return [piece.sequence.tokens[piece.start] for piece in pieces], positions
+    tokens, positions = [], []
     for piece in pieces:
-        row, end = piece.first_row, piece.start + piece.num_tokens
-        tokens[row : row + piece.num_tokens] = piece.sequence.tokens[piece.start : end]
-        positions[row : row + piece.num_tokens] = np.arange(piece.start, end)
+        span = range(piece.start, piece.start + piece.num_tokens)
+        tokens += piece.sequence.tokens[span.start : span.stop]
+        positions += span
     return tokens, positions
+
+
+def _index(numbers: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
 def _wants_probs(piece: Piece) -> bool:

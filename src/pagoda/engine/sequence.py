@@ -11,6 +11,7 @@ from ..kv.policies._stack import PolicyStack
 from ..kv.stores import Store
 from ..kv.table import PageTable
 from ..sampling.logprobs import TokenLogprob
+from ..sampling.state import edits
 from .outputs import Timing
 from .policy_state import PolicyState
 from .request import Request
@@ -32,9 +33,9 @@ class Sequence:
     """
 
     __slots__ = (
-        "_act", "_summed", "cumulative_logprob", "finish_reason", "granularity", "group", "index", "logprobs",
-        "num_computed", "num_shown", "plain", "policy_state", "sample_state", "selects", "seq_id", "stop_reason",
-        "store", "table", "text", "token_at", "tokens",
+        "_act", "_greedy", "_summed", "cumulative_logprob", "finish_reason", "granularity", "group", "index",
+        "logprobs", "num_computed", "num_shown", "plain", "policy_state", "sample_state", "selects", "seq_id",
+        "stop_reason", "store", "table", "text", "token_at", "tokens",
     )  # fmt: skip
 
     def __init__(self, seq_id: int, group: RequestState, index: int, granularity: Granularity) -> None:
@@ -46,6 +47,7 @@ class Sequence:
         policy = group.request.policy
         self.plain = policy.keeps_all and policy.windowed is None  # no step asks its policy anything
         self.selects = policy.selection is not None
+        self._greedy = _is_greedy(group)
         self._act: tuple[int, int | None] = (0, -1)  # from this many tokens on, the next act is at that many
         self._summed: tuple[int, bool] = (0, False)  # whether attention may be summed for the act at that many
         self.policy_state = group.new_policy_state()
@@ -152,6 +154,12 @@ class Sequence:
         return self._summed[1]
 
     @property
+    def takes_likeliest(self) -> bool:
+        """Whether nothing but the largest logit decides its next token, and nobody else looks at the logits."""
+        request = self.group.request
+        return self._greedy and request.observer is None and request.teacher is None
+
+    @property
     def prompt_len(self) -> int:
         return self.group.prompt_len
 
@@ -216,3 +224,10 @@ class RequestState:
     @property
     def live(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if not sequence.finished]
+
+
+def _is_greedy(group: RequestState) -> bool:
+    """Whether the likeliest token is the next of all its sequences, by its params: one answer, unedited, unreported."""
+    params = group.request.params
+    alone = group.num_answers == 1 and params.beam_width is None
+    return alone and params.is_greedy and not params.needs_logprobs and not edits(params)

@@ -25,7 +25,7 @@ def packed_linear(
     out = torch.empty(tokens.shape[0], packed.outputs, dtype=torch.float32 if wide else x.dtype)
     _cpu.packed_linear(
         tokens.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), tokens.shape[0],
-        x.dtype == torch.bfloat16, dynamic, wide, *_matrix(packed), torch.get_num_threads(), isa,
+        x.dtype == torch.bfloat16, dynamic, wide, *packed_matrix(packed), torch.get_num_threads(), isa,
     )  # fmt: skip
     return out.view(*x.shape[:-1], packed.outputs)
 
@@ -39,7 +39,7 @@ def grouped_linear(
     out = torch.empty(x.shape[0], matrices[0].outputs, dtype=x.dtype)
     used = [e for e, count in enumerate(counts) if count]
     own = {e: biases[e].to(x.dtype).contiguous() for e in used} if biases is not None else {}
-    groups = [(counts[e], own[e].data_ptr() if own else 0, *_matrix(matrices[e])) for e in used]
+    groups = [(counts[e], own[e].data_ptr() if own else 0, *packed_matrix(matrices[e])) for e in used]
     _cpu.grouped_linear(
         x.data_ptr(), out.data_ptr(), x.shape[0], x.dtype == torch.bfloat16, dynamic, groups, torch.get_num_threads(),
         isa,
@@ -52,12 +52,13 @@ def packed_embedding(ids: Tensor, packed: PackedWeight, dtype: torch.dtype) -> T
     flat = ids.reshape(-1).to(torch.int64).contiguous()
     out = torch.empty(len(flat), packed.inputs, dtype=dtype)
     _cpu.packed_embedding(
-        flat.data_ptr(), out.data_ptr(), len(flat), dtype == torch.bfloat16, *_matrix(packed), torch.get_num_threads()
-    )
+        flat.data_ptr(), out.data_ptr(), len(flat), dtype == torch.bfloat16, *packed_matrix(packed),
+        torch.get_num_threads(),
+    )  # fmt: skip
     return out.view(*ids.shape, packed.inputs)
 
 
-def _matrix(packed: PackedWeight) -> tuple[int, int, int, int, int, int, int, bool]:
+def packed_matrix(packed: PackedWeight) -> tuple[int, int, int, int, int, int, int, bool]:
     """A packed weight as the extension takes it."""
     scales, zeros = packed.scales, packed.zeros
     return (

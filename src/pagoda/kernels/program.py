@@ -4,7 +4,8 @@ Running a layer op by op from Python costs some 25 calls of 3-20 us each; a whol
 that. This file knows arrays only: `models.program` writes the list from a model's spec, and the ops one by one are its
 plain twin.
 
-Registers: 0 is the residual stream that the caller passes to `run`; the others are rows of the widths given here.
+Registers: 0 is the residual stream, which the caller passes to `run` and `step` looks up from token ids; the others are
+rows of the widths given here.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import torch
 from torch import Tensor
 
 from ._extension import DTYPES, _cpu, store_of
-from .cpu_packed import FORMATS
+from .cpu_packed import packed_matrix
 from .cpu_rows import ACTIVATIONS
 from .dispatch import profiling
 from .moving import copy_of, put
 from .packed import PackedWeight
 from .step import StepArrays
+
+Tables = Sequence[tuple[Tensor, Tensor]]
+"""cos, sin ``[positions, pairs]`` by table number."""
 
 
 class Program:
@@ -32,6 +36,12 @@ class Program:
         self._dtype, self._widths = dtype, tuple(widths)
         self._alive: list[Tensor] = []  # what the instructions' addresses point to
         self._workspace = torch.empty(0, dtype=torch.uint8)
+        self._workspace_at = self._most_tokens = 0  # its address, the tokens that it has room for
+        self._vocab_size = self._num_rows = 0
+        self._logits = self._rows_of_logits = torch.empty(0, 0)  # of the most rows so far, of this step's
+        self._logits_at = 0
+        self._tables: Tables = ()
+        self._tables_at: list[tuple[int, int, int, int]] = []  # where those lie
         self._attends: dict[int, tuple[int, int, tuple[int, int], int, dict[str, Any]]] = {}  # by layer, as appended
         self._program.watch(profiling())
 
@@ -65,13 +75,18 @@ class Program:
             reg, first, dim, parts, self._at(weight), self._at(bias), stride, eps, offset, centred, round_first
         )
 
+    def embed(self, weight: PackedWeight) -> None:
+        """Register 0 = the rows of the step's token ids, where the caller of ``step`` has no more than those."""
+        self._program.embed(*self._matrix(weight))
+
+    def head(self, weight: PackedWeight, bias: Tensor | None, *, dynamic: bool) -> None:
+        """Logits = register 0 @ weight.T + bias and, where they are asked for, the likeliest token of each row."""
+        self._vocab_size = weight.outputs
+        self._program.head(*self._matrix(weight), self._at(bias), dynamic)
+
     def linear(self, src: int, dst: int, weight: PackedWeight, bias: Tensor | None, *, dynamic: bool) -> None:
         """dst = src @ weight.T + bias."""
-        self._program.linear(
-            src, dst, FORMATS[weight.format], weight.outputs, weight.inputs, weight.group, self._at(weight.data),
-            self._at(weight.scales), self._at(weight.zeros),
-            weight.scales is None or weight.scales.dtype == torch.float32, self._at(bias), dynamic,
-        )  # fmt: skip
+        self._program.linear(src, dst, *self._matrix(weight), self._at(bias), dynamic)
 
     def activation(self, src: int, dst: int, kind: str, *, gated: bool) -> None:
         """dst = act(gate) * up of src = [gate | up], or act(src)."""
@@ -107,7 +122,7 @@ class Program:
         )
 
     def run(
-        self, x: Tensor, positions: Tensor, rotary: Sequence[tuple[Tensor, Tensor]], step: StepArrays, isa: str = "",
+        self, x: Tensor, positions: Tensor, rotary: Tables, step: StepArrays, isa: str = "",
         wanted: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """All instructions over x ``[T, hidden]`` (contiguous, changed in place), positions int64 ``[T]``; returns x.
@@ -115,28 +130,40 @@ class Program:
         wanted: int64 ``[N]``, ascending, of each sequence its last tokens: only their N rows are returned, a part of x.
         The last layer computes no others beyond their K and V, with the same bits.
 
-        rotary: (cos, sin) ``[positions, pairs]`` by table number. Raises IndexError for a page or row that does not
-        exist, ValueError for tokens that are not the last ones of their sequences.
+        Raises IndexError for a page or row that does not exist, ValueError for tokens that are not the last ones of
+        their sequences.
         """
-        tokens, (num_seqs, _) = x.shape[0], step.row_of.shape
-        tables, layout, rows = self._begin(x, rotary), step.layout, step.rows
-        own, choice = step.rows.shape[0] > 1, step.choice
-        chosen = [] if choice is None else [getattr(choice, name).ctypes.data for name in choice.__slots__]
-        sums = [] if step.sums is None else [getattr(step.sums, name).ctypes.data for name in step.sums.__slots__]
+        tables = self._begin(x, rotary)
         self._program.run(
-            x.data_ptr(), tokens, positions.data_ptr(), tables, step.pages.data_ptr(), step.pages.shape[0],
-            store_of(layout), layout.page_size, layout.k_dim, layout.v_dim, num_seqs, rows.data_ptr(),
-            rows.stride(0) if own else 0, rows.shape[1], rows.shape[2], step.row_of.data_ptr(), step.offset.data_ptr(),
-            step.kv_lens.data_ptr(), step.kv_lens.stride(0) if own else 0, step.q_starts.data_ptr(),
-            step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots.stride(0) if own else 0,
-            0 if wanted is None else wanted.data_ptr(), -1 if wanted is None else len(wanted),
-            chosen, 0 if choice is None else len(choice.seqs), sums,
-            self._workspace.data_ptr(), torch.get_num_threads(), isa,
+            step.native or _native(step), x.data_ptr(), x.shape[0], positions.data_ptr(), tables,
+            0 if wanted is None else wanted.data_ptr(), -1 if wanted is None else len(wanted), self._workspace_at,
+            torch.get_num_threads(), isa,
         )  # fmt: skip
         return x if wanted is None else x[: len(wanted)]
 
+    def step(
+        self, ids: list[int], positions: list[int], rotary: Tables, step: StepArrays,
+        wanted: list[int] | None = None, *, likeliest: bool = False, isa: str = "",
+    ) -> tuple[Tensor, list[int]]:  # fmt: skip
+        """From token ids to logits in one call, for a program that begins with ``embed`` and ends with ``head``.
+
+        Returns float32 ``[T or len(wanted), vocab_size]``, which lie where the next step's will: valid until then; and
+        the likeliest token of each row (see `ops.greedy`) if ``likeliest``, else nothing.
+
+        Numbers and errors are as for ``run``; IndexError also for an id that is no row.
+        """
+        num_rows = len(ids) if wanted is None else len(wanted)
+        if num_rows != self._num_rows:
+            self._make_rows(num_rows)
+        self._make_room(len(ids))
+        chosen: list[int] = self._program.step(
+            step.native or _native(step), ids, positions, self._place(rotary), wanted, self._logits_at, likeliest,
+            self._workspace_at, torch.get_num_threads(), isa,
+        )  # fmt: skip
+        return self._rows_of_logits, chosen
+
     def run_attending(
-        self, x: Tensor, positions: Tensor, rotary: Sequence[tuple[Tensor, Tensor]], attend: Callable[..., Tensor],
+        self, x: Tensor, positions: Tensor, rotary: Tables, attend: Callable[..., Tensor],
         isa: str = "", wanted: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """As ``run``, where somebody else writes K and V and attends: ``attend(layer, q [T, Hq, dim], k [T, H, dim], v,
@@ -152,23 +179,50 @@ class Program:
 
         self._program.run_attending(
             x.data_ptr(), tokens, positions.data_ptr(), tables, 0 if wanted is None else wanted.data_ptr(),
-            -1 if wanted is None else len(wanted), attended, self._workspace.data_ptr(), torch.get_num_threads(), isa,
+            -1 if wanted is None else len(wanted), attended, self._workspace_at, torch.get_num_threads(), isa,
         )  # fmt: skip
         return x if wanted is None else x[: len(wanted)]
 
-    def _begin(self, x: Tensor, rotary: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, int, int, int]]:
-        """Room for the registers; returns the tables' addresses."""
+    def _begin(self, x: Tensor, rotary: Tables) -> list[tuple[int, int, int, int]]:
+        """Room for the registers; returns where the tables lie."""
         assert x.dtype == self._dtype
         assert x.is_contiguous()
-        needed = self._program.workspace_bytes(x.shape[0])
-        if self._workspace.numel() < needed:
-            self._workspace = torch.empty(needed, dtype=torch.uint8)
-        return [(cos.data_ptr(), sin.data_ptr(), DTYPES[cos.dtype], cos.shape[1]) for cos, sin in rotary]
+        self._make_room(x.shape[0])
+        return self._place(rotary)
+
+    def _place(self, rotary: Tables) -> list[tuple[int, int, int, int]]:
+        """Where the tables lie; asked again only where one of them is another than in the step before."""
+        known = len(rotary) == len(self._tables)
+        if not known or any(new[0] is not old[0] for new, old in zip(rotary, self._tables, strict=True)):
+            self._tables = rotary
+            self._tables_at = [(cos.data_ptr(), sin.data_ptr(), DTYPES[cos.dtype], cos.shape[1]) for cos, sin in rotary]
+        return self._tables_at
+
+    def _make_room(self, num_tokens: int) -> None:
+        if num_tokens > self._most_tokens:
+            self._workspace = torch.empty(self._program.workspace_bytes(num_tokens), dtype=torch.uint8)
+            self._workspace_at, self._most_tokens = self._workspace.data_ptr(), num_tokens
+
+    def _make_rows(self, num_rows: int) -> None:
+        if num_rows > self._logits.shape[0]:
+            self._logits = self._rows_of_logits = torch.empty(0, 0)  # not both at once
+            self._logits = torch.empty(num_rows, self._vocab_size)
+        self._rows_of_logits, self._logits_at, self._num_rows = (
+            self._logits[:num_rows],
+            self._logits.data_ptr(),
+            num_rows,
+        )
 
     def _rows(self, address: int, tokens: int, width: int) -> Tensor:
         """A register ``[tokens, width]``."""
-        first = address - self._workspace.data_ptr()
+        first = address - self._workspace_at
         return self._workspace[first : first + tokens * width * self._dtype.itemsize].view(self._dtype)
+
+    def _matrix(self, weight: PackedWeight) -> tuple[object, ...]:
+        """A packed weight as the extension takes it; its addresses stay good as long as the program."""
+        for tensor in (weight.data, weight.scales, weight.zeros):
+            self._at(tensor)
+        return packed_matrix(weight)
 
     def _at(self, tensor: Tensor | None) -> int:
         if tensor is None:
@@ -176,3 +230,19 @@ class Program:
         assert tensor.is_contiguous()
         self._alive.append(tensor)
         return tensor.data_ptr()
+
+
+def _native(step: StepArrays) -> Any:
+    """The arrays as the extension takes them, made once."""
+    layout, rows, own, choice = step.layout, step.rows, step.rows.shape[0] > 1, step.choice
+    chosen = [] if choice is None else [getattr(choice, name).ctypes.data for name in choice.__slots__]
+    sums = [] if step.sums is None else [getattr(step.sums, name).ctypes.data for name in step.sums.__slots__]
+    step.native = _cpu.StepArrays(
+        step.page_ids.shape[1], step.pages.data_ptr(), step.pages.shape[0], store_of(layout), layout.page_size,
+        layout.k_dim, layout.v_dim, step.row_of.shape[0], rows.data_ptr(), rows.stride(0) if own else 0, rows.shape[1],
+        rows.shape[2],
+        step.row_of.data_ptr(), step.offset.data_ptr(), step.kv_lens.data_ptr(), step.kv_lens.stride(0) if own else 0,
+        step.q_starts.data_ptr(), step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots.stride(0) if own else 0,
+        chosen, 0 if choice is None else len(choice.seqs), sums,
+    )  # fmt: skip
+    return step.native

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,12 +52,13 @@ class SlotSums:
     last: npt.NDArray[np.int64]  # [S] w > 0: only the last w queries of its chunk
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class StepArrays:
     """All int32 on the CPU. Sizes: L layers, S sequences, H kv-heads, T tokens, R rows of one layer.
 
     L1 is 1 where all layers share an array (pages of layer l are then ``l * H`` further on), else L. `ops.LayerTable`
-    says what they mean.
+    says what they mean. Not to be changed: what is made of their addresses is kept in ``native``, so that a step which
+    goes on with the arrays of the last one, other numbers at the same places, asks no tensor for anything.
     """
 
     pages: Tensor  # [num_pages, page_elems]
@@ -70,3 +72,4 @@ class StepArrays:
     slots: Tensor  # [L1, T, H]
     choice: PageChoice | None = None
     sums: SlotSums | None = None
+    native: Any = field(default=None, init=False, repr=False)

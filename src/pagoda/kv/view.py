@@ -131,7 +131,6 @@ class StepView:
     receivers        sequence (by index) -> where what its slots receive may be added at once, where all layers run as
                      one: then ``received`` does not have it, and ``added`` names the sequence.
     tap              sees ``(layer, q, options)`` of every layer: how KV policies come to the queries.
-    index            of these tables and lengths, where somebody has it already (`StepViews`).
     residuals        sequence (by index) of one token -> what its evicted slots answer, which is joined with attention.
     choosers         sequence (by index) of one token -> who says, with ``choose(layer, q [Hq, Dk], scale)``, what
                      it reads: page ids int32 [H, K] and slots int32 [H], all pages but the last full.
@@ -150,19 +149,16 @@ class StepView:
         tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
         choosers: Mapping[int, Chooser] | None = None,
         residuals: Mapping[int, Residual] | None = None,
-        index: StepIndex | None = None,
     ) -> None:
-        assert len(tables) == len(q_lens)
-        for table, num in zip(tables, q_lens, strict=True):
-            assert table.tail_owned, "a step over a page that others read"
-            assert table.room >= num, "a step over slots that were not reserved"
+        _check(tables, q_lens)
         self._fmt, self._pages, self._layout = storage.fmt, storage.pages, storage.layout
         self.num_tokens, self._tap = sum(q_lens), tap
         self.received: list[Received] = []
         self.added: list[int] = []
         self._counts, self._receivers, self._sum_last = collect_counts, receivers or {}, sum_last or {}
-        self._index = index = index or StepIndex(self._fmt, tables, q_lens)
-        self._page_ids, self._slots = (x.to(storage.device) for x in index.writes)
+        self._index = StepIndex(self._fmt, tables, q_lens)
+        self._on_cpu = storage.device.type == "cpu"
+        self._take_writes()
         self._watched: set[int] = set()
         if collect_probs:
             everybody = set(range(len(tables)))
@@ -181,17 +177,38 @@ class StepView:
         somebody sees the queries, a sequence chooses its pages in a way of its own, or probabilities are summed that
         have nowhere to go.
         """
-        if self._residuals or self._tap is not None or self._pages.device.type != "cpu":
+        if self._arrays is not None:
+            return self._arrays
+        if self._residuals or self._tap is not None or not self._on_cpu:
             return None
         if self._watched and not self._adds_at_once():
             return None
         if not all(chooser.has_rule for chooser in self._choosers.values()):
             return None
-        index = self._index
         choice = _choice(self._choosers) if self._choosers else None
         page_ids, slots = self._page_ids.contiguous(), self._slots.contiguous()  # numpy may index into any order
         sums = self._sums() if self._watched else None
-        return StepArrays(self._pages, self._layout, *index.tensors, page_ids, slots, choice, sums)
+        arrays = StepArrays(self._pages, self._layout, *self._index.tensors, page_ids, slots, choice, sums)
+        if choice is None and sums is None:
+            self._arrays = arrays
+        return arrays
+
+    def follow(self, tables: Sequence[PageTable]) -> bool:
+        """Becomes, in place, the view of the step after its own: see `StepIndex.follow`, also for when it cannot. Only
+        where nobody wants anything but attention.
+        """
+        if not self._index.follow(tables):
+            return False
+        _check(tables, self._index.q_lens)
+        if self._index.writes is not self._writes or not self._on_cpu:
+            self._take_writes()
+        self.__dict__.pop("_parts", None)
+        return True
+
+    def _take_writes(self) -> None:
+        self._writes = self._index.writes
+        self._page_ids, self._slots = self._writes if self._on_cpu else (x.to(self._pages.device) for x in self._writes)
+        self._arrays: StepArrays | None = None  # while they hold, perhaps for more than one step
 
     def _adds_at_once(self) -> bool:
         """Products of bytes are not taken where probabilities are summed; so that they are for all others, as ever,
@@ -361,6 +378,12 @@ class StepView:
         )
 
 
+def _check(tables: Sequence[PageTable], q_lens: Iterable[int]) -> None:
+    for table, num in zip(tables, q_lens, strict=True):
+        assert table.tail_owned, "a step over a page that others read"
+        assert table.room >= num, "a step over slots that were not reserved"
+
+
 def _choice(choosers: Mapping[int, Chooser]) -> PageChoice:
     """What the choosing sequences bring, side by side."""
     each = [chooser.choice() for chooser in choosers.values()]
@@ -374,28 +397,25 @@ def _choice(choosers: Mapping[int, Chooser]) -> PageChoice:
 
 
 class StepViews:
-    """The views of one store's steps. One of the same sequences as the last, one token each, goes on with its index.
-
-    A view is valid until the next one is asked for.
+    """The views of one store's steps. One of the same sequences as the last, one token each, is the last one, a token
+    further: a view is valid until the next one is asked for.
     """
 
     def __init__(self, storage: PageStorage) -> None:
         self._storage = storage
         self._tables: list[PageTable] = []  # of the last step, if every one of its sequences brought one token
-        self._index: StepIndex | None = None
+        self._view: StepView | None = None
 
-    def view(
-        self, tables: list[PageTable], q_lens: Sequence[int], *, choosers: Mapping[int, Chooser] | None = None
-    ) -> StepView:
+    def view(self, tables: list[PageTable], q_lens: Sequence[int]) -> StepView:
         """As ``StepView`` of these, where nobody looks at queries or probabilities."""
-        index, self._index = self._index, None
+        last, self._view = self._view, None
         if len(q_lens) != sum(q_lens):
-            return StepView(self._storage, tables, q_lens, choosers=choosers)
+            return StepView(self._storage, tables, q_lens)
         alike = len(tables) == len(self._tables) and all(map(is_, tables, self._tables))
-        if index is None or not alike or not index.follow(tables):
-            index = StepIndex(self._storage.fmt, tables, q_lens)
-        self._index, self._tables = index, tables
-        return StepView(self._storage, tables, q_lens, choosers=choosers, index=index)
+        if last is None or not alike or not last.follow(tables):
+            last = StepView(self._storage, tables, q_lens)
+        self._view, self._tables = last, tables
+        return last
 
 
 class _Part:

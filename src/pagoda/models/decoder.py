@@ -121,6 +121,15 @@ class Decoder:
             x = x.index_select(0, wanted)
         return x if self.norm is None else self.norm(x)
 
+    def step(
+        self, token_ids: list[int], positions: list[int], kv: KVView, wanted: list[int] | None, likeliest: bool
+    ) -> tuple[Tensor, list[int]] | None:
+        """As `Model.step` in one call; None where ``forward`` and ``logits`` have to be asked."""
+        if self._program is None or not self._program.is_whole or not kv.in_program:
+            return None
+        arrays = kv.arrays()
+        return None if arrays is None else self._program.step(token_ids, positions, arrays, wanted, likeliest)
+
     def timings(self) -> dict[str, tuple[int, float]]:
         """As `DecoderProgram.timings`; nothing where the blocks run op by op."""
         return {} if self._program is None else self._program.timings()

@@ -23,6 +23,7 @@ from .fallback_adapters import adapt
 from .fallback_attention import attending
 from .fallback_check import check
 from .layers.step import KVView
+from .scores import Scores, scored_by_parts
 from .shape import ModelShape
 
 NO_LIMIT = 1 << 20  # positions of a model whose config names none
@@ -86,6 +87,13 @@ class FallbackModel:
         """hidden ``[N, hidden_size]`` -> float32 ``[N, vocab_size]``, with all that the model's own head does."""
         self._ready()
         return self._head(inputs_embeds=hidden[None], use_cache=False).logits[0].float()  # type: ignore[no-any-return]
+
+    def step(
+        self, token_ids: list[int], positions: list[int], kv: KVView, wanted: list[int] | None = None, *,
+        likeliest: bool = False,
+    ) -> Scores:  # fmt: skip
+        """``logits(forward(…))`` of the same tokens; the likeliest are left to the sampler."""
+        return scored_by_parts(self, token_ids, positions, kv, wanted)
 
     def weights(self) -> dict[str, Tensor]:
         """Every parameter by transformers' name; a tied head is not listed twice."""

@@ -25,6 +25,7 @@ from .families import read_spec
 from .layers.sparse_mlp import InRows, SparseNeurons
 from .layers.step import KVView
 from .params import parameters
+from .scores import Scores, scored_by_parts
 from .shape import ModelShape
 from .sources import Piece, Source, source_table
 from .spec import DecoderSpec
@@ -88,6 +89,18 @@ class Model:
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden ``[N, hidden_size]`` -> float32 ``[N, vocab_size]``."""
         return self._ready().logits(hidden)
+
+    def step(
+        self, token_ids: list[int], positions: list[int], kv: KVView, wanted: list[int] | None = None, *,
+        likeliest: bool = False,
+    ) -> Scores:  # fmt: skip
+        """``logits(forward(…))`` of the same tokens, in one call where one program runs the whole step.
+
+        The logits are valid until the next step. ``likeliest``: the best token of each row is looked for as well
+        (`kernels.ops.greedy`), where that costs no call of its own.
+        """
+        done = self._ready().step(token_ids, positions, kv, wanted, likeliest)
+        return scored_by_parts(self, token_ids, positions, kv, wanted) if done is None else Scores(*done)
 
     @property
     def op_by_op(self) -> str | None:

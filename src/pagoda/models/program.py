@@ -21,6 +21,8 @@ from .layers.mlp import MLP
 from .spec import AttentionSpec, BlockSpec, MLPSpec
 
 if TYPE_CHECKING:
+    from pagoda.kernels.step import StepArrays
+
     from .decoder import Block, Decoder
     from .layers.step import KVView
 
@@ -51,6 +53,17 @@ def why_not(decoder: Decoder) -> str | None:
     return None
 
 
+def is_whole(decoder: Decoder) -> bool:
+    """Whether the program can begin with the tokens' ids and end with their logits: nothing stands between embedding
+    and blocks, or between the head's product and the logits.
+    """
+    spec = decoder.spec
+    plain = spec.logit_scale == 1.0 and not spec.logit_soft_cap and decoder.embed_scale == 1.0
+    beside = (decoder.positions, decoder.project_in, decoder.project_out)
+    packed = isinstance(decoder.embed, PanelMatrix) and isinstance(decoder.head, PanelMatrix)
+    return plain and packed and all(part is None for part in beside)
+
+
 def _widths(block: BlockSpec) -> tuple[int, ...]:
     attn, mlp = block.attn, block.mlp
     assert isinstance(attn, AttentionSpec)
@@ -76,10 +89,23 @@ class DecoderProgram:
         self._tables = {rope: number for number, rope in enumerate(decoder.rotary)}
         self._last_layer = len(decoder.blocks) - 1
         self._program = Program(decoder.embed.dtype, [widths[reg] for reg in sorted(widths)])
+        self.is_whole = is_whole(decoder)
+        if self.is_whole:
+            self._program.embed(decoder.embed.packed)
         for block in decoder.blocks:
             getattr(self, f"_{block.placement}")(block)
         if decoder.norm is not None:
             self._norm(decoder.norm, STREAM, STREAM)
+        if self.is_whole:
+            self._program.head(decoder.head.packed, decoder.head_bias, dynamic=decoder.head.dynamic)
+
+    def step(
+        self, token_ids: list[int], positions: list[int], step: StepArrays, wanted: list[int] | None, likeliest: bool
+    ) -> tuple[Tensor, list[int]]:
+        """From ids to logits, where it `is_whole`: as `kernels.program.Program.step`."""
+        length = max(positions) + 1
+        tables = [table.up_to(length) for table in self._rotary]
+        return self._program.step(token_ids, positions, tables, step, wanted, likeliest=likeliest)
 
     def run(self, x: Tensor, positions: Tensor, kv: KVView, wanted: Tensor | None) -> Tensor:
         """x ``[T, hidden]``, the embedded tokens, becomes the hidden states after the final norm, in place.

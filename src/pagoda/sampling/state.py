@@ -41,8 +41,7 @@ class SampleState:
             self._tally.see(prompt_ids)
         self.grammar = None if grammar is None else grammar.start()
         self._closing = None if params.closing is None else ClosingState(params.closing)
-        shaped = params.logit_bias or params.min_tokens or params.has_penalties or params.closing or grammar
-        self._plain = not shaped  # the logits decide alone, at every token
+        self._plain = not edits(params)  # the logits decide alone, at every token
         for token_id in output_ids:
             self.accept(token_id)
 
@@ -101,6 +100,12 @@ def end_ids(params: SamplingParams, eos_ids: Iterable[int]) -> tuple[int, ...]:
     """Ids that end a sequence of these params: the model's own (unless ignore_eos) and the request's stop ids."""
     own = () if params.ignore_eos else tuple(eos_ids)
     return tuple(dict.fromkeys((*own, *(params.stop_token_ids or ()))))
+
+
+def edits(params: SamplingParams) -> bool:
+    """Whether logits of some token may be changed before temperature."""
+    shaped = params.logit_bias or params.min_tokens or params.has_penalties or params.closing
+    return bool(shaped) or params.structured is not None
 
 
 class TokenTally:

@@ -1,3 +1,4 @@
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -20,14 +21,20 @@ NormArgs norm_of(int64_t dim, int64_t parts, uintptr_t weight, uintptr_t bias, i
   return a;
 }
 
+PackedMatrix matrix_of(int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data, uintptr_t scales, uintptr_t zeros,
+                       bool wide_scales) {
+  PackedMatrix m;
+  m.format = Format(format), m.outputs = outputs, m.inputs = inputs, m.group = group;
+  m.data = at<uint8_t>(data), m.scales = at<void>(scales), m.zeros = at<uint8_t>(zeros), m.wide_scales = wide_scales;
+  return m;
+}
+
 using Rotary = std::vector<std::tuple<uintptr_t, uintptr_t, int, int64_t>>;  // cos, sin, dtype, pairs
 
-StepArrays tokens_of(uintptr_t x, int64_t num_tokens, uintptr_t positions, const Rotary& rotary, uintptr_t wanted, int64_t num_wanted) {
-  StepArrays s;
-  s.x = at<void>(x), s.num_tokens = num_tokens, s.positions = at<int64_t>(positions);
+// What tokens bring to a step, beside where KV lies.
+void bring(StepArrays& s, int64_t num_tokens, const int64_t* positions, const Rotary& rotary) {
+  s.num_tokens = num_tokens, s.positions = positions;
   for (const auto& [cos, sin, dtype, pairs] : rotary) s.rotary.push_back({at<void>(cos), at<void>(sin), Dtype(dtype), pairs});
-  s.wanted = at<int64_t>(wanted), s.num_wanted = num_wanted;
-  return s;
 }
 
 // Addresses in the order of kernels/step.py's PageChoice.
@@ -46,6 +53,26 @@ PageChoice choice_of(const std::vector<uintptr_t>& arrays, int64_t count) {
 }  // namespace
 
 void bind_program(nb::module_& m) {
+  nb::class_<StepArrays>(m, "StepArrays", "Where a step's KV lies (kernels/step.py); its arrays must outlive it.")
+      .def("__init__", [](StepArrays* self, int64_t num_tokens, uintptr_t pages, int64_t num_pages, int store, int64_t page_size,
+                          int64_t k_dim, int64_t v_dim, int64_t num_seqs, uintptr_t rows, int64_t rows_stride, int64_t num_rows, int64_t max_pages,
+                          uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens, int64_t lens_stride, uintptr_t q_starts,
+                          uintptr_t page_ids, uintptr_t slots, int64_t writes_stride, const std::vector<uintptr_t>& choice,
+                          int64_t num_choosing, const std::vector<uintptr_t>& sums) {
+        StepArrays s;
+        s.num_tokens = num_tokens;
+        s.pages = at<char>(pages), s.num_pages = num_pages, s.shape = PageShape(Store(store), page_size, k_dim, v_dim);
+        s.num_seqs = num_seqs, s.rows = at<int32_t>(rows), s.rows_stride = rows_stride, s.num_rows = num_rows;
+        s.max_pages = max_pages, s.row_of = at<int32_t>(row_of), s.offset = at<int32_t>(offset);
+        s.kv_lens = at<int32_t>(kv_lens), s.lens_stride = lens_stride, s.q_starts = at<int32_t>(q_starts);
+        s.page_ids = at<int32_t>(page_ids), s.slots = at<int32_t>(slots), s.writes_stride = writes_stride;
+        if (num_choosing > 0) s.choice = choice_of(choice, num_choosing);
+        if (!sums.empty()) {  // in the order of kernels/step.py's SlotSums
+          s.sums = at<int64_t>(sums.at(0)), s.counts = at<int64_t>(sums.at(1));
+          s.sum_widths = at<int64_t>(sums.at(2)), s.count_widths = at<int64_t>(sums.at(3)), s.sum_last = at<int64_t>(sums.at(4));
+        }
+        new (self) StepArrays(std::move(s));
+      });
   nb::class_<Program>(m, "Program", "Instructions over registers; see csrc/program.hpp. Addresses must outlive it.")
       .def("__init__", [](Program* self, int dtype, std::vector<int64_t> widths) { new (self) Program(Dtype(dtype), std::move(widths)); })
       .def("__len__", &Program::size)
@@ -68,9 +95,7 @@ void bind_program(nb::module_& m) {
                         uintptr_t scales, uintptr_t zeros, bool wide_scales, uintptr_t bias, bool dynamic) {
         LinearStep s;
         s.src = src, s.dst = dst, s.bias = at<void>(bias), s.dynamic = dynamic;
-        s.matrix.format = Format(format), s.matrix.outputs = outputs, s.matrix.inputs = inputs, s.matrix.group = group;
-        s.matrix.data = at<uint8_t>(data), s.matrix.scales = at<void>(scales), s.matrix.zeros = at<uint8_t>(zeros);
-        s.matrix.wide_scales = wide_scales;
+        s.matrix = matrix_of(format, outputs, inputs, group, data, scales, zeros, wide_scales);
         p.push(s);
       })
       .def("activation", [](Program& p, int src, int dst, bool gated, int kind, float alpha, float limit) {
@@ -86,32 +111,48 @@ void bind_program(nb::module_& m) {
         p.push(AttendStep{src, dst, layer, num_q_heads, num_kv_heads, dim, scale, soft_cap, window, at<float>(sinks), at<float>(slopes),
                           last});
       })
-      .def("run", [](const Program& p, uintptr_t x, int64_t num_tokens, uintptr_t positions, const Rotary& rotary, uintptr_t pages,
-                     int64_t num_pages,
-                     int store, int64_t page_size, int64_t k_dim, int64_t v_dim, int64_t num_seqs, uintptr_t rows,
-                     int64_t rows_stride, int64_t num_rows, int64_t max_pages, uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens,
-                     int64_t lens_stride, uintptr_t q_starts, uintptr_t page_ids, uintptr_t slots, int64_t writes_stride,
-                     uintptr_t wanted, int64_t num_wanted, const std::vector<uintptr_t>& choice, int64_t num_choosing,
-                     const std::vector<uintptr_t>& sums, uintptr_t workspace, int num_threads,
+      .def("embed", [](Program& p, int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data, uintptr_t scales,
+                       uintptr_t zeros, bool wide_scales) {
+        p.push(EmbedStep{matrix_of(format, outputs, inputs, group, data, scales, zeros, wide_scales)});
+      })
+      .def("head", [](Program& p, int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data, uintptr_t scales,
+                      uintptr_t zeros, bool wide_scales, uintptr_t bias, bool dynamic) {
+        p.push(HeadStep{matrix_of(format, outputs, inputs, group, data, scales, zeros, wide_scales), at<void>(bias), dynamic});
+        p.push(GreedyStep{outputs});
+      })
+      .def("run", [](const Program& p, const StepArrays& arrays, uintptr_t x, int64_t num_tokens, uintptr_t positions,
+                     const Rotary& rotary, uintptr_t wanted, int64_t num_wanted, uintptr_t workspace, int num_threads,
                      const std::string& isa) {
-        StepArrays s = tokens_of(x, num_tokens, positions, rotary, wanted, num_wanted);
-        s.pages = at<char>(pages), s.num_pages = num_pages, s.shape = PageShape(Store(store), page_size, k_dim, v_dim);
-        s.num_seqs = num_seqs, s.rows = at<int32_t>(rows), s.rows_stride = rows_stride, s.num_rows = num_rows;
-        s.max_pages = max_pages, s.row_of = at<int32_t>(row_of), s.offset = at<int32_t>(offset);
-        s.kv_lens = at<int32_t>(kv_lens), s.lens_stride = lens_stride, s.q_starts = at<int32_t>(q_starts);
-        s.page_ids = at<int32_t>(page_ids), s.slots = at<int32_t>(slots), s.writes_stride = writes_stride;
-        if (num_choosing > 0) s.choice = choice_of(choice, num_choosing);
-        if (!sums.empty()) {  // in the order of kernels/step.py's SlotSums
-          s.sums = at<int64_t>(sums.at(0)), s.counts = at<int64_t>(sums.at(1));
-          s.sum_widths = at<int64_t>(sums.at(2)), s.count_widths = at<int64_t>(sums.at(3)), s.sum_last = at<int64_t>(sums.at(4));
-        }
+        StepArrays s = arrays;
+        bring(s, num_tokens, at<int64_t>(positions), rotary);
+        s.x = at<void>(x), s.wanted = at<int64_t>(wanted), s.num_wanted = num_wanted;
         nb::gil_scoped_release release;
         p.run(s, at<void>(workspace), num_threads, isa);
       })
+      .def("step", [](const Program& p, const StepArrays& arrays, const std::vector<int64_t>& ids, const std::vector<int64_t>& positions,
+                      const Rotary& rotary, const std::optional<std::vector<int64_t>>& wanted, uintptr_t logits, bool likeliest,
+                      uintptr_t workspace, int num_threads, const std::string& isa) {
+        StepArrays s = arrays;
+        const auto num_tokens = static_cast<int64_t>(ids.size());
+        if (num_tokens != s.num_tokens || ids.size() != positions.size())
+          throw std::invalid_argument(std::to_string(num_tokens) + " tokens with " + std::to_string(positions.size()) +
+                                      " positions for a step of " + std::to_string(s.num_tokens));
+        bring(s, num_tokens, positions.data(), rotary);
+        std::vector<int64_t> chosen(likeliest ? (wanted ? wanted->size() : ids.size()) : 0);
+        s.ids = ids.data(), s.logits = at<float>(logits), s.likeliest = likeliest ? chosen.data() : nullptr;
+        if (wanted) s.wanted = wanted->data(), s.num_wanted = static_cast<int64_t>(wanted->size());
+        {
+          nb::gil_scoped_release release;
+          p.run(s, at<void>(workspace), num_threads, isa);
+        }
+        return chosen;
+      }, "From ids to logits; the likeliest token of each row where they are asked for, else nothing.")
       .def("run_attending", [](const Program& p, uintptr_t x, int64_t num_tokens, uintptr_t positions, const Rotary& rotary,
                                uintptr_t wanted, int64_t num_wanted, nb::callable attend, uintptr_t workspace, int num_threads,
                                const std::string& isa) {
-        StepArrays s = tokens_of(x, num_tokens, positions, rotary, wanted, num_wanted);
+        StepArrays s;
+        bring(s, num_tokens, at<int64_t>(positions), rotary);
+        s.x = at<void>(x), s.wanted = at<int64_t>(wanted), s.num_wanted = num_wanted;
         s.attend = [&attend](int layer, char* qkv, char* out) {
           nb::gil_scoped_acquire acquire;
           attend(layer, reinterpret_cast<uintptr_t>(qkv), reinterpret_cast<uintptr_t>(out));

@@ -89,6 +89,22 @@ struct Run {
     rotary(a, threads, isa);
   }
 
+  void operator()(const EmbedStep& i) const {
+    if (!step.x) packed_embedding(i.matrix, step.ids, num_tokens, at(0), dtype, threads);
+  }
+
+  void operator()(const HeadStep& i) const {
+    if (!step.logits) return;
+    PackedLinearArgs a;
+    a.matrix = i.matrix, a.bias = i.bias, a.dynamic = i.dynamic, a.wide = true;
+    a.x = at(0), a.out = step.logits, a.count = num_tokens, a.dtype = dtype;
+    packed_linear(a, threads, isa);
+  }
+
+  void operator()(const GreedyStep& i) const {
+    if (step.likeliest) greedy(step.logits, num_tokens, i.width, step.likeliest, threads, isa);
+  }
+
   void operator()(const AttendStep& i) {
     if (step.attend) {
       step.attend(i.layer, at(i.src), at(i.dst));
@@ -212,6 +228,9 @@ struct Name {
   std::string operator()(const ClipStep&) const { return "clip"; }
   std::string operator()(const RotaryStep&) const { return "rotary"; }
   std::string operator()(const AttendStep&) const { return "attention"; }
+  std::string operator()(const EmbedStep&) const { return "embedding"; }
+  std::string operator()(const HeadStep& i) const { return (*this)(LinearStep{0, 0, i.matrix}); }
+  std::string operator()(const GreedyStep&) const { return "greedy"; }
 };
 
 }  // namespace
@@ -226,17 +245,18 @@ void Program::push(Instruction instruction) {
 
 int64_t Program::workspace_bytes(int64_t num_tokens) const {
   int64_t bytes = kAlign;
-  for (size_t reg = 1; reg < widths_.size(); ++reg) bytes += aligned(num_tokens * widths_[reg] * size_of(dtype_));
+  for (int64_t width : widths_) bytes += aligned(num_tokens * width * size_of(dtype_));
   return bytes;
 }
 
 void Program::run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const {
-  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {static_cast<char*>(step.x)}, {}, {}, {}, {}, {}, {}, false};
+  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {}, {}, {}, {}, {}, {}, {}, false};
   char* at = reinterpret_cast<char*>(aligned(reinterpret_cast<intptr_t>(workspace)));
-  for (size_t reg = 1; reg < widths_.size(); ++reg) {
+  for (int64_t width : widths_) {
     run.registers.push_back(at);
-    at += aligned(step.num_tokens * widths_[reg] * size_of(dtype_));
+    at += aligned(step.num_tokens * width * size_of(dtype_));
   }
+  if (step.x) run.registers[0] = static_cast<char*>(step.x);
   if (!watched_) {
     for (const Instruction& instruction : instructions_) std::visit(run, instruction);
     return;

@@ -1,8 +1,8 @@
 // A decoder's blocks as one list of instructions over a few buffers, run for a whole step without a word of Python between
 // them. models/program.py writes the list from the model's spec; running the layers one op at a time is its plain twin.
 //
-//   register 0   the residual stream x [T][hidden], the caller's
-//   register 1…  [T][width] each, inside the workspace that the caller lends
+//   register 0   the residual stream [T][hidden]: the caller's x, or looked up from token ids
+//   register 1…  [T][width] each, inside the workspace that the caller lends; there is room for register 0 before them
 #pragma once
 
 #include <cstdint>
@@ -76,8 +76,22 @@ struct AttendStep {
   bool last = false;  // no later layer reads K and V: from here on the step has the wanted tokens only
 };
 
-using Instruction =
-    std::variant<NormStep, LinearStep, ActivationStep, AddStep, HeadNormStep, ClipStep, RotaryStep, AttendStep>;
+struct EmbedStep {  // register 0 = rows of the matrix by token ids; left out where the caller brings x
+  PackedMatrix matrix;
+};
+
+struct HeadStep {  // logits = register 0 @ matrix.T + bias, rounded to the dtype; left out where nobody asks for logits
+  PackedMatrix matrix;
+  const void* bias = nullptr;
+  bool dynamic = false;
+};
+
+struct GreedyStep {  // the likeliest token of each row of logits `width` wide; left out where nobody asks
+  int64_t width = 0;
+};
+
+using Instruction = std::variant<NormStep, LinearStep, ActivationStep, AddStep, HeadNormStep, ClipStep, RotaryStep, AttendStep, EmbedStep,
+                                 HeadStep, GreedyStep>;
 
 struct RotaryTableRef {
   const void* cos = nullptr;  // [positions][pairs]
@@ -88,7 +102,8 @@ struct RotaryTableRef {
 
 // What one step brings. A stride of 0 between layers: they share the array.
 struct StepArrays {
-  void* x = nullptr;
+  void* x = nullptr;             // null: the stream begins with the rows of `ids`, in the workspace
+  const int64_t* ids = nullptr;  // [T]
   int64_t num_tokens = 0;
   const int64_t* positions = nullptr;  // [T]
   std::vector<RotaryTableRef> rotary;
@@ -114,6 +129,8 @@ struct StepArrays {
   const int64_t *sums = nullptr, *counts = nullptr;
   const int64_t *sum_widths = nullptr, *count_widths = nullptr;  // [S]
   const int64_t* sum_last = nullptr;  // [S]: w > 0: only the last w queries of its chunk
+  float* logits = nullptr;       // [wanted tokens][vocabulary], or null
+  int64_t* likeliest = nullptr;  // [wanted tokens], as greedy(): beside logits only; or null
   // Where the caller attends by itself, all from `pages` on but the wanted tokens is left out: called with each layer, its
   // [q | k | v] of every token, and where the answer goes.
   std::function<void(int layer, char* qkv, char* out)> attend;
@@ -126,7 +143,7 @@ class Program {
   void push(Instruction instruction);
   size_t size() const { return instructions_.size(); }
 
-  // Bytes of the registers 1… for so many tokens.
+  // Bytes of all registers for so many tokens.
   int64_t workspace_bytes(int64_t num_tokens) const;
 
   // Whether the time of every instruction is added up from now on (off at first; two readings of the clock each, 50 ns).
