@@ -1,12 +1,12 @@
 """Bits by matrix against the same bits everywhere, at equal bytes: `python -m benchmarks.mixed_bits ../shared/data`.
 
 Every real model that is there, at the bytes of a uniform format and between two of them. Both take their codes by gptq
-from the same text; both are written and loaded again as `pagoda quantize` does; perplexity is judged on text that
-neither has seen. All stories are judged: they are cut into parts, and each part is judged by models that were chosen on
-the others (`--parts 0` for one of the parts). lantern has learnt those TinyStories by heart, so it is judged on fresh
-ones too (`--texts fresh`), told by bitnet-stories-3M as its other teaching was. The uniform model is the largest of
-those that fit the bytes. What is between the two is given with twice its standard error over the judged texts, which
-are the same.
+from the same text, and both are then trained on it (`--codes gptq`: neither is); both are written and loaded again as
+`pagoda quantize` does; perplexity is judged on text that neither has seen. All stories are judged: they are cut into
+parts, and each part is judged by models that were chosen on the others (`--parts 0` for one of the parts). lantern has
+learnt those TinyStories by heart, so it is judged on fresh ones too (`--texts fresh`), told by bitnet-stories-3M as its
+other teaching was. The uniform model is the largest of those that fit the bytes. What is between the two is given with
+twice its standard error over the judged texts, which are the same.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 from pagoda.engine.llm import LLM
 from pagoda.models.decoder import Decoder
+from pagoda.models.distill import distill
 from pagoda.models.load import load_model
 from pagoda.models.mixed import CANDIDATES, mixed, surprise
 from pagoda.models.quantize import kl, quantize_model, run
@@ -67,7 +68,8 @@ class Part:
 class _Judge:
     """One model, and what is asked of its quantized copies on one part of the stories."""
 
-    def __init__(self, name: str, data: Path, texts: tuple[str, str]) -> None:
+    def __init__(self, name: str, data: Path, texts: tuple[str, str], codes: str) -> None:
+        self.codes = codes
         self.loaded = load_model(name if name == "lantern" else str(data / "models" / name), quantization="none")
         judged, learned = (self.loaded.tokenizer.encode(text) for text in texts)
         self.learned, self.judged = _pieces(learned[: TOKENS[name]]), _pieces(judged)
@@ -96,13 +98,18 @@ class _Judge:
     def compare(self, budget: str, scratch: Path) -> Part:
         room = self.budget(budget)
         fitting = max((text for text in UNIFORM if self._bytes_of(text) <= room), key=self._bytes_of)
-        method = "rtn" if fitting.startswith("int3") else "gptq"
+        method, even = "rtn" if fitting.startswith("int3") else self.codes, parse_quantization(fitting)
         plain, chosen = scratch / "uniform", scratch / "mixed"
-        quantize_model(self.loaded, plain, parse_quantization(fitting), method=method, calibration=self.learned)
+        ready = distill(self.loaded, even, self.learned) if method == "distill" else None
+        by = "rtn" if ready else method
+        quantize_model(self.loaded, plain, even, method=by, calibration=self.learned, ready=ready)
         start = time.perf_counter()
         found = mixed(self.loaded, [parse_format(text) for text in CANDIDATES], room, self.learned)
+        codes = found.codes
+        if self.codes == "distill":
+            codes = distill(self.loaded, found.quantization, self.learned, start=codes)
         seconds = time.perf_counter() - start
-        quantize_model(self.loaded, chosen, found.quantization, ready=found.codes)
+        quantize_model(self.loaded, chosen, found.quantization, ready=codes)
         _, by_uniform = self._price(plain)
         mixed_bytes, by_mixed = self._price(chosen)
         exact = [surprise([text], [logits]) for text, logits in zip(self.judged, self.exact, strict=True)]
@@ -163,13 +170,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(TOKENS), choices=list(TOKENS))
     parser.add_argument("--budgets", nargs="*", default=list(BUDGETS))
     parser.add_argument("--texts", nargs="*", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--codes", choices=("distill", "gptq"), default="distill", help="of both")
     parser.add_argument("--parts", nargs="*", type=int, help="of each text; default: all")
     args = parser.parse_args()
     asked = [(name, kind) for name in args.models for kind in KINDS.get(name, ("tinystories",)) if kind in args.texts]
     for name, kind in asked:
         whole, count = stories(args.data, kind), PARTS[kind]
         chosen = range(count) if args.parts is None else args.parts
-        judges = [_Judge(name, args.data, cut(whole, part, count)) for part in chosen]
+        judges = [_Judge(name, args.data, cut(whole, part, count), args.codes) for part in chosen]
         for budget in args.budgets:
             with tempfile.TemporaryDirectory() as scratch:
                 parts = [judge.compare(budget, Path(scratch) / str(n)) for n, judge in enumerate(judges)]

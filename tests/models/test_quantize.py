@@ -196,8 +196,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--size", "1MiB"], "--size is for --method mixed or edgemoe"),
-        (["--method", "foo"], "unknown method 'foo'; accepted: awq, edgemoe, gptq, hqq, mixed, rtn"),
+        (["--size", "1MiB"], "--size is for --method mixed or mixed+distill or edgemoe"),
+        (
+            ["--method", "foo"],
+            "unknown method 'foo'; accepted: awq, distill, edgemoe, gptq, hqq, mixed, mixed+di",
+        ),
         (["--text", "/nonexistent"], "--text /nonexistent: rtn reads no calibration text"),
         (["--method", "hqq", "--tokens", "5"], "--tokens 5: hqq reads no calibration text"),
         (["--method", "gptq", "--tokens", "0"], "--tokens is 0; give a whole number from 1"),

@@ -1,7 +1,9 @@
 """Models made of a model to be priced beside it: ``FORMAT by METHOD``, written as `pagoda quantize` and `prune` do.
 
 int4(group=32) by gptq     codes of that format, chosen by that method
+int4 by distill            codes and scales trained on the whole model
 int4 by mixed              formats by parameter, in as many bytes as the named format takes
+int4 by mixed+distill      the same, its codes and scales trained
 0.9 by width               a share of the neurons
 """
 
@@ -10,21 +12,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..core.errors import ConfigError, choices
+from ..models.distill import distill
 from ..models.load import load_model, quantization_config, read_config
 from ..models.mixed import CANDIDATES, mixed
 from ..models.prune import empty_model, width_slices, write_pruned
 from ..models.quantize import Tokens, quantize_model
 from ..models.resolve import resolve
-from ..weights.methods import METHODS
+from ..weights.methods import METHODS, TRAINED
 from ..weights.quantization import parse_format, parse_quantization
 from ..weights.reader import Checkpoint
 from ..weights.source import open_source
 
 BY = " by "
+WHOLE = ("distill", "mixed", "mixed+distill")
+"""Methods that run the whole rounded model."""
 USUAL = (
     "int4(group=32)", "int4(embed='same')", "int5(embed='same')", "int5 by gptq", "int4 by gptq",
-    "int4(group=32) by awq", "int4(group=32) by hqq", "int4(group=32) by gptq", "int4(group=32) by mixed",
-    "int4 by mixed", "int3(rank=0) by mixed", "0.9 by width",
+    "int4 by distill", "int4(group=32) by awq", "int4(group=32) by hqq", "int4(group=32) by gptq",
+    "int4(group=32) by distill", "int4(group=32) by mixed", "int4 by mixed", "int3(rank=0) by mixed",
+    "int4(group=32) by mixed+distill", "0.9 by width",
 )  # fmt: skip
 """Priced beside all formats when none are named."""
 
@@ -39,16 +45,18 @@ def make(model: str, name: str, calibration: Tokens, out: Path) -> Path:
     if how == "width":
         _narrow(model, _share(name, what), folder)
         return folder
-    if how not in (*METHODS, "mixed"):
-        raise ConfigError(f"{name}: {choices('method', how, (*METHODS, 'mixed', 'width'))}")
-    loaded, quantization = load_model(model, quantization="none"), parse_quantization(what)
+    if how not in (*METHODS, *WHOLE):
+        raise ConfigError(f"{name}: {choices('method', how, (*METHODS, *WHOLE, 'width'))}")
+    loaded, quantization, ready = load_model(model, quantization="none"), parse_quantization(what), None
     try:
-        if how != "mixed":
-            quantize_model(loaded, folder, quantization, method=how, calibration=calibration)
-            return folder
-        budget = loaded.shape.weight_bytes(loaded.dtype, quantization)
-        found = mixed(loaded, [parse_format(text) for text in CANDIDATES], budget, calibration)
-        quantize_model(loaded, folder, found.quantization, ready=found.codes)
+        if how not in METHODS and how != "distill":
+            budget = loaded.shape.weight_bytes(loaded.dtype, quantization)
+            found = mixed(loaded, [parse_format(text) for text in CANDIDATES], budget, calibration)
+            quantization, ready = found.quantization, found.codes
+        if how in TRAINED:
+            ready = distill(loaded, quantization, calibration, start=ready)
+        by = how if how in METHODS else "rtn"
+        quantize_model(loaded, folder, quantization, method=by, calibration=calibration, ready=ready, called=how)
         return folder
     finally:
         loaded.close()

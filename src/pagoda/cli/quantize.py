@@ -1,6 +1,7 @@
 """Write a model in a weight format, its codes chosen by calibration.
 
 pagoda quantize lantern small --format int4 --method gptq
+pagoda quantize lantern small --format "int4(group=32)" --method distill --text stories.txt
 pagoda quantize lantern mixed --method mixed --size 2MiB
 pagoda quantize MIXTURE small --method edgemoe --format int8 --size 3GiB
 """
@@ -20,8 +21,6 @@ from ..core.units import format_bytes, parse_bytes
 from . import _options as opt
 from ._output import emit_json, print_table
 
-CHOOSING = ("mixed", "edgemoe")
-"""Methods that choose formats, not codes."""
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -31,7 +30,11 @@ def quantize(
     out: Annotated[Path, typer.Argument(help="A new folder for the quantized model.", show_default=False)],
     format: Annotated[str, typer.Option(help="Weight format: int8, int5, int4, int4(group=32), nf4, …")] = "int4",
     method: Annotated[
-        str, typer.Option(help="rtn, gptq, awq, hqq; mixed: formats by measured harm; edgemoe: those of experts.")
+        str,
+        typer.Option(
+            help="rtn, gptq, awq, hqq; distill: codes and scales trained; mixed: formats by measured harm; "
+            "mixed+distill; edgemoe: formats of experts."
+        ),
     ] = "rtn",
     size: Annotated[
         str | None, typer.Option(help="With mixed, edgemoe: most bytes of all weights.", show_default="as --format")
@@ -46,13 +49,14 @@ def quantize(
     By rtn and hqq one tensor after another, in the memory of one.
     """
     from ..models.quantize import info
-    from ..weights.methods import BY_TENSOR, CALIBRATED, METHODS
+    from ..weights.methods import BY_TENSOR, CALIBRATED, CHOOSING, METHODS, TRAINED
     from ..weights.quantization import parse_quantization
 
-    if method not in (*METHODS, *CHOOSING):
-        raise ConfigError(choices("method", method, [*METHODS, *CHOOSING]))
+    known, reading = {*METHODS, *TRAINED, *CHOOSING}, {*CALIBRATED, *TRAINED, *CHOOSING}
+    if method not in known:
+        raise ConfigError(choices("method", method, known))
     for option, value in (("--text", text), ("--tokens", tokens)):
-        if value is not None and method not in (*CALIBRATED, *CHOOSING):
+        if value is not None and method not in reading:
             raise ConfigError(f"{option} {value}: {method} reads no calibration text; leave it out, or take gptq")
     if tokens is not None and tokens < 1:
         raise ConfigError(f"--tokens is {tokens}; give a whole number from 1")
@@ -61,8 +65,7 @@ def quantize(
     quantization = parse_quantization(format)
     if quantization.is_plain:
         raise ConfigError(f"--format {format!r} leaves the weights as they are; give one like int4")
-    calibrated = method in (*CALIBRATED, *CHOOSING)
-    calibration = calibration_tokens(model, text, tokens or 16384, memory) if calibrated else []
+    calibration = calibration_tokens(model, text, tokens or 16384, memory) if method in reading else []
     if method in BY_TENSOR:
         report = _by_tensor(method, model, out, quantization, memory)
     else:
@@ -72,7 +75,6 @@ def quantize(
         "out": str(out),
         "calibration_tokens": sum(map(len, calibration)),
         **info(report),
-        "method": method,
     }
     emit_json(shown) if json else _show(shown)
 
@@ -81,19 +83,25 @@ def _by_method(
     method: str, model: str, out: Path, quantization: Any, size: str | None, calibration: Any, memory: str | None
 ) -> Any:
     """What was written of the model, whole in memory."""
-    from ..models.quantize import quantize_model
+    from ..models.distill import distill
+    from ..models.quantize import check_new, quantize_model
+    from ..weights.methods import CHOOSING, METHODS, TRAINED
 
-    loaded = _load(model, memory)
+    check_new(out)  # before minutes are spent
+    loaded, ready = _load(model, memory), None
     try:
-        with _bar("measuring") as progress:
-            ready = None
-            if method in CHOOSING:
+        if method in CHOOSING:
+            with _bar("measuring") as progress:
                 quantization, ready = _choose(method, loaded, quantization, size, calibration, progress)
+        if method in TRAINED:
+            with _bar("training") as progress:
+                ready = distill(loaded, quantization, calibration, progress, start=ready)
         with _bar("quantizing") as progress:
-            how = "rtn" if method in CHOOSING else method
+            how = method if method in METHODS else "rtn"
             return quantize_model(
-                loaded, out, quantization, method=how, calibration=calibration, ready=ready, progress=progress
-            )
+                loaded, out, quantization, method=how, calibration=calibration, ready=ready, called=method,
+                progress=progress,
+            )  # fmt: skip
     finally:
         loaded.close()
 
@@ -148,7 +156,7 @@ def _choose(
     from ..weights.quantization import parse_format
 
     budget = loaded.shape.weight_bytes(loaded.dtype, uniform) if size is None else parse_bytes(size, what="--size")
-    of_method = (mixed if method == "mixed" else expert_bits).CANDIDATES
+    of_method = (expert_bits if method == "edgemoe" else mixed).CANDIDATES
     candidates = [parse_format(text) for text in of_method]
     least = _least(method, loaded, uniform, candidates)
     if budget < least:
@@ -156,18 +164,18 @@ def _choose(
             f"--size {size or f'as --format: {budget} bytes'}: the smallest model of {method}'s formats takes "
             f"{least} bytes; give at least {-(-least >> 10)}KiB"
         )
-    if method == "mixed":
-        found = mixed.mixed(loaded, candidates, budget, calibration, progress)
-        return found.quantization, found.codes
-    return expert_bits.expert_bits(loaded, uniform, candidates, budget, calibration, progress).quantization, None
+    if method == "edgemoe":
+        return expert_bits.expert_bits(loaded, uniform, candidates, budget, calibration, progress).quantization, None
+    found = mixed.mixed(loaded, candidates, budget, calibration, progress)
+    return found.quantization, found.codes
 
 
 def _least(method: str, loaded: Any, uniform: Any, candidates: list[Any]) -> int:
     """Bytes of the model with the smallest format for every matrix that the method may choose for."""
     from ..weights.quantization import Quantization
 
-    chosen = ("linear", "embed") if method == "mixed" else ("experts",)
-    others = Quantization() if method == "mixed" else uniform
+    chosen = ("experts",) if method == "edgemoe" else ("linear", "embed")
+    others = uniform if method == "edgemoe" else Quantization()
     smallest = {
         m.name: min(candidates, key=lambda found: found.num_bytes(m.rows, m.cols))
         for m in loaded.shape.matrices

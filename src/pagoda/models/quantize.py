@@ -73,11 +73,13 @@ def quantize_model(
     method: str = "rtn",
     calibration: Tokens = (),
     ready: Mapping[str, Codes] | None = None,
+    called: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Writes ``loaded`` (unpacked weights) to the folder ``out`` in the formats of ``quantization``.
 
-    ``ready``: codes of parameters for which they are chosen already. Experts are rounded to the nearest.
+    ``ready``: codes of parameters for which they are chosen already, by the method that the folder says it is
+    ``called``. Experts are rounded to the nearest.
     Raises ConfigError for a method that does not exist or does not know a format, ModelError for a model that runs
     through transformers, or a folder that is not empty.
     """
@@ -87,7 +89,7 @@ def quantize_model(
     if method in CALIBRATED and not any(len(part) > 1 for part in calibration):
         raise ConfigError(f"method {method!r} needs calibration text")
     check_new(out)
-    report = Report(method, bytes_before=model.weight_bytes)
+    report = Report(called or method, bytes_before=model.weight_bytes)
     tensors: dict[str, Tensor] = {}
     watched, chosen = calibration if method in CALIBRATED else (), ready or {}
     formats: dict[str, str] = {}
@@ -109,7 +111,7 @@ def quantize_model(
         if progress is not None:
             progress(done + 1, len(model.weights()))
     report.bytes_after = sum(chosen.num_bytes for chosen in report.params.values())
-    write_folder(loaded, out, tensors, formats, method)
+    write_folder(loaded, out, tensors, formats, report.method)
     return report
 
 

@@ -65,7 +65,7 @@ def gptq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Code
     (``awq``'s), so that codes stay in the order of the inputs. Takes the better of this and ``rtn`` by the error of the
     layer's outputs, which rounding sometimes wins on small layers.
     """
-    grid = _grid_of(format)
+    grid = grid_of(format)
     assert stats is not None
     _, scales, zeros = _search(weight, grid, stats.power)
     order = stats.gram.diagonal().argsort(descending=True, stable=True)
@@ -93,7 +93,7 @@ def awq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes
     Every group's range is shrunk by the factor that loses least where inputs are large: errors are weighted by the mean
     square of each input. Moving scales into the layer before would change its weights, which this format keeps.
     """
-    grid = _grid_of(format)
+    grid = grid_of(format)
     assert stats is not None
     values, scales, zeros = _search(weight, grid, stats.power)
     return grid.codes(values, torch.stack(scales, 1), zeros)
@@ -106,7 +106,7 @@ def hqq(weight: Tensor, format: WeightFormat, stats: InputStats | None) -> Codes
     ours are integers, which alone changes nothing, so ranges are tried as well: down to 0.88, since a narrower one
     gives up outliers that count (lantern, int4 in groups of 32: KL 0.56 nats, down to 0.7 it was 0.80; rounding 0.54).
     """
-    grid = _grid_of(format)
+    grid = grid_of(format)
     if not isinstance(format, GroupedIntegers) or format.symmetric:
         values, scales, zeros = _search(weight, grid, torch.ones(weight.shape[1]))
         return grid.codes(values, torch.stack(scales, 1), zeros)
@@ -145,15 +145,19 @@ METHODS: dict[str, Callable[[Tensor, WeightFormat, InputStats | None], Codes]] =
     "rtn": rtn, "gptq": gptq, "awq": awq, "hqq": hqq,
 }  # fmt: skip
 _SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75, 0.7)
-CALIBRATED = ("gptq", "awq", "mixed")
+CALIBRATED = ("gptq", "awq")
 BY_TENSOR = ("rtn", "hqq")
 """Methods that look at one matrix at a time and at no text."""
+TRAINED = ("distill", "mixed+distill")
+"""Methods that train codes and scales on the whole model (`models.distill`)."""
+CHOOSING = ("mixed", "mixed+distill", "edgemoe")
+"""Methods that choose formats under a budget (`models.mixed`, `models.expert_bits`)."""
 GRIDS = (RowInt8, GroupedIntegers)
 """Formats that gptq, awq and hqq know."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Grid:
+class Grid:
     """A format's integers, seen column by column: scale and zero ``[rows]`` of one group."""
 
     format: Any
@@ -187,21 +191,21 @@ class _Grid:
 def check_method(method: str, format: WeightFormat | None) -> None:
     """Raises ConfigError for a format whose codes the method cannot choose."""
     if method != "rtn" and format is not None:
-        _grid_of(format)
+        grid_of(format)
 
 
-def _grid_of(format: WeightFormat) -> _Grid:
+def grid_of(format: WeightFormat) -> Grid:
     if isinstance(format, RowInt8):
-        return _Grid(format, -127, 127, 0)
+        return Grid(format, -127, 127, 0)
     if isinstance(format, GroupedIntegers):
         low = -format.middle if format.symmetric else 0
-        return _Grid(format, low, low + format.top, format.group)
+        return Grid(format, low, low + format.top, format.group)
     raise ConfigError(
         choices("format of this method", format.name, ("int4", "int5", "int8", "w4a8", "w8a8")) + "; rtn takes all"
     )
 
 
-def _search(weight: Tensor, grid: _Grid, power: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+def _search(weight: Tensor, grid: Grid, power: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
     """Grids by group, each shrunk by the factor that loses least under ``power``: values, scales, zeros."""
     cols = weight.shape[1]
     group, values = grid.group or cols, torch.zeros_like(weight)
