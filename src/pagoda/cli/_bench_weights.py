@@ -44,7 +44,7 @@ def weights(
     from ..bench.weights_report import added, around_table, drawing, markdown, rewrite
     from ..core.errors import ConfigError
     from ..weights.formats import FORMATS
-    from ..weights.methods import CALIBRATED
+    from ..weights.methods import READING
     from ._progress import counter
     from .quantize import calibration_tokens as tokens_of
 
@@ -59,9 +59,9 @@ def weights(
     usual = [*FORMATS.names(), *(USUAL if quality else ())]
     names = usual if formats is None else [name.strip() for name in formats.split(";")]
     others = [] if beside is None else [name.strip() for name in beside.split(";")]
-    calibrated = any(name.endswith(tuple(BY + how for how in CALIBRATED)) for name in names)
+    calibrated = any(name.endswith(tuple(BY + how for how in READING)) for name in names)
     if calibration is not None and not calibrated:
-        raise ConfigError(f"--calibration {calibration}: none of these formats is made by {', '.join(CALIBRATED)}")
+        raise ConfigError(f"--calibration {calibration}: none of these formats is made by {', '.join(READING)}")
     if calibration_tokens < 1:
         raise ConfigError(f"--calibration-tokens is {calibration_tokens}; give a whole number from 1")
     judged = tokens_of(model, text, tokens, memory) if quality else []

@@ -49,14 +49,13 @@ def quantize(
     By rtn and hqq one tensor after another, in the memory of one.
     """
     from ..models.quantize import info
-    from ..weights.methods import BY_TENSOR, CALIBRATED, CHOOSING, METHODS, TRAINED
+    from ..weights.methods import BY_TENSOR, CHOOSING, METHODS, READING
     from ..weights.quantization import parse_quantization
 
-    known, reading = {*METHODS, *TRAINED, *CHOOSING}, {*CALIBRATED, *TRAINED, *CHOOSING}
-    if method not in known:
+    if method not in (known := {*METHODS, *READING}):
         raise ConfigError(choices("method", method, known))
     for option, value in (("--text", text), ("--tokens", tokens)):
-        if value is not None and method not in reading:
+        if value is not None and method not in READING:
             raise ConfigError(f"{option} {value}: {method} reads no calibration text; leave it out, or take gptq")
     if tokens is not None and tokens < 1:
         raise ConfigError(f"--tokens is {tokens}; give a whole number from 1")
@@ -65,7 +64,7 @@ def quantize(
     quantization = parse_quantization(format)
     if quantization.is_plain:
         raise ConfigError(f"--format {format!r} leaves the weights as they are; give one like int4")
-    calibration = calibration_tokens(model, text, tokens or 16384, memory) if method in reading else []
+    calibration = calibration_tokens(model, text, tokens or 16384, memory) if method in READING else []
     if method in BY_TENSOR:
         report = _by_tensor(method, model, out, quantization, memory)
     else:

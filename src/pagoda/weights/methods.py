@@ -152,6 +152,8 @@ TRAINED = ("distill", "mixed+distill")
 """Methods that train codes and scales on the whole model (`models.distill`)."""
 CHOOSING = ("mixed", "mixed+distill", "edgemoe")
 """Methods that choose formats under a budget (`models.mixed`, `models.expert_bits`)."""
+READING = (*CALIBRATED, "distill", *CHOOSING)
+"""Methods that read calibration text."""
 GRIDS = (RowInt8, GroupedIntegers)
 """Formats that gptq, awq and hqq know."""
 
