@@ -74,6 +74,25 @@ def test_a_sequence_that_is_drawn_beside_them_changes_nothing(make_llm, oracle, 
     assert len(rows_sampled) <= NUM // 2 + 1  # until it ended
 
 
+def test_steps_that_touch_no_tensor_need_no_inference_mode(make_llm, monkeypatch, rows_sampled) -> None:
+    llm, modes = make_llm(), []
+    model = llm._open().engine._runner.model
+    step = model.step
+
+    def noted(*args: Any, **options: Any) -> Scores:
+        modes.append(torch.is_inference_mode_enabled())
+        return step(*args, **options)
+
+    monkeypatch.setattr(model, "step", noted)
+    for params, needed in ((greedy(), False), (greedy(logprobs=1), True), (greedy(kv="int8"), False)):
+        modes.clear()
+        llm.generate(PROMPTS[:2], params)
+        assert set(modes) == {needed}
+    modes.clear()
+    llm.generate(PROMPTS[:2], [greedy(), greedy(kv="int8")])  # two kinds of pages: layer by layer
+    assert set(modes) == {True}
+
+
 def test_no_token_is_possible(make_llm, monkeypatch, rows_sampled) -> None:
     llm = make_llm()
     model = llm._open().engine._runner.model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -216,22 +216,28 @@ class Engine:
         if self.persistence is not None:
             self.persistence.flush()
 
-    @torch.inference_mode()
     def _run(self, plan: Plan) -> list[RequestState]:
         groups = list({id(s.item.group): s.item.group for s in plan.scheduled}.values())  # type: ignore[attr-defined]
         try:
-            self._advance.prepare(plan)
-            result = self._runner.run(plan, self.scheduler.policy.wants_hidden)
-            self._advance.lose(result)
-            self._probing.see(result)
-            self._advance.commit(result.pieces)
-            self._evictor.apply(result)
-            self._advance.sample(result)
+            if self._runner.is_one_call(plan) and not self.scheduler.policy.wants_hidden:
+                self._run_step(plan)
+            else:
+                with torch.inference_mode():
+                    self._run_step(plan)
         except Exception as error:  # whatever broke this step must not take the server or the waiting requests along
             _log.exception("a step of %d sequences failed", len(plan.scheduled))
             for group in groups:
                 self._advance.fail(group, f"the step failed: {type(error).__name__}: {error}")
         return groups
+
+    def _run_step(self, plan: Plan) -> None:
+        self._advance.prepare(plan)
+        result = self._runner.run(plan, self.scheduler.policy.wants_hidden)
+        self._advance.lose(result)
+        self._probing.see(result)
+        self._advance.commit(result.pieces)
+        self._evictor.apply(result)
+        self._advance.sample(result)
 
     def _unstick(self, plan: Plan) -> list[RequestState]:
         """Nothing could run. Unless somebody was preempted to change that, a sequence can never run: say so."""
@@ -269,7 +275,8 @@ class Engine:
         A step may exceed the lease by what its own states grew, which the staging lease covers. Returns requests that
         failed: those whose state does not fit even alone.
         """
-        running: list[Sequence] = [s for s in self.scheduler.running.values() if s.policy.remembers]  # type: ignore[attr-defined]
+        everybody: Iterable[Sequence] = self.scheduler.running.values()  # type: ignore[assignment]
+        running = [sequence for sequence in everybody if not sequence.plain and sequence.policy.remembers]
         if not running and not self.stores.state_bytes:
             return []
         ranked = sorted(running, key=self.scheduler.policy.rank)

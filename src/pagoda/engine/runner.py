@@ -138,6 +138,18 @@ class Runner:
         view.close()
         return result
 
+    def is_one_call(self, plan: Plan) -> bool:
+        """Whether the step will touch no tensor: from ids to ids in the kernels, and no policy wants anything. Then it
+        needs no inference mode, whose beginning and end take 30 us where a model's weights went through the caches.
+        """
+        if not self.model.in_one_call:
+            return False
+        sequences: list[Sequence] = [scheduled.item for scheduled in plan.scheduled]  # type: ignore[misc]
+        store = sequences[0].store
+        if isinstance(store.storage, OffloadedStorage):
+            return False
+        return all(one.store is store and one.plain and one.takes_likeliest for one in sequences)
+
     def _plain_view(self, pieces: list[Piece]) -> AnyView:
         """As ``_view`` for sequences whose policies want nothing, with what is left of the last step's index."""
         store = pieces[0].sequence.store

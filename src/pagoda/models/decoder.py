@@ -104,6 +104,7 @@ class Decoder:
         self.op_by_op = why_not(self)
         """Why the blocks are run op by op, or None when one program runs them all."""
         self._program = DecoderProgram(self) if self.op_by_op is None else None
+        self.in_one_call = self._program is not None and self._program.is_whole
 
     def forward(self, token_ids: Tensor, positions: Tensor, kv: KVView, wanted: Tensor | None = None) -> Tensor:
         """token_ids, positions ``[T]`` int64 -> hidden ``[T, hidden_size]`` (after the final norm).
@@ -125,7 +126,7 @@ class Decoder:
         self, token_ids: list[int], positions: list[int], kv: KVView, wanted: list[int] | None, likeliest: bool
     ) -> tuple[Tensor, list[int]] | None:
         """As `Model.step` in one call; None where ``forward`` and ``logits`` have to be asked."""
-        if self._program is None or not self._program.is_whole or not kv.in_program:
+        if self._program is None or not self.in_one_call or not kv.in_program:
             return None
         arrays = kv.arrays()
         return None if arrays is None else self._program.step(token_ids, positions, arrays, wanted, likeliest)

@@ -88,6 +88,8 @@ class FallbackModel:
         self._ready()
         return self._head(inputs_embeds=hidden[None], use_cache=False).logits[0].float()  # type: ignore[no-any-return]
 
+    in_one_call = False
+
     def step(
         self, token_ids: list[int], positions: list[int], kv: KVView, wanted: list[int] | None = None, *,
         likeliest: bool = False,

@@ -103,6 +103,11 @@ class Model:
         return scored_by_parts(self, token_ids, positions, kv, wanted) if done is None else Scores(*done)
 
     @property
+    def in_one_call(self) -> bool:
+        """Whether ``step`` is one call where its KV view has arrays of the whole step."""
+        return self._ready().in_one_call
+
+    @property
     def op_by_op(self) -> str | None:
         """Why the layers run one op at a time, in words; None where one program runs them all (`models.program`)."""
         return self._ready().op_by_op
