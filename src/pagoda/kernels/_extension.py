@@ -47,6 +47,12 @@ def best_isa() -> str:
     return isa
 
 
+def caches() -> tuple[int, int]:
+    """Bytes of a core's first and second data cache, by which tiles are cut."""
+    first, second = _cpu.caches()
+    return first, second
+
+
 def num_workers() -> int:
     """Threads of the kernels' own pool, beside the callers."""
     count: int = _cpu.num_workers()

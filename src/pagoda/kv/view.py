@@ -181,7 +181,7 @@ class StepView:
             return self._arrays
         if self._residuals or self._tap is not None or not self._on_cpu:
             return None
-        if self._watched and not self._adds_at_once():
+        if not self._adds_at_once():
             return None
         if not all(chooser.has_rule for chooser in self._choosers.values()):
             return None
@@ -211,11 +211,8 @@ class StepView:
         self._arrays: StepArrays | None = None  # while they hold, perhaps for more than one step
 
     def _adds_at_once(self) -> bool:
-        """Products of bytes are not taken where probabilities are summed; so that they are for all others, as ever,
-        sequences over int8 pages are attended apart from those.
-        """
-        everybody = len(self._watched) == len(self._index.q_lens)
-        return self._watched <= self._receivers.keys() and (everybody or self._layout.codec_name != "int8")
+        """Whether what is summed has somewhere to go while the step runs."""
+        return self._watched <= self._receivers.keys()
 
     def _sums(self) -> SlotSums:
         """Where what the slots of this step's sequences receive is added."""

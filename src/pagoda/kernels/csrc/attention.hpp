@@ -76,10 +76,15 @@ void paged_attention(const AttentionArgs& args, int num_threads, const std::stri
 constexpr int64_t kPartSlots = 256;
 // A sequence whose queries make no more rows than this is cut into parts; wider chunks are tiled over their queries.
 constexpr int64_t kNarrowRows = 64;
-// Rows (queries x query heads of the group) that one item takes, half of them where there are few: few enough that queries and sums stay in a 1 MiB second-level
-// cache beside a block of K and V, enough that K and V are packed and read for many (arXiv:2402.07443).
-constexpr int64_t kTileRows = 504;
-constexpr int64_t kTileWords = 96 << 10;
+// What one item takes of many queries, by the second-level cache (caches.hpp): few enough that queries and sums stay there beside a
+// block of K and V and the next one's pages, enough that K and V are packed and read for many.
+struct AttentionTiles {
+  int64_t rows;   // queries x query heads of the group; half of them where there are few
+  int64_t words;  // 32 bits each, of their queries and sums
+
+  explicit AttentionTiles(int64_t cache_bytes);
+  int64_t rows_of(int64_t wanted, int64_t columns) const;  // at most `wanted`, with so many columns of K and V together
+};
 
 // Queries q_begin..q_end of one sequence, with all query heads of a group.
 struct Span {

@@ -13,6 +13,7 @@
 #include <stdexcept>
 
 #include "attention.hpp"
+#include "caches.hpp"
 
 namespace pagoda {
 
@@ -20,7 +21,11 @@ namespace {
 
 constexpr int64_t kMaxItemParts = 8;
 constexpr int64_t kManyTiles = 16;       // of a chunk, from which on they are large ones
+constexpr int64_t kRowBytes = 2 << 10;  // of cache for a row: its query, sums and mask take a quarter (64 columns)
+constexpr int64_t kRowsTogether = 126;   // whole groups of 1, 2, 3, 6, 7, 9 query heads
+constexpr int64_t kMostRows = 16 * kRowsTogether;  // where packing a slot is a sixtieth of a tile's products
 constexpr int64_t kItemsPerThread = 8;  // of its share, and more towards the end
+constexpr int64_t kWidestLanes = 16;    // of any instruction set's registers
 constexpr int64_t kLastParts = 4;       // of a share are items by themselves: who ends late is late by one of them
 
 int64_t cost(int64_t slots, int64_t rows) { return slots * (32 + rows); }  // packing a slot costs as much as 32 rows' products
@@ -111,17 +116,16 @@ class Planner {
     narrow.push_back(own);
   }
 
-  // The first slot that a query whose own slot is `own` sees, or a few before it: eight lie together where pages allow.
+  // The first slot that a query whose own slot is `own` sees, or a few before it. A slot's lane does not depend on which query of a
+  // tile is the first, so its bits do not depend on where chunks are cut into tiles.
   int64_t first_slot(int64_t own) const {
-    const int64_t first = a.window ? std::max<int64_t>(0, own - a.window + 1) : 0;
-    return a.shape.page_size % 8 == 0 ? first / 8 * 8 : first;
+    return a.window ? std::max<int64_t>(0, own - a.window + 1) / kWidestLanes * kWidestLanes : 0;
   }
 
   void add_wide(int32_t seq, int32_t head) {
     const int64_t n = a.num_queries(seq), before = a.kv_lens[a.pair(seq, head)] - n;
-    const int64_t wanted = n * a.num_q_heads >= kManyTiles * kTileRows ? kTileRows : kTileRows / 2;
-    const int64_t rows = std::min(wanted, kTileWords / (a.shape.k_dim + a.v_dim));
-    const int64_t tile = std::max<int64_t>(1, rows / a.group());
+    const int64_t wanted = n * a.num_q_heads >= kManyTiles * tiles.rows ? tiles.rows : tiles.rows / 2;
+    const int64_t tile = std::max<int64_t>(1, tiles.rows_of(wanted, a.shape.k_dim + a.v_dim) / a.group());
     for (int64_t q = 0; q < n; q += tile) {
       const int64_t q_end = std::min(n, q + tile), end = std::max<int64_t>(0, before + q_end);
       const int64_t begin = std::min(end, first_slot(before + q));
@@ -154,7 +158,7 @@ class Planner {
   // Calls act(first, last + 1, rows) for as many members at a time as one item takes.
   template <typename Act>
   void each_tile(const Narrow* m, const Narrow* end, Act act) const {
-    const int64_t most = std::max<int64_t>(m->rows, std::min(kTileRows / 2, kTileWords / (a.shape.k_dim + a.v_dim)));
+    const int64_t most = std::max<int64_t>(m->rows, tiles.rows_of(tiles.rows / 2, a.shape.k_dim + a.v_dim));
     while (m < end) {
       const Narrow* const first = m;
       int64_t rows = 0;
@@ -202,6 +206,7 @@ class Planner {
   }
 
   int compare(const Narrow& x, const Narrow& y, int32_t head, int64_t part) const {
+    if (a.shape.store == Store::int8 && a.summed(x.seq) != a.summed(y.seq)) return a.summed(x.seq) ? 1 : -1;  // bytes, numbers
     int64_t count;
     const int32_t *mine = ids_of(x, head, part, &count), *theirs = ids_of(y, head, part, &count);
     const int32_t apart = a.offset[a.pair(x.seq, head)] - a.offset[a.pair(y.seq, head)];
@@ -236,6 +241,7 @@ class Planner {
 
   const AttentionArgs& a;
   const int threads;
+  const AttentionTiles tiles{caches().second};
   int64_t total = 0, done = 0;  // work of all jobs, and of those that are items already
   int thread = 0;               // the items go to thread - 1 now
   std::vector<Narrow> narrow, members;
@@ -244,6 +250,12 @@ class Planner {
 };
 
 }  // namespace
+
+AttentionTiles::AttentionTiles(int64_t cache_bytes)
+    : rows(std::clamp(cache_bytes / kRowBytes / kRowsTogether, int64_t{1}, kMostRows / kRowsTogether) * kRowsTogether),
+      words(cache_bytes / 4 * 3 / 8) {}
+
+int64_t AttentionTiles::rows_of(int64_t wanted, int64_t columns) const { return std::min(wanted, words / columns); }
 
 AttentionPlan plan_attention(const AttentionArgs& args, int num_threads) { return Planner(args, num_threads).run(); }
 

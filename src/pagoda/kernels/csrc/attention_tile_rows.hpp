@@ -30,7 +30,7 @@ struct TileRows {
       : a(args), spans(all), item(it), group(args.group()), k_words(Block<Math>::words_of(args.shape.k_dim)),
         v_stride(padded(args.v_dim)),
         plain_unit(a.soft_cap == 0.0f && a.slopes == nullptr && a.scale > 0.0f ? a.scale * kLog2E : 0.0f),
-        bytes(in_bytes(args, args.num_in_chunk(all[it.span_begin].seq))) {
+        bytes(in_bytes(args, all[it.span_begin].seq)) {
     for (int s = item.span_begin; s < item.span_end; ++s) rows += int(group) * (spans[s].q_end - spans[s].q_begin);
     const int64_t chunk = 8 * kBlock;
     const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 2) + kFewRows * kBlock / 4 + 4 * 16 : 0;
@@ -50,11 +50,11 @@ struct TileRows {
   }
 
   // Of a decode step or a short chunk over int8 pages. Its sequence alone decides, never the other rows of the item: what a row
-  // yields must not depend on its batch mates. A call in which any sequence sums attention multiplies none in bytes, so callers
-  // give it only sequences that all do (`StepView._adds_at_once`).
-  static bool in_bytes(const AttentionArgs& a, int64_t queries) {
+  // yields must not depend on its batch mates. One whose attention is summed is not: its sums are of the numbers.
+  static bool in_bytes(const AttentionArgs& a, int64_t seq) {
+    const int64_t queries = a.num_in_chunk(seq);
     const auto whole = [](int64_t dim) { return dim > 0 && dim % kBytesAtOnce == 0; };
-    return a.byte_products && PAGODA_DPBF16 && Math::kPerWord == 2 && a.shape.store == Store::int8 && a.sum_targets == nullptr &&
+    return a.byte_products && PAGODA_DPBF16 && Math::kPerWord == 2 && a.shape.store == Store::int8 && !a.summed(seq) &&
            whole(a.shape.k_dim) && whole(a.shape.v_dim) && a.shape.page_size % kEight == 0 &&
            (queries == 1 || queries * a.group() <= kNarrowRows);
   }

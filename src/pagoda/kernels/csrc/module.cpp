@@ -1,8 +1,10 @@
 // pagoda.kernels._cpu. Addresses are integers, strides and sizes as named.
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
 #include "bind.hpp"
+#include "caches.hpp"
 #include "cpu_features.hpp"
 #include "parallel.hpp"
 
@@ -11,6 +13,16 @@ NB_MODULE(_cpu, m) {
   m.attr("version") = PAGODA_VERSION;
   m.def("cpu_features", &pagoda::cpu_features, "Feature name -> usable on this machine (cpuid and xgetbv).");
   m.def("best_isa", &pagoda::best_isa, "The instruction set that the kernels choose here.");
+  m.def("caches", [] {
+    const pagoda::Caches sizes = pagoda::caches();
+    return std::pair(sizes.first, sizes.second);
+  }, "Bytes of the first and second data cache that tiles are cut by.");
+  m.def("assume_caches", [](int64_t first, int64_t second) { pagoda::assume_caches({first, second}); },
+        "Cut tiles by these from now on; zeros: by the machine's.");
+  m.def("read_caches", [](const std::string& root, int cpu) {
+    const pagoda::Caches sizes = pagoda::read_caches(root, cpu);
+    return std::pair(sizes.first, sizes.second);
+  }, "What the system says under `root` of one CPU.");
   m.def("num_workers", &pagoda::num_workers, "Threads of the pool, beside the callers; started by the first job that has use for them.");
   pagoda::bind_pages(m);
   pagoda::bind_attention(m);

@@ -4,18 +4,26 @@
 // cache meet tile after tile of tokens; formats that must be turned into floats or bfloat16 are turned once a block.
 
 #include "activation_halves.hpp"
+#include "caches.hpp"
 #include "packed_tile.hpp"
 
 namespace pagoda {
 namespace {
 
-constexpr int64_t kTokenBlock = 22 * kMaxTokens;  // tokens whose sums are kept while the inputs come in pieces
-constexpr int64_t kFewBytes = 384 << 10;          // tokens that stay in the second cache beside the panels
-constexpr int64_t kStreamBytes = 384 << 10;       // panels at a time, as they are stored: a third of a second cache
-constexpr int64_t kPiece = 1024;                  // inputs turned at a time for many tokens
-constexpr int64_t kShortPiece = 128;              // for few: in the first cache
-
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// How much of a core's caches (caches.hpp) goes to what.
+struct Shares {
+  explicit Shares(Caches caches)
+      : stream_bytes(caches.second * 3 / 8), piece(caches.second >> 10), short_piece(caches.first >> 8),
+        block_tokens(larger(6, smaller(22, caches.second * 22 >> 20)) * kMaxTokens) {}
+
+  int64_t stream_bytes;  // panels at a time, as they are stored; as many bytes of tokens stay beside them
+  int64_t piece;         // inputs turned at a time for many tokens: a quarter of the second cache in bfloat16
+  int64_t short_piece;   // for few: half of the first cache
+  int64_t block_tokens;  // whose sums are kept while the inputs come in pieces: an eighth of the second cache
+};
 
 // ---- scratch: one buffer a thread, kept ------------------------------------------------------------------------------------
 
@@ -147,25 +155,26 @@ class Product {
   void run(int64_t first_panel, int64_t last_panel) {
     plan();
     end_of_slice = last_panel;
-    for (int64_t token = 0; token < s.x.count; token += kTokenBlock)
+    for (int64_t token = 0; token < s.x.count; token += shares.block_tokens)
       for (int64_t panel = first_panel; panel < end_of_slice; panel += block)
-        run_block(token, smaller(s.x.count, token + kTokenBlock), panel, smaller(end_of_slice, panel + block));
+        run_block(token, smaller(s.x.count, token + shares.block_tokens), panel, smaller(end_of_slice, panel + block));
   }
 
  private:
   // How much at a time. Few tokens stay in the second cache while panels stream by; many tokens stream by a block of panels.
   void plan() {
-    const bool one_tile = s.x.count <= kMaxTokens, few = s.x.count * s.x.steps * 4 <= kFewBytes;
+    const bool one_tile = s.x.count <= kMaxTokens, few = s.x.count * s.x.steps * 4 <= shares.stream_bytes;
     kept = Tiles<Op, kGrouped>::kKept && s.x.count > kMaxTokens;
     turned = !__is_same(Op, Wide) && s.x.count > Op::kDirect;
     const int64_t wide = panels_for(static_cast<int>(smaller(s.x.count, kMaxTokens)));
     block = wide * (one_tile ? 1 : few && !turned ? 1 : 4);
     const int64_t unit = m.format == Format::int5 ? 96 : 128;  // a multiple of all groups
-    piece = (turned ? (one_tile ? kShortPiece : kPiece) : kStreamBytes / (block * 64) * m.block()) / unit * unit;
+    const int64_t wanted = turned ? (one_tile ? shares.short_piece : shares.piece) : shares.stream_bytes / (block * 64) * m.block();
+    piece = larger(wanted / unit, 1) * unit;
     many_pieces = m.inputs > piece;
     sum_stride = block * kPanel;
     const int64_t turned_bytes = turned ? block * lines_of(smaller(piece, m.inputs)) * Op::kSteps * 64 : 0;
-    const int64_t held = many_pieces ? smaller(s.x.count, kTokenBlock) : kMaxTokens;
+    const int64_t held = many_pieces ? smaller(s.x.count, shares.block_tokens) : kMaxTokens;
     buffer = reinterpret_cast<uint8_t*>(scratch.need(turned_bytes + held * block * kPanel * 4));
     sums = reinterpret_cast<uint32_t*>(buffer + turned_bytes);
     if (s.gated) block /= 2, panels_apart = s.rows() / kPanel;  // pairs of panels
@@ -302,6 +311,7 @@ class Product {
 
   const LinearSlice& s;
   const PackedMatrix& m;
+  const Shares shares{caches()};
   bool turned = false, kept = false, many_pieces = false;
   int64_t block = 0, piece = 0, sum_stride = 0, end_of_slice = 0;
   int64_t panels_apart = 1;  // between the panels of a tile: neighbours, or the two that a gate joins
