@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pagoda.budget.probe import MachineProbe, PeakMark
+from pagoda.core.nodes import cores_of
 from pagoda.core.units import MIB
 
 from .conftest import Build
@@ -25,7 +26,16 @@ def test_the_real_machine_answers() -> None:
 @pytest.mark.parametrize(("wanted", "at_most"), [("1", 1), ("1,4", 1), ("0", 1), ("many", 1 << 20), ("999", 1 << 20)])
 def test_the_user_may_ask_for_fewer_cpus(monkeypatch: pytest.MonkeyPatch, wanted: str, at_most: int) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", wanted)
-    assert MachineProbe().cpus() == min(at_most, len(os.sched_getaffinity(0)))
+    assert MachineProbe().cpus() == min(at_most, cores_of(os.sched_getaffinity(0)))
+
+
+def test_hardware_threads_of_a_core_count_once(machine: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 4, 5, 6})
+    file = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    siblings = {file.format(cpu): f"{cpu % 4},{cpu % 4 + 4}\n" for cpu in (0, 1, 4, 5)}
+    assert machine().cpus() == 5
+    assert machine(siblings).cpus() == 3  # 0 and 4, 1 and 5, and one of which nothing is said
 
 
 def touch(num_bytes: int) -> mmap.mmap:

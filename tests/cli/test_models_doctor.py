@@ -92,6 +92,9 @@ def test_doctor_finds_this_machine() -> None:
     report = done.json
     assert report["works"] is True
     assert report["cpu"]["usable"] == MachineProbe().cpus()
+    assert sum(node["cpus"] for node in report["nodes"]["nodes"]) >= report["cpu"]["usable"]
+    caches = report["kernels"]["caches"]
+    assert not caches or 1 << 12 <= caches[0] < caches[1]
     assert report["libraries"]["torch"].startswith("2.")
     assert "reference" in report["kernels"]["ops"]["paged_attention"]
     assert report["memory"]["default_budget"]["bytes"] > 0
@@ -101,7 +104,8 @@ def test_doctor_finds_this_machine() -> None:
 def test_doctor_speaks_to_people(capfd: pytest.CaptureFixture[str]) -> None:
     done = in_process(capfd, "doctor")
     assert done.code == 0
-    for word in ("instruction sets", "default budget", "paged_attention", "Pagoda works here."):
+    named = ("instruction sets", "caches a core", "memory nodes", "default budget", "paged_attention")
+    for word in (*named, "Pagoda works here."):
         assert word in done.out
 
 
@@ -115,20 +119,22 @@ def test_doctor_ignores_no_option_of_a_model(capfd: pytest.CaptureFixture[str], 
 def test_doctor_names_what_is_broken_and_what_is_slow() -> None:
     report = {
         "system": "Linux 6 x86_64",
-        "cpu": {"features": ["sse4_2"], "usable": 2},
+        "cpu": {"features": ["sse4_2"], "usable": 2, "threads_a_core": 1},
         "memory": {
             "default_budget": {"bytes": 0, "reason": "no room"},
             "cgroup_limits": [{"path": "/box", "limit_bytes": 1 << 30}],
         },
+        "nodes": {"refused": True, "placement": "pages on nodes 0, 1 in turn"},
         "torch": {"threads": 8},
         "kernels": {"ops": {}, "missing": {"cpu": "no compiler at build time"}},
         "models": {"problem": "lantern: missing"},
     }
     found = doctor.findings(report)
     levels = [finding["level"] for finding in found]
-    assert levels == ["broken", "broken", "slow", "slow", "slow", "note"]
+    assert levels == ["broken", "broken", "slow", "slow", "slow", "slow", "note"]
     text = "\n".join(finding["text"] for finding in found)
-    for words in ("no room", "lantern: missing", "no compiler", "no AVX2", "OMP_NUM_THREADS=2", "1.00 GiB (/box)"):
+    slow = ("no compiler", "no AVX2", "OMP_NUM_THREADS=2", "CAP_SYS_NICE")
+    for words in ("no room", "lantern: missing", *slow, "1.00 GiB (/box)"):
         assert words in text
     broken = doctor.findings({**report, "torch": {"error": "libgomp is missing"}})
     assert "libgomp is missing" in broken[0]["text"]

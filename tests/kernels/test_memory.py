@@ -1,10 +1,17 @@
 """Memory for weights: its shape, its place, and that it takes no more than it holds."""
 
 import gc
+import os
+from pathlib import Path
 
+import pytest
 import torch
 
-from pagoda.kernels.memory import HUGE_BYTES, empty_bytes, touch_behind
+from pagoda.core.nodes import read_nodes
+from pagoda.core.types import KVFormat
+from pagoda.kernels import memory as memory_module
+from pagoda.kernels.memory import HUGE_BYTES, empty_bytes, may_spread, near_nodes, touch_behind
+from pagoda.kv.storage import PageStorage
 
 CPU = torch.device("cpu")
 
@@ -52,3 +59,37 @@ def test_pages_come_from_the_end_and_what_is_written_stays() -> None:
 
 def test_little_memory_is_left_to_its_writer() -> None:
     assert touch_behind(empty_bytes((3, 5), CPU)) is None
+
+
+def policy_at(address: int) -> str:
+    """How the kernel places pages of the mapping that holds this address (numa(7))."""
+    lines = [line.split() for line in Path("/proc/self/numa_maps").read_text().splitlines()]
+    return max((int(start, 16), policy) for start, policy, *_ in lines if int(start, 16) <= address)[1]
+
+
+@pytest.fixture
+def places_pages() -> None:
+    if not (Path("/proc/self/numa_maps").exists() and may_spread([node.number for node in read_nodes()[:1]])):
+        pytest.skip("this system does not let a process place its pages")
+
+
+@pytest.mark.usefixtures("places_pages")
+def test_weights_and_kv_lie_on_several_nodes_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes of a larger machine; the kernel counts those that are there."""
+    first = read_nodes()[0].number
+    monkeypatch.setattr(memory_module, "near_nodes", lambda cpus: (first, first + 1))
+    weights = empty_bytes((4 * HUGE_BYTES,), CPU)
+    assert policy_at(weights.data_ptr()).startswith(f"interleave:{first}")
+    storage = PageStorage(KVFormat(2, 2, 64, 64, 16, "bfloat16"), 100)
+    assert policy_at(storage.pages.data_ptr()).startswith(f"interleave:{first}")
+    storage.close()
+
+
+@pytest.mark.usefixtures("places_pages")
+def test_beside_one_node_pages_lie_where_they_are_touched() -> None:
+    nodes = near_nodes(frozenset(os.sched_getaffinity(0)))
+    if len(nodes) > 1:
+        pytest.skip("this machine has several nodes")
+    assert policy_at(empty_bytes((4 * HUGE_BYTES,), CPU).data_ptr()) == "default"
+    assert not may_spread([]), "on none"
+    assert not may_spread([1000]), "a node that is not there"

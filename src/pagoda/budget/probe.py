@@ -10,6 +10,7 @@ import math
 import os
 from pathlib import Path
 
+from ..core.nodes import Node, cores_of, read_nodes
 from .cgroup import CgroupMemory, cpu_quota, limited_groups, read_text
 
 
@@ -77,8 +78,10 @@ class MachineProbe:
         return min([(self.mem_available() + self.rss(), "MemAvailable + own RSS"), *rooms])
 
     def cpus(self) -> int:
-        """CPUs that this process may really use: affinity, the cgroup's quota rounded up, OMP_NUM_THREADS if set."""
-        limits = [len(os.sched_getaffinity(0))]
+        """Threads that compute here: one for each core of the CPUs that this thread may use (tiles fill its caches), at
+        most the cgroup's quota, rounded up, and OMP_NUM_THREADS, if set.
+        """
+        limits = [cores_of(os.sched_getaffinity(0), self._root)]
         quota = cpu_quota(self._root)
         if quota is not None:
             limits.append(math.ceil(quota))
@@ -87,6 +90,10 @@ class MachineProbe:
         if wanted.isdecimal():
             limits.append(int(wanted))
         return max(1, min(limits))
+
+    def nodes(self) -> list[Node]:
+        """Memory nodes in ascending order; none where the system does not say."""
+        return read_nodes(self._root)
 
     def cpu_model(self) -> str:
         """The processor's name, empty where the kernel does not say."""

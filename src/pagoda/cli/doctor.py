@@ -88,6 +88,7 @@ def examine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu(),
         "memory": _memory(),
+        "nodes": _nodes(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "torch": _torch(),
         "kernels": _kernels(),
@@ -99,13 +100,15 @@ def examine() -> dict[str, Any]:
 
 def _cpu() -> dict[str, Any]:
     from ..budget import MachineProbe
+    from ..core.nodes import cores_of
 
-    probe = MachineProbe()
+    probe, allowed = MachineProbe(), os.sched_getaffinity(0)
     flags = probe.cpu_flags()
     return {
         "model": probe.cpu_model() or platform.processor() or "unknown",
         "cores": os.cpu_count(),
         "usable": probe.cpus(),
+        "threads_a_core": -(-len(allowed) // cores_of(allowed)),
         "features": [name for name in INSTRUCTION_SETS if name in flags],
     }
 
@@ -130,6 +133,36 @@ def _memory() -> dict[str, Any]:
     }
 
 
+def _nodes() -> dict[str, Any]:
+    """The memory nodes, and where threads and pages go on them (`core.nodes`)."""
+    from ..budget import MachineProbe
+    from ..core.nodes import home_of, nodes_of
+
+    probe, allowed = MachineProbe(), os.sched_getaffinity(0)
+    found = probe.nodes()
+    near, home = nodes_of(found, allowed), home_of(found, allowed, probe.cpus())
+    placement, refused = "there is one", False
+    if home is not None:
+        placement = f"threads stay on node {home.number}"
+    elif len(near) > 1:
+        placement = f"pages on nodes {', '.join(str(node.number) for node in near)} in turn"
+        refused = not _may_place([node.number for node in near])
+    return {
+        "nodes": [{"number": n.number, "cpus": len(n.cpus), "total_bytes": n.total_bytes} for n in found],
+        "placement": placement,
+        "refused": refused,
+    }
+
+
+def _may_place(numbers: list[int]) -> bool:
+    """Whether the system lets this process say on which nodes pages lie."""
+    try:
+        from ..kernels.memory import may_spread
+    except (ImportError, OSError):
+        return True  # nothing works without torch, and that is said elsewhere
+    return may_spread(numbers)
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -152,7 +185,16 @@ def _kernels() -> dict[str, Any]:
     except (ImportError, OSError) as error:
         return {"ops": {}, "missing": {}, "error": _first_line(error)}
     found = available()
-    return {"ops": found.ops, "missing": found.missing}
+    return {"ops": found.ops, "missing": found.missing, "caches": _caches()}
+
+
+def _caches() -> list[int]:
+    """Bytes of the first and second data cache that tiles are cut by; none without the C++ kernels."""
+    try:
+        from ..kernels._extension import caches
+    except ImportError:
+        return []
+    return list(caches())
 
 
 def _models() -> dict[str, Any]:
@@ -203,8 +245,14 @@ def findings(report: dict[str, Any]) -> list[dict[str, str]]:
     if "x86" in report["system"] and "avx2" not in cpu["features"]:
         add("slow", "this processor has no AVX2")
     threads = report["torch"].get("threads", 0)
-    if threads > cpu["usable"]:
+    if threads > cpu["usable"] * cpu["threads_a_core"]:
         add("slow", f"torch uses {threads} threads on {cpu['usable']} usable CPUs; set OMP_NUM_THREADS={cpu['usable']}")
+    if report["nodes"]["refused"]:
+        add(
+            "slow",
+            f"the system forbids {report['nodes']['placement']} (mbind; containers need CAP_SYS_NICE), so all weights "
+            "lie on one; allow it, or keep Pagoda beside one node: numactl --cpunodebind=0 pagoda …",
+        )
     for group in memory["cgroup_limits"]:
         add("note", f"a cgroup limits memory to {format_bytes(group['limit_bytes'])} ({group['path']})")
     return found
@@ -218,6 +266,8 @@ def _print(report: dict[str, Any]) -> None:
         ["python", f"{report['python']} ({sys.executable})"],
         ["system", report["system"]],
         ["processor", f"{cpu['model']}, {cpu['usable']} of {cpu['cores']} CPUs usable"],
+        ["caches a core", " and ".join(map(format_bytes, report["kernels"].get("caches", []))) or "unknown"],
+        ["memory nodes", _shown_nodes(report["nodes"])],
         ["instruction sets", " ".join(cpu["features"]) or "unknown"],
         ["memory", f"{format_bytes(memory['total_bytes'])}, {format_bytes(memory['available_bytes'])} available"],
         ["cgroup limit", ", ".join(format_bytes(g["limit_bytes"]) for g in memory["cgroup_limits"]) or "none"],
@@ -235,6 +285,11 @@ def _print(report: dict[str, Any]) -> None:
     for finding in report["findings"]:
         print(f"{finding['level']}: {finding['text']}")
     print("Pagoda works here." if report["works"] else "Pagoda does not work here; see 'broken' above.")
+
+
+def _shown_nodes(found: dict[str, Any]) -> str:
+    nodes = [f"{n['number']}: {n['cpus']} CPUs, {format_bytes(n['total_bytes'])}" for n in found["nodes"]]
+    return f"{'; '.join(nodes)} ({found['placement']})" if nodes else "unknown"
 
 
 def _rates(found: dict[str, Any]) -> str:

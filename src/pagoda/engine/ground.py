@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from ..budget import Ledger, MachineProbe, heap_bytes, lease_runtime
 from ..budget.default import Budget, smaller_budget
 from ..budget.ledger import Lease
 from ..core.errors import BudgetError, ConfigError
+from ..core.nodes import home_of
 from ..core.units import format_bytes
 from ..models.load import resolve_device
 from .config import EngineConfig
@@ -44,7 +46,10 @@ class Ground:
         device = resolve_device(config.device)
         on_cuda = device.type == "cuda"
         probe = DeviceProbe(device) if on_cuda else MachineProbe()
-        torch.set_num_threads(config.num_threads or probe.cpus())
+        threads = config.num_threads or probe.cpus()
+        torch.set_num_threads(threads)
+        if not on_cuda:
+            stay_beside_memory(threads, probe)
         ledger = _cuda_ledger(config, probe) if isinstance(probe, DeviceProbe) else _host_ledger(config, probe)
         if not on_cuda and not is_shared:
             ledger.gather()  # until the weights' needs are known: see ``models.placement.Filling``
@@ -81,6 +86,16 @@ class Ground:
                 f"{format_bytes(more_bytes)} more are asked for, but the device has {format_bytes(self.probe.free())} "
                 "free; ask for less"
             )
+
+
+def stay_beside_memory(num_threads: int, probe: MachineProbe) -> None:
+    """Where so many threads fit beside one of several memory nodes, this thread and those that it starts from now on
+    (all of an engine's) stay there, and what they touch first lies there. For good: pages would not follow them back.
+    """
+    allowed = os.sched_getaffinity(0)
+    home = home_of(probe.nodes(), allowed, num_threads)
+    if home is not None:
+        os.sched_setaffinity(0, home.cpus & allowed)
 
 
 def _host_ledger(config: EngineConfig, probe: MachineProbe) -> Ledger:

@@ -25,7 +25,7 @@ import torch
 from ..core.errors import BudgetError, ConfigError
 from ..core.types import KVFormat
 from ..kernels.layout import PageLayout
-from ..kernels.memory import HUGE_BYTES
+from ..kernels.memory import HUGE_BYTES, spread
 from ..kernels.ops import close_gaps, copy_pages, kv_compact
 from ..kernels.ops._paged import gather
 from .codecs.base import codec_of, kv_dtypes
@@ -69,6 +69,7 @@ class PageStorage:
                 self.slack_bytes = HUGE_BYTES
             flat = torch.frombuffer(self._map, dtype=self.layout.dtype)
             self.pages = flat.view(-1, self.layout.page_elems)
+            spread(flat.data_ptr(), len(self._map))
         else:
             self._region = DeviceRegion(max_blocks * fmt.block_bytes, driver or CudaDriver(self.device))
             flat = self._region.bytes[: max_blocks * fmt.block_bytes].view(self.layout.dtype)
