@@ -1,1 +1,1 @@
-"""Kernels one by one, beside what torch has for the same work: ``python -m benchmarks.ops linear``, ``… attention``."""
+"""Kernels one by one, beside what torch has for the same work: ``python -m benchmarks.ops linear``, …."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.ops linear --shape 4864x896 --formats bf16 w8a8`` and ``python -m benchmarks.ops attention``.
+"""``python -m benchmarks.ops linear --shape 4864x896 --formats bf16 w8a8``, ``… attention`` and ``… moves``.
 
 Both ways are run in turn; medians, and in brackets the least, in microseconds. Tables are markdown.
 """
@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from . import attention, linear
+from . import attention, linear, moves
 from .timing import CLOCKS, Times
 
 
@@ -25,6 +25,8 @@ def main() -> None:
     slots = ops.add_parser("attention", help="attention over pages beside torch's over contiguous tensors")
     slots.add_argument("--heads", type=_pair, default=(14, 2), metavar="QxKV")
     slots.add_argument("--dim", type=int, default=64)
+    moved = ops.add_parser("moves", help="pages and slots that move beside torch's copy of as many bytes")
+    moved.add_argument("--dim", type=int, default=64)
     args = parser.parse_args()
     if args.clock == "cpu" and args.threads not in (None, 1):
         parser.error("--clock cpu measures one thread; leave --threads out")
@@ -35,19 +37,25 @@ def main() -> None:
         for shape in args.shape:
             for format in args.formats:
                 show_linear(shape, format, args.tokens, args.clock)
+    elif args.op == "moves":
+        show_moves(args.dim, args.clock)
     else:
         show_attention(args.heads, args.dim, args.clock)
 
 
 def show_linear(shape: tuple[int, int], format: str, tokens: list[int], clock: str) -> None:
     print(f"[{shape[0]}, {shape[1]}] {format}, torch in {'float32' if format == 'fp32' else 'bfloat16'}\n")
-    print("| tokens | pagoda, us | torch, us | torch / pagoda | GB/s | Gop/s |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    ways = "pagoda, us | torch, us | torch / pagoda | torch packed, us | torch packed / pagoda"
+    print(f"| tokens | {ways} | GB/s | Gop/s |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for count, times, num_bytes in linear.rows(shape, format, tokens, clock):
         ours = times["pagoda"].usual
         ops = 2 * count * shape[0] * shape[1]
-        ratio = f"{times['torch'].usual / ours:.2f} | {num_bytes / ours / 1e9:.1f} | {ops / ours / 1e9:.0f}"
-        print(f"| {count} | {_shown(times['pagoda'])} | {_shown(times['torch'])} | {ratio} |", flush=True)
+        packed = times.get("torch packed")
+        own = f"{_shown(packed)} | {packed.usual / ours:.2f}" if packed else "- | -"
+        rates = f"{num_bytes / ours / 1e9:.1f} | {ops / ours / 1e9:.0f}"
+        plain = f"{_shown(times['torch'])} | {times['torch'].usual / ours:.2f}"
+        print(f"| {count} | {_shown(times['pagoda'])} | {plain} | {own} | {rates} |", flush=True)
     print()
 
 
@@ -59,6 +67,17 @@ def show_attention(heads: tuple[int, int], dim: int, clock: str) -> None:
         ours = times["pagoda"].usual
         ratio = f"{times['torch'].usual / ours:.2f} | {batch.flops(heads[0], dim) / ours / 1e9:.0f}"
         sizes = f"| {batch.num_seqs} | {batch.queries} | {batch.length} |"
+        print(f"{sizes} {_shown(times['pagoda'])} | {_shown(times['torch'])} | {ratio} |", flush=True)
+
+
+def show_moves(dim: int, clock: str) -> None:
+    print(f"heads of {dim} columns, pages of {moves.PAGE_SIZE} slots\n")
+    print("| what moves | pages | MiB | pagoda, us | torch, us | torch / pagoda | GB/s |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for move, times in moves.rows(dim, clock):
+        ours = times["pagoda"].usual
+        ratio = f"{times['torch'].usual / ours:.2f} | {2 * move.moved_bytes / ours / 1e9:.1f}"
+        sizes = f"| {move.what} | {move.format} | {move.moved_bytes >> 20} |"
         print(f"{sizes} {_shown(times['pagoda'])} | {_shown(times['torch'])} | {ratio} |", flush=True)
 
 

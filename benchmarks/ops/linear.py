@@ -28,9 +28,10 @@ ROUNDS = 15
 def rows(
     shape: tuple[int, int], format: str, tokens: list[int], clock: str = "wall"
 ) -> Iterator[tuple[int, dict[str, Times], int]]:
-    """(tokens, times of "pagoda" and "torch", bytes of the packed weight) for each number of tokens.
+    """(tokens, times of "pagoda", "torch" and perhaps "torch packed", bytes of the packed weight) by number of tokens.
 
-    torch multiplies bfloat16 by bfloat16 (float32 for fp32), whatever the format: what one would use without ours.
+    torch multiplies bfloat16 by bfloat16 (float32 for fp32), whatever the format; as "torch packed" weights of as many
+    bits by kernels of its own, where it has them.
     """
     outputs, inputs = shape
     dtype = torch.float32 if format == "fp32" else torch.bfloat16
@@ -38,10 +39,13 @@ def rows(
     packed = pack(weight, FORMATS[format], group={"int4": 64, "int5": 96}.get(FORMATS[format], 0))
     copies = [_copy(packed) for _ in range(max(2, COPIES_BYTES // packed.nbytes))]
     plain = [weight.to(dtype, copy=True) for _ in range(max(2, COPIES_BYTES // (weight.numel() * dtype.itemsize)))]
+    own = OWN[format](weight) if format in OWN else None
     for count in tokens:
         x = torch.randn(count, inputs).to(dtype)
         dynamic = format in ("w8a8", "w4a8")
         ways = {"pagoda": _ours(x, copies, dynamic), "torch": _torch(x, plain)}
+        if own is not None:
+            ways["torch packed"] = own(x)
         yield count, in_turn(ways, ROUNDS, 2, clock), packed.nbytes
 
 
@@ -56,3 +60,46 @@ def _ours(x: Tensor, copies: list[PackedWeight], dynamic: bool) -> Callable[[int
 
 def _torch(x: Tensor, copies: list[Tensor]) -> Callable[[int], object]:
     return lambda number: torch.nn.functional.linear(x, copies[number % len(copies)])
+
+
+def _own_int8(weight: Tensor) -> Callable[[Tensor], Callable[[int], object]]:
+    """int8 weights by bfloat16 tokens."""
+    codes, scales = _int8(weight)
+    copies, scales = _rotated(codes), scales.bfloat16()
+    return lambda x: lambda number: torch._weight_int8pack_mm(x, copies[number % len(copies)], scales)
+
+
+def _own_w8a8(weight: Tensor) -> Callable[[Tensor], Callable[[int], object]]:
+    """int8 weights by tokens that are quantized first: oneDNN's product of bytes, then scales."""
+    codes, scales = _int8(weight)
+    copies = _rotated(codes)
+
+    def multiply(x: Tensor, number: int) -> Tensor:
+        tokens, sizes = _int8(x.float())
+        return (torch._int_mm(tokens, copies[number % len(copies)].t()) * (sizes[:, None] * scales)).bfloat16()
+
+    return lambda x: lambda number: multiply(x, number)
+
+
+def _own_int4(weight: Tensor, group: int = 64) -> Callable[[Tensor], Callable[[int], object]]:
+    """int4 weights by bfloat16 tokens."""
+    groups = weight.view(len(weight), -1, group)
+    scales = groups.abs().amax(-1).clamp(min=1e-9) / 7
+    codes = (groups / scales[..., None]).round().clamp(-8, 7).view_as(weight).to(torch.int32) + 8
+    numbers = torch.stack([scales, torch.zeros_like(scales)], -1).transpose(0, 1).bfloat16().contiguous()
+    copies = _rotated(torch._convert_weight_to_int4pack_for_cpu(codes, 1))
+    multiply = torch._weight_int4pack_mm_for_cpu
+    return lambda x: lambda number: multiply(x, copies[number % len(copies)], group, numbers)
+
+
+OWN = {"int8": _own_int8, "w8a8": _own_w8a8, "int4": _own_int4}
+
+
+def _int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes, and a scale for each row."""
+    scales = x.abs().amax(-1).clamp(min=1e-9) / 127
+    return (x / scales[:, None]).round().to(torch.int8), scales
+
+
+def _rotated(codes: Tensor) -> list[Tensor]:
+    return [codes.clone() for _ in range(max(2, COPIES_BYTES // codes.nbytes))]

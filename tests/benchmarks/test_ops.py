@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from benchmarks.ops import __main__ as command
-from benchmarks.ops import attention, linear
+from benchmarks.ops import attention, linear, moves
 from benchmarks.ops.timing import in_turn
 
 pytest.importorskip("pagoda.kernels.cpu", reason="built without the C++ kernels")
@@ -30,9 +30,12 @@ def test_both_products_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         return in_turn(ways, 1, 0)
 
     monkeypatch.setattr(linear, "in_turn", once)
-    for format, bound in (("fp32", 1e-5), ("bf16", 1e-2), ("w8a8", 0.03), ("w4a8", 0.2)):
-        list(linear.rows((48, 64), format, [5]))
-        assert torch.dist(seen["pagoda"], seen["torch"]) < bound * seen["torch"].norm()
+    for format, bound in (("fp32", 1e-5), ("bf16", 1e-2), ("w8a8", 0.03), ("w4a8", 0.2), ("int8", 0.02), ("int4", 0.2)):
+        seen.clear()
+        list(linear.rows((64, 128), format, [5]))
+        assert ("torch packed" in seen) == (format in linear.OWN)
+        for name, result in seen.items():
+            assert torch.dist(result, seen["torch"]) < bound * seen["torch"].norm(), (format, name)
 
 
 def test_both_attentions_count_the_same_work() -> None:
@@ -44,12 +47,16 @@ def test_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     monkeypatch.setattr(linear, "ROUNDS", 1)
     monkeypatch.setattr(attention, "ROUNDS", 1)
     monkeypatch.setattr(attention, "BATCHES", (attention.Batch(2, 1, 20), attention.Batch(1, 8, 24)))
-    for line in ("--clock cpu linear --shape 32x48 --tokens 1 3 --formats bf16 w4a8", "attention --heads 4x2 --dim 32"):
+    monkeypatch.setattr(moves, "ROUNDS", 1)
+    monkeypatch.setattr(moves, "NUM_BYTES", 1 << 16)
+    products = "--clock cpu linear --shape 32x48 --tokens 1 3 --formats bf16 w4a8"
+    for line in (products, "attention --heads 4x2 --dim 32", "moves --dim 32"):
         monkeypatch.setattr(sys, "argv", ["ops", *line.split()])
         command.main()
     out = capsys.readouterr().out
     assert out.count("\n| 3 |") == 2
     assert "\n| 1 | 8 | 24 |" in out
+    assert out.count("\n| whole pages |") == out.count("\n| kept slots |") == 3
 
 
 def test_a_bad_shape_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ def evict(
         pages.data_ptr(), pages.shape[0], store_of(layout), layout.page_size, layout.k_dim, layout.v_dim,
         rows.data_ptr(), rows.shape[1], 0 if scores is None else scores.data_ptr(), stride,
         lens.data_ptr(), budgets.data_ptr(), len(rows), num_slots, sinks, recent, least, pool,
-        [(one.data_ptr(), one.shape[-1]) for one in values], left.data_ptr(),
+        [(one.data_ptr(), one.shape[-1]) for one in values], left.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return left
 
@@ -108,15 +108,17 @@ def weigh_slots(
     return k, v
 
 
-def sign_hashes(x: Tensor, planes: Tensor) -> Tensor:
+def sign_hashes(x: Tensor, planes: Tensor, isa: str = "") -> Tensor:
     dim, bits = planes.shape
     assert bits <= MOST_BITS
     hashes, x, planes = torch.empty(x.shape[:-1]), x.contiguous(), planes.contiguous()
-    _cpu.sign_hashes(x.data_ptr(), hashes.numel(), dim, planes.data_ptr(), bits, hashes.data_ptr())
+    _cpu.sign_hashes(x.data_ptr(), hashes.numel(), dim, planes.data_ptr(), bits, hashes.data_ptr(), isa)
     return hashes
 
 
-def hash_slots(pages: Tensor, layout: PageLayout, rows: Tensor, first: Tensor, count: int, planes: Tensor) -> Tensor:
+def hash_slots(
+    pages: Tensor, layout: PageLayout, rows: Tensor, first: Tensor, count: int, planes: Tensor, isa: str = ""
+) -> Tensor:
     hashes, rows, first, planes = (
         torch.empty(len(rows), count),
         rows.contiguous(),
@@ -126,17 +128,18 @@ def hash_slots(pages: Tensor, layout: PageLayout, rows: Tensor, first: Tensor, c
     _cpu.hash_slots(
         pages.data_ptr(), pages.shape[0], store_of(layout), layout.page_size, layout.k_dim, layout.v_dim,
         rows.data_ptr(), *rows.shape, first.data_ptr(), count, planes.data_ptr(), planes.shape[1], hashes.data_ptr(),
+        isa,
     )  # fmt: skip
     return hashes
 
 
-def hash_scores(hashes: Tensor, queries: Tensor, bits: int) -> Tensor:
+def hash_scores(hashes: Tensor, queries: Tensor, bits: int, isa: str = "") -> Tensor:
     scores, queries = torch.empty(hashes.shape), queries.contiguous()
     hashes, stride = _rows(hashes)
     group = queries.shape[-1]
     _cpu.hash_scores(
         hashes.data_ptr(), stride, queries.numel() // group, hashes.shape[-1], queries.data_ptr(), group, bits,
-        scores.data_ptr(),
+        scores.data_ptr(), isa,
     )  # fmt: skip
     return scores
 
@@ -147,7 +150,7 @@ def close_gaps(pages: Tensor, layout: PageLayout, rows: Tensor, keep: Tensor) ->
     rows, keep = rows.contiguous(), keep.contiguous()
     _cpu.close_gaps(
         pages.data_ptr(), pages.shape[0], layout.page_bytes, layout.page_size, planes,
-        rows.data_ptr(), rows.shape[1], keep.data_ptr(), *keep.shape,
+        rows.data_ptr(), rows.shape[1], keep.data_ptr(), *keep.shape, torch.get_num_threads(),
     )  # fmt: skip
 
 

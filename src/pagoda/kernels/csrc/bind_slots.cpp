@@ -1,4 +1,5 @@
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "bind.hpp"
@@ -37,14 +38,14 @@ void bind_slots(nb::module_& m) {
   m.def("evict", [](uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim,
                     uintptr_t bases, int64_t width, uintptr_t scores, int64_t stride, uintptr_t lens, uintptr_t budgets, int64_t rows,
                     int64_t slots, int64_t sinks, int64_t recent, float least, int64_t pool,
-                    const std::vector<std::pair<uintptr_t, int64_t>>& values, uintptr_t left) {
+                    const std::vector<std::pair<uintptr_t, int64_t>>& values, uintptr_t left, int num_threads) {
     EvictArgs a;
     a.pages = at<char>(pages), a.num_pages = num_pages, a.shape = PageShape(Store(store), page_size, k_dim, v_dim);
     a.rows = at<int32_t>(bases), a.width = width;
     a.choice = choice(scores, stride, lens, budgets, rows, slots, sinks, recent, least, pool);
     for (const auto& [address, columns] : values) a.values.push_back({at<float>(address), columns});
     a.lens = at<int32_t>(left);
-    evict(a);
+    evict(a, num_threads);
   }, "values: (address, columns) of what is remembered of each slot.");
 
   m.def("read_slots", [](uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim, uintptr_t rows,
@@ -57,27 +58,30 @@ void bind_slots(nb::module_& m) {
     weigh_slots(read(pages, num_pages, store, page_size, k_dim, v_dim, rows, count, width, first, slots, k, v), at<float>(weights));
   });
 
-  m.def("sign_hashes", [](uintptr_t x, int64_t count, int64_t dim, uintptr_t planes, int64_t bits, uintptr_t hashes) {
-    sign_hashes(at<float>(x), count, dim, at<float>(planes), bits, at<float>(hashes));
+  m.def("sign_hashes", [](uintptr_t x, int64_t count, int64_t dim, uintptr_t planes, int64_t bits, uintptr_t hashes,
+                          const std::string& isa) {
+    sign_hashes(at<float>(x), count, dim, at<float>(planes), bits, at<float>(hashes), isa);
   });
 
   m.def("hash_slots", [](uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim, uintptr_t rows,
-                         int64_t count, int64_t width, uintptr_t first, int64_t slots, uintptr_t planes, int64_t bits, uintptr_t hashes) {
+                         int64_t count, int64_t width, uintptr_t first, int64_t slots, uintptr_t planes, int64_t bits, uintptr_t hashes,
+                         const std::string& isa) {
     const ReadArgs a = read(pages, num_pages, store, page_size, k_dim, v_dim, rows, count, width, first, slots, 0, 0);
-    hash_slots(a, at<float>(planes), bits, at<float>(hashes));
+    hash_slots(a, at<float>(planes), bits, at<float>(hashes), isa);
   });
 
   m.def("hash_scores", [](uintptr_t hashes, int64_t stride, int64_t rows, int64_t slots, uintptr_t queries, int64_t group, int64_t bits,
-                          uintptr_t scores) {
-    hash_scores({at<float>(hashes), stride, rows, slots, at<float>(queries), group, bits, at<float>(scores)});
+                          uintptr_t scores, const std::string& isa) {
+    hash_scores({at<float>(hashes), stride, rows, slots, at<float>(queries), group, bits, at<float>(scores)}, isa);
   });
 
   m.def("close_gaps", [](uintptr_t pages, int64_t num_pages, int64_t page_bytes, int64_t page_size,
                          const std::vector<std::pair<int64_t, int64_t>>& planes, uintptr_t rows, int64_t width, uintptr_t keep,
-                         int64_t count, int64_t slots) {
+                         int64_t count, int64_t slots, int num_threads) {
     std::vector<Plane> list;
     for (const auto& [first, bytes] : planes) list.push_back({first, bytes});
-    close_gaps(at<char>(pages), num_pages, page_bytes, page_size, list, at<int32_t>(rows), width, at<uint8_t>(keep), count, slots);
+    close_gaps(at<char>(pages), num_pages, page_bytes, page_size, list, at<int32_t>(rows), width, at<uint8_t>(keep), count, slots,
+               num_threads);
   }, "planes: (first byte, bytes a slot).");
 
   m.def("close_rows", [](uintptr_t values, int64_t stride, int64_t width, uintptr_t keep, int64_t count, int64_t slots) {

@@ -24,14 +24,14 @@ struct Padded {
 
 }  // namespace
 
-void sign_hashes(const float* x, int64_t count, int64_t dim, const float* planes, int64_t bits, float* hashes) {
+void sign_hashes(const float* x, int64_t count, int64_t dim, const float* planes, int64_t bits, float* hashes, const std::string& isa) {
   const Padded padded(planes, dim, bits);
-  PAGODA_BODY(std::string(), run_sign_hashes)({x, count, dim, padded.columns.data(), bits, padded.width, hashes});
+  PAGODA_BODY(isa, run_sign_hashes)({x, count, dim, padded.columns.data(), bits, padded.width, hashes});
 }
 
-void hash_slots(const ReadArgs& read, const float* planes, int64_t bits, float* hashes) {
+void hash_slots(const ReadArgs& read, const float* planes, int64_t bits, float* hashes, const std::string& isa) {
   const Padded padded(planes, read.shape.k_dim, bits);
-  const auto body = PAGODA_BODY(std::string(), run_sign_hashes);
+  const auto body = PAGODA_BODY(isa, run_sign_hashes);
   std::vector<float> keys(read.slots * read.shape.k_dim);
   for (int64_t row = 0; row < read.count; ++row) {
     ReadArgs one = read;
@@ -42,6 +42,6 @@ void hash_slots(const ReadArgs& read, const float* planes, int64_t bits, float* 
   }
 }
 
-void hash_scores(const HashScoreArgs& args) { PAGODA_BODY(std::string(), run_hash_scores)(args); }
+void hash_scores(const HashScoreArgs& args, const std::string& isa) { PAGODA_BODY(isa, run_hash_scores)(args); }
 
 }  // namespace pagoda

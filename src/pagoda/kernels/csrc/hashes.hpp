@@ -28,13 +28,13 @@ struct HashScoreArgs {
 };
 
 // hashes[i]: bit b is set where x[i] . planes[., b] > 0. x [count][dim], planes [dim][bits].
-void sign_hashes(const float* x, int64_t count, int64_t dim, const float* planes, int64_t bits, float* hashes);
+void sign_hashes(const float* x, int64_t count, int64_t dim, const float* planes, int64_t bits, float* hashes, const std::string& isa);
 
 // The same of keys in pages: hashes [read.count][read.slots].
-void hash_slots(const ReadArgs& read, const float* planes, int64_t bits, float* hashes);
+void hash_slots(const ReadArgs& read, const float* planes, int64_t bits, float* hashes, const std::string& isa);
 
 // scores = sum over the row's queries of bits that agree less those that do not.
-void hash_scores(const HashScoreArgs& args);
+void hash_scores(const HashScoreArgs& args, const std::string& isa);
 
 PAGODA_DECLARE_BODIES(void, run_sign_hashes, (const HashArgs&))
 PAGODA_DECLARE_BODIES(void, run_hash_scores, (const HashScoreArgs&))

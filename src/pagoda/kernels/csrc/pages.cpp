@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kParallelBytes = 1 << 20;  // moved by one core in 100 us; below it, waking another is not worth it
 constexpr int64_t kTokensAtOnce = 16;
+constexpr int64_t kCopyBytes = 64 << 10;      // of whole pages that a thread takes at a time
 
 template <typename Id>
 void check(const Id* ids, int64_t count, int64_t limit, const char* what) {
@@ -101,7 +102,11 @@ void copy_pages(char* base, int64_t num_pages, int64_t page_bytes, const Id* src
   const std::vector<Id> sources(src, src + count), targets(dst, dst + count);
   if (!overlap(sources, targets)) {
     if (count * page_bytes < kParallelBytes) num_threads = 1;
-    parallel_for(count, num_threads, [&](int64_t i) { std::memcpy(base + dst[i] * page_bytes, base + src[i] * page_bytes, page_bytes); });
+    const int64_t at_once = std::max<int64_t>(1, kCopyBytes / page_bytes);
+    parallel_for((count + at_once - 1) / at_once, num_threads, [&](int64_t item) {
+      for (int64_t i = item * at_once; i < std::min(count, (item + 1) * at_once); ++i)
+        std::memcpy(base + dst[i] * page_bytes, base + src[i] * page_bytes, page_bytes);
+    });
     return;
   }
   std::vector<char> held(static_cast<size_t>(count * page_bytes));

@@ -7,11 +7,13 @@
 #include <string>
 
 #include "attention_rows.hpp"
+#include "parallel.hpp"
 
 namespace pagoda {
 
 namespace {
 
+constexpr int64_t kParallelBytes = 1 << 20;  // of slots that may move: below it, waking another thread is not worth it
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Ranked {
@@ -84,10 +86,11 @@ void keep_best(const KeepBestArgs& a) {
 }
 
 void close_gaps(char* base, int64_t num_pages, int64_t page_bytes, int64_t page_size, const std::vector<Plane>& planes,
-                const int32_t* rows, int64_t width, const uint8_t* keep, int64_t count, int64_t slots) {
+                const int32_t* rows, int64_t width, const uint8_t* keep, int64_t count, int64_t slots, int num_threads) {
   for (int64_t row = 0; row < count; ++row)
     check_pages(rows + row * width, width, page_size, num_pages, 0, slots, keep + row * slots);
-  for (int64_t row = 0; row < count; ++row) {
+  if (count * slots * (page_bytes / page_size) < kParallelBytes) num_threads = 1;
+  parallel_for(count, num_threads, [&](int64_t row) {
     const int32_t* pages = rows + row * width;
     const uint8_t* stays = keep + row * slots;
     int64_t to = 0, to_column = 0;  // the next slot, in its page, and which of the row's pages that is
@@ -105,7 +108,7 @@ void close_gaps(char* base, int64_t num_pages, int64_t page_bytes, int64_t page_
         from += run, to += run;
         if (to == page_size) to = 0, ++to_column;
       }
-  }
+  });
 }
 
 void close_rows(float* values, int64_t stride, int64_t width, const uint8_t* keep, int64_t count, int64_t slots) {
@@ -120,7 +123,7 @@ void close_rows(float* values, int64_t stride, int64_t width, const uint8_t* kee
   }
 }
 
-void evict(EvictArgs& a) {
+void evict(EvictArgs& a, int num_threads) {
   const int64_t slots = a.choice.slots;
   std::vector<uint8_t> keep(a.choice.rows * slots);
   a.choice.keep = keep.data();
@@ -129,7 +132,8 @@ void evict(EvictArgs& a) {
   std::vector<Plane> planes;
   for (const Plane& plane : {s.k, s.v, s.k_scales, s.v_scales})
     if (plane.bytes) planes.push_back(plane);
-  close_gaps(a.pages, a.num_pages, s.page_bytes, s.page_size, planes, a.rows, a.width, keep.data(), a.choice.rows, slots);
+  close_gaps(a.pages, a.num_pages, s.page_bytes, s.page_size, planes, a.rows, a.width, keep.data(), a.choice.rows, slots,
+             num_threads);
   for (const SlotRows& one : a.values) close_rows(one.values, one.width, one.width, keep.data(), a.choice.rows, slots);
   for (int64_t row = 0; row < a.choice.rows; ++row)
     a.lens[row] = int32_t(std::count(keep.begin() + row * slots, keep.begin() + (row + 1) * slots, uint8_t(1)));

@@ -27,9 +27,9 @@ struct KeepBestArgs {
 void keep_best(const KeepBestArgs& args);
 
 // Slots of every row that stay move up to 0, 1, 2 … in their order, within the row's pages. rows [count][width]: page ids, of which
-// those that `keep` reaches are checked (std::out_of_range names the first bad one).
+// those that `keep` reaches are checked (std::out_of_range names the first bad one). Threads take whole rows.
 void close_gaps(char* base, int64_t num_pages, int64_t page_bytes, int64_t page_size, const std::vector<Plane>& planes,
-                const int32_t* rows, int64_t width, const uint8_t* keep, int64_t count, int64_t slots);
+                const int32_t* rows, int64_t width, const uint8_t* keep, int64_t count, int64_t slots, int num_threads);
 
 // Bytes of a row that `close_rows` changes.
 struct SlotRows {
@@ -49,7 +49,7 @@ struct EvictArgs {
 };
 
 // keep_best, close_gaps and close_rows.
-void evict(EvictArgs& args);
+void evict(EvictArgs& args, int num_threads);
 
 // The same for a number of each slot, values [count] rows `stride` apart; columns behind those that stay become 0, up to `width`.
 void close_rows(float* values, int64_t stride, int64_t width, const uint8_t* keep, int64_t count, int64_t slots);
