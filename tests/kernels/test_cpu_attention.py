@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections import Counter
+import heapq
+from collections import Counter, deque
 from itertools import pairwise
 
 import numpy as np
@@ -242,6 +243,25 @@ def test_a_chunk_in_bfloat16_loses_its_rounding_and_no_more(sharpness):
     assert (got - exact).norm() < 2.5e-3 * exact.norm()
 
 
+def last_end(work: list[int], starts: list[int], speeds: list[float]) -> float:
+    """When threads of these speeds are done: each goes through its own items from the front, then takes what others
+    have left from the back (`csrc/stretches.hpp`).
+    """
+    left = [deque(range(begin, end)) for begin, end in pairwise(starts)]
+    free = [(0.0, thread) for thread in range(len(speeds))]
+    last = 0.0
+    while free:
+        time, thread = heapq.heappop(free)
+        others = (left[(thread + turn) % len(left)] for turn in range(1, len(left)))
+        queue = left[thread] or next((other for other in others if other), None)
+        if queue is None:
+            last = max(last, time)
+            continue
+        item = queue.popleft() if queue is left[thread] else queue.pop()
+        heapq.heappush(free, (time + work[item] / speeds[thread], thread))
+    return last
+
+
 @pytest.mark.parametrize("threads", [2, 4, 8])
 @pytest.mark.parametrize(("num_seqs", "slots", "shared"), [(1, 4112, 0), (16, 2112, 2048), (3, 4112, 0)])
 def test_threads_end_together(num_seqs, slots, shared, threads):
@@ -258,6 +278,10 @@ def test_threads_end_together(num_seqs, slots, shared, threads):
     assert all(end - begin <= 256 for _, _, begin, end in last)
     part = max(min(end - begin, 256) * (32 + 7 * len(seqs)) for seqs, _, begin, end in items)
     assert max(shares) <= sum(work) / threads + part  # half of one at either end
+    assert last_end(work, starts, [1.0] * threads) <= sum(work) / threads + part
+    # Where the system gives one of them half of a core, it is late by one of its items and no more.
+    speeds = [0.5] + [1.0] * (threads - 1)
+    assert last_end(work, starts, speeds) <= sum(work) / sum(speeds) + max(work) / 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

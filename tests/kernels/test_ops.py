@@ -1,8 +1,11 @@
 """Every op of the folder has signature, reference, cases, tolerances; every implementation equals the reference."""
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
+from functools import partial
+from itertools import product
 from types import ModuleType
 
 import pytest
@@ -54,6 +57,37 @@ def test_implementation_equals_reference(name, implementation, case, dtype):
     expected = outputs(case, module.reference, arguments if implementation != "reference" else widened(arguments))
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one.float(), other.float(), rtol=rtol, atol=atol)
+
+
+SETS = ["base", "avx2", "avx512", "avx512vnni"]  # below the best that there is, with which the test above runs
+
+
+def lower_sets() -> list[str]:
+    """Instruction sets that this machine has and does not choose; none where the C++ bodies are not built."""
+    if not importlib.util.find_spec("pagoda.kernels._cpu"):
+        return []
+    from pagoda.kernels._extension import best_isa
+
+    return SETS[: SETS.index(best_isa())] if best_isa() in SETS else SETS
+
+
+def by_instruction_set(name: str) -> list[dispatch.Implementation]:
+    return [i for i in dispatch.OPS[OP_OF[name]].implementations if "isa" in inspect.signature(i.run).parameters]
+
+
+@pytest.mark.parametrize("isa", lower_sets())
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "attention" and by_instruction_set(name)])
+def test_lower_instruction_sets_equal_the_reference(name, isa):
+    """What a machine without AVX-512, or without its later parts, computes (attention: test_cpu_attention)."""
+    module, body = MODULES[name], by_instruction_set(name)[0]
+    for case, dtype in product(module.CASES, module.TOLERANCE):
+        rtol, atol = module.TOLERANCE[dtype]
+        arguments = case.make(Make(dtype))
+        if body.why_not(needs_of(name, arguments)):
+            continue
+        got = outputs(case, partial(body.run, isa=isa), arguments)
+        for one, other in zip(got, outputs(case, module.reference, arguments), strict=True):
+            torch.testing.assert_close(one.float(), other.float(), rtol=rtol, atol=atol)
 
 
 def needs_of(name: str, arguments: dict) -> dispatch.Needs:

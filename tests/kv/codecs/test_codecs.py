@@ -41,6 +41,16 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
         yield str(request.param)
 
 
+def instruction_sets() -> list[str]:
+    """What the C++ bodies can be run with on this machine; none where they are not built."""
+    if "cpu" not in dispatch.available().ops["kv_write"]:
+        return []
+    from pagoda.kernels import cpu
+
+    order = ["base", "avx2", "avx512", "avx512vnni", "avx512bf16"]
+    return order[: order.index(cpu.best_isa()) + 1]
+
+
 def rows(dim: int, num: int = 200) -> torch.Tensor:
     """Slots of every kind: even ones, with outliers, shifted, constant, zero, very large and very small."""
     x = Make(seed=dim).normal(num, dim)
@@ -134,12 +144,9 @@ def test_written_bytes_are_the_references(codec: Any, dims: tuple[int, int], dty
     got = torch.zeros_like(expected)
     kv_write(pages=got, **arguments)
     assert torch.equal(got, expected)
-    if "cpu" not in dispatch.available().ops["kv_write"]:
-        return
-    from pagoda.kernels import cpu
+    for isa in instruction_sets():
+        from pagoda.kernels import cpu
 
-    order = ["base", "avx2", "avx512", "avx512vnni", "avx512bf16"]
-    for isa in order[: order.index(cpu.best_isa()) + 1]:
         got.zero_()
         cpu.kv_write(pages=got, **arguments, isa=isa)
         assert torch.equal(got, expected), isa
@@ -183,6 +190,41 @@ def test_attention_equals_decoding_first(
     torch.testing.assert_close(got.float(), want, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(sums, wanted_sums, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(paged_attention(q, pages, layout, table, **options), got, rtol=0, atol=2 * tolerance)
+    for isa in instruction_sets() if implementation == "chosen" else []:
+        from pagoda.kernels import cpu
+
+        got = cpu.paged_attention(q, pages, layout, table, **options, prob_sums=sums, isa=isa)
+        torch.testing.assert_close(got.float(), want, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(sums, wanted_sums, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.skipif(not instruction_sets(), reason="built without the C++ kernels")
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("byte_products", [False, True])
+def test_shared_beginnings_are_read_once_with_the_same_bits(codec: Any, byte_products: bool, per_head: bool) -> None:
+    """Found in the page tables whatever pages hold, in tables of runs and in those of every head by itself."""
+    from pagoda.kernels import cpu
+    from pagoda.kernels.cpu_attention import plan
+
+    make, layout = Make(torch.bfloat16), PageLayout(16, 64, 64, torch.uint8, codec)
+    table, num_pages = layer_table(
+        make, [1, 2, 1, 1], [600, 590, 530, 40], page_size=16, num_kv_heads=2, per_head=per_head, shared_blocks=33
+    )
+    slots = torch.arange(num_pages * 16, dtype=torch.int32)[:, None]
+    pages = layout.new_pages(num_pages)
+    k, v = make.normal(2, len(slots), 1, 64).unbind()
+    kv_write(k, v, pages, layout, slots // 16, slots % 16)
+    q = make.normal(5, 6, 64)
+    for isa in instruction_sets():
+        alone, together = (
+            cpu.paged_attention(
+                q, pages, layout, table, scale=0.125, byte_products=byte_products, share_prefixes=shared, isa=isa
+            )
+            for shared in (False, True)
+        )
+        assert torch.equal(alone, together), isa
+    items, _ = plan(table, layout, 6)
+    assert {seqs for seqs, *_ in items} >= {(0, 1, 2)}
 
 
 @pytest.mark.parametrize("dims", [(64, 64), (33, 50), (96, 0)])

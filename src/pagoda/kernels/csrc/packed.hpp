@@ -25,6 +25,11 @@ enum class Format : int32_t { fp32 = 0, bf16, int8, int4, ternary, int5 };
 // What the inner loop multiplies: float by float, pairs of bfloat16, or quads of int8 (dynamic quantization).
 enum class Operand : int32_t { f32 = 0, bf16, s8 };
 
+// Where input n of a block lies in its lane, whose fields have so many bits: even inputs in the lower half (kernels/packed.py).
+constexpr int shift_of(int n, int bits) { return n / 2 * bits + n % 2 * 16; }
+// 0 as it is stored.
+constexpr int64_t middle_of(int bits) { return bits == 2 ? 1 : int64_t{1} << (bits - 1); }
+
 struct PackedMatrix {
   Format format = Format::fp32;
   int64_t outputs = 0, inputs = 0;
@@ -36,7 +41,7 @@ struct PackedMatrix {
 
   int64_t bits() const { return format == Format::int5 ? 5 : 32 >> static_cast<int>(format); }
   int64_t block() const { return format == Format::int5 ? 6 : int64_t{1} << static_cast<int>(format); }  // inputs in 32 bits of a lane
-  int64_t middle() const { return format == Format::ternary ? 1 : int64_t{1} << (bits() - 1); }  // of integers: 0 as it is stored
+  int64_t middle() const { return middle_of(int(bits())); }  // of integers
   int64_t blocks() const { return (inputs + block() - 1) / block(); }
   int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
   int64_t groups() const { return group == 0 ? 1 : (inputs + group - 1) / group; }

@@ -24,9 +24,6 @@ uint16_t narrowed(float x) {  // to nearest, ties to even
   return static_cast<uint16_t>(bits >> 16);
 }
 
-// Where input n of a block lies in its lane: even inputs in the lower half (kernels/packed.py).
-int64_t shift_of(int64_t n, int64_t bits) { return n / 2 * bits + n % 2 * 16; }
-
 struct Row {
   const PackedMatrix& m;
   int64_t panel, lane;
@@ -50,7 +47,7 @@ struct Row {
   // Calls put(input, value) for every input.
   template <typename Put>
   void each(Put put) const {
-    const int64_t fields = m.block(), bits = m.bits();
+    const int fields = int(m.block()), bits = int(m.bits());
     for (int64_t block = 0; block < m.blocks(); ++block) {
       const uint32_t lanes = word(block);
       const int64_t first = block * fields, group = m.group == 0 ? 0 : first / m.group;
@@ -63,7 +60,7 @@ struct Row {
         if (first + 1 < m.inputs) put(first + 1, widened(static_cast<uint16_t>(lanes >> 16)));
       } else {
         const float step = scale(group), middle = zero(group);
-        for (int64_t n = 0; n < fields && first + n < m.inputs; ++n)
+        for (int n = 0; n < fields && first + n < m.inputs; ++n)
           put(first + n, (float(lanes >> shift_of(n, bits) & ((1u << bits) - 1)) - middle) * step);
       }
     }

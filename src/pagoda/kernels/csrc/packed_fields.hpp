@@ -24,9 +24,8 @@ inline UintVec load_lanes(const void* p) {
 
 inline UintVec splat_word(uint32_t x) { return x - UintVec{}; }
 
-// The input of a block that field f of a lane holds, and where input n lies in the lane.
+// The input of a block that field f of a lane holds.
 constexpr int element_of(int field, int fields) { return field < fields / 2 ? 2 * field : 2 * (field - fields / 2) + 1; }
-constexpr int shift_of(int element, int bits) { return element / 2 * bits + element % 2 * 16; }
 
 // Tokens of a tile: its sums, [tokens][panels][kVecs], stay in registers beside the operands.
 constexpr int kMaxTokens = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 3;
@@ -49,7 +48,7 @@ struct FloatsOf : Floats {
     if (kBits == 16) return n == 0 ? line << 16 : line & 0xffff0000u;
     constexpr uint32_t kMask = kBits < 32 ? (uint32_t{1} << kBits % 32) - 1 : ~0u;
     const IntVec q = (IntVec)((line >> shift_of(n, kBits)) & kMask);
-    return (UintVec)(__builtin_convertvector(q, Vec) - splat(kBits == 2 ? 1.0f : float(1 << (kBits - 1) % 8)));
+    return (UintVec)(__builtin_convertvector(q, Vec) - splat(float(middle_of(kBits))));
   }
 };
 
@@ -79,7 +78,7 @@ template <int kBits>
 struct WordTable {
   alignas(64) uint16_t entry[32];
   constexpr WordTable() : entry() {
-    for (int i = 0; i < 32; ++i) entry[i] = small_bf16(i % (1 << kBits) - (kBits == 2 ? 1 : 1 << (kBits - 1)));
+    for (int i = 0; i < 32; ++i) entry[i] = small_bf16(i % (1 << kBits) - int(middle_of(kBits)));
   }
 };
 
