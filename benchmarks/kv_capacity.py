@@ -2,7 +2,9 @@
 
     python benchmarks/kv_capacity.py --kv "snapkv(budget=0.25)" --rounds 3
 
-The pool holds eight exact sequences of 2048 tokens of ``lantern``. Each round serves the same number of requests (a
+The pool holds eight exact sequences of 2048 tokens of ``lantern``; requests are ``--length`` tokens long, prompt and
+answer (beyond 2048 with a copy of the model whose config allows it: it talks nonsense there, and takes as long as any
+would). Each round serves the same number of requests (a
 long prompt each, no two alike) with exact and with the policy, under the same scheduling; a first round of eight, which
 does not count, tells a scheduler that learns from past answers how long they are. Reported: the most sequences that ran
 at once, the most pages in use, tokens per second (prompt and answer; also per second of processor time, which other
@@ -14,19 +16,32 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
 from pagoda import LLM, SamplingParams
 
 LENGTH, EXACT = 2048, 8
 
 
-def serve(llm: LLM, kv: str, requests: int, answer: int, seed: int) -> dict[str, float]:
-    """One batch of requests, all submitted at once."""
+def with_positions(folder: Path, positions: int) -> Path:
+    """``lantern`` with a config that allows so many."""
+    import pagoda
+
+    shutil.copytree(Path(pagoda.__file__).parent / "assets" / "lantern", folder / "lantern")
+    config = json.loads((folder / "lantern" / "config.json").read_text())
+    (folder / "lantern" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
+    return folder / "lantern"
+
+
+def serve(llm: LLM, kv: str, requests: int, length: int, answer: int, seed: int) -> dict[str, float]:
+    """One batch of requests of ``length`` tokens, all submitted at once."""
     built = llm._open()
     engine, rng = built.engine, random.Random(seed)
-    prompt_len = LENGTH - answer
+    prompt_len = length - answer
     params = SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True, kv=kv)
     for index in range(requests):
         ids = [rng.randrange(8, built.loaded.shape.vocab_size) for _ in range(prompt_len)]
@@ -47,31 +62,24 @@ def serve(llm: LLM, kv: str, requests: int, answer: int, seed: int) -> dict[str,
         "at_once": most_at_once,
         "pages": most_pages,
         "preempted": engine.scheduler.num_preemptions - preempted,
-        "tokens_per_s": requests * LENGTH / seconds,
-        "tokens_per_processor_s": requests * LENGTH / worked,
+        "tokens_per_s": requests * length / seconds,
+        "tokens_per_processor_s": requests * length / worked,
         "policy_share": policy / (engine.counters.step_seconds - before[1]),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kv", default="snapkv(budget=0.25)")
-    parser.add_argument("--requests", type=int, default=40)
-    parser.add_argument("--answer", type=int, default=48)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--scheduling", default="fcfs", help="who is admitted when, for both")
-    parser.add_argument("--threads", type=int, default=None, help="default: all cores")
-    args = parser.parse_args()
+def compare(args: argparse.Namespace, model: str) -> None:
+    """Serves by both in turns, and prints what came of it."""
     with LLM("lantern", memory="2GiB") as probe:
         fmt = probe._open().sizes.fmt
     blocks = EXACT * fmt.blocks_for(LENGTH)
-    llm = LLM("lantern", memory="4GiB", kv_memory=blocks * fmt.block_bytes, enable_prefix_caching=False,
+    llm = LLM(model, memory="4GiB", kv_memory=blocks * fmt.block_bytes, enable_prefix_caching=False,
               num_threads=args.threads, scheduling=args.scheduling)  # fmt: skip
     found: dict[str, list[dict[str, float]]] = {"exact": [], args.kv: []}
-    serve(llm, "exact", 8, args.answer, -1)
+    serve(llm, "exact", 8, args.length, args.answer, -1)
     for round_ in range(args.rounds):
         for kv, runs in found.items():
-            runs.append(serve(llm, kv, args.requests, args.answer, round_))
+            runs.append(serve(llm, kv, args.requests, args.length, args.answer, round_))
     llm.close()
     result = {kv: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for kv, runs in found.items()}
     ratios = {
@@ -79,6 +87,20 @@ def main() -> None:
         for rate in ("tokens_per_s", "tokens_per_processor_s")
     }
     print(json.dumps({"pool_pages": blocks * fmt.pages_per_block, **result, **ratios}, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kv", default="snapkv(budget=0.25)")
+    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--length", type=int, default=LENGTH)
+    parser.add_argument("--answer", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--scheduling", default="fcfs", help="who is admitted when, for both")
+    parser.add_argument("--threads", type=int, default=None, help="default: all cores")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        compare(args, "lantern" if args.length <= LENGTH else str(with_positions(Path(folder), args.length)))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@
 
 All sequences have computed their prompts; then ``--steps`` steps bring one token to each. The share is the time in
 which policies observe, choose and move slots, of the time of those steps: a ratio within one run, so that other work
-on the machine touches both alike; the median of ``--rounds`` runs, in turns. ``--shape 0.5B`` is a random model of that
-shape, whose steps take long.
+on the machine touches both alike; the median of ``--rounds`` runs, in turns. The last column is what selections cost,
+which choose pages within a step: the arrays of the choice, scores, and the choice itself. ``--shape 0.5B`` is a random
+model of that shape, whose steps take long.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import statistics
 import tempfile
@@ -19,6 +21,7 @@ import time
 from pathlib import Path
 
 from pagoda import LLM, SamplingParams
+from pagoda.engine.profile import profile_of
 
 from .kv_selection import write_model
 
@@ -26,12 +29,16 @@ EVERY_METHOD = [
     "streaming_llm", "recent", "h2o", "scissorhands", "corm", "hashevict", "scope", "razor_attention", "snapkv",
     "finch", "compresskv", "zigzagkv", "bfp_outlier_rearrange", "quest", "loki", "sparq", "duo_attention", "alisa",
     "attendre", "elastic_cache", "kvmerger", "subgen", "less", "locret", "windowkv", "random", "int2", "kivi",
-    "zipcache", "think", "csr", "coupled_quantization", "eigen_attention", "kv_heads_compress", "chai",
+    "zipcache", "think", "csr", "coupled_quantization", "eigen_attention", "kv_heads_compress", "chai", "lserve",
+    "shadowkv", "tokenselect", "clusterkv", "lychee_decode", "a2ats", "ltri_llm", "longcache",
 ]  # fmt: skip
 
 
-def share(llm: LLM, kv: str, sequences: int, prompt: int, steps: int) -> tuple[float, float, float]:
-    """(milliseconds of a step, acts in a step, share of deciding)."""
+CHOOSING = ("page choice", "choosers")  # as a profile calls it
+
+
+def share(llm: LLM, kv: str, sequences: int, prompt: int, steps: int) -> tuple[float, float, float, float]:
+    """(milliseconds of a step, acts in a step, share of deciding, share of choosing pages)."""
     built = llm._open()
     engine, rng = built.engine, random.Random(kv)
     params = SamplingParams(temperature=0, max_tokens=steps + 64, ignore_eos=True, kv=kv)
@@ -44,15 +51,21 @@ def share(llm: LLM, kv: str, sequences: int, prompt: int, steps: int) -> tuple[f
     ):
         engine.step()
     before = engine.counters.policy_seconds, engine.counters.policy_acts
+    profile = profile_of(built.loaded, engine.counters)
+    assert profile is not None
     started = time.perf_counter()
     for _ in range(steps):
         engine.step()
     seconds = time.perf_counter() - started
     acts, deciding = engine.counters.policy_acts - before[1], engine.counters.policy_seconds - before[0]
+    now = profile_of(built.loaded, engine.counters)
+    assert now is not None
+    kernels = now.since(profile).kernels
+    choosing = sum(kernels[name][1] for name in CHOOSING if name in kernels)
     for request_id in list(engine._requests):
         engine.abort(request_id)
     engine.step()
-    return 1e3 * seconds / steps, acts / steps, deciding / seconds
+    return 1e3 * seconds / steps, acts / steps, deciding / seconds, choosing / seconds
 
 
 def main() -> None:
@@ -66,19 +79,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    os.environ["PAGODA_PROFILE"] = "1"  # two readings of the clock a kernel, 50 ns each
     with tempfile.TemporaryDirectory() as folder:
         if args.shape:
             write_model(Path(folder))
         with LLM(folder if args.shape else args.model, memory="4GiB", enable_prefix_caching=False,
                  num_threads=args.threads, max_num_seqs=args.sequences) as llm:  # fmt: skip
-            print("| kv | step | acts a step | deciding |\n| --- | ---: | ---: | ---: |")
-            runs: dict[str, list[tuple[float, float, float]]] = {kv: [] for kv in args.kv}
+            print("| kv | step | acts a step | deciding | choosing |\n| --- | ---: | ---: | ---: | ---: |")
+            runs: dict[str, list[tuple[float, float, float, float]]] = {kv: [] for kv in args.kv}
             for _ in range(args.rounds):
                 for kv, mine in runs.items():
                     mine.append(share(llm, kv, args.sequences, args.prompt, args.steps))
             for kv, mine in runs.items():
-                step, acts, deciding = (statistics.median(values) for values in zip(*mine, strict=True))
-                print(f"| `{kv}` | {step:.1f} ms | {acts:.2f} | {deciding:.1%} |", flush=True)
+                step, acts, deciding, choosing = (statistics.median(values) for values in zip(*mine, strict=True))
+                print(f"| `{kv}` | {step:.1f} ms | {acts:.2f} | {deciding:.1%} | {choosing:.1%} |", flush=True)
 
 
 if __name__ == "__main__":

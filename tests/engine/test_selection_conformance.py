@@ -103,6 +103,17 @@ def test_pages_chosen_within_the_program_are_those_chosen_layer_by_layer(make_ll
 
 
 @pytest.mark.host
+@pytest.mark.parametrize("kv", ["quest(pages=3)", "lserve(pages=3)", "longcache(pages=3)", "loki(pages=3)"])
+def test_a_choice_stands_until_a_page_is_full(make_llm, monkeypatch, kv) -> None:
+    made = []
+    stand = PageChooser._stand
+    monkeypatch.setattr(PageChooser, "_stand", lambda self, full: made.append(full) or stand(self, full))
+    make_llm(page_size=8).generate(PROMPTS, params(kv, 25))
+    held = [range(len(ids), len(ids) + 24) for ids in PROMPTS]  # tokens before each step of an answer
+    assert len(made) == sum(len({num // 8 for num in each}) for each in held)
+
+
+@pytest.mark.host
 def test_a_score_of_ones_own_is_asked_between_the_layers(make_llm, monkeypatch) -> None:
     def bound(self: Quest, look: Look) -> torch.Tensor:
         asked.append(look.layer)

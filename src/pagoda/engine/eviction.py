@@ -15,7 +15,7 @@ from torch import Tensor
 from ..kernels.ops import evict
 from ..kv.compaction import Gaps
 from ..kv.pages import Int32s
-from ..kv.policies._inputs import Inputs
+from ..kv.policies._inputs import Inputs, same
 from ..kv.policies.base import Choice, Decision, Need
 from ..kv.read import hash_slots, read_part, read_slots, weigh, write_slots
 from ..kv.storage import PageStorage
@@ -25,7 +25,7 @@ from ..models.load import Loaded
 from ..schedule.scheduler import Scheduler
 from .calibrations import Calibrations
 from .observing import observe
-from .policy_state import PolicyState
+from .policy_state import PolicyState, Rows
 from .runner import Piece, StepResult
 from .sequence import Sequence
 
@@ -77,11 +77,14 @@ class Evictor:
         if result.plain:
             return
         started = time.perf_counter()
-        due = [piece for piece in result.pieces if piece.sequence.is_due(piece.start, piece.start + piece.num_tokens)]
+        due = []
         for piece in result.pieces:
-            if piece.sequence.selects and piece.start >= piece.sequence.prompt_len:
-                self._count(piece.sequence.policy_state)
-        observe(result)
+            sequence, start = piece.sequence, piece.start
+            if start + piece.num_tokens == sequence.next_act(start):  # no chunk goes past an act
+                due.append(piece)
+            if sequence.selects and start >= sequence.prompt_len:
+                self._count(sequence.policy_state)
+        observe(result, due)
         if due:
             with _one_thread():
                 self._act_all(due, result)
@@ -91,11 +94,9 @@ class Evictor:
         """Evictions, then encodings. The moves of one run before the next acts, which may be given the pages that have
         just become free here, or their bytes.
         """
-        evicting = [
-            piece.sequence for piece in due if piece.sequence.policy.evicts(piece.start, piece.sequence.prompt_len)
-        ]
-        for sequence in evicting:
-            self._act(sequence, result)
+        for piece in due:
+            if piece.sequence.policy.evicts(piece.start, piece.sequence.prompt_len):
+                self._act(piece.sequence, result)
         for piece in due:
             if piece.sequence.policy.windowed is not None and piece.sequence.num_computed:
                 _encode(piece.sequence)
@@ -154,8 +155,9 @@ class Evictor:
             return False
         store.run_copies()
         values = [] if act is None else state.moving
-        lens = _evict(store.storage, rows, choice, values)
-        dropped = manager.shorten(sequence.seq_id, lens)
+        dropped = manager.shorten(
+            sequence.seq_id, _evict(store.storage, state.rows_of(rows, store.storage.device), choice, values)
+        )
         for one in choice.writes:
             table = manager.table(sequence.seq_id)
             write_slots(store.storage, table, one.layers, one.heads, one.slots, one.k, one.v)
@@ -180,17 +182,15 @@ class Evictor:
         self._counters.slots_dropped += manager.num_dropped_slots - dropped
 
     def _inputs(self, sequence: Sequence, table: PageTable) -> Inputs:
-        fmt, storage = sequence.store.fmt, sequence.store.storage
-        lens, held = table.lens.astype(np.int64), table.lens.tolist()
-        if table.run > 1:
-            lens = np.repeat(lens, table.run)
+        fmt, storage, held = sequence.store.fmt, sequence.store.storage, table.lens.tolist()
+        fewest, most = min(held), max(held)
         inputs = sequence.policy_state.inputs(
             sequence.num_computed,
             sequence.prompt_len,
             sequence.group.request.seed,
-            torch.from_numpy(lens).view(fmt.num_layers, fmt.num_kv_heads).to(storage.device),
-            min(held),
-            max(held),
+            same(fmt.num_layers, fmt.num_kv_heads, most, storage.device) if fewest == most else _lens(table, storage),
+            fewest,
+            most,
         )
         eviction = sequence.policy.eviction
         if eviction is not None and Need.CALIBRATION in eviction.needs:
@@ -205,6 +205,12 @@ class Evictor:
             inputs.weigh_slots = partial(weigh, storage, table)
             inputs.hash_slots = partial(hash_slots, storage, table)
         return inputs
+
+
+def _lens(table: PageTable, storage: PageStorage) -> Tensor:
+    """int64 [L, H]: slots of every head."""
+    lens = np.repeat(table.lens.astype(np.int64), table.run)
+    return torch.from_numpy(lens).view(table.fmt.num_layers, table.fmt.num_kv_heads).to(storage.device)
 
 
 def _encode(sequence: Sequence) -> None:
@@ -224,17 +230,16 @@ def _write(decision: Decision | Choice, store: Store, table: PageTable) -> None:
         write_slots(store.storage, table, one.layers, one.heads, before - 1, one.k, one.v)
 
 
-def _evict(storage: PageStorage, rows: Int32s, choice: Choice, values: list[Tensor]) -> Int32s:
-    """What is chosen stays in the pages ``rows`` int32 [L * H, W], which nobody shares, and of what is remembered of
-    each slot, ``values`` [L, H, C]: slots that stayed, int32 [L * H].
+def _evict(storage: PageStorage, rows: Rows, choice: Choice, values: list[Tensor]) -> Int32s:
+    """What is chosen stays in pages that nobody shares, and of what is remembered of each slot, ``values`` [L, H, C]:
+    slots that stayed, int32 [L * H].
     """
-    left = evict(
-        storage.pages, storage.layout, torch.from_numpy(rows).to(storage.device), choice.lens.view(-1),
-        choice.budgets.view(-1), choice.num_slots, scores=choice.scores, sinks=choice.sinks, recent=choice.recent,
-        least=choice.least, pool=choice.pool, values=values,
+    evict(
+        storage.pages, storage.layout, rows.pages, choice.lens, choice.budgets, choice.num_slots, rows.left,
+        scores=choice.scores, sinks=choice.sinks, recent=choice.recent, least=choice.least, pool=choice.pool,
+        values=values,
     )  # fmt: skip
-    found: Int32s = left.cpu().numpy()
-    return found
+    return rows.lens.copy() if rows.lens is not None else rows.left.cpu().numpy()
 
 
 def _run(store: Store, moves: SlotMoves | Gaps) -> None:

@@ -10,17 +10,18 @@ from ..kv.view import Received
 from .runner import Piece, StepResult, hidden_wanted
 
 
-def observe(result: StepResult) -> None:
-    """To be called when the step's tokens are committed, before any policy acts."""
-    for index in result.view.added:
-        _note(result.pieces[index])
+def observe(result: StepResult, due: list[Piece]) -> None:
+    """To be called when the step's tokens are committed, before the policies of the ``due`` ones act."""
     for received in result.view.received:
         _add(received, [result.pieces[index] for index in received.members])
     for piece in result.pieces:
-        if num := hidden_wanted(piece):
+        if piece.sequence.policy_state.sees_hidden and (num := hidden_wanted(piece)):
             assert result.hidden is not None
             last = piece.first_row + piece.num_tokens
             piece.sequence.policy_state.add_hidden(result.hidden[last - num : last])
+    if due and (result.view.added or result.view.received):
+        summed = [*result.view.added, *(index for received in result.view.received for index in received.members)]
+        _note(due, [result.pieces[index] for index in summed])
     tap = result.tap
     if tap is None or not tap.spans:
         return
@@ -41,12 +42,11 @@ def _add(received: Received, pieces: list[Piece]) -> None:
         which = [i for i, state in enumerate(states) if state.counts_up]
         counts = received.counts if len(which) == len(states) else received.counts[:, which]
         add_sums(counts, Targets([states[i].counts(room[i], device) for i in which]))
-    for piece in pieces:
-        _note(piece)
 
 
-def _note(piece: Piece) -> None:
-    """What the slots of the piece's sequence received is remembered."""
-    state = piece.sequence.policy_state
-    if state.sums_up:
-        state.summed = piece.start + piece.num_tokens
+def _note(due: list[Piece], summed: list[Piece]) -> None:
+    """What slots received since the last act is all there: of the tokens before one all were summed up, or none."""
+    for piece in due:
+        state = piece.sequence.policy_state
+        if state.sums_up and any(piece is one for one in summed):
+            state.summed = piece.start + piece.num_tokens

@@ -8,6 +8,7 @@ preempted sequence starts from a new state and passes through the same acts.
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from torch import Tensor
 from ..core.types import KVFormat
 from ..kernels.ops import close_rows
 from ..kernels.ops.add_sums import Target
+from ..kv.pages import Int32s
 from ..kv.policies._inputs import Inputs
-from ..kv.policies._stack import LOOKS, PolicyStack
+from ..kv.policies._stack import PolicyStack
 from ..kv.policies.base import Need
 from ..kv.raw_tail import RawTail
 from .selection_notes import Notes
@@ -25,12 +27,24 @@ MASS, POSITIONS, RECEIVED, WANTED = "mass", "positions", "received", "wanted"
 OF_WINDOW = (RECEIVED, WANTED)
 
 
+class Rows(NamedTuple):
+    """A table's pages and room for the slots that an act leaves, as the kernels see them; ``lens``: the latter as the
+    CPU does, where both do.
+    """
+
+    bases: Int32s
+    pages: Tensor
+    left: Tensor
+    lens: Int32s | None
+
+
 class PolicyState:
     """One sequence's memory. ``slots``: name -> [L, H, capacity], columns beyond a head's length are 0."""
 
     __slots__ = (
-        "_adds_mass", "_fmt", "_hidden", "_need_positions", "_ring", "_stack", "_targets", "acted", "captured",
-        "counts_up", "memory", "notes", "numbered", "scale", "slots", "soft_cap", "summed", "sums_up", "tail",
+        "_adds_mass", "_fmt", "_hidden", "_need_positions", "_ring", "_rows", "_stack", "_targets", "acted", "captured",
+        "counts_up", "memory", "notes", "numbered", "scale", "sees_hidden", "slots", "soft_cap", "summed", "sums_up",
+        "tail",
     )  # fmt: skip
 
     def __init__(self, stack: PolicyStack, fmt: KVFormat) -> None:
@@ -45,6 +59,7 @@ class PolicyState:
         self.acted = 0  # tokens at the last act
         self.summed = 0  # tokens up to which attention was summed since then; 0: none was
         self._ring: Tensor | None = None
+        self._rows: Rows | None = None
         self._hidden: Tensor | None = None
         self.tail: RawTail | None = None
         if (codec := stack.windowed) is not None:
@@ -52,6 +67,7 @@ class PolicyState:
         self._need_positions = Need.POSITIONS in stack.needs
         self._adds_mass = Need.PROBS in stack.needs
         self.sums_up, self.counts_up = stack.sums, Need.WANTED in stack.needs
+        self.sees_hidden = Need.HIDDEN in stack.needs
 
     @property
     def num_bytes(self) -> int:
@@ -104,14 +120,22 @@ class PolicyState:
         """``queries`` [L, n, Hq, D] of the tokens before ``end``; the ring keeps the newest ``window``."""
         width = self._stack.window
         queries = queries[:, -width:].float()
+        first = (end - queries.shape[1]) % width
+        if queries.shape[1] == width and first == 0:
+            self._ring = queries.clone(memory_format=torch.contiguous_format)  # of the step's, who has others' too
+        else:
+            self._write(queries, first)
+        self.captured, self.scale, self.soft_cap = end, scale, soft_cap
+
+    def _write(self, queries: Tensor, first: int) -> None:
+        """Into the ring, from ``first`` on and around."""
+        width, num = self._stack.window, queries.shape[1]
         if self._ring is None:
             self._ring = queries.new_zeros(queries.shape[0], width, *queries.shape[2:])
-        first = (end - queries.shape[1]) % width
-        if first + queries.shape[1] <= width:
-            self._ring[:, first : first + queries.shape[1]] = queries
+        if first + num <= width:
+            self._ring[:, first : first + num] = queries
         else:
-            self._ring[:, torch.arange(first, first + queries.shape[1], device=queries.device) % width] = queries
-        self.captured, self.scale, self.soft_cap = end, scale, soft_cap
+            self._ring[:, torch.arange(first, first + num, device=queries.device) % width] = queries
 
     def add_hidden(self, hidden: Tensor) -> None:
         """``hidden`` [n, hidden_size] of the tokens after those that were added last; the newest ``window`` stay."""
@@ -119,6 +143,15 @@ class PolicyState:
         self._hidden = held[-self._stack.window :].clone()
 
     # -- acts ----------------------------------------------------------------------------------------------------------
+
+    def rows_of(self, bases: Int32s, device: torch.device) -> Rows:
+        """Of a table's ``bases`` [R, W]: on a CPU the same memory, which is asked for once."""
+        rows = self._rows
+        if rows is None or rows.bases is not bases or device.type != "cpu":
+            left = torch.zeros(len(bases), dtype=torch.int32, device=device)
+            lens = left.numpy() if device.type == "cpu" else None
+            self._rows = rows = Rows(bases, torch.from_numpy(bases).to(device), left, lens)
+        return rows
 
     def inputs(self, num_seen: int, prompt_len: int, seed: int, lens: Tensor, fewest: int, most: int) -> Inputs:
         """What the policy is shown now, but for keys, values and calibration. ``lens`` int64 [L, H], from ``fewest`` to
@@ -162,8 +195,7 @@ class PolicyState:
         """Whether an act has to write down which tokens the slots that stay are of (``keep``)."""
         if next_act is None:
             return False
-        looks = bool(LOOKS & self._stack.needs)
-        return self._need_positions or (looks and next_act - self._stack.window < num_seen)
+        return self._need_positions or (self._stack.looks and next_act - self._stack.window < num_seen)
 
     @property
     def moving(self) -> list[Tensor]:
@@ -214,15 +246,17 @@ class PolicyState:
         room = self._ring.shape[1]
         width = min(room, num_seen, most)
         first = (num_seen - width) % room
+        if width == room and first == 0:
+            return self._ring
         if first + width <= room:
-            return self._ring[:, first : first + width]
+            return self._ring.narrow(1, first, width)
         return self._ring[:, torch.arange(num_seen - width, num_seen, device=self._ring.device) % room]
 
     def _positions(self, num_slots: int, num_seen: int, lens: Tensor) -> Tensor | None:
         """Slots beyond those that were numbered at the last act are the newest tokens, one each. Where nobody asks for
         more than which slots came after which queries, older slots may have any number below those.
         """
-        if not self._need_positions and (self.summed or not LOOKS & self._stack.needs):
+        if not self._need_positions and (self.summed or not self._stack.looks):
             return None
         known = self.slots.get(POSITIONS)
         at = torch.arange(num_slots, device=lens.device)
@@ -234,7 +268,7 @@ class PolicyState:
         return torch.where(at < self.numbered[..., None], held, newest)
 
     def _cut(self, name: str, num_slots: int, lens: Tensor) -> Tensor:
-        return self._grown(name, num_slots, lens.device)[..., :num_slots]
+        return self._grown(name, num_slots, lens.device).narrow(2, 0, num_slots)
 
     def _grown(self, name: str, num_slots: int, device: torch.device) -> Tensor:
         """The values of that name, with room for ``num_slots``; new columns are 0."""

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..kv.mixed_view import MixedView
 from ..kv.offload.storage import OffloadedStorage
 from ..kv.offload.view import OffloadView
-from ..kv.policies._stack import LOOKS
 from ..kv.policies.base import Need
 from ..kv.stores import Store, Stores
 from ..kv.view import Residual, StepView, StepViews
@@ -155,11 +154,14 @@ class Runner:
         store = pieces[0].sequence.store
         if isinstance(store.storage, OffloadedStorage) or any(p.sequence.store is not store for p in pieces):
             return self._view(pieces, None)
-        if store not in self._views:
-            self._views[store] = StepViews(store.storage)
         table = store.manager.table
         tables = [table(piece.sequence.seq_id) for piece in pieces]
-        return self._views[store].view(tables, [piece.num_tokens for piece in pieces])
+        return self._views_of(store).view(tables, [piece.num_tokens for piece in pieces])
+
+    def _views_of(self, store: Store) -> StepViews:
+        if store not in self._views:
+            self._views[store] = StepViews(store.storage)
+        return self._views[store]
 
     def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
         """float32 [len(rows), vocab] of these rows of the hidden states [T, hidden_size]."""
@@ -170,39 +172,41 @@ class Runner:
     def _view(self, pieces: list[Piece], tap: QueryTap | None) -> AnyView:
         """One view where all pages have one format, else one for each format."""
         stores = list(dict.fromkeys(piece.sequence.store for piece in pieces))
-        seen, num_q_heads = tap if tap is not None and tap.spans else None, self.model.shape.num_q_heads
+        seen = tap if tap is not None and tap.spans else None
         if len(stores) == 1:
-            return _store_view(stores[0], pieces, num_q_heads, seen)
+            return self._store_view(stores[0], pieces, seen)
         members = [[i for i, piece in enumerate(pieces) if piece.sequence.store is store] for store in stores]
         parts = zip(stores, members, strict=True)
-        views = [_store_view(store, [pieces[i] for i in mine], num_q_heads) for store, mine in parts]
+        views = [self._store_view(store, [pieces[i] for i in mine]) for store, mine in parts]
         return MixedView(views, members, [piece.num_tokens for piece in pieces], stores[0].storage.device, seen)
 
-
-def _store_view(
-    store: Store, pieces: list[Piece], num_q_heads: int, tap: QueryTap | None = None
-) -> StepView | WindowView | OffloadView:
-    tables = [store.manager.table(piece.sequence.seq_id) for piece in pieces]
-    q_lens = [piece.num_tokens for piece in pieces]
-    if isinstance(store.storage, OffloadedStorage):
-        return OffloadView(store.storage, tables, q_lens, _choosers(store, pieces, num_q_heads), _noters(pieces))
-    codecs = [codec for piece in pieces if (codec := piece.sequence.policy.windowed) is not None]
-    if codecs:
-        tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]
-        return WindowView(store.storage, tables, q_lens, codecs, tails, store.learned, tap)
-    receivers = {i: piece.sequence.policy_state for i, piece in enumerate(pieces) if _wants_probs(piece)}
-    return StepView(
-        store.storage,
-        tables,
-        q_lens,
-        collect_probs=receivers.keys(),
-        collect_counts=any(Need.WANTED in piece.sequence.policy.needs for piece in pieces),
-        sum_last={i: last for i in receivers if (last := _queries_summed(pieces[i]))},
-        receivers=receivers,
-        tap=tap,
-        choosers=_choosers(store, pieces, num_q_heads),
-        residuals=_residuals(pieces),
-    )
+    def _store_view(
+        self, store: Store, pieces: list[Piece], tap: QueryTap | None = None
+    ) -> StepView | WindowView | OffloadView:
+        tables = [store.manager.table(piece.sequence.seq_id) for piece in pieces]
+        q_lens, num_q_heads = [piece.num_tokens for piece in pieces], self.model.shape.num_q_heads
+        if isinstance(store.storage, OffloadedStorage):
+            return OffloadView(store.storage, tables, q_lens, _choosers(store, pieces, num_q_heads), _noters(pieces))
+        codecs = [codec for piece in pieces if (codec := piece.sequence.policy.windowed) is not None]
+        if codecs:
+            tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]
+            return WindowView(store.storage, tables, q_lens, codecs, tails, store.learned, tap)
+        receivers = {i: piece.sequence.policy_state for i, piece in enumerate(pieces) if _wants_probs(piece)}
+        choosers, residuals = _choosers(store, pieces, num_q_heads), _residuals(pieces)
+        if tap is None and not receivers and not residuals:
+            return self._views_of(store).view(tables, q_lens, choosers=choosers)
+        return StepView(
+            store.storage,
+            tables,
+            q_lens,
+            collect_probs=receivers.keys(),
+            collect_counts=any(Need.WANTED in piece.sequence.policy.needs for piece in pieces),
+            sum_last={i: last for i in receivers if (last := _queries_summed(pieces[i]))},
+            receivers=receivers,
+            tap=tap,
+            choosers=choosers,
+            residuals=residuals,
+        )
 
 
 def _residuals(pieces: list[Piece]) -> dict[int, Residual]:
@@ -310,6 +314,6 @@ def _before_act(piece: Piece) -> int:
 def _queries_wanted(piece: Piece) -> int:
     """How many of the piece's last tokens' queries its policy is shown at its next act."""
     sequence = piece.sequence
-    if not LOOKS & sequence.policy.needs or sequence.sums(piece.start, piece.num_tokens):
+    if not sequence.policy.looks or sequence.sums(piece.start, piece.num_tokens):
         return 0
     return _before_act(piece)

@@ -17,15 +17,18 @@ import torch
 from torch import Tensor
 
 from ..kernels.ops.page_scores import KeyPages
+from ..kv.choices import Choice
 from ..kv.policies._pages import Look, PageSelection, kept
 from ..kv.storage import PageStorage
 from ..kv.table import PageTable
-from ..kv.view import Choice
-from .selection_notes import Notes
+from .selection_notes import Notes, Standing
 
 REMOTE_PAGES = 1024
 """Pages of a head whose keys are looked at together where each is noted for itself: a long prompt's need not all be in
 memory at once."""
+
+FEW_PAGES = 8
+"""Of each head, whose keys are looked at in all layers at once."""
 
 
 class PageChooser:
@@ -43,16 +46,28 @@ class PageChooser:
         num_q_heads: int,
     ) -> None:
         self._policy, self._notes, self._storage, self._table = policy, notes, storage, table
-        self._learned, self._num_q_heads, self._rule = learned, num_q_heads, policy.rule()
-        fmt = table.fmt
-        self._lens = np.broadcast_to(table.lens[:, None], (table.num_rows, table.run)).reshape(fmt.num_layers, -1) + 1
-        self._full = (self._lens - 1) // fmt.page_size  # the page that holds the newest token is read whatever it holds
-        self._is_even = bool((self._lens == self._lens.flat[0]).all())
-        self._alive: list[Tensor] = []  # what the addresses of a choice point to, and nobody else holds
+        self._learned, self._num_q_heads, self._rule = learned, num_q_heads, policy.judged_by
+
+    @cached_property
+    def _lens(self) -> np.ndarray:
+        """int64 [L, H]: slots, the newest token's among them."""
+        table = self._table
+        held = np.broadcast_to(table.lens[:, None], (table.num_rows, table.run))
+        return held.reshape(table.fmt.num_layers, -1) + 1
+
+    @cached_property
+    def _full(self) -> np.ndarray:
+        """int64 [L, H]; the page that holds the newest token is read whatever it holds."""
+        full: np.ndarray = (self._lens - 1) // self._table.fmt.page_size
+        return full
+
+    @cached_property
+    def _is_even(self) -> bool:
+        return bool((self._lens == self._lens.flat[0]).all())
 
     @cached_property
     def _ids(self) -> Tensor:
-        return _all_page_ids(self._table, int(self._full.max()) + 1).to(self._storage.device)
+        return _page_ids(self._table, 0, int(self._full.max()) + 1).to(self._storage.device)
 
     @cached_property
     def _keep(self) -> np.ndarray:
@@ -76,11 +91,24 @@ class PageChooser:
         return self._rule is not None and type(self._policy).score is PageSelection.score
 
     def choice(self) -> Choice:
-        """The choice of all layers, left to the kernels: as ``choose`` would make it layer by layer."""
+        """The choice of all layers, left to the kernels: as ``choose`` would make it layer by layer. It stands until a
+        page is full.
+        """
+        notes, table = self._notes, self._table
+        full = (table.lens // np.int32(table.fmt.page_size)).tobytes()
+        standing = notes.standing
+        if standing is None or standing.full != full:
+            standing = notes.standing = self._stand(full)
+        notes.pages_held += standing.held
+        notes.pages_read += standing.read
+        if standing.choice.changes:
+            self._renew(standing)
+        return standing.choice
+
+    def _stand(self, full_pages: bytes) -> Standing:
         policy, notes, rule = self._policy, self._notes, self._rule
         assert rule is not None
         (num_layers, num_heads), full = self._full.shape, self._full
-        self._count(slice(None))
         wanted = ~self._whole
         if rule.marks != "keys":
             self._sketch_all(wanted)
@@ -89,10 +117,6 @@ class PageChooser:
         num_given, outliers = np.zeros(num_layers, np.int32), np.zeros(num_layers, np.int32)
         fresh, scores = np.repeat(wanted[:, None], num_heads, 1), np.zeros(full.shape, np.int64)
         looks = policy.looks(self._learned)
-        turn = policy.turn(self._table.num_tokens, self._learned)
-        if turn is not None:
-            self._alive.append(turn)
-            found["turn"][:] = turn.data_ptr() + 4 * turn.shape[-1] * np.arange(num_layers)
         if policy.moves and wanted.any():
             turns = self._turns(int(full.max()))
             found["turns"] = (turns.data_ptr() + 4 * turns[0].numel() * np.arange(num_layers)) * wanted
@@ -104,7 +128,7 @@ class PageChooser:
             if given is not None:
                 found["given"][layer], num_given[layer] = given.data_ptr(), given.shape[1]
             outliers[layer] = policy.num_outliers(int(full[layer].max()))
-            fresh[layer] &= self._remembers(memory, layer, looks is not None, scores, found["query"])
+            self._remember(memory, layer, looks is not None, scores, found["query"])
         if looks is not None:
             fresh &= looks.numpy()
             for layer in range(1, num_layers):
@@ -113,7 +137,7 @@ class PageChooser:
         numbers = [0] * 8
         if wanted.any():
             numbers = rule.numbers(sample, self._table.fmt.page_size, policy.keeps_first)
-        return Choice(
+        choice = Choice(
             rules=np.array(numbers, np.int32),
             alike=policy.likeness,
             persist=policy.persists,
@@ -124,7 +148,20 @@ class PageChooser:
             scores=scores,
             fresh=fresh.astype(np.uint8),
             **found,
+            changes=bool(wanted.any()) and (rule.query == "turn" or policy.steps_a_choice > 1),
         )
+        return Standing(full_pages, choice, int(full.sum()) + full.size, int(self._keep.sum()) + full.size, wanted)
+
+    def _renew(self, standing: Standing) -> None:
+        """What of a choice is another in every step: how far queries are turned, and whether scores are made."""
+        policy, choice, notes = self._policy, standing.choice, self._notes
+        turn = policy.turn(self._table.num_tokens, self._learned)
+        if turn is not None:
+            standing.turn = turn
+            choice.turn[:] = turn.data_ptr() + 4 * turn.shape[-1] * np.arange(len(choice.turn))
+        if policy.steps_a_choice > 1:
+            for layer in np.flatnonzero(standing.wanted).tolist():
+                choice.fresh[layer] = policy.comes_due(notes.memory[layer])
 
     def _turns(self, most: int) -> Tensor:
         """The policy's ``turns`` of all layers, by up to ``most`` pages."""
@@ -133,32 +170,40 @@ class PageChooser:
             memory["turns"] = self._policy.turns(most + most // 4 + 4, self._table.fmt.page_size, self._learned)
         return memory["turns"]
 
-    def _remembers(
+    def _remember(
         self, memory: dict[str, Tensor], layer: int, hands_on: bool, scores: np.ndarray, query: np.ndarray
-    ) -> bool:
-        """Where a layer's scores are kept goes to ``scores`` [L, H], where its query is to ``query`` [L]; whether the
-        layer scores in this step.
-        """
+    ) -> None:
+        """Where a layer's scores are kept goes to ``scores`` [L, H], where its query is to ``query`` [L]."""
         policy, (_, num_heads), most = self._policy, self._full.shape, int(self._full[layer].max())
         if policy.persists >= 0:
             scores[layer] = kept(memory, "votes", (), most).data_ptr()
-            return True
-        steps = policy.steps_a_choice
-        if steps == 1 and policy.likeness == 0 and not hands_on:
-            return True
-        held = kept(memory, "scores", (num_heads,), most)
-        scores[layer] = held.data_ptr() + 4 * held.shape[1] * np.arange(num_heads)
-        if policy.likeness > 0:
-            if "query" not in memory:
-                memory["query"] = torch.zeros(self._num_q_heads * self._table.fmt.k_dim)
-            query[layer] = memory["query"].data_ptr()
-        return steps == 1 or policy.comes_due(memory)
+        elif policy.steps_a_choice > 1 or policy.likeness > 0 or hands_on:
+            held = kept(memory, "scores", (num_heads,), most)
+            scores[layer] = held.data_ptr() + 4 * held.shape[1] * np.arange(num_heads)
+            if policy.likeness > 0:
+                if "query" not in memory:
+                    memory["query"] = torch.zeros(self._num_q_heads * self._table.fmt.k_dim)
+                query[layer] = memory["query"].data_ptr()
 
     def _sketch_all(self, wanted: np.ndarray) -> None:
-        behind = wanted & (self._full > self._notes.sketched).any(1)
+        full, known = self._full, self._notes.sketched
+        behind = wanted & (full > known).any(1)
+        start, most = int(known.min()), int(full.max())
+        if behind.all() and self._is_even and start == known.max() and most - start <= FEW_PAGES:
+            keys = self._keys(_page_ids(self._table, start, most).flatten(0, 1).to(self._storage.device))
+            made = self._policy.sketch_layers(keys.unflatten(0, full.shape), self._notes.memory)
+            if made is not None:
+                for layer, one in enumerate(made):
+                    self._notes.write(layer, slice(None), start, one, self._by_channel)
+                known[:] = full
+                return
         for layer in np.flatnonzero(behind).tolist():
-            most = int(self._full[layer].max())
-            self._sketches(layer, self._full[layer], self._ids[layer, :, : most + 1])
+            most = int(full[layer].max())
+            self._sketches(layer, full[layer], self._ids[layer, :, : most + 1])
+
+    @property
+    def _by_channel(self) -> bool:
+        return self._rule is not None and self._rule.marks == "columns"
 
     # -- layer by layer ------------------------------------------------------------------------------------------------
 
@@ -262,8 +307,8 @@ class PageChooser:
                 )
                 for at in range(start, most, span)
             ]
-            columns = self._rule is not None and self._rule.marks == "columns"
-            notes.write(layer, slice(None), start, parts[0] if len(parts) == 1 else torch.cat(parts, 1), columns)
+            made = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            notes.write(layer, slice(None), start, made, self._by_channel)
             notes.sketched[layer] = full
         held = notes.sketches[layer]
         assert held is not None
@@ -281,8 +326,8 @@ def _best(scores: Tensor, keep: int) -> Tensor:
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :keep]
 
 
-def _all_page_ids(table: PageTable, num: int) -> Tensor:
-    """int64 [L, H, num]: the first pages of every head."""
+def _page_ids(table: PageTable, first: int, end: int) -> Tensor:
+    """int64 [L, H, end - first]: so many pages of every head."""
     fmt = table.fmt
     heads = [(layer, head) for layer in range(fmt.num_layers) for head in range(fmt.num_kv_heads)]
     if table.num_rows == 1:
@@ -290,5 +335,5 @@ def _all_page_ids(table: PageTable, num: int) -> Tensor:
     else:
         rows = np.array([table.row(*at) for at in heads])
         offsets = np.array([table.offset(*at) for at in heads])
-    ids = table.bases[rows, :num].astype(np.int64) + offsets[:, None]
+    ids = table.bases[rows, first:end].astype(np.int64) + offsets[:, None]
     return torch.from_numpy(ids.reshape(fmt.num_layers, fmt.num_kv_heads, -1))

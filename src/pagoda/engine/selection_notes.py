@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from torch import Tensor
 
 from ..kernels.ops.page_scores import by_channel
+from ..kv.choices import Choice
 from ..kv.policies._pages import PageSelection
+
+
+@dataclass(slots=True)
+class Standing:
+    """A choice that stands while these pages are full (`PageTable.lens` in pages). ``held`` and ``read``: pages of a
+    step by it; ``wanted``: bool [L], layers in which anything is scored; ``turn``: what it points to and nobody else
+    holds.
+    """
+
+    full: bytes
+    choice: Choice
+    held: int
+    read: int
+    wanted: np.ndarray
+    turn: Tensor | None = None
 
 
 class Notes:
@@ -17,6 +35,7 @@ class Notes:
         self.sketched = np.zeros((num_layers, num_heads), np.int64)  # pages of each head that are in the sketches
         self.memory: list[dict[str, Tensor]] = [{} for _ in range(num_layers)]
         self.pages_read = self.pages_held = 0
+        self.standing: Standing | None = None  # until what its addresses point to is elsewhere
 
     @property
     def num_bytes(self) -> int:
@@ -32,7 +51,8 @@ class Notes:
             grown = by_channel(*shape, made.dtype).to(made.device) if columns else made.new_zeros(shape)
             if held is not None:
                 grown[:, : held.shape[1]] = held
-            self.sketches[layer] = held = grown
+            self.sketches[layer], self.standing = grown, None
+            held = grown
         held[heads, first:end] = made
 
     def fork(self) -> Notes:

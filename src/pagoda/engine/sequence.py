@@ -135,10 +135,6 @@ class Sequence:
             self._act = num_seen, act
         return act
 
-    def is_due(self, start: int, end: int) -> bool:
-        """Whether the policy acts once tokens ``start : end`` are computed; no chunk goes past an act."""
-        return end == self.next_act(start)
-
     def sums(self, start: int, num_tokens: int) -> bool:
         """Whether attention of these tokens is summed up for the next act of the policy."""
         if not self.policy.sums:

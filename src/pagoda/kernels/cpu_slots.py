@@ -13,7 +13,7 @@ from ._extension import CODECS, CPU, DTYPES, _cpu, store_of
 from .dispatch import Features
 from .layout import PageLayout
 from .ops.add_sums import Target, Targets
-from .ops.sign_hashes import MOST_BITS
+from .ops.hash_slots import MOST_BITS
 
 
 def keep_best(
@@ -43,6 +43,7 @@ def evict(
     lens: Tensor,
     budgets: Tensor,
     num_slots: int,
+    left: Tensor,
     *,
     scores: Tensor | None = None,
     sinks: int = 0,
@@ -50,8 +51,9 @@ def evict(
     least: float = -math.inf,
     pool: int = 1,
     values: Sequence[Tensor] = (),
-) -> Tensor:
-    left, stride = torch.empty(len(rows), dtype=torch.int32), num_slots
+) -> None:
+    stride = num_slots
+    assert left.is_contiguous()
     if scores is not None:
         assert scores.shape[-1] == num_slots
         scores, stride = _rows(scores)
@@ -63,15 +65,16 @@ def evict(
         lens.data_ptr(), budgets.data_ptr(), len(rows), num_slots, sinks, recent, least, pool,
         [(one.data_ptr(), one.shape[-1]) for one in values], left.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return left
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:
     """[L, H, N] whose rows are equally far apart, and how far."""
-    stride = x.stride(1)
-    if x.stride(2) == 1 and x.stride(0) == x.shape[1] * stride:
-        return x, stride
-    return x.contiguous(), x.shape[2]
+    return (x, x.stride(1)) if _is_even(x) else (x.contiguous(), x.shape[2])
+
+
+def _is_even(x: Tensor) -> bool:
+    stride = x.stride()
+    return stride[2] == 1 and stride[0] == x.shape[1] * stride[1]
 
 
 def read_slots(
@@ -108,38 +111,29 @@ def weigh_slots(
     return k, v
 
 
-def sign_hashes(x: Tensor, planes: Tensor, isa: str = "") -> Tensor:
-    dim, bits = planes.shape
-    assert bits <= MOST_BITS
-    hashes, x, planes = torch.empty(x.shape[:-1]), x.contiguous(), planes.contiguous()
-    _cpu.sign_hashes(x.data_ptr(), hashes.numel(), dim, planes.data_ptr(), bits, hashes.data_ptr(), isa)
-    return hashes
-
-
 def hash_slots(
-    pages: Tensor, layout: PageLayout, rows: Tensor, first: Tensor, count: int, planes: Tensor, isa: str = ""
-) -> Tensor:
-    hashes, rows, first, planes = (
-        torch.empty(len(rows), count),
-        rows.contiguous(),
-        first.contiguous(),
-        planes.contiguous(),
-    )
+    pages: Tensor, layout: PageLayout, rows: Tensor, first: Tensor, count: int, planes: Tensor, hashes: Tensor,
+    isa: str = "",
+) -> None:  # fmt: skip
+    assert planes.shape[1] <= MOST_BITS
+    assert _is_even(hashes), "rows of hashes that are not equally far apart"
+    rows, first, planes = rows.contiguous(), first.contiguous(), planes.contiguous()
     _cpu.hash_slots(
         pages.data_ptr(), pages.shape[0], store_of(layout), layout.page_size, layout.k_dim, layout.v_dim,
-        rows.data_ptr(), *rows.shape, first.data_ptr(), count, planes.data_ptr(), planes.shape[1], hashes.data_ptr(),
-        isa,
+        rows.data_ptr(), *rows.shape, first.data_ptr(), count, planes.data_ptr(), planes.shape[1],
+        hashes.data_ptr(), hashes.stride(1), hashes.shape[2], isa,
     )  # fmt: skip
-    return hashes
 
 
-def hash_scores(hashes: Tensor, queries: Tensor, bits: int, isa: str = "") -> Tensor:
-    scores, queries = torch.empty(hashes.shape), queries.contiguous()
+def hash_scores(hashes: Tensor, queries: Tensor, planes: Tensor, isa: str = "") -> Tensor:
+    layers, heads, slots = hashes.shape
+    dim, bits = planes.shape
+    assert bits <= MOST_BITS
+    scores, queries, planes = torch.empty(hashes.shape), queries.contiguous(), planes.contiguous()
     hashes, stride = _rows(hashes)
-    group = queries.shape[-1]
     _cpu.hash_scores(
-        hashes.data_ptr(), stride, queries.numel() // group, hashes.shape[-1], queries.data_ptr(), group, bits,
-        scores.data_ptr(), isa,
+        hashes.data_ptr(), stride, layers * heads, slots, queries.data_ptr(), queries.shape[1] // heads, dim,
+        planes.data_ptr(), bits, scores.data_ptr(), isa,
     )  # fmt: skip
     return scores
 
@@ -174,7 +168,6 @@ dispatch.register("keep_best", "cpu", keep_best, Features(CPU, FLOATS))
 dispatch.register("evict", "cpu", evict, Features(CPU, frozenset({*DTYPES, torch.uint8}), CODECS))
 dispatch.register("read_slots", "cpu", read_slots, Features(CPU, frozenset({*DTYPES, torch.uint8}), CODECS))
 dispatch.register("weigh_slots", "cpu", weigh_slots, Features(CPU, frozenset({*DTYPES, torch.uint8}), CODECS))
-dispatch.register("sign_hashes", "cpu", sign_hashes, Features(CPU, FLOATS))
 dispatch.register("hash_slots", "cpu", hash_slots, Features(CPU, frozenset({*DTYPES, torch.uint8}), CODECS))
 dispatch.register("hash_scores", "cpu", hash_scores, Features(CPU, FLOATS))
 dispatch.register("close_gaps", "cpu", close_gaps, Features(CPU))

@@ -94,12 +94,12 @@ class Evictions:
 
     def shorten(self, sequence: LiveSequence, lens: Int32s) -> int:
         """Slots behind these ``[rows]`` are gone, after ``own_rows``; how many those were."""
-        table = sequence.table
-        dropped: int = sum(table.lens.tolist()) - sum(lens.tolist())
+        table, lengths = sequence.table, lens.tolist()
+        dropped: int = sum(table.lens.tolist()) - sum(lengths)
         if not dropped:
             return 0
         self.num_dropped += dropped
-        self._pool.free_owned(table.cut(lens))
+        self._pool.free_owned(table.cut(lens, lengths))
         table.pristine, table.kept_at, table.tail_owned = False, table.num_tokens, True
         return dropped
 

@@ -221,18 +221,16 @@ class PagePool:
         return shared
 
     def _free_pages(self, pages: Int32s) -> None:
-        """Merge upwards: many pages in bulk, first what fills blocks; then page by page."""
-        if len(pages) <= 64:
-            for page in pages.tolist():
-                self._free_page(page)
-            return
-        blocks, counts = np.unique(pages // self._P, return_counts=True)
-        if len(whole := blocks[counts == self._P]):
-            for block in whole.tolist():
-                self._free_block(block)
-            pages = pages[~np.isin(pages // self._P, whole)]
-        for page in pages.tolist():
-            self._free_page(page)
+        """Merge upwards: whole blocks at once, as the pages of a column of a table are as a rule, then page by page."""
+        ids, size, at = sorted(pages.tolist()), self._P, 0
+        while at < len(ids):
+            first, last = ids[at], at + size - 1
+            if first % size == 0 and last < len(ids) and ids[last] == first + size - 1:  # they differ
+                self._free_block(first // size)
+                at += size
+            else:
+                self._free_page(first)
+                at += 1
 
     def _free_page(self, page: int) -> None:
         group, head = divmod(page, self._H)

@@ -46,12 +46,14 @@ def read_part(
     return k, v
 
 
-def hash_slots(storage: PageStorage, table: PageTable, first: Tensor, count: int, planes: Tensor) -> Tensor:
-    """``ops.sign_hashes`` of the keys of ``count`` slots of each head from ``first`` int64 ``[L, H]`` on, as
-    ``[L, H, count]``.
+def hash_slots(
+    storage: PageStorage, table: PageTable, first: Tensor, count: int, planes: Tensor, hashes: Tensor
+) -> None:
+    """Hashes of the keys of ``count`` slots of each head from ``first`` int64 ``[L, H]`` on go to their places in
+    ``hashes`` ``[L, H, C]``; see ``ops.hash_slots``.
     """
     ids = _rows_of_heads(storage, table, slice(None))
-    return page_hashes(storage.pages, storage.layout, ids, first.flatten(), count, planes).view(*first.shape, count)
+    page_hashes(storage.pages, storage.layout, ids, first.view(-1), count, planes, hashes)
 
 
 def weigh(

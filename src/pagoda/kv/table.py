@@ -137,10 +137,12 @@ class PageTable:
         self.num_tokens += num_tokens
         self.room -= num_tokens
 
-    def cut(self, lens: Int32s) -> Int32s:
-        """Rows become this short and give up the runs beyond: their bases. Reserved runs go as well."""
+    def cut(self, lens: Int32s, lengths: list[int] | None = None) -> Int32s:
+        """Rows become this short and give up the runs beyond: their bases. Reserved runs go as well. ``lengths``: the
+        same numbers, where they are known.
+        """
         if self.num_rows > 1:
-            lengths, had = lens.tolist(), self.counts.tolist()
+            lengths, had = lengths or lens.tolist(), self.counts.tolist()
             if min(lengths) == max(lengths) and min(had) == max(had):
                 return self._cut_even(lens, lengths[0], had[0])
             if self.num_rows <= FEW_ROWS:

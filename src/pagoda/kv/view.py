@@ -16,61 +16,18 @@ from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..kernels.layout import PageLayout
 from ..kernels.ops import LayerTable, kv_write, paged_attention
 from ..kernels.ops.add_sums import Target
-from ..kernels.step import PageChoice, SlotSums, StepArrays
-from .pages import Int32s
+from ..kernels.step import SlotSums, StepArrays
+from .choices import Choices, Chooser
 from .scratch import scratch_table
 from .step_index import StepIndex
 from .storage import PageStorage
 from .table import PageTable
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What one sequence brings to a `PageChoice`: its arrays without the axis of sequences. Whoever made it keeps the
-    tensors behind its addresses alive for the step.
-    """
-
-    rules: Int32s  # [8]
-    alike: float
-    persist: float
-    marks: npt.NDArray[np.int64]  # [L]
-    room: npt.NDArray[np.int64]  # [L]
-    given: npt.NDArray[np.int64]  # [L]
-    num_given: Int32s  # [L]
-    turn: npt.NDArray[np.int64]  # [L]
-    outliers: Int32s  # [L]
-    full: Int32s  # [L, H]
-    keep: Int32s  # [L, H]
-    scores: npt.NDArray[np.int64]  # [L, H]
-    fresh: npt.NDArray[np.uint8]  # [L, H]
-    turns: npt.NDArray[np.int64]  # [L]
-    query: npt.NDArray[np.int64]  # [L]
-
-
-class Chooser(Protocol):
-    """Says which pages a sequence of one token reads in a layer; see ``StepView``. Where ``has_rule``, ``choice`` does
-    the same for all layers at once; one of the two is asked, once a step. Where it ``moves`` keys, ``copies`` is: what
-    is read, k ``[H, K, page_size, Dk]`` and v, and how many slots of it there are.
-    """
-
-    @property
-    def has_rule(self) -> bool: ...
-
-    def choice(self) -> Choice: ...
-
-    def choose(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor]: ...
-
-    @property
-    def moves(self) -> bool: ...
-
-    def copies(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor, int]: ...
 
 
 class Receiver(Protocol):
@@ -131,6 +88,7 @@ class StepView:
     receivers        sequence (by index) -> where what its slots receive may be added at once, where all layers run as
                      one: then ``received`` does not have it, and ``added`` names the sequence.
     tap              sees ``(layer, q, options)`` of every layer: how KV policies come to the queries.
+    choices          of steps before, where somebody has them (`StepViews`).
     residuals        sequence (by index) of one token -> what its evicted slots answer, which is joined with attention.
     choosers         sequence (by index) of one token -> who says, with ``choose(layer, q [Hq, Dk], scale)``, what
                      it reads: page ids int32 [H, K] and slots int32 [H], all pages but the last full.
@@ -149,6 +107,7 @@ class StepView:
         tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
         choosers: Mapping[int, Chooser] | None = None,
         residuals: Mapping[int, Residual] | None = None,
+        choices: Choices | None = None,
     ) -> None:
         _check(tables, q_lens)
         self._fmt, self._pages, self._layout = storage.fmt, storage.pages, storage.layout
@@ -164,6 +123,7 @@ class StepView:
             everybody = set(range(len(tables)))
             self._watched = everybody if collect_probs is True else everybody.intersection(collect_probs)
         self._choosers, self._residuals = choosers or {}, residuals or {}
+        self._choices = choices or Choices()
         assert not self._watched & set(self._choosers), "probability sums of pages that were not read"
 
     failures: Mapping[int, str] = MappingProxyType({})
@@ -185,7 +145,7 @@ class StepView:
             return None
         if not all(chooser.has_rule for chooser in self._choosers.values()):
             return None
-        choice = _choice(self._choosers) if self._choosers else None
+        choice = self._choices.of(self._choosers) if self._choosers else None
         page_ids, slots = self._page_ids.contiguous(), self._slots.contiguous()  # numpy may index into any order
         sums = self._sums() if self._watched else None
         arrays = StepArrays(self._pages, self._layout, *self._index.tensors, page_ids, slots, choice, sums)
@@ -193,12 +153,14 @@ class StepView:
             self._arrays = arrays
         return arrays
 
-    def follow(self, tables: Sequence[PageTable]) -> bool:
+    def follow(self, tables: Sequence[PageTable], choosers: Mapping[int, Chooser] | None = None) -> bool:
         """Becomes, in place, the view of the step after its own: see `StepIndex.follow`, also for when it cannot. Only
-        where nobody wants anything but attention.
+        where nobody wants anything but attention, or chooses what is attended to.
         """
         if not self._index.follow(tables):
             return False
+        if choosers or self._choosers:
+            self._choosers, self._arrays = choosers or {}, None
         _check(tables, self._index.q_lens)
         if self._index.writes is not self._writes or not self._on_cpu:
             self._take_writes()
@@ -381,36 +343,27 @@ def _check(tables: Sequence[PageTable], q_lens: Iterable[int]) -> None:
         assert table.room >= num, "a step over slots that were not reserved"
 
 
-def _choice(choosers: Mapping[int, Chooser]) -> PageChoice:
-    """What the choosing sequences bring, side by side."""
-    each = [chooser.choice() for chooser in choosers.values()]
-    return PageChoice(
-        np.array(list(choosers), np.int32),
-        np.stack([one.rules for one in each]),
-        np.array([one.alike for one in each], np.float32),
-        np.array([one.persist for one in each], np.float32),
-        *(np.ascontiguousarray(np.stack([getattr(one, name) for one in each], 1)) for name in PageChoice.__slots__[4:]),
-    )
-
-
 class StepViews:
     """The views of one store's steps. One of the same sequences as the last, one token each, is the last one, a token
-    further: a view is valid until the next one is asked for.
+    further: a view is valid until the next one is asked for. Choices of pages go on where they stand.
     """
 
     def __init__(self, storage: PageStorage) -> None:
         self._storage = storage
         self._tables: list[PageTable] = []  # of the last step, if every one of its sequences brought one token
         self._view: StepView | None = None
+        self._choices = Choices()
 
-    def view(self, tables: list[PageTable], q_lens: Sequence[int]) -> StepView:
+    def view(
+        self, tables: list[PageTable], q_lens: Sequence[int], *, choosers: Mapping[int, Chooser] | None = None
+    ) -> StepView:
         """As ``StepView`` of these, where nobody looks at queries or probabilities."""
         last, self._view = self._view, None
         if len(q_lens) != sum(q_lens):
-            return StepView(self._storage, tables, q_lens)
+            return StepView(self._storage, tables, q_lens, choosers=choosers, choices=self._choices)
         alike = len(tables) == len(self._tables) and all(map(is_, tables, self._tables))
-        if last is None or not alike or not last.follow(tables):
-            last = StepView(self._storage, tables, q_lens)
+        if last is None or not alike or not last.follow(tables, choosers):
+            last = StepView(self._storage, tables, q_lens, choosers=choosers, choices=self._choices)
         self._view, self._tables = last, tables
         return last
 

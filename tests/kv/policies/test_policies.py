@@ -12,7 +12,7 @@ import torch
 
 from pagoda.core.errors import ConfigError
 from pagoda.core.types import Granularity
-from pagoda.kernels import ops
+from pagoda.kernels.ops.hash_slots import sign_hashes
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
 from pagoda.kv.policies._divide import divide_layers
@@ -41,7 +41,9 @@ def inputs(length: int, window: int, *, planted: int | None = None, seed: int = 
         read_part=lambda at, first, num, _: tuple(
             x[at.start : at.stop, :, int(first[0, 0]) :][:, :, :num] for x in (keys, values)
         ),
-        hash_slots=lambda first, num, planes: ops.sign_hashes(keys[:, :, int(first[0, 0]) :][:, :, :num], planes),
+        hash_slots=lambda first, num, planes, hashes: hashes[:, :, int(first[0, 0]) :][:, :, :num].copy_(
+            sign_hashes(keys[:, :, int(first[0, 0]) :][:, :, :num], planes)
+        ),
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 // Paged attention over head pages, decode and prefill chunks alike. The contract is ops/attention.py's; see there.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -17,6 +18,8 @@ struct SumTarget {
   float* counts = nullptr;  // [Hkv, count_stride]: rows that gave a slot at least the mean of what they give; or null
   int64_t stride = 0, count_stride = 0;
   int64_t last = 0;  // w > 0: only the last w queries of its chunk
+
+  int64_t room() const { return counts ? std::min(stride, count_stride) : stride; }  // of slots
 };
 
 struct AttentionArgs {

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <memory>
 #include <tuple>
+#include <vector>
 
 #include "attention.hpp"
 #include "stretches.hpp"
@@ -28,6 +29,7 @@ class AttentionMemo {
   bool serves(const AttentionArgs& args, int num_threads) const;
 
   AttentionArgs made_for_;  // its tables lie where the caller keeps them
+  std::vector<int64_t> summed_;  // [S] slots that have a place for their sums, 0: not summed; or empty
   int num_threads_ = 0;     // 0: there is no plan
   AttentionPlan plan_;
   std::unique_ptr<float[]> partials_;

@@ -84,8 +84,7 @@ class Planner {
     if (a.kv_lens[pair] < 0 || blocks > a.max_pages)
       throw std::out_of_range("length " + std::to_string(a.kv_lens[pair]) + " in a row of " + std::to_string(a.max_pages) + " pages");
     if (a.summed(seq)) {
-      const SumTarget& target = a.sum_targets[seq];
-      const int64_t room = target.counts ? std::min(target.stride, target.count_stride) : target.stride;
+      const int64_t room = a.sum_targets[seq].room();
       if (a.kv_lens[pair] > room)
         throw std::out_of_range("length " + std::to_string(a.kv_lens[pair]) + " of " + std::to_string(room) + " probability sums");
     }

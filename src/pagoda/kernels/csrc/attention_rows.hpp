@@ -108,6 +108,14 @@ inline void widen_row(Store store, const char* row, const char* scales, int64_t 
   }
 }
 
+// The numbers that a row stands for: as `widen_row`, its scale multiplied in.
+inline void read_row(Store store, const char* row, const char* scales, int64_t dim, float* out) {
+  widen_row(store, row, scales, dim, out);
+  if (store != Store::int8 && store != Store::fp8) return;
+  const float unit = widen(*(const uint16_t*)scales);
+  for (int64_t d = 0; d < dim; ++d) out[d] *= unit;
+}
+
 #if PAGODA_DPBF16
 
 // bfloat16 of the codes 0..127 by bytes: int8 without its sign, e4m3 without its sign. All are exact.

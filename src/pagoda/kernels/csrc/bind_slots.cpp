@@ -58,21 +58,17 @@ void bind_slots(nb::module_& m) {
     weigh_slots(read(pages, num_pages, store, page_size, k_dim, v_dim, rows, count, width, first, slots, k, v), at<float>(weights));
   });
 
-  m.def("sign_hashes", [](uintptr_t x, int64_t count, int64_t dim, uintptr_t planes, int64_t bits, uintptr_t hashes,
-                          const std::string& isa) {
-    sign_hashes(at<float>(x), count, dim, at<float>(planes), bits, at<float>(hashes), isa);
-  });
-
   m.def("hash_slots", [](uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim, uintptr_t rows,
                          int64_t count, int64_t width, uintptr_t first, int64_t slots, uintptr_t planes, int64_t bits, uintptr_t hashes,
-                         const std::string& isa) {
+                         int64_t stride, int64_t room, const std::string& isa) {
     const ReadArgs a = read(pages, num_pages, store, page_size, k_dim, v_dim, rows, count, width, first, slots, 0, 0);
-    hash_slots(a, at<float>(planes), bits, at<float>(hashes), isa);
+    hash_slots(a, at<float>(planes), bits, at<float>(hashes), stride, room, isa);
   });
 
-  m.def("hash_scores", [](uintptr_t hashes, int64_t stride, int64_t rows, int64_t slots, uintptr_t queries, int64_t group, int64_t bits,
-                          uintptr_t scores, const std::string& isa) {
-    hash_scores({at<float>(hashes), stride, rows, slots, at<float>(queries), group, bits, at<float>(scores)}, isa);
+  m.def("hash_scores", [](uintptr_t hashes, int64_t stride, int64_t rows, int64_t slots, uintptr_t queries, int64_t group, int64_t dim,
+                          uintptr_t planes, int64_t bits, uintptr_t scores, const std::string& isa) {
+    hash_scores({at<float>(hashes), stride, rows, slots, nullptr, group, bits, at<float>(scores)}, at<float>(queries), dim,
+                at<float>(planes), isa);
   });
 
   m.def("close_gaps", [](uintptr_t pages, int64_t num_pages, int64_t page_bytes, int64_t page_size,

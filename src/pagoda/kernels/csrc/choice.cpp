@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -116,8 +117,9 @@ struct Layer {
 
   // The chosen pages side by side: each as many pages further on as are left out behind it.
   void move(int64_t c, int64_t head, const std::vector<int32_t>& chosen) const {
-    MovedPages& moved = *std::find_if(table.moved.begin(), table.moved.end(), [&](const MovedPages& m) { return m.seq == choice.seqs[c]; });
-    const int64_t full = choice.full[at(c, head)], pair = a.pair(choice.seqs[c], head), num = moved.num_pages;
+    MovedPages& moved = table.moved;
+    const int64_t heads = a.num_kv_heads, mine = moved.of[c], num = (moved.first[mine + 1] - moved.first[mine]) / heads;
+    const int64_t full = choice.full[at(c, head)], pair = a.pair(choice.seqs[c], head);
     const int32_t* ids = rows + a.row_of[pair] * a.max_pages;
     const float* turns = reinterpret_cast<const float*>(choice.turns[at(c)]);
     std::vector<float>& room = working.votes;
@@ -125,14 +127,15 @@ struct Layer {
     MoveArgs m;
     m.shape = a.shape, m.numbers = numbers_of(a), m.room = room.data();
     const auto body = PAGODA_BODY(isa, move_page);
+    const auto page_of = [&](int64_t i) { return i + 1 < num ? chosen[i] : full; };
+    const auto place_of = [&](int64_t i) { return a.pages + (ids[page_of(i)] + a.offset[pair]) * a.shape.page_bytes; };
     for (int64_t i = 0; i < num; ++i) {
-      const int64_t page = i + 1 < num ? chosen[i] : full;
-      m.from = a.pages + (ids[page] + a.offset[pair]) * a.shape.page_bytes;
-      m.to = moved.pages.data() + (head * num + i) * m.numbers.page_bytes;
-      m.turn = turns + ((full - page) - (num - 1 - i)) * a.shape.k_dim;
+      m.from = place_of(i), m.soon = place_of(std::min(i + 1, num - 1));
+      m.to = moved.pages.data() + (moved.first[mine] + head * num + i) * m.numbers.page_bytes;
+      m.turn = turns + ((full - page_of(i)) - (num - 1 - i)) * a.shape.k_dim;
       body(m);
     }
-    moved.kv_lens[head] = int32_t((num - 1 - full) * a.shape.page_size + a.kv_lens[pair]);
+    moved.kv_lens[mine * heads + head] = int32_t((num - 1 - full) * a.shape.page_size + a.kv_lens[pair]);
   }
 
   void choose(int64_t c, int64_t head, bool stale) const {
@@ -174,14 +177,25 @@ void check_row(const AttentionArgs& a, const PageChoice& choice, int64_t i, int6
   check_pages(a.rows + a.row_of[pair] * a.max_pages, full + moves, a.offset[pair], a.num_pages);
 }
 
-// Room for what sequence c reads in a layer.
-void hold_moved(const AttentionArgs& a, const PageChoice& choice, int64_t layer, int64_t c, MovedPages& moved) {
-  const int64_t heads = a.num_kv_heads, num = choice.keep[(layer * choice.count + c) * heads] + 1;
-  moved.seq = choice.seqs[c], moved.num_pages = int32_t(num);
-  moved.pages.resize(heads * num * numbers_of(a).page_bytes);
-  moved.rows.resize(heads * num), moved.row_of.resize(heads), moved.offset.assign(heads, 0), moved.kv_lens.resize(heads);
-  std::iota(moved.rows.begin(), moved.rows.end(), 0);
+// Room for what sequences read in a layer where their keys move, and the table of it.
+void hold_moved(const AttentionArgs& a, const PageChoice& choice, int64_t layer, MovedPages& moved) {
+  const int64_t heads = a.num_kv_heads;
+  moved.seqs.clear(), moved.of.assign(choice.count, -1), moved.first.assign(1, 0), moved.width = 0;
+  for (int64_t c = 0; c < choice.count; ++c) {
+    const int64_t at = layer * choice.count + c, num = choice.keep[at * heads] + 1;
+    if (!choice.turns[at]) continue;
+    moved.of[c] = int32_t(moved.count()), moved.seqs.push_back(choice.seqs[c]);
+    moved.first.push_back(moved.first.back() + heads * num), moved.width = std::max(moved.width, num);
+  }
+  const int64_t pairs = moved.count() * heads;
+  moved.pages.resize(moved.first.back() * numbers_of(a).page_bytes);
+  moved.rows.assign(pairs * moved.width, 0), moved.row_of.resize(pairs), moved.offset.assign(pairs, 0), moved.kv_lens.resize(pairs);
   std::iota(moved.row_of.begin(), moved.row_of.end(), 0);
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    const int64_t first = moved.first[pair / heads], num = (moved.first[pair / heads + 1] - first) / heads;
+    int32_t* row = moved.rows.data() + pair * moved.width;
+    std::iota(row, row + num, int32_t(first + pair % heads * num));
+  }
 }
 
 }  // namespace
@@ -196,16 +210,11 @@ void choose_pages(AttentionArgs& a, const PageChoice& choice, int64_t layer, int
   table.kv_lens.assign(a.kv_lens, a.kv_lens + pairs);
   const Layer l{a, choice, layer, isa, a.rows, table};
   std::vector<uint8_t> stale(choice.count);
-  size_t num_moved = 0;
   for (int64_t c = 0; c < choice.count; ++c) {  // before threads follow them
     for (int64_t head = 0; head < heads; ++head) check_row(a, choice, l.at(c, head), c);
-    if (choice.turns[l.at(c)]) {
-      if (table.moved.size() == num_moved) table.moved.emplace_back();
-      hold_moved(a, choice, layer, c, table.moved[num_moved++]);
-    }
     stale[c] = choice.query[l.at(c)] && choice.fresh[l.at(c, 0)] && l.is_alike(c);
   }
-  table.moved.resize(num_moved);
+  hold_moved(a, choice, layer, table.moved);
   parallel_for(choice.count * heads, num_threads, [&](int64_t item) {
     const int64_t c = item / heads, head = item % heads;
     if (!l.votes(c)) l.choose(c, head, stale[c]);
@@ -215,20 +224,29 @@ void choose_pages(AttentionArgs& a, const PageChoice& choice, int64_t layer, int
   a.offset = table.offset.data(), a.kv_lens = table.kv_lens.data();
 }
 
-void attend_moved(const AttentionArgs& args, const ChosenTable& table, int num_threads, const std::string& isa) {
-  for (const MovedPages& moved : table.moved) {
-    const int64_t token = args.q_starts[moved.seq];
-    if (args.q_starts[moved.seq + 1] == token) continue;  // nobody asks for its result
-    const int32_t q_starts[] = {0, 1};
-    AttentionArgs a = args;
-    a.q = static_cast<const char*>(args.q) + token * args.q_token_stride * size_of(args.dtype);
-    a.out = static_cast<char*>(args.out) + token * args.num_q_heads * args.v_dim * size_of(args.dtype);
-    a.shape = numbers_of(args), a.pages = moved.pages.data(), a.num_pages = args.num_kv_heads * moved.num_pages;
-    a.rows = moved.rows.data(), a.num_rows = args.num_kv_heads, a.max_pages = moved.num_pages;
-    a.row_of = moved.row_of.data(), a.offset = moved.offset.data(), a.kv_lens = moved.kv_lens.data();
-    a.q_starts = q_starts, a.chunk_starts = nullptr, a.num_seqs = 1, a.num_tokens = 1, a.sum_targets = nullptr;
-    paged_attention(a, num_threads, isa);
+void attend_moved(const AttentionArgs& args, MovedPages& moved, int num_threads, const std::string& isa) {
+  const int64_t q_bytes = args.shape.k_dim * size_of(args.dtype), out_bytes = args.num_q_heads * args.v_dim * size_of(args.dtype);
+  moved.q_starts.assign(1, 0);
+  moved.q.resize(moved.count() * args.num_q_heads * q_bytes), moved.out.resize(moved.count() * out_bytes);
+  for (const int32_t seq : moved.seqs) {  // of one token each, for which perhaps nobody asks
+    const int64_t token = args.q_starts[seq], n = moved.q_starts.back();
+    moved.q_starts.push_back(int32_t(n + args.num_queries(seq)));
+    for (int64_t head = 0; head < args.num_q_heads && args.num_queries(seq) > 0; ++head)
+      std::memcpy(moved.q.data() + (n * args.num_q_heads + head) * q_bytes,
+                  static_cast<const char*>(args.q) + (token * args.q_token_stride + head * args.q_head_stride) * size_of(args.dtype), q_bytes);
   }
+  if (moved.q_starts.back() == 0) return;
+  AttentionArgs a = args;
+  a.q = moved.q.data(), a.q_token_stride = args.num_q_heads * args.shape.k_dim, a.q_head_stride = args.shape.k_dim, a.out = moved.out.data();
+  a.shape = numbers_of(args), a.pages = moved.pages.data(), a.num_pages = moved.first.back();
+  a.rows = moved.rows.data(), a.num_rows = int64_t(moved.row_of.size()), a.max_pages = moved.width;
+  a.row_of = moved.row_of.data(), a.offset = moved.offset.data(), a.kv_lens = moved.kv_lens.data();
+  a.q_starts = moved.q_starts.data(), a.chunk_starts = nullptr, a.sum_targets = nullptr, a.share_prefixes = false;
+  a.num_seqs = moved.count(), a.num_tokens = moved.q_starts.back();
+  paged_attention(a, num_threads, isa);
+  for (int64_t m = 0; m < moved.count(); ++m)
+    if (moved.q_starts[m + 1] > moved.q_starts[m])
+      std::memcpy(static_cast<char*>(args.out) + args.q_starts[moved.seqs[m]] * out_bytes, moved.out.data() + moved.q_starts[m] * out_bytes, out_bytes);
 }
 
 }  // namespace pagoda

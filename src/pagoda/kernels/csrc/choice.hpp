@@ -33,25 +33,31 @@ struct PageChoice {
   const int64_t* query = nullptr;      // [L][C] addresses of [Hq * dim], the query that last scored, where `alike`; or 0
 };
 
-// What one sequence reads in a layer where keys move: copies of a head's chosen pages, one head after the other.
+// What M of the sequences read in a layer where keys move: copies of the chosen pages, of a sequence one head after the other. They
+// are a batch of their own, attended to in one call.
 struct MovedPages {
-  int32_t seq = 0, num_pages = 0;  // of a head
-  std::vector<char> pages;
-  std::vector<int32_t> rows, row_of, offset, kv_lens;
+  std::vector<int32_t> seqs, of;  // [M] of the batch; [C] which of them a choosing sequence is, or -1
+  std::vector<int64_t> first;     // [M + 1] of the copies
+  int64_t width = 0;              // pages of a row of the table
+  std::vector<char> pages, q, out;
+  std::vector<int32_t> rows, row_of, offset, kv_lens, q_starts;
+
+  int64_t count() const { return int64_t(seqs.size()); }
 };
 
 // A layer's table in which the choosing (sequence, head) pairs have rows of their own: the chosen full pages in their order, then
 // the page under way.
 struct ChosenTable {
   std::vector<int32_t> rows, row_of, offset, kv_lens;
-  std::vector<MovedPages> moved;  // their sequences have but one slot in the table
+  MovedPages moved;  // whose sequences have but one slot in the table
 };
 
 // Makes `args`, complete for the layer but for the choice, attend to what is chosen. The newest full page is always chosen.
 void choose_pages(AttentionArgs& args, const PageChoice& choice, int64_t layer, int num_threads, const std::string& isa,
                   ChosenTable& table);
 
-// Attends for the sequences whose keys moved, once `args` (what choose_pages made, attended to) is done.
-void attend_moved(const AttentionArgs& args, const ChosenTable& table, int num_threads, const std::string& isa);
+// Attends for the sequences whose keys moved, once `args` (what choose_pages made, attended to) is done; where they are all of the
+// batch, `args` need not be.
+void attend_moved(const AttentionArgs& args, MovedPages& moved, int num_threads, const std::string& isa);
 
 }  // namespace pagoda

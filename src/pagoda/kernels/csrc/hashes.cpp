@@ -24,24 +24,28 @@ struct Padded {
 
 }  // namespace
 
-void sign_hashes(const float* x, int64_t count, int64_t dim, const float* planes, int64_t bits, float* hashes, const std::string& isa) {
-  const Padded padded(planes, dim, bits);
-  PAGODA_BODY(isa, run_sign_hashes)({x, count, dim, padded.columns.data(), bits, padded.width, hashes});
-}
-
-void hash_slots(const ReadArgs& read, const float* planes, int64_t bits, float* hashes, const std::string& isa) {
+void hash_slots(const ReadArgs& read, const float* planes, int64_t bits, float* hashes, int64_t stride, int64_t room,
+                const std::string& isa) {
   const Padded padded(planes, read.shape.k_dim, bits);
   const auto body = PAGODA_BODY(isa, run_sign_hashes);
   std::vector<float> keys(read.slots * read.shape.k_dim);
   for (int64_t row = 0; row < read.count; ++row) {
+    const int64_t first = read.first[row];
+    if (first + read.slots > room) throw std::out_of_range("slot " + std::to_string(first + read.slots - 1) + " of " + std::to_string(room) + " hashes");
     ReadArgs one = read;
     one.rows = read.rows + row * read.width, one.first = read.first + row, one.count = 1;
     one.k = keys.data(), one.v = nullptr;
     read_slots(one);
-    body({keys.data(), read.slots, read.shape.k_dim, padded.columns.data(), bits, padded.width, hashes + row * read.slots});
+    body({keys.data(), read.slots, read.shape.k_dim, padded.columns.data(), bits, padded.width, hashes + row * stride + first});
   }
 }
 
-void hash_scores(const HashScoreArgs& args, const std::string& isa) { PAGODA_BODY(isa, run_hash_scores)(args); }
+void hash_scores(HashScoreArgs args, const float* x, int64_t dim, const float* planes, const std::string& isa) {
+  const Padded padded(planes, dim, args.bits);
+  std::vector<float> queries(args.rows * args.group);
+  PAGODA_BODY(isa, run_sign_hashes)({x, int64_t(queries.size()), dim, padded.columns.data(), args.bits, padded.width, queries.data()});
+  args.queries = queries.data();
+  PAGODA_BODY(isa, run_hash_scores)(args);
+}
 
 }  // namespace pagoda

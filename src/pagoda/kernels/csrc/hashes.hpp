@@ -27,14 +27,14 @@ struct HashScoreArgs {
   float* scores = nullptr;  // [rows][slots], written
 };
 
-// hashes[i]: bit b is set where x[i] . planes[., b] > 0. x [count][dim], planes [dim][bits].
-void sign_hashes(const float* x, int64_t count, int64_t dim, const float* planes, int64_t bits, float* hashes, const std::string& isa);
+// hashes[slot] of each row, rows `stride` apart, for the slots that are read: bit b is set where key . planes[., b] > 0; planes
+// [dim][bits]. std::out_of_range for slots behind the first `room` of a row.
+void hash_slots(const ReadArgs& read, const float* planes, int64_t bits, float* hashes, int64_t stride, int64_t room,
+                const std::string& isa);
 
-// The same of keys in pages: hashes [read.count][read.slots].
-void hash_slots(const ReadArgs& read, const float* planes, int64_t bits, float* hashes, const std::string& isa);
-
-// scores = sum over the row's queries of bits that agree less those that do not.
-void hash_scores(const HashScoreArgs& args, const std::string& isa);
+// scores = sum over the row's queries x [rows][group][dim] of bits of their hashes that agree less those that do not; `args.queries` is
+// its own.
+void hash_scores(HashScoreArgs args, const float* x, int64_t dim, const float* planes, const std::string& isa);
 
 PAGODA_DECLARE_BODIES(void, run_sign_hashes, (const HashArgs&))
 PAGODA_DECLARE_BODIES(void, run_hash_scores, (const HashScoreArgs&))

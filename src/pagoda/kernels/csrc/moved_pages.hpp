@@ -15,6 +15,7 @@ struct MoveArgs {
   PageShape shape, numbers;
   const char* from = nullptr;
   char* to = nullptr;
+  const char* soon = nullptr;  // the page that will be moved next, which is fetched meanwhile
   const float* turn = nullptr;
   float* room = nullptr;
 };

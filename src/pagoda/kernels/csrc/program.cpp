@@ -13,6 +13,10 @@ namespace {
 
 constexpr int64_t kAlign = 64;
 
+using Clock = std::chrono::steady_clock;
+
+int64_t since(Clock::time_point started) { return std::chrono::nanoseconds(Clock::now() - started).count(); }
+
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 // One run: where the registers are, and what every kind of instruction does with them.
@@ -30,6 +34,8 @@ struct Run {
   std::vector<SumTarget> targets;
   AttentionMemo memo;
   bool activated = false;
+  const bool watched;
+  int64_t choosing = 0, choices = 0;  // nanoseconds and calls, where somebody watches
 
   char* at(int reg, int64_t element = 0) const { return registers[reg] + element * size_of(dtype); }
 
@@ -123,7 +129,7 @@ struct Run {
     a.num_q_heads = i.num_q_heads, a.num_kv_heads = i.num_kv_heads;
     a.scale = i.scale, a.soft_cap = i.soft_cap, a.window = i.window, a.sinks = i.sinks, a.slopes = i.slopes;
     const bool chosen_here = step.choice.count > 0;  // in a table that is written anew for every layer
-    if (chosen_here) choose_pages(a, step.choice, i.layer, threads, isa, chosen);
+    if (chosen_here) choose(a, i.layer);
     const bool fewer = i.last && step.num_wanted >= 0;
     sum_into(a, i.layer);
     if (fewer) {
@@ -132,9 +138,15 @@ struct Run {
       keep_last(step.q_starts, attending_starts);
       a.q_starts = attending_starts.data(), a.chunk_starts = step.q_starts, a.num_tokens = num_tokens;
     }
-    paged_attention(a, threads, isa, chosen_here ? nullptr : &memo);
-    if (chosen_here) attend_moved(a, chosen, threads, isa);
+    if (!chosen_here || chosen.moved.count() < a.num_seqs) paged_attention(a, threads, isa, chosen_here ? nullptr : &memo);
+    if (chosen_here) attend_moved(a, chosen.moved, threads, isa);
     if (fewer) keep_last(attending_starts.data(), wanted_starts);
+  }
+
+  void choose(AttentionArgs& a, int64_t layer) {
+    const auto started = watched ? Clock::now() : Clock::time_point();
+    choose_pages(a, step.choice, layer, threads, isa, chosen);
+    if (watched) choosing += since(started), ++choices;
   }
 
   void sum_into(AttentionArgs& a, int64_t layer) {
@@ -250,7 +262,7 @@ int64_t Program::workspace_bytes(int64_t num_tokens) const {
 }
 
 void Program::run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const {
-  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {}, {}, {}, {}, {}, {}, {}, false};
+  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {}, {}, {}, {}, {}, {}, {}, false, watched_};
   char* at = reinterpret_cast<char*>(aligned(reinterpret_cast<intptr_t>(workspace)));
   for (int64_t width : widths_) {
     run.registers.push_back(at);
@@ -263,17 +275,20 @@ void Program::run(const StepArrays& step, void* workspace, int num_threads, cons
   }
   nanoseconds_.resize(instructions_.size()), calls_.resize(instructions_.size());
   for (size_t i = 0; i < instructions_.size(); ++i) {
-    const auto started = std::chrono::steady_clock::now();
+    const auto started = Clock::now();
+    const int64_t chosen = run.choosing;
     std::visit(run, instructions_[i]);
-    nanoseconds_[i] += std::chrono::nanoseconds(std::chrono::steady_clock::now() - started).count();
+    nanoseconds_[i] += since(started) - (run.choosing - chosen);
     ++calls_[i];
   }
+  choosing_ += run.choosing, choices_ += run.choices;
 }
 
 std::vector<Program::Timing> Program::timings() const {
   std::vector<Timing> found;
   for (size_t i = 0; i < nanoseconds_.size(); ++i)
     found.push_back({std::visit(Name{}, instructions_[i]), calls_[i], nanoseconds_[i] * 1e-9});
+  if (choices_ > 0) found.push_back({"page choice", choices_, choosing_ * 1e-9});
   return found;
 }
 

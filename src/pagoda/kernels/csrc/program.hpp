@@ -149,7 +149,8 @@ class Program {
   // Whether the time of every instruction is added up from now on (off at first; two readings of the clock each, 50 ns).
   void watch(bool on) { watched_ = on; }
 
-  // What the watched runs took: for each instruction a name (its kind, and the shape of a product), calls and seconds.
+  // What the watched runs took: for each instruction a name (its kind, and the shape of a product), calls and seconds; choosing pages
+  // apart from attention.
   struct Timing {
     std::string name;
     int64_t calls = 0;
@@ -167,6 +168,7 @@ class Program {
   std::vector<Instruction> instructions_;
   bool watched_ = false;
   mutable std::vector<int64_t> nanoseconds_, calls_;  // of every instruction, since it was first watched
+  mutable int64_t choosing_ = 0, choices_ = 0;        // the same of choosing pages, which attention's are without
 };
 
 }  // namespace pagoda

@@ -51,13 +51,6 @@ inline void fetch(const float* first, int64_t count) {
   for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(first + i);
 }
 
-void read_row(Store store, const char* row, const char* scales, int64_t dim, float* out) {
-  widen_row(store, row, scales, dim, out);
-  if (store != Store::int8 && store != Store::fp8) return;
-  const float unit = widen(*reinterpret_cast<const uint16_t*>(scales));
-  for (int64_t d = 0; d < dim; ++d) out[d] *= unit;
-}
-
 }  // namespace
 
 void keep_best(const KeepBestArgs& a) {

@@ -27,7 +27,6 @@ from .page_scores import page_scores
 from .read_slots import read_slots
 from .rms_norm import rms_norm
 from .rotary import rotary
-from .sign_hashes import sign_hashes
 from .top_k_mask import top_k_mask
 from .top_p_mask import top_p_mask
 from .typical_mask import typical_mask
@@ -61,7 +60,6 @@ __all__ = [
     "read_slots",
     "rms_norm",
     "rotary",
-    "sign_hashes",
     "top_k_mask",
     "top_p_mask",
     "typical_mask",

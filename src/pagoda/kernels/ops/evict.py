@@ -23,6 +23,7 @@ def evict(
     lens: Tensor,
     budgets: Tensor,
     num_slots: int,
+    left: Tensor,
     *,
     scores: Tensor | None = None,
     sinks: int = 0,
@@ -30,11 +31,11 @@ def evict(
     least: float = -math.inf,
     pool: int = 1,
     values: Sequence[Tensor] = (),
-) -> Tensor:
-    """``keep_best`` of each row, then ``close_gaps`` of its pages and ``close_rows`` of ``values``: slots that stayed,
-    int32 ``[R]``.
+) -> None:
+    """``keep_best`` of each row, then ``close_gaps`` of its pages and ``close_rows`` of ``values``. ``left`` int32
+    ``[R]`` becomes how many slots stayed.
 
-    rows int32 ``[R, W]`` page ids, no page twice; lens and budgets int64 ``[R]``, of at most ``num_slots``; scores
+    rows int32 ``[R, W]`` page ids, no page twice; lens and budgets int64, R numbers of at most ``num_slots``; scores
     float32 ``[L, H, num_slots]`` with ``L * H == R`` (None: all are equal); values float32 ``[L, H, C]``, contiguous.
     """
     dtypes, code = (pages.dtype, *(() if scores is None else (scores.dtype,))), layout.codec_name
@@ -42,11 +43,10 @@ def evict(
     run = _OP.chosen.get(key) or _OP.resolve(
         key, Needs(pages.device.type, dtypes[:1], options=frozenset({f"codec_{code}"} if code else ()))
     )
-    left: Tensor = run(
-        pages, layout, rows, lens, budgets, num_slots,
+    run(
+        pages, layout, rows, lens, budgets, num_slots, left,
         scores=scores, sinks=sinks, recent=recent, least=least, pool=pool, values=values,
     )  # fmt: skip
-    return left
 
 
 def reference(
@@ -56,6 +56,7 @@ def reference(
     lens: Tensor,
     budgets: Tensor,
     num_slots: int,
+    left: Tensor,
     *,
     scores: Tensor | None = None,
     sinks: int = 0,
@@ -63,16 +64,17 @@ def reference(
     least: float = -math.inf,
     pool: int = 1,
     values: Sequence[Tensor] = (),
-) -> Tensor:
+) -> None:
     if scores is None:
         scores = torch.zeros(len(rows), num_slots, device=pages.device)
     keep = keep_best(
-        scores.reshape(len(rows), num_slots), lens, budgets, sinks=sinks, recent=recent, least=least, pool=pool
-    )
+        scores.reshape(len(rows), num_slots), lens.reshape(-1), budgets.reshape(-1), sinks=sinks, recent=recent,
+        least=least, pool=pool,
+    )  # fmt: skip
     close_gaps(pages, layout, rows, keep)
     for one in values:
         close_rows(one.flatten(0, 1), keep)
-    return keep.sum(-1, dtype=torch.int32)
+    left.copy_(keep.sum(-1))
 
 
 _OP = Op("evict", reference)
@@ -93,13 +95,14 @@ def _case(
         "lens": make.ints(lens, torch.int64),
         "budgets": make.ints(budgets, torch.int64),
         "num_slots": slots,
+        "left": make.ints([-1] * len(lens)),
         "scores": wider[..., :slots] if scored else None,
         "values": torch.stack([wider, -wider]),
         **options,
     }
 
 
-_WRITES = ("pages", "values")
+_WRITES = ("pages", "values", "left")
 CASES = [
     Case("heads", lambda make: _case(make, [30, 30, 30, 30], [12, 12, 12, 12], recent=4), _WRITES),
     Case("uneven", lambda make: _case(make, [30, 7, 0, 29], [9, 9, 9, 40], sinks=2, least=0.0), _WRITES),

@@ -7,22 +7,25 @@ from torch import Tensor
 
 from ..case import Case, Make
 from ..dispatch import Needs, Op
+from .hash_slots import MOST_BITS, sign_hashes
 
 
-def hash_scores(hashes: Tensor, queries: Tensor, bits: int) -> Tensor:
-    """float32 ``[L, H, N]``: bits that agree less those that do not, over all queries of the head.
+def hash_scores(hashes: Tensor, queries: Tensor, planes: Tensor) -> Tensor:
+    """float32 ``[L, H, N]``: bits of hashes that agree less those that do not, over all queries of the head.
 
-    hashes float32 ``[L, H, N]`` (neighbours side by side) and queries ``[L, H, G]``: as `sign_hashes` made them.
+    hashes float32 ``[L, H, N]`` (neighbours side by side) as `hash_slots` made them with ``planes`` float32
+    ``[D, bits]``, queries float32 ``[L, H * G, D]``.
     """
     key = (hashes.dtype, hashes.device.type)
     run = _OP.chosen.get(key) or _OP.resolve(key, Needs(hashes.device.type, (hashes.dtype,)))
-    scores: Tensor = run(hashes, queries, bits)
+    scores: Tensor = run(hashes, queries, planes)
     return scores
 
 
-def reference(hashes: Tensor, queries: Tensor, bits: int) -> Tensor:
-    shifts = torch.arange(bits, device=hashes.device)
-    votes = ((queries.long()[..., None] >> shifts & 1) * 2 - 1).sum(-2).float()  # [L, H, bits]
+def reference(hashes: Tensor, queries: Tensor, planes: Tensor) -> Tensor:
+    shifts = torch.arange(planes.shape[1], device=hashes.device)
+    asked = sign_hashes(queries, planes).view(*hashes.shape[:2], -1)
+    votes = ((asked.long()[..., None] >> shifts & 1) * 2 - 1).sum(-2).float()  # [L, H, bits]
     signs = (hashes.long()[..., None] >> shifts & 1).float() * 2 - 1
     return (signs @ votes[..., None])[..., 0]
 
@@ -35,13 +38,13 @@ def _case(make: Make, slots: int, room: int, group: int, bits: int) -> dict[str,
     hashes = make.normal(2, 3, room, scale=2.0**bits).abs() % 2**bits
     return {
         "hashes": hashes.floor()[..., :slots],
-        "queries": (make.normal(2, 3, group, scale=2.0**bits).abs() % 2**bits).floor(),
-        "bits": bits,
+        "queries": make.normal(2, 3 * group, 20),
+        "planes": make.normal(20, bits),
     }
 
 
 CASES = [
     Case("heads", lambda make: _case(make, 21, 30, 4, 16)),
-    Case("one query, most bits", lambda make: _case(make, 9, 9, 1, 24)),
+    Case("one query, most bits", lambda make: _case(make, 9, 9, 1, MOST_BITS)),
     Case("nothing", lambda make: _case(make, 0, 5, 2, 8)),
 ]

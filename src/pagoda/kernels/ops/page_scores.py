@@ -274,6 +274,9 @@ def _cases() -> list[dict[str, object]]:
         {"rule": PageRule("rows", weigh="softmax", sum_heads=True), "pages": 5, "group": 1},
         {"rule": PageRule("codes", weigh="peak"), "pages": 6, "held": (6, 2)},
         {"rule": PageRule("codes", "turn", "peak"), "pages": 3, "size": 8, "group": 9},
+        {"rule": PageRule("keys", **voted), "pages": 37, "held": (37, 16)},  # type: ignore[arg-type]
+        {"rule": PageRule("columns", "thin", rank=9, **voted), "pages": 40, "held": (33, 40)},  # type: ignore[arg-type]
+        {"rule": PageRule("pairs", weigh="peak", sum_heads=True), "pages": 18},
         {"rule": PageRule("keys", **voted), "pages": 7},  # type: ignore[arg-type]
         {"rule": PageRule("keys", **voted), "pages": 5, "group": 10, "size": 32, "held": (1, 5)},  # type: ignore[arg-type]
         {"rule": PageRule("keys", **voted), "pages": 5, "dim": 20, "size": 8, "dtype": torch.float32},  # type: ignore[arg-type]

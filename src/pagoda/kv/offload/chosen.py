@@ -18,7 +18,7 @@ from .groups import Member, of_heads
 from .storage import OffloadedStorage, TierError
 
 if TYPE_CHECKING:
-    from ..view import Chooser
+    from ..choices import Chooser
 
 
 def attend_chosen(

@@ -34,7 +34,8 @@ from .storage import OffloadedStorage
 from .tier_file import Failures
 
 if TYPE_CHECKING:
-    from ..view import Chooser, Noter, Received
+    from ..choices import Chooser
+    from ..view import Noter, Received
 
 
 NOTED_PAGES = 16

@@ -91,7 +91,8 @@ class LayerInputs:
 class Inputs:
     """One sequence when its policy acts.
 
-    lens int64 [L, H]; ``num_seen`` tokens computed, ``prompt_len`` of them the prompt (or more than are computed yet).
+    lens int64 [L, H], not to be changed; ``num_seen`` tokens computed, ``prompt_len`` of them the prompt (or more than
+    are computed yet).
     tracks: the policy's values per slot [L, H, N], to be changed in place; memory: anything else it wants to keep.
     """
 
@@ -111,7 +112,7 @@ class Inputs:
     read: Callable[[int], tuple[Tensor, Tensor]] | None = None
     read_part: Callable[[range, Tensor, int, bool], tuple[Tensor, Tensor]] | None = None
     weigh_slots: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-    hash_slots: Callable[[Tensor, int, Tensor], Tensor] | None = None
+    hash_slots: Callable[[Tensor, int, Tensor, Tensor], None] | None = None
     find_positions: Callable[[], Tensor | None] = lambda: None
     slot_bytes: int = 0  # of one slot of all heads of a layer, as float32
     summed: Mapping[str, Tensor] = field(default_factory=dict)
@@ -168,17 +169,18 @@ class Inputs:
             self._put(track[here], first[here], judge(layers, k, v))
 
     def hash_new(self, track: Tensor, planes: Tensor) -> None:
-        """As ``judge_new`` with ``ops.sign_hashes(k, planes)``; keys are hashed where they lie."""
+        """As ``judge_new`` with hashes of keys (``ops.hash_slots``), which are made where they lie."""
         assert self.hash_slots is not None, "keys were not declared as a need"
-        first, num_new = self._new()
-        self._put(track, first, self.hash_slots(first, num_new, planes))
+        self.hash_slots(*self._new(), planes, track)
 
     def _new(self) -> tuple[Tensor, int]:
         """First slots int64 [L, H] of the tokens that were not judged yet, and how many those are: they will be now."""
         seen = self.memory.get("judged", 0)
         assert isinstance(seen, int)
-        self.memory["judged"] = self.num_seen
-        return self.lens - (self.num_seen - seen), self.num_seen - seen
+        self.memory["judged"], num_new = self.num_seen, self.num_seen - seen
+        if self.fewest_slots == self.num_slots:
+            return self.same(self.num_slots - num_new), num_new
+        return self.lens - num_new, num_new
 
     def _put(self, track: Tensor, first: Tensor, found: Tensor) -> None:
         """``found`` [l, H, n] for the last n slots of each head."""
@@ -190,7 +192,7 @@ class Inputs:
 
     def same(self, slots: int) -> Tensor:
         """int64 [L, H]: the same number for every head; not to be changed."""
-        return _same(*self.lens.shape, slots, self.lens.device)
+        return same(self.num_layers, self.num_kv_heads, slots, self.lens.device)
 
     @property
     def num_layers(self) -> int:
@@ -248,7 +250,8 @@ class Inputs:
 
 
 @lru_cache(maxsize=256)
-def _same(layers: int, heads: int, slots: int, device: device) -> Tensor:
+def same(layers: int, heads: int, slots: int, device: device) -> Tensor:
+    """int64 [L, H]: the same number for every head; not to be changed."""
     import torch
 
     return torch.full((layers, heads), slots, device=device)

@@ -7,8 +7,9 @@ and is asked between layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from ...core.errors import ConfigError
@@ -64,9 +65,11 @@ class PageSelection(Selection):
     """Why it cannot follow an eviction ("" where it can): heads then hold different tokens in the same page."""
     moves: ClassVar[bool] = False
     """Whether what is read gets positions side by side (``moved``), so that it is read from copies."""
+    alone: ClassVar[bool] = False
+    """Whether each sketch is made of its own page of its own head alone, whatever layer that is of, once."""
     remote: ClassVar[bool] = False
-    """Whether sketches say all: each is made of its own page of its own head alone, once, and a step looks at no other
-    keys than those that it reads. Only then pages may lie in a lower tier, and be noted before they go there."""
+    """Whether sketches say all: they are made alone, and a step looks at no other keys than those that it reads. Only
+    then pages may lie in a lower tier, and be noted before they go there."""
     keeps_first: ClassVar[bool] = False
     """Whether the first page is always read (and counts)."""
     pages: int | float = 0.25
@@ -119,6 +122,12 @@ class PageSelection(Selection):
         """
         return keys[..., :0, 0]
 
+    def sketch_layers(self, keys: Tensor, memory: Sequence[dict[str, Tensor]]) -> Tensor | None:
+        """``sketch`` of pages of all layers at once, float32 [L, H, n, page_size, D] -> [L, H, n, …]. None: it has to
+        be asked layer by layer.
+        """
+        return self.sketch(keys.flatten(0, 1), {}).unflatten(0, keys.shape[:2]) if self.alone else None
+
     def sketch_as(self, keys: Tensor, memory: dict[str, Tensor], first: int, learned: Mapping[str, Tensor]) -> Tensor:
         """``sketch`` for methods that want to know which page of the head is the ``first``, or were calibrated."""
         return self.sketch(keys, memory)
@@ -128,6 +137,11 @@ class PageSelection(Selection):
     def rule(self) -> PageRule | None:
         """How the kernels judge pages; None: ``score`` does, in a way of its own."""
         return None
+
+    @cached_property
+    def judged_by(self) -> PageRule | None:
+        """``rule()``, made once."""
+        return self.rule()
 
     def given(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> Tensor | None:
         """What the rule is given in a layer: float32 [H, …], contiguous, the same tensor from step to step."""
@@ -162,7 +176,7 @@ class PageSelection(Selection):
         """float32 [H, P]: the higher, the sooner a page is read."""
         from ...kernels.ops import page_scores
 
-        rule, memory, (heads, pages) = self.rule(), look.memory, look.valid.shape
+        rule, memory, (heads, pages) = self.judged_by, look.memory, look.valid.shape
         assert rule is not None, f"{type(self).__name__} has neither a rule nor a score"
         if self._serves(look):
             return kept(memory, "scores", (heads,), pages, look.valid.device)[:, :pages].clone()

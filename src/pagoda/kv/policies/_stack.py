@@ -164,6 +164,11 @@ class PolicyStack:
         return eviction if self.windowed is None else eviction | self.windowed.needs
 
     @cached_property
+    def looks(self) -> bool:
+        """Whether the newest queries matter."""
+        return bool(LOOKS & self.needs)
+
+    @cached_property
     def window(self) -> int:
         """Newest queries, or hidden states, that are remembered for the next act."""
         looks = self.eviction is not None and (LOOKS | {Need.HIDDEN}) & self.eviction.needs
@@ -175,8 +180,7 @@ class PolicyStack:
         """Whether attention can sum up for the next act what slots receive, query by query: nothing else is asked of
         the newest queries, and every slot is read as it lies in pages (not beside them, raw until they are encoded).
         """
-        looks = LOOKS & self.needs
-        return bool(looks) and Need.QUERIES not in looks and self.selection is None and self.windowed is None
+        return self.looks and Need.QUERIES not in self.needs and self.selection is None and self.windowed is None
 
     def next_act(self, num_seen: int, prompt_len: int) -> int | None:
         """As ``Eviction.next_act``; where the eviction has nothing to do any more, when pages are encoded."""

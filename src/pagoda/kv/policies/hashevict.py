@@ -33,7 +33,7 @@ class HashEvict(Scored, Rolling):
     keep_recent: int = 10
 
     def __post_init__(self) -> None:
-        from ...kernels.ops.sign_hashes import MOST_BITS
+        from ...kernels.ops.hash_slots import MOST_BITS
 
         super().__post_init__()
         at_least("bits", self.bits, 1)
@@ -50,13 +50,13 @@ class HashEvict(Scored, Rolling):
         return self.keep_recent
 
     def scores(self, inputs: Inputs) -> Tensor:
-        from ...kernels.ops import hash_scores, sign_hashes
+        from ...kernels.ops import hash_scores
 
         assert inputs.queries is not None
         held, planes = inputs.tracks["hash"], _planes(inputs.queries.shape[-1], self.bits, inputs.lens.device)
         inputs.hash_new(held, planes)
-        queries = sign_hashes(inputs.queries[:, -1], planes).view(*inputs.lens.shape, -1)
-        return hash_scores(held, queries, self.bits)  # bits x heads, less twice the Hamming distances
+        # bits x heads, less twice the Hamming distances
+        return hash_scores(held, inputs.queries.select(1, -1), planes)
 
 
 @lru_cache(maxsize=8)

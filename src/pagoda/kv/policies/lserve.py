@@ -25,6 +25,7 @@ class LServe(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.14866"
+    alone: ClassVar[bool] = True
     remote: ClassVar[bool] = True
     part: int = 4
     reuse: int = 4

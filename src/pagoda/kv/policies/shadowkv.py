@@ -24,6 +24,7 @@ class ShadowKV(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.21465"
+    alone: ClassVar[bool] = True
     remote: ClassVar[bool] = True
     outliers: float = 0.1
 

@@ -1,0 +1,203 @@
+// Products of a group's queries with what is noted of pages (page_scores.hpp), for one instruction set: rows, columns, pairs, or keys
+// where they lie.
+#pragma once
+
+#include "attention_few.hpp"
+#include "attention_rows.hpp"
+#include "page_scores.hpp"
+#include "vec.hpp"
+
+namespace pagoda {
+namespace {
+
+// Calls act(integral constant) for every eight heads and what is left: head, heads of them at once.
+template <int kHeads>
+struct Heads {
+  static constexpr int value = kHeads;
+};
+
+template <typename Act>
+void by_heads(int64_t heads, Act act) {
+  for (int64_t head = 0; head < heads; head += 8) {
+    switch (heads - head) {
+      case 1: act(head, Heads<1>{}); break;
+      case 2: act(head, Heads<2>{}); break;
+      case 3: act(head, Heads<3>{}); break;
+      case 4: act(head, Heads<4>{}); break;
+      case 5: act(head, Heads<5>{}); break;
+      case 6: act(head, Heads<6>{}); break;
+      case 7: act(head, Heads<7>{}); break;
+      default: act(head, Heads<8>{});
+    }
+  }
+}
+
+// Products of kHeads queries with one row: a register of the row is read once for all heads.
+template <int kHeads>
+inline void row_products(const float* queries, int64_t width, const float* row, float (&out)[kHeads]) {
+  Vec sum[kHeads];
+#pragma GCC unroll 8
+  for (int h = 0; h < kHeads; ++h) sum[h] = Vec{};
+  int64_t d = 0;
+  for (; d + kLanes <= width; d += kLanes) {
+    const Vec part = load(row + d);
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; ++h) sum[h] += load(queries + h * width + d) * part;
+  }
+#pragma GCC unroll 8
+  for (int h = 0; h < kHeads; ++h) {
+    out[h] = total_of(sum[h]);
+    for (int64_t i = d; i < width; ++i) out[h] += queries[h * width + i] * row[i];
+  }
+}
+
+// products [heads][ld]: of `count` rows.
+void store_row_products(const float* queries, int64_t heads, int64_t width, const float* rows, int64_t stride, int64_t count,
+                        float* products, int64_t ld) {
+  by_heads(heads, [&](int64_t head, auto n) {
+    float found[n.value];
+    for (int64_t i = 0; i < count; ++i) {
+      row_products<n.value>(queries + head * width, width, rows + i * stride, found);
+      for (int h = 0; h < n.value; ++h) products[(head + h) * ld + i] = found[h];
+    }
+  });
+}
+
+constexpr int64_t kNumbersAhead = 256;  // of each channel, of which more are read at once than the machine follows by itself
+
+constexpr int64_t kPagesAhead = 2;      // of pages in pairs: the machine follows by itself no further than 4 KiB
+
+inline Vec load_columns(const uint16_t* at, int64_t count) {
+  if (count >= kLanes) return load(at);
+  uint16_t some[kLanes] = {};
+  memcpy(some, at, 2 * count);
+  return load(some);
+}
+
+// sum[head] += queries . channels of a register of slots, channel by channel; what lies in them a little further on is fetched.
+template <int kHeads>
+inline void column_products(const PageScoreArgs& a, const PreparedQueries& q, int64_t head, const uint16_t* columns, int64_t slots,
+                            Vec (&sum)[kHeads]) {
+  const float* queries = q.queries + head * q.width;
+  const int64_t channel = a.room * a.rule.per_page;
+  for (int64_t w = 0; w < q.width; ++w) {
+    const uint16_t* at = columns + (q.channels ? q.channels[w] : w) * channel;
+    __builtin_prefetch(at + kNumbersAhead);
+    const Vec part = load_columns(at, slots);
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; ++h) sum[h] += splat(queries[h * q.width + w]) * part;
+  }
+}
+
+// The same for channels in pairs.
+template <int kHeads>
+inline void pair_products(const PageScoreArgs& a, const PreparedQueries& q, int64_t head, const uint16_t* pairs, int64_t slots,
+                          Vec (&sum)[kHeads]) {
+  const int64_t words = q.width / 2, page = a.rule.stride * a.rule.per_page;
+  for (int64_t w = 0; w < words; ++w, pairs += 2 * a.rule.per_page) {
+    __builtin_prefetch(pairs + kPagesAhead * page);
+    UintVec both{};
+    if (slots == kLanes) memcpy(&both, pairs, sizeof both);
+    else memcpy(&both, pairs, 4 * slots);  // a call
+#if PAGODA_DPBF16
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; ++h) sum[h] = Pairs::step(sum[h], splat_word(q.words + (head + h) * words + w), (__m512)both);
+#else
+    const Vec first = (Vec)(both << 16), second = (Vec)(both & 0xffff0000u);
+    const float* queries = q.queries + head * q.width + 2 * w;
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; ++h) sum[h] += splat(queries[h * q.width]) * first + splat(queries[h * q.width + 1]) * second;
+#endif
+  }
+}
+
+// Pages that are scored together.
+struct Pages {
+  int64_t first, end;
+};
+
+// Calls use(head, page, first slot, slots, products [kHeads]) for all slots of the pages, a register of slots at a time.
+template <typename Use>
+void each_column(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, Use use) {
+  const int64_t per_page = a.rule.per_page, apart = a.rule.kind() == Marks::pairs ? a.rule.stride * per_page : per_page;
+  by_heads(a.heads, [&](int64_t head, auto n) {
+    for (int64_t page = pages.first; page < pages.end; ++page) {
+      const uint16_t* columns = (const uint16_t*)a.marks + page * apart;
+      for (int64_t slot = 0; slot < per_page; slot += kLanes) {
+        const int64_t slots = per_page - slot < kLanes ? per_page - slot : kLanes;
+        Vec sum[n.value];
+#pragma GCC unroll 8
+        for (int h = 0; h < n.value; ++h) sum[h] = Vec{};
+        if (a.rule.kind() == Marks::pairs) pair_products(a, q, head, columns + 2 * slot, slots, sum);
+        else column_products(a, q, head, columns + slot, slots, sum);
+        use(head, page, slot, slots, sum);
+      }
+    }
+  });
+}
+
+// Where the products of pages with one head go: `first` page's first slot, from one head to the next.
+struct Products {
+  float* at;
+  int64_t ld;
+};
+
+void store_column_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, Products products) {
+  each_column(a, q, pages, [&](int64_t head, int64_t page, int64_t slot, int64_t, auto& sum) {
+    float* to = products.at + head * products.ld + (page - pages.first) * a.rule.per_page + slot;
+    for (const Vec& one : sum) store(to, one), to += products.ld;  // lanes behind the page's slots are the next page's
+  });
+}
+
+const char* keys_of(const PageScoreArgs& a, int64_t page) {
+  return a.storage + (a.ids[page] + a.offset) * a.shape.page_bytes + a.shape.k.at;
+}
+
+#if PAGODA_DPBF16
+
+constexpr int64_t kKeysAhead = 4;  // pages
+
+// Pages of bfloat16 and queries that are: as attention multiplies them.
+void store_pair_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, float* room, Products products) {
+  const int64_t words = a.dim / 2, per_page = a.rule.per_page;
+  uint16_t* packed = (uint16_t*)room;
+  for (int64_t i = 0; i < a.heads * a.dim; ++i) narrow(q.queries[i], packed + i);
+  for (int64_t page = pages.first; page < pages.end; ++page) {
+    const char *keys = keys_of(a, page), *ahead = keys_of(a, page + kKeysAhead < a.pages ? page + kKeysAhead : a.pages - 1);
+    Lines soon{ahead, ahead + per_page * a.shape.k.bytes - 64};
+    for (int64_t slot = 0; slot < per_page; slot += 16) {
+      const char* first = keys + slot * a.shape.k.bytes;
+      by_heads(a.heads, [&](int64_t head, auto n) {
+        few_scores<n.value>(room + head * words, words, first, first + kEight * a.shape.k.bytes, a.shape.k.bytes,
+                            products.at + head * products.ld + (page - pages.first) * per_page + slot, products.ld, soon);
+      });
+      soon.at = soon.at + 64 * words < soon.last ? soon.at + 64 * words : soon.last;
+    }
+  }
+}
+
+#endif
+
+// One page after the other, as numbers.
+void store_key_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, float* room, Products products) {
+  const int64_t per_page = a.rule.per_page;
+#if PAGODA_DPBF16
+  if (a.shape.store == Store::bf16 && a.dim % 8 == 0 && per_page % 16 == 0 && q.are_bf16) return store_pair_products(a, q, pages, room, products);
+#endif
+  for (int64_t page = pages.first; page < pages.end; ++page) {
+    const char *keys = keys_of(a, page), *scales = keys - a.shape.k.at + a.shape.k_scales.at;
+    for (int64_t slot = 0; slot < per_page; ++slot)
+      read_row(a.shape.store, keys + slot * a.shape.k.bytes, scales + slot * a.shape.k_scales.bytes, a.dim, room + slot * a.dim);
+    float* to = products.at + (page - pages.first) * per_page;
+    store_row_products(q.queries, a.heads, a.dim, room, a.dim, per_page, to, products.ld);
+  }
+}
+
+// The products of all heads with every slot of the pages.
+void store_slot_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, float* room, Products products) {
+  if (a.rule.kind() == Marks::keys) store_key_products(a, q, pages, room, products);
+  else store_column_products(a, q, pages, products);
+}
+
+}  // namespace
+}  // namespace pagoda
