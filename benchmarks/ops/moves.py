@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pagoda.kernels.layout import PageLayout
+from pagoda.kernels.memory import empty_bytes
 from pagoda.kernels.ops import close_gaps, copy_pages
 from pagoda.kv.codecs.base import CODECS
 
@@ -30,7 +31,8 @@ def rows(dim: int, clock: str = "wall") -> Iterator[tuple[Move, dict[str, Times]
     for format in FORMATS:
         codec = None if format == "bfloat16" else CODECS.get(format)
         layout = PageLayout(PAGE_SIZE, dim, dim, torch.uint8 if codec else torch.bfloat16, codec)
-        pages = layout.new_pages(max(2, NUM_BYTES // layout.page_bytes) // 2 * 2)
+        shape = max(2, NUM_BYTES // layout.page_bytes) // 2 * 2, layout.page_bytes
+        pages = empty_bytes(shape, torch.device("cpu")).zero_().view(layout.dtype)  # on huge pages, as a large pool is
         for what, way, num_bytes in (("whole pages", *_copies(pages, layout)), ("kept slots", *_gaps(pages, layout))):
             ways = {"pagoda": way, "torch": _together(num_bytes)}
             yield Move(what, format, num_bytes), in_turn(ways, ROUNDS, 1, clock)
@@ -51,5 +53,5 @@ def _gaps(pages: torch.Tensor, layout: PageLayout) -> tuple[Callable[[int], obje
 
 
 def _together(num_bytes: int) -> Callable[[int], object]:
-    source, target = torch.zeros(2, num_bytes, dtype=torch.uint8)
+    source, target = empty_bytes((2, num_bytes), torch.device("cpu")).zero_()
     return lambda number: target.copy_(source)

@@ -84,6 +84,17 @@ def test_copy_pages_reads_before_it_writes(id_dtype, targets, sources):
     assert torch.equal(pages, expected)
 
 
+@pytest.mark.parametrize("num_pages", [40, 4000])
+def test_overlaps_are_found_among_few_pages_and_many(num_pages):
+    """However sources are looked up: a chain of copies moves every page one on, and pages apart are copied all."""
+    pages = torch.arange(num_pages, dtype=torch.float32)[:, None].repeat(1, 32)
+    chain = torch.arange(10, dtype=torch.int32)
+    copy_pages(pages, chain, chain + 1)
+    assert pages[:12, 0].tolist() == [0, *range(10), 11]
+    copy_pages(pages, chain + 20, chain)
+    assert pages[:10, 31].tolist() == list(range(20, 30))
+
+
 def test_tensors_of_another_device_are_refused_before_a_body_reads_their_addresses():
     """Keys on a GPU and pages on the CPU once crashed the process; "meta" stands for any other device here."""
     layout = PageLayout(PAGE_SIZE, 16, 16, torch.float32)

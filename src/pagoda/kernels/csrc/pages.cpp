@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kParallelBytes = 1 << 20;  // moved by one core in 100 us; below it, waking another is not worth it
 constexpr int64_t kTokensAtOnce = 16;
+constexpr int64_t kFetchBytes = 2 << 10;      // of the next page; the hardware goes on
 constexpr int64_t kCopyBytes = 64 << 10;      // of whole pages that a thread takes at a time
 
 template <typename Id>
@@ -49,12 +50,24 @@ bool reads_what_it_wrote(const Id* src_pages, const Id* src_slots, const Id* dst
   return false;
 }
 
-// Whether any target is also a source: only then must everything be read before the first write.
-template <typename Key>
-bool overlap(std::vector<Key> sources, const std::vector<Key>& targets) {
-  std::sort(sources.begin(), sources.end());
-  return std::any_of(targets.begin(), targets.end(),
-                     [&](Key t) { return std::binary_search(sources.begin(), sources.end(), t); });
+// Whether any target is also a source: only then must everything be read before the first write. Few are sorted; of many each is
+// marked among all pages.
+template <typename Id>
+bool overlap(const Id* src, const Id* dst, int64_t count, int64_t num_pages) {
+  if (count < num_pages / 256) {
+    std::vector<Id> sources(src, src + count);
+    std::sort(sources.begin(), sources.end());
+    return std::any_of(dst, dst + count, [&](Id t) { return std::binary_search(sources.begin(), sources.end(), t); });
+  }
+  std::vector<bool> read(static_cast<size_t>(num_pages));
+  for (int64_t i = 0; i < count; ++i) read[src[i]] = true;
+  return std::any_of(dst, dst + count, [&](Id t) { return read[t]; });
+}
+
+// A page's bytes are asked for, so that they come while another is copied: pages lie anywhere, and the hardware fetches ahead only
+// within one.
+void fetch(const char* page, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(page + at);
 }
 
 }  // namespace
@@ -99,13 +112,14 @@ template <typename Id>
 void copy_pages(char* base, int64_t num_pages, int64_t page_bytes, const Id* src, const Id* dst, int64_t count, int num_threads) {
   check(src, count, num_pages, "page");
   check(dst, count, num_pages, "page");
-  const std::vector<Id> sources(src, src + count), targets(dst, dst + count);
-  if (!overlap(sources, targets)) {
+  if (!overlap(src, dst, count, num_pages)) {
     if (count * page_bytes < kParallelBytes) num_threads = 1;
     const int64_t at_once = std::max<int64_t>(1, kCopyBytes / page_bytes);
     parallel_for((count + at_once - 1) / at_once, num_threads, [&](int64_t item) {
-      for (int64_t i = item * at_once; i < std::min(count, (item + 1) * at_once); ++i)
+      for (int64_t i = item * at_once; i < std::min(count, (item + 1) * at_once); ++i) {
+        if (i + 1 < count) fetch(base + src[i + 1] * page_bytes, std::min(page_bytes, kFetchBytes));
         std::memcpy(base + dst[i] * page_bytes, base + src[i] * page_bytes, page_bytes);
+      }
     });
     return;
   }
