@@ -26,7 +26,7 @@ from pagoda.plan.prices import FOLDER
 TASK_NAMES = ("agreement", "recall", "multi_key", "copying")
 FORMATS = (
     "bf16", "ternary", "int8", "w8a8", "int5", "int5(embed='same')", "int4(group=32)", "int4(group=32, embed='same')",
-    "int4", "int4(embed='same')", "w4a8",
+    "int4", "int4(embed='same')", "w4a8", "nf4", "fp8",
 )  # fmt: skip
 POLICIES = (
     "snapkv(budget=0.5)", "snapkv(budget=0.25)", "snapkv(budget=0.25)+ada", "streaming_llm(budget=0.5)",

@@ -20,7 +20,8 @@ def main() -> None:
     ops = parser.add_subparsers(dest="op", required=True)
     products = ops.add_parser("linear", help="products with packed weights beside torch's linear")
     products.add_argument("--shape", type=_pair, nargs="+", default=[(9728, 896), (896, 4864)], metavar="OUTxIN")
-    products.add_argument("--formats", nargs="+", choices=linear.FORMATS, default=["bf16", "w8a8", "w4a8"])
+    formats = "as --quantization takes them"
+    products.add_argument("--formats", nargs="+", default=["bf16", "w8a8", "w4a8(group=64)"], help=formats)
     products.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64, 256, 1024])
     slots = ops.add_parser("attention", help="attention over pages beside torch's over contiguous tensors")
     slots.add_argument("--heads", type=_pair, default=(14, 2), metavar="QxKV")

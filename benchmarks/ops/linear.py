@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 
 from pagoda.kernels.memory import empty_bytes
-from pagoda.kernels.ops import packed_linear
-from pagoda.kernels.packed import PackedWeight
-from pagoda.kernels.quantize import pack
+from pagoda.weights.filling import pack_matrix
+from pagoda.weights.packed import CodedMatrix, PackedMatrix, PanelMatrix
+from pagoda.weights.quantization import parse_format
 
 from .timing import Times, in_turn
 
 COPIES_BYTES = 128 << 20
-FORMATS = {
-    "fp32": "fp32", "bf16": "bf16", "int8": "int8", "w8a8": "int8", "int5": "int5", "int4": "int4", "w4a8": "int4",
-}  # fmt: skip
 ROUNDS = 15
 
 
@@ -30,32 +27,35 @@ def rows(
 ) -> Iterator[tuple[int, dict[str, Times], int]]:
     """(tokens, times of "pagoda", "torch" and perhaps "torch packed", bytes of the packed weight) by number of tokens.
 
-    torch multiplies bfloat16 by bfloat16 (float32 for fp32), whatever the format; as "torch packed" weights of as many
-    bits by kernels of its own, where it has them.
+    ``format`` is any weight format as text. torch multiplies bfloat16 by bfloat16 (float32 for fp32), whatever the
+    format; as "torch packed" weights of as many bits by kernels of its own, where it has them.
     """
     outputs, inputs = shape
     dtype = torch.float32 if format == "fp32" else torch.bfloat16
     weight = torch.randn(outputs, inputs) * inputs**-0.5
-    packed = pack(weight, FORMATS[format], group={"int4": 64, "int5": 96}.get(FORMATS[format], 0))
+    packed = pack_matrix(parse_format(format), weight, dtype)
     copies = [_copy(packed) for _ in range(max(2, COPIES_BYTES // packed.nbytes))]
     plain = [weight.to(dtype, copy=True) for _ in range(max(2, COPIES_BYTES // (weight.numel() * dtype.itemsize)))]
     own = OWN[format](weight) if format in OWN else None
     for count in tokens:
         x = torch.randn(count, inputs).to(dtype)
-        dynamic = format in ("w8a8", "w4a8")
-        ways = {"pagoda": _ours(x, copies, dynamic), "torch": _torch(x, plain)}
+        ways = {"pagoda": _ours(x, copies), "torch": _torch(x, plain)}
         if own is not None:
             ways["torch packed"] = own(x)
         yield count, in_turn(ways, ROUNDS, 2, clock), packed.nbytes
 
 
-def _copy(packed: PackedWeight) -> PackedWeight:
-    data = empty_bytes(tuple(packed.data.shape), torch.device("cpu"))
-    return replace(packed, data=data.copy_(packed.data))
+def _copy(matrix: PackedMatrix) -> PackedMatrix:
+    if isinstance(matrix, CodedMatrix):
+        codes = {name: codes.clone() for name, codes in matrix.codes.items()}
+        return CodedMatrix(matrix.format, codes, matrix.cols, matrix.dtype)
+    assert isinstance(matrix, PanelMatrix)
+    data = empty_bytes(tuple(matrix.packed.data.shape), torch.device("cpu"))
+    return PanelMatrix(matrix.format, replace(matrix.packed, data=data.copy_(matrix.packed.data)), matrix.dtype)
 
 
-def _ours(x: Tensor, copies: list[PackedWeight], dynamic: bool) -> Callable[[int], object]:
-    return lambda number: packed_linear(x, copies[number % len(copies)], dynamic=dynamic)
+def _ours(x: Tensor, copies: list[PackedMatrix]) -> Callable[[int], object]:
+    return lambda number: copies[number % len(copies)].linear(x)
 
 
 def _torch(x: Tensor, copies: list[Tensor]) -> Callable[[int], object]:

@@ -30,7 +30,8 @@ def test_both_products_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         return in_turn(ways, 1, 0)
 
     monkeypatch.setattr(linear, "in_turn", once)
-    for format, bound in (("fp32", 1e-5), ("bf16", 1e-2), ("w8a8", 0.03), ("w4a8", 0.2), ("int8", 0.02), ("int4", 0.2)):
+    bounds = {"fp32": 1e-5, "bf16": 1e-2, "w8a8": 0.03, "w4a8": 0.2, "int8": 0.02, "int4": 0.2, "dgq": 0.2}
+    for format, bound in bounds.items():
         seen.clear()
         list(linear.rows((64, 128), format, [5]))
         assert ("torch packed" in seen) == (format in linear.OWN)

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from pagoda.kernels.case import Make
+from pagoda.kernels.ops import packed_embedding
 from pagoda.kernels.ops.packed_linear import reference
+from pagoda.kernels.packed import lay_out
+from pagoda.kernels.packed_bytes import NF4_LEVELS
 from pagoda.kernels.quantize import pack
 
 from .isas import ISAS, cpu
@@ -17,6 +20,7 @@ FORMS = [
     ("int4", {"group": 128, "scale_dtype": torch.float32}, False),
     ("int4", {"group": 128, "symmetric": False, "scale_dtype": torch.float32}, True),
     ("int5", {"group": 48}, False), ("int5", {"group": 96, "symmetric": False, "scale_dtype": torch.float32}, False),
+    ("fp16", {}, False), ("fp8", {}, False), ("nf4", {"group": 64}, False),
 ]  # fmt: skip
 # One token to two tiles; inputs that end inside a block, a group, a piece; outputs that end inside a panel.
 SHAPES = [(33, 64), (200, 300), (80, 1), (70, 1100), (35, 2500)]
@@ -45,7 +49,7 @@ def test_every_instruction_set(isa, form, options, dynamic, dtype):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("form", "options", "dynamic"), [*FORMS[1:7], FORMS[-1]], ids=str)
+@pytest.mark.parametrize(("form", "options", "dynamic"), [*FORMS[1:7], *FORMS[-4:]], ids=str)
 def test_many_tokens(isa, form, options, dynamic):
     """More tokens than are summed at once, with inputs in several pieces."""
     x, packed, bias = problem(form, options, 40, 2200, torch.bfloat16, tokens=541)
@@ -74,8 +78,6 @@ def test_threads_change_nothing(form, dynamic):
 def test_all_weights_of_a_byte(isa):
     """Every int8 code and the largest tokens: no sum saturates, no look-up is off by one."""
     codes = torch.arange(-128, 128).repeat(4).reshape(-1, 4)[:240]
-    from pagoda.kernels.packed import lay_out
-
     packed = lay_out("int8", codes.repeat_interleave(8, 1), torch.ones(240))
     for sign in (1.0, -1.0):
         x = torch.full((2, 32), sign * 127.0)
@@ -84,6 +86,27 @@ def test_all_weights_of_a_byte(isa):
             for dynamic in (False, True):
                 got = cpu.packed_linear(x.to(dtype), packed, dynamic=dynamic, isa=isa)
                 assert torch.equal(got, expected.to(dtype))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("form", ["fp8", "fp16", "nf4"])
+def test_all_numbers_of_a_small_type(isa, form):
+    """Each of them, those below the normal ones too, by one token and by a tile; rows of an embedding hold the same."""
+    bits = torch.arange({"fp8": 256, "fp16": 2**16, "nf4": 16}[form])
+    if form == "nf4":
+        wanted, packed = torch.tensor(NF4_LEVELS), lay_out(form, bits[:, None], torch.ones(16, 1), group=32)
+    else:
+        kind = torch.float8_e4m3fn if form == "fp8" else torch.float16
+        numbers = bits.to(torch.uint8 if form == "fp8" else torch.uint16).view(kind)
+        numbers = numbers[numbers.float().isfinite()]
+        wanted, packed = numbers.float(), lay_out(form, numbers[:, None], torch.ones(len(numbers)))
+    for dtype in (torch.float32, torch.bfloat16):
+        for tokens in (1, 5):
+            got = cpu.packed_linear(torch.ones(tokens, 1, dtype=dtype), packed, isa=isa)
+            # A result in bfloat16 below 2^-126 may become 0; halves end at 2^-24.
+            assert torch.equal(got, wanted.to(dtype).expand(tokens, -1)), (dtype, tokens)
+    rows = packed_embedding(torch.arange(len(wanted)), packed, torch.float32)
+    assert torch.equal(rows[:, 0], wanted)
 
 
 def test_views_and_stacks_of_tokens():

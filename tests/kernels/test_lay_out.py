@@ -18,10 +18,10 @@ SHAPES = [(16, 64), (32, 2048), (1, 1), (17, 3), (5, 130), (48, 1023), (33, 7)]
 def stored(format: str, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as checkpoints have them, and as the plain twin takes them."""
     generator = torch.Generator().manual_seed(rows * cols)
-    if format in ("fp32", "bf16"):
+    if STORED[format].is_floating_point:
         weight = torch.randn(rows, cols, generator=generator).to(STORED[format])
         return weight, weight
-    low, high = {"int8": (-128, 128), "int4": (0, 16), "int5": (0, 32), "ternary": (0, 3)}[format]
+    low, high = {"int8": (-128, 128), "int4": (0, 16), "int5": (0, 32), "ternary": (0, 3), "nf4": (0, 16)}[format]
     codes = torch.randint(low, high, (rows, cols), generator=generator)
     if format == "ternary":
         return pack_bits(codes.to(torch.uint8), 2), codes - 1
@@ -33,11 +33,11 @@ def stored(format: str, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tenso
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_the_same_bytes_as_the_plain_twin(format: str, rows: int, cols: int) -> None:
     found, codes = stored(format, rows, cols)
-    options = {"scales": torch.ones(rows)} if format in ("int8", "ternary") else {}
+    options = {"scales": torch.ones(rows)} if format in ("int8", "ternary", "fp8") else {}
     if format in GROUPS:
         group = GROUPS[format][0]
         groups = torch.ones(rows, -(-cols // group))
-        options = {"scales": groups, "zeros": groups, "group": group}
+        options = {"scales": groups, "zeros": None if format == "nf4" else groups, "group": group}
     wanted = lay_out(format, codes, **options).data
     panels = torch.full_like(wanted[0], 77)
     assert can_lay_out(format, found)
@@ -46,15 +46,15 @@ def test_the_same_bytes_as_the_plain_twin(format: str, rows: int, cols: int) -> 
     assert panels.nbytes == panel_bytes(format, rows, cols) == wanted.shape[1] * wanted.shape[2] * PANEL * 4
 
 
-@pytest.mark.parametrize("format", ["fp32", "bf16"])
+@pytest.mark.parametrize("format", ["fp32", "bf16", "fp16", "fp8"])
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("at", [(0, 0), (18, 6), (3, 5)])
 def test_what_is_no_number_is_seen(format: str, value: float, at: tuple[int, int]) -> None:
-    weight = torch.full((19, 7), 3e38, dtype=STORED[format])
-    panels = lay_out(format, weight).data[0].clone()
-    assert lay_out_rows(format, weight, panels)
-    weight[at] = value
-    assert not lay_out_rows(format, weight, panels)
+    weight = torch.full((19, 7), -torch.finfo(STORED[format]).max)
+    panels = lay_out(format, weight, torch.ones(19)).data[0].clone()
+    assert lay_out_rows(format, weight.to(STORED[format]), panels)
+    weight[at] = torch.nan if format == "fp8" else value  # e4m3 has no infinity
+    assert not lay_out_rows(format, weight.to(STORED[format]), panels)
 
 
 def test_several_threads_write_what_one_does() -> None:

@@ -9,7 +9,7 @@ from pagoda.kernels.packed import codes_of, lay_out, unpack
 from pagoda.kernels.packed_bytes import GROUPS, packed_nbytes
 from pagoda.kernels.quantize import pack, quantize_tokens
 
-RANGES = {"int8": (-127, 127), "ternary": (-1, 1), "int4": (-8, 7), "int5": (-16, 15)}
+RANGES = {"int8": (-127, 127), "ternary": (-1, 1), "int4": (-8, 7), "int5": (-16, 15), "nf4": (0, 15)}
 
 
 def ints(low: int, high: int, *shape: int) -> torch.Tensor:
@@ -46,12 +46,14 @@ def test_zero_points_come_back():
     assert torch.equal(unpack(packed), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_plain_weights_come_back(dtype):
+@pytest.mark.parametrize(
+    ("format", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_plain_weights_come_back(format, dtype):
     weight = Make(dtype).normal(37, 51)
-    packed = pack(weight, "fp32" if dtype == torch.float32 else "bf16")
+    packed = pack(weight, format)
     assert torch.equal(unpack(packed), weight)
-    assert packed.nbytes == 48 * 4 * (51 if dtype == torch.float32 else 26)  # two bfloat16 in 32 bits
+    assert packed.nbytes == 48 * 4 * (51 if dtype == torch.float32 else 26)  # two of 16 bits in 32
 
 
 def test_the_order_drawn_in_the_docstring():
@@ -110,7 +112,10 @@ def test_tokens_round_half_to_even():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda w: pack(w, "int6"), "unknown packed format 'int6'; accepted: bf16, fp32, int4, int5, int8, ternary"),
+        (
+            lambda w: pack(w, "int6"),
+            "unknown packed format 'int6'; accepted: bf16, fp16, fp32, fp8, int4, int5, int8, nf4, ternary",
+        ),
         (lambda w: pack(w, "int4", group=48), "unknown group of int4 48; accepted: 32, 64, 128"),
         (lambda w: pack(w, "int5", group=32), "unknown group of int5 32; accepted: 48, 96"),
         (lambda w: pack(w, "bf16", group=32), "bf16 has no groups; a group of 32 was asked for"),

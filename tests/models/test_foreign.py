@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from pagoda.budget.ledger import Ledger
 from pagoda.core.errors import PagodaError, WeightsError
+from pagoda.kernels.packed_bytes import NF4_LEVELS as LEVELS
 from pagoda.models.load import Loaded, load_model
-from pagoda.weights.formats.nf4 import LEVELS
 from pagoda.weights.packed import PackedMatrix
 from pagoda.weights.quantization import format_text
 

@@ -16,6 +16,7 @@ from pagoda.models.load import choose_dtype, load_model
 from pagoda.weights.reader import Checkpoint
 
 from . import fake_model
+from .test_quantized import logits
 from .tokenizer_samples import data
 
 CPU = torch.device("cpu")
@@ -51,6 +52,16 @@ def test_unquantized_weights_lie_in_the_kernels_order(folder: Path) -> None:
         wanted = fake_model.weights(fake_model.CONFIG)["model.embed_tokens.weight"].to(getattr(torch, dtype))
         assert torch.equal(embed.dense(), wanted)
         assert loaded.model.weight_bytes == loaded.shape.weight_bytes(dtype, loaded.quantization)
+
+
+def test_a_float16_checkpoint_stays_so_in_memory(tmp_path: Path) -> None:
+    """It runs in float32, with the bits of the same numbers in float32."""
+    pytest.importorskip("pagoda.kernels.cpu", reason="built without the C++ kernels")
+    half = fake_model.write(tmp_path / "half", dtype=torch.float16, **fake_model.CONFIG)
+    ours, wide = load_model(half), load_model(half, quantization="fp32")
+    assert (ours.dtype, str(ours.quantization), ours.model.op_by_op) == ("float32", "fp16", None)
+    assert ours.model.weight_bytes < 0.55 * wide.model.weight_bytes
+    assert torch.equal(logits(ours.model), logits(wide.model))
 
 
 def test_stories_as_they_come() -> None:

@@ -95,7 +95,7 @@ def test_every_format_in_a_model(text: str, tied: bool, dtype: str) -> None:
         torch.testing.assert_close(logits(model), logits(unpacked(model)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("text", ["int8", "int4", "nf4", "fp8"])
+@pytest.mark.parametrize("text", ["int8", "int4", "nf4", "fp8", "int3", "bitstack"])
 def test_greedy_tokens_of_the_engine_equal_those_of_the_unpacked_model(tmp_path: Path, text: str) -> None:
     folder = make_model(tmp_path / "m", tie_word_embeddings=True)
     params = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
@@ -122,7 +122,7 @@ def test_a_tied_head_that_is_stored_as_well() -> None:
 def test_ternary_checkpoint_stays_exact() -> None:
     folder = data("models/bitnet-stories-3M")
     exact, packed = load_model(folder), load_model(folder, quantization="ternary")
-    assert packed.model.weight_bytes < 0.13 * exact.model.weight_bytes
+    assert packed.model.weight_bytes < 0.22 * exact.model.weight_bytes  # which is in float16
     torch.testing.assert_close(logits(packed.model), logits(exact.model), rtol=1e-4, atol=1e-4)
 
 

@@ -146,15 +146,16 @@ def test_a_value_that_is_no_number_stops_the_step_that_reads_it(tmp_path: Path) 
     streamed.close()
 
 
-def test_a_half_precision_model_that_does_not_fit_is_offered_bfloat16(
+def test_plain_tensors_of_a_half_precision_model_that_does_not_fit_are_offered_bfloat16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(load_module, "TINY_PARAMS", 0)
     folder = fake_model.write(tmp_path / "half", dtype=torch.float16, **CONFIG | {"torch_dtype": "float16"})
-    ledger = Ledger(7 << 20)
+    ledger = Ledger(6800 << 10)
     with pytest.raises(BudgetError, match="nearest .*; dtype bfloat16 takes half, with 8 of float16's 11 bits"):
-        load_model(folder, weights="resident", ledger=ledger)
+        load_model(folder, weights="resident", quantization="none", ledger=ledger)
     assert ledger.leased_bytes == 0
-    with pytest.raises(BudgetError) as refused:
-        load_model(folder, weights="resident", quantization="int8", ledger=Ledger(1 << 20))
-    assert "bfloat16" not in str(refused.value), "packed weights take the same in any dtype"
+    for packed in ("auto", "int8"):
+        with pytest.raises(BudgetError) as refused:
+            load_model(folder, weights="resident", quantization=packed, ledger=Ledger(6800 << 10))
+        assert "bfloat16" not in str(refused.value), "packed weights take the same in any dtype"

@@ -287,12 +287,13 @@ def test_fewer_bits_are_read_sooner() -> None:
 
 
 def test_half_precision_is_read_as_it_lies() -> None:
-    """float16 runs in float32 on a CPU: twice the bytes in memory, not on the way from disk."""
+    """float16 runs in float32 on a CPU, its weights as they are stored: in memory and on the way from disk."""
     subject = Subject.of("half", config_of("Llama-3.2-1B") | {"torch_dtype": "float16"})
     if not subject.panels:
         pytest.skip("needs the order of the C++ kernels: AVX2")
     (plan,) = Planner(subject, MACHINE, None, Demand(prompt=200, output=50), 1229 * MIB).plans()
-    packing, stored = in_panels("float32"), 2 * subject.shape.num_params
+    packing, stored = subject.quantization("auto"), 2 * subject.shape.num_params
+    assert subject.shape.weight_bytes("float32", packing) == pytest.approx(stored, rel=0.01)
     nothing = Rooms(subject.shape, "float32", packing, "float16").plan(0)
     assert nothing is not None
     assert nothing.step_bytes == pytest.approx(stored, rel=0.01)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from . import dispatch
 from ._extension import CPU, _cpu
+from .coded import PARTS
 from .dispatch import Features
 from .packed import BITS, PackedWeight
 
-FORMATS = {name: index for index, name in enumerate(BITS)}  # csrc/packed.hpp numbers them alike
+FORMATS = {name: index for index, name in enumerate((*BITS, *PARTS))}  # csrc/packed.hpp numbers them alike
 
 
 def packed_linear(
@@ -74,7 +75,7 @@ dispatch.register(
 )  # fmt: skip
 dispatch.register(
     "packed_linear", "cpu", packed_linear,
-    Features(CPU, frozenset({torch.float32, torch.bfloat16}), frozenset({*BITS, "dynamic", "bias"})),
+    Features(CPU, frozenset({torch.float32, torch.bfloat16}), frozenset({*BITS, *PARTS, "dynamic", "bias"})),
 )  # fmt: skip
 dispatch.register(
     "grouped_linear", "cpu", grouped_linear,

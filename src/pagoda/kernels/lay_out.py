@@ -10,7 +10,7 @@ from .packed_bytes import PANEL, num_blocks
 
 STORED = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8, "int5": torch.uint8,
-    "ternary": torch.uint8,
+    "ternary": torch.uint8, "fp16": torch.float16, "fp8": torch.float8_e4m3fn, "nf4": torch.uint8,
 }  # fmt: skip
 """Format of a panel -> the type of the rows that it is laid out of: the weights, signed integers, two codes a byte, six
 in four bytes, four a byte.
@@ -30,7 +30,7 @@ def can_lay_out(format: str, rows: Tensor) -> bool:
 
 def lay_out_rows(format: str, rows: Tensor, panels: Tensor, num_threads: int = 1) -> bool:
     """rows ``[n, …]`` into ``panels`` uint8 ``[ceil(n / 16), blocks, 64]``, contiguous, of ``n`` rows from a panel's
-    first. False, with the panels written all the same, where a float is infinite or not a number.
+    first. False, with the panels written all the same, where a number is infinite or none.
 
     The kernels' own threads, without the interpreter's lock: others compute meanwhile.
     """

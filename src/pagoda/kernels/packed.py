@@ -13,6 +13,9 @@ sums across lanes.
     int4        4           8           q + 8, or q as it is when there are zero points
     ternary     2          16           q + 1
     int5        5           6           q + 16, or q as it is when there are zero points
+    fp16       16           2           the weight
+    fp8         8           4           the bits of an e4m3 float
+    nf4         4           8           the number of a level (`packed_bytes.NF4_LEVELS`)
 
 The first half of a lane's fields (from the lowest bits) are the even inputs of the block, the second half the odd ones:
 
@@ -26,23 +29,24 @@ of bytes. Three fields of int5 fill 15 of a half's 16 bits: the look-up takes fi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from .packed_bytes import BITS, GROUPS, PANEL, check_packed, num_blocks
+from .packed_bytes import BITS, GROUPS, NF4_LEVELS, PANEL, check_packed, num_blocks
 
-_PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWeight:
     """``experts`` matrices of ``outputs`` rows and ``inputs`` columns, one after the other (a plain layer has one).
 
-    data: uint8, as drawn above. scales: int8 and ternary float32 ``[experts, panels * 16]``, one per row; int4 and
-    int5 ``[experts, panels, groups, 16]`` in bfloat16 or float32, one per row and group of inputs; else None.
+    data: uint8, as drawn above. scales: int8, fp8 and ternary float32 ``[experts, panels * 16]``, one per row; int4,
+    int5 and nf4 ``[experts, panels, groups, 16]`` in bfloat16 or float32, one per row and group of inputs; else None.
     zeros: uint8 like those, or None when q is symmetric. The last group may be short.
     """
 
@@ -52,8 +56,10 @@ class PackedWeight:
     data: Tensor
     scales: Tensor | None = None
     zeros: Tensor | None = None
-    group: int = 0  # inputs that share a scale (int4 and int5 only)
+    group: int = 0  # inputs that share a scale (int4, int5 and nf4 only)
     experts: int = 1
+    opened: Callable[[], Tensor] | None = None
+    """Of codes as they are stored (`coded`; ``data`` is a table of their addresses): the float32 weight."""
 
     @property
     def nbytes(self) -> int:
@@ -80,17 +86,21 @@ def lay_out(
 ) -> PackedWeight:
     """Packs what is quantized already (or plain weights), as a checkpoint's own quantization gives it.
 
-    codes ``[outputs, inputs]`` or ``[experts, outputs, inputs]``: the weights for fp32 and bf16 (cast), else integers:
-    int8 q in -128..127, int4 q in -8..7, or 0..15 with ``zeros``, int5 -16..15 or 0..31, ternary -1..1. scales: float
-    ``[..., outputs]`` for int8 and ternary, ``[..., outputs, groups]`` for int4 and int5, where bfloat16 stays bfloat16
-    and everything else becomes float32. zeros ``[..., outputs, groups]`` integers 0..15, of int5 0..31.
+    codes ``[outputs, inputs]`` or ``[experts, outputs, inputs]``: the weights for fp32, bf16 and fp16 (cast), float8
+    for fp8, else integers: int8 q in -128..127, int4 q in -8..7, or 0..15 with ``zeros``, int5 -16..15 or 0..31,
+    ternary -1..1, nf4 0..15. scales: float ``[..., outputs]`` for int8, fp8 and ternary, ``[..., outputs, groups]`` for
+    int4, int5 and nf4, where bfloat16 stays bfloat16 and everything else becomes float32. zeros ``[..., outputs,
+    groups]`` integers 0..15, of int5 0..31.
     Raises ConfigError for an unknown format or group, and for an integer out of range.
     """
     check_packed(format, group)
     experts = codes.shape[0] if codes.ndim == 3 else 1
     outputs, inputs = codes.shape[-2:]
     codes = codes.reshape(experts, outputs, inputs)
-    fields = codes.to(_PLAIN[format]) if format in _PLAIN else _unsigned(format, codes, zeros is not None)
+    if format == "fp8":
+        fields = codes.to(torch.float8_e4m3fn).view(torch.uint8)
+    else:
+        fields = codes.to(_PLAIN[format]) if format in _PLAIN else _unsigned(format, codes, zeros is not None)
     packed_scales = packed_zeros = None
     if format in GROUPS:
         assert scales is not None
@@ -110,7 +120,10 @@ def codes_of(packed: PackedWeight) -> tuple[Tensor, Tensor | None, Tensor | None
     if packed.format in _PLAIN:
         return fields, None, None
     assert packed.scales is not None
-    codes = fields.to(torch.int16) - _offset(packed.format, packed.zeros is not None)
+    if packed.format == "fp8":
+        codes = fields.contiguous().view(torch.float8_e4m3fn)
+    else:
+        codes = fields.to(torch.int16) - _offset(packed.format, packed.zeros is not None)
     if packed.format not in GROUPS:
         return codes, packed.scales[:, : packed.outputs], None
     zeros = None if packed.zeros is None else _by_row(packed.zeros, packed.outputs)
@@ -118,10 +131,14 @@ def codes_of(packed: PackedWeight) -> tuple[Tensor, Tensor | None, Tensor | None
 
 
 def unpack(packed: PackedWeight) -> Tensor:
-    """The weight that the packed one stands for: float32 (bf16: bfloat16) in `PackedWeight.shape`."""
+    """The weight that the packed one stands for: float32 (bf16, fp16: their own) in `PackedWeight.shape`."""
+    if packed.opened is not None:
+        return packed.opened()
     codes, scales, zeros = codes_of(packed)
     if scales is None:
         return codes.reshape(packed.shape)
+    if packed.format == "nf4":
+        codes = torch.tensor(NF4_LEVELS, device=codes.device)[codes.long()]
     if packed.group == 0:
         return (codes.float() * scales[..., None]).reshape(packed.shape)
     groups = torch.arange(packed.inputs, device=codes.device) // packed.group
@@ -130,7 +147,7 @@ def unpack(packed: PackedWeight) -> Tensor:
 
 
 def _offset(format: str, zeros: bool) -> int:
-    return 0 if zeros else 1 << (BITS[format] - 1) if format != "ternary" else 1
+    return 0 if zeros or format == "nf4" else 1 << (BITS[format] - 1) if format != "ternary" else 1
 
 
 def _unsigned(format: str, codes: Tensor, zeros: bool) -> Tensor:

@@ -5,10 +5,18 @@ from __future__ import annotations
 from ..core.errors import ConfigError, choices
 
 PANEL = 16
-BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4, "ternary": 2, "int5": 5}
-GROUPS = {"int4": (32, 64, 128), "int5": (48, 96)}
+BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4, "ternary": 2, "int5": 5, "fp16": 16, "fp8": 8, "nf4": 4}
+GROUPS = {"int4": (32, 64, 128), "int5": (48, 96), "nf4": (32, 64, 128)}
 """Formats whose inputs share scales in groups, and how many may: whole blocks, and whole halves of a cache line."""
-PLAIN = ("fp32", "bf16")
+PLAIN = ("fp32", "bf16", "fp16")
+LARGEST_FP8 = 448.0
+MAX_BLOCKS = 16  # of a bitstack
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+"""As published (QLoRA, arXiv:2305.14314): quantiles of N(0, 1), scaled so that the ends are -1 and 1, and a 0."""
 
 
 def packed_nbytes(

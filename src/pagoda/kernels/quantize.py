@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .packed import PackedWeight, lay_out
-from .packed_bytes import BITS, GROUPS
+from .packed_bytes import BITS, GROUPS, LARGEST_FP8, NF4_LEVELS
 
 
 def pack(
@@ -17,12 +17,18 @@ def pack(
     int8: scale max|w| / 127 of a row. int4: a scale per group of ``group`` inputs; symmetric q in -8..7 with the number
     of largest size at -8, or 0..15 with a zero point; ``scale_dtype`` bfloat16 or float32, and q is chosen for the
     rounded scale. int5: the same, -16..15 or 0..31. ternary: scale mean|w| of a matrix (BitNet b1.58, arXiv:2402.17764,
-    section 2). fp32, bf16: a cast.
+    section 2). fp8: scale max|w| / 448 of a row. nf4: scale max|w| of a group. fp32, bf16, fp16: a cast.
     Raises ConfigError for an unknown format or group.
     """
     if format == "int8":
         codes, scales = _int8_rows(weight.float())
         return lay_out(format, codes, scales)
+    if format == "fp8":
+        codes, scales = fp8_rows(weight.float())
+        return lay_out(format, codes, scales)
+    if format == "nf4":
+        codes, scales = nearest_levels(_grouped(weight.float(), group))
+        return lay_out(format, codes.flatten(-2)[..., : weight.shape[-1]], scales, group=group)
     if format in GROUPS:
         codes, scales, zeros = _in_groups(weight.float(), BITS[format], group, symmetric, scale_dtype)
         return lay_out(format, codes, scales, zeros, group=group)
@@ -36,6 +42,21 @@ def pack(
 def _int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales = weight.abs().amax(-1) / 127
     return (weight / scales.where(scales > 0, 1.0)[..., None]).round().to(torch.int8), scales
+
+
+def fp8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 ``[..., inputs]`` -> float8_e4m3fn alike, and float32 scales ``[...]``: the largest becomes 448."""
+    scales = weight.abs().amax(-1) / LARGEST_FP8
+    steps = weight / scales.where(scales > 0, 1.0)[..., None]
+    return steps.clamp(-LARGEST_FP8, LARGEST_FP8).to(torch.float8_e4m3fn), scales
+
+
+def nearest_levels(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 ``[..., group]`` -> uint8 numbers of nf4's levels, float32 scales ``[...]``: the largest becomes 1."""
+    scales = groups.abs().amax(-1)
+    levels = torch.tensor(NF4_LEVELS, device=groups.device)
+    steps = groups / scales.where(scales > 0, 1.0)[..., None]
+    return torch.bucketize(steps, (levels[1:] + levels[:-1]) / 2).to(torch.uint8), scales
 
 
 def _in_groups(

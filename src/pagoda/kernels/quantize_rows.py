@@ -27,6 +27,25 @@ def to_int8(rows: Tensor, codes: Tensor, scales: Tensor, num_threads: int = 1) -
     return _call(rows, 8, 0, codes, scales, None, num_threads)
 
 
+def to_fp8(rows: Tensor, codes: Tensor, scales: Tensor, num_threads: int = 1) -> bool:
+    """As ``to_int8``, codes float8_e4m3fn."""
+    _check(codes, (torch.float8_e4m3fn,), rows.shape)
+    _check(scales, (torch.float32,), rows.shape[:1])
+    return _call(rows, 8, 0, codes, scales, None, num_threads, floats=True)
+
+
+def to_levels(rows: Tensor, group: int, codes: Tensor, scales: Tensor, num_threads: int = 1) -> bool:
+    """rows ``[n, cols]`` -> numbers of nf4's levels uint8 ``[n, ceil(cols / 2)]``, two a byte, the first lowest; scales
+    float32 ``[n, ceil(cols / group)]``; written in place. False as ``to_int8``.
+    """
+    n, cols = rows.shape
+    assert group % 2 == 0
+    assert 0 < group <= MAX_GROUP
+    _check(codes, (torch.uint8,), (n, row_bytes("nf4", cols)))
+    _check(scales, (torch.float32,), (n, -(-cols // group)))
+    return _call(rows, 4, group, codes, scales, None, num_threads, floats=True)
+
+
 def in_groups(
     rows: Tensor, bits: int, group: int, codes: Tensor, scales: Tensor, zeros: Tensor | None, num_threads: int = 1
 ) -> bool:
@@ -53,10 +72,11 @@ def _check(target: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ..
 
 
 def _call(
-    rows: Tensor, bits: int, group: int, codes: Tensor, scales: Tensor, zeros: Tensor | None, num_threads: int
-) -> bool:
+    rows: Tensor, bits: int, group: int, codes: Tensor, scales: Tensor, zeros: Tensor | None, num_threads: int, *,
+    floats: bool = False,
+) -> bool:  # fmt: skip
     finite: bool = extension().quantize_rows(
-        rows.data_ptr(), *rows.shape, _DTYPES[rows.dtype], bits, group, scales.dtype == torch.float32,
+        rows.data_ptr(), *rows.shape, _DTYPES[rows.dtype], bits, floats, group, scales.dtype == torch.float32,
         codes.data_ptr(), scales.data_ptr(), 0 if zeros is None else zeros.data_ptr(), num_threads,
     )  # fmt: skip
     return finite

@@ -18,6 +18,7 @@ from pagoda.core.types import DTYPE_BYTES
 from pagoda.core.units import format_bytes
 from pagoda.kernels.dispatch import load_providers
 from pagoda.weights.expert_cache import ExpertCache
+from pagoda.weights.header import are_halves
 from pagoda.weights.neurons import NeuronCache
 from pagoda.weights.quantization import Quantization, in_panels, parse_quantization
 from pagoda.weights.reader import Checkpoint, torch_dtype
@@ -39,7 +40,7 @@ from .tokenizer import Tokenizer, read_json
 if TYPE_CHECKING:
     from .fallback import FallbackModel
 
-HALVES = "float32 because float16 overflows and is slow on a CPU (bfloat16 halves it)"
+HALVES = "float32 because float16 overflows and is slow on a CPU"
 TRANSFORMERS_BYTES = 160 << 20  # measured beside torch: 133 MB with one architecture's file; adapted to what it is
 
 
@@ -175,7 +176,8 @@ def _load(
     opened = _open_file(path, footprint) if path.is_file() else _open_folder(path, footprint)
     config, source, tokenizer = opened.config, opened.source, opened.tokenizer
     name, reason = choose_dtype(dtype, config, source.checkpoint, device)
-    packing = _unquantized(config, name, device) if asked is None else asked
+    halves = are_halves(source.checkpoint.entries.values())
+    packing = _unquantized(config, name, device, halves) if asked is None else asked
     model = _empty_model(config, getattr(torch, name), packing, device, max_model_len, footprint)
     if asked is None and source.formats and isinstance(model, Model):
         as_stored = model.stored_formats(source.formats)
@@ -194,7 +196,7 @@ def _load(
     plan = how_read.plan
     filling = Filling(model, how_read.source, name, footprint, progress, () if room is None else room.beside)
     cache = neurons = None
-    plain = asked is None and not source.formats  # packed weights take the same in any dtype
+    plain = packing.is_plain and not source.formats  # packed weights take the same in any dtype
     with _offering_half(reason if plain else ""):
         if plan is None:
             lease = filling.whole(how_read.why_not, left_out)
@@ -284,7 +286,8 @@ def choose_dtype(
     ``auto`` takes the config's, or else that of most of the checkpoint's bytes. On a CPU two cases change it, for
     float32: a small model (up to 32 million parameters, where memory is no matter and rounding is), and float16,
     whose products overflow beyond 65504 and take 8 times as long as bfloat16 (66 ms against 8 ms for 512 x 1024 x
-    1024 on two AVX-512 cores); every float16 number is a float32 number, so nothing is lost but memory.
+    1024 on two AVX-512 cores); every float16 number is a float32 number, so nothing is lost. The kernels keep the
+    weights in float16 (`_unquantized`); plain tensors take twice that.
     """
     if asked != "auto":
         if asked not in DTYPE_BYTES:
@@ -383,15 +386,17 @@ def _empty_model(
         return FallbackModel.from_config(plain, dtype=dtype, device=device, rope_length=max_model_len)
 
 
-def _unquantized(config: Mapping[str, Any], dtype: str, device: torch.device) -> Quantization:
-    """The model's own numbers, in the order in which the C++ kernels read them where those serve: AVX2 at least."""
+def _unquantized(config: Mapping[str, Any], dtype: str, device: torch.device, halves: bool) -> Quantization:
+    """The model's own numbers, in the order in which the C++ kernels read them where those serve: AVX2 at least.
+    ``halves``: they are stored in float16.
+    """
     if device.type != "cpu" or dtype not in ("float32", "bfloat16") or not families.is_native(config):
         return Quantization()
     if load_providers()["cpu"] is not None:
         return Quantization()
     from pagoda.kernels.cpu import best_isa
 
-    return Quantization() if best_isa() == "base" else in_panels(dtype)
+    return Quantization() if best_isa() == "base" else in_panels(dtype, halves=halves)
 
 
 def _transformers_room(footprint: Footprint) -> AbstractContextManager[None]:

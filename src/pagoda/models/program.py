@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pagoda.kernels import dispatch
 from pagoda.kernels.ops.rms_norm import rounds_first
-from pagoda.weights.packed import PanelMatrix
+from pagoda.weights.packed import PackedMatrix, PanelMatrix
 
 from .layers.attention import Attention
 from .layers.linear import EachHeadNorm, Linear, Norm
@@ -46,7 +46,7 @@ def why_not(decoder: Decoder) -> str | None:
         if not isinstance(block.mlp, MLP):
             return "a mixture of experts"
         for linear in (block.attn.qkv, block.attn.out, block.mlp.up, block.mlp.down):
-            if not isinstance(linear.weight, PanelMatrix):
+            if not isinstance(linear.weight, PackedMatrix) or linear.weight.packed is None:
                 return "weights in a format that no kernel knows"
     if len({_widths(block) for block in decoder.spec.blocks}) > 1:
         return "layers of different widths"
@@ -188,8 +188,10 @@ class DecoderProgram:
         self._program.norm(src, dst, norm.weight, norm.bias, **_norm_options(norm))
 
     def _linear(self, linear: Linear, src: int, dst: int) -> None:
-        assert isinstance(linear.weight, PanelMatrix)
-        self._program.linear(src, dst, linear.weight.packed, linear.bias, dynamic=linear.weight.dynamic)
+        weight = linear.weight
+        assert isinstance(weight, PackedMatrix)
+        assert weight.packed is not None
+        self._program.linear(src, dst, weight.packed, linear.bias, dynamic=weight.dynamic)
 
     def _attention(self, block: Block, src: int, dst: int) -> None:
         attn, program = block.attn, self._program

@@ -18,7 +18,6 @@ from pagoda.weights.schemes.pagoda import CODE, PREFIX
 
 if TYPE_CHECKING:
     from pagoda.budget.ledger import Lease
-    from pagoda.weights.formats.base import Codes
     from pagoda.weights.source import TensorSource
 
     from .model import Model
@@ -151,9 +150,10 @@ class BlockStacks:
         try:
             for level in self._levels[self.num_kept : kept]:
                 done.append(level)
-                codes = self._codes(level)
+                matrix = self._matrix(level)
                 for name, part in self._names(level).items():
-                    codes[name] = self._checkpoint.read(part).to(self._model.device)
+                    matrix.codes[name] = self._checkpoint.read(part).to(self._model.device)
+                matrix.changed()
         except BaseException:
             for level in done:
                 self._drop(level)
@@ -163,15 +163,15 @@ class BlockStacks:
         self.num_kept = kept
 
     def _drop(self, level: Level) -> None:
-        codes = self._codes(level)
+        matrix = self._matrix(level)
         for name in self._names(level):
-            codes.pop(name, None)
+            matrix.codes.pop(name, None)
+        matrix.changed()
 
-    def _codes(self, level: Level) -> Codes:
-        """The codes of its matrix, in memory."""
+    def _matrix(self, level: Level) -> CodedMatrix:
         found = self._model.weights()[level[1]]
         assert isinstance(found, CodedMatrix), f"{level[1]} is no stack"
-        return found.codes
+        return found
 
     def _names(self, level: Level) -> dict[str, str]:
         """The codes of a block -> their tensors in the checkpoint."""

@@ -20,7 +20,7 @@ from ..models.spec import DecoderSpec
 from ..models.stored import stored_formats, stored_rows
 from ..weights.formats.base import WeightFormat
 from ..weights.gguf_parts import read_parts
-from ..weights.header import DTYPE_SIZES, read_header
+from ..weights.header import DTYPE_SIZES, are_halves, read_header
 from ..weights.quantization import EXPERT, Quantization, in_panels, parse_format, parse_quantization
 from ..weights.rows import OnDisk
 from ..weights.schemes.pagoda import OWN, VERSION
@@ -36,7 +36,8 @@ class Subject:
     """``exact_only``: why no lossy KV policy can run on this model, empty where one can. ``streams``: whether its
     matrices can be read from disk, where they lie in ``stored_dtype`` (empty: in ``dtype``), as they are multiplied.
     ``stored``: the formats that the checkpoint is packed in, which it keeps. ``on_disk``: matrices of a GGUF file by
-    what streaming them takes; None: of a folder, as such checkpoints usually are.
+    what streaming them takes; None: of a folder, as such checkpoints usually are. ``halves``: all of its matrices are
+    stored in float16.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Subject:
     stored: Quantization | None = None
     stored_dtype: str = ""
     on_disk: Mapping[str, OnDisk] | None = None
+    halves: bool = False
 
     @classmethod
     def of(
@@ -85,7 +87,7 @@ class Subject:
         numbers = shape.num_params if stored is None or folder is None else _stored_numbers(folder)
         return replace(
             plain, dtype=run_dtype(config, numbers), stored_dtype=_stated_dtype(config), stored=stored,
-            streams=panels and not _is_stacked(stored),
+            streams=panels and not _is_stacked(stored), halves=_are_halves(config, folder),
         )  # fmt: skip
 
     def quantization(self, text: str) -> Quantization:
@@ -93,7 +95,8 @@ class Subject:
         if text == "auto" and self.stored is not None:
             return self.stored
         if text == "auto":
-            return in_panels(self.dtype) if self.panels and self.dtype != "float16" else Quantization()
+            fits = self.panels and self.dtype != "float16"
+            return in_panels(self.dtype, halves=self.halves) if fits else Quantization()
         return parse_quantization(text)
 
 
@@ -108,7 +111,10 @@ def _of_gguf(plain: Subject, spec: DecoderSpec, file: Path) -> Subject:
     stated = by_dtype.most_common(1)[0][0]
     numbers = sum(entry.num_bytes // DTYPE_SIZES[entry.dtype] for entry in entries.values())
     stored = stored_formats(table.find, table.regions(), source.formats) if source.formats else None
-    found = replace(plain, dtype=run_dtype({"torch_dtype": stated}, numbers), stored_dtype=stated, stored=stored)
+    found = replace(
+        plain, dtype=run_dtype({"torch_dtype": stated}, numbers), stored_dtype=stated, stored=stored,
+        halves=are_halves(entries.values()),
+    )  # fmt: skip
     rows, _ = stored_rows(table.find, plain.shape, found.quantization("auto"), source.logical, entries)
     on_disk = {name: one.on_disk() for name, one in rows.items()}
     room = min(file.stat().st_size, GGUF_HEADER_BYTES)
@@ -140,6 +146,14 @@ def _stated_dtype(config: Mapping[str, Any]) -> str:
     stated = [part.get(key) for part in (config, inner or {}) for key in ("dtype", "torch_dtype")]
     found = next((str(s).removeprefix("torch.") for s in stated if isinstance(s, str)), "bfloat16")
     return found if found in DTYPE_BYTES else "bfloat16"
+
+
+def _are_halves(config: Mapping[str, Any], folder: Path | None) -> bool:
+    """By the checkpoint's files, or, where there are none, by what the config says."""
+    files = sorted(folder.glob("*.safetensors")) if folder is not None else []
+    if not files:
+        return _stated_dtype(config) == "float16"
+    return are_halves(entry for file in files for entry in read_header(file).values())
 
 
 def _packed(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +44,12 @@ class TensorEntry:
         row_bytes = self.num_bytes // self.shape[0]
         shape, offset = (stop - start, *self.shape[1:]), self.offset + start * row_bytes
         return replace(self, shape=shape, offset=offset, num_bytes=(stop - start) * row_bytes)
+
+
+def are_halves(entries: Iterable[TensorEntry]) -> bool:
+    """Whether all matrices of a checkpoint are stored in float16, and it has some."""
+    matrices = [entry.dtype for entry in entries if len(entry.shape) > 1]
+    return bool(matrices) and set(matrices) == {"F16"}
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..kernels import ops
+from ..kernels.coded import DTYPES, can_open, coded_weight, fill_table
 from ..kernels.packed import PackedWeight, unpack
 from ..kernels.quantize import quantize_tokens
 from .formats.base import TILE_ELEMS
@@ -51,6 +52,16 @@ class PackedMatrix(ABC):
         return self.linear(x, bias).float()
 
     @property
+    def packed(self) -> PackedWeight | None:
+        """As `ops.packed_linear` takes it, for as long as this matrix is there; None where no kernel does."""
+        return None
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether that product asks for int8 activations."""
+        return False
+
+    @property
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.tensors().values())
 
@@ -60,13 +71,17 @@ class PackedMatrix(ABC):
 
 
 class PanelMatrix(PackedMatrix):
-    """A matrix in the kernels' own order: ``packed`` is what they take, ``dynamic`` asks for int8 activations."""
+    """A matrix in the kernels' own order."""
 
-    __slots__ = ("packed",)
+    __slots__ = ("_packed",)
 
     def __init__(self, format: WeightFormat, packed: PackedWeight, dtype: torch.dtype) -> None:
         super().__init__(format, dtype)
-        self.packed = packed
+        self._packed = packed
+
+    @property
+    def packed(self) -> PackedWeight:
+        return self._packed
 
     @property
     def dynamic(self) -> bool:
@@ -95,13 +110,29 @@ class PanelMatrix(PackedMatrix):
 
 
 class CodedMatrix(PackedMatrix):
-    """A matrix as the codes of its format, for formats that no kernel knows; also how stored codes are handed over."""
+    """A matrix as the codes of its format, for formats that no panels hold; also how stored codes are handed over."""
 
-    __slots__ = ("codes", "cols")
+    __slots__ = ("_packed", "codes", "cols")
 
     def __init__(self, format: WeightFormat, codes: Codes, cols: int, dtype: torch.dtype) -> None:
         super().__init__(format, dtype)
         self.codes, self.cols = codes, cols
+        self._packed: PackedWeight | None = None
+
+    @property
+    def packed(self) -> PackedWeight | None:
+        if self._packed is None and self.dtype in DTYPES and can_open(self.format.opened, self.codes):
+            format, codes, cols = self.format, self.codes, self.cols
+            self._packed = coded_weight(
+                format.opened, codes, self.shape[0], cols, getattr(format, "group", 0),
+                lambda: format.dequantize(codes, cols),
+            )  # fmt: skip
+        return self._packed
+
+    def changed(self) -> None:
+        """Codes have come or gone: what a kernel knows of them is written anew, where it looks for it."""
+        if self._packed is not None:
+            fill_table(self._packed.data, self.format.opened, self.codes)
 
     @property
     def shape(self) -> torch.Size:
@@ -120,7 +151,11 @@ class CodedMatrix(PackedMatrix):
         return self.format.dequantize(part, self.cols).to(self.dtype).view(*ids.shape, self.cols)
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Unpacks some rows at a time. A dynamic format rounds x to int8 first, one scale per token."""
+        """Opened by a kernel while it multiplies, or unpacked some rows at a time. A dynamic format rounds x to int8
+        first, one scale per token.
+        """
+        if self.packed is not None and x.dtype in DTYPES:
+            return ops.packed_linear(x, self.packed, bias)
         if self.format.dynamic:
             q, scale = quantize_tokens(x)
             x = (q * scale).to(x.dtype)

@@ -76,12 +76,13 @@ def parse_quantization(text: str) -> Quantization:
     return Quantization(linear, None if linear.embed == "none" else parse_format(linear.embed))
 
 
-def in_panels(dtype: str) -> Quantization:
+def in_panels(dtype: str, *, halves: bool = False) -> Quantization:
     """Nothing is quantized, but matrices lie in the order in which the CPU kernels read them.
 
-    dtype is float32 or bfloat16.
+    dtype is float32 or bfloat16. ``halves``: numbers of a float16 checkpoint stay so where the model runs in float32,
+    which holds every one of them.
     """
-    name = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
+    name = "fp16" if halves and dtype == "float32" else {"float32": "fp32", "bfloat16": "bf16"}[dtype]
     plain = parse_format(name)
     return Quantization(plain, plain)
 

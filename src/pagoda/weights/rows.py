@@ -16,7 +16,10 @@ NUM_READERS = 4
 """Parts of experts that are read at once: a small read waits longer than it takes."""
 PART_BYTES = 256 << 10  # of one such read at least
 
-STORED = {"fp32": "F32", "bf16": "BF16", "int8": "I8", "int4": "U8", "int5": "U8", "ternary": "U8"}
+STORED = {
+    "fp32": "F32", "bf16": "BF16", "int8": "I8", "int4": "U8", "int5": "U8", "fp16": "F16", "fp8": "F8_E4M3",
+    "nf4": "U8", "ternary": "U8",
+}  # fmt: skip
 """Kernel format -> the dtype of stored rows that hold its numbers already (`kernels.lay_out`)."""
 PLAIN_DTYPES = ("F32", "BF16", "F16")
 

@@ -14,8 +14,8 @@ constexpr int64_t kPiece = 2 << 20;  // bytes of panels that one thread writes a
 constexpr int64_t kBlocks = 64;  // at a time: 4 KiB of a panel, which stay in the first cache while its rows are strewn
 
 uint32_t turned(uint32_t block, Stored stored) {
-  if (stored == Stored::int8) {
-    block ^= 0x80808080u;
+  if (stored == Stored::int8 || stored == Stored::fp8) {
+    if (stored == Stored::int8) block ^= 0x80808080u;
     return (block & 0xff0000ffu) | (block & 0x0000ff00u) << 8 | (block & 0x00ff0000u) >> 8;
   }
   if (stored == Stored::int4) {
@@ -42,14 +42,25 @@ uint32_t last_block(const uint8_t* bytes, int64_t count, Stored stored) {
   return turned(block, stored);
 }
 
+// Whether a block holds something that is no number, or infinite: all bits of an exponent (of e4m3 all but the sign).
+bool is_bad(uint32_t block, Stored stored) {
+  const auto halves = [&](uint32_t exponent) { return ((block & exponent) == exponent) | ((block >> 16 & exponent) == exponent); };
+  switch (stored) {
+    case Stored::f32: return (block & 0x7f800000u) == 0x7f800000u;
+    case Stored::bf16: return halves(0x7f80u);
+    case Stored::f16: return halves(0x7c00u);
+    case Stored::fp8: return (((~block & 0x7f7f7f7fu) + 0x7f7f7f7fu) & 0x80808080u) != 0x80808080u;
+    default: return false;
+  }
+}
+
 template <Stored stored>
 bool strew(const uint8_t* row, int64_t count, uint32_t* out) {
   uint32_t bad = 0;
   for (int64_t b = 0; b < count; ++b) {
     uint32_t block;
     std::memcpy(&block, row + 4 * b, 4);
-    if (stored == Stored::f32) bad |= (block & 0x7f800000u) == 0x7f800000u;
-    if (stored == Stored::bf16) bad |= ((block & 0x7f80u) == 0x7f80u) | ((block & 0x7f800000u) == 0x7f800000u);
+    bad |= is_bad(block, stored);
     out[b * kRows] = turned(block, stored);
   }
   return bad == 0;
@@ -58,7 +69,7 @@ bool strew(const uint8_t* row, int64_t count, uint32_t* out) {
 bool finite_end(const uint8_t* bytes, int64_t count, Stored stored) {
   uint32_t block = 0;
   std::memcpy(&block, bytes, count);
-  return stored != Stored::bf16 || (block & 0x7f80u) != 0x7f80u;
+  return !is_bad(block, stored);
 }
 
 template <Stored stored>
@@ -101,6 +112,8 @@ bool lay_out(const LayOutArgs& a) {
     case Stored::int8: return all_panels<Stored::int8>(a);
     case Stored::int5: return all_panels<Stored::int5>(a);
     case Stored::ternary: return all_panels<Stored::ternary>(a);
+    case Stored::f16: return all_panels<Stored::f16>(a);
+    case Stored::fp8: return all_panels<Stored::fp8>(a);
     default: return all_panels<Stored::int4>(a);
   }
 }

@@ -14,6 +14,9 @@ enum class Stored {
   int4 = 3,  // eight unsigned nibbles, the first lowest: even ones to the lower half of the block, odd ones to the upper
   int5 = 4,  // six codes in the order of panels: as they are
   ternary = 5,  // sixteen codes of two bits, the first lowest: even ones to the lower half, odd ones to the upper
+  f16 = 6,   // two halves: as they are
+  fp8 = 7,   // four bytes of e4m3: the middle two change places
+  nf4 = 8,   // as int4
 };
 
 struct LayOutArgs {
@@ -24,7 +27,7 @@ struct LayOutArgs {
   int num_threads;
 };
 
-// False, with the panels written all the same, when a float is infinite or not a number. Threads write pieces of their own,
+// False, with the panels written all the same, when a number is infinite or none. Threads write pieces of their own,
 // the size of a huge page, so that memory which was never touched is made by all of them at once.
 bool lay_out(const LayOutArgs& a);
 

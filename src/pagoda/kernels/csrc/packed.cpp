@@ -59,16 +59,18 @@ PackedMatrix expert_of(const PackedMatrix& stack, int64_t e) {
 }
 
 Operand operand_of(const PackedMatrix& matrix, Dtype tokens, bool dynamic, const std::string& isa) {
+  const Format format = matrix.format;
   if (dynamic) {
-    if (matrix.format < Format::int8 || matrix.format == Format::int5) throw std::invalid_argument("dynamic quantization needs weights of int8, int4 or ternary");
+    if (format != Format::int8 && format != Format::int4 && format != Format::ternary)
+      throw std::invalid_argument("dynamic quantization needs weights of int8, int4 or ternary");
     return Operand::s8;
   }
-  const bool pairs = tokens == Dtype::bf16 && matrix.format != Format::fp32 && isa_index(isa) >= kPairsIsa;
-  return pairs ? Operand::bf16 : Operand::f32;
+  const bool exact = format != Format::fp32 && format != Format::fp16 && format != Format::nf4 && !matrix.opened();
+  return exact && tokens == Dtype::bf16 && isa_index(isa) >= kPairsIsa ? Operand::bf16 : Operand::f32;
 }
 
 bool usable_in_place(const PackedMatrix& m, Operand operand, Dtype dtype, int64_t stride, int64_t count) {
-  if (operand == Operand::s8 || has_sums(m, operand)) return false;
+  if (operand == Operand::s8 || has_sums(m, operand) || m.low_rank() || m.format == Format::dgq) return false;
   const bool same = operand == Operand::f32 ? dtype == Dtype::f32 : dtype == Dtype::bf16;
   const int64_t width = size_of(dtype);
   return same && m.inputs % m.block() == 0 && stride * width % 4 == 0 && !crowded(stride * width, count);
@@ -81,12 +83,12 @@ bool ends_gated(const PackedMatrix& m, Operand operand, Dtype dtype, int64_t cou
 
 int64_t prepared_bytes(const PackedMatrix& m, Operand operand, int64_t count) {
   const Tokens t = prepared_in(m, operand, count, nullptr);
-  return count * (t.steps * 4 + (operand == Operand::s8 ? 8 : has_sums(m, operand) ? 4 : 0) * m.groups());
+  return count * (t.steps * 4 + (operand == Operand::s8 ? 8 : has_sums(m, operand) ? 4 : 0) * m.groups() + t.rank * 4);
 }
 
 Tokens prepared_in(const PackedMatrix& m, Operand operand, int64_t count, void* memory) {
   Tokens t;
-  t.operand = operand, t.count = count;
+  t.operand = operand, t.count = count, t.rank = m.low_rank();
   t.steps = words_of(m, operand);
   if (crowded(t.steps * 4, count)) t.steps += 16;
   auto* const words = static_cast<uint32_t*>(memory);
@@ -94,6 +96,7 @@ Tokens prepared_in(const PackedMatrix& m, Operand operand, int64_t count, void* 
   if (memory == nullptr) return t;
   uint32_t* const numbers = words + count * t.steps;
   if (has_sums(m, operand)) t.sums = numbers;
+  if (t.rank) t.low = reinterpret_cast<float*>(numbers);  // these have no sums
   if (operand == Operand::s8) t.scales = reinterpret_cast<float*>(numbers + count * m.groups());
   return t;
 }
@@ -180,6 +183,7 @@ void grouped_linear(const GroupedLinearArgs& a, int num_threads, const std::stri
   int64_t token = 0, bytes = 0;
   for (const GroupedLinearArgs::Group& group : a.groups) {
     const PackedMatrix& m = group.matrix;
+    if (m.opened()) throw std::invalid_argument("a grouped product needs weights in panels");
     if (m.format != like.format || m.inputs != like.inputs || m.outputs != like.outputs || m.group != like.group ||
         (m.zeros == nullptr) != (like.zeros == nullptr))
       throw std::invalid_argument("the matrices of a grouped product differ in format or shape");

@@ -20,7 +20,7 @@ namespace pagoda {
 
 constexpr int64_t kPanel = 16;  // rows
 
-enum class Format : int32_t { fp32 = 0, bf16, int8, int4, ternary, int5 };
+enum class Format : int32_t { fp32 = 0, bf16, int8, int4, ternary, int5, fp16, fp8, nf4, int3, int2, dgq, bitstack };
 
 // What the inner loop multiplies: float by float, pairs of bfloat16, or quads of int8 (dynamic quantization).
 enum class Operand : int32_t { f32 = 0, bf16, s8 };
@@ -34,13 +34,19 @@ struct PackedMatrix {
   Format format = Format::fp32;
   int64_t outputs = 0, inputs = 0;
   int64_t group = 0;               // inputs that share a scale; 0: a scale per row (or none)
-  const uint8_t* data = nullptr;   // [panels][blocks][16][4 bytes]
-  const void* scales = nullptr;    // int8, ternary: float [panels][16]; int4, int5: [panels][groups][16]
+  const uint8_t* data = nullptr;   // [panels][blocks][16][4 bytes]; of int3 and those behind it a table (packed_open.hpp)
+  const void* scales = nullptr;    // int8, fp8, ternary: float [panels][16]; int4, int5, nf4: [panels][groups][16]
   const uint8_t* zeros = nullptr;  // int4, int5 with zero points: [panels][groups][16]
   bool wide_scales = true;         // float scales, else bfloat16
 
-  int64_t bits() const { return format == Format::int5 ? 5 : 32 >> static_cast<int>(format); }
-  int64_t block() const { return format == Format::int5 ? 6 : int64_t{1} << static_cast<int>(format); }  // inputs in 32 bits of a lane
+  int64_t bits() const {
+    constexpr int kBits[] = {32, 16, 8, 4, 2, 5, 16, 8, 4};  // by format
+    return opened() ? 32 : kBits[static_cast<int>(format)];
+  }
+  bool opened() const { return format >= Format::int3; }  // into floats, a piece at a time, before they are multiplied
+  const int64_t* table() const { return reinterpret_cast<const int64_t*>(data); }
+  int64_t low_rank() const { return format == Format::int3 || format == Format::int2 ? table()[0] : 0; }  // of what is added to the codes
+  int64_t block() const { return 32 / bits(); }  // inputs in 32 bits of a lane
   int64_t middle() const { return middle_of(int(bits())); }  // of integers
   int64_t blocks() const { return (inputs + block() - 1) / block(); }
   int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
@@ -61,6 +67,8 @@ struct Tokens {
   // [count][groups], bits of float: the sums of the tokens, where there are zero points; of int32 for s8: what makes up for the
   // stored offset, -offset times the sum (with zero points minus the sum).
   const uint32_t* sums = nullptr;
+  const float* low = nullptr;      // [count][rank]: tokens times the matrix's right, where it has one
+  int64_t rank = 0;
 
   Tokens from(int64_t first, int64_t groups) const {
     Tokens t = *this;
@@ -68,11 +76,13 @@ struct Tokens {
     t.data += first * steps;
     if (scales) t.scales += first * groups;
     if (sums) t.sums += first * groups;
+    if (low) t.low += first * rank;
     return t;
   }
 };
 
-// The operand for this matrix: s8 when dynamic, bf16 for bfloat16 tokens where the instruction set multiplies pairs, else f32.
+// The operand for this matrix: s8 when dynamic, bf16 for bfloat16 tokens where the instruction set multiplies pairs and bfloat16
+// holds every weight exactly, else f32.
 Operand operand_of(const PackedMatrix& matrix, Dtype tokens, bool dynamic, const std::string& isa);
 
 // Whether x [count][inputs], rows `stride` elements apart, can be read where it lies.
@@ -83,7 +93,7 @@ int64_t prepared_bytes(const PackedMatrix& matrix, Operand operand, int64_t coun
 Tokens prepared_in(const PackedMatrix& matrix, Operand operand, int64_t count, void* buffer);
 
 struct PrepareArgs {
-  const PackedMatrix* matrix = nullptr;  // any matrix with the same format, inputs and group
+  const PackedMatrix* matrix = nullptr;  // any matrix with the same format, inputs and group, and itself where it has a low rank
   const void* x = nullptr;               // [count][inputs], rows `stride` elements apart
   Dtype dtype = Dtype::f32;
   int64_t stride = 0;

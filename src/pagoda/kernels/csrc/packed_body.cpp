@@ -5,10 +5,13 @@
 
 #include "activation_halves.hpp"
 #include "caches.hpp"
+#include "packed_open.hpp"
 #include "packed_tile.hpp"
 
 namespace pagoda {
 namespace {
+
+constexpr int64_t kOpenedPiece = 64;  // inputs at a time, for few tokens, of codes that are opened into floats: half a first cache
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -55,6 +58,17 @@ inline void put_result(uint16_t* p, Vec x) {
 #endif
 }
 
+thread_local Scratch left_scratch;
+
+// A panel of the left of a low-rank term, [rank][kVecs]; null where there is none.
+inline const Vec* low_rank_left(const PackedMatrix& m, int64_t panel) {
+  const int64_t rank = m.low_rank();
+  if (rank == 0) return nullptr;
+  Vec(*const left)[kVecs] = reinterpret_cast<Vec(*)[kVecs]>(left_scratch.need(rank * kPanel * 4));
+  open_left(PanelRows(m, panel), part_of<uint16_t>(m, 4), rank, left);
+  return left[0];
+}
+
 // Results of tokens first..end in one panel: scaled, with bias, rounded. The last panel of a matrix may be cut short.
 // T: what they are rounded to; Out: T, or float for numbers of T kept wide.
 template <bool kIntegers, class T, class Out = T>
@@ -64,6 +78,7 @@ void finish_panel(const LinearSlice& s, int64_t first, int64_t end, int64_t pane
   Vec scale[kVecs], bias[kVecs];
   T some[kPanel] = {};
   Out edge[kPanel];
+  const Vec* const left = low_rank_left(m, panel);
   if (s.bias) memcpy(some, static_cast<const T*>(s.bias) + row, count * sizeof(T));
   for (int v = 0; v < kVecs; ++v) {
     bias[v] = load(some + v * kLanes);
@@ -78,6 +93,7 @@ void finish_panel(const LinearSlice& s, int64_t first, int64_t end, int64_t pane
       Vec y;
       if constexpr (kIntegers) y = to_floats((IntVec)sum) * (scale[v] * s.x.scales[t]) + bias[v];
       else y = (Vec)sum * scale[v] + bias[v];
+      for (int64_t k = 0; k < s.x.rank; ++k) y += left[k * kVecs + v] * s.x.low[t * s.x.rank + k];
       if constexpr (sizeof(Out) != sizeof(T)) {
         T rounded[kLanes];
         store(rounded, y);
@@ -153,6 +169,8 @@ class Product {
   explicit Product(const LinearSlice& slice) : s(slice), m(slice.matrix) {}
 
   void run(int64_t first_panel, int64_t last_panel) {
+    if constexpr (__is_same(Op, Floats))
+      if (m.opened() && m.format != Format::bitstack && s.x.count <= kCodedTokens) return run_coded(first_panel, last_panel);
     plan();
     end_of_slice = last_panel;
     for (int64_t token = 0; token < s.x.count; token += shares.block_tokens)
@@ -161,22 +179,36 @@ class Product {
   }
 
  private:
+  // Few tokens meet codes that are opened in registers.
+  void run_coded(int64_t first_panel, int64_t last_panel) {
+    alignas(64) float at[kCodedTokens * kCodedPanels * kPanel];
+    for (int64_t panel = first_panel; panel < last_panel;) {
+      const int64_t wide = panel + kCodedPanels <= last_panel ? kCodedPanels : 1;
+      (wide > 1 ? multiply_codes<kCodedPanels> : multiply_codes<1>)(m, s.x, panel, at);
+      sum_stride = wide * kPanel;
+      finish(0, s.x.count, panel, panel + wide, reinterpret_cast<const uint32_t*>(at));
+      panel += wide;
+    }
+  }
+
   // How much at a time. Few tokens stay in the second cache while panels stream by; many tokens stream by a block of panels.
   void plan() {
     const bool one_tile = s.x.count <= kMaxTokens, few = s.x.count * s.x.steps * 4 <= shares.stream_bytes;
     kept = Tiles<Op, kGrouped>::kKept && s.x.count > kMaxTokens;
-    turned = !__is_same(Op, Wide) && s.x.count > Op::kDirect;
+    turned = m.opened() || (!__is_same(Op, Wide) && s.x.count > Op::kDirect);
     const int64_t wide = panels_for(static_cast<int>(smaller(s.x.count, kMaxTokens)));
     block = wide * (one_tile ? 1 : few && !turned ? 1 : 4);
     const int64_t unit = m.format == Format::int5 ? 96 : 128;  // a multiple of all groups
     const int64_t wanted = turned ? (one_tile ? shares.short_piece : shares.piece) : shares.stream_bytes / (block * 64) * m.block();
-    piece = larger(wanted / unit, 1) * unit;
+    piece = m.opened() && one_tile ? kOpenedPiece : larger(wanted / unit, 1) * unit;
     many_pieces = m.inputs > piece;
     sum_stride = block * kPanel;
     const int64_t turned_bytes = turned ? block * lines_of(smaller(piece, m.inputs)) * Op::kSteps * 64 : 0;
+    const int64_t opening = m.opened() ? opening_bytes(m) : 0;
     const int64_t held = many_pieces ? smaller(s.x.count, shares.block_tokens) : kMaxTokens;
-    buffer = reinterpret_cast<uint8_t*>(scratch.need(turned_bytes + held * block * kPanel * 4));
+    buffer = reinterpret_cast<uint8_t*>(scratch.need(turned_bytes + held * block * kPanel * 4 + opening));
     sums = reinterpret_cast<uint32_t*>(buffer + turned_bytes);
+    beside = reinterpret_cast<char*>(sums + held * block * kPanel);
     if (s.gated) block /= 2, panels_apart = s.rows() / kPanel;  // pairs of panels
   }
 
@@ -199,15 +231,20 @@ class Product {
   }
 
   Piece make_piece(int64_t panel, int64_t end_panel, int64_t first) const {
-    const int64_t lines = lines_of(smaller(piece, m.inputs - first));
+    const int64_t lines = lines_of(smaller(piece, m.inputs - first)), stride = lines * Op::kSteps * 64;  // stride: of turned ones
+    if (m.opened()) {
+      for (int64_t p = panel; p < end_panel; ++p)
+        open_panel(m, p, first, lines, reinterpret_cast<float*>(buffer + (p - panel) * stride), beside);
+      return {buffer, stride, first, lines, nullptr};
+    }
     const uint8_t* const data = m.data + panel * m.panel_bytes() + first / m.block() * 64;
     const uint8_t* next = end_panel < end_of_slice ? m.data + end_panel * m.panel_bytes() : nullptr;
     if (s.gated) next = nullptr;
     else if (first + piece < m.inputs) next = data + lines * 64;
     if (!turned) return {data, m.panel_bytes(), first, lines, next};
     for (int64_t p = panel; p < end_panel; ++p)
-      turn(data + (p - panel) * m.panel_bytes(), lines, buffer + (p - panel) * lines * Op::kSteps * 64);
-    return {buffer, lines * Op::kSteps * 64, first, lines * Op::kSteps, next};
+      turn(data + (p - panel) * m.panel_bytes(), lines, buffer + (p - panel) * stride);
+    return {buffer, stride, first, lines * Op::kSteps, next};
   }
 
   static void turn(const uint8_t* from, int64_t lines, uint8_t* to) {
@@ -298,7 +335,7 @@ class Product {
 #if PAGODA_DPBF16
     if (s.gated)
       for (; p < end_panel; ++p, at += 2 * kPanel) finish_gated<kIntegers>(s, token, end_token, p, at, sum_stride);
-    else if (s.dtype == Dtype::bf16 && !s.wide)
+    else if (s.dtype == Dtype::bf16 && !s.wide && s.x.rank == 0)
       for (; p + 2 <= end_panel && (p + 2) * kPanel <= m.outputs; p += 2, at += 2 * kPanel)
         finish_pair<kIntegers>(s, token, end_token, p, at, sum_stride);
 #endif
@@ -317,6 +354,7 @@ class Product {
   int64_t panels_apart = 1;  // between the panels of a tile: neighbours, or the two that a gate joins
   uint8_t* buffer = nullptr;
   uint32_t* sums = nullptr;
+  char* beside = nullptr;  // what opening needs
 };
 
 template <class Op, class Wide, bool kGrouped = false>
@@ -343,14 +381,18 @@ void packed_rows(const LinearSlice& s, int64_t first_row, int64_t end_row) {
     if (format == Format::int8) return run<PairsOf<8>, Pairs>(s, first, end);
     if (format == Format::int4) return run<PairsOf<4>, Pairs, true>(s, first, end);
     if (format == Format::int5) return run<PairsOf<5>, Pairs, true>(s, first, end);
+    if (format == Format::fp8) return run<PairsOfE4M3, Pairs>(s, first, end);
     return run<PairsOf<2>, Pairs>(s, first, end);
   }
 #endif
-  if (format == Format::fp32) return run<Floats, Floats>(s, first, end);
+  if (format == Format::fp32 || s.matrix.opened()) return run<Floats, Floats>(s, first, end);
   if (format == Format::bf16) return run<FloatsOf<16>, Floats>(s, first, end);
   if (format == Format::int8) return run<FloatsOf<8>, Floats>(s, first, end);
   if (format == Format::int4) return run<FloatsOf<4>, Floats, true>(s, first, end);
   if (format == Format::int5) return run<FloatsOf<5>, Floats, true>(s, first, end);
+  if (format == Format::fp16) return run<FloatsOfHalves, Floats>(s, first, end);
+  if (format == Format::fp8) return run<FloatsOfE4M3, Floats>(s, first, end);
+  if (format == Format::nf4) return run<FloatsOfLevels, Floats, true>(s, first, end);
   return run<FloatsOf<2>, Floats>(s, first, end);
 }
 

@@ -5,21 +5,16 @@
 
 #include "packed.hpp"
 #include "parallel.hpp"
+#include "small_floats.hpp"
 
 namespace pagoda {
 
 namespace {
 
-float widened(uint16_t x) {
-  const uint32_t bits = uint32_t{x} << 16;
-  float y;
-  std::memcpy(&y, &bits, 4);
-  return y;
-}
+float widened(uint16_t x) { return from_bits(uint32_t{x} << 16); }
 
 uint16_t narrowed(float x) {  // to nearest, ties to even
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
+  uint32_t bits = bits_of(x);
   bits = x != x ? (bits | 0x400000u) : bits + 0x7fffu + ((bits >> 16) & 1u);
   return static_cast<uint16_t>(bits >> 16);
 }
@@ -44,6 +39,18 @@ struct Row {
     return static_cast<float>(m.middle());
   }
 
+  // What the lowest bits of a field stand for, without its scale.
+  float value(uint32_t field, float middle) const {
+    switch (m.format) {
+      case Format::fp32: return from_bits(field);
+      case Format::bf16: return widened(static_cast<uint16_t>(field));
+      case Format::fp16: return half_value(static_cast<uint16_t>(field));
+      case Format::fp8: return e4m3_value(static_cast<uint8_t>(field));
+      case Format::nf4: return kNormalLevels[field & 15];
+      default: return float(field & ((1u << m.bits()) - 1)) - middle;
+    }
+  }
+
   // Calls put(input, value) for every input.
   template <typename Put>
   void each(Put put) const {
@@ -51,18 +58,9 @@ struct Row {
     for (int64_t block = 0; block < m.blocks(); ++block) {
       const uint32_t lanes = word(block);
       const int64_t first = block * fields, group = m.group == 0 ? 0 : first / m.group;
-      if (m.format == Format::fp32) {
-        float x;
-        std::memcpy(&x, &lanes, 4);
-        put(first, x);
-      } else if (m.format == Format::bf16) {
-        put(first, widened(static_cast<uint16_t>(lanes)));
-        if (first + 1 < m.inputs) put(first + 1, widened(static_cast<uint16_t>(lanes >> 16)));
-      } else {
-        const float step = scale(group), middle = zero(group);
-        for (int n = 0; n < fields && first + n < m.inputs; ++n)
-          put(first + n, (float(lanes >> shift_of(n, bits) & ((1u << bits) - 1)) - middle) * step);
-      }
+      const bool plain = m.format == Format::fp32 || m.format == Format::bf16 || m.format == Format::fp16;
+      const float step = plain ? 1.0f : scale(group), middle = plain ? 0.0f : zero(group);
+      for (int n = 0; n < fields && first + n < m.inputs; ++n) put(first + n, value(lanes >> shift_of(n, bits), middle) * step);
     }
   }
 };

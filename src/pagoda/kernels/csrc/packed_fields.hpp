@@ -2,13 +2,16 @@
 // rows. An operand says how many steps a line meets, which numbers of the line meet step n, and how they are multiplied.
 //
 //   Floats, FloatsOf<bits>   a step is a float         fp32; bf16, int8, int5, int4, ternary turned into floats
+//   FloatsOfHalves, FloatsOfE4M3, FloatsOfLevels       fp16, fp8, nf4, likewise
 //   Pairs, PairsOf<bits>     a pair of bfloat16        bf16; int8, int5, int4, ternary turned into bfloat16 (exact)
+//   PairsOfE4M3                                        fp8, likewise
 //   Quads<bits>              four int8                 int8, int4, ternary as unsigned bytes
 //
 // Integers come less their offset for Floats and Pairs (int4 always less eight, int5 less sixteen), as they are stored for Quads.
 #pragma once
 
 #include "packed.hpp"
+#include "small_floats.hpp"
 #include "vec.hpp"
 
 namespace pagoda {
@@ -23,6 +26,21 @@ inline UintVec load_lanes(const void* p) {
 }
 
 inline UintVec splat_word(uint32_t x) { return x - UintVec{}; }
+
+inline IntVec load_bytes(const uint8_t* p) {
+#if defined(__AVX512F__)  // g++ 12 takes the portable lines byte by byte
+  return (IntVec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+  return (IntVec)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+  IntVec x;
+  for (int i = 0; i < kLanes; ++i) x[i] = p[i];
+  return x;
+#endif
+}
+
+inline Vec to_floats(Vec x) { return x; }
+inline Vec to_floats(IntVec x) { return __builtin_convertvector(x, Vec); }
 
 // The input of a block that field f of a lane holds.
 constexpr int element_of(int field, int fields) { return field < fields / 2 ? 2 * field : 2 * (field - fields / 2) + 1; }
@@ -49,6 +67,49 @@ struct FloatsOf : Floats {
     constexpr uint32_t kMask = kBits < 32 ? (uint32_t{1} << kBits % 32) - 1 : ~0u;
     const IntVec q = (IntVec)((line >> shift_of(n, kBits)) & kMask);
     return (UintVec)(__builtin_convertvector(q, Vec) - splat(float(middle_of(kBits))));
+  }
+};
+
+// The lower halves of lanes as floats.
+inline UintVec floats_of_halves(UintVec halves) {
+#if defined(__AVX512F__)
+  return (UintVec)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)halves));
+#elif defined(__AVX2__)
+  const __m256i x = (__m256i)(halves & 0xffffu);
+  return (UintVec)_mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+#else  // as half_value
+  return (halves & 0x8000u) << 16 | (UintVec)((Vec)((halves & 0x7fffu) << 13) * 0x1p112f);
+#endif
+}
+
+struct FloatsOfHalves : Floats {
+  static constexpr int kSteps = 2, kDirect = 2;
+  static UintVec numbers(UintVec line, int n) { return floats_of_halves(n == 0 ? line : line >> 16); }
+};
+
+struct FloatsOfE4M3 : Floats {
+  static constexpr int kSteps = 4, kDirect = 2;
+  static UintVec numbers(UintVec line, int n) {
+    const UintVec byte = line >> shift_of(n, 8);
+    return (byte & 0x80u) << 24 | (UintVec)((Vec)((byte & 0x7fu) << 20) * 0x1p120f);
+  }
+};
+
+struct FloatsOfLevels : Floats {
+  static constexpr int kSteps = 8, kDirect = 2;
+  static UintVec numbers(UintVec line, int n) {
+    const UintVec index = line >> shift_of(n, 4);
+#if defined(__AVX512F__)  // looks at the lowest four bits
+    return (UintVec)_mm512_permutexvar_ps((__m512i)index, _mm512_load_ps(kNormalLevels));
+#elif defined(__AVX2__)  // at three, and at the sign
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_load_ps(kNormalLevels), (__m256i)index);
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_load_ps(kNormalLevels + 8), (__m256i)index);
+    return (UintVec)_mm256_blendv_ps(low, high, _mm256_castsi256_ps((__m256i)(index << 28)));
+#else
+    Vec levels;
+    for (int i = 0; i < kLanes; ++i) levels[i] = kNormalLevels[index[i] & 15];
+    return (UintVec)levels;
+#endif
   }
 };
 
@@ -93,11 +154,18 @@ struct PairsOf : Pairs {
   }
 };
 
-// The two bytes of the bfloat16 of 0..127.
+constexpr uint16_t e4m3_bf16(int size) {  // below 8 its exponent is that of 8, and there is no leading one
+  return static_cast<uint16_t>(size == 0 ? 0 : size < 8 ? small_bf16(size) - (9 << 7) : ((size >> 3) + 120) << 7 | (size & 7) << 4);
+}
+
+// The two bytes of the bfloat16 of 0..127, and of what 0..127 are in e4m3.
 struct ByteTables {
-  alignas(64) uint8_t low[128], high[128];
-  constexpr ByteTables() : low(), high() {
-    for (int i = 0; i < 128; ++i) low[i] = small_bf16(i) & 255, high[i] = small_bf16(i) >> 8;
+  alignas(64) uint8_t low[128], high[128], low_e4m3[128], high_e4m3[128];
+  constexpr ByteTables() : low(), high(), low_e4m3(), high_e4m3() {
+    for (int i = 0; i < 128; ++i) {
+      low[i] = small_bf16(i) & 255, high[i] = small_bf16(i) >> 8;
+      low_e4m3[i] = e4m3_bf16(i) & 255, high_e4m3[i] = e4m3_bf16(i) >> 8;
+    }
   }
 };
 
@@ -121,6 +189,15 @@ struct PairsOf<8> : Pairs {
     const __m512i even = _mm512_set1_epi16(0x00ff);
     if (n == 0) return (UintVec)_mm512_ternarylogic_epi32(even, line.low, _mm512_slli_epi16(line.high, 8), 0xca);
     return (UintVec)_mm512_ternarylogic_epi32(even, _mm512_srli_epi16(line.low, 8), line.high, 0xca);
+  }
+};
+
+struct PairsOfE4M3 : PairsOf<8> {
+  static Line open(UintVec line) {  // the look-up leaves the signs out
+    const __m512i x = (__m512i)line;
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kBytes.low_e4m3), x, _mm512_load_si512(kBytes.low_e4m3 + 64));
+    const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(kBytes.high_e4m3), x, _mm512_load_si512(kBytes.high_e4m3 + 64));
+    return {low, _mm512_ternarylogic_epi32(high, x, _mm512_set1_epi8(-128), 0xf8)};
   }
 };
 

@@ -107,21 +107,6 @@ PAGODA_OWN_REGISTERS void plain_tile(const Tile& tile) {
         memcpy(tile.sums + t * tile.sum_stride + p * kPanel + v * kLanes, &sum[t][p][v], sizeof(UintVec));
 }
 
-inline IntVec load_bytes(const uint8_t* p) {
-#if defined(__AVX512F__)  // g++ 12 takes the portable lines byte by byte
-  return (IntVec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
-#elif defined(__AVX2__)
-  return (IntVec)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
-#else
-  IntVec x;
-  for (int i = 0; i < kLanes; ++i) x[i] = p[i];
-  return x;
-#endif
-}
-
-inline Vec to_floats(Vec x) { return x; }
-inline Vec to_floats(IntVec x) { return __builtin_convertvector(x, Vec); }
-
 // What zero points add to a sum, per unit of a token's own sum (negative for integers, see Tokens): Floats and Pairs come
 // less the middle.
 inline IntVec zero_of(const uint8_t* zeros, int32_t, IntVec) { return load_bytes(zeros); }

@@ -1,6 +1,6 @@
 // Tokens made ready for products with packed weights: widened, copied or quantized (see packed.hpp).
 
-#include "packed_fields.hpp"
+#include "packed_open.hpp"
 
 namespace pagoda {
 namespace {
@@ -167,12 +167,46 @@ void sum_groups(const PrepareArgs& a, const T* x, int64_t token) {
   }
 }
 
+// As dgq's tokens are: to 8-bit integers of one scale, and back.
+void round_token(const PrepareArgs& a, int64_t token) {
+  float* const x = reinterpret_cast<float*>(const_cast<uint32_t*>(a.out.data) + token * a.out.steps);
+  const int64_t inputs = a.matrix->inputs;
+  const float most = largest(x, inputs), scale = most / 127.0f, inverse = most == 0.0f ? 0.0f : 127.0f / most;
+  for (int64_t i = 0; i < inputs; i += kPanel) {
+    Vec part[kVecs];
+    load_sixteen(x + i, inputs - i, part);
+    float some[kPanel];
+    for (int v = 0; v < kVecs; ++v) store(some + v * kLanes, __builtin_convertvector(rounded(part[v] * inverse), Vec) * scale);
+    memcpy(x + i, some, (inputs - i < kPanel ? inputs - i : kPanel) * 4);
+  }
+}
+
+// A token times the low-rank term's right.
+void multiply_right(const PrepareArgs& a, int64_t token) {
+  const float* const x = reinterpret_cast<const float*>(a.out.data + token * a.out.steps);
+  const uint16_t* right = part_of<uint16_t>(*a.matrix, 5);
+  float* const low = const_cast<float*>(a.out.low) + token * a.out.rank;
+  const int64_t inputs = a.matrix->inputs;
+  for (int64_t k = 0; k < a.out.rank; ++k, right += inputs) {
+    Vec sum{};
+    int64_t i = 0;
+    for (; i + kLanes <= inputs; i += kLanes) sum += load(x + i) * load_halves(right + i);
+    low[k] = total_of(sum);
+    for (; i < inputs; ++i) low[k] += x[i] * half_value(right[i]);
+  }
+}
+
 template <class T>
 void prepare_one(const PrepareArgs& a, int64_t token) {
   const T* const x = static_cast<const T*>(a.x) + token * a.stride;
   if (a.out.operand == Operand::s8) return quantize_token(a, x, token);
   if (a.out.sums) sum_groups(a, x, token);
-  if (a.out.operand == Operand::f32) return widen_token(a, x, token);
+  if (a.out.operand == Operand::f32) {
+    widen_token(a, x, token);
+    if (a.matrix->format == Format::dgq) round_token(a, token);
+    if (a.out.rank) multiply_right(a, token);
+    return;
+  }
   if constexpr (sizeof(T) == 2) copy_token(a, x, token);
 }
 

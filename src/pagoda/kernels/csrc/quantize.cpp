@@ -131,13 +131,43 @@ bool row_in_groups(const QuantizeArgs& a, int64_t row) {
   return finite;
 }
 
+// The number of the level that is nearest, the lower one of two at the same distance.
+uint8_t nearest_level(float x) {
+  uint8_t found = 0;
+  for (int i = 0; i < 15; ++i) found += x > (kNormalLevels[i + 1] + kNormalLevels[i]) / 2;
+  return found;
+}
+
+template <Dtype dtype>
+bool row_in_levels(const QuantizeArgs& a, int64_t row) {
+  const int64_t groups = (a.cols + a.group - 1) / a.group;
+  const uint8_t* from = a.rows + row * a.cols * size_of(dtype);
+  uint8_t* out = a.codes + row * ((a.cols + 1) / 2);
+  float w[kMaxGroup];
+  uint8_t codes[kMaxGroup + 6];
+  bool finite = true;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = g * a.group, count = std::min(a.group, a.cols - first);
+    finite &= read<dtype>(from, first, count, w);
+    const float scale = largest_size(w, count), by = divisor(scale);
+    std::memcpy(a.scales + 4 * (row * groups + g), &scale, 4);
+    for (int64_t i = 0; i < count; ++i) codes[i] = nearest_level(w[i] / by);
+    codes[count] = 0;
+    put_codes<4>(codes, count, out + first / 2);
+  }
+  return finite;
+}
+
 template <Dtype dtype>
 bool whole_row(const QuantizeArgs& a, int64_t row, float* w) {
   const bool finite = read<dtype>(a.rows + row * a.cols * size_of(dtype), 0, a.cols, w);
-  const float scale = largest_size(w, a.cols) / 127.0f, by = divisor(scale);
+  const float top = a.floats ? 448.0f : 127.0f, scale = largest_size(w, a.cols) / top, by = divisor(scale);
   std::memcpy(a.scales + 4 * row, &scale, 4);
-  int8_t* codes = reinterpret_cast<int8_t*>(a.codes) + row * a.cols;
-  for (int64_t i = 0; i < a.cols; ++i) codes[i] = int8_t(int32_t(nearest(w[i] / by)));
+  uint8_t* codes = a.codes + row * a.cols;
+  if (a.floats)
+    for (int64_t i = 0; i < a.cols; ++i) codes[i] = e4m3_bits(std::min(top, std::max(-top, w[i] / by)));
+  else
+    for (int64_t i = 0; i < a.cols; ++i) codes[i] = uint8_t(int32_t(nearest(w[i] / by)));
   return finite;
 }
 
@@ -150,6 +180,7 @@ bool all_rows(const QuantizeArgs& a) {
     bool fine = true;
     for (int64_t row = item * step; row < std::min(a.num_rows, (item + 1) * step); ++row)
       fine &= a.bits == 8   ? whole_row<dtype>(a, row, w.data())
+              : a.floats    ? row_in_levels<dtype>(a, row)
               : a.bits == 5 ? row_in_groups<dtype, 5>(a, row)
                             : row_in_groups<dtype, 4>(a, row);
     if (!fine) finite = false;

@@ -13,9 +13,10 @@ struct QuantizeArgs {
   int64_t num_rows, cols;
   Dtype dtype;
   int bits;  // of a code: 8, 5 or 4
+  bool floats;  // codes of 8 bits are e4m3, those of 4 numbers of nf4's levels (without zeros, of float scales)
   int64_t group;  // inputs that share a scale: whole words of codes; 0: a row shares one, codes of 8 bits
   bool wide_scales;  // float scales of groups, bfloat16 otherwise; a row's scale is always a float
-  uint8_t* codes;  // 8 bits: [num_rows][cols] signed; 5: [num_rows][ceil(cols / 6)][4 bytes], in the order of panels;
+  uint8_t* codes;  // 8 bits: [num_rows][cols], integers signed; 5: [num_rows][ceil(cols / 6)][4 bytes], in the order of panels;
                    // 4: [num_rows][ceil(cols / 2)], the first in the lower half
   uint8_t* scales;  // [num_rows][groups]
   uint8_t* zeros;  // [num_rows][groups], or null: symmetric, zero is the middle

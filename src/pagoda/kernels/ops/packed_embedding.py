@@ -51,5 +51,6 @@ CASES = cross(
     {"count": 9, "format": "fp32"}, {"count": 9, "format": "bf16"}, {"count": 20, "format": "int8"},
     {"count": 3, "format": "int4", "group": 32}, {"count": 20, "format": "int4", "group": 64, "symmetric": False},
     {"count": 9, "format": "int5", "group": 48, "symmetric": False}, {"count": 5, "format": "ternary"},
-    {"count": 0, "format": "int8"},
+    {"count": 0, "format": "int8"}, {"count": 5, "format": "fp16"}, {"count": 20, "format": "fp8"},
+    {"count": 9, "format": "nf4", "group": 32},
 )  # fmt: skip

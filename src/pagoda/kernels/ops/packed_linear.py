@@ -43,6 +43,9 @@ def reference(
     x: Tensor, packed: PackedWeight, bias: Tensor | None = None, *, dynamic: bool = False, wide: bool = False
 ) -> Tensor:
     tokens = x.reshape(-1, packed.inputs)
+    if packed.format == "dgq":  # its weights are made for tokens of 8 bits
+        q, scale = quantize_tokens(tokens)
+        tokens = q * scale
     out = _integer_product(tokens, packed) if dynamic else tokens.float() @ unpack(packed).float().T
     out = out if bias is None else out + bias.float()
     rounded = out.to(x.dtype).view(*x.shape[:-1], packed.outputs)
@@ -93,6 +96,7 @@ _FORMATS = (
     {"format": "int4", "group": 32, "dynamic": True},
     {"format": "int4", "group": 64, "dynamic": True, "symmetric": False},
     {"format": "int5", "group": 96, "symmetric": False}, {"format": "int5", "group": 48},
+    {"format": "fp16"}, {"format": "fp8"}, {"format": "nf4", "group": 64},
 )  # fmt: skip
 _WIDE = {"tokens": 2, "inputs": 64, "outputs": 40, "bias": True, "wide": True}
 CASES = cross("packed_linear", _case, *({**shape, **form} for form in _FORMATS for shape in (*_SHAPES, _WIDE)))

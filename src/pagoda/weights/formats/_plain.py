@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...kernels.packed_bytes import packed_nbytes
-from .base import Part, WeightFormat
+from .base import Part, WeightFormat, check_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,9 @@ class Plain(WeightFormat):
     def quantize(self, weight: Tensor) -> Codes:
         import torch
 
-        return {"values": weight.to(getattr(torch, self.stored))}
+        values = weight.to(getattr(torch, self.stored))
+        check_finite(bool(torch.isfinite(values).all()))  # float16 ends at 65504
+        return {"values": values}
 
     def integers(self, codes: Codes, cols: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return codes["values"], None, None

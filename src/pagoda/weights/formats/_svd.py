@@ -28,4 +28,5 @@ def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     u, s, vh = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
     root = s[:rank].clamp(min=0).sqrt()
     left, right = (basis @ u[:, :rank]) * root, root[:, None] * vh[:rank]
-    return pad(left, (0, rank - left.shape[1])), pad(right, (0, 0, 0, rank - right.shape[0]))
+    left, right = pad(left, (0, rank - left.shape[1])), pad(right, (0, 0, 0, rank - right.shape[0]))
+    return left.contiguous(), right.contiguous()

@@ -50,6 +50,8 @@ class WeightFormat(ABC):
     """Names of the codes that belong to all rows together."""
     kernel: ClassVar[str] = ""
     """The format's name in ``kernels.packed``, whose order its matrices have in memory; empty: its own codes."""
+    opened: ClassVar[str] = ""
+    """Its name in ``kernels.coded``, whose kernel opens the format's codes while it multiplies; empty: none does."""
     dynamic: ClassVar[bool] = False
     """Whether activations are rounded to int8, token by token, before they are multiplied."""
     relative_error: ClassVar[float] = 0.0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...core.errors import ConfigError
+from ...kernels.packed_bytes import MAX_BLOCKS
 from ._bits import pack_bits, packed_width, unpack_bits
 from ._svd import low_rank
 from .base import Part, WeightFormat
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .base import Codes
-
-MAX_BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class BitStack(WeightFormat):
     rank: int = 8
 
     name = "bitstack"
+    opened = "bitstack"
     row_wise = False
     relative_error = 0.18
     shared = tuple(f"right{i}" for i in range(MAX_BLOCKS))

@@ -28,6 +28,7 @@ class DGQ(WeightFormat):
     group: int = 128
 
     name = "dgq"
+    opened = "dgq"
     dynamic = True
     relative_error = 0.14
 

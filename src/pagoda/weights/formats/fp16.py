@@ -10,6 +10,7 @@ from ._plain import Plain
 @dataclass(frozen=True)
 class FP16(Plain):
     name = "fp16"
+    kernel = "fp16"
     stored = "float16"
     relative_error = 0.0004
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._bits import nonzero
-from .base import Part, WeightFormat
+from ...kernels.packed_bytes import packed_nbytes
+from .base import Part, WeightFormat, check_finite, empty_codes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .base import Codes
-
-LARGEST = 448.0
 
 
 @dataclass(frozen=True)
@@ -21,17 +19,32 @@ class FP8(WeightFormat):
     """``w ~= codes * scale``; a row's largest value becomes 448, the largest number of the type."""
 
     name = "fp8"
+    kernel = "fp8"
     relative_error = 0.035
 
     def parts(self, rows: int, cols: int) -> dict[str, Part]:
         return {"codes": ((rows, cols), "float8_e4m3fn"), "scale": ((rows,), "float32")}
 
     def quantize(self, weight: Tensor) -> Codes:
-        import torch
+        from ...kernels.quantize import fp8_rows
 
-        scale = weight.abs().amax(1) / LARGEST
-        codes = (weight / nonzero(scale)[:, None]).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+        codes, scale = fp8_rows(weight)
         return {"codes": codes, "scale": scale}
+
+    def quantize_fast(self, rows: Tensor, num_threads: int) -> Codes | None:
+        from ...kernels.quantize_rows import can_quantize, to_fp8
+
+        if not can_quantize(rows):
+            return None
+        codes = empty_codes(self, *rows.shape)
+        check_finite(to_fp8(rows, codes["codes"], codes["scale"], num_threads))
+        return codes
+
+    def integers(self, codes: Codes, cols: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return codes["codes"], codes["scale"], None
+
+    def num_bytes(self, rows: int, cols: int) -> int:
+        return packed_nbytes("fp8", rows, cols)
 
     def dequantize(self, codes: Codes, cols: int) -> Tensor:
         return codes["codes"].float() * codes["scale"][:, None]

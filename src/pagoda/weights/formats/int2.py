@@ -10,6 +10,7 @@ from ._low_rank import LowRankCorrected
 @dataclass(frozen=True)
 class Int2(LowRankCorrected):
     name = "int2"
+    opened = "int2"
     bits = 2
     relative_error = 0.42
 

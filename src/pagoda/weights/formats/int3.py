@@ -10,6 +10,7 @@ from ._low_rank import LowRankCorrected
 @dataclass(frozen=True)
 class Int3(LowRankCorrected):
     name = "int3"
+    opened = "int3"
     bits = 3
     relative_error = 0.2
 

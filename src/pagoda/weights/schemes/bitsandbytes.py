@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.config import Section
 from ...core.errors import WeightsError, choices
+from ...kernels.packed_bytes import NF4_LEVELS
 from ..formats.base import WeightFormat
 from ..formats.int8 import Int8
-from ..formats.nf4 import LEVELS, NF4
+from ..formats.nf4 import NF4
 from .base import Logical, ModuleScheme
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _build4(
         inner = tensors[f"{name}.nested_quant_map"].float()[absmax.long()]
         absmax = inner * outer[: len(inner)] + float(state["nested_offset"])
     packed, block = tensors[name].flatten(), int(state.get("blocksize", 64))
-    if format is not None and torch.allclose(levels, torch.tensor(LEVELS), atol=1e-6):
+    if format is not None and torch.allclose(levels, torch.tensor(NF4_LEVELS), atol=1e-6):
         swapped = (packed << 4) | (packed >> 4)  # ours has the first code in the low half
         codes = {"codes": swapped.view(rows, cols // 2), "scale": absmax.float().view(rows, cols // block)}
         return CodedMatrix(format, codes, cols, torch.float32)
