@@ -85,6 +85,25 @@ def test_hidden_states_of_the_newest_tokens_are_those_of_the_model(make_llm, ora
     assert answers[0] == answers[1] == answers[2]
 
 
+@pytest.mark.parametrize(
+    ("kv", "where"), [("snapkv(budget=20)", "snapkv.SnapKV.scores"), ("kivi", "_grids.GridCodec.encode")]
+)
+def test_a_method_that_breaks_takes_its_own_request_alone(make_llm, oracle, monkeypatch, kv, where) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no such slot")
+
+    llm, ids = make_llm(page_size=8), prompt(40, 61)
+    monkeypatch.setattr(f"pagoda.kv.policies.{where}", broken)
+    beside = [params("exact"), params(kv), params("recent(budget=12)"), params("exact")]
+    outputs = llm.generate([ids, prompt(41, 60), ids, prompt(42, 30)], beside)
+    assert outputs[1].error == f"kv={kv!r} failed: ValueError: no such slot"
+    assert [output.error for output in outputs].count(None) == 3
+    assert outputs[0].token_ids == oracle(ids, 16)
+    llm._open().audit()
+    llm._open().engine.manager.clear_prefix()
+    assert llm._open().engine.manager.pool.num_used_pages == 0
+
+
 @pytest.mark.parametrize("kv", ["kivi(window=1000000000)", "snapkv(budget=20)+kivi(window=1000000000)",
                                 "think(every=1000000000)", "bfp_outlier_rearrange(block=1000000000)"])  # fmt: skip
 def test_windows_wider_than_a_sequence_take_what_it_has(make_llm, kv) -> None:

@@ -71,7 +71,8 @@ def learned_by(codec: Any, k: torch.Tensor, v: torch.Tensor) -> dict[str, torch.
     return learned
 
 
-@pytest.mark.parametrize("name", [*NAMES, "kivi(bits=4)", "int2(keys='token')", "bfp_outlier_rearrange(mantissa=8)"])
+@pytest.mark.parametrize("name", [*NAMES, "kivi(bits=4)", "int2(keys='token')", "bfp_outlier_rearrange(mantissa=8)",
+                                  "zipcache(salient=0.0)", "zipcache(salient=1.0)"])  # fmt: skip
 @pytest.mark.parametrize("shape", [(8, 8, 8), (16, 64, 64), (32, 40, 24)])
 def test_the_kernels_decode_what_torch_decodes(name: str, shape: tuple[int, int, int]) -> None:
     """Every page of a storage whose rows are wider than a page, under every instruction set, in both dtypes."""

@@ -237,6 +237,9 @@ class Engine:
         self._probing.see(result)
         self._advance.commit(result.pieces)
         self._evictor.apply(result)
+        for sequence, error in self._evictor.take_failed():
+            why = f"kv={sequence.policy.spelled!r} failed: {type(error).__name__}: {error}"
+            self._advance.fail(sequence.group, why)
         self._advance.sample(result)
 
     def _unstick(self, plan: Plan) -> list[RequestState]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from .observing import observe
 from .policy_state import PolicyState, Rows
 from .runner import Piece, StepResult
 from .sequence import Sequence
+
+_log = logging.getLogger(__name__)
 
 
 class PolicyCounters(Protocol):
@@ -71,6 +74,7 @@ class Evictor:
         calibrations: Calibrations,
     ) -> None:
         self._scheduler, self._counters, self.calibrations = scheduler, counters, calibrations
+        self._failed: list[tuple[Sequence, Exception]] = []
 
     def apply(self, result: StepResult) -> None:
         """Show each policy what the step brought, and let those act whose time has come."""
@@ -96,10 +100,27 @@ class Evictor:
         """
         for piece in due:
             if piece.sequence.policy.evicts(piece.start, piece.sequence.prompt_len):
-                self._act(piece.sequence, result)
+                try:
+                    self._act(piece.sequence, result)
+                except Exception as error:
+                    self._fails(piece.sequence, error, result)
         for piece in due:
             if piece.sequence.policy.windowed is not None and piece.sequence.num_computed:
-                _encode(piece.sequence)
+                try:
+                    _encode(piece.sequence)
+                except Exception as error:
+                    self._fails(piece.sequence, error, result)
+
+    def _fails(self, sequence: Sequence, error: Exception, result: StepResult) -> None:
+        """A method that breaks takes its own request along, not those that it met in a step."""
+        _log.exception("kv=%s failed at %d tokens", sequence.policy.spelled, sequence.num_computed)
+        result.drop(sequence)
+        self._failed.append((sequence, error))
+
+    def take_failed(self) -> list[tuple[Sequence, Exception]]:
+        """Sequences whose method broke in the last step, and how: their requests are to be ended."""
+        failed, self._failed = self._failed, []
+        return failed
 
     def _count(self, state: PolicyState) -> None:
         notes = state.notes

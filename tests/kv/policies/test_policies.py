@@ -75,6 +75,7 @@ def test_names_and_parameters() -> None:
         ("recent+ada", "recent ranks no slots"),
         ("zigzagkv+ada", "zigzagkv divides its budget itself"),
         ("snapkv(kernel=4)", "kernel=4; give an odd number"),
+        ("snapkv+pyramid(slope=1e300)", "slope=1e+300; give a number from 1.0 (equal layers) to 1000"),
         ("zigzagkv(kernel=4)", "kernel=4; give an odd number"),
         ("finch(window=257)", "window=257; give a whole number from 1 to 256"),
         ("windowkv(span=1000000000)", "span=1000000000; give a whole number from 1 to 1024"),

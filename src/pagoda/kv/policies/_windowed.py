@@ -136,7 +136,7 @@ class WindowedCodec(KVPolicy):
 def pack(codes: Tensor, bits: int) -> Tensor:
     """uint8 codes below ``2 ** bits``, ``[..., n]`` with n a multiple of ``8 // bits`` -> ``[..., n * bits // 8]``."""
     per_byte = 8 // bits
-    parts = codes.view(*codes.shape[:-1], -1, per_byte)
+    parts = codes.view(*codes.shape[:-1], codes.shape[-1] // per_byte, per_byte)
     packed = parts[..., 0].clone()
     for index in range(1, per_byte):
         packed |= parts[..., index] << (bits * index)

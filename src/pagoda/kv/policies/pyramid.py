@@ -12,6 +12,8 @@ from .base import Allocator
 if TYPE_CHECKING:
     from torch import Tensor
 
+STEEPEST = 1000.0
+
 
 @dataclass(frozen=True)
 class Pyramid(Allocator):
@@ -26,8 +28,8 @@ class Pyramid(Allocator):
     slope: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.slope < 1.0:
-            raise ConfigError(f"slope={self.slope!r}; give 1.0 (equal layers) or more")
+        if not 1.0 <= self.slope <= STEEPEST:
+            raise ConfigError(f"slope={self.slope!r}; give a number from 1.0 (equal layers) to {STEEPEST:g}")
 
     def allot(self, scores: Tensor, lens: Tensor, budget: int) -> Tensor:
         import torch
