@@ -13,7 +13,7 @@ TORCH_FREE = $(wildcard src/pagoda/core src/pagoda/budget src/pagoda/schedule sr
 	$(foreach f,pages table prefix audit manager room live evictions compaction stats,src/pagoda/kv/$(f).py) \
 	src/pagoda/sampling/params.py src/pagoda/sampling/scratch.py src/pagoda/models/shape.py)
 
-.PHONY: run test test-gpu slow venv lint format types map sanitize cov ci clean help prices
+.PHONY: run test test-gpu slow venv lint format types map sanitize cov ci clean help prices speeds
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -85,10 +85,25 @@ cov: $(STAMP)  ## coverage of the rooms without torch by their own tests (at lea
 DATA ?= ../shared/data
 TEXT := $(DATA)/text/tinystories_valid_word_sample.txt.gz
 
-prices: $(STAMP)  ## measure KV policies again and rewrite docs/kv-policies.md
-	$(BIN)/pagoda bench kv lantern --cases 12 --text $(TEXT) --data $(DATA) --docs docs/kv-policies.md
-	for model in stories260K bitnet-stories-3M; do $(BIN)/pagoda bench kv $(DATA)/models/$$model --cases 12 \
-	  --tasks perplexity,agreement --text $(TEXT) --docs docs/kv-policies.md || exit 1; done
+# Copies of the small models, which are calibrated in a minute or two each; lantern ships calibrated.
+SMALL := $(addprefix build/models/,stories260K bitnet-stories-3M)
+PRICE := $(BIN)/pagoda bench kv --docs docs/kv-policies.md
+
+prices: $(STAMP) $(SMALL)  ## measure KV policies again and rewrite docs/kv-policies.md and docs/kv-methods.md
+	$(PRICE) lantern --cases 12 --text $(TEXT) --data $(DATA) --methods docs/kv-methods.md $(ARGS)
+	for model in $(SMALL); do \
+	  $(PRICE) $$model --cases 12 --tasks perplexity,agreement --text $(TEXT) $(ARGS) || exit 1; done
+
+speeds: $(STAMP) $(SMALL)  ## measure prefill, decode and deciding of the listed KV policies alone, on a quiet machine
+	for model in lantern $(SMALL); do $(PRICE) $$model --no-quality || exit 1; done
+
+build/models/%: | $(STAMP)
+	rm -rf $@.part
+	mkdir -p $(@D)
+	cp -r $(DATA)/models/$(@F) $@.part
+	chmod -R u+w $@.part
+	$(BIN)/pagoda calibrate all $@.part --text $(TEXT)
+	mv $@.part $@
 
 ci:  ## what CI runs
 	bash .ci/run

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from pagoda.bench.forced import Case, ForcedEngine
-from pagoda.bench.kv import Price, PriceList, front, losers, price, spell
-from pagoda.bench.kv_report import added, listed, markdown, methods_table, splice
+from pagoda.bench.kv import Price, PriceList, price, spell
+from pagoda.bench.kv_judge import control_at, front, losers
+from pagoda.bench.kv_methods import methods_table, methods_text
+from pagoda.bench.kv_page import listed, read_page, with_prices
+from pagoda.bench.kv_report import markdown, splice
 from pagoda.bench.quality.tasks import TASKS
 from pagoda.bench.quality.tasks.base import World
 from pagoda.core.errors import ConfigError
@@ -93,64 +96,95 @@ def test_topics_of_real_conversations(lantern) -> None:
 
 
 def test_a_price_list_from_end_to_end(lantern, world, tmp_path) -> None:
-    from pagoda.bench.kv_report import plot
+    from pagoda.bench.kv_report import plot, plot_heat
 
     said: list[str] = []
-    chosen = spell(["snapkv", "recent"], [0.25])
+    chosen = spell(["snapkv", "recent", "quest"], [0.25])
     found = price(lantern, world, chosen, ["recall", "agreement"], 6, model="lantern", with_speed=False,
                   progress=said.append)  # fmt: skip
-    exact, snapkv, recent = found.prices
-    assert said == ["exact", "snapkv(budget=0.25)", "recent(budget=0.25)"]
-    assert exact.held_share == 1.0
+    exact, snapkv, recent, quest = found.prices
+    assert said == ["exact", "snapkv(budget=0.25)", "recent(budget=0.25)", "quest"]
+    assert exact.held_share == exact.read_share == quest.held_share == 1.0
+    assert (snapkv.read_share, recent.read_share) == (snapkv.held_share, recent.held_share)
+    assert 0.2 < quest.read_share < 0.45  # a quarter of the full pages, and the one under way
+    assert exact.noted_share == snapkv.noted_share == 0.0 < quest.noted_share < 0.2
     assert 0.15 < recent.held_share <= snapkv.held_share < 0.5
     assert recent.quality["recall"] < snapkv.quality["recall"] <= exact.quality["recall"] == 1.0
     assert 0.0 == exact.quality["kl"] < snapkv.quality["kl"] < recent.quality["kl"]
     assert sum(snapkv.heat.values()) > sum(recent.heat.values())
     table = markdown(found)
-    assert table.count("\n") == 4
-    assert "| `exact` | 100% | 100% | 100% | 0.000 | 100% |" in table
+    assert "| `exact` | 100% | 0% | 100% | 100% | 100% | 0.000 | 100% | - | - | - |" in table
     plot(found, tmp_path / "prices.png")
-    assert (tmp_path / "prices.png").read_bytes()[:4] == b"\x89PNG"
+    assert plot_heat(found, tmp_path / "heat.png")
+    assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("prices.png", "heat.png"))
+
+
+def of_kl(kv: str, share: float, kl: float, **more: float) -> Price:
+    return Price(kv, kv.partition("(")[0], None, share, 0.0, share, share, {"kl": kl}, **more)
 
 
 def test_front_and_losers() -> None:
-    def one(kv: str, held: float, kl: float) -> Price:
-        return Price(kv, kv, 0.5, held, quality={"kl": kl})
-
-    prices = [one("exact", 1.0, 0.0), one("a", 0.5, 0.1), one("recent", 0.4, 0.3), one("random", 0.6, 0.2),
-              one("b", 0.5, 0.25)]  # fmt: skip
+    """A method is held to what controls reach with as many bytes: between two of their budgets, or theirs and exact."""
+    prices = [of_kl("exact", 1.0, 0.0), of_kl("a", 0.5, 0.1), of_kl("recent(budget=0.4)", 0.4, 0.3),
+              of_kl("random(budget=0.6)", 0.6, 0.2), of_kl("b", 0.5, 0.25), of_kl("recent(budget=0.2)", 0.2, 0.4),
+              of_kl("c", 0.3, 0.36), of_kl("d", 0.3, 0.34), of_kl("e", 0.1, 0.39)]  # fmt: skip
     found = PriceList("m", 1, 1, prices, {"kl": False})
-    assert [p.kv for p in front(found, "kl")] == ["recent", "a", "exact"]
-    assert losers(found, "kl") == ["b"]
-    assert markdown(found).endswith("- No better than `recent` or `random` at the same budget, by kl: `b`.")
+    assert [p.kv for p in front(found, "kl")] == ["e", "d", "recent(budget=0.4)", "a", "exact"]
+    assert control_at(found, "kl", 0.5, ["recent"]) == pytest.approx(0.25)
+    assert control_at(found, "kl", 0.5, ["random"]) == 0.2
+    assert control_at(found, "kl", 0.9, ["recent", "random"]) == pytest.approx(0.05)
+    assert control_at(found, "kl", 0.3, ["nobody"]) is None
+    found.prices[3].read_share = 0.3  # random, with a KL of 0.2
+    assert losers(found, "kl") == ["b", "c", "d", "e"]
+    found.prices.pop(3)
+    assert losers(found, "kl") == ["b", "c"]
+    assert markdown(found).endswith("- No better than `recent` or `random` with as many bytes read, by kl: `b`, `c`.")
 
 
-def test_prices_are_added_to_those_of_the_page() -> None:
+def test_prices_are_put_into_a_page(tmp_path) -> None:
     """Rows that are there, those of controls too, are replaced in place, new ones come last; losers are of all."""
 
-    def of(*parts: tuple[str, float]) -> PriceList:
-        controls = [Price("exact", "exact", None, quality={"kl": 0.0})]
+    def of(*parts: tuple[str, float], speed: float | None = 2.0) -> PriceList:
+        controls = [of_kl("exact", 1.0, 0.0, decode_speed=1.0)]
         parts = (("recent", 0.3), ("random", 0.3), *parts)
-        methods = [Price(f"{kv}(budget=0.5)", kv, 0.5, 0.5, quality={"kl": x}) for kv, x in parts]
-        return PriceList("m", 9, 2, controls + methods, {"kl": False})
+        methods = [of_kl(f"{kv}(budget=0.5)", 0.5, x, decode_speed=speed) for kv, x in parts]
+        for one in methods:
+            one.budget = 0.5
+        return PriceList("m", 9, 2, controls + methods, {"kl": False}, {"topics": "why (not)"}, {"z": "not for it"})
 
-    page = splice(
-        "<!-- prices m -->\n<!-- end prices m -->\nrest", "prices m", markdown(of(("a", 0.4), ("b", 0.5), ("c", 0.1)))
-    )
-    late = of(("a", 0.2), ("c", 0.7), ("d", 0.6))
-    whole = of(("a", 0.2), ("b", 0.5), ("c", 0.7), ("d", 0.6))
+    page = with_prices("<!-- prices m -->\n<!-- end prices m -->\nrest", of(("a", 0.4), ("b", 0.5), ("c", 0.1)))
+    assert page.endswith("\nrest")
+    assert "2 cases a task, 9 tokens each.\n\n| kv | KV held | noted | peak | KV read | kl | prefill | decode |" in page
+    late, whole = of(("a", 0.2), ("c", 0.7), ("d", 0.6)), of(("a", 0.2), ("b", 0.5), ("c", 0.7), ("d", 0.6))
     late.prices[1].quality["kl"] = whole.prices[1].quality["kl"] = 0.15
-    assert added(page, late) == splice(page, "prices m", markdown(whole))
-    assert listed(added(page, late), "m").prices == whole.prices
+    both = with_prices(page, late, add=True)
+    assert both == with_prices(page, whole)
+    assert listed(both, "m").prices == whole.prices
+    assert (listed(both, "m").left_out, listed(both, "m").not_priced) == (whole.left_out, whole.not_priced)
+    slow = of(("a", 0.9), speed=None)
+    assert [(p.quality["kl"], p.decode_speed) for p in listed(with_prices(both, slow), "m").prices[1:]] == [
+        (0.3, 2.0), (0.3, 2.0), (0.9, 2.0)
+    ]  # fmt: skip
+    fast = PriceList("m", 0, 0, [Price(p.kv, p.method, p.budget, decode_speed=7.0) for p in late.prices], {})
+    again = listed(with_prices(both, fast), "m")
+    assert [p.decode_speed for p in again.prices] == [1.0, 7.0, 7.0, 7.0, 2.0, 7.0, 7.0]
+    assert (again.count, again.prices[1].quality) == (2, {"kl": 0.15})
+    fast.prices.append(Price("new", "new", None, decode_speed=1.0))
+    with pytest.raises(ConfigError, match="no quality for new; leave --no-quality out"):
+        with_prices(both, fast)
     with pytest.raises(ConfigError, match="other columns; give the tasks that it was made with"):
-        added(page, PriceList("m", 9, 2, [Price("exact", "exact", None, quality={"top1": 1.0})], {"top1": True}))
+        with_prices(page, PriceList("m", 9, 2, [Price("exact", "exact", None, quality={"top1": 1.0})], {}), add=True)
     with pytest.raises(ConfigError, match="no place for 'prices n'"):
-        added(page, PriceList("n", 9, 2, late.prices, {"kl": False}))
+        with_prices(page, PriceList("n", 9, 2, late.prices, {"kl": False}))
+    with pytest.raises(ConfigError, match="gone.md: cannot be read"):
+        read_page(tmp_path / "gone.md", "m")
 
 
 def test_the_page_lists_every_method() -> None:
     page = (ROOT / "docs" / "kv-policies.md").read_text(encoding="utf-8")
     assert splice(page, "methods", methods_table()) == page, "run: make prices (or pagoda bench kv … --docs)"
-    assert all(f"| `{name}` |" in page for name in POLICIES.names())
+    about = (ROOT / "docs" / "kv-methods.md").read_text(encoding="utf-8")
+    assert splice(about, "methods", methods_text(listed(page, "lantern"))) == about, "run: make prices"
+    assert all(f"### {name}\n" in about for name in POLICIES.names() if name != "exact")
     with pytest.raises(ConfigError, match="no place for 'nothing'"):
         splice(page, "nothing", "")

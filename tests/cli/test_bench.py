@@ -18,11 +18,17 @@ from .conftest import MODEL, in_process, pagoda
         (["--cases", "0"], "cases is 0"),
         (["--length", "4"], "length is 4"),
         (["--text", "/nowhere.txt"], "cannot be read"),
-        (["--docs", "page.md", "--no-speed"], "a page lists speeds, and --no-speed measures none"),
+        (["--docs", "page.md"], "page.md: cannot be read"),
+        (["--docs", __file__], "no place for 'prices lantern'"),
+        (["--methods", "page.md"], "say which one with --docs"),
+        (["--out", "/dev/null/here"], "--out /dev/null/here: cannot be made"),
+        (["--no-quality", "--no-speed"], "leave nothing to measure"),
+        (["--no-quality", "--tasks", "recall"], "--tasks recall is of the quality tasks"),
+        (["--policies", "int8,quest", "--budgets", "0.5"], "none of these policies takes one from there"),
     ],
 )
-def test_refusals(args: list[str], message: str) -> None:
-    done = pagoda("bench", "kv", "lantern", "--policies", "recent", *args)
+def test_refusals(capfd: pytest.CaptureFixture[str], args: list[str], message: str) -> None:
+    done = in_process(capfd, "bench", "kv", "lantern", "--policies", "recent", *args)
     assert done.code == 2
     assert message in done.err
     assert done.err.count("\n") == 1
@@ -36,7 +42,9 @@ def test_json_and_files(tmp_path) -> None:
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert [p["kv"] for p in found["prices"]] == ["exact", "recent(budget=32)", "snapkv(budget=32, window=8)"]
-    assert {path.name for path in tmp_path.iterdir()} == {"kv-lantern.json", "kv-lantern.md", "kv-lantern.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "kv-lantern.json", "kv-lantern.md", "kv-lantern.png", "kv-lantern-recall.png"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

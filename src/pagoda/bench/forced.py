@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,12 +41,14 @@ class Answer:
     """What the model said at the scored places of one case.
 
     logits float32 ``[len(scored), vocab]``; held_bytes: KV held after each token of the answer, on the average;
-    peak_bytes: the most (the whole prompt, for methods that act at its end).
+    noted_bytes: what the policy remembers beside it; peak_bytes: the most KV (the whole prompt, for methods that act at
+    its end).
     """
 
     case: Case
     logits: Tensor
     held_bytes: float = 0.0
+    noted_bytes: float = 0.0
     peak_bytes: int = 0
 
     @property
@@ -84,6 +87,24 @@ class ForcedEngine:
             for _, answer in batch:
                 yield answer
 
+    @property
+    def pages(self) -> tuple[int, int]:
+        """Pages that selections read so far, and pages that were there to be read."""
+        counters = self.engine.counters
+        return counters.pages_read, counters.pages_held
+
+    def why_not(self, kv: str) -> str | None:
+        """Why this model cannot run a policy, or None."""
+        params = SamplingParams(max_tokens=1, kv=kv)
+        try:
+            self.engine.add(self._intake.request("asked", [0], params))
+        except PagodaError as error:
+            return str(error)
+        self.engine.abort("asked")
+        while self.engine.has_work:
+            self.engine.step()
+        return None
+
     def timed(self, prompts: Sequence[list[int]], params: SamplingParams) -> tuple[float, float]:
         """Seconds until every prompt has its first token, and from there to the last token of all."""
         for ids in prompts:
@@ -108,8 +129,11 @@ class ForcedEngine:
 
     def _drive(self, answers: dict[str, Answer]) -> None:
         held: dict[str, list[int]] = {request_id: [] for request_id in answers}
+        noted: dict[str, list[int]] = {request_id: [] for request_id in answers}
         while self.engine.has_work:
-            for output in self.engine.step():
+            outputs = self.engine.step()
+            self._look_at_notes(noted)
+            for output in outputs:
                 answer = answers[output.request_id]
                 if output.error is not None:
                     raise PagodaError(f"a measurement failed: {output.error}")
@@ -119,6 +143,16 @@ class ForcedEngine:
         for request_id, answer in answers.items():
             samples = held[request_id]
             answer.held_bytes = sum(samples) / len(samples) if samples else float(answer.peak_bytes)
+            notes = noted[request_id]
+            answer.noted_bytes = sum(notes) / len(notes) if notes else 0.0
+
+    def _look_at_notes(self, noted: dict[str, list[int]]) -> None:
+        """What the policies of sequences that answer remember now, raw tokens not among it: they are KV."""
+        running: Any = self.engine.scheduler.running.values()
+        for sequence in running:
+            if not sequence.plain and sequence.num_computed >= sequence.prompt_len:
+                state = sequence.policy_state
+                noted[sequence.group.request.request_id].append(state.num_bytes - state.tail_bytes)
 
 
 def _teacher(case: Case, logits: Tensor) -> Callable[[int, Tensor], int]:

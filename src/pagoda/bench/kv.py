@@ -1,7 +1,7 @@
 """The price list of KV policies: every method at every budget, on the same cases, in one engine.
 
-For each: KV bytes held while answering and at the peak (as shares of exact), quality by task, and the speed of prefill
-and decode beside exact, measured in turns.
+For each: KV bytes held while answering, at the peak and read in a step (as shares of exact), quality by task, and the
+speed of prefill and decode beside exact, measured in turns.
 """
 
 from __future__ import annotations
@@ -29,23 +29,30 @@ HELPLESS = 0.2
 
 @dataclass
 class Price:
-    """One method at one budget. Shares are of exact on the same cases; ``quality`` by metric."""
+    """One method at one budget. Shares are of the bytes that exact holds on the same cases; ``quality`` by metric.
+    ``noted``: what the policy remembers beside the KV; ``read``: what a step of the answer attends to. None: not
+    measured.
+    """
 
     kv: str
     method: str
     budget: int | float | None
-    held_share: float = 1.0
-    peak_share: float = 1.0
+    held_share: float | None = None
+    noted_share: float | None = None
+    peak_share: float | None = None
+    read_share: float | None = None
     quality: dict[str, float] = field(default_factory=dict)
-    prefill_speed: float = 1.0
-    decode_speed: float = 1.0
-    policy_share: float = 0.0
+    prefill_speed: float | None = None
+    decode_speed: float | None = None
+    policy_share: float | None = None
     heat: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class PriceList:
-    """All prices of one model; the first is exact. ``left_out``: metric -> why it is not judged."""
+    """All prices of one model; the first is exact. ``left_out``: metric -> why it is not judged; ``not_priced``: method
+    -> why it is not in the list.
+    """
 
     model: str
     length: int
@@ -53,6 +60,7 @@ class PriceList:
     prices: list[Price]
     higher_is_better: dict[str, bool]
     left_out: dict[str, str] = field(default_factory=dict)
+    not_priced: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -109,9 +117,11 @@ def price(
     better = {metric: up for _, task in made for metric, up in task.metrics.items()}
     found = PriceList(model, world.length, count, [], better)
     for kv, method, budget in [("exact", "exact", None), *chosen]:
-        one = Price(kv, method, budget)
+        one, before = Price(kv, method, budget), engine.pages
         answers = exact if kv == "exact" else {name: list(engine.run(cases[name], kv)) for name, _ in made}
-        _judge(one, made, answers, exact)
+        if made:
+            _judge(one, made, answers, exact)
+            one.read_share = one.held_share * _part_read(before, engine.pages)  # type: ignore[operator]
         if with_speed:
             _race(one, engine, world)
         found.prices.append(one)
@@ -133,7 +143,9 @@ def _judge(
 ) -> None:
     mine = [answer for name, _ in tasks for answer in answers[name]]
     theirs = [answer for name, _ in tasks for answer in exact[name]]
-    one.held_share = sum(a.held_bytes for a in mine) / sum(a.held_bytes for a in theirs)
+    whole = sum(a.held_bytes for a in theirs)
+    one.held_share = sum(a.held_bytes for a in mine) / whole
+    one.noted_share = sum(a.noted_bytes for a in mine) / whole
     one.peak_share = sum(a.peak_bytes for a in mine) / sum(a.peak_bytes for a in theirs)
     for name, task in tasks:
         one.quality |= task.score(answers[name], exact[name])
@@ -141,7 +153,13 @@ def _judge(
         one.heat = {f"{distance}/{depth}": share for (distance, depth), share in heat(answers["recall"]).items()}
 
 
-def _race(one: Price, engine: ForcedEngine, world: World, *, rounds: int = 2, width: int = 8, answer: int = 24) -> None:
+def _part_read(before: tuple[int, int], after: tuple[int, int]) -> float:
+    """Of the pages that selections had before them; a method that selects nothing reads everything."""
+    read, held = (new - old for old, new in zip(before, after, strict=True))
+    return read / held if held else 1.0
+
+
+def _race(one: Price, engine: ForcedEngine, world: World, *, rounds: int = 3, width: int = 8, answer: int = 24) -> None:
     """Prefill and decode of a batch, the method and exact in turns; the medians of the ratios."""
     prefill, decode = [], []
     before = engine.engine.counters.policy_seconds
@@ -158,28 +176,3 @@ def _race(one: Price, engine: ForcedEngine, world: World, *, rounds: int = 2, wi
         decode.append(times["exact"][1] / times[one.kv][1])
     one.prefill_speed, one.decode_speed = statistics.median(prefill), statistics.median(decode)
     one.policy_share = (engine.engine.counters.policy_seconds - before) / spent
-
-
-def front(found: PriceList, metric: str) -> list[Price]:
-    """Prices that no other beats in both bytes held and this metric, by bytes."""
-    sign = 1 if found.higher_is_better[metric] else -1
-    best: list[Price] = []
-    for one in sorted(found.prices, key=lambda p: (p.held_share, -sign * p.quality[metric])):
-        if not best or sign * one.quality[metric] > sign * best[-1].quality[metric]:
-            best.append(one)
-    return best
-
-
-def losers(found: PriceList, metric: str, controls: Sequence[str] = ("recent", "random")) -> list[str]:
-    """Methods that do not beat every control at the same budget by this metric: ``kv`` texts."""
-    sign = 1 if found.higher_is_better[metric] else -1
-    by_budget = {
-        p.budget: max(sign * q.quality[metric] for q in found.prices if q.budget == p.budget and q.method in controls)
-        for p in found.prices
-        if p.method in controls
-    }
-    return [
-        p.kv
-        for p in found.prices
-        if p.budget in by_budget and p.method not in controls and sign * p.quality[metric] <= by_budget[p.budget]
-    ]

@@ -1,7 +1,8 @@
 """pagoda bench kv: what KV policies save and cost.
 
 pagoda bench kv lantern                                                methods x budgets over quality tasks
-pagoda bench kv lantern --policies snapkv,h2o --budgets 0.25 --out .   JSON, markdown and a picture
+pagoda bench kv lantern --policies snapkv,h2o --budgets 0.25 --out .   JSON, markdown and pictures
+pagoda bench kv lantern --no-quality --docs docs/kv-policies.md        the speeds of a page's list, measured again
 """
 
 from __future__ import annotations
@@ -24,80 +25,171 @@ if TYPE_CHECKING:
 
 def kv(
     model: Annotated[str, typer.Argument(help="lantern, a folder, or a Hugging Face id.")],
-    policies: Annotated[str | None, typer.Option(help="Comma-separated; default: every policy and codec.")] = None,
-    budgets: Annotated[str, typer.Option(help="Comma-separated: tokens per head, or shares of the prompt.")] = "0.25",
+    policies: Annotated[
+        str | None, typer.Option(help="Comma-separated.", show_default="every method, controls at several budgets")
+    ] = None,
+    budgets: Annotated[
+        str | None, typer.Option(help="Comma-separated: tokens per head, or shares of the prompt.", show_default="0.25")
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="Comma-separated; default: all that need no data.")] = None,
     cases: Annotated[int, typer.Option(help="Cases of each task.")] = 18,
     length: Annotated[int | None, typer.Option(help="Tokens of a case.", show_default="at most 768")] = None,
     text: Annotated[Path | None, typer.Option(help="Text file to draw passages from.", show_default="made up")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of shared data (for the topics task).")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for kv-MODEL.json, .md and .png.")] = None,
-    docs: Annotated[Path | None, typer.Option(help="Page whose price list and methods are rewritten.")] = None,
+    docs: Annotated[Path | None, typer.Option(help="Page whose price list is rewritten.")] = None,
+    methods: Annotated[Path | None, typer.Option(help="With --docs: page of methods that is rewritten.")] = None,
     add: Annotated[bool, typer.Option("--add", help="With --docs: put the prices among those that are there.")] = False,
-    speed: Annotated[bool, typer.Option(help="Measure prefill and decode beside exact.")] = True,
+    quality: Annotated[
+        bool, typer.Option(help="Run the tasks. Without, --docs changes the page's speeds alone.")
+    ] = True,
+    speed: Annotated[
+        bool, typer.Option(help="Measure prefill and decode beside exact. Without, --docs leaves the page's speeds.")
+    ] = True,
     memory: opt.Memory = None,
     json: opt.Json = False,
 ) -> None:
-    """Price KV policies: bytes held, quality and speed, beside exact."""
+    """Price KV policies: bytes held and read, quality and speed, beside exact."""
     from ..bench.forced import ForcedEngine
-    from ..bench.kv import price, spell
+    from ..bench.kv import price
     from ..bench.kv_report import markdown
-    from ..bench.quality.tasks import TASKS
     from ..bench.quality.tasks.base import World
 
-    if add and docs is None:
-        raise ConfigError("--add puts prices into a page; say which one with --docs")
-    if docs is not None and not speed:
-        raise ConfigError("a page lists speeds, and --no-speed measures none; leave one of --docs and --no-speed out")
-    chosen = spell(_split(policies) or _all_policies(), [_number(b) for b in _split(budgets)])
-    names = _split(tasks) or [name for name in TASKS.names() if name != "topics" or data is not None]
-    for name in names:
-        if name not in TASKS.names():
-            raise ConfigError(choices("quality task", name, TASKS.names()))
-    if cases < 1:
-        raise ConfigError(f"cases is {cases}; give a whole number from 1")
+    names = _tasks(tasks, data) if quality else []
+    _check(cases, quality, speed, add, {"tasks": tasks, "text": text, "data": data})
+    page = _places(_short(model), out, docs, methods, add)
+    chosen = _chosen(policies, budgets, None if quality else page, _short(model))
     with ForcedEngine(model, **opt.given(memory=memory)) as engine:
+        not_priced = {} if policies else {kv: why for kv, _, _ in chosen if (why := engine.why_not(kv)) is not None}
+        chosen = [one for one in chosen if one[0] not in not_priced]
         longest = engine.engine.max_model_len
         world = World.make(engine.built.loaded.tokenizer, _length(length, longest), text=text, data=data)
         with _bar(len(chosen) + 1) as progress:
             found = price(engine, world, chosen, names, cases, model=_short(model), with_speed=speed, progress=progress)
-    _write(found, out, docs, add)
+    found.not_priced = not_priced
+    _write(found, page, out, docs, methods, add)
     if json:
         emit_json(found.as_dict())
     else:
         print(markdown(found))
 
 
-def _write(found: PriceList, out: Path | None, docs: Path | None, add: bool) -> None:
-    from ..bench.kv_report import added, listed, markdown, methods_table, plot, splice
+def _chosen(
+    policies: str | None, budgets: str | None, page: str | None, model: str
+) -> list[tuple[str, str, int | float | None]]:
+    """What is to be priced. ``page``: one whose speeds are measured again, of all its rows where none are named."""
+    from ..bench.kv import spell
+    from ..bench.kv_page import listed
+
+    old = listed(page, model) if page and not policies and not budgets else None
+    if old is not None:
+        return [(one.kv, one.method, one.budget) for one in old.prices if one.kv != "exact"]
+    chosen = spell(_split(policies) or _all_policies(), [_number(b) for b in _split(budgets) or ["0.25"]])
+    if budgets is not None and all(budget is None for _, _, budget in chosen):
+        raise ConfigError(f"--budgets {budgets}: none of these policies takes one from there; leave it out")
+    return chosen
+
+
+def _tasks(tasks: str | None, data: Path | None) -> list[str]:
+    from ..bench.quality.tasks import TASKS
+
+    names = _split(tasks) or [name for name in TASKS.names() if name != "topics" or data is not None]
+    for name in names:
+        if name not in TASKS.names():
+            raise ConfigError(choices("quality task", name, TASKS.names()))
+    return names
+
+
+def _check(cases: int, quality: bool, speed: bool, add: bool, judged: dict[str, object]) -> None:
+    """Raises ConfigError for options that would be ignored."""
+    if cases < 1:
+        raise ConfigError(f"cases is {cases}; give a whole number from 1")
+    if not quality and not speed:
+        raise ConfigError("--no-quality and --no-speed leave nothing to measure; leave one of them out")
+    for name, value in judged.items():
+        if not quality and value is not None:
+            raise ConfigError(f"--{name} {value} is of the quality tasks; leave it out, or --no-quality")
+    if not quality and add:
+        raise ConfigError("--no-quality adds no prices, it changes the speeds of those that are there; leave --add out")
+
+
+def _places(model: str, out: Path | None, docs: Path | None, methods: Path | None, add: bool) -> str:
+    """The page that is to be rewritten; what cannot be written is refused before anything is measured."""
+    from ..bench.kv_page import read_page
+    from ..bench.kv_report import splice
+
+    for name, given in (("--add", add), ("--methods", methods is not None)):
+        if given and docs is None:
+            raise ConfigError(f"{name} is about the price list of a page; say which one with --docs")
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--out {out}: cannot be made ({error.strerror})") from error
+    if methods is not None:
+        splice(_text_of(methods), "methods", "")
+    if docs is None:
+        return ""
+    page = read_page(docs, model)
+    splice(page, "methods", "")
+    return page
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+
+
+def _write(found: PriceList, page: str, out: Path | None, docs: Path | None, methods: Path | None, add: bool) -> None:
+    from ..bench.kv_methods import methods_table, methods_text
+    from ..bench.kv_page import listed, with_prices
+    from ..bench.kv_report import markdown, plot, plot_heat, splice
 
     if out is not None:
         import json
 
-        out.mkdir(parents=True, exist_ok=True)
         stem = out / f"kv-{found.model}"
         stem.with_suffix(".json").write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
         stem.with_suffix(".md").write_text(markdown(found) + "\n", encoding="utf-8")
-        plot(found, stem.with_suffix(".png"))
+        if found.prices[0].quality:
+            plot(found, stem.with_suffix(".png"))
+            plot_heat(found, out / f"kv-{found.model}-recall.png")
     if docs is not None:
-        page = splice(docs.read_text(encoding="utf-8"), "methods", methods_table())
-        if add:
-            page = added(page, found)
-            docs.write_text(page, encoding="utf-8")
-            plot(listed(page, found.model), docs.parent / "img" / f"kv-{found.model}.png")
-            return
-        note = f"{found.count} cases a task, {found.length} tokens each.\n\n"
-        page = splice(page, f"prices {found.model}", note + markdown(found))
+        page = splice(with_prices(page, found, add=add), "methods", methods_table())
         docs.write_text(page, encoding="utf-8")
-        plot(found, docs.parent / "img" / f"kv-{found.model}.png")
+        images, whole = docs.parent / "img", listed(page, found.model)
+        if found.prices[0].quality and whole is not None:
+            images.mkdir(exist_ok=True)
+            plot(whole, images / f"kv-{found.model}.png")
+            plot_heat(found, images / f"kv-{found.model}-recall.png")
+        if methods is not None:
+            methods.write_text(splice(_text_of(methods), "methods", methods_text(whole)), encoding="utf-8")
 
 
 def _all_policies() -> list[str]:
+    """Every method; each codec by itself and behind an eviction; allocators over several scorers; controls at the bytes
+    that others hold, and plain rounding.
+    """
+    from ..bench.kv_judge import CONTROLS
     from ..kv.codecs import CODECS
     from ..kv.policies import POLICIES
 
-    composed = [f"snapkv+{name}" for name in CODECS.names()]
-    return [*(name for name in POLICIES.names() if name != "exact"), *CODECS.names(), *composed]
+    controls = [f"{name}(budget={budget})" for name in CONTROLS for budget in (0.31, 0.42, 0.6)]
+    methods = [name for name in POLICIES.names() if name not in ("exact", *CONTROLS)]
+    composed = [f"snapkv+{name}" for name in (*CODECS.names(), "kivi")]
+    return [*CONTROLS, *controls, *methods, *CODECS.names(), *composed, *VARIANTS]
+
+
+VARIANTS = (
+    "snapkv(budget=0.125)", "snapkv(budget=0.5)", "streaming_llm(budget=0.5)", "h2o(budget=0.5)",
+    "kvmerger(budget=0.5)", "quest(pages=0.1)", "h2o+ada", "h2o+pyramid", "scissorhands+ada",
+    "duo_attention(retrieval=0.125)", "razor_attention(retrieval=0.125)", "windowkv(group=1)", "duo_attention+lserve",
+    "snapkv+quest", "kivi(bits=4)", "kivi(bits=4, window=0)", "int2(keys='token')",
+    "bfp_outlier_rearrange(rearrange=False)",
+)  # fmt: skip
+"""Of the methods, what the list has beside their defaults."""
 
 
 def _length(length: int | None, longest: int) -> int:

@@ -2,6 +2,7 @@
 
 pagoda calibrate duo_attention lantern              writes kv-calibration/duo_attention.json beside the model
 pagoda calibrate locret lantern                     trains its heads: kv-calibration/locret.safetensors
+pagoda calibrate all lantern                        every KV policy that needs it
 pagoda calibrate trail lantern --prompts FILE       writes schedule-calibration/trail.json beside the model
 """
 
@@ -23,7 +24,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 def calibrate(
     method: Annotated[
-        str, typer.Argument(help="duo_attention, razor_attention, compresskv, locret, …; learning_to_rank, trail.")
+        str, typer.Argument(help="duo_attention, locret, … or all KV policies that need it; learning_to_rank, trail.")
     ],
     model: Annotated[str, typer.Argument(help="lantern, a folder, or a Hugging Face id.")],
     length: Annotated[int, typer.Option(help="KV policies: tokens of a text.")] = 512,
@@ -48,9 +49,25 @@ def calibrate(
         path, notes = _schedule(name, model, prompts, requests, max_tokens, chat)
     elif prompts is not None:
         raise ConfigError(f"{name} reads no prompts; leave --prompts out")
+    elif name == "all":
+        _every(model, length, text, json)
+        return
     else:
         path, notes = _kv(name, model, length, text)
-    seconds = time.perf_counter() - started
+    _say(name, path, notes, time.perf_counter() - started, json)
+
+
+def _every(model: str, length: int, text: Path | None, json: bool) -> None:
+    """One method after the other."""
+    from ..bench.calibration import CALIBRATORS
+
+    for name in CALIBRATORS.names():
+        started = time.perf_counter()
+        path, notes = _kv(name, model, length, text)
+        _say(name, path, notes, time.perf_counter() - started, json)
+
+
+def _say(name: str, path: Path, notes: dict[str, object], seconds: float, json: bool) -> None:
     if json:
         emit_json({"method": name, "path": str(path), "seconds": seconds, **notes})
         return

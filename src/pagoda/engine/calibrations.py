@@ -49,7 +49,15 @@ class Calibrations:
         return self._read[method]
 
     def save(self, method: str, found: Mapping[str, Tensor], notes: Mapping[str, object]) -> Path:
-        """Writes the file that ``load`` reads; returns its path."""
+        """Writes the file that ``load`` reads; returns its path. Raises ModelError where that cannot be written."""
+        try:
+            return self._save(method, found, notes)
+        except OSError as error:
+            raise ModelError(
+                f"{self._folder} cannot be written ({error.strerror}); copy the model to a folder that can be"
+            ) from error
+
+    def _save(self, method: str, found: Mapping[str, Tensor], notes: Mapping[str, object]) -> Path:
         self._folder.mkdir(exist_ok=True)
         text, weights = self._paths(method)
         if sum(t.numel() for t in found.values()) <= READABLE and all(t.dim() == 2 for t in found.values()):

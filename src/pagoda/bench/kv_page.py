@@ -1,0 +1,121 @@
+"""A page's price list: read back from its table, and written anew with what was measured now."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..core.errors import ConfigError
+from .kv import Price, PriceList
+from .kv_report import BYTES, SPEEDS, markdown, splice
+
+OF_QUALITY = ("held_share", "noted_share", "peak_share", "read_share")
+OF_SPEED = ("prefill_speed", "decode_speed", "policy_share")
+
+
+def read_page(path: Path, model: str) -> str:
+    """A page that has a place for the model's prices. Raises ConfigError for any other."""
+    try:
+        page = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    _place(page, model)
+    return page
+
+
+def with_prices(page: str, found: PriceList, *, add: bool = False) -> str:
+    """The page with these prices as its list for the model. What was not measured now, speeds or quality, stays as the
+    page has it. ``add``: the other rows stay too, exact's is left as it is, and new ones come last.
+
+    Raises ConfigError when the page has no list that it could be put into.
+    """
+    old = listed(page, found.model)
+    whole = found if old is None else _joined(old, found, add=add)
+    note = f"{whole.count} cases a task, {whole.length} tokens each.\n\n"
+    return splice(page, f"prices {found.model}", note + markdown(whole))
+
+
+def _joined(old: PriceList, new: PriceList, *, add: bool) -> PriceList:
+    """What ``with_prices`` writes."""
+    judged = bool(new.prices[0].quality)
+    known = {one.kv: one for one in old.prices}
+    if judged and add and list(old.prices[0].quality) != [m for m in new.prices[0].quality if m not in new.left_out]:
+        raise ConfigError(f"the page's list for {new.model} has other columns; give the tasks that it was made with")
+    if not judged and (unknown := [one.kv for one in new.prices if one.kv not in known]):
+        missing = ", ".join(unknown)
+        raise ConfigError(f"the page's list for {new.model} has no quality for {missing}; leave --no-quality out")
+    mine = [_filled(one, known.get(one.kv), judged=judged) for one in new.prices]
+    if judged and not add:
+        return replace(new, prices=mine)
+    fresh = {one.kv: one for one in mine if one.kv != "exact"}
+    rows = [fresh.pop(one.kv, one) for one in old.prices]
+    gone = {kv: why for kv, why in (old.not_priced | new.not_priced).items() if kv not in known and kv not in fresh}
+    return replace(old, prices=[*rows, *fresh.values()], not_priced=gone)
+
+
+def _filled(one: Price, old: Price | None, *, judged: bool) -> Price:
+    """The price with what was not measured taken from the page's row."""
+    if old is None:
+        return one
+    taken = {name: getattr(old, name) for name in OF_SPEED if getattr(one, name) is None}
+    if not judged:
+        taken |= {name: getattr(old, name) for name in OF_QUALITY} | {"quality": old.quality}
+    return replace(one, **taken)
+
+
+def listed(page: str, model: str) -> PriceList | None:
+    """The prices that a page lists for a model, rounded as they stand there; None where the place is empty, or has a
+    table with other columns of bytes.
+
+    Raises ConfigError when the page has no place for the model.
+    """
+    lines = _place(page, model).strip("\n").split("\n")
+    titles = next((_cells(line) for line in lines if line.startswith("| kv ")), [])
+    if titles[1 : 1 + len(BYTES)] != list(BYTES):
+        return None
+    count, length = (int(n) for n in [*re.findall(r"\d+", lines[0]), "0", "0"][:2])
+    metrics = [title.replace(" ", "_") for title in titles[1 + len(BYTES) : -len(SPEEDS)]]
+    prices = [_row(_cells(line), metrics) for line in lines if line.startswith("| `")]
+    higher = {metric: metric not in ("kl", "perplexity") for metric in metrics}
+    left_out = dict(_reason(line, "Left out: ") for line in lines if line.startswith("Left out: "))
+    not_priced = dict(_reason(line, "Not priced: ") for line in lines if line.startswith("Not priced: "))
+    return PriceList(model, length, count, prices, higher, left_out, not_priced)
+
+
+def _row(cells: list[str], metrics: Sequence[str]) -> Price:
+    kv, numbers = cells[0].strip("`"), [_number(cell) for cell in cells[1:]]
+    first, last = len(BYTES), len(numbers) - len(SPEEDS)
+    budget = re.search(r"budget=([\d.]+)", kv)
+    return Price(
+        kv,
+        re.sub(r"\(budget=[\d.]+\)", "", kv),
+        None if budget is None else float(budget[1]),
+        **dict(zip(OF_QUALITY, numbers[:first], strict=True)),
+        quality={m: x for m, x in zip(metrics, numbers[first:last], strict=True) if x is not None},
+        **dict(zip(OF_SPEED, numbers[last:], strict=True)),
+    )
+
+
+def _number(cell: str) -> float | None:
+    if cell == "-":
+        return None
+    return float(cell.rstrip("%x")) / (100 if cell.endswith("%") else 1)
+
+
+def _cells(line: str) -> list[str]:
+    return line.strip("| ").split(" | ")
+
+
+def _reason(line: str, begin: str) -> tuple[str, str]:
+    """``("recall", "why")`` of "Left out: recall (why)."."""
+    name, _, why = line.removeprefix(begin).partition(" (")
+    return name.strip("`"), why.removesuffix(").")
+
+
+def _place(page: str, model: str) -> str:
+    """What stands in a page's place for the model's list."""
+    splice(page, f"prices {model}", "")
+    begin, end = f"<!-- prices {model} -->", f"<!-- end prices {model} -->"
+    return page.partition(begin)[2].partition(end)[0]
