@@ -90,7 +90,7 @@ SMALL := $(addprefix build/models/,stories260K bitnet-stories-3M)
 PRICE := $(BIN)/pagoda bench kv --docs docs/kv-policies.md
 
 prices: $(STAMP) $(SMALL)  ## measure KV policies again and rewrite docs/kv-policies.md and docs/kv-methods.md
-	$(PRICE) lantern --cases 12 --text $(TEXT) --data $(DATA) --methods docs/kv-methods.md $(ARGS)
+	$(PRICE) lantern --cases 36 --text $(TEXT) --data $(DATA) --methods docs/kv-methods.md $(ARGS)
 	for model in $(SMALL); do \
 	  $(PRICE) $$model --cases 12 --tasks perplexity,agreement --text $(TEXT) $(ARGS) || exit 1; done
 

@@ -24,7 +24,7 @@ class WindowKV(Scored, Once):
     tokens that the prompt's last ``window`` queries look at most. ``group`` layers share one choice.
 
     Deviations: the layers of a group vote together, where the paper's first decides for all (of lantern's recall, whose
-    odd layers find facts again, that keeps 25 % at a quarter of the KV, and this 97 %); ``review`` is a parameter,
+    odd layers find facts again, that keeps 25 % at a quarter of the KV, and this 95 %); ``review`` is a parameter,
     small to find a place, 1.0 to sum up, where the paper trains a classifier of the task; layers have equal budgets
     (add ``+pyramid`` for the paper's); the last window may be cut.
     """
