@@ -155,7 +155,7 @@ def test_refusals(folder: Path) -> None:
     with pytest.raises(ConfigError, match="expert_cache 'fifo'; accepted: early, lfu, lru, traced"):
         cached(folder, 3, "fifo")
     with pytest.raises(ConfigError, match="its experts' format is not multiplied as it is stored"):
-        load_model(folder, weights="stream", quantization="nf4")
+        load_model(folder, weights="stream", quantization="int3")
 
 
 def test_an_aborted_use_leaves_nothing_held(folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from pagoda import LLM, SamplingParams
 from pagoda.budget.ledger import Ledger
-from pagoda.core.errors import BudgetError, ConfigError
+from pagoda.core.errors import BudgetError, ConfigError, WeightsError
 from pagoda.kv.dense import DenseCache, DenseView
 from pagoda.models import families, spool
 from pagoda.models.load import load_model
@@ -56,7 +56,7 @@ def same_products(one: Any, other: Any) -> None:
         assert torch.equal(weight.linear(x), found.linear(x)), name
 
 
-@pytest.mark.parametrize("text", ["int4(group=32)", "int4(embed='same')", "nf4", "fp16", "ternary"])
+@pytest.mark.parametrize("text", ["int4(group=32)", "int4(embed='same')", "nf4", "fp8", "ternary"])
 def test_a_format_that_the_checkpoint_does_not_have(tmp_path: Path, text: str) -> None:
     """The codes are those of loading into memory; the file is written once, and leases go back.
 
@@ -76,6 +76,16 @@ def test_a_format_that_the_checkpoint_does_not_have(tmp_path: Path, text: str) -
         loaded.close()
         assert loaded.footprint.leased_bytes == 0
     assert os.stat(written[0][0]).st_mtime_ns == written[0][1]
+
+
+def test_plain_numbers_become_others_as_they_are_read(tmp_path: Path) -> None:
+    folder = fake_model.write(tmp_path / "m", **CONFIG)
+    resident = load_model(folder, quantization="fp16")
+    loaded = streamed(folder, tmp_path / "spool", quantization="fp16")
+    assert loaded.stream.streamed
+    assert loaded.spool is None
+    same_products(resident, loaded)
+    loaded.close()
 
 
 @pytest.mark.parametrize("text", ["nf4", "dgq", "fp8", "int3", "int2", "bitstack(blocks=3)", "fp16", "ternary"])
@@ -127,7 +137,10 @@ def test_the_tokens_of_a_model_in_memory(tmp_path: Path) -> None:
     loaded.close()
 
 
-@pytest.mark.parametrize(("family", "text"), [("gpt2", "auto"), ("gpt_oss", "auto"), ("qwen3_moe", "int8")])
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [("gpt2", "auto"), ("gpt_oss", "auto"), ("qwen3_moe", "int8"), ("qwen3_moe", "nf4"), ("qwen3_moe", "fp8")],
+)
 def test_tensors_that_are_transposed_or_stacked_and_experts(tmp_path: Path, family: str, text: str) -> None:
     folder = fake_model.write(tmp_path / "m", **families.family(family).tiny())
     resident, loaded = (
@@ -138,6 +151,18 @@ def test_tensors_that_are_transposed_or_stacked_and_experts(tmp_path: Path, fami
     assert loaded.spool is not None
     assert torch.equal(logits(resident, [1, 2, 3]), logits(loaded, [1, 2, 3]))
     loaded.close()
+
+
+@pytest.mark.parametrize("text", ["fp8(embed='same')", "fp32"])
+def test_codes_without_scales_are_refused_as_in_memory(tmp_path: Path, text: str) -> None:
+    """Numbers of 8 bits are nothing without what they are multiplied by, from disk no less than in memory."""
+    folder = fake_model.write(tmp_path / "m", **CONFIG)
+    tensors = fake_model.weights(CONFIG)
+    fake_model.save(folder, {n: t.to(torch.float8_e4m3fn) if t.dim() > 1 else t for n, t in tensors.items()})
+    with pytest.raises(WeightsError, match=r"is stored as torch.float8_e4m3fn; accepted: float32"):
+        load_model(folder, quantization=text)
+    with pytest.raises(WeightsError, match=r"is stored as torch.float8_e4m3fn; accepted: float32"):
+        streamed(folder, tmp_path / "spool", quantization=text)
 
 
 def test_a_disk_without_room_and_a_folder_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

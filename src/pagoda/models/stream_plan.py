@@ -22,6 +22,7 @@ from pagoda.weights.reader import Checkpoint
 from pagoda.weights.rows import (
     CONVERTED_BYTES,
     NUM_READERS,
+    PLAIN_DTYPES,
     STORED,
     OnDisk,
     RowRun,
@@ -36,6 +37,7 @@ from .shape import Matrix, ModelShape
 
 ALIGN_BYTES = 4 * 8192  # of a unit in the ring, beside its rows: pages that are shared with its neighbours in the file
 RING_UNITS = 4
+NUMBERS = (*PLAIN_DTYPES, "F64")  # what plain tensors of a checkpoint may be
 PLACEMENTS = ("auto", "resident", "stream", "sparse-ffn")  # what `weights` may be
 MIN_SLOTS = 2  # one expert is computed, the next is read
 
@@ -81,6 +83,10 @@ def rows_on_disk(
     """How the matrix lies in the tensors that were ``found`` for it, each with its first row; or why it cannot be read
     from there as it is multiplied, in words. Rows that need nothing made of them come first.
     """
+    for _, logical in found:
+        entry = None if logical.rows is None else entries[logical.rows]
+        if entry is not None and logical.format is None and entry.dtype not in NUMBERS:
+            return None, f"tensor {entry.name!r} is stored as {entry.dtype} with nothing that says what its codes mean"
     if format.kernel in STORED and all(logical.rows is not None for _, logical in found):
         parts = [(start, made.shape[0], entries[made.rows]) for start, made in found if made.rows is not None]
         stored = StoredRows(format.kernel, matrix.rows, matrix.cols, runs_of(parts))
