@@ -14,15 +14,17 @@ from safetensors.torch import load_file
 
 from pagoda import LLM, SamplingParams
 from pagoda.budget.ledger import Ledger
-from pagoda.core.errors import PagodaError, UnsupportedModelError, WeightsError
+from pagoda.core.errors import ModelError, PagodaError, UnsupportedModelError, WeightsError
 from pagoda.models.catalog import folder_of, read_config
 from pagoda.models.layers.rotary import inverse_frequencies
 from pagoda.models.load import load_model
+from pagoda.models.quantize import quantize_model
 from pagoda.models.stream_plan import plan_stream
 from pagoda.plan.subject import Subject
 from pagoda.weights.gguf_blocks import OPENERS, Blocks, open_blocks
 from pagoda.weights.gguf_header import TYPES
 from pagoda.weights.packed import ExpertStack, PackedMatrix
+from pagoda.weights.quantization import parse_quantization
 
 from . import fake_model
 from .tokenizer_samples import data
@@ -409,4 +411,13 @@ def test_a_plan_states_the_bytes_of_the_file(tmp_path: Path, kind: str) -> None:
     )
     if loaded.stream is not None:
         assert plan_stream(subject.shape, subject.dtype, packing, 0, subject.on_disk) == loaded.stream
+    loaded.close()
+
+
+def test_a_file_is_not_quantized_anew(tmp_path: Path) -> None:
+    """By no method that has the whole model, either (`test_quantize_tensors` has the others)."""
+    loaded = load_model(write(fake_model.write(tmp_path / "m"), tmp_path / "m.gguf", "F16"), quantization="none")
+    with pytest.raises(ModelError, match=r"m\.gguf: a GGUF file is packed already; quantize its checkpoint"):
+        quantize_model(loaded, tmp_path / "q", parse_quantization("int8"), method="gptq", calibration=[[5, 6]])
+    assert not (tmp_path / "q").exists()
     loaded.close()

@@ -36,6 +36,7 @@ Tokens = Sequence[Sequence[int]]
 Progress = Callable[[int, int], None]
 Codes = dict[str, Tensor]
 WEIGHTS = "model.safetensors"
+PACKED_ALREADY = "{}: a GGUF file is packed already; quantize its checkpoint in safetensors"
 GRAM_BYTES = 1 << 30  # of input statistics held at a time; more layers take more passes over the calibration text
 
 
@@ -122,7 +123,9 @@ def check_new(out: Path) -> None:
 
 
 def plain_model(loaded: Loaded) -> Model:
-    """The native model with plain tensors. Raises ModelError for another."""
+    """The native model with plain tensors, of a folder. Raises ModelError for another."""
+    if loaded.path.is_file():
+        raise ModelError(PACKED_ALREADY.format(loaded.path))
     if not isinstance(loaded.model, Model):
         raise ModelError(
             f"{loaded.path}: {loaded.shape.family} runs through transformers, whose weights stay as they are"

@@ -32,7 +32,7 @@ from .footprint import Footprint
 from .load import choose_dtype, quantization_config, read_config
 from .model import Model
 from .params import Param, parameters
-from .quantize import WEIGHTS, Chosen, Progress, Report, check_new, write_description
+from .quantize import PACKED_ALREADY, WEIGHTS, Chosen, Progress, Report, check_new, write_description
 from .resolve import resolve
 
 Codes = dict[str, Tensor]
@@ -57,7 +57,7 @@ def round_checkpoint(
     """
     folder = resolve(path_or_id)
     if folder.is_file():
-        raise ModelError(f"{folder}: a GGUF file is packed already; quantize its checkpoint in safetensors")
+        raise ModelError(PACKED_ALREADY.format(folder))
     config = read_config(folder)
     if not families.is_native(config):
         raise ModelError(f"{folder}: {config['model_type']} runs through transformers, whose weights stay as they are")
