@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from functools import cached_property
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +13,7 @@ import torch
 from pagoda import ConfigError, SamplingParams
 from pagoda.engine.calibrations import Calibrations
 from pagoda.engine.selection import PageChooser
+from pagoda.engine.selection_notes import Notes
 from pagoda.kernels import ops
 from pagoda.kernels.ops.page_scores import reference
 from pagoda.kv.grammar import parse_policy
@@ -111,6 +116,24 @@ def test_a_choice_stands_until_a_page_is_full(make_llm, monkeypatch, kv) -> None
     make_llm(page_size=8).generate(PROMPTS, params(kv, 25))
     held = [range(len(ids), len(ids) + 24) for ids in PROMPTS]  # tokens before each step of an answer
     assert len(made) == sum(len({num // 8 for num in each}) for each in held)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("rule", [True, False])
+def test_what_was_noted_goes_with_its_sequence(make_llm, monkeypatch, rule) -> None:
+    """Not when the next step of the same pages' format comes, which may be never."""
+    noted: list[weakref.ref[Notes]] = []
+    full = PageChooser._full.func
+    seen = cached_property(lambda self: noted.append(weakref.ref(self._notes)) or full(self))
+    seen.__set_name__(PageChooser, "_full")
+    monkeypatch.setattr(PageChooser, "_full", seen)
+    if not rule:
+        monkeypatch.setattr(PageChooser, "has_rule", False)
+    llm = make_llm(page_size=8)
+    llm.generate(PROMPTS, params("quest(pages=3)"))
+    gc.collect()
+    assert len(noted) > 3
+    assert [one for one in noted if one() is not None] == []
 
 
 @pytest.mark.host

@@ -130,7 +130,8 @@ class StepView:
     """Sequences that lost KV: none here (see `offload.view`)."""
 
     def close(self) -> None:
-        """The step is over."""
+        """The step is over. A view may go on (`StepViews`); what sequences remember does not wait for that with it."""
+        self._choosers = {}
 
     def arrays(self) -> StepArrays | None:
         """The whole step as plain arrays, for those who run all layers at once. None where each layer calls ``attend``:
