@@ -77,14 +77,18 @@ def test_a_sequence_that_is_drawn_beside_them_changes_nothing(make_llm, oracle, 
 def test_steps_that_touch_no_tensor_need_no_inference_mode(make_llm, monkeypatch, rows_sampled) -> None:
     llm, modes = make_llm(), []
     model = llm._open().engine._runner.model
-    step = model.step
 
-    def noted(*args: Any, **options: Any) -> Scores:
-        modes.append(torch.is_inference_mode_enabled())
-        return step(*args, **options)
+    def noting(run: Any) -> Any:
+        def noted(*args: Any, **options: Any) -> Any:
+            modes.append(torch.is_inference_mode_enabled())
+            return run(*args, **options)
 
-    monkeypatch.setattr(model, "step", noted)
-    for params, needed in ((greedy(), False), (greedy(logprobs=1), True), (greedy(kv="int8"), False)):
+        return noted
+
+    for name in ("step", "forward"):
+        monkeypatch.setattr(model, name, noting(getattr(model, name)))
+    cases = (greedy(), False), (greedy(logprobs=1), True), (greedy(kv="int8"), False), (greedy(prompt_logprobs=1), True)
+    for params, needed in cases:
         modes.clear()
         llm.generate(PROMPTS[:2], params)
         assert set(modes) == {needed}

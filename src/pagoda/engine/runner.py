@@ -147,7 +147,9 @@ class Runner:
         store = sequences[0].store
         if isinstance(store.storage, OffloadedStorage):
             return False
-        return all(one.store is store and one.plain and one.takes_likeliest for one in sequences)
+        return all(
+            one.store is store and one.plain and one.takes_likeliest and not _asks_hidden(one) for one in sequences
+        )
 
     def _plain_view(self, pieces: list[Piece]) -> AnyView:
         """As ``_view`` for sequences whose policies want nothing, with what is left of the last step's index."""
@@ -291,10 +293,13 @@ def _queries_summed(piece: Piece) -> int:
     return piece.start + piece.num_tokens - first if piece.start < first else 0
 
 
+def _asks_hidden(sequence: Sequence) -> bool:
+    request = sequence.group.request
+    return request.pooling is not None or request.params.prompt_logprobs is not None
+
+
 def _wants_hidden(piece: Piece) -> bool:
-    request = piece.sequence.group.request
-    asked = request.pooling is not None or request.params.prompt_logprobs is not None
-    return asked or hidden_wanted(piece) > 0
+    return _asks_hidden(piece.sequence) or hidden_wanted(piece) > 0
 
 
 def hidden_wanted(piece: Piece) -> int:
