@@ -104,12 +104,14 @@ class Evictor:
                     self._act(piece.sequence, result)
                 except Exception as error:
                     self._fails(piece.sequence, error, result)
+        broken = [sequence for sequence, _ in self._failed]
         for piece in due:
-            if piece.sequence.policy.windowed is not None and piece.sequence.num_computed:
+            sequence = piece.sequence
+            if sequence.policy.windowed is not None and sequence.num_computed and sequence not in broken:
                 try:
-                    _encode(piece.sequence)
+                    _encode(sequence)
                 except Exception as error:
-                    self._fails(piece.sequence, error, result)
+                    self._fails(sequence, error, result)
 
     def _fails(self, sequence: Sequence, error: Exception, result: StepResult) -> None:
         """A method that breaks takes its own request along, not those that it met in a step."""
