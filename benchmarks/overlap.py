@@ -65,7 +65,7 @@ async def measure(args: argparse.Namespace) -> None:
                     times[way].append(seconds / (args.tokens - 1) * 1e3)
     for way in WAYS:
         ratios = [one / other for one, other in zip(times[way], times["beside"], strict=True)]
-        low, middle, high = quantiles(ratios, n=4)
+        low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         print(f"{median(times[way]):8.3f} ms a step of {args.batch}  {middle:.3f} ({low:.3f} to {high:.3f})  {way}")
 
 
