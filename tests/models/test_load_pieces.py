@@ -18,11 +18,13 @@ from pagoda.models.load import load_model
 from pagoda.models.model import Model
 from pagoda.models.quantize import quantize_model
 from pagoda.weights import source
-from pagoda.weights.packed import equal
-from pagoda.weights.quantization import parse_quantization
+from pagoda.weights.filling import new_filling
+from pagoda.weights.packed import CodedMatrix, equal
+from pagoda.weights.quantization import parse_format, parse_quantization
 
 from ..sampling.test_scratch import peak_bytes
 from . import fake_model
+from .test_activation_bytes import LiveBytes
 from .test_foreign import CASES
 from .test_foreign import write as write_foreign
 
@@ -150,3 +152,13 @@ def test_peak_memory_is_less_than_the_packed_model_and_its_largest_tensor(tmp_pa
     grown, model, leased = map(int, done.stdout.split())
     assert leased <= model + (32 << 20)
     assert grown <= leased + (12 << 20)  # code that runs for the first time; the embedding alone would be 75 MiB
+
+
+@pytest.mark.parametrize("text", ["nf4", "dgq"])
+def test_codes_become_plain_numbers_in_the_scratch_that_packing_leases(text: str) -> None:
+    rows, cols, stored, wanted = 4096, 256, parse_format(text), parse_format("bf16")
+    codes = CodedMatrix(stored, stored.quantize(torch.randn(rows, cols)), cols, torch.bfloat16)
+    filling = new_filling(wanted, rows, cols, dtype=torch.bfloat16)
+    with LiveBytes() as live:
+        filling.put(0, codes)
+    assert live.peak < wanted.scratch_bytes(rows, cols)

@@ -235,7 +235,9 @@ class _Panels(Filling):
         fits = isinstance(tensor, Tensor | CodedMatrix) and self.data.device.type == "cpu"
         if self.format.kernel not in PLAIN or dtype is None or not fits:
             return False
-        step = max(PANEL, FAST_ELEMS // max(1, self.cols) // PANEL * PANEL)
+        # Opened in plain torch, a code takes as much scratch as a number that is quantized: no more of them at a time.
+        plainly = isinstance(tensor, CodedMatrix) and type(tensor.format).dequantize_to is WeightFormat.dequantize_to
+        step = max(PANEL, (BLOCK_ELEMS if plainly else FAST_ELEMS) // max(1, self.cols) // PANEL * PANEL)
         for first in range(0, tensor.shape[0], step):
             last = min(first + step, tensor.shape[0])
             if isinstance(tensor, Tensor):
