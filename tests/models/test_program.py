@@ -140,6 +140,29 @@ def test_a_step_in_one_call_has_the_bits_of_its_parts(member: str) -> None:
         done = [d + n for d, n in zip(done, counts, strict=True)]
 
 
+def test_a_step_after_one_that_had_no_memory_for_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not write where logits lay that were given back; those of no token are as wide as others."""
+    config = families.family("llama").tiny()
+    model = panels(config, parity.twin(config).state_dict())
+    views, vocab_size = Paged(model.shape, 1), model.shape.vocab_size
+    assert model.step([4], [0], views([0], [1]), []).logits.shape == (0, vocab_size)
+    first = model.step([5, 6], [1, 2], views([0], [2]), [1]).logits.clone()
+    empty, view = torch.empty, views([0], [2])
+
+    def no_memory(*size: Any, **options: Any) -> torch.Tensor:
+        if size == (2, vocab_size):
+            raise MemoryError
+        return empty(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", no_memory)
+    with pytest.raises(MemoryError):
+        model.step([7, 8], [3, 4], view)
+    monkeypatch.undo()
+    again = Paged(model.shape, 1)
+    model.step([4], [0], again([0], [1]), [0])
+    assert torch.equal(model.step([5, 6], [1, 2], again([0], [2]), [1]).logits, first)
+
+
 def test_what_no_step_can_run_is_refused() -> None:
     config = families.family("llama").tiny()
     model = panels(config, parity.twin(config).state_dict())

@@ -37,9 +37,8 @@ class Program:
         self._alive: list[Tensor] = []  # what the instructions' addresses point to
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self._workspace_at = self._most_tokens = 0  # its address, the tokens that it has room for
-        self._vocab_size = self._num_rows = 0
         self._logits = self._rows_of_logits = torch.empty(0, 0)  # of the most rows so far, of this step's
-        self._logits_at = 0
+        self._logits_at = self._num_rows = 0  # where they lie, and how many rows are this step's
         self._tables: Tables = ()
         self._tables_at: list[tuple[int, int, int, int]] = []  # where those lie
         self._attends: dict[int, tuple[int, int, tuple[int, int], int, dict[str, Any]]] = {}  # by layer, as appended
@@ -81,7 +80,7 @@ class Program:
 
     def head(self, weight: PackedWeight, bias: Tensor | None, *, dynamic: bool) -> None:
         """Logits = register 0 @ weight.T + bias and, where they are asked for, the likeliest token of each row."""
-        self._vocab_size = weight.outputs
+        self._logits = self._rows_of_logits = torch.empty(0, weight.outputs)
         self._program.head(*self._matrix(weight), self._at(bias), dynamic)
 
     def linear(self, src: int, dst: int, weight: PackedWeight, bias: Tensor | None, *, dynamic: bool) -> None:
@@ -205,8 +204,10 @@ class Program:
 
     def _make_rows(self, num_rows: int) -> None:
         if num_rows > self._logits.shape[0]:
-            self._logits = self._rows_of_logits = torch.empty(0, 0)  # not both at once
-            self._logits = torch.empty(num_rows, self._vocab_size)
+            vocab_size = self._logits.shape[1]
+            self._logits = self._rows_of_logits = torch.empty(0, vocab_size)  # not both at once
+            self._logits_at = self._num_rows = 0  # should there be no memory: nobody writes where the old ones lay
+            self._logits = torch.empty(num_rows, vocab_size)
         self._rows_of_logits, self._logits_at, self._num_rows = (
             self._logits[:num_rows],
             self._logits.data_ptr(),

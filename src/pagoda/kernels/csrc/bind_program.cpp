@@ -50,9 +50,7 @@ PageChoice choice_of(const std::vector<uintptr_t>& arrays, int64_t count) {
   return c;
 }
 
-}  // namespace
-
-void bind_program(nb::module_& m) {
+void bind_step_arrays(nb::module_& m) {
   nb::class_<StepArrays>(m, "StepArrays", "Where a step's KV lies (kernels/step.py); its arrays must outlive it.")
       .def("__init__", [](StepArrays* self, int64_t num_tokens, uintptr_t pages, int64_t num_pages, int store, int64_t page_size,
                           int64_t k_dim, int64_t v_dim, int64_t num_seqs, uintptr_t rows, int64_t rows_stride, int64_t num_rows, int64_t max_pages,
@@ -73,6 +71,12 @@ void bind_program(nb::module_& m) {
         }
         new (self) StepArrays(std::move(s));
       });
+}
+
+}  // namespace
+
+void bind_program(nb::module_& m) {
+  bind_step_arrays(m);
   nb::class_<Program>(m, "Program", "Instructions over registers; see csrc/program.hpp. Addresses must outlive it.")
       .def("__init__", [](Program* self, int dtype, std::vector<int64_t> widths) { new (self) Program(Dtype(dtype), std::move(widths)); })
       .def("__len__", &Program::size)

@@ -170,6 +170,8 @@ struct Layer {
 // What rows of a table are about to be followed for.
 void check_row(const AttentionArgs& a, const PageChoice& choice, int64_t i, int64_t c) {
   const int64_t heads = a.num_kv_heads, full = choice.full[i], pair = a.pair(choice.seqs[c], i % heads);
+  if (a.num_queries(choice.seqs[c]) > 1)
+    throw std::invalid_argument("a sequence of " + std::to_string(a.num_queries(choice.seqs[c])) + " tokens chooses pages; accepted: 1");
   if (full + 1 > a.max_pages) throw std::out_of_range("more pages chosen than a row has");
   const bool moves = choice.turns[i / heads] != 0;
   if (moves && choice.keep[i] != choice.keep[i - i % heads]) throw std::invalid_argument("heads of moved keys that read unequally");

@@ -31,7 +31,8 @@ void hash_slots(const ReadArgs& read, const float* planes, int64_t bits, float* 
   std::vector<float> keys(read.slots * read.shape.k_dim);
   for (int64_t row = 0; row < read.count; ++row) {
     const int64_t first = read.first[row];
-    if (first + read.slots > room) throw std::out_of_range("slot " + std::to_string(first + read.slots - 1) + " of " + std::to_string(room) + " hashes");
+    if (first + read.slots > room)
+      throw std::out_of_range("slot " + std::to_string(first + read.slots - 1) + " of " + std::to_string(room) + " hashes");
     ReadArgs one = read;
     one.rows = read.rows + row * read.width, one.first = read.first + row, one.count = 1;
     one.k = keys.data(), one.v = nullptr;

@@ -13,12 +13,6 @@ namespace {
 
 float widened(uint16_t x) { return from_bits(uint32_t{x} << 16); }
 
-uint16_t narrowed(float x) {  // to nearest, ties to even
-  uint32_t bits = bits_of(x);
-  bits = x != x ? (bits | 0x400000u) : bits + 0x7fffu + ((bits >> 16) & 1u);
-  return static_cast<uint16_t>(bits >> 16);
-}
-
 struct Row {
   const PackedMatrix& m;
   int64_t panel, lane;
@@ -76,7 +70,7 @@ void packed_embedding(const PackedMatrix& m, const int64_t* ids, int64_t count, 
     for (int64_t i = p * part; i < count && i < (p + 1) * part; ++i) {
       const Row row{m, ids[i] / kPanel, ids[i] % kPanel};
       if (dtype == Dtype::f32) row.each([to = static_cast<float*>(out) + i * m.inputs](int64_t j, float x) { to[j] = x; });
-      else row.each([to = static_cast<uint16_t*>(out) + i * m.inputs](int64_t j, float x) { to[j] = narrowed(x); });
+      else row.each([to = static_cast<uint16_t*>(out) + i * m.inputs](int64_t j, float x) { to[j] = bf16_bits(x); });
     }
   });
 }

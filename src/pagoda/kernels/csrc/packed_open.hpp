@@ -83,8 +83,9 @@ const T* part_of(const PackedMatrix& m, int64_t number) {
   return reinterpret_cast<const T*>(m.table()[2 + number]);
 }
 
-// Codes of up to kOpened inputs of a panel: `read` strews them over lanes, `open` takes kWord inputs of them in register v (in order: what
-// a group shares stays in `word`), and `value` says what number n of those is. Numbers are read long before they are loaded into registers: sixteen fresh stores are waited for.
+// Codes of up to kOpened inputs of a panel: `read` strews them over lanes, `open` takes kWord inputs of them in register v (in order:
+// what a group shares stays in `word`), and `value` says what number n of those is. Numbers are strewn long before they are loaded
+// into registers, since a load would wait for sixteen fresh stores.
 
 template <bool kHigh>
 struct GridCodes {  // int3, int2

@@ -64,7 +64,6 @@ void store_row_products(const float* queries, int64_t heads, int64_t width, cons
 }
 
 constexpr int64_t kNumbersAhead = 256;  // of each channel, of which more are read at once than the machine follows by itself
-
 constexpr int64_t kPagesAhead = 2;      // of pages in pairs: the machine follows by itself no further than 4 KiB
 
 inline Vec load_columns(const uint16_t* at, int64_t count) {

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
+#include "fetch.hpp"
 #include "parallel.hpp"
 
 namespace pagoda {
@@ -13,8 +14,7 @@ namespace {
 
 constexpr int64_t kParallelBytes = 1 << 20;  // moved by one core in 100 us; below it, waking another is not worth it
 constexpr int64_t kTokensAtOnce = 16;
-constexpr int64_t kFetchBytes = 2 << 10;      // of the next page; the hardware goes on
-constexpr int64_t kCopyBytes = 64 << 10;      // of whole pages that a thread takes at a time
+constexpr int64_t kCopyBytes = 64 << 10;  // of whole pages that a thread takes at a time
 
 template <typename Id>
 void check(const Id* ids, int64_t count, int64_t limit, const char* what) {
@@ -62,12 +62,6 @@ bool overlap(const Id* src, const Id* dst, int64_t count, int64_t num_pages) {
   std::vector<bool> read(static_cast<size_t>(num_pages));
   for (int64_t i = 0; i < count; ++i) read[src[i]] = true;
   return std::any_of(dst, dst + count, [&](Id t) { return read[t]; });
-}
-
-// A page's bytes are asked for, so that they come while another is copied: pages lie anywhere, and the hardware fetches ahead only
-// within one.
-void fetch(const char* page, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(page + at);
 }
 
 }  // namespace

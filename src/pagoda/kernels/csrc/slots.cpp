@@ -7,6 +7,7 @@
 #include <string>
 
 #include "attention_rows.hpp"
+#include "fetch.hpp"
 #include "parallel.hpp"
 
 namespace pagoda {
@@ -14,6 +15,7 @@ namespace pagoda {
 namespace {
 
 constexpr int64_t kParallelBytes = 1 << 20;  // of slots that may move: below it, waking another thread is not worth it
+constexpr int64_t kPagesAhead = 2;           // are asked for while slots move
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Ranked {
@@ -44,11 +46,6 @@ void check_pages(const int32_t* pages, int64_t width, int64_t page_size, int64_t
     for (int64_t slot = std::max(first, at * page_size); slot < std::min(end, (at + 1) * page_size); ++slot)
       if (!stays || stays[slot]) throw std::out_of_range("page " + std::to_string(pages[at]) + " of " + std::to_string(num_pages));
   }
-}
-
-// Asks for memory that is about to be read.
-inline void fetch(const float* first, int64_t count) {
-  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(first + i);
 }
 
 }  // namespace
@@ -87,7 +84,9 @@ void close_gaps(char* base, int64_t num_pages, int64_t page_bytes, int64_t page_
     const int32_t* pages = rows + row * width;
     const uint8_t* stays = keep + row * slots;
     int64_t to = 0, to_column = 0;  // the next slot, in its page, and which of the row's pages that is
-    for (int64_t column = 0, first = 0; first < slots; ++column, first += page_size)
+    for (int64_t column = 0, first = 0; first < slots; ++column, first += page_size) {
+      if (first + kPagesAhead * page_size < slots)
+        fetch(base + pages[column + kPagesAhead] * page_bytes, std::min(page_bytes, kFetchBytes));
       for (int64_t from = 0; from < std::min(page_size, slots - first);) {
         const uint8_t* here = stays + first + from;
         if (!*here) { ++from; continue; }
@@ -101,6 +100,7 @@ void close_gaps(char* base, int64_t num_pages, int64_t page_bytes, int64_t page_
         from += run, to += run;
         if (to == page_size) to = 0, ++to_column;
       }
+    }
   });
 }
 
@@ -170,12 +170,12 @@ void add_sums(const float* sums, int64_t layers, int64_t seqs, int64_t heads, in
     float* const target = reinterpret_cast<float*>(targets[seq]);
     const int64_t both = std::min(slots, widths[seq]);
     if (seq + 1 < seqs)  // which nobody touched since the last step
-      fetch(reinterpret_cast<const float*>(targets[seq + 1]), layers * heads * widths[seq + 1]);
+      fetch(reinterpret_cast<const float*>(targets[seq + 1]), layers * heads * widths[seq + 1] * int64_t{sizeof(float)});
     for (int64_t layer = 0; layer < layers; ++layer)
       for (int64_t head = 0; head < heads; ++head) {
         const float* from = sums + ((layer * seqs + seq) * heads + head) * slots;
         float* to = target + (layer * heads + head) * widths[seq];
-        if (seq + 1 < seqs) fetch(from + heads * slots, both);
+        if (seq + 1 < seqs) fetch(from + heads * slots, both * int64_t{sizeof(float)});
         for (int64_t i = 0; i < both; ++i) to[i] += from[i];
       }
   }
