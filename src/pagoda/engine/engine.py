@@ -402,7 +402,7 @@ class Engine:
         if policy.selection is not None:
             reason = policy.selection.why_not(self.stores.default.fmt.page_size)
             if reason is not None:
-                raise RequestError(f"kv={policy.spelled!r}: {reason}; give a divisor")
+                raise RequestError(f"kv={policy.spelled!r}: {reason}")
         if policy.eviction is not None and Need.CALIBRATION in policy.eviction.needs:
             self._evictor.calibrations.load(policy.names[0])
 

@@ -217,5 +217,5 @@ class Selection(KVPolicy):
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def why_not(self, page_size: int) -> str | None:
-        """Why pages of so many slots cannot be chosen so, or None."""
+        """Why pages of so many slots cannot be chosen so, and what to do about it; or None."""
         return None

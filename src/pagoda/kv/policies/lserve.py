@@ -36,7 +36,9 @@ class LServe(PageSelection):
         at_least("reuse", self.reuse, 1)
 
     def why_not(self, page_size: int) -> str | None:
-        return f"part={self.part} does not divide pages of {page_size} slots" if page_size % self.part else None
+        if page_size % self.part:
+            return f"part={self.part} does not divide pages of {page_size} slots; give a divisor"
+        return None
 
     @property
     def steps_a_choice(self) -> int:
