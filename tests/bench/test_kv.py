@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,9 +115,12 @@ def test_a_price_list_from_end_to_end(lantern, world, tmp_path) -> None:
     assert sum(snapkv.heat.values()) > sum(recent.heat.values())
     table = markdown(found)
     assert "| `exact` | 100% | 0% | 100% | 100% | 100% | 0.000 | 100% | - | - | - |" in table
-    plot(found, tmp_path / "prices.png")
+    assert plot(found, tmp_path / "prices.png")
     assert plot_heat(found, tmp_path / "heat.png")
     assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("prices.png", "heat.png"))
+    helpless = replace(found, left_out=dict.fromkeys(exact.quality, "exact itself scores 0.00"))
+    assert not plot(helpless, tmp_path / "none.png")
+    assert not plot_heat(helpless, tmp_path / "none.png")
 
 
 def of_kl(kv: str, share: float, kl: float, **more: float) -> Price:

@@ -58,14 +58,17 @@ def _cell(metric: str, value: float) -> str:
     return f"{value:.0%}" if metric in SHARES else f"{value:.3f}" if metric == "kl" else f"{value:.2f}"
 
 
-def plot(found: PriceList, path: Path) -> None:
-    """Quality over bytes held, a panel for each of some metrics, with the Pareto front drawn and named.
+def plot(found: PriceList, path: Path) -> bool:
+    """Quality over bytes held, a panel for each of some metrics, with the Pareto front drawn and named; False, and no
+    file, where all are left out.
 
     Raises ConfigError without matplotlib.
     """
-    plt = pyplot()
     metrics = [m for m in ("kl", "recall", "multi_turn") if m in found.higher_is_better and m not in found.left_out]
     metrics = metrics or [m for m in found.prices[0].quality if m not in found.left_out][:1]
+    if not metrics:
+        return False
+    plt = pyplot()
     figure, axes = plt.subplots(1, len(metrics), figsize=(6.2 * len(metrics), 5), squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
         for kind, (marker, color) in KINDS.items():
@@ -85,6 +88,7 @@ def plot(found: PriceList, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=90, bbox_inches="tight")
     plt.close(figure)
+    return True
 
 
 def _kind(kv: str) -> str:

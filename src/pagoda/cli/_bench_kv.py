@@ -150,12 +150,12 @@ def _write(found: PriceList, page: str, out: Path | None, docs: Path | None, met
     if out is not None:
         import json
 
-        stem = out / f"kv-{found.model}"
-        stem.with_suffix(".json").write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
-        stem.with_suffix(".md").write_text(markdown(found) + "\n", encoding="utf-8")
+        name = f"kv-{found.model}"  # which may have dots
+        (out / f"{name}.json").write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
+        (out / f"{name}.md").write_text(markdown(found) + "\n", encoding="utf-8")
         if found.prices[0].quality:
-            plot(found, stem.with_suffix(".png"))
-            plot_heat(found, out / f"kv-{found.model}-recall.png")
+            plot(found, out / f"{name}.png")
+            plot_heat(found, out / f"{name}-recall.png")
     if docs is not None:
         page = splice(with_prices(page, found, add=add), "methods", methods_table())
         docs.write_text(page, encoding="utf-8")
@@ -163,7 +163,8 @@ def _write(found: PriceList, page: str, out: Path | None, docs: Path | None, met
         if found.prices[0].quality and whole is not None:
             images.mkdir(exist_ok=True)
             plot(whole, images / f"kv-{found.model}.png")
-            plot_heat(found, images / f"kv-{found.model}-recall.png")
+            if not add:  # where the rows that stay answered right, the page does not say
+                plot_heat(found, images / f"kv-{found.model}-recall.png")
         if methods is not None:
             methods.write_text(splice(_text_of(methods), "methods", methods_text(whole)), encoding="utf-8")
 
