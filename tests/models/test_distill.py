@@ -139,6 +139,13 @@ def test_formats_without_scales_stay_beside_those_that_are_trained(tmp_path: Pat
     assert losing(found) < losing(start)
 
 
+def test_where_no_format_has_scales_nothing_is_trained(tmp_path: Path) -> None:
+    """As where `mixed` chose ternary for all matrices of a BitNet, and bfloat16 for its embedding."""
+    loaded = load_model(written(tmp_path / "m"), quantization="none")
+    assert distill(loaded, parse_quantization("ternary(embed='none')"), TEXTS, start={}) == {}
+    loaded.close()
+
+
 def test_the_lease_covers_what_training_takes(tmp_path: Path) -> None:
     loaded = load_model(written(tmp_path / "m", hidden_size=64, intermediate_size=256), quantization="none")
     quantization = parse_quantization("int4(group=32)")

@@ -135,7 +135,9 @@ class _School:
         self.taught = [lesson for at, lesson in enumerate(lessons) if (at + 1) % HELD_BACK] or lessons
 
     def train(self, progress: Progress | None) -> dict[str, Codes]:
-        """The best codes by what is judged, of the start and of every pass."""
+        """The best codes by what is judged, of the start and of every pass; none where no format has scales."""
+        if not self.trained:
+            return {}
         groups = [
             {"params": [m.places for m in self.trained.values()], "lr": PLACE_RATE},
             {"params": [m.stretch for m in self.trained.values()], "lr": STRETCH_RATE},
