@@ -18,7 +18,9 @@ from pagoda.models.load import load_model
 from pagoda.models.placement import Room
 from pagoda.models.quantize import quantize_model
 from pagoda.weights import built_rows, packed
+from pagoda.weights.built import BuiltMatrix
 from pagoda.weights.quantization import parse_quantization
+from pagoda.weights.streaming import WeightStream
 
 from . import fake_model
 from .test_gguf import write as write_gguf
@@ -48,7 +50,7 @@ def same_products(one: Any, other: Any) -> None:
         if isinstance(weight, torch.Tensor):
             assert torch.equal(weight, found), name
             continue
-        ids = torch.tensor([0, weight.shape[0] - 1, 3])
+        ids = torch.tensor([[0, weight.shape[0] - 1], [3, 0]])
         assert torch.equal(weight.rows(ids), found.rows(ids)), name
         if name == "embed.weight" and "lm_head.weight" in one.model.weights():
             continue  # it is only looked up
@@ -75,6 +77,10 @@ def test_a_format_that_the_checkpoint_does_not_have(tmp_path: Path, text: str) -
         assert [file for file, _ in written] == [loaded.spool]
         loaded.close()
         assert loaded.footprint.leased_bytes == 0
+        lock = loaded.spool.with_suffix(".lock")
+        if lock.is_file():  # from now on nothing can be locked here, and need not be
+            lock.unlink()
+            lock.mkdir()
     assert os.stat(written[0][0]).st_mtime_ns == written[0][1]
 
 
@@ -119,6 +125,12 @@ def test_gguf_files_are_streamed_as_they_are(tmp_path: Path, monkeypatch: pytest
     assert loaded.stream.step_bytes < matrices * (2.1 if kind == "F16" else 1.1), "what lies on disk is read"
     for _ in range(2):
         same_products(resident, loaded)
+    rows, starts, read = [3, 17, 0, 3, 18], [], WeightStream.read_unit
+    monkeypatch.setattr(WeightStream, "read_unit", lambda self, unit: starts.append(unit.start) or read(self, unit))
+    for built in (weight for weight in loaded.model.weights().values() if isinstance(weight, BuiltMatrix)):
+        built.rows(torch.tensor(rows))
+        assert sorted(starts) == sorted({built.stored.unit_of(row).start for row in rows}), "each is read once"
+        starts.clear()
     loaded.close()
 
 

@@ -286,6 +286,15 @@ def test_fewer_bits_are_read_sooner() -> None:
     assert found["int4"].tpot < 0.5 * found["int8"].tpot < 0.3 * found["auto"].tpot
 
 
+def test_what_is_transposed_is_packed_before_it_is_streamed() -> None:
+    subject = Subject.of("gpt2-xl", config_of("gpt2-xl"))
+    if not subject.panels:
+        pytest.skip("needs the order of the C++ kernels: AVX2")
+    whole = subject.shape.weight_bytes(subject.dtype, subject.quantization("auto"))
+    (plan,) = Planner(subject, MACHINE, None, Demand(prompt=200, output=50), whole // 2).plans()
+    assert 0 < plan.read_bytes < plan.spool_bytes == pytest.approx(whole, rel=0.001)
+
+
 def test_half_precision_is_read_as_it_lies() -> None:
     """float16 runs in float32 on a CPU, its weights as they are stored: in memory and on the way from disk."""
     subject = Subject.of("half", config_of("Llama-3.2-1B") | {"torch_dtype": "float16"})

@@ -235,7 +235,8 @@ def _notes(found: dict[str, Any]) -> list[str]:
     if read := max((plan.read_bytes for plan in found["plans"]), default=0):
         notes.append(f"streamed: weights that do not fit are read from disk at every step, up to {format_bytes(read)}")
     if spool := max((plan.spool_bytes for plan in found["plans"]), default=0):
-        notes.append(f"streamed in another format: packed once into a file, up to {format_bytes(spool)} (--spool-dir)")
+        what = "streamed in another form than they are stored in"
+        notes.append(f"{what}: packed once into a file, up to {format_bytes(spool)} (--spool-dir)")
     if far := [plan.far for plan in found["plans"] if plan.far is not None]:
         window, read = max(one.window_bytes for one in far), max(int(one.read_bytes) for one in far)
         notes.append(

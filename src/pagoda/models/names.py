@@ -86,6 +86,11 @@ class Names:
     renames: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
 
+    @property
+    def rearranged(self) -> bool:
+        """Whether the layers' matrices, or its experts, lie otherwise than they are multiplied."""
+        return self.conv1d or self.experts_interleaved
+
     def ignoring(self, *rules: str) -> Names:
         """The same names with more regular expressions to ignore."""
         return replace(self, ignored=(*self.ignored, *rules))

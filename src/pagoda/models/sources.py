@@ -8,7 +8,7 @@ de-interleaving are all spelled that way, so the loader is one loop and needs on
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,6 +103,23 @@ class SourceTable:
         yield name
         if names.optional_prefix:
             yield names.optional_prefix + name
+
+
+def by_matrix(regions: Iterable[Region]) -> dict[str, dict[int, set[Region]]]:
+    """Regions by parameter and expert (-1: it has none)."""
+    found: dict[str, dict[int, set[Region]]] = {}
+    for region in regions:
+        found.setdefault(region[0], {}).setdefault(region[1], set()).add(region)
+    return found
+
+
+def regions_of(piece: Piece, regions: Mapping[str, Mapping[int, set[Region]]]) -> set[Region]:
+    """All that the piece fills of them (`by_matrix`): a whole matrix, or a whole stack of them, is every one in it."""
+    if piece.stop:
+        return {piece.region}
+    matrices = regions.get(piece.param, {})
+    filled = matrices.values() if piece.expert < 0 else [matrices.get(piece.expert, set())]
+    return {piece.region}.union(*filled)
 
 
 def source_table(spec: DecoderSpec) -> SourceTable:

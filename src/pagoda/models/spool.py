@@ -64,9 +64,10 @@ class Spool:
         self.footprint.require(needs)
         plan = WritePlan(model, model.quantization)
         file = self.folder / f"{self._key(model, source, config, plan)}.safetensors"
-        with self._alone(file):
-            if not file.is_file():
-                self._write(file, model, source, plan)
+        if not file.is_file():  # what is there is whole, also in a folder that cannot be written to
+            with self._alone(file):
+                if not file.is_file():
+                    self._write(file, model, source, plan)
         checkpoint = Checkpoint(self.folder, read_header(file))
         return open_source(checkpoint, {"quant_method": OWN, "version": VERSION, "formats": plan.formats})
 

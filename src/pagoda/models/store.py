@@ -20,7 +20,7 @@ from pagoda.weights.quantization import Quantization, Role
 
 from .layers.linear import Weight
 from .params import Param, Table
-from .sources import Piece, Region
+from .sources import Piece, Region, by_matrix, regions_of
 
 NewFilling = Callable[..., Filling]
 """As `weights.filling.new_filling`."""
@@ -43,12 +43,7 @@ class WeightStore:
         self.table, self.quantization, self.dtype, self.device = table, quantization, dtype, device
         self.weights: dict[str, Weight] = {}
         self.covered: set[Region] = set()
-        self._wanted: dict[tuple[str, int], set[Region]] = {}
-        for region in regions:
-            self._wanted.setdefault(region[:2], set()).add(region)
-        self._units: dict[str, list[tuple[str, int]]] = {}
-        for unit in self._wanted:
-            self._units.setdefault(unit[0], []).append(unit)
+        self._wanted = by_matrix(regions)
         self._filling: dict[tuple[str, int], Filling] = {}
         self._new_fillings: dict[Role, NewFilling] = {}
 
@@ -73,7 +68,7 @@ class WeightStore:
         else:
             self._copy(piece, tensor, start)
         if complete:
-            self.covered |= self.regions_of(piece)
+            self.covered |= regions_of(piece, self._wanted)
             self._pack_if_complete(piece)
 
     def takes_rows(self, piece: Piece) -> bool:
@@ -82,18 +77,10 @@ class WeightStore:
         format = self.quantization.of(piece.param, param.role, piece.expert)
         return piece.is_rows and len(param.shape) > 1 and (format is None or format.row_wise)
 
-    def regions_of(self, piece: Piece) -> set[Region]:
-        """All that the piece fills: a whole matrix, or a whole stack of them, is every region in it."""
-        if piece.stop:
-            return {piece.region}
-        units = [(piece.param, piece.expert)] if piece.expert >= 0 else self._units.get(piece.param, [])
-        return {piece.region}.union(*(self._wanted.get(unit, set()) for unit in units))
-
     def keep(self, name: str, weight: Weight) -> None:
         """A parameter that came ready: all of its regions are covered."""
         self.weights[name] = weight
-        for unit in self._units.get(name, []):
-            self.covered |= self._wanted[unit]
+        self.covered.update(*self._wanted.get(name, {}).values())
 
     def take_complete(self) -> list[tuple[str, int, Any]]:
         """(parameter, expert or -1, weight) of all that is complete, which the store then no longer has."""
@@ -102,7 +89,7 @@ class WeightStore:
             if isinstance(weight, ExpertStack):
                 found += [(name, n, expert) for n, expert in enumerate(weight.experts) if expert is not None]
                 del self.weights[name]  # made anew for the experts that are still to come
-            elif all(self._wanted[unit] <= self.covered for unit in self._units[name]):
+            elif all(wanted <= self.covered for wanted in self._wanted[name].values()):
                 found.append((name, -1, self.weights.pop(name)))
         return found
 
@@ -120,7 +107,7 @@ class WeightStore:
     def fill_whole(self, name: str, expert: int, tensor: Tensor) -> None:
         """One matrix, or one whole parameter, without a checkpoint."""
         piece = Piece(name, expert=expert)
-        self._wanted[(name, expert)] = {piece.region}
+        self._wanted.setdefault(name, {})[expert] = {piece.region}
         self.place(piece, tensor)
 
     def dense(self, name: str) -> Tensor:
@@ -167,7 +154,7 @@ class WeightStore:
 
     def _pack_if_complete(self, piece: Piece) -> None:
         unit = (piece.param, piece.expert)
-        if unit not in self._filling or not self._wanted[unit] <= self.covered:
+        if unit not in self._filling or not self._wanted[piece.param][piece.expert] <= self.covered:
             return
         packed, shape = self._filling.pop(unit).finish(self.dtype), self.table[piece.param].shape
         if piece.expert < 0:

@@ -15,7 +15,7 @@ from pagoda.weights.rows import StoredRows
 from pagoda.weights.schemes.base import Logical
 
 from .shape import ModelShape
-from .sources import Piece, Region, Source
+from .sources import Region, Source, by_matrix, regions_of
 from .stream_plan import can_stream, rows_on_disk
 
 EMBED = "embed.weight"
@@ -31,11 +31,12 @@ def stored_formats(find: Find, regions: Collection[Region], formats: Mapping[str
     """
     found: dict[tuple[str, int], set[WeightFormat]] = {}
     packed: set[Region] = set()
+    wanted = by_matrix(regions)
     for name, format in formats.items():
         source = find(name)
         for piece in source.pieces if source is not None else ():
             found.setdefault((piece.param, piece.expert), set()).add(replace(format, embed="none"))
-            packed |= _regions_of(piece, regions) if piece.is_rows else set()
+            packed |= regions_of(piece, wanted) if piece.is_rows else set()
     partly = {region[0] for region in set(regions) - packed}
     partly |= {param for (param, _), of_it in found.items() if len(of_it) > 1}
     params: dict[str, dict[int, WeightFormat]] = {}
@@ -51,12 +52,6 @@ def stored_formats(find: Find, regions: Collection[Region], formats: Mapping[str
             else {f"{param}{EXPERT}{expert}": format for expert, format in each.items()}
         )
     return Quantization(overrides=overrides)
-
-
-def _regions_of(piece: Piece, regions: Collection[Region]) -> set[Region]:
-    if piece.stop:
-        return {piece.region}
-    return {r for r in regions if r[0] == piece.param and (piece.expert < 0 or r[1] == piece.expert)}
 
 
 def stored_rows(

@@ -152,7 +152,7 @@ class Divider:
     def spool_bytes(self, choice: Choice) -> int:
         """Of the file that weights are packed into before they are streamed; 0 where the checkpoint has them so."""
         subject = self.subject
-        if choice.quantization == "auto":
+        if not self._packs_first(choice.quantization):
             return 0
         packing = self._quantization(choice.quantization)
         formats = ((m, f, n) for m in subject.shape.matrices for f, n in packing.each(m.name, m.role, m.count).items())
@@ -161,10 +161,14 @@ class Divider:
             n * (f.stored_bytes(m.rows, m.cols) - f.num_bytes(m.rows, m.cols)) for m, f, n in formats if f is not None
         )
 
+    def _packs_first(self, quantization: str) -> bool:
+        """Whether weights are packed into a file before they are streamed."""
+        return quantization != "auto" or self.subject.rearranged
+
     def _loading(self, choice: Choice, beside: Accounts, stream: StreamPlan | None) -> int:
         """Weights, what they are read into, and what packing takes; for a file that is packed before, one matrix."""
         weights = beside.weights if stream is None else stream.resident_bytes
-        if stream is not None and choice.quantization != "auto":
+        if stream is not None and self._packs_first(choice.quantization):
             weights = max(weights, self._largest_bytes(choice.quantization))
         return beside.runtime + weights + beside.tokenizer + self._passing_bytes(choice.quantization)
 
@@ -180,7 +184,7 @@ class Divider:
 
     def _find_rooms(self, quantization: str) -> Rooms:
         subject = self.subject
-        stored, found = (subject.stored_dtype, subject.on_disk) if quantization == "auto" else ("", None)
+        stored, found = ("", None) if self._packs_first(quantization) else (subject.stored_dtype, subject.on_disk)
         return Rooms(subject.shape, subject.dtype, self._quantization(quantization), stored or subject.dtype, found)
 
     def format(self, choice: Choice) -> KVFormat:

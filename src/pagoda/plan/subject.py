@@ -36,8 +36,8 @@ class Subject:
     """``exact_only``: why no lossy KV policy can run on this model, empty where one can. ``streams``: whether its
     matrices can be read from disk, where they lie in ``stored_dtype`` (empty: in ``dtype``), as they are multiplied.
     ``stored``: the formats that the checkpoint is packed in, which it keeps. ``on_disk``: matrices of a GGUF file by
-    what streaming them takes; None: of a folder, as such checkpoints usually are. ``halves``: all of its matrices are
-    stored in float16.
+    what streaming them takes; None: of a folder, as such checkpoints usually are. ``rearranged``: they lie there
+    otherwise than they are multiplied. ``halves``: all of its matrices are stored in float16.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Subject:
     stored: Quantization | None = None
     stored_dtype: str = ""
     on_disk: Mapping[str, OnDisk] | None = None
+    rearranged: bool = False
     halves: bool = False
 
     @classmethod
@@ -88,6 +89,7 @@ class Subject:
         return replace(
             plain, dtype=run_dtype(config, numbers), stored_dtype=_stated_dtype(config), stored=stored,
             streams=panels and not _is_stacked(stored), halves=_are_halves(config, folder),
+            rearranged=stored is None and spec.names.rearranged,
         )  # fmt: skip
 
     def quantization(self, text: str) -> Quantization:
@@ -123,8 +125,9 @@ def _of_gguf(plain: Subject, spec: DecoderSpec, file: Path) -> Subject:
 
 def _tokenizer_file_bytes(folder: Path | None, shape: ModelShape) -> int:
     file = None if folder is None else folder / "tokenizer.json"
-    known = file is not None and file.is_file()
-    return file.stat().st_size if known and file is not None else TOKENIZER_BYTES_PER_WORD * shape.vocab_size
+    if file is not None and file.is_file():
+        return file.stat().st_size
+    return TOKENIZER_BYTES_PER_WORD * shape.vocab_size
 
 
 def _is_stacked(stored: Quantization | None) -> bool:

@@ -45,19 +45,23 @@ class BuiltMatrix(PackedMatrix):
         return self.rows(torch.arange(self.stored.rows))
 
     def rows(self, ids: Tensor) -> Tensor:
-        found = [self._around(row) for row in ids.reshape(-1).tolist()]
-        if not found:
-            return torch.empty(*ids.shape, self.stored.cols, dtype=self.dtype)
+        flat = ids.reshape(-1)
+        rows = torch.empty(len(flat), self.stored.cols, dtype=self.dtype)
         if self.format.kernel:
-            rows = torch.stack([made.rows(torch.tensor([at]))[0] for made, at in found])
-        else:  # opened together, as codes in memory are: sums of low-rank terms go by how many rows there are
-            rows = _joined([made for made, _ in found]).dense()
+            first = flat // self.stored.step
+            for number in first.unique().tolist():  # each unit is read once, whichever of its rows are asked for
+                unit, made = self._around(number * self.stored.step)
+                at = (first == number).nonzero()[:, 0]
+                rows[at] = made.rows(flat[at] - unit.start)
+        elif len(flat):  # opened together, as codes in memory are: low-rank sums go by how many rows there are
+            each = {row: self._around(row)[1] for row in set(flat.tolist())}
+            rows = _joined([each[row] for row in flat.tolist()]).dense()
         return rows.view(*ids.shape, self.stored.cols)
 
-    def _around(self, row: int) -> tuple[PackedMatrix, int]:
-        """The fewest rows around one, and which of them it is."""
+    def _around(self, row: int) -> tuple[BuiltUnit, PackedMatrix]:
+        """The fewest rows around one that can be made."""
         unit = self.stored.unit_of(row)
-        return build(self.stored, unit, self._stream.read_unit(unit), self.dtype), row - unit.start
+        return unit, build(self.stored, unit, self._stream.read_unit(unit), self.dtype)
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return self._multiply(x, bias, wide=False)
