@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.system_files import read_text
+
 # "No limit" in version 1 is a number close to 2**63, rounded down to a page.
 _NO_LIMIT = 1 << 60
 
@@ -71,14 +73,6 @@ def cpu_quota(root: Path) -> float | None:
             if quota.isdigit() and period.isdigit() and int(period) > 0:
                 quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
-
-
-def read_text(path: Path) -> str:
-    """The file's text, stripped; empty where the machine has no such file or keeps it from us."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _hierarchies(root: Path, controller: str = "memory") -> list[_Hierarchy]:

@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 
 from ..core.nodes import Node, cores_of, read_nodes
-from .cgroup import CgroupMemory, cpu_quota, limited_groups, read_text
+from ..core.system_files import read_text
+from .cgroup import CgroupMemory, cpu_quota, limited_groups
 
 
 class MachineProbe:

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .system_files import read_text
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -33,9 +35,9 @@ def read_nodes(root: str | Path = "/") -> list[Node]:
     """The machine's nodes in ascending order; none where the system does not say."""
     found = []
     for folder in Path(root).glob("sys/devices/system/node/node[0-9]*"):
-        sizes = _sizes(_text(folder / "meminfo"))
+        sizes = _sizes(read_text(folder / "meminfo"))
         if sizes.get("MemTotal", 0) > 0 and folder.name[4:].isdigit():
-            cpus = numbers(_text(folder / "cpulist"))
+            cpus = numbers(read_text(folder / "cpulist"))
             found.append(Node(int(folder.name[4:]), cpus, sizes["MemTotal"], sizes.get("MemFree", 0)))
     return sorted(found, key=lambda node: node.number)
 
@@ -59,7 +61,7 @@ def home_of(nodes: Sequence[Node], cpus: Iterable[int], num_threads: int) -> Nod
 def cores_of(cpus: Iterable[int], root: str | Path = "/") -> int:
     """Cores that these CPUs belong to: two hardware threads of one core count once. CPUs where the system is silent."""
     topology = Path(root) / "sys/devices/system/cpu"
-    siblings = (numbers(_text(topology / f"cpu{cpu}/topology/thread_siblings_list")) | {cpu} for cpu in cpus)
+    siblings = (numbers(read_text(topology / f"cpu{cpu}/topology/thread_siblings_list")) | {cpu} for cpu in cpus)
     return len({min(core) for core in siblings})
 
 
@@ -78,10 +80,3 @@ def _sizes(text: str) -> dict[str, int]:
     """``{name: bytes}`` from lines ``Node 0 MemTotal:  123 kB``."""
     fields = [line.split() for line in text.splitlines()]
     return {f[2].rstrip(":"): int(f[3]) * 1024 for f in fields if len(f) == 5 and f[3].isdecimal() and f[4] == "kB"}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "page_shape.hpp"
+#include "small_floats.hpp"
 #include "vec.hpp"
 
 namespace pagoda {
@@ -12,18 +13,7 @@ inline float half_to_float(uint16_t bits) {
 #if defined(__F16C__)
   return _cvtsh_ss(bits);
 #else
-  const uint32_t sign = uint32_t(bits & 0x8000u) << 16, rest = bits & 0x7fffu;
-  uint32_t out;
-  float value;
-  if (rest >= 0x7c00u) out = sign | 0x7f800000u | (rest & 0x3ffu) << 13;  // inf and nan
-  else if (rest >= 0x400u) out = sign | ((rest << 13) + (112u << 23));
-  else {  // 0 and numbers below 2^-14: rest * 2^-24
-    value = float(rest) * 5.9604644775390625e-8f;
-    memcpy(&out, &value, 4);
-    out |= sign;
-  }
-  memcpy(&value, &out, 4);
-  return value;
+  return half_value(bits);
 #endif
 }
 
@@ -46,15 +36,6 @@ inline uint16_t float_to_half(float value) {  // to nearest, ties to even
   bits += 0xfffu + ((bits >> 13) & 1u);
   return sign | uint16_t((bits - (112u << 23)) >> 13);
 #endif
-}
-
-// e4m3 by moving its exponent and mantissa under a float's, whose bias is 2^120 larger; that holds below 2^-6 as well.
-inline float e4m3_to_float(uint8_t code) {
-  uint32_t bits = uint32_t(code & 0x7fu) << 20;
-  float size;
-  memcpy(&size, &bits, 4);
-  size *= 1.329227995784916e36f;
-  return code & 0x80u ? -size : size;
 }
 
 // Calls act(group, first column, columns) for the groups of an int4 row.
@@ -101,7 +82,7 @@ inline void widen_row(Store store, const char* row, const char* scales, int64_t 
       for (int64_t d = 0; d < dim; ++d) out[d] = float(((const int8_t*)row)[d]);
       return;
     case Store::fp8:
-      for (int64_t d = 0; d < dim; ++d) out[d] = e4m3_to_float(((const uint8_t*)row)[d]);
+      for (int64_t d = 0; d < dim; ++d) out[d] = e4m3_value(((const uint8_t*)row)[d]);
       return;
     case Store::int4:
       return widen_int4((const uint8_t*)row, (const uint16_t*)scales, dim, out);
@@ -117,36 +98,6 @@ inline void read_row(Store store, const char* row, const char* scales, int64_t d
 }
 
 #if PAGODA_DPBF16
-
-// bfloat16 of the codes 0..127 by bytes: int8 without its sign, e4m3 without its sign. All are exact.
-struct CodeTable {
-  alignas(64) uint8_t low[128], high[128];
-};
-
-constexpr uint16_t bf16_of_int(int value) {
-  if (value == 0) return 0;
-  int power = 0;
-  while (value >> (power + 1)) ++power;
-  return uint16_t((127 + power) << 7 | ((value << (7 - power)) & 0x7f));
-}
-
-constexpr uint16_t bf16_of_e4m3(int code) {
-  const int exponent = code >> 3, mantissa = code & 7;
-  if (exponent) return uint16_t((exponent + 120) << 7 | mantissa << 4);
-  return mantissa ? uint16_t(bf16_of_int(mantissa) - (9 << 7)) : uint16_t(0);  // mantissa * 2^-9
-}
-
-template <typename Of>
-constexpr CodeTable table_of(Of of) {
-  CodeTable table{};
-  for (int code = 0; code < 128; ++code) {
-    table.low[code] = uint8_t(of(code) & 0xff);
-    table.high[code] = uint8_t(of(code) >> 8);
-  }
-  return table;
-}
-
-constexpr CodeTable kInt8Table = table_of(bf16_of_int), kFp8Table = table_of(bf16_of_e4m3);
 
 // Rows of codes, `count` of them, each to `stride` numbers further in `out`, up to the next multiple of 64; calls before(row)
 // first. 64 codes become 64 numbers by two looks into 128 bytes each (seven instructions; widening by arithmetic takes 24).

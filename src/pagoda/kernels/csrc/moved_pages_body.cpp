@@ -1,5 +1,6 @@
 // Moved pages, for one instruction set (moved_pages.hpp).
 #include "attention_rows.hpp"
+#include "fetch.hpp"
 #include "moved_pages.hpp"
 #include "vec.hpp"
 
@@ -31,7 +32,7 @@ void move_as(const MoveArgs& a) {
   const PageShape &from = a.shape, &to = a.numbers;
   const int64_t half = from.k_dim / 2, part = from.page_bytes / from.page_size;
   for (int64_t slot = 0; slot < from.page_size; ++slot) {
-    for (int64_t at = slot * part; at < (slot + 1) * part; at += 64) __builtin_prefetch(a.soon + at);
+    fetch(a.soon + slot * part, part);
     To* key = (To*)(a.to + to.k.at + slot * to.k.bytes);
     if (from.store == to.store) turn_row((const To*)(a.from + from.k.at + slot * from.k.bytes), half, a.turn, key);
     else turn_row(read(a, from.k, from.k_scales, slot, from.k_dim), half, a.turn, key);

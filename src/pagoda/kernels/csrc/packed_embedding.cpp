@@ -11,8 +11,6 @@ namespace pagoda {
 
 namespace {
 
-float widened(uint16_t x) { return from_bits(uint32_t{x} << 16); }
-
 struct Row {
   const PackedMatrix& m;
   int64_t panel, lane;
@@ -25,7 +23,7 @@ struct Row {
 
   float scale(int64_t group) const {
     const int64_t at = m.group == 0 ? panel * kPanel + lane : (panel * m.groups() + group) * kPanel + lane;
-    return m.wide_scales ? static_cast<const float*>(m.scales)[at] : widened(static_cast<const uint16_t*>(m.scales)[at]);
+    return m.wide_scales ? static_cast<const float*>(m.scales)[at] : bf16_value(static_cast<const uint16_t*>(m.scales)[at]);
   }
 
   float zero(int64_t group) const {
@@ -37,7 +35,7 @@ struct Row {
   float value(uint32_t field, float middle) const {
     switch (m.format) {
       case Format::fp32: return from_bits(field);
-      case Format::bf16: return widened(static_cast<uint16_t>(field));
+      case Format::bf16: return bf16_value(static_cast<uint16_t>(field));
       case Format::fp16: return half_value(static_cast<uint16_t>(field));
       case Format::fp8: return e4m3_value(static_cast<uint8_t>(field));
       case Format::nf4: return kNormalLevels[field & 15];

@@ -126,14 +126,6 @@ struct Pairs {
   static Sum add(Sum sum, UintVec numbers, Step x) { return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)numbers, x); }
 };
 
-constexpr uint16_t small_bf16(int value) {
-  const int size = value < 0 ? -value : value;
-  int exponent = 0;
-  while (size >> (exponent + 1)) ++exponent;
-  if (size == 0) return 0;
-  return static_cast<uint16_t>((value < 0 ? 0x8000 : 0) | (127 + exponent) << 7 | ((size << (7 - exponent)) & 127));
-}
-
 // Looked up by the lowest five bits of a word: those above the field must not matter.
 template <int kBits>
 struct WordTable {
@@ -154,23 +146,6 @@ struct PairsOf : Pairs {
   }
 };
 
-constexpr uint16_t e4m3_bf16(int size) {  // below 8 its exponent is that of 8, and there is no leading one
-  return static_cast<uint16_t>(size == 0 ? 0 : size < 8 ? small_bf16(size) - (9 << 7) : ((size >> 3) + 120) << 7 | (size & 7) << 4);
-}
-
-// The two bytes of the bfloat16 of 0..127, and of what 0..127 are in e4m3.
-struct ByteTables {
-  alignas(64) uint8_t low[128], high[128], low_e4m3[128], high_e4m3[128];
-  constexpr ByteTables() : low(), high(), low_e4m3(), high_e4m3() {
-    for (int i = 0; i < 128; ++i) {
-      low[i] = small_bf16(i) & 255, high[i] = small_bf16(i) >> 8;
-      low_e4m3[i] = e4m3_bf16(i) & 255, high_e4m3[i] = e4m3_bf16(i) >> 8;
-    }
-  }
-};
-
-constexpr ByteTables kBytes;
-
 template <>
 struct PairsOf<8> : Pairs {
   static constexpr int kSteps = 2, kDirect = 12;
@@ -179,8 +154,8 @@ struct PairsOf<8> : Pairs {
   };
   static Line open(UintVec line) {
     const __m512i sign = _mm512_set1_epi8(-128), q = _mm512_xor_si512((__m512i)line, sign), size = _mm512_abs_epi8(q);
-    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kBytes.low), size, _mm512_load_si512(kBytes.low + 64));
-    const __m512i small = _mm512_permutex2var_epi8(_mm512_load_si512(kBytes.high), size, _mm512_load_si512(kBytes.high + 64));
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kInt8Table.low), size, _mm512_load_si512(kInt8Table.low + 64));
+    const __m512i small = _mm512_permutex2var_epi8(_mm512_load_si512(kInt8Table.high), size, _mm512_load_si512(kInt8Table.high + 64));
     // -128 has no entry of its own (128 is looked up as 0, right for the low byte): checkpoints of others hold it.
     const __m512i high = _mm512_mask_mov_epi8(small, _mm512_movepi8_mask(size), _mm512_set1_epi8(0x43));
     return {low, _mm512_ternarylogic_epi32(high, q, sign, 0xf8)};  // high | (q & sign)
@@ -195,8 +170,8 @@ struct PairsOf<8> : Pairs {
 struct PairsOfE4M3 : PairsOf<8> {
   static Line open(UintVec line) {  // the look-up leaves the signs out
     const __m512i x = (__m512i)line;
-    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kBytes.low_e4m3), x, _mm512_load_si512(kBytes.low_e4m3 + 64));
-    const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(kBytes.high_e4m3), x, _mm512_load_si512(kBytes.high_e4m3 + 64));
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kFp8Table.low), x, _mm512_load_si512(kFp8Table.low + 64));
+    const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(kFp8Table.high), x, _mm512_load_si512(kFp8Table.high + 64));
     return {low, _mm512_ternarylogic_epi32(high, x, _mm512_set1_epi8(-128), 0xf8)};
   }
 };

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "small_floats.hpp"
+
 namespace pagoda {
 
 namespace {
@@ -42,23 +44,13 @@ void thin(const PageScoreArgs& a, int64_t rank, Working& w) {
 }
 
 bool are_bf16(const std::vector<float>& numbers) {
-  return std::all_of(numbers.begin(), numbers.end(), [](float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    return (bits & 0xffffu) == 0;
-  });
+  return std::all_of(numbers.begin(), numbers.end(), [](float x) { return (bits_of(x) & 0xffffu) == 0; });
 }
 
 // All numbers to the nearest of bfloat16, ties to even; `words` are them in pairs.
 void round_to_bf16(std::vector<float>& numbers, std::vector<float>& words) {
   std::vector<uint16_t> halves(numbers.size());
-  for (size_t i = 0; i < numbers.size(); ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, &numbers[i], 4);
-    bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-    std::memcpy(&numbers[i], &bits, 4);
-    halves[i] = uint16_t(bits >> 16);
-  }
+  for (size_t i = 0; i < numbers.size(); ++i) halves[i] = bf16_bits(numbers[i]), numbers[i] = bf16_value(halves[i]);
   words.resize(halves.size() / 2);
   std::memcpy(words.data(), halves.data(), words.size() * sizeof(float));
 }

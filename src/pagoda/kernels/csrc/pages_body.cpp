@@ -41,25 +41,10 @@ void encode_int8(const float* x, int64_t dim, int8_t* codes, uint16_t* scale) {
   }
 }
 
-// e4m3 (arXiv:2209.05433) of |x| <= 448: sign, four bits of exponent with bias 7, three of mantissa.
-inline uint8_t to_e4m3(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  const uint8_t sign = uint8_t(bits >> 24 & 0x80u);
-  bits &= 0x7fffffffu;
-  if (bits < 0x3c800000u) {  // below 2^-6: a multiple of 2^-9
-    float size;
-    memcpy(&size, &bits, 4);
-    return sign | uint8_t(round_even(size * 512.0f));
-  }
-  bits += 0x7ffffu + ((bits >> 20) & 1u);  // to nearest, ties to even
-  return sign | uint8_t((bits - (120u << 23)) >> 20);
-}
-
 void encode_fp8(const float* x, int64_t dim, uint8_t* codes, uint16_t* scale) {
   *scale = bf16_above(largest_size(x, dim) / 448.0f);
   const float unit = widen(*scale);
-  for (int64_t d = 0; d < dim; ++d) codes[d] = unit > 0.0f ? to_e4m3(x[d] / unit) : 0;
+  for (int64_t d = 0; d < dim; ++d) codes[d] = unit > 0.0f ? e4m3_bits(x[d] / unit) : 0;
 }
 
 void encode_int4(const float* x, int64_t dim, uint8_t* codes, uint16_t* scales) {

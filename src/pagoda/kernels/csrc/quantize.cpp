@@ -18,10 +18,7 @@ constexpr int64_t kPiece = 1 << 16;  // weights that a thread takes at a time
 // Half to even, like torch; what is divided by its own scale is far below 2^22. std::nearbyint would be a call.
 float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
-float to_bf16(float x) {
-  const uint32_t bits = bits_of(x);
-  return from_bits((bits + 0x7fffu + (bits >> 16 & 1)) & 0xffff0000u);
-}
+float to_bf16(float x) { return bf16_value(bf16_bits(x)); }
 
 template <Dtype dtype>
 float value_at(const uint8_t* row, int64_t i) {
@@ -32,7 +29,7 @@ float value_at(const uint8_t* row, int64_t i) {
   } else {
     uint16_t half;
     std::memcpy(&half, row + 2 * i, 2);
-    return dtype == Dtype::bf16 ? from_bits(uint32_t(half) << 16) : half_value(half);
+    return dtype == Dtype::bf16 ? bf16_value(half) : half_value(half);
   }
 }
 

@@ -26,13 +26,16 @@ inline float half_value(uint16_t half) {
   return from_bits(sign | bits_of(from_bits(rest << 13) * 0x1p112f));
 }
 
+inline float bf16_value(uint16_t half) { return from_bits(uint32_t{half} << 16); }
+
 // Half to even; what is not a number stays none.
 inline uint16_t bf16_bits(float x) {
   const uint32_t bits = bits_of(x), rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
   return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0 : uint16_t(rounded);
 }
 
-// fp8 with four bits of exponent; its only number that is none (all bits but the sign) is refused where weights are laid out.
+// fp8 with four bits of exponent (arXiv:2209.05433), moved under a float's, whose bias is 2^120 larger; that holds below 2^-6 as well.
+// Its only number that is none (all bits but the sign) is refused where weights are laid out.
 inline float e4m3_value(uint8_t byte) {
   return from_bits(uint32_t(byte & 0x80) << 24 | bits_of(from_bits(uint32_t(byte & 0x7f) << 20) * 0x1p120f));
 }
@@ -44,6 +47,35 @@ inline uint8_t e4m3_bits(float x) {
     return static_cast<uint8_t>(sign | (bits_of(from_bits(size) + 0x1p14f) & 0xf));
   return static_cast<uint8_t>(sign | (((size + 0x7ffffu + (size >> 20 & 1)) >> 20) - (120 << 3)));
 }
+
+// bfloat16 of a whole number of at most eight bits and a sign, exact.
+constexpr uint16_t small_bf16(int value) {
+  const int size = value < 0 ? -value : value;
+  int exponent = 0;
+  while (size >> (exponent + 1)) ++exponent;
+  if (size == 0) return 0;
+  return static_cast<uint16_t>((value < 0 ? 0x8000 : 0) | (127 + exponent) << 7 | ((size << (7 - exponent)) & 127));
+}
+
+// bfloat16 of what 0..127 are in e4m3, exact: below 8 the exponent is that of 8, and there is no leading one.
+constexpr uint16_t e4m3_bf16(int code) {
+  if (code >= 8) return static_cast<uint16_t>(((code >> 3) + 120) << 7 | (code & 7) << 4);
+  return static_cast<uint16_t>(code == 0 ? 0 : small_bf16(code) - (9 << 7));
+}
+
+// The two bytes of the bfloat16 that 0..127 stand for: codes without their sign are looked up in registers.
+struct CodeTable {
+  alignas(64) uint8_t low[128], high[128];
+};
+
+template <typename Of>
+constexpr CodeTable table_of(Of of) {
+  CodeTable table{};
+  for (int code = 0; code < 128; ++code) table.low[code] = of(code) & 255, table.high[code] = of(code) >> 8;
+  return table;
+}
+
+constexpr CodeTable kInt8Table = table_of(small_bf16), kFp8Table = table_of(e4m3_bf16);
 
 // nf4: equal shares of a normal distribution (kernels/packed_bytes.py has the same).
 alignas(64) constexpr float kNormalLevels[16] = {
