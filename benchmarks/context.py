@@ -10,18 +10,16 @@ from __future__ import annotations
 import argparse
 import os
 import random
-from itertools import pairwise
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
-from .step import profile_of
+from .step import WARM_STEPS, profiles
 
 if TYPE_CHECKING:
     from pagoda.engine.build import Built
     from pagoda.engine.profile import Profile
 
 PARTS = ("attention", "products", "other kernels", "outside of kernels", "all")
-WARM_STEPS = 4
 
 
 def main() -> None:
@@ -71,15 +69,10 @@ def decode(built: Built, prompts: list[list[int]], steps: int) -> list[Profile]:
     engine, params = built.engine, SamplingParams(temperature=0, max_tokens=steps + WARM_STEPS + 16, ignore_eos=True)
     for index, prompt in enumerate(prompts):
         engine.add(Intake(built).request(f"r{index}", prompt, params, stream=True))
-    while engine.scheduler.waiting or any(s.num_output < WARM_STEPS for s in engine.scheduler.running.values()):
-        engine.step()
-    sums = [profile_of(built)]
-    for _ in range(steps):
-        engine.step()
-        sums.append(profile_of(built))
+    found = profiles(built, steps)
     for index in range(len(prompts)):
         engine.abort(f"r{index}")
-    return [after.since(before) for before, after in pairwise(sums)]
+    return found
 
 
 def parts_of(steps: list[Profile]) -> dict[str, float]:

@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 
 from pagoda import LLM, SamplingParams
-from pagoda.engine.profile import profile_of
 
 from .kv_selection import write_model
+from .step import profile_of
 
 EVERY_METHOD = [
     "streaming_llm", "recent", "h2o", "scissorhands", "corm", "hashevict", "scope", "razor_attention", "snapkv",
@@ -51,16 +51,13 @@ def share(llm: LLM, kv: str, sequences: int, prompt: int, steps: int) -> tuple[f
     ):
         engine.step()
     before = engine.counters.policy_seconds, engine.counters.policy_acts
-    profile = profile_of(built.loaded, engine.counters)
-    assert profile is not None
+    profile = profile_of(built)
     started = time.perf_counter()
     for _ in range(steps):
         engine.step()
     seconds = time.perf_counter() - started
     acts, deciding = engine.counters.policy_acts - before[1], engine.counters.policy_seconds - before[0]
-    now = profile_of(built.loaded, engine.counters)
-    assert now is not None
-    kernels = now.since(profile).kernels
+    kernels = profile_of(built).since(profile).kernels
     choosing = sum(kernels[name][1] for name in CHOOSING if name in kernels)
     for request_id in list(engine._requests):
         engine.abort(request_id)

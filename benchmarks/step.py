@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pagoda.engine.build import Built
     from pagoda.engine.profile import Profile
 
+WARM_STEPS = 4
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -58,14 +60,25 @@ def run(args: argparse.Namespace) -> None:
     for index in range(args.batch):
         prompt = prefix + [rng.randrange(5, vocab - 5) for _ in range(args.prompt - args.shared)]
         engine.add(intake.request(f"r{index}", prompt, params, stream=True))
-    while any(s.num_output < 4 for s in engine.scheduler.running.values()) or engine.scheduler.waiting:
-        engine.step()
-    sums = [profile_of(built)]
-    for _ in range(args.steps):
-        engine.step()
-        sums.append(profile_of(built))
-    show([after.since(before) for before, after in pairwise(sums)], args.batch)
+    show(profiles(built, args.steps), args.batch)
     built.close()
+
+
+def profiles(built: Built, steps: int) -> list[Profile]:
+    """Of ``steps`` decode steps, once everybody has said a few tokens."""
+    warm_up(built)
+    sums = [profile_of(built)]
+    for _ in range(steps):
+        built.engine.step()
+        sums.append(profile_of(built))
+    return [after.since(before) for before, after in pairwise(sums)]
+
+
+def warm_up(built: Built, tokens: int = WARM_STEPS) -> None:
+    """Steps until everybody has said so many."""
+    scheduler = built.engine.scheduler
+    while scheduler.waiting or any(s.num_output < tokens for s in scheduler.running.values()):
+        built.engine.step()
 
 
 def profile_of(built: Built) -> Profile:

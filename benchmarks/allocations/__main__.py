@@ -19,6 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+from ..step import warm_up
+
 SOURCE = Path(__file__).with_name("count.c")
 NAMES = ("up to 512 bytes", "up to 64 KiB", "larger", "bytes of all")
 
@@ -64,8 +66,7 @@ def count(args: argparse.Namespace) -> None:
     for index in range(args.batch):
         prompt = [rng.randrange(5, built.loaded.shape.vocab_size - 5) for _ in range(args.prompt)]
         engine.add(intake.request(f"r{index}", prompt, params, stream=True))
-    while engine.scheduler.waiting or any(s.num_output < 8 for s in engine.scheduler.running.values()):
-        engine.step()
+    warm_up(built, 8)
     seen = [looked()]
     for _ in range(args.steps):
         engine.step()

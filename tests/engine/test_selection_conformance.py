@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import weakref
 from functools import cached_property
 
@@ -16,12 +17,14 @@ from pagoda.engine.selection import PageChooser
 from pagoda.engine.selection_notes import Notes
 from pagoda.kernels import ops
 from pagoda.kernels.ops.page_scores import reference
+from pagoda.kv.choices import Choice
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
 from pagoda.kv.policies._pages import Look, PageSelection
 from pagoda.kv.policies._rotary import turn
 from pagoda.kv.policies.base import Need, Stage
 from pagoda.kv.policies.longcache import LongCache
+from pagoda.kv.policies.lychee_decode import LycheeDecode
 from pagoda.kv.policies.quest import Quest
 
 from .conftest import kv_bytes
@@ -90,6 +93,17 @@ INSIDE = [f"{name}(pages=3)" for name in NAMES]
     "kv", [*INSIDE, "int8+lserve(pages=0.3, reuse=2)", "int8+tokenselect(pages=3, alike=0.5)", "int8+longcache"]
 )
 def test_pages_chosen_within_the_program_are_those_chosen_layer_by_layer(make_llm, monkeypatch, kv) -> None:
+    same_both_ways(make_llm, monkeypatch, kv)
+
+
+@pytest.mark.host
+def test_heads_that_hand_pages_on_may_do_so_for_several_steps(make_llm, monkeypatch) -> None:
+    """No shipped method does both."""
+    monkeypatch.setattr(LycheeDecode, "steps_a_choice", 3)
+    same_both_ways(make_llm, monkeypatch, "lychee_decode(pages=3)")
+
+
+def same_both_ways(make_llm, monkeypatch, kv: str) -> None:
     def never(*_: object) -> None:
         raise AssertionError("the step was not one program")
 
@@ -134,6 +148,24 @@ def test_what_was_noted_goes_with_its_sequence(make_llm, monkeypatch, rule) -> N
     gc.collect()
     assert len(noted) > 3
     assert [one for one in noted if one() is not None] == []
+
+
+@pytest.mark.host
+def test_a_step_that_breaks_lets_go_of_its_choosers(make_llm, monkeypatch, caplog) -> None:
+    chosen: list[weakref.ref[PageChooser]] = []
+    choice = PageChooser.choice
+
+    def breaks(self: PageChooser) -> Choice:
+        chosen.append(weakref.ref(self))
+        choice(self)
+        raise ValueError("no such page")
+
+    monkeypatch.setattr(PageChooser, "choice", breaks)
+    caplog.set_level(logging.CRITICAL, "pagoda.engine.engine")  # pytest would keep the traceback
+    output = make_llm(page_size=8).generate(PROMPTS[2], params("quest(pages=3)"))[0]
+    assert output.error == "the step failed: ValueError: no such page"
+    gc.collect()
+    assert [one() for one in chosen] == [None]
 
 
 @pytest.mark.host

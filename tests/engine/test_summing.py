@@ -24,13 +24,14 @@ def run(llm: Any, kvs: list[str]) -> tuple[dict[str, list[int]], list[dict[str, 
     states: list[dict[str, torch.Tensor]] = []
     apply, num_added = engine._evictor.apply, 0
 
-    def watched(result: Any) -> None:
+    def watched(result: Any) -> Any:
         nonlocal num_added
         num_added += len(result.view.added)
-        apply(result)
+        failed = apply(result)
         for piece in result.pieces:
             states.append({name: held.clone() for name, held in piece.sequence.policy_state.slots.items()})
             tokens[piece.sequence.group.request.request_id] = piece.sequence.tokens
+        return failed
 
     tokens: dict[str, list[int]] = {}
     engine._evictor.apply = watched

@@ -236,9 +236,7 @@ class Engine:
         self._advance.lose(result)
         self._probing.see(result)
         self._advance.commit(result.pieces)
-        self._evictor.apply(result)
-        for sequence, error in self._evictor.take_failed():
-            why = f"kv={sequence.policy.spelled!r} failed: {type(error).__name__}: {error}"
+        for sequence, why in self._evictor.apply(result).items():
             self._advance.fail(sequence.group, why)
         self._advance.sample(result)
 

@@ -74,12 +74,14 @@ class Evictor:
         calibrations: Calibrations,
     ) -> None:
         self._scheduler, self._counters, self.calibrations = scheduler, counters, calibrations
-        self._failed: list[tuple[Sequence, Exception]] = []
 
-    def apply(self, result: StepResult) -> None:
-        """Show each policy what the step brought, and let those act whose time has come."""
+    def apply(self, result: StepResult) -> dict[Sequence, str]:
+        """Show each policy what the step brought, and let those act whose time has come. Returns sequences whose method
+        broke, and why: their requests are to be ended.
+        """
+        failed: dict[Sequence, str] = {}
         if result.plain:
-            return
+            return failed
         started = time.perf_counter()
         due = []
         for piece in result.pieces:
@@ -91,38 +93,29 @@ class Evictor:
         observe(result, due)
         if due:
             with _one_thread():
-                self._act_all(due, result)
+                self._act_all(due, result, failed)
         self._counters.policy_seconds += time.perf_counter() - started
+        return failed
 
-    def _act_all(self, due: list[Piece], result: StepResult) -> None:
+    def _act_all(self, due: list[Piece], result: StepResult, failed: dict[Sequence, str]) -> None:
         """Evictions, then encodings. The moves of one run before the next acts, which may be given the pages that have
-        just become free here, or their bytes.
+        just become free here, or their bytes. A method that breaks takes its own request along, not those that it met.
         """
         for piece in due:
             if piece.sequence.policy.evicts(piece.start, piece.sequence.prompt_len):
                 try:
                     self._act(piece.sequence, result)
                 except Exception as error:
-                    self._fails(piece.sequence, error, result)
-        broken = [sequence for sequence, _ in self._failed]
+                    failed[piece.sequence] = _why(piece.sequence, error)
         for piece in due:
             sequence = piece.sequence
-            if sequence.policy.windowed is not None and sequence.num_computed and sequence not in broken:
+            if sequence.policy.windowed is not None and sequence.num_computed and sequence not in failed:
                 try:
                     _encode(sequence)
                 except Exception as error:
-                    self._fails(sequence, error, result)
-
-    def _fails(self, sequence: Sequence, error: Exception, result: StepResult) -> None:
-        """A method that breaks takes its own request along, not those that it met in a step."""
-        _log.exception("kv=%s failed at %d tokens", sequence.policy.spelled, sequence.num_computed)
-        result.drop(sequence)
-        self._failed.append((sequence, error))
-
-    def take_failed(self) -> list[tuple[Sequence, Exception]]:
-        """Sequences whose method broke in the last step, and how: their requests are to be ended."""
-        failed, self._failed = self._failed, []
-        return failed
+                    failed[sequence] = _why(sequence, error)
+        for sequence in failed:
+            result.drop(sequence)
 
     def _count(self, state: PolicyState) -> None:
         notes = state.notes
@@ -228,6 +221,12 @@ class Evictor:
             inputs.weigh_slots = partial(weigh, storage, table)
             inputs.hash_slots = partial(hash_slots, storage, table)
         return inputs
+
+
+def _why(sequence: Sequence, error: Exception) -> str:
+    """What the request is told; the log is told where."""
+    _log.exception("kv=%s failed at %d tokens", sequence.policy.spelled, sequence.num_computed)
+    return f"kv={sequence.policy.spelled!r} failed: {type(error).__name__}: {error}"
 
 
 def _lens(table: PageTable, storage: PageStorage) -> Tensor:

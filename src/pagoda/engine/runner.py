@@ -123,19 +123,25 @@ class Runner:
         view = self._plain_view(pieces) if tap is None else self._view(pieces, tap)
         done = [piece for piece in pieces if piece.completes and piece.sequence.group.request.pooling is None]
         result = StepResult(pieces, [piece.sequence for piece in done], _NONE, None, view, tap, plain)
-        tokens, positions = _tokens(pieces)
         rows = [piece.first_row + piece.num_tokens - 1 for piece in done]
-        if every_hidden or any(_wants_hidden(piece) for piece in pieces):
+        try:
+            self._compute(result, rows, every_hidden or any(_wants_hidden(piece) for piece in pieces))
+        finally:
+            view.close()
+        return result
+
+    def _compute(self, result: StepResult, rows: list[int], all_hidden: bool) -> None:
+        """The forward pass: what the model says at ``rows``, those of ``result.sampled``, and perhaps hidden states."""
+        tokens, positions = _tokens(result.pieces)
+        if all_hidden:
             device = self.model.device
-            result.hidden = self.model.forward(_index(tokens, device), _index(positions, device), view)
+            result.hidden = self.model.forward(_index(tokens, device), _index(positions, device), result.view)
             result.logits = self.logits(result.hidden, rows)
         else:
             likeliest = all(sequence.takes_likeliest for sequence in result.sampled)
             wanted = None if len(rows) == len(tokens) else rows
-            scores = self.model.step(tokens, positions, view, wanted, likeliest=likeliest)
+            scores = self.model.step(tokens, positions, result.view, wanted, likeliest=likeliest)
             result.logits, result.likeliest = scores.logits, scores.likeliest
-        view.close()
-        return result
 
     def is_one_call(self, plan: Plan) -> bool:
         """Whether the step will touch no tensor: from ids to ids in the kernels, and no policy wants anything. Then it

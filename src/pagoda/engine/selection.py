@@ -150,7 +150,7 @@ class PageChooser:
             **found,
             changes=bool(wanted.any()) and (rule.query == "turn" or policy.steps_a_choice > 1),
         )
-        return Standing(full_pages, choice, int(full.sum()) + full.size, int(self._keep.sum()) + full.size, wanted)
+        return Standing(full_pages, choice, int(full.sum()) + full.size, int(self._keep.sum()) + full.size, fresh)
 
     def _renew(self, standing: Standing) -> None:
         """What of a choice is another in every step: how far queries are turned, and whether scores are made."""
@@ -160,8 +160,8 @@ class PageChooser:
             standing.turn = turn
             choice.turn[:] = turn.data_ptr() + 4 * turn.shape[-1] * np.arange(len(choice.turn))
         if policy.steps_a_choice > 1:
-            for layer in np.flatnonzero(standing.wanted).tolist():
-                choice.fresh[layer] = policy.comes_due(notes.memory[layer])
+            for layer in np.flatnonzero(standing.scored.any(1)).tolist():
+                choice.fresh[layer] = standing.scored[layer] & policy.comes_due(notes.memory[layer])
 
     def _turns(self, most: int) -> Tensor:
         """The policy's ``turns`` of all layers, by up to ``most`` pages."""

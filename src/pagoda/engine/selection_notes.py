@@ -15,15 +15,15 @@ from ..kv.policies._pages import PageSelection
 @dataclass(slots=True)
 class Standing:
     """A choice that stands while these pages are full (`PageTable.lens` in pages). ``held`` and ``read``: pages of a
-    step by it; ``wanted``: bool [L], layers in which anything is scored; ``turn``: what it points to and nobody else
-    holds.
+    step by it; ``scored``: bool [L, H], heads that score where scores are made; ``turn``: what it points to and nobody
+    else holds.
     """
 
     full: bytes
     choice: Choice
     held: int
     read: int
-    wanted: np.ndarray
+    scored: np.ndarray
     turn: Tensor | None = None
 
 
