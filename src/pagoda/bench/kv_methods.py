@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from ..kv.codecs import CODECS
@@ -31,9 +32,13 @@ def methods_table() -> str:
 
 def methods_text(prices: PriceList | None) -> str:
     """An entry for each policy and codec: what it is, how it chooses, where it leaves its paper, and what it costs."""
-    entries = [_policy(name, POLICIES.get(name)) + _costs(name, prices) for name in POLICIES.names() if name != "exact"]
-    entries += [_codec(name) + _costs(name, prices) for name in CODECS.names()]
-    return "\n\n".join(entries)
+    entries = {name: _policy(name, POLICIES.get(name)) for name in POLICIES.names() if name != "exact"}
+    entries |= {name: _codec(name) for name in CODECS.names()}
+    if prices is None:
+        return "\n\n".join(entries.values())
+    judged = [metric for metric in JUDGED if metric in prices.prices[0].quality and metric not in prices.left_out]
+    lost = {metric: losers(prices, metric) for metric in judged}
+    return "\n\n".join(entry + _costs(name, prices, lost) for name, entry in entries.items())
 
 
 def _policy(name: str, policy: Any) -> str:
@@ -50,29 +55,28 @@ def _codec(name: str) -> str:
     return f"### {name}\n\n{summary}\nCodec of single slots.\n\n{_page_text(rest)}"
 
 
-def _costs(name: str, prices: PriceList | None) -> str:
-    """A line for each row of the price list that is this method, alone or with others."""
-    if prices is None:
-        return ""
+def _costs(name: str, prices: PriceList, lost: Mapping[str, list[str]]) -> str:
+    """A line for each row of the price list that is this method, alone or with others. ``lost``: metric -> who does not
+    beat the controls by it.
+    """
     mine = [one for one in prices.prices if name in [part.partition("(")[0] for part in one.kv.split("+")]]
-    return "\n\n" + "\n".join(f"- {_cost(one, prices)}" for one in mine) if mine else ""
+    return "\n\n" + "\n".join(f"- {_cost(one, prices.model, lost)}" for one in mine) if mine else ""
 
 
-def _cost(one: Price, prices: PriceList) -> str:
+def _cost(one: Price, model: str, lost: Mapping[str, list[str]]) -> str:
     """What one row says of the method: bytes, KL, recall, and whom it beats."""
     said = [f"`{one.kv}` holds {one.held_share:.0%} of the bytes"]
     if one.read_share is not None and one.held_share is not None and one.read_share < one.held_share - 0.01:
         said[0] += f" and reads {one.read_share:.0%}"
     shown = {"kl": "KL {:.3f}", "recall": "recall {:.0%}", "multi_turn": "a second question {:.0%}"}
     said += [text.format(one.quality[metric]) for metric, text in shown.items() if metric in one.quality]
-    line = f"{prices.model}: {', '.join(said)}"
+    line = f"{model}: {', '.join(said)}"
     if base_name(one.kv) in CONTROLS:
         return f"{line}."
-    judged = [m for m in JUDGED if m in one.quality and m not in prices.left_out]
-    lost = [metric for metric in judged if one.kv in losers(prices, metric)]
-    won = [metric for metric in judged if metric not in lost]
-    verdict = f"beats the controls at equal bytes by {_names(won)}" if won else ""
-    verdict += (", " if won and lost else "") + (f"**does not** by {_names(lost)}" if lost else "")
+    behind = [metric for metric, names in lost.items() if one.kv in names]
+    ahead = [metric for metric in lost if metric not in behind]
+    verdict = f"beats the controls at equal bytes by {_names(ahead)}" if ahead else ""
+    verdict += (", " if ahead and behind else "") + (f"**does not** by {_names(behind)}" if behind else "")
     return f"{line}; {verdict}." if verdict else f"{line}."
 
 
