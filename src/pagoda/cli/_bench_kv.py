@@ -127,19 +127,12 @@ def _places(model: str, out: Path | None, docs: Path | None, methods: Path | Non
         except OSError as error:
             raise ConfigError(f"--out {out}: cannot be made ({error.strerror})") from error
     if methods is not None:
-        splice(_text_of(methods), "methods", "")
+        splice(opt.read_text(methods), "methods", "")
     if docs is None:
         return ""
     page = read_page(docs, model)
     splice(page, "methods", "")
     return page
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
 
 
 def _write(found: PriceList, page: str, out: Path | None, docs: Path | None, methods: Path | None, add: bool) -> None:
@@ -166,7 +159,7 @@ def _write(found: PriceList, page: str, out: Path | None, docs: Path | None, met
             if not add:  # where the rows that stay answered right, the page does not say
                 plot_heat(found, images / f"kv-{found.model}-recall.png")
         if methods is not None:
-            methods.write_text(splice(_text_of(methods), "methods", methods_text(whole)), encoding="utf-8")
+            methods.write_text(splice(opt.read_text(methods), "methods", methods_text(whole)), encoding="utf-8")
 
 
 def _all_policies() -> list[str]:

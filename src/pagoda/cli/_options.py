@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -64,6 +65,14 @@ def length(text: str) -> int | str:
 def given(**options: Any) -> dict[str, Any]:
     """Only what the user said: everything else stays the model's or the library's default."""
     return {name: value for name, value in options.items() if value is not None and value != []}
+
+
+def read_text(path: Path) -> str:
+    """The file's text. Raises ConfigError naming a file that cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
 
 
 def read_template(text: str | None) -> str | None:

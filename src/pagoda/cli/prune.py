@@ -66,13 +66,12 @@ def _cut_vocabulary(
     """(ids that stay, config.json, the other files that name ids)."""
     from ..models.prune_vocab import cut_config, cut_tokenizer, cut_tokenizer_config, kept_tokens
     from ..models.tokenizer import Tokenizer, read_json
-    from .quantize import _read
 
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise ModelError(f"{folder}: no tokenizer.json, whose vocabulary could be cut")
     words = read_json(file)
-    kept = kept_tokens(str(folder), words, set(Tokenizer.from_dir(folder, config).encode(_read(text))))
+    kept = kept_tokens(str(folder), words, set(Tokenizer.from_dir(folder, config).encode(opt.read_text(text))))
     files = {"tokenizer.json": cut_tokenizer(words, kept)}
     for name, cut in (("generation_config.json", cut_config), ("tokenizer_config.json", cut_tokenizer_config)):
         if (folder / name).is_file():

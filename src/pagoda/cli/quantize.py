@@ -113,7 +113,7 @@ def calibration_tokens(model: str, text: Path | None, count: int, memory: str | 
     with LLM(model, memory=memory) as llm:
         length = min(256, llm.max_model_len)
         if text is not None:
-            ids = llm.tokenizer.encode(_read(text))[:count]
+            ids = llm.tokenizer.encode(opt.read_text(text))[:count]
             return [ids[i : i + length] for i in range(0, len(ids), length)]
         start = llm.tokenizer.encode("") or llm.tokenizer.encode("The")
         params = [
@@ -184,13 +184,6 @@ def _least(method: str, loaded: Any, uniform: Any, candidates: list[Any]) -> int
         loaded.dtype, Quantization(others.linear, others.embed, {**others.overrides, **smallest})
     )
     return least
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"calibration text {path} cannot be read ({error})") from error
 
 
 @contextmanager

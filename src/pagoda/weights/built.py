@@ -10,39 +10,30 @@ from torch import Tensor
 
 from ..core.errors import WeightsError
 from .built_rows import BuiltRows, BuiltUnit
+from .by_unit import UnitMatrix
 from .filling import new_filling
 from .packed import CodedMatrix, PackedMatrix
 from .reader import tensor_of
 
 if TYPE_CHECKING:
+    from .rows import Unit
     from .streaming import WeightStream
 
 
-class BuiltMatrix(PackedMatrix):
+class BuiltMatrix(UnitMatrix):
     """One matrix of a stream; nothing of it is in memory. Products are those of the matrix that loading would make."""
 
-    __slots__ = ("_number", "_stream", "_units", "stored")
+    __slots__ = ()
+
+    stored: BuiltRows
 
     def __init__(self, dtype: torch.dtype, stream: WeightStream, number: int) -> None:
         stored = stream.matrices[number]
         assert isinstance(stored, BuiltRows)
-        super().__init__(stored.format, dtype)
-        self._stream, self._number, self.stored = stream, number, stored
-        self._units = stored.units()
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((self.stored.rows, self.stored.cols))
+        super().__init__(stored.format, dtype, stream, number)
 
     def tensors(self) -> dict[str, Tensor]:
         return {}
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def dense(self) -> Tensor:
-        return self.rows(torch.arange(self.stored.rows))
 
     def rows(self, ids: Tensor) -> Tensor:
         flat = ids.reshape(-1)
@@ -63,24 +54,11 @@ class BuiltMatrix(PackedMatrix):
         unit = self.stored.unit_of(row)
         return unit, build(self.stored, unit, self._stream.read_unit(unit), self.dtype)
 
-    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self._multiply(x, bias, wide=False)
-
-    def wide_linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``linear(x, bias).float()`` in one pass."""
-        return self._multiply(x, bias, wide=True)
-
-    def _multiply(self, x: Tensor, bias: Tensor | None, *, wide: bool) -> Tensor:
-        out = x.new_empty(*x.shape[:-1], self.stored.rows, dtype=torch.float32 if wide else x.dtype)
-        if out.numel() == 0:
-            return out
-        for index, unit in enumerate(self._units):
-            here = None if bias is None else bias[unit.start : unit.stop]
-            with self._stream.unit(self._number, index) as (_, parts):
-                made = build(self.stored, unit, parts, self.dtype, self._stream.scratch)
-                found = made.wide_linear(x, here) if wide else made.linear(x, here)
-            out[..., unit.start : unit.stop] = found
-        return out
+    def _product(self, index: int, unit: Unit, x: Tensor, bias: Tensor | None, *, wide: bool) -> Tensor:
+        assert isinstance(unit, BuiltUnit)
+        with self._stream.unit(self._number, index) as (_, parts):
+            made = build(self.stored, unit, parts, self.dtype, self._stream.scratch)
+            return made.wide_linear(x, bias) if wide else made.linear(x, bias)
 
 
 def _joined(rows: Sequence[PackedMatrix]) -> CodedMatrix:

@@ -21,10 +21,10 @@ from ..kernels.packed import PackedWeight
 from ..kernels.packed_bytes import PANEL, num_blocks
 from .ahead import ReadAhead
 from .built_rows import BuiltRows
+from .by_unit import UnitMatrix
 from .direct import ALIGN, aligned_buffer, span_bytes
 from .filling import in_panels
 from .formats.base import NOT_FINITE
-from .packed import PackedMatrix
 from .reader import Checkpoint, torch_dtype
 from .rows import CONVERTED_BYTES, StoredRows, Unit
 
@@ -154,37 +154,25 @@ def _panel_bytes(matrix: StoredRows | BuiltRows, unit: Unit) -> int:
     return panel_bytes(kernel, unit.stop - unit.start, matrix.cols) if kernel else 0
 
 
-class StreamedMatrix(PackedMatrix):
+class StreamedMatrix(UnitMatrix):
     """One matrix of a stream; scales and zero points, where its format has them, are in memory."""
 
-    __slots__ = ("_number", "_scales", "_stream", "_units", "_zeros", "stored")
+    __slots__ = ("_scales", "_zeros")
+
+    stored: StoredRows
 
     def __init__(
         self, format: WeightFormat, dtype: torch.dtype, stream: WeightStream, number: int, codes: Mapping[str, Tensor]
     ) -> None:
-        super().__init__(format, dtype)
-        stored = stream.matrices[number]
-        assert isinstance(stored, StoredRows)
-        self._stream, self._number, self.stored = stream, number, stored
-        self._units = self.stored.units()
+        super().__init__(format, dtype, stream, number)
+        assert isinstance(self.stored, StoredRows)
         group = format.kernel_group
         self._scales, self._zeros = (scales_by_panel(codes.get(name), group) for name in ("scale", "zero"))
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((self.stored.rows, self.stored.cols))
 
     def tensors(self) -> dict[str, Tensor]:
         """What is in memory."""
         found = {"scales": self._scales, "zeros": self._zeros}
         return {name: t for name, t in found.items() if t is not None}
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def dense(self) -> Tensor:
-        return self.rows(torch.arange(self.stored.rows))
 
     def rows(self, ids: Tensor) -> Tensor:
         flat = ids.reshape(-1)
@@ -201,22 +189,9 @@ class StreamedMatrix(PackedMatrix):
                 found[name] = by_row.index_select(0, ids)
         return found
 
-    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self._multiply(x, bias, wide=False)
-
-    def wide_linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``linear(x, bias).float()`` in one pass."""
-        return self._multiply(x, bias, wide=True)
-
-    def _multiply(self, x: Tensor, bias: Tensor | None, *, wide: bool) -> Tensor:
-        out = x.new_empty(*x.shape[:-1], self.stored.rows, dtype=torch.float32 if wide else x.dtype)
-        if out.numel() == 0:
-            return out
-        for index, unit in enumerate(self._units):
-            part = self._packed(unit, self._stream.panels(self._number, index))
-            here = None if bias is None else bias[unit.start : unit.stop]
-            out[..., unit.start : unit.stop] = ops.packed_linear(x, part, here, dynamic=self.format.dynamic, wide=wide)
-        return out
+    def _product(self, index: int, unit: Unit, x: Tensor, bias: Tensor | None, *, wide: bool) -> Tensor:
+        part = self._packed(unit, self._stream.panels(self._number, index))
+        return ops.packed_linear(x, part, bias, dynamic=self.format.dynamic, wide=wide)
 
     def _packed(self, unit: Unit, panels: Tensor) -> PackedWeight:
         first, last = unit.start // PANEL, -(-unit.stop // PANEL)

@@ -59,47 +59,28 @@ struct Opener<BlockKind::q8_0> {
   }
 };
 
-template <>
-struct Opener<BlockKind::q4_0> {
-  static constexpr int kBytes = 18, kWeights = 32;
+// Scale, minimum if there is one, fifth bits if there are, nibbles.
+template <bool kMinimum, bool kFifths>
+struct OneScale {
+  static constexpr int kFirst = kMinimum ? 4 : 2, kNibbles = kFirst + (kFifths ? 4 : 0);
+  static constexpr int kBytes = kNibbles + 16, kWeights = 32;
   static void open(const uint8_t* p, float* out) {
     uint8_t q[32];
-    nibbles(p + 2, q);
-    shifted(q, 8, half_at(p), out);
+    nibbles(p + kNibbles, q);
+    if (kFifths) add_fifths(p + kFirst, q);
+    if (kMinimum) raised(q, half_at(p), half_at(p + 2), out);
+    else shifted(q, kFifths ? 16 : 8, half_at(p), out);
   }
 };
 
 template <>
-struct Opener<BlockKind::q4_1> {
-  static constexpr int kBytes = 20, kWeights = 32;
-  static void open(const uint8_t* p, float* out) {
-    uint8_t q[32];
-    nibbles(p + 4, q);
-    raised(q, half_at(p), half_at(p + 2), out);
-  }
-};
-
+struct Opener<BlockKind::q4_0> : OneScale<false, false> {};
 template <>
-struct Opener<BlockKind::q5_0> {
-  static constexpr int kBytes = 22, kWeights = 32;
-  static void open(const uint8_t* p, float* out) {
-    uint8_t q[32];
-    nibbles(p + 6, q);
-    add_fifths(p + 2, q);
-    shifted(q, 16, half_at(p), out);
-  }
-};
-
+struct Opener<BlockKind::q4_1> : OneScale<true, false> {};
 template <>
-struct Opener<BlockKind::q5_1> {
-  static constexpr int kBytes = 24, kWeights = 32;
-  static void open(const uint8_t* p, float* out) {
-    uint8_t q[32];
-    nibbles(p + 8, q);
-    add_fifths(p + 4, q);
-    raised(q, half_at(p), half_at(p + 2), out);
-  }
-};
+struct Opener<BlockKind::q5_0> : OneScale<false, true> {};
+template <>
+struct Opener<BlockKind::q5_1> : OneScale<true, true> {};
 
 // 32 bytes hold parts 2n (low halves) and 2n + 1 (high ones); the fifth bit of weight i of part n is bit n of byte i.
 template <int kFifths>
@@ -146,21 +127,24 @@ struct Opener<BlockKind::q6_k> {
   }
 };
 
+// `open(b)` of every block, some thousands of weights to a thread at a time.
+template <class Open>
+void for_blocks(int64_t num_blocks, int weights, int num_threads, const Open& open) {
+  const int64_t step = kPiece / weights;
+  parallel_for((num_blocks + step - 1) / step, num_threads, [&](int64_t item) {
+    for (int64_t b = item * step; b < std::min(num_blocks, (item + 1) * step); ++b) open(b);
+  });
+}
+
 template <BlockKind kind>
 void open_all(const OpenArgs& a) {
   constexpr int kBytes = Opener<kind>::kBytes, kWeights = Opener<kind>::kWeights;
-  const int64_t step = kPiece / kWeights;
-  parallel_for((a.num_blocks + step - 1) / step, a.num_threads, [&](int64_t item) {
-    for (int64_t b = item * step; b < std::min(a.num_blocks, (item + 1) * step); ++b) {
-      if (!a.as_bf16) {
-        Opener<kind>::open(a.raw + b * kBytes, static_cast<float*>(a.out) + b * kWeights);
-        continue;
-      }
-      float open[kWeights];
-      Opener<kind>::open(a.raw + b * kBytes, open);
-      uint16_t* out = static_cast<uint16_t*>(a.out) + b * kWeights;
-      for (int i = 0; i < kWeights; ++i) out[i] = bf16_bits(open[i]);
-    }
+  for_blocks(a.num_blocks, kWeights, a.num_threads, [&](int64_t b) {
+    if (!a.as_bf16) return Opener<kind>::open(a.raw + b * kBytes, static_cast<float*>(a.out) + b * kWeights);
+    float open[kWeights];
+    Opener<kind>::open(a.raw + b * kBytes, open);
+    uint16_t* out = static_cast<uint16_t*>(a.out) + b * kWeights;
+    for (int i = 0; i < kWeights; ++i) out[i] = bf16_bits(open[i]);
   });
 }
 
@@ -181,15 +165,13 @@ void open_blocks(const OpenArgs& a) {
 }
 
 void split_q4_0(const uint8_t* raw, int64_t num_blocks, uint8_t* codes, float* scales, int num_threads) {
-  const int64_t step = kPiece / 32;
-  parallel_for((num_blocks + step - 1) / step, num_threads, [&](int64_t item) {
-    for (int64_t b = item * step; b < std::min(num_blocks, (item + 1) * step); ++b) {
-      const uint8_t* q = raw + 18 * b + 2;
-      scales[b] = half_at(raw + 18 * b);
-      for (int i = 0; i < 8; ++i) {
-        codes[16 * b + i] = (q[2 * i] & 15) | (q[2 * i + 1] & 15) << 4;
-        codes[16 * b + 8 + i] = q[2 * i] >> 4 | (q[2 * i + 1] & 0xf0);
-      }
+  constexpr int kBytes = Opener<BlockKind::q4_0>::kBytes;
+  for_blocks(num_blocks, 32, num_threads, [&](int64_t b) {
+    const uint8_t* q = raw + kBytes * b + 2;
+    scales[b] = half_at(raw + kBytes * b);
+    for (int i = 0; i < 8; ++i) {
+      codes[16 * b + i] = (q[2 * i] & 15) | (q[2 * i + 1] & 15) << 4;
+      codes[16 * b + 8 + i] = q[2 * i] >> 4 | (q[2 * i + 1] & 0xf0);
     }
   });
 }

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...kernels.packed_bytes import packed_nbytes
-from .base import Part, WeightFormat, check_finite, empty_codes
+from ._by_row import ByRow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,15 +14,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FP8(WeightFormat):
+class FP8(ByRow):
     """``w ~= codes * scale``; a row's largest value becomes 448, the largest number of the type."""
 
     name = "fp8"
     kernel = "fp8"
     relative_error = 0.035
-
-    def parts(self, rows: int, cols: int) -> dict[str, Part]:
-        return {"codes": ((rows, cols), "float8_e4m3fn"), "scale": ((rows,), "float32")}
+    stored = "float8_e4m3fn"
 
     def quantize(self, weight: Tensor) -> Codes:
         from ...kernels.quantize import fp8_rows
@@ -31,23 +28,10 @@ class FP8(WeightFormat):
         codes, scale = fp8_rows(weight)
         return {"codes": codes, "scale": scale}
 
-    def quantize_fast(self, rows: Tensor, num_threads: int) -> Codes | None:
-        from ...kernels.quantize_rows import can_quantize, to_fp8
+    def write(self, rows: Tensor, codes: Codes, num_threads: int) -> bool:
+        from ...kernels.quantize_rows import to_fp8
 
-        if not can_quantize(rows):
-            return None
-        codes = empty_codes(self, *rows.shape)
-        check_finite(to_fp8(rows, codes["codes"], codes["scale"], num_threads))
-        return codes
-
-    def integers(self, codes: Codes, cols: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return codes["codes"], codes["scale"], None
-
-    def num_bytes(self, rows: int, cols: int) -> int:
-        return packed_nbytes("fp8", rows, cols)
-
-    def dequantize(self, codes: Codes, cols: int) -> Tensor:
-        return codes["codes"].float() * codes["scale"][:, None]
+        return to_fp8(rows, codes["codes"], codes["scale"], num_threads)
 
 
 FORMAT = FP8
