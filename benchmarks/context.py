@@ -13,7 +13,7 @@ import random
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
-from .step import WARM_STEPS, profiles
+from .step import WARM_STEPS, add_engine_options, profiles
 
 if TYPE_CHECKING:
     from pagoda.engine.build import Built
@@ -29,10 +29,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="sequences that decode together")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=16, help="decode steps of each length and round")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--quantization", default="auto")
-    parser.add_argument("--kv-cache-dtype", default="auto")
-    parser.add_argument("--memory", default="6GiB")
+    add_engine_options(parser)
     args = parser.parse_args()
     os.environ["PAGODA_PROFILE"] = "1"
     run(args)

@@ -16,6 +16,8 @@ from statistics import median, quantiles
 from pagoda import AsyncLLM, SamplingParams
 from pagoda.engine.outputs import RequestOutput
 
+from .step import add_engine_options
+
 NEVER = "\u0001 no text of a model \u0001"
 WAYS = ("beside", "between", "stop string")
 
@@ -39,16 +41,15 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=96, help="tokens of each answer")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--quantization", default="auto")
-    parser.add_argument("--memory", default="6GiB")
+    add_engine_options(parser)
     asyncio.run(measure(parser.parse_args()))
 
 
 async def measure(args: argparse.Namespace) -> None:
     llm = Between(
         args.model, memory=args.memory, num_threads=args.threads, max_num_seqs=args.batch,
-        quantization=args.quantization, max_model_len=args.prompt + args.tokens + 16,
+        quantization=args.quantization, kv_cache_dtype=args.kv_cache_dtype,
+        max_model_len=args.prompt + args.tokens + 16,
     )  # fmt: skip
     async with llm:
         rng, vocab = random.Random(0), llm.loaded.shape.vocab_size

@@ -28,13 +28,18 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--shared", type=int, default=0, help="leading tokens that all prompts have in common, cached")
     parser.add_argument("--steps", type=int, default=32, help="decode steps that are counted")
+    add_engine_options(parser)
+    args = parser.parse_args()
+    os.environ["PAGODA_PROFILE"] = "1"
+    run(args)
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Those of every benchmark that steps one engine in this process."""
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--quantization", default="auto")
     parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--memory", default="6GiB")
-    args = parser.parse_args()
-    os.environ["PAGODA_PROFILE"] = "1"
-    run(args)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from ..step import warm_up
+from ..step import add_engine_options, warm_up
 
 SOURCE = Path(__file__).with_name("count.c")
 NAMES = ("up to 512 bytes", "up to 64 KiB", "larger", "bytes of all")
@@ -31,9 +31,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--steps", type=int, default=64, help="decode steps that are counted")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--quantization", default="auto")
-    parser.add_argument("--memory", default="6GiB")
+    add_engine_options(parser)
     parser.add_argument("--counted", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.counted:
@@ -57,7 +55,8 @@ def count(args: argparse.Namespace) -> None:
     built = build(
         EngineConfig(
             args.model, memory=args.memory, num_threads=args.threads, max_num_seqs=args.batch,
-            quantization=args.quantization, max_model_len=args.prompt + args.steps + 64, enable_prefix_caching=False,
+            quantization=args.quantization, kv_cache_dtype=args.kv_cache_dtype,
+            max_model_len=args.prompt + args.steps + 64, enable_prefix_caching=False,
             max_num_batched_tokens=max(2048, args.batch),
         )
     )  # fmt: skip
