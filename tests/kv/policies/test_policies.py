@@ -17,6 +17,7 @@ from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
 from pagoda.kv.policies._divide import divide_layers
 from pagoda.kv.policies._inputs import Inputs
+from pagoda.kv.policies._rotary import angles, turn
 from pagoda.kv.policies._scored import Scored, keep_best
 from pagoda.kv.policies.base import Need, Stage
 
@@ -216,3 +217,14 @@ def test_the_method_in_the_docs_works(tmp_path: Path, monkeypatch: pytest.Monkey
     norms = case.layer(0).keys.norm(dim=-1)
     assert keep.sum(-1).eq(20).all()
     assert norms[0][keep[0, 0]][:-1].min() > norms[0][~keep[0, 0]].max()
+
+
+def test_turning_by_angles_is_a_complex_product() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, by = torch.randn(2, 5, 12, generator=generator), torch.tensor([0, 1, 7, 300, 9000])
+    freq = torch.tensor([10000.0 ** -(i / 6) for i in range(6)])
+    plain = torch.complex(x[..., :6].double(), x[..., 6:].double())
+    turned = plain * torch.polar(torch.ones(5, 6).double(), (by[:, None] * freq).double())
+    torch.testing.assert_close(turn(x, by, freq[None]), torch.cat([turned.real, turned.imag], -1).float())
+    cosines, sines = angles(-7, freq).chunk(2)
+    torch.testing.assert_close(torch.complex(cosines, sines), torch.polar(torch.ones(6), -7 * freq))
