@@ -46,8 +46,8 @@ def test_the_best_instruction_set_is_one_of_the_compiled():
     assert cpu.best_isa() in ORDER
 
 
-def best_isa_of_a_process(cap: str) -> subprocess.CompletedProcess[str]:
-    script = "from pagoda.kernels._extension import best_isa; print(best_isa())"
+def best_isa_of_a_process(cap: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    script = f"{before}\nfrom pagoda.kernels._extension import best_isa; print(best_isa())"
     environment = os.environ | {"PAGODA_ISA": cap}
     return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
 
@@ -57,7 +57,26 @@ def test_the_environment_lowers_the_instruction_set():
     assert best_isa_of_a_process("base").stdout.strip() == "base"
     best = best_isa_of_a_process("").stdout.strip()
     assert ORDER.index(best) >= ORDER.index(ISAS[-1])
-    assert best_isa_of_a_process("avx512bf16").stdout.strip() == best
+    assert best_isa_of_a_process(ORDER[-1]).stdout.strip() == best
+    for isa in ISAS:
+        assert best_isa_of_a_process(isa).stdout.strip() == isa
     refused = best_isa_of_a_process("sse9")
     assert refused.returncode != 0
     assert "unknown instruction set 'sse9' in PAGODA_ISA; accepted: base, avx2" in refused.stderr
+
+
+SMALL_SIGNAL_STACK = """
+import ctypes, mmap
+class Stack(ctypes.Structure):
+    _fields_ = [("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = mmap.mmap(-1, 8192)
+stack = Stack(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 0, 8192)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
+"""
+
+
+@pytest.mark.skipif("amx" not in ISAS, reason="no AMX on this machine, or not for this process")
+def test_a_system_that_refuses_tiles_gets_the_instruction_set_before():
+    """Linux does where a thread's stack for signals would not hold them; a system without AMX answers likewise."""
+    assert best_isa_of_a_process("", SMALL_SIGNAL_STACK).stdout.strip() == "avx512bf16"
+    assert best_isa_of_a_process("amx", SMALL_SIGNAL_STACK).stdout.strip() == "avx512bf16"

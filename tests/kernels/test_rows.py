@@ -7,9 +7,8 @@ import torch
 
 from pagoda.kernels.ops import activation, gated_activation, layer_norm, rms_norm, rotary
 
-cpu = pytest.importorskip("pagoda.kernels.cpu", reason="built without the C++ kernels")
-ISAS = ["base", "avx2", "avx512", "avx512vnni", "avx512bf16"]
-ISAS = ISAS[: ISAS.index(cpu.best_isa()) + 1]
+from .isas import ISAS, cpu
+
 LOOSE = {torch.float32: {"rtol": 1e-5, "atol": 2e-6}, torch.bfloat16: {"rtol": 8e-3, "atol": 1e-3}}
 
 

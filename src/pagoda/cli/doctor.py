@@ -24,7 +24,14 @@ INSTRUCTION_SETS = (
     "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16",
 )  # fmt: skip
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "jinja2", "xxhash")
-OMP_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "PAGODA_KERNELS")
+OMP_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "KMP_AFFINITY",
+    "GOMP_CPU_AFFINITY",
+    "PAGODA_KERNELS",
+    "PAGODA_ISA",
+)
 
 
 @app.command()
@@ -185,7 +192,16 @@ def _kernels() -> dict[str, Any]:
     except (ImportError, OSError) as error:
         return {"ops": {}, "missing": {}, "error": _first_line(error)}
     found = available()
-    return {"ops": found.ops, "missing": found.missing, "caches": _caches()}
+    return {"ops": found.ops, "missing": found.missing, "caches": _caches(), "instruction_set": _instruction_set()}
+
+
+def _instruction_set() -> str | None:
+    """What the C++ kernels are run with; None without them."""
+    try:
+        from ..kernels._extension import best_isa
+    except ImportError:
+        return None
+    return best_isa()
 
 
 def _caches() -> list[int]:
@@ -242,6 +258,8 @@ def findings(report: dict[str, Any]) -> list[dict[str, str]]:
         add("broken", report["models"]["problem"])
     for provider, reason in kernels["missing"].items():
         add("slow", f"no {provider} kernels ({reason}): the reference kernels serve")
+    if kernels.get("instruction_set") == "avx512bf16" and {"amx_tile", "amx_bf16", "amx_int8"} <= set(cpu["features"]):
+        add("slow", "this processor has AMX, but PAGODA_ISA or the system keeps it from the kernels")
     if "x86" in report["system"] and "avx2" not in cpu["features"]:
         add("slow", "this processor has no AVX2")
     threads = report["torch"].get("threads", 0)
@@ -269,6 +287,7 @@ def _print(report: dict[str, Any]) -> None:
         ["caches a core", " and ".join(map(format_bytes, report["kernels"].get("caches", []))) or "unknown"],
         ["memory nodes", _shown_nodes(report["nodes"])],
         ["instruction sets", " ".join(cpu["features"]) or "unknown"],
+        ["kernels run with", report["kernels"].get("instruction_set") or "no C++ kernels"],
         ["memory", f"{format_bytes(memory['total_bytes'])}, {format_bytes(memory['available_bytes'])} available"],
         ["cgroup limit", ", ".join(format_bytes(g["limit_bytes"]) for g in memory["cgroup_limits"]) or "none"],
         ["default budget", f"{format_bytes(budget['bytes'])} ({budget['reason']})"],

@@ -42,7 +42,7 @@ def cpu_features() -> dict[str, bool]:
 
 
 def best_isa() -> str:
-    """The instruction set that the kernels run with here: avx512bf16, avx512, avx2 or base."""
+    """The instruction set that the kernels run with here: amx, avx512bf16, avx512vnni, avx512, avx2 or base."""
     isa: str = _cpu.best_isa()
     return isa
 

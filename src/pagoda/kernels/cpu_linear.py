@@ -29,7 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, isa: str = "")
 #   [896, 4864]    415 /   478 /   611 /   838    torch   811 /   741 /   811 /   977
 #   [151936, 896]  23515 / 23862 / 27903 / 31052  torch 30062 / 29983 / 33491 / 37528
 # With AVX2 alone it was slower than torch, so there it is not offered.
-if best_isa().startswith("avx512"):
+if best_isa() not in ("base", "avx2"):
     dispatch.register(
         "linear", "cpu", linear,
         Features(CPU, frozenset({torch.bfloat16}), frozenset({"bias", "few_tokens"}), same_dtype=True),

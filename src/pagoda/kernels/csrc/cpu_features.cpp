@@ -9,6 +9,10 @@
 
 #ifdef PAGODA_X86
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace pagoda {
@@ -67,12 +71,24 @@ std::map<std::string, bool> cpu_features() {
 
 namespace {
 
+// The system saves eight KiB of tiles for processes that asked, once for all their threads. It refuses where it is too old, and where a
+// thread has a stack for signals that they do not fit on.
+bool permits_tiles() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, the number of the register file
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 int detected_isa() {
   auto has = cpu_features();
   if (!(has["avx2"] && has["fma"] && has["f16c"])) return 0;
   if (!(has["avx512f"] && has["avx512bw"] && has["avx512vl"] && has["avx512dq"])) return 1;
   if (!has["avx512_vnni"]) return 2;
-  return has["avx512_bf16"] && has["avx512vbmi"] ? 4 : 3;  // VBMI: all but Cooper Lake
+  if (!(has["avx512_bf16"] && has["avx512vbmi"])) return 3;  // VBMI: all but Cooper Lake
+  return has["amx_tile"] && has["amx_bf16"] && has["amx_int8"] ? kTilesIsa : kPairsIsa;
 }
 
 }  // namespace
@@ -82,26 +98,28 @@ int detected_isa() {
 std::map<std::string, bool> cpu_features() { return {}; }
 namespace {
 int detected_isa() { return 0; }
+bool permits_tiles() { return false; }
 }  // namespace
 
 #endif
 
 namespace {
 
-const std::vector<std::string> kOrder = {"base", "avx2", "avx512", "avx512vnni", "avx512bf16"};
+const std::vector<std::string> kOrder = {"base", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"};
 
 int known_isa(const std::string& isa, const char* from) {
   const auto at = std::find(kOrder.begin(), kOrder.end(), isa);
   if (at == kOrder.end())
     throw std::invalid_argument("unknown instruction set '" + isa + "'" + from +
-                                "; accepted: base, avx2, avx512, avx512vnni, avx512bf16");
+                                "; accepted: base, avx2, avx512, avx512vnni, avx512bf16, amx");
   return static_cast<int>(at - kOrder.begin());
 }
 
 int usable_isa() {
   const char* cap = std::getenv("PAGODA_ISA");
-  const int detected = detected_isa();
-  return cap == nullptr || *cap == 0 ? detected : std::min(detected, known_isa(cap, " in PAGODA_ISA"));
+  const int most = cap == nullptr || *cap == 0 ? kTilesIsa : known_isa(cap, " in PAGODA_ISA");
+  const int index = std::min(most, detected_isa());
+  return index < kTilesIsa || permits_tiles() ? index : kPairsIsa;
 }
 
 int best_index() {

@@ -1,18 +1,21 @@
 // Which compiled body runs: the best of this machine, or the one that a test asks for.
 //
 // Every *_body.cpp is compiled once per instruction set (CMakeLists.txt), into the namespace PAGODA_ISA. A header declares
-// its bodies with PAGODA_DECLARE_BODIES, and PAGODA_BODY picks one at run time.
+// its bodies with PAGODA_DECLARE_BODIES, and PAGODA_BODY picks one at run time. The last instruction set is AMX: what multiplies
+// tiles lies in *_tiles.cpp, compiled for it alone and declared under PAGODA_X86 in the namespace amx; a driver takes it where
+// isa_index() is kTilesIsa. All else runs the bodies of the set before it, so that neither the build nor the extension grows by a sixth.
 #pragma once
 
 #include <string>
 
 namespace pagoda {
 
-// Index into {base, avx2, avx512, avx512vnni, avx512bf16}, each a superset of the one before; "" is the best.
+// Index into {base, avx2, avx512, avx512vnni, avx512bf16, amx}, each a superset of the one before; "" is the best.
 // Throws std::invalid_argument for an unknown or unusable one.
 int isa_index(const std::string& asked);
 
-constexpr int kPairsIsa = 4;  // avx512bf16, the first with a dot product of pairs of bfloat16
+constexpr int kPairsIsa = 4;  // avx512bf16, the first with a dot product of pairs of bfloat16; the last that bodies are compiled for
+constexpr int kTilesIsa = 5;  // amx: products of tiles of int8 and bfloat16, permitted by the system
 
 }  // namespace pagoda
 
@@ -29,7 +32,7 @@ constexpr int kPairsIsa = 4;  // avx512bf16, the first with a dot product of pai
     decltype(&::pagoda::base::name) const bodies[] = {                                                    \
         &::pagoda::base::name, &::pagoda::avx2::name, &::pagoda::avx512::name, &::pagoda::avx512vnni::name, \
         &::pagoda::avx512bf16::name};                                                                     \
-    return bodies[index];                                                                                 \
+    return bodies[index < ::pagoda::kPairsIsa ? index : ::pagoda::kPairsIsa];                             \
   }(::pagoda::isa_index(asked))
 #else
 #define PAGODA_DECLARE_BODIES(result, name, parameters) \
