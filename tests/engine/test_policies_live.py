@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -84,38 +83,6 @@ def test_hidden_states_of_the_newest_tokens_are_those_of_the_model(make_llm, ora
         assert [len(rows) for rows in seen[before:]] == [5, 5, 5]
         assert engine.stores.state_bytes == 0
     assert answers[0] == answers[1] == answers[2]
-
-
-@pytest.mark.parametrize(
-    ("kv", "places"),
-    [
-        ("snapkv(budget=20)", ["snapkv.SnapKV.scores"]),
-        ("kivi", ["_grids.GridCodec.encode"]),
-        ("snapkv(budget=20)+kivi", ["snapkv.SnapKV.scores", "_grids.GridCodec.encode"]),
-    ],
-)
-def test_a_method_that_breaks_takes_its_own_request_alone(make_llm, oracle, monkeypatch, kv, places) -> None:
-    broken: list[str] = []
-
-    def breaking(where: str) -> Callable[..., None]:
-        def breaks(*_: object) -> None:
-            broken.append(where)
-            raise ValueError("no such slot")
-
-        return breaks
-
-    llm, ids = make_llm(page_size=8), prompt(40, 61)
-    for where in places:
-        monkeypatch.setattr(f"pagoda.kv.policies.{where}", breaking(where))
-    beside = [params("exact"), params(kv), params("recent(budget=12)"), params("exact")]
-    outputs = llm.generate([ids, prompt(41, 60), ids, prompt(42, 30)], beside)
-    assert outputs[1].error == f"kv={kv!r} failed: ValueError: no such slot"
-    assert broken == places[:1], "what broke is asked no more"
-    assert [output.error for output in outputs].count(None) == 3
-    assert outputs[0].token_ids == oracle(ids, 16)
-    llm._open().audit()
-    llm._open().engine.manager.clear_prefix()
-    assert llm._open().engine.manager.pool.num_used_pages == 0
 
 
 @pytest.mark.parametrize("kv", ["kivi(window=1000000000)", "snapkv(budget=20)+kivi(window=1000000000)",

@@ -161,9 +161,9 @@ def test_a_step_that_breaks_lets_go_of_its_choosers(make_llm, monkeypatch, caplo
         raise ValueError("no such page")
 
     monkeypatch.setattr(PageChooser, "choice", breaks)
-    caplog.set_level(logging.CRITICAL, "pagoda.engine.engine")  # pytest would keep the traceback
+    caplog.set_level(logging.CRITICAL, "pagoda.engine.sequence")  # pytest would keep the traceback
     output = make_llm(page_size=8).generate(PROMPTS[2], params("quest(pages=3)"))[0]
-    assert output.error == "the step failed: ValueError: no such page"
+    assert output.error == "kv='quest(pages=3)' failed, choosing pages: ValueError: no such page"
     gc.collect()
     assert [one() for one in chosen] == [None]
 

@@ -60,13 +60,17 @@ class Advance:
 
     def lose(self, result: StepResult) -> None:
         """Sequences whose KV did not come from its tier, or could not be put there: their requests end, and what the
-        tier has of other texts is not trusted any more.
+        tier has of other texts is not trusted any more. Those whose policy broke end, too, before anything that they
+        computed is offered to others.
         """
         for index, why in result.view.failures.items():
-            group = result.pieces[index].sequence.group
+            group = result.batch[index].sequence.group
             self.fail(group, why)
             group.store.manager.clear_prefix()
-        if result.view.failures:
+        broken = [] if result.plain else [piece.sequence for piece in result.batch if piece.sequence.broken]
+        for sequence in broken:
+            self.fail(sequence.group, sequence.broken)
+        if broken or result.view.failures:
             result.pieces = [piece for piece in result.pieces if not piece.sequence.finished]
             for sequence in [sequence for sequence in result.sampled if sequence.finished]:
                 result.drop(sequence)

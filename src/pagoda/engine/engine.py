@@ -236,8 +236,8 @@ class Engine:
         self._advance.lose(result)
         self._probing.see(result)
         self._advance.commit(result.pieces)
-        for sequence, why in self._evictor.apply(result).items():
-            self._advance.fail(sequence.group, why)
+        for sequence in self._evictor.apply(result):
+            self._advance.fail(sequence.group, sequence.broken)
         self._advance.sample(result)
 
     def _unstick(self, plan: Plan) -> list[RequestState]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +28,6 @@ from .observing import observe
 from .policy_state import PolicyState, Rows
 from .runner import Piece, StepResult
 from .sequence import Sequence
-
-_log = logging.getLogger(__name__)
 
 
 class PolicyCounters(Protocol):
@@ -75,13 +72,12 @@ class Evictor:
     ) -> None:
         self._scheduler, self._counters, self.calibrations = scheduler, counters, calibrations
 
-    def apply(self, result: StepResult) -> dict[Sequence, str]:
+    def apply(self, result: StepResult) -> list[Sequence]:
         """Show each policy what the step brought, and let those act whose time has come. Returns sequences whose method
-        broke, and why: their requests are to be ended.
+        broke: their requests are to be ended.
         """
-        failed: dict[Sequence, str] = {}
         if result.plain:
-            return failed
+            return []
         started = time.perf_counter()
         due = []
         for piece in result.pieces:
@@ -93,29 +89,30 @@ class Evictor:
         observe(result, due)
         if due:
             with _one_thread():
-                self._act_all(due, result, failed)
+                self._act_all(due, result)
+        failed = [piece.sequence for piece in result.pieces if piece.sequence.broken]
+        for sequence in failed:
+            result.drop(sequence)
         self._counters.policy_seconds += time.perf_counter() - started
         return failed
 
-    def _act_all(self, due: list[Piece], result: StepResult, failed: dict[Sequence, str]) -> None:
+    def _act_all(self, due: list[Piece], result: StepResult) -> None:
         """Evictions, then encodings. The moves of one run before the next acts, which may be given the pages that have
         just become free here, or their bytes. A method that breaks takes its own request along, not those that it met.
         """
         for piece in due:
-            if piece.sequence.policy.evicts(piece.start, piece.sequence.prompt_len):
-                try:
+            try:
+                if piece.sequence.policy.evicts(piece.start, piece.sequence.prompt_len):
                     self._act(piece.sequence, result)
-                except Exception as error:
-                    failed[piece.sequence] = _why(piece.sequence, error)
+            except Exception as error:
+                piece.sequence.breaks(error, "evicting")
         for piece in due:
             sequence = piece.sequence
-            if sequence.policy.windowed is not None and sequence.num_computed and sequence not in failed:
+            if sequence.policy.windowed is not None and sequence.num_computed and not sequence.broken:
                 try:
                     _encode(sequence)
                 except Exception as error:
-                    failed[sequence] = _why(sequence, error)
-        for sequence in failed:
-            result.drop(sequence)
+                    sequence.breaks(error, "encoding pages")
 
     def _count(self, state: PolicyState) -> None:
         notes = state.notes
@@ -221,12 +218,6 @@ class Evictor:
             inputs.weigh_slots = partial(weigh, storage, table)
             inputs.hash_slots = partial(hash_slots, storage, table)
         return inputs
-
-
-def _why(sequence: Sequence, error: Exception) -> str:
-    """What the request is told; the log is told where."""
-    _log.exception("kv=%s failed at %d tokens", sequence.policy.spelled, sequence.num_computed)
-    return f"kv={sequence.policy.spelled!r} failed: {type(error).__name__}: {error}"
 
 
 def _lens(table: PageTable, storage: PageStorage) -> Tensor:

@@ -91,14 +91,14 @@ class PagedMemory:
         policy, tokens = sequence.group.request.policy, sequence.tokens
         if policy.keeps_all:
             return tokens
-        return tokens[: max(1, min(len(tokens), policy.shareable(sequence.prompt_len) + 1))]
+        return tokens[: max(1, min(len(tokens), sequence.shareable + 1))]
 
     def fits(self, item: Item, num_growing: int) -> bool:
         sequence = _sequence(item)
         if self._persistence is not None and self._persistence.is_pending(sequence.seq_id):
             return False
         manager = sequence.store.manager
-        slots = sequence.policy.peak_slots(sequence.num_tokens, sequence.prompt_len)
+        slots = sequence.peak_slots
         missing = manager.blocks_needed(slots) - sequence.num_computed // manager.fmt.page_size
         return missing + self._growth(sequence, num_growing) <= manager.available_blocks()
 
@@ -107,7 +107,7 @@ class PagedMemory:
         nobody is thrown out soon. A policy that compresses the prompt gives most of it back: then what counts is what
         they take until that act, to the page.
         """
-        first = sequence.policy.next_act(0, sequence.prompt_len)
+        first = sequence.act_after(0)
         if sequence.policy.eviction is None or first is None:
             return num_growing
         steps = 1 + -(-(first - sequence.num_computed) // self._step_tokens)
@@ -120,8 +120,7 @@ class PagedMemory:
         if other.store is not store:
             return 1
         if other.num_computed < other.prompt_len:  # its rest is not reserved yet
-            peak = other.policy.peak_slots(other.num_tokens, other.prompt_len)
-            return max(1, fmt.blocks_for(peak) - table.num_pages // fmt.pages_per_block)
+            return max(1, fmt.blocks_for(other.peak_slots) - table.num_pages // fmt.pages_per_block)
         return int(table.missing_runs(steps).sum()) * table.run / fmt.pages_per_block
 
     def capacity_tokens(self, item: Item) -> int:

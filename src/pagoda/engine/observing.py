@@ -13,7 +13,7 @@ from .runner import Piece, StepResult, hidden_wanted
 def observe(result: StepResult, due: list[Piece]) -> None:
     """To be called when the step's tokens are committed, before the policies of the ``due`` ones act."""
     for received in result.view.received:
-        _add(received, [result.pieces[index] for index in received.members])
+        _add(received, [result.batch[index] for index in received.members])
     for piece in result.pieces:
         if piece.sequence.policy_state.sees_hidden and (num := hidden_wanted(piece)):
             assert result.hidden is not None
@@ -21,13 +21,13 @@ def observe(result: StepResult, due: list[Piece]) -> None:
             piece.sequence.policy_state.add_hidden(result.hidden[last - num : last])
     if due and (result.view.added or result.view.received):
         summed = [*result.view.added, *(index for received in result.view.received for index in received.members)]
-        _note(due, [result.pieces[index] for index in summed])
+        _note(due, [result.batch[index] for index in summed])
     tap = result.tap
     if tap is None or not tap.spans:
         return
     queries = torch.stack([tap.queries[layer] for layer in sorted(tap.queries)])
     for index, (first, last) in tap.spans.items():
-        piece = result.pieces[index]
+        piece = result.batch[index]
         piece.sequence.policy_state.add_queries(
             queries[:, first:last], piece.start + piece.num_tokens, tap.scale, tap.soft_cap
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from ..kv.stores import Store, Stores
 from ..kv.view import Residual, StepView, StepViews
 from ..kv.window_view import WindowView
 from ..schedule.item import Plan
+from .guarded import GuardedChooser, GuardedNoter, guarded_residual
 from .selection import PageChooser
 from .selection_notes import PageNoter
 from .sequence import Sequence
@@ -50,11 +51,13 @@ class StepResult:
     """``logits`` float32 [len(sampled), vocab], one row for each piece that completes its sequence, in order. They are
     valid until the next step.
 
+    ``batch``: all pieces, as views and taps count them; ``pieces``: those whose sequences did not end with the pass.
+
     ``hidden`` [T, hidden_size] where somebody wants those of more tokens than are sampled, else None. ``likeliest``:
     the tokens of all rows where nothing but the largest logit decides them, else empty.
     """
 
-    pieces: list[Piece]
+    batch: list[Piece]
     sampled: list[Sequence]
     logits: Tensor
     hidden: Tensor | None
@@ -62,6 +65,10 @@ class StepResult:
     tap: QueryTap | None
     plain: bool = False  # no policy has anything to see or do
     likeliest: list[int] = field(default_factory=list)
+    pieces: list[Piece] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pieces = self.batch
 
     def drop(self, sequence: Sequence) -> None:
         """The sequence lost its pages after all: it is not sampled in this step."""
@@ -198,7 +205,7 @@ class Runner:
         codecs = [codec for piece in pieces if (codec := piece.sequence.policy.windowed) is not None]
         if codecs:
             tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]
-            return WindowView(store.storage, tables, q_lens, codecs, tails, store.learned, tap)
+            return WindowView(store.storage, tables, q_lens, codecs, tails, store.learned, tap, _breaker(pieces))
         receivers = {i: piece.sequence.policy_state for i, piece in enumerate(pieces) if _wants_probs(piece)}
         choosers, residuals = _choosers(store, pieces, num_q_heads), _residuals(pieces)
         if tap is None and not receivers and not residuals:
@@ -217,6 +224,16 @@ class Runner:
         )
 
 
+def _breaker(pieces: list[Piece]) -> Callable[[Exception], None]:
+    """Tells all of them that the codec of their pages raised."""
+
+    def breaks(error: Exception) -> None:
+        for piece in pieces:
+            piece.sequence.breaks(error, "decoding pages")
+
+    return breaks
+
+
 def _residuals(pieces: list[Piece]) -> dict[int, Residual]:
     """For sequences whose evicted slots go on answering, once there are any."""
     found: dict[int, Residual] = {}
@@ -225,12 +242,11 @@ def _residuals(pieces: list[Piece]) -> dict[int, Residual]:
         eviction = sequence.policy.eviction
         if eviction is not None and eviction.leaves_residual and sequence.policy_state.memory:
             assert piece.num_tokens == 1, "the tokens after an act come one by one"
-            memory, learned = sequence.policy_state.memory, sequence.group.learned
-            found[index] = partial(eviction.residual, memory=memory, learned=learned)
+            found[index] = guarded_residual(sequence)
     return found
 
 
-def _choosers(store: Store, pieces: list[Piece], num_q_heads: int) -> dict[int, PageChooser]:
+def _choosers(store: Store, pieces: list[Piece], num_q_heads: int) -> dict[int, GuardedChooser]:
     """For every decode step of a sequence whose policy selects pages."""
     choosers = {}
     for index, piece in enumerate(pieces):
@@ -238,19 +254,21 @@ def _choosers(store: Store, pieces: list[Piece], num_q_heads: int) -> dict[int, 
         selection = sequence.policy.selection
         if selection is not None and piece.start >= sequence.prompt_len:
             notes, table = sequence.policy_state.notes, store.manager.table(sequence.seq_id)
-            choosers[index] = PageChooser(selection, notes, store.storage, table, sequence.group.learned, num_q_heads)
+            chooser = PageChooser(selection, notes, store.storage, table, sequence.group.learned, num_q_heads)
+            choosers[index] = GuardedChooser(sequence, chooser)
     return choosers
 
 
-def _noters(pieces: list[Piece]) -> dict[int, PageNoter]:
+def _noters(pieces: list[Piece]) -> dict[int, GuardedNoter]:
     """For every chunk of a prompt of which a part of the pages will be read."""
     noters = {}
     for index, piece in enumerate(pieces):
         sequence, selection = piece.sequence, piece.sequence.policy.selection
         if selection is not None and piece.start < sequence.prompt_len:
             full = sequence.prompt_len // sequence.store.storage.fmt.page_size
-            if selection.num_pages(full) < full:
-                noters[index] = PageNoter(selection, sequence.policy_state.notes)
+            read = sequence.asks("choosing pages", partial(selection.num_pages, full), lambda: 0)
+            if read < full and not sequence.broken:
+                noters[index] = GuardedNoter(sequence, PageNoter(selection, sequence.policy_state.notes))
     return noters
 
 

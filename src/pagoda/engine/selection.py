@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from ..kv.policies._pages import Look, PageSelection, kept
 from ..kv.storage import PageStorage
 from ..kv.table import PageTable
 from .selection_notes import Notes, Standing
+
+if TYPE_CHECKING:
+    from ..kernels.ops.page_scores import PageRule
 
 REMOTE_PAGES = 1024
 """Pages of a head whose keys are looked at together where each is noted for itself: a long prompt's need not all be in
@@ -46,7 +50,11 @@ class PageChooser:
         num_q_heads: int,
     ) -> None:
         self._policy, self._notes, self._storage, self._table = policy, notes, storage, table
-        self._learned, self._num_q_heads, self._rule = learned, num_q_heads, policy.judged_by
+        self._learned, self._num_q_heads = learned, num_q_heads
+
+    @property
+    def _rule(self) -> PageRule | None:
+        return self._policy.judged_by
 
     @cached_property
     def _lens(self) -> np.ndarray:
@@ -234,14 +242,40 @@ class PageChooser:
         v alike, and how many slots of it there are. All heads read as many.
         """
         chosen, lens = self.choose(layer, q, scale)
-        ids, size = self._ids[layer], self._table.fmt.page_size
+        ids = self._ids[layer]
         columns = (ids[:, None] == chosen[..., None]).long().argmax(-1).sort(1).values  # [H, K]
-        num = columns.shape[1]
+        size, num = self._table.fmt.page_size, columns.shape[1]
         ahead = columns[:, -1:] - columns - torch.arange(num - 1, -1, -1, device=ids.device)  # pages left out after it
-        k, v = self._storage.gather(ids.gather(1, columns))
-        assert v is not None, "latent keys have no rotary positions of their own"
-        k, v = (x.unflatten(1, (num, size)) for x in (k, v))
+        k, v = self._copied(ids.gather(1, columns))
         return self._policy.moved(k, ahead * size, self._of(layer)), v, int(lens[0])
+
+    def _copied(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v of these pages, float32 [H, K, page_size, D]."""
+        k, v = self._storage.gather(ids)
+        assert v is not None, "latent keys have no rotary positions of their own"
+        k, v = (x.unflatten(1, (ids.shape[1], self._table.fmt.page_size)) for x in (k, v))
+        return k, v
+
+    # -- where the policy broke: all that is held, without asking it ---------------------------------------------------
+
+    def choice_of_all(self) -> Choice:
+        """In place of ``choice``."""
+        full = self._full
+        none, zeros = np.zeros(len(full), np.int64), np.zeros(len(full), np.int32)
+        return Choice(
+            rules=np.zeros(8, np.int32), alike=0.0, persist=-1.0, marks=none, room=none, given=none, num_given=zeros,
+            turn=none, outliers=zeros, full=full.astype(np.int32), keep=full.astype(np.int32),
+            scores=np.zeros(full.shape, np.int64), fresh=np.zeros(full.shape, np.uint8), turns=none, query=none,
+        )  # fmt: skip
+
+    def all_pages(self, layer: int) -> tuple[Tensor, Tensor]:
+        """In place of ``choose``."""
+        return self._ids[layer, :, : int(self._full[layer].max()) + 1].to(torch.int32), self._slots(self._lens[layer])
+
+    def copies_of_all(self, layer: int) -> tuple[Tensor, Tensor, int]:
+        """In place of ``copies``."""
+        ids, lens = self.all_pages(layer)
+        return *self._copied(ids.long()), int(lens[0])
 
     def _of(self, layer: int) -> dict[str, Tensor]:
         return {name: values[layer] for name, values in self._learned.items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from ..core.types import FinishReason, Granularity
 from ..kv.policies._stack import PolicyStack
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from .beams import BeamGroup
     from .text import TextStream
 
+_log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
 
 class Sequence:
     """Tokens, how many of them have KV, and what sampling and policy remember.
@@ -33,7 +37,7 @@ class Sequence:
     """
 
     __slots__ = (
-        "_act", "_greedy", "_summed", "cumulative_logprob", "finish_reason", "granularity", "group", "index",
+        "_act", "_greedy", "_summed", "broken", "cumulative_logprob", "finish_reason", "granularity", "group", "index",
         "logprobs", "num_computed", "num_shown", "plain", "policy_state", "sample_state", "selects", "seq_id",
         "stop_reason", "store", "table", "text", "token_at", "tokens",
     )  # fmt: skip
@@ -51,6 +55,7 @@ class Sequence:
         self._act: tuple[int, int | None] = (0, -1)  # from this many tokens on, the next act is at that many
         self._summed: tuple[int, bool] = (0, False)  # whether attention may be summed for the act at that many
         self.policy_state = group.new_policy_state()
+        self.broken = ""  # why its request ends with the step: its policy raised
         self.sample_state: SampleState
         self.text: TextStream
         self.num_shown = 0  # output tokens that are text: all but an end token
@@ -78,8 +83,10 @@ class Sequence:
     def chunk_end(self) -> int:
         """No chunk reaches past the next act of the policy, also when all of it is recomputed."""
         end = len(self.tokens)
-        if self.plain:
-            return end
+        return end if self.plain else self.asks("saying when it acts", self._chunk_end, lambda: end)
+
+    def _chunk_end(self) -> int:
+        end = len(self.tokens)
         if self.policy.selection is not None or self.policy.leaves_residual:
             # Each query is answered for itself, so tokens are replayed one by one.
             end = self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
@@ -94,7 +101,11 @@ class Sequence:
     def slots(self, num_tokens: int) -> int:
         if self.plain:
             return num_tokens
-        return math.ceil(self.policy.most_slots(num_tokens, self.prompt_len))
+        return self.asks(
+            "saying how much it keeps",
+            lambda: math.ceil(self.policy.most_slots(num_tokens, self.prompt_len)),
+            lambda: num_tokens,
+        )
 
     @property
     def slots_now(self) -> int:
@@ -103,7 +114,17 @@ class Sequence:
             return num_tokens
         if self.num_computed >= self.prompt_len:
             return self.slots(num_tokens)
-        return self.policy.peak_slots(num_tokens, self.prompt_len)
+        return self.peak_slots
+
+    @property
+    def peak_slots(self) -> int:
+        """``PolicyStack.peak_slots`` of all its tokens."""
+        num_tokens = len(self.tokens)
+        return self.asks(
+            "saying how much it keeps",
+            lambda: self.policy.peak_slots(num_tokens, self.prompt_len),
+            lambda: num_tokens,
+        )
 
     @property
     def prompt(self) -> list[int]:
@@ -131,9 +152,43 @@ class Sequence:
         """``PolicyStack.next_act``, asked again only where its answer is over: it is asked several times a step."""
         since, act = self._act
         if num_seen < since or (act is not None and num_seen >= act):
-            act = self.policy.next_act(num_seen, self.prompt_len)
+            act = self.act_after(num_seen)
             self._act = num_seen, act
         return act
+
+    def act_after(self, num_seen: int) -> int | None:
+        """``PolicyStack.next_act``."""
+        return self.asks("saying when it acts", lambda: self.policy.next_act(num_seen, self.prompt_len), lambda: None)
+
+    @property
+    def shareable(self) -> int:
+        """``PolicyStack.shareable`` of its prompt."""
+        return self.asks("saying when it acts", lambda: self.policy.shareable(self.prompt_len), lambda: 0)
+
+    def asks(
+        self,
+        doing: str,
+        question: Callable[[], Answer],
+        otherwise: Callable[[], Answer],
+        but: type[Exception] | tuple[()] = (),
+    ) -> Answer:
+        """``question()`` of its policy; ``otherwise()`` where that raises, and ever after: `broken` says why, and its
+        request ends with the step. Others go on as if nothing had happened. ``but``: what is not the policy's to raise.
+        """
+        if not self.broken:
+            try:
+                return question()
+            except but:
+                raise
+            except Exception as error:
+                self.breaks(error, doing)
+        return otherwise()
+
+    def breaks(self, error: Exception, doing: str) -> None:
+        """Its policy raised ``error``. The client is told what, the log is told where."""
+        if not self.broken:
+            _log.error("kv=%s broke at %d tokens, %s", self.policy.spelled, self.num_computed, doing, exc_info=error)
+            self.broken = f"kv={self.policy.spelled!r} failed, {doing}: {type(error).__name__}: {error}"
 
     def sums(self, start: int, num_tokens: int) -> bool:
         """Whether attention of these tokens is summed up for the next act of the policy."""
@@ -145,7 +200,7 @@ class Sequence:
     def _may_sum(self, act: int) -> bool:
         """Where windows do not reach back beyond the act before: what is summed up for one act is gone with it."""
         if self._summed[0] != act:
-            after = self.policy.next_act(act, self.prompt_len) if self.policy.sums else None
+            after = self.act_after(act) if self.policy.sums else None
             self._summed = act, self.policy.sums and (after is None or after - self.policy.window >= act)
         return self._summed[1]
 

@@ -34,6 +34,7 @@ SCRATCH_BYTES = 2 << 20  # what stays in the second-level cache between decoding
 class WindowView:
     """The KV view (see ``models.layers.step.KVView``). Sequence s brings ``q_lens[s]`` tokens, side by side. ``codecs``
     may have windows of their own, but read the same pages; ``learned``: what they were calibrated to, ``[L, H, …]``.
+    ``breaks`` is told if one of them raises: for all sequences the rest of the step is worth nothing then.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class WindowView:
         tails: Sequence[RawTail],
         learned: Learned,
         tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
+        breaks: Callable[[Exception], None] | None = None,
     ) -> None:
         self._storage, self._codec, self._learned, self._tap = storage, codecs[0], learned, tap
+        self._breaks, self._is_broken = breaks, False
         self.received: list[Received] = []
         self.added: list[int] = []
         starts = [0, *accumulate(q_lens)]
@@ -76,6 +79,17 @@ class WindowView:
         """As ``StepView.attend``."""
         if self._tap is not None:
             self._tap(layer, q, options)
+        if not self._is_broken:
+            try:
+                return self._attend(layer, q, k, v, options)
+            except Exception as error:
+                if self._breaks is None:
+                    raise
+                self._is_broken = True
+                self._breaks(error)
+        return q.new_zeros(*q.shape[:2], v.shape[2])
+
+    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, object]) -> Tensor:
         learned = {name: values[layer] for name, values in self._learned.items()}
         q, k = self._codec.share(q, k, learned)
         outs = []

@@ -1,0 +1,155 @@
+"""A method that raises, wherever it is asked, ends its own request with the reason; nobody beside it loses a token."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from pagoda import LLM, SamplingParams
+from pagoda.engine.engine import Engine
+from pagoda.engine.selection import PageChooser
+from pagoda.kv.grammar import parse_policy
+
+from .conftest import kv_bytes
+from .tiny import prompt
+
+PROMPT, NUM = prompt(41, 60), 16
+
+ACTS = [
+    ("snapkv(budget=20)", "snapkv.SnapKV.scores", 0, "evicting"),
+    ("snapkv(budget=20)", "_stack.PolicyStack.next_act", 0, "saying when it acts"),
+    ("snapkv(budget=20)", "_stack.PolicyStack.next_act", 3, "saying when it acts"),
+    ("h2o(budget=20, every=4)", "_stack.PolicyStack.next_act", 5, "saying when it acts"),
+    ("h2o(budget=20, every=4)", "_stack.PolicyStack.most_slots", 0, "saying how much it keeps"),
+    ("h2o(budget=20, every=4)", "h2o.H2O.scores", 2, "evicting"),
+    ("streaming_llm(budget=20, every=4)", "_stack.PolicyStack.evicts", 2, "evicting"),
+    ("streaming_llm(budget=20, every=4)", "_stack.PolicyStack.ends", 0, "evicting"),
+    ("less(budget=20)", "less.LESS.residual", 0, "answering for evicted slots"),
+    ("less(budget=20)", "less.LESS.residual", 3, "answering for evicted slots"),
+    ("kivi", "_grids.GridCodec.encode", 0, "encoding pages"),
+    ("kivi(every=8)", "_grids.GridCodec.encode", 1, "encoding pages"),
+    ("kivi", "_windowed.WindowedCodec.code", 0, "decoding pages"),
+    ("kivi", "_windowed.WindowedCodec.code", 3, "decoding pages"),
+    ("kivi", "_windowed.WindowedCodec.share", 2, "decoding pages"),
+    ("chai", "chai.CHAI.share", 2, "decoding pages"),
+    ("snapkv(budget=40)+kivi(every=8, window=8)", "_windowed.WindowedCodec.code", 3, "decoding pages"),
+    ("quest(pages=3)", "_pages.PageSelection.num_pages", 1, "choosing pages"),
+    ("quest(pages=3)", "_pages.PageSelection.counts", 1, "choosing pages"),
+    ("quest(pages=3)", "_pages.PageSelection.judged_by", 0, "choosing pages"),
+    ("quest(pages=3)", "quest.Quest.sketch", 0, "choosing pages"),
+    ("clusterkv(pages=3)", "clusterkv.ClusterKV.given", 2, "choosing pages"),
+    ("loki(pages=3)", "loki.Loki.sketch", 1, "choosing pages"),
+    ("lychee_decode(pages=3)", "lychee_decode.LycheeDecode.looks", 1, "choosing pages"),
+    ("longcache(pages=3)", "longcache.LongCache.turns", 0, "choosing pages"),
+    ("snapkv(budget=40)+quest(pages=2)", "quest.Quest.sketch", 0, "choosing pages"),
+]
+LAYER_BY_LAYER = {
+    ("quest(pages=3)", "_pages.PageSelection.score"): "choosing pages",
+    ("tokenselect(pages=3)", "_pages.PageSelection.score"): "choosing pages",
+    ("longcache(pages=3)", "longcache.LongCache.moved"): "choosing pages",
+    ("snapkv(budget=40)+quest(pages=2)", "_pages.PageSelection.score"): "choosing pages",
+}
+OFFLOADED = {
+    ("quest(pages=3)+offload", "quest.Quest.sketch"): "noting pages",
+    ("quest(pages=3)+offload", "_pages.PageSelection.score"): "choosing pages",
+    ("lserve(pages=3)+offload", "_pages.PageSelection.num_pages"): "choosing pages",
+}
+
+
+def params(kv: str) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=NUM, ignore_eos=True, seed=5, kv=kv)
+
+
+def breaks(patch: pytest.MonkeyPatch, engine: Engine, kv: str, place: str, after: int) -> list[int]:
+    """Once the first step begins, the method of this ``kv`` works ``after`` times and raises ever after; at which calls
+    it did.
+    """
+    module, of, name = place.split(".")
+    owner, stack = getattr(import_module(f"pagoda.kv.policies.{module}"), of), parse_policy(kv)
+    works, step, raised, calls = getattr(owner, name), engine.step, list[int](), itertools.count(-after)
+    if isinstance(works, cached_property):
+        works = works.func
+    mine, stepping = (stack, stack.eviction, stack.codec, stack.selection), []
+
+    def method(self: object, *args: Any) -> Any:
+        if stepping and self in mine and (number := next(calls)) >= 0:
+            raised.append(number)
+            raise ValueError("no such slot")
+        return works(self, *args)
+
+    patch.setattr(engine, "step", lambda: stepping.append(True) or step())
+    patch.setattr(owner, name, property(method) if isinstance(vars(owner)[name], cached_property) else method)
+    return raised
+
+
+def check(llm: LLM, monkeypatch: pytest.MonkeyPatch, kv: str, place: str, after: int, doing: str) -> None:
+    prompts = [prompt(40, 61), PROMPT, prompt(43, 61), prompt(42, 30)]
+    kinds = ["exact", kv, "recent(budget=12)", "exact"]
+    alone = [llm.generate([ids], params(one))[0].token_ids for ids, one in zip(prompts, kinds, strict=True)]
+    engine = llm._open().engine
+    with monkeypatch.context() as patch:
+        raised = breaks(patch, engine, kv, place, after)
+        outputs = llm.generate(prompts, [params(one) for one in kinds])
+    assert raised, "the place was never asked: the case shows nothing"
+    assert outputs[1].error == f"kv={kv!r} failed, {doing}: ValueError: no such slot"
+    assert outputs[1].finish_reason == "error"
+    assert len(outputs[1].token_ids) < NUM
+    for at in (0, 2, 3):
+        assert (outputs[at].error, outputs[at].token_ids) == (None, alone[at])
+    assert llm.generate([PROMPT], params(kv))[0].token_ids == alone[1], "what broke left something behind"
+    llm._open().audit()
+    engine.manager.clear_prefix()
+    assert engine.manager.pool.num_used_pages == 0
+    assert engine.stores.state_bytes == 0
+
+
+@pytest.mark.parametrize(("kv", "place", "after", "doing"), ACTS)
+def test_whatever_breaks_takes_its_own_request_alone(make_llm, monkeypatch, kv, place, after, doing) -> None:
+    check(make_llm(page_size=8), monkeypatch, kv, place, after, doing)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("after", [0, 2])
+@pytest.mark.parametrize(("kv", "place"), LAYER_BY_LAYER)
+def test_between_layers_too(make_llm, monkeypatch, kv, place, after) -> None:
+    monkeypatch.setattr(PageChooser, "has_rule", False)
+    check(make_llm(page_size=8), monkeypatch, kv, place, after, LAYER_BY_LAYER[kv, place])
+
+
+@pytest.mark.host
+@pytest.mark.parametrize(("kv", "place"), OFFLOADED)
+def test_where_pages_are_far_away_too(make_llm, monkeypatch, kv, place) -> None:
+    llm = make_llm(page_size=8, kv_memory=kv_bytes(40), kv_offload="1MiB", structured_output=False)
+    check(llm, monkeypatch, kv, place, 2, OFFLOADED[kv, place])
+
+
+def test_all_answers_of_a_request_end_and_the_log_says_where(make_llm, monkeypatch, caplog) -> None:
+    llm, kv = make_llm(page_size=8), "snapkv(budget=20)"
+    breaks(monkeypatch, llm._open().engine, kv, "snapkv.SnapKV.scores", 0)
+    many = SamplingParams(temperature=1.0, n=3, max_tokens=NUM, ignore_eos=True, seed=5, kv=kv)
+    (output,) = llm.generate([PROMPT], many)
+    assert output.error == "kv='snapkv(budget=20)' failed, evicting: ValueError: no such slot"
+    (record,) = [one for one in caplog.records if "broke" in one.message]
+    assert record.message == "kv=snapkv(budget=20) broke at 60 tokens, evicting"
+    assert record.exc_info is not None
+
+
+def test_what_a_broken_residual_answers_is_refused_by_its_shape(make_llm, monkeypatch) -> None:
+    from pagoda.kv.policies.less import LESS
+
+    right = LESS.residual
+
+    def narrow(self: LESS, *args: Any) -> Any:
+        found = right(self, *args)
+        return None if found is None else (found[0][:1], found[1])
+
+    monkeypatch.setattr(LESS, "residual", narrow)
+    outputs = make_llm(page_size=8).generate([PROMPT, prompt(40, 61)], [params("less(budget=20)"), params("exact")])
+    assert outputs[1].error is None
+    assert outputs[0].error == (
+        "kv='less(budget=20)' failed, answering for evicted slots: ValueError: (1,) and (4, 8) for 4 query heads"
+    )
