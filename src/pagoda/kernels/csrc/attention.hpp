@@ -22,6 +22,9 @@ struct SumTarget {
   int64_t room() const { return counts ? std::min(stride, count_stride) : stride; }  // of slots
 };
 
+// A sequence whose chunk makes no more rows of a kv-head than this is cut into parts; wider chunks are tiled over their queries.
+constexpr int64_t kNarrowRows = 64;
+
 struct AttentionArgs {
   // Queries [T, Hq, k_dim], strides in elements, last dimension contiguous; result [T, Hq, v_dim] contiguous.
   const void* q = nullptr;
@@ -59,6 +62,9 @@ struct AttentionArgs {
   int64_t num_in_chunk(int64_t seq) const {
     return chunk_starts ? chunk_starts[seq + 1] - chunk_starts[seq] : num_queries(seq);
   }
+  bool wide(int64_t seq) const { return num_in_chunk(seq) > 1 && num_in_chunk(seq) * group() > kNarrowRows; }
+  // Pairs of bfloat16 are multiplied: queries are, and so are the pages' numbers (codes without loss; decoded int4 is rounded).
+  bool pairs() const { return dtype == Dtype::bf16 && shape.store != Store::f32 && shape.store != Store::f16; }
   bool summed(int64_t seq) const { return sum_targets && sum_targets[seq].sums; }
   int64_t pair(int64_t seq, int64_t head) const { return seq * num_kv_heads + head; }
 };
@@ -77,8 +83,6 @@ void paged_attention(const AttentionArgs& args, int num_threads, const std::stri
 // result depends on its own slots alone, however parts are grouped into items, and two sequences that begin with the same pages
 // can have their parts computed together.
 constexpr int64_t kPartSlots = 256;
-// A sequence whose queries make no more rows than this is cut into parts; wider chunks are tiled over their queries.
-constexpr int64_t kNarrowRows = 64;
 // What one item takes of many queries, by the second-level cache (caches.hpp): few enough that queries and sums stay there beside a
 // block of K and V and the next one's pages, enough that K and V are packed and read for many.
 struct AttentionTiles {
@@ -146,6 +150,13 @@ struct AttentionScratch {
 // `cold`: nobody has fetched those of `item`.
 PAGODA_DECLARE_BODIES(void, run_item, (const AttentionArgs&, const Span* spans, const AttentionItem& item,
                                        const AttentionItem* soon, bool cold, const AttentionScratch&))
+#ifdef PAGODA_X86
+namespace amx {
+// The same for an item of a wide chunk whose numbers are pairs (attention_tiles.cpp).
+void run_item(const AttentionArgs&, const Span* spans, const AttentionItem& item, const AttentionItem* soon, bool cold,
+              const AttentionScratch&);
+}  // namespace amx
+#endif
 PAGODA_DECLARE_BODIES(void, run_merge, (const AttentionArgs&, const Merge&, const AttentionScratch&))
 PAGODA_DECLARE_BODIES(void, run_sums, (const AttentionArgs&, const SumItem&, const AttentionScratch&))
 

@@ -10,6 +10,8 @@
 namespace pagoda {
 namespace {
 
+constexpr int64_t kTileWords = 16;  // of a row of a tile (AMX)
+
 struct Scratch {
   float* data = nullptr;
   int64_t size = 0;
@@ -44,17 +46,22 @@ struct Block {
   static constexpr int kScales = kBlock + kLanes;  // a register beyond the last slot's may be written
 
   static int64_t words_of(int64_t columns) { return (columns + Math::kPerWord - 1) / Math::kPerWord; }
+  static int64_t key_words(const AttentionArgs& a) {  // of a query, and rows of `keys`; those behind the last of K are zeros
+    const int64_t words = words_of(a.shape.k_dim);
+    return PAGODA_AMX ? (words + kTileWords - 1) / kTileWords * kTileWords : words;
+  }
   static int64_t wide_row(int64_t dim) { return (dim + 63) / 64 * 64; }
 
   static int64_t floats(const AttentionArgs& a) {
     const int64_t wide = Math::native(a.shape) ? 0 : kBlock * (wide_row(a.shape.k_dim) + wide_row(a.v_dim));
-    return words_of(a.shape.k_dim) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + 2 * kScales +
+    return key_words(a) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + 2 * kScales +
            Slots::tail_bytes(a.shape) / 4 + 4 * 16;
   }
 
   Block(const AttentionArgs& args, float* at) : a(args), k_words(words_of(args.shape.k_dim)), v_stride(padded(args.v_dim)) {
     wide_k_row = wide_row(a.shape.k_dim), wide_v_row = wide_row(a.v_dim);
-    keys = at, at += k_words * kBlock;
+    keys = at, at += key_words(a) * kBlock;
+    memset(keys + k_words * kBlock, 0, sizeof(float) * (key_words(a) - k_words) * kBlock);
     values = at, at += words_of(kBlock) * v_stride;
     const bool scaled = a.shape.store == Store::int8 || a.shape.store == Store::fp8;
     k_scales = scaled ? at : nullptr, v_scales = scaled ? at + kScales : nullptr;
@@ -120,6 +127,10 @@ struct Block {
     for (int i = 0; i < count; i += Math::kPerWord) {
       ahead.lines(Math::kPerWord / 2);
       Math::pack_values(slots.v + i, a.v_dim, v_stride, values + i / Math::kPerWord * v_stride);
+    }
+    if (PAGODA_AMX && count < kBlock) {  // up to a whole tile: what is nothing times 0 must be a number
+      const int64_t words = words_of(count);
+      memset(values + words * v_stride, 0, sizeof(float) * (words_of(kBlock) - words) * v_stride);
     }
   }
 };

@@ -16,32 +16,18 @@
 //   attention_tile_rows   its rows, maxima and sums        attention_many.hpp    many rows against a block: chunks, shared prefixes
 //   attention_logits.hpp  scale, cap, mask                 attention_decode.hpp  few rows against a block: a decode step
 //   attention_results     parts merged, results written    attention_sums.hpp    probability sums
+//   attention_tiles.cpp   wide chunks on machines with AMX
 
 #include "attention.hpp"
 #include "attention_sums.hpp"
 #include "attention_tile.hpp"
 
-namespace pagoda {
-namespace {
-
-// Pairs where the queries are bfloat16 and so are the pages' numbers (codes are, without loss; decoded int4 is rounded).
-inline bool in_pairs(const AttentionArgs& a) {
-#if PAGODA_DPBF16
-  return a.dtype == Dtype::bf16 && a.shape.store != Store::f32 && a.shape.store != Store::f16;
-#else
-  (void)a;
-  return false;
-#endif
-}
-
-}  // namespace
-
-namespace PAGODA_ISA {
+namespace pagoda::PAGODA_ISA {
 
 void run_item(const AttentionArgs& args, const Span* spans, const AttentionItem& item, const AttentionItem* soon, bool cold,
               const AttentionScratch& out) {
 #if PAGODA_DPBF16
-  if (in_pairs(args)) return Tile<Pairs>(args, spans, item, out).run(soon, cold);
+  if (args.pairs()) return Tile<Pairs>(args, spans, item, out).run(soon, cold);
 #endif
   Tile<Floats>(args, spans, item, out).run(soon, cold);
 }
@@ -50,10 +36,9 @@ void run_merge(const AttentionArgs& args, const Merge& merge, const AttentionScr
 
 void run_sums(const AttentionArgs& args, const SumItem& item, const AttentionScratch& out) {
 #if PAGODA_DPBF16
-  if (in_pairs(args)) return sum_probabilities<Pairs>(args, item, out);
+  if (args.pairs()) return sum_probabilities<Pairs>(args, item, out);
 #endif
   sum_probabilities<Floats>(args, item, out);
 }
 
-}  // namespace PAGODA_ISA
-}  // namespace pagoda
+}  // namespace pagoda::PAGODA_ISA

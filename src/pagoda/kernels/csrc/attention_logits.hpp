@@ -17,20 +17,22 @@ inline float query_element(const AttentionArgs& a, int64_t at) {
   }
 }
 
+// A query as `words` words, zeros behind its last.
 template <typename Math>
-void pack_query(const AttentionArgs& a, int64_t token, int64_t q_head, float* out);
+void pack_query(const AttentionArgs& a, int64_t token, int64_t q_head, int64_t words, float* out);
 
 template <>
-void pack_query<Floats>(const AttentionArgs& a, int64_t token, int64_t q_head, float* out) {
+inline void pack_query<Floats>(const AttentionArgs& a, int64_t token, int64_t q_head, int64_t words, float* out) {
   const int64_t at = token * a.q_token_stride + q_head * a.q_head_stride;
   for (int64_t d = 0; d < a.shape.k_dim; ++d) out[d] = query_element(a, at + d);
+  for (int64_t d = a.shape.k_dim; d < words; ++d) out[d] = 0.0f;
 }
 
 #if PAGODA_DPBF16
 template <>
-void pack_query<Pairs>(const AttentionArgs& a, int64_t token, int64_t q_head, float* out) {
+inline void pack_query<Pairs>(const AttentionArgs& a, int64_t token, int64_t q_head, int64_t words, float* out) {
   const int64_t at = token * a.q_token_stride + q_head * a.q_head_stride, dim = a.shape.k_dim;
-  if (dim % 2) out[dim / 2] = 0.0f;
+  for (int64_t w = dim / 2; w < words; ++w) out[w] = 0.0f;
   memcpy(out, (const uint16_t*)a.q + at, 2 * dim);
 }
 #endif

@@ -25,7 +25,7 @@ constexpr int64_t kRowBytes = 2 << 10;  // of cache for a row: its query, sums a
 constexpr int64_t kRowsTogether = 126;   // whole groups of 1, 2, 3, 6, 7, 9 query heads
 constexpr int64_t kMostRows = 16 * kRowsTogether;  // where packing a slot is a sixtieth of a tile's products
 constexpr int64_t kItemsPerThread = 8;  // of its share, and more towards the end
-constexpr int64_t kWidestLanes = 16;    // of any instruction set's registers
+constexpr int64_t kWidestLanes = 32;    // slots that any instruction set takes together: a tile of AMX
 constexpr int64_t kLastParts = 4;       // of a share are items by themselves: who ends late is late by one of them
 
 int64_t cost(int64_t slots, int64_t rows) { return slots * (32 + rows); }  // packing a slot costs as much as 32 rows' products
@@ -103,8 +103,7 @@ class Planner {
     if (a.summed(seq))
       for (int64_t at = 0; at < length; at += kPartSlots)
         plan.sums.push_back({seq, head, int32_t(at), int32_t(std::min(length, at + kPartSlots))});
-    const int64_t whole = a.num_in_chunk(seq);
-    if (whole > 1 && whole * a.group() > kNarrowRows) return add_wide(seq, head);
+    if (a.wide(seq)) return add_wide(seq, head);
     Narrow own{seq, first_slot(length - n), length, rows, -1, -1, 0};
     own.done = own.begin / kPartSlots;
     if (own.parts() > 1) {

@@ -39,7 +39,7 @@ inline void finish_row(const AttentionArgs& a, const AttentionScratch& out, int6
 }
 
 // Adds the parts of each row in their order, each weighted by 2^(its maximum - the common one).
-void merge_parts(const AttentionArgs& a, const Merge& merge, const AttentionScratch& out) {
+inline void merge_parts(const AttentionArgs& a, const Merge& merge, const AttentionScratch& out) {
   const int64_t queries = a.num_queries(merge.seq), rows = queries * a.group(), size = partial_floats(a, queries);
   const float *parts = out.partials + merge.first, *tops = parts + rows * a.v_dim, *totals = tops + rows;
   float* sums = scratch.need(padded(a.v_dim) + merge.count * kLanes);

@@ -35,7 +35,7 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
       if (a.window && own + row / group - a.window + 1 >= end) break;
       for (int r = 0; r < here; ++r) {
         const int64_t token = a.q_starts[item.seq] + (row + r) / group;
-        pack_query<Math>(a, token, item.head * group + (row + r) % group, query + r * k_words);
+        pack_query<Math>(a, token, item.head * group + (row + r) % group, k_words, query + r * k_words);
       }
       product<Math>(here, query, k_words, block.keys, kBlock, k_words, padded(block.count), scores, kBlock, false, none);
       for (int r = 0; r < here; ++r, ++row) {

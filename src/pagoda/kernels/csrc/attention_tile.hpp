@@ -4,6 +4,7 @@
 #include "attention_decode.hpp"
 #include "attention_many.hpp"
 #include "attention_results.hpp"
+#include "attention_tiled.hpp"
 
 namespace pagoda {
 namespace {
@@ -21,7 +22,7 @@ struct Tile {
 
   // How slots meet the rows: where they lie (few rows), or packed.
   bool few() const {
-#if PAGODA_DPBF16
+#if PAGODA_DPBF16 && !PAGODA_AMX
     return Math::kPerWord == 2 && t.rows <= kFewRows && t.k_words % 4 == 0 && a.v_dim % 16 == 0 &&
            (!Math::native(a.shape) || (a.shape.page_size % kEight == 0 && item.slot_begin % kEight == 0));
 #else
@@ -39,7 +40,10 @@ struct Tile {
   }
 
   void multiply(Block<Math>& block, Slots& slots, int64_t begin, Ahead& ahead) {
-#if PAGODA_DPBF16
+#if PAGODA_AMX
+    block.pack(slots, true, ahead);
+    return attend_tiles(t, block, begin, ahead);
+#elif PAGODA_DPBF16
     if (t.bytes) return attend_bytes(t, block, slots, begin, ahead);
     if (few()) return attend_few(t, block, slots, begin, ahead);
 #endif

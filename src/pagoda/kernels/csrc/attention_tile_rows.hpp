@@ -9,6 +9,8 @@
 namespace pagoda {
 namespace {
 
+constexpr int kRowsTogether = PAGODA_AMX ? 16 : 1;
+
 template <typename Math>
 struct TileRows {
   const AttentionArgs& a;
@@ -27,16 +29,17 @@ struct TileRows {
 #endif
 
   TileRows(const AttentionArgs& args, const Span* all, const AttentionItem& it)
-      : a(args), spans(all), item(it), group(args.group()), k_words(Block<Math>::words_of(args.shape.k_dim)),
+      : a(args), spans(all), item(it), group(args.group()), k_words(Block<Math>::key_words(args)),
         v_stride(padded(args.v_dim)),
         plain_unit(a.soft_cap == 0.0f && a.slopes == nullptr && a.scale > 0.0f ? a.scale * kLog2E : 0.0f),
         bytes(in_bytes(args, all[it.span_begin].seq)) {
     for (int s = item.span_begin; s < item.span_end; ++s) rows += int(group) * (spans[s].q_end - spans[s].q_begin);
-    const int64_t chunk = 8 * kBlock;
+    const int64_t room = (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;  // with rows that are none
+    const int64_t chunk = (kRowsTogether > 8 ? kRowsTogether : 8) * kBlock;
     const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 2) + kFewRows * kBlock / 4 + 4 * 16 : 0;
-    float* at = scratch.need(rows * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + for_bytes + Block<Math>::floats(a) + 11 * 16);
+    float* at = scratch.need(room * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + for_bytes + Block<Math>::floats(a) + 11 * 16);
     const auto take = [&](int64_t floats) { float* p = at; at += (floats + 15) / 16 * 16; return p; };
-    queries = take(rows * k_words), sums = take(rows * v_stride);
+    queries = take(room * k_words), sums = take(room * v_stride);
     tops = take(rows + kLanes), totals = take(rows * kLanes), slopes = take(rows);
     masks = reinterpret_cast<Mask*>(take(rows * 4));
     scores = take(chunk), probs = take(chunk);
@@ -52,11 +55,10 @@ struct TileRows {
   // Of a decode step or a short chunk over int8 pages. Its sequence alone decides, never the other rows of the item: what a row
   // yields must not depend on its batch mates. One whose attention is summed is not: its sums are of the numbers.
   static bool in_bytes(const AttentionArgs& a, int64_t seq) {
-    const int64_t queries = a.num_in_chunk(seq);
     const auto whole = [](int64_t dim) { return dim > 0 && dim % kBytesAtOnce == 0; };
     return a.byte_products && PAGODA_DPBF16 && Math::kPerWord == 2 && a.shape.store == Store::int8 && !a.summed(seq) &&
            whole(a.shape.k_dim) && whole(a.shape.v_dim) && a.shape.page_size % kEight == 0 &&
-           (queries == 1 || queries * a.group() <= kNarrowRows);
+           !a.wide(seq);
   }
 
   template <typename Act>
@@ -76,7 +78,7 @@ struct TileRows {
         round_query(q, a.shape.k_dim, byte_rows.queries + row * a.shape.k_dim, byte_rows.scales + row, byte_rows.sums + row);
       } else
 #endif
-        pack_query<Math>(a, token, q_head, queries + row * k_words);
+        pack_query<Math>(a, token, q_head, k_words, queries + row * k_words);
       const int64_t own = a.kv_lens[a.pair(span.seq, item.head)] - a.num_queries(span.seq) + query;
       masks[row] = {a.window ? own - a.window + 1 : 0, own};
       slopes[row] = a.slopes ? a.slopes[q_head] : 0.0f;
@@ -108,12 +110,12 @@ struct TileRows {
   }
 
   // Logits in place of products for `count` rows from `row` on; their running maxima move, and older sums with them. All rise before
-  // one is weighed: no row waits for its own maximum. The products of `here.slots` slots of the block are there.
-  void rise(int row, int count, Seen here, int64_t begin, const Block<Math>& block, Logits* found) {
+  // one is weighed: no row waits for its own maximum. The products of `here.slots` slots of the block are there, [count][kBlock].
+  void rise(int row, int count, Seen here, int64_t begin, const Block<Math>& block, float* products, Logits* found) {
     const bool as_they_are = plain_unit > 0.0f && here.all && here.slots % kLanes == 0 && !block.k_scales;
     Vec highs[kRowsAtOnce > kFewRows ? kRowsAtOnce : kFewRows] = {};
     for (int r = 0; r < count; ++r) {
-      float* const s = scores + r * kBlock;
+      float* const s = products + r * kBlock;
       if (as_they_are) found[r].unit = plain_unit, found[r].masked = false;
       else prepare_logits(a, s, here.slots, begin, masks[row + r], slopes[row + r], block.k_scales, found + r);
       highs[r] = highs_of(s, int(padded(here.slots))) * found[r].unit;

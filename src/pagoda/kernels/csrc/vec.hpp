@@ -9,7 +9,7 @@
 #include <immintrin.h>
 #endif
 
-// Floats in a register; whether the dot product of bfloat16 pairs is there (vdpbf16ps).
+// Floats in a register; whether the dot product of bfloat16 pairs is there (vdpbf16ps), and that of tiles of them (AMX).
 #if defined(__AVX512F__)
 #define PAGODA_LANES 16
 #elif defined(__AVX2__)
@@ -21,6 +21,11 @@
 #define PAGODA_DPBF16 1
 #else
 #define PAGODA_DPBF16 0
+#endif
+#if defined(__AMX_BF16__)
+#define PAGODA_AMX 1
+#else
+#define PAGODA_AMX 0
 #endif
 
 namespace pagoda {

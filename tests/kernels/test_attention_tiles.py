@@ -1,0 +1,132 @@
+"""Wide chunks of bfloat16 by AMX: sixteen rows, sixteen words, thirty-two slots at a time, and what is left of each."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+
+from pagoda.kernels.case import Make
+from pagoda.kernels.layout import PageLayout
+from pagoda.kernels.ops import kv_write
+from pagoda.kernels.ops._table import layer_table
+from pagoda.kernels.ops.attention import TOLERANCE, reference
+
+from .isas import ISAS, cpu
+from .one_sequence import one_sequence
+
+pytestmark = pytest.mark.skipif("amx" not in ISAS, reason="no AMX on this machine, or it is not permitted")
+
+
+def chunks(
+    q_lens: list[int], kv_lens: list[Any], dims: tuple[int, int] = (64, 64), *, heads: tuple[int, int] = (6, 2),
+    codec: str = "", page_size: int = 16, sharp: float = 1.0,
+) -> dict[str, Any]:  # fmt: skip
+    make = Make(torch.bfloat16)
+    stored = import_module(f"pagoda.kv.codecs.{codec}").CODEC if codec else None
+    layout = PageLayout(page_size, *dims, torch.uint8 if codec else torch.bfloat16, stored)
+    table, num_pages = layer_table(make, q_lens, kv_lens, page_size=page_size, num_kv_heads=heads[1])
+    pages = make.pages(num_pages, PageLayout(page_size, *dims, torch.bfloat16))
+    if codec:
+        pages = torch.zeros(num_pages, layout.page_elems, dtype=torch.uint8)
+        ids = torch.arange(num_pages, dtype=torch.int32).repeat_interleave(page_size)[:, None].contiguous()
+        slots = torch.arange(page_size, dtype=torch.int32).repeat(num_pages)[:, None].contiguous()
+        kv_write(make.normal(len(ids), 1, dims[0]), make.normal(len(ids), 1, dims[1]), pages, layout, ids, slots)
+    return {
+        "q": make.normal(sum(q_lens), heads[0], dims[0], scale=sharp), "pages": pages, "layout": layout,
+        "table": table, "scale": dims[0] ** -0.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "dims", [(64, 64), (96, 96), (128, 128), (80, 80), (16, 16), (32, 48), (13, 7), (33, 50)], ids=str
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"window": 37}, {"soft_cap": 5.0}, {"sinks": Make().normal(6), "alibi_slopes": Make().normal(6).abs()},
+        {"window": 150, "soft_cap": 3.0},
+    ],
+    ids=["plain", "window", "soft cap", "sinks, alibi", "window, soft cap"],
+)  # fmt: skip
+def test_every_width_and_option(dims: tuple[int, int], options: dict[str, Any]) -> None:
+    arguments = chunks([23, 40, 90, 1], [23, [175, 40], [300, 259], 400], dims, sharp=2.0)
+    rtol, atol = TOLERANCE[torch.bfloat16]
+    got = cpu.paged_attention(**arguments, **options, isa="amx")
+    torch.testing.assert_close(got, reference(**arguments, **options), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize(("dims", "v_dim"), [((80, 0), 48), ((576, 0), 512)], ids=str)
+def test_latent_pages(dims: tuple[int, int], v_dim: int) -> None:
+    arguments = chunks([50], [190], dims, heads=(4, 1)) | {"v_dim": v_dim}
+    rtol, atol = TOLERANCE[torch.bfloat16]
+    torch.testing.assert_close(
+        cpu.paged_attention(**arguments, isa="amx"), reference(**arguments), rtol=rtol, atol=atol
+    )
+
+
+@pytest.mark.parametrize("dims", [(64, 64), (80, 80), (128, 96)], ids=str)
+@pytest.mark.parametrize("codec", ["int8", "fp8", "int4"])
+def test_codes(codec: str, dims: tuple[int, int]) -> None:
+    """Beside products of pairs by vectors of the same numbers: sums are rounded in another order, nothing else."""
+    arguments = chunks([70, 30], [333, 30], dims, codec=codec)
+    tiles, pairs = (cpu.paged_attention(**arguments, isa=isa).float() for isa in ("amx", "avx512bf16"))
+    torch.testing.assert_close(tiles, pairs, rtol=1e-2, atol=2e-3)
+    assert (tiles - pairs).norm() < 2e-3 * pairs.norm()
+
+
+@pytest.mark.parametrize("page_size", [1, 4, 16, 32])
+@pytest.mark.parametrize("window", [0, 45])
+def test_what_lies_behind_the_last_slot_does_not_matter(page_size: int, window: int) -> None:
+    """Tiles are filled up, with zeros: be it nan that lies there."""
+    for slots in (97, 128, 131, 144, 150, 161):
+        arguments = chunks([70], [slots], (80, 48), page_size=page_size) | {"window": window}
+        clean, layout, table = arguments["pages"], arguments["layout"], arguments["table"]
+        spoiled = torch.full_like(clean, torch.nan)
+        for head in range(2):
+            at = torch.arange(slots)
+            pages = table.rows[int(table.row_of[0, head])].long()[at // page_size] + int(table.offset[0, head])
+            for plane in (layout.k, layout.v):
+                plane(spoiled)[pages, at % page_size] = plane(clean)[pages, at % page_size]
+        got = cpu.paged_attention(**arguments | {"pages": spoiled}, isa="amx")
+        assert torch.equal(got, cpu.paged_attention(**arguments, isa="amx")), slots
+
+
+@pytest.mark.parametrize("window", [0, 100])
+def test_batch_mates_and_later_queries_change_nothing(window: int) -> None:
+    """Bit for bit: what a query yields depends neither on who else is in the batch nor on which queries follow it."""
+    arguments = chunks([150, 33, 1, 90], [[410, 377], 33, 700, 601], sharp=3.0) | {"window": window}
+    together = cpu.paged_attention(**arguments, isa="amx")
+    for seq in range(4):
+        alone, rows = one_sequence(arguments, seq)
+        assert torch.equal(cpu.paged_attention(**alone, isa="amx"), together[rows])
+    whole, rows = one_sequence(arguments, 0)
+    for count in (23, 88, 101, 149):
+        table = chunks([count], [[260 + count, 227 + count]])["table"]
+        first = whole | {"q": whole["q"][:count], "table": _with_pages_of(whole["table"], table)}
+        assert torch.equal(cpu.paged_attention(**first, isa="amx"), together[rows][:count]), count
+
+
+def _with_pages_of(whole: Any, shorter: Any) -> Any:
+    return dataclasses.replace(shorter, rows=whole.rows, row_of=whole.row_of, offset=whole.offset)
+
+
+def test_narrow_chunks_have_the_bits_of_vectors() -> None:
+    """Chunks of at most 64 rows of a kv-head, decode steps among them, are not multiplied by tiles; wider ones are."""
+    for length, same in ((1, True), (21, True), (22, False)):
+        arguments = chunks([length], [300])
+        tiles, pairs = (cpu.paged_attention(**arguments, isa=isa) for isa in ("amx", "avx512bf16"))
+        assert torch.equal(tiles, pairs) is same, length
+
+
+@pytest.mark.parametrize("sharp", [1.0, 4.0])
+def test_a_chunk_loses_its_rounding_and_no_more(sharp: float) -> None:
+    arguments = chunks([100], [320], sharp=sharp)
+    layout = PageLayout(16, 64, 64, torch.float32)
+    wide = {"q": arguments["q"].float(), "pages": arguments["pages"].float(), "layout": layout}
+    exact = reference(**arguments | wide)
+    got = cpu.paged_attention(**arguments, isa="amx").float()
+    assert (got - exact).norm() < 2.5e-3 * exact.norm()
