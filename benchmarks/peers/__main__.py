@@ -68,10 +68,12 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--load-gate", default="", metavar="COMMAND", help="the same for loading and converting models")
     report = commands.add_parser("report", help="the tables, drawings and committed JSON from --out")
-    report.add_argument("--out", type=Path, help="folder of a run (default: take the committed JSON as it is)")
+    report.add_argument("--out", type=Path, help="a run on this machine (default: take the committed JSON as it is)")
     report.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
     report.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    report.add_argument("--json", type=Path, default=RESULTS / "summary.json")
+    report.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of the committed JSON, a file for each machine"
+    )
     return made
 
 
@@ -131,15 +133,17 @@ def report(args: argparse.Namespace) -> None:
     from .plots import draw
     from .report import insert, markdown, short
     from .store import Store
-    from .summary import Summary, summarise
+    from .summary import read_all, summarise
 
     if args.out:
-        summarise(Store(args.out), describe()).save(args.json)
-    summary = Summary.read(args.json)
-    insert(args.page, markdown(summary))
-    insert(args.readme, short(summary))
-    for path in draw(summary, args.page.parent / "img"):
-        print(path)
+        measured = summarise(Store(args.out), describe())
+        measured.save(args.results / f"{measured.name}.json")
+    summaries = read_all(args.results)
+    insert(args.page, markdown(summaries))
+    insert(args.readme, short(summaries[0]))
+    for summary in summaries:
+        for path in draw(summary, args.page.parent / "img"):
+            print(path)
 
 
 def main(words: list[str] | None = None) -> None:

@@ -19,10 +19,11 @@ PANELS_A_ROW = 5
 
 
 def draw(summary: Summary, folder: Path) -> list[Path]:
-    """Writes ``peers-<shape>.svg`` for every shape of the summary; the files' paths."""
+    """Writes ``peers-<machine>-<shape>.svg`` for every shape of the summary; the files' paths."""
     shapes = sorted({figure.shape for figure in summary.figures})
     return [
-        _draw_shape([f for f in summary.figures if f.shape == shape], folder / f"peers-{shape}.svg") for shape in shapes
+        _draw_shape([f for f in summary.figures if f.shape == shape], folder / f"peers-{summary.name}-{shape}.svg")
+        for shape in shapes
     ]
 
 

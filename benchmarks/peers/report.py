@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .settings import COLUMNS, WEIGHTS
@@ -16,23 +16,35 @@ TITLES = {
     "stories15m": "the 15M stories model's shape",
 }
 
+UNITS = {"amx_tile": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}  # the best first
 
-def markdown(summary: Summary) -> str:
+
+def markdown(summaries: Iterable[Summary]) -> str:
     """Everything between the markers of docs/performance.md."""
-    lines = [_where(summary), ""]
+    return "\n".join(map(_of_machine, summaries))
+
+
+def _of_machine(summary: Summary) -> str:
+    lines = [f"### {summary.machine['cpu']}, {_strongest(summary)}", "", _where(summary), ""]
     for shape in SHAPES:
         figures = [figure for figure in summary.figures if figure.shape == shape]
         if figures:
-            lines += [f"### {TITLES.get(shape, shape)}", "", *_rates(figures), "", *_shares(figures), ""]
+            lines += [f"#### {TITLES.get(shape, shape)}", "", *_rates(figures), "", *_shares(figures), ""]
             lines += [
                 *_losses(figures),
                 "",
-                f"![Tokens a second of every engine, by setting](img/peers-{shape}.svg)",
+                f"![Tokens a second of every engine, by setting](img/peers-{summary.name}-{shape}.svg)",
                 "",
             ]
     if summary.absent:
         lines += ["Not measured:", "", *(f"- {cell}: {why}" for cell, why in sorted(summary.absent.items())), ""]
     return "\n".join(lines)
+
+
+def _strongest(summary: Summary) -> str:
+    """What multiplies fastest there, in words."""
+    flags = summary.machine["flags"]
+    return next((words for flag, words in UNITS.items() if flag in flags), "no AVX2")
 
 
 def short(summary: Summary, shape: str = "qwen05b") -> str:

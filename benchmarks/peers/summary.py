@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -50,7 +51,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is committed and rendered. ``absent``: (shape, weights, setting, engine) -> why there is no figure."""
+    """What is committed and rendered of one machine. ``absent``: shape, weights, setting, engine -> why."""
 
     machine: dict[str, Any]
     first: str
@@ -58,6 +59,12 @@ class Summary:
     versions: dict[str, str]
     figures: list[Figure]
     absent: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The machine's, for files: ``amd-epyc-25-17``."""
+        words = f"{self.machine['cpu']} {self.machine['cpu_family_model']}".lower()
+        return "-".join(re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)|processor", " ", words)))
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +75,14 @@ class Summary:
         data = json.loads(path.read_text(encoding="utf-8"))
         data["figures"] = [Figure(**figure) for figure in data["figures"]]
         return cls(**data)
+
+
+def read_all(folder: Path) -> list[Summary]:
+    """A summary for each machine, the one that was measured last first. Raises ValueError if there is none."""
+    summaries = [Summary.read(path) for path in sorted(folder.glob("*.json"))]
+    if not summaries:
+        raise ValueError(f"{folder} has no results; measure some and give the run's --out to the report")
+    return sorted(summaries, key=lambda summary: summary.last, reverse=True)
 
 
 def summarise(repetitions: Iterable[Repetition], machine: dict[str, Any]) -> Summary:

@@ -11,7 +11,7 @@ from benchmarks.peers.roofline import decode_seconds, prefill_seconds
 from benchmarks.peers.settings import SETTINGS
 from benchmarks.peers.shapes import SHAPES
 from benchmarks.peers.store import Repetition
-from benchmarks.peers.summary import Summary, summarise
+from benchmarks.peers.summary import Summary, read_all, summarise
 from benchmarks.probe import Probe
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def test_nothing_clean_is_an_error() -> None:
 def test_the_words_name_losses_and_what_is_missing(tmp_path: Path) -> None:
     everything = [repetition("pagoda", 0, 20), repetition("vllm", 0, 40), repetition("vllm", 0, 80, "int8")]
     summary = summarise(everything, MACHINE)
-    text = markdown(summary)
+    text = markdown([summary])
     assert "| bf16 | vllm | **40.0** (once) | 0 |" in text
     assert "Not measured yet: int4 weights, decode b=8, " in text
     assert "| Pagoda, bf16 | 20.0 |\n| fastest peer, bf16 | 40.0 vllm |\n| fastest peer, int8 | 80.0 vllm |" in short(
@@ -112,8 +112,27 @@ def test_insert_keeps_the_rest_of_the_page(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_the_committed_figures(tmp_path: Path) -> None:
-    summary = Summary.read(ROOT / "benchmarks" / "peers" / "results" / "summary.json")
-    for page, text in ((ROOT / "docs" / "performance.md", markdown(summary)), (ROOT / "README.md", short(summary))):
+    summaries = read_all(ROOT / "benchmarks" / "peers" / "results")
+    newest = short(summaries[0])
+    for page, text in ((ROOT / "docs" / "performance.md", markdown(summaries)), (ROOT / "README.md", newest)):
         shown = page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip()
         assert shown == text.strip(), "run: python -m benchmarks.peers report"
-    assert {figure.engine for figure in summary.figures} <= set(names())
+    for summary in summaries:
+        assert {figure.engine for figure in summary.figures} <= set(names())
+        for shape in {figure.shape for figure in summary.figures}:
+            assert (ROOT / "docs" / "img" / f"peers-{summary.name}-{shape}.svg").exists()
+
+
+def test_each_machine_has_a_file_and_the_newest_comes_first(tmp_path: Path) -> None:
+    old = summarise([repetition("pagoda", 0, 20)], MACHINE)
+    new = summarise(
+        [repetition("pagoda", 1, 30)], MACHINE | {"cpu": "Intel(R) Xeon(R) Processor", "flags": ["amx_tile"]}
+    )
+    for summary in (old, new):
+        summary.save(tmp_path / f"{summary.name}.json")
+    assert new.name.startswith("intel-xeon-")
+    assert read_all(tmp_path) == [new, old]
+    text = markdown([new, old])
+    assert text.index("### Intel(R) Xeon(R) Processor, AMX") < text.index(f"### {MACHINE['cpu']}, ")
+    with pytest.raises(ValueError, match="has no results"):
+        read_all(tmp_path / "none")
