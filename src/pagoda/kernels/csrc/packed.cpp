@@ -14,6 +14,7 @@ constexpr int64_t kParallelBytes = 256 << 10;  // weights under which waking a t
 constexpr int64_t kItemTokens = 264;           // tokens of one item, where there are many
 constexpr int64_t kItemPanels = 8;             // panels of one item then
 constexpr int64_t kSliceBytes = 512 << 10;     // weights of one item, where tokens are few
+constexpr int64_t kTileTokens = 256, kTilePanels = 32;  // where they are multiplied as tiles: the next block is fetched within an item
 constexpr int64_t kGatedTokens = 192;          // sixteen tiles: fewer tokens fetch panels ahead
 constexpr int64_t kBlock = 4;                  // panels that slices are cut by: the widest tile
 
@@ -67,6 +68,10 @@ Operand operand_of(const PackedMatrix& matrix, Dtype tokens, bool dynamic, const
   }
   const bool exact = format != Format::fp32 && format != Format::fp16 && format != Format::nf4 && !matrix.opened();
   return exact && tokens == Dtype::bf16 && isa_index(isa) >= kPairsIsa ? Operand::bf16 : Operand::f32;
+}
+
+bool multiplies_tiles(const PackedMatrix& m, Operand operand, const std::string& isa) {
+  return operand != Operand::f32 && m.group == 0 && isa_index(isa) >= kTilesIsa;
 }
 
 bool usable_in_place(const PackedMatrix& m, Operand operand, Dtype dtype, int64_t stride, int64_t count) {
@@ -125,59 +130,68 @@ Tokens tokens_of(const PackedMatrix& m, Operand operand, const void* x, int64_t 
   return p.out;
 }
 
+auto rows_of(const PackedMatrix& m, Operand operand, const std::string& isa) {
+#ifdef PAGODA_X86
+  if (multiplies_tiles(m, operand, isa)) return &amx::packed_tiles;
+#endif
+  return PAGODA_BODY(isa, packed_rows);
+}
+
 // A product cut into items: parts of the tokens times parts of the rows.
 class Cut {
  public:
   // Few tokens: few long slices, since a slice fetches ahead only within itself (its beginning costs a microsecond), but
   // enough of them that a thread which others disturb is not waited for. Many tokens: small ones, which end together.
-  Cut(const LinearSlice& slice, int num_threads) : s(slice), blocks(((s.rows() + kPanel - 1) / kPanel + kBlock - 1) / kBlock) {
-    token_parts = (s.x.count + kItemTokens - 1) / kItemTokens;
+  Cut(const LinearSlice& slice, int num_threads, bool tiles)
+      : s(slice), blocks(((s.rows() + kPanel - 1) / kPanel + kBlock - 1) / kBlock), most_tokens(tiles ? kTileTokens : kItemTokens) {
+    token_parts = (s.x.count + most_tokens - 1) / most_tokens;
     const int64_t long_ones = s.matrix.panels() * s.matrix.panel_bytes() / kSliceBytes;
     const int64_t few = std::clamp<int64_t>(long_ones, 2 * num_threads, 8 * num_threads);
-    parts = std::min(blocks, std::max<int64_t>(few, s.x.count > 64 ? s.matrix.panels() / kItemPanels : 0));
+    parts = std::min(blocks, std::max<int64_t>(few, s.x.count > 64 ? s.matrix.panels() / (tiles ? kTilePanels : kItemPanels) : 0));
   }
 
   int64_t items() const { return parts * token_parts; }
 
   template <typename Rows>
   void run(int64_t item, Rows rows) const {
-    const int64_t token = item % token_parts * kItemTokens, part = item / token_parts;
+    const int64_t token = item % token_parts * most_tokens, part = item / token_parts;
     const int64_t row = part * blocks / parts * kBlock * kPanel, end = (part + 1) * blocks / parts * kBlock * kPanel;
     LinearSlice own = s;
     own.x = s.x.from(token, s.matrix.groups());
-    own.x.count = std::min(own.x.count, kItemTokens);
+    own.x.count = std::min(own.x.count, most_tokens);
     own.out = static_cast<char*>(s.out) + token * s.out_stride * (s.wide ? 4 : size_of(s.dtype));
     rows(own, row, std::min(s.rows(), end));
   }
 
  private:
   LinearSlice s;
-  int64_t blocks, token_parts, parts;
+  int64_t blocks, most_tokens, token_parts, parts;
 };
 
 }  // namespace
 
 void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string& isa) {
-  const auto rows = PAGODA_BODY(isa, packed_rows);
   const PackedMatrix& m = a.matrix;
   const Operand operand = operand_of(m, a.dtype, a.dynamic, isa);
+  const auto rows = rows_of(m, operand, isa);
   check(m, operand);
   LinearSlice s;
   s.matrix = m, s.bias = a.bias, s.out = a.out, s.dtype = a.dtype, s.gated = a.gated, s.out_stride = s.rows();
   s.wide = a.wide && a.dtype != Dtype::f32;
   s.x = tokens_of(m, operand, a.x, a.count, a.dtype, num_threads, isa);
   if (m.panels() * m.panel_bytes() * std::max<int64_t>(1, a.count / 4) < kParallelBytes) num_threads = 1;
-  const Cut cut(s, num_threads);
+  const Cut cut(s, num_threads, multiplies_tiles(m, operand, isa));
   parallel_for(cut.items(), num_threads, [&](int64_t i) { cut.run(i, rows); });
 }
 
 void grouped_linear(const GroupedLinearArgs& a, int num_threads, const std::string& isa) {
   if (a.groups.empty()) return;
-  const auto rows = PAGODA_BODY(isa, packed_rows);
   const PackedMatrix& like = a.groups[0].matrix;
   const Operand operand = operand_of(like, a.dtype, a.dynamic, isa);
+  const auto rows = rows_of(like, operand, isa);
   check(like, operand);
   const Tokens x = tokens_of(like, operand, a.x, a.count, a.dtype, num_threads, isa);
+  const bool tiles = multiplies_tiles(like, operand, isa);
   std::vector<Cut> cuts;
   std::vector<int64_t> first_items = {0};
   int64_t token = 0, bytes = 0;
@@ -193,7 +207,7 @@ void grouped_linear(const GroupedLinearArgs& a, int num_threads, const std::stri
     s.x = x.from(token, m.groups());
     s.x.count = group.count;
     token += group.count, bytes += m.panels() * m.panel_bytes() * std::max<int64_t>(1, group.count / 4);
-    cuts.emplace_back(s, 1);  // many matrices: two slices each are enough
+    cuts.emplace_back(s, 1, tiles);  // many matrices: two slices each are enough
     first_items.push_back(first_items.back() + cuts.back().items());
   }
   if (token != a.count) throw std::invalid_argument("the groups' tokens are not all the tokens");

@@ -124,6 +124,15 @@ PAGODA_DECLARE_BODIES(void, prepare_tokens, (const PrepareArgs&, int64_t first_t
 // neither on the other tokens nor on how rows are sliced.
 PAGODA_DECLARE_BODIES(void, packed_rows, (const LinearSlice&, int64_t first_row, int64_t end_row))
 
+#ifdef PAGODA_X86
+namespace amx {
+void packed_tiles(const LinearSlice&, int64_t first_row, int64_t end_row);  // the same, for what multiplies_tiles
+}
+#endif
+
+// Whether products of this matrix are made of tiles, for any number of tokens. Those of int8 have the bits of every other instruction set.
+bool multiplies_tiles(const PackedMatrix& matrix, Operand operand, const std::string& isa);
+
 // ---- drivers ---------------------------------------------------------------------------------------------------------------
 
 struct PackedLinearArgs {

@@ -3,18 +3,14 @@
 // Few tokens (one tile) follow the weights once through memory. Many go block by block: panels that fit in a core's second
 // cache meet tile after tile of tokens; formats that must be turned into floats or bfloat16 are turned once a block.
 
-#include "activation_halves.hpp"
 #include "caches.hpp"
-#include "packed_open.hpp"
+#include "packed_results.hpp"
 #include "packed_tile.hpp"
 
 namespace pagoda {
 namespace {
 
 constexpr int64_t kOpenedPiece = 64;  // inputs at a time, for few tokens, of codes that are opened into floats: half a first cache
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // How much of a core's caches (caches.hpp) goes to what.
 struct Shares {
@@ -27,132 +23,6 @@ struct Shares {
   int64_t short_piece;   // for few: half of the first cache
   int64_t block_tokens;  // whose sums are kept while the inputs come in pieces: an eighth of the second cache
 };
-
-// ---- scratch: one buffer a thread, kept ------------------------------------------------------------------------------------
-
-struct Scratch {
-  char* data = nullptr;
-  int64_t size = 0;
-  ~Scratch() { __builtin_free(data); }
-  char* need(int64_t bytes) {
-    if (bytes > size) {
-      __builtin_free(data);
-      size = (bytes + 4095) / 4096 * 4096;
-      data = static_cast<char*>(__builtin_malloc(size + 64));
-      if (data == nullptr) __builtin_trap();
-    }
-    return data + (-reinterpret_cast<intptr_t>(data) & 63);
-  }
-};
-
-thread_local Scratch scratch;
-
-// ---- from sums to results --------------------------------------------------------------------------------------------------
-
-inline void put_result(float* p, Vec x) { store(p, x); }
-inline void put_result(uint16_t* p, Vec x) {
-#if PAGODA_DPBF16  // one instruction instead of ten; numbers below 2^-126 become zeros
-  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
-#else
-  store(p, x);
-#endif
-}
-
-thread_local Scratch left_scratch;
-
-// A panel of the left of a low-rank term, [rank][kVecs]; null where there is none.
-inline const Vec* low_rank_left(const PackedMatrix& m, int64_t panel) {
-  const int64_t rank = m.low_rank();
-  if (rank == 0) return nullptr;
-  Vec(*const left)[kVecs] = reinterpret_cast<Vec(*)[kVecs]>(left_scratch.need(rank * kPanel * 4));
-  open_left(PanelRows(m, panel), part_of<uint16_t>(m, 4), rank, left);
-  return left[0];
-}
-
-// Results of tokens first..end in one panel: scaled, with bias, rounded. The last panel of a matrix may be cut short.
-// T: what they are rounded to; Out: T, or float for numbers of T kept wide.
-template <bool kIntegers, class T, class Out = T>
-void finish_panel(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
-  const PackedMatrix& m = s.matrix;
-  const int64_t row = panel * kPanel, count = smaller(kPanel, m.outputs - row);
-  Vec scale[kVecs], bias[kVecs];
-  T some[kPanel] = {};
-  Out edge[kPanel];
-  const Vec* const left = low_rank_left(m, panel);
-  if (s.bias) memcpy(some, static_cast<const T*>(s.bias) + row, count * sizeof(T));
-  for (int v = 0; v < kVecs; ++v) {
-    bias[v] = load(some + v * kLanes);
-    scale[v] = splat(1.0f);
-    if (m.scales && m.group == 0) scale[v] = load(static_cast<const float*>(m.scales) + row + v * kLanes);
-  }
-  for (int64_t t = first; t < end; ++t, sums += sum_stride) {
-    Out* const out = static_cast<Out*>(s.out) + t * s.out_stride + row;
-    Out* const to = count == kPanel ? out : edge;
-    for (int v = 0; v < kVecs; ++v) {
-      const UintVec sum = load_lanes(sums + v * kLanes);
-      Vec y;
-      if constexpr (kIntegers) y = to_floats((IntVec)sum) * (scale[v] * s.x.scales[t]) + bias[v];
-      else y = (Vec)sum * scale[v] + bias[v];
-      for (int64_t k = 0; k < s.x.rank; ++k) y += left[k * kVecs + v] * s.x.low[t * s.x.rank + k];
-      if constexpr (sizeof(Out) != sizeof(T)) {
-        T rounded[kLanes];
-        store(rounded, y);
-        y = load(rounded);
-      }
-      put_result(to + v * kLanes, y);
-    }
-    if (to != out) memcpy(out, to, count * sizeof(Out));
-  }
-}
-
-#if PAGODA_DPBF16
-
-// Results of two panels, whose rows begin `apart` rows from each other.
-template <bool kIntegers>
-struct TwoPanels {
-  TwoPanels(const LinearSlice& s, int64_t row, int64_t apart) : token_scales(s.x.scales) {
-    const float* const scales = s.matrix.group == 0 ? static_cast<const float*>(s.matrix.scales) : nullptr;
-    for (int p = 0; p < 2; ++p) {
-      scale[p] = scales ? load(scales + row + p * apart) : splat(1.0f);
-      bias[p] = s.bias ? load(static_cast<const uint16_t*>(s.bias) + row + p * apart) : Vec{};
-    }
-  }
-
-  Vec of(const uint32_t* sums, int p, int64_t token) const {
-    const UintVec sum = load_lanes(sums + p * kPanel);
-    if constexpr (kIntegers) return to_floats((IntVec)sum) * (scale[p] * token_scales[token]) + bias[p];
-    else return (Vec)sum * scale[p] + bias[p];
-  }
-
-  const float* token_scales;
-  Vec scale[2], bias[2];
-};
-
-// The same for results in bfloat16 of two whole panels: a cache line of each token at once.
-template <bool kIntegers>
-void finish_pair(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
-  const int64_t row = panel * kPanel, stride = s.out_stride;
-  uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + row;
-  const TwoPanels<kIntegers> results(s, row, kPanel);
-  for (int64_t t = first; t < end; ++t, sums += sum_stride, out += stride) {
-    const __m512bh both = _mm512_cvtne2ps_pbh((__m512)results.of(sums, 1, t), (__m512)results.of(sums, 0, t));
-    memcpy(out, &both, sizeof both);
-  }
-}
-
-// Gated SiLU of two panels side by side in `sums`, number `panel` of the first rows and of the others.
-template <bool kIntegers>
-void finish_gated(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
-  const int64_t row = panel * kPanel, stride = s.out_stride, half = s.rows();
-  uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + row;
-  const TwoPanels<kIntegers> results(s, row, half);
-  for (int64_t t = first; t < end; ++t, sums += sum_stride, out += stride) {
-    const Vec gate = between<uint16_t>(results.of(sums, 0, t)), up = between<uint16_t>(results.of(sums, 1, t));
-    put_last(out, between<uint16_t>(silu_roughly(gate)) * up, kLanes);
-  }
-}
-
-#endif
 
 // ---- one kind of product ---------------------------------------------------------------------------------------------------
 
@@ -243,22 +113,8 @@ class Product {
     else if (first + piece < m.inputs) next = data + lines * 64;
     if (!turned) return {data, m.panel_bytes(), first, lines, next};
     for (int64_t p = panel; p < end_panel; ++p)
-      turn(data + (p - panel) * m.panel_bytes(), lines, buffer + (p - panel) * stride);
+      turn_lines<Op>(data + (p - panel) * m.panel_bytes(), lines, buffer + (p - panel) * stride);
     return {buffer, stride, first, lines * Op::kSteps, next};
-  }
-
-  static void turn(const uint8_t* from, int64_t lines, uint8_t* to) {
-    for (int64_t i = 0; i < lines; ++i, from += 64, to += Op::kSteps * 64) {
-      __builtin_prefetch(from + 4096, 0, 2);
-      for (int v = 0; v < kVecs; ++v) {
-        const auto line = Op::open(load_lanes(from + v * sizeof(UintVec)));
-#pragma GCC unroll 16
-        for (int n = 0; n < Op::kSteps; ++n) {
-          const UintVec numbers = Op::numbers(line, n);
-          memcpy(to + n * 64 + v * sizeof(UintVec), &numbers, sizeof numbers);
-        }
-      }
-    }
   }
 
   // Tile number i of `tiles` over a piece: one row of tokens, panel after panel.

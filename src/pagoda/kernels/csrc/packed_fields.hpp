@@ -19,6 +19,9 @@ namespace {
 
 constexpr int kVecs = kPanel / kLanes;  // registers of a panel
 
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
 inline UintVec load_lanes(const void* p) {
   UintVec x;
   memcpy(&x, p, sizeof x);
@@ -219,6 +222,22 @@ struct Quads {
   }
 #endif
 };
+
+// Lines as Op multiplies them, Op::kSteps for each.
+template <class Op>
+void turn_lines(const uint8_t* from, int64_t lines, uint8_t* to) {
+  for (int64_t i = 0; i < lines; ++i, from += 64, to += Op::kSteps * 64) {
+    __builtin_prefetch(from + 4096, 0, 2);
+    for (int v = 0; v < kVecs; ++v) {
+      const auto line = Op::open(load_lanes(from + v * sizeof(UintVec)));
+#pragma GCC unroll 16
+      for (int n = 0; n < Op::kSteps; ++n) {
+        const UintVec numbers = Op::numbers(line, n);
+        memcpy(to + n * 64 + v * sizeof(UintVec), &numbers, sizeof numbers);
+      }
+    }
+  }
+}
 
 }  // namespace
 }  // namespace pagoda

@@ -43,7 +43,7 @@ class TileScope {
   TileScope(const TileScope&) = delete;
   TileScope& operator=(const TileScope&) = delete;
 
-  void reshape(const TileShapes& shapes) {  // zeros again
+  void reshape(const TileShapes& shapes) const {  // zeros again
     tile_fence();
     _tile_loadconfig(&shapes);
   }

@@ -1,0 +1,263 @@
+// Slices of rows of a product with a packed weight, in tiles of AMX (tiles.hpp, packed.hpp).
+//
+// A panel's line is a line of B: sixteen lines of two panels (what Op turned them into where they are not multiplied as they are stored)
+// meet the same 64 bytes of up to 32 tokens in four products:
+//
+//              panel q      panel q+1        of a pair
+//            ┌────────────┬────────────┐
+//   tokens   │ C0  +=     │ C1  +=     │     A4, A5: 16 tokens x 64 bytes
+//    0..15   │   A4 x B6  │   A4 x B7  │     B6, B7: 16 lines of a panel
+//            ├────────────┼────────────┤
+//   16..31   │ C2 += A5B6 │ C3 += A5B7 │
+//            └────────────┴────────────┘
+//
+// A result's sum runs over the tiles of inputs in one order, whoever shares its tile and wherever the inputs are cut into pieces, so its bits
+// depend on its token and row alone: every number of tokens is multiplied so, one too (memory limits it as before: 14 GB/s either way).
+// Sums of int8 are those of every other instruction set, sums of bfloat16 pairs are rounded elsewhere.
+
+#include "caches.hpp"
+#include "packed_results.hpp"
+#include "tiles.hpp"
+
+namespace pagoda {
+namespace {
+
+constexpr int64_t kGroup = 2 * kTileRows;     // tokens of a pass
+constexpr int64_t kTileWords = kTileBytes / 4;    // of a token, and lines of a panel, in a tile
+constexpr int64_t kLineTile = kTileWords * 64;    // bytes of a tile of lines
+constexpr int64_t kPairWords = 2 * kPanel;    // sums of a token side by side
+
+// A pair of panels (or one, at the end) times a group of tokens, over a piece of the inputs.
+struct Pass {
+  const uint8_t* tokens;   // first word of the piece
+  int64_t token_bytes;     // between tokens
+  const uint8_t* panels;
+  int64_t panel_bytes;     // between the panels of the pair
+  int64_t tiles;           // whole ones
+  const uint8_t *last_tokens, *last_panels;  // one more, filled up with zeros, [32][64] and [2][16][64]; or null
+  const uint32_t* from;    // what the sums begin with, rows 64 bytes apart (both panels the same) or 128
+  bool begins;
+  uint32_t* to;            // [tokens][kPairWords]
+  const uint8_t* ahead;    // what comes next, into the second cache: `ahead_step` bytes of each of two panels every tile
+  int64_t ahead_step, ahead_panel;
+};
+
+
+#define PAGODA_TILE_PRODUCT(c, a, b)                    \
+  do {                                                  \
+    if constexpr (kIntegers) _tile_dpbsud(c, a, b);     \
+    else _tile_dpbf16ps(c, a, b);                       \
+  } while (0)
+
+// kTall: more than sixteen tokens. kBoth: two panels.
+template <bool kIntegers, bool kTall, bool kBoth>
+void run_pass(const Pass& p) {
+  const int64_t from_bytes = p.begins ? 64 : kPairWords * 4, from_tile = 16 * from_bytes, second = p.begins ? 0 : 64;
+  const char* const from = reinterpret_cast<const char*>(p.from);
+  tile_fence();
+  _tile_loadd(0, from, from_bytes);
+  if constexpr (kBoth) _tile_loadd(1, from + second, from_bytes);
+  if constexpr (kTall) _tile_loadd(2, from + from_tile, from_bytes);
+  if constexpr (kTall && kBoth) _tile_loadd(3, from + from_tile + second, from_bytes);
+  const uint8_t *a = p.tokens, *b = p.panels, *ahead = p.ahead;
+  const auto step = [](const uint8_t* a, int64_t a_bytes, const uint8_t* b, int64_t b_bytes) {
+    _tile_loadd(4, a, a_bytes);
+    _tile_loadd(6, b, 64);
+    PAGODA_TILE_PRODUCT(0, 4, 6);
+    if constexpr (kBoth) {
+      _tile_loadd(7, b + b_bytes, 64);
+      PAGODA_TILE_PRODUCT(1, 4, 7);
+    }
+    if constexpr (kTall) {
+      _tile_loadd(5, a + 16 * a_bytes, a_bytes);
+      PAGODA_TILE_PRODUCT(2, 5, 6);
+      if constexpr (kBoth) PAGODA_TILE_PRODUCT(3, 5, 7);
+    }
+  };
+  for (int64_t i = 0; i < p.tiles; ++i, a += kTileBytes, b += kLineTile) {
+    step(a, p.token_bytes, b, p.panel_bytes);
+    for (int64_t line = 0; line < p.ahead_step; line += 64, ahead += 64) {
+      __builtin_prefetch(ahead, 0, 2);
+      if constexpr (kBoth) __builtin_prefetch(ahead + p.ahead_panel, 0, 2);
+    }
+  }
+  if (p.last_tokens) step(p.last_tokens, kTileBytes, p.last_panels, kLineTile);
+  _tile_stored(0, p.to, kPairWords * 4);
+  if constexpr (kBoth) _tile_stored(1, p.to + kPanel, kPairWords * 4);
+  if constexpr (kTall) _tile_stored(2, p.to + 16 * kPairWords, kPairWords * 4);
+  if constexpr (kTall && kBoth) _tile_stored(3, p.to + 16 * kPairWords + kPanel, kPairWords * 4);
+}
+
+// Tiles for so many tokens, up to kGroup.
+TileShapes shapes_for(int64_t tokens) {
+  const int first = static_cast<int>(smaller(tokens, kTileRows)), second = static_cast<int>(larger(tokens - kTileRows, 1));
+  TileShapes shapes;
+  for (int tile : {0, 1, 4}) shapes.set(tile, first);
+  for (int tile : {2, 3, 5}) shapes.set(tile, second);
+  for (int tile : {6, 7}) shapes.set(tile, kTileRows);
+  return shapes;
+}
+
+// Op: how lines become what is multiplied, at once where kSteps is 1.
+template <class Op>
+class TileProduct {
+ public:
+  explicit TileProduct(const LinearSlice& slice) : s(slice), m(slice.matrix) {
+    const Caches sizes = caches();
+    const int64_t all = larger((m.blocks() * Op::kSteps + kTileWords - 1) / kTileWords, 1);
+    apart = s.gated ? s.rows() / kPanel : 1;
+    // Few tokens follow the weights once through memory, a pair of panels at a time, turned in the first cache. More of them meet blocks
+    // of pairs: a piece of the group's inputs stays in the first cache while the pairs' pieces come from the second.
+    const bool few = s.x.count <= kGroup;
+    const int64_t most = few && !kTurned ? all : larger(sizes.first / 3 / (2 * kLineTile), 1), pieces = (all + most - 1) / most;
+    piece_tiles = (all + pieces - 1) / pieces;
+    many_pieces = piece_tiles < all;
+    block = few ? 1 : 4;
+    const int64_t turned_bytes = kTurned ? block * 2 * piece_tiles * kLineTile : 0;
+    const int64_t held = many_pieces ? (s.x.count + kGroup - 1) / kGroup * block * kGroup * kPairWords * 4 : 0;
+    char* const memory = scratch.need(turned_bytes + held + kGroup * (kPairWords + 16) * 4 + kGroup * kTileBytes + 2 * kLineTile);
+    turned = reinterpret_cast<uint8_t*>(memory);
+    sums = reinterpret_cast<uint32_t*>(memory + turned_bytes);
+    results = sums + held / 4;
+    starts = results + kGroup * kPairWords;
+    last_tokens = reinterpret_cast<uint8_t*>(starts + kGroup * 16);
+    last_panels = last_tokens + kGroup * kTileBytes;
+  }
+
+  void run(int64_t first_panel, int64_t end_panel) {
+    const int64_t width = s.gated ? 1 : 2;  // panels of the slice in a pair
+    const TileScope tiles(shapes_for(smaller(s.x.count, kGroup)));
+    for (int64_t panel = first_panel; panel < end_panel; panel += block * width) {
+      const int64_t end = smaller(end_panel, panel + block * width), words = m.blocks() * Op::kSteps;
+      for (int64_t word = 0; word < words; word += piece_tiles * kTileWords) {
+        const int64_t here = smaller(piece_tiles * kTileWords, words - word);
+        if (kTurned) turn(panel, end, width, word, here);
+        for (int64_t token = 0; token < s.x.count; token += kGroup) run_group(tiles, token, panel, end, end_panel, width, word, here);
+      }
+    }
+  }
+
+ private:
+  static constexpr bool kTurned = Op::kSteps > 1, kIntegers = __is_same(typename Op::Sum, IntVec);
+
+  // A block's pieces as they are multiplied, [pairs][2][tiles of lines], the last of them filled up with zeros.
+  void turn(int64_t panel, int64_t end, int64_t width, int64_t word, int64_t words) {
+    const int64_t stride = piece_tiles * kLineTile, padded = (words + kTileWords - 1) / kTileWords * kTileWords;
+    for (int64_t q = panel, i = 0; q < end; q += width, ++i)
+      for (int64_t p = 0; p < 2 && (s.gated || q + p < end); ++p) {
+        uint8_t* const to = turned + (2 * i + p) * stride;
+        turn_lines<Op>(m.data + (q + p * apart) * m.panel_bytes() + word / Op::kSteps * 64, words / Op::kSteps, to);
+        memset(to + words * 64, 0, (padded - words) * 64);
+      }
+  }
+
+  // Tokens token.. of a group meet the pairs of a block, panel..end.
+  void run_group(const TileScope& tiles, int64_t token, int64_t panel, int64_t end, int64_t end_of_slice, int64_t width, int64_t word,
+                 int64_t words) {
+    const int64_t count = smaller(kGroup, s.x.count - token), whole = words / kTileWords, left = words % kTileWords;
+    const int64_t groups = (s.x.count + kGroup - 1) / kGroup, group = token / kGroup;
+    const bool last = word + words == m.blocks() * Op::kSteps;
+    if (s.x.count > kGroup && (count < kGroup || token == 0)) tiles.reshape(shapes_for(count));
+    if (word == 0) begin(token, count);
+    if (left) keep_last_tokens(token, count, word + whole * kTileWords, left);
+    Pass p;
+    p.tokens = reinterpret_cast<const uint8_t*>(s.x.data + token * s.x.steps + word), p.token_bytes = s.x.steps * 4;
+    p.tiles = whole, p.begins = word == 0;
+    p.last_tokens = left ? last_tokens : nullptr, p.last_panels = last_panels;
+    for (int64_t q = panel, i = 0; q < end; q += width, ++i) {
+      const bool both = s.gated || q + 1 < end;
+      const int64_t piece = piece_tiles * kLineTile;
+      p.panels = kTurned ? turned + 2 * i * piece : m.data + q * m.panel_bytes() + word * 64;
+      p.panel_bytes = kTurned ? piece : apart * m.panel_bytes();
+      if (left) keep_last_panels(p, both, left);
+      uint32_t* const held = sums + (group * block + i) * kGroup * kPairWords;
+      p.from = p.begins ? starts : held, p.to = last ? results : held;
+      fetch_ahead(p, q, end == end_of_slice, word, words, group, groups);
+      pass(p, count, both);
+      if (last) finish(token, count, q, both);
+    }
+  }
+
+  // What sums begin with: zeros, or what makes up for the stored offset.
+  void begin(int64_t token, int64_t count) {
+    for (int64_t t = 0; t < count; ++t) {
+      const UintVec first = kIntegers ? splat_word(s.x.sums[token + t]) : UintVec{};
+      memcpy(starts + t * 16, &first, sizeof first);
+    }
+  }
+
+  void keep_last_tokens(int64_t token, int64_t count, int64_t word, int64_t words) {
+    for (int64_t t = 0; t < count; ++t) {
+      memset(last_tokens + t * kTileBytes, 0, kTileBytes);
+      memcpy(last_tokens + t * kTileBytes, s.x.data + (token + t) * s.x.steps + word, words * 4);
+    }
+  }
+
+  void keep_last_panels(const Pass& p, bool both, int64_t lines) {
+    for (int64_t i = 0; i < (both ? 2 : 1); ++i) {
+      memcpy(last_panels + i * kLineTile, p.panels + i * p.panel_bytes + p.tiles * kLineTile, lines * 64);
+      memset(last_panels + i * kLineTile + lines * 64, 0, kLineTile - lines * 64);
+    }
+  }
+
+  // The groups of tokens share the fetching of what comes next: the next piece of these panels, or the first one of the next block's.
+  // (An address past the end of the data does nothing.)
+  void fetch_ahead(Pass& p, int64_t q, bool last_of_slice, int64_t word, int64_t words, int64_t group, int64_t groups) const {
+    const bool here = word + words < m.blocks() * Op::kSteps;
+    const int64_t panel = here ? q : q + block * (s.gated ? 1 : 2), passes = groups * larger(p.tiles, 1);
+    p.ahead = m.data + panel * m.panel_bytes() + (here ? word + words : 0) / Op::kSteps * 64;
+    p.ahead_panel = apart * m.panel_bytes();
+    p.ahead_step = here || !last_of_slice ? (words / Op::kSteps + passes - 1) / passes * 64 : 0;
+    p.ahead += group * p.tiles * p.ahead_step;
+  }
+
+  static void pass(const Pass& p, int64_t count, bool both) {
+    const bool tall = count > kTileRows;
+    if (both) (tall ? run_pass<kIntegers, true, true> : run_pass<kIntegers, false, true>)(p);
+    else (tall ? run_pass<kIntegers, true, false> : run_pass<kIntegers, false, false>)(p);
+  }
+
+  void finish(int64_t token, int64_t count, int64_t q, bool both) const {
+    const int64_t end = token + count;
+    if (s.gated) return finish_gated<kIntegers>(s, token, end, q, results, kPairWords);
+    if (both && s.dtype == Dtype::bf16 && !s.wide && (q + 2) * kPanel <= m.outputs)
+      return finish_pair<kIntegers>(s, token, end, q, results, kPairWords);
+    for (int64_t i = 0; i < (both ? 2 : 1); ++i) {
+      if (s.dtype == Dtype::f32) finish_panel<kIntegers, float>(s, token, end, q + i, results + i * kPanel, kPairWords);
+      else if (s.wide) finish_panel<kIntegers, uint16_t, float>(s, token, end, q + i, results + i * kPanel, kPairWords);
+      else finish_panel<kIntegers, uint16_t>(s, token, end, q + i, results + i * kPanel, kPairWords);
+    }
+  }
+
+  const LinearSlice& s;
+  const PackedMatrix& m;
+  int64_t piece_tiles = 0, block = 0;  // tiles of inputs, pairs of panels at a time
+  int64_t apart = 1;                   // between the panels of a pair: neighbours, or the two that a gate joins
+  bool many_pieces = false;
+  uint8_t* turned = nullptr;
+  uint32_t *sums = nullptr, *results = nullptr, *starts = nullptr;  // of pieces, [groups][pairs][kGroup][kPairWords]; of one pass
+  uint8_t *last_tokens = nullptr, *last_panels = nullptr;
+};
+
+template <class Op>
+void run(const LinearSlice& s, int64_t first, int64_t end) {
+  TileProduct<Op>(s).run(first, end);
+}
+
+}  // namespace
+
+namespace amx {
+
+void packed_tiles(const LinearSlice& s, int64_t first_row, int64_t end_row) {
+  const int64_t first = first_row / kPanel, end = (end_row + kPanel - 1) / kPanel;
+  if (s.x.count == 0 || first >= end) return;
+  const Format format = s.matrix.format;
+  if (s.x.operand == Operand::s8) return format == Format::int8 ? run<Quads<8>>(s, first, end) : run<Quads<2>>(s, first, end);
+  if (format == Format::bf16) return run<Pairs>(s, first, end);
+  if (format == Format::int8) return run<PairsOf<8>>(s, first, end);
+  if (format == Format::fp8) return run<PairsOfE4M3>(s, first, end);
+  return run<PairsOf<2>>(s, first, end);
+}
+
+}  // namespace amx
+}  // namespace pagoda
