@@ -14,7 +14,7 @@ import torch
 from pagoda import ConfigError, SamplingParams
 from pagoda.engine.calibrations import Calibrations
 from pagoda.engine.selection import PageChooser
-from pagoda.engine.selection_notes import Notes
+from pagoda.engine.selection_notes import Notes, Standing
 from pagoda.kernels import ops
 from pagoda.kernels.ops.page_scores import reference
 from pagoda.kv.choices import Choice
@@ -122,14 +122,40 @@ def same_both_ways(make_llm, monkeypatch, kv: str) -> None:
 
 
 @pytest.mark.host
-@pytest.mark.parametrize("kv", ["quest(pages=3)", "lserve(pages=3)", "longcache(pages=3)", "loki(pages=3)"])
+@pytest.mark.parametrize(
+    "kv",
+    [
+        "quest(pages=3)",
+        "lserve(pages=3)",
+        "longcache(pages=3)",
+        "loki(pages=3)",
+        "shadowkv(pages=3)",
+        "ltri_llm(pages=3)",
+    ],
+)
 def test_a_choice_stands_until_a_page_is_full(make_llm, monkeypatch, kv) -> None:
-    made = []
-    stand = PageChooser._stand
+    """And then a new one is made of it where it can be, which is as one made from nothing."""
+    made, longer = [], []
+    stand, lengthen = PageChooser._stand, PageChooser._stand_longer
+
+    def checked(self: PageChooser, before: Standing, full: bytes) -> Standing | None:
+        found = lengthen(self, before, full)
+        if found is None:
+            return None
+        longer.append(full)
+        anew = stand(self, full)
+        for name in set(Choice.__slots__) - {"turn", "fresh"}:  # another in every step
+            assert np.array_equal(getattr(found.choice, name), getattr(anew.choice, name)), name
+        assert (found.held, found.read, found.room) == (anew.held, anew.read, anew.room)
+        assert (found.scored == anew.scored).all()
+        return found
+
     monkeypatch.setattr(PageChooser, "_stand", lambda self, full: made.append(full) or stand(self, full))
+    monkeypatch.setattr(PageChooser, "_stand_longer", checked)
     make_llm(page_size=8).generate(PROMPTS, params(kv, 25))
     held = [range(len(ids), len(ids) + 24) for ids in PROMPTS]  # tokens before each step of an answer
-    assert len(made) == sum(len({num // 8 for num in each}) for each in held)
+    assert len(made) + len(longer) == sum(len({num // 8 for num in each}) for each in held)
+    assert longer or kv.startswith("ltri")  # whose spans depend on what came before
 
 
 @pytest.mark.host

@@ -6,9 +6,11 @@ import torch
 from pagoda.core.errors import ConfigError
 from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
-from pagoda.kernels.ops.page_scores import KeyPages, PageRule, in_pairs, reference
+from pagoda.kernels.ops.page_scores import KeyPages, PageRule, in_bytes, in_pairs, reference
 
-from .isas import cpu
+from .isas import ISAS, cpu
+
+_cpu = pytest.importorskip("pagoda.kernels._cpu", exc_type=ImportError)
 
 
 @pytest.mark.parametrize("run", [reference, cpu.page_scores])
@@ -65,3 +67,39 @@ def test_equal_outliers_go_by_their_order_and_a_missing_page_is_refused():
 def test_a_rule_that_no_op_follows_is_refused(marks, query, weigh):
     with pytest.raises(ConfigError, match=f"{marks}"):
         PageRule(marks, query, weigh)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_best_pages_are_those_of_a_stable_sort(isa):
+    """Of equals the earlier, newest and (where asked) first of all; NaN, infinities and minus zero are in order."""
+    make = Make()
+    for count in (1, 2, 7, 16, 17, 37, 512):
+        for spread in (0.4, 1000.0):  # many equals, and none
+            scores = (make.normal(count) * spread).round() + 0.0
+            scores[make.permutation(count)[: count // 7]] = -torch.inf
+            scores[make.permutation(count)[: count // 9]] = torch.nan
+            scores[make.permutation(count)[: count // 9]] = -0.0
+            for keep in {1, 2, (count + 3) // 4, count} & set(range(1, count + 1)):
+                for first in (False, True):
+                    plain = scores.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+                    plain[0] = torch.inf if first else plain[0]
+                    plain[-1] = torch.inf
+                    order = sorted(
+                        range(count), key=lambda i: (i != count - 1 and not (first and i == 0), -float(plain[i]), i)
+                    )
+                    out = torch.zeros(keep, dtype=torch.int32)
+                    _cpu.best_pages(scores.data_ptr(), count, keep, first, out.data_ptr(), isa)
+                    assert out.tolist() == sorted(order[:keep])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("dim", "size", "group"), [(64, 16, 7), (13, 8, 9), (20, 32, 1)])
+def test_bytes_are_the_same_on_every_instruction_set(isa, dim, size, group):
+    """Sums of bytes are exact; and what rounding keys and queries loses is less than a hundredth of the products."""
+    make = Make()
+    keys, queries, rule = make.normal(2, 9, size, dim), make.normal(2, group, dim), PageRule("bytes")
+    found = cpu.page_scores(queries, rule, in_bytes(keys), [9, 5], isa=isa)
+    assert torch.equal(found, cpu.page_scores(queries, rule, in_bytes(keys), [9, 5], isa="base"))
+    exact = (queries @ keys.flatten(1, 2).transpose(1, 2)).view(2, group, 9, size).amax((1, 3))
+    there = torch.arange(9) < torch.tensor([9, 5])[:, None]
+    assert ((found - exact).abs()[there] < 0.01 * queries.norm(dim=-1).max() * keys.norm(dim=-1).max()).all()

@@ -133,6 +133,10 @@ class PageStorage:
         """K and V of these pages ``[N, n]``, float32 ``[N, n * page_size, dim]`` each (V None for latent pages)."""
         return gather(self.pages, self.layout, ids, torch.float32)
 
+    def keys(self, ids: torch.Tensor) -> torch.Tensor:
+        """Those of ``gather`` alone."""
+        return gather(self.pages, self.layout, ids, torch.float32, values=False)[0]
+
     def run_copies(self, copies: Sequence[tuple[int, int]]) -> None:
         """Whole pages (source, target): what ``KVManager.take_copies`` gave. All reads come first."""
         if copies:

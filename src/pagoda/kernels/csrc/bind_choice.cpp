@@ -1,6 +1,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "bind.hpp"
 #include "page_scores.hpp"
 
@@ -26,6 +28,12 @@ void bind_choice(nb::module_& m) {
       score_pages(a, at<float>(queries) + head * group * dim, Dtype::f32, dim, isa);
     }
   }, "queries float [kv_heads][group][dim]; marks [kv_heads][room] pages; ids and out [kv_heads][width], of which `held` count.");
+
+  m.def("best_pages", [](uintptr_t scores, int64_t count, int64_t keep, bool first_page, uintptr_t out, const std::string& isa) {
+    std::vector<int32_t> room(count + kPageScorePad), pages(keep + 1);
+    PAGODA_BODY(isa, best_pages)(at<float>(scores), count, keep, first_page, room.data(), pages.data());
+    std::copy_n(pages.begin(), keep, at<int32_t>(out));
+  }, "For tests: scores float [count], of which `keep` (1 … count) pages go to out int32 [keep].");
 }
 
 }  // namespace pagoda

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <numeric>
 #include <stdexcept>
 
@@ -13,22 +12,9 @@ namespace pagoda {
 
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// The `keep` pages of the highest scores in ascending order; of equals the earlier.
-void best_pages(const std::vector<float>& scores, int64_t keep, std::vector<int32_t>& out) {
-  out.resize(scores.size());
-  std::iota(out.begin(), out.end(), 0);
-  std::nth_element(out.begin(), out.begin() + (keep - 1), out.end(), [&](int32_t x, int32_t y) {
-    return scores[x] != scores[y] ? scores[x] > scores[y] : x < y;
-  });
-  out.resize(keep);
-  std::sort(out.begin(), out.end());
-}
-
 struct Working {
-  std::vector<float> scores, votes;
-  std::vector<int32_t> pages;
+  std::vector<float> votes;
+  std::vector<int32_t> keys, pages;
 };
 
 thread_local Working working;
@@ -94,11 +80,8 @@ struct Layer {
       mine.pages.resize(full);
       std::iota(mine.pages.begin(), mine.pages.end(), 0);
     } else {
-      mine.scores.resize(full);
-      for (int64_t i = 0; i < full; ++i) mine.scores[i] = scores[i] == scores[i] ? scores[i] : -kInfinity;
-      mine.scores[full - 1] = kInfinity;
-      if (choice.rules[c].first_page) mine.scores[0] = kInfinity;
-      best_pages(mine.scores, keep, mine.pages);
+      mine.keys.resize(full + kPageScorePad), mine.pages.resize(keep + 1);
+      PAGODA_BODY(isa, best_pages)(scores, full, keep, choice.rules[c].first_page, mine.keys.data(), mine.pages.data());
     }
     if (choice.turns[at(c)]) {
       move(c, head, mine.pages);

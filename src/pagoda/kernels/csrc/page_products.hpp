@@ -110,6 +110,42 @@ inline void pair_products(const PageScoreArgs& a, const PreparedQueries& q, int6
   }
 }
 
+constexpr int64_t kBytesAhead = 4096;  // of pages of bytes, which lie one behind the other
+
+// The same for bytes: four channels of a register of slots at a time, summed without a loss.
+template <int kHeads>
+inline void byte_products(const PageScoreArgs& a, const PreparedQueries& q, int64_t head, const uint8_t* words, int64_t slots,
+                          Vec (&sum)[kHeads]) {
+  const int64_t plane = 4 * a.rule.per_page, count = a.rule.stride / 4;
+  const int8_t* codes = q.codes + head * a.rule.stride;
+  UintVec four{};
+  IntVec total[kHeads];
+#pragma GCC unroll 8
+  for (int h = 0; h < kHeads; ++h) total[h] = IntVec{} - q.offsets[head + h];
+  for (int64_t w = 0; w < count; ++w, words += plane, codes += 4) {
+    __builtin_prefetch(words + kBytesAhead);
+    if (slots == kLanes) memcpy(&four, words, sizeof four);
+    else memcpy(&four, words, 4 * slots);
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; ++h) {
+      const int8_t* code = codes + h * a.rule.stride;
+#if defined(__AVX512VNNI__)
+      int32_t word;
+      memcpy(&word, code, 4);
+      total[h] = (IntVec)_mm512_dpbusd_epi32((__m512i)total[h], (__m512i)four, _mm512_set1_epi32(word));
+#else
+      total[h] += (IntVec)(four & 255u) * int32_t{code[0]} + (IntVec)(four >> 8 & 255u) * int32_t{code[1]} +
+                  (IntVec)(four >> 16 & 255u) * int32_t{code[2]} + (IntVec)(four >> 24) * int32_t{code[3]};
+#endif
+    }
+  }
+  Vec scales{};
+  if (slots == kLanes) memcpy(&scales, words, sizeof scales);
+  else memcpy(&scales, words, 4 * slots);
+#pragma GCC unroll 8
+  for (int h = 0; h < kHeads; ++h) sum[h] = __builtin_convertvector(total[h], Vec) * (scales * q.units[head + h]);
+}
+
 // Pages that are scored together.
 struct Pages {
   int64_t first, end;
@@ -118,17 +154,21 @@ struct Pages {
 // Calls use(head, page, first slot, slots, products [kHeads]) for all slots of the pages, a register of slots at a time.
 template <typename Use>
 void each_column(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, Use use) {
-  const int64_t per_page = a.rule.per_page, apart = a.rule.kind() == Marks::pairs ? a.rule.stride * per_page : per_page;
+  const int64_t per_page = a.rule.per_page;
+  const bool by_channel = a.rule.kind() == Marks::columns;
+  const int64_t apart = by_channel ? 2 * per_page : a.rule.mark_bytes(), slot_bytes = by_channel ? 2 : 4;
   by_heads(a.heads, [&](int64_t head, auto n) {
     for (int64_t page = pages.first; page < pages.end; ++page) {
-      const uint16_t* columns = (const uint16_t*)a.marks + page * apart;
+      const char* marks = a.marks + page * apart;
       for (int64_t slot = 0; slot < per_page; slot += kLanes) {
         const int64_t slots = per_page - slot < kLanes ? per_page - slot : kLanes;
         Vec sum[n.value];
 #pragma GCC unroll 8
         for (int h = 0; h < n.value; ++h) sum[h] = Vec{};
-        if (a.rule.kind() == Marks::pairs) pair_products(a, q, head, columns + 2 * slot, slots, sum);
-        else column_products(a, q, head, columns + slot, slots, sum);
+        const char* at = marks + slot * slot_bytes;
+        if (a.rule.kind() == Marks::bytes) byte_products(a, q, head, (const uint8_t*)at, slots, sum);
+        else if (a.rule.kind() == Marks::pairs) pair_products(a, q, head, (const uint16_t*)at, slots, sum);
+        else column_products(a, q, head, (const uint16_t*)at, slots, sum);
         use(head, page, slot, slots, sum);
       }
     }

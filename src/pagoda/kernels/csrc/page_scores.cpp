@@ -18,15 +18,17 @@ namespace {
 constexpr float kAhead = 2.0f;  // of a page that goes before all others, whose shares are below 1
 
 struct Working {
-  std::vector<float> raw, prepared, words, room;
-  std::vector<int32_t> channels, order;
+  std::vector<float> raw, prepared, words, room, units, size;
+  std::vector<int32_t> channels, order, offsets;
+  std::vector<int8_t> codes;
 };
 
 thread_local Working working;
 
 // The `rank` channels in which the group's queries are largest, in their order; each head grows by what it leaves out.
 void thin(const PageScoreArgs& a, int64_t rank, Working& w) {
-  std::vector<float> size(a.dim);
+  std::vector<float>& size = w.size;
+  size.assign(a.dim, 0.0f);
   for (int64_t h = 0; h < a.heads; ++h)
     for (int64_t d = 0; d < a.dim; ++d) size[d] += std::fabs(w.raw[h * a.dim + d]);
   w.order.resize(a.dim);
@@ -53,6 +55,25 @@ void round_to_bf16(std::vector<float>& numbers, std::vector<float>& words) {
   for (size_t i = 0; i < numbers.size(); ++i) halves[i] = bf16_bits(numbers[i]), numbers[i] = bf16_value(halves[i]);
   words.resize(halves.size() / 2);
   std::memcpy(words.data(), halves.data(), words.size() * sizeof(float));
+}
+
+// Each head's numbers to 127ths of its largest, ties to even.
+void round_to_bytes(const PageScoreArgs& a, int64_t width, Working& w) {
+  const int64_t stride = a.rule.stride;
+  w.codes.assign(a.heads * stride, 0), w.units.resize(a.heads), w.offsets.resize(a.heads);
+  for (int64_t h = 0; h < a.heads; ++h) {
+    const float* q = &w.prepared[h * width];
+    float top = 0.0f;
+    for (int64_t d = 0; d < width; ++d) top = std::max(top, std::fabs(q[d]));
+    const float unit = top > 0.0f ? 127.0f / top : 0.0f;
+    int32_t sum = 0;
+    for (int64_t d = 0; d < width; ++d) {
+      const float shifted = q[d] * unit + 12582912.0f;  // 1.5 * 2^23: the integer is in its lowest bits
+      const int32_t code = static_cast<int32_t>(bits_of(shifted)) - 0x4b400000;
+      w.codes[h * stride + d] = static_cast<int8_t>(code), sum += code;
+    }
+    w.units[h] = top * (1.0f / 127.0f), w.offsets[h] = 128 * sum;
+  }
 }
 
 void prepare(const PageScoreArgs& a, int64_t width, Working& w) {
@@ -127,7 +148,11 @@ void score_pages(const PageScoreArgs& a, const void* queries, Dtype dtype, int64
     round_to_bf16(w.prepared, w.words);
     q.words = w.words.data();
   }
-  q.are_bf16 = are_bf16(w.prepared);
+  if (a.rule.kind() == Marks::bytes) {
+    round_to_bytes(a, q.width, w);
+    q.codes = w.codes.data(), q.units = w.units.data(), q.offsets = w.offsets.data();
+  }
+  q.are_bf16 = a.rule.kind() == Marks::keys && are_bf16(w.prepared);
   q.queries = w.prepared.data(), q.channels = w.channels.empty() ? nullptr : w.channels.data(), q.room = w.room.data();
   PAGODA_BODY(isa, run_page_scores)(a, q);
   if (a.outliers > 0) put_outliers_ahead(a, w);

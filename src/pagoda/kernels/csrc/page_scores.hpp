@@ -3,6 +3,8 @@
 //   marks     rows     float [page][mark][stride]   bounds of boxes, mean keys            product of a query with each mark
 //             columns  bfloat16 [channel][page of `room`][slot]   the numbers of every key, of which some are read   with each slot
 //             pairs    bfloat16 [page][two channels][slot][2]   the same, for queries that want all of them, as bfloat16
+//             bytes    uint8 [page][four channels][slot][4]     the same in half of the bytes: code + 128, then float [slot]
+//                      scales; queries are rounded to 127ths of a head's largest number
 //             codes    int16 [page][slot]   which of `given` [codes][width] is near       with each of `given`, looked up by slot
 //             keys     the keys in the page                                               with each slot
 //   weigh     product: the largest of a page is its score. softmax: over all of a head's. peak: e^(x - the head's largest).
@@ -18,7 +20,7 @@
 
 namespace pagoda {
 
-enum class Marks : int32_t { rows = 0, columns = 1, codes = 2, keys = 3, pairs = 4 };
+enum class Marks : int32_t { rows = 0, columns = 1, codes = 2, keys = 3, pairs = 4, bytes = 5 };
 // What becomes of a query first: nothing; max(q, 0) beside min(q, 0); its product with `given` [dim][width]; a turn by `turn`; its `rank`
 // channels that are largest over the group.
 enum class Query : int32_t { plain = 0, split = 1, project = 2, turn = 3, thin = 4 };
@@ -28,7 +30,7 @@ enum class Weigh : int32_t { product = 0, softmax = 1, peak = 2 };
 struct PageRule {
   int32_t marks = 0, query = 0, weigh = 0, sum_heads = 0;
   int32_t per_page = 1;    // marks, codes or slots of a page
-  int32_t stride = 0;      // rows: numbers between two marks; columns, pairs: channels that are kept
+  int32_t stride = 0;      // rows: numbers between two marks; columns, pairs, bytes: channels that are kept
   int32_t rank = 0;        // of Query::thin
   int32_t first_page = 0;  // whether the first page is always read; scores do not say so
 
@@ -44,7 +46,14 @@ struct PageRule {
   }
   int64_t mark_bytes() const {  // of a page
     const int64_t numbers = int64_t{per_page} * stride;
-    return kind() == Marks::rows ? 4 * numbers : kind() == Marks::columns || kind() == Marks::pairs ? 2 * numbers : kind() == Marks::codes ? 2 * per_page : 0;
+    switch (kind()) {
+      case Marks::rows: return 4 * numbers;
+      case Marks::columns:
+      case Marks::pairs: return 2 * numbers;
+      case Marks::bytes: return numbers + 4 * per_page;
+      case Marks::codes: return 2 * per_page;
+      default: return 0;
+    }
   }
 };
 
@@ -88,6 +97,10 @@ struct PreparedQueries {
   bool are_bf16 = false;  // all of them numbers of bfloat16
   const int32_t* channels = nullptr;
   const float* words = nullptr;  // [heads][width / 2] pairs of bfloat16, for marks in pairs; `queries` are rounded then
+  // For marks of bytes: [heads][stride] codes, and of each head what one is worth, and 128 times their sum.
+  const int8_t* codes = nullptr;
+  const float* units = nullptr;
+  const int32_t* offsets = nullptr;
   float* room = nullptr;
 };
 
@@ -102,5 +115,9 @@ inline int64_t page_score_room(const PageScoreArgs& a) {
 }
 
 PAGODA_DECLARE_BODIES(void, run_page_scores, (const PageScoreArgs&, const PreparedQueries&))
+
+// Writes the `keep` pages (1 … count) of the highest scores to `out` [keep + 1], in ascending order; of equals the earlier. Before all
+// others come the first page, where `first_page`, and the newest; NaN counts as the lowest. `room`: [count + kPageScorePad].
+PAGODA_DECLARE_BODIES(void, best_pages, (const float* scores, int64_t count, int64_t keep, bool first_page, int32_t* room, int32_t* out))
 
 }  // namespace pagoda

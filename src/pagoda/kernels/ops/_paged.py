@@ -13,24 +13,29 @@ from ..layout import PageLayout
 GATHER_BYTES = 32 << 20
 
 
-def gather(pages: Tensor, layout: PageLayout, ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def gather(
+    pages: Tensor, layout: PageLayout, ids: Tensor, dtype: torch.dtype, values: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """K and V of runs of pages, as contiguous slots.
 
-    ids ``[N, B]`` int; returns k ``[N, B*page_size, k_dim]`` and v ``[N, B*page_size, v_dim]`` (None for latent pages),
-    decoded where there is a codec and cast to ``dtype``. Two index_selects over half-page rows: 7 us a page list of 16,
-    where advanced indexing takes 19.
+    ids ``[N, B]`` int; returns k ``[N, B*page_size, k_dim]`` and v ``[N, B*page_size, v_dim]`` (None for latent pages,
+    and without ``values``), decoded where there is a codec and cast to ``dtype``. Two index_selects over half pages:
+    7 us a page list of 16, where advanced indexing takes 19.
     """
     num, blocks = ids.shape
     flat, shape = ids.reshape(-1), (num, blocks * layout.page_size)
-    planes = [
-        pages[:, at : at + layout.page_size * width].index_select(0, flat).view(*shape, width)
-        for at, width in layout.planes
-    ]
-    if layout.codec is not None:
-        count = len(planes) // 2
-        dims = (layout.k_dim, layout.v_dim)[:count]
-        planes = [layout.codec.decode(planes[i], planes[count + i], dim) for i, dim in enumerate(dims)]
-    return planes[0].to(dtype), planes[1].to(dtype) if layout.v_dim else None
+    dims = (layout.k_dim, layout.v_dim)[: 2 if layout.v_dim else 1]
+
+    def plane(index: int) -> Tensor:
+        at, width = layout.planes[index]
+        return pages[:, at : at + layout.page_size * width].index_select(0, flat).view(*shape, width)
+
+    def numbers(index: int) -> Tensor:
+        if layout.codec is None:
+            return plane(index).to(dtype)
+        return layout.codec.decode(plane(index), plane(len(dims) + index), dims[index]).to(dtype)
+
+    return numbers(0), numbers(1) if values and layout.v_dim else None
 
 
 def pairs_by_length(lens: Sequence[int], bytes_per_slot: int) -> Iterator[list[int]]:

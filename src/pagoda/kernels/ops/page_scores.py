@@ -27,7 +27,7 @@ from ..dispatch import Needs, Op
 from ..layout import PageLayout
 from ._paged import gather
 
-MARKS = ("rows", "columns", "codes", "keys", "pairs")
+MARKS = ("rows", "columns", "codes", "keys", "pairs", "bytes")
 QUERIES = ("plain", "split", "project", "turn", "thin")
 WEIGHS = ("product", "softmax", "peak")
 
@@ -40,6 +40,8 @@ class PageRule:
             columns  bfloat16 ``[H, P, W, B]``, a mark for every slot, laid out channel by channel: ``[H, W, P, B]`` in
                      memory (`by_channel`)
             pairs    bfloat16 ``[H, P, W / 2, B, 2]`` (`in_pairs`): two channels at a time; queries are rounded alike
+            bytes    uint8 ``[H, P, W4 / 4 + 1, B, 4]`` (`in_bytes`): four channels at a time, and each slot's
+                     scale; queries are rounded to 127ths of a head's largest number
             codes    int16 ``[H, P, B]``: the number of each slot's vector in ``given [H, C, W]``
             keys     the keys in the pages
     query   plain    as it is, W = D              split    max(q, 0) beside min(q, 0), W = 2 D
@@ -49,7 +51,7 @@ class PageRule:
     weigh   product (not of keys or codes), softmax or peak; then heads are summed, or the largest of them counts
     """
 
-    marks: Literal["rows", "columns", "codes", "keys", "pairs"] = "rows"
+    marks: Literal["rows", "columns", "codes", "keys", "pairs", "bytes"] = "rows"
     query: Literal["plain", "split", "project", "turn", "thin"] = "plain"
     weigh: Literal["product", "softmax", "peak"] = "product"
     sum_heads: bool = False
@@ -79,6 +81,9 @@ class PageRule:
         elif self.marks == "pairs":
             assert marks is not None
             stride, per_page = 2 * marks.shape[2], marks.shape[3]
+        elif self.marks == "bytes":
+            assert marks is not None
+            stride, per_page = 4 * (marks.shape[2] - 1), marks.shape[3]
         kinds = MARKS.index(self.marks), QUERIES.index(self.query), WEIGHS.index(self.weigh)
         return [*kinds, self.sum_heads, per_page, stride, self.rank, first_page]
 
@@ -91,6 +96,23 @@ def by_channel(heads: int, pages: int, channels: int, slots: int, dtype: torch.d
 def in_pairs(numbers: Tensor) -> Tensor:
     """Numbers of slots ``[H, P, B, W]``, W even, as marks: bfloat16 ``[H, P, W / 2, B, 2]``."""
     return numbers.bfloat16().unflatten(-1, (-1, 2)).transpose(2, 3)
+
+
+def in_bytes(numbers: Tensor) -> Tensor:
+    """Numbers of slots ``[H, P, B, W]`` as marks: uint8 ``[H, P, W4 / 4 + 1, B, 4]``, W4 the next multiple of four. A
+    number is (byte - 128) times its slot's scale, a float32 whose four bytes come last.
+    """
+    numbers = torch.nn.functional.pad(numbers.float(), (0, -numbers.shape[-1] % 4))
+    scales = numbers.abs().amax(-1, keepdim=True) / 127
+    codes = (numbers / scales.clamp(min=1e-30)).round_().add_(128).to(torch.uint8)
+    words = codes.unflatten(-1, (-1, 4)).transpose(2, 3)
+    return torch.cat([words, scales.view(torch.uint8).unsqueeze(2)], 2)
+
+
+def _out_of_bytes(marks: Tensor) -> Tensor:
+    """float32 ``[H, P, B, W4]``."""
+    scales = marks[:, :, -1].contiguous().view(torch.float32)  # [H, P, B, 1]
+    return (marks[:, :, :-1].transpose(2, 3).flatten(3).float() - 128) * scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +180,12 @@ def reference(
         assert marks is not None
         pages, per_page, q = marks.shape[1], marks.shape[3], q.bfloat16().float()
         vectors = marks.float().transpose(2, 3).flatten(3).flatten(1, 2)
+    elif rule.marks == "bytes":
+        assert marks is not None
+        pages, per_page = marks.shape[1], marks.shape[3]
+        unit = q.abs().amax(-1, keepdim=True) / 127
+        q = (q / unit.clamp(min=1e-30)).round() * unit
+        vectors = _out_of_bytes(marks)[..., :width].flatten(1, 2)
     else:
         assert marks is not None
         columns = marks.float()
@@ -241,6 +269,8 @@ def _case(
         found["marks"].copy_(make.normal(heads, pages, width, size))  # type: ignore[attr-defined]
     elif rule.marks == "pairs":
         found["marks"] = in_pairs(make.normal(heads, pages + 3, size, width))[:, :pages]
+    elif rule.marks == "bytes":
+        found["marks"] = in_bytes(make.normal(heads, pages + 3, size, width))[:, :pages]
     elif rule.marks == "codes":
         found["marks"] = make.permutation(heads * pages * size).remainder(9).to(torch.int16).view(heads, pages, size)
         found["given"] = make.normal(heads, 9, width)
@@ -277,6 +307,10 @@ def _cases() -> list[dict[str, object]]:
         {"rule": PageRule("keys", **voted), "pages": 37, "held": (37, 16)},  # type: ignore[arg-type]
         {"rule": PageRule("columns", "thin", rank=9, **voted), "pages": 40, "held": (33, 40)},  # type: ignore[arg-type]
         {"rule": PageRule("pairs", weigh="peak", sum_heads=True), "pages": 18},
+        {"rule": PageRule("bytes", "turn", **best), "pages": 7, "size": 32, "held": (7, 0)},  # type: ignore[arg-type]
+        {"rule": PageRule("bytes", **best), "pages": 6, "group": 16, "size": 8, "dim": 13, "held": (6, 1)},  # type: ignore[arg-type]
+        {"rule": PageRule("bytes", **voted), "pages": 37, "group": 3, "held": (37, 17)},  # type: ignore[arg-type]
+        {"rule": PageRule("bytes", **voted), "pages": 5, "size": 4, "dim": 64},  # type: ignore[arg-type]
         {"rule": PageRule("keys", **voted), "pages": 7},  # type: ignore[arg-type]
         {"rule": PageRule("keys", **voted), "pages": 5, "group": 10, "size": 32, "held": (1, 5)},  # type: ignore[arg-type]
         {"rule": PageRule("keys", **voted), "pages": 5, "dim": 20, "size": 8, "dtype": torch.float32},  # type: ignore[arg-type]

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 BFLOAT16, FLOAT32 = 2, 4
 
 
+def byte_marks(page_size: int, dim: int) -> float:
+    """Bytes of a page's marks of bytes (`PageRule`): whole words, and a scale for each slot."""
+    return page_size * (-(-dim // 4) * 4 + FLOAT32)
+
+
 @dataclass
 class Look:
     """One decode step of one sequence in one layer. H kv-heads, G query heads each, P full pages of the longest.
@@ -101,6 +106,9 @@ class PageSelection(Selection):
         """int64 [L, H]: pages that each head reads of its ``full`` ones; ``learned`` ``[L, H, …]``."""
         import numpy as np
 
+        one = int(full.flat[0])
+        if (full == one).all():
+            return np.full(full.shape, self.num_pages(one), np.int64)
         sizes, which = np.unique(full, return_inverse=True)
         return np.array([self.num_pages(int(size)) for size in sizes], np.int64)[which].reshape(full.shape)
 
@@ -122,9 +130,11 @@ class PageSelection(Selection):
         """
         return keys[..., :0, 0]
 
-    def sketch_layers(self, keys: Tensor, memory: Sequence[dict[str, Tensor]]) -> Tensor | None:
-        """``sketch`` of pages of all layers at once, float32 [L, H, n, page_size, D] -> [L, H, n, …]. None: it has to
-        be asked layer by layer.
+    def sketch_layers(
+        self, keys: Tensor, memory: Sequence[dict[str, Tensor]], first: int, learned: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """``sketch_as`` of pages of all layers at once, float32 [L, H, n, page_size, D] -> [L, H, n, …]; ``learned``
+        ``[L, …]``. None: it has to be asked layer by layer. Else what the rule is given stays the same.
         """
         return self.sketch(keys.flatten(0, 1), {}).unflatten(0, keys.shape[:2]) if self.alone else None
 

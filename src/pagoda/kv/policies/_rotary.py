@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
 
 def turn(x: Tensor, by: Tensor, freq: Tensor) -> Tensor:
-    """Rotates [H, N, D] by ``by`` ([N] or [H, N]) positions more; channel i turns with channel i + D / 2, ``freq``
-    [1, D / 2].
+    """Rotates [..., N, D] by ``by`` (positions [N], or what broadcasts) more; channel i turns with channel i + D / 2,
+    at ``freq`` [D / 2] (or what broadcasts beside positions).
     """
     import torch
 
-    cos, sin = _cos_sin(by.to(torch.float32)[..., None] * freq.to(x.device).view(1, -1))
+    cos, sin = _cos_sin(by.to(torch.float32)[..., None] * freq.to(x.device))
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 

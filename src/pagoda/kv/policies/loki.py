@@ -53,7 +53,9 @@ class Loki(PageSelection):
             memory["basis"] = pad(basis, (0, basis.shape[-1] % 2)).contiguous()
         return in_pairs(keys @ memory["basis"][:, None])
 
-    def sketch_layers(self, keys: Tensor, memory: Sequence[dict[str, Tensor]]) -> Tensor | None:
+    def sketch_layers(
+        self, keys: Tensor, memory: Sequence[dict[str, Tensor]], first: int, learned: Mapping[str, Tensor]
+    ) -> Tensor | None:
         import torch
 
         from ...kernels.ops.page_scores import in_pairs

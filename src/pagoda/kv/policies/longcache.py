@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._pages import BFLOAT16, PageSelection
+from ._pages import PageSelection, byte_marks
 from ._rotary import angles, turn
 from .base import Need
 
@@ -23,7 +23,7 @@ class LongCache(PageSelection):
     longer than what is read, however long the context (position reassignment). Frequencies come from ``pagoda calibrate
     longcache MODEL``.
 
-    Keys without positions are held a second time, in bfloat16, to be looked at.
+    Keys without positions are held a second time, as bytes with a scale each, to be looked at.
 
     Deviations: a page stands for the paper's segment around a chosen token, a head chooses for its group alone, and in
     the prompt everything is read with true positions: only decode steps choose.
@@ -36,12 +36,12 @@ class LongCache(PageSelection):
     keeps_first: ClassVar[bool] = True
 
     def mark_bytes(self, page_size: int, dim: int) -> float:
-        return page_size * dim * BFLOAT16
+        return byte_marks(page_size, dim)
 
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule
 
-        return PageRule("pairs", "turn")
+        return PageRule("bytes", "turn")
 
     def turn(self, position: int, learned: Mapping[str, Tensor]) -> Tensor:
         return angles(-position, _frequencies(learned))
@@ -52,19 +52,29 @@ class LongCache(PageSelection):
         return angles(page_size * torch.arange(num)[:, None], _frequencies(learned)[:, None])
 
     def sketch_as(self, keys: Tensor, memory: dict[str, Tensor], first: int, learned: Mapping[str, Tensor]) -> Tensor:
-        import torch
+        return _without_positions(keys, first, _frequencies(learned))
 
-        from ...kernels.ops.page_scores import in_pairs
-
-        heads, pages, size, width = keys.shape
-        at = torch.arange(first * size, (first + pages) * size, device=keys.device)
-        still = turn(keys.reshape(heads, -1, width), -at, _frequencies(learned))
-        return in_pairs(still.view(keys.shape))
+    def sketch_layers(
+        self, keys: Tensor, memory: Sequence[dict[str, Tensor]], first: int, learned: Mapping[str, Tensor]
+    ) -> Tensor:
+        return _without_positions(keys, first, _frequencies(learned)[:, None, None])
 
     def moved(self, keys: Tensor, gaps: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
         heads, pages, size, width = keys.shape
         by = gaps.repeat_interleave(size, 1)
         return turn(keys.reshape(heads, -1, width), by, _frequencies(learned)).view(heads, pages, size, width)
+
+
+def _without_positions(keys: Tensor, first: int, freq: Tensor) -> Tensor:
+    """Marks [..., H, n, …] of keys [..., H, n, page_size, D] from page ``first`` on."""
+    import torch
+
+    from ...kernels.ops.page_scores import in_bytes
+
+    pages, size, _ = keys.shape[-3:]
+    at = torch.arange(first * size, (first + pages) * size, device=keys.device)
+    still = turn(keys.flatten(-3, -2), -at, freq).view(keys.shape)
+    return in_bytes(still.reshape(-1, *keys.shape[-3:])).unflatten(0, keys.shape[:-3])
 
 
 def _frequencies(learned: Mapping[str, Tensor]) -> Tensor:
