@@ -16,7 +16,7 @@ from pagoda.engine.calibrations import Calibrations
 from pagoda.engine.selection import PageChooser
 from pagoda.engine.selection_notes import Notes, Standing
 from pagoda.kernels import ops
-from pagoda.kernels.ops.page_scores import reference
+from pagoda.kernels.ops.page_scores import corners, reference
 from pagoda.kv.choices import Choice
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
@@ -198,7 +198,7 @@ def test_a_step_that_breaks_lets_go_of_its_choosers(make_llm, monkeypatch, caplo
 def test_a_score_of_ones_own_is_asked_between_the_layers(make_llm, monkeypatch) -> None:
     def bound(self: Quest, look: Look) -> torch.Tensor:
         asked.append(look.layer)
-        high, low = look.read_keys().amax(2), look.read_keys().amin(2)
+        high, low = corners(look.read_keys()).float().chunk(2, -1)  # as they are noted
         q = look.queries
         return (q.clamp(min=0) @ high.transpose(1, 2) + q.clamp(max=0) @ low.transpose(1, 2)).amax(1)
 

@@ -6,7 +6,7 @@ import torch
 from pagoda.core.errors import ConfigError
 from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
-from pagoda.kernels.ops.page_scores import KeyPages, PageRule, in_bytes, in_pairs, reference
+from pagoda.kernels.ops.page_scores import KeyPages, PageRule, corners, in_bytes, in_pairs, reference
 
 from .isas import ISAS, cpu
 
@@ -20,6 +20,9 @@ def test_no_key_in_a_box_is_above_its_bound(run):
     boxes = torch.cat([keys.amax(3), keys.amin(3)], -1)
     products = (queries @ keys.flatten(1, 3).transpose(1, 2)).amax(1).view(2, 5, 12).amax(-1)
     assert (run(queries, rule, boxes, [5, 5]) >= products - 1e-5).all()
+    halves = run(queries, PageRule("halves", "split"), corners(keys), [5, 5])
+    assert (halves >= products - 1e-5).all()
+    assert (halves - run(queries, rule, boxes, [5, 5]) < 0.01 * queries.abs().sum(-1).max() * keys.abs().max()).all()
     one = torch.cat([keys[..., :1, :].amax(3), keys[..., :1, :].amin(3)], -1)  # a box around one key is the key
     exact = (queries @ keys[..., 0, :].flatten(1, 2).transpose(1, 2)).amax(1).view(2, 5, 3).amax(-1)
     torch.testing.assert_close(run(queries, rule, one, [5, 5]), exact)

@@ -32,14 +32,17 @@ void by_heads(int64_t heads, Act act) {
   }
 }
 
+constexpr int64_t kRowsAhead = 2048;  // bytes
+
 // Products of kHeads queries with one row: a register of the row is read once for all heads.
-template <int kHeads>
-inline void row_products(const float* queries, int64_t width, const float* row, float (&out)[kHeads]) {
+template <int kHeads, typename Number>
+inline void row_products(const float* queries, int64_t width, const Number* row, float (&out)[kHeads]) {
   Vec sum[kHeads];
 #pragma GCC unroll 8
   for (int h = 0; h < kHeads; ++h) sum[h] = Vec{};
   int64_t d = 0;
   for (; d + kLanes <= width; d += kLanes) {
+    __builtin_prefetch((const char*)(row + d) + kRowsAhead);
     const Vec part = load(row + d);
 #pragma GCC unroll 8
     for (int h = 0; h < kHeads; ++h) sum[h] += load(queries + h * width + d) * part;
@@ -47,12 +50,13 @@ inline void row_products(const float* queries, int64_t width, const float* row, 
 #pragma GCC unroll 8
   for (int h = 0; h < kHeads; ++h) {
     out[h] = total_of(sum[h]);
-    for (int64_t i = d; i < width; ++i) out[h] += queries[h * width + i] * row[i];
+    for (int64_t i = d; i < width; ++i) out[h] += queries[h * width + i] * widen(row[i]);
   }
 }
 
 // products [heads][ld]: of `count` rows.
-void store_row_products(const float* queries, int64_t heads, int64_t width, const float* rows, int64_t stride, int64_t count,
+template <typename Number>
+void store_row_products(const float* queries, int64_t heads, int64_t width, const Number* rows, int64_t stride, int64_t count,
                         float* products, int64_t ld) {
   by_heads(heads, [&](int64_t head, auto n) {
     float found[n.value];
@@ -150,6 +154,13 @@ inline void byte_products(const PageScoreArgs& a, const PreparedQueries& q, int6
 struct Pages {
   int64_t first, end;
 };
+
+// The first numbers of each channel that is read, which no other number's fetching reaches.
+inline void fetch_columns(const PageScoreArgs& a, const PreparedQueries& q) {
+  const int64_t channel = a.room * a.rule.per_page, count = a.pages * a.rule.per_page;
+  for (int64_t i = 0; i < (count < kNumbersAhead ? count : kNumbersAhead); i += 32)
+    for (int64_t w = 0; w < q.width; ++w) __builtin_prefetch((const uint16_t*)a.marks + (q.channels ? q.channels[w] : w) * channel + i);
+}
 
 // Calls use(head, page, first slot, slots, products [kHeads]) for all slots of the pages, a register of slots at a time.
 template <typename Use>

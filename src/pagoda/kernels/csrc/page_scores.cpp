@@ -33,7 +33,9 @@ void thin(const PageScoreArgs& a, int64_t rank, Working& w) {
     for (int64_t d = 0; d < a.dim; ++d) size[d] += std::fabs(w.raw[h * a.dim + d]);
   w.order.resize(a.dim);
   std::iota(w.order.begin(), w.order.end(), 0);
-  std::stable_sort(w.order.begin(), w.order.end(), [&](int32_t x, int32_t y) { return size[x] > size[y]; });
+  if (rank < a.dim)
+    std::nth_element(w.order.begin(), w.order.begin() + rank, w.order.end(),
+                     [&](int32_t x, int32_t y) { return size[x] != size[y] ? size[x] > size[y] : x < y; });
   w.channels.assign(w.order.begin(), w.order.begin() + rank);
   std::sort(w.channels.begin(), w.channels.end());
   for (int64_t h = 0; h < a.heads; ++h) {

@@ -1,6 +1,7 @@
 // How much each full page of a head promises the queries of its group, without attending to it (ops/page_scores.py has the contract).
 //
 //   marks     rows     float [page][mark][stride]   bounds of boxes, mean keys            product of a query with each mark
+//             halves   bfloat16, the same
 //             columns  bfloat16 [channel][page of `room`][slot]   the numbers of every key, of which some are read   with each slot
 //             pairs    bfloat16 [page][two channels][slot][2]   the same, for queries that want all of them, as bfloat16
 //             bytes    uint8 [page][four channels][slot][4]     the same in half of the bytes: code + 128, then float [slot]
@@ -20,7 +21,7 @@
 
 namespace pagoda {
 
-enum class Marks : int32_t { rows = 0, columns = 1, codes = 2, keys = 3, pairs = 4, bytes = 5 };
+enum class Marks : int32_t { rows = 0, columns = 1, codes = 2, keys = 3, pairs = 4, bytes = 5, halves = 6 };
 // What becomes of a query first: nothing; max(q, 0) beside min(q, 0); its product with `given` [dim][width]; a turn by `turn`; its `rank`
 // channels that are largest over the group.
 enum class Query : int32_t { plain = 0, split = 1, project = 2, turn = 3, thin = 4 };
@@ -30,7 +31,7 @@ enum class Weigh : int32_t { product = 0, softmax = 1, peak = 2 };
 struct PageRule {
   int32_t marks = 0, query = 0, weigh = 0, sum_heads = 0;
   int32_t per_page = 1;    // marks, codes or slots of a page
-  int32_t stride = 0;      // rows: numbers between two marks; columns, pairs, bytes: channels that are kept
+  int32_t stride = 0;      // rows, halves: numbers between two marks; columns, pairs, bytes: channels that are kept
   int32_t rank = 0;        // of Query::thin
   int32_t first_page = 0;  // whether the first page is always read; scores do not say so
 
@@ -48,6 +49,7 @@ struct PageRule {
     const int64_t numbers = int64_t{per_page} * stride;
     switch (kind()) {
       case Marks::rows: return 4 * numbers;
+      case Marks::halves:
       case Marks::columns:
       case Marks::pairs: return 2 * numbers;
       case Marks::bytes: return numbers + 4 * per_page;

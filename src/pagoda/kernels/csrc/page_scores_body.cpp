@@ -4,8 +4,9 @@
 namespace pagoda {
 namespace {
 
+template <typename Number>
 void best_of_rows(const PageScoreArgs& a, const PreparedQueries& q) {
-  const float* rows = (const float*)a.marks;
+  const Number* rows = (const Number*)a.marks;
   const int64_t stride = a.rule.stride, per_page = a.rule.per_page;
   by_heads(a.heads, [&](int64_t head, auto n) {
     float found[n.value];
@@ -58,7 +59,7 @@ Part sum_part(const float* products, int64_t count, int64_t per_page, float unit
 
 // Whether a page's worth is a sum over its heads and slots: then it can be taken a few pages at a time.
 bool sums_by_part(const PageRule& rule) {
-  return rule.sum_heads && rule.kind() != Marks::rows && rule.kind() != Marks::codes && rule.per_page % kLanes == 0;
+  return rule.sum_heads && rule.kind() != Marks::rows && rule.kind() != Marks::halves && rule.kind() != Marks::codes && rule.per_page % kLanes == 0;
 }
 
 // What weigh() and sum_slots() come to then, while products are in the first cache and the next keys on their way: each part is
@@ -198,12 +199,17 @@ void best_pages(const float* scores, int64_t count, int64_t keep, bool first_pag
 }
 
 void run_page_scores(const PageScoreArgs& a, const PreparedQueries& q) {
-  if (Weigh(a.rule.weigh) == Weigh::product) return a.rule.kind() == Marks::rows ? best_of_rows(a, q) : best_of_columns(a, q);
+  if (a.rule.kind() == Marks::columns) fetch_columns(a, q);
+  if (Weigh(a.rule.weigh) == Weigh::product) {
+    if (a.rule.kind() == Marks::rows) return best_of_rows<float>(a, q);
+    return a.rule.kind() == Marks::halves ? best_of_rows<uint16_t>(a, q) : best_of_columns(a, q);
+  }
   if (sums_by_part(a.rule)) return sum_by_part(a, q);
   const int64_t count = products_of(a), ld = count + kPageScorePad;
   float *products = q.room, *worth = products + a.heads * ld, *room = worth + count + kPageScorePad;
   switch (a.rule.kind()) {
     case Marks::rows: store_row_products(q.queries, a.heads, q.width, (const float*)a.marks, a.rule.stride, count, products, ld); break;
+    case Marks::halves: store_row_products(q.queries, a.heads, q.width, (const uint16_t*)a.marks, a.rule.stride, count, products, ld); break;
     case Marks::codes: store_row_products(q.queries, a.heads, q.width, a.given, q.width, count, products, ld); break;
     default: store_slot_products(a, q, {0, a.pages}, room, {products, ld});
   }

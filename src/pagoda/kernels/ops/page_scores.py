@@ -27,7 +27,7 @@ from ..dispatch import Needs, Op
 from ..layout import PageLayout
 from ._paged import gather
 
-MARKS = ("rows", "columns", "codes", "keys", "pairs", "bytes")
+MARKS = ("rows", "columns", "codes", "keys", "pairs", "bytes", "halves")
 QUERIES = ("plain", "split", "project", "turn", "thin")
 WEIGHS = ("product", "softmax", "peak")
 
@@ -37,6 +37,7 @@ class PageRule:
     """How pages are judged. H kv-heads, P pages of B marks (or slots), W numbers in a mark.
 
     marks   rows     float32 ``[H, P, B, W]``
+            halves   bfloat16, the same
             columns  bfloat16 ``[H, P, W, B]``, a mark for every slot, laid out channel by channel: ``[H, W, P, B]`` in
                      memory (`by_channel`)
             pairs    bfloat16 ``[H, P, W / 2, B, 2]`` (`in_pairs`): two channels at a time; queries are rounded alike
@@ -51,7 +52,7 @@ class PageRule:
     weigh   product (not of keys or codes), softmax or peak; then heads are summed, or the largest of them counts
     """
 
-    marks: Literal["rows", "columns", "codes", "keys", "pairs", "bytes"] = "rows"
+    marks: Literal["rows", "columns", "codes", "keys", "pairs", "bytes", "halves"] = "rows"
     query: Literal["plain", "split", "project", "turn", "thin"] = "plain"
     weigh: Literal["product", "softmax", "peak"] = "product"
     sum_heads: bool = False
@@ -69,7 +70,7 @@ class PageRule:
     def numbers(self, marks: Tensor | None, page_size: int, first_page: bool = False) -> list[int]:
         """As `csrc/page_scores.hpp` reads it."""
         per_page, stride = page_size, 0
-        if self.marks == "rows":
+        if self.marks in ("rows", "halves"):
             assert marks is not None
             per_page, stride = marks.shape[2], marks.shape[3]
         elif self.marks == "columns":
@@ -107,6 +108,15 @@ def in_bytes(numbers: Tensor) -> Tensor:
     codes = (numbers / scales.clamp(min=1e-30)).round_().add_(128).to(torch.uint8)
     words = codes.unflatten(-1, (-1, 4)).transpose(2, 3)
     return torch.cat([words, scales.view(torch.uint8).unsqueeze(2)], 2)
+
+
+def corners(keys: Tensor) -> Tensor:
+    """Keys of boxes ``[…, n, D]`` as marks in halves: bfloat16 ``[…, 2 D]``, each channel's largest number, then its
+    smallest, both further out by 1 / 256, which is more than rounding takes: no key in a box is above its bound.
+    """
+    high, low = keys.amax(-2), keys.amin(-2)
+    outer = torch.add(high, high.abs(), alpha=1 / 256), torch.sub(low, low.abs(), alpha=1 / 256)
+    return torch.cat(outer, -1).bfloat16()
 
 
 def _out_of_bytes(marks: Tensor) -> Tensor:
@@ -172,10 +182,10 @@ def reference(
         assert marks is not None
         assert given is not None
         vectors, (pages, per_page) = given, marks.shape[1:]
-    elif rule.marks == "rows":
+    elif rule.marks in ("rows", "halves"):
         assert marks is not None
         pages, per_page = marks.shape[1:3]
-        vectors = marks[..., :width].flatten(1, 2)
+        vectors = marks[..., :width].float().flatten(1, 2)
     elif rule.marks == "pairs":
         assert marks is not None
         pages, per_page, q = marks.shape[1], marks.shape[3], q.bfloat16().float()
@@ -264,6 +274,8 @@ def _case(
     found: dict[str, object] = {"queries": queries, "rule": rule, "marks": None, "held": list(held or [pages] * heads)}
     if rule.marks == "rows":
         found["marks"] = make.normal(heads, pages + 3, parts, width + bool(outliers))[:, :pages]
+    elif rule.marks == "halves":
+        found["marks"] = make.normal(heads, pages + 3, parts, width).bfloat16()[:, :pages]
     elif rule.marks == "columns":
         found["marks"] = by_channel(heads, pages + 3, width, size, torch.bfloat16)[:, :pages]
         found["marks"].copy_(make.normal(heads, pages, width, size))  # type: ignore[attr-defined]
@@ -293,6 +305,8 @@ def _cases() -> list[dict[str, object]]:
         {"rule": box, "pages": 9},
         {"rule": box, "pages": 5, "heads": 3, "group": 9, "dim": 13, "parts": 4, "held": (5, 0, 2)},
         {"rule": box, "pages": 0},
+        {"rule": PageRule("halves", "split", **best), "pages": 9},  # type: ignore[arg-type]
+        {"rule": PageRule("halves", **voted), "pages": 7, "dim": 13, "parts": 3, "held": (7, 2)},  # type: ignore[arg-type]
         {"rule": part, "pages": 21},
         {"rule": part, "pages": 6, "group": 16, "size": 8, "held": (6, 1)},
         {"rule": PageRule("pairs", "turn", **best), "pages": 7, "size": 32},  # type: ignore[arg-type]

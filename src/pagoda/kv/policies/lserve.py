@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least
-from ._pages import FLOAT32, PageSelection
+from ._pages import BFLOAT16, PageSelection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,19 +45,18 @@ class LServe(PageSelection):
         return self.reuse
 
     def mark_bytes(self, page_size: int, dim: int) -> float:
-        return -(-page_size // self.part) * 2 * dim * FLOAT32
+        return -(-page_size // self.part) * 2 * dim * BFLOAT16
 
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule
 
-        return PageRule("rows", "split")
+        return PageRule("halves", "split")
 
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        import torch
+        from ...kernels.ops.page_scores import corners
 
         heads, pages, size, width = keys.shape
-        parts = keys.view(heads, pages, size // self.part, self.part, width)
-        return torch.cat([parts.amax(3), parts.amin(3)], -1)  # [H, n, parts, 2 D]
+        return corners(keys.view(heads, pages, size // self.part, self.part, width))  # [H, n, parts, 2 D]
 
 
 POLICY = LServe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._pages import FLOAT32, PageSelection
+from ._pages import BFLOAT16, PageSelection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,17 +26,17 @@ class Quest(PageSelection):
     remote: ClassVar[bool] = True
 
     def mark_bytes(self, page_size: int, dim: int) -> float:
-        return 2 * dim * FLOAT32
+        return 2 * dim * BFLOAT16
 
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule
 
-        return PageRule("rows", "split")
+        return PageRule("halves", "split")
 
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        import torch
+        from ...kernels.ops.page_scores import corners
 
-        return torch.cat([keys.amax(2), keys.amin(2)], -1)[:, :, None]  # [H, n, 1, 2 D]
+        return corners(keys)[:, :, None]  # [H, n, 1, 2 D]
 
 
 POLICY = Quest
