@@ -138,7 +138,7 @@ def test_a_choice_stands_until_a_page_is_full(make_llm, monkeypatch, kv) -> None
     made, longer = [], []
     stand, lengthen = PageChooser._stand, PageChooser._stand_longer
 
-    def checked(self: PageChooser, before: Standing, full: bytes) -> Standing | None:
+    def checked(self: PageChooser, before: Standing, full: int | bytes) -> Standing | None:
         found = lengthen(self, before, full)
         if found is None:
             return None

@@ -104,7 +104,8 @@ class PageChooser:
         page is full.
         """
         notes, table = self._notes, self._table
-        full = (table.lens // np.int32(table.fmt.page_size)).tobytes()
+        size = table.fmt.page_size
+        full = int(table.lens[0]) // size if table.num_rows == 1 else (table.lens // np.int32(size)).tobytes()
         standing = notes.standing
         if standing is None or standing.full != full:
             standing = notes.standing = (standing and self._stand_longer(standing, full)) or self._stand(full)
@@ -114,7 +115,7 @@ class PageChooser:
             self._renew(standing)
         return standing.choice
 
-    def _stand_longer(self, before: Standing, full_pages: bytes) -> Standing | None:
+    def _stand_longer(self, before: Standing, full_pages: int | bytes) -> Standing | None:
         """``_stand`` where every head has filled one page since: what changes is noted, little else is asked. None
         where there is more to do (no room, sketches that are made layer by layer, heads that differ).
 
@@ -147,7 +148,7 @@ class PageChooser:
         made = self._policy.sketch_layers(keys.unflatten(0, notes.sketched.shape), notes.memory, page, self._learned)
         return made is not None and notes.write_layers(page, made)
 
-    def _stand(self, full_pages: bytes) -> Standing:
+    def _stand(self, full_pages: int | bytes) -> Standing:
         policy, notes, rule = self._policy, self._notes, self._rule
         assert rule is not None
         (num_layers, num_heads), full = self._full.shape, self._full

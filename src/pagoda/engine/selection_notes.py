@@ -14,12 +14,13 @@ from ..kv.policies._pages import PageSelection
 
 @dataclass(slots=True)
 class Standing:
-    """A choice that stands while these pages are full (`PageTable.lens` in pages). ``held`` and ``read``: pages of a
-    step by it; ``scored``: bool [L, H], heads that score where scores are made; ``room``: of pages, where what it
-    points to lies; ``turn``: what it points to and nobody else holds; ``num_bytes`` of the notes, once asked for.
+    """A choice that stands while these pages are ``full`` (`PageTable.lens` in pages, those of all rows side by side).
+    ``held`` and ``read``: pages of a step by it; ``scored``: bool [L, H], heads that score where scores are made;
+    ``room``: of pages, where what it points to lies; ``turn``: what it points to and nobody else holds; ``num_bytes``
+    of the notes, once asked for.
     """
 
-    full: bytes
+    full: int | bytes
     choice: Choice
     held: int
     read: int
