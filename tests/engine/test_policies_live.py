@@ -147,7 +147,7 @@ def test_attention_summed_up_token_by_token_chooses_as_attention_computed_again(
     monkeypatch.setattr(observing, "_note", lambda due, summed: received.extend(due) or note(due, summed))
     summed = make_llm(page_size=8).generate(prompts, params(kv, 40))
     num = len(received)
-    assert num > 8, "nothing was summed up"
+    assert num >= 8, "nothing was summed up"
     monkeypatch.setattr(Sequence, "sums", lambda *_: False)
     again = make_llm(page_size=8, max_num_seqs=3).generate(prompts, params(kv, 40))
     assert len(received) == num

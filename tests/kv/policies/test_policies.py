@@ -137,7 +137,7 @@ def test_every_policy_finds_what_the_queries_look_for(name: str) -> None:
     """All queries look for one key in the middle: methods that see queries or attention keep it, and their budget."""
     policy = POLICIES.get(name)
     fields = {field.name for field in dataclasses.fields(policy)}  # type: ignore[arg-type]
-    small = {"window": 8, "top": 4, "span": 4, "bits": 24, "every": 8, "budget": 24}
+    small = {"window": 8, "top": 4, "span": 4, "bits": 24, "every": 8, "budget": 24, "kernel": 5}
     made = policy(**{key: value for key, value in small.items() if key in fields})  # type: ignore[operator]
     if Need.CALIBRATION in made.needs:
         pytest.skip(f"{name} looks where its calibration tells it")
@@ -150,6 +150,36 @@ def test_every_policy_finds_what_the_queries_look_for(name: str) -> None:
     if made.needs & {Need.QUERIES, Need.PROBS, Need.RECEIVED}:
         assert kept[:, :, 41].all()
         assert kept[:, :, -1].all()
+
+
+@pytest.mark.parametrize("name", ["alisa", "corm"])
+def test_a_slot_that_is_looked_for_speaks_for_its_neighbours(name: str) -> None:
+    """What follows a fact that a question finds is looked for later only: with ``kernel=1``, the paper's, it goes."""
+    around = slice(38, 45)
+    for kernel in (1, 7):
+        made = parse_policy(f"{name}(budget=24, every=4, window=4, kernel={kernel})")
+        kept = made.act(inputs(90, 4, planted=41)).keep  # type: ignore[union-attr]
+        assert kept[:, :, 41].all()
+        assert bool(kept[:, :, around].all()) == (kernel == 7)
+
+
+def test_scope_gives_the_prompt_its_room_until_the_answer_comes_for_it() -> None:
+    """A budget of 40, acts every 16: the first leaves 4 slots free, later ones 16, of which the prompt keeps 16."""
+    scope = parse_policy("scope(budget=40, every=16, window=8, prompt_share=0.4)").eviction
+    acts = [90]
+    while len(acts) < 4:
+        acts.append(scope.next_act(acts[-1], 90))  # type: ignore[union-attr, arg-type]
+    assert acts == [90, 94, 110, 126]
+    memory: dict[str, object] = {}
+    held, of_prompt = 90, []
+    for act in acts:
+        case = dataclasses.replace(inputs(held, 8, planted=20, prompt_len=90), num_seen=act, memory=memory)
+        keep = scope.act(case).keep  # type: ignore[union-attr]
+        assert keep.sum(-1).unique().tolist() == [36 if act == 90 else 24]
+        of_prompt.append(memory["prompt"])
+        held = int(keep[0, 0].sum()) + (4 if act == 90 else 16)
+        assert held == 40
+    assert of_prompt == [36, 20, 16, 16]
 
 
 def test_recent_streaming_and_random() -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...core.errors import ConfigError, choices
-from ._budget import at_least, looks_back
+from ._budget import at_least, looks_back, odd
 from ._scored import Rolling, Scored
+from ._vote import pool_mean
 from .base import Need
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ class Attendre(Scored, Rolling):
 
     Deviations: for causal models only, so there is no queue of waiting queries; between acts the last ``window``
     queries are counted.
+
+    ``kernel`` as in snapkv. Counts are flat, so that neighbours cost other slots their place: with ``kernel=13`` 68 %
+    of lantern's recall stays at a quarter of the KV (29 without), and the KL doubles (0.060 beside 0.026).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2401.04881"
@@ -31,11 +35,13 @@ class Attendre(Scored, Rolling):
     rule: str = "lfa"
     top: int = 32
     window: int = 8
+    kernel: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("top", self.top, 1)
         looks_back(self.window)
+        odd("kernel", self.kernel)
         if self.rule not in ("lfa", "lra"):
             raise ConfigError(choices("rule", self.rule, ("lfa", "lra")))
 
@@ -48,7 +54,7 @@ class Attendre(Scored, Rolling):
             else:
                 newest = inputs.num_seen - chosen.shape[1] + chosen.new_tensor(range(chosen.shape[1]))
                 held[layer.index] = held[layer.index].maximum((chosen * newest[:, None]).amax(1))
-        return held
+        return pool_mean(held, self.kernel) if self.kernel > 1 else held
 
     def _chosen(self, layer: LayerInputs) -> Tensor:
         attention = layer.attention.sum(1)

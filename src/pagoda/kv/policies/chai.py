@@ -24,6 +24,9 @@ class CHAI(WindowedCodec):
 
     Deviations: who belongs together is found once for a model (the paper's CHAI-static) and not from the first tokens
     of each request; every layer has as many clusters; of grouped queries, those of a kv-head stay together.
+
+    For models of many heads (the paper's have 32 and more): lantern has two kv-heads a layer, and half of them is one
+    key for all, which recalls 4 %; ``keys=1.0`` is exact.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.08058"

@@ -20,6 +20,9 @@ class H2O(ScoredAndNewest):
 
     ``recent_share`` of the budget goes to the newest tokens, the rest to heavy hitters.
     Deviation: acts every ``every`` tokens, not after each; grouped query heads vote together.
+
+    Finds no fact again (recall is that of keeping nothing, 25 %): a sum over all queries hardly knows the question, the
+    last few of them. Averaged over 13 neighbours as in snapkv it still recalls 33 %.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.14048"

@@ -21,6 +21,10 @@ class Scissorhands(Scored, Rolling):
     (algorithm 2 counts those that gave less); the newest ``keep_recent`` stay.
 
     Deviation: equals are decided by the attention received, where the paper leaves it open; one budget for all layers.
+
+    Finds no fact again (recall is that of keeping nothing, 25 %): a count takes a query that looks hard at one place
+    for no more than one that grazes many. Averaged over 13 neighbours as in snapkv, counts recall 30 % and sums of the
+    attention (alisa's) 93 %.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.17118"

@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scope(Scored, Rolling):
-    """``prompt_share`` of the budget holds the prompt, chosen as SnapKV does; the rest holds the newest tokens of the
-    answer and those that its last ``window`` queries dwelt on, from the second act on. Until then the answer needs no
-    room, and the prompt has it.
+    """``prompt_share`` of the budget is the prompt's for good, chosen as SnapKV does; the rest is the answer's, its
+    newest tokens and those that its last ``window`` queries dwelt on. The prompt has that room until the answer comes
+    for it, token by token (the adaptive form of section 3.2); the first act leaves a quarter of ``every`` free.
 
-    The sliding, discontinuous form (section 3.2: the pool is revised every so many tokens, here ``every``). Deviations:
-    the pool of the answer is of one size, so that the budget is a ceiling, where the paper's adaptive form lets
-    it grow; what of the prompt is beyond its part goes when the answer comes for its room. What an act leaves of a
+    The pool is revised every so many tokens, here ``every`` (discontinuous). Deviations: prompt and answer share one
+    budget, so that it is a ceiling, where the paper adds the answer's to the prompt's. What an act leaves of a
     small budget must hold more than the prompt's part: at a quarter of 400 tokens ``every=32`` with 0.75 of the budget
     for the prompt leaves nothing of the answer (perplexity 99; 81 as it is here).
     """
@@ -44,15 +43,23 @@ class Scope(Scored, Rolling):
         share("prompt_share", self.prompt_share)
         odd("kernel", self.kernel)
 
+    def next_act(self, num_seen: int, prompt_len: int) -> int:
+        budget = token_budget(self.budget, prompt_len)
+        first, free = self._first(budget, prompt_len), self._free(budget)
+        return first if num_seen < first else super().next_act(num_seen - free, prompt_len) + free
+
     def act(self, inputs: Inputs, allocator: Allocator | None = None) -> Choice:
-        slots, received = self.slots_after(inputs.prompt_len), inputs.received
-        part = round(self.prompt_share * token_budget(self.budget, inputs.prompt_len))
-        part = max(1, min(part, slots - self.recent(slots)))
+        budget, received = token_budget(self.budget, inputs.prompt_len), inputs.received
+        is_first = inputs.num_seen == self._first(budget, inputs.prompt_len)
+        slots = self.slots_after(inputs.prompt_len) if is_first else max(1, budget - self._interval(budget))
         held = inputs.memory.get("prompt", min(inputs.prompt_len, inputs.num_slots))  # of the prompt, the first of all
         assert isinstance(held, int)
-        all_prompt = held == inputs.num_slots
+        all_prompt, answer = held == inputs.num_slots, inputs.num_seen - inputs.prompt_len
+        recent = self.recent(slots) if all_prompt else min(self.recent(slots), answer)
+        part = max(1, min(round(self.prompt_share * budget), slots - recent))
+        part = max(part, slots - answer)  # the answer needs no more yet
         inputs.memory["prompt"] = min(held, slots if all_prompt else part)
-        sinks, recent = fitting(0 if all_prompt else min(held, part), self.recent(slots), slots)
+        sinks, recent = fitting(0 if all_prompt else min(held, part), recent, slots)
         choice = Choice(
             inputs.lens, inputs.num_slots, inputs.same(slots), received, sinks, recent, pool=self.kernel
         )  # fmt: skip
@@ -69,6 +76,15 @@ class Scope(Scored, Rolling):
         best = keep_best(scores[..., :held], scores.new_full(scores.shape[:2], part).long())
         scores[..., :held] = torch.where(best, math.inf, -math.inf)
         return scores
+
+    def slots_after(self, prompt_len: int) -> int:
+        """... the first act; later ones leave ``every`` free."""
+        budget = token_budget(self.budget, prompt_len)
+        return max(1, budget - self._free(budget))
+
+    def _free(self, budget: int) -> int:
+        """Slots that the first act leaves for the answer: a short one is over before the second."""
+        return max(1, self._interval(budget) // 4)
 
     def recent(self, slots: int) -> int:
         return max(1, min(self.window, slots // 4))
