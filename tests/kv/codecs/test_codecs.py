@@ -25,7 +25,7 @@ from pagoda.kv.storage import PageStorage
 
 dispatch.load_providers()
 CODEC_NAMES = CODECS.names()
-DIMS = [1, 2, 31, 32, 33, 64, 80, 128, 193]
+DIMS = [1, 2, 5, 8, 9, 31, 32, 33, 40, 64, 80, 128, 193]
 FORMAT = KVFormat(num_layers=2, num_kv_heads=2, k_dim=64, v_dim=64, page_size=16, dtype="bfloat16")
 BYTES_OF_64 = {"int8": 66, "fp8": 66, "int4": 40}  # K, or V, of one slot of one head
 
@@ -95,7 +95,7 @@ def test_slots_are_independent(codec: Any) -> None:
 
 
 @pytest.mark.parametrize("page_size", [1, 8, 16])
-@pytest.mark.parametrize("dims", [(64, 64), (96, 0), (33, 50)])
+@pytest.mark.parametrize("dims", [(64, 64), (96, 0), (33, 50), (8, 40)])
 def test_bytes_are_exact_everywhere(codec: Any, dims: tuple[int, int], page_size: int) -> None:
     """Accounting, storage, layout and the C++ kernels count the same bytes."""
     fmt = with_dtype(KVFormat(3, 2, *dims, page_size, "float32"), codec.name)
@@ -135,7 +135,7 @@ def written(codec: Any, dims: tuple[int, int], dtype: torch.dtype) -> tuple[Page
     return layout, pages, arguments
 
 
-@pytest.mark.parametrize("dims", [(64, 64), (33, 50), (96, 0)])
+@pytest.mark.parametrize("dims", [(64, 64), (33, 50), (96, 0), (8, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_written_bytes_are_the_references(codec: Any, dims: tuple[int, int], dtype: torch.dtype) -> None:
     """Every body writes the same bytes as ``encode``, with every instruction set."""
@@ -152,7 +152,7 @@ def test_written_bytes_are_the_references(codec: Any, dims: tuple[int, int], dty
         assert torch.equal(got, expected), isa
 
 
-@pytest.mark.parametrize("dims", [(64, 64), (33, 50), (96, 0)])
+@pytest.mark.parametrize("dims", [(64, 64), (33, 50), (96, 0), (8, 5)])
 def test_gather_decodes(codec: Any, dims: tuple[int, int], implementation: str) -> None:
     layout, pages, arguments = written(codec, dims, torch.float32)
     kv_write(pages=pages, **arguments)
@@ -164,7 +164,7 @@ def test_gather_decodes(codec: Any, dims: tuple[int, int], implementation: str) 
 
 
 @pytest.mark.parametrize("q_lens", [[1, 1, 1], [9, 1, 40]], ids=["decode", "chunks"])
-@pytest.mark.parametrize("dims", [(64, 64), (128, 96), (33, 50), (96, 0)], ids=str)
+@pytest.mark.parametrize("dims", [(64, 64), (128, 96), (33, 50), (96, 0), (8, 40)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_attention_equals_decoding_first(
     codec: Any, dtype: torch.dtype, dims: tuple[int, int], q_lens: list[int], implementation: str
@@ -227,7 +227,7 @@ def test_shared_beginnings_are_read_once_with_the_same_bits(codec: Any, byte_pro
     assert {seqs for seqs, *_ in items} >= {(0, 1, 2)}
 
 
-@pytest.mark.parametrize("dims", [(64, 64), (33, 50), (96, 0)])
+@pytest.mark.parametrize("dims", [(64, 64), (33, 50), (96, 0), (8, 5)])
 def test_moves_and_copies_carry_codes_and_scales(codec: Any, dims: tuple[int, int], implementation: str) -> None:
     layout, pages, arguments = written(codec, dims, torch.float32)
     kv_write(pages=pages, **arguments)

@@ -45,11 +45,29 @@ inline void each_int4_group(int64_t dim, Act act) {
     act(g, first, dim - first < kInt4Group ? dim - first : kInt4Group);
 }
 
+// A number of six bits (sign, two of exponent, three of mantissa: e2m3), from four bits and two: in 0 ... 7.5.
+inline float e2m3_value(unsigned low, unsigned high) {
+  const unsigned size = low | (high & 1u) << 4;
+  const float value = size < 16 ? 0.125f * float(size) : size < 24 ? 0.25f * float(size - 8) : 0.5f * float(size - 16);
+  return high & 2u ? -value : value;
+}
+
+// A short group of an int4 row: the lower four bits of its codes lie as others' codes, the upper two behind them.
+inline void widen_short(const uint8_t* codes, uint16_t scale, int64_t columns, float* out) {
+  const int64_t half = (columns + 1) / 2;
+  const float unit = widen(scale);
+  for (int64_t i = 0; i < columns; ++i) {
+    const unsigned low = i < half ? codes[i] & 15u : codes[i - half] >> 4;
+    out[i] = e2m3_value(low, codes[half + i / 4] >> 2 * (i % 4) & 3u) * unit;
+  }
+}
+
 inline void widen_int4(const uint8_t* codes, const uint16_t* scales, int64_t dim, float* out) {
   each_int4_group(dim, [&](int64_t g, int64_t first, int64_t here) {
+    const uint8_t* in = codes + g * (kInt4Group / 2);
+    if (here <= kInt4Short) return widen_short(in, scales[2 * g], here, out + first);
     const float unit = widen(scales[2 * g]), least = widen(scales[2 * g + 1]);
     const int64_t half = (here + 1) / 2;
-    const uint8_t* in = codes + g * (kInt4Group / 2);
     for (int64_t i = 0; i < half; ++i) out[first + i] = float(in[i] & 15u) * unit + least;
     for (int64_t i = half; i < here; ++i) out[first + i] = float(in[i - half] >> 4) * unit + least;
   });
@@ -126,6 +144,11 @@ inline void widen_codes(const CodeTable& table, const char* const* rows, int cou
 inline void widen_int4(const uint8_t* codes, const uint16_t* scales, int64_t dim, uint16_t* out) {
   const Vec steps = (Vec)_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   each_int4_group(dim, [&](int64_t g, int64_t first, int64_t here) {
+    if (here <= kInt4Short) {
+      alignas(32) float wide[kInt4Short] = {};
+      widen_short(codes + g * (kInt4Group / 2), scales[2 * g], here, wide);
+      return _mm_storeu_si128((__m128i*)(out + first), (__m128i)_mm256_cvtneps_pbh(_mm256_load_ps(wide)));
+    }
     const __m256i numbers = (__m256i)_mm512_cvtneps_pbh(steps * widen(scales[2 * g]) + splat(widen(scales[2 * g + 1])));
     const int64_t half = (here + 1) / 2;
     const __m128i bytes = _mm_maskz_loadu_epi8(__mmask16((1u << half) - 1), codes + g * (kInt4Group / 2));

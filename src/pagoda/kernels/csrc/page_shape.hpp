@@ -16,13 +16,17 @@ struct Plane {
 };
 
 constexpr int64_t kInt4Group = 32;  // columns that share a scale and a minimum
+constexpr int64_t kInt4Short = 8;   // a group of at most so many has six bits a number and a scale instead
 
 inline int64_t row_bytes(Store store, int64_t dim) {
   switch (store) {
     case Store::f32: return 4 * dim;
     case Store::bf16:
     case Store::f16: return 2 * dim;
-    case Store::int4: return dim / kInt4Group * (kInt4Group / 2) + (dim % kInt4Group + 1) / 2;
+    case Store::int4: {
+      const int64_t rest = dim % kInt4Group;
+      return dim / kInt4Group * (kInt4Group / 2) + (rest + 1) / 2 + (rest <= kInt4Short ? (rest + 3) / 4 : 0);
+    }
     default: return dim;
   }
 }
@@ -32,7 +36,10 @@ inline int64_t scale_bytes(Store store, int64_t dim) {  // bfloat16 numbers
   switch (store) {
     case Store::int8:
     case Store::fp8: return 2;
-    case Store::int4: return (dim + kInt4Group - 1) / kInt4Group * 4;  // scale and minimum of each group
+    case Store::int4: {  // scale and minimum of each group, of a short one the scale alone
+      const int64_t rest = dim % kInt4Group;
+      return (dim + kInt4Group - 1) / kInt4Group * 4 - (rest > 0 && rest <= kInt4Short ? 2 : 0);
+    }
     default: return 0;
   }
 }

@@ -47,9 +47,30 @@ void encode_fp8(const float* x, int64_t dim, uint8_t* codes, uint16_t* scale) {
   for (int64_t d = 0; d < dim; ++d) codes[d] = unit > 0.0f ? e4m3_bits(x[d] / unit) : 0;
 }
 
+// `size` in 0 ... 7.5 as e2m3 without its sign: steps of 1/8 below 2, then of 1/4 and 1/2.
+inline unsigned e2m3_bits(float size) {
+  if (size < 2.0f) return unsigned(round_even(8.0f * size));
+  return size < 4.0f ? 8 + unsigned(round_even(4.0f * size)) : 16 + unsigned(round_even(2.0f * size));
+}
+
+// As `widen_short` of attention_rows.hpp reads it.
+void encode_short(const float* x, int64_t columns, uint8_t* codes, uint16_t* scale) {
+  *scale = bf16_above(largest_size(x, columns) / 7.5f);
+  const float unit = widen(*scale);
+  const int64_t half = (columns + 1) / 2;
+  memset(codes, 0, size_t(half + (columns + 3) / 4));
+  for (int64_t i = 0; i < columns; ++i) {
+    const float number = unit > 0.0f ? x[i] / unit : 0.0f;
+    const unsigned size = e2m3_bits(number < 0.0f ? -number : number), sign = number < 0.0f && size > 0 ? 2u : 0u;
+    codes[i < half ? i : i - half] |= uint8_t(i < half ? size & 15u : (size & 15u) << 4);
+    codes[half + i / 4] |= uint8_t((size >> 4 | sign) << 2 * (i % 4));
+  }
+}
+
 void encode_int4(const float* x, int64_t dim, uint8_t* codes, uint16_t* scales) {
   for (int64_t first = 0; first < dim; first += kInt4Group, scales += 2) {
     const int64_t here = dim - first < kInt4Group ? dim - first : kInt4Group, half = (here + 1) / 2;
+    if (here <= kInt4Short) return encode_short(x + first, here, codes, scales);
     float low = x[first], high = x[first];
     for (int64_t d = first; d < first + here; ++d) low = x[d] < low ? x[d] : low, high = x[d] > high ? x[d] : high;
     scales[1] = bf16_below(low + 0.0f);  // + 0: of -0 and 0 either may be called the smallest or largest
