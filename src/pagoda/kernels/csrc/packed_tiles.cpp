@@ -26,6 +26,7 @@ constexpr int64_t kGroup = 2 * kTileRows;     // tokens of a pass
 constexpr int64_t kTileWords = kTileBytes / 4;    // of a token, and lines of a panel, in a tile
 constexpr int64_t kLineTile = kTileWords * 64;    // bytes of a tile of lines
 constexpr int64_t kPairWords = 2 * kPanel;    // sums of a token side by side
+constexpr int64_t kRing = 4;                  // pairs of tiles that are turned ahead of their products
 
 // A pair of panels (or one, at the end) times a group of tokens, over a piece of the inputs.
 struct Pass {
@@ -35,6 +36,7 @@ struct Pass {
   int64_t panel_bytes;     // between the panels of the pair
   int64_t tiles;           // whole ones
   const uint8_t *last_tokens, *last_panels;  // one more, filled up with zeros, [32][64] and [2][16][64]; or null
+  uint8_t* ring;           // [kRing][2][16][64], where lines are turned on the way
   const uint32_t* from;    // what the sums begin with, rows 64 bytes apart (both panels the same) or 128
   bool begins;
   uint32_t* to;            // [tokens][kPairWords]
@@ -49,8 +51,18 @@ struct Pass {
     else _tile_dpbf16ps(c, a, b);                       \
   } while (0)
 
-// kTall: more than sixteen tokens. kBoth: two panels.
-template <bool kIntegers, bool kTall, bool kBoth>
+// Lines as they lie in memory, or as they were turned before.
+struct AsTheyAre {
+  static constexpr bool kTurns = false;
+};
+template <class Op>
+struct OnTheWay : Op {
+  static constexpr bool kTurns = true;
+};
+
+// kTall: more than sixteen tokens. kBoth: two panels. Turn: an Op that turns a tile of lines into the ring while the tile before is
+// multiplied, so that memory, turning and products overlap (int8 and one token: 7 GB/s of weights were read when pieces were turned first).
+template <bool kIntegers, bool kTall, bool kBoth, class Turn>
 void run_pass(const Pass& p) {
   const int64_t from_bytes = p.begins ? 64 : kPairWords * 4, from_tile = 16 * from_bytes, second = p.begins ? 0 : 64;
   const char* const from = reinterpret_cast<const char*>(p.from);
@@ -59,7 +71,6 @@ void run_pass(const Pass& p) {
   if constexpr (kBoth) _tile_loadd(1, from + second, from_bytes);
   if constexpr (kTall) _tile_loadd(2, from + from_tile, from_bytes);
   if constexpr (kTall && kBoth) _tile_loadd(3, from + from_tile + second, from_bytes);
-  const uint8_t *a = p.tokens, *b = p.panels, *ahead = p.ahead;
   const auto step = [](const uint8_t* a, int64_t a_bytes, const uint8_t* b, int64_t b_bytes) {
     _tile_loadd(4, a, a_bytes);
     _tile_loadd(6, b, 64);
@@ -74,11 +85,28 @@ void run_pass(const Pass& p) {
       if constexpr (kBoth) PAGODA_TILE_PRODUCT(3, 5, 7);
     }
   };
-  for (int64_t i = 0; i < p.tiles; ++i, a += kTileBytes, b += kLineTile) {
-    step(a, p.token_bytes, b, p.panel_bytes);
-    for (int64_t line = 0; line < p.ahead_step; line += 64, ahead += 64) {
-      __builtin_prefetch(ahead, 0, 2);
-      if constexpr (kBoth) __builtin_prefetch(ahead + p.ahead_panel, 0, 2);
+  const uint8_t *a = p.tokens, *b = p.panels, *ahead = p.ahead;
+  if constexpr (Turn::kTurns) {
+    constexpr int64_t kLines = kTileWords / Turn::kSteps;  // stored ones of a tile
+    const auto turn = [&p, &b](int64_t i) {
+      uint8_t* const to = p.ring + i % kRing * 2 * kLineTile;
+      turn_lines<Turn>(b, kLines, to);
+      if constexpr (kBoth) turn_lines<Turn>(b + p.panel_bytes, kLines, to + kLineTile);
+      b += kLines * 64;
+    };
+    if (p.tiles > 0) turn(0);
+    for (int64_t i = 0; i < p.tiles; ++i, a += kTileBytes) {
+      if (i + 1 < p.tiles) turn(i + 1);
+      tile_fence();
+      step(a, p.token_bytes, p.ring + i % kRing * 2 * kLineTile, kLineTile);
+    }
+  } else {
+    for (int64_t i = 0; i < p.tiles; ++i, a += kTileBytes, b += kLineTile) {
+      step(a, p.token_bytes, b, p.panel_bytes);
+      for (int64_t line = 0; line < p.ahead_step; line += 64, ahead += 64) {
+        __builtin_prefetch(ahead, 0, 2);
+        if constexpr (kBoth) __builtin_prefetch(ahead + p.ahead_panel, 0, 2);
+      }
     }
   }
   if (p.last_tokens) step(p.last_tokens, kTileBytes, p.last_panels, kLineTile);
@@ -106,14 +134,14 @@ class TileProduct {
     const Caches sizes = caches();
     const int64_t all = larger((m.blocks() * Op::kSteps + kTileWords - 1) / kTileWords, 1);
     apart = s.gated ? s.rows() / kPanel : 1;
-    // Few tokens follow the weights once through memory, a pair of panels at a time, turned in the first cache. More of them meet blocks
+    // Few tokens follow the weights once through memory, a pair of panels at a time, turned on the way. More of them meet blocks
     // of pairs: a piece of the group's inputs stays in the first cache while the pairs' pieces come from the second.
-    const bool few = s.x.count <= kGroup;
-    const int64_t most = few && !kTurned ? all : larger(sizes.first / 3 / (2 * kLineTile), 1), pieces = (all + most - 1) / most;
+    few = s.x.count <= kGroup;
+    const int64_t most = few ? all : larger(sizes.first / 3 / (2 * kLineTile), 1), pieces = (all + most - 1) / most;
     piece_tiles = (all + pieces - 1) / pieces;
     many_pieces = piece_tiles < all;
     block = few ? 1 : 4;
-    const int64_t turned_bytes = kTurned ? block * 2 * piece_tiles * kLineTile : 0;
+    const int64_t turned_bytes = kTurned ? (few ? kRing : block * piece_tiles) * 2 * kLineTile : 0;
     const int64_t held = many_pieces ? (s.x.count + kGroup - 1) / kGroup * block * kGroup * kPairWords * 4 : 0;
     char* const memory = scratch.need(turned_bytes + held + kGroup * (kPairWords + 16) * 4 + kGroup * kTileBytes + 2 * kLineTile);
     turned = reinterpret_cast<uint8_t*>(memory);
@@ -131,7 +159,7 @@ class TileProduct {
       const int64_t end = smaller(end_panel, panel + block * width), words = m.blocks() * Op::kSteps;
       for (int64_t word = 0; word < words; word += piece_tiles * kTileWords) {
         const int64_t here = smaller(piece_tiles * kTileWords, words - word);
-        if (kTurned) turn(panel, end, width, word, here);
+        if (kTurned && !few) turn(panel, end, width, word, here);
         for (int64_t token = 0; token < s.x.count; token += kGroup) run_group(tiles, token, panel, end, end_panel, width, word, here);
       }
     }
@@ -167,8 +195,9 @@ class TileProduct {
     for (int64_t q = panel, i = 0; q < end; q += width, ++i) {
       const bool both = s.gated || q + 1 < end;
       const int64_t piece = piece_tiles * kLineTile;
-      p.panels = kTurned ? turned + 2 * i * piece : m.data + q * m.panel_bytes() + word * 64;
-      p.panel_bytes = kTurned ? piece : apart * m.panel_bytes();
+      const bool before = kTurned && !few;
+      p.panels = before ? turned + 2 * i * piece : m.data + q * m.panel_bytes() + word / Op::kSteps * 64;
+      p.panel_bytes = before ? piece : apart * m.panel_bytes(), p.ring = turned;
       if (left) keep_last_panels(p, both, left);
       uint32_t* const held = sums + (group * block + i) * kGroup * kPairWords;
       p.from = p.begins ? starts : held, p.to = last ? results : held;
@@ -195,7 +224,9 @@ class TileProduct {
 
   void keep_last_panels(const Pass& p, bool both, int64_t lines) {
     for (int64_t i = 0; i < (both ? 2 : 1); ++i) {
-      memcpy(last_panels + i * kLineTile, p.panels + i * p.panel_bytes + p.tiles * kLineTile, lines * 64);
+      const uint8_t* const panel = p.panels + i * p.panel_bytes;
+      if (kTurned && few) turn_lines<Op>(panel + p.tiles * kLineTile / Op::kSteps, lines / Op::kSteps, last_panels + i * kLineTile);
+      else memcpy(last_panels + i * kLineTile, panel + p.tiles * kLineTile, lines * 64);
       memset(last_panels + i * kLineTile + lines * 64, 0, kLineTile - lines * 64);
     }
   }
@@ -211,10 +242,16 @@ class TileProduct {
     p.ahead += group * p.tiles * p.ahead_step;
   }
 
-  static void pass(const Pass& p, int64_t count, bool both) {
-    const bool tall = count > kTileRows;
-    if (both) (tall ? run_pass<kIntegers, true, true> : run_pass<kIntegers, false, true>)(p);
-    else (tall ? run_pass<kIntegers, true, false> : run_pass<kIntegers, false, false>)(p);
+  void pass(const Pass& p, int64_t count, bool both) const {
+    if constexpr (kTurned)
+      if (few) return pass_as<OnTheWay<Op>>(p, count > kTileRows, both);
+    pass_as<AsTheyAre>(p, count > kTileRows, both);
+  }
+
+  template <class Turn>
+  static void pass_as(const Pass& p, bool tall, bool both) {
+    if (both) (tall ? run_pass<kIntegers, true, true, Turn> : run_pass<kIntegers, false, true, Turn>)(p);
+    else (tall ? run_pass<kIntegers, true, false, Turn> : run_pass<kIntegers, false, false, Turn>)(p);
   }
 
   void finish(int64_t token, int64_t count, int64_t q, bool both) const {
@@ -233,7 +270,7 @@ class TileProduct {
   const PackedMatrix& m;
   int64_t piece_tiles = 0, block = 0;  // tiles of inputs, pairs of panels at a time
   int64_t apart = 1;                   // between the panels of a pair: neighbours, or the two that a gate joins
-  bool many_pieces = false;
+  bool few = false, many_pieces = false;
   uint8_t* turned = nullptr;
   uint32_t *sums = nullptr, *results = nullptr, *starts = nullptr;  // of pieces, [groups][pairs][kGroup][kPairWords]; of one pass
   uint8_t *last_tokens = nullptr, *last_panels = nullptr;
