@@ -173,6 +173,19 @@ def test_prices_are_put_into_a_page(tmp_path) -> None:
     again = listed(with_prices(both, fast), "m")
     assert [p.decode_speed for p in again.prices] == [1.0, 7.0, 7.0, 7.0, 2.0, 7.0, 7.0]
     assert (again.count, again.prices[1].quality) == (2, {"kl": 0.15})
+    now = both
+    for day, kv, others in (
+        ("Monday", None, ""),
+        ("Tuesday", "a", "Monday"),
+        ("Friday", "c", "Tuesday"),
+        ("May", None, ""),
+    ):
+        told = f"{day} (some rows: {others})" if others else day
+        rows = [one for one in again.prices if kv is None or one.kv in ("exact", f"{kv}(budget=0.5)")]
+        now = with_prices(now, replace(again, prices=rows, speeds_of=day), add=True)
+        assert f"\n\nSpeeds: {told}.\n" in now
+        assert listed(now, "m").speeds_of == told
+    assert listed(with_prices(now, slow), "m").speeds_of == "May"
     fast.prices.append(Price("new", "new", None, decode_speed=1.0))
     with pytest.raises(ConfigError, match="no quality for new; leave --no-quality out"):
         with_prices(both, fast)

@@ -51,7 +51,7 @@ class Price:
 @dataclass
 class PriceList:
     """All prices of one model; the first is exact. ``left_out``: metric -> why it is not judged; ``not_priced``: method
-    -> why it is not in the list.
+    -> why it is not in the list; ``speeds_of``: the day and the machine that speeds were measured on.
     """
 
     model: str
@@ -61,6 +61,7 @@ class PriceList:
     higher_is_better: dict[str, bool]
     left_out: dict[str, str] = field(default_factory=dict)
     not_priced: dict[str, str] = field(default_factory=dict)
+    speeds_of: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -47,12 +47,22 @@ def _joined(old: PriceList, new: PriceList, *, add: bool) -> PriceList:
         missing = ", ".join(unknown)
         raise ConfigError(f"the page's list for {new.model} has no quality for {missing}; leave --no-quality out")
     mine = [_filled(one, known.get(one.kv), judged=judged) for one in new.prices]
+    speeds_of = _speeds_of(old, new)
     if judged and not add:
-        return replace(new, prices=mine)
+        return replace(new, prices=mine, speeds_of=speeds_of)
     fresh = {one.kv: one for one in mine if one.kv != "exact"}
     rows = [fresh.pop(one.kv, one) for one in old.prices]
     gone = {kv: why for kv, why in (old.not_priced | new.not_priced).items() if kv not in known and kv not in fresh}
-    return replace(old, prices=[*rows, *fresh.values()], not_priced=gone)
+    return replace(old, prices=[*rows, *fresh.values()], not_priced=gone, speeds_of=speeds_of)
+
+
+def _speeds_of(old: PriceList, new: PriceList) -> str:
+    """What both say of the speeds, where the page keeps some that were not measured now."""
+    measured = {one.kv for one in new.prices if one.decode_speed is not None}
+    kept = any(one.decode_speed is not None and one.kv not in measured for one in old.prices)
+    if not new.speeds_of or not kept:
+        return new.speeds_of or old.speeds_of
+    return f"{new.speeds_of} (some rows: {old.speeds_of.partition(' (')[0] or 'not noted'})"
 
 
 def _filled(one: Price, old: Price | None, *, judged: bool) -> Price:
@@ -81,7 +91,8 @@ def listed(page: str, model: str) -> PriceList | None:
     higher = {metric: metric not in ("kl", "perplexity") for metric in metrics}
     left_out = dict(_reason(line, "Left out: ") for line in lines if line.startswith("Left out: "))
     not_priced = dict(_reason(line, "Not priced: ") for line in lines if line.startswith("Not priced: "))
-    return PriceList(model, length, count, prices, higher, left_out, not_priced)
+    speeds_of = next((line.removeprefix("Speeds: ")[:-1] for line in lines if line.startswith("Speeds: ")), "")
+    return PriceList(model, length, count, prices, higher, left_out, not_priced, speeds_of)
 
 
 def _row(cells: list[str], metrics: Sequence[str]) -> Price:

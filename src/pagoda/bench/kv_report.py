@@ -34,6 +34,7 @@ def markdown(found: PriceList) -> str:
         lines.append("| " + " | ".join([f"`{one.kv}`", *cells]) + " |")
     lines += [f"\nLeft out: {metric} ({why})." for metric, why in found.left_out.items()]
     lines += [f"\nNot priced: `{kv}` ({why})." for kv, why in found.not_priced.items()]
+    lines += [f"\nSpeeds: {found.speeds_of}."] if found.speeds_of else []
     lost = _losers(found)
     return "\n".join([*lines, "", *lost] if lost else lines)
 

@@ -67,6 +67,7 @@ def kv(
         with _bar(len(chosen) + 1) as progress:
             found = price(engine, world, chosen, names, cases, model=_short(model), with_speed=speed, progress=progress)
     found.not_priced = not_priced
+    found.speeds_of = _here() if speed else ""
     _write(found, page, out, docs, methods, add)
     if json:
         emit_json(found.as_dict())
@@ -88,6 +89,17 @@ def _chosen(
     if budgets is not None and all(budget is None for _, _, budget in chosen):
         raise ConfigError(f"--budgets {budgets}: none of these policies takes one from there; leave it out")
     return chosen
+
+
+def _here() -> str:
+    """Today and this machine, as speeds want them beside."""
+    from datetime import date
+
+    from ..budget.probe import MachineProbe
+
+    probe, today = MachineProbe(), date.today()
+    cpus = "one CPU" if probe.cpus() == 1 else f"{probe.cpus()} CPUs"
+    return f"{today.day} {today:%B %Y}, {probe.cpu_model() or 'a nameless processor'}, {cpus}"
 
 
 def _tasks(tasks: str | None, data: Path | None) -> list[str]:
