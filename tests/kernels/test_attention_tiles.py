@@ -1,4 +1,4 @@
-"""Wide chunks of bfloat16 by AMX: sixteen rows, sixteen words, thirty-two slots at a time, and what is left of each."""
+"""Attention in bfloat16 by AMX: sixteen rows, sixteen words, thirty-two slots at a time, and what is left of each."""
 
 from __future__ import annotations
 
@@ -80,10 +80,13 @@ def test_codes(codec: str, dims: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("page_size", [1, 4, 16, 32])
 @pytest.mark.parametrize("window", [0, 45])
-def test_what_lies_behind_the_last_slot_does_not_matter(page_size: int, window: int) -> None:
+@pytest.mark.parametrize(("queries", "dims"), [(70, (80, 48)), (1, (64, 48)), (3, (96, 96))], ids=str)
+def test_what_lies_behind_the_last_slot_does_not_matter(
+    queries: int, dims: tuple[int, int], page_size: int, window: int
+) -> None:
     """Tiles are filled up, with zeros: be it nan that lies there."""
-    for slots in (97, 128, 131, 144, 150, 161):
-        arguments = chunks([70], [slots], (80, 48), page_size=page_size) | {"window": window}
+    for slots in (97, 121, 128, 131, 136, 144, 150, 161):
+        arguments = chunks([queries], [slots], dims, page_size=page_size) | {"window": window}
         clean, layout, table = arguments["pages"], arguments["layout"], arguments["table"]
         spoiled = torch.full_like(clean, torch.nan)
         for head in range(2):
@@ -114,12 +117,50 @@ def _with_pages_of(whole: Any, shorter: Any) -> Any:
     return dataclasses.replace(shorter, rows=whole.rows, row_of=whole.row_of, offset=whole.offset)
 
 
-def test_narrow_chunks_have_the_bits_of_vectors() -> None:
-    """Chunks of at most 64 rows of a kv-head, decode steps among them, are not multiplied by tiles; wider ones are."""
-    for length, same in ((1, True), (21, True), (22, False)):
-        arguments = chunks([length], [300])
-        tiles, pairs = (cpu.paged_attention(**arguments, isa=isa) for isa in ("amx", "avx512bf16"))
-        assert torch.equal(tiles, pairs) is same, length
+@pytest.mark.parametrize("codec", ["", "fp8", "int4"])
+@pytest.mark.parametrize("page_size", [8, 16, 32])
+@pytest.mark.parametrize("dims", [(64, 64), (96, 80), (128, 128), (80, 80), (576, 0)], ids=str)
+def test_few_rows_have_the_bits_of_many(dims: tuple[int, int], page_size: int, codec: str) -> None:
+    """Seven or fourteen rows of a sequence meet keys where they lie, those of five sequences packed ones."""
+    v_dim = None if dims[1] else 512
+    if codec and not dims[1]:
+        pytest.skip("latent pages are bfloat16 here")
+    arguments = chunks([1, 2, 1, 1, 1], [700, 713, 601, 530, 300], dims, heads=(7, 1), codec=codec, page_size=page_size)
+    rows = arguments["table"].rows
+    for row in arguments["table"].row_of[1:4, 0].tolist():
+        rows[row, : 512 // page_size] = rows[int(arguments["table"].row_of[0, 0]), : 512 // page_size]
+    arguments |= {"v_dim": v_dim}
+    together = cpu.paged_attention(**arguments, isa="amx")
+    assert torch.equal(cpu.paged_attention(**arguments, isa="amx", share_prefixes=False), together)
+    for seq in range(5):
+        alone, own = one_sequence(arguments, seq)
+        assert torch.equal(cpu.paged_attention(**alone, isa="amx"), together[own])
+    vectors = cpu.paged_attention(**arguments, isa="avx512bf16").float()
+    assert (together.float() - vectors).norm() < 4e-3 * vectors.norm()
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 37}, {"soft_cap": 5.0}, {"sinks": Make().normal(14)}], ids=str)
+@pytest.mark.parametrize("queries", [1, 2, 3, 9])
+def test_decode_steps_and_narrow_chunks(queries: int, options: dict[str, Any]) -> None:
+    arguments = chunks([queries] * 3, [queries, [queries + 30, 300], [513, 1024]], heads=(14, 2), sharp=2.0)
+    rtol, atol = TOLERANCE[torch.bfloat16]
+    got = cpu.paged_attention(**arguments, **options, isa="amx")
+    torch.testing.assert_close(got, reference(**arguments, **options), rtol=rtol, atol=atol)
+
+
+def test_products_of_bytes_are_those_of_vectors() -> None:
+    arguments = chunks([1, 3, 2], [700, 40, 300], codec="int8")
+    tiles, vectors = (cpu.paged_attention(**arguments, isa=isa) for isa in ("amx", "avx512bf16"))
+    assert torch.equal(tiles, vectors)
+
+
+def test_tiles_are_used() -> None:
+    """They sum products in another order than vectors, with which decode steps of small groups stay."""
+    for heads, queries, same in ((6, 100, False), (6, 1, True), (6, 20, True), (8, 1, False), (14, 3, False)):
+        arguments = chunks([queries], [700], (128, 128), heads=(heads, 2), sharp=3.0)
+        tiles, vectors = (cpu.paged_attention(**arguments, isa=isa).float() for isa in ("amx", "avx512bf16"))
+        assert torch.equal(tiles, vectors) is same, (heads, queries)
+        assert (tiles - vectors).norm() < 4e-3 * vectors.norm()
 
 
 @pytest.mark.parametrize("sharp", [1.0, 4.0])

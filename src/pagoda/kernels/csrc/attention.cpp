@@ -20,7 +20,7 @@ struct Work {
   const AttentionPlan& plan;
   AttentionMemo& memo;
   const AttentionScratch& scratch;
-  decltype(&base::run_item) item_body, chunk_body;
+  decltype(&base::run_item) item_body;
   decltype(&base::run_merge) merge_body;
 
   const AttentionItem* at(int64_t item) const { return item >= 0 && item < int64_t(plan.items.size()) ? &plan.items[item] : nullptr; }
@@ -28,7 +28,7 @@ struct Work {
   // `soon` as in run_item(). Whoever does the last part of a row merges them, while they still lie in its caches or the others work on.
   void run(int64_t i, int64_t soon, bool cold) const {
     const AttentionItem& item = plan.items[i];
-    (args.wide(plan.spans[item.span_begin].seq) ? chunk_body : item_body)(args, plan.spans.data(), item, at(soon), cold, scratch);
+    item_body(args, plan.spans.data(), item, at(soon), cold, scratch);
     for (int32_t s = item.span_begin; s < item.span_end; ++s) {
       const int32_t merge = plan.spans[s].merge;
       if (merge >= 0 && memo.complete(merge, parts_of(item))) merge_body(args, plan.merges[merge], scratch);
@@ -67,10 +67,9 @@ bool bytes_allowed() {
 void paged_attention(const AttentionArgs& args, int num_threads, const std::string& isa, AttentionMemo* memo) {
   AttentionArgs a = args;
   a.byte_products = args.byte_products && bytes_allowed();
-  const auto item_body = PAGODA_BODY(isa, run_item);
-  auto chunk_body = item_body;
+  auto item_body = PAGODA_BODY(isa, run_item);
 #ifdef PAGODA_X86
-  if (isa_index(isa) == kTilesIsa && a.pairs()) chunk_body = &amx::run_item;
+  if (isa_index(isa) == kTilesIsa && a.pairs()) item_body = &amx::run_item;
 #endif
   const auto merge_body = PAGODA_BODY(isa, run_merge);
   const auto sums_body = PAGODA_BODY(isa, run_sums);
@@ -81,7 +80,7 @@ void paged_attention(const AttentionArgs& args, int num_threads, const std::stri
   if (plan.work < kParallelWork) num_threads = 1;
   const std::unique_ptr<float[]> norms(a.sum_targets ? new float[2 * a.num_tokens * a.num_q_heads] : nullptr);
   const AttentionScratch scratch{memo->partials(), norms.get()};
-  const Work work{a, plan, *memo, scratch, item_body, chunk_body, merge_body};
+  const Work work{a, plan, *memo, scratch, item_body, merge_body};
   if (num_threads == 1 || plan.stretches.empty()) work.run_in_turn(num_threads);
   else work.run_stretches(num_threads);
   parallel_for(static_cast<int64_t>(plan.sums.size()), num_threads, [&](int64_t i) { sums_body(a, plan.sums[i], scratch); });

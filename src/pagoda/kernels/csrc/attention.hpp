@@ -152,7 +152,7 @@ PAGODA_DECLARE_BODIES(void, run_item, (const AttentionArgs&, const Span* spans, 
                                        const AttentionItem* soon, bool cold, const AttentionScratch&))
 #ifdef PAGODA_X86
 namespace amx {
-// The same for an item of a wide chunk whose numbers are pairs (attention_tiles.cpp).
+// The same for an item whose numbers are pairs (attention_tiles.cpp).
 void run_item(const AttentionArgs&, const Span* spans, const AttentionItem& item, const AttentionItem* soon, bool cold,
               const AttentionScratch&);
 }  // namespace amx

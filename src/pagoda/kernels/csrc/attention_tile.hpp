@@ -5,6 +5,7 @@
 #include "attention_many.hpp"
 #include "attention_results.hpp"
 #include "attention_tiled.hpp"
+#include "attention_tiled_few.hpp"
 
 namespace pagoda {
 namespace {
@@ -22,7 +23,11 @@ struct Tile {
 
   // How slots meet the rows: where they lie (few rows), or packed.
   bool few() const {
-#if PAGODA_DPBF16 && !PAGODA_AMX
+#if PAGODA_AMX
+    constexpr int64_t kTile = 2 * kEight;  // slots
+    return t.rows <= kRowsTogether && a.shape.k_dim % (2 * kTileWords) == 0 &&
+           (!Math::native(a.shape) || (a.shape.page_size % kTile == 0 && item.slot_begin % kTile == 0));
+#elif PAGODA_DPBF16
     return Math::kPerWord == 2 && t.rows <= kFewRows && t.k_words % 4 == 0 && a.v_dim % 16 == 0 &&
            (!Math::native(a.shape) || (a.shape.page_size % kEight == 0 && item.slot_begin % kEight == 0));
 #else
@@ -41,6 +46,7 @@ struct Tile {
 
   void multiply(Block<Math>& block, Slots& slots, int64_t begin, Ahead& ahead) {
 #if PAGODA_AMX
+    if (few()) return attend_few_tiles(t, block, slots, begin, ahead);
     block.pack(slots, true, ahead);
     return attend_tiles(t, block, begin, ahead);
 #elif PAGODA_DPBF16
@@ -110,6 +116,9 @@ struct Tile {
       if (cold) fetch(slots[0]);
     }
     t.prepare();
+#if PAGODA_AMX
+    if (few()) turn_queries(t);
+#endif
     const bool parts = spans[item.span_begin].partial >= 0;
     int64_t at = item.slot_begin, part = 0;
     const bool zeros = t.bytes || few() || at == item.slot_end;  // slots that are multiplied where they lie are added to sums

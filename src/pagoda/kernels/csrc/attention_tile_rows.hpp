@@ -20,6 +20,9 @@ struct TileRows {
   int rows = 0;
   float *queries, *sums, *tops, *totals, *slopes, *scores, *probs;  // totals: [rows][kLanes], added up at the end
   Mask* masks;
+#if PAGODA_AMX
+  float *turned, *corners, *last_keys;  // attention_tiled_few.hpp
+#endif
   float* block_space;
   bool has_sums = false;  // else what lies in `sums` means nothing yet
   const float plain_unit;  // what logits are multiplied with where that is all; else 0
@@ -37,12 +40,16 @@ struct TileRows {
     const int64_t room = (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;  // with rows that are none
     const int64_t chunk = (kRowsTogether > 8 ? kRowsTogether : 8) * kBlock;
     const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 2) + kFewRows * kBlock / 4 + 4 * 16 : 0;
-    float* at = scratch.need(room * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + for_bytes + Block<Math>::floats(a) + 11 * 16);
+    const int64_t for_tiles = PAGODA_AMX ? 2 * kRowsTogether * (k_words + kLanes) + 3 * 16 : 0;
+    float* at = scratch.need(room * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + for_bytes + for_tiles + Block<Math>::floats(a) + 11 * 16);
     const auto take = [&](int64_t floats) { float* p = at; at += (floats + 15) / 16 * 16; return p; };
     queries = take(room * k_words), sums = take(room * v_stride);
     tops = take(rows + kLanes), totals = take(rows * kLanes), slopes = take(rows);
     masks = reinterpret_cast<Mask*>(take(rows * 4));
     scores = take(chunk), probs = take(chunk);
+#if PAGODA_AMX
+    turned = take(kRowsTogether * k_words), corners = take(2 * kRowsTogether * kLanes), last_keys = take(kRowsTogether * k_words);
+#endif
 #if PAGODA_DPBF16
     if (bytes) {
       byte_rows.queries = (int8_t*)take(rows * a.shape.k_dim / 4), byte_rows.scales = take(rows);
@@ -100,7 +107,8 @@ struct TileRows {
   // What `count` rows from `row` on see of a block of `slots` slots.
   Seen seen(int row, int count, int64_t begin, int slots) const {
     Mask any = masks[row], every = any;  // that some row sees; that every row sees
-    for (const Mask* m = masks + row + 1; m < masks + row + count; ++m) {
+    const bool one = item.span_end - item.span_begin == 1;  // rows of one chunk see ever more: the first and the last say all
+    for (const Mask* m = masks + row + (one ? count - 1 : 1); m < masks + row + count; ++m) {
       any.first = m->first < any.first ? m->first : any.first, any.last = m->last > any.last ? m->last : any.last;
       every.first = m->first > every.first ? m->first : every.first, every.last = m->last < every.last ? m->last : every.last;
     }

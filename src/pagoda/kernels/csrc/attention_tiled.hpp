@@ -14,6 +14,8 @@ namespace {
 template <typename Math>
 void attend_tiles(TileRows<Math>& t, Block<Math>& block, int64_t begin, Ahead& ahead) {
   Logits found[kRowsTogether];
+  const PageShape& p = t.a.shape;  // of the next block's lines, what is due beside each sixteen rows
+  const int lines = int(kBlock * p.page_bytes / p.page_size / 64 / ((t.rows + kRowsTogether - 1) / kRowsTogether)) + 1;
   for (int row = 0; row < t.rows; row += kRowsTogether) {
     const int here = t.rows - row < kRowsTogether ? t.rows - row : kRowsTogether;
     const Seen seen = t.seen(row, here, begin, block.count);
@@ -22,7 +24,7 @@ void attend_tiles(TileRows<Math>& t, Block<Math>& block, int64_t begin, Ahead& a
       if (!t.has_sums) t.clear_sums(row, here);
       continue;
     }
-    ahead.lines(kRowsTogether);
+    ahead.lines(lines);
     const int64_t lanes = padded(seen.slots), words = (lanes / 2 + kTileWords - 1) / kTileWords * kTileWords;
     tile_product(t.queries + row * t.k_words, t.k_words, block.keys, kBlock, t.k_words, lanes, t.scores, kBlock, false);
     for (int r = 0; r < here; r += 8)
