@@ -219,9 +219,11 @@ class PageSelection(Selection):
         """Whether scores are made in this step, by how many steps those there have served; the step is counted."""
         import torch
 
-        age = memory.setdefault("age", torch.zeros(()))
+        if "age" not in memory:
+            memory["age"] = torch.zeros(())
+        age = memory["age"].numpy()  # torch's arithmetic takes ten times as long, of every layer at every step
         fresh = int(age) % self.steps_a_choice == 0
-        age += 1 - int(age) if fresh else 1
+        age[...] = 1 if fresh else int(age) + 1
         return fresh
 
     def _serves(self, look: Look) -> bool:
