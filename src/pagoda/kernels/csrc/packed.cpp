@@ -71,7 +71,7 @@ Operand operand_of(const PackedMatrix& matrix, Dtype tokens, bool dynamic, const
 }
 
 bool multiplies_tiles(const PackedMatrix& m, Operand operand, const std::string& isa) {
-  return operand != Operand::f32 && m.group == 0 && isa_index(isa) >= kTilesIsa;
+  return operand != Operand::f32 && (m.group == 0 || operand == Operand::s8) && isa_index(isa) >= kTilesIsa;
 }
 
 bool usable_in_place(const PackedMatrix& m, Operand operand, Dtype dtype, int64_t stride, int64_t count) {
@@ -132,7 +132,7 @@ Tokens tokens_of(const PackedMatrix& m, Operand operand, const void* x, int64_t 
 
 auto rows_of(const PackedMatrix& m, Operand operand, const std::string& isa) {
 #ifdef PAGODA_X86
-  if (multiplies_tiles(m, operand, isa)) return &amx::packed_tiles;
+  if (multiplies_tiles(m, operand, isa)) return m.group == 0 ? &amx::packed_tiles : &amx::grouped_tiles;
 #endif
   return PAGODA_BODY(isa, packed_rows);
 }

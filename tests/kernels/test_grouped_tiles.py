@@ -1,0 +1,76 @@
+"""Grouped int4 by tokens in 8 bits on the tiles of AMX: the bits of the instruction set below, whatever the shapes."""
+
+import pytest
+import torch
+
+from pagoda.kernels.case import Make
+from pagoda.kernels.packed import lay_out
+from pagoda.kernels.quantize import pack
+
+from .isas import ISAS, cpu
+
+pytestmark = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no AMX, or its system does not permit it")
+
+FORMS = [
+    {"group": 32}, {"group": 64}, {"group": 128}, {"group": 32, "symmetric": False},
+    {"group": 64, "scale_dtype": torch.float32}, {"group": 128, "symmetric": False, "scale_dtype": torch.float32},
+]  # fmt: skip
+# Outputs that end inside a panel, a pair, a block of panels; inputs that end inside a lane, a group, a piece.
+SHAPES = [(16, 32), (33, 64), (80, 1), (70, 1100), (200, 300), (48, 640), (100, 513), (35, 2500), (128, 1024)]
+TOKENS = (1, 8, 12, 13, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 65, 70, 257, 300)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_tiles_have_the_bits_of_vectors(options, dtype):
+    """All token counts give the first tokens of the largest one, which the bodies without tiles give too."""
+    for outputs, inputs in SHAPES:
+        make = Make(dtype)
+        packed = pack(make.normal(outputs, inputs, scale=inputs**-0.5, dtype=torch.float32), "int4", **options)
+        x, bias = make.normal(max(TOKENS), inputs), make.normal(outputs)
+        wanted = cpu.packed_linear(x, packed, bias, dynamic=True, isa="avx512bf16")
+        assert wanted.abs().max() > 0
+        for tokens in TOKENS:
+            got = cpu.packed_linear(x[:tokens], packed, bias, dynamic=True, isa="amx")
+            assert torch.equal(got, wanted[:tokens]), (outputs, inputs, tokens)
+
+
+@pytest.mark.parametrize("zero", [None, 0, 15])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_the_largest_codes_and_tokens(group, zero):
+    """Signed bytes hold codes less their zero points: whole numbers, as a plain product gives them."""
+    generator = torch.Generator().manual_seed(5)
+    codes = torch.randint(0, 16, (48, 2 * group), generator=generator)
+    codes[:16], codes[16:32] = 0, 15
+    stored = codes - 8 if zero is None else codes
+    zeros = None if zero is None else torch.full((48, 2), zero)
+    packed = lay_out("int4", stored, torch.ones(48, 2), zeros, group=group)
+    x = torch.randint(-127, 128, (40, 2 * group), generator=generator).float()
+    x[:2], x[2:4] = 127, -127
+    x[:, ::group] = 127  # so a group's scale is 1
+    plain = (codes - (8 if zero is None else zero)).float()
+    assert torch.equal(cpu.packed_linear(x, packed, dynamic=True, isa="amx"), x @ plain.T)
+
+
+def test_one_token_with_a_nan():
+    make = Make(torch.float32)
+    packed, x = pack(make.normal(64, 256), "int4", group=64), make.normal(40, 256)
+    x[17, 70] = torch.nan
+    got = cpu.packed_linear(x, packed, dynamic=True, isa="amx")
+    assert got[17].isnan().all()
+    assert got.isnan().sum() == 64
+
+
+def test_threads_and_slices_change_nothing():
+    threads = torch.get_num_threads()
+    make = Make(torch.bfloat16)
+    packed, x = pack(make.normal(1500, 400, dtype=torch.float32), "int4", group=128), make.normal(600, 400)
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(cpu.packed_linear(x, packed, dynamic=True, isa="amx"))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
