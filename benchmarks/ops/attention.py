@@ -10,7 +10,8 @@ import torch
 from pagoda.kernels.layout import PageLayout
 from pagoda.kernels.ops import LayerTable, paged_attention
 
-from .timing import Times, in_turn
+from .frame import Measured
+from .timing import in_turn
 
 PAGE_SIZE = 16
 ROUNDS = 9
@@ -37,11 +38,13 @@ BATCHES = (
 )  # fmt: skip
 
 
-def rows(heads: tuple[int, int], dim: int, clock: str = "wall") -> Iterator[tuple[Batch, dict[str, Times]]]:
+def rows(heads: tuple[int, int], dim: int, clock: str = "wall") -> Iterator[Measured]:
     """Times of "pagoda" and "torch" in bfloat16; heads: (query heads, kv-heads)."""
     for batch in BATCHES:
         ways = {"pagoda": _ours(batch, heads, dim), "torch": _torch(batch, heads, dim)}
-        yield batch, in_turn(ways, ROUNDS, 1, clock)
+        about = {"sequences": batch.num_seqs, "queries": batch.queries, "slots": batch.length}
+        moved = 2 * dim * batch.num_seqs * (2 * heads[1] * batch.length + 2 * heads[0] * batch.queries)
+        yield Measured(about, in_turn(ways, ROUNDS, 1, clock), moved, batch.flops(heads[0], dim))
 
 
 def _ours(batch: Batch, heads: tuple[int, int], dim: int) -> Callable[[int], object]:

@@ -16,16 +16,15 @@ from pagoda.weights.filling import pack_matrix
 from pagoda.weights.packed import CodedMatrix, PackedMatrix, PanelMatrix
 from pagoda.weights.quantization import parse_format
 
-from .timing import Times, in_turn
+from .frame import Measured
+from .timing import in_turn
 
 COPIES_BYTES = 128 << 20
 ROUNDS = 15
 
 
-def rows(
-    shape: tuple[int, int], format: str, tokens: list[int], clock: str = "wall"
-) -> Iterator[tuple[int, dict[str, Times], int]]:
-    """(tokens, times of "pagoda", "torch" and perhaps "torch packed", bytes of the packed weight) by number of tokens.
+def rows(shape: tuple[int, int], format: str, tokens: list[int], clock: str = "wall") -> Iterator[Measured]:
+    """Times of "pagoda", "torch" and perhaps "torch packed" by number of tokens; bytes are those of the packed weight.
 
     ``format`` is any weight format as text. torch multiplies bfloat16 by bfloat16 (float32 for fp32), whatever the
     format; as "torch packed" weights of as many bits by kernels of its own, where it has them.
@@ -42,7 +41,9 @@ def rows(
         ways = {"pagoda": _ours(x, copies), "torch": _torch(x, plain)}
         if own is not None:
             ways["torch packed"] = own(x)
-        yield count, in_turn(ways, ROUNDS, 2, clock), packed.nbytes
+        rate = "fp32" if dtype == torch.float32 else "int8" if packed.dynamic else "bf16"
+        times = in_turn(ways, ROUNDS, 2, clock)
+        yield Measured({"tokens": count}, times, packed.nbytes, 2 * count * outputs * inputs, rate)
 
 
 def _copy(matrix: PackedMatrix) -> PackedMatrix:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 
@@ -12,22 +11,16 @@ from pagoda.kernels.memory import empty_bytes
 from pagoda.kernels.ops import close_gaps, copy_pages
 from pagoda.kv.codecs.base import CODECS
 
-from .timing import Times, in_turn
+from .frame import Measured
+from .timing import in_turn
 
 NUM_BYTES = 128 << 20  # of pages: many times the caches
 FORMATS = ("bfloat16", "int8", "int4")
 PAGE_SIZE, SLOTS, ROUNDS = 16, 4096, 15
 
 
-@dataclass(frozen=True)
-class Move:
-    what: str
-    format: str
-    moved_bytes: int  # read once and written once
-
-
-def rows(dim: int, clock: str = "wall") -> Iterator[tuple[Move, dict[str, Times]]]:
-    """Times of "pagoda" and "torch" for each format, in both ways of moving."""
+def rows(dim: int, clock: str = "wall") -> Iterator[Measured]:
+    """Times of "pagoda" and "torch" for each format, in both ways of moving; what moves is read and written."""
     for format in FORMATS:
         codec = None if format == "bfloat16" else CODECS.get(format)
         layout = PageLayout(PAGE_SIZE, dim, dim, torch.uint8 if codec else torch.bfloat16, codec)
@@ -35,7 +28,8 @@ def rows(dim: int, clock: str = "wall") -> Iterator[tuple[Move, dict[str, Times]
         pages = empty_bytes(shape, torch.device("cpu")).zero_().view(layout.dtype)  # on huge pages, as a large pool is
         for what, way, num_bytes in (("whole pages", *_copies(pages, layout)), ("kept slots", *_gaps(pages, layout))):
             ways = {"pagoda": way, "torch": _together(num_bytes)}
-            yield Move(what, format, num_bytes), in_turn(ways, ROUNDS, 1, clock)
+            about = {"what moves": what, "pages": format, "MiB": num_bytes >> 20}
+            yield Measured(about, in_turn(ways, ROUNDS, 1, clock), 2 * num_bytes)
 
 
 def _copies(pages: torch.Tensor, layout: PageLayout) -> tuple[Callable[[int], object], int]:

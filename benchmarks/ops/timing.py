@@ -22,6 +22,10 @@ class Times:
     def least(self) -> float:
         return min(self.seconds)
 
+    def __str__(self) -> str:
+        """Microseconds: the median, and in brackets the least."""
+        return f"{self.usual * 1e6:.0f} ({self.least * 1e6:.0f})"
+
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 """cpu: processor time of the calling thread, for one thread on a machine that others use."""

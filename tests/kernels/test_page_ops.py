@@ -9,8 +9,10 @@ from pagoda.core.errors import ConfigError
 from pagoda.kernels import dispatch
 from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
-from pagoda.kernels.ops import copy_pages, kv_compact, kv_write, paged_attention
+from pagoda.kernels.ops import close_gaps, copy_pages, kv_compact, kv_write, paged_attention
 from pagoda.kernels.ops._table import layer_table
+from pagoda.kernels.ops.close_gaps import reference
+from pagoda.kv.codecs.base import CODECS
 
 PAGE_SIZE, NUM_PAGES = 4, 8
 SLOTS = PAGE_SIZE * NUM_PAGES
@@ -107,3 +109,34 @@ def test_tensors_of_another_device_are_refused_before_a_body_reads_their_address
     q = torch.zeros(1, 1, 16, device="meta")
     with pytest.raises(ConfigError, match="paged_attention: q on meta, pages on cpu, table on cpu"):
         paged_attention(q, torch.zeros(num_pages, layout.page_elems), layout, table, scale=1.0)
+
+
+@pytest.mark.parametrize("page_bytes", [2112, 2048 + 36])
+def test_many_pages_are_copied_past_the_caches_and_are_the_same(page_bytes) -> None:
+    """8 MiB: beyond `kStreamBytes`; one of the sizes is no multiple of a cache line."""
+    count = (8 << 20) // page_bytes
+    pages = torch.randint(0, 256, (2 * count, page_bytes), dtype=torch.uint8)
+    src, dst = torch.randperm(2 * count).view(2, -1)
+    expected = pages.clone()
+    expected[dst] = expected[src]
+    copy_pages(pages, src, dst)
+    assert torch.equal(pages, expected)
+
+
+@pytest.mark.parametrize("codec", [None, "int8", "int4", "fp8"])
+@pytest.mark.parametrize("dims", [(8, 8), (64, 64), (96, 40), (40, 0)])
+def test_closed_gaps_touch_nothing_before_the_first_and_behind_the_last_slot(codec, dims) -> None:
+    """Those pages may be others': the plain moves write no byte of them, and neither do the kernels."""
+    layout = PageLayout(8, *dims, torch.uint8 if codec else torch.bfloat16, CODECS.get(codec) if codec else None)
+    rng = torch.Generator().manual_seed(sum(dims))
+    for _ in range(40):
+        rows, slots = (int(torch.randint(1, most, (), generator=rng)) for most in (4, 90))
+        columns = -(-slots // 8)
+        pages = torch.randint(0, 256, (rows * columns + 3, layout.page_bytes), generator=rng, dtype=torch.uint8)
+        table = torch.randperm(len(pages), generator=rng)[: rows * columns].to(torch.int32).view(rows, columns)
+        keep = torch.rand(rows, slots, generator=rng) < torch.rand((), generator=rng)
+        keep[:, : int(torch.randint(0, slots, (), generator=rng))] |= torch.rand((), generator=rng) < 0.5
+        ours, plain = pages.view(layout.dtype).clone(), pages.view(layout.dtype).clone()
+        close_gaps(ours, layout, table, keep)
+        reference(plain, layout, table, keep)
+        assert torch.equal(ours.view(torch.uint8), plain.view(torch.uint8))

@@ -89,6 +89,17 @@ def greedy(logits: Tensor, isa: str = "") -> Tensor:
     return ids
 
 
+def likeliest(logits: Tensor, width: int, isa: str = "") -> tuple[Tensor, Tensor]:
+    """As `ops.likeliest`; of equals those with lower ids, first."""
+    logits, (rows, count) = logits.contiguous(), logits.shape
+    assert 0 < width <= count, f"{width} of {count}"
+    values, ids = torch.empty(rows, width), torch.empty(rows, width, dtype=torch.int64)
+    _cpu.likeliest(
+        logits.data_ptr(), rows, count, width, values.data_ptr(), ids.data_ptr(), torch.get_num_threads(), isa
+    )
+    return values, ids
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -103,3 +114,4 @@ dispatch.register("rotary", "cpu", rotary, Features(CPU, WIDE, frozenset({"inter
 dispatch.register("activation", "cpu", activation, Features(CPU, WIDE, frozenset(ACTIVATIONS) - {"swiglu_oai"}))
 dispatch.register("gated_activation", "cpu", gated_activation, Features(CPU, WIDE, frozenset(ACTIVATIONS)))
 dispatch.register("greedy", "cpu", greedy, Features(CPU, frozenset({torch.float32})))
+dispatch.register("likeliest", "cpu", likeliest, Features(CPU, frozenset({torch.float32})))

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.ops import greedy
+from ..kernels.ops import greedy, likeliest
 from .draws import draw_full, draw_narrow, wide_dtype
 from .knobs import Knobs
 from .params import SamplingParams
@@ -31,7 +31,9 @@ from .scratch import slices
 from .state import SampleState
 
 WIDTHS = (64, 1024, 16384)
-"""Candidate counts tried before the whole vocabulary: 6, 21, 42 and 412 ms to rank (32 x 151936 on one core)."""
+"""Candidate counts tried before the whole vocabulary: 3, 9, 42 and 412 ms to rank (32 x 151936 on one core)."""
+KERNEL_WIDTH = 1024
+"""So many are found without a copy of the logits, in 40 to 280 us a row of 151936."""
 NO_TOKEN = -1
 """Code of a row in which no token is possible: every logit is -inf, or one is NaN or +inf."""
 _AGAIN = -2
@@ -48,6 +50,8 @@ class _Group:
     def bytes_per_row(self, vocab_size: int) -> int:
         """Working memory of a row, a copy of its logits included; generous (a test measures it)."""
         per_logit = {"greedy": 4, "full": 20, "ranked": 20, "typical": 40}[self.way]
+        if self.way == "ranked" and self.has_k and self.width <= KERNEL_WIDTH and self.width < vocab_size:
+            per_logit = 4
         return per_logit * vocab_size + 60 * self.width
 
 
@@ -105,12 +109,14 @@ def _run_slice(group: _Group, rows: Sequence[int], logits: Tensor, states: Seque
     if group.way == "greedy":
         return greedy(x)
     knobs = Knobs.of([states[row] for row in rows], x)
+    if group.way == "ranked":
+        return _ranked(x, knobs, group)
     best = x.amax(-1, keepdim=True)
-    way = {"full": _full, "ranked": _ranked, "typical": _typical}[group.way]
-    return torch.where(best.isfinite()[:, 0], way(x, best, knobs, group), NO_TOKEN)
+    ids = _full(x, best, knobs) if group.way == "full" else _typical(x, best, knobs, group)
+    return torch.where(best.isfinite()[:, 0], ids, NO_TOKEN)
 
 
-def _full(x: Tensor, best: Tensor, knobs: Knobs, group: _Group) -> Tensor:
+def _full(x: Tensor, best: Tensor, knobs: Knobs) -> Tensor:
     """Rows without ranking: x [n, V], best [n, 1] -> drawn ids [n]."""
     scaled = (x - best).div_(knobs.temperature)
     if knobs.has_min_p:
@@ -118,9 +124,10 @@ def _full(x: Tensor, best: Tensor, knobs: Knobs, group: _Group) -> Tensor:
     return draw_full(scaled.softmax(-1), knobs.u)
 
 
-def _ranked(x: Tensor, best: Tensor, knobs: Knobs, group: _Group) -> Tensor:
-    """Rows that rank tokens by likelihood: x [n, V], best [n, 1] -> drawn ids [n], or _AGAIN."""
+def _ranked(x: Tensor, knobs: Knobs, group: _Group) -> Tensor:
+    """Rows that rank tokens by likelihood: x [n, V] -> drawn ids [n], _AGAIN or NO_TOKEN."""
     values, ids = _first(x, group.width, largest=True)
+    best = values[:, :1]
     scaled = (values - best) / knobs.temperature
     weights = scaled.to(wide_dtype(x.device)).exp()  # [n, K] relative to the likeliest token's 1.0
     total = _full_mass(x, best, knobs) if knobs.has_top_p and not group.has_k else None
@@ -128,7 +135,7 @@ def _ranked(x: Tensor, best: Tensor, knobs: Knobs, group: _Group) -> Tensor:
     weights = weights * keep
     if knobs.has_typical:
         weights *= _most_typical(scaled, weights, knobs.typical_p)
-    return _draw_candidates(x, ids, weights, complete, knobs.u)
+    return torch.where(best.isfinite()[:, 0], _draw_candidates(x, ids, weights, complete, knobs.u), NO_TOKEN)
 
 
 def _cut(
@@ -188,6 +195,8 @@ def _typical_edge(distance: Tensor, probs: Tensor, mass: Tensor) -> Tensor:
 
 def _first(keys: Tensor, width: int, *, largest: bool) -> tuple[Tensor, Tensor]:
     """The ``width`` largest or smallest of each row in order, and their ids."""
+    if largest and width <= KERNEL_WIDTH and width < keys.shape[1]:
+        return likeliest(keys, width)
     if width < keys.shape[1]:
         return torch.topk(keys, width, largest=largest)
     return torch.sort(keys, descending=largest)

@@ -1,6 +1,7 @@
 #include <nanobind/stl/string.h>
 
 #include "bind.hpp"
+#include "likeliest.hpp"
 #include "rows.hpp"
 
 namespace nb = nanobind;
@@ -43,6 +44,12 @@ void bind_rows(nb::module_& m) {
     nb::gil_scoped_release release;
     greedy(at<float>(logits), rows, width, at<int64_t>(ids), num_threads, isa);
   }, "logits float32 [rows, width] contiguous -> ids int64 [rows]: the first of the largest, -1 where no token is possible.");
+
+  m.def("likeliest", [](uintptr_t logits, int64_t rows, int64_t count, int64_t width, uintptr_t values, uintptr_t ids, int num_threads,
+                        const std::string& isa) {
+    nb::gil_scoped_release release;
+    likeliest(at<float>(logits), rows, count, width, at<float>(values), at<int64_t>(ids), num_threads, isa);
+  }, "logits float32 [rows, count] contiguous -> the `width` largest of each row, falling, and their ids [rows, width].");
 }
 
 }  // namespace pagoda

@@ -5,6 +5,10 @@
 #include <stdexcept>
 #include <unordered_map>
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 #include "fetch.hpp"
 #include "parallel.hpp"
 
@@ -15,6 +19,10 @@ namespace {
 constexpr int64_t kParallelBytes = 1 << 20;  // moved by one core in 100 us; below it, waking another is not worth it
 constexpr int64_t kTokensAtOnce = 16;
 constexpr int64_t kCopyBytes = 64 << 10;  // of whole pages that a thread takes at a time
+// From here on copies go past the caches, where they would not stay: lines that are only overwritten need not be read, which halves
+// what a page costs. A few pages are copied for a sequence that reads them in this very step.
+constexpr int64_t kStreamBytes = 4 << 20;
+constexpr int64_t kPagesAhead = 4;  // are asked for while one is copied
 
 template <typename Id>
 void check(const Id* ids, int64_t count, int64_t limit, const char* what) {
@@ -64,6 +72,13 @@ bool overlap(const Id* src, const Id* dst, int64_t count, int64_t num_pages) {
   return std::any_of(dst, dst + count, [&](Id t) { return read[t]; });
 }
 
+// What went past the caches is there for whoever is told that it is.
+void settle() {
+#ifdef __x86_64__
+  _mm_sfence();
+#endif
+}
+
 }  // namespace
 
 void kv_write(const WriteArgs& a, int num_threads, const std::string& isa) {
@@ -108,12 +123,17 @@ void copy_pages(char* base, int64_t num_pages, int64_t page_bytes, const Id* src
   check(dst, count, num_pages, "page");
   if (!overlap(src, dst, count, num_pages)) {
     if (count * page_bytes < kParallelBytes) num_threads = 1;
+    const bool even = page_bytes % kStreamStep == 0 && reinterpret_cast<uintptr_t>(base) % kStreamStep == 0;
+    const bool streams = even && count * page_bytes >= kStreamBytes;
+    const auto stream = PAGODA_BODY("", stream_page);
     const int64_t at_once = std::max<int64_t>(1, kCopyBytes / page_bytes);
     parallel_for((count + at_once - 1) / at_once, num_threads, [&](int64_t item) {
       for (int64_t i = item * at_once; i < std::min(count, (item + 1) * at_once); ++i) {
-        if (i + 1 < count) fetch(base + src[i + 1] * page_bytes, std::min(page_bytes, kFetchBytes));
-        std::memcpy(base + dst[i] * page_bytes, base + src[i] * page_bytes, page_bytes);
+        if (i + kPagesAhead < count) fetch_second(base + src[i + kPagesAhead] * page_bytes, page_bytes);
+        if (streams) stream(base + dst[i] * page_bytes, base + src[i] * page_bytes, page_bytes);
+        else std::memcpy(base + dst[i] * page_bytes, base + src[i] * page_bytes, page_bytes);
       }
+      if (streams) settle();
     });
     return;
   }

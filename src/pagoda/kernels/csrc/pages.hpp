@@ -46,6 +46,10 @@ void kv_compact(char* base, int64_t num_pages, int64_t page_bytes, int64_t page_
 template <typename Id>
 void copy_pages(char* base, int64_t num_pages, int64_t page_bytes, const Id* src, const Id* dst, int64_t count, int num_threads);
 
+// A copy past the caches (until a fence), of a page whose address and size are multiples of kStreamStep.
+constexpr int64_t kStreamStep = 64;
+PAGODA_DECLARE_BODIES(void, stream_page, (char* to, const char* from, int64_t bytes))
+
 // Tokens first..last of kv_write; ids are checked already.
 PAGODA_DECLARE_BODIES(void, write_slots, (const WriteArgs&, int64_t first, int64_t last))
 

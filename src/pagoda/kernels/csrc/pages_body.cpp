@@ -1,4 +1,8 @@
 // Rows of new tokens as pages store them, for one instruction set. The definitions are kv/codecs/*.py; these give the same bits.
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #include "attention_rows.hpp"
 #include "pages.hpp"
 
@@ -109,6 +113,16 @@ thread_local int64_t wide_size = 0;
 }  // namespace
 
 namespace PAGODA_ISA {
+
+void stream_page(char* to, const char* from, int64_t bytes) {
+#if defined(__AVX512F__)
+  for (int64_t at = 0; at < bytes; at += 64) _mm512_stream_si512((__m512i*)(to + at), _mm512_loadu_si512(from + at));
+#elif defined(__SSE2__)
+  for (int64_t at = 0; at < bytes; at += 16) _mm_stream_si128((__m128i*)(to + at), _mm_loadu_si128((const __m128i*)(from + at)));
+#else
+  memcpy(to, from, bytes);
+#endif
+}
 
 void write_slots(const WriteArgs& a, int64_t first, int64_t last) {
   const PageShape& p = a.shape;

@@ -15,7 +15,7 @@ namespace pagoda {
 namespace {
 
 constexpr int64_t kParallelBytes = 1 << 20;  // of slots that may move: below it, waking another thread is not worth it
-constexpr int64_t kPagesAhead = 2;           // are asked for while slots move
+constexpr int64_t kPagesAhead = 4;           // are asked for while slots move
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Ranked {
@@ -47,6 +47,70 @@ void check_pages(const int32_t* pages, int64_t width, int64_t page_size, int64_t
       if (!stays || stays[slot]) throw std::out_of_range("page " + std::to_string(pages[at]) + " of " + std::to_string(num_pages));
   }
 }
+
+// Rows `from[0]`, `from[1]` … of a plane, side by side. A length that the compiler knows is a few moves; one that it does not, a call.
+template <int64_t kBytes>
+void gather(const char* rows, const int32_t* from, int64_t count, char* to) {
+  for (int64_t i = 0; i < count; ++i) std::memcpy(to + i * kBytes, rows + from[i] * kBytes, kBytes);
+}
+
+void gather(const Plane& plane, const char* page, const int32_t* from, int64_t count, char* to) {
+  const char* rows = page + plane.at;
+  switch (plane.bytes) {
+    case 2: return gather<2>(rows, from, count, to);
+    case 4: return gather<4>(rows, from, count, to);
+    case 8: return gather<8>(rows, from, count, to);
+    case 16: return gather<16>(rows, from, count, to);
+    case 32: return gather<32>(rows, from, count, to);
+    case 64: return gather<64>(rows, from, count, to);
+    case 128: return gather<128>(rows, from, count, to);
+    case 256: return gather<256>(rows, from, count, to);
+  }
+  for (int64_t i = 0; i < count; ++i) std::memcpy(to + i * plane.bytes, rows + from[i] * plane.bytes, plane.bytes);
+}
+
+// The slots of one row that stay, on their way to its front: they gather in two pages' room, plane by plane, and a page goes to its
+// place when it is full. Nothing is written before the first gap or behind the last slot that stays, where pages may be others'.
+class RowCloser {
+ public:
+  RowCloser(char* base, int64_t page_bytes, int64_t page_size, const std::vector<Plane>& planes)
+      : base_(base), page_bytes_(page_bytes), page_size_(page_size), planes_(planes), room_(2 * page_bytes), from_(page_size) {}
+
+  void close(const int32_t* pages, const uint8_t* stays, int64_t slots) {
+    const int64_t gap = std::find(stays, stays + slots, uint8_t(0)) - stays;
+    while (slots > gap && !stays[slots - 1]) --slots;
+    if (gap == slots) return;
+    int64_t column = gap / page_size_, to = column, held = 0;
+    for (; column * page_size_ < slots; ++column) {
+      if ((column + kPagesAhead) * page_size_ < slots) fetch_second(base_ + pages[column + kPagesAhead] * page_bytes_, page_bytes_);
+      const int64_t first = column * page_size_, here = std::min(page_size_, slots - first);
+      int64_t count = 0;
+      for (int64_t slot = 0; slot < here; ++slot) from_[count] = int32_t(slot), count += stays[first + slot] != 0;
+      if (!count) continue;
+      const char* page = base_ + pages[column] * page_bytes_;
+      for (const Plane& plane : planes_) gather(plane, page, from_.data(), count, room(plane) + held * plane.bytes);
+      held += count;
+      if (held < page_size_) continue;
+      held -= page_size_;
+      put(pages[to++], page_size_);
+      for (const Plane& plane : planes_) std::memcpy(room(plane), room(plane) + page_size_ * plane.bytes, held * plane.bytes);
+    }
+    if (held) put(pages[to], held);
+  }
+
+ private:
+  char* room(const Plane& plane) { return room_.data() + 2 * plane.at; }
+
+  void put(int32_t page, int64_t count) {
+    for (const Plane& plane : planes_) std::memcpy(base_ + page * page_bytes_ + plane.at, room(plane), count * plane.bytes);
+  }
+
+  char* const base_;
+  const int64_t page_bytes_, page_size_;
+  const std::vector<Plane>& planes_;
+  std::vector<char> room_;
+  std::vector<int32_t> from_;  // slots of the page under way that stay; one more is written than counts
+};
 
 }  // namespace
 
@@ -81,26 +145,7 @@ void close_gaps(char* base, int64_t num_pages, int64_t page_bytes, int64_t page_
     check_pages(rows + row * width, width, page_size, num_pages, 0, slots, keep + row * slots);
   if (count * slots * (page_bytes / page_size) < kParallelBytes) num_threads = 1;
   parallel_for(count, num_threads, [&](int64_t row) {
-    const int32_t* pages = rows + row * width;
-    const uint8_t* stays = keep + row * slots;
-    int64_t to = 0, to_column = 0;  // the next slot, in its page, and which of the row's pages that is
-    for (int64_t column = 0, first = 0; first < slots; ++column, first += page_size) {
-      if (first + kPagesAhead * page_size < slots)
-        fetch(base + pages[column + kPagesAhead] * page_bytes, std::min(page_bytes, kFetchBytes));
-      for (int64_t from = 0; from < std::min(page_size, slots - first);) {
-        const uint8_t* here = stays + first + from;
-        if (!*here) { ++from; continue; }
-        const int64_t most = std::min(std::min(page_size, slots - first) - from, page_size - to);
-        int64_t run = 1;  // slots that lie side by side, here and there
-        while (run < most && here[run]) ++run;
-        if (to != from || to_column != column)
-          for (const Plane& plane : planes)
-            std::memmove(base + pages[to_column] * page_bytes + plane.at + to * plane.bytes,
-                         base + pages[column] * page_bytes + plane.at + from * plane.bytes, run * plane.bytes);
-        from += run, to += run;
-        if (to == page_size) to = 0, ++to_column;
-      }
-    }
+    RowCloser(base, page_bytes, page_size, planes).close(rows + row * width, keep + row * slots, slots);
   });
 }
 

@@ -17,6 +17,7 @@ from .keep_best import keep_best
 from .kv_compact import kv_compact
 from .kv_write import kv_write
 from .layer_norm import layer_norm
+from .likeliest import likeliest
 from .linear import linear
 from .min_p_mask import min_p_mask
 from .moe_dispatch import moe_dispatch
@@ -49,6 +50,7 @@ __all__ = [
     "kv_compact",
     "kv_write",
     "layer_norm",
+    "likeliest",
     "linear",
     "min_p_mask",
     "moe_dispatch",
