@@ -142,12 +142,12 @@ def test_the_next_prompt_comes_in_where_it_fits_beside_what_others_will_take(mak
 @pytest.mark.parametrize("name", ["alisa", "corm", "scissorhands", "scope"])
 def test_attention_summed_up_token_by_token_chooses_as_attention_computed_again(make_llm, monkeypatch, name) -> None:
     """Sums and counts that decode steps leave, beside those of the window's queries over the keys that are held."""
-    kv, prompts, received = f"{name}(budget=24, every=8, window=6)", [prompt(31, 40), prompt(32, 25)], []
+    kv, prompts, received = f"{name}(budget=24, every=8, window=4)", [prompt(31, 40), prompt(32, 25)], []
     note = observing._note
     monkeypatch.setattr(observing, "_note", lambda due, summed: received.extend(due) or note(due, summed))
     summed = make_llm(page_size=8).generate(prompts, params(kv, 40))
     num = len(received)
-    assert num >= 8, "nothing was summed up"
+    assert num > 8, "nothing was summed up"
     monkeypatch.setattr(Sequence, "sums", lambda *_: False)
     again = make_llm(page_size=8, max_num_seqs=3).generate(prompts, params(kv, 40))
     assert len(received) == num

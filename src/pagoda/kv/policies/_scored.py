@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, share, token_budget
+from ._vote import pool_mean
 from .base import Allocator, Choice, Decision, Eviction
 
 if TYPE_CHECKING:
@@ -91,6 +92,11 @@ class Scored(Eviction):
     least: ClassVar[float] = -math.inf  # slots with a lower score go, even where the budget has room
     allots = False  # whether the method divides its budget itself
 
+    @property
+    def pool(self) -> int:
+        """A slot's score is the mean over so many neighbours (odd); what is beyond the ends counts 0."""
+        return 1
+
     def recent(self, slots: int) -> int:
         """Newest slots that stay, of ``slots`` that stay in all."""
         return self.window
@@ -115,7 +121,8 @@ class Scored(Eviction):
         if allocator is None and type(self).allot is Scored.allot:
             sinks, recent = fitting(self.sinks, self.recent(slots), slots)
             budgets = inputs.same(slots)
-            return Choice(inputs.lens, inputs.num_slots, budgets, scores, sinks, recent, self.least)
+            return Choice(inputs.lens, inputs.num_slots, budgets, scores, sinks, recent, self.least, self.pool)
+        scores = pool_mean(scores, self.pool) if self.pool > 1 else scores
         scores = protect(scores, inputs, self.sinks, self.recent(slots), slots)
         if allocator is None:
             budgets = self.allot(inputs, scores, slots)

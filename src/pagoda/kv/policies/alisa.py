@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import looks_back, odd
 from ._scored import ScoredAndNewest
-from ._vote import pool_mean
 from .base import Need
 
 if TYPE_CHECKING:
@@ -36,8 +35,12 @@ class Alisa(ScoredAndNewest):
         looks_back(self.window)
         odd("kernel", self.kernel)
 
+    @property
+    def pool(self) -> int:
+        return self.kernel
+
     def scores(self, inputs: Inputs) -> Tensor:
-        return pool_mean(inputs.received, self.kernel)
+        return inputs.received
 
 
 POLICY = Alisa

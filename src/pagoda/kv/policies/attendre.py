@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 from ...core.errors import ConfigError, choices
 from ._budget import at_least, looks_back, odd
 from ._scored import Rolling, Scored
-from ._vote import pool_mean
 from .base import Need
 
 if TYPE_CHECKING:
@@ -45,6 +44,10 @@ class Attendre(Scored, Rolling):
         if self.rule not in ("lfa", "lra"):
             raise ConfigError(choices("rule", self.rule, ("lfa", "lra")))
 
+    @property
+    def pool(self) -> int:
+        return self.kernel
+
     def scores(self, inputs: Inputs) -> Tensor:
         held = inputs.tracks["attended"]
         for layer in inputs.layers():
@@ -54,7 +57,7 @@ class Attendre(Scored, Rolling):
             else:
                 newest = inputs.num_seen - chosen.shape[1] + chosen.new_tensor(range(chosen.shape[1]))
                 held[layer.index] = held[layer.index].maximum((chosen * newest[:, None]).amax(1))
-        return pool_mean(held, self.kernel) if self.kernel > 1 else held
+        return held
 
     def _chosen(self, layer: LayerInputs) -> Tensor:
         attention = layer.attention.sum(1)

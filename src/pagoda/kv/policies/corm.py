@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import looks_back, odd
 from ._scored import Rolling, Scored
-from ._vote import pool_mean
 from .base import Need
 
 if TYPE_CHECKING:
@@ -37,8 +36,12 @@ class Corm(Scored, Rolling):
         looks_back(self.window)
         odd("kernel", self.kernel)
 
+    @property
+    def pool(self) -> int:
+        return self.kernel
+
     def scores(self, inputs: Inputs) -> Tensor:
-        return pool_mean(inputs.received.masked_fill(inputs.wanted == 0, 0.0), self.kernel)
+        return inputs.received.masked_fill(inputs.wanted == 0, 0.0)
 
     allots = True  # by what is wanted
 
