@@ -80,6 +80,11 @@ inline void prepare_logits(const AttentionArgs& a, float* s, int count, int64_t 
     if (masked) mask_outside(s, lanes, low, high);
     return;
   }
+  if (plain && k_scales) {  // codes of nearly every model
+    for (int i = 0; i < lanes; i += kLanes) store(s + i, load(s + i) * factor * load(k_scales + i));
+    if (masked) mask_outside(s, lanes, low, high);
+    return;
+  }
   Vec slot;
   for (int i = 0; i < kLanes; ++i) slot[i] = float(i);
   const Vec from = splat(float(low)), to = splat(float(high)), own = splat(float(mask.last - begin));

@@ -166,14 +166,15 @@ struct TileRows {
     const Vec top = splat(tops[row]), unit = splat(found.unit);
     Vec sum = load(totals + row * kLanes);
     int i = 0;
-    if ((Math::kExactZero || !found.masked) && !block.v_scales) {  // nearly always
+    if (Math::kExactZero || !found.masked) {  // nearly always
       const auto two = [&] {
-        const Vec p = Math::weight(load(logits + i) * unit - top), q = Math::weight(load(logits + i + kLanes) * unit - top);
+        Vec p = Math::weight(load(logits + i) * unit - top), q = Math::weight(load(logits + i + kLanes) * unit - top);
         sum += p;
         sum += q;
+        if (block.v_scales) p *= load(block.v_scales + i), q *= load(block.v_scales + i + kLanes);
         Math::store_two(p, q, weights, i);
       };
-      if (lanes == kBlock) {
+      if (lanes == kBlock && !block.v_scales) {
 #pragma GCC unroll 32
         for (; i < kBlock; i += 2 * kLanes) two();
       } else {
