@@ -23,10 +23,11 @@ class Scope(Scored, Rolling):
     newest tokens and those that its last ``window`` queries dwelt on. The prompt has that room until the answer comes
     for it, token by token (the adaptive form of section 3.2).
 
-    The pool is revised every so many tokens (discontinuous), here ``every``, or a sixth of the budget if that is less.
-    Deviations: prompt and answer share one budget, so that it is a ceiling, where the paper adds the answer's to the
-    prompt's. What an act leaves of a small budget must hold more than the prompt's part: ``every=32`` at a quarter of
-    400 tokens left nothing of the answer (perplexity 99; 81 with 16).
+    The pool is revised every so many tokens (discontinuous), here ``every``; of a small budget the first act leaves no
+    more than a sixth free, since short answers are over before the second. Deviations: prompt and answer share one
+    budget, so that it is a ceiling, where the paper adds the answer's to the prompt's. What an act leaves of a small
+    budget must hold more than the prompt's part: ``every=32`` at a quarter of 400 tokens left nothing of the answer
+    (perplexity 99; 81 with 16).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.13649"
@@ -43,13 +44,20 @@ class Scope(Scored, Rolling):
         share("prompt_share", self.prompt_share)
         odd("kernel", self.kernel)
 
+    def next_act(self, num_seen: int, prompt_len: int) -> int:
+        budget = token_budget(self.budget, prompt_len)
+        first, free = self._first(budget, prompt_len), self._free(budget)
+        return first if num_seen < first else super().next_act(num_seen - free, prompt_len) + free
+
     def act(self, inputs: Inputs, allocator: Allocator | None = None) -> Choice:
-        slots, received = self.slots_after(inputs.prompt_len), inputs.received
+        budget, received = token_budget(self.budget, inputs.prompt_len), inputs.received
+        is_first = inputs.num_seen == self._first(budget, inputs.prompt_len)
+        slots = self.slots_after(inputs.prompt_len) if is_first else max(1, budget - self._interval(budget))
         held = inputs.memory.get("prompt", min(inputs.prompt_len, inputs.num_slots))  # of the prompt, the first of all
         assert isinstance(held, int)
         all_prompt, answer = held == inputs.num_slots, inputs.num_seen - inputs.prompt_len
         recent = self.recent(slots) if all_prompt else min(self.recent(slots), answer)
-        part = max(1, min(round(self.prompt_share * token_budget(self.budget, inputs.prompt_len)), slots - recent))
+        part = max(1, min(round(self.prompt_share * budget), slots - recent))
         part = max(part, slots - answer)  # the answer needs no more yet
         inputs.memory["prompt"] = min(held, slots if all_prompt else part)
         sinks, recent = fitting(0 if all_prompt else min(held, part), recent, slots)
@@ -70,9 +78,14 @@ class Scope(Scored, Rolling):
         scores[..., :held] = torch.where(best, math.inf, -math.inf)
         return scores
 
-    def _interval(self, budget: int) -> int:
+    def slots_after(self, prompt_len: int) -> int:
+        """... the first act; later ones leave ``every`` free."""
+        budget = token_budget(self.budget, prompt_len)
+        return max(1, budget - self._free(budget))
+
+    def _free(self, budget: int) -> int:
         """Of a small budget ``every`` would be a large part, and a short answer needs none of it."""
-        return max(1, min(self.every, budget // 6))
+        return max(1, min(self._interval(budget), budget // 6))
 
     def recent(self, slots: int) -> int:
         return max(1, min(self.window, slots // 4))
