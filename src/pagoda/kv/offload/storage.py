@@ -93,6 +93,10 @@ class OffloadedStorage(PageStorage):
             raise TierError(self.tier.why(failed[0][1], writes=False))
         return gather(found, self.layout, torch.arange(ids.numel()).view(ids.shape), torch.float32)
 
+    def keys(self, ids: Tensor) -> Tensor:
+        """As ``PageStorage.keys``; pages come whole."""
+        return self.gather(ids)[0]
+
     def fetch(self, ids: Int64s, at: np.ndarray) -> dict[int, int]:
         """Reads these pages to these places of the window; returns page id -> errno of those that failed."""
         order = np.argsort(ids)
