@@ -112,10 +112,11 @@ def test_cached_prefixes_give_way_to_other_leases(tiny: Path) -> None:
 def test_another_thread_is_given_way_between_steps(tiny: Path) -> None:
     async def scene() -> None:
         async with AsyncLLM(str(tiny), memory="3GiB", structured_output=False) as llm:
-            asked = [llm.generate_one(prompt, GREEDY) for prompt in prompts(4, 100)]
-            first = asyncio.gather(*asked)
+            long = SamplingParams(temperature=0, max_tokens=300, ignore_eos=True)  # all four are seen running
+            first = asyncio.gather(*(llm.generate_one(prompt, long) for prompt in prompts(4, 100)))
             built = llm._built
             while len(built.engine.scheduler.running) < 4:  # or they would have no page to go on with
+                assert not first.done(), "all four ended unseen"
                 await asyncio.sleep(0.001)
             lease = await asyncio.to_thread(built.ledger.lease, "weights", built.ledger.free_bytes, "another model")
             outputs = await first
