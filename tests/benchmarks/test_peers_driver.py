@@ -49,7 +49,7 @@ def test_two_engines_in_turn_and_again_nothing(options: Options) -> None:
     Driver(options, said.append).run(groups)
     assert [r for r in Store(options.out) if r not in before and r.clean] == []
     clean = [r for r in before if r.failure or r.rates]
-    report = markdown(summarise([_alone(r) for r in clean], describe()))
+    report = markdown([summarise([_alone(r) for r in clean], describe())])
     assert "transformers: no prefix cache" in report
 
 
