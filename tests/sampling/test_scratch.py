@@ -7,6 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pagoda.sampling import scratch
+from pagoda.sampling.chain import _Group
 from pagoda.sampling.params import SamplingParams
 from pagoda.sampling.sampler import Sampler
 from pagoda.sampling.scratch import scratch_bytes, slices
@@ -56,3 +57,9 @@ def test_slices_cover_the_rows_in_order(monkeypatch):
     assert [list(part) for part in slices(range(2), 1000, "cpu")] == [[0], [1]]
     assert len(list(slices(range(7), 30, "cuda"))) == 1
     assert scratch_bytes(1, 10) <= scratch_bytes(8, 10) <= scratch_bytes(8, 10, with_logprobs=True)
+
+
+def test_what_the_kernel_keeps_of_a_small_vocabulary_is_counted():
+    """Values with their ids, 16 bytes each, beyond torch's allocator: of up to 64 times the width all are kept."""
+    assert _Group("ranked", 1024, has_k=True).bytes_per_row(64 * 1024) >= (4 + 16) * 64 * 1024
+    assert _Group("ranked", 1024, has_k=True).bytes_per_row(150_000) < 6 * 150_000
