@@ -6,7 +6,7 @@ import torch
 from pagoda.core.errors import ConfigError
 from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
-from pagoda.kernels.ops.page_scores import KeyPages, PageRule, corners, in_bytes, in_pairs, reference
+from pagoda.kernels.ops.page_scores import KeyPages, PageRule, corners, in_bytes, in_pairs, page_scores, reference
 
 from .isas import ISAS, cpu
 
@@ -65,11 +65,31 @@ def test_equal_outliers_go_by_their_order_and_a_missing_page_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("marks", "query", "weigh"), [("keys", "plain", "product"), ("rows", "thin", "softmax"), ("keys", "split", "peak")]
+    ("marks", "query", "weigh"),
+    [
+        ("keys", "plain", "product"),
+        ("rows", "thin", "softmax"),
+        ("keys", "split", "peak"),
+        ("bytes", "project", "product"),
+    ],
 )
 def test_a_rule_that_no_op_follows_is_refused(marks, query, weigh):
     with pytest.raises(ConfigError, match=f"{marks}"):
         PageRule(marks, query, weigh)
+
+
+@pytest.mark.parametrize(
+    ("rule", "marks"),
+    [
+        (PageRule("halves", weigh="softmax"), torch.zeros(1, 3, 1, 9, dtype=torch.bfloat16)),
+        (PageRule("rows", weigh="softmax"), torch.zeros(1, 3, 2, 9)),
+        (PageRule("rows"), torch.zeros(1, 3, 1, 9)),
+    ],
+    ids=["halves", "two rows", "product"],
+)
+def test_outliers_that_no_op_finds_are_refused(rule, marks):
+    with pytest.raises(ConfigError, match="outliers=2 .* accepted: 0, or rows"):
+        page_scores(torch.ones(1, 2, 8), rule, marks, [3], outliers=2)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -106,3 +126,13 @@ def test_bytes_are_the_same_on_every_instruction_set(isa, dim, size, group):
     exact = (queries @ keys.flatten(1, 2).transpose(1, 2)).view(2, group, 9, size).amax((1, 3))
     there = torch.arange(9) < torch.tensor([9, 5])[:, None]
     assert ((found - exact).abs()[there] < 0.01 * queries.norm(dim=-1).max() * keys.norm(dim=-1).max()).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_channel_that_is_no_number_is_none_beside_bytes(isa):
+    """Its code is 0: a sum of what its bits stood for ran over, and moved the scores of all pages."""
+    make = Make()
+    marks, queries, rule = in_bytes(make.normal(2, 5, 16, 32)), make.normal(2, 3, 32), PageRule("bytes")
+    queries[:, 1, 4:9] = torch.nan
+    found = cpu.page_scores(queries, rule, marks, [5, 4], isa=isa)
+    assert torch.equal(found, cpu.page_scores(queries.nan_to_num(0.0), rule, marks, [5, 4], isa=isa))

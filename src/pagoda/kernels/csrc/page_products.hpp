@@ -1,4 +1,4 @@
-// Products of a group's queries with what is noted of pages (page_scores.hpp), for one instruction set: rows, columns, pairs, or keys
+// Products of a group's queries with what is noted of pages (page_scores.hpp), for one instruction set: rows, columns, pairs, bytes, or keys
 // where they lie.
 #pragma once
 

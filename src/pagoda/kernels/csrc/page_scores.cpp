@@ -71,8 +71,8 @@ void round_to_bytes(const PageScoreArgs& a, int64_t width, Working& w) {
     int32_t sum = 0;
     for (int64_t d = 0; d < width; ++d) {
       const float shifted = q[d] * unit + 12582912.0f;  // 1.5 * 2^23: the integer is in its lowest bits
-      const int32_t code = static_cast<int32_t>(bits_of(shifted)) - 0x4b400000;
-      w.codes[h * stride + d] = static_cast<int8_t>(code), sum += code;
+      const auto code = static_cast<int8_t>(static_cast<int32_t>(bits_of(shifted)) - 0x4b400000);  // 0 where q[d] is no number
+      w.codes[h * stride + d] = code, sum += code;
     }
     w.units[h] = top * (1.0f / 127.0f), w.offsets[h] = 128 * sum;
   }

@@ -66,6 +66,8 @@ class PageRule:
             self.marks == "keys" and self.query not in ("plain", "turn")
         ):
             raise ConfigError(f"queries that are {self.query} are not compared with {self.marks}")
+        if self.marks == "bytes" and self.query == "project":  # as wide as the marks are, which bytes fill up to four
+            raise ConfigError("queries that are projected are compared with pairs, columns, halves or rows, not bytes")
 
     def numbers(self, marks: Tensor | None, page_size: int, first_page: bool = False) -> list[int]:
         """As `csrc/page_scores.hpp` reads it."""
@@ -151,9 +153,15 @@ def page_scores(
 
     scale     above 0; of products that are weighed
     turn      float32 ``[D]``: cosines of the D / 2 angles, then their sines; channel i turns with channel i + D / 2
-    outliers  so many pages whose last number of a row, one more than W, is smallest get 2 more (softmax or peak)
+    outliers  so many pages whose last number of a row, one more than W, is smallest get 2 more (softmax or peak).
+              Raises ConfigError for marks that are no rows, for several of a page, and for the product.
     keys      in place of ``marks``. Raises IndexError for a page that does not exist.
     """
+    if outliers and (marks is None or rule.marks != "rows" or marks.shape[2] != 1 or rule.weigh == "product"):
+        raise ConfigError(
+            f"outliers={outliers} of pages judged by {rule.marks}, weighed by {rule.weigh}; "
+            "accepted: 0, or rows, one a page, weighed by softmax or peak"
+        )
     key = queries.device.type
     run = _OP.chosen.get(key) or _OP.resolve(key, Needs(key, (queries.dtype,)))
     out: Tensor = run(queries, rule, marks, held, scale=scale, given=given, turn=turn, outliers=outliers, keys=keys)
