@@ -7,8 +7,6 @@
 namespace pagoda {
 namespace {
 
-constexpr int64_t kFetchBytes = 2 << 10;  // of a page that comes soon: the hardware goes on from there
-
 inline void fetch(const void* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at);
 }

@@ -19,8 +19,8 @@ namespace {
 constexpr int64_t kParallelBytes = 1 << 20;  // moved by one core in 100 us; below it, waking another is not worth it
 constexpr int64_t kTokensAtOnce = 16;
 constexpr int64_t kCopyBytes = 64 << 10;  // of whole pages that a thread takes at a time
-// From here on copies go past the caches, where they would not stay: lines that are only overwritten need not be read, which halves
-// what a page costs. A few pages are copied for a sequence that reads them in this very step.
+// From here on copies go past the caches, where they would not stay: lines that are only overwritten need not be read, a third of what
+// a page costs else. A few pages are copied for a sequence that reads them in this very step.
 constexpr int64_t kStreamBytes = 4 << 20;
 constexpr int64_t kPagesAhead = 4;  // are asked for while one is copied
 

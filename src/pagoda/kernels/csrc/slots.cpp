@@ -70,7 +70,7 @@ void gather(const Plane& plane, const char* page, const int32_t* from, int64_t c
 }
 
 // The slots of one row that stay, on their way to its front: they gather in two pages' room, plane by plane, and a page goes to its
-// place when it is full. Nothing is written before the first gap or behind the last slot that stays, where pages may be others'.
+// place when it is full. No page before the first gap's is written, and nothing behind the last slot that stays: those may be others'.
 class RowCloser {
  public:
   RowCloser(char* base, int64_t page_bytes, int64_t page_size, const std::vector<Plane>& planes)
