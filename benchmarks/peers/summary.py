@@ -93,8 +93,8 @@ def summarise(repetitions: Iterable[Repetition], machine: dict[str, Any]) -> Sum
         raise ValueError("no clean repetition to report; run some first")
     times = sorted(repetition.at for repetition in clean)
     versions = {repetition.engine: str(repetition.info.get("version")) for repetition in clean}
-    absent = {
-        "/".join((*repetition.cell, repetition.engine)): repetition.failure
+    absent = {  # why, less where its log lies
+        "/".join((*repetition.cell, repetition.engine)): repetition.failure.partition("; see ")[0]
         for repetition in everything
         if repetition.failure
     }

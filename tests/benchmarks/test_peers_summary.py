@@ -60,7 +60,9 @@ def test_median_spread_share_and_ratio_inside_a_round() -> None:
     ours = [repetition("pagoda", n, rate) for n, rate in enumerate([20.0, 40.0, 22.0])]
     theirs = [repetition("vllm", n, rate) for n, rate in enumerate([10.0, 20.0, 22.0])]
     noisy = repetition("vllm", 1, 1.0, foreign_cores=1.0)
-    summary = summarise([*ours, *theirs, noisy, repetition("transformers", 0, 0, failure="too old")], MACHINE)
+    summary = summarise(
+        [*ours, *theirs, noisy, repetition("transformers", 0, 0, failure="too old; see /a/log")], MACHINE
+    )
     mine, peer = summary.figures
     assert (mine.engine, mine.median, mine.spread, mine.num, mine.ratio) == ("pagoda", 22.0, 0.909, 3, None)
     assert (peer.engine, peer.median, peer.num, peer.ratio) == ("vllm", 20.0, 3, 1.818)  # the middle of 9 pairs
