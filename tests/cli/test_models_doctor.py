@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -138,6 +139,32 @@ def test_doctor_names_what_is_broken_and_what_is_slow() -> None:
         assert words in text
     broken = doctor.findings({**report, "torch": {"error": "libgomp is missing"}})
     assert "libgomp is missing" in broken[0]["text"]
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512bf16", "amx", None])
+def test_doctor_says_when_tiles_are_not_used(isa: str | None) -> None:
+    report = {
+        "system": "Linux 6 x86_64",
+        "cpu": {"features": ["avx2", "amx_tile", "amx_bf16", "amx_int8"], "usable": 2, "threads_a_core": 1},
+        "memory": {"default_budget": {"bytes": 1}, "cgroup_limits": []},
+        "nodes": {"refused": False},
+        "torch": {"threads": 2},
+        "kernels": {"ops": {}, "missing": {}, "instruction_set": isa},
+        "models": {"problem": None},
+    }
+    expected = ["slow"] if isa in ("avx2", "avx512bf16") else []
+    found = doctor.findings(report)
+    assert [finding["level"] for finding in found] == expected
+    assert all("PAGODA_ISA" in finding["text"] for finding in found)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("pagoda.kernels._cpu"), reason="built without the C++ kernels")
+def test_doctor_reports_an_instruction_set_that_does_not_exist() -> None:
+    done = pagoda("doctor", "--json", env={"PAGODA_ISA": "sse9"})
+    assert done.code == 1
+    assert done.json["environment"]["PAGODA_ISA"] == "sse9"
+    broken = [finding["text"] for finding in done.json["findings"] if finding["level"] == "broken"]
+    assert any("unknown instruction set 'sse9' in PAGODA_ISA; accepted: base, avx2" in text for text in broken)
 
 
 def test_doctor_exits_1_when_nothing_would_run(

@@ -61,6 +61,14 @@ def test_one_token_with_a_nan():
     assert got.isnan().sum() == 64
 
 
+def test_logits_stay_wide():
+    make = Make(torch.bfloat16)
+    packed, x = pack(make.normal(50, 200, dtype=torch.float32), "int4", group=64), make.normal(20, 200)
+    wide = cpu.packed_linear(x, packed, dynamic=True, wide=True, isa="amx")
+    assert wide.dtype == torch.float32
+    assert torch.equal(wide, cpu.packed_linear(x, packed, dynamic=True, isa="amx").float())
+
+
 def test_threads_and_slices_change_nothing():
     threads = torch.get_num_threads()
     make = Make(torch.bfloat16)

@@ -189,9 +189,10 @@ def _torch() -> dict[str, Any]:
 def _kernels() -> dict[str, Any]:
     try:
         from ..kernels.dispatch import available
-    except (ImportError, OSError) as error:
+
+        found = available()
+    except (ImportError, OSError, ConfigError) as error:
         return {"ops": {}, "missing": {}, "error": _first_line(error)}
-    found = available()
     return {"ops": found.ops, "missing": found.missing, "caches": _caches(), "instruction_set": _instruction_set()}
 
 
@@ -258,7 +259,8 @@ def findings(report: dict[str, Any]) -> list[dict[str, str]]:
         add("broken", report["models"]["problem"])
     for provider, reason in kernels["missing"].items():
         add("slow", f"no {provider} kernels ({reason}): the reference kernels serve")
-    if kernels.get("instruction_set") == "avx512bf16" and {"amx_tile", "amx_bf16", "amx_int8"} <= set(cpu["features"]):
+    has_tiles = {"amx_tile", "amx_bf16", "amx_int8"} <= set(cpu["features"])
+    if has_tiles and kernels.get("instruction_set") not in (None, "amx"):
         add("slow", "this processor has AMX, but PAGODA_ISA or the system keeps it from the kernels")
     if "x86" in report["system"] and "avx2" not in cpu["features"]:
         add("slow", "this processor has no AVX2")

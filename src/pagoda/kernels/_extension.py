@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..core.errors import ConfigError
 from .layout import PageLayout
 
 PATH = "PAGODA_EXTENSION"  # a file: another build of the extension (sanitizers, two builds side by side)
@@ -42,8 +43,14 @@ def cpu_features() -> dict[str, bool]:
 
 
 def best_isa() -> str:
-    """The instruction set that the kernels run with here: amx, avx512bf16, avx512vnni, avx512, avx2 or base."""
-    isa: str = _cpu.best_isa()
+    """The instruction set that the kernels run with here: amx, avx512bf16, avx512vnni, avx512, avx2 or base.
+
+    Raises ConfigError for an unknown one in ``PAGODA_ISA``.
+    """
+    try:
+        isa: str = _cpu.best_isa()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     return isa
 
 
