@@ -14,7 +14,7 @@ constexpr int64_t kParallelBytes = 256 << 10;  // weights under which waking a t
 constexpr int64_t kItemTokens = 264;           // tokens of one item, where there are many
 constexpr int64_t kItemPanels = 8;             // panels of one item then
 constexpr int64_t kSliceBytes = 512 << 10;     // weights of one item, where tokens are few
-constexpr int64_t kTileTokens = 256, kTilePanels = 32;  // where they are multiplied as tiles: the next block is fetched within an item
+constexpr int64_t kTiledItemTokens = 256, kTiledItemPanels = 32;  // where they are multiplied as tiles: the next block is fetched within an item
 constexpr int64_t kGatedTokens = 192;          // sixteen tiles: fewer tokens fetch panels ahead
 constexpr int64_t kBlock = 4;                  // panels that slices are cut by: the widest tile
 
@@ -143,11 +143,11 @@ class Cut {
   // Few tokens: few long slices, since a slice fetches ahead only within itself (its beginning costs a microsecond), but
   // enough of them that a thread which others disturb is not waited for. Many tokens: small ones, which end together.
   Cut(const LinearSlice& slice, int num_threads, bool tiles)
-      : s(slice), blocks(((s.rows() + kPanel - 1) / kPanel + kBlock - 1) / kBlock), most_tokens(tiles ? kTileTokens : kItemTokens) {
+      : s(slice), blocks(((s.rows() + kPanel - 1) / kPanel + kBlock - 1) / kBlock), most_tokens(tiles ? kTiledItemTokens : kItemTokens) {
     token_parts = (s.x.count + most_tokens - 1) / most_tokens;
     const int64_t long_ones = s.matrix.panels() * s.matrix.panel_bytes() / kSliceBytes;
     const int64_t few = std::clamp<int64_t>(long_ones, 2 * num_threads, 8 * num_threads);
-    parts = std::min(blocks, std::max<int64_t>(few, s.x.count > 64 ? s.matrix.panels() / (tiles ? kTilePanels : kItemPanels) : 0));
+    parts = std::min(blocks, std::max<int64_t>(few, s.x.count > 64 ? s.matrix.panels() / (tiles ? kTiledItemPanels : kItemPanels) : 0));
   }
 
   int64_t items() const { return parts * token_parts; }

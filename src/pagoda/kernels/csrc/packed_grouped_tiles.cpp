@@ -91,19 +91,8 @@ class GroupedProduct {
     tile.scales = static_cast<const char*>(m.scales) + (piece.panel * groups + group) * kPanel * (m.wide_scales ? 4 : 2);
     tile.sums = at;
     (piece.panels == 2 ? run_grouped_tile<2> : run_grouped_tile<1>)(tile, static_cast<int>(count), ahead_of(piece, token, count));
-    if (piece.after == m.inputs) finish(token, token + count, piece, at);
+    if (piece.after == m.inputs) finish_tiles<false>(s, token, token + count, piece.panel, piece.panels, at);
     if (lower) scope.reshape(grouped_shapes(kTileTokens, m.group));
-  }
-
-  void finish(int64_t token, int64_t end_token, const Piece& piece, const uint32_t* at) const {
-    if (half) return finish_gated<false>(s, token, end_token, piece.panel, at, kSumStride);
-    if (piece.panels == 2 && s.dtype == Dtype::bf16 && !s.wide && (piece.panel + 2) * kPanel <= m.outputs)
-      return finish_pair<false>(s, token, end_token, piece.panel, at, kSumStride);
-    for (int64_t p = piece.panel; p < piece.end_panel; ++p, at += kPanel) {
-      if (s.dtype == Dtype::f32) finish_panel<false, float>(s, token, end_token, p, at, kSumStride);
-      else if (s.wide) finish_panel<false, uint16_t, float>(s, token, end_token, p, at, kSumStride);
-      else finish_panel<false, uint16_t>(s, token, end_token, p, at, kSumStride);
-    }
   }
 
   // What these tiles fetch: their share of what is opened next (the same panels' inputs behind these, or the first inputs of the next

@@ -133,5 +133,23 @@ void finish_gated(const LinearSlice& s, int64_t first, int64_t end, int64_t pane
 
 #endif
 
+#if PAGODA_AMX
+
+// Results of the panels that tiles multiply together, side by side in `sums`: a pair, or the last one alone.
+template <bool kIntegers>
+void finish_tiles(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, int64_t panels, const uint32_t* sums) {
+  constexpr int64_t kStride = 2 * kPanel;
+  if (s.gated) return finish_gated<kIntegers>(s, first, end, panel, sums, kStride);
+  if (panels == 2 && s.dtype == Dtype::bf16 && !s.wide && (panel + 2) * kPanel <= s.matrix.outputs)
+    return finish_pair<kIntegers>(s, first, end, panel, sums, kStride);
+  for (int64_t p = panel; p < panel + panels; ++p, sums += kPanel) {
+    if (s.dtype == Dtype::f32) finish_panel<kIntegers, float>(s, first, end, p, sums, kStride);
+    else if (s.wide) finish_panel<kIntegers, uint16_t, float>(s, first, end, p, sums, kStride);
+    else finish_panel<kIntegers, uint16_t>(s, first, end, p, sums, kStride);
+  }
+}
+
+#endif
+
 }  // namespace
 }  // namespace pagoda

@@ -12,7 +12,8 @@
 //            └────────────┴────────────┘
 //
 // A result's sum runs over the tiles of inputs in one order, whoever shares its tile and wherever the inputs are cut into pieces, so its bits
-// depend on its token and row alone: every number of tokens is multiplied so, one too (memory limits it as before: 14 GB/s either way).
+// depend on its token and row alone: every number of tokens is multiplied so, one too. Memory limits that as before in bfloat16 (14 GB/s
+// either way); lines that are turned cost it: int8 780 us and 735 by vectors, ternary of two bits 1077 and 806 ([6912, 2560]).
 // Sums of int8 are those of every other instruction set, sums of bfloat16 pairs are rounded elsewhere.
 
 #include "caches.hpp"
@@ -22,11 +23,11 @@
 namespace pagoda {
 namespace {
 
-constexpr int64_t kGroup = 2 * kTileRows;     // tokens of a pass
-constexpr int64_t kTileWords = kTileBytes / 4;    // of a token, and lines of a panel, in a tile
-constexpr int64_t kLineTile = kTileWords * 64;    // bytes of a tile of lines
-constexpr int64_t kPairWords = 2 * kPanel;    // sums of a token side by side
-constexpr int64_t kRing = 4;                  // pairs of tiles that are turned ahead of their products
+constexpr int64_t kGroup = 2 * kTileRows;       // tokens of a pass
+constexpr int64_t kTileWords = kTileBytes / 4;  // of a token, and lines of a panel, in a tile
+constexpr int64_t kLineTile = kTileWords * 64;  // bytes of a tile of lines
+constexpr int64_t kPairWords = 2 * kPanel;      // sums of a token side by side
+constexpr int64_t kRing = 4;                    // pairs of tiles that are turned ahead of their products
 
 // A pair of panels (or one, at the end) times a group of tokens, over a piece of the inputs.
 struct Pass {
@@ -43,7 +44,6 @@ struct Pass {
   const uint8_t* ahead;    // what comes next, into the second cache: `ahead_step` bytes of each of two panels every tile
   int64_t ahead_step, ahead_panel;
 };
-
 
 #define PAGODA_TILE_PRODUCT(c, a, b)                    \
   do {                                                  \
@@ -203,7 +203,7 @@ class TileProduct {
       p.from = p.begins ? starts : held, p.to = last ? results : held;
       fetch_ahead(p, q, end == end_of_slice, word, words, group, groups);
       pass(p, count, both);
-      if (last) finish(token, count, q, both);
+      if (last) finish_tiles<kIntegers>(s, token, token + count, q, both ? 2 : 1, results);
     }
   }
 
@@ -252,18 +252,6 @@ class TileProduct {
   static void pass_as(const Pass& p, bool tall, bool both) {
     if (both) (tall ? run_pass<kIntegers, true, true, Turn> : run_pass<kIntegers, false, true, Turn>)(p);
     else (tall ? run_pass<kIntegers, true, false, Turn> : run_pass<kIntegers, false, false, Turn>)(p);
-  }
-
-  void finish(int64_t token, int64_t count, int64_t q, bool both) const {
-    const int64_t end = token + count;
-    if (s.gated) return finish_gated<kIntegers>(s, token, end, q, results, kPairWords);
-    if (both && s.dtype == Dtype::bf16 && !s.wide && (q + 2) * kPanel <= m.outputs)
-      return finish_pair<kIntegers>(s, token, end, q, results, kPairWords);
-    for (int64_t i = 0; i < (both ? 2 : 1); ++i) {
-      if (s.dtype == Dtype::f32) finish_panel<kIntegers, float>(s, token, end, q + i, results + i * kPanel, kPairWords);
-      else if (s.wide) finish_panel<kIntegers, uint16_t, float>(s, token, end, q + i, results + i * kPanel, kPairWords);
-      else finish_panel<kIntegers, uint16_t>(s, token, end, q + i, results + i * kPanel, kPairWords);
-    }
   }
 
   const LinearSlice& s;
