@@ -140,3 +140,12 @@ def test_closed_gaps_touch_nothing_before_the_first_and_behind_the_last_slot(cod
         close_gaps(ours, layout, table, keep)
         reference(plain, layout, table, keep)
         assert torch.equal(ours.view(torch.uint8), plain.view(torch.uint8))
+
+
+def test_slots_do_not_move_to_a_page_that_is_not_there() -> None:
+    """Nothing of the first page stays, so that nobody reads it; what is behind it goes there."""
+    layout = PageLayout(8, 16, 16, torch.float32)
+    pages = torch.zeros(3, layout.page_elems)
+    keep = torch.arange(16)[None] >= 8
+    with pytest.raises(IndexError):
+        close_gaps(pages, layout, torch.tensor([[7, 1]], dtype=torch.int32), keep)

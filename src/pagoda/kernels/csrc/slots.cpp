@@ -141,8 +141,11 @@ void keep_best(const KeepBestArgs& a) {
 
 void close_gaps(char* base, int64_t num_pages, int64_t page_bytes, int64_t page_size, const std::vector<Plane>& planes,
                 const int32_t* rows, int64_t width, const uint8_t* keep, int64_t count, int64_t slots, int num_threads) {
-  for (int64_t row = 0; row < count; ++row)
-    check_pages(rows + row * width, width, page_size, num_pages, 0, slots, keep + row * slots);
+  for (int64_t row = 0; row < count; ++row) {  // pages that slots leave, and those that they go to
+    const uint8_t* stays = keep + row * slots;
+    check_pages(rows + row * width, width, page_size, num_pages, 0, slots, stays);
+    check_pages(rows + row * width, width, page_size, num_pages, 0, slots - std::count(stays, stays + slots, uint8_t(0)), nullptr);
+  }
   if (count * slots * (page_bytes / page_size) < kParallelBytes) num_threads = 1;
   parallel_for(count, num_threads, [&](int64_t row) {
     RowCloser(base, page_bytes, page_size, planes).close(rows + row * width, keep + row * slots, slots);
