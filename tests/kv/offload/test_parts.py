@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pagoda.core.errors import ConfigError
 from pagoda.core.types import KVFormat
 from pagoda.kernels.file_runs import move_runs, move_runs_plainly
 from pagoda.kv.offload.hot import HotPages
+from pagoda.kv.offload.storage import OffloadedStorage
 from pagoda.kv.offload.tier_file import SPAN, TierFile, runs_of
 
 FMT = KVFormat(num_layers=2, num_kv_heads=3, k_dim=8, v_dim=8, page_size=8, dtype="float32")
@@ -105,3 +107,18 @@ def test_hot_pages_hold_what_was_used_last_layer_by_layer() -> None:
             there = {place: page for place, page in there.items() if page != int(gone[0])}
             hot.forget(gone)
     assert hot.num_hits > 300
+
+
+def test_keys_of_pages_come_from_the_tier_and_not_from_the_window() -> None:
+    storage = OffloadedStorage(FMT, TierFile(FMT, 4, None), 8 * FMT.page_bytes, longest=8)
+    try:
+        ids, at = np.array([20, 3, 0]), np.arange(3)  # pages of the tier; the window has twelve
+        storage.pages[:3].normal_()
+        written = storage.pages[:3].clone()
+        assert storage.put_back(ids, at) == {}
+        storage.pages.zero_()
+        keys = storage.keys(torch.from_numpy(ids)[:, None])
+        assert torch.equal(keys, written[:, : FMT.page_size * FMT.k_dim].view(3, FMT.page_size, FMT.k_dim))
+        assert torch.equal(keys, storage.gather(torch.from_numpy(ids)[:, None])[0])
+    finally:
+        storage.close()
