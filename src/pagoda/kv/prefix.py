@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
+from .codecs.base import forms
 from .pages import Int32s, PagePool
 
 _HANDLES = itertools.count(1)
@@ -91,7 +92,7 @@ class PrefixCache:
         self._clock, self._hash = clock, hasher
         self.on_insert: Callable[[Entry], None] | None = None
         """Told of every entry that ``insert`` made."""
-        self._page_bytes = 4 * pool.fmt.page_size
+        self._page_bytes, self._forms = 4 * pool.fmt.page_size, forms(pool.fmt)
         self._roots: dict[bytes, Entry] = {}  # those that are held or have children
         self._entries: dict[bytes, Entry] = {}
         self._heap: list[tuple[int, int, Entry]] = []  # (tick, serial, entry); stale unless entry.lru == serial
@@ -128,7 +129,7 @@ class PrefixCache:
 
     def root(self, salt: str = "", adapter: str = "") -> Entry:
         """Where the texts of one tenant and adapter begin."""
-        name = repr((self.fingerprint, adapter, salt, self.pool.fmt)).encode()
+        name = repr((self.fingerprint, adapter, salt, self.pool.fmt, *self._forms)).encode()
         return self._roots.get(name) or Entry(None, self._hash(name), name, np.zeros(0, np.int32), 0)
 
     def match(self, root: Entry, tokens: bytes, max_pages: int, run: int) -> list[Entry]:

@@ -21,6 +21,8 @@ from pagoda.kernels.ops.attention import reference as attention_reference
 from pagoda.kernels.ops.kv_write import reference as write_reference
 from pagoda.kv.codecs import CODECS
 from pagoda.kv.codecs.base import codec_of, kv_dtypes, with_dtype
+from pagoda.kv.pages import PagePool
+from pagoda.kv.prefix import PrefixCache
 from pagoda.kv.storage import PageStorage
 
 dispatch.load_providers()
@@ -248,3 +250,19 @@ def test_formats_are_told_apart(codec: Any) -> None:
     fmt = with_dtype(FORMAT, codec.name)
     assert repr(fmt) != repr(dataclasses.replace(fmt, dtype="float32"))
     assert len({repr(with_dtype(FORMAT, name)) for name in kv_dtypes()[1:]}) == len(kv_dtypes()) - 1
+
+
+@pytest.mark.parametrize("dtype", kv_dtypes()[1:])
+def test_rows_that_were_once_written_otherwise_are_not_taken_for_these(dtype: str) -> None:
+    """int4 of short groups had four bits in as many bytes: what an earlier version left on a disk is not found, and
+    what it left in any other format is.
+    """
+
+    def as_before(k_dim: int, v_dim: int) -> bool:
+        fmt = with_dtype(KVFormat(1, 1, k_dim, v_dim, 16, "float32"), dtype)
+        return PrefixCache(PagePool(fmt, 1)).root().tokens == repr(("", "", "", fmt)).encode()
+
+    others = [dim for dim in DIMS if not as_before(dim, dim)]
+    assert others == ([1, 2, 5, 8, 33, 40, 193] if dtype == "int4" else [])
+    assert as_before(96, 0)
+    assert as_before(64, 8) == (dtype != "int4")

@@ -4,6 +4,9 @@ A codec turns the K, or the V, of one slot of one head into bytes and back (``ke
 nothing else, so slots can be written, moved, shared and dropped one by one. What it states about bytes is exact: pages,
 pool and ledger count with it. Its ``encode`` and ``decode`` in plain torch are the definition; bodies that decode in
 registers (``kernels/csrc/attention_rows.hpp``) are held to them, and a codec that no body knows runs through them.
+
+A codec that comes to write rows otherwise in as many bytes names the new way, ``form(dim)``: pages that an earlier
+version left on a disk are not found then (`forms`).
 """
 
 from __future__ import annotations
@@ -46,6 +49,17 @@ def codec_of(fmt: KVFormat) -> SlotCodec | None:
         return None
     codec: Any = CODECS.get(fmt.dtype)
     return codec
+
+
+def forms(fmt: KVFormat) -> tuple[str, ...]:
+    """What tells K and V of this format from those that earlier versions wrote, of the same name and size; empty where
+    nothing changed. Part of the name that prefixes have, in memory and on disk.
+    """
+    if fmt.dtype in DTYPE_BYTES or fmt.dtype not in CODECS.names():  # numbers, or pages that are encoded whole
+        return ()
+    form: Any = getattr(CODECS.get(fmt.dtype), "form", None)
+    found = () if form is None else (form(fmt.k_dim), form(fmt.v_dim))
+    return found if any(found) else ()
 
 
 def bfloat16_above(x: Tensor) -> Tensor:

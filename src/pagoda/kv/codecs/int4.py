@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 GROUP = 32
 SHORT = 8
-
-
 LARGEST = 7.5  # of e2m3
 
 
@@ -50,6 +48,10 @@ class Int4:
 
     def scale_bytes(self, dim: int) -> int:
         return sum(2 if columns <= SHORT else 4 for _, columns, _ in _groups(dim))
+
+    def form(self, dim: int) -> str:
+        """As `codecs.base`: short groups had four bits, scale and minimum, in as many bytes."""
+        return "e2m3" if 0 < dim % GROUP <= SHORT else ""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         import torch
