@@ -153,3 +153,27 @@ def test_what_a_broken_residual_answers_is_refused_by_its_shape(make_llm, monkey
     assert outputs[0].error == (
         "kv='less(budget=20)' failed, answering for evicted slots: ValueError: (1,) and (4, 8) for 4 query heads"
     )
+
+
+def test_tokens_are_replayed_one_by_one_also_by_what_broke(make_llm) -> None:
+    """A preempted sequence comes back, and its method breaks between two steps, asked by who plans for others. More
+    than one token of an answer whose pages are chosen would end everybody's next step.
+    """
+    kv, beside = "recent(budget=40, every=4)+quest(pages=2)", prompt(40, 61)
+    llm = make_llm(page_size=8)
+    alone = llm.generate([beside], params("exact"))[0].token_ids
+    engine = llm._open().engine
+    for name, ids, one in (("beside", beside, "exact"), ("breaks", PROMPT, kv)):
+        engine.add(llm._intake.request(name, ids, params(one)))
+    for _ in range(8):
+        engine.step()
+    assert engine.preempt_last()
+    engine.step()
+    (breaks,) = [one for one in engine.scheduler.running.values() if one.group.request.request_id == "breaks"]
+    assert breaks.num_computed == len(PROMPT) < len(breaks.tokens) - 1
+    breaks.breaks(ValueError("no such slot"), "saying how much it keeps")
+    done = {}
+    while engine.has_work:
+        done.update((output.request_id, output) for output in engine.step())
+    assert done["breaks"].error == f"kv={kv!r} failed, saying how much it keeps: ValueError: no such slot"
+    assert (done["beside"].error, done["beside"].token_ids) == (None, alone)

@@ -82,14 +82,21 @@ class Sequence:
     @property
     def chunk_end(self) -> int:
         """No chunk reaches past the next act of the policy, also when all of it is recomputed."""
-        end = len(self.tokens)
-        return end if self.plain else self.asks("saying when it acts", self._chunk_end, lambda: end)
+        if self.plain:
+            return len(self.tokens)
+        return self.asks("saying when it acts", self._chunk_end, lambda: self._part_end)
+
+    @property
+    def _part_end(self) -> int:
+        """Where acts set no end: that of its tokens, but tokens whose queries are answered each for itself are replayed
+        one by one.
+        """
+        if self.policy.selection is None and not self.policy.leaves_residual:
+            return len(self.tokens)
+        return self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
 
     def _chunk_end(self) -> int:
-        end = len(self.tokens)
-        if self.policy.selection is not None or self.policy.leaves_residual:
-            # Each query is answered for itself, so tokens are replayed one by one.
-            end = self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
+        end = self._part_end
         act = self.next_act(self.num_computed)
         if act is None:
             return end
