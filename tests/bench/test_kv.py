@@ -186,6 +186,8 @@ def test_prices_are_put_into_a_page(tmp_path) -> None:
         assert f"\n\nSpeeds: {told}.\n" in now
         assert listed(now, "m").speeds_of == told
     assert listed(with_prices(now, slow), "m").speeds_of == "May"
+    fewer = replace(again, prices=again.prices[:-1], speeds_of="June")
+    assert listed(with_prices(now, fewer), "m").speeds_of == "June", "the row that was of May is gone"
     fast.prices.append(Price("new", "new", None, decode_speed=1.0))
     with pytest.raises(ConfigError, match="no quality for new; leave --no-quality out"):
         with_prices(both, fast)

@@ -47,19 +47,19 @@ def _joined(old: PriceList, new: PriceList, *, add: bool) -> PriceList:
         missing = ", ".join(unknown)
         raise ConfigError(f"the page's list for {new.model} has no quality for {missing}; leave --no-quality out")
     mine = [_filled(one, known.get(one.kv), judged=judged) for one in new.prices]
-    speeds_of = _speeds_of(old, new)
     if judged and not add:
-        return replace(new, prices=mine, speeds_of=speeds_of)
+        return replace(new, prices=mine, speeds_of=_speeds_of(old, new, mine))
     fresh = {one.kv: one for one in mine if one.kv != "exact"}
     rows = [fresh.pop(one.kv, one) for one in old.prices]
+    rows += fresh.values()
     gone = {kv: why for kv, why in (old.not_priced | new.not_priced).items() if kv not in known and kv not in fresh}
-    return replace(old, prices=[*rows, *fresh.values()], not_priced=gone, speeds_of=speeds_of)
+    return replace(old, prices=rows, not_priced=gone, speeds_of=_speeds_of(old, new, rows))
 
 
-def _speeds_of(old: PriceList, new: PriceList) -> str:
-    """What both say of the speeds, where the page keeps some that were not measured now."""
+def _speeds_of(old: PriceList, new: PriceList, rows: Sequence[Price]) -> str:
+    """What both say of the speeds, where some of the page's ``rows`` were not measured now."""
     measured = {one.kv for one in new.prices if one.decode_speed is not None}
-    kept = any(one.decode_speed is not None and one.kv not in measured for one in old.prices)
+    kept = any(one.decode_speed is not None and one.kv not in measured for one in rows)
     if not new.speeds_of or not kept:
         return new.speeds_of or old.speeds_of
     return f"{new.speeds_of} (some rows: {old.speeds_of.partition(' (')[0] or 'not noted'})"

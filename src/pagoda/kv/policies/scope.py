@@ -79,7 +79,7 @@ class Scope(Scored, Rolling):
         return scores
 
     def slots_after(self, prompt_len: int) -> int:
-        """... the first act; later ones leave ``every`` free."""
+        """Slots of a head right after the first act; later ones leave ``every`` free."""
         budget = token_budget(self.budget, prompt_len)
         return max(1, budget - self._free(budget))
 
