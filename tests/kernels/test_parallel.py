@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
+
+from pagoda.kernels.case import Make
+from pagoda.kernels.packed import PackedWeight
+from pagoda.kernels.quantize import pack
 
 cpu = pytest.importorskip("pagoda.kernels.cpu", reason="built without the C++ kernels")
 
@@ -18,13 +24,24 @@ def inputs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return x.bfloat16(), weight.bfloat16()
 
 
-def product(num_threads: int, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+@contextmanager
+def threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(number)
     try:
-        return cpu.linear(*pair)
+        yield
     finally:
         torch.set_num_threads(before)
+
+
+def product(num_threads: int, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    with threads(num_threads):
+        return cpu.linear(*pair)
+
+
+def packed_product(num_threads: int, x: torch.Tensor, packed: PackedWeight) -> torch.Tensor:
+    with threads(num_threads):
+        return cpu.packed_linear(x, packed)
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
@@ -67,3 +84,33 @@ def test_a_forked_child_starts_its_own_workers() -> None:
     if child == 0:  # our kernel alone: torch's OpenMP does not survive a fork, and pytest's exit handlers must not run
         os._exit(0 if torch.equal(product(2, pair), expected) and cpu.num_workers() == 1 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("outputs", [16, 48, 64, 1040, 6000])
+def test_shares_of_any_size_cover_a_product_once(form: str, outputs: int) -> None:
+    """Few tokens: each thread follows its share of the rows, and takes from the others' ends when it is done."""
+    make = Make(torch.bfloat16)
+    packed = pack(make.normal(outputs, 640, scale=0.04, dtype=torch.float32), form, group=128 if form == "int4" else 0)
+    for tokens in (1, 5, 64, 65):
+        x = make.normal(tokens, 640)
+        expected = packed_product(1, x, packed)
+        for num_threads in (2, 3, 7, 64, 80):
+            assert torch.equal(packed_product(num_threads, x, packed), expected), (tokens, num_threads)
+
+
+def test_a_product_whose_pool_is_taken_is_done_by_its_caller() -> None:
+    make = Make(torch.bfloat16)
+    packed, x = pack(make.normal(4096, 512, dtype=torch.float32), "bf16"), make.normal(3, 512)
+    expected, wrong = packed_product(1, x, packed), []
+
+    def call() -> None:
+        wrong.extend(1 for _ in range(60) if not torch.equal(cpu.packed_linear(x, packed), expected))
+
+    with threads(2):
+        callers = [threading.Thread(target=call) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    assert not wrong

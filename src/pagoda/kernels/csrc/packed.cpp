@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "parallel.hpp"
+#include "parallel_shares.hpp"
 
 namespace pagoda {
 
@@ -13,7 +13,9 @@ namespace {
 constexpr int64_t kParallelBytes = 256 << 10;  // weights under which waking a thread costs more than it brings
 constexpr int64_t kItemTokens = 264;           // tokens of one item, where there are many
 constexpr int64_t kItemPanels = 8;             // panels of one item then
-constexpr int64_t kSliceBytes = 512 << 10;     // weights of one item, where tokens are few
+constexpr int64_t kFewTokens = 64;             // of one item, which reads its weights once: memory is what limits it
+constexpr int64_t kSliceBytes = 4 << 20;       // weights of one slice then, at most: what a thread holds that others disturb
+constexpr int64_t kItemBytes = 512 << 10;      // weights of one item, where several matrices are one job
 constexpr int64_t kTiledItemTokens = 256, kTiledItemPanels = 32;  // where they are multiplied as tiles: the next block is fetched within an item
 constexpr int64_t kGatedTokens = 192;          // sixteen tiles: fewer tokens fetch panels ahead
 constexpr int64_t kBlock = 4;                  // panels that slices are cut by: the widest tile
@@ -137,17 +139,34 @@ auto rows_of(const PackedMatrix& m, Operand operand, const std::string& isa) {
   return PAGODA_BODY(isa, packed_rows);
 }
 
+// Few tokens: threads follow their shares of the rows through memory, each slice fetching the beginning of the next one, the last one that of
+// the product after this one.
+template <typename Rows>
+void follow(const LinearSlice& s, const PackedMatrix* following, int num_threads, Rows rows) {
+  const PackedMatrix& m = s.matrix;
+  const auto pair_at = [](const PackedMatrix& matrix, int64_t panel) {
+    return Following{matrix.data + panel * matrix.panel_bytes(), panel < matrix.panels() ? 2 * matrix.panel_bytes() : 0};
+  };
+  const int64_t blocks = (m.panels() + kBlock - 1) / kBlock, most = std::max<int64_t>(1, kSliceBytes / (kBlock * m.panel_bytes()));
+  const int64_t shares = std::min<int64_t>({int64_t{num_threads}, blocks, kMostShares});
+  parallel_shares(blocks, num_threads, most, [&](int64_t first, int64_t end, int64_t share) {
+    LinearSlice own = s;
+    if (share >= 0 && end < (share + 1) * blocks / shares) own.next = pair_at(m, end * kBlock);
+    else if (share >= 0 && following) own.next = pair_at(*following, share * ((following->panels() + kBlock - 1) / kBlock) / shares * kBlock);
+    rows(own, first * kBlock * kPanel, std::min(s.rows(), end * kBlock * kPanel));
+  });
+}
+
 // A product cut into items: parts of the tokens times parts of the rows.
 class Cut {
  public:
-  // Few tokens: few long slices, since a slice fetches ahead only within itself (its beginning costs a microsecond), but
-  // enough of them that a thread which others disturb is not waited for. Many tokens: small ones, which end together.
+  // Few tokens: few long slices. Many tokens: small ones, which end together.
   Cut(const LinearSlice& slice, int num_threads, bool tiles)
       : s(slice), blocks(((s.rows() + kPanel - 1) / kPanel + kBlock - 1) / kBlock), most_tokens(tiles ? kTiledItemTokens : kItemTokens) {
     token_parts = (s.x.count + most_tokens - 1) / most_tokens;
-    const int64_t long_ones = s.matrix.panels() * s.matrix.panel_bytes() / kSliceBytes;
+    const int64_t long_ones = s.matrix.panels() * s.matrix.panel_bytes() / kItemBytes;
     const int64_t few = std::clamp<int64_t>(long_ones, 2 * num_threads, 8 * num_threads);
-    parts = std::min(blocks, std::max<int64_t>(few, s.x.count > 64 ? s.matrix.panels() / (tiles ? kTiledItemPanels : kItemPanels) : 0));
+    parts = std::min(blocks, std::max<int64_t>(few, s.x.count > kFewTokens ? s.matrix.panels() / (tiles ? kTiledItemPanels : kItemPanels) : 0));
   }
 
   int64_t items() const { return parts * token_parts; }
@@ -180,6 +199,7 @@ void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string
   s.wide = a.wide && a.dtype != Dtype::f32;
   s.x = tokens_of(m, operand, a.x, a.count, a.dtype, num_threads, isa);
   if (m.panels() * m.panel_bytes() * std::max<int64_t>(1, a.count / 4) < kParallelBytes) num_threads = 1;
+  if (s.x.count <= kFewTokens) return follow(s, a.following && a.following->data ? a.following : nullptr, num_threads, rows);
   const Cut cut(s, num_threads, multiplies_tiles(m, operand, isa));
   parallel_for(cut.items(), num_threads, [&](int64_t i) { cut.run(i, rows); });
 }

@@ -100,6 +100,12 @@ struct PrepareArgs {
   Tokens out;                            // from prepared_in
 };
 
+// Memory that the thread will read after a slice: `bytes` in a row, or nothing.
+struct Following {
+  const uint8_t* data = nullptr;
+  int64_t bytes = 0;
+};
+
 struct LinearSlice {
   PackedMatrix matrix;
   Tokens x;
@@ -109,6 +115,7 @@ struct LinearSlice {
   int64_t out_stride = 0;
   bool wide = false;  // out is float, of numbers rounded to dtype
   bool gated = false;  // out is SiLU of the matrix's first rows times the others, both rounded before (`ends_gated`)
+  Following next;
 
   int64_t rows() const { return gated ? matrix.outputs / 2 : matrix.outputs; }  // of the result
 };
@@ -146,6 +153,7 @@ struct PackedLinearArgs {
   bool dynamic = false;
   bool wide = false;   // out is float all the same: of numbers rounded to dtype (logits)
   bool gated = false;  // out is [count][outputs / 2], SiLU of the first rows times the others (`ends_gated`)
+  const PackedMatrix* following = nullptr;  // whose product comes next, or null
 };
 
 void packed_linear(const PackedLinearArgs& args, int num_threads, const std::string& isa);

@@ -86,6 +86,12 @@ void run_pass(const Pass& p) {
     }
   };
   const uint8_t *a = p.tokens, *b = p.panels, *ahead = p.ahead;
+  const auto fetch = [&] {
+    for (int64_t line = 0; line < p.ahead_step; line += 64, ahead += 64) {
+      __builtin_prefetch(ahead, 0, 2);
+      if constexpr (kBoth) __builtin_prefetch(ahead + p.ahead_panel, 0, 2);
+    }
+  };
   if constexpr (Turn::kTurns) {
     constexpr int64_t kLines = kTileWords / Turn::kSteps;  // stored ones of a tile
     const auto turn = [&p, &b](int64_t i) {
@@ -99,14 +105,12 @@ void run_pass(const Pass& p) {
       if (i + 1 < p.tiles) turn(i + 1);
       tile_fence();
       step(a, p.token_bytes, p.ring + i % kRing * 2 * kLineTile, kLineTile);
+      fetch();
     }
   } else {
     for (int64_t i = 0; i < p.tiles; ++i, a += kTileBytes, b += kLineTile) {
       step(a, p.token_bytes, b, p.panel_bytes);
-      for (int64_t line = 0; line < p.ahead_step; line += 64, ahead += 64) {
-        __builtin_prefetch(ahead, 0, 2);
-        if constexpr (kBoth) __builtin_prefetch(ahead + p.ahead_panel, 0, 2);
-      }
+      fetch();
     }
   }
   if (p.last_tokens) step(p.last_tokens, kTileBytes, p.last_panels, kLineTile);
@@ -234,6 +238,11 @@ class TileProduct {
   // The groups of tokens share the fetching of what comes next: the next piece of these panels, or the first one of the next block's.
   // (An address past the end of the data does nothing.)
   void fetch_ahead(Pass& p, int64_t q, bool last_of_slice, int64_t word, int64_t words, int64_t group, int64_t groups) const {
+    if (few && last_of_slice) {
+      const int64_t lines = s.next.bytes / 128, passes = larger(p.tiles, 1);  // of each half
+      p.ahead = s.next.data, p.ahead_panel = lines * 64, p.ahead_step = (lines + passes - 1) / passes * 64;
+      return;
+    }
     const bool here = word + words < m.blocks() * Op::kSteps;
     const int64_t panel = here ? q : q + block * (s.gated ? 1 : 2), passes = groups * larger(p.tiles, 1);
     p.ahead = m.data + panel * m.panel_bytes() + (here ? word + words : 0) / Op::kSteps * 64;

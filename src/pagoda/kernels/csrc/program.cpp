@@ -55,7 +55,7 @@ struct Run {
 
   void operator()(const LinearStep& i) {
     PackedLinearArgs a;
-    a.matrix = i.matrix, a.bias = i.bias, a.dynamic = i.dynamic;
+    a.matrix = i.matrix, a.bias = i.bias, a.dynamic = i.dynamic, a.following = &i.following;
     a.x = at(i.src), a.out = at(i.dst), a.count = num_tokens, a.dtype = dtype;
     a.gated = i.gated >= 0 && ends_gated(a.matrix, operand_of(a.matrix, dtype, a.dynamic, isa), dtype, a.count, isa);
     if (a.gated) a.out = at(i.gated);
@@ -102,7 +102,7 @@ struct Run {
   void operator()(const HeadStep& i) const {
     if (!step.logits) return;
     PackedLinearArgs a;
-    a.matrix = i.matrix, a.bias = i.bias, a.dynamic = i.dynamic, a.wide = true;
+    a.matrix = i.matrix, a.bias = i.bias, a.dynamic = i.dynamic, a.following = &i.following, a.wide = true;
     a.x = at(0), a.out = step.logits, a.count = num_tokens, a.dtype = dtype;
     packed_linear(a, threads, isa);
   }
@@ -245,6 +245,18 @@ struct Name {
   std::string operator()(const GreedyStep&) const { return "greedy"; }
 };
 
+// The matrix of a product; null: it is none.
+const PackedMatrix* matrix_of(const Instruction& i) {
+  if (const auto* linear = std::get_if<LinearStep>(&i)) return &linear->matrix;
+  if (const auto* head = std::get_if<HeadStep>(&i)) return &head->matrix;
+  return nullptr;
+}
+
+void set_following(Instruction& i, const PackedMatrix& matrix) {
+  if (auto* linear = std::get_if<LinearStep>(&i)) linear->following = matrix;
+  if (auto* head = std::get_if<HeadStep>(&i)) head->following = matrix;
+}
+
 }  // namespace
 
 void Program::push(Instruction instruction) {
@@ -252,6 +264,16 @@ void Program::push(Instruction instruction) {
   auto* linear = act && !instructions_.empty() ? std::get_if<LinearStep>(&instructions_.back()) : nullptr;
   if (linear && act->gated && act->kind == Activation::silu && linear->dst == act->src && linear->src != act->dst)
     linear->gated = act->dst;
+  if (const PackedMatrix* matrix = matrix_of(instruction)) {
+    if (last_product_ >= 0) set_following(instructions_[last_product_], *matrix);
+    last_product_ = static_cast<int>(instructions_.size());
+    if (std::holds_alternative<HeadStep>(instruction))
+      for (const Instruction& first : instructions_)
+        if (const PackedMatrix* found = matrix_of(first)) {
+          set_following(instruction, *found);
+          break;
+        }
+  }
   instructions_.push_back(std::move(instruction));
 }
 

@@ -32,6 +32,7 @@ struct LinearStep {
   const void* bias = nullptr;
   bool dynamic = false;
   int gated = -1;
+  PackedMatrix following;  // of the next product, whose beginning is fetched at the end of this one
 };
 
 // dst = act(gate) * up, with gate and up side by side in src; or act(src).
@@ -84,6 +85,7 @@ struct HeadStep {  // logits = register 0 @ matrix.T + bias, rounded to the dtyp
   PackedMatrix matrix;
   const void* bias = nullptr;
   bool dynamic = false;
+  PackedMatrix following;  // of the next step
 };
 
 struct GreedyStep {  // the likeliest token of each row of logits `width` wide; left out where nobody asks
@@ -166,6 +168,7 @@ class Program {
   Dtype dtype_;
   std::vector<int64_t> widths_;  // of every register, the stream's first
   std::vector<Instruction> instructions_;
+  int last_product_ = -1;  // a number of `instructions_`
   bool watched_ = false;
   mutable std::vector<int64_t> nanoseconds_, calls_;  // of every instruction, since it was first watched
   mutable int64_t choosing_ = 0, choices_ = 0;        // the same of choosing pages, which attention's are without
