@@ -1,6 +1,7 @@
 """What a decode step allocates: ``python -m benchmarks.allocations MODEL --batch 8``.
 
-Counts calls of malloc, calloc, realloc and their kin, by size, by a library that is loaded before everything else;
+Counts calls of malloc, calloc, realloc, operator new and their kin, by size, by a library that is loaded before
+everything else, and apart those that Pagoda's own C++ makes;
 Python's own small objects, which mostly lie in its arenas, as objects that a step leaves behind; and minor faults,
 which memory that is given back to the system and fetched again would cause. Linux with glibc and a C compiler.
 """
@@ -22,7 +23,7 @@ from statistics import median
 from ..step import add_engine_options, warm_up
 
 SOURCE = Path(__file__).with_name("count.c")
-NAMES = ("up to 512 bytes", "up to 64 KiB", "larger", "bytes of all")
+NAMES = ("up to 512 bytes", "up to 64 KiB", "larger", "bytes of all", "by the C++ kernels")
 
 
 def main() -> None:
@@ -66,10 +67,12 @@ def count(args: argparse.Namespace) -> None:
         prompt = [rng.randrange(5, built.loaded.shape.vocab_size - 5) for _ in range(args.prompt)]
         engine.add(intake.request(f"r{index}", prompt, params, stream=True))
     warm_up(built, 8)
-    seen = [looked()]
+    counter = ctypes.CDLL(None)
+    counter.pagoda_watch(*(ctypes.c_uint64(address) for address in kernels_code()))
+    seen = [looked(counter)]
     for _ in range(args.steps):
         engine.step()
-        seen.append(looked())
+        seen.append(looked(counter))
     steps = [[b - a for a, b in zip(one, two, strict=True)] for one, two in pairwise(seen)]
     print(f"a decode step of {args.batch}: median, most of {args.steps}")
     for name, each in zip((*NAMES, "minor faults", "objects left behind"), zip(*steps, strict=True), strict=True):
@@ -77,10 +80,17 @@ def count(args: argparse.Namespace) -> None:
     built.close()
 
 
-def looked() -> list[int]:
+def kernels_code() -> tuple[int, int]:
+    """Where the extension's instructions lie."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    code = [line.split()[0].split("-") for line in maps if "/_cpu." in line and line.split()[1][2] == "x"]
+    return int(code[0][0], 16), int(code[-1][1], 16)
+
+
+def looked(counter: ctypes.CDLL) -> list[int]:
     """All counters now; looking itself is one list and an array."""
     counts = (ctypes.c_uint64 * len(NAMES))()
-    ctypes.CDLL(None).pagoda_allocations(counts)
+    counter.pagoda_allocations(counts)
     return [*counts, resource.getrusage(resource.RUSAGE_SELF).ru_minflt, sys.getallocatedblocks()]
 
 

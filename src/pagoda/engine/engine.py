@@ -217,7 +217,7 @@ class Engine:
             self.persistence.flush()
 
     def _run(self, plan: Plan) -> list[RequestState]:
-        groups = list({id(s.item.group): s.item.group for s in plan.scheduled}.values())  # type: ignore[attr-defined]
+        groups = _groups(plan)
         try:
             if self._runner.is_one_call(plan) and not self.scheduler.policy.wants_hidden:
                 self._run_step(plan)
@@ -437,6 +437,16 @@ class Engine:
                 "the memory budget"
             )
         return room
+
+
+def _groups(plan: Plan) -> list[RequestState]:
+    """The requests of a step, each once. (A dict of 32 takes a malloc or two of every step.)"""
+    groups: list[RequestState] = []
+    for scheduled in plan.scheduled:
+        group: RequestState = scheduled.item.group  # type: ignore[attr-defined]
+        if len(group.sequences) == 1 or group not in groups:
+            groups.append(group)
+    return groups
 
 
 def _is_shadow(group: RequestState) -> bool:

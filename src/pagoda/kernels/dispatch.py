@@ -156,8 +156,12 @@ def load_providers() -> dict[str, str | None]:
     """Imports every provider once. Returns provider -> reason it is missing, or None."""
     for provider in PROVIDERS:
         if provider not in _providers:
-            _providers[provider] = "being loaded"
-            _providers[provider] = _load(provider)
+            _providers[provider] = "being loaded"  # for ops that are called while it is
+            try:
+                _providers[provider] = _load(provider)
+            except BaseException:
+                del _providers[provider]  # whoever asks next is told the same
+                raise
     return dict(_providers)
 
 

@@ -40,7 +40,7 @@ class Program:
         self._logits = self._rows_of_logits = torch.empty(0, 0)  # of the most rows so far, of this step's
         self._logits_at = self._num_rows = 0  # where they lie, and how many rows are this step's
         self._tables: Tables = ()
-        self._tables_at: list[tuple[int, int, int, int]] = []  # where those lie
+        self._tables_at = _cpu.RotaryTables([])  # where those lie
         self._attends: dict[int, tuple[int, int, tuple[int, int], int, dict[str, Any]]] = {}  # by layer, as appended
         self._program.watch(profiling())
 
@@ -182,19 +182,21 @@ class Program:
         )  # fmt: skip
         return x if wanted is None else x[: len(wanted)]
 
-    def _begin(self, x: Tensor, rotary: Tables) -> list[tuple[int, int, int, int]]:
-        """Room for the registers; returns where the tables lie."""
+    def _begin(self, x: Tensor, rotary: Tables) -> Any:
+        """Room for the registers; returns where the tables lie, as the extension takes it."""
         assert x.dtype == self._dtype
         assert x.is_contiguous()
         self._make_room(x.shape[0])
         return self._place(rotary)
 
-    def _place(self, rotary: Tables) -> list[tuple[int, int, int, int]]:
+    def _place(self, rotary: Tables) -> Any:
         """Where the tables lie; asked again only where one of them is another than in the step before."""
         known = len(rotary) == len(self._tables)
         if not known or any(new[0] is not old[0] for new, old in zip(rotary, self._tables, strict=True)):
             self._tables = rotary
-            self._tables_at = [(cos.data_ptr(), sin.data_ptr(), DTYPES[cos.dtype], cos.shape[1]) for cos, sin in rotary]
+            self._tables_at = _cpu.RotaryTables(
+                [(cos.data_ptr(), sin.data_ptr(), DTYPES[cos.dtype], cos.shape[1]) for cos, sin in rotary]
+            )
         return self._tables_at
 
     def _make_room(self, num_tokens: int) -> None:

@@ -155,14 +155,14 @@ class Scheduler:
 
         Who loses its pages does not depend on the order: the fewest of the last in rank, so that the others fit.
         """
-        taken: dict[int, Scheduled] = {}
-        reserve, preempted = self._memory.reserve, plan.preempted
+        reserve, preempted, taken = self._memory.reserve, plan.preempted, plan.scheduled
+        assert not taken
         for item in decodes:
             if preempted and item.seq_id not in self.running:
                 continue
-            if not reserve(item, 1) and not self._preempt_until(item, 1, taken, plan)[0]:
+            if not reserve(item, 1) and not self._preempt_until(item, 1, plan)[0]:
                 continue
-            taken[item.seq_id] = Scheduled(item, item.num_computed, 1)
+            taken.append(Scheduled(item, item.num_computed, 1))
         budget -= len(taken)
         for item in prompts:
             start = item.num_computed
@@ -170,16 +170,15 @@ class Scheduler:
             if num_tokens == 0 or item.seq_id not in self.running:
                 continue
             if not reserve(item, num_tokens):
-                granted, returned = self._preempt_until(item, num_tokens, taken, plan)
+                granted, returned = self._preempt_until(item, num_tokens, plan)
                 budget += returned
                 if not granted:
                     continue
-            taken[item.seq_id] = Scheduled(item, start, num_tokens)
+            taken.append(Scheduled(item, start, num_tokens))
             budget -= num_tokens
-        plan.scheduled.extend(taken.values())
         return budget
 
-    def _preempt_until(self, item: Item, num_tokens: int, taken: dict[int, Scheduled], plan: Plan) -> tuple[bool, int]:
+    def _preempt_until(self, item: Item, num_tokens: int, plan: Plan) -> tuple[bool, int]:
         """Takes the pages of the last-ranked sequences until the item's tokens fit.
 
         Returns whether they do (False if the item itself was the last) and the step tokens that the victims had.
@@ -188,8 +187,10 @@ class Scheduler:
         while True:
             victim = max(self.running.values(), key=self.policy.rank)
             self._preempt(victim, plan)
-            if victim.seq_id in taken:
-                returned += taken.pop(victim.seq_id).num_tokens
+            for place, scheduled in enumerate(plan.scheduled):
+                if scheduled.item is victim:
+                    returned += plan.scheduled.pop(place).num_tokens
+                    break
             if victim is item:
                 return False, returned
             if self._memory.reserve(item, num_tokens):

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <memory>
 #include <stdexcept>
 
 #include "attention_memo.hpp"
@@ -78,8 +77,7 @@ void paged_attention(const AttentionArgs& args, int num_threads, const std::stri
   if (memo == nullptr) memo = &own;
   const AttentionPlan& plan = memo->plan(a, num_threads);
   if (plan.work < kParallelWork) num_threads = 1;
-  const std::unique_ptr<float[]> norms(a.sum_targets ? new float[2 * a.num_tokens * a.num_q_heads] : nullptr);
-  const AttentionScratch scratch{memo->partials(), norms.get()};
+  const AttentionScratch scratch{memo->partials(), a.sum_targets ? memo->norms(2 * a.num_tokens * a.num_q_heads) : nullptr};
   const Work work{a, plan, *memo, scratch, item_body, merge_body};
   if (num_threads == 1 || plan.stretches.empty()) work.run_in_turn(num_threads);
   else work.run_stretches(num_threads);

@@ -129,10 +129,15 @@ struct AttentionPlan {
   int64_t num_partial_floats = 0;
   int64_t work = 0;  // in units of one slot for one row
   int64_t first_page = INT32_MAX, last_page = 0;  // that are read, offsets included; first > last: none
+
+  void clear() {
+    spans.clear(), items.clear(), merges.clear(), sums.clear(), stretches.clear();
+    num_partial_floats = work = last_page = 0, first_page = INT32_MAX;
+  }
 };
 
-// Checks every table entry that the bodies will follow.
-AttentionPlan plan_attention(const AttentionArgs& args, int num_threads);
+// Checks every table entry that the bodies will follow. What `plan` held goes, and its memory is used again.
+void plan_attention(const AttentionArgs& args, int num_threads, AttentionPlan& plan);
 
 // A part of one span: [rows][v_dim] unnormalized sums, then [rows] maxima, then [rows] denominators.
 inline int64_t partial_floats(const AttentionArgs& a, int64_t num_queries) {

@@ -4,12 +4,8 @@ namespace pagoda {
 
 namespace {
 
-// What a plan knows of sums: they lie elsewhere in every layer.
-std::vector<int64_t> sums_of(const AttentionArgs& a) {
-  std::vector<int64_t> room(a.sum_targets ? a.num_seqs : 0);
-  for (size_t seq = 0; seq < room.size(); ++seq) room[seq] = a.summed(seq) ? a.sum_targets[seq].room() : 0;
-  return room;
-}
+// What a plan knows of a sequence's sums: they lie elsewhere in every layer.
+int64_t summed_slots(const AttentionArgs& a, int64_t seq) { return a.summed(seq) ? a.sum_targets[seq].room() : 0; }
 
 }  // namespace
 
@@ -21,8 +17,9 @@ bool AttentionMemo::serves(const AttentionArgs& a, int num_threads) const {
   const auto shapes = [](const AttentionArgs& x) {
     return std::tie(x.num_q_heads, x.num_kv_heads, x.shape.page_size, x.shape.k_dim, x.v_dim, x.window, x.share_prefixes);
   };
-  if (sums_of(a) != summed_) return false;
   if (num_threads != num_threads_ || tables(a) != tables(m) || shapes(a) != shapes(m)) return false;
+  for (int64_t seq = 0; seq < a.num_seqs; ++seq)
+    if (summed_slots(a, seq) != summed_[seq]) return false;
   const int64_t pairs = a.num_seqs * a.num_kv_heads, further = pairs > 0 ? int64_t{a.offset[0]} - m.offset[0] : 0;
   for (int64_t pair = 0; pair < pairs; ++pair)
     if (int64_t{a.offset[pair]} - m.offset[pair] != further) return false;
@@ -32,12 +29,14 @@ bool AttentionMemo::serves(const AttentionArgs& a, int num_threads) const {
 const AttentionPlan& AttentionMemo::plan(const AttentionArgs& args, int num_threads) {
   if (!serves(args, num_threads)) {
     num_threads_ = 0;  // should it throw
-    plan_ = plan_attention(args, num_threads);
-    partials_.reset(new float[plan_.num_partial_floats]);
-    left_.reset(new std::atomic<int32_t>[plan_.merges.size()]);
-    made_for_ = args, summed_ = sums_of(args), num_threads_ = num_threads;
+    plan_attention(args, num_threads, plan_);
+    partials_.need(plan_.num_partial_floats);
+    left_.need(int64_t(plan_.merges.size()));
+    summed_.resize(args.num_seqs);
+    for (int64_t seq = 0; seq < args.num_seqs; ++seq) summed_[seq] = summed_slots(args, seq);
+    made_for_ = args, num_threads_ = num_threads;
   }
-  for (size_t i = 0; i < plan_.merges.size(); ++i) left_[i].store(int32_t(plan_.merges[i].count), std::memory_order_relaxed);
+  for (size_t i = 0; i < plan_.merges.size(); ++i) left_.get()[i].store(int32_t(plan_.merges[i].count), std::memory_order_relaxed);
   if (!plan_.stretches.empty()) stretches_.reset(plan_.stretches);
   return plan_;
 }

@@ -42,11 +42,28 @@ struct Narrow {
   int64_t full_parts() const { return end / kPartSlots; }
 };
 
+// Parts from..to of one kv-head for `count` members, who read them from the same pages.
+struct Job {
+  int32_t head;
+  size_t first, count;  // in `members`
+  int64_t from, to;
+  int64_t slot_cost;  // of all its items over one slot
+};
+
+// What making a plan takes beside the plan. A thread keeps the memory: a plan is made for every step, of the same size.
+struct Lists {
+  std::vector<Narrow> narrow, members;
+  std::vector<Job> jobs;
+};
+
+thread_local Lists lists;
+
 class Planner {
  public:
-  Planner(const AttentionArgs& args, int num_threads) : a(args), threads(num_threads) {}
+  Planner(const AttentionArgs& args, int num_threads, AttentionPlan& to) : a(args), threads(num_threads), plan(to) {}
 
-  AttentionPlan run() {
+  void run() {
+    plan.clear(), members.clear(), jobs.clear();
     for (int32_t head = 0; head < a.num_kv_heads; ++head) {
       narrow.clear();
       for (int32_t seq = 0; seq < a.num_seqs; ++seq)
@@ -64,18 +81,9 @@ class Planner {
     if (wide && threads > 1)  // the longest first: what comes last is short
       std::stable_sort(plan.items.begin(), plan.items.end(),
                        [&](const auto& x, const auto& y) { return cost_of(x) > cost_of(y); });
-    return std::move(plan);
   }
 
  private:
-  // Parts from..to of one kv-head for `count` members, who read them from the same pages.
-  struct Job {
-    int32_t head;
-    size_t first, count;  // in `members`
-    int64_t from, to;
-    int64_t slot_cost;  // of all its items over one slot
-  };
-
   // Every table entry that the bodies will follow, checked once: they read memory unchecked.
   void check(int64_t seq, int64_t head) {
     const int64_t pair = a.pair(seq, head), page_size = a.shape.page_size;
@@ -208,7 +216,7 @@ class Planner {
     int64_t count;
     const int32_t *mine = ids_of(x, head, part, &count), *theirs = ids_of(y, head, part, &count);
     const int32_t apart = a.offset[a.pair(x.seq, head)] - a.offset[a.pair(y.seq, head)];
-    if (apart == 0) return std::memcmp(mine, theirs, 4 * count);
+    if (apart == 0 && std::memcmp(mine, theirs, 4 * count) == 0) return 0;
     for (int64_t i = 0; i < count; ++i)
       if (mine[i] + apart != theirs[i]) return mine[i] + apart < theirs[i] ? -1 : 1;
     return 0;
@@ -218,7 +226,10 @@ class Planner {
 
   // `group` (a range of `narrow`, reordered here) share the parts from..part; what else do they share?
   void share(Narrow* group, int64_t count, int32_t head, int64_t from, int64_t part) {
-    const auto less = [&](const Narrow& x, const Narrow& y) { return compare(x, y, head, part) < 0; };
+    const auto less = [&](const Narrow& x, const Narrow& y) {
+      const int order = compare(x, y, head, part);
+      return order != 0 ? order < 0 : x.seq < y.seq;  // stable: std::stable_sort and _partition fetch memory
+    };
     const auto whole = [&](const Narrow& n) { return part < n.full_parts() && n.partials >= 0; };
     if (part > from && std::all_of(group, group + count, whole) &&
         std::all_of(group + 1, group + count, [&](const Narrow& n) { return compare(*group, n, head, part) == 0; }))
@@ -227,8 +238,9 @@ class Planner {
       note(group, count, head, from, part);
       for (int64_t m = 0; m < count; ++m) group[m].done = part;
     }
-    Narrow* last = std::stable_partition(group, group + count, whole);
-    std::stable_sort(group, last, less);
+    Narrow* last = std::partition(group, group + count, whole);
+    std::sort(group, last, less);
+    std::sort(last, group + count, [](const Narrow& x, const Narrow& y) { return x.seq < y.seq; });
     for (Narrow* first = group; first < last;) {
       Narrow* next = first + 1;
       while (next < last && compare(*first, *next, head, part) == 0) ++next;
@@ -242,9 +254,9 @@ class Planner {
   const AttentionTiles tiles{caches().second};
   int64_t total = 0, done = 0;  // work of all jobs, and of those that are items already
   int thread = 0;               // the items go to thread - 1 now
-  std::vector<Narrow> narrow, members;
-  std::vector<Job> jobs;
-  AttentionPlan plan;
+  std::vector<Narrow>&narrow = lists.narrow, &members = lists.members;
+  std::vector<Job>& jobs = lists.jobs;
+  AttentionPlan& plan;
 };
 
 }  // namespace
@@ -255,6 +267,6 @@ AttentionTiles::AttentionTiles(int64_t cache_bytes)
 
 int64_t AttentionTiles::rows_of(int64_t wanted, int64_t columns) const { return std::min(wanted, words / columns); }
 
-AttentionPlan plan_attention(const AttentionArgs& args, int num_threads) { return Planner(args, num_threads).run(); }
+void plan_attention(const AttentionArgs& args, int num_threads, AttentionPlan& plan) { Planner(args, num_threads, plan).run(); }
 
 }  // namespace pagoda

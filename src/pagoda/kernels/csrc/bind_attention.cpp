@@ -25,7 +25,8 @@ void bind_attention(nb::module_& m) {
     a.offset = at<int32_t>(offset), a.kv_lens = at<int32_t>(kv_lens), a.q_starts = at<int32_t>(q_starts);
     a.num_pages = INT32_MAX, a.num_seqs = num_seqs, a.num_q_heads = num_q_heads, a.num_kv_heads = num_kv_heads;
     a.window = window, a.share_prefixes = share_prefixes;
-    const AttentionPlan plan = plan_attention(a, num_threads);
+    AttentionPlan plan;
+    plan_attention(a, num_threads, plan);
     std::vector<std::tuple<std::vector<int>, int, int, int>> items;
     for (const AttentionItem& item : plan.items) {
       std::vector<int> seqs;

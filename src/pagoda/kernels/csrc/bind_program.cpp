@@ -29,12 +29,26 @@ PackedMatrix matrix_of(int format, int64_t outputs, int64_t inputs, int64_t grou
   return m;
 }
 
-using Rotary = std::vector<std::tuple<uintptr_t, uintptr_t, int, int64_t>>;  // cos, sin, dtype, pairs
+// Tables by number, made once for all steps that use them.
+struct Rotary {
+  std::vector<RotaryTableRef> tables;
+};
 
 // What tokens bring to a step, beside where KV lies.
 void bring(StepArrays& s, int64_t num_tokens, const int64_t* positions, const Rotary& rotary) {
-  s.num_tokens = num_tokens, s.positions = positions;
-  for (const auto& [cos, sin, dtype, pairs] : rotary) s.rotary.push_back({at<void>(cos), at<void>(sin), Dtype(dtype), pairs});
+  s.num_tokens = num_tokens, s.positions = positions, s.rotary = rotary.tables.data();
+}
+
+// A program, and room for the lists that Python hands to a step.
+struct BoundProgram : Program {
+  using Program::Program;
+  std::vector<int64_t> ids, positions, wanted, chosen;
+};
+
+const int64_t* read(const nb::list& numbers, std::vector<int64_t>& room) {
+  room.clear();
+  for (nb::handle number : numbers) room.push_back(nb::cast<int64_t>(number));
+  return room.data();
 }
 
 // Addresses in the order of kernels/step.py's PageChoice.
@@ -77,54 +91,61 @@ void bind_step_arrays(nb::module_& m) {
 
 void bind_program(nb::module_& m) {
   bind_step_arrays(m);
-  nb::class_<Program>(m, "Program", "Instructions over registers; see csrc/program.hpp. Addresses must outlive it.")
-      .def("__init__", [](Program* self, int dtype, std::vector<int64_t> widths) { new (self) Program(Dtype(dtype), std::move(widths)); })
-      .def("__len__", &Program::size)
-      .def("workspace_bytes", &Program::workspace_bytes)
-      .def("watch", &Program::watch)
-      .def("timings", [](const Program& p) {
+  nb::class_<Rotary>(m, "RotaryTables", "Of (cos, sin, dtype, pairs) each; addresses must outlive it.")
+      .def("__init__", [](Rotary* self, const std::vector<std::tuple<uintptr_t, uintptr_t, int, int64_t>>& tables) {
+        new (self) Rotary;
+        for (const auto& [cos, sin, dtype, pairs] : tables) self->tables.push_back({at<void>(cos), at<void>(sin), Dtype(dtype), pairs});
+      });
+  nb::class_<BoundProgram>(m, "Program", "Instructions over registers; see csrc/program.hpp. Addresses must outlive it.")
+      .def("__init__", [](BoundProgram* self, int dtype, std::vector<int64_t> widths) {
+        new (self) BoundProgram(Dtype(dtype), std::move(widths));
+      })
+      .def("__len__", [](const BoundProgram& p) { return p.size(); })
+      .def("workspace_bytes", [](const BoundProgram& p, int64_t num_tokens) { return p.workspace_bytes(num_tokens); })
+      .def("watch", [](BoundProgram& p, bool on) { p.watch(on); })
+      .def("timings", [](const BoundProgram& p) {
         std::vector<std::tuple<std::string, int64_t, double>> found;
-        for (const Program::Timing& t : p.timings()) found.emplace_back(t.name, t.calls, t.seconds);
+        for (const BoundProgram::Timing& t : p.timings()) found.emplace_back(t.name, t.calls, t.seconds);
         return found;
       }, "(name, calls, seconds) of every instruction, since they were first watched.")
-      .def("norm", [](Program& p, int src, int dst, int64_t dim, uintptr_t weight, uintptr_t bias, float eps, float offset,
+      .def("norm", [](BoundProgram& p, int src, int dst, int64_t dim, uintptr_t weight, uintptr_t bias, float eps, float offset,
                       bool centred, bool round_first) {
         p.push(NormStep{src, dst, norm_of(dim, 1, weight, bias, 0, eps, offset, centred, round_first)});
       })
-      .def("head_norm", [](Program& p, int reg, int64_t first, int64_t dim, int64_t parts, uintptr_t weight, uintptr_t bias,
+      .def("head_norm", [](BoundProgram& p, int reg, int64_t first, int64_t dim, int64_t parts, uintptr_t weight, uintptr_t bias,
                            int64_t weight_stride, float eps, float offset, bool centred, bool round_first) {
         p.push(HeadNormStep{reg, first, norm_of(dim, parts, weight, bias, weight_stride, eps, offset, centred, round_first)});
       })
-      .def("linear", [](Program& p, int src, int dst, int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data,
+      .def("linear", [](BoundProgram& p, int src, int dst, int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data,
                         uintptr_t scales, uintptr_t zeros, bool wide_scales, uintptr_t bias, bool dynamic) {
         LinearStep s;
         s.src = src, s.dst = dst, s.bias = at<void>(bias), s.dynamic = dynamic;
         s.matrix = matrix_of(format, outputs, inputs, group, data, scales, zeros, wide_scales);
         p.push(s);
       })
-      .def("activation", [](Program& p, int src, int dst, bool gated, int kind, float alpha, float limit) {
+      .def("activation", [](BoundProgram& p, int src, int dst, bool gated, int kind, float alpha, float limit) {
         p.push(ActivationStep{src, dst, gated, Activation(kind), alpha, limit});
       })
-      .def("add", [](Program& p, int src, int dst, float scale) { p.push(AddStep{src, dst, scale}); })
-      .def("clip", [](Program& p, int reg, float bound) { p.push(ClipStep{reg, bound}); })
-      .def("rotary", [](Program& p, int reg, int table, int64_t heads, int64_t dim, bool interleaved) {
+      .def("add", [](BoundProgram& p, int src, int dst, float scale) { p.push(AddStep{src, dst, scale}); })
+      .def("clip", [](BoundProgram& p, int reg, float bound) { p.push(ClipStep{reg, bound}); })
+      .def("rotary", [](BoundProgram& p, int reg, int table, int64_t heads, int64_t dim, bool interleaved) {
         p.push(RotaryStep{reg, table, heads, dim, interleaved});
       })
-      .def("attend", [](Program& p, int src, int dst, int layer, int64_t num_q_heads, int64_t num_kv_heads, int64_t dim,
+      .def("attend", [](BoundProgram& p, int src, int dst, int layer, int64_t num_q_heads, int64_t num_kv_heads, int64_t dim,
                         float scale, float soft_cap, int64_t window, uintptr_t sinks, uintptr_t slopes, bool last) {
         p.push(AttendStep{src, dst, layer, num_q_heads, num_kv_heads, dim, scale, soft_cap, window, at<float>(sinks), at<float>(slopes),
                           last});
       })
-      .def("embed", [](Program& p, int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data, uintptr_t scales,
+      .def("embed", [](BoundProgram& p, int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data, uintptr_t scales,
                        uintptr_t zeros, bool wide_scales) {
         p.push(EmbedStep{matrix_of(format, outputs, inputs, group, data, scales, zeros, wide_scales)});
       })
-      .def("head", [](Program& p, int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data, uintptr_t scales,
+      .def("head", [](BoundProgram& p, int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data, uintptr_t scales,
                       uintptr_t zeros, bool wide_scales, uintptr_t bias, bool dynamic) {
         p.push(HeadStep{matrix_of(format, outputs, inputs, group, data, scales, zeros, wide_scales), at<void>(bias), dynamic});
         p.push(GreedyStep{outputs});
       })
-      .def("run", [](const Program& p, const StepArrays& arrays, uintptr_t x, int64_t num_tokens, uintptr_t positions,
+      .def("run", [](BoundProgram& p, const StepArrays& arrays, uintptr_t x, int64_t num_tokens, uintptr_t positions,
                      const Rotary& rotary, uintptr_t wanted, int64_t num_wanted, uintptr_t workspace, int num_threads,
                      const std::string& isa) {
         StepArrays s = arrays;
@@ -133,25 +154,26 @@ void bind_program(nb::module_& m) {
         nb::gil_scoped_release release;
         p.run(s, at<void>(workspace), num_threads, isa);
       })
-      .def("step", [](const Program& p, const StepArrays& arrays, const std::vector<int64_t>& ids, const std::vector<int64_t>& positions,
-                      const Rotary& rotary, const std::optional<std::vector<int64_t>>& wanted, uintptr_t logits, bool likeliest,
-                      uintptr_t workspace, int num_threads, const std::string& isa) {
+      .def("step", [](BoundProgram& p, const StepArrays& arrays, const nb::list& ids, const nb::list& positions, const Rotary& rotary,
+                      const std::optional<nb::list>& wanted, uintptr_t logits, bool likeliest, uintptr_t workspace, int num_threads,
+                      const std::string& isa) {
         StepArrays s = arrays;
-        const auto num_tokens = static_cast<int64_t>(ids.size());
-        if (num_tokens != s.num_tokens || ids.size() != positions.size())
-          throw std::invalid_argument(std::to_string(num_tokens) + " tokens with " + std::to_string(positions.size()) +
-                                      " positions for a step of " + std::to_string(s.num_tokens));
-        bring(s, num_tokens, positions.data(), rotary);
-        std::vector<int64_t> chosen(likeliest ? (wanted ? wanted->size() : ids.size()) : 0);
-        s.ids = ids.data(), s.logits = at<float>(logits), s.likeliest = likeliest ? chosen.data() : nullptr;
-        if (wanted) s.wanted = wanted->data(), s.num_wanted = static_cast<int64_t>(wanted->size());
+        s.ids = read(ids, p.ids), bring(s, static_cast<int64_t>(ids.size()), read(positions, p.positions), rotary);
+        if (s.num_tokens != arrays.num_tokens || ids.size() != positions.size())
+          throw std::invalid_argument(std::to_string(s.num_tokens) + " tokens with " + std::to_string(positions.size()) +
+                                      " positions for a step of " + std::to_string(arrays.num_tokens));
+        if (wanted) s.wanted = read(*wanted, p.wanted), s.num_wanted = static_cast<int64_t>(p.wanted.size());
+        p.chosen.resize(likeliest ? (wanted ? p.wanted.size() : p.ids.size()) : 0);
+        s.logits = at<float>(logits), s.likeliest = likeliest ? p.chosen.data() : nullptr;
         {
           nb::gil_scoped_release release;
           p.run(s, at<void>(workspace), num_threads, isa);
         }
+        nb::list chosen;
+        for (int64_t id : p.chosen) chosen.append(id);
         return chosen;
       }, "From ids to logits; the likeliest token of each row where they are asked for, else nothing.")
-      .def("run_attending", [](const Program& p, uintptr_t x, int64_t num_tokens, uintptr_t positions, const Rotary& rotary,
+      .def("run_attending", [](BoundProgram& p, uintptr_t x, int64_t num_tokens, uintptr_t positions, const Rotary& rotary,
                                uintptr_t wanted, int64_t num_wanted, nb::callable attend, uintptr_t workspace, int num_threads,
                                const std::string& isa) {
         StepArrays s;

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "attention_memo.hpp"
 #include "pages.hpp"
 
 namespace pagoda {
@@ -26,18 +25,13 @@ struct Run {
   const std::vector<int64_t>& widths;
   const int threads;
   const std::string& isa;
-  int64_t num_tokens;
-  std::vector<char*> registers;
-  std::vector<int32_t> ids;  // page ids of a layer, where all layers share an array
-  ChosenTable chosen;
-  std::vector<int32_t> wanted_starts, attending_starts;
-  std::vector<SumTarget> targets;
-  AttentionMemo memo;
-  bool activated = false;
   const bool watched;
+  RunMemory& memory;
+  int64_t num_tokens;
+  bool activated = false;
   int64_t choosing = 0, choices = 0;  // nanoseconds and calls, where somebody watches
 
-  char* at(int reg, int64_t element = 0) const { return registers[reg] + element * size_of(dtype); }
+  char* at(int reg, int64_t element = 0) const { return memory.registers[reg] + element * size_of(dtype); }
 
   void operator()(const NormStep& i) const {
     NormArgs a = i.args;
@@ -135,36 +129,36 @@ struct Run {
     if (fewer) {
       find_wanted();
       find_attending();
-      keep_last(step.q_starts, attending_starts);
-      a.q_starts = attending_starts.data(), a.chunk_starts = step.q_starts, a.num_tokens = num_tokens;
+      keep_last(step.q_starts, memory.attending_starts);
+      a.q_starts = memory.attending_starts.data(), a.chunk_starts = step.q_starts, a.num_tokens = num_tokens;
     }
-    if (!chosen_here || chosen.moved.count() < a.num_seqs) paged_attention(a, threads, isa, chosen_here ? nullptr : &memo);
-    if (chosen_here) attend_moved(a, chosen.moved, threads, isa);
-    if (fewer) keep_last(attending_starts.data(), wanted_starts);
+    if (!chosen_here || memory.chosen.moved.count() < a.num_seqs) paged_attention(a, threads, isa, chosen_here ? nullptr : &memory.memo);
+    if (chosen_here) attend_moved(a, memory.chosen.moved, threads, isa);
+    if (fewer) keep_last(memory.attending_starts.data(), memory.wanted_starts);
   }
 
   void choose(AttentionArgs& a, int64_t layer) {
     const auto started = watched ? Clock::now() : Clock::time_point();
-    choose_pages(a, step.choice, layer, threads, isa, chosen);
+    choose_pages(a, step.choice, layer, threads, isa, memory.chosen);
     if (watched) choosing += since(started), ++choices;
   }
 
   void sum_into(AttentionArgs& a, int64_t layer) {
     if (!step.sums) return;
-    targets.clear();
+    memory.targets.clear();
     for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
       const auto place = [&](int64_t address, int64_t width) {
         return address ? reinterpret_cast<float*>(address) + layer * a.num_kv_heads * width : nullptr;
       };
       const int64_t width = step.sum_widths[seq], count_width = step.count_widths[seq];
-      targets.push_back({place(step.sums[seq], width), place(step.counts[seq], count_width), width, count_width, step.sum_last[seq]});
+      memory.targets.push_back({place(step.sums[seq], width), place(step.counts[seq], count_width), width, count_width, step.sum_last[seq]});
     }
-    a.sum_targets = targets.data();
+    a.sum_targets = memory.targets.data();
   }
 
   // Where the wanted tokens of each sequence begin, when there are no others: they must be its last ones.
   void find_wanted() {
-    wanted_starts.assign(1, 0);
+    memory.wanted_starts.assign(1, 0);
     int64_t n = 0;
     for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
       const int64_t begin = n, end = step.q_starts[seq + 1];
@@ -172,18 +166,18 @@ struct Run {
       for (int64_t i = begin; i < n; ++i)
         if (step.wanted[i] != end - n + i || step.wanted[i] < step.q_starts[seq])
           throw std::invalid_argument("wanted tokens must be the last ones of their sequences, in order");
-      wanted_starts.push_back(static_cast<int32_t>(n));
+      memory.wanted_starts.push_back(static_cast<int32_t>(n));
     }
     if (n < step.num_wanted) throw std::invalid_argument("a wanted token lies behind the last sequence");
   }
 
   // The same of those whose attention is needed: the wanted ones, and those that are summed up.
   void find_attending() {
-    attending_starts.assign(1, 0);
+    memory.attending_starts.assign(1, 0);
     for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
-      const int32_t all = step.q_starts[seq + 1] - step.q_starts[seq], wanted = wanted_starts[seq + 1] - wanted_starts[seq];
+      const int32_t all = step.q_starts[seq + 1] - step.q_starts[seq], wanted = memory.wanted_starts[seq + 1] - memory.wanted_starts[seq];
       const int64_t last = step.sums && step.sums[seq] ? (step.sum_last[seq] ? step.sum_last[seq] : all) : 0;
-      attending_starts.push_back(attending_starts.back() + std::max(wanted, static_cast<int32_t>(std::min<int64_t>(all, last))));
+      memory.attending_starts.push_back(memory.attending_starts.back() + std::max(wanted, static_cast<int32_t>(std::min<int64_t>(all, last))));
     }
   }
 
@@ -191,11 +185,11 @@ struct Run {
   void keep_last(const int32_t* before, const std::vector<int32_t>& starts) {
     if (num_tokens == starts.back()) return;
     num_tokens = starts.back();
-    for (size_t reg = 0; reg < registers.size(); ++reg) {
+    for (size_t reg = 0; reg < memory.registers.size(); ++reg) {
       const int64_t bytes = widths[reg] * size_of(dtype);
       for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
         const int64_t count = starts[seq + 1] - starts[seq], from = before[seq + 1] - count;
-        if (count > 0) std::memmove(registers[reg] + starts[seq] * bytes, registers[reg] + from * bytes, count * bytes);
+        if (count > 0) std::memmove(memory.registers[reg] + starts[seq] * bytes, memory.registers[reg] + from * bytes, count * bytes);
       }
     }
   }
@@ -205,9 +199,9 @@ struct Run {
       if (step.wanted[i] < (i ? step.wanted[i - 1] + 1 : 0) || step.wanted[i] >= num_tokens)
         throw std::invalid_argument("wanted tokens must be of the step, in order");
     num_tokens = step.num_wanted;
-    for (size_t reg = 0; reg < registers.size(); ++reg) {
+    for (size_t reg = 0; reg < memory.registers.size(); ++reg) {
       const int64_t bytes = widths[reg] * size_of(dtype);
-      for (int64_t i = 0; i < num_tokens; ++i) std::memmove(registers[reg] + i * bytes, registers[reg] + step.wanted[i] * bytes, bytes);
+      for (int64_t i = 0; i < num_tokens; ++i) std::memmove(memory.registers[reg] + i * bytes, memory.registers[reg] + step.wanted[i] * bytes, bytes);
     }
   }
 
@@ -215,6 +209,7 @@ struct Run {
     const int64_t count = num_tokens * i.num_kv_heads, width = size_of(dtype);
     const int32_t* page_ids = step.page_ids + i.layer * step.writes_stride;
     if (step.writes_stride == 0) {
+      std::vector<int32_t>& ids = memory.ids;
       ids.assign(page_ids, page_ids + count);
       for (int32_t& id : ids) id += static_cast<int32_t>(i.layer * i.num_kv_heads);
       page_ids = ids.data();
@@ -283,14 +278,16 @@ int64_t Program::workspace_bytes(int64_t num_tokens) const {
   return bytes;
 }
 
-void Program::run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const {
-  Run run{step, dtype_, widths_, num_threads, isa, step.num_tokens, {}, {}, {}, {}, {}, {}, {}, false, watched_};
+void Program::run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) {
+  Run run{step, dtype_, widths_, num_threads, isa, watched_, memory_, step.num_tokens};
+  std::vector<char*>& registers = memory_.registers;
+  registers.clear(), memory_.memo.forget();
   char* at = reinterpret_cast<char*>(aligned(reinterpret_cast<intptr_t>(workspace)));
   for (int64_t width : widths_) {
-    run.registers.push_back(at);
+    registers.push_back(at);
     at += aligned(step.num_tokens * width * size_of(dtype_));
   }
-  if (step.x) run.registers[0] = static_cast<char*>(step.x);
+  if (step.x) registers[0] = static_cast<char*>(step.x);
   if (!watched_) {
     for (const Instruction& instruction : instructions_) std::visit(run, instruction);
     return;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "attention.hpp"
+#include "attention_memo.hpp"
 #include "choice.hpp"
 #include "packed.hpp"
 #include "rows.hpp"
@@ -108,7 +109,7 @@ struct StepArrays {
   const int64_t* ids = nullptr;  // [T]
   int64_t num_tokens = 0;
   const int64_t* positions = nullptr;  // [T]
-  std::vector<RotaryTableRef> rotary;
+  const RotaryTableRef* rotary = nullptr;  // by table number
   const char* pages = nullptr;
   int64_t num_pages = 0;
   PageShape shape;
@@ -138,6 +139,17 @@ struct StepArrays {
   std::function<void(int layer, char* qkv, char* out)> attend;
 };
 
+// Memory that a run needs beside its registers.
+struct RunMemory {
+  std::vector<char*> registers;
+  std::vector<int32_t> ids;  // page ids of a layer, where all layers share an array
+  std::vector<int32_t> wanted_starts, attending_starts;
+  std::vector<SumTarget> targets;
+  ChosenTable chosen;
+  AttentionMemo memo;
+};
+
+// One run at a time: it leaves its memory to the next, so that a step allocates nothing unless it is larger than all before.
 class Program {
  public:
   Program(Dtype dtype, std::vector<int64_t> widths) : dtype_(dtype), widths_(std::move(widths)) {}
@@ -162,7 +174,7 @@ class Program {
 
   // Runs every instruction in order on up to num_threads threads; the wanted tokens' hidden states come first in `x` then.
   // Throws as the kernels do, std::invalid_argument for tokens that cannot be asked for.
-  void run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) const;
+  void run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa);
 
  private:
   Dtype dtype_;
@@ -170,8 +182,9 @@ class Program {
   std::vector<Instruction> instructions_;
   int last_product_ = -1;  // a number of `instructions_`
   bool watched_ = false;
-  mutable std::vector<int64_t> nanoseconds_, calls_;  // of every instruction, since it was first watched
-  mutable int64_t choosing_ = 0, choices_ = 0;        // the same of choosing pages, which attention's are without
+  RunMemory memory_;
+  std::vector<int64_t> nanoseconds_, calls_;  // of every instruction, since it was first watched
+  int64_t choosing_ = 0, choices_ = 0;        // the same of choosing pages, which attention's are without
 };
 
 }  // namespace pagoda

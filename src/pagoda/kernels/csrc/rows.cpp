@@ -55,18 +55,23 @@ void greedy(const float* logits, int64_t rows, int64_t width, int64_t* ids, int 
   const auto body = PAGODA_BODY(isa, largest_of);
   constexpr int64_t kParts = 16, kSmall = 16384;  // parts of a row: 3 us each of the largest vocabularies
   const int64_t parts = width > kSmall ? kParts : 1;
-  std::vector<float> best(rows * parts);
-  std::vector<int64_t> place(rows * parts);
+  struct Found {
+    float largest;
+    int64_t place;
+  };
+  static thread_local std::vector<Found> kept;  // by the thread that calls: a step does
+  kept.resize(rows * parts);
+  Found* const found = kept.data();
   parallel_for(rows * parts, num_threads, [&](int64_t i) {
     const int64_t first = i % parts * width / parts, end = (i % parts + 1) * width / parts;
-    body(logits + i / parts * width + first, end - first, &best[i], &place[i]);
-    place[i] += first;
+    body(logits + i / parts * width + first, end - first, &found[i].largest, &found[i].place);
+    found[i].place += first;
   });
   for (int64_t row = 0; row < rows; ++row) {
     int64_t winner = row * parts;
     for (int64_t i = winner; i < (row + 1) * parts; ++i)
-      if (best[i] > best[winner] || best[i] != best[i]) winner = i;  // a NaN wins, and stays
-    ids[row] = std::isfinite(best[winner]) ? place[winner] : -1;
+      if (found[i].largest > found[winner].largest || found[i].largest != found[i].largest) winner = i;  // a NaN wins, and stays
+    ids[row] = std::isfinite(found[winner].largest) ? found[winner].place : -1;
   }
 }
 

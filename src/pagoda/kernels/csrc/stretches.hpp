@@ -19,11 +19,12 @@ class Stretches {
  public:
   // Thread t has the items starts[t]..starts[t + 1]. Not while walk() runs.
   void reset(const std::vector<int32_t>& starts) {
-    if (rest_.size() + 1 != starts.size()) rest_ = std::vector<Rest>(starts.size() - 1);
-    for (size_t t = 0; t < rest_.size(); ++t) rest_[t].ends.store(word(starts[t], starts[t + 1]), std::memory_order_relaxed);
+    count_ = int64_t(starts.size()) - 1;
+    if (rest_.size() < starts.size() - 1) rest_ = std::vector<Rest>(starts.size() - 1);
+    for (int64_t t = 0; t < count_; ++t) rest_[t].ends.store(word(starts[t], starts[t + 1]), std::memory_order_relaxed);
   }
 
-  int64_t count() const { return static_cast<int64_t>(rest_.size()); }
+  int64_t count() const { return count_; }
 
   // Calls act(item, the one that will likely follow or -1, whether the call before said so) for items until none is left. Each thread
   // calls it once, with its number.
@@ -67,7 +68,8 @@ class Stretches {
     return -1;
   }
 
-  std::vector<Rest> rest_;
+  std::vector<Rest> rest_;  // the first count_ are this time's
+  int64_t count_ = 0;
 };
 
 }  // namespace pagoda
