@@ -1,9 +1,14 @@
-"""Grouped int4 by tokens in 8 bits on the tiles of AMX: the bits of the instruction set below, whatever the shapes."""
+"""Grouped int4 and int5 on the tiles of AMX.
+
+By tokens in 8 bits: the bits of the instruction set below, whatever the shapes. Exact: what the reference says,
+and a token's bits are its own.
+"""
 
 import pytest
 import torch
 
 from pagoda.kernels.case import Make
+from pagoda.kernels.ops.packed_linear import reference
 from pagoda.kernels.packed import lay_out
 from pagoda.kernels.quantize import pack
 
@@ -35,6 +40,66 @@ def test_tiles_have_the_bits_of_vectors(options, dtype):
             assert torch.equal(got, wanted[:tokens]), (outputs, inputs, tokens)
 
 
+EXACT = [
+    *({"format": "int4", **form} for form in FORMS), {"format": "int5", "group": 48}, {"format": "int5", "group": 96},
+    {"format": "int5", "group": 48, "symmetric": False},
+    {"format": "int5", "group": 96, "symmetric": False, "scale_dtype": torch.float32},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", EXACT, ids=str)
+def test_exact_products(options):
+    """Tokens have the bits that they have among others, and those are the reference's but for roundings."""
+    for outputs, inputs in SHAPES:
+        make = Make(torch.bfloat16)
+        packed = pack(make.normal(outputs, inputs, scale=inputs**-0.5, dtype=torch.float32), **options)
+        x, bias = make.normal(100, inputs), make.normal(outputs)
+        together = cpu.packed_linear(x, packed, bias, isa="amx")
+        torch.testing.assert_close(together, reference(x, packed, bias), rtol=8e-3, atol=2e-3)
+        for tokens in (1, 2, 3, 8, 16, 17, 31, 32, 33, 48, 65):
+            alone = cpu.packed_linear(x[-tokens:], packed, bias, isa="amx")
+            assert torch.equal(alone, together[-tokens:]), (outputs, inputs, tokens)
+
+
+@pytest.mark.parametrize(("format", "group"), [("int4", 32), ("int4", 64), ("int4", 128), ("int5", 48), ("int5", 96)])
+@pytest.mark.parametrize("zero", ["none", "least", "most"])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_all_codes_exactly(format, group, zero, tokens):
+    """Whole numbers whose sums float32 holds: every code less every zero point's extremes, to the last bit."""
+    top = 15 if format == "int4" else 31
+    generator = torch.Generator().manual_seed(5)
+    codes = torch.randint(0, top + 1, (48, 3 * group), generator=generator)
+    codes[0], codes[16], codes[:, : top + 1] = 0, top, torch.arange(top + 1)
+    middle = (top + 1) // 2
+    point = {"none": middle, "least": 0, "most": top}[zero]
+    zeros = None if zero == "none" else torch.full((48, 3), point)
+    packed = lay_out(format, codes - middle if zeros is None else codes, torch.ones(48, 3), zeros, group=group)
+    x = torch.randint(-15, 16, (tokens, 3 * group), generator=generator).bfloat16()
+    wanted = (x.float() @ (codes - point).float().T).bfloat16()
+    assert torch.equal(cpu.packed_linear(x, packed, isa="amx"), wanted)
+
+
+@pytest.mark.parametrize("tokens", [3, 50])
+def test_infinity_stays_where_it_is(tokens):
+    """In its token's results, also where inputs end inside a group."""
+    make = Make(torch.bfloat16)
+    packed, x = pack(make.normal(64, 200, dtype=torch.float32), "int4", group=64), make.normal(tokens, 200)
+    x[1, 199] = torch.inf
+    got = cpu.packed_linear(x, packed, isa="amx")
+    assert not got[1].isfinite().any()
+    assert got[[0, *range(2, tokens)]].isfinite().all()
+
+
+def test_experts_have_the_bits_of_single_products():
+    counts, generator = [5, 0, 70, 1, 33], torch.Generator().manual_seed(3)
+    matrices = [pack(weight, "int4", group=64) for weight in torch.randn(len(counts), 144, 160, generator=generator)]
+    x = torch.randn(sum(counts), 160, generator=generator).bfloat16()
+    for dynamic in (False, True):
+        together = cpu.grouped_linear(x, counts, matrices, dynamic=dynamic, isa="amx")
+        parts = zip(x.split(counts), matrices, strict=True)
+        assert torch.equal(together, torch.cat([cpu.packed_linear(p, m, dynamic=dynamic, isa="amx") for p, m in parts]))
+
+
 @pytest.mark.parametrize("zero", [None, 0, 15])
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_the_largest_codes_and_tokens(group, zero):
@@ -61,15 +126,17 @@ def test_one_token_with_a_nan():
     assert got.isnan().sum() == 64
 
 
-def test_logits_stay_wide():
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_logits_stay_wide(dynamic):
     make = Make(torch.bfloat16)
     packed, x = pack(make.normal(50, 200, dtype=torch.float32), "int4", group=64), make.normal(20, 200)
-    wide = cpu.packed_linear(x, packed, dynamic=True, wide=True, isa="amx")
+    wide = cpu.packed_linear(x, packed, dynamic=dynamic, wide=True, isa="amx")
     assert wide.dtype == torch.float32
-    assert torch.equal(wide, cpu.packed_linear(x, packed, dynamic=True, isa="amx").float())
+    assert torch.equal(wide, cpu.packed_linear(x, packed, dynamic=dynamic, isa="amx").float())
 
 
-def test_threads_and_slices_change_nothing():
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_threads_and_slices_change_nothing(dynamic):
     threads = torch.get_num_threads()
     make = Make(torch.bfloat16)
     packed, x = pack(make.normal(1500, 400, dtype=torch.float32), "int4", group=128), make.normal(600, 400)
@@ -77,7 +144,7 @@ def test_threads_and_slices_change_nothing():
         results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(cpu.packed_linear(x, packed, dynamic=True, isa="amx"))
+            results.append(cpu.packed_linear(x, packed, dynamic=dynamic, isa="amx"))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])

@@ -72,8 +72,8 @@ Operand operand_of(const PackedMatrix& matrix, Dtype tokens, bool dynamic, const
   return exact && tokens == Dtype::bf16 && isa_index(isa) >= kPairsIsa ? Operand::bf16 : Operand::f32;
 }
 
-bool multiplies_tiles(const PackedMatrix& m, Operand operand, const std::string& isa) {
-  return operand != Operand::f32 && (m.group == 0 || operand == Operand::s8) && isa_index(isa) >= kTilesIsa;
+bool multiplies_tiles(Operand operand, const std::string& isa) {
+  return operand != Operand::f32 && isa_index(isa) >= kTilesIsa;
 }
 
 bool usable_in_place(const PackedMatrix& m, Operand operand, Dtype dtype, int64_t stride, int64_t count) {
@@ -134,7 +134,7 @@ Tokens tokens_of(const PackedMatrix& m, Operand operand, const void* x, int64_t 
 
 auto rows_of(const PackedMatrix& m, Operand operand, const std::string& isa) {
 #ifdef PAGODA_X86
-  if (multiplies_tiles(m, operand, isa)) return m.group == 0 ? &amx::packed_tiles : &amx::grouped_tiles;
+  if (multiplies_tiles(operand, isa)) return m.group == 0 ? &amx::packed_tiles : &amx::grouped_tiles;
 #endif
   return PAGODA_BODY(isa, packed_rows);
 }
@@ -200,7 +200,7 @@ void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string
   s.x = tokens_of(m, operand, a.x, a.count, a.dtype, num_threads, isa);
   if (m.panels() * m.panel_bytes() * std::max<int64_t>(1, a.count / 4) < kParallelBytes) num_threads = 1;
   if (s.x.count <= kFewTokens) return follow(s, a.following && a.following->data ? a.following : nullptr, num_threads, rows);
-  const Cut cut(s, num_threads, multiplies_tiles(m, operand, isa));
+  const Cut cut(s, num_threads, multiplies_tiles(operand, isa));
   parallel_for(cut.items(), num_threads, [&](int64_t i) { cut.run(i, rows); });
 }
 
@@ -211,7 +211,7 @@ void grouped_linear(const GroupedLinearArgs& a, int num_threads, const std::stri
   const auto rows = rows_of(like, operand, isa);
   check(like, operand);
   const Tokens x = tokens_of(like, operand, a.x, a.count, a.dtype, num_threads, isa);
-  const bool tiles = multiplies_tiles(like, operand, isa);
+  const bool tiles = multiplies_tiles(operand, isa);
   std::vector<Cut> cuts;
   std::vector<int64_t> first_items = {0};
   int64_t token = 0, bytes = 0;

@@ -134,12 +134,12 @@ PAGODA_DECLARE_BODIES(void, packed_rows, (const LinearSlice&, int64_t first_row,
 #ifdef PAGODA_X86
 namespace amx {
 void packed_tiles(const LinearSlice&, int64_t first_row, int64_t end_row);   // the same, for what multiplies_tiles
-void grouped_tiles(const LinearSlice&, int64_t first_row, int64_t end_row);  // and has groups: int4 by tokens in 8 bits
+void grouped_tiles(const LinearSlice&, int64_t first_row, int64_t end_row);  // and has groups
 }
 #endif
 
-// Whether products of this matrix are made of tiles, for any number of tokens. Those of integers have the bits of the instruction set below.
-bool multiplies_tiles(const PackedMatrix& matrix, Operand operand, const std::string& isa);
+// Whether products of such tokens are made of tiles, for any number of them. Those of integers have the bits of the instruction set below.
+bool multiplies_tiles(Operand operand, const std::string& isa);
 
 // ---- drivers ---------------------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
-// Slices of rows of grouped int4 by tokens in 8 bits, on AMX (see packed.hpp and grouped_tiles.hpp).
+// Slices of rows of grouped int4 and int5 on AMX (see packed.hpp, grouped_tiles.hpp and grouped_codes.hpp).
 //
-// The codes of a pair of panels are opened to bytes a piece at a time and stay in the first cache while all tokens come by, 32 after the other;
-// the codes of the next piece and the lines of the results are fetched meanwhile. (Four panels at a time drove the tokens out: tiles of the
-// first pair after it was opened took 230 ns a group of 128 inputs, of the second 136.)
+// Up to 32 tokens follow the codes once through memory. For more of them the codes of a pair of panels are opened a piece at a time and stay in
+// the first cache while all tokens come by, 32 after the other; the lines of the results are fetched meanwhile. (Four panels at a time drove the
+// tokens out: tiles of the first pair after it was opened took 230 ns a group of 128 inputs, of the second 136.)
 
 #include "grouped_tiles.hpp"
 #include "packed_results.hpp"
@@ -10,122 +10,88 @@
 namespace pagoda {
 namespace {
 
-constexpr int64_t kFewTokens = 12;   // up to which the bodies without tiles are as fast: they open nothing
-// Inputs opened at a time. Of 512 a pair of panels and 32 tokens fill two thirds of the first cache, best for few tokens; for many, whose
-// panels stay there anyway, the beginning and the end of a piece weigh more.
-constexpr int64_t kShortPiece = 512, kLongPiece = 1024, kShortTokens = 64;
+constexpr int64_t kFewTokens = 12;     // in 8 bits: up to which the bodies without tiles are as fast, with the same bits
+// Bytes of a token, and lines of a panel, that meet at a time: the panels' half of the first cache.
+constexpr int64_t kPieceBytes = 1024, kFewSlots = 2;
 
 class GroupedProduct {
  public:
-  GroupedProduct(const LinearSlice& slice, int64_t last_panel)
-      : s(slice), m(slice.matrix), end_of_slice(last_panel), half(slice.gated ? slice.rows() / kPanel : 0), short_group(m.inputs / m.group * m.group),
-        piece_inputs(s.x.count <= kShortTokens ? kShortPiece : kLongPiece),
-        scope(grouped_shapes(smaller(slice.x.count, kTileTokens), m.group)) {
-    const int64_t opened_bytes = 2 * piece_inputs * kPanel, sum_bytes = s.x.count * kSumStride * 4;
-    opened = reinterpret_cast<uint8_t*>(scratch.need(opened_bytes + sum_bytes + s.x.count * m.group));
-    sums = reinterpret_cast<uint32_t*>(opened + opened_bytes);
-    rest = reinterpret_cast<uint8_t*>(sums) + sum_bytes;
-    if (short_group < m.inputs) copy_rest();
+  GroupedProduct(const LinearSlice& slice, int64_t first, int64_t last_panel)
+      : s(slice), m(slice.matrix), first_panel(first), end_of_slice(last_panel), half(slice.gated ? slice.rows() / kPanel : 0),
+        whole_groups(m.inputs / m.group), group_bytes(m.group * (bytes ? 1 : 2)),
+        piece_groups(s.x.count <= kTileTokens ? m.groups() : larger(kPieceBytes / group_bytes, 1)),
+        codes(m, bytes, first_panel, last_panel, half ? 1 : 2, half ? half : 1, steps_of(group_bytes)),
+        scope(grouped_shapes(smaller(slice.x.count, kTileTokens), group_bytes)) {
+    const int64_t slots = s.x.count <= kTileTokens ? kFewSlots : piece_groups + 1;
+    const int64_t opened_bytes = slots * codes.slot_bytes(), sum_bytes = s.x.count * kSumStride * 4;
+    char* const memory = scratch.need(opened_bytes + sum_bytes + s.x.count * group_bytes);
+    codes.open_into(reinterpret_cast<uint8_t*>(memory), slots);
+    sums = reinterpret_cast<float*>(memory + opened_bytes);
+    rest = reinterpret_cast<uint8_t*>(memory + opened_bytes + sum_bytes);
+    if (whole_groups < m.groups()) copy_rest();
   }
 
-  void run(int64_t first_panel) {
+  void run() {
     const int64_t width = half ? 1 : 2;
-    for (int64_t panel = first_panel; panel < end_of_slice; panel += width) run_pair(panel, smaller(end_of_slice, panel + width));
+    int64_t number = 0;  // of a group in the stream of codes
+    for (int64_t panel = first_panel; panel < end_of_slice; panel += width)
+      for (int64_t group = 0, count; group < m.groups(); group += count, number += count) {
+        count = group == whole_groups ? 1 : smaller(piece_groups, whole_groups - group);
+        for (int64_t t = 0; t < s.x.count; t += kTileTokens)
+          run_tokens({panel, half ? 2 : smaller(2, end_of_slice - panel), group, count, number}, t, smaller(kTileTokens, s.x.count - t));
+      }
   }
 
  private:
   struct Piece {
-    int64_t panel, end_panel;  // of the result
-    int64_t panels;            // of the matrix: two, or the last one
-    int64_t first, inputs;     // whole groups
-    int64_t after;             // the first input behind them
+    int64_t panel, panels;  // of the result; two, or the last one
+    int64_t group, groups;  // whole ones, or a last one that is short
+    int64_t number;         // in the stream of codes
   };
 
   // The tokens' inputs in a last group that is short, zeros behind them: tiles read whole groups.
   void copy_rest() {
-    const int64_t words = m.blocks() * 2 - short_group / 4;  // two of them are a block of eight
+    const int64_t before = whole_groups * group_bytes, left = m.blocks() * m.block() * (bytes ? 1 : 2) - before;
     for (int64_t t = 0; t < s.x.count; ++t) {
-      memset(rest + t * m.group, 0, m.group);
-      memcpy(rest + t * m.group, s.x.data + t * s.x.steps + short_group / 4, words * 4);
+      memset(rest + t * group_bytes, 0, group_bytes);
+      memcpy(rest + t * group_bytes, reinterpret_cast<const uint8_t*>(s.x.data + t * s.x.steps) + before, left);
     }
-  }
-
-  // A pair of panels side by side: neighbours, or with gated SiLU a gate and what it gates.
-  void run_pair(int64_t panel, int64_t end_panel) {
-    const int64_t panels = half ? 2 : end_panel - panel;
-    for (int64_t first = 0, after; first < m.inputs; first = after) {
-      const bool is_short = first == short_group;
-      const int64_t inputs = is_short ? m.group : smaller(piece_inputs, short_group - first);
-      after = is_short ? m.inputs : first + inputs;
-      const Piece piece{panel, end_panel, panels, first, inputs, after};
-      for (int64_t i = 0; i < panels; ++i) open(piece, i);
-      tile_fence();
-      for (int64_t t = 0; t < s.x.count; t += kTileTokens) run_tokens(piece, t, smaller(kTileTokens, s.x.count - t));
-    }
-  }
-
-  void open(const Piece& piece, int64_t i) const {
-    const int64_t panel = piece.panel + i * (half ? half : 1), first = piece.first / 8;
-    const int64_t lines = piece.inputs / 8, stored = smaller(lines, m.blocks() - first);
-    const uint8_t* const zeros = m.zeros ? m.zeros + (panel * m.groups() + piece.first / m.group) * kPanel : nullptr;
-    uint8_t* const to = opened + i * piece.inputs * kPanel;
-    open_codes(m.data + panel * m.panel_bytes() + first * 64, stored, m.group / 8, zeros, to);
-    memset(to + stored * 128, 0, (lines - stored) * 128);
   }
 
   void run_tokens(const Piece& piece, int64_t token, int64_t count) {
     const bool lower = count < smaller(s.x.count, kTileTokens);  // the last of many
-    if (lower) scope.reshape(grouped_shapes(count, m.group));
-    const int64_t groups = m.groups(), group = piece.first / m.group;
-    Tile tile;
-    tile.panel_stride = piece.inputs * kPanel;
-    tile.token = s.x.data + token * s.x.steps + piece.first / 4, tile.token_stride = s.x.steps;
-    if (piece.first == short_group) tile.token = reinterpret_cast<uint32_t*>(rest + token * m.group), tile.token_stride = m.group / 4;
-    tile.lines = piece.inputs / 4, tile.lines_of_group = m.group / 4;
-    tile.sum_stride = kSumStride, tile.add = piece.first > 0;
-    tile.wide_scales = m.wide_scales;
-    tile.group_stride = (half ? half : 1) * groups * kPanel;
-    tile.scale_stride = groups, tile.token_scales = s.x.scales + token * groups + group;
-    uint32_t* const at = sums + token * kSumStride;
-    tile.panel = opened;
-    tile.scales = static_cast<const char*>(m.scales) + (piece.panel * groups + group) * kPanel * (m.wide_scales ? 4 : 2);
-    tile.sums = at;
-    (piece.panels == 2 ? run_grouped_tile<2> : run_grouped_tile<1>)(tile, static_cast<int>(count), ahead_of(piece, token, count));
-    if (piece.after == m.inputs) finish_tiles<false>(s, token, token + count, piece.panel, piece.panels, at);
-    if (lower) scope.reshape(grouped_shapes(kTileTokens, m.group));
-  }
-
-  // What these tiles fetch: their share of what is opened next (the same panels' inputs behind these, or the first inputs of the next
-  // panels), and where results go.
-  Ahead ahead_of(const Piece& piece, int64_t token, int64_t count) const {
-    const int64_t steps = piece.inputs / smaller(m.group, kTileBytes), tiles = (s.x.count + kTileTokens - 1) / kTileTokens;
-    const bool last = piece.after == m.inputs;
-    const int64_t panel = last ? piece.end_panel : piece.panel, input = last ? 0 : piece.after;
-    Ahead ahead{};
-    if (panel < end_of_slice) {
-      const int64_t lines = smaller(piece_inputs, m.inputs - input) / 8, share = (lines + tiles * steps - 1) / (tiles * steps);
-      const int64_t done = token / kTileTokens * steps * share;
-      ahead.codes = m.data + panel * m.panel_bytes() + (input / 8 + done) * 64;
-      ahead.panels_apart = (half ? half : 1) * m.panel_bytes();
-      ahead.lines = done < lines ? static_cast<int>(share) : 0;
-    }
+    if (lower) scope.reshape(grouped_shapes(count, group_bytes));
+    const int64_t groups = m.groups(), steps = piece.groups * steps_of(group_bytes);
+    GroupedPass pass{};
+    pass.tokens = reinterpret_cast<const uint8_t*>(s.x.data + token * s.x.steps) + piece.group * group_bytes, pass.token_bytes = s.x.steps * 4;
+    if (piece.group == whole_groups) pass.tokens = rest + token * group_bytes, pass.token_bytes = group_bytes;
+    pass.codes = &codes, pass.first = piece.number, pass.groups = piece.groups, pass.opens = token == 0;
+    pass.sums = sums + token * kSumStride, pass.add = piece.group > 0;
+    pass.scales = static_cast<const char*>(m.scales) + (piece.panel * groups + piece.group) * kPanel * (m.wide_scales ? 4 : 2);
+    pass.wide_scales = m.wide_scales, pass.group_stride = (half ? half : 1) * groups * kPanel;
+    if (bytes) pass.token_scales = s.x.scales + token * groups + piece.group, pass.scale_stride = groups;
+    const bool last = piece.group + piece.groups == groups;
     if (last) {
       const int64_t width = s.wide ? 4 : size_of(s.dtype);
-      ahead.results_apart = s.out_stride * width;
-      ahead.results = static_cast<const char*>(s.out) + token * ahead.results_apart + piece.panel * kPanel * width;
-      ahead.rows = static_cast<int>(count / steps);
+      pass.results_apart = s.out_stride * width;
+      pass.results = static_cast<const char*>(s.out) + token * pass.results_apart + piece.panel * kPanel * width;
+      pass.rows = static_cast<int>(count), pass.rows_a_step = static_cast<int>((count + steps - 1) / steps);
     }
-    return ahead;
+    const auto run = piece.panels == 2 ? (bytes ? run_grouped_pass<true, 2> : run_grouped_pass<false, 2>)
+                                       : (bytes ? run_grouped_pass<true, 1> : run_grouped_pass<false, 1>);
+    run(pass, static_cast<int>(count), steps_of(group_bytes));
+    if (last) finish_tiles<false>(s, token, token + count, piece.panel, piece.panels, reinterpret_cast<const uint32_t*>(pass.sums));
+    if (lower) scope.reshape(grouped_shapes(kTileTokens, group_bytes));
   }
 
   const LinearSlice& s;
   const PackedMatrix& m;
-  const int64_t end_of_slice, half;  // half: with gated SiLU, panels of the first rows
-  const int64_t short_group;         // the first input of a last group that is short, or the end
-  const int64_t piece_inputs;
+  const bool bytes = s.x.operand == Operand::s8;
+  const int64_t first_panel, end_of_slice, half;  // half: with gated SiLU, panels of the first rows
+  const int64_t whole_groups, group_bytes, piece_groups;
+  CodeStream codes;
   TileScope scope;
-  uint8_t* opened = nullptr;
-  uint32_t* sums = nullptr;
+  float* sums = nullptr;
   uint8_t* rest = nullptr;
 };
 
@@ -134,9 +100,9 @@ class GroupedProduct {
 namespace amx {
 
 void grouped_tiles(const LinearSlice& s, int64_t first_row, int64_t end_row) {
-  if (s.x.count <= kFewTokens) return avx512bf16::packed_rows(s, first_row, end_row);
+  if (s.x.count <= kFewTokens && s.x.operand == Operand::s8) return avx512bf16::packed_rows(s, first_row, end_row);
   const int64_t first = first_row / kPanel, end = (end_row + kPanel - 1) / kPanel;
-  if (first < end) GroupedProduct(s, end).run(first);
+  if (s.x.count > 0 && first < end) GroupedProduct(s, first, end).run();
 }
 
 }  // namespace amx

@@ -23,7 +23,6 @@
 namespace pagoda {
 namespace {
 
-constexpr int64_t kGroup = 2 * kTileRows;       // tokens of a pass
 constexpr int64_t kTileWords = kTileBytes / 4;  // of a token, and lines of a panel, in a tile
 constexpr int64_t kLineTile = kTileWords * 64;  // bytes of a tile of lines
 constexpr int64_t kPairWords = 2 * kPanel;      // sums of a token side by side
@@ -120,7 +119,7 @@ void run_pass(const Pass& p) {
   if constexpr (kTall && kBoth) _tile_stored(3, p.to + 16 * kPairWords + kPanel, kPairWords * 4);
 }
 
-// Tiles for so many tokens, up to kGroup.
+// Tiles for so many tokens, up to kTileTokens.
 TileShapes shapes_for(int64_t tokens) {
   const int first = static_cast<int>(smaller(tokens, kTileRows)), second = static_cast<int>(larger(tokens - kTileRows, 1));
   TileShapes shapes;
@@ -140,31 +139,31 @@ class TileProduct {
     apart = s.gated ? s.rows() / kPanel : 1;
     // Few tokens follow the weights once through memory, a pair of panels at a time, turned on the way. More of them meet blocks
     // of pairs: a piece of the group's inputs stays in the first cache while the pairs' pieces come from the second.
-    few = s.x.count <= kGroup;
+    few = s.x.count <= kTileTokens;
     const int64_t most = few ? all : larger(sizes.first / 3 / (2 * kLineTile), 1), pieces = (all + most - 1) / most;
     piece_tiles = (all + pieces - 1) / pieces;
     many_pieces = piece_tiles < all;
     block = few ? 1 : 4;
     const int64_t turned_bytes = kTurned ? (few ? kRing : block * piece_tiles) * 2 * kLineTile : 0;
-    const int64_t held = many_pieces ? (s.x.count + kGroup - 1) / kGroup * block * kGroup * kPairWords * 4 : 0;
-    char* const memory = scratch.need(turned_bytes + held + kGroup * (kPairWords + 16) * 4 + kGroup * kTileBytes + 2 * kLineTile);
+    const int64_t held = many_pieces ? (s.x.count + kTileTokens - 1) / kTileTokens * block * kTileTokens * kPairWords * 4 : 0;
+    char* const memory = scratch.need(turned_bytes + held + kTileTokens * (kPairWords + 16) * 4 + kTileTokens * kTileBytes + 2 * kLineTile);
     turned = reinterpret_cast<uint8_t*>(memory);
     sums = reinterpret_cast<uint32_t*>(memory + turned_bytes);
     results = sums + held / 4;
-    starts = results + kGroup * kPairWords;
-    last_tokens = reinterpret_cast<uint8_t*>(starts + kGroup * 16);
-    last_panels = last_tokens + kGroup * kTileBytes;
+    starts = results + kTileTokens * kPairWords;
+    last_tokens = reinterpret_cast<uint8_t*>(starts + kTileTokens * 16);
+    last_panels = last_tokens + kTileTokens * kTileBytes;
   }
 
   void run(int64_t first_panel, int64_t end_panel) {
     const int64_t width = s.gated ? 1 : 2;  // panels of the slice in a pair
-    const TileScope tiles(shapes_for(smaller(s.x.count, kGroup)));
+    const TileScope tiles(shapes_for(smaller(s.x.count, kTileTokens)));
     for (int64_t panel = first_panel; panel < end_panel; panel += block * width) {
       const int64_t end = smaller(end_panel, panel + block * width), words = m.blocks() * Op::kSteps;
       for (int64_t word = 0; word < words; word += piece_tiles * kTileWords) {
         const int64_t here = smaller(piece_tiles * kTileWords, words - word);
         if (kTurned && !few) turn(panel, end, width, word, here);
-        for (int64_t token = 0; token < s.x.count; token += kGroup) run_group(tiles, token, panel, end, end_panel, width, word, here);
+        for (int64_t token = 0; token < s.x.count; token += kTileTokens) run_group(tiles, token, panel, end, end_panel, width, word, here);
       }
     }
   }
@@ -186,10 +185,10 @@ class TileProduct {
   // Tokens token.. of a group meet the pairs of a block, panel..end.
   void run_group(const TileScope& tiles, int64_t token, int64_t panel, int64_t end, int64_t end_of_slice, int64_t width, int64_t word,
                  int64_t words) {
-    const int64_t count = smaller(kGroup, s.x.count - token), whole = words / kTileWords, left = words % kTileWords;
-    const int64_t groups = (s.x.count + kGroup - 1) / kGroup, group = token / kGroup;
+    const int64_t count = smaller(kTileTokens, s.x.count - token), whole = words / kTileWords, left = words % kTileWords;
+    const int64_t groups = (s.x.count + kTileTokens - 1) / kTileTokens, group = token / kTileTokens;
     const bool last = word + words == m.blocks() * Op::kSteps;
-    if (s.x.count > kGroup && (count < kGroup || token == 0)) tiles.reshape(shapes_for(count));
+    if (s.x.count > kTileTokens && (count < kTileTokens || token == 0)) tiles.reshape(shapes_for(count));
     if (word == 0) begin(token, count);
     if (left) keep_last_tokens(token, count, word + whole * kTileWords, left);
     Pass p;
@@ -203,7 +202,7 @@ class TileProduct {
       p.panels = before ? turned + 2 * i * piece : m.data + q * m.panel_bytes() + word / Op::kSteps * 64;
       p.panel_bytes = before ? piece : apart * m.panel_bytes(), p.ring = turned;
       if (left) keep_last_panels(p, both, left);
-      uint32_t* const held = sums + (group * block + i) * kGroup * kPairWords;
+      uint32_t* const held = sums + (group * block + i) * kTileTokens * kPairWords;
       p.from = p.begins ? starts : held, p.to = last ? results : held;
       fetch_ahead(p, q, end == end_of_slice, word, words, group, groups);
       pass(p, count, both);
@@ -269,7 +268,7 @@ class TileProduct {
   int64_t apart = 1;                   // between the panels of a pair: neighbours, or the two that a gate joins
   bool few = false, many_pieces = false;
   uint8_t* turned = nullptr;
-  uint32_t *sums = nullptr, *results = nullptr, *starts = nullptr;  // of pieces, [groups][pairs][kGroup][kPairWords]; of one pass
+  uint32_t *sums = nullptr, *results = nullptr, *starts = nullptr;  // of pieces, [groups][pairs][kTileTokens][kPairWords]; of one pass
   uint8_t *last_tokens = nullptr, *last_panels = nullptr;
 };
 

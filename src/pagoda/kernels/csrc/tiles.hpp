@@ -20,6 +20,7 @@ namespace pagoda {
 namespace {
 
 constexpr int kTileRows = 16, kTileBytes = 64;
+constexpr int64_t kTileTokens = 2 * kTileRows;  // of a pass of a product: two tiles
 
 // Rows and bytes of a row of each register.
 struct alignas(64) TileShapes {
