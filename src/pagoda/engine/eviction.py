@@ -6,17 +6,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.acts import able, new_act, run_acts
 from ..kernels.ops import evict
 from ..kv.compaction import Gaps
 from ..kv.pages import Int32s
 from ..kv.policies._inputs import Inputs, same
-from ..kv.policies.base import Choice, Decision, Need
+from ..kv.policies.base import Choice, Decision, Held, Need
 from ..kv.read import hash_slots, read_part, read_slots, weigh, write_slots
 from ..kv.storage import PageStorage
 from ..kv.stores import Store
@@ -97,15 +98,31 @@ class Evictor:
         return failed
 
     def _act_all(self, due: list[Piece], result: StepResult) -> None:
-        """Evictions, then encodings. The moves of one run before the next acts, which may be given the pages that have
-        just become free here, or their bytes. A method that breaks takes its own request along, not those that it met.
+        """Evictions, then encodings: first those that the kernels do in one call, then one after the other. The moves
+        of one run before the next acts, which may be given the pages that have just become free here, or their bytes. A
+        method that breaks takes its own request along, not those that it met.
         """
+        at_once: dict[Store, list[_Planned]] = {}
+        others = []
         for piece in due:
+            sequence = piece.sequence
             try:
-                if piece.sequence.policy.evicts(piece.start, piece.sequence.prompt_len):
-                    self._act(piece.sequence, result)
+                if not sequence.policy.evicts(piece.start, sequence.prompt_len):
+                    continue
+                planned = _plan(sequence)
+                if planned is None:
+                    others.append(sequence)
+                else:
+                    at_once.setdefault(sequence.store, []).append(planned)
             except Exception as error:
-                piece.sequence.breaks(error, "evicting")
+                sequence.breaks(error, "evicting")
+        for store, acts in at_once.items():
+            self._run_at_once(store, acts)
+        for sequence in others:
+            try:
+                self._act(sequence, result)
+            except Exception as error:
+                sequence.breaks(error, "evicting")
         for piece in due:
             sequence = piece.sequence
             if sequence.policy.windowed is not None and sequence.num_computed and not sequence.broken:
@@ -113,6 +130,18 @@ class Evictor:
                     _encode(sequence)
                 except Exception as error:
                     sequence.breaks(error, "encoding pages")
+
+    def _run_at_once(self, store: Store, acts: list[_Planned]) -> None:
+        """In one call of the kernels; what the tables lost is counted and free afterwards."""
+        store.run_copies()
+        run_acts(store.storage.pages, store.storage.layout, store.manager.pool.refs, [one.act for one in acts])
+        for sequence, act, next_act, _ in acts:
+            dropped = act.dropped
+            store.manager.was_cut(sequence.seq_id, dropped, act.room, act.freed)
+            sequence.policy_state.acted_at(sequence.num_computed)
+            sequence.policy_state.moved(next_act)
+            self._counters.policy_acts += dropped > 0
+            self._counters.slots_dropped += dropped
 
     def _count(self, state: PolicyState) -> None:
         notes = state.notes
@@ -218,6 +247,44 @@ class Evictor:
             inputs.weigh_slots = partial(weigh, storage, table)
             inputs.hash_slots = partial(hash_slots, storage, table)
         return inputs
+
+
+class _Planned(NamedTuple):
+    """An act of one sequence for ``kernels.acts``; ``alive``: what it points to."""
+
+    sequence: Sequence
+    act: Any
+    next_act: int | None
+    alive: object
+
+
+def _plan(sequence: Sequence) -> _Planned | None:
+    """What the policy of a sequence decides, where it says so in the kernels' words and no page is anybody else's. None
+    where it has to be asked otherwise; then it was not asked yet.
+    """
+    store, policy, state, num_seen = sequence.store, sequence.policy, sequence.policy_state, sequence.num_computed
+    if not able(store.storage.pages):
+        return None
+    table = store.manager.own_table(sequence.seq_id)
+    if table is None:
+        return None
+    if table.num_rows == 1:
+        ends = policy.ends(int(table.lens[0]), sequence.prompt_len)
+        if ends is None or not 0 <= ends[0] < ends[1] <= table.lens[0]:
+            return None
+        act = new_act(table.bases, table.counts, table.lens, table.run)
+        act.slide(*ends)
+        return _Planned(sequence, act, sequence.next_act(num_seen), None)
+    next_act = sequence.next_act(num_seen)
+    if table.run > 1 or not state.ranks(num_seen, next_act):
+        return None
+    lens = table.lens.tolist()
+    held = Held(num_seen, sequence.prompt_len, min(lens), max(lens), table.fmt.k_dim, state.memory)
+    ranking = policy.ranks(held)
+    if ranking is None:
+        return None
+    act = new_act(table.bases, table.counts, table.lens, 1)
+    return _Planned(sequence, act, next_act, state.rank(act, ranking, held, store.storage.device))
 
 
 def _lens(table: PageTable, storage: PageStorage) -> Tensor:

@@ -8,7 +8,7 @@ preempted sequence starts from a new state and passes through the same acts.
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +19,17 @@ from ..kernels.ops.add_sums import Target
 from ..kv.pages import Int32s
 from ..kv.policies._inputs import Inputs
 from ..kv.policies._stack import PolicyStack
-from ..kv.policies.base import Need
+from ..kv.policies.base import By, Held, Need, Ranking
 from ..kv.raw_tail import RawTail
 from .selection_notes import Notes
 
 MASS, POSITIONS, RECEIVED, WANTED = "mass", "positions", "received", "wanted"
 OF_WINDOW = (RECEIVED, WANTED)
+RANKED_BY = {
+    By.AGE: (), By.MASS: (MASS,), By.RECEIVED: (RECEIVED,), By.COUNTED: (RECEIVED, WANTED),
+    By.WANTED: (RECEIVED, WANTED), By.HASHES: ("hash",),
+}  # fmt: skip
+NOWHERE = (0, 0)
 
 
 class Rows(NamedTuple):
@@ -178,6 +183,43 @@ class PolicyState:
         inputs.num_slots, inputs.fewest_slots = most, fewest  # known already
         return inputs
 
+    def ranks(self, num_seen: int, next_act: int | None) -> bool:
+        """Whether a `Ranking` has all that it may be by, and nobody asks afterwards which slots stayed."""
+        if next_act is None or self.tail is not None or self.numbers(num_seen, next_act):
+            return False
+        if Need.QUERIES in self._stack.needs:
+            return self._ring is not None and self.captured == num_seen
+        return not self._stack.looks or self.summed == num_seen
+
+    def rank(self, act: Any, ranking: Ranking, held: Held, device: torch.device) -> object:
+        """Tells ``act`` (`kernels.acts`) what to choose by. What is returned must outlive it."""
+        first, second = (*(self._place(name, held, device) for name in RANKED_BY[ranking.by]), NOWHERE, NOWHERE)[:2]
+        given = ranking.budget
+        budgets, budget = (0, given) if isinstance(given, int) else (given.data_ptr(), 0)
+        names = list(self.slots)
+        act.rank(
+            int(ranking.by), first, second, budgets, budget, ranking.sinks, ranking.recent, ranking.least, ranking.pool,
+            *ranking.stem,
+            [self._place(name, held, device) for name in names if name not in OF_WINDOW and name != POSITIONS],
+            [self._place(name, held, device) for name in names if name in OF_WINDOW],
+        )  # fmt: skip
+        if (blend := ranking.blend) is not None:
+            total = blend.weight + blend.count - 1
+            act.blend(
+                blend.pairs.data_ptr(), len(blend.pairs), blend.carrier, blend.count, blend.weight / total, 1.0 / total
+            )
+        if (planes := ranking.planes) is None:
+            return ranking
+        assert self._ring is not None
+        queries = self._ring[:, (held.num_seen - 1) % self._ring.shape[1]].contiguous()  # [L, Hq, Dk]
+        group = queries.shape[1] // self._fmt.num_kv_heads
+        act.hash(planes.data_ptr(), planes.shape[1], queries.data_ptr(), group, ranking.unhashed)
+        return ranking, queries
+
+    def _place(self, name: str, held: Held, device: torch.device) -> tuple[int, int]:
+        """Where it lies, with room for all slots, and how wide it is."""
+        return self._target(name, held.most, device)[1:]
+
     def _summed(self, num_seen: int, num_slots: int, lens: Tensor) -> dict[str, Tensor]:
         if not self.summed:
             return {}
@@ -186,10 +228,14 @@ class PolicyState:
 
     def acts(self, num_seen: int) -> None:
         """An act is over: a new window begins."""
-        self.acted, self.summed = num_seen, 0
+        self.acted_at(num_seen)
         for name in OF_WINDOW:
             if name in self.slots:
                 self.slots[name].zero_()
+
+    def acted_at(self, num_seen: int) -> None:
+        """The same, where what is of the window alone was cleared already."""
+        self.acted, self.summed = num_seen, 0
 
     def numbers(self, num_seen: int, next_act: int | None) -> bool:
         """Whether an act has to write down which tokens the slots that stay are of (``keep``)."""

@@ -83,14 +83,26 @@ class Evictions:
         """Pages of a table of granularity ``head``, int32 ``[rows, W]``, where all of them are the sequence's alone:
         its slots may be moved within their rows at once, and ``shorten`` called. None: by ``keep_mask`` only.
         """
-        table = sequence.table
-        if sequence.node is not None or table.run > 1:
-            return None
+        return sequence.table.bases if sequence.table.run == 1 and self.owns(sequence) else None
+
+    def owns(self, sequence: LiveSequence) -> bool:
+        """Whether all pages are the sequence's alone, and nobody is offered any."""
+        if sequence.node is not None:
+            return False
         if not sequence.alone:
-            if (self._pool.refs[table.runs()] > 1).any():
-                return None
-            sequence.alone = True
-        return table.bases
+            sequence.alone = not (self._pool.refs[sequence.table.pages()] > 1).any()
+        return sequence.alone
+
+    def was_cut(self, sequence: LiveSequence, dropped: int, room: int, freed: list[int]) -> None:
+        """Its rows were cut in place, by ``dropped`` slots of all heads, and the pages of the runs ``freed`` have no
+        owner: what is left to be noted, after ``owns``.
+        """
+        table = sequence.table
+        table.was_cut(room, table.num_pages - len(freed) * table.run)
+        if dropped:
+            self.num_dropped += dropped
+            table.pristine, table.kept_at = False, table.num_tokens
+        self._pool.take_back(freed, table.run)
 
     def shorten(self, sequence: LiveSequence, lens: Int32s) -> int:
         """Slots behind these ``[rows]`` are gone, after ``own_rows``; how many those were."""

@@ -215,14 +215,27 @@ class PagePool:
         self.refs[pages] = 0
         self._free_pages(pages)
 
+    def take_back(self, runs: list[int], run: int) -> None:
+        """Runs that differ and whose pages have no owner any more: ``refs`` says so already."""
+        if run == self._P:
+            self._touched += [base // run for base in runs]
+        elif run == 1:
+            self._free_ids(runs)
+        else:
+            for base in runs:
+                self._free_group(base // run)
+
     def shared(self, runs: Int32s, run: int) -> npt.NDArray[np.bool_]:
         """Which of these runs have a page with several owners, ``[len(runs)]``: a writer must copy those first."""
         shared: npt.NDArray[np.bool_] = np.any(self.refs.reshape(-1, run)[runs // run] > 1, axis=1)
         return shared
 
     def _free_pages(self, pages: Int32s) -> None:
+        self._free_ids(pages.tolist())
+
+    def _free_ids(self, pages: list[int]) -> None:
         """Merge upwards: whole blocks at once, as the pages of a column of a table are as a rule, then page by page."""
-        ids, size, at = sorted(pages.tolist()), self._P, 0
+        ids, size, at = sorted(pages), self._P, 0
         while at < len(ids):
             first, last = ids[at], at + size - 1
             if first % size == 0 and last < len(ids) and ids[last] == first + size - 1:  # they differ

@@ -161,6 +161,11 @@ class PageTable:
         self.measure()
         return runs
 
+    def was_cut(self, room: int, num_pages: int) -> None:
+        """What ``cut`` does was done to ``bases``, ``counts`` and ``lens`` in place, of pages that nobody shares."""
+        self.room, self.num_pages, self.tail_owned = room, num_pages, True
+        self.edits += 1
+
     def _cut_even(self, lens: Int32s, length: int, had: int) -> Int32s:
         """``cut`` of rows that have ``had`` runs each and become equally long, as in nearly all acts: plain numbers."""
         left = -(-length // self.fmt.page_size)

@@ -11,6 +11,7 @@ namespace pagoda {
 template <typename T>
 T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
 
+void bind_acts(nanobind::module_& m);
 void bind_pages(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
 void bind_choice(nanobind::module_& m);

@@ -24,6 +24,7 @@ NB_MODULE(_cpu, m) {
     return std::pair(sizes.first, sizes.second);
   }, "What the system says under `root` of one CPU.");
   m.def("num_workers", &pagoda::num_workers, "Threads of the pool, beside the callers; started by the first job that has use for them.");
+  pagoda::bind_acts(m);
   pagoda::bind_pages(m);
   pagoda::bind_attention(m);
   pagoda::bind_choice(m);

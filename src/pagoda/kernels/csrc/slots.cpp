@@ -25,17 +25,6 @@ struct Ranked {
 
 bool better(const Ranked& a, const Ranked& b) { return a.score != b.score ? a.score > b.score : a.slot > b.slot; }
 
-// Mean over `kernel` neighbours; what is beyond the ends counts 0.
-const float* pool_mean(const float* scores, int64_t slots, int64_t kernel, std::vector<float>& out) {
-  out.assign(slots, 0.0f);
-  for (int64_t apart = -(kernel / 2); apart <= kernel / 2; ++apart) {  // many slots at a time, each one's neighbours in order
-    const int64_t end = std::min(slots, slots - apart);
-    for (int64_t i = std::max<int64_t>(0, -apart); i < end; ++i) out[i] += scores[i + apart];
-  }
-  for (int64_t i = 0; i < slots; ++i) out[i] /= float(kernel);
-  return out.data();
-}
-
 // std::out_of_range for slots beyond the row, or for a page that is not there; only where `stays` (null: everywhere) is set.
 void check_pages(const int32_t* pages, int64_t width, int64_t page_size, int64_t num_pages, int64_t first, int64_t end,
                  const uint8_t* stays) {
@@ -113,6 +102,16 @@ class RowCloser {
 };
 
 }  // namespace
+
+const float* pool_mean(const float* scores, int64_t slots, int64_t kernel, std::vector<float>& out) {
+  out.assign(slots, 0.0f);
+  for (int64_t apart = -(kernel / 2); apart <= kernel / 2; ++apart) {  // many slots at a time, each one's neighbours in order
+    const int64_t end = std::min(slots, slots - apart);
+    for (int64_t i = std::max<int64_t>(0, -apart); i < end; ++i) out[i] += scores[i + apart];
+  }
+  for (int64_t i = 0; i < slots; ++i) out[i] /= float(kernel);
+  return out.data();
+}
 
 void keep_best(const KeepBestArgs& a) {
   std::vector<Ranked> ranked;

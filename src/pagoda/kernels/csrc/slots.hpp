@@ -26,6 +26,9 @@ struct KeepBestArgs {
 // Of equal scores the newest slot is the better. A score of -infinity (or no number at all) never stays.
 void keep_best(const KeepBestArgs& args);
 
+// Mean of each score and its neighbours, `kernel` in all; what is beyond the ends counts 0. In `out`.
+const float* pool_mean(const float* scores, int64_t slots, int64_t kernel, std::vector<float>& out);
+
 // Slots of every row that stay move up to 0, 1, 2 … in their order, within the row's pages. rows [count][width]: page ids, of which
 // those that `keep` reaches are checked (std::out_of_range names the first bad one). Threads take whole rows.
 void close_gaps(char* base, int64_t num_pages, int64_t page_bytes, int64_t page_size, const std::vector<Plane>& planes,

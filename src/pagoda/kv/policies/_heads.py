@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, share
-from .base import Choice, Eviction, Need
+from .base import By, Choice, Eviction, Held, Need, Ranking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +70,12 @@ class SplitHeads(Eviction):
     def near(self) -> int:
         """Newest slots of a streaming head that an act leaves."""
         return max(1, self.local - self._interval - self.extra)
+
+    def ranks(self, held: Held) -> Ranking | None:
+        if "budgets" not in held.memory:  # the first act looks at the calibration
+            return None
+        budgets: Tensor = held.memory["budgets"]  # type: ignore[assignment]
+        return Ranking(By.AGE, budgets, self.sinks + self.extra, self.near)
 
     def act(self, inputs: Inputs) -> Choice | None:
         if "budgets" not in inputs.memory:

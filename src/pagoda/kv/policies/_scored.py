@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, share, token_budget
 from ._vote import pool_mean
-from .base import Allocator, Choice, Decision, Eviction
+from .base import Allocator, By, Choice, Decision, Eviction, Held, Ranking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,6 +91,7 @@ class Scored(Eviction):
     sinks = 0
     least: ClassVar[float] = -math.inf  # slots with a lower score go, even where the budget has room
     allots = False  # whether the method divides its budget itself
+    by: ClassVar[By | None] = None  # what ``scores`` are in the kernels' words, where they have any for it
 
     @property
     def pool(self) -> int:
@@ -114,6 +115,13 @@ class Scored(Eviction):
     def allot(self, inputs: Inputs, scores: Tensor, slots: int) -> Tensor:
         """int64 [L, H]: slots that each head keeps; by default the same for all."""
         return inputs.lens.new_full(inputs.lens.shape, slots)
+
+    def ranks(self, held: Held) -> Ranking | None:
+        if self.by is None:
+            return None
+        slots = self.slots_after(held.prompt_len)  # type: ignore[attr-defined]
+        sinks, recent = fitting(self.sinks, self.recent(slots), slots)
+        return Ranking(self.by, slots, sinks, recent, self.least, self.pool)
 
     def act(self, inputs: Inputs, allocator: Allocator | None = None) -> Decision | Choice | None:
         slots = self.slots_after(inputs.prompt_len)  # type: ignore[attr-defined]

@@ -11,7 +11,19 @@ from ...core.types import Granularity
 from ._pages import PageSelection
 from ._scored import Once, Scored
 from ._windowed import WindowedCodec
-from .base import Allocator, Choice, Decision, Eviction, KVPolicy, Need, Selection, Stage, Stored
+from .base import (
+    Allocator,
+    Choice,
+    Decision,
+    Eviction,
+    Held,
+    KVPolicy,
+    Need,
+    Ranking,
+    Selection,
+    Stage,
+    Stored,
+)
 
 if TYPE_CHECKING:
     from ._inputs import Inputs
@@ -188,8 +200,10 @@ class PolicyStack:
         return self.windowed.next_act(num_seen) if act is None and self.windowed is not None else act
 
     def evicts(self, num_seen: int, prompt_len: int) -> bool:
-        """Whether the next act is the eviction's."""
-        return self.eviction is not None and self.eviction.next_act(num_seen, prompt_len) is not None
+        """Whether the next act, which there is, is the eviction's."""
+        if self.eviction is None:
+            return False
+        return self.windowed is None or self.eviction.next_act(num_seen, prompt_len) is not None
 
     def most_slots(self, num_seen: int, prompt_len: int) -> float:
         """As ``Eviction.most_slots``; without eviction every token has its slot."""
@@ -217,6 +231,10 @@ class PolicyStack:
     def ends(self, num_slots: int, prompt_len: int) -> tuple[int, int] | None:
         """As ``Eviction.ends``."""
         return None if self.eviction is None else self.eviction.ends(num_slots, prompt_len)
+
+    def ranks(self, held: Held) -> Ranking | None:
+        """As ``Eviction.ranks``; an allocator looks at scores."""
+        return None if self.eviction is None or self.allocator is not None else self.eviction.ranks(held)
 
     def act(self, inputs: Inputs) -> Decision | Choice | None:
         """What the eviction decides, its budget divided by the allocator if there is one."""

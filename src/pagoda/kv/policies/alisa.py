@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import looks_back, odd
 from ._scored import ScoredAndNewest
-from .base import Need
+from .base import By, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,7 @@ class Alisa(ScoredAndNewest):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.17312"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED})
+    by: ClassVar[By] = By.RECEIVED
     window: int = 8
     kernel: int = 13
 

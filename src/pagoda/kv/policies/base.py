@@ -20,7 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -122,6 +122,65 @@ class Choice:
         )
 
 
+@dataclass(slots=True)
+class Held:
+    """What a `Ranking` may depend on, as in `Inputs`; heads hold from ``fewest`` to ``most`` slots, keys ``k_dim``."""
+
+    num_seen: int
+    prompt_len: int
+    fewest: int
+    most: int
+    k_dim: int
+    memory: dict[str, object]
+
+
+class By(IntEnum):
+    """What slots are ranked by (the same list as in csrc/acts.hpp): of what attention gave them, ``received`` and
+    ``wanted`` as in `Inputs`.
+    """
+
+    AGE = 0  # newer is better
+    MASS = 1  # mass
+    RECEIVED = 2  # received
+    COUNTED = 3  # wanted + received / (1 + the most that a slot received)
+    WANTED = 4  # received where wanted, else 0
+    HASHES = 5  # hash_scores of the track ``hash``
+
+
+@dataclass(slots=True)
+class Ranking:
+    """A `Choice` in the kernels' words: no tensor is made for it.
+
+    budget  slots that stay of each head, or int64 ``[L, H]``
+    stem    (n, best): exactly so many of the first n slots stay, the best of them
+    planes  as for ``ops.hash_scores``; ``unhashed`` newest slots have no hash yet
+    blend   slots that become one, their weighted mean, before the others move
+    """
+
+    by: By
+    budget: int | Tensor
+    sinks: int = 0
+    recent: int = 0
+    least: float = -math.inf
+    pool: int = 1
+    stem: tuple[int, int] = (0, 0)
+    planes: Tensor | None = None
+    unhashed: int = 0
+    blend: Blend | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """Of heads ``pairs`` int64 ``[n]`` (numbered through all layers) the ``count`` slots from ``carrier`` on become one
+    in its place. It counts ``weight`` already, each of the others 1.
+    """
+
+    pairs: Tensor
+    carrier: int
+    count: int
+    weight: int
+
+
 class Eviction(KVPolicy):
     """Drops slots for good (or merges them into others).
 
@@ -171,6 +230,12 @@ class Eviction(KVPolicy):
         """What ``act`` would keep of ``num_slots``, for methods that look at nothing but how many there are
         (granularity sequence, no needs): the first so many, and those from there on. No tensor is made then. None: ask
         ``act``.
+        """
+        return None
+
+    def ranks(self, held: Held) -> Ranking | None:
+        """What ``act`` would choose, for methods whose choice is a `Ranking`. Where it is one, it is made, and
+        ``held.memory`` is as after ``act``. None: nothing has changed, ask ``act``.
         """
         return None
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import looks_back, odd
 from ._scored import Rolling, Scored
-from .base import Need
+from .base import By, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,7 @@ class Corm(Scored, Rolling):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.15949"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED, Need.WANTED})
+    by: ClassVar[By] = By.WANTED
     least: ClassVar[float] = 1e-30  # nobody in reach was wanted
     window: int = 16
     kernel: int = 13

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._scored import ScoredAndNewest
-from .base import Need
+from .base import By, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,7 @@ class H2O(ScoredAndNewest):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.14048"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PROBS})
+    by: ClassVar[By] = By.MASS
 
     def scores(self, inputs: Inputs) -> Tensor:
         assert inputs.mass is not None

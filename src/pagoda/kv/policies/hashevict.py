@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ...core.errors import ConfigError
 from ._budget import at_least
 from ._scored import Rolling, Scored
-from .base import Need
+from .base import By, Held, Need, Ranking
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -49,6 +49,17 @@ class HashEvict(Scored, Rolling):
     def recent(self, slots: int) -> int:
         return self.keep_recent
 
+    by: ClassVar[By] = By.HASHES
+
+    def ranks(self, held: Held) -> Ranking | None:
+        ranking = super().ranks(held)
+        seen = held.memory.get("judged", 0)
+        assert ranking is not None
+        assert isinstance(seen, int)
+        held.memory["judged"], ranking.unhashed = held.num_seen, held.num_seen - seen
+        ranking.planes = _planes(held.k_dim, self.bits, "cpu")
+        return ranking
+
     def scores(self, inputs: Inputs) -> Tensor:
         from ...kernels.ops import hash_scores
 
@@ -60,7 +71,7 @@ class HashEvict(Scored, Rolling):
 
 
 @lru_cache(maxsize=8)
-def _planes(width: int, bits: int, device: device) -> Tensor:
+def _planes(width: int, bits: int, device: device | str) -> Tensor:
     """[width, bits], the same in every process."""
     import torch
 

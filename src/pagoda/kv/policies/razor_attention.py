@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._heads import SplitHeads
-from .base import Choice, Need, Written
+from .base import Blend, Choice, Held, Need, Ranking, Written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,24 +28,39 @@ class RazorAttention(SplitHeads):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.KEYS, Need.VALUES})
     extra: ClassVar[int] = 1
 
+    def ranks(self, held: Held) -> Ranking | None:
+        ranking = super().ranks(held)
+        if ranking is not None:
+            pairs: Tensor = held.memory["streams"][2]  # type: ignore[index]
+            ranking.blend = self._blend(pairs, held.fewest, held.memory)
+        return ranking
+
     def act(self, inputs: Inputs) -> Choice | None:
         import torch
 
         choice = super().act(inputs)
         assert choice is not None
-        carrier = self.sinks  # the first slot after the sinks: a token that goes, or the compensation token already
-        count = inputs.fewest_slots - carrier - self.near  # of each streaming head that become one, side by side
-        if count < 2:
-            return choice
         layers, heads, pairs, at = self._streams(inputs)
-        stands_for = inputs.memory.get("stands_for", 1)  # tokens, in the carrier of each; every other slot is one
-        assert isinstance(stands_for, int)
-        inputs.memory["stands_for"] = total = stands_for + count - 1
-        weights = torch.full((len(at), count), 1.0 / total, device=at.device)
-        weights[:, 0] = stands_for / total
+        blend = self._blend(pairs, inputs.fewest_slots, inputs.memory)
+        if blend is None:
+            return choice
+        total = blend.weight + blend.count - 1
+        weights = torch.full((len(at), blend.count), 1.0 / total, device=at.device)
+        weights[:, 0] = blend.weight / total
         k, v = inputs.weigh(pairs, at, weights)
         choice.writes.append(Written(layers, heads, at, k, v))
         return choice
+
+    def _blend(self, pairs: Tensor, fewest: int, memory: dict[str, object]) -> Blend | None:
+        """What goes on in the compensation token of each streaming head, which holds ``fewest`` slots."""
+        carrier = self.sinks  # the first slot after the sinks: a token that goes, or the compensation token already
+        count = fewest - carrier - self.near  # of each streaming head that become one, side by side
+        if count < 2:
+            return None
+        stands_for = memory.get("stands_for", 1)  # tokens, in the carrier of each; every other slot is one
+        assert isinstance(stands_for, int)
+        memory["stands_for"] = stands_for + count - 1
+        return Blend(pairs, carrier, count, stands_for)
 
     def _streams(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """int64 [n] each: layers and heads of the streaming heads, their numbers through all layers, their carriers."""

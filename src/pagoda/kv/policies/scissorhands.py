@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, looks_back
 from ._scored import Rolling, Scored
-from .base import Need
+from .base import By, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +29,7 @@ class Scissorhands(Scored, Rolling):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.17118"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED, Need.WANTED})
+    by: ClassVar[By] = By.COUNTED
     window: int = 32
     keep_recent: int = 10
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ._budget import looks_back, odd, share, token_budget
 from ._scored import Rolling, Scored, fitting, keep_best
 from ._vote import pool_mean
-from .base import Allocator, Choice, Need
+from .base import Allocator, By, Choice, Held, Need, Ranking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,25 +49,35 @@ class Scope(Scored, Rolling):
         first, free = self._first(budget, prompt_len), self._free(budget)
         return first if num_seen < first else super().next_act(num_seen - free, prompt_len) + free
 
+    def ranks(self, held: Held) -> Ranking:
+        return self._ranked(held.num_seen, held.prompt_len, held.most, held.memory)
+
     def act(self, inputs: Inputs, allocator: Allocator | None = None) -> Choice:
-        budget, received = token_budget(self.budget, inputs.prompt_len), inputs.received
-        is_first = inputs.num_seen == self._first(budget, inputs.prompt_len)
-        slots = self.slots_after(inputs.prompt_len) if is_first else max(1, budget - self._interval(budget))
-        held = inputs.memory.get("prompt", min(inputs.prompt_len, inputs.num_slots))  # of the prompt, the first of all
+        ranked = self._ranked(inputs.num_seen, inputs.prompt_len, inputs.num_slots, inputs.memory)
+        assert isinstance(ranked.budget, int)
+        choice = Choice(
+            inputs.lens, inputs.num_slots, inputs.same(ranked.budget), inputs.received, ranked.sinks, ranked.recent,
+            pool=ranked.pool,
+        )  # fmt: skip
+        if ranked.stem[0]:
+            choice.scores, choice.pool = self._revised(inputs.received, *ranked.stem), 1
+        return choice
+
+    def _ranked(self, num_seen: int, prompt_len: int, num_slots: int, memory: dict[str, object]) -> Ranking:
+        budget = token_budget(self.budget, prompt_len)
+        is_first = num_seen == self._first(budget, prompt_len)
+        slots = self.slots_after(prompt_len) if is_first else max(1, budget - self._interval(budget))
+        held = memory.get("prompt", min(prompt_len, num_slots))  # of the prompt, the first of all
         assert isinstance(held, int)
-        all_prompt, answer = held == inputs.num_slots, inputs.num_seen - inputs.prompt_len
+        all_prompt, answer = held == num_slots, num_seen - prompt_len
         recent = self.recent(slots) if all_prompt else min(self.recent(slots), answer)
         part = max(1, min(round(self.prompt_share * budget), slots - recent))
         part = max(part, slots - answer)  # the answer needs no more yet
-        inputs.memory["prompt"] = min(held, slots if all_prompt else part)
+        memory["prompt"] = min(held, slots if all_prompt else part)
         sinks, recent = fitting(0 if all_prompt else min(held, part), recent, slots)
-        choice = Choice(
-            inputs.lens, inputs.num_slots, inputs.same(slots), received, sinks, recent, pool=self.kernel
-        )  # fmt: skip
-        if not all_prompt and held > part:
-            choice.scores = self._revised(received, held, part)
-            choice.sinks, choice.pool = 0, 1
-        return choice
+        if all_prompt or held <= part:
+            return Ranking(By.RECEIVED, slots, sinks, recent, pool=self.kernel)
+        return Ranking(By.RECEIVED, slots, 0, recent, pool=self.kernel, stem=(held, part))
 
     def _revised(self, received: Tensor, held: int, part: int) -> Tensor:
         """Of the first ``held`` slots the ``part`` best stay for sure, and the others go."""
