@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pagoda import LLM, SamplingParams
+from pagoda.core.errors import RequestError
 from pagoda.engine.engine import Engine
 from pagoda.engine.selection import PageChooser
 from pagoda.kv.grammar import parse_policy
@@ -178,3 +179,59 @@ def test_tokens_are_replayed_one_by_one_also_by_what_broke(make_llm) -> None:
         done.update((output.request_id, output) for output in engine.step())
     assert done["breaks"].error == f"kv={kv!r} failed, saying how much it keeps: ValueError: no such slot"
     assert (done["beside"].error, done["beside"].token_ids) == (None, alone)
+
+
+@pytest.mark.parametrize("place", ["_windowed.WindowedCodec.code", "_windowed.WindowedCodec.share"])
+@pytest.mark.parametrize("after", [0, 3])
+def test_others_of_the_same_page_format_go_on(make_llm, monkeypatch, place, after) -> None:
+    """Their codecs read the same pages, so one that works reads them all."""
+    prompts, kinds = [prompt(40, 61), PROMPT, prompt(43, 40)], ["kivi(every=8)", "kivi", "kivi(every=16, window=8)"]
+    for broken in (0, 1):
+        llm = make_llm(page_size=8)
+        alone = [llm.generate([ids], params(one))[0].token_ids for ids, one in zip(prompts, kinds, strict=True)]
+        with monkeypatch.context() as patch:
+            raised = breaks(patch, llm._open().engine, kinds[broken], place, after)
+            outputs = llm.generate(prompts, [params(one) for one in kinds])
+        assert raised or after, "the place was never asked: the case shows nothing"
+        for at, output in enumerate(outputs):
+            if at == broken and raised:
+                assert output.error == f"kv={kinds[at]!r} failed, decoding pages: ValueError: no such slot"
+            else:
+                assert (output.error, output.token_ids) == (None, alone[at])
+        llm._open().audit()
+
+
+@pytest.mark.parametrize(
+    ("kv", "place"),
+    [
+        ("snapkv(budget=20)", "_stack.PolicyStack.peak_slots"),
+        ("h2o(budget=20)", "h2o.H2O.most_slots"),
+        ("alisa(budget=20)", "_stack.PolicyStack.window"),
+        ("kivi", "_stack.PolicyStack.needs"),
+        ("quest(pages=3)", "_pages.PageSelection.why_not"),
+    ],
+)
+def test_a_method_that_raises_when_it_is_first_asked_refuses_its_own_request(make_llm, monkeypatch, kv, place) -> None:
+    llm = make_llm(page_size=8)
+    alone = llm.generate([PROMPT], params("exact"))[0].token_ids
+    engine = llm._open().engine
+    engine.add(llm._intake.request("beside", PROMPT, params("exact")))
+    with monkeypatch.context() as patch:
+        module, of, name = place.split(".")
+        owner = getattr(import_module(f"pagoda.kv.policies.{module}"), of)
+
+        def raises(self: object, *args: Any) -> Any:
+            raise ValueError("no such slot")
+
+        is_property = not callable(getattr(owner, name, None))
+        patch.setattr(owner, name, property(raises) if is_property else raises, raising=False)
+        request = llm._intake.request("broken", prompt(43, 61), params(kv))
+        with pytest.raises(RequestError, match=r"failed, when the request came in: ValueError: no such slot"):
+            engine.add(request)
+    done = {}
+    while engine.has_work:
+        done.update((output.request_id, output) for output in engine.step())
+    assert list(done) == ["beside"]
+    assert (done["beside"].error, done["beside"].token_ids) == (None, alone)
+    assert llm.generate([PROMPT], params(kv))[0].error is None
+    llm._open().audit()

@@ -7,11 +7,12 @@ import logging
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 
 from ..core.clock import Clock
-from ..core.errors import RequestError
+from ..core.errors import PagodaError, RequestError
 from ..core.events import EventBus
 from ..core.types import FinishReason, Granularity
 from ..core.units import format_bytes
@@ -132,7 +133,10 @@ class Engine:
         """Accept a request, or raise RequestError saying why it can never run here."""
         if request.request_id in self._requests:
             raise RequestError(f"request id {request.request_id!r} is already running; choose another")
-        self._accept(request)
+        try:
+            self._accept(request)
+        except Exception as error:
+            self._refuse(request, error)
         self._stop_shadow()
         self.shadows.watch(request)
         self.counters.requests_accepted += 1
@@ -153,6 +157,19 @@ class Engine:
         sequence = self._new_sequence(group, 0)
         self._memory.prefetch(sequence, self._tokens_per_second)
         self.scheduler.add(sequence)
+
+    def _refuse(self, request: Request, error: Exception) -> NoReturn:
+        """Nothing is left of a request that was not accepted. A policy that raises anything when it is first asked
+        refuses its own request, whoever runs the engine.
+        """
+        group = self._requests.pop(request.request_id, None)
+        for sequence in group.sequences if group is not None else []:
+            self._memory.forget(sequence)
+        if isinstance(error, PagodaError) or request.policy.exact:
+            raise error
+        spelled = request.policy.spelled
+        _log.error("kv=%s broke when a request came in", spelled, exc_info=error)
+        raise RequestError(f"kv={spelled!r} failed, when the request came in: {type(error).__name__}: {error}")
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now; its pages are free for the next step. None if it is not running any more."""
@@ -393,6 +410,7 @@ class Engine:
     def _check_policy(self, request: Request) -> None:
         """Raises RequestError for a policy that this model cannot run, or that was not calibrated for it."""
         policy = request.policy
+        assert policy.window >= 0  # it is remembered: a property that raises does so here, and not in a step
         self.stores.check(policy.codec, offload=policy.offload)
         reason = None if policy.keeps_all else why_not_lossy(self.loaded)
         if reason is not None:

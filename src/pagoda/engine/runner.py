@@ -14,6 +14,7 @@ from torch import Tensor
 from ..kv.mixed_view import MixedView
 from ..kv.offload.storage import OffloadedStorage
 from ..kv.offload.view import OffloadView
+from ..kv.policies._windowed import WindowedCodec
 from ..kv.policies.base import Need
 from ..kv.stores import Store, Stores
 from ..kv.view import Residual, StepView, StepViews
@@ -224,12 +225,13 @@ class Runner:
         )
 
 
-def _breaker(pieces: list[Piece]) -> Callable[[Exception], None]:
-    """Tells all of them that the codec of their pages raised."""
+def _breaker(pieces: list[Piece]) -> Callable[[WindowedCodec, Exception], None]:
+    """Tells those of them whose codec it is that it raised."""
 
-    def breaks(error: Exception) -> None:
+    def breaks(codec: WindowedCodec, error: Exception) -> None:
         for piece in pieces:
-            piece.sequence.breaks(error, "decoding pages")
+            if piece.sequence.policy.windowed == codec:
+                piece.sequence.breaks(error, "decoding pages")
 
     return breaks
 

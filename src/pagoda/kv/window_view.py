@@ -34,7 +34,8 @@ SCRATCH_BYTES = 2 << 20  # what stays in the second-level cache between decoding
 class WindowView:
     """The KV view (see ``models.layers.step.KVView``). Sequence s brings ``q_lens[s]`` tokens, side by side. ``codecs``
     may have windows of their own, but read the same pages; ``learned``: what they were calibrated to, ``[L, H, …]``.
-    ``breaks`` is told if one of them raises: for all sequences the rest of the step is worth nothing then.
+    ``breaks`` is told which of them raised, if one does: another goes on in its place, and if there is none, the rest
+    of the step is worth nothing for any sequence.
     """
 
     def __init__(
@@ -46,10 +47,10 @@ class WindowView:
         tails: Sequence[RawTail],
         learned: Learned,
         tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
-        breaks: Callable[[Exception], None] | None = None,
+        breaks: Callable[[WindowedCodec, Exception], None] | None = None,
     ) -> None:
-        self._storage, self._codec, self._learned, self._tap = storage, codecs[0], learned, tap
-        self._breaks, self._is_broken = breaks, False
+        self._storage, self._learned, self._tap, self._breaks = storage, learned, tap, breaks
+        self._codecs = list(dict.fromkeys(codecs))  # those that work; all read alike, so the first one reads
         self.received: list[Received] = []
         self.added: list[int] = []
         starts = [0, *accumulate(q_lens)]
@@ -79,19 +80,18 @@ class WindowView:
         """As ``StepView.attend``."""
         if self._tap is not None:
             self._tap(layer, q, options)
-        if not self._is_broken:
+        while self._codecs:
             try:
                 return self._attend(layer, q, k, v, options)
             except Exception as error:
                 if self._breaks is None:
                     raise
-                self._is_broken = True
-                self._breaks(error)
+                self._breaks(self._codecs.pop(0), error)
         return q.new_zeros(*q.shape[:2], v.shape[2])
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, object]) -> Tensor:
         learned = {name: values[layer] for name, values in self._learned.items()}
-        q, k = self._codec.share(q, k, learned)
+        q, k = self._codecs[0].share(q, k, learned)
         outs = []
         for part in self._parts:
             pages, layout = self._numbers(part, layer, k, v, learned)
@@ -109,7 +109,7 @@ class WindowView:
         if part.places.numel():
             whole = pages.view(fmt.num_kv_heads, part.num_pages, layout.page_elems)
             keys, values = whole.split([fmt.page_size * fmt.k_dim, fmt.page_size * fmt.v_dim], dim=-1)
-            code = self._codec.code(fmt.page_size, fmt.k_dim, fmt.v_dim, learned)
+            code = self._codecs[0].code(fmt.page_size, fmt.k_dim, fmt.v_dim, learned)
             page_numbers(self._storage.pages, part.ids[layer], part.places, keys, values, code)
         raw = [tail.put(layer, slots, k[rows], v[rows]) for slots, rows, tail in part.raw]
         new_k, new_v = (torch.cat([one.transpose(0, 1) for one in side]) for side in zip(*raw, strict=True))
