@@ -82,6 +82,12 @@ struct Tile {
     });
   }
 
+  void order_sums() {
+#if PAGODA_AMX
+    if (few()) t.order_columns();
+#endif
+  }
+
   static int64_t block_end(const AttentionItem& it, int64_t from) {
     const int64_t end = (from / kBlock + 1) * kBlock;
     return end < it.slot_end ? end : int64_t{it.slot_end};
@@ -129,11 +135,14 @@ struct Tile {
       work(block, pages, slots[turn], at, slots[turn ^ 1]);
       at = end;
       if (parts && (at % kPartSlots == 0 || at == item.slot_end)) {
+        order_sums();
         write_partials(part++);
         t.restart(zeros);
       }
     }
-    if (!parts) write_results();
+    if (parts) return;
+    order_sums();
+    write_results();
   }
 };
 

@@ -57,9 +57,10 @@ struct TilePair {
   }
 };
 
-// c[16][columns] (+)= a[16][words] * b[words][columns]; words and columns multiples of 16.
+// c[16][columns] (+)= a[16][words] * b[words][columns]; words and columns multiples of 16. Calls beside() behind each two products.
+template <typename Beside>
 inline void tile_product(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t words, int64_t columns, float* c, int64_t ldc,
-                         bool add) {
+                         bool add, Beside beside) {
   using Even = TilePair<0, true>;
   using Odd = TilePair<2, true>;
   const int64_t step = 16 * ldb, pairs = columns / 32;
@@ -68,13 +69,14 @@ inline void tile_product(const float* a, int64_t lda, const float* b, int64_t ld
       Even::begin(c, ldc, add);
       Even::step(a, lda, b, ldb);
       if (p) Odd::end(c - 32, ldc);
-      for (int64_t w = 16; w < words; w += 16) Even::step(a + w, lda, b + w / 16 * step, ldb);
+      for (int64_t w = 16; w < words; w += 16) beside(), Even::step(a + w, lda, b + w / 16 * step, ldb);
     } else {
       Odd::begin(c, ldc, add);
       Odd::step(a, lda, b, ldb);
       Even::end(c - 32, ldc);
-      for (int64_t w = 16; w < words; w += 16) Odd::step(a + w, lda, b + w / 16 * step, ldb);
+      for (int64_t w = 16; w < words; w += 16) beside(), Odd::step(a + w, lda, b + w / 16 * step, ldb);
     }
+    beside();
   }
   if (pairs) pairs % 2 ? Even::end(c - 32, ldc) : Odd::end(c - 32, ldc);
   if (columns % 32 == 0) return;
@@ -82,6 +84,11 @@ inline void tile_product(const float* a, int64_t lda, const float* b, int64_t ld
   Last::begin(c, ldc, add);
   for (int64_t w = 0; w < words; w += 16) Last::step(a + w, lda, b + w / 16 * step, ldb);
   Last::end(c, ldc);
+}
+
+inline void tile_product(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t words, int64_t columns, float* c, int64_t ldc,
+                         bool add) {
+  tile_product(a, lda, b, ldb, words, columns, c, ldc, add, [] {});
 }
 
 }  // namespace

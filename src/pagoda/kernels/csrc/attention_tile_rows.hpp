@@ -102,6 +102,20 @@ struct TileRows {
 
   void clear_sums(int row, int count) { memset(sums + row * v_stride, 0, sizeof(float) * count * v_stride); }
 
+#if PAGODA_AMX
+  // Of few rows by tiles: whether the sums' columns lie as unpacking leaves them (attention_tiled_few.hpp), until they are put in order.
+  bool unpacked() const { return a.v_dim % (2 * kLanes) == 0; }
+
+  void order_columns() {
+    if (!unpacked()) return;
+    for (float* at = sums; at < sums + rows * v_stride; at += 2 * kLanes) {
+      const __m512 low = _mm512_loadu_ps(at), high = _mm512_loadu_ps(at + kLanes);
+      const __m512 x = _mm512_shuffle_f32x4(low, high, 0x44), y = _mm512_shuffle_f32x4(low, high, 0xee);
+      _mm512_storeu_ps(at, _mm512_shuffle_f32x4(x, x, 0xd8)), _mm512_storeu_ps(at + kLanes, _mm512_shuffle_f32x4(y, y, 0xd8));
+    }
+  }
+#endif
+
   float total(int64_t row) const { return total_of(load(totals + row * kLanes)); }
 
   // What `count` rows from `row` on see of a block of `slots` slots.

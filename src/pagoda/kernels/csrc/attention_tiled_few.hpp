@@ -4,6 +4,8 @@
 //   logits, turned [16 slots][16 rows] = keys of 16 slots [16][words] x queries, turned [words][16 rows]
 //
 // An element's products are summed in the same order whichever factor is A: these bits are those of many rows (attention_tiled.hpp).
+// Thirty-two slots at a time, so that what vectors do (turning logits, interleaving values) lies beside products of tiles; and the sums'
+// columns lie as unpacking by quarters leaves them, which takes a third of the shuffles that their own order would.
 #pragma once
 
 #include "attention_tile_rows.hpp"
@@ -15,8 +17,45 @@
 namespace pagoda {
 namespace {
 
-// Lines asked for beside sixteen slots' products, while a row is weighed, and beside two slots' values.
-constexpr int kLinesATile = 24, kLinesAWeight = 16, kLinesAPair = 3;
+// Lines asked for beside two slots' values, while a row is weighed, and beside two products of weights and values: spread evenly, since a core
+// that has asked for some 48 waits, and one that has asked for none leaves memory idle. (4096 slots in memory, 24 layers on one core, ms: 5.1 with
+// a quarter of a block's lines left to its end, 4.6 so.)
+constexpr int kLinesAPair = 4, kLinesAWeight = 16, kLinesAProduct = 16;
+
+constexpr int64_t kUnpacked = 32;  // columns that are unpacked together
+
+// Sixteen slots' words of up to eight rows, [16][16] -> [rows][to the next row: ldo].
+inline void turn_eight(const float* from, int rows, float* to, int64_t ldo) {
+  __m512 a[8], b[8];
+  const auto row = [&](int i) { return _mm512_castps256_ps512(_mm256_load_ps(from + i * kLanes)); };
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {  // slots 0 to 3 and 8 to 11 with the four behind each
+    const int first = i % 4 + i / 4 * 8;
+    a[i] = _mm512_insertf32x8(row(first), _mm256_load_ps(from + (first + 4) * kLanes), 1);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      a[i + 2 * j] = (__m512)_mm512_unpacklo_pd((__m512d)b[i + j], (__m512d)b[i + j + 2]);
+      a[i + 2 * j + 1] = (__m512)_mm512_unpackhi_pd((__m512d)b[i + j], (__m512d)b[i + j + 2]);
+    }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {  // quarters of a[j]: row j of four slots, row 4 + j of them, row j of the next four, row 4 + j
+    if (j < rows) _mm512_storeu_ps(to + j * ldo, _mm512_shuffle_f32x4(a[j], a[j + 4], 0x88));
+    if (j + 4 < rows) _mm512_storeu_ps(to + (j + 4) * ldo, _mm512_shuffle_f32x4(a[j], a[j + 4], 0xdd));
+  }
+}
+
+inline void turn_sixteen(const float* from, int rows, float* to, int64_t ldo) {
+  const char* at[kLanes];
+  for (int i = 0; i < kLanes; ++i) at[i] = (const char*)(from + i * kLanes);
+  __m512 words[kLanes];
+  transpose_words(at, 0, words);
+  for (int r = 0; r < rows; ++r) store(to + r * ldo, (Vec)words[r]);
+}
 
 template <typename Math>
 struct FewTiled {
@@ -33,71 +72,96 @@ struct FewTiled {
     Logits found[kRowsTogether];
     const Seen seen = t.seen(0, t.rows, begin, block.count), all{block.count, seen.all && seen.slots == block.count};
     for (int r = 0; r < t.rows; r += 8) t.rise(r, t.rows - r < 8 ? t.rows - r : 8, all, begin, block, t.scores + r * kBlock, found + r);
-    const int64_t lanes = padded(slots.count), words = (lanes / 2 + kTileWords - 1) / kTileWords * kTileWords;
+    const int64_t lanes = padded(slots.count), words = value_words();
     for (int r = 0; r < t.rows; ++r) {
-      ahead.lines(kLinesAWeight);
+      ahead.lines<kLinesAWeight>();
       float* const weights = t.probs + r * kBlock;
       t.weigh(r, slots.count, t.scores + r * kBlock, found[r], weights, block);
       memset(weights + lanes / 2, 0, sizeof(float) * (words - lanes / 2));
     }
-    interleave(words);
-    tile_product(t.probs, kBlock, block.values, t.v_stride, words, t.v_stride, t.sums, t.v_stride, true);
+    tile_product(t.probs, kBlock, block.values, t.v_stride, words, t.v_stride, t.sums, t.v_stride, true,
+                 [&] { ahead.lines<kLinesAProduct>(); });
   }
 
-  // A tile is turned while the next one is multiplied.
+  int64_t value_words() const { return (tiles() * kLanes / 2 + kTileWords - 1) / kTileWords * kTileWords; }
+
+  // Two tiles' sums are stored behind the next two's products, and turned behind those slots' values.
   void scores() {
     for (int64_t i = 0; i < tiles(); i += 2) {
-      multiply<0>(i);
-      if (i) turn(i - 1);
-      if (i + 1 < tiles()) multiply<1>(i + 1);
-      turn(i);
+      if (i % 4 == 0) multiply<0>(i);
+      else multiply<2>(i);
+      if (i) i % 4 == 0 ? put<2>(i - 2) : put<0>(i - 2);
+      interleave(i);
+      if (i) turn(i - 2);
     }
-    if (tiles() % 2 == 0) turn(tiles() - 1);
+    const int64_t last = (tiles() - 1) / 2 * 2;
+    last % 4 == 0 ? put<0>(last) : put<2>(last);
+    turn(last);
   }
 
-  template <int kTile>
+  template <int kFirst>
   void multiply(int64_t tile) {
-    ahead.lines(kLinesATile);
-    const float* const keys = (const float*)keys_of(tile);
     const int64_t stride = slots.k8.stride / 4;
-    zero_tile<kTile>();
+    const float* const first = (const float*)keys_of(tile, t.last_keys);
+    const float* const second = tile + 1 < tiles() ? (const float*)keys_of(tile + 1, t.last_keys) : first;
+    zero_tile<kFirst>(), zero_tile<kFirst + 1>();
     for (int64_t w = 0; w < t.k_words; w += kTileWords) {
-      load_tile<4>(keys + w, stride);
-      load_tile<5>(t.turned + w * kLanes, kLanes);
-      add_pairs<kTile, 4, 5>();
+      load_tile<6>(t.turned + w * kLanes, kLanes);
+      load_tile<4>(first + w, stride);
+      add_pairs<kFirst, 4, 6>();
+      load_tile<5>(second + w, stride);
+      add_pairs<kFirst + 1, 5, 6>();
     }
-    store_tile<kTile>(corner(tile), kLanes);
+  }
+
+  template <int kFirst>
+  void put(int64_t tile) {
+    store_tile<kFirst>(corner(tile), kLanes);
+    store_tile<kFirst + 1>(corner(tile + 1), kLanes);
+  }
+
+  void turn(int64_t tile) {
+    for (int64_t i = tile; i < tile + 2 && i < tiles(); ++i) {
+      if (t.rows <= 8) turn_eight(corner(i), t.rows, t.scores + i * kLanes, kBlock);
+      else turn_sixteen(corner(i), t.rows, t.scores + i * kLanes, kBlock);
+    }
   }
 
   float* corner(int64_t tile) const { return t.corners + tile % 2 * (kLanes * kLanes); }
 
   // Sixteen slots' keys lie in one page, but for the last ones, behind which zeros do.
-  const char* keys_of(int64_t tile) {
+  const char* keys_of(int64_t tile, float* space) {
     const char *first = slots.k8.at[2 * tile], *second = slots.k8.at[2 * tile + 1];
     const int64_t bytes = kEight * slots.k8.stride;
     if (second == first + bytes) return first;
-    memcpy(t.last_keys, first, bytes), memcpy((char*)t.last_keys + bytes, second, bytes);
-    return (const char*)t.last_keys;
+    memcpy(space, first, bytes), memcpy((char*)space + bytes, second, bytes);
+    return (const char*)space;
   }
 
-  void turn(int64_t tile) {
-    const char* rows[kLanes];
-    for (int i = 0; i < kLanes; ++i) rows[i] = (const char*)(corner(tile) + i * kLanes);
-    __m512 words[kLanes];
-    transpose_words(rows, 0, words);
-    for (int r = 0; r < t.rows; ++r) store(t.scores + r * kBlock + tile * kLanes, (Vec)words[r]);
-  }
-
-  void interleave(int64_t words) {
-    float* to = block.values;
-    for (int64_t e = 0; e < 2 * tiles(); ++e) {
+  // Values of two tiles' slots; zeros in place of a second one that is not there.
+  void interleave(int64_t tile) {
+    float* to = block.values + tile * (kLanes / 2) * t.v_stride;
+    const bool unpacked = t.unpacked();
+    const int64_t eights = tile + 1 < tiles() ? 4 : 2;
+    for (int64_t e = 2 * tile; e < 2 * tile + eights; ++e) {
       const char* row = slots.v8.at[e];
+#pragma GCC unroll 4
       for (int64_t j = 0; j < kEight; j += 2, row += 2 * slots.v8.stride, to += t.v_stride) {
-        ahead.lines(kLinesAPair);
-        pack_value_pair((const uint16_t*)row, (const uint16_t*)(row + slots.v8.stride), t.a.v_dim, t.v_stride, to);
+        ahead.lines<kLinesAPair>();
+        const uint16_t *x = (const uint16_t*)row, *y = (const uint16_t*)(row + slots.v8.stride);
+        if (unpacked) unpack_value_pair(x, y, t.a.v_dim, to);
+        else pack_value_pair(x, y, t.a.v_dim, t.v_stride, to);
       }
     }
-    memset(to, 0, sizeof(float) * (words * t.v_stride - (to - block.values)));
+    if (eights == 2) memset(to, 0, sizeof(float) * (kLanes / 2) * t.v_stride);
+  }
+
+  static void unpack_value_pair(const uint16_t* first, const uint16_t* second, int64_t columns, float* to) {
+    for (int64_t c = 0; c < columns; c += kUnpacked) {
+      const __m512i x = _mm512_loadu_si512(first + c), y = _mm512_loadu_si512(second + c);
+      _mm512_storeu_si512(to + c, _mm512_unpacklo_epi16(x, y));
+      _mm512_storeu_si512(to + c + kLanes, _mm512_unpackhi_epi16(x, y));
+    }
   }
 };
 
