@@ -41,6 +41,7 @@ struct Block {
   int64_t wide_k_row, wide_v_row;
   float *keys, *values;        // see attention_pack.hpp
   float *k_scales, *v_scales;  // [kScales], or null where rows hold numbers
+  float* k_units;              // [kScales] what products are multiplied with where scales are all; as k_scales else
   char* tail;                  // of the last eight of slots
   int count = 0;
   static constexpr int kScales = kBlock + kLanes;  // a register beyond the last slot's may be written
@@ -54,7 +55,7 @@ struct Block {
 
   static int64_t floats(const AttentionArgs& a) {
     const int64_t wide = Math::native(a.shape) ? 0 : kBlock * (wide_row(a.shape.k_dim) + wide_row(a.v_dim));
-    return key_words(a) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + 2 * kScales +
+    return key_words(a) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + 3 * kScales +
            Slots::tail_bytes(a.shape) / 4 + 4 * 16;
   }
 
@@ -65,7 +66,8 @@ struct Block {
     values = at, at += words_of(kBlock) * v_stride;
     const bool scaled = a.shape.store == Store::int8 || a.shape.store == Store::fp8;
     k_scales = scaled ? at : nullptr, v_scales = scaled ? at + kScales : nullptr;
-    tail = (char*)(at + 2 * kScales);
+    k_units = scaled ? at + 2 * kScales : nullptr;
+    tail = (char*)(at + 3 * kScales);
     wide_k = (Number*)(tail + (Slots::tail_bytes(a.shape) + 63) / 64 * 64), wide_v = wide_k + kBlock * wide_k_row;
   }
 
@@ -106,6 +108,8 @@ struct Block {
         const int slot = i < count ? i : count - 1;
         k_scales[i] = pagoda::widen(*(const uint16_t*)slots.k_scales[slot]);
         v_scales[i] = pagoda::widen(*(const uint16_t*)slots.v_scales[slot]);
+        // Not 0, so that what is masked stays so: keys of scale 0 have no code but 0.
+        k_units[i] = a.scale * kLog2E * (k_scales[i] == 0.0f ? 1.0f : k_scales[i]);
       }
     slots.pad();
   }

@@ -7,8 +7,6 @@
 namespace pagoda {
 namespace {
 
-constexpr float kLog2E = 1.44269504f;
-
 inline float query_element(const AttentionArgs& a, int64_t at) {
   switch (a.dtype) {
     case Dtype::f32: return ((const float*)a.q)[at];
@@ -47,9 +45,10 @@ struct Seen {
   bool all;
 };
 
-// What became of a row's products: its logits are the numbers there times `unit`, in units of log2.
+// What became of a row's products: its logits are the numbers there times `unit`, or each times its own of `units`, in units of log2.
 struct Logits {
   float unit;
+  const float* units = nullptr;
   bool masked;  // some are -inf
   bool alive;   // the row has seen a slot
 };
@@ -80,11 +79,6 @@ inline void prepare_logits(const AttentionArgs& a, float* s, int count, int64_t 
     if (masked) mask_outside(s, lanes, low, high);
     return;
   }
-  if (plain && k_scales) {  // codes of nearly every model
-    for (int i = 0; i < lanes; i += kLanes) store(s + i, load(s + i) * factor * load(k_scales + i));
-    if (masked) mask_outside(s, lanes, low, high);
-    return;
-  }
   Vec slot;
   for (int i = 0; i < kLanes; ++i) slot[i] = float(i);
   const Vec from = splat(float(low)), to = splat(float(high)), own = splat(float(mask.last - begin));
@@ -109,6 +103,13 @@ inline Vec highs_of(const float* s, int lanes) {
   } else {
     for (int i = 0; i < lanes; i += kLanes) top = maximum(load(s + i), top);
   }
+  return top;
+}
+
+// The same of products that have a unit each.
+inline Vec highs_of(const float* s, int lanes, const float* units) {
+  Vec top = splat(-kInf);
+  for (int i = 0; i < lanes; i += kLanes) top = maximum(load(s + i) * load(units + i), top);
   return top;
 }
 

@@ -14,6 +14,8 @@ namespace {
 // The product keeps its sums in registers only when compiled alone: inlined, g++ 12 spilled half of them.
 #define PAGODA_OWN_REGISTERS __attribute__((noinline))
 
+constexpr float kLog2E = 1.44269504f;
+
 inline Vec exp2_of(Vec x);
 
 struct Floats {

@@ -11,6 +11,14 @@ namespace {
 
 constexpr int kRowsTogether = PAGODA_AMX ? 16 : 1;
 
+// What a compiler sees as true or false.
+struct Yes {
+  constexpr operator bool() const { return true; }
+};
+struct No {
+  constexpr operator bool() const { return false; }
+};
+
 template <typename Math>
 struct TileRows {
   const AttentionArgs& a;
@@ -134,13 +142,15 @@ struct TileRows {
   // Logits in place of products for `count` rows from `row` on; their running maxima move, and older sums with them. All rise before
   // one is weighed: no row waits for its own maximum. The products of `here.slots` slots of the block are there, [count][kBlock].
   void rise(int row, int count, Seen here, int64_t begin, const Block<Math>& block, float* products, Logits* found) {
-    const bool as_they_are = plain_unit > 0.0f && here.all && here.slots % kLanes == 0 && !block.k_scales;
+    const bool plain = plain_unit > 0.0f, as_they_are = plain && here.all && here.slots % kLanes == 0;
+    const float* const units = plain ? block.k_units : nullptr;
     Vec highs[kRowsAtOnce > kFewRows ? kRowsAtOnce : kFewRows] = {};
     for (int r = 0; r < count; ++r) {
       float* const s = products + r * kBlock;
       if (as_they_are) found[r].unit = plain_unit, found[r].masked = false;
-      else prepare_logits(a, s, here.slots, begin, masks[row + r], slopes[row + r], block.k_scales, found + r);
-      highs[r] = highs_of(s, int(padded(here.slots))) * found[r].unit;
+      else prepare_logits(a, s, here.slots, begin, masks[row + r], slopes[row + r], plain ? nullptr : block.k_scales, found + r);
+      found[r].units = units;
+      highs[r] = units ? highs_of(s, int(padded(here.slots)), units) : highs_of(s, int(padded(here.slots))) * found[r].unit;
     }
 #if PAGODA_DPBF16
     const __mmask16 there = __mmask16((1u << count) - 1);
@@ -178,29 +188,34 @@ struct TileRows {
       return;
     }
     const Vec top = splat(tops[row]), unit = splat(found.unit);
+    const float *const units = found.units, *const v_scales = block.v_scales;
     Vec sum = load(totals + row * kLanes);
     int i = 0;
     if (Math::kExactZero || !found.masked) {  // nearly always
-      const auto two = [&] {
-        Vec p = Math::weight(load(logits + i) * unit - top), q = Math::weight(load(logits + i + kLanes) * unit - top);
+      const auto two = [&](auto own_units, auto scaled) {
+        const auto of = [&](int at) { return own_units ? load(units + at) : unit; };
+        Vec p = Math::weight(load(logits + i) * of(i) - top), q = Math::weight(load(logits + i + kLanes) * of(i + kLanes) - top);
         sum += p;
         sum += q;
-        if (block.v_scales) p *= load(block.v_scales + i), q *= load(block.v_scales + i + kLanes);
+        if (scaled) p *= load(v_scales + i), q *= load(v_scales + i + kLanes);
         Math::store_two(p, q, weights, i);
       };
-      if (lanes == kBlock && !block.v_scales) {
+      if (lanes == kBlock && !v_scales) {
 #pragma GCC unroll 32
-        for (; i < kBlock; i += 2 * kLanes) two();
+        for (; i < kBlock; i += 2 * kLanes) two(No{}, No{});
+      } else if (lanes == kBlock && units) {
+#pragma GCC unroll 32
+        for (; i < kBlock; i += 2 * kLanes) two(Yes{}, Yes{});
       } else {
-        for (; i + 2 * kLanes <= lanes; i += 2 * kLanes) two();
+        for (; i + 2 * kLanes <= lanes; i += 2 * kLanes) two(units != nullptr, v_scales != nullptr);
       }
     }
     for (; i < lanes; i += kLanes) {
       const Vec x = load(logits + i);
-      Vec p = Math::weight(x * unit - top);
+      Vec p = Math::weight(x * (units ? load(units + i) : unit) - top);
       if (found.masked) p = select(x == splat(-kInf), Vec{}, p);
       sum += p;
-      if (block.v_scales) p *= load(block.v_scales + i);
+      if (v_scales) p *= load(v_scales + i);
       store_weights(p, weights, i);
     }
     store(totals + row * kLanes, sum);
