@@ -23,7 +23,8 @@ class Chosen:
         self.one = Choice(
             rules=np.full(8, number, np.int32), alike=number / 10, persist=-1.0, marks=longs, room=longs, given=longs,
             num_given=ints, turn=longs.copy(), outliers=ints, full=heads, keep=heads, scores=heads.astype(np.int64),
-            fresh=np.ones((LAYERS, HEADS), np.uint8), turns=longs, query=longs, changes=changes,
+            fresh=np.ones((LAYERS, HEADS), np.uint8), turns=longs, query=longs,
+            noted=longs, weights=longs, metric=longs, freq=longs, changes=changes,
         )  # fmt: skip
 
     def choice(self) -> Choice:

@@ -18,6 +18,8 @@ from ..weights.header import read_header
 from ..weights.reader import Checkpoint
 from ..weights.writer import write_tensors
 
+Completing = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
 FOLDER = "kv-calibration"
 READABLE = 1024
 """Numbers that are written as JSON, at most."""
@@ -30,9 +32,9 @@ class Calibrations:
         self._folder, self._hold = Path(model_folder) / FOLDER, hold
         self._read: dict[str, Mapping[str, Tensor]] = {}
 
-    def load(self, method: str) -> Mapping[str, Tensor]:
-        """Raises ConfigError when the method was not calibrated for this model, ModelError for a damaged file,
-        RequestError when there is no room.
+    def load(self, method: str, complete: Completing = dict) -> Mapping[str, Tensor]:
+        """``complete`` adds what follows from what was found (`Selection.complete`). Raises ConfigError when the method
+        was not calibrated for this model, ModelError for a damaged file, RequestError when there is no room.
         """
         if method not in self._read:
             path = next((p for p in self._paths(method) if p.is_file()), None)
@@ -40,7 +42,7 @@ class Calibrations:
                 raise ConfigError(
                     f"{method} was not calibrated for this model; run: pagoda calibrate {method} {self._folder.parent}"
                 )
-            found = _parse(path)
+            found = complete(_parse(path))
             num_bytes = sum(t.nbytes for t in found.values())
             if not self._hold(num_bytes):
                 size = format_bytes(num_bytes)

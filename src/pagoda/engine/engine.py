@@ -431,7 +431,7 @@ class Engine:
         selection = request.policy.selection
         if selection is None or Need.CALIBRATION not in selection.needs:
             return {}
-        return self._evictor.calibrations.load(request.policy.names[-1])
+        return self._evictor.calibrations.load(request.policy.names[-1], selection.complete)
 
     def _room_for(self, request: Request, store: Store) -> int:
         """Tokens that an answer may have. Raises RequestError when the pool could never hold prompt and answer."""

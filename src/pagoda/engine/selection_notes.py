@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
+from ..kernels.ops.page_marks import MarkAids
 from ..kernels.ops.page_scores import by_channel
 from ..kv.choices import Choice
 from ..kv.policies._pages import PageSelection
@@ -16,8 +18,8 @@ from ..kv.policies._pages import PageSelection
 class Standing:
     """A choice that stands while these pages are ``full`` (`PageTable.lens` in pages, those of all rows side by side).
     ``held`` and ``read``: pages of a step by it; ``scored``: bool [L, H], heads that score where scores are made;
-    ``room``: of pages, where what it points to lies; ``turn``: what it points to and nobody else holds; ``num_bytes``
-    of the notes, once asked for.
+    ``room``: of pages, where what it points to lies; ``turn`` and ``alive``: what it points to and nobody else may
+    hold; ``num_bytes`` of the notes, once asked for.
     """
 
     full: int | bytes
@@ -26,6 +28,7 @@ class Standing:
     read: int
     scored: np.ndarray
     room: int
+    alive: Sequence[MarkAids]
     turn: Tensor | None = None
     num_bytes: int = -1
 
@@ -56,29 +59,29 @@ class Notes:
         held = sum(sketch.nbytes for sketch in self.sketches if sketch is not None)
         return held + sum(value.nbytes for memory in self.memory for value in memory.values())
 
+    def room(self, layer: int, end: int, columns: bool) -> Tensor:
+        """The layer's sketches, with room for ``end`` pages of every head; ``columns`` lie channel by channel."""
+        held = self.sketches[layer]
+        assert held is not None
+        if held.shape[1] < end:
+            self._grow(layer, end, held.shape[2:], held, columns)
+        grown = self.sketches[layer]
+        assert grown is not None
+        return grown
+
     def write(self, layer: int, heads: slice, first: int, made: Tensor, columns: bool = False) -> None:
-        """Sketches ``made`` [h, n, …] of the pages ``first`` … of these heads; ``columns`` lie channel by channel."""
-        held, end = self.sketches[layer], first + made.shape[1]
-        if held is None or held.shape[1] < end:
-            shape = (self.sketched.shape[1], end + end // 4 + 4, *made.shape[2:])
-            grown = by_channel(*shape, made.dtype).to(made.device) if columns else made.new_zeros(shape)
-            if held is not None:
-                grown[:, : held.shape[1]] = held
-            self.sketches[layer], self.standing = grown, None
-            held = grown
-        held[heads, first:end] = made
+        """Sketches ``made`` [h, n, …] of the pages ``first`` … of these heads; ``columns`` as for ``room``."""
+        end = first + made.shape[1]
+        if self.sketches[layer] is None:
+            self._grow(layer, end, made.shape[2:], made, columns)
+        self.room(layer, end, columns)[heads, first:end] = made
 
-    def write_layers(self, first: int, made: Tensor) -> bool:
-        """Sketches [L, H, n, …] of all heads, where each layer has room for them; False, and nothing, where not."""
-        import torch
-
-        end = first + made.shape[2]
-        places = [held[:, first:end] for held in self.sketches if held is not None and held.shape[1] >= end]
-        if len(places) < len(self.sketches):
-            return False
-        torch._foreach_copy_(places, list(made.unbind(0)))
-        self.sketched[:] = end
-        return True
+    def _grow(self, layer: int, end: int, shape: tuple[int, ...], like: Tensor, columns: bool) -> None:
+        before, whole = self.sketches[layer], (self.sketched.shape[1], end + end // 4 + 4, *shape)
+        grown = by_channel(*whole, like.dtype).to(like.device) if columns else like.new_zeros(whole)
+        if before is not None:
+            grown[:, : before.shape[1]] = before
+        self.sketches[layer], self.standing = grown, None
 
     def fork(self) -> Notes:
         """An independent copy."""

@@ -1,4 +1,4 @@
-"""The C++ body of page scores. Within a program of a whole step the same body runs (csrc/choice.hpp)."""
+"""The C++ bodies of page scores and marks. Within a program of a whole step the same ones run (csrc/choice.hpp)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from . import dispatch
 from ._extension import CPU, _cpu, store_of
 from .dispatch import Features
+from .ops.page_marks import NO_AIDS, MarkAids
 from .ops.page_scores import KeyPages, PageRule
 
 
@@ -53,8 +54,23 @@ def page_scores(
     return out
 
 
+def page_marks(
+    keys: Tensor, rule: PageRule, marks: Tensor, first: int, aids: MarkAids = NO_AIDS, *, isa: str = ""
+) -> None:
+    """As `ops.page_marks`. For tests: ``isa`` fixes the instruction set."""
+    heads, pages, page_size, dim = keys.shape
+    assert first + pages <= marks.shape[1]
+    assert _is_by_channel(marks) if rule.marks == "columns" else marks.is_contiguous()
+    keys = keys.contiguous()
+    _cpu.page_marks(
+        keys.data_ptr(), heads, pages, page_size, dim, rule.numbers(marks, page_size), first, marks.data_ptr(),
+        marks.shape[1], _at(aids.given), 0 if aids.given is None else aids.given.shape[1], _at(aids.weights),
+        _at(aids.metric), _at(aids.freq), isa,
+    )  # fmt: skip
+
+
 def _is_by_channel(marks: Tensor) -> bool:
-    heads, channel, page, slot = marks.stride()
+    heads, page, channel, slot = marks.stride()
     return slot == 1 and page == marks.shape[3] and channel % page == 0 and heads == marks.shape[2] * channel
 
 
@@ -63,3 +79,4 @@ def _at(tensor: Tensor | None) -> int:
 
 
 dispatch.register("page_scores", "cpu", page_scores, Features(CPU, frozenset({torch.float32})))
+dispatch.register("page_marks", "cpu", page_marks, Features(CPU, frozenset({torch.float32})))

@@ -37,6 +37,10 @@ class PageChoice:
     fresh: npt.NDArray[np.uint8]  # [L, C, H] whether to score in this step, and to keep it
     turns: npt.NDArray[np.int64]  # [L, C] addresses of [pages, D], turns by so many pages, where keys move; or 0
     query: npt.NDArray[np.int64]  # [L, C] addresses of [Hq, D], the query that last scored, where `alike`
+    noted: npt.NDArray[np.int64]  # [L, C] addresses of int64 [H], pages with marks; others are noted first; or 0
+    weights: npt.NDArray[np.int64]  # [L, C] addresses of the `ops.page_marks.MarkAids` of these names, or 0
+    metric: npt.NDArray[np.int64]
+    freq: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,10 @@ class Choice:
     fresh: npt.NDArray[np.uint8]  # [L, H]
     turns: npt.NDArray[np.int64]  # [L]
     query: npt.NDArray[np.int64]  # [L]
+    noted: npt.NDArray[np.int64]  # [L]
+    weights: npt.NDArray[np.int64]  # [L]
+    metric: npt.NDArray[np.int64]  # [L]
+    freq: npt.NDArray[np.int64]  # [L]
     changes: bool = False
 
 

@@ -60,7 +60,8 @@ PageChoice choice_of(const std::vector<uintptr_t>& arrays, int64_t count) {
   c.given = at<int64_t>(arrays.at(6)), c.num_given = at<int32_t>(arrays.at(7)), c.turn = at<int64_t>(arrays.at(8));
   c.outliers = at<int32_t>(arrays.at(9)), c.full = at<int32_t>(arrays.at(10)), c.keep = at<int32_t>(arrays.at(11));
   c.scores = at<int64_t>(arrays.at(12)), c.fresh = at<uint8_t>(arrays.at(13)), c.turns = at<int64_t>(arrays.at(14));
-  c.query = at<int64_t>(arrays.at(15));
+  c.query = at<int64_t>(arrays.at(15)), c.noted = at<int64_t>(arrays.at(16)), c.weights = at<int64_t>(arrays.at(17));
+  c.metric = at<int64_t>(arrays.at(18)), c.freq = at<int64_t>(arrays.at(19));
   return c;
 }
 

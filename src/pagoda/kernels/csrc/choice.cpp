@@ -57,13 +57,38 @@ struct Layer {
     return false;
   }
 
+  char* marks(int64_t c, int64_t head) const {
+    return reinterpret_cast<char*>(choice.marks[at(c)]) + head * choice.room[at(c)] * choice.rules[c].mark_bytes();
+  }
+
+  // The head's pages that are full and not noted.
+  void note(int64_t c, int64_t head) const {
+    const int64_t i = at(c), full = choice.full[at(c, head)];
+    int64_t* const noted = choice.noted[i] ? reinterpret_cast<int64_t*>(choice.noted[i]) + head : nullptr;
+    if (!noted || *noted >= full) return;
+    const int64_t pair = a.pair(choice.seqs[c], head);
+    const int32_t* ids = rows + a.row_of[pair] * a.max_pages;
+    const int64_t dim = a.shape.k_dim;
+    PageMarkArgs m;
+    m.rule = choice.rules[c], m.shape = a.shape, m.marks = marks(c, head), m.room = choice.room[i], m.num_given = choice.num_given[i];
+    if (choice.given[i]) m.given = reinterpret_cast<const float*>(choice.given[i]) + head * given_numbers(m.rule, dim, m.num_given);
+    if (choice.weights[i]) m.weights = reinterpret_cast<const float*>(choice.weights[i]) + head * 2 * m.num_given;
+    if (choice.metric[i]) m.metric = reinterpret_cast<const float*>(choice.metric[i]) + head * dim * dim;
+    m.freq = reinterpret_cast<const float*>(choice.freq[i]);
+    for (m.number = *noted; m.number < full; ++m.number) {
+      m.page = a.pages + (ids[m.number] + a.offset[pair]) * a.shape.page_bytes;
+      mark_page(m, isa);
+    }
+    *noted = full;
+  }
+
   void score(int64_t c, int64_t head, float* out) const {
     const int64_t pair = a.pair(choice.seqs[c], head), i = at(c);
     PageScoreArgs s;
     s.rule = choice.rules[c], s.heads = a.group(), s.dim = a.shape.k_dim, s.pages = choice.full[at(c, head)], s.scale = a.scale;
-    s.marks = reinterpret_cast<const char*>(choice.marks[i]) + head * choice.room[i] * s.rule.mark_bytes();
+    s.marks = marks(c, head);
     s.room = choice.room[i], s.num_given = choice.num_given[i];
-    if (choice.given[i]) s.given = reinterpret_cast<const float*>(choice.given[i]) + head * s.given_numbers();
+    if (choice.given[i]) s.given = reinterpret_cast<const float*>(choice.given[i]) + head * given_numbers(s.rule, s.dim, s.num_given);
     s.turn = reinterpret_cast<const float*>(choice.turn[i]), s.outliers = choice.outliers[i];
     s.storage = a.pages, s.shape = a.shape;
     s.ids = rows + a.row_of[pair] * a.max_pages, s.offset = a.offset[pair], s.out = out;
@@ -123,6 +148,7 @@ struct Layer {
 
   void choose(int64_t c, int64_t head, bool stale) const {
     const int64_t i = at(c, head);
+    note(c, head);
     float* scores = kept(c, head);
     if (choice.fresh[i] && !stale) {
       std::vector<float>& own = working.votes;
@@ -137,6 +163,7 @@ struct Layer {
   void vote(int64_t c) const {
     const int64_t full = choice.full[at(c, 0)];
     float* const sums = kept(c, 0);
+    for (int64_t head = 0; head < a.num_kv_heads; ++head) note(c, head);
     if (choice.fresh[at(c, 0)]) {
       std::vector<float>& own = working.votes;
       own.resize(full);
@@ -158,7 +185,10 @@ void check_row(const AttentionArgs& a, const PageChoice& choice, int64_t i, int6
   if (full + 1 > a.max_pages) throw std::out_of_range("more pages chosen than a row has");
   const bool moves = choice.turns[i / heads] != 0;
   if (moves && choice.keep[i] != choice.keep[i - i % heads]) throw std::invalid_argument("heads of moved keys that read unequally");
-  if (!moves && (choice.rules[c].kind() != Marks::keys || !choice.fresh[i])) return;
+  const bool scores_keys = choice.rules[c].kind() == Marks::keys && choice.fresh[i];
+  const bool notes = choice.noted[i / heads] && reinterpret_cast<const int64_t*>(choice.noted[i / heads])[i % heads] < full;
+  if (notes && full > choice.room[i / heads]) throw std::out_of_range("more pages noted than there is room for");
+  if (!moves && !scores_keys && !notes) return;
   check_pages(a.rows + a.row_of[pair] * a.max_pages, full + moves, a.offset[pair], a.num_pages);
 }
 

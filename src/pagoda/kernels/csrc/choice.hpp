@@ -7,6 +7,7 @@
 
 #include "attention.hpp"
 #include "moved_pages.hpp"
+#include "page_marks.hpp"
 #include "page_scores.hpp"
 
 namespace pagoda {
@@ -31,6 +32,10 @@ struct PageChoice {
   const uint8_t* fresh = nullptr;      // [L][C][H] whether to score now (and to keep it, where there is a place)
   const int64_t* turns = nullptr;      // [L][C] addresses of [pages][dim]: turns by so many pages, where keys move; or 0
   const int64_t* query = nullptr;      // [L][C] addresses of [Hq * dim], the query that last scored, where `alike`; or 0
+  const int64_t* noted = nullptr;      // [L][C] addresses of int64 [H], full pages whose marks are there: the others' are made first; or 0
+  const int64_t* weights = nullptr;    // [L][C] addresses of float [H][2][num_given], with which codes are found; or 0
+  const int64_t* metric = nullptr;     // [L][C] addresses of float [H][dim][dim], in which they are near; or 0
+  const int64_t* freq = nullptr;       // [L][C] addresses of float [dim / 2], by which noted keys are turned back; or 0
 };
 
 // What M of the sequences read in a layer where keys move: copies of the chosen pages, of a sequence one head after the other. They
@@ -52,7 +57,8 @@ struct ChosenTable {
   MovedPages moved;  // whose sequences have but one slot in the table
 };
 
-// Makes `args`, complete for the layer but for the choice, attend to what is chosen. The newest full page is always chosen.
+// Makes `args`, complete for the layer but for the choice, attend to what is chosen. The newest full page is always chosen. Pages that
+// became full since the last step are noted before that.
 void choose_pages(AttentionArgs& args, const PageChoice& choice, int64_t layer, int num_threads, const std::string& isa,
                   ChosenTable& table);
 

@@ -75,12 +75,13 @@ struct PageScoreArgs {
   const int32_t* ids = nullptr;
   int64_t offset = 0;
   float* out = nullptr;  // [pages]
-
-  int64_t given_numbers() const {  // of one kv-head
-    if (rule.kind() == Marks::codes) return num_given * rule.width(dim);
-    return Query(rule.query) == Query::project ? dim * rule.stride : 0;
-  }
 };
+
+// Of `given`, for one kv-head.
+inline int64_t given_numbers(const PageRule& rule, int64_t dim, int64_t num_given) {
+  if (rule.kind() == Marks::codes) return num_given * rule.width(dim);
+  return Query(rule.query) == Query::project ? dim * rule.stride : 0;
+}
 
 // std::out_of_range for a page, `offset` further than its id, that is not there.
 void check_pages(const int32_t* ids, int64_t count, int64_t offset, int64_t num_pages);

@@ -7,7 +7,7 @@ and is asked between layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ...kernels.ops.page_marks import MarkAids
     from ...kernels.ops.page_scores import KeyPages, PageRule
 
     Counts = npt.NDArray[np.int64]
@@ -70,11 +71,12 @@ class PageSelection(Selection):
     """Why it cannot follow an eviction ("" where it can): heads then hold different tokens in the same page."""
     moves: ClassVar[bool] = False
     """Whether what is read gets positions side by side (``moved``), so that it is read from copies."""
-    alone: ClassVar[bool] = False
-    """Whether each sketch is made of its own page of its own head alone, whatever layer that is of, once."""
     remote: ClassVar[bool] = False
-    """Whether sketches say all: they are made alone, and a step looks at no other keys than those that it reads. Only
-    then pages may lie in a lower tier, and be noted before they go there."""
+    """Whether sketches say all: each is made of its own page of its own head alone, and a step looks at no other keys
+    than those that it reads. Only then pages may lie in a lower tier, and be noted before they go there."""
+    marked: ClassVar[bool] = False
+    """Whether pages after the first look at a text are noted as `page_marks` notes them, which is what ``sketch`` then
+    makes of one page. A class that changes the sketches says so again."""
     keeps_first: ClassVar[bool] = False
     """Whether the first page is always read (and counts)."""
     pages: int | float = 0.25
@@ -130,17 +132,25 @@ class PageSelection(Selection):
         """
         return keys[..., :0, 0]
 
-    def sketch_layers(
-        self, keys: Tensor, memory: Sequence[dict[str, Tensor]], first: int, learned: Mapping[str, Tensor]
-    ) -> Tensor | None:
-        """``sketch_as`` of pages of all layers at once, float32 [L, H, n, page_size, D] -> [L, H, n, …]; ``learned``
-        ``[L, …]``. None: it has to be asked layer by layer. Else what the rule is given stays the same.
-        """
-        return self.sketch(keys.flatten(0, 1), {}).unflatten(0, keys.shape[:2]) if self.alone else None
-
     def sketch_as(self, keys: Tensor, memory: dict[str, Tensor], first: int, learned: Mapping[str, Tensor]) -> Tensor:
         """``sketch`` for methods that want to know which page of the head is the ``first``, or were calibrated."""
         return self.sketch(keys, memory)
+
+    @cached_property
+    def is_marked(self) -> bool:
+        """``marked``, of the class that makes the sketches; pages judged by their keys have no marks to be made."""
+        for one in type(self).__mro__:
+            if "marked" in vars(one):
+                return self.judged_by is not None and bool(one.marked)  # type: ignore[attr-defined]
+            if {"sketch", "sketch_as", "rule"} & vars(one).keys():
+                break
+        return self.judged_by is not None and self.judged_by.marks == "keys"
+
+    def mark_aids(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> MarkAids:
+        """What `page_marks` is given in a layer beside keys, ``given`` among it, the same from step to step."""
+        from ...kernels.ops.page_marks import MarkAids
+
+        return MarkAids(self.given(memory, learned))
 
     # -- how pages are judged ------------------------------------------------------------------------------------------
 

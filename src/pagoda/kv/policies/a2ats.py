@@ -16,6 +16,7 @@ CODE_BYTES = 2
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...kernels.ops.page_marks import MarkAids
     from ...kernels.ops.page_scores import PageRule
 
 
@@ -30,6 +31,7 @@ class A2ATS(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.12665"
+    marked: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
     whole: ClassVar[str] = "it takes a key's position from its place, which an eviction changes"
     distance: int = 128
@@ -51,6 +53,21 @@ class A2ATS(PageSelection):
 
     def turn(self, position: int, learned: Mapping[str, Tensor]) -> Tensor:
         return angles(self.distance - position, learned["freq"][..., 0, :])
+
+    @classmethod
+    def complete(cls, learned: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The nearest code y of x, in the metric M: the largest x M M' y' less half of |y M|^2."""
+        import torch
+
+        codes, metric = learned["codes"], learned["metric"]
+        halves = (codes @ metric).square().sum(-1) / 2
+        weights = torch.stack([torch.ones_like(halves), -halves], -2)
+        return {**learned, "near": metric @ metric.transpose(-1, -2), "weights": weights}
+
+    def mark_aids(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> MarkAids:
+        from ...kernels.ops.page_marks import MarkAids
+
+        return MarkAids(self.given(memory, learned), learned["weights"], learned["near"], learned["freq"][0])
 
     def sketch_as(self, keys: Tensor, memory: dict[str, Tensor], first: int, learned: Mapping[str, Tensor]) -> Tensor:
         import torch

@@ -281,6 +281,11 @@ class Selection(KVPolicy):
     stage: ClassVar[Stage] = Stage.SELECTION
     needs: ClassVar[frozenset[Need]] = frozenset()
 
+    @classmethod
+    def complete(cls, learned: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What it was calibrated to and what follows from it, worked out once for all sequences."""
+        return learned
+
     def why_not(self, page_size: int) -> str | None:
         """Why pages of so many slots cannot be chosen so, and what to do about it; or None."""
         return None

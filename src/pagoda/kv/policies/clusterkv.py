@@ -12,6 +12,7 @@ from ._pages import FLOAT32, PageSelection
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...kernels.ops.page_marks import MarkAids
     from ...kernels.ops.page_scores import PageRule
 
 ROUNDS, MOST_CLUSTERS = 6, 32768
@@ -32,6 +33,7 @@ class ClusterKV(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.03213"
+    marked: ClassVar[bool] = True
     keeps_first: ClassVar[bool] = True
     tokens_per_cluster: int = 16
 
@@ -40,7 +42,7 @@ class ClusterKV(PageSelection):
         at_least("tokens_per_cluster", self.tokens_per_cluster, 1)
 
     def mark_bytes(self, page_size: int, dim: int) -> float:
-        return page_size * (CODE_BYTES + dim * FLOAT32 / self.tokens_per_cluster)
+        return page_size * (CODE_BYTES + (dim + 2) * FLOAT32 / self.tokens_per_cluster)
 
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule
@@ -50,13 +52,22 @@ class ClusterKV(PageSelection):
     def given(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> Tensor:
         return memory["centers"]
 
+    def mark_aids(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> MarkAids:
+        from ...kernels.ops.page_marks import MarkAids
+
+        return MarkAids(self.given(memory, learned), memory["weights"])
+
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
         import torch
 
         flat = keys.flatten(1, 2)
         if "centers" not in memory:
             num = min(MOST_CLUSTERS, max(1, flat.shape[1] // self.tokens_per_cluster))
-            memory["centers"] = centers(flat, num).contiguous()
+            memory["centers"] = found = centers(flat, num).contiguous()
+            lengths = found.norm(dim=-1).clamp(
+                min=1e-12
+            )  # the most alike direction is that of the largest product over it
+            memory["weights"] = torch.stack([1 / lengths, torch.zeros_like(lengths)], 1)
         return assign(flat, memory["centers"]).view(keys.shape[:3]).to(torch.int16)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -25,6 +25,7 @@ class Loki(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.02542"
+    marked: ClassVar[bool] = True
     rank: int = 16
 
     def __post_init__(self) -> None:
@@ -52,18 +53,6 @@ class Loki(PageSelection):
             basis = _eigh(keys.flatten(1, 2))[1][..., -self.rank :]
             memory["basis"] = pad(basis, (0, basis.shape[-1] % 2)).contiguous()
         return in_pairs(keys @ memory["basis"][:, None])
-
-    def sketch_layers(
-        self, keys: Tensor, memory: Sequence[dict[str, Tensor]], first: int, learned: Mapping[str, Tensor]
-    ) -> Tensor | None:
-        import torch
-
-        from ...kernels.ops.page_scores import in_pairs
-
-        if any("basis" not in one for one in memory):
-            return None
-        basis = torch.stack([one["basis"] for one in memory])  # [L, H, D, rank]
-        return in_pairs((keys @ basis[:, :, None]).flatten(0, 1)).unflatten(0, keys.shape[:2])
 
 
 def _eigh(flat: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +13,7 @@ from .base import Need
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...kernels.ops.page_marks import MarkAids
     from ...kernels.ops.page_scores import PageRule
 
 
@@ -30,6 +31,7 @@ class LongCache(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.15176"
+    marked: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
     whole: ClassVar[str] = "it takes a key's position from its place, which an eviction changes"
     moves: ClassVar[bool] = True
@@ -51,13 +53,17 @@ class LongCache(PageSelection):
 
         return angles(page_size * torch.arange(num)[:, None], _frequencies(learned)[:, None])
 
+    def mark_aids(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> MarkAids:
+        from ...kernels.ops.page_marks import MarkAids
+
+        return MarkAids(freq=_frequencies(learned))
+
+    @classmethod
+    def complete(cls, learned: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {**learned, "sum": _frequencies(learned)}
+
     def sketch_as(self, keys: Tensor, memory: dict[str, Tensor], first: int, learned: Mapping[str, Tensor]) -> Tensor:
         return _without_positions(keys, first, _frequencies(learned))
-
-    def sketch_layers(
-        self, keys: Tensor, memory: Sequence[dict[str, Tensor]], first: int, learned: Mapping[str, Tensor]
-    ) -> Tensor:
-        return _without_positions(keys, first, _frequencies(learned)[:, None, None])
 
     def moved(self, keys: Tensor, gaps: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
         heads, pages, size, width = keys.shape
@@ -79,7 +85,7 @@ def _without_positions(keys: Tensor, first: int, freq: Tensor) -> Tensor:
 
 def _frequencies(learned: Mapping[str, Tensor]) -> Tensor:
     """float32 [D / 2]; the file rounds to five digits, which 10,000 positions would turn into a wrong angle."""
-    return learned["freq"] + 1e-5 * learned["fine"]
+    return learned["sum"] if "sum" in learned else learned["freq"] + 1e-5 * learned["fine"]
 
 
 POLICY = LongCache

@@ -25,8 +25,8 @@ class LServe(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.14866"
-    alone: ClassVar[bool] = True
     remote: ClassVar[bool] = True
+    marked: ClassVar[bool] = True
     part: int = 4
     reuse: int = 4
 

@@ -30,6 +30,7 @@ class LtriLLM(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.04757"
+    marked: ClassVar[bool] = True
     keeps_first: ClassVar[bool] = True
     whole: ClassVar[str] = "a span is a stretch of the text, which an eviction tears apart differently in each head"
     longest: int = 4

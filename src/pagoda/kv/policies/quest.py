@@ -22,8 +22,8 @@ class Quest(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.10774"
-    alone: ClassVar[bool] = True
     remote: ClassVar[bool] = True
+    marked: ClassVar[bool] = True
 
     def mark_bytes(self, page_size: int, dim: int) -> float:
         return 2 * dim * BFLOAT16

@@ -24,8 +24,8 @@ class ShadowKV(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.21465"
-    alone: ClassVar[bool] = True
     remote: ClassVar[bool] = True
+    marked: ClassVar[bool] = True
     outliers: float = 0.1
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ class SparQ(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2312.04985"
-    alone: ClassVar[bool] = True
+    marked: ClassVar[bool] = True
     rank: int = 16
 
     def __post_init__(self) -> None:

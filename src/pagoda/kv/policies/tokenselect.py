@@ -27,7 +27,7 @@ class TokenSelect(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.02886"
-    alone: ClassVar[bool] = True
+    marked: ClassVar[bool] = True
     alike: float = 0.9
 
     def __post_init__(self) -> None:

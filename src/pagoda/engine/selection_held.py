@@ -1,0 +1,143 @@
+"""What a sequence that selects pages holds in one decode step, and what is noted of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.ops import page_marks
+from ..kernels.ops.page_marks import MarkAids
+from ..kv.policies._pages import PageSelection
+from ..kv.storage import PageStorage
+from ..kv.table import PageTable
+from .selection_notes import Notes
+
+if TYPE_CHECKING:
+    from ..kernels.ops.page_scores import PageRule
+
+REMOTE_PAGES = 1024
+"""Pages of a head whose keys are looked at together where each is noted for itself: a long prompt's need not all be in
+memory at once."""
+
+
+class Held:
+    """One sequence in one decode step: how many pages its heads hold, which they are, how many will be read."""
+
+    def __init__(
+        self,
+        policy: PageSelection,
+        notes: Notes,
+        storage: PageStorage,
+        table: PageTable,
+        learned: Mapping[str, Tensor],
+        num_q_heads: int,
+    ) -> None:
+        self._policy, self._notes, self._storage, self._table = policy, notes, storage, table
+        self._learned, self._num_q_heads = learned, num_q_heads
+
+    @property
+    def _rule(self) -> PageRule | None:
+        return self._policy.judged_by
+
+    @cached_property
+    def _lens(self) -> np.ndarray:
+        """int64 [L, H]: slots, the newest token's among them."""
+        table = self._table
+        held = np.broadcast_to(table.lens[:, None], (table.num_rows, table.run))
+        return held.reshape(table.fmt.num_layers, -1) + 1
+
+    @cached_property
+    def _full(self) -> np.ndarray:
+        """int64 [L, H]; the page that holds the newest token is read whatever it holds."""
+        full: np.ndarray = (self._lens - 1) // self._table.fmt.page_size
+        return full
+
+    @cached_property
+    def _is_even(self) -> bool:
+        return bool((self._lens == self._lens.flat[0]).all())
+
+    @cached_property
+    def _ids(self) -> Tensor:
+        return _page_ids(self._table, 0, int(self._full.max()) + 1).to(self._storage.device)
+
+    @cached_property
+    def _keep(self) -> np.ndarray:
+        return self._policy.counts(self._full, self._learned)
+
+    @cached_property
+    def _whole(self) -> np.ndarray:
+        """bool [L]: layers in which nothing is scored, since everything is read."""
+        return np.array([self._policy.num_pages(int(most)) == most for most in self._full.max(1)])
+
+    def _count(self, layers: slice) -> None:
+        notes, full = self._notes, self._full[layers]
+        notes.pages_held += int(full.sum()) + full.size
+        notes.pages_read += int(self._keep[layers].sum()) + full.size
+
+    def _of(self, layer: int) -> dict[str, Tensor]:
+        return {name: values[layer] for name, values in self._learned.items()}
+
+    # -- what is noted -------------------------------------------------------------------------------------------------
+
+    @property
+    def _by_channel(self) -> bool:
+        return self._rule is not None and self._rule.marks == "columns"
+
+    def _marks_later(self, layer: int) -> bool:
+        """Whether pages that became full are noted by `page_marks`: the first look at a text is the policy's."""
+        return self._policy.is_marked and self._notes.sketches[layer] is not None
+
+    def _aids(self, layer: int) -> MarkAids:
+        return self._policy.mark_aids(self._notes.memory[layer], self._of(layer))
+
+    def _sketches(self, layer: int, full: np.ndarray, ids: Tensor) -> Tensor:
+        notes, most = self._notes, int(full.max())
+        known = notes.sketched[layer]
+        if (full > known).any():
+            start = int(known[full > known].min())
+            if self._marks_later(layer):
+                assert self._rule is not None
+                marks = notes.room(layer, most, self._by_channel)
+                page_marks(self._keys(ids[:, start:most]), self._rule, marks, start, self._aids(layer))
+            else:
+                notes.write(layer, slice(None), start, self._looked_at(layer, start, ids[:, :most]), self._by_channel)
+            notes.sketched[layer] = full
+        held = notes.sketches[layer]
+        assert held is not None
+        return held[:, :most]
+
+    def _looked_at(self, layer: int, start: int, ids: Tensor) -> Tensor:
+        """The policy's own sketches of the pages from ``start`` on."""
+        policy, most = self._policy, ids.shape[1]
+        span = REMOTE_PAGES if policy.remote else most - start
+        parts = [
+            policy.sketch_as(
+                self._keys(ids[:, at : min(most, at + span)]), self._notes.memory[layer], at, self._of(layer)
+            )
+            for at in range(start, most, span)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _keys(self, ids: Tensor) -> Tensor:
+        """float32 [H, n, page_size, D] of these pages."""
+        fmt = self._table.fmt
+        return self._storage.keys(ids).view(ids.shape[0], ids.shape[1], fmt.page_size, -1)
+
+
+def _page_ids(table: PageTable, first: int, end: int) -> Tensor:
+    """int64 [L, H, end - first]: so many pages of every head."""
+    fmt = table.fmt
+    num_heads = fmt.num_layers * fmt.num_kv_heads
+    if table.num_rows == 1:
+        rows, offsets = np.zeros(num_heads, np.int64), np.arange(num_heads)
+    else:
+        heads = [(layer, head) for layer in range(fmt.num_layers) for head in range(fmt.num_kv_heads)]
+        rows = np.array([table.row(*at) for at in heads])
+        offsets = np.array([table.offset(*at) for at in heads])
+    ids = table.bases[rows, first:end].astype(np.int64) + offsets[:, None]
+    return torch.from_numpy(ids.reshape(fmt.num_layers, fmt.num_kv_heads, -1))

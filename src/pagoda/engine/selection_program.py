@@ -1,0 +1,170 @@
+"""The choice of pages left to the kernels, all layers at once: made anew, or from that of the step before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kv.choices import Choice
+from ..kv.policies._pages import PageSelection, kept
+from .selection_held import Held
+from .selection_notes import Standing
+
+OF_LAYERS = ("marks", "room", "given", "turn", "turns", "query", "noted", "weights", "metric", "freq")
+
+
+class ByProgram(Held):
+    """Says what `kv.choices.Chooser.choice` does."""
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether ``choice`` may be asked: the policy has a rule and does not score in a way of its own."""
+        return self._rule is not None and type(self._policy).score is PageSelection.score
+
+    def choice(self) -> Choice:
+        """The choice of all layers, left to the kernels: as ``choose`` would make it layer by layer. It stands until a
+        page is full.
+        """
+        notes, table = self._notes, self._table
+        size = table.fmt.page_size
+        full = int(table.lens[0]) // size if table.num_rows == 1 else (table.lens // np.int32(size)).tobytes()
+        standing = notes.standing
+        if standing is None or standing.full != full:
+            standing = notes.standing = (standing and self._stand_longer(standing, full)) or self._stand(full)
+        notes.pages_held += standing.held
+        notes.pages_read += standing.read
+        if standing.choice.changes:
+            self._renew(standing)
+        return standing.choice
+
+    def _stand_longer(self, before: Standing, full_pages: int | bytes) -> Standing | None:
+        """``_stand`` where every head has filled one page since, which the kernels note: little else is asked. None
+        where there is more to do (no room, sketches that only the policy makes, heads that differ).
+
+        With 32 sequences two fill a page in a step, and finding everything anew took an eighth of that.
+        """
+        policy, then, full = self._policy, before.choice, self._full
+        most = int(full.flat[0])
+        if not (full == most).all() or not (then.full == most - 1).all():
+            return None
+        if most > before.room or policy.num_pages(most) == most or policy.num_pages(most - 1) == most - 1:
+            return None
+        if not policy.is_marked:
+            return None
+        keep = self._keep
+        choice = replace(
+            then,
+            full=full.astype(np.int32),
+            keep=keep.astype(np.int32),
+            outliers=np.full_like(then.outliers, policy.num_outliers(most)),
+        )
+        held, read = int(full.sum()) + full.size, int(keep.sum()) + full.size
+        return Standing(full_pages, choice, held, read, before.scored, before.room, before.alive, before.turn)
+
+    def _stand(self, full_pages: int | bytes) -> Standing:
+        policy, notes, rule = self._policy, self._notes, self._rule
+        assert rule is not None
+        (num_layers, num_heads), full = self._full.shape, self._full
+        wanted = ~self._whole
+        if rule.marks != "keys":
+            self._sketch_all(wanted)
+        marks = notes.sketches
+        found = {name: np.zeros(num_layers, np.int64) for name in OF_LAYERS}
+        num_given, outliers = np.zeros(num_layers, np.int32), np.zeros(num_layers, np.int32)
+        fresh, scores = np.repeat(wanted[:, None], num_heads, 1), np.zeros(full.shape, np.int64)
+        looks, alive = policy.looks(self._learned), []
+        if policy.moves and wanted.any():
+            turns = self._turns(int(full.max()))
+            found["turns"] = (turns.data_ptr() + 4 * turns[0].numel() * np.arange(num_layers)) * wanted
+        for layer in np.flatnonzero(wanted).tolist():
+            memory, held = notes.memory[layer], marks[layer]
+            if held is not None:
+                found["marks"][layer], found["room"][layer] = held.data_ptr(), held.shape[1]
+            aids = self._aids(layer)
+            alive.append(aids)
+            if aids.given is not None:
+                found["given"][layer], num_given[layer] = aids.given.data_ptr(), aids.given.shape[1]
+            if held is not None and policy.is_marked:
+                found["noted"][layer] = notes.sketched[layer].ctypes.data
+                for name in ("weights", "metric", "freq"):
+                    found[name][layer] = 0 if (aid := getattr(aids, name)) is None else aid.data_ptr()
+            outliers[layer] = policy.num_outliers(int(full[layer].max()))
+            self._remember(memory, layer, looks is not None, scores, found["query"])
+        if looks is not None:
+            fresh &= looks.numpy()
+            for layer in range(1, num_layers):
+                scores[layer] = np.where(looks[layer].numpy(), scores[layer], scores[layer - 1])
+        sample = next((held for held in marks if held is not None), None)
+        numbers = [0] * 8
+        if wanted.any():
+            numbers = rule.numbers(sample, self._table.fmt.page_size, policy.keeps_first)
+        choice = Choice(
+            rules=np.array(numbers, np.int32),
+            alike=policy.likeness,
+            persist=policy.persists,
+            num_given=num_given,
+            outliers=outliers,
+            full=full.astype(np.int32),
+            keep=self._keep.astype(np.int32),
+            scores=scores,
+            fresh=fresh.astype(np.uint8),
+            **found,
+            changes=bool(wanted.any()) and (rule.query == "turn" or policy.steps_a_choice > 1),
+        )
+        held, read = int(full.sum()) + full.size, int(self._keep.sum()) + full.size
+        return Standing(full_pages, choice, held, read, fresh, self._room(), alive)
+
+    def _room(self) -> int:
+        """Pages for which there is room in all that a choice points to."""
+        rooms = [held.shape[1] for held in self._notes.sketches if held is not None]
+        for memory in self._notes.memory:
+            rooms += [memory[name].shape[-1] for name in ("votes", "scores") if name in memory]
+        if "turns" in (first := self._notes.memory[0]):
+            rooms.append(first["turns"].shape[1] - 1)
+        return min(rooms, default=0)
+
+    def _renew(self, standing: Standing) -> None:
+        """What of a choice is another in every step: how far queries are turned, and whether scores are made."""
+        policy, choice, notes = self._policy, standing.choice, self._notes
+        turn = policy.turn(self._table.num_tokens, self._learned)
+        if turn is not None:
+            standing.turn = turn
+            choice.turn[:] = turn.data_ptr() + 4 * turn.shape[-1] * np.arange(len(choice.turn))
+        if policy.steps_a_choice > 1:
+            for layer in np.flatnonzero(standing.scored.any(1)).tolist():
+                choice.fresh[layer] = standing.scored[layer] & policy.comes_due(notes.memory[layer])
+
+    def _turns(self, most: int) -> Tensor:
+        """The policy's ``turns`` of all layers, by up to ``most`` pages."""
+        memory = self._notes.memory[0]
+        if "turns" not in memory or memory["turns"].shape[1] <= most:
+            memory["turns"] = self._policy.turns(most + most // 4 + 4, self._table.fmt.page_size, self._learned)
+        return memory["turns"]
+
+    def _remember(
+        self, memory: dict[str, Tensor], layer: int, hands_on: bool, scores: np.ndarray, query: np.ndarray
+    ) -> None:
+        """Where a layer's scores are kept goes to ``scores`` [L, H], where its query is to ``query`` [L]."""
+        policy, (_, num_heads), most = self._policy, self._full.shape, int(self._full[layer].max())
+        if policy.persists >= 0:
+            scores[layer] = kept(memory, "votes", (), most).data_ptr()
+        elif policy.steps_a_choice > 1 or policy.likeness > 0 or hands_on:
+            held = kept(memory, "scores", (num_heads,), most)
+            scores[layer] = held.data_ptr() + 4 * held.shape[1] * np.arange(num_heads)
+            if policy.likeness > 0:
+                if "query" not in memory:
+                    memory["query"] = torch.zeros(self._num_q_heads * self._table.fmt.k_dim)
+                query[layer] = memory["query"].data_ptr()
+
+    def _sketch_all(self, wanted: np.ndarray) -> None:
+        """Notes what is not noted yet in these layers, or makes room for the kernels to do it."""
+        full, notes = self._full, self._notes
+        for layer in np.flatnonzero(wanted & (full > notes.sketched).any(1)).tolist():
+            most = int(full[layer].max())
+            if self._marks_later(layer):
+                notes.room(layer, most, self._by_channel)
+            else:
+                self._sketches(layer, full[layer], self._ids[layer, :, : most + 1])

@@ -1,0 +1,208 @@
+// Marks of pages for one instruction set (page_marks.hpp).
+#include "attention_rows.hpp"
+#include "page_marks.hpp"
+#include "vec.hpp"
+
+namespace pagoda {
+namespace {
+
+// A page's keys as numbers: by slots, [size][dim], and by channels, [dim][slots] with zeros behind the last slot.
+struct Keys {
+  int64_t size, dim, slots;
+  float *by_slot, *by_channel;
+};
+
+// Cosine and sine of an angle that is a float, to an ulp: reduced in double, since positions are large.
+inline void cos_sin(float angle, float& cosine, float& sine) {
+  const double shifted = double(angle) * 0.63661977236758134 + 6755399441055744.0;  // 1.5 * 2^52: to the nearest quarter
+  int64_t bits;
+  memcpy(&bits, &shifted, 8);
+  const float r = float(double(angle) - (shifted - 6755399441055744.0) * 1.5707963267948966), r2 = r * r;
+  const float s = r + r * r2 * (-1.6666654611e-1f + r2 * (8.3321608736e-3f + r2 * -1.9515295891e-4f));
+  const float c = 1.0f - 0.5f * r2 + r2 * r2 * (4.166664568298827e-2f + r2 * (-1.388731625493765e-3f + r2 * 2.443315711809948e-5f));
+  const float at = bits & 1 ? c : s, beside = bits & 1 ? s : c;
+  sine = bits & 2 ? -at : at, cosine = (bits + 1) & 2 ? -beside : beside;
+}
+
+void read_keys(const PageMarkArgs& a, const Keys& keys) {
+  const PageShape& shape = a.shape;
+  for (int64_t slot = 0; slot < keys.size; ++slot)
+    read_row(shape.store, a.page + shape.k.at + slot * shape.k.bytes, a.page + shape.k_scales.at + slot * shape.k_scales.bytes, keys.dim,
+             keys.by_slot + slot * keys.dim);
+  if (!a.freq) return;
+  const int64_t half = keys.dim / 2;
+  float *cosines = keys.by_channel, *sines = cosines + half;  // not in use yet
+  for (int64_t slot = 0; slot < keys.size; ++slot) {
+    const float position = float(a.number * keys.size + slot);
+    for (int64_t i = 0; i < half; ++i) cos_sin(position * a.freq[i], cosines[i], sines[i]);
+    float* x = keys.by_slot + slot * keys.dim;
+    for (int64_t i = 0; i < half; ++i) {
+      const float one = x[i], other = x[half + i];
+      x[i] = one * cosines[i] + other * sines[i], x[half + i] = other * cosines[i] - one * sines[i];
+    }
+  }
+}
+
+void transpose(const Keys& keys) {
+  for (int64_t d = 0; d < keys.dim; ++d)
+    for (int64_t slot = 0; slot < keys.slots; ++slot)
+      keys.by_channel[d * keys.slots + slot] = slot < keys.size ? keys.by_slot[slot * keys.dim + d] : 0.0f;
+}
+
+// Boxes around the keys of each part of a page, their sides further out by 1 / 256, which is more than rounding takes.
+void note_corners(const PageMarkArgs& a, const Keys& keys) {
+  const int64_t parts = a.rule.per_page, each = keys.size / parts;
+  uint16_t* to = (uint16_t*)a.marks + a.number * parts * a.rule.stride;
+  for (int64_t part = 0; part < parts; ++part, to += a.rule.stride) {
+    const float* x = keys.by_slot + part * each * keys.dim;
+    for (int64_t d = 0; d < keys.dim; ++d) {
+      float high = x[d], low = x[d];
+      for (int64_t i = 1; i < each; ++i) {
+        const float one = x[i * keys.dim + d];
+        high = one > high ? one : high, low = one < low ? one : low;
+      }
+      narrow(high + __builtin_fabsf(high) * (1.0f / 256), to + d);
+      narrow(low - __builtin_fabsf(low) * (1.0f / 256), to + keys.dim + d);
+    }
+  }
+}
+
+float length_of(const float* x, int64_t dim) {
+  float sum = 0.0f;
+  for (int64_t d = 0; d < dim; ++d) sum += x[d] * x[d];
+  const float length = __builtin_sqrtf(sum);
+  return length > 1e-8f ? length : 1e-8f;
+}
+
+// The mean key, and where there is room for it how unlike the least alike is.
+void note_mean(const PageMarkArgs& a, const Keys& keys) {
+  float* mean = (float*)a.marks + a.number * a.rule.stride;
+  for (int64_t d = 0; d < keys.dim; ++d) {
+    float sum = 0.0f;
+    for (int64_t slot = 0; slot < keys.size; ++slot) sum += keys.by_slot[slot * keys.dim + d];
+    mean[d] = sum / float(keys.size);
+  }
+  if (a.rule.stride == keys.dim) return;
+  float least = kInf;
+  const float own = length_of(mean, keys.dim);
+  for (int64_t slot = 0; slot < keys.size; ++slot) {
+    const float* x = keys.by_slot + slot * keys.dim;
+    float dot = 0.0f;
+    for (int64_t d = 0; d < keys.dim; ++d) dot += x[d] * mean[d];
+    const float cosine = dot / (length_of(x, keys.dim) * own);
+    least = cosine < least ? cosine : least;
+  }
+  mean[keys.dim] = least;
+}
+
+void note_columns(const PageMarkArgs& a, const Keys& keys) {
+  for (int64_t d = 0; d < keys.dim; ++d) {
+    uint16_t* to = (uint16_t*)a.marks + (d * a.room + a.number) * keys.size;
+    for (int64_t slot = 0; slot < keys.size; ++slot) narrow(keys.by_slot[slot * keys.dim + d], to + slot);
+  }
+}
+
+// Calls use(first slot, register of slots) with the products of all keys and a column of `given`, `apart` numbers from one channel to the next.
+template <int kColumns, typename Use>
+inline void products_with(const Keys& keys, const float* given, int64_t apart, int64_t next, Use use) {
+  for (int64_t slot = 0; slot < keys.slots; slot += kLanes) {
+    Vec sum[kColumns];
+#pragma GCC unroll 8
+    for (int i = 0; i < kColumns; ++i) sum[i] = Vec{};
+    for (int64_t d = 0; d < keys.dim; ++d) {
+      const Vec x = load(keys.by_channel + d * keys.slots + slot);
+#pragma GCC unroll 8
+      for (int i = 0; i < kColumns; ++i) sum[i] += x * given[d * apart + i * next];
+    }
+    use(slot, sum);
+  }
+}
+
+void note_pairs(const PageMarkArgs& a, const Keys& keys) {
+  const int64_t width = a.rule.stride;
+  uint16_t* to = (uint16_t*)a.marks + a.number * width * keys.size;
+  for (int64_t w = 0; w < width; ++w) {
+    const auto put = [&](int64_t slot, const Vec& sum) {
+      float lanes[kLanes];
+      store(lanes, sum);
+      for (int64_t i = 0; i < kLanes && slot + i < keys.size; ++i) narrow(lanes[i], to + 2 * (w / 2 * keys.size + slot + i) + w % 2);
+    };
+    if (Query(a.rule.query) == Query::project) products_with<1>(keys, a.given + w, width, 0, [&](int64_t slot, const Vec* sum) { put(slot, *sum); });
+    else for (int64_t slot = 0; slot < keys.slots; slot += kLanes) put(slot, load(keys.by_channel + w * keys.slots + slot));
+  }
+}
+
+void note_bytes(const PageMarkArgs& a, const Keys& keys) {
+  const int64_t width = a.rule.stride, plane = 4 * keys.size;
+  uint8_t* const to = (uint8_t*)a.marks + a.number * a.rule.mark_bytes();
+  for (int64_t slot = 0; slot < keys.size; ++slot) {
+    const float* x = keys.by_slot + slot * keys.dim;
+    float most = 0.0f;
+    for (int64_t d = 0; d < keys.dim; ++d) most = __builtin_fabsf(x[d]) > most ? __builtin_fabsf(x[d]) : most;
+    const float scale = most / 127.0f, unit = scale > 1e-30f ? scale : 1e-30f;
+    for (int64_t d = 0; d < width; ++d) {
+      const float shifted = (d < keys.dim ? x[d] / unit : 0.0f) + 12582912.0f;  // 1.5 * 2^23: the integer is in its lowest bits
+      uint32_t bits;
+      memcpy(&bits, &shifted, 4);
+      to[d / 4 * plane + 4 * slot + d % 4] = uint8_t(bits - 0x4b400000u + 128u);
+    }
+    memcpy(to + width / 4 * plane + 4 * slot, &scale, 4);
+  }
+}
+
+// The best of kCodes codes from `first` on, where one is better than `best`.
+template <int kCodes>
+inline void meet_codes(const PageMarkArgs& a, const Keys& keys, int64_t first, float* best, int32_t* which) {
+  products_with<kCodes>(keys, a.given + first * keys.dim, 1, keys.dim, [&](int64_t slot, const Vec* sum) {
+    Vec top = load(best + slot);
+    IntVec code;
+    memcpy(&code, which + slot, sizeof code);
+    for (int i = 0; i < kCodes; ++i) {
+      const Vec worth = sum[i] * a.weights[first + i] + splat(a.weights[a.num_given + first + i]);
+      const IntVec better = worth > top;
+      top = select(better, worth, top), code = better ? IntVec{} + int32_t(first + i) : code;
+    }
+    store(best + slot, top);
+    memcpy(which + slot, &code, sizeof code);
+  });
+}
+
+void note_codes(const PageMarkArgs& a, Keys keys, float* room) {
+  if (a.metric) {  // symmetric, so its columns are its rows
+    float* const turned = room;
+    for (int64_t d = 0; d < keys.dim; ++d)
+      products_with<1>(keys, a.metric + d, keys.dim, 0, [&](int64_t slot, const Vec* sum) { store(turned + d * keys.slots + slot, *sum); });
+    keys.by_channel = turned;
+  }
+  float* const best = keys.by_slot;  // not in use any more
+  int32_t* const which = (int32_t*)(best + keys.slots);
+  for (int64_t slot = 0; slot < keys.slots; ++slot) best[slot] = -kInf, which[slot] = 0;
+  int64_t code = 0;
+  for (; code + 8 <= a.num_given; code += 8) meet_codes<8>(a, keys, code, best, which);
+  for (; code < a.num_given; ++code) meet_codes<1>(a, keys, code, best, which);
+  int16_t* to = (int16_t*)a.marks + a.number * keys.size;
+  for (int64_t slot = 0; slot < keys.size; ++slot) to[slot] = int16_t(which[slot]);
+}
+
+}  // namespace
+
+namespace PAGODA_ISA {
+
+void run_page_marks(const PageMarkArgs& a) {
+  Keys keys{a.shape.page_size, a.shape.k_dim, (a.shape.page_size + kMarkPad - 1) / kMarkPad * kMarkPad, nullptr, nullptr};
+  keys.by_slot = a.room_numbers, keys.by_channel = keys.by_slot + keys.slots * (keys.dim + 2);
+  float* const rest = keys.by_channel + keys.slots * (keys.dim + 2);
+  read_keys(a, keys);
+  switch (a.rule.kind()) {
+    case Marks::halves: return note_corners(a, keys);
+    case Marks::rows: return note_mean(a, keys);
+    case Marks::columns: return note_columns(a, keys);
+    case Marks::bytes: return note_bytes(a, keys);
+    case Marks::pairs: return transpose(keys), note_pairs(a, keys);
+    case Marks::codes: return transpose(keys), note_codes(a, keys, rest);
+    default: return;
+  }
+}
+
+}  // namespace PAGODA_ISA
+}  // namespace pagoda
