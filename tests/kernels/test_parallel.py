@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,3 +118,17 @@ def test_a_product_whose_pool_is_taken_is_done_by_its_caller() -> None:
         for caller in callers:
             caller.join()
     assert not wrong
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or shutil.which("g++") is None, reason="compiles by g++")
+def test_the_pool_by_itself(tmp_path: Path) -> None:
+    """What an item throws reaches the caller; a thread that is not run is changed places with, and affinities stay."""
+    sources = Path(__file__).parents[2] / "src/pagoda/kernels/csrc"
+    program = tmp_path / "pool"
+    files = [
+        str(Path(__file__).with_name("pool.cpp")),
+        *(str(sources / f"{name}.cpp") for name in ("parallel", "places")),
+    ]
+    subprocess.run(["g++", "-std=c++20", "-O1", "-pthread", f"-I{sources}", *files, "-o", str(program)], check=True)
+    run = subprocess.run([str(program)], capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,8 +1,8 @@
 // Work shared among threads: one pool that owns the decode path.
 //
 // The caller works too, and takes whatever its workers do not: an item is claimed one at a time, so a worker that the
-// system runs late (a busy neighbour) costs the item that it holds and nothing else. Workers spin for a moment after a job,
-// since the next one of the same step is microseconds away, then sleep.
+// system runs late (a busy neighbour) costs the item that it holds and nothing else, and who waits for it changes places with it
+// (places.hpp). Workers spin for a moment after a job, since the next one of the same step is microseconds away, then sleep.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,8 @@
 namespace pagoda {
 
 // Calls body(data, item) for every item in 0..count, each exactly once, on up to num_threads threads, and returns when all
-// are done. Which thread takes which item is open, so a body writes only what belongs to its item. body must not throw.
+// are done. Which thread takes which item is open, so a body writes only what belongs to its item. What the first item that throws
+// throws is thrown here, once all the others are done.
 // A call from inside a body, or while another thread's job runs, is done by the caller alone.
 void run_parallel(int64_t count, int num_threads, void (*body)(void*, int64_t), void* data);
 

@@ -1,0 +1,111 @@
+// The pool by itself (csrc/parallel.hpp, csrc/places.hpp), compiled and run by test_parallel.py.
+#include <sched.h>
+
+#include <atomic>
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "parallel.hpp"
+#include "places.hpp"
+
+namespace {
+
+int failures = 0;
+
+void check(bool holds, const char* what) {
+  if (!holds) std::printf("not so: %s\n", what), ++failures;
+}
+
+void run_items(int threads) {
+  constexpr int64_t kItems = 200;
+  for (int64_t bad : {int64_t{-1}, int64_t{0}, int64_t{57}, kItems - 1}) {
+    std::vector<std::atomic<int>> done(kItems);
+    std::string said;
+    try {
+      pagoda::parallel_for(kItems, threads, [&](int64_t item) {
+        for (volatile int work = 0; work < 2000;) work = work + 1;  // so that others take some
+        if (item == bad) throw std::runtime_error("item " + std::to_string(item));
+        ++done[item];
+      });
+    } catch (const std::runtime_error& error) {
+      said = error.what();
+    }
+    check(said == (bad < 0 ? "" : "item " + std::to_string(bad)), "the caller is told what an item threw");
+    if (threads == 1) continue;
+    for (int64_t item = 0; item < kItems; ++item) check(done[item] == (item == bad ? 0 : 1), "every other item ran once");
+  }
+}
+
+cpu_set_t allowed() {
+  cpu_set_t set;
+  sched_getaffinity(0, sizeof set, &set);
+  return set;
+}
+
+void stay_on(int cpu) {  // for now
+  const cpu_set_t before = allowed();
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  sched_setaffinity(0, sizeof one, &one);
+  sched_setaffinity(0, sizeof before, &before);
+}
+
+void change_places() {
+  const cpu_set_t before = allowed();
+  int first = -1, second = -1;
+  for (int cpu = 0; cpu < CPU_SETSIZE && second < 0; ++cpu)
+    if (CPU_ISSET(cpu, &before)) (first < 0 ? first : second) = cpu;
+  if (second < 0) return;
+  static pagoda::Places places;
+  check(!places.change(0, 2), "nobody works");
+  std::atomic<int> stage{0};
+  bool kept = false;
+  std::thread other([&] {
+    stay_on(second);
+    places.take(1);
+    stage = 1, stage.notify_all();
+    stage.wait(1);  // sleeps, as one whom the system does not run
+    places.leave(1);
+    const cpu_set_t after = allowed();
+    kept = CPU_EQUAL(&after, &before);
+  });
+  stage.wait(0);
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  stay_on(first);
+  places.take(0);
+  const int here = sched_getcpu();
+  const bool changed = places.change(0, 2);
+  check(changed || here == second, "a thread that does not run is found");
+  check(!changed || sched_getcpu() == second, "and the one that waits goes where it was");
+  const cpu_set_t after = allowed();
+  check(CPU_EQUAL(&after, &before), "where the caller may run is what it was");
+  stage = 2, stage.notify_all();
+  other.join();
+  check(kept, "where the other may run is what it was");
+
+  std::atomic<bool> stop{false};
+  std::thread busy([&] {
+    places.take(1);
+    stage = 3, stage.notify_all();
+    while (!stop) {}
+    places.leave(1);
+  });
+  stage.wait(2);
+  int changes = 0;
+  for (int look = 0; look < 20; ++look) changes += places.change(0, 2);
+  stop = true, busy.join();
+  std::printf("changes beside a thread that runs: %d\n", changes);
+}
+
+}  // namespace
+
+int main() {
+  for (int threads : {1, 2, 4}) run_items(threads);
+  change_places();
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}
