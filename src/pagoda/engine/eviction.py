@@ -18,7 +18,7 @@ from ..kv.compaction import Gaps
 from ..kv.pages import Int32s
 from ..kv.policies._inputs import Inputs, same
 from ..kv.policies.base import Choice, Decision, Held, Need
-from ..kv.read import hash_slots, read_part, read_slots, weigh, write_slots
+from ..kv.read import hash_slots, read_part, read_slots, weigh, window_sums, write_slots
 from ..kv.storage import PageStorage
 from ..kv.stores import Store
 from ..kv.table import PageTable, SlotMoves
@@ -246,6 +246,7 @@ class Evictor:
             inputs.read_part = partial(read_part, storage, table)
             inputs.weigh_slots = partial(weigh, storage, table)
             inputs.hash_slots = partial(hash_slots, storage, table)
+            inputs.window_sums = partial(window_sums, storage, table)
         return inputs
 
 

@@ -138,6 +138,25 @@ def hash_scores(hashes: Tensor, queries: Tensor, planes: Tensor, isa: str = "") 
     return scores
 
 
+def window_sums(
+    pages: Tensor, layout: PageLayout, rows: Tensor, lens: Tensor, positions: Tensor, queries: Tensor, num_seen: int, *,
+    scale: float, soft_cap: float = 0.0, isa: str = "",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    (layers, heads, slots), (_, window, num_q_heads, dim) = positions.shape, queries.shape
+    assert len(rows) == layers * heads == lens.numel()
+    assert (len(queries), dim) == (layers, layout.k_dim)
+    received, wanted = torch.empty(positions.shape), torch.empty(positions.shape)
+    rows, lens, positions = rows.contiguous(), lens.contiguous(), positions.contiguous()
+    queries = queries.contiguous()
+    _cpu.window_sums(
+        pages.data_ptr(), pages.shape[0], store_of(layout), layout.page_size, layout.k_dim, layout.v_dim,
+        rows.data_ptr(), *rows.shape, lens.data_ptr(), positions.data_ptr(), slots, heads,
+        queries.data_ptr(), window, num_q_heads // heads, num_seen, scale, soft_cap,
+        received.data_ptr(), wanted.data_ptr(), torch.get_num_threads(), isa,
+    )  # fmt: skip
+    return received, wanted
+
+
 def close_gaps(pages: Tensor, layout: PageLayout, rows: Tensor, keep: Tensor) -> None:
     width = pages.element_size()
     planes = [(at * width, elems * width) for at, elems in layout.planes]
@@ -170,6 +189,7 @@ dispatch.register("read_slots", "cpu", read_slots, Features(CPU, frozenset({*DTY
 dispatch.register("weigh_slots", "cpu", weigh_slots, Features(CPU, frozenset({*DTYPES, torch.uint8}), CODECS))
 dispatch.register("hash_slots", "cpu", hash_slots, Features(CPU, frozenset({*DTYPES, torch.uint8}), CODECS))
 dispatch.register("hash_scores", "cpu", hash_scores, Features(CPU, FLOATS))
+dispatch.register("window_sums", "cpu", window_sums, Features(CPU, frozenset({*DTYPES, torch.uint8}), CODECS))
 dispatch.register("close_gaps", "cpu", close_gaps, Features(CPU))
 dispatch.register("close_rows", "cpu", close_rows, Features(CPU, FLOATS))
 dispatch.register("add_sums", "cpu", add_sums, Features(CPU, FLOATS))

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..kernels.ops import hash_slots as page_hashes
 from ..kernels.ops import kv_write, weigh_slots
 from ..kernels.ops import read_slots as page_slots
+from ..kernels.ops import window_sums as sums_of_window
 from ..kernels.ops._paged import gather
 from .storage import PageStorage
 from .table import PageTable
@@ -64,6 +65,17 @@ def weigh(
     """
     rows = _rows_of_heads(storage, table, pairs.cpu().numpy())
     return weigh_slots(storage.pages, storage.layout, rows, first, weights)
+
+
+def window_sums(
+    storage: PageStorage, table: PageTable, lens: Tensor, positions: Tensor, queries: Tensor, num_seen: int,
+    scale: float, soft_cap: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What slots received from the newest queries, and how many wanted them; see ``ops.window_sums``."""
+    rows = _rows_of_heads(storage, table, slice(None) if table.run == 1 else np.arange(lens.numel()))
+    return sums_of_window(
+        storage.pages, storage.layout, rows, lens, positions, queries, num_seen, scale=scale, soft_cap=soft_cap
+    )
 
 
 def _rows_of_heads(storage: PageStorage, table: PageTable, which: slice | np.ndarray) -> Tensor:

@@ -33,6 +33,7 @@ from .top_k_mask import top_k_mask
 from .top_p_mask import top_p_mask
 from .typical_mask import typical_mask
 from .weigh_slots import weigh_slots
+from .window_sums import window_sums
 
 __all__ = [
     "LayerTable",
@@ -68,4 +69,5 @@ __all__ = [
     "top_p_mask",
     "typical_mask",
     "weigh_slots",
+    "window_sums",
 ]

@@ -113,6 +113,7 @@ class Inputs:
     read_part: Callable[[range, Tensor, int, bool], tuple[Tensor, Tensor]] | None = None
     weigh_slots: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     hash_slots: Callable[[Tensor, int, Tensor, Tensor], None] | None = None
+    window_sums: Callable[[Tensor, Tensor, Tensor, int, float, float], tuple[Tensor, Tensor]] | None = None
     find_positions: Callable[[], Tensor | None] = lambda: None
     slot_bytes: int = 0  # of one slot of all heads of a layer, as float32
     summed: Mapping[str, Tensor] = field(default_factory=dict)
@@ -136,6 +137,10 @@ class Inputs:
         if self.summed:
             received = self.summed["received"]
             return received, self.summed.get("wanted", received)
+        if self.window_sums is not None and self.queries is not None and self.all_positions is not None:
+            return self.window_sums(
+                self.lens, self.all_positions, self.queries, self.num_seen, self.scale, self.soft_cap
+            )
         found = [(layer.received, layer.wanted) for layer in self.layers()]
         return torch.stack([one for one, _ in found]), torch.stack([other for _, other in found])
 

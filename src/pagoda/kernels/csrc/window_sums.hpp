@@ -1,0 +1,45 @@
+// What slots receive from the newest queries, over the slots that are left: for windows that reach back beyond an act, where what was
+// received on the way went to slots that are gone.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "isa.hpp"
+#include "slots.hpp"
+
+namespace pagoda {
+
+// Of one row, a kv-head of a layer.
+struct WindowHead {
+  const float* keys = nullptr;  // [dim][room], slot by slot
+  const int32_t* positions = nullptr;  // [room], those behind the last slot later than any query's
+  int64_t dim = 0, slots = 0, room = 0;  // room: slots, up to a multiple of kWindowSlots
+  const float* queries = nullptr;  // query t of head g at t * query_stride + g * dim
+  int64_t query_stride = 0, window = 0, group = 0;
+  int64_t first_position = 0;  // of query 0; the others follow
+  float scale = 1.0f, soft_cap = 0.0f;
+  float *scores = nullptr;  // [kWindowQueries][room], its own
+  float *received = nullptr, *wanted = nullptr;  // [room], added to
+};
+
+constexpr int64_t kWindowSlots = 64, kWindowQueries = 4;
+
+struct WindowArgs {
+  ReadArgs read;  // pages and rows; the rest is its own
+  const int64_t* lens = nullptr;  // [rows]
+  const int64_t* positions = nullptr;  // [rows][slots]
+  int64_t slots = 0, heads = 0;  // heads of a layer
+  const float* queries = nullptr;  // [layers][window][heads * group][k_dim]
+  int64_t window = 0, group = 0, num_seen = 0;
+  float scale = 1.0f, soft_cap = 0.0f;
+  float *received = nullptr, *wanted = nullptr;  // [rows][slots], written
+};
+
+// A query sees the slots whose positions are not later than its own: softmax of their products, summed over the window and the group;
+// and how many of these queries gave a slot at least their mean over what they see (but for rounding).
+void window_sums(const WindowArgs& args, int num_threads, const std::string& isa);
+
+PAGODA_DECLARE_BODIES(void, add_window, (const WindowHead&))
+
+}  // namespace pagoda
