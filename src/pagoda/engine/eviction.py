@@ -72,6 +72,7 @@ class Evictor:
         calibrations: Calibrations,
     ) -> None:
         self._scheduler, self._counters, self.calibrations = scheduler, counters, calibrations
+        self._num_threads = 1  # of a step
 
     def apply(self, result: StepResult) -> list[Sequence]:
         """Show each policy what the step brought, and let those act whose time has come. Returns sequences whose method
@@ -89,7 +90,7 @@ class Evictor:
                 self._count(sequence.policy_state)
         observe(result, due)
         if due:
-            with _one_thread():
+            with _threads(1) as self._num_threads:
                 self._act_all(due, result)
         failed = [piece.sequence for piece in result.pieces if piece.sequence.broken]
         for sequence in failed:
@@ -246,8 +247,13 @@ class Evictor:
             inputs.read_part = partial(read_part, storage, table)
             inputs.weigh_slots = partial(weigh, storage, table)
             inputs.hash_slots = partial(hash_slots, storage, table)
-            inputs.window_sums = partial(window_sums, storage, table)
+            inputs.window_sums = partial(self._window_sums, storage, table)
         return inputs
+
+    def _window_sums(self, *args: Any) -> tuple[Tensor, Tensor]:
+        """The one part of an act that is worth all threads, which are the kernels' own."""
+        with _threads(self._num_threads):
+            return window_sums(*args)
 
 
 class _Planned(NamedTuple):
@@ -329,18 +335,19 @@ def _run(store: Store, moves: SlotMoves | Gaps) -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch's own threads stay out of it: they would wake for each of a hundred small operations while the kernels'
-    pool still has the cores. An act on 2000 tokens of lantern takes 35 ms so; with both, on busy cores, a second.
+def _threads(num: int) -> Iterator[int]:
+    """As many of torch's threads, and how many there were. In an act they stay out of it, all but one: they would wake
+    for each of a hundred small operations while the kernels' pool still has the cores. An act on 2000 tokens of lantern
+    takes 35 ms so; with two, on busy cores, a second.
     """
-    threads = torch.get_num_threads()
-    if threads > 1:
-        torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    if before != num:
+        torch.set_num_threads(num)
     try:
-        yield
+        yield before
     finally:
-        if threads > 1:
-            torch.set_num_threads(threads)
+        if before != num:
+            torch.set_num_threads(before)
 
 
 def _kept(keep: Tensor, lens: Tensor) -> dict[tuple[int | None, int | None], np.ndarray]:

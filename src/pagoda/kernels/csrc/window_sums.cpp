@@ -18,10 +18,10 @@ void window_sums(const WindowArgs& a, int num_threads, const std::string& isa) {
     ReadArgs one = a.read;
     one.rows = a.read.rows + row * a.read.width, one.count = 1, one.first = &from, one.slots = slots, one.k = keys.data(), one.v = nullptr;
     read_slots(one);
-    for (int64_t slot = 0; slot < slots; ++slot) {
-      positions[slot] = int32_t(a.positions[row * a.slots + slot]);
-      for (int64_t d = 0; d < dim; ++d) turned[d * room + slot] = keys[slot * dim + d];
-    }
+    for (int64_t slot = 0; slot < slots; ++slot) positions[slot] = int32_t(a.positions[row * a.slots + slot]);
+    for (int64_t begin = 0; begin < slots; begin += kWindowSlots)  // few lines at a time
+      for (int64_t d = 0; d < dim; ++d)
+        for (int64_t slot = begin; slot < std::min(slots, begin + kWindowSlots); ++slot) turned[d * room + slot] = keys[slot * dim + d];
     WindowHead head;
     head.keys = turned.data(), head.positions = positions.data(), head.dim = dim, head.slots = slots, head.room = room;
     head.queries = a.queries + (layer * a.window * a.heads + row % a.heads) * a.group * dim;

@@ -23,7 +23,7 @@ struct WindowHead {
   float *received = nullptr, *wanted = nullptr;  // [room], added to
 };
 
-constexpr int64_t kWindowSlots = 64, kWindowQueries = 4;
+constexpr int64_t kWindowSlots = 16, kWindowQueries = 4;
 
 struct WindowArgs {
   ReadArgs read;  // pages and rows; the rest is its own

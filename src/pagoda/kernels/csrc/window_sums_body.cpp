@@ -8,25 +8,30 @@ namespace {
 constexpr float kMean = 0.99999f;  // what is equal but for rounding counts as the mean
 constexpr int kVectors = 4;        // of slots, at once with four queries: sixteen sums
 
-static_assert(kWindowSlots % (kVectors * kLanes) == 0);
+static_assert(kWindowSlots % kLanes == 0);
 
-// Products of kCount queries with all slots.
+// Products of kCount queries with kWide registers of slots from `slot` on.
+template <int kCount, int kWide>
+void multiply(const WindowHead& a, const float* const* queries, int64_t slot) {
+  Vec sums[kCount][kWide];
+  for (int i = 0; i < kCount; ++i)
+    for (int v = 0; v < kWide; ++v) sums[i][v] = Vec{};
+  for (int64_t d = 0; d < a.dim; ++d) {
+    const float* const keys = a.keys + d * a.room + slot;
+    for (int i = 0; i < kCount; ++i) {
+      const Vec query = splat(queries[i][d]);
+      for (int v = 0; v < kWide; ++v) sums[i][v] += query * load(keys + v * kLanes);
+    }
+  }
+  for (int i = 0; i < kCount; ++i)
+    for (int v = 0; v < kWide; ++v) store(a.scores + i * a.room + slot + v * kLanes, sums[i][v]);
+}
+
 template <int kCount>
 void products(const WindowHead& a, const float* const* queries) {
-  for (int64_t slot = 0; slot < a.room; slot += kVectors * kLanes) {
-    Vec sums[kCount][kVectors];
-    for (int i = 0; i < kCount; ++i)
-      for (int v = 0; v < kVectors; ++v) sums[i][v] = Vec{};
-    for (int64_t d = 0; d < a.dim; ++d) {
-      const float* const keys = a.keys + d * a.room + slot;
-      for (int i = 0; i < kCount; ++i) {
-        const Vec query = splat(queries[i][d]);
-        for (int v = 0; v < kVectors; ++v) sums[i][v] += query * load(keys + v * kLanes);
-      }
-    }
-    for (int i = 0; i < kCount; ++i)
-      for (int v = 0; v < kVectors; ++v) store(a.scores + i * a.room + slot + v * kLanes, sums[i][v]);
-  }
+  int64_t slot = 0;
+  for (; slot + kVectors * kLanes <= a.room; slot += kVectors * kLanes) multiply<kCount, kVectors>(a, queries, slot);
+  for (; slot < a.room; slot += kLanes) multiply<kCount, 1>(a, queries, slot);
 }
 
 IntVec positions_at(const WindowHead& a, int64_t slot) {
