@@ -7,8 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,8 @@ from pagoda.kernels.case import Make
 from pagoda.kernels.packed import PackedWeight
 from pagoda.kernels.quantize import pack
 
+from .threads import threads
+
 cpu = pytest.importorskip("pagoda.kernels.cpu", reason="built without the C++ kernels")
 
 
@@ -26,16 +26,6 @@ def inputs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x, weight = torch.randn(2, 512, generator=generator), torch.randn(2048, 512, generator=generator)
     return x.bfloat16(), weight.bfloat16()
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def product(num_threads: int, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -125,18 +125,19 @@ def test_a_step_in_one_call_has_the_bits_of_its_parts(member: str) -> None:
         config, parity.twin(config).state_dict(), dtype=torch.bfloat16, rope_length=ROPE_LENGTH,
         quantization=in_panels("bfloat16"),
     )  # fmt: skip
-    views, generator, done = [Paged(model.shape, 3, dtype="bfloat16") for _ in range(2)], torch.Generator(), [0, 0, 0]
+    views, generator, done = [Paged(model.shape, 3, dtype="bfloat16") for _ in range(3)], torch.Generator(), [0, 0, 0]
     for turn, counts in enumerate((*STEPS, (1, 1, 1))):
         ids = torch.randint(3, model.shape.vocab_size, (sum(counts),), generator=generator).tolist()
         positions = [d + i for d, n in zip(done, counts, strict=True) for i in range(n)]
         ends = torch.tensor(counts).cumsum(0).tolist()
         wanted = [[end - 1 for end in ends], [ends[1] - 1], None, []][turn]
         with torch.inference_mode():
-            scores = model.step(ids, positions, views[0]([0, 1, 2], list(counts)), wanted, likeliest=True)
+            scores = model.step(ids, positions, views[0]([0, 1, 2], list(counts)), wanted)
+            found = model.step(ids, positions, views[2]([0, 1, 2], list(counts)), wanted, likeliest=True).likeliest
             parts = scored_by_parts(model, ids, positions, views[1]([0, 1, 2], list(counts)), wanted)
         assert torch.equal(scores.logits, parts.logits)
-        assert parts.likeliest == []
-        assert scores.likeliest == (parts.logits.argmax(-1).tolist() if WHOLE[member] else [])
+        assert scores.likeliest == parts.likeliest == []
+        assert found == (parts.logits.argmax(-1).tolist() if WHOLE[member] else [])
         done = [d + n for d, n in zip(done, counts, strict=True)]
 
 

@@ -50,7 +50,7 @@ class Piece:
 @dataclass(slots=True)
 class StepResult:
     """``logits`` float32 [len(sampled), vocab], one row for each piece that completes its sequence, in order. They are
-    valid until the next step.
+    valid until the next step, and not to be looked at where ``likeliest`` has no -1.
 
     ``batch``: all pieces, as views and taps count them; ``pieces``: those whose sequences did not end with the pass.
 

@@ -147,7 +147,8 @@ class Program:
         """From token ids to logits in one call, for a program that begins with ``embed`` and ends with ``head``.
 
         Returns float32 ``[T or len(wanted), vocab_size]``, which lie where the next step's will: valid until then; and
-        the likeliest token of each row (see `ops.greedy`) if ``likeliest``, else nothing.
+        the likeliest token of each row (see `ops.greedy`) if ``likeliest``, else nothing. Where all of up to 64 rows
+        have one, the logits are not written: they would be most of what the step writes.
 
         Numbers and errors are as for ``run``; IndexError also for an id that is no row.
         """

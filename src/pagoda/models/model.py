@@ -97,7 +97,8 @@ class Model:
         """``logits(forward(…))`` of the same tokens, in one call where one program runs the whole step.
 
         The logits are valid until the next step. ``likeliest``: the best token of each row is looked for as well
-        (`kernels.ops.greedy`), where that costs no call of its own.
+        (`kernels.ops.greedy`), where that costs no call of its own; where all rows have one, nobody may look at the
+        logits, which need not have been written then.
         """
         done = self._ready().step(token_ids, positions, kv, wanted, likeliest)
         return scored_by_parts(self, token_ids, positions, kv, wanted) if done is None else Scores(*done)

@@ -1,10 +1,13 @@
 #include "packed.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
 #include <stdexcept>
 #include <vector>
 
 #include "parallel_shares.hpp"
+#include "rows.hpp"
 
 namespace pagoda {
 
@@ -13,8 +16,8 @@ namespace {
 constexpr int64_t kParallelBytes = 256 << 10;  // weights under which waking a thread costs more than it brings
 constexpr int64_t kItemTokens = 264;           // tokens of one item, where there are many
 constexpr int64_t kItemPanels = 8;             // panels of one item then
-constexpr int64_t kFewTokens = 64;             // of one item, which reads its weights once: memory is what limits it
-constexpr int64_t kSliceBytes = 4 << 20;       // weights of one slice then, at most: what a thread holds that others disturb
+constexpr int64_t kSliceBytes = 4 << 20;       // weights of one slice of few tokens, at most: what a thread holds that others disturb
+constexpr int64_t kLogits = 512;               // of a token at a time, where only the likeliest is wanted
 constexpr int64_t kItemBytes = 512 << 10;      // weights of one item, where several matrices are one job
 constexpr int64_t kTiledItemTokens = 256, kTiledItemPanels = 32;  // where they are multiplied as tiles: the next block is fetched within an item
 constexpr int64_t kGatedTokens = 192;          // sixteen tiles: fewer tokens fetch panels ahead
@@ -85,7 +88,8 @@ bool usable_in_place(const PackedMatrix& m, Operand operand, Dtype dtype, int64_
 
 bool ends_gated(const PackedMatrix& m, Operand operand, Dtype dtype, int64_t count, const std::string& isa) {
   const bool as_stored = operand == Operand::s8 || (operand == Operand::bf16 && m.format == Format::bf16);
-  return as_stored && dtype == Dtype::bf16 && count > kGatedTokens && m.outputs % (2 * kPanel) == 0 && isa_index(isa) >= kPairsIsa;
+  const bool can = (as_stored && count > kGatedTokens) || (m.group == 0 && multiplies_tiles(operand, isa));
+  return can && dtype == Dtype::bf16 && m.outputs % (2 * kPanel) == 0 && isa_index(isa) >= kPairsIsa;
 }
 
 int64_t prepared_bytes(const PackedMatrix& m, Operand operand, int64_t count) {
@@ -139,20 +143,27 @@ auto rows_of(const PackedMatrix& m, Operand operand, const std::string& isa) {
   return PAGODA_BODY(isa, packed_rows);
 }
 
+// Where a share of the rows begins, if all of them are cut into blocks.
+Following beginning(const PackedMatrix& m, int64_t share, int64_t shares) {
+  const int64_t blocks = (m.panels() + kBlock - 1) / kBlock, bytes = m.panel_bytes();
+  return {m.data + share * blocks / shares * kBlock * bytes, bytes, bytes};
+}
+
 // Few tokens: threads follow their shares of the rows through memory, each slice fetching the beginning of the next one, the last one that of
 // the product after this one.
 template <typename Rows>
 void follow(const LinearSlice& s, const PackedMatrix* following, int num_threads, Rows rows) {
   const PackedMatrix& m = s.matrix;
-  const auto pair_at = [](const PackedMatrix& matrix, int64_t panel) {
-    return Following{matrix.data + panel * matrix.panel_bytes(), panel < matrix.panels() ? 2 * matrix.panel_bytes() : 0};
-  };
-  const int64_t blocks = (m.panels() + kBlock - 1) / kBlock, most = std::max<int64_t>(1, kSliceBytes / (kBlock * m.panel_bytes()));
+  const int64_t panels = (s.rows() + kPanel - 1) / kPanel, blocks = (panels + kBlock - 1) / kBlock;
+  const int64_t block_bytes = kBlock * m.panel_bytes() * (s.gated ? 2 : 1), most = std::max<int64_t>(1, kSliceBytes / block_bytes);
   const int64_t shares = std::min<int64_t>({int64_t{num_threads}, blocks, kMostShares});
   parallel_shares(blocks, num_threads, most, [&](int64_t first, int64_t end, int64_t share) {
     LinearSlice own = s;
-    if (share >= 0 && end < (share + 1) * blocks / shares) own.next = pair_at(m, end * kBlock);
-    else if (share >= 0 && following) own.next = pair_at(*following, share * ((following->panels() + kBlock - 1) / kBlock) / shares * kBlock);
+    if (share >= 0) {
+      const bool here = end < (share + 1) * blocks / shares;
+      if (here) own.next = {m.data + end * kBlock * m.panel_bytes(), m.panel_bytes(), (s.gated ? panels : 1) * m.panel_bytes()};
+      else if (following && following->data) own.next = beginning(*following, share, shares);
+    }
     rows(own, first * kBlock * kPanel, std::min(s.rows(), end * kBlock * kPanel));
   });
 }
@@ -166,7 +177,7 @@ class Cut {
     token_parts = (s.x.count + most_tokens - 1) / most_tokens;
     const int64_t long_ones = s.matrix.panels() * s.matrix.panel_bytes() / kItemBytes;
     const int64_t few = std::clamp<int64_t>(long_ones, 2 * num_threads, 8 * num_threads);
-    parts = std::min(blocks, std::max<int64_t>(few, s.x.count > kFewTokens ? s.matrix.panels() / (tiles ? kTiledItemPanels : kItemPanels) : 0));
+    parts = std::min(blocks, std::max<int64_t>(few, s.x.count > kOnceTokens ? s.matrix.panels() / (tiles ? kTiledItemPanels : kItemPanels) : 0));
   }
 
   int64_t items() const { return parts * token_parts; }
@@ -189,17 +200,74 @@ class Cut {
 
 }  // namespace
 
-void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string& isa) {
+namespace {
+
+// All of a product; its threads.
+LinearSlice whole(const PackedLinearArgs& a, Operand operand, int& num_threads, const std::string& isa) {
   const PackedMatrix& m = a.matrix;
-  const Operand operand = operand_of(m, a.dtype, a.dynamic, isa);
-  const auto rows = rows_of(m, operand, isa);
   check(m, operand);
   LinearSlice s;
   s.matrix = m, s.bias = a.bias, s.out = a.out, s.dtype = a.dtype, s.gated = a.gated, s.out_stride = s.rows();
   s.wide = a.wide && a.dtype != Dtype::f32;
   s.x = tokens_of(m, operand, a.x, a.count, a.dtype, num_threads, isa);
   if (m.panels() * m.panel_bytes() * std::max<int64_t>(1, a.count / 4) < kParallelBytes) num_threads = 1;
-  if (s.x.count <= kFewTokens) return follow(s, a.following && a.following->data ? a.following : nullptr, num_threads, rows);
+  return s;
+}
+
+// A place among others, in order: larger numbers first, of equals the first; numbers that are none before all.
+uint64_t order_of(float value, int64_t place) {
+  if (value != value) return ~uint64_t{0};
+  uint32_t bits;
+  const float one_zero = value + 0.0f;  // -0 is no less than 0
+  std::memcpy(&bits, &one_zero, sizeof bits);
+  bits = bits >> 31 ? ~bits : bits | 0x80000000u;
+  return uint64_t{bits} << 32 | (0xffffffffu - static_cast<uint32_t>(place));
+}
+
+constexpr uint64_t kLargest = 0xff800000ull << 32, kLeast = 0x00800000ull << 32;  // infinity of either sign begins so
+
+}  // namespace
+
+void packed_likeliest(const PackedLinearArgs& args, int64_t* ids, int num_threads, const std::string& isa) {
+  if (args.count > kOnceTokens) throw std::invalid_argument("the likeliest of " + std::to_string(args.count) + " tokens at once, 64 at most");
+  PackedLinearArgs a = args;
+  a.wide = true, a.gated = false;
+  const Operand operand = operand_of(a.matrix, a.dtype, a.dynamic, isa);
+  const auto rows = rows_of(a.matrix, operand, isa);
+  const auto largest = PAGODA_BODY(isa, largest_of);
+  const LinearSlice all = whole(a, operand, num_threads, isa);
+  std::atomic<uint64_t> best[kOnceTokens];
+  for (int64_t t = 0; t < a.count; ++t) best[t].store(0, std::memory_order_relaxed);
+  follow(all, a.following, num_threads, [&](const LinearSlice& slice, int64_t first, int64_t end) {
+    static thread_local Buffer memory;  // what runs inside has a thread's other one
+    auto* const logits = static_cast<float*>(memory.need(a.count * kLogits * 4));
+    for (int64_t row = first; row < end; row += kLogits) {
+      const int64_t stop = std::min(end, row + kLogits), bytes = a.matrix.panel_bytes();
+      LinearSlice s = slice;
+      s.out = logits - row, s.out_stride = kLogits;
+      if (stop < end) s.next = {a.matrix.data + stop / kPanel * bytes, bytes, bytes};
+      rows(s, row, stop);
+      for (int64_t t = 0; t < a.count; ++t) {
+        float value;
+        int64_t place;
+        largest(logits + t * kLogits, stop - row, &value, &place);
+        const uint64_t order = order_of(value, row + place);
+        for (uint64_t seen = best[t].load(std::memory_order_relaxed); seen < order && !best[t].compare_exchange_weak(seen, order);) {}
+      }
+    }
+  });
+  for (int64_t t = 0; t < a.count; ++t) {
+    const uint64_t order = best[t].load(std::memory_order_relaxed);
+    ids[t] = order >= kLargest || order < kLeast ? -1 : 0xffffffff - static_cast<int64_t>(order & 0xffffffff);
+  }
+}
+
+void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string& isa) {
+  const PackedMatrix& m = a.matrix;
+  const Operand operand = operand_of(m, a.dtype, a.dynamic, isa);
+  const auto rows = rows_of(m, operand, isa);
+  const LinearSlice s = whole(a, operand, num_threads, isa);
+  if (s.x.count <= kOnceTokens) return follow(s, a.following, num_threads, rows);
   const Cut cut(s, num_threads, multiplies_tiles(operand, isa));
   parallel_for(cut.items(), num_threads, [&](int64_t i) { cut.run(i, rows); });
 }

@@ -100,10 +100,10 @@ struct PrepareArgs {
   Tokens out;                            // from prepared_in
 };
 
-// Memory that the thread will read after a slice: `bytes` in a row, or nothing.
+// Two panels that the thread will read after a slice, or none.
 struct Following {
   const uint8_t* data = nullptr;
-  int64_t bytes = 0;
+  int64_t panel_bytes = 0, apart = 0;  // apart: bytes between them
 };
 
 struct LinearSlice {
@@ -120,8 +120,8 @@ struct LinearSlice {
   int64_t rows() const { return gated ? matrix.outputs / 2 : matrix.outputs; }  // of the result
 };
 
-// Whether the bodies can end a product with gated SiLU: many tokens (their tiles fetch nothing ahead) of bfloat16 and weights that are
-// multiplied as they are stored, on a machine that multiplies pairs. The bits are those of the product and the activation after it.
+// Whether the bodies can end a product with gated SiLU: tokens of bfloat16, by tiles any number of them, by vectors many (those fetch nothing
+// ahead then) and weights that are multiplied as they are stored. The bits are those of the product and the activation after it.
 bool ends_gated(const PackedMatrix& matrix, Operand operand, Dtype dtype, int64_t count, const std::string& isa);
 
 // ---- bodies, no threads inside ---------------------------------------------------------------------------------------------
@@ -157,6 +157,11 @@ struct PackedLinearArgs {
 };
 
 void packed_linear(const PackedLinearArgs& args, int num_threads, const std::string& isa);
+
+// ids[token] = what greedy() (rows.hpp) finds in the token's results, which are not kept: of 32 tokens and 151,936 rows they are 19 MB, written
+// and read again. For kOnceTokens at most; `out`, `wide` and `gated` of the arguments mean nothing.
+constexpr int64_t kOnceTokens = 64;  // read their weights once: memory is what limits them
+void packed_likeliest(const PackedLinearArgs& args, int64_t* ids, int num_threads, const std::string& isa);
 
 // A product for each of several matrices of one format and shape (the experts of a mixture), all of them in one job.
 struct GroupedLinearArgs {

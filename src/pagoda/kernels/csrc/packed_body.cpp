@@ -108,7 +108,7 @@ class Product {
       return {buffer, stride, first, lines, nullptr};
     }
     const uint8_t* const data = m.data + panel * m.panel_bytes() + first / m.block() * 64;
-    const uint8_t* next = end_panel < end_of_slice ? m.data + end_panel * m.panel_bytes() : s.next.bytes < 2 * m.panel_bytes() ? nullptr : s.next.data;
+    const uint8_t* next = end_panel < end_of_slice ? m.data + end_panel * m.panel_bytes() : s.next.panel_bytes < m.panel_bytes() ? nullptr : s.next.data;
     if (s.gated) next = nullptr;
     else if (first + piece < m.inputs) next = data + lines * 64;
     if (!turned) return {data, m.panel_bytes(), first, lines, next};

@@ -238,8 +238,8 @@ class TileProduct {
   // (An address past the end of the data does nothing.)
   void fetch_ahead(Pass& p, int64_t q, bool last_of_slice, int64_t word, int64_t words, int64_t group, int64_t groups) const {
     if (few && last_of_slice) {
-      const int64_t lines = s.next.bytes / 128, passes = larger(p.tiles, 1);  // of each half
-      p.ahead = s.next.data, p.ahead_panel = lines * 64, p.ahead_step = (lines + passes - 1) / passes * 64;
+      const int64_t lines = s.next.panel_bytes / 64, passes = larger(p.tiles, 1);
+      p.ahead = s.next.data, p.ahead_panel = s.next.apart, p.ahead_step = (lines + passes - 1) / passes * 64;
       return;
     }
     const bool here = word + words < m.blocks() * Op::kSteps;

@@ -1,5 +1,6 @@
 #include "program.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
@@ -28,7 +29,7 @@ struct Run {
   const bool watched;
   RunMemory& memory;
   int64_t num_tokens;
-  bool activated = false;
+  bool activated = false, found = false;  // by the product before: what the activation, the search for the likeliest would do
   int64_t choosing = 0, choices = 0;  // nanoseconds and calls, where somebody watches
 
   char* at(int reg, int64_t element = 0) const { return memory.registers[reg] + element * size_of(dtype); }
@@ -93,16 +94,21 @@ struct Run {
     if (!step.x) packed_embedding(i.matrix, step.ids, num_tokens, at(0), dtype, threads);
   }
 
-  void operator()(const HeadStep& i) const {
+  void operator()(const HeadStep& i) {
     if (!step.logits) return;
     PackedLinearArgs a;
     a.matrix = i.matrix, a.bias = i.bias, a.dynamic = i.dynamic, a.following = &i.following, a.wide = true;
     a.x = at(0), a.out = step.logits, a.count = num_tokens, a.dtype = dtype;
-    packed_linear(a, threads, isa);
+    found = step.likeliest && num_tokens <= kOnceTokens;
+    if (found) {
+      packed_likeliest(a, step.likeliest, threads, isa);
+      found = std::all_of(step.likeliest, step.likeliest + num_tokens, [](int64_t id) { return id >= 0; });
+    }
+    if (!found) packed_linear(a, threads, isa);  // whoever asked looks at what is no number
   }
 
   void operator()(const GreedyStep& i) const {
-    if (step.likeliest) greedy(step.logits, num_tokens, i.width, step.likeliest, threads, isa);
+    if (step.likeliest && !found) greedy(step.logits, num_tokens, i.width, step.likeliest, threads, isa);
   }
 
   void operator()(const AttendStep& i) {

@@ -33,7 +33,7 @@ struct LinearStep {
   const void* bias = nullptr;
   bool dynamic = false;
   int gated = -1;
-  PackedMatrix following;  // of the next product, whose beginning is fetched at the end of this one
+  PackedMatrix following{};  // of the next product, whose beginning is fetched at the end of this one
 };
 
 // dst = act(gate) * up, with gate and up side by side in src; or act(src).
@@ -86,7 +86,7 @@ struct HeadStep {  // logits = register 0 @ matrix.T + bias, rounded to the dtyp
   PackedMatrix matrix;
   const void* bias = nullptr;
   bool dynamic = false;
-  PackedMatrix following;  // of the next step
+  PackedMatrix following{};  // of the next step
 };
 
 struct GreedyStep {  // the likeliest token of each row of logits `width` wide; left out where nobody asks
@@ -133,7 +133,8 @@ struct StepArrays {
   const int64_t *sum_widths = nullptr, *count_widths = nullptr;  // [S]
   const int64_t* sum_last = nullptr;  // [S]: w > 0: only the last w queries of its chunk
   float* logits = nullptr;       // [wanted tokens][vocabulary], or null
-  int64_t* likeliest = nullptr;  // [wanted tokens], as greedy(): beside logits only; or null
+  // [wanted tokens], as greedy(), or null. Where all are found, of kOnceTokens at most, the logits are left as they are.
+  int64_t* likeliest = nullptr;
   // Where the caller attends by itself, all from `pages` on but the wanted tokens is left out: called with each layer, its
   // [q | k | v] of every token, and where the answer goes.
   std::function<void(int layer, char* qkv, char* out)> attend;
