@@ -67,7 +67,7 @@ void paged_attention(const AttentionArgs& args, int num_threads, const std::stri
   AttentionArgs a = args;
   a.byte_products = args.byte_products && bytes_allowed();
   auto item_body = PAGODA_BODY(isa, run_item);
-#ifdef PAGODA_X86
+#ifdef PAGODA_AMX
   if (isa_index(isa) == kTilesIsa && a.pairs()) item_body = &amx::run_item;
 #endif
   const auto merge_body = PAGODA_BODY(isa, run_merge);

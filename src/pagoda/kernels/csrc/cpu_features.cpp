@@ -88,7 +88,10 @@ int detected_isa() {
   if (!(has["avx512f"] && has["avx512bw"] && has["avx512vl"] && has["avx512dq"])) return 1;
   if (!has["avx512_vnni"]) return 2;
   if (!(has["avx512_bf16"] && has["avx512vbmi"])) return 3;  // VBMI: all but Cooper Lake
-  return has["amx_tile"] && has["amx_bf16"] && has["amx_int8"] ? kTilesIsa : kPairsIsa;
+#ifdef PAGODA_AMX
+  if (has["amx_tile"] && has["amx_bf16"] && has["amx_int8"]) return kTilesIsa;
+#endif
+  return kPairsIsa;
 }
 
 }  // namespace

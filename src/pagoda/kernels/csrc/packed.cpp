@@ -137,7 +137,7 @@ Tokens tokens_of(const PackedMatrix& m, Operand operand, const void* x, int64_t 
 }
 
 auto rows_of(const PackedMatrix& m, Operand operand, const std::string& isa) {
-#ifdef PAGODA_X86
+#ifdef PAGODA_AMX
   if (multiplies_tiles(operand, isa)) return m.group == 0 ? &amx::packed_tiles : &amx::grouped_tiles;
 #endif
   return PAGODA_BODY(isa, packed_rows);
