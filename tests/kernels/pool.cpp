@@ -2,6 +2,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
@@ -101,9 +102,41 @@ void change_places() {
   std::printf("changes beside a thread that runs: %d\n", changes);
 }
 
+// Two cores, so that few threads are in each other's way.
+void narrow_to_two() {
+  const cpu_set_t before = allowed();
+  cpu_set_t two;
+  CPU_ZERO(&two);
+  for (int cpu = 0; cpu < CPU_SETSIZE && CPU_COUNT(&two) < 2; ++cpu)
+    if (CPU_ISSET(cpu, &before)) CPU_SET(cpu, &two);
+  sched_setaffinity(0, sizeof two, &two);
+}
+
+// Beside a busy neighbour places are changed, also the caller's: when its job is done it may run where it might before, and so may what
+// it starts then.
+void leave_callers_free() {
+  const cpu_set_t before = allowed();
+  std::atomic<bool> stop{false};
+  std::thread busy([&] {
+    while (!stop) {}
+  });
+  bool free = true;
+  for (const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(2); free && std::chrono::steady_clock::now() < until;) {
+    pagoda::parallel_for(8, 2, [](int64_t) {
+      for (volatile int work = 0; work < 60000;) work = work + 1;
+    });
+    const cpu_set_t after = allowed();
+    free = CPU_EQUAL(&after, &before);
+  }
+  stop = true, busy.join();
+  check(free, "a caller whose job is done may run where it might before");
+}
+
 }  // namespace
 
 int main() {
+  narrow_to_two();
+  leave_callers_free();
   for (int threads : {1, 2, 4}) run_items(threads);
   change_places();
   std::printf("%d failures\n", failures);

@@ -31,7 +31,7 @@ struct Buffer {
   void* need(int64_t bytes) {
     if (bytes > size) {
       ::operator delete(data, std::align_val_t{64});
-      data = nullptr;
+      data = nullptr, size = 0;  // should there be no memory
       data = static_cast<char*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{64}));
       size = bytes;
     }

@@ -9,6 +9,8 @@
 // undisturbed speed, 1.04 cores used; with changed places 68 to 73 %, 1.5 cores, which is all that is left beside the neighbour).
 #pragma once
 
+#include <sched.h>
+
 #include <atomic>
 #include <ctime>
 
@@ -18,9 +20,11 @@ class Places {
  public:
   static constexpr int kSeats = 256;
 
-  // The calling thread works in this seat from now on; until leave() it may hold an item.
+  // The calling thread works in this seat from now on; until leave() it may hold an item, and after it nobody moves it: it may run where
+  // it might before. (Whoever moved it may itself not run for milliseconds before it comes to say so, and threads and processes that are
+  // started meanwhile would have one core for good.)
   void take(int seat);
-  void leave(int seat) { seats_[seat].cpu.store(-1, std::memory_order_relaxed); }
+  void leave(int seat);
 
   // Looks for a thread in another of the first `seats` seats that holds an item and has not run for some microseconds, and changes
   // places with it. Only threads of one set of allowed cores do, and which cores those are stays as it was. True if one was found.
@@ -30,14 +34,22 @@ class Places {
   void forget();
 
  private:
+  static constexpr int kFree = -1;     // nobody works here
+  static constexpr int kTouched = -2;  // who sits here is being moved, or let go: for a call of the system
+  static constexpr int kMoved = -3;    // may run on one core alone, until whoever moved it or leave() lets it go
+
   struct alignas(64) Seat {
-    std::atomic<int> cpu{-1};  // where it was when it sat down; -1: nobody works here
+    std::atomic<int> cpu{kFree};  // where it was when it sat down, or one of the above
     std::atomic<int> thread{0};
     std::atomic<clockid_t> clock{0};  // of its processor time
   };
 
+  // Each to the other's core. False where the system or the sets of cores that they may run on do not let them.
+  bool change_with(Seat& other, int other_cpu);
+
   Seat seats_[kSeats];
   std::atomic<bool> changing_{false};
+  cpu_set_t allowed_;  // of who was moved
 };
 
 }  // namespace pagoda
