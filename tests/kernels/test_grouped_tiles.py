@@ -90,6 +90,22 @@ def test_infinity_stays_where_it_is(tokens):
     assert got[[0, *range(2, tokens)]].isfinite().all()
 
 
+@pytest.mark.parametrize("format", ["int4", "int5"])
+@pytest.mark.parametrize("zeros", [None, 3])
+def test_numbers_near_zero_are_flushed_alike(format, zeros):
+    """Denormal tokens, products and sums count as zero in tiles; so they must in the vectors of one token."""
+    group, generator = 96 if format == "int5" else 64, torch.Generator().manual_seed(7)
+    codes = torch.randint(-8, 8, (48, 3 * group), generator=generator) + (0 if zeros is None else 8)
+    points = None if zeros is None else torch.full((48, 3), zeros)
+    packed = lay_out(format, codes, torch.full((48, 3), 2.0**100), points, group=group)
+    sizes = torch.randint(-133, -118, (40, 3 * group), generator=generator)
+    x = torch.ldexp(torch.randn(40, 3 * group, generator=generator), sizes).bfloat16()
+    assert (x.abs() < 2.0**-126).any()
+    together = cpu.packed_linear(x, packed, isa="amx")
+    assert together.abs().max() > 2.0**-30
+    assert torch.equal(torch.cat([cpu.packed_linear(row[None], packed, isa="amx") for row in x]), together)
+
+
 def test_experts_have_the_bits_of_single_products():
     counts, generator = [5, 0, 70, 1, 33], torch.Generator().manual_seed(3)
     matrices = [pack(weight, "int4", group=64) for weight in torch.randn(len(counts), 144, 160, generator=generator)]

@@ -58,12 +58,29 @@ struct PairsOfDifferences {
   }
 };
 
+// What memory is asked for while codes are read: 64 lines on in the same pair of panels, in the next pair, or in what the thread reads after
+// its slice; nothing new where there is nothing.
+struct CodesAhead {
+  static constexpr int64_t kLines = 64;
+  const uint8_t* at;
+  int64_t apart;  // bytes between the panels
+
+  // `line` of a pair, which is the last one of the slice or followed by one `next_pair` bytes on.
+  CodesAhead(const LinearSlice& s, const uint8_t* pair, int64_t bytes_apart, int64_t next_pair, bool last, int64_t blocks, int64_t line)
+      : at(pair + line * 64), apart(bytes_apart) {
+    const int64_t behind = (line + kLines - blocks) * 64;
+    if (behind < 0) at += kLines * 64;
+    else if (!last) at = pair + next_pair + behind;
+    else if (behind < s.next.panel_bytes) at = s.next.data + behind, apart = s.next.apart;
+  }
+};
+
 class CodeStream {
  public:
   // Pairs of panels first, first + width, … below `end`: neighbours (width 2; the last may be alone), or `apart` from each other (width 1).
   // A group is opened in `shares`; tokens of 8 bits meet bytes, others pairs.
-  CodeStream(const PackedMatrix& matrix, bool bytes, int64_t first, int64_t end_panel, int64_t width, int64_t apart, int64_t shares)
-      : m(matrix), end(end_panel), step(width), blocks(m.blocks()), groups(m.groups()), stored_bytes(m.panel_bytes()),
+  CodeStream(const LinearSlice& slice, bool bytes, int64_t first, int64_t end_panel, int64_t width, int64_t apart, int64_t shares)
+      : s(slice), m(s.matrix), end(end_panel), step(width), blocks(m.blocks()), groups(m.groups()), stored_bytes(m.panel_bytes()),
         codes_apart(apart * stored_bytes), zeros_apart(apart * groups * kPanel), lines_of_group(m.group / m.block()),
         lines_of_share((lines_of_group + shares - 1) / shares), panel(first) {
     if (bytes) choose<BytesOfInt4>();
@@ -88,8 +105,6 @@ class CodeStream {
   }
 
  private:
-  static constexpr int64_t kAhead = 64;  // lines that memory is asked for before they are opened
-
   template <class Codes>
   void choose() {
     opened_lines = Codes::kLines;
@@ -99,23 +114,22 @@ class CodeStream {
   // The next group, which lies in two panels, or in the last one alone.
   void begin() {
     if (panel >= end) return;
-    const bool same = group + groups_ahead < groups;  // else what comes after is in the panels behind
     panels = step == 1 || panel + 1 < end ? 2 : 1;
     line = 0, stored = smaller(lines_of_group, blocks - group * lines_of_group);
-    from = m.data + panel * stored_bytes + group * lines_of_group * 64;
-    distance = groups_ahead * lines_of_group * 64 + (same ? 0 : step * stored_bytes - blocks * 64);
+    pair = m.data + panel * stored_bytes;
     zeros = m.zeros ? m.zeros + (panel * groups + group) * kPanel : nullptr;
   }
 
   template <class Codes>
   void open() {
-    const int64_t last = smaller(lines_of_group, line + lines_of_share), count = smaller(last, stored) - line, away = distance;
+    const int64_t last = smaller(lines_of_group, line + lines_of_share), count = smaller(last, stored) - line, first = group * lines_of_group + line;
+    const CodesAhead ahead(s, pair, codes_apart, step * stored_bytes, panel + step >= end, blocks, first);
     for (int64_t i = 0; i < panels; ++i) {
-      const uint8_t* codes = from + i * codes_apart + line * 64;
+      const uint8_t *codes = pair + i * codes_apart + first * 64, *fetched = ahead.at + i * ahead.apart;
       const __m512i zero = Codes::zero_of(zeros ? zeros + i * zeros_apart : nullptr);
       uint8_t* to = slot + i * panel_bytes() + line * Codes::kLines * 64;
-      for (int64_t l = 0; l < count; ++l, codes += 64, to += Codes::kLines * 64) {
-        __builtin_prefetch(codes + away, 0, 2);
+      for (int64_t l = 0; l < count; ++l, codes += 64, fetched += 64, to += Codes::kLines * 64) {
+        __builtin_prefetch(fetched, 0, 2);
         const __m512i stored_line = _mm512_loadu_si512(codes);
 #pragma GCC unroll 4
         for (int n = 0; n < Codes::kLines; ++n) _mm512_store_si512(to + n * 64, Codes::opened(stored_line, n, zero));
@@ -130,16 +144,16 @@ class CodeStream {
     begin();
   }
 
+  const LinearSlice& s;
   const PackedMatrix& m;
   const int64_t end, step, blocks, groups, stored_bytes, codes_apart, zeros_apart, lines_of_group, lines_of_share;
-  const int64_t groups_ahead = (kAhead + lines_of_group - 1) / lines_of_group;
   int64_t opened_lines = 0;  // of a stored one
   void (*open_share)(CodeStream&) = nullptr;
   uint8_t *memory = nullptr, *end_of_memory = nullptr;
   int64_t opened = 0;        // whole groups
   int64_t panel, group = 0;  // the next one
-  int64_t panels = 0, line = 0, stored = 0, distance = 0;  // of it: lines that there are; bytes to what is fetched meanwhile
-  const uint8_t *from = nullptr, *zeros = nullptr;
+  int64_t panels = 0, line = 0, stored = 0;  // of it: lines that there are
+  const uint8_t *pair = nullptr, *zeros = nullptr;
   uint8_t* slot = nullptr;
 };
 

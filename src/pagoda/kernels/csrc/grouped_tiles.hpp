@@ -14,8 +14,6 @@
 // stored when the next group comes to it, 45 ns. The first pass over codes opens them on the way (grouped_codes.hpp).
 #pragma once
 
-#include <type_traits>
-
 #include "grouped_codes.hpp"
 #include "packed_tile.hpp"
 #include "tiles.hpp"
@@ -48,6 +46,18 @@ struct GroupedPass {
   const char* results;
   int64_t results_apart;
   int rows, rows_a_step;
+};
+
+// While it lives, this thread's vectors take and give zeros for denormal numbers, as tiles of bfloat16 do.
+class FlushScope {
+ public:
+  explicit FlushScope(bool flush) : before(_mm_getcsr()) { _mm_setcsr(flush ? before | 0x8040 : before); }
+  ~FlushScope() { _mm_setcsr(before); }
+  FlushScope(const FlushScope&) = delete;
+  FlushScope& operator=(const FlushScope&) = delete;
+
+ private:
+  const unsigned before;
 };
 
 // Tiles of inputs in a group of so many bytes of a token: 64 bytes each, or as many less.

@@ -1,11 +1,10 @@
 // Slices of rows of grouped int4 and int5 on AMX (see packed.hpp, grouped_tiles.hpp and grouped_codes.hpp).
 //
-// Up to 32 tokens follow the codes once through memory. For more of them the codes of a pair of panels are opened a piece at a time and stay in
+// One token is multiplied by vectors (grouped_row.hpp). Up to 32 of them follow the codes once through memory. For more of them the codes of a pair of panels are opened a piece at a time and stay in
 // the first cache while all tokens come by, 32 after the other; the lines of the results are fetched meanwhile. (Four panels at a time drove the
 // tokens out: tiles of the first pair after it was opened took 230 ns a group of 128 inputs, of the second 136.)
 
-#include "grouped_tiles.hpp"
-#include "packed_results.hpp"
+#include "grouped_row.hpp"
 
 namespace pagoda {
 namespace {
@@ -20,7 +19,7 @@ class GroupedProduct {
       : s(slice), m(slice.matrix), first_panel(first), end_of_slice(last_panel), half(slice.gated ? slice.rows() / kPanel : 0),
         whole_groups(m.inputs / m.group), group_bytes(m.group * (bytes ? 1 : 2)),
         piece_groups(s.x.count <= kTileTokens ? m.groups() : larger(kPieceBytes / group_bytes, 1)),
-        codes(m, bytes, first_panel, last_panel, half ? 1 : 2, half ? half : 1, steps_of(group_bytes)),
+        codes(s, bytes, first_panel, last_panel, half ? 1 : 2, half ? half : 1, steps_of(group_bytes)),
         scope(grouped_shapes(smaller(slice.x.count, kTileTokens), group_bytes)) {
     const int64_t slots = s.x.count <= kTileTokens ? kFewSlots : piece_groups + 1;
     const int64_t opened_bytes = slots * codes.slot_bytes(), sum_bytes = s.x.count * kSumStride * 4;
@@ -89,6 +88,7 @@ class GroupedProduct {
   const bool bytes = s.x.operand == Operand::s8;
   const int64_t first_panel, end_of_slice, half;  // half: with gated SiLU, panels of the first rows
   const int64_t whole_groups, group_bytes, piece_groups;
+  const FlushScope flush{!bytes};
   CodeStream codes;
   TileScope scope;
   float* sums = nullptr;
@@ -102,7 +102,9 @@ namespace amx {
 void grouped_tiles(const LinearSlice& s, int64_t first_row, int64_t end_row) {
   if (s.x.count <= kFewTokens && s.x.operand == Operand::s8) return avx512bf16::packed_rows(s, first_row, end_row);
   const int64_t first = first_row / kPanel, end = (end_row + kPanel - 1) / kPanel;
-  if (s.x.count > 0 && first < end) GroupedProduct(s, first, end).run();
+  if (s.x.count == 0 || first >= end) return;
+  if (s.x.count == 1 && s.x.operand == Operand::bf16) GroupedRow(s, first, end).run();
+  else GroupedProduct(s, first, end).run();
 }
 
 }  // namespace amx
