@@ -14,6 +14,8 @@ from pagoda.core.errors import RequestError
 from pagoda.engine.engine import Engine
 from pagoda.engine.selection import PageChooser
 from pagoda.kv.grammar import parse_policy
+from pagoda.kv.policies._heads import SplitHeads
+from pagoda.kv.policies.base import Held, Ranking
 
 from .conftest import kv_bytes
 from .tiny import prompt
@@ -112,6 +114,27 @@ def check(llm: LLM, monkeypatch: pytest.MonkeyPatch, kv: str, place: str, after:
 @pytest.mark.parametrize(("kv", "place", "after", "doing"), ACTS)
 def test_whatever_breaks_takes_its_own_request_alone(make_llm, monkeypatch, kv, place, after, doing) -> None:
     check(make_llm(page_size=8), monkeypatch, kv, place, after, doing)
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[:1], lambda b: b.int(), lambda b: b.T.contiguous().T])
+def test_budgets_that_the_kernels_cannot_take_end_their_own_request(make_llm, monkeypatch, spoil) -> None:
+    """They would be read by address."""
+    llm, kv = make_llm(page_size=8, enable_prefix_caching=False), "duo_attention(every=6, local=24)"
+    alone = llm.generate([PROMPT], params("exact"))[0].token_ids
+    works = SplitHeads.ranks
+
+    def spoiled(self: SplitHeads, held: Held) -> Ranking | None:
+        ranking = works(self, held)
+        if ranking is not None:
+            ranking.budget = spoil(ranking.budget)
+        return ranking
+
+    monkeypatch.setattr(SplitHeads, "ranks", spoiled)
+    broken, beside = llm.generate([PROMPT, PROMPT], [params(kv), params("exact")])
+    assert broken.error is not None
+    assert broken.error.startswith(f"kv={kv!r} failed, evicting: AssertionError")
+    assert (beside.error, beside.token_ids) == (None, alone)
+    llm._open().audit()
 
 
 @pytest.mark.host

@@ -195,6 +195,10 @@ class PolicyState:
         """Tells ``act`` (`kernels.acts`) what to choose by. What is returned must outlive it."""
         first, second = (*(self._place(name, held, device) for name in RANKED_BY[ranking.by]), NOWHERE, NOWHERE)[:2]
         given = ranking.budget
+        if isinstance(given, Tensor):
+            assert given.dtype == torch.int64
+            assert given.shape == (self._fmt.num_layers, self._fmt.num_kv_heads)
+            assert given.is_contiguous()
         budgets, budget = (0, given) if isinstance(given, int) else (given.data_ptr(), 0)
         names = list(self.slots)
         act.rank(

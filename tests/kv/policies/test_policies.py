@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +19,9 @@ from pagoda.kv.policies._divide import divide_layers
 from pagoda.kv.policies._inputs import Inputs
 from pagoda.kv.policies._rotary import angles, turn
 from pagoda.kv.policies._scored import Scored, keep_best
-from pagoda.kv.policies.base import Need, Stage
+from pagoda.kv.policies.base import By, Held, Need, Stage
+from pagoda.kv.policies.h2o import H2O
+from pagoda.kv.policies.hashevict import HashEvict
 
 LAYERS, HEADS, GROUP, WIDTH = 2, 2, 2, 16
 
@@ -257,3 +259,39 @@ def test_turning_by_angles_is_a_complex_product() -> None:
     torch.testing.assert_close(turn(x, by, freq[None]), torch.cat([turned.real, turned.imag], -1).float())
     cosines, sines = angles(-7, freq).chunk(2)
     torch.testing.assert_close(torch.complex(cosines, sines), torch.polar(torch.ones(6), -7 * freq))
+
+
+def test_a_class_that_changes_what_it_ranks_by_is_asked_for_its_scores() -> None:
+    """Not for the words of the class before, which the kernels would take instead."""
+
+    class Scores(H2O):
+        def scores(self, inputs: Inputs) -> torch.Tensor:
+            return -super().scores(inputs)
+
+    class Allots(H2O):
+        def allot(self, inputs: Inputs, scores: torch.Tensor, slots: int) -> torch.Tensor:
+            return super().allot(inputs, scores, slots) // 2
+
+    class Hashes(HashEvict):
+        def scores(self, inputs: Inputs) -> torch.Tensor:
+            return -super().scores(inputs)
+
+    class Again(Scores):
+        by: ClassVar[By] = By.AGE
+
+    class Spares(H2O):
+        def recent(self, slots: int) -> int:
+            return 3
+
+    held = Held(40, 30, 40, 40, WIDTH, {})
+    for one in (Scores(budget=40), Allots(budget=40), Hashes(budget=40)):
+        assert one.ranks(held) is None
+    assert held.memory == {}
+    for other, by, recent in (
+        (H2O(budget=40), By.MASS, 10),
+        (Again(budget=40), By.AGE, 10),
+        (Spares(budget=40), By.MASS, 3),
+    ):
+        ranking = other.ranks(held)
+        assert ranking is not None
+        assert (ranking.by, ranking.recent) == (by, recent)

@@ -57,21 +57,22 @@ def reference(
     soft_cap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     (layers, heads, slots), width = positions.shape, queries.shape[1]
-    received, wanted = torch.zeros(2, layers * heads, slots, device=pages.device).unbind()
+    received, wanted = torch.empty(2, layers, heads, slots, device=pages.device).unbind()
     newest = num_seen - width + torch.arange(width, device=pages.device)
-    for row in range(layers * heads):
-        held, (layer, head) = int(lens.view(-1)[row]), divmod(row, heads)
-        keys, _ = read_slots(pages, layout, rows[row : row + 1], lens.new_zeros(1), held, values=False)
-        mine = queries[layer].unflatten(1, (heads, -1))[:, head].transpose(0, 1)  # [G, w, Dk]
-        logits = (mine @ keys[0].T) * scale
+    beyond = torch.arange(slots, device=pages.device) >= lens[..., None]
+    for layer in range(layers):
+        mine = rows[layer * heads : (layer + 1) * heads, : -(-slots // layout.page_size)]
+        keys, _ = read_slots(pages, layout, mine, lens.new_zeros(heads), slots, values=False)
+        asked = queries[layer].unflatten(1, (heads, -1)).permute(1, 2, 0, 3)  # [H, G, w, Dk]
+        logits = (asked @ keys[:, None].transpose(2, 3)) * scale
         if soft_cap > 0:
             logits = soft_cap * (logits / soft_cap).tanh()
-        hidden = positions[layer, head, :held] > newest[:, None]
-        probs = logits.masked_fill(hidden, -math.inf).softmax(-1).nan_to_num(0.0)
+        hidden = (positions[layer, :, None] > newest[:, None]) | beyond[layer, :, None]  # [H, w, N]
+        probs = logits.masked_fill(hidden[:, None], -math.inf).softmax(-1).nan_to_num(0.0)
         seen = (probs > 0).sum(-1, keepdim=True).clamp(min=1)
-        received[row, :held] = probs.sum((0, 1))
-        wanted[row, :held] = (probs * seen >= MEAN).sum((0, 1)).float()
-    return received.view(positions.shape), wanted.view(positions.shape)
+        received[layer] = probs.sum((1, 2))
+        wanted[layer] = (probs * seen >= MEAN).sum((1, 2)).float()
+    return received, wanted
 
 
 _OP = Op("window_sums", reference)

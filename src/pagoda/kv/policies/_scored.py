@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, share, token_budget
@@ -91,7 +92,8 @@ class Scored(Eviction):
     sinks = 0
     least: ClassVar[float] = -math.inf  # slots with a lower score go, even where the budget has room
     allots = False  # whether the method divides its budget itself
-    by: ClassVar[By | None] = None  # what ``scores`` are in the kernels' words, where they have any for it
+    by: ClassVar[By | None] = None
+    """What ``scores`` are in the kernels' words, if they have any. A class that changes them says so again."""
 
     @property
     def pool(self) -> int:
@@ -116,12 +118,22 @@ class Scored(Eviction):
         """int64 [L, H]: slots that each head keeps; by default the same for all."""
         return inputs.lens.new_full(inputs.lens.shape, slots)
 
+    @cached_property
+    def ranked_by(self) -> By | None:
+        """``by``, of the class that says what the scores are and who keeps how many."""
+        for one in type(self).__mro__:
+            if "by" in vars(one):
+                return one.by  # type: ignore[attr-defined, no-any-return]
+            if {"score", "scores", "allot", "act"} & vars(one).keys():
+                break
+        return None
+
     def ranks(self, held: Held) -> Ranking | None:
-        if self.by is None:
+        if self.ranked_by is None:
             return None
         slots = self.slots_after(held.prompt_len)  # type: ignore[attr-defined]
         sinks, recent = fitting(self.sinks, self.recent(slots), slots)
-        return Ranking(self.by, slots, sinks, recent, self.least, self.pool)
+        return Ranking(self.ranked_by, slots, sinks, recent, self.least, self.pool)
 
     def act(self, inputs: Inputs, allocator: Allocator | None = None) -> Decision | Choice | None:
         slots = self.slots_after(inputs.prompt_len)  # type: ignore[attr-defined]

@@ -28,6 +28,7 @@ class HashEvict(Scored, Rolling):
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.16187"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
     tracks: ClassVar[tuple[str, ...]] = ("hash",)  # a whole number, one bit a plane
+    by: ClassVar[By] = By.HASHES
     bits: int = 16
     sinks: int = 4
     keep_recent: int = 10
@@ -49,12 +50,11 @@ class HashEvict(Scored, Rolling):
     def recent(self, slots: int) -> int:
         return self.keep_recent
 
-    by: ClassVar[By] = By.HASHES
-
     def ranks(self, held: Held) -> Ranking | None:
         ranking = super().ranks(held)
+        if ranking is None:
+            return None
         seen = held.memory.get("judged", 0)
-        assert ranking is not None
         assert isinstance(seen, int)
         held.memory["judged"], ranking.unhashed = held.num_seen, held.num_seen - seen
         ranking.planes = _planes(held.k_dim, self.bits, "cpu")
