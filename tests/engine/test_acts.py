@@ -10,6 +10,7 @@ import torch
 from pagoda import SamplingParams
 from pagoda.engine import eviction
 from pagoda.kernels.acts import able
+from pagoda.kv.manager import KVManager
 
 from .tiny import prompt
 
@@ -76,3 +77,25 @@ def test_at_once_is_one_after_the_other(make_llm: Any, monkeypatch: pytest.Monke
         for name in names:
             both = min(one[-1][name].shape[2], other[-1][name].shape[2])
             assert torch.equal(one[-1][name][..., :both], other[-1][name][..., :both])
+
+
+@pytest.mark.parametrize(
+    ("kv", "way"),
+    [("streaming_llm(budget=24, every=5)", "keep_ends"), ("h2o(budget=24, every=8)", "keep_mask")],
+)
+@pytest.mark.parametrize("n", [1, 2])
+def test_who_finds_no_page_for_a_copy_computes_its_tokens_again(
+    make_llm: Any, monkeypatch: pytest.MonkeyPatch, kv: str, way: str, n: int
+) -> None:
+    """In the midst of a step, when all of them are computed and the next is not sampled."""
+    params = SamplingParams(temperature=0.8, seed=3, n=n, max_tokens=20, ignore_eos=True, kv=kv)
+    alone = make_llm(page_size=8).generate([prompt(70, 30)], params)[0]
+    llm, works, full = make_llm(page_size=8), getattr(KVManager, way), [True, True]
+    monkeypatch.setattr(KVManager, way, lambda *args, **named: None if full and full.pop() else works(*args, **named))
+    engine = llm._open().engine
+    engine.add(llm._intake.request("0", prompt(70, 30), params))
+    outputs = [output for _ in range(200) if engine.has_work for output in engine.step()]
+    assert not full
+    (output,) = outputs
+    assert engine.scheduler.num_preemptions == 2
+    assert [one.token_ids for one in output.outputs] == [one.token_ids for one in alone.outputs]

@@ -175,7 +175,7 @@ class Evictor:
             kept = _kept(decision.keep, inputs.lens)
             made = manager.keep_many(sequence.seq_id, kept, rewrite=bool(decision.writes))
         if made is None:
-            self._scheduler.preempt(sequence)
+            self._scheduler.preempt(sequence, unsampled=True)
             result.drop(sequence)
             return
         tail = sequence.policy_state.tail
@@ -215,7 +215,7 @@ class Evictor:
         dropped = manager.num_dropped_slots
         made = manager.keep_ends(sequence.seq_id, sinks, first)
         if made is None:
-            self._scheduler.preempt(sequence)
+            self._scheduler.preempt(sequence, unsampled=True)
             result.drop(sequence)
             return
         _run(sequence.store, made)

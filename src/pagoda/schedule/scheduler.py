@@ -89,9 +89,11 @@ class Scheduler:
         if self._parked.pop(item.seq_id, None) is not None:
             self.waiting.add(item)
 
-    def preempt(self, item: Item) -> None:
-        """A running sequence gives its pages up and waits again (for those who find out after planning)."""
-        self._preempt(item, Plan())
+    def preempt(self, item: Item, unsampled: bool = False) -> None:
+        """A running sequence gives its pages up and waits again (for those who find out after planning). ``unsampled``:
+        in the midst of a step, so that all its tokens are computed but what follows them is not known.
+        """
+        self._preempt(item, Plan(), unsampled)
 
     def schedule(self) -> Plan:
         """Choose the next step. An empty plan means that nothing can run."""
@@ -266,8 +268,8 @@ class Scheduler:
         if self.running:
             self._preempt(max(self.running.values(), key=self.policy.rank), plan)
 
-    def _preempt(self, victim: Item, plan: Plan) -> None:
-        idle = victim.num_computed == victim.num_tokens
+    def _preempt(self, victim: Item, plan: Plan, unsampled: bool = False) -> None:
+        idle = victim.num_computed == victim.num_tokens and not unsampled
         del self.running[victim.seq_id]
         self._memory.release(victim)
         plan.preempted.append(victim)
