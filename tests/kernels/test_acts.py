@@ -24,7 +24,7 @@ LAYERS, HEADS, SIZE, DIMS = 2, 2, 4, (16, 8)
 ROWS = LAYERS * HEADS
 FMT = KVFormat(LAYERS, HEADS, *DIMS, SIZE, "float32")
 LAYOUT = PageLayout(SIZE, *DIMS, torch.float32)
-NUM_PAGES = 400
+NUM_PAGES = ROWS * 3 * ROWS * 9  # three tables, whose rows have up to eight pages and one reserved
 
 pytestmark = pytest.mark.skipif(not able(torch.empty(0)), reason="no C++ kernels")
 
