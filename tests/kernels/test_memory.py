@@ -1,6 +1,7 @@
 """Memory for weights: its shape, its place, and that it takes no more than it holds."""
 
 import gc
+import mmap
 import os
 from pathlib import Path
 
@@ -10,7 +11,15 @@ import torch
 from pagoda.core.nodes import read_nodes
 from pagoda.core.types import KVFormat
 from pagoda.kernels import memory as memory_module
-from pagoda.kernels.memory import HUGE_BYTES, empty_bytes, may_spread, near_nodes, touch_behind
+from pagoda.kernels.memory import (
+    HUGE_BYTES,
+    LEAST_BYTES,
+    SHELF_BYTES,
+    empty_bytes,
+    may_spread,
+    near_nodes,
+    touch_behind,
+)
 from pagoda.kv.storage import PageStorage
 
 CPU = torch.device("cpu")
@@ -43,6 +52,27 @@ def test_large_tensors_begin_at_a_huge_page_and_go_back() -> None:
     del view
     gc.collect()
     assert resident_bytes() - before < 3 * HUGE_BYTES
+
+
+def test_short_ones_lie_side_by_side_and_go_back_with_the_last() -> None:
+    before, size = resident_bytes(), LEAST_BYTES + 4321
+    tensors = [empty_bytes((3, size // 3), CPU) for _ in range(40)]  # more than one shelf's
+    for number, tensor in enumerate(tensors):
+        assert tensor.shape == (3, size // 3)
+        assert tensor.data_ptr() % mmap.PAGESIZE == 0
+        tensor.fill_(number)
+    for number, tensor in enumerate(tensors):
+        assert bool((tensor == number).all()), "they do not overlap"
+    assert resident_bytes() - before < 40 * (size + mmap.PAGESIZE) + 6 * HUGE_BYTES
+    last = tensors.pop()
+    del tensors, tensor
+    gc.collect()
+    assert resident_bytes() - before < SHELF_BYTES + 2 * HUGE_BYTES, "the other shelves went"
+    assert bool((last == 39).all())
+    del last
+    gc.collect()
+    assert resident_bytes() - before < 3 * HUGE_BYTES
+    assert bool((empty_bytes((LEAST_BYTES,), CPU).fill_(5) == 5).all()), "a new shelf where the last one is gone"
 
 
 def test_pages_come_from_the_end_and_what_is_written_stays() -> None:

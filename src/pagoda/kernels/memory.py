@@ -19,26 +19,61 @@ from torch import Tensor
 from ..core.nodes import Node, nodes_of, read_nodes
 
 HUGE_BYTES = 2 << 20  # a huge page of x86-64 and of AArch64 with pages of 4 KiB
+LEAST_BYTES, SHELF_BYTES = 1 << 20, 16 * HUGE_BYTES  # what asks for huge pages at all; where short ones lie together
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of linux/mman.h
 _MBIND = {"x86_64": 237, "aarch64": 235}  # the system call's number
 _INTERLEAVE = 3  # MPOL_INTERLEAVE of linux/mempolicy.h
 
 
 def empty_bytes(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """uint8, not filled. On a CPU, what is larger than two huge pages begins at one and asks for them.
+    """uint8, not filled. On a CPU, what is larger than two huge pages begins at one and asks for them; what is shorter,
+    from 1 MB on, lies beside others on a shelf of them.
 
-    Only whole huge pages inside the tensor are asked for, so the resident bytes stay those of the tensor.
+    Only whole huge pages inside the tensor are asked for, so the resident bytes stay those of the tensor; a shelf's
+    last page is the exception, and a shelf goes back to the system with the last tensor on it.
     """
     num_bytes = prod(shape)
-    if device.type != "cpu" or num_bytes < 2 * HUGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if device.type != "cpu" or num_bytes < LEAST_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=torch.uint8, device=device)
+    if num_bytes < 2 * HUGE_BYTES:
+        return _SHELVES.place(num_bytes).view(shape)
+    mapping, start = _on_huge_pages(num_bytes)
+    return torch.frombuffer(mapping, dtype=torch.uint8, offset=start, count=num_bytes).view(shape)
+
+
+def _on_huge_pages(num_bytes: int) -> tuple[mmap.mmap, int]:
+    """A mapping, which a tensor on it keeps alive, and where in it the first huge page begins."""
     mapping = mmap.mmap(-1, num_bytes + HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    whole = torch.frombuffer(mapping, dtype=torch.uint8)  # keeps the mapping alive
-    start = -whole.data_ptr() % HUGE_BYTES
+    address = torch.frombuffer(mapping, dtype=torch.uint8).data_ptr()
+    start = -address % HUGE_BYTES
     with suppress(OSError):  # a kernel without huge pages
         mapping.madvise(mmap.MADV_HUGEPAGE, start, num_bytes // HUGE_BYTES * HUGE_BYTES)
-    spread(whole.data_ptr(), len(mapping))
-    return whole[start : start + num_bytes].view(shape)
+    spread(address, len(mapping))
+    return mapping, start
+
+
+class _Shelves:
+    """Weights of one to four MB side by side. On small pages the 0.5B shape's projections of attention, 88 MB in all,
+    took 4.2 to 4.6 ms of a step on a virtual Xeon, and take 3.5.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._mapping: weakref.ref[mmap.mmap] | None = None
+        self._start = self._used = 0
+
+    def place(self, num_bytes: int) -> Tensor:
+        with self._lock:
+            mapping = None if self._mapping is None else self._mapping()
+            if mapping is None or self._used + num_bytes > SHELF_BYTES:
+                mapping, self._start = _on_huge_pages(SHELF_BYTES)
+                self._mapping, self._used = weakref.ref(mapping), 0
+            tensor = torch.frombuffer(mapping, dtype=torch.uint8, offset=self._start + self._used, count=num_bytes)
+            self._used += -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+            return tensor
+
+
+_SHELVES = _Shelves()
 
 
 def spread(address: int, num_bytes: int, nodes: Sequence[int] | None = None) -> bool:
