@@ -55,6 +55,7 @@ def test_large_tensors_begin_at_a_huge_page_and_go_back() -> None:
 
 
 def test_short_ones_lie_side_by_side_and_go_back_with_the_last() -> None:
+    assert bool((torch.empty(LEAST_BYTES, dtype=torch.uint8).fill_(3) == 3).all()), "what torch keeps is there before"
     before, size = resident_bytes(), LEAST_BYTES + 4321
     tensors = [empty_bytes((3, size // 3), CPU) for _ in range(40)]  # more than one shelf's
     for number, tensor in enumerate(tensors):
