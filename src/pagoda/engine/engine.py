@@ -410,7 +410,10 @@ class Engine:
     def _check_policy(self, request: Request) -> None:
         """Raises RequestError for a policy that this model cannot run, or that was not calibrated for it."""
         policy = request.policy
-        assert policy.window >= 0  # it is remembered: a property that raises does so here, and not in a step
+        if policy.window < 0:  # asked once and remembered: a property that raises does so here, and not in a step
+            raise RequestError(
+                f"kv={policy.spelled!r} looks at the newest {policy.window} queries; 0 or more are possible"
+            )
         self.stores.check(policy.codec, offload=policy.offload)
         reason = None if policy.keeps_all else why_not_lossy(self.loaded)
         if reason is not None:

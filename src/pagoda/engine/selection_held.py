@@ -25,7 +25,7 @@ REMOTE_PAGES = 1024
 memory at once."""
 
 
-class Held:
+class HeldPages:
     """One sequence in one decode step: how many pages its heads hold, which they are, how many will be read."""
 
     def __init__(

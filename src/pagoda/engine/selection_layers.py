@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ..kernels.ops.page_scores import KeyPages
 from ..kv.policies._pages import Look
-from .selection_held import Held
+from .selection_held import HeldPages
 
 
-class ByLayer(Held):
+class ByLayer(HeldPages):
     """Says what `kv.choices.Chooser.choose` and ``copies`` do."""
 
     def choose(self, layer: int, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:

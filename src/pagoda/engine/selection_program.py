@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..kv.choices import Choice
 from ..kv.policies._pages import PageSelection, kept
-from .selection_held import Held
+from .selection_held import HeldPages
 from .selection_notes import Standing
 
 OF_LAYERS = ("marks", "room", "given", "turn", "turns", "query", "noted", "weights", "metric", "freq")
 
 
-class ByProgram(Held):
+class ByProgram(HeldPages):
     """Says what `kv.choices.Chooser.choice` does."""
 
     @property

@@ -1,8 +1,9 @@
 // Slices of rows of grouped int4 and int5 on AMX (see packed.hpp, grouped_tiles.hpp and grouped_codes.hpp).
 //
-// One token is multiplied by vectors (grouped_row.hpp). Up to 32 of them follow the codes once through memory. For more of them the codes of a pair of panels are opened a piece at a time and stay in
-// the first cache while all tokens come by, 32 after the other; the lines of the results are fetched meanwhile. (Four panels at a time drove the
-// tokens out: tiles of the first pair after it was opened took 230 ns a group of 128 inputs, of the second 136.)
+// One token is multiplied by vectors (grouped_row.hpp). Up to 32 of them follow the codes once through memory. For more of them the codes of
+// a pair of panels are opened a piece at a time and stay in the first cache while all tokens come by, 32 after the other; the lines of the
+// results are fetched meanwhile. (Four panels at a time drove the tokens out: tiles of the first pair after it was opened took 230 ns a group
+// of 128 inputs, of the second 136.)
 
 #include "grouped_row.hpp"
 

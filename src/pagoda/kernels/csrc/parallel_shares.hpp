@@ -9,35 +9,14 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 
 #include "parallel.hpp"
+#include "stretches.hpp"
 
 namespace pagoda {
 
 constexpr int kMostShares = 64;
-
-// Units that are left of a share, first << 32 | end.
-class Share {
- public:
-  void set(int64_t first, int64_t end) { left_.store(uint64_t(first) << 32 | uint64_t(end), std::memory_order_relaxed); }
-
-  // A quarter of what is left, `most` at most, from the front or the back. False: nothing is left.
-  bool take(int64_t most, bool front, int64_t& first, int64_t& end) {
-    uint64_t seen = left_.load(std::memory_order_relaxed);
-    for (;;) {
-      const int64_t begin = int64_t(seen >> 32), stop = int64_t(uint32_t(seen)), count = std::min(most, (stop - begin + 3) / 4);
-      if (count <= 0) return false;
-      first = front ? begin : stop - count, end = first + count;
-      const uint64_t then = front ? uint64_t(end) << 32 | uint64_t(stop) : uint64_t(begin) << 32 | uint64_t(first);
-      if (left_.compare_exchange_weak(seen, then, std::memory_order_relaxed)) return true;
-    }
-  }
-
- private:
-  alignas(64) std::atomic<uint64_t> left_{0};
-};
 
 // Calls body(first, end, share) until every unit of 0..units was in one call's first..end. `share`: whose work it is, the number of the
 // thread's own or -1 where it is another's. A share begins at unit share * units / shares; their number is that of the threads.
@@ -48,12 +27,14 @@ void parallel_shares(int64_t units, int num_threads, int64_t most, Body&& body) 
     if (units > 0) body(int64_t{0}, units, int64_t{0});
     return;
   }
-  Share shares[kMostShares];
+  Stretch shares[kMostShares];
+  const auto some = [most](int64_t left) { return std::min(most, (left + 3) / 4); };
   for (int64_t i = 0; i < count; ++i) shares[i].set(i * units / count, (i + 1) * units / count);
   parallel_for(count, static_cast<int>(count), [&](int64_t own) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t share = (own + i) % count;
-      for (int64_t first, end; shares[share].take(most, i == 0, first, end);) body(first, end, i == 0 ? own : -1);
+      for (Stretch::Taken taken; (taken = shares[share].take(i == 0, some)).first < taken.end;)
+        body(taken.first, taken.end, i == 0 ? own : -1);
     }
   });
 }

@@ -6,7 +6,7 @@
 // A thread that loses its core to another process for a slice of the scheduler's (1 to 3 ms, a tenth of a step) holds the item
 // that it has begun, and everybody waits for it; the core of whoever waits stands idle, or spins, and the system does not move the
 // other there in time. So beside one busy neighbour two threads were as slow as one (0.5B shape, w8a8, two cores: 51 to 53 % of the
-// undisturbed speed, 1.04 cores used; with changed places 68 to 73 %, 1.5 cores, which is all that is left beside the neighbour).
+// undisturbed speed, 1.04 cores used; with changed places 68 to 70 %, 1.4 to 1.5 cores; the neighbour's fair share leaves 1.5).
 #pragma once
 
 #include <sched.h>

@@ -15,13 +15,49 @@
 
 namespace pagoda {
 
+// Neighbours that nobody has taken yet.
+class Stretch {
+ public:
+  struct Taken {
+    int64_t first = 0, end = 0;  // equal: nothing was left
+    int64_t left = 0;            // after it
+  };
+
+  void set(int64_t first, int64_t end) { ends_.store(word(first, end), std::memory_order_relaxed); }
+
+  // The last of them, or -1.
+  int64_t last() const {
+    const uint64_t seen = ends_.load(std::memory_order_relaxed);
+    return left_of(seen) > 0 ? int64_t(uint32_t(seen)) - 1 : -1;
+  }
+
+  // count(left) of them, 1 … left, from the front or from the back.
+  template <typename Count>
+  Taken take(bool front, Count count) {
+    uint64_t seen = ends_.load(std::memory_order_relaxed);
+    while (left_of(seen) > 0) {
+      const int64_t first = int64_t(seen >> 32), end = int64_t(uint32_t(seen)), some = count(end - first);
+      const uint64_t then = front ? word(first + some, end) : word(first, end - some);
+      if (!ends_.compare_exchange_weak(seen, then, std::memory_order_relaxed)) continue;
+      return front ? Taken{first, first + some, end - first - some} : Taken{end - some, end, end - first - some};
+    }
+    return {};
+  }
+
+ private:
+  static uint64_t word(int64_t first, int64_t end) { return uint64_t(first) << 32 | uint64_t(end); }
+  static int64_t left_of(uint64_t ends) { return int64_t(uint32_t(ends)) - int64_t(ends >> 32); }
+
+  alignas(64) std::atomic<uint64_t> ends_{0};  // first << 32 | last + 1
+};
+
 class Stretches {
  public:
   // Thread t has the items starts[t]..starts[t + 1]. Not while walk() runs.
   void reset(const std::vector<int32_t>& starts) {
     count_ = int64_t(starts.size()) - 1;
-    if (rest_.size() < starts.size() - 1) rest_ = std::vector<Rest>(starts.size() - 1);
-    for (int64_t t = 0; t < count_; ++t) rest_[t].ends.store(word(starts[t], starts[t + 1]), std::memory_order_relaxed);
+    if (rest_.size() < starts.size() - 1) rest_ = std::vector<Stretch>(starts.size() - 1);
+    for (int64_t t = 0; t < count_; ++t) rest_[t].set(starts[t], starts[t + 1]);
   }
 
   int64_t count() const { return count_; }
@@ -30,45 +66,22 @@ class Stretches {
   // calls it once, with its number.
   template <typename Act>
   void walk(int64_t thread, Act act) {
+    const auto one = [](int64_t) -> int64_t { return 1; };
     int64_t said = -1;
     for (int64_t turn = 0; turn < count(); ++turn) {
-      Rest &rest = rest_[(thread + turn) % count()], &other = rest_[(thread + turn + 1) % count()];
-      for (int64_t soon = -1, item; (item = turn == 0 ? first_of(rest, &soon) : last_of(rest, &soon)) >= 0; said = soon) {
-        if (soon < 0 && turn + 1 < count()) soon = last(other.ends.load(std::memory_order_relaxed));
+      Stretch &rest = rest_[(thread + turn) % count()], &other = rest_[(thread + turn + 1) % count()];
+      for (Stretch::Taken taken; (taken = rest.take(turn == 0, one)).first < taken.end;) {
+        const int64_t item = taken.first;
+        int64_t soon = taken.left == 0 ? -1 : turn == 0 ? item + 1 : item - 1;
+        if (soon < 0 && turn + 1 < count()) soon = other.last();
         act(item, soon, item == said);
+        said = soon;
       }
     }
   }
 
  private:
-  struct alignas(64) Rest {
-    std::atomic<uint64_t> ends{0};  // first << 32 | last + 1 of what nobody has taken
-  };
-
-  static uint64_t word(uint64_t first, uint64_t end) { return first << 32 | end; }
-  static int64_t last(uint64_t ends) { return ends >> 32 < uint32_t(ends) ? int64_t(uint32_t(ends)) - 1 : -1; }
-
-  static int64_t first_of(Rest& rest, int64_t* soon) {
-    for (uint64_t seen = rest.ends.load(std::memory_order_relaxed); last(seen) >= 0;) {
-      if (!rest.ends.compare_exchange_weak(seen, seen + word(1, 0), std::memory_order_relaxed)) continue;
-      const int64_t item = int64_t(seen >> 32);
-      *soon = item < last(seen) ? item + 1 : -1;
-      return item;
-    }
-    return -1;
-  }
-
-  static int64_t last_of(Rest& rest, int64_t* soon) {
-    for (uint64_t seen = rest.ends.load(std::memory_order_relaxed); last(seen) >= 0;) {
-      if (!rest.ends.compare_exchange_weak(seen, seen - 1, std::memory_order_relaxed)) continue;
-      const int64_t item = last(seen);
-      *soon = item > int64_t(seen >> 32) ? item - 1 : -1;
-      return item;
-    }
-    return -1;
-  }
-
-  std::vector<Rest> rest_;  // the first count_ are this time's
+  std::vector<Stretch> rest_;  // the first count_ are this time's
   int64_t count_ = 0;
 };
 

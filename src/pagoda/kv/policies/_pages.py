@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from ...core.errors import ConfigError
-from .base import Selection
+from .base import Selection, said_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,12 +139,10 @@ class PageSelection(Selection):
     @cached_property
     def is_marked(self) -> bool:
         """``marked``, of the class that makes the sketches; pages judged by their keys have no marks to be made."""
-        for one in type(self).__mro__:
-            if "marked" in vars(one):
-                return self.judged_by is not None and bool(one.marked)  # type: ignore[attr-defined]
-            if {"sketch", "sketch_as", "rule"} & vars(one).keys():
-                break
-        return self.judged_by is not None and self.judged_by.marks == "keys"
+        if self.judged_by is None:
+            return False
+        said = said_of(type(self), "marked", {"sketch", "sketch_as", "rule"})
+        return self.judged_by.marks == "keys" if said is None else bool(said)
 
     def mark_aids(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> MarkAids:
         """What `page_marks` is given in a layer beside keys, ``given`` among it, the same from step to step."""

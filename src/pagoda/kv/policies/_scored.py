@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, share, token_budget
 from ._vote import pool_mean
-from .base import Allocator, By, Choice, Decision, Eviction, Held, Ranking
+from .base import Allocator, By, Choice, Decision, Eviction, Held, Ranking, said_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,12 +121,7 @@ class Scored(Eviction):
     @cached_property
     def ranked_by(self) -> By | None:
         """``by``, of the class that says what the scores are and who keeps how many."""
-        for one in type(self).__mro__:
-            if "by" in vars(one):
-                return one.by  # type: ignore[attr-defined, no-any-return]
-            if {"score", "scores", "allot", "act"} & vars(one).keys():
-                break
-        return None
+        return said_of(type(self), "by", {"score", "scores", "allot", "act"})  # type: ignore[return-value]
 
     def ranks(self, held: Held) -> Ranking | None:
         if self.ranked_by is None:

@@ -181,6 +181,19 @@ class Blend:
     weight: int
 
 
+def said_of(cls: type, name: str, changes: set[str]) -> object | None:
+    """The class variable ``name`` as the nearest class says it, or None where a nearer one has any of ``changes``: what
+    was said of its parent is not said of it.
+    """
+    for one in cls.__mro__:
+        if name in vars(one):
+            said: object = vars(one)[name]
+            return said
+        if changes & vars(one).keys():
+            break
+    return None
+
+
 class Eviction(KVPolicy):
     """Drops slots for good (or merges them into others).
 

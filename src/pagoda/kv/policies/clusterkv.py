@@ -64,9 +64,8 @@ class ClusterKV(PageSelection):
         if "centers" not in memory:
             num = min(MOST_CLUSTERS, max(1, flat.shape[1] // self.tokens_per_cluster))
             memory["centers"] = found = centers(flat, num).contiguous()
-            lengths = found.norm(dim=-1).clamp(
-                min=1e-12
-            )  # the most alike direction is that of the largest product over it
+            # The direction that is most alike is that of the largest product over its length.
+            lengths = found.norm(dim=-1).clamp(min=1e-12)
             memory["weights"] = torch.stack([1 / lengths, torch.zeros_like(lengths)], 1)
         return assign(flat, memory["centers"]).view(keys.shape[:3]).to(torch.int16)
 
