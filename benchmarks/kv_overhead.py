@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=400)
     parser.add_argument("--steps", type=int, default=65, help="a multiple of what methods wait between acts, and one")
+    parser.add_argument("--prefix-cache", action="store_true", help="as the engine has it unless told otherwise")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -80,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.shape:
             write_model(Path(folder))
-        with LLM(folder if args.shape else args.model, memory="4GiB", enable_prefix_caching=False,
+        with LLM(folder if args.shape else args.model, memory="4GiB", enable_prefix_caching=args.prefix_cache,
                  num_threads=args.threads, max_num_seqs=args.sequences) as llm:  # fmt: skip
             print("| kv | step | acts a step | deciding | choosing |\n| --- | ---: | ---: | ---: | ---: |")
             runs: dict[str, list[tuple[float, float, float, float]]] = {kv: [] for kv in args.kv}

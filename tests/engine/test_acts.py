@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from pagoda import SamplingParams
-from pagoda.engine import eviction
+from pagoda.engine import acts_at_once, eviction
 from pagoda.kernels.acts import able
 from pagoda.kv.manager import KVManager
 
+from .conftest import kv_bytes
 from .tiny import prompt
 
 KVS = [
@@ -24,8 +26,13 @@ KVS = [
 pytestmark = pytest.mark.skipif(not able(torch.empty(0)), reason="no C++ kernels")
 
 
-def run(llm: Any, kv: str) -> tuple[list[list[int]], list[Any], int]:
-    """Tokens, what each sequence holds and remembers after every step, and acts in one call with others."""
+Found = tuple[list[list[int]], list[Any], int]
+
+
+def run(llm: Any, kv: str, same: int = 0, n: int = 1, abort_at: int = 0) -> Found:
+    """Tokens, what each sequence holds and remembers after every step, and acts at once with others. ``same``: tokens
+    that prompts begin with; ``abort_at``: the step before which one request is aborted.
+    """
     engine = llm._open().engine
     states: list[Any] = []
     apply, at_once, num = engine._evictor.apply, engine._evictor._run_at_once, 0
@@ -34,24 +41,31 @@ def run(llm: Any, kv: str) -> tuple[list[list[int]], list[Any], int]:
         failed = apply(result)
         for piece in result.pieces:
             sequence = piece.sequence
+            if not sequence.num_computed:  # preempted
+                continue
             table = sequence.store.manager.table(sequence.seq_id)
             held = {name: one.clone() for name, one in sequence.policy_state.slots.items()}
             memory = {name: one for name, one in sequence.policy_state.memory.items() if isinstance(one, int)}
             states.append((table.lens.tolist(), table.counts.tolist(), table.room, table.num_pages, memory, held))
-            tokens[sequence.group.request.request_id] = sequence.tokens
+            tokens[sequence.group.request.request_id, sequence.seq_id] = sequence.tokens
         return failed
 
-    def counted(store: Any, acts: list[Any]) -> None:
+    def counted(store: Any, run: int, acts: list[Any], result: Any) -> None:
         nonlocal num
         num += len(acts)
-        at_once(store, acts)
+        at_once(store, run, acts, result)
 
-    tokens: dict[str, list[int]] = {}
+    tokens: dict[tuple[str, int], list[int]] = {}
     engine._evictor.apply, engine._evictor._run_at_once = watched, counted
     for index in range(3):
-        params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, kv=kv)
-        engine.add(llm._intake.request(str(index), prompt(70 + index, 45 + 8 * index), params))
+        params = SamplingParams(temperature=0.7 * (n > 1), seed=5, n=n, max_tokens=40, ignore_eos=True, kv=kv)
+        text = prompt(9, same) + prompt(70 + index, 45 + 8 * index - same)
+        engine.add(llm._intake.request(str(index), text, params))
+    steps = 0
     while engine.has_work:
+        steps += 1
+        if steps == abort_at:
+            engine.abort("1")
         engine.step()
     engine.stores.audit()
     engine.manager.clear_prefix()
@@ -59,16 +73,29 @@ def run(llm: Any, kv: str) -> tuple[list[list[int]], list[Any], int]:
     return [tokens[name] for name in sorted(tokens)], states, num
 
 
-@pytest.mark.parametrize("caching", [False, True])
+# Prompts that share nothing, or pages (and a part of one) through the prefix cache, or all of them in a fork.
+SHARES = [{}, {"caching": True}, {"caching": True, "same": 29}, {"n": 3}, {"caching": True, "same": 45, "n": 2}]
+SHARE_IDS = ["alone", "cached", "prefix", "fork", "prefix and fork"]
+
+
+def both_ways(
+    make_llm: Any, monkeypatch: pytest.MonkeyPatch, kv: str, share: dict[str, Any], **options: Any
+) -> tuple[Found, Found]:
+    usual = {"page_size": 8, "max_num_batched_tokens": 40, "enable_prefix_caching": share.get("caching", False)}
+    how = {name: value for name, value in share.items() if name != "caching"}
+    at_once = run(make_llm(**usual | options), kv, **how)
+    monkeypatch.setattr(acts_at_once, "able", lambda pages: False)
+    apart = run(make_llm(**usual | options), kv, **how)
+    assert apart[2] == 0
+    assert at_once[0] == apart[0]
+    return at_once, apart
+
+
+@pytest.mark.parametrize("share", SHARES, ids=SHARE_IDS)
 @pytest.mark.parametrize("kv", KVS)
-def test_at_once_is_one_after_the_other(make_llm: Any, monkeypatch: pytest.MonkeyPatch, kv: str, caching: bool) -> None:
-    options = {"page_size": 8, "max_num_batched_tokens": 40, "enable_prefix_caching": caching}
-    tokens, states, num = run(make_llm(**options), kv)
-    assert num > 3 or caching  # pages that the cache has as well are left to the other way
-    monkeypatch.setattr(eviction, "able", lambda pages: False)
-    apart, apart_states, none = run(make_llm(**options), kv)
-    assert none == 0
-    assert tokens == apart
+def test_at_once_is_one_after_the_other(make_llm: Any, monkeypatch: pytest.MonkeyPatch, kv: str, share: Any) -> None:
+    (_, states, num), (_, apart_states, _) = both_ways(make_llm, monkeypatch, kv, share)
+    assert num > 3
     assert len(states) == len(apart_states)
     for one, other in zip(states, apart_states, strict=True):
         assert one[:-1] == other[:-1]
@@ -79,18 +106,41 @@ def test_at_once_is_one_after_the_other(make_llm: Any, monkeypatch: pytest.Monke
             assert torch.equal(one[-1][name][..., :both], other[-1][name][..., :both])
 
 
+@pytest.mark.parametrize("share", SHARES[2:], ids=SHARE_IDS[2:])
+@pytest.mark.parametrize("kv", ["streaming_llm(budget=40, every=5)", "h2o(budget=40, every=8)"])
+def test_a_pool_that_runs_dry_changes_no_token(
+    make_llm: Any, monkeypatch: pytest.MonkeyPatch, kv: str, share: Any
+) -> None:
+    roomy = run(make_llm(page_size=8, enable_prefix_caching=False), kv, share.get("same", 0), share.get("n", 1))
+    (tokens, _, num), _ = both_ways(make_llm, monkeypatch, kv, share, kv_memory=kv_bytes(20))
+    assert tokens == roomy[0]
+    assert num > 3
+
+
+@pytest.mark.parametrize("share", SHARES[1:], ids=SHARE_IDS[1:])
+def test_who_is_aborted_leaves_nothing(make_llm: Any, monkeypatch: pytest.MonkeyPatch, share: Any) -> None:
+    both_ways(make_llm, monkeypatch, "h2o(budget=40, every=8)", share | {"abort_at": 14})
+
+
 @pytest.mark.parametrize(
-    ("kv", "way"),
-    [("streaming_llm(budget=24, every=5)", "keep_ends"), ("h2o(budget=24, every=8)", "keep_mask")],
-)
+    ("kv", "way", "asked"),
+    [
+        ("streaming_llm(budget=24, every=5)", "keep_ends", 1), ("h2o(budget=24, every=8)", "keep_mask", 1),
+        ("streaming_llm(budget=24, every=5)", "room_for_copies", 2), ("h2o(budget=24, every=8)", "room_for_copies", 2),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("n", [1, 2])
 def test_who_finds_no_page_for_a_copy_computes_its_tokens_again(
-    make_llm: Any, monkeypatch: pytest.MonkeyPatch, kv: str, way: str, n: int
+    make_llm: Any, monkeypatch: pytest.MonkeyPatch, kv: str, way: str, asked: int, n: int
 ) -> None:
-    """In the midst of a step, when all of them are computed and the next is not sampled."""
+    """In the midst of a step, when all of them are computed and the next is not sampled. ``asked``: how often an act
+    asks for room, with the others and alone.
+    """
+    if way != "room_for_copies":
+        monkeypatch.setattr(acts_at_once, "able", lambda pages: False)
     params = SamplingParams(temperature=0.8, seed=3, n=n, max_tokens=20, ignore_eos=True, kv=kv)
     alone = make_llm(page_size=8).generate([prompt(70, 30)], params)[0]
-    llm, works, full = make_llm(page_size=8), getattr(KVManager, way), [True, True]
+    llm, works, full = make_llm(page_size=8), getattr(KVManager, way), [True] * 2 * asked
     monkeypatch.setattr(KVManager, way, lambda *args, **named: None if full and full.pop() else works(*args, **named))
     engine = llm._open().engine
     engine.add(llm._intake.request("0", prompt(70, 30), params))
@@ -99,3 +149,82 @@ def test_who_finds_no_page_for_a_copy_computes_its_tokens_again(
     (output,) = outputs
     assert engine.scheduler.num_preemptions == 2
     assert [one.token_ids for one in output.outputs] == [one.token_ids for one in alone.outputs]
+
+
+def misjudged(monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
+    """A table that names a page which does not exist, until it was judged."""
+    judges = acts_at_once.choose_acts
+
+    def spoiled(pages: Any, layout: Any, refs: Any, acts: list[Any]) -> None:
+        for one in broken.planned:
+            bases = one.sequence.store.manager.table(one.sequence.seq_id).bases
+            right, bases[-1, 0] = int(bases[-1, 0]), 1 << 30
+            judges(pages, layout, refs, [one.act])
+            bases[-1, 0] = right
+        judges(pages, layout, refs, acts)
+
+    monkeypatch.setattr(acts_at_once, "choose_acts", spoiled)
+
+
+def no_copy(monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
+    """In the midst of its copies there is none for the next page."""
+    runs = acts_at_once.run_acts
+
+    def short(pages: Any, layout: Any, refs: Any, acts: list[Any], fresh: Any) -> int:
+        if not broken.planned:
+            return runs(pages, layout, refs, acts, fresh)
+        mine, others = [one.act for one in broken.planned], fresh
+        assert mine[0].copies(refs.ctypes.data) > 1
+        taken = runs(pages, layout, refs, mine, others[:1])
+        return taken + runs(pages, layout, refs, acts, others[taken:])
+
+    monkeypatch.setattr(acts_at_once, "run_acts", short)
+
+
+@pytest.mark.parametrize("kv", ["streaming_llm(budget=24, every=5)", "h2o(budget=24, every=8)"])
+@pytest.mark.parametrize("harm", [misjudged, no_copy])
+def test_an_act_that_fails_ends_its_own_request(
+    make_llm: Any, monkeypatch: pytest.MonkeyPatch, kv: str, harm: Any
+) -> None:
+    texts = [prompt(70 + index, 45) for index in range(3)]
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, kv=kv)
+    right = [one.token_ids for one in make_llm(page_size=8).generate(texts, params)]
+    llm = make_llm(page_size=8)
+    acts, broken = acts_at_once.run_at_once, SimpleNamespace(planned=[])
+
+    def watched(store: Any, run: int, planned: list[Any], no_room: Any) -> None:
+        broken.planned = [one for one in planned if list(one.sequence.tokens[:45]) == texts[1]]
+        acts(store, run, planned, no_room)
+
+    monkeypatch.setattr(eviction, "run_at_once", watched)
+    harm(monkeypatch, broken)
+    outputs = llm.generate(texts, params)
+    assert outputs[1].error is not None
+    assert outputs[1].error.startswith(f"kv={kv!r} failed, evicting: RuntimeError: ")
+    assert [outputs[0].token_ids, outputs[2].token_ids] == [right[0], right[2]]
+    llm._open().audit()
+    manager = llm._open().engine.manager
+    manager.clear_prefix()
+    assert manager.pool.num_used_pages == 0
+
+
+@pytest.mark.parametrize("name", ["choose_acts", "run_acts"])
+def test_a_call_that_fails_ends_those_whose_acts_it_was(
+    make_llm: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    kvs, texts = ["h2o(budget=24, every=8)", "exact"], [prompt(70 + index, 45) for index in range(2)]
+    params = [SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, kv=kv) for kv in kvs]
+    right = make_llm(page_size=8).generate(texts, params)
+    llm = make_llm(page_size=8)
+
+    def fails(*args: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(acts_at_once, name, fails)
+    outputs = llm.generate(texts, params)
+    assert outputs[0].error == f"kv={kvs[0]!r} failed, evicting: MemoryError: no room"
+    assert (outputs[1].error, outputs[1].token_ids) == (None, right[1].token_ids)
+    llm._open().audit()
+    manager = llm._open().engine.manager
+    manager.clear_prefix()
+    assert manager.pool.num_used_pages == 0

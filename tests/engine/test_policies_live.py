@@ -10,7 +10,7 @@ import torch
 
 from pagoda import ConfigError, RequestError, SamplingParams
 from pagoda.core.errors import PagodaError
-from pagoda.engine import eviction, observing
+from pagoda.engine import acts_at_once, observing
 from pagoda.engine.eviction import Evictor
 from pagoda.engine.sequence import Sequence
 from pagoda.kv.policies._inputs import Inputs
@@ -158,7 +158,9 @@ def test_acts_in_one_call_choose_and_move_as_those_in_several(make_llm, monkeypa
     """Each policy twice in one batch of random prompts: with the kernels' one call, and with masks and moves."""
     kvs = ["h2o(budget=24, every=6)", "corm(budget=24)", "hashevict(budget=20, every=4)", "scope(budget=24)",
            "duo_attention(local=10)", "razor_attention(local=10)", "alisa(budget=20, every=8, window=6)"]  # fmt: skip
-    monkeypatch.setattr(eviction, "able", lambda pages: False)  # that of several sequences: tests/engine/test_acts.py
+    monkeypatch.setattr(
+        acts_at_once, "able", lambda pages: False
+    )  # that of several sequences: tests/engine/test_acts.py
     prompts, chosen, choose = [prompt(60 + i, 38 + i) for i in range(len(kvs))], [], Evictor._choose
     monkeypatch.setattr(Evictor, "_choose", lambda *args: chosen.append(choose(*args)) or chosen[-1])
     llm = make_llm(page_size=8)

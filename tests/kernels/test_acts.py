@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pagoda.core.types import Granularity, KVFormat
-from pagoda.kernels.acts import able, new_act, run_acts
+from pagoda.kernels.acts import able, choose_acts, new_act, run_acts
 from pagoda.kernels.layout import PageLayout
 from pagoda.kernels.ops import evict, hash_scores, hash_slots, kv_write, weigh_slots
 from pagoda.kv.policies._vote import pool_mean
@@ -24,23 +24,24 @@ LAYERS, HEADS, SIZE, DIMS = 2, 2, 4, (16, 8)
 ROWS = LAYERS * HEADS
 FMT = KVFormat(LAYERS, HEADS, *DIMS, SIZE, "float32")
 LAYOUT = PageLayout(SIZE, *DIMS, torch.float32)
-NUM_PAGES = ROWS * 3 * ROWS * 9  # three tables, whose rows have up to eight pages and one reserved
+NUM_PAGES = ROWS * 3 * ROWS * 14  # three tables, whose rows have up to eight pages and one reserved, and copies
 
 pytestmark = pytest.mark.skipif(not able(torch.empty(0)), reason="no C++ kernels")
 
 
 @dataclass
 class World:
-    """Pages, tables that share none of them, what is remembered of their slots."""
+    """Pages, tables, what is remembered of their slots; ``share`` gives pages further owners."""
 
     rng: np.random.Generator
     pages: Tensor = field(init=False)
     refs: np.ndarray = field(init=False)
+    others: np.ndarray = field(init=False)  # owners of pages that are none of the tables
     free: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.pages = torch.from_numpy(self.rng.standard_normal((NUM_PAGES, LAYOUT.page_elems)).astype(np.float32))
-        self.refs = np.zeros(NUM_PAGES, np.int32)
+        self.refs, self.others = np.zeros((2, NUM_PAGES), np.int32)
         self.free = self.rng.permutation(NUM_PAGES // ROWS).tolist()
 
     def table(self, lens: list[int], reserved: int, granularity: Granularity = Granularity.HEAD) -> PageTable:
@@ -53,6 +54,39 @@ class World:
                 self.refs[base : base + table.run] = 1
         table.measure()
         return table
+
+    def share(self, table: PageTable) -> None:
+        """Pages here and there, so that of a run all may have others, or some, or none."""
+        pages = table.pages()
+        of_runs = np.repeat(self.rng.random(len(pages) // table.run), table.run) < 0.5
+        self.others[pages[of_runs & (self.rng.random(len(pages)) < 0.7)]] += self.rng.integers(1, 3)
+        self.refs[pages] += self.others[pages]
+
+    def fork(self, table: PageTable) -> PageTable:
+        twin = twin_of(table)
+        self.refs[table.pages()] += 1
+        return twin
+
+    def owned(self, tables: list[PageTable]) -> np.ndarray:
+        """How many of these tables hold each page."""
+        return sum((np.bincount(table.pages(), minlength=NUM_PAGES) for table in tables), np.zeros(NUM_PAGES, np.int64))
+
+    def run(self, acts: list[Any], run: int = 1) -> list[int]:
+        """Judges and does; copies get pages of their own, and one more than they need. Returns those that they took."""
+        theirs, owners = self.pages[self.others > 0].clone(), self.refs.copy()
+        choose_acts(self.pages, LAYOUT, self.refs, acts)
+        assert (self.refs == owners).all(), "what is judged is not done yet"
+        needed = sum(act.copies(self.refs.ctypes.data) for act in acts)
+        fresh = np.array([self.free.pop() * ROWS for _ in range(needed + 1)], np.int32)
+        for base in fresh:
+            self.refs[base : base + run] = 1
+        taken = run_acts(self.pages, LAYOUT, self.refs, acts, fresh)
+        assert taken <= needed
+        for base in fresh[taken:]:
+            self.refs[base : base + run] = 0
+        assert [act.error for act in acts] == [""] * len(acts)
+        assert torch.equal(self.pages[self.others > 0], theirs), "a page that others hold was written"
+        return fresh[:taken].tolist()
 
     def remembered(self, table: PageTable, whole: int | None = None) -> Tensor:
         """[L, H, C], zero behind a head's slots; of ``whole`` values each."""
@@ -69,9 +103,10 @@ def place(values: Tensor) -> tuple[int, int]:
 
 
 def same_table(one: PageTable, other: PageTable, room: int) -> None:
+    """But for pages that were copied."""
     assert (one.lens == other.lens).all()
     assert (one.counts == other.counts).all()
-    assert (one.bases == other.bases).all()
+    assert not one.bases[np.arange(one.bases.shape[1]) >= one.counts[:, None]].any()
     assert room == other.room
 
 
@@ -108,9 +143,8 @@ class Ranked:
         return first.masked_fill(second == 0, 0.0) if self.by is By.WANTED else first
 
 
-def ranked(world: World, data: st.DataObject, lens: list[int]) -> tuple[Ranked, Tensor, Tensor]:
-    by = data.draw(st.sampled_from([By.AGE, By.MASS, By.RECEIVED, By.COUNTED, By.WANTED]))
-    table = world.table(lens, data.draw(st.integers(0, 1)))
+def ranked(world: World, data: st.DataObject, table: PageTable) -> tuple[Ranked, Tensor, Tensor]:
+    by, lens = data.draw(st.sampled_from([By.AGE, By.MASS, By.RECEIVED, By.COUNTED, By.WANTED])), table.lens.tolist()
     first, second = world.remembered(table), world.remembered(table, 3)
     budget = data.draw(st.integers(1, 20))
     options = {
@@ -135,10 +169,20 @@ def ranked(world: World, data: st.DataObject, lens: list[int]) -> tuple[Ranked, 
 @given(st.data(), st.integers(0, 1 << 30))
 def test_ranked_acts_are_those_of_the_op_and_the_table(data: st.DataObject, seed: int) -> None:
     world = World(np.random.default_rng(seed))
-    made = [ranked(world, data, data.draw(LENS)) for _ in range(data.draw(st.integers(1, 3)))]
-    pages = world.pages.clone()
-    run_acts(world.pages, LAYOUT, world.refs, [one.act for one, _, _ in made])
+    tables = [world.table(data.draw(LENS), data.draw(st.integers(0, 1))) for _ in range(data.draw(st.integers(1, 3)))]
+    if data.draw(st.booleans()):
+        for table in tables:
+            world.share(table)
+    if data.draw(st.booleans()):
+        tables.append(world.fork(tables[-1]))
+    made = [ranked(world, data, table) for table in tables]
+    before = world.pages.clone()
+    world.run([one.act for one, _, _ in made])
+    assert (world.refs == world.others + world.owned(tables)).all()
+    gone = {page for one, _, _ in made for page in one.twin.pages().tolist() if not world.refs[page]}
+    assert sorted(gone) == sorted(page for one, _, _ in made for page in one.act.freed)
     for one, first, second in made:
+        pages = before.clone()
         scores, most, left = one.scores(), int(one.twin.lens.max()), torch.zeros(ROWS, dtype=torch.int32)
         lens, held = torch.from_numpy(one.twin.lens).long(), int(one.twin.lens.sum())
         if one.stem[0]:
@@ -155,16 +199,20 @@ def test_ranked_acts_are_those_of_the_op_and_the_table(data: st.DataObject, seed
         freed = one.twin.cut(left.numpy().copy())
         same_table(one.table, one.twin, one.act.room)
         assert one.act.dropped == held - int(left.sum())
-        assert sorted(one.act.freed) == sorted(freed.tolist())
-        assert not world.refs[freed].any()
-        assert world.refs.sum() == sum(int(other.table.counts.sum()) for other, _, _ in made)
+        assert one.act.num_cut == len(freed)
+        assert one.act.tail_owned is all(
+            world.refs[one.table.bases[row, length // SIZE]] == 1
+            for row, length in enumerate(one.table.lens)
+            if length % SIZE
+        )
         assert torch.equal(first, moved)
         assert not second.any()
         for row in range(ROWS):
             for slot in range(one.table.lens[row]):
                 page, at = one.table.bases[row, slot // SIZE], slot % SIZE
-                assert torch.equal(LAYOUT.k(world.pages)[page, at], LAYOUT.k(pages)[page, at])
-                assert torch.equal(LAYOUT.v(world.pages)[page, at], LAYOUT.v(pages)[page, at])
+                then = one.twin.bases[row, slot // SIZE]
+                assert torch.equal(LAYOUT.k(world.pages)[page, at], LAYOUT.k(pages)[then, at])
+                assert torch.equal(LAYOUT.v(world.pages)[page, at], LAYOUT.v(pages)[then, at])
 
 
 @settings(max_examples=100, deadline=None)
@@ -174,21 +222,27 @@ def test_a_window_that_moves_on_keeps_the_ends_and_writes_few_of_them(
 ) -> None:
     world = World(np.random.default_rng(seed))
     table = world.table([held], reserved, Granularity.SEQUENCE)
+    if data.draw(st.booleans()):
+        world.share(table)
     sinks = data.draw(st.integers(0, held - 2))
     start = data.draw(st.integers(sinks + 1, held))
     before, had = world.pages.clone(), table.bases[0, : table.counts[0]].copy()
     kept = [*range(sinks), *range(start, held)]
     act = new_act(table.bases, table.counts, table.lens, table.run)
     act.slide(sinks, start)
-    run_acts(world.pages, LAYOUT, world.refs, [act])
+    copies = world.run([act], table.run)
     assert table.lens[0] == len(kept)
     assert act.dropped == (start - sinks) * ROWS
     assert act.room == -len(kept) % SIZE
     bases = table.bases[0, : table.counts[0]].tolist()
-    assert sorted([*bases, *act.freed]) == sorted(had.tolist())
+    assert set(bases) <= {*had.tolist(), *copies}
     assert not table.bases[0, table.counts[0] :].any()
-    for base in had:
-        assert (world.refs[base : base + ROWS] == (base in bases)).all()
+    assert (world.refs == world.others + world.owned([table])).all()
+    freed = [page for base in act.freed for page in range(base, base + ROWS)] + act.freed_pages
+    assert sorted(freed) == [page for base in sorted(had) for page in range(base, base + ROWS) if not world.refs[page]]
+    assert act.num_cut == len(had) - len(bases)
+    last = bases[-1] if len(kept) % SIZE else None
+    assert act.tail_owned is (last is None or not (world.refs[last : last + ROWS] > 1).any())
     for slot, source in enumerate(kept):
         for row in range(ROWS):
             now, then = bases[slot // SIZE] + row, had[source // SIZE] + row
@@ -196,6 +250,7 @@ def test_a_window_that_moves_on_keeps_the_ends_and_writes_few_of_them(
             assert torch.equal(LAYOUT.v(world.pages)[now, slot % SIZE], LAYOUT.v(before)[then, source % SIZE])
     if (start - sinks) % SIZE == 0 and -(-sinks // SIZE) * SIZE < len(kept):
         changed = (world.pages != before).any(1).sum()
+        assert len(copies) <= (sinks % SIZE > 0)
         assert changed <= (sinks % SIZE > 0) * ROWS, "pages behind the sinks are linked, not written"
 
 
@@ -215,7 +270,7 @@ def test_hashes_are_made_and_compared(seed: int, lens: list[int], budget: int, d
     act = new_act(table.bases, table.counts, table.lens, 1)
     act.rank(int(By.HASHES), place(held), (0, 0), 0, budget, 1, 2, -float("inf"), 1, 0, 0, [place(held)], [])
     act.hash(planes.data_ptr(), 7, queries.data_ptr(), 3, unhashed)
-    run_acts(world.pages, LAYOUT, world.refs, [act])
+    world.run([act])
     rows, slots = torch.from_numpy(twin.bases), torch.from_numpy(twin.lens).long()
     hash_slots(pages, LAYOUT, rows, slots - unhashed, unhashed, planes, expected)
     scores = hash_scores(expected[..., : max(lens)], queries, planes)
@@ -237,7 +292,7 @@ def test_slots_go_on_in_one_of_them() -> None:
     budgets = torch.tensor([99, 9, 9, 99])
     act.rank(int(By.AGE), (0, 0), (0, 0), budgets.data_ptr(), 0, 3, 6, -float("inf"), 1, 0, 0, [], [])
     act.blend(pairs.data_ptr(), 2, 2, 6, 5 / 10, 1 / 10)
-    run_acts(world.pages, LAYOUT, world.refs, [act])
+    world.run([act])
     rows, first = torch.from_numpy(twin.bases), torch.tensor([2, 2])
     weights = torch.full((2, 6), 0.1)
     weights[:, 0] = 0.5
@@ -249,22 +304,31 @@ def test_slots_go_on_in_one_of_them() -> None:
     assert torch.equal(world.pages, pages)
 
 
-@pytest.mark.parametrize("harm", ["page", "owner", "length", "slots"])
-def test_nothing_is_touched_where_a_table_is_wrong(harm: str) -> None:
+@pytest.mark.parametrize("harm", ["page", "owner", "length", "slots", "no copy"])
+def test_an_act_that_cannot_be_touches_nothing_and_the_others_are_done(harm: str) -> None:
     world = World(np.random.default_rng(1))
-    right, wrong = (world.table([9], 0, Granularity.SEQUENCE) for _ in range(2))
-    acts = [new_act(table.bases, table.counts, table.lens, table.run) for table in (right, wrong)]
-    acts[0].slide(1, 5)
-    acts[1].slide(1, 5 if harm != "slots" else 10)
+    right, wrong, last = tables = [world.table([9], 0, Granularity.SEQUENCE) for _ in range(3)]
+    acts = [new_act(table.bases, table.counts, table.lens, table.run) for table in tables]
+    for act in acts:
+        act.slide(1, 5)
     if harm == "page":
         wrong.bases[0, 2] = NUM_PAGES
     if harm == "owner":
-        world.refs[wrong.bases[0, 1] + 1] = 2
+        world.refs[wrong.bases[0, 1] + 1] = 0
     if harm == "length":
         wrong.lens[0] = 13
-    pages, refs = world.pages.clone(), world.refs.copy()
-    with pytest.raises((IndexError, RuntimeError)):
-        run_acts(world.pages, LAYOUT, world.refs, acts)
-    assert torch.equal(world.pages, pages)
-    assert (world.refs == refs).all()
-    assert right.lens[0] == 9
+    if harm == "slots":
+        acts[1].slide(1, 14)
+    if harm == "no copy":
+        world.refs[wrong.bases[0, 0]] = 2
+    pages, refs, bases = world.pages.clone(), world.refs.copy(), wrong.bases.copy()
+    choose_acts(world.pages, LAYOUT, world.refs, acts)
+    assert bool(acts[1].error) is (harm != "no copy")
+    run_acts(world.pages, LAYOUT, world.refs, acts)
+    assert [bool(act.error) for act in acts] == [False, True, False]
+    assert right.lens[0] == last.lens[0] == 5
+    assert wrong.lens[0] == (13 if harm == "length" else 9)
+    assert (wrong.bases == bases).all()
+    if harm != "page":
+        assert torch.equal(world.pages[wrong.pages()], pages[wrong.pages()])
+        assert (world.refs[wrong.pages()] == refs[wrong.pages()]).all()

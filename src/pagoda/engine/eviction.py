@@ -6,24 +6,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.acts import able, new_act, run_acts
 from ..kernels.ops import evict
 from ..kv.compaction import Gaps
 from ..kv.pages import Int32s
 from ..kv.policies._inputs import Inputs, same
-from ..kv.policies.base import Choice, Decision, Held, Need
+from ..kv.policies.base import Choice, Decision, Need
 from ..kv.read import hash_slots, read_part, read_slots, weigh, window_sums, write_slots
 from ..kv.storage import PageStorage
 from ..kv.stores import Store
 from ..kv.table import PageTable, SlotMoves
 from ..models.load import Loaded
 from ..schedule.scheduler import Scheduler
+from .acts_at_once import Planned, plan, run_at_once
 from .calibrations import Calibrations
 from .observing import observe
 from .policy_state import PolicyState, Rows
@@ -99,26 +99,26 @@ class Evictor:
         return failed
 
     def _act_all(self, due: list[Piece], result: StepResult) -> None:
-        """Evictions, then encodings: first those that the kernels do in one call, then one after the other. The moves
+        """Evictions, then encodings: first those that the kernels do at once, then one after the other. The moves
         of one run before the next acts, which may be given the pages that have just become free here, or their bytes. A
         method that breaks takes its own request along, not those that it met.
         """
-        at_once: dict[Store, list[_Planned]] = {}
+        at_once: dict[tuple[Store, int], list[Planned]] = {}
         others = []
         for piece in due:
             sequence = piece.sequence
             try:
                 if not sequence.policy.evicts(piece.start, sequence.prompt_len):
                     continue
-                planned = _plan(sequence)
+                planned = plan(sequence)
                 if planned is None:
                     others.append(sequence)
                 else:
-                    at_once.setdefault(sequence.store, []).append(planned)
+                    at_once.setdefault((sequence.store, planned.run), []).append(planned)
             except Exception as error:
                 sequence.breaks(error, "evicting")
-        for store, acts in at_once.items():
-            self._run_at_once(store, acts)
+        for (store, run), acts in at_once.items():
+            self._run_at_once(store, run, acts, result)
         for sequence in others:
             try:
                 self._act(sequence, result)
@@ -132,17 +132,16 @@ class Evictor:
                 except Exception as error:
                     sequence.breaks(error, "encoding pages")
 
-    def _run_at_once(self, store: Store, acts: list[_Planned]) -> None:
-        """In one call of the kernels; what the tables lost is counted and free afterwards."""
-        store.run_copies()
-        run_acts(store.storage.pages, store.storage.layout, store.manager.pool.refs, [one.act for one in acts])
-        for sequence, act, next_act, _ in acts:
-            dropped = act.dropped
-            store.manager.was_cut(sequence.seq_id, dropped, act.room, act.freed)
-            sequence.policy_state.acted_at(sequence.num_computed)
-            sequence.policy_state.moved(next_act)
-            self._counters.policy_acts += dropped > 0
-            self._counters.slots_dropped += dropped
+    def _run_at_once(self, store: Store, run: int, planned: list[Planned], result: StepResult) -> None:
+        run_at_once(store, run, planned, lambda sequence: self._computes_again(sequence, result))
+        for one in planned:
+            self._counters.policy_acts += one.done and one.act.dropped > 0
+            self._counters.slots_dropped += one.act.dropped if one.done else 0
+
+    def _computes_again(self, sequence: Sequence, result: StepResult) -> None:
+        """There is no page for a copy."""
+        self._scheduler.preempt(sequence, unsampled=True)
+        result.drop(sequence)
 
     def _count(self, state: PolicyState) -> None:
         notes = state.notes
@@ -175,8 +174,7 @@ class Evictor:
             kept = _kept(decision.keep, inputs.lens)
             made = manager.keep_many(sequence.seq_id, kept, rewrite=bool(decision.writes))
         if made is None:
-            self._scheduler.preempt(sequence, unsampled=True)
-            result.drop(sequence)
+            self._computes_again(sequence, result)
             return
         tail = sequence.policy_state.tail
         if tail is not None:  # all raw so far: there is nothing in the pages to be moved
@@ -215,8 +213,7 @@ class Evictor:
         dropped = manager.num_dropped_slots
         made = manager.keep_ends(sequence.seq_id, sinks, first)
         if made is None:
-            self._scheduler.preempt(sequence, unsampled=True)
-            result.drop(sequence)
+            self._computes_again(sequence, result)
             return
         _run(sequence.store, made)
         if sequence.policy.selection is not None:
@@ -254,44 +251,6 @@ class Evictor:
         """The one part of an act that is worth all threads, which are the kernels' own."""
         with _threads(self._num_threads):
             return window_sums(*args)
-
-
-class _Planned(NamedTuple):
-    """An act of one sequence for ``kernels.acts``; ``alive``: what it points to."""
-
-    sequence: Sequence
-    act: Any
-    next_act: int | None
-    alive: object
-
-
-def _plan(sequence: Sequence) -> _Planned | None:
-    """What the policy of a sequence decides, where it says so in the kernels' words and no page is anybody else's. None
-    where it has to be asked otherwise; then it was not asked yet.
-    """
-    store, policy, state, num_seen = sequence.store, sequence.policy, sequence.policy_state, sequence.num_computed
-    if not able(store.storage.pages):
-        return None
-    table = store.manager.own_table(sequence.seq_id)
-    if table is None:
-        return None
-    if table.num_rows == 1:
-        ends = policy.ends(int(table.lens[0]), sequence.prompt_len)
-        if ends is None or not 0 <= ends[0] < ends[1] <= table.lens[0]:
-            return None
-        act = new_act(table.bases, table.counts, table.lens, table.run)
-        act.slide(*ends)
-        return _Planned(sequence, act, sequence.next_act(num_seen), None)
-    next_act = sequence.next_act(num_seen)
-    if table.run > 1 or not state.ranks(num_seen, next_act):
-        return None
-    lens = table.lens.tolist()
-    held = Held(num_seen, sequence.prompt_len, min(lens), max(lens), table.fmt.k_dim, state.memory)
-    ranking = policy.ranks(held)
-    if ranking is None:
-        return None
-    act = new_act(table.bases, table.counts, table.lens, 1)
-    return _Planned(sequence, act, next_act, state.rank(act, ranking, held, store.storage.device))
 
 
 def _lens(table: PageTable, storage: PageStorage) -> Tensor:

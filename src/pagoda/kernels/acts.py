@@ -1,5 +1,5 @@
-"""Acts of evictions of several sequences in one call (csrc/acts.hpp): what `ops.evict` does to one, and what an
-act does to its page table, for tables whose pages are nobody else's.
+"""Acts of evictions of several sequences at once (csrc/acts.hpp): what `ops.evict` does to one, and what an act does to
+its page table. Pages that are written and have other owners are copied first.
 
 Not an op: nothing here is a tensor's but addresses, and the plain twin is the engine's own way from one to the next
 (`engine.eviction`), which it goes wherever this one is not able to.
@@ -37,11 +37,32 @@ def new_act(bases: npt.NDArray[np.int32], counts: npt.NDArray[np.int32], lens: n
     return act
 
 
-def run_acts(pages: Tensor, layout: PageLayout, refs: npt.NDArray[np.int32], acts: Sequence[Any]) -> None:
-    """All of them. ``refs``: owners of every page; those that are given up have none afterwards."""
+def choose_acts(pages: Tensor, layout: PageLayout, refs: npt.NDArray[np.int32], acts: Sequence[Any]) -> None:
+    """What each of them will do is judged, and nothing done. ``refs``: owners of every page. Then an act says how many
+    slots it drops (``dropped``), and of how many runs it will need copies (``copies(refs.ctypes.data)``); one that
+    cannot be says why (``error``), now or after `run_acts`.
+    """
+    extension().choose_acts(*_ground(pages, layout, refs), acts)
+
+
+def run_acts(
+    pages: Tensor,
+    layout: PageLayout,
+    refs: npt.NDArray[np.int32],
+    acts: Sequence[Any],
+    fresh: npt.NDArray[np.int32] | None = None,
+) -> int:
+    """All of them, as `choose_acts` judged. Copies go to the runs ``fresh``, which have one owner each; returns how
+    many were taken, from the first on. What is given up has an owner less in ``refs``; what has none any more is in
+    ``freed`` and ``freed_pages`` of its act, of one that failed as well.
+    """
+    given = [] if fresh is None else fresh.tolist()
+    taken: int = extension().run_acts(*_ground(pages, layout, refs), acts, given, torch.get_num_threads())
+    return taken
+
+
+def _ground(pages: Tensor, layout: PageLayout, refs: npt.NDArray[np.int32]) -> tuple[int, ...]:
     from ._extension import store_of
 
-    extension().run_acts(
-        pages.data_ptr(), pages.shape[0], store_of(layout), layout.page_size, layout.k_dim, layout.v_dim,
-        refs.ctypes.data, acts, torch.get_num_threads(),
-    )  # fmt: skip
+    shape = store_of(layout), layout.page_size, layout.k_dim, layout.v_dim
+    return pages.data_ptr(), pages.shape[0], *shape, refs.ctypes.data

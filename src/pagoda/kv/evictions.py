@@ -5,7 +5,7 @@ No torch: what has to move is handed to the storage as page ids and slots.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from .live import LiveSequence
 from .pages import Int32s, PagePool
 from .prefix import PrefixCache
 from .room import Room
-from .table import PageTable, SlotMoves
+from .table import NONE, PageTable, SlotMoves
 
 Kept = Mapping[tuple[int, int] | tuple[int | None, int | None], Sequence[int] | Int32s]
 
@@ -93,16 +93,34 @@ class Evictions:
             sequence.alone = not (self._pool.refs[sequence.table.pages()] > 1).any()
         return sequence.alone
 
-    def was_cut(self, sequence: LiveSequence, dropped: int, room: int, freed: list[int]) -> None:
-        """Its rows were cut in place, by ``dropped`` slots of all heads, and the pages of the runs ``freed`` have no
-        owner: what is left to be noted, after ``owns``.
+    def room_for_copies(self, sequences: list[LiveSequence], run: int, needed: Callable[[], int]) -> Int32s | None:
+        """Runs with one owner for the copies of shared pages that evictions of these sequences write: ``needed()`` of
+        them, which is asked again as cached prefixes go. Their later pages are not offered to the prefix cache. None,
+        and nothing has changed, where there is no room.
+        """
+        held = [sequence.node for sequence in sequences if sequence.node is not None]
+        if self._prefix is not None:
+            for node in held:
+                self._prefix.release(node)  # its own entries may have to go: then the pages are its own
+        num = needed()
+        if num and not self._room.make(run, needed):
+            if self._prefix is not None:
+                for node in held:
+                    self._prefix.hold(node)
+            return None
+        for sequence in sequences:
+            sequence.node, sequence.tail = None, []
+        return self._room.take(run, needed()) if num else NONE
+
+    def was_cut(self, sequence: LiveSequence, dropped: int, num_cut: int, room: int, tail_owned: bool) -> None:
+        """Its rows were cut in place, by ``dropped`` slots of all heads and ``num_cut`` runs: what is left to be noted,
+        after ``room_for_copies``.
         """
         table = sequence.table
-        table.was_cut(room, table.num_pages - len(freed) * table.run)
+        table.was_cut(room, table.num_pages - num_cut * table.run, tail_owned)
         if dropped:
             self.num_dropped += dropped
             table.pristine, table.kept_at = False, table.num_tokens
-        self._pool.take_back(freed, table.run)
 
     def shorten(self, sequence: LiveSequence, lens: Int32s) -> int:
         """Slots behind these ``[rows]`` are gone, after ``own_rows``; how many those were."""

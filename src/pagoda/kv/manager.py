@@ -252,14 +252,13 @@ class KVManager:
         """Pages of each row where all are the sequence's alone; see ``Evictions.own_rows``."""
         return self._evictions.own_rows(self._sequences[seq_id])
 
-    def own_table(self, seq_id: int) -> PageTable | None:
-        """The table, where all pages are the sequence's alone: it may be cut in place, and ``was_cut`` called."""
-        sequence = self._sequences[seq_id]
-        return sequence.table if self._evictions.owns(sequence) else None
+    def room_for_copies(self, seq_ids: list[int], run: int, needed: Callable[[], int]) -> Int32s | None:
+        """Runs for what evictions of these sequences copy; see ``Evictions.room_for_copies``."""
+        return self._evictions.room_for_copies([self._sequences[seq_id] for seq_id in seq_ids], run, needed)
 
-    def was_cut(self, seq_id: int, dropped: int, room: int, freed: list[int]) -> None:
-        """Its rows were cut; see ``Evictions.was_cut``."""
-        self._evictions.was_cut(self._sequences[seq_id], dropped, room, freed)
+    def was_cut(self, seq_id: int, dropped: int, num_cut: int, room: int, tail_owned: bool) -> None:
+        """Its table was cut in place; see ``Evictions.was_cut``."""
+        self._evictions.was_cut(self._sequences[seq_id], dropped, num_cut, room, tail_owned)
 
     def shorten(self, seq_id: int, lens: Int32s) -> int:
         """Slots behind these ``[rows]`` are gone, after ``own_rows``; how many those were."""

@@ -161,9 +161,9 @@ class PageTable:
         self.measure()
         return runs
 
-    def was_cut(self, room: int, num_pages: int) -> None:
-        """What ``cut`` does was done to ``bases``, ``counts`` and ``lens`` in place, of pages that nobody shares."""
-        self.room, self.num_pages, self.tail_owned = room, num_pages, True
+    def was_cut(self, room: int, num_pages: int, tail_owned: bool) -> None:
+        """What ``cut`` does was done to ``bases``, ``counts`` and ``lens`` in place."""
+        self.room, self.num_pages, self.tail_owned = room, num_pages, tail_owned
         self.edits += 1
 
     def _cut_even(self, lens: Int32s, length: int, had: int) -> Int32s:

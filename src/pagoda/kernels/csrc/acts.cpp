@@ -5,16 +5,15 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
+#include "act_choice.hpp"
 #include "fetch.hpp"
-#include "hashes.hpp"
 #include "pages.hpp"
 
 namespace pagoda {
 
 namespace {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Ground {
   char* pages;
@@ -24,6 +23,10 @@ struct Ground {
 
   int64_t pages_for(int64_t slots) const { return (slots + shape.page_size - 1) / shape.page_size; }
 };
+
+bool shared(const int32_t* refs, int64_t base, int64_t run) {
+  return std::any_of(refs + base, refs + base + run, [](int32_t owners) { return owners > 1; });
+}
 
 void check(const Ground& ground, const Act& act) {
   if (!act.slides && act.run > 1) throw std::invalid_argument("slots ranked by head in rows that cover " + std::to_string(act.run));
@@ -35,36 +38,86 @@ void check(const Ground& ground, const Act& act) {
       if (base < 0 || base + act.run > ground.num_pages)
         throw std::out_of_range("page " + std::to_string(base) + " of " + std::to_string(ground.num_pages));
       for (int64_t page = base; page < base + act.run; ++page)
-        if (ground.refs[page] != 1)
-          throw std::logic_error("page " + std::to_string(page) + " of a sequence's own has " + std::to_string(ground.refs[page]) + " owners");
+        if (ground.refs[page] < 1) throw std::logic_error("page " + std::to_string(page) + " of a sequence's has no owner");
     }
   }
   if (act.slides && (act.rows != 1 || act.sinks < 0 || act.from <= act.sinks || act.from > act.lens[0]))
     throw std::out_of_range("slots from " + std::to_string(act.from) + " of " + std::to_string(act.lens[0]));
 }
 
-// Rows become as short as `lens` says; runs behind that are given up.
-void cut(const Ground& ground, Act& act) {
-  act.room = std::numeric_limits<int64_t>::max();
+void widen(Columns& columns, int64_t first, int64_t end) {
+  columns = columns.first == columns.end ? Columns{first, end} : Columns{std::min(columns.first, first), std::max(columns.end, end)};
+}
+
+// What each row's slots are written to, and how many go.
+void judge(const Ground& ground, Act& act) {
+  check(ground, act);
+  const int64_t size = ground.shape.page_size;
+  act.written.assign(act.rows, {});
+  if (act.slides) {
+    const int64_t gap = act.from - act.sinks, left = act.lens[0] - gap, linked = ground.pages_for(act.sinks);
+    // Where whole pages go, those behind them are linked instead of written (kv/compaction.py).
+    act.links = gap % size == 0 && linked * size < left;
+    if (act.sinks < left) act.written[0] = {act.sinks / size, act.links ? linked : ground.pages_for(left)};
+    act.dropped = gap * act.run;
+    return;
+  }
+  choose(ground.pages, ground.num_pages, ground.shape, act);
   for (int64_t row = 0; row < act.rows; ++row) {
-    const int64_t left = ground.pages_for(act.lens[row]);
-    act.room = std::min(act.room, left * ground.shape.page_size - act.lens[row]);
-    for (int64_t column = left; column < act.counts[row]; ++column) {
-      int32_t& base = act.bases[row * act.width + column];
-      act.freed.push_back(base);
-      std::fill_n(ground.refs + base, act.run, 0);
-      base = 0;
-    }
-    act.counts[row] = int32_t(left);
+    const uint8_t* const keep = act.keep.data() + row * act.slots;
+    const int64_t held = act.lens[row], stay = std::count(keep, keep + held, uint8_t{1});
+    const int64_t gap = std::find(keep, keep + held, uint8_t{0}) - keep;
+    act.dropped += held - stay;
+    if (gap < stay) act.written[row] = {gap / size, ground.pages_for(stay)};
+  }
+  for (int64_t i = 0; i < act.num_blended; ++i) widen(act.written[act.blended[i]], act.carrier / size, act.carrier / size + 1);
+}
+
+// A run has an owner less. Pages that nobody owns any more are noted, by the run if all of it is.
+void give_up(const Ground& ground, Act& act, int32_t base) {
+  int64_t dead = 0;
+  for (int64_t page = base; page < base + act.run; ++page) dead += --ground.refs[page] == 0;
+  if (dead == act.run) {
+    act.freed.push_back(base);
+  } else if (dead) {
+    for (int64_t page = base; page < base + act.run; ++page)
+      if (ground.refs[page] == 0) act.freed_pages.push_back(int32_t(page));
   }
 }
 
-// The first slots stay and the newest. Where whole pages go, those behind them are linked instead of written (kv/compaction.py).
+// What is written is nobody else's: pages that are get copies among `fresh`, whose first are taken already.
+void own(const Ground& ground, Act& act, const std::vector<int32_t>& fresh, size_t& taken) {
+  const int64_t bytes = act.run * ground.shape.page_bytes;
+  for (int64_t row = 0; row < act.rows; ++row)
+    for (int64_t column = act.written[row].first; column < act.written[row].end; ++column) {
+      int32_t& base = act.bases[row * act.width + column];
+      if (!shared(ground.refs, base, act.run)) continue;
+      if (taken == fresh.size()) throw std::logic_error("no page for a copy, of " + std::to_string(fresh.size()));
+      const int32_t copy = fresh[taken++];
+      std::memcpy(ground.pages + copy * ground.shape.page_bytes, ground.pages + base * ground.shape.page_bytes, bytes);
+      give_up(ground, act, std::exchange(base, copy));
+    }
+}
+
+// Rows become as short as `lens` says; runs behind that are given up.
+void cut(const Ground& ground, Act& act) {
+  const int64_t size = ground.shape.page_size;
+  act.room = std::numeric_limits<int64_t>::max(), act.tail_owned = true;
+  for (int64_t row = 0; row < act.rows; ++row) {
+    int32_t* const bases = act.bases + row * act.width;
+    const int64_t left = ground.pages_for(act.lens[row]);
+    act.room = std::min(act.room, left * size - act.lens[row]);
+    for (int64_t column = left; column < act.counts[row]; ++column) give_up(ground, act, std::exchange(bases[column], 0));
+    act.num_cut += act.counts[row] - left;
+    act.counts[row] = int32_t(left);
+    if (act.lens[row] % size && shared(ground.refs, bases[left - 1], act.run)) act.tail_owned = false;
+  }
+}
+
+// The first slots stay and the newest.
 void slide(const Ground& ground, Act& act) {
   const int64_t size = ground.shape.page_size, gap = act.from - act.sinks, left = act.lens[0] - gap;
-  const int64_t linked = ground.pages_for(act.sinks);
-  const bool links = gap % size == 0 && linked * size < left;
-  const int64_t end = links ? std::min(left, linked * size) : left;
+  const int64_t linked = ground.pages_for(act.sinks), end = act.links ? linked * size : left;
   for (int64_t slot = act.sinks; slot < end;) {
     const int64_t source = slot + gap, to = slot % size, from = source % size;
     const int64_t count = std::min({size - to, size - from, end - slot});
@@ -77,65 +130,8 @@ void slide(const Ground& ground, Act& act) {
       }
     slot += count;
   }
-  if (links) std::rotate(act.bases + linked, act.bases + linked + gap / size, act.bases + act.counts[0]);
-  act.dropped = gap * act.run;
+  if (act.links) std::rotate(act.bases + linked, act.bases + linked + gap / size, act.bases + act.counts[0]);
   act.lens[0] = int32_t(left);
-}
-
-// float[slots] of a row, 0 behind what is remembered.
-void read_row(const Remembered& of, int64_t row, int64_t slots, float* to) {
-  const int64_t held = std::min(slots, of.width);
-  std::copy_n(of.values + row * of.width, held, to);
-  std::fill(to + held, to + slots, 0.0f);
-}
-
-// scores [rows][slots] of what is remembered of each slot.
-void score(const Act& act, int64_t slots, std::vector<float>& scores) {
-  scores.resize(act.rows * slots);
-  const bool alone = act.by == By::mass || act.by == By::received;
-  std::vector<float> second(alone ? 0 : slots);
-  for (int64_t row = 0; row < act.rows; ++row) {
-    float* const to = scores.data() + row * slots;
-    read_row(act.first, row, slots, to);
-    if (alone) continue;
-    read_row(act.second, row, slots, second.data());
-    if (act.by == By::wanted) {
-      for (int64_t i = 0; i < slots; ++i) to[i] = second[i] == 0.0f ? 0.0f : to[i];
-    } else {
-      const float whole = (slots ? *std::max_element(to, to + slots) : 0.0f) + 1.0f;
-      for (int64_t i = 0; i < slots; ++i) to[i] = second[i] + to[i] / whole;
-    }
-  }
-}
-
-// Of the first `stem` slots of each row the best become infinitely good and the others infinitely bad.
-void choose_stem(const Act& act, float* scores, int64_t slots) {
-  const std::vector<int64_t> lens(act.rows, act.stem), budgets(act.rows, act.stem_budget);
-  std::vector<uint8_t> keep(act.rows * act.stem);
-  std::vector<float> pooled(slots);
-  for (int64_t row = 0; row < act.rows; ++row) {
-    float* const mine = scores + row * slots;
-    std::copy_n(pool_mean(mine, slots, act.pool, pooled), slots, mine);
-  }
-  KeepBestArgs best;
-  best.scores = scores, best.stride = slots, best.lens = lens.data(), best.budgets = budgets.data();
-  best.rows = act.rows, best.slots = act.stem, best.least = -kInfinity, best.keep = keep.data();
-  keep_best(best);
-  for (int64_t row = 0; row < act.rows; ++row)
-    for (int64_t i = 0; i < act.stem; ++i) scores[row * slots + i] = keep[row * act.stem + i] ? kInfinity : -kInfinity;
-}
-
-void score_hashes(const Ground& ground, const Act& act, const std::vector<int64_t>& lens, int64_t slots, std::vector<float>& scores) {
-  std::vector<int64_t> first(lens);
-  for (int64_t& one : first) one -= act.unhashed;
-  ReadArgs read;
-  read.pages = ground.pages, read.num_pages = ground.num_pages, read.shape = ground.shape;
-  read.rows = act.bases, read.count = act.rows, read.width = act.width, read.first = first.data(), read.slots = act.unhashed;
-  hash_slots(read, act.planes, act.bits, act.first.values, act.first.width, act.first.width, "");
-  scores.resize(act.rows * slots);
-  if (slots > act.first.width) throw std::out_of_range("hashes of " + std::to_string(act.first.width) + " slots");
-  hash_scores({act.first.values, act.first.width, act.rows, slots, nullptr, act.group, act.bits, scores.data()}, act.queries,
-              ground.shape.k_dim, act.planes, "");
 }
 
 // The slots that go on in one, as `weigh_slots` sums them up.
@@ -163,40 +159,57 @@ void blend(const Ground& ground, const Act& act) {
   kv_write(write, 1, "");
 }
 
-void rank(const Ground& ground, Act& act, int num_threads) {
-  const std::vector<int64_t> lens(act.lens, act.lens + act.rows);
-  const int64_t slots = *std::max_element(lens.begin(), lens.end());
+void close(const Ground& ground, Act& act, int num_threads) {
   if (act.num_blended) blend(ground, act);
-  EvictArgs evicting;
-  evicting.pages = ground.pages, evicting.num_pages = ground.num_pages, evicting.shape = ground.shape;
-  evicting.rows = act.bases, evicting.width = act.width, evicting.values = act.moved, evicting.lens = act.lens;
-  KeepBestArgs& choice = evicting.choice;
-  std::vector<float> scores;
-  const std::vector<int64_t> budgets(act.budgets ? 0 : act.rows, act.budget);
-  choice.lens = lens.data(), choice.budgets = act.budgets ? act.budgets : budgets.data(), choice.rows = act.rows, choice.slots = slots;
-  choice.sinks = act.sinks, choice.recent = act.recent, choice.least = act.least, choice.pool = act.pool, choice.stride = slots;
-  if (act.by == By::hashes) {
-    score_hashes(ground, act, lens, slots, scores);
-  } else if (act.by != By::age) {
-    score(act, slots, scores);
-    if (act.stem) choose_stem(act, scores.data(), slots), choice.pool = 1;
-  }
-  if (!scores.empty()) choice.scores = scores.data();
-  evict(evicting, num_threads);
-  for (int64_t row = 0; row < act.rows; ++row) act.dropped += lens[row] - act.lens[row];
+  EvictArgs closing;
+  closing.pages = ground.pages, closing.num_pages = ground.num_pages, closing.shape = ground.shape;
+  closing.rows = act.bases, closing.width = act.width, closing.values = act.moved, closing.lens = act.lens;
+  closing.choice.rows = act.rows, closing.choice.slots = act.slots;
+  keep_only(closing, act.keep.data(), num_threads);
   for (const Remembered& one : act.cleared) std::fill_n(one.values, act.rows * one.width, 0.0f);
+}
+
+template <typename Work>
+void each(const std::vector<Act*>& acts, const Work& work) {
+  for (Act* act : acts) {
+    if (!act->error.empty()) continue;
+    try {
+      work(*act);
+    } catch (const std::exception& error) {
+      act->error = error.what();
+    }
+  }
 }
 
 }  // namespace
 
-void run_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t* refs, const std::vector<Act*>& acts, int num_threads) {
+void choose_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t* refs, const std::vector<Act*>& acts) {
   const Ground ground{pages, num_pages, shape, refs};
-  for (const Act* act : acts) check(ground, *act);
-  for (Act* act : acts) {
-    if (act->slides) slide(ground, *act);
-    else rank(ground, *act, num_threads);
-    cut(ground, *act);
-  }
+  each(acts, [&](Act& act) { judge(ground, act); });
+}
+
+int64_t copies_of(const Act& act, const int32_t* refs) {
+  int64_t found = 0;
+  for (int64_t row = 0; row < act.rows; ++row)
+    for (int64_t column = act.written[row].first; column < act.written[row].end; ++column)
+      found += shared(refs, act.bases[row * act.width + column], act.run);
+  return found;
+}
+
+size_t run_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t* refs, const std::vector<Act*>& acts,
+                const std::vector<int32_t>& fresh, int num_threads) {
+  const Ground ground{pages, num_pages, shape, refs};
+  size_t taken = 0;
+  each(acts, [&](Act& act) {
+    int64_t runs = 0;
+    for (int64_t row = 0; row < act.rows; ++row) runs += act.counts[row];
+    act.freed.reserve(runs), act.freed_pages.reserve(act.run > 1 ? runs * act.run : 0);
+    own(ground, act, fresh, taken);
+    if (act.slides) slide(ground, act);
+    else close(ground, act, num_threads);
+    cut(ground, act);
+  });
+  return taken;
 }
 
 }  // namespace pagoda

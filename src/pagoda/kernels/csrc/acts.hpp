@@ -1,8 +1,10 @@
-// Acts of evictions from beginning to end, of several sequences in one call: which slots stay is judged and chosen, they move up, and the
-// sequence's table gives up the pages behind them. A table that comes here shares no page with anybody.
+// Acts of evictions of several sequences: first it is judged which slots of each stay, then in a second call they move up, and the
+// sequence's table gives up the pages behind them. Between the two somebody finds pages for copies: of those that an act writes and that
+// have other owners. An act that fails says so in its `error`; nobody else's act suffers.
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "slots.hpp"
@@ -21,6 +23,11 @@ enum class By : int32_t {
 
 // Numbers remembered of each slot: [rows][width], what is behind `width` counts 0.
 using Remembered = SlotRows;
+
+// Of a row's runs, from the first to before the end.
+struct Columns {
+  int64_t first = 0, end = 0;
+};
 
 struct Act {
   // The sequence's table, [rows][width] bases of runs of `run` pages; `counts` of them and `lens` slots [rows] are held. Written.
@@ -52,13 +59,29 @@ struct Act {
   int64_t num_blended = 0, carrier = 0, carried = 0;
   float weight = 0.0f, other_weight = 0.0f;
 
-  // Found: slots that went, slots that every row can still take, runs given up.
-  int64_t dropped = 0, room = 0;
-  std::vector<int32_t> freed;
+  // Judged: what is written; whether a window that moves on links pages instead; slots that stay, [rows][slots]; slots that go.
+  std::vector<Columns> written;
+  bool links = false;
+  std::vector<uint8_t> keep;
+  int64_t slots = 0, dropped = 0;
+
+  // Done: slots that every row can still take; runs that rows gave up behind their ends; whether what the next slots go to is nobody
+  // else's; runs that have no owner any more, and such pages of runs of which others have.
+  int64_t room = 0, num_cut = 0;
+  bool tail_owned = true;
+  std::vector<int32_t> freed, freed_pages;
+  std::string error;
 };
 
-// `refs` [num_pages]: owners of each page; those of pages that are given up become 0. All tables are checked before anything is changed:
-// std::out_of_range for a page or slot that is not there, std::logic_error for a page with another owner.
-void run_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t* refs, const std::vector<Act*>& acts, int num_threads);
+// Checks and judges. No page and no table is changed. `refs` [num_pages]: owners of each page.
+void choose_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t* refs, const std::vector<Act*>& acts);
+
+// Runs that the act would write and that have other owners.
+int64_t copies_of(const Act& act, const int32_t* refs);
+
+// What was judged is done. Copies go to the runs `fresh`, which have one owner each already; how many were taken, from the first on.
+// Whatever is given up has an owner less in `refs` at once, and what an act that fails gave up is noted like any other's.
+size_t run_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t* refs, const std::vector<Act*>& acts,
+                const std::vector<int32_t>& fresh, int num_threads);
 
 }  // namespace pagoda

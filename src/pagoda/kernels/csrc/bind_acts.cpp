@@ -1,4 +1,5 @@
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "acts.hpp"
@@ -19,7 +20,7 @@ static std::vector<Remembered> remembered(const std::vector<Place>& places) {
 }
 
 void bind_acts(nb::module_& m) {
-  nb::class_<Act>(m, "Act", "One act of an eviction (csrc/acts.hpp): made of a table, told what to do, run, and asked what came of it.")
+  nb::class_<Act>(m, "Act", "One act of an eviction (csrc/acts.hpp): made of a table, told what to do, judged, run, and asked what came of it.")
       .def("__init__", [](Act* act, uintptr_t bases, int64_t rows, int64_t width, int64_t run, uintptr_t counts, uintptr_t lens) {
         new (act) Act;
         act->bases = at<int32_t>(bases), act->rows = rows, act->width = width, act->run = run;
@@ -42,13 +43,23 @@ void bind_acts(nb::module_& m) {
         act.blended = at<int64_t>(rows), act.num_blended = count, act.carrier = carrier, act.carried = carried;
         act.weight = float(weight), act.other_weight = float(other_weight);
       })
+      .def("copies", [](const Act& act, uintptr_t refs) { return copies_of(act, at<int32_t>(refs)); })
       .def_ro("dropped", &Act::dropped)
       .def_ro("room", &Act::room)
-      .def_ro("freed", &Act::freed);
+      .def_ro("num_cut", &Act::num_cut)
+      .def_ro("tail_owned", &Act::tail_owned)
+      .def_ro("freed", &Act::freed)
+      .def_ro("freed_pages", &Act::freed_pages)
+      .def_ro("error", &Act::error);
 
+  m.def("choose_acts", [](uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim, uintptr_t refs,
+                          const std::vector<Act*>& acts) {
+    choose_acts(at<char>(pages), num_pages, PageShape(Store(store), page_size, k_dim, v_dim), at<int32_t>(refs), acts);
+  });
   m.def("run_acts", [](uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim, uintptr_t refs,
-                       const std::vector<Act*>& acts, int num_threads) {
-    run_acts(at<char>(pages), num_pages, PageShape(Store(store), page_size, k_dim, v_dim), at<int32_t>(refs), acts, num_threads);
+                       const std::vector<Act*>& acts, const std::vector<int32_t>& fresh, int num_threads) {
+    const PageShape shape(Store(store), page_size, k_dim, v_dim);
+    return run_acts(at<char>(pages), num_pages, shape, at<int32_t>(refs), acts, fresh, num_threads);
   });
 }
 

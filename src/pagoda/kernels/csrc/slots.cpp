@@ -163,20 +163,23 @@ void close_rows(float* values, int64_t stride, int64_t width, const uint8_t* kee
   }
 }
 
-void evict(EvictArgs& a, int num_threads) {
-  const int64_t slots = a.choice.slots;
-  std::vector<uint8_t> keep(a.choice.rows * slots);
-  a.choice.keep = keep.data();
-  keep_best(a.choice);
+void keep_only(const EvictArgs& a, const uint8_t* keep, int num_threads) {
+  const int64_t rows = a.choice.rows, slots = a.choice.slots;
   const PageShape& s = a.shape;
   std::vector<Plane> planes;
   for (const Plane& plane : {s.k, s.v, s.k_scales, s.v_scales})
     if (plane.bytes) planes.push_back(plane);
-  close_gaps(a.pages, a.num_pages, s.page_bytes, s.page_size, planes, a.rows, a.width, keep.data(), a.choice.rows, slots,
-             num_threads);
-  for (const SlotRows& one : a.values) close_rows(one.values, one.width, one.width, keep.data(), a.choice.rows, slots);
-  for (int64_t row = 0; row < a.choice.rows; ++row)
-    a.lens[row] = int32_t(std::count(keep.begin() + row * slots, keep.begin() + (row + 1) * slots, uint8_t(1)));
+  close_gaps(a.pages, a.num_pages, s.page_bytes, s.page_size, planes, a.rows, a.width, keep, rows, slots, num_threads);
+  for (const SlotRows& one : a.values) close_rows(one.values, one.width, one.width, keep, rows, slots);
+  for (int64_t row = 0; row < rows; ++row)
+    a.lens[row] = int32_t(std::count(keep + row * slots, keep + (row + 1) * slots, uint8_t(1)));
+}
+
+void evict(EvictArgs& a, int num_threads) {
+  std::vector<uint8_t> keep(a.choice.rows * a.choice.slots);
+  a.choice.keep = keep.data();
+  keep_best(a.choice);
+  keep_only(a, keep.data(), num_threads);
 }
 
 void read_slots(const ReadArgs& a) {

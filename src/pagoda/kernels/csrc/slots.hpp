@@ -51,7 +51,10 @@ struct EvictArgs {
   int32_t* lens = nullptr;        // [choice.rows], written: slots that stayed
 };
 
-// keep_best, close_gaps and close_rows.
+// close_gaps and close_rows; of `choice` only its rows and slots count.
+void keep_only(const EvictArgs& args, const uint8_t* keep, int num_threads);
+
+// keep_best, and what it says.
 void evict(EvictArgs& args, int num_threads);
 
 // The same for a number of each slot, values [count] rows `stride` apart; columns behind those that stay become 0, up to `width`.

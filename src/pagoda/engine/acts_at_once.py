@@ -1,0 +1,110 @@
+"""Acts of many sequences at once: those whose policies say in the kernels' words what stays (`kernels.acts`).
+
+In three strides: what each sequence's policy decides is judged by the kernels, pages are found for copies of what
+others hold as well, and the kernels do it all. The plain twin is `Evictor._act`, one sequence after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..kernels.acts import able, choose_acts, new_act, run_acts
+from ..kv.policies.base import Held
+from ..kv.stores import Store
+from .sequence import Sequence
+
+
+@dataclass(slots=True)
+class Planned:
+    """An act of one sequence on runs of ``run`` pages; ``alive``: what it points to. ``done`` or not, in the end."""
+
+    sequence: Sequence
+    act: Any
+    run: int
+    next_act: int | None
+    alive: object = None
+    done: bool = False
+
+
+def plan(sequence: Sequence) -> Planned | None:
+    """What the policy of a sequence decides, where it says so in the kernels' words. None where it has to be asked
+    otherwise; then it was not asked yet.
+    """
+    store, policy, state, num_seen = sequence.store, sequence.policy, sequence.policy_state, sequence.num_computed
+    if not able(store.storage.pages):
+        return None
+    table = store.manager.table(sequence.seq_id)
+    if table.num_rows == 1:
+        ends = policy.ends(int(table.lens[0]), sequence.prompt_len)
+        if ends is None or not 0 <= ends[0] < ends[1] <= table.lens[0]:
+            return None
+        act = new_act(table.bases, table.counts, table.lens, table.run)
+        act.slide(*ends)
+        return Planned(sequence, act, table.run, sequence.next_act(num_seen))
+    next_act = sequence.next_act(num_seen)
+    if table.run > 1 or not state.ranks(num_seen, next_act):
+        return None
+    lens = table.lens.tolist()
+    held = Held(num_seen, sequence.prompt_len, min(lens), max(lens), table.fmt.k_dim, state.memory)
+    ranking = policy.ranks(held)
+    if ranking is None:
+        return None
+    act = new_act(table.bases, table.counts, table.lens, 1)
+    return Planned(sequence, act, 1, next_act, state.rank(act, ranking, held, store.storage.device))
+
+
+def run_at_once(store: Store, run: int, planned: list[Planned], no_room: Callable[[Sequence], None]) -> None:
+    """Does them; ``no_room`` is told whose pages there was no room to copy: nothing of it has changed. An act that
+    fails breaks its own sequence, and the others are done.
+    """
+    try:
+        store.run_copies()
+        choose_acts(store.storage.pages, store.storage.layout, store.manager.pool.refs, [one.act for one in planned])
+        able_to = [one for one in planned if not _failed(one)]
+        if not _run(store, run, able_to):  # then one after the other, which may take what the one before gave up
+            for one in able_to:
+                if not _run(store, run, [one]):
+                    no_room(one.sequence)
+    except Exception as error:  # of none of them in particular: who is done goes on
+        for one in planned:
+            if not one.done:
+                one.sequence.breaks(error, "evicting")
+
+
+def _run(store: Store, run: int, planned: list[Planned]) -> bool:
+    """False, and nothing is done, where there is no room for copies."""
+    manager, storage = store.manager, store.storage
+    leaving = [one.sequence.seq_id for one in planned if one.act.dropped]
+
+    def copies() -> int:
+        refs = manager.pool.refs.ctypes.data  # growth may move them
+        return sum(one.act.copies(refs) for one in planned)
+
+    fresh = manager.room_for_copies(leaving, run, copies)
+    if fresh is None:
+        return False
+    taken = 0
+    try:
+        taken = run_acts(storage.pages, storage.layout, manager.pool.refs, [one.act for one in planned], fresh)
+    finally:
+        manager.pool.unref_runs(fresh[taken:], run)
+        for one in planned:
+            manager.pool.take_back(one.act.freed, run)
+            manager.pool.take_back(one.act.freed_pages, 1)
+    for one in planned:
+        if _failed(one):
+            continue
+        act, sequence = one.act, one.sequence
+        manager.was_cut(sequence.seq_id, act.dropped, act.num_cut, act.room, act.tail_owned)
+        sequence.policy_state.acted_at(sequence.num_computed)
+        sequence.policy_state.moved(one.next_act)
+        one.done = True
+    return True
+
+
+def _failed(one: Planned) -> bool:
+    if one.act.error:
+        one.sequence.breaks(RuntimeError(one.act.error), "evicting")
+    return bool(one.act.error)
