@@ -223,11 +223,11 @@ struct Quads {
 #endif
 };
 
-// Lines as Op multiplies them, Op::kSteps for each.
-template <class Op>
+// Lines as Op multiplies them, Op::kSteps for each. kFetch: what lies 4 KB behind is asked for.
+template <class Op, bool kFetch = true>
 void turn_lines(const uint8_t* from, int64_t lines, uint8_t* to) {
   for (int64_t i = 0; i < lines; ++i, from += 64, to += Op::kSteps * 64) {
-    __builtin_prefetch(from + 4096, 0, 2);
+    if (kFetch) __builtin_prefetch(from + 4096, 0, 2);
     for (int v = 0; v < kVecs; ++v) {
       const auto line = Op::open(load_lanes(from + v * sizeof(UintVec)));
 #pragma GCC unroll 16

@@ -29,7 +29,8 @@ constexpr int64_t kPairWords = 2 * kPanel;      // sums of a token side by side
 constexpr int64_t kRing = 4;                    // pairs of tiles that are turned ahead of their products
 // Bytes of a panel that few tokens fetch ahead, a tile and a quarter, in four parts between a tile's products: the hardware reads on from there. (From
 // lines a whole panel ahead it did not: one token 32.0 ms for the weights of the 0.5B shape on two cores, so 28.4; 32 tokens 38.6, so 36.)
-constexpr int64_t kLead = 1280;
+// Lines that are turned are read a tile before, so they are asked for earlier (1280: 32 tokens of int8 6 % slower).
+constexpr int64_t kLead = 1280, kTurnedLead = 2048;
 
 // A pair of panels (or one, at the end) times a group of tokens, over a piece of the inputs.
 struct Pass {
@@ -105,8 +106,8 @@ void run_pass(const Pass& p) {
     constexpr int64_t kLines = kTileWords / Turn::kSteps;  // stored ones of a tile
     const auto turn = [&p, &b](int64_t i) {
       uint8_t* const to = p.ring + i % kRing * 2 * kLineTile;
-      turn_lines<Turn>(b, kLines, to);
-      if constexpr (kBoth) turn_lines<Turn>(b + p.panel_bytes, kLines, to + kLineTile);
+      turn_lines<Turn, false>(b, kLines, to);
+      if constexpr (kBoth) turn_lines<Turn, false>(b + p.panel_bytes, kLines, to + kLineTile);
       b += kLines * 64;
     };
     if (p.tiles > 0) turn(0);
@@ -244,7 +245,7 @@ class TileProduct {
   // Few tokens: the lines a little ahead of those that are multiplied, at the end those of panel `next`, or of what follows the slice.
   void follow(Pass& p, int64_t next) const {
     const int64_t apart_bytes = apart * m.panel_bytes();
-    p.ahead = p.panels + kLead, p.ahead_end = p.panels + m.panel_bytes(), p.ahead_panel = p.then_panel = apart_bytes;
+    p.ahead = p.panels + (kTurned ? kTurnedLead : kLead), p.ahead_end = p.panels + m.panel_bytes(), p.ahead_panel = p.then_panel = apart_bytes;
     p.ahead_lines = kTileWords / Op::kSteps;
     p.then = next >= 0 ? m.data + next * m.panel_bytes() : p.panels;
     if (next < 0 && s.next.data) p.then = s.next.data, p.then_panel = s.next.apart;
@@ -259,7 +260,7 @@ class TileProduct {
     p.ahead_panel = apart * m.panel_bytes();
     p.ahead_lines = here || !last_of_slice ? (words / Op::kSteps + passes - 1) / passes : 0;
     p.ahead += group * p.tiles * p.ahead_lines * 64;
-    p.ahead_end = p.ahead + (p.tiles + 1) * p.ahead_lines * 64;
+    p.ahead_end = p.ahead + (p.tiles + 1) * larger(p.ahead_lines, 1) * 64;
   }
 
   void pass(const Pass& p, int64_t count, bool both) const {
