@@ -65,6 +65,17 @@ inline Vec splat_word(const float* p) {  // all 32 bits, whatever they mean
   return (Vec)(bits - IntVec{});
 }
 
+// Asks for one line. g++ 12 drops a loop that does nothing but prefetch where what it counts with is not looked at afterwards: the first
+// block of an item, and what found no place beside products, were never asked for (without products 24 layers over 4096 slots then "read"
+// 50 MB in 0.18 ms; they take 2.5). It keeps an instruction.
+inline void ask_for(const char* line) {
+#if defined(PAGODA_X86)
+  __asm__ volatile("prefetcht1 %0" : : "m"(*line));
+#else
+  __builtin_prefetch(line, 0, 2);
+#endif
+}
+
 // Pages that will be read soon, asked for a cache line at a time, between the multiplications of the block before: a core waits
 // for some two dozen lines at once, so a burst of a block's 512 stalls it (decode over 4096 tokens: 141 cycles a slot with
 // bursts, 120 with lines spread over the products alone).
@@ -94,13 +105,13 @@ struct Ahead {
   void lines() {
     if (end - at < 64 * kNum) return lines(kNum);
 #pragma GCC unroll 32
-    for (int i = 0; i < kNum; ++i) __builtin_prefetch(at + 64 * i, 0, 2);
+    for (int i = 0; i < kNum; ++i) ask_for(at + 64 * i);
     at += 64 * kNum;
   }
   void lines(int num) {
     const char* from;
     for (int64_t here; num > 0 && (here = take(num, &from)) > 0; num -= int(here))
-      for (const char* const beyond = from + 64 * here; from < beyond; from += 64) __builtin_prefetch(from, 0, 2);
+      for (const char* const beyond = from + 64 * here; from < beyond; from += 64) ask_for(from);
   }
   // Up to `most` lines of one page; where there are none, the one at `otherwise`.
   Lines some(int64_t most, const char* otherwise) {
