@@ -148,7 +148,7 @@ def test_a_choice_stands_until_a_page_is_full(make_llm, monkeypatch, kv) -> None
             return None
         longer.append(full)
         anew = stand(self, full)
-        for name in set(Choice.__slots__) - {"turn", "fresh"}:  # another in every step
+        for name in set(Choice.__slots__) - {"turn", "fresh", "grown"}:  # another in every step, or its own
             assert np.array_equal(getattr(found.choice, name), getattr(anew.choice, name)), name
         assert (found.held, found.read, found.room) == (anew.held, anew.read, anew.room)
         assert (found.scored == anew.scored).all()
@@ -158,8 +158,27 @@ def test_a_choice_stands_until_a_page_is_full(make_llm, monkeypatch, kv) -> None
     monkeypatch.setattr(PageChooser, "_stand_longer", checked)
     make_llm(page_size=8).generate(PROMPTS, params(kv, 25))
     held = [range(len(ids), len(ids) + 24) for ids in PROMPTS]  # tokens before each step of an answer
-    assert len(made) + len(longer) == sum(len({num // 8 for num in each}) for each in held)
+    assert len(made) + len(longer) == sum(
+        len({num // 8 for num in each} - {2, 3}) for each in held
+    )  # of those all are read
     assert longer
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("kv", ["quest(pages=17)", "longcache(pages=17)", "tokenselect(pages=17)", "loki(pages=1.0)"])
+def test_who_reads_all_is_asked_nothing_until_there_is_something_to_choose(make_llm, oracle, monkeypatch, kv) -> None:
+    """128 tokens are 16 pages of 8: 17 of them are not all from the 145th token on."""
+    asked: list[int] = []
+    choice = PageChooser.choice
+    monkeypatch.setattr(PageChooser, "choice", lambda self: asked.append(self._table.num_tokens) or choice(self))
+    llm = make_llm(page_size=8)
+    output = llm.generate([PROMPTS[2]], params(kv, 25))[0]
+    assert output.token_ids[:16] == oracle(PROMPTS[2], 16)
+    assert min(asked, default=None) == (None if "1.0" in kv else 144)
+    held = sum(4 * (num // 8 + 1) for num in range(128, 152))  # in four heads
+    steps = llm.stats()["steps"]
+    assert steps["pages_held"] == held
+    assert steps["pages_read"] == held - (0 if "1.0" in kv else 4 * 8)
 
 
 @pytest.mark.host

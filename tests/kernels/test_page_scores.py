@@ -96,7 +96,7 @@ def test_outliers_that_no_op_finds_are_refused(rule, marks):
 def test_the_best_pages_are_those_of_a_stable_sort(isa):
     """Of equals the earlier, newest and (where asked) first of all; NaN, infinities and minus zero are in order."""
     make = Make()
-    for count in (1, 2, 7, 16, 17, 37, 512):
+    for count in (1, 2, 7, 16, 17, 37, 63, 64, 65, 512):
         for spread in (0.4, 1000.0):  # many equals, and none
             scores = (make.normal(count) * spread).round() + 0.0
             scores[make.permutation(count)[: count // 7]] = -torch.inf
@@ -136,3 +136,26 @@ def test_a_channel_that_is_no_number_is_none_beside_bytes(isa):
     queries[:, 1, 4:9] = torch.nan
     found = cpu.page_scores(queries, rule, marks, [5, 4], isa=isa)
     assert torch.equal(found, cpu.page_scores(queries.nan_to_num(0.0), rule, marks, [5, 4], isa=isa))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("dim", "group", "rank"), [(64, 2, 16), (13, 9, 5), (80, 3, 80), (128, 1, 200)])
+def test_queries_are_prepared_as_the_definition_says(isa, dim, group, rank):
+    """Projected, split, or thinned out (of equal channels the earlier), whatever the registers."""
+    make = Make()
+    queries, keys = make.normal(2, group, dim), make.normal(2, 9, 8, dim)
+    queries[:, :, 1::3] = queries[:, :, :1]  # equal channels
+    columns = keys.transpose(2, 3).bfloat16().contiguous()
+    width = rank + rank % 2
+    basis = make.normal(2, dim, width)
+    for rule, marks, aid in (
+        (PageRule("columns", "thin", "softmax", True, rank=rank), columns, {}),
+        (PageRule("pairs", "project"), in_pairs(keys @ basis[:, None]), {"given": basis}),
+        (PageRule("halves", "split"), corners(keys)[:, :, None], {}),
+    ):
+        found, wanted = (
+            run(queries, rule, marks, [9, 5], scale=0.1, **aid, **where)
+            for run, where in ((cpu.page_scores, {"isa": isa}), (reference, {}))
+        )
+        there = torch.arange(9) < torch.tensor([9, 5])[:, None]
+        torch.testing.assert_close(found[there], wanted[there], rtol=1e-2, atol=1e-2)

@@ -22,8 +22,8 @@ class Chosen:
         ints, heads = np.full(LAYERS, number, np.int32), np.full((LAYERS, HEADS), number, np.int32)
         self.one = Choice(
             rules=np.full(8, number, np.int32), alike=number / 10, persist=-1.0, marks=longs, room=longs, given=longs,
-            num_given=ints, turn=longs.copy(), outliers=ints, full=heads, keep=heads, scores=heads.astype(np.int64),
-            fresh=np.ones((LAYERS, HEADS), np.uint8), turns=longs, query=longs,
+            num_given=ints, turn=longs.copy(), outliers=ints.copy(), full=heads.copy(), keep=heads,
+            scores=heads.astype(np.int64), fresh=np.ones((LAYERS, HEADS), np.uint8), turns=longs, query=longs,
             noted=longs, weights=longs, metric=longs, freq=longs, changes=changes,
         )  # fmt: skip
 
@@ -64,3 +64,17 @@ def test_what_changes_is_written_in_every_step() -> None:
     assert found.fresh[1, :, 0].tolist() == [0, 1]
     choosers[1].one = replace(choosers[1].one)  # another object: written as a whole
     assert choices.of(choosers).turn.tolist() == [[70, 70]] * LAYERS  # type: ignore[arg-type]
+
+
+def test_what_grew_is_written_once_it_did() -> None:
+    """Also where others joined them in the meantime, who know nothing of the step in which it grew."""
+    choices, choosers = Choices(), {0: Chosen(1), 1: Chosen(2)}
+    choices.of(choosers)  # type: ignore[arg-type]
+    one = choosers[1].one
+    one.full[:], one.keep[:], one.outliers[:] = 9, 4, 3
+    assert choices.of(choosers).full[:, :, 0].tolist() == [[1, 2]] * LAYERS  # type: ignore[arg-type]
+    one.grown[0] += 1
+    elsewhere = Choices().of(choosers)  # type: ignore[arg-type]
+    found = choices.of(choosers)  # type: ignore[arg-type]
+    assert same(found, choosers)
+    assert found.keep[:, :, 0].tolist() == elsewhere.keep[:, :, 0].tolist() == [[1, 4]] * LAYERS

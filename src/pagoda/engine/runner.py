@@ -21,7 +21,6 @@ from ..kv.view import Residual, StepView, StepViews
 from ..kv.window_view import WindowView
 from ..schedule.item import Plan
 from .guarded import GuardedChooser, GuardedNoter, guarded_residual
-from .selection import PageChooser
 from .selection_notes import PageNoter
 from .sequence import Sequence
 
@@ -249,15 +248,14 @@ def _residuals(pieces: list[Piece]) -> dict[int, Residual]:
 
 
 def _choosers(store: Store, pieces: list[Piece], num_q_heads: int) -> dict[int, GuardedChooser]:
-    """For every decode step of a sequence whose policy selects pages."""
+    """For every decode step of a sequence whose policy selects pages, and does not want all that there are."""
     choosers = {}
     for index, piece in enumerate(pieces):
         sequence = piece.sequence
-        selection = sequence.policy.selection
-        if selection is not None and piece.start >= sequence.prompt_len:
-            notes, table = sequence.policy_state.notes, store.manager.table(sequence.seq_id)
-            chooser = PageChooser(selection, notes, store.storage, table, sequence.group.learned, num_q_heads)
-            choosers[index] = GuardedChooser(sequence, chooser)
+        if sequence.policy.selection is not None and piece.start >= sequence.prompt_len:
+            chooser = GuardedChooser(sequence, store.storage, store.manager.table(sequence.seq_id), num_q_heads)
+            if isinstance(store.storage, OffloadedStorage) or not chooser.reads_all():
+                choosers[index] = chooser
     return choosers
 
 

@@ -79,6 +79,12 @@ class HeldPages:
         notes.pages_held += int(full.sum()) + full.size
         notes.pages_read += int(self._keep[layers].sum()) + full.size
 
+    def pages_if_all(self) -> int:
+        """How many pages there are, where every head reads all of its own; else 0."""
+        if not self._whole.all() or (self._keep != self._full).any():
+            return 0
+        return int(self._full.sum()) + self._full.size
+
     def _of(self, layer: int) -> dict[str, Tensor]:
         return {name: values[layer] for name, values in self._learned.items()}
 

@@ -12,6 +12,7 @@ from ..kernels.ops.page_marks import MarkAids
 from ..kernels.ops.page_scores import by_channel
 from ..kv.choices import Choice
 from ..kv.policies._pages import PageSelection
+from ..kv.table import PageTable
 
 
 @dataclass(slots=True)
@@ -33,6 +34,12 @@ class Standing:
     num_bytes: int = -1
 
 
+def full_pages(table: PageTable) -> int | bytes:
+    """What a choice stands for: how many pages of each row are full."""
+    lens, size = table.lens, table.fmt.page_size
+    return int(lens[0]) // size if table.num_rows == 1 else (lens // np.int32(size)).tobytes()
+
+
 class Notes:
     """What a selection noted of one sequence: sketches of full pages by layer, and its own memory."""
 
@@ -42,6 +49,17 @@ class Notes:
         self.memory: list[dict[str, Tensor]] = [{} for _ in range(num_layers)]
         self.pages_read = self.pages_held = 0
         self.standing: Standing | None = None  # until what its addresses point to is elsewhere
+        self.spared: tuple[int | bytes, int] | None = None  # for what all pages are read (`full_pages`), and how many
+
+    def stands(self, full: int | bytes) -> Standing | None:
+        """The choice that was made for so many pages (`full_pages`), where it still stands."""
+        standing = self.standing
+        return standing if standing is not None and standing.full == full else None
+
+    def count(self, standing: Standing) -> None:
+        """One more step by it."""
+        self.pages_held += standing.held
+        self.pages_read += standing.read
 
     @property
     def num_bytes(self) -> int:

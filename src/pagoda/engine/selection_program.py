@@ -11,7 +11,7 @@ from torch import Tensor
 from ..kv.choices import Choice
 from ..kv.policies._pages import PageSelection, kept
 from .selection_held import HeldPages
-from .selection_notes import Standing
+from .selection_notes import Standing, full_pages
 
 OF_LAYERS = ("marks", "room", "given", "turn", "turns", "query", "noted", "weights", "metric", "freq")
 
@@ -28,25 +28,26 @@ class ByProgram(HeldPages):
         """The choice of all layers, left to the kernels: as ``choose`` would make it layer by layer. It stands until a
         page is full.
         """
-        notes, table = self._notes, self._table
-        size = table.fmt.page_size
-        full = int(table.lens[0]) // size if table.num_rows == 1 else (table.lens // np.int32(size)).tobytes()
-        standing = notes.standing
-        if standing is None or standing.full != full:
-            standing = notes.standing = (standing and self._stand_longer(standing, full)) or self._stand(full)
-        notes.pages_held += standing.held
-        notes.pages_read += standing.read
+        notes, full = self._notes, full_pages(self._table)
+        standing = notes.stands(full)
+        if standing is None:
+            before = notes.standing
+            standing = notes.standing = (before and self._stand_longer(before, full)) or self._stand(full)
+        notes.count(standing)
         if standing.choice.changes:
             self._renew(standing)
         return standing.choice
 
-    def _stand_longer(self, before: Standing, full_pages: int | bytes) -> Standing | None:
+    def _stand_longer(self, before: Standing, stood_for: int | bytes) -> Standing | None:
         """``_stand`` where every head has filled one page since, which the kernels note: little else is asked. None
         where there is more to do (no room, sketches that only the policy makes, heads that differ).
 
         With 32 sequences two fill a page in a step, and finding everything anew took an eighth of that.
         """
-        policy, then, full = self._policy, before.choice, self._full
+        policy, then = self._policy, before.choice
+        if isinstance(stood_for, int) and isinstance(before.full, int) and policy.counts_alike:
+            return self._one_page_more(before, stood_for) if stood_for == before.full + 1 else None
+        full = self._full
         most = int(full.flat[0])
         if not (full == most).all() or not (then.full == most - 1).all():
             return None
@@ -62,9 +63,20 @@ class ByProgram(HeldPages):
             outliers=np.full_like(then.outliers, policy.num_outliers(most)),
         )
         held, read = int(full.sum()) + full.size, int(keep.sum()) + full.size
-        return Standing(full_pages, choice, held, read, before.scored, before.room, before.alive, before.turn)
+        return Standing(stood_for, choice, held, read, before.scored, before.room, before.alive, before.turn)
 
-    def _stand(self, full_pages: int | bytes) -> Standing:
+    def _one_page_more(self, standing: Standing, most: int) -> Standing | None:
+        """The same where all heads hold and read as much: a few numbers, in place. All of it anew took 30 us."""
+        policy, choice = self._policy, standing.choice
+        keep = policy.num_pages(most)
+        if most > standing.room or keep == most or policy.num_pages(most - 1) == most - 1 or not policy.is_marked:
+            return None
+        choice.full[:], choice.keep[:], choice.outliers[:] = most, keep, policy.num_outliers(most)
+        choice.grown[0] += 1
+        standing.full, standing.held, standing.read = most, (most + 1) * choice.full.size, (keep + 1) * choice.full.size
+        return standing
+
+    def _stand(self, stood_for: int | bytes) -> Standing:
         policy, notes, rule = self._policy, self._notes, self._rule
         assert rule is not None
         (num_layers, num_heads), full = self._full.shape, self._full
@@ -115,7 +127,7 @@ class ByProgram(HeldPages):
             changes=bool(wanted.any()) and (rule.query == "turn" or policy.steps_a_choice > 1),
         )
         held, read = int(full.sum()) + full.size, int(self._keep.sum()) + full.size
-        return Standing(full_pages, choice, held, read, fresh, self._room(), alive)
+        return Standing(stood_for, choice, held, read, fresh, self._room(), alive)
 
     def _room(self) -> int:
         """Pages for which there is room in all that a choice points to."""

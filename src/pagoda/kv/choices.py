@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from .pages import Int32s
 class Choice:
     """What one sequence brings to a `PageChoice`: its arrays without the axis of sequences. Whoever made it keeps the
     tensors behind its addresses alive for the step. Where ``changes``, `CHANGING` may be others in the next step.
+    ``grown`` [1] is another number where `OF_PAGES` are others.
     """
 
     rules: Int32s  # [8]
@@ -41,9 +42,11 @@ class Choice:
     metric: npt.NDArray[np.int64]  # [L]
     freq: npt.NDArray[np.int64]  # [L]
     changes: bool = False
+    grown: list[int] = field(default_factory=lambda: [0])
 
 
 CHANGING = ("turn", "fresh")
+OF_PAGES = ("outliers", "full", "keep")
 
 
 class Chooser(Protocol):
@@ -71,6 +74,8 @@ class Choices:
 
     def __init__(self) -> None:
         self._each: list[Choice] = []  # of the last step
+        self._grown: list[int] = []  # what theirs was
+        self._at: list[int] = []
         self._joined: PageChoice | None = None
 
     def of(self, choosers: Mapping[int, Chooser]) -> PageChoice:
@@ -80,19 +85,23 @@ class Choices:
         return joined
 
     def _join(self, choosers: Mapping[int, Chooser]) -> PageChoice:
-        each = [chooser.choice() for chooser in choosers.values()]
+        each, at = [chooser.choice() for chooser in choosers.values()], list(choosers)
         before: Sequence[Choice | None] = self._each
         if self._joined is None or len(before) != len(each):
-            before, self._joined = [None] * len(each), _room(len(each), each[0])
+            before, self._joined, self._at = [None] * len(each), _room(len(each), each[0]), []
         joined = self._joined
-        joined.seqs[:] = list(choosers)
+        if at != self._at:
+            joined.seqs[:], self._at = at, at
         for c, (one, last) in enumerate(zip(each, before, strict=True)):
             if one is not last:
                 joined.rules[c], joined.alike[c], joined.persist[c] = one.rules, one.alike, one.persist
                 _put(joined, c, one, OF_LAYERS)
-            elif one.changes:
+                continue
+            if one.grown[0] != self._grown[c]:
+                _put(joined, c, one, OF_PAGES)
+            if one.changes:
                 _put(joined, c, one, CHANGING)
-        self._each = each
+        self._each, self._grown = each, [one.grown[0] for one in each]
         return joined
 
 

@@ -1,7 +1,6 @@
 #include "choice.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
@@ -45,16 +44,10 @@ struct Layer {
 
   // Whether the layer's query is so like the one that last scored that its scores serve; else it is the last one now.
   bool is_alike(int64_t c) const {
-    float* const last = reinterpret_cast<float*>(choice.query[at(c)]);
-    const int64_t dim = a.shape.k_dim;
-    double both = 0.0, mine = 0.0, its = 0.0;
-    std::vector<float> now(a.num_q_heads * dim);
-    for (int64_t h = 0; h < a.num_q_heads; ++h)
-      read_numbers(static_cast<const char*>(query(c, 0)) + h * a.q_head_stride * size_of(a.dtype), a.dtype, dim, &now[h * dim]);
-    for (size_t i = 0; i < now.size(); ++i) both += double{now[i]} * last[i], mine += double{now[i]} * now[i], its += double{last[i]} * last[i];
-    if (its > 0.0 && both > double{choice.alike[c]} * std::sqrt(mine * its)) return true;
-    std::copy(now.begin(), now.end(), last);
-    return false;
+    std::vector<float>& room = working.votes;
+    room.resize(a.num_q_heads * a.shape.k_dim);
+    return PAGODA_BODY(isa, is_alike)(query(c, 0), a.dtype, a.num_q_heads, a.shape.k_dim, a.q_head_stride, choice.alike[c], room.data(),
+                                      reinterpret_cast<float*>(choice.query[at(c)]));
   }
 
   char* marks(int64_t c, int64_t head) const {

@@ -34,24 +34,51 @@ void by_heads(int64_t heads, Act act) {
 
 constexpr int64_t kRowsAhead = 2048;  // bytes
 
-// Products of kHeads queries with one row: a register of the row is read once for all heads.
-template <int kHeads, typename Number>
-inline void row_products(const float* queries, int64_t width, const Number* row, float (&out)[kHeads]) {
-  Vec sum[kHeads];
-#pragma GCC unroll 8
-  for (int h = 0; h < kHeads; ++h) sum[h] = Vec{};
+// The sums of kCount registers, each in the order of total_of(): four of them in the instructions of one and a half.
+template <int kCount>
+inline void totals_of(const Vec (&sums)[kCount], float* out) {
+  int i = 0;
+#if defined(__AVX512F__)
+#pragma GCC unroll 16
+  for (; i + 2 <= kCount; i += 4) {
+    const bool whole = i + 4 <= kCount, third = i + 2 < kCount;
+    const __m512 a = sums[i], b = sums[i + 1], c = third ? sums[i + 2] : a, d = whole ? sums[i + 3] : b;
+    const __m512 ab = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+    const __m512 cd = _mm512_shuffle_f32x4(c, d, 0x44) + _mm512_shuffle_f32x4(c, d, 0xee);
+    __m512 four = _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xdd);
+    four += _mm512_permute_ps(four, 0x4e);
+    four += _mm512_permute_ps(four, 0xb1);
+    float lanes[kLanes];
+    store(lanes, four);
+    out[i] = lanes[0], out[i + 1] = lanes[4];
+    if (third) out[i + 2] = lanes[8];
+    if (whole) out[i + 3] = lanes[12];
+  }
+#endif
+  for (; i < kCount; ++i) out[i] = total_of(sums[i]);
+}
+
+// Products of kHeads queries with kRows rows, `stride` apart: a register of a row is read once for all heads. out [kRows][kHeads].
+template <int kHeads, int kRows, typename Number>
+inline void row_products(const float* queries, int64_t width, const Number* row, int64_t stride, float* out) {
+  Vec sum[kRows * kHeads];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows * kHeads; ++i) sum[i] = Vec{};
   int64_t d = 0;
   for (; d + kLanes <= width; d += kLanes) {
-    __builtin_prefetch((const char*)(row + d) + kRowsAhead);
-    const Vec part = load(row + d);
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r) {
+      __builtin_prefetch((const char*)(row + r * stride + d) + kRowsAhead);
+      const Vec part = load(row + r * stride + d);
 #pragma GCC unroll 8
-    for (int h = 0; h < kHeads; ++h) sum[h] += load(queries + h * width + d) * part;
+      for (int h = 0; h < kHeads; ++h) sum[r * kHeads + h] += load(queries + h * width + d) * part;
+    }
   }
-#pragma GCC unroll 8
-  for (int h = 0; h < kHeads; ++h) {
-    out[h] = total_of(sum[h]);
-    for (int64_t i = d; i < width; ++i) out[h] += queries[h * width + i] * widen(row[i]);
-  }
+  totals_of(sum, out);
+  if (d == width) return;
+  for (int r = 0; r < kRows; ++r)
+    for (int h = 0; h < kHeads; ++h)
+      for (int64_t i = d; i < width; ++i) out[r * kHeads + h] += queries[h * width + i] * widen(row[r * stride + i]);
 }
 
 // products [heads][ld]: of `count` rows.
@@ -61,7 +88,7 @@ void store_row_products(const float* queries, int64_t heads, int64_t width, cons
   by_heads(heads, [&](int64_t head, auto n) {
     float found[n.value];
     for (int64_t i = 0; i < count; ++i) {
-      row_products<n.value>(queries + head * width, width, rows + i * stride, found);
+      row_products<n.value, 1>(queries + head * width, width, rows + i * stride, stride, found);
       for (int h = 0; h < n.value; ++h) products[(head + h) * ld + i] = found[h];
     }
   });

@@ -86,9 +86,6 @@ inline int64_t given_numbers(const PageRule& rule, int64_t dim, int64_t num_give
 // std::out_of_range for a page, `offset` further than its id, that is not there.
 void check_pages(const int32_t* ids, int64_t count, int64_t offset, int64_t num_pages);
 
-// float32 or bfloat16 as floats.
-void read_numbers(const void* from, Dtype dtype, int64_t count, float* out);
-
 // Queries `dtype` [heads][dim], `q_stride` numbers apart.
 void score_pages(const PageScoreArgs& args, const void* queries, Dtype dtype, int64_t q_stride, const std::string& isa);
 
@@ -116,6 +113,25 @@ inline int64_t products_of(const PageScoreArgs& a) {
 inline int64_t page_score_room(const PageScoreArgs& a) {
   return (a.heads + 1) * (products_of(a) + 2 * kPageScorePad) + a.rule.per_page * (a.dim + kPageScorePad) + a.heads * (a.dim + kPageScorePad);
 }
+
+// Where prepared queries lie: [query_room()] numbers; [heads][width + kPageScorePad] words; [heads] units and offsets; channels
+// [3 (dim + kPageScorePad)]; codes [heads][stride], for marks of bytes.
+struct QueryRoom {
+  float *queries, *words, *units;
+  int32_t *channels, *offsets;
+  int8_t* codes;
+};
+
+inline int64_t query_room(int64_t heads, int64_t dim, int64_t width) { return (heads + 1) * (dim + width + 2 * kPageScorePad); }
+
+// Queries `dtype` [heads][dim], `q_stride` numbers apart, as the marks want them; `width` is known.
+PAGODA_DECLARE_BODIES(void, prepare_queries,
+                      (const PageScoreArgs&, const void* queries, Dtype dtype, int64_t q_stride, const QueryRoom&, PreparedQueries&))
+
+// Whether these queries are so like the `last` [heads][dim], which scored, that its scores serve: by a cosine above `alike`. Else `last`
+// is these now. `room` [heads][dim].
+PAGODA_DECLARE_BODIES(bool, is_alike,
+                      (const void* queries, Dtype dtype, int64_t heads, int64_t dim, int64_t q_stride, float alike, float* room, float* last))
 
 PAGODA_DECLARE_BODIES(void, run_page_scores, (const PageScoreArgs&, const PreparedQueries&))
 

@@ -1,4 +1,5 @@
 // Scores of pages, for one instruction set (page_scores.hpp).
+#include "page_best.hpp"
 #include "page_products.hpp"
 
 namespace pagoda {
@@ -6,18 +7,27 @@ namespace {
 
 template <typename Number>
 void best_of_rows(const PageScoreArgs& a, const PreparedQueries& q) {
-  const Number* rows = (const Number*)a.marks;
-  const int64_t stride = a.rule.stride, per_page = a.rule.per_page;
+  const Number* const rows = (const Number*)a.marks;
+  const int64_t stride = a.rule.stride, per_page = a.rule.per_page, count = a.pages * per_page;
+  for (int64_t page = 0; page < a.pages; ++page) a.out[page] = -kInf;
   by_heads(a.heads, [&](int64_t head, auto n) {
-    float found[n.value];
-    for (int64_t page = 0; page < a.pages; ++page) {
-      float best = head ? a.out[page] : -kInf;
-      for (int64_t b = 0; b < per_page; ++b) {
-        row_products<n.value>(q.queries + head * q.width, q.width, rows + (page * per_page + b) * stride, found);
-        for (const float one : found) best = one > best ? one : best;
-      }
+    const float* queries = q.queries + head * q.width;
+    float found[2 * n.value];
+    int64_t page = 0, left = per_page;  // rows of the page
+    const auto take = [&](const float* some) {
+      float best = a.out[page];
+      for (int h = 0; h < n.value; ++h) best = some[h] > best ? some[h] : best;
       a.out[page] = best;
+      if (--left == 0) ++page, left = per_page;
+    };
+    int64_t i = 0;
+    for (; i + 2 <= count; i += 2) {
+      row_products<n.value, 2>(queries, q.width, rows + i * stride, stride, found);
+      take(found), take(found + n.value);
     }
+    if (i == count) return;
+    row_products<n.value, 1>(queries, q.width, rows + i * stride, stride, found);
+    take(found);
   });
 }
 
@@ -140,62 +150,16 @@ void sum_codes(const float* worth, const PageScoreArgs& a) {
   }
 }
 
-// Integers in the order of the floats; -0 is 0.
-inline IntVec ordered(Vec x) {
-  const IntVec bits = (IntVec)(x + splat(0.0f));
-  return bits ^ ((bits >> 31) & 0x7fffffff);
-}
-
-int64_t count_from(const int32_t* keys, int64_t count, int32_t limit) {
-  IntVec found{};
-  for (int64_t i = 0; i < count; i += kLanes) {
-    IntVec some;
-    memcpy(&some, keys + i, sizeof some);
-    found -= some >= limit;
-  }
-  int64_t total = 0;
-  for (int i = 0; i < kLanes; ++i) total += found[i];
-  return total;
-}
-
 }  // namespace
 
 namespace PAGODA_ISA {
 
-// The limit is found bit by bit from the highest, in a pass over all keys each: no branch depends on a score. Sorting by comparisons
-// mispredicts a third of them: 51 of 512 pages took three times as long.
 void best_pages(const float* scores, int64_t count, int64_t keep, bool first_page, int32_t* keys, int32_t* out) {
-  constexpr int32_t kMost = 0x7fffffff, kLeast = -kMost - 1;
-  for (int64_t i = 0; i + kLanes <= count; i += kLanes) {
-    const Vec x = load(scores + i);
-    const IntVec key = ordered(select(x == x, x, splat(-kInf)));
-    memcpy(keys + i, &key, sizeof key);
-  }
-  if (const int64_t done = count / kLanes * kLanes; done < count) {
-    float rest[kLanes];
-    for (int64_t i = done; i < done + kLanes; ++i) rest[i - done] = i < count ? scores[i] : -kInf;
-    const Vec x = load(rest);
-    IntVec key = ordered(select(x == x, x, splat(-kInf)));
-    for (int64_t i = count; i < done + kLanes; ++i) key[i - done] = kLeast;
-    memcpy(keys + done, &key, sizeof key);
-  }
+  constexpr int32_t kMost = 0x7fffffff;
+  order(scores, count, keys);
   keys[count - 1] = kMost;
   if (first_page) keys[0] = kMost;
-  uint32_t limit = 0;  // of keys with the sign's bit turned
-  int64_t above = 0;
-  for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
-    const int64_t found = count_from(keys, count, int32_t((limit | bit) ^ (1u << 31)));
-    if (found >= keep) limit |= bit;
-    if (found == keep) break;
-  }
-  const int32_t least = int32_t(limit ^ (1u << 31));
-  for (int64_t i = 0; i < count; ++i) above += keys[i] > least;
-  for (int64_t i = 0, n = 0, equals = keep - above; i < count && n < keep; ++i) {
-    const int64_t equal = keys[i] == least;
-    out[n] = int32_t(i);
-    n += (keys[i] > least) | (equal & int64_t{equals > 0});
-    equals -= equal;
-  }
+  largest_keys(keys, count, keep, out);
 }
 
 void run_page_scores(const PageScoreArgs& a, const PreparedQueries& q) {

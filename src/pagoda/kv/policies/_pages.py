@@ -114,6 +114,11 @@ class PageSelection(Selection):
         sizes, which = np.unique(full, return_inverse=True)
         return np.array([self.num_pages(int(size)) for size in sizes], np.int64)[which].reshape(full.shape)
 
+    @cached_property
+    def counts_alike(self) -> bool:
+        """Whether heads that hold as many pages read as many: what ``counts`` says as it stands here."""
+        return type(self).counts is PageSelection.counts
+
     def looks(self, learned: Mapping[str, Tensor]) -> Tensor | None:
         """bool [L, H] (or [H]): heads that score; the others take the scores of the same head one layer below. None:
         every head scores for itself.

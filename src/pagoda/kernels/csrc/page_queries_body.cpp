@@ -1,0 +1,174 @@
+// Queries as the marks of pages want them, for one instruction set (page_scores.hpp).
+#include "page_best.hpp"
+#include "page_scores.hpp"
+
+namespace pagoda {
+namespace {
+
+// float32 or bfloat16 as floats.
+void read(const char* from, Dtype dtype, int64_t count, float* out) {
+  if (dtype == Dtype::f32) memcpy(out, from, sizeof(float) * count);
+  else for (int64_t i = 0; i < count; ++i) out[i] = widen(((const uint16_t*)from)[i]);
+}
+
+inline Vec without_sign(Vec x) { return (Vec)((IntVec)x & 0x7fffffff); }
+
+float sum_of_sizes(const float* x, int64_t count) {
+  Vec sum{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) sum += without_sign(load(x + i));
+  float total = i ? total_of(sum) : 0.0f;
+  for (; i < count; ++i) total += __builtin_fabsf(x[i]);
+  return total;
+}
+
+float largest_size(const float* x, int64_t count) {
+  Vec top{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) top = maximum(without_sign(load(x + i)), top);
+  float lanes[kLanes], most = 0.0f;
+  store(lanes, top);
+  for (const float one : lanes) most = one > most ? one : most;
+  for (; i < count; ++i) most = __builtin_fabsf(x[i]) > most ? __builtin_fabsf(x[i]) : most;
+  return most;
+}
+
+// The `rank` channels in which the group's queries are largest, in their order; each head grows by what it leaves out. `size` [dim];
+// `channels` [3 (dim + kPageScorePad)], of which the first are the answer.
+void thin(const PageScoreArgs& a, const float* raw, int64_t rank, float* size, int32_t* channels, float* out) {
+  for (int64_t d = 0; d < a.dim; ++d) size[d] = 0.0f;
+  for (int64_t h = 0; h < a.heads; ++h)
+    for (int64_t d = 0; d < a.dim; ++d) size[d] += __builtin_fabsf(raw[h * a.dim + d]);
+  int32_t* const keys = channels + a.dim + kPageScorePad;
+  order(size, a.dim, keys);
+  largest_keys(keys, a.dim, rank, channels);
+  for (int64_t h = 0; h < a.heads; ++h) {
+    const float *q = raw + h * a.dim, all = sum_of_sizes(q, a.dim);
+    float* const few = out + h * rank;
+    for (int64_t i = 0; i < rank; ++i) few[i] = q[channels[i]];
+    const float covered = __builtin_sqrtf(sum_of_sizes(few, rank) / (all > 1e-9f ? all : 1e-9f));
+    for (int64_t i = 0; i < rank; ++i) few[i] = covered > 0.0f ? few[i] / covered : 0.0f;
+  }
+}
+
+void project(const PageScoreArgs& a, const float* q, int64_t width, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    Vec sum[4] = {};  // so that none waits for the one before
+    int64_t d = 0;
+    for (; d + 4 <= a.dim; d += 4)
+      for (int n = 0; n < 4; ++n) sum[n] += splat(q[d + n]) * load(a.given + (d + n) * width + i);
+    for (; d < a.dim; ++d) sum[0] += splat(q[d]) * load(a.given + d * width + i);
+    store(out + i, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+  }
+  for (; i < width; ++i) {
+    out[i] = 0.0f;
+    for (int64_t d = 0; d < a.dim; ++d) out[i] += q[d] * a.given[d * width + i];
+  }
+}
+
+void prepare(const PageScoreArgs& a, const float* q, int64_t width, float* out) {
+  const int64_t half = a.dim / 2;
+  switch (Query(a.rule.query)) {
+    case Query::split:
+      for (int64_t d = 0; d < a.dim; ++d) out[d] = q[d] < 0.0f ? 0.0f : q[d];
+      for (int64_t d = 0; d < a.dim; ++d) out[a.dim + d] = q[d] > 0.0f ? 0.0f : q[d];
+      break;
+    case Query::project: project(a, q, width, out); break;
+    case Query::turn:
+      for (int64_t i = 0; i < half; ++i) out[i] = q[i] * a.turn[i] - q[half + i] * a.turn[half + i];
+      for (int64_t i = 0; i < half; ++i) out[half + i] = q[half + i] * a.turn[i] + q[i] * a.turn[half + i];
+      break;
+    default: memcpy(out, q, sizeof(float) * a.dim);
+  }
+}
+
+// All numbers to the nearest of bfloat16, ties to even; `words` are them in pairs.
+void round_to_bf16(float* numbers, int64_t count, float* words) {
+  uint16_t* const halves = (uint16_t*)words;
+  for (int64_t i = 0; i < count; ++i) narrow(numbers[i], halves + i), numbers[i] = widen(halves[i]);
+}
+
+// Each head's numbers to 127ths of its largest, ties to even.
+void round_to_bytes(const PageScoreArgs& a, const float* prepared, int64_t width, const QueryRoom& room) {
+  const int64_t stride = a.rule.stride;
+  for (int64_t h = 0; h < a.heads; ++h) {
+    const float *q = prepared + h * width, top = largest_size(q, width), unit = top > 0.0f ? 127.0f / top : 0.0f;
+    int8_t* const codes = room.codes + h * stride;
+    int32_t sum = 0;
+    for (int64_t d = 0; d < width; ++d) {
+      const float shifted = q[d] * unit + 12582912.0f;  // 1.5 * 2^23: the integer is in its lowest bits
+      int32_t bits;
+      memcpy(&bits, &shifted, 4);
+      const auto code = int8_t(bits - 0x4b400000);  // 0 where q[d] is no number
+      codes[d] = code, sum += code;
+    }
+    for (int64_t d = width; d < stride; ++d) codes[d] = 0;
+    room.units[h] = top * (1.0f / 127.0f), room.offsets[h] = 128 * sum;
+  }
+}
+
+bool are_bf16(const float* numbers, int64_t count) {
+  uint32_t any = 0, bits;
+  for (int64_t i = 0; i < count; ++i) memcpy(&bits, numbers + i, 4), any |= bits & 0xffffu;
+  return any == 0;
+}
+
+typedef double WideVec __attribute__((vector_size(8 * kLanes)));
+
+double total_of(WideVec x) {
+  double sum = 0.0;
+  for (int i = 0; i < kLanes; ++i) sum += x[i];
+  return sum;
+}
+
+// How alike two rows are: in doubles, whose sums may be in any order.
+struct Likeness {
+  double both = 0.0, mine = 0.0, its = 0.0;
+
+  void add(const float* now, const float* last, int64_t count) {
+    WideVec sums[3] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      const WideVec x = __builtin_convertvector(load(now + i), WideVec), y = __builtin_convertvector(load(last + i), WideVec);
+      sums[0] += x * y, sums[1] += x * x, sums[2] += y * y;
+    }
+    both += total_of(sums[0]), mine += total_of(sums[1]), its += total_of(sums[2]);
+    for (; i < count; ++i) both += double{now[i]} * last[i], mine += double{now[i]} * now[i], its += double{last[i]} * last[i];
+  }
+};
+
+}  // namespace
+
+namespace PAGODA_ISA {
+
+void prepare_queries(const PageScoreArgs& a, const void* queries, Dtype dtype, int64_t q_stride, const QueryRoom& room,
+                     PreparedQueries& q) {
+  const int64_t bytes = dtype == Dtype::f32 ? 4 : 2, count = a.heads * q.width;
+  float *const raw = room.queries, *const out = raw + (a.heads + 1) * (a.dim + kPageScorePad);
+  for (int64_t h = 0; h < a.heads; ++h) read((const char*)queries + h * q_stride * bytes, dtype, a.dim, raw + h * a.dim);
+  if (Query(a.rule.query) == Query::thin) thin(a, raw, q.width, raw + a.heads * a.dim, room.channels, out), q.channels = room.channels;
+  else for (int64_t h = 0; h < a.heads; ++h) prepare(a, raw + h * a.dim, q.width, out + h * q.width);
+  q.queries = out;
+  if (a.rule.kind() == Marks::pairs) round_to_bf16(out, count, room.words), q.words = room.words;
+  if (a.rule.kind() == Marks::bytes) {
+    round_to_bytes(a, out, q.width, room);
+    q.codes = room.codes, q.units = room.units, q.offsets = room.offsets;
+  }
+  q.are_bf16 = a.rule.kind() == Marks::keys && are_bf16(out, count);
+}
+
+bool is_alike(const void* queries, Dtype dtype, int64_t heads, int64_t dim, int64_t q_stride, float alike, float* room, float* last) {
+  const int64_t bytes = dtype == Dtype::f32 ? 4 : 2;
+  Likeness found;
+  for (int64_t h = 0; h < heads; ++h) {
+    read((const char*)queries + h * q_stride * bytes, dtype, dim, room + h * dim);
+    found.add(room + h * dim, last + h * dim, dim);
+  }
+  if (found.its > 0.0 && found.both > double{alike} * __builtin_sqrt(found.mine * found.its)) return true;
+  memcpy(last, room, sizeof(float) * heads * dim);
+  return false;
+}
+
+}  // namespace PAGODA_ISA
+}  // namespace pagoda
