@@ -16,6 +16,7 @@ struct WindowHead {
   const int32_t* positions = nullptr;  // [room], those behind the last slot later than any query's
   int64_t dim = 0, slots = 0, room = 0;  // room: slots, up to a multiple of kWindowSlots
   const float* queries = nullptr;  // query t of head g at t * query_stride + g * dim
+  const float* next_queries = nullptr;  // of the row that comes next: fetched meanwhile, nobody read them since they were noted
   int64_t query_stride = 0, window = 0, group = 0;
   int64_t first_position = 0;  // of query 0; the others follow
   float scale = 1.0f, soft_cap = 0.0f;
@@ -23,7 +24,7 @@ struct WindowHead {
   float *received = nullptr, *wanted = nullptr;  // [room], added to
 };
 
-constexpr int64_t kWindowSlots = 16, kWindowQueries = 4;
+constexpr int64_t kWindowSlots = 16, kWindowQueries = 8;
 
 struct WindowArgs {
   ReadArgs read;  // pages and rows; the rest is its own

@@ -1,4 +1,5 @@
 // What slots receive, for one instruction set; see window_sums.hpp.
+#include "fetch.hpp"
 #include "vec.hpp"
 #include "window_sums.hpp"
 
@@ -6,9 +7,11 @@ namespace pagoda {
 namespace {
 
 constexpr float kMean = 0.99999f;  // what is equal but for rounding counts as the mean
-constexpr int kVectors = 4;        // of slots, at once with four queries: sixteen sums
+// Queries and registers of slots at once: as many sums as hide each other's latency where there are 32 registers, and as 16 hold. Two
+// registers of slots, since an act of a small budget looks at 32.
+constexpr int kQueries = kLanes == 16 ? 8 : 4, kVectors = 2;
 
-static_assert(kWindowSlots % kLanes == 0);
+static_assert(kWindowSlots % kLanes == 0 && kWindowQueries % kQueries == 0);
 
 // Products of kCount queries with kWide registers of slots from `slot` on.
 template <int kCount, int kWide>
@@ -41,36 +44,56 @@ IntVec positions_at(const WindowHead& a, int64_t slot) {
 }
 
 float highest(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(x);
+#else
   float lanes[kLanes], most = -kInf;
   store(lanes, x);
   for (float lane : lanes) most = lane > most ? lane : most;
   return most;
+#endif
 }
 
-// A query's scores become probabilities, which its slots receive.
-void give(const WindowHead& a, float* scores, int64_t position) {
-  const IntVec newest = IntVec{} + int32_t(position);
-  Vec most = splat(-kInf);
-  for (int64_t i = 0; i < a.room; i += kLanes) {
-    Vec x = load(scores + i) * a.scale;
-    if (a.soft_cap > 0.0f) x = tanh_of(x / a.soft_cap) * a.soft_cap;
-    x = select(positions_at(a, i) > newest, splat(-kInf), x);
-    store(scores + i, x);
-    most = maximum(most, x);
+// Scores of `count` queries become probabilities, which their slots receive. A stride at a time for all of them: what one waits for, sums
+// across a register and quotients, hides behind the others'.
+void give(const WindowHead& a, int count, const int32_t* positions) {
+  float tops[kQueries], shares[kQueries], means[kQueries];
+  for (int j = 0; j < count; ++j) {
+    float* const scores = a.scores + j * a.room;
+    const IntVec newest = IntVec{} + positions[j];
+    Vec most = splat(-kInf);
+    for (int64_t i = 0; i < a.room; i += kLanes) {
+      Vec x = load(scores + i) * a.scale;
+      if (a.soft_cap > 0.0f) x = tanh_of(x / a.soft_cap) * a.soft_cap;
+      x = select(positions_at(a, i) > newest, splat(-kInf), x);
+      store(scores + i, x);
+      most = maximum(most, x);
+    }
+    const float top = highest(most);
+    tops[j] = top > -kInf ? top : 0.0f;  // it sees none of them
   }
-  const float top = highest(most);
-  if (top == -kInf) return;  // it sees none of them
-  Vec sum{}, seen{};
-  for (int64_t i = 0; i < a.room; i += kLanes) {
-    const Vec p = exponential(load(scores + i) - splat(top));
-    store(scores + i, p);
-    sum += p, seen += select(p > Vec{}, splat(1.0f), Vec{});
+  for (int j = 0; j < count; ++j) {
+    float* const scores = a.scores + j * a.room;
+    const Vec top = splat(tops[j]);
+    Vec sum{}, seen{};
+    for (int64_t i = 0; i < a.room; i += kLanes) {
+      const Vec p = exponential(load(scores + i) - top);
+      store(scores + i, p);
+      sum += p, seen += select(p > Vec{}, splat(1.0f), Vec{});
+    }
+    shares[j] = total_of(sum), means[j] = total_of(seen);
   }
-  const float share = 1.0f / total_of(sum), mean = kMean / total_of(seen);
+  for (int j = 0; j < count; ++j) {
+    const bool sees = means[j] > 0.0f;
+    shares[j] = sees ? 1.0f / shares[j] : 0.0f, means[j] = sees ? kMean / means[j] : kInf;
+  }
   for (int64_t i = 0; i < a.room; i += kLanes) {
-    const Vec p = load(scores + i) * share;
-    store(a.received + i, load(a.received + i) + p);
-    store(a.wanted + i, load(a.wanted + i) + select(p >= splat(mean), splat(1.0f), Vec{}));
+    Vec received = load(a.received + i), wanted = load(a.wanted + i);
+    for (int j = 0; j < count; ++j) {
+      const Vec p = load(a.scores + j * a.room + i) * shares[j];
+      received += p, wanted += select(p >= splat(means[j]), splat(1.0f), Vec{});
+    }
+    store(a.received + i, received), store(a.wanted + i, wanted);
   }
 }
 
@@ -80,18 +103,25 @@ namespace PAGODA_ISA {
 
 void add_window(const WindowHead& a) {
   const int64_t count = a.window * a.group;
-  for (int64_t i = 0; i < count; i += kWindowQueries) {
-    const float* queries[kWindowQueries];
-    const int here = int(count - i < kWindowQueries ? count - i : kWindowQueries);
-    for (int j = 0; j < here; ++j) queries[j] = a.queries + (i + j) / a.group * a.query_stride + (i + j) % a.group * a.dim;
-    if (here == kWindowQueries) products<kWindowQueries>(a, queries);
+  int64_t query = 0, of_group = 0;
+  for (int64_t i = 0; i < count; i += kQueries) {
+    const float* queries[kQueries];
+    int32_t positions[kQueries];
+    const int here = int(count - i < kQueries ? count - i : kQueries);
+    for (int j = 0; j < here; ++j) {
+      const int64_t at = query * a.query_stride + of_group * a.dim;
+      queries[j] = a.queries + at, positions[j] = int32_t(a.first_position + query);
+      if (a.next_queries) fetch_second(a.next_queries + at, a.dim * int64_t{sizeof(float)});
+      if (++of_group == a.group) of_group = 0, ++query;
+    }
+    if (here == kQueries) products<kQueries>(a, queries);
     else
       for (int j = 0; j < here; ++j) {
         WindowHead one = a;
         one.scores = a.scores + j * a.room;
         products<1>(one, queries + j);
       }
-    for (int j = 0; j < here; ++j) give(a, a.scores + j * a.room, a.first_position + (i + j) / a.group);
+    give(a, here, positions);
   }
 }
 
