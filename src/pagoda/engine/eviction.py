@@ -88,10 +88,13 @@ class Evictor:
                 due.append(piece)
             if sequence.selects and start >= sequence.prompt_len:
                 self._count(sequence.policy_state)
-        observe(result, due)
-        if due:
+        if due or (result.tap is not None and result.tap.spans):
             with _threads(1) as self._num_threads:
-                self._act_all(due, result)
+                observe(result, due)
+                if due:
+                    self._act_all(due, result)
+        else:
+            observe(result, due)
         failed = [piece.sequence for piece in result.pieces if piece.sequence.broken]
         for sequence in failed:
             result.drop(sequence)

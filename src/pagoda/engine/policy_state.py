@@ -124,23 +124,22 @@ class PolicyState:
     def add_queries(self, queries: Tensor, end: int, scale: float, soft_cap: float) -> None:
         """``queries`` [L, n, Hq, D] of the tokens before ``end``; the ring keeps the newest ``window``."""
         width = self._stack.window
-        queries = queries[:, -width:].float()
-        first = (end - queries.shape[1]) % width
-        if queries.shape[1] == width and first == 0:
-            self._ring = queries.clone(memory_format=torch.contiguous_format)  # of the step's, who has others' too
-        else:
-            self._write(queries, first)
+        if queries.shape[1] > width:
+            queries = queries[:, -width:]
+        self._write(queries, (end - queries.shape[1]) % width)
         self.captured, self.scale, self.soft_cap = end, scale, soft_cap
 
     def _write(self, queries: Tensor, first: int) -> None:
         """Into the ring, from ``first`` on and around."""
         width, num = self._stack.window, queries.shape[1]
         if self._ring is None:
-            self._ring = queries.new_zeros(queries.shape[0], width, *queries.shape[2:])
-        if first + num <= width:
+            self._ring = queries.new_zeros(queries.shape[0], width, *queries.shape[2:], dtype=torch.float32)
+        if num == 1:  # as nearly always
+            self._ring.select(1, first).copy_(queries.select(1, 0))
+        elif first + num <= width:
             self._ring[:, first : first + num] = queries
         else:
-            self._ring[:, torch.arange(first, first + num, device=queries.device) % width] = queries
+            self._ring[:, torch.arange(first, first + num, device=queries.device) % width] = queries.float()
 
     def add_hidden(self, hidden: Tensor) -> None:
         """``hidden`` [n, hidden_size] of the tokens after those that were added last; the newest ``window`` stay."""
