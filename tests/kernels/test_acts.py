@@ -173,7 +173,8 @@ def test_ranked_acts_are_those_of_the_op_and_the_table(data: st.DataObject, seed
     if data.draw(st.booleans()):
         for table in tables:
             world.share(table)
-    if data.draw(st.booleans()):
+    forked = data.draw(st.booleans())
+    if forked:
         tables.append(world.fork(tables[-1]))
     made = [ranked(world, data, table) for table in tables]
     before = world.pages.clone()
@@ -200,11 +201,12 @@ def test_ranked_acts_are_those_of_the_op_and_the_table(data: st.DataObject, seed
         same_table(one.table, one.twin, one.act.room)
         assert one.act.dropped == held - int(left.sum())
         assert one.act.num_cut == len(freed)
-        assert one.act.tail_owned is all(
+        owned = all(
             world.refs[one.table.bases[row, length // SIZE]] == 1
             for row, length in enumerate(one.table.lens)
             if length % SIZE
         )
+        assert owned if one.act.tail_owned else forked or not owned  # a fork's later act may have let go of it
         assert torch.equal(first, moved)
         assert not second.any()
         for row in range(ROWS):
