@@ -59,6 +59,7 @@ def test_what_changes_is_written_in_every_step() -> None:
     for chooser in choosers.values():
         chooser.one.turn[:] = 70
         chooser.one.fresh[1] = 0
+    choosers[0].one.grown[0] += 1
     found = choices.of(choosers)  # type: ignore[arg-type]
     assert found.turn.tolist() == [[70, 2]] * LAYERS
     assert found.fresh[1, :, 0].tolist() == [0, 1]

@@ -67,7 +67,7 @@ class GuardedChooser:
     def choice(self) -> Choice:
         if not self._sequence.broken:
             standing = self._notes.stands(full_pages(self._table))
-            if standing is not None and not standing.choice.changes:
+            if standing is not None and standing.renew(self._table.num_tokens):
                 self._notes.count(standing)
                 return standing.choice
         return self._ask(self._chooser.choice, self._chooser.choice_of_all)

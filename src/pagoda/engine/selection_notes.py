@@ -11,7 +11,7 @@ from torch import Tensor
 from ..kernels.ops.page_marks import MarkAids
 from ..kernels.ops.page_scores import by_channel
 from ..kv.choices import Choice
-from ..kv.policies._pages import PageSelection
+from ..kv.policies._pages import PageSelection, counts_down
 from ..kv.table import PageTable
 
 
@@ -19,8 +19,11 @@ from ..kv.table import PageTable
 class Standing:
     """A choice that stands while these pages are ``full`` (`PageTable.lens` in pages, those of all rows side by side).
     ``held`` and ``read``: pages of a step by it; ``scored``: bool [L, H], heads that score where scores are made;
-    ``room``: of pages, where what it points to lies; ``turn`` and ``alive``: what it points to and nobody else may
-    hold; ``num_bytes`` of the notes, once asked for.
+    ``room``: of pages, where what it points to lies; ``alive``: what it points to and nobody else may hold;
+    ``num_bytes`` of the notes, once asked for.
+
+    Of what is another in every step: ``turns`` says whether queries are turned, ``turn`` [n, L, D] by how much from the
+    ``first`` position on; one scoring serves ``steps``, and ``ages`` of the ``layers`` that score count them.
     """
 
     full: int | bytes
@@ -30,8 +33,36 @@ class Standing:
     scored: np.ndarray
     room: int
     alive: Sequence[MarkAids]
+    turns: bool = False
     turn: Tensor | None = None
+    first: int = 0
+    places: np.ndarray | None = None  # int64 [L], of the first position's
+    steps: int = 1
+    layers: Sequence[int] = ()
+    ages: Sequence[np.ndarray] = ()
+    due: Sequence[bool] = ()
     num_bytes: int = -1
+
+    def renew(self, position: int) -> bool:
+        """Makes the choice that of a step at ``position``. False, and nothing done, where its turn is not known."""
+        if self.turns:
+            at = position - self.first
+            if self.turn is None or not 0 <= at < len(self.turn):
+                return False
+            np.add(self.places, 4 * at * self.turn[0].numel(), out=self.choice.turn)
+        if self.steps > 1:
+            due = [counts_down(age, self.steps) for age in self.ages]
+            if due != self.due:
+                for layer, scores in zip(self.layers, due, strict=True):
+                    self.choice.fresh[layer] = self.scored[layer] if scores else 0
+                self.due = due
+                self.choice.grown[0] += 1
+        return True
+
+    def turn_from(self, position: int, turn: Tensor) -> None:
+        """``turn`` is known from this position on."""
+        self.turn, self.first = turn, position
+        self.places = turn.data_ptr() + 4 * turn.shape[-1] * np.arange(turn.shape[1], dtype=np.int64)
 
 
 def full_pages(table: PageTable) -> int | bytes:
@@ -75,6 +106,8 @@ class Notes:
 
     def _count_bytes(self) -> int:
         held = sum(sketch.nbytes for sketch in self.sketches if sketch is not None)
+        if self.standing is not None and self.standing.turn is not None:
+            held += self.standing.turn.nbytes
         return held + sum(value.nbytes for memory in self.memory for value in memory.values())
 
     def room(self, layer: int, end: int, columns: bool) -> Tensor:

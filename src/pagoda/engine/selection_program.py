@@ -13,6 +13,8 @@ from ..kv.policies._pages import PageSelection, kept
 from .selection_held import HeldPages
 from .selection_notes import Standing, full_pages
 
+POSITIONS = 16
+"""Whose turns are found together."""
 OF_LAYERS = ("marks", "room", "given", "turn", "turns", "query", "noted", "weights", "metric", "freq")
 
 
@@ -34,8 +36,9 @@ class ByProgram(HeldPages):
             before = notes.standing
             standing = notes.standing = (before and self._stand_longer(before, full)) or self._stand(full)
         notes.count(standing)
-        if standing.choice.changes:
-            self._renew(standing)
+        if not standing.renew(self._table.num_tokens):
+            self._turn_on(standing)
+            standing.renew(self._table.num_tokens)
         return standing.choice
 
     def _stand_longer(self, before: Standing, stood_for: int | bytes) -> Standing | None:
@@ -63,7 +66,7 @@ class ByProgram(HeldPages):
             outliers=np.full_like(then.outliers, policy.num_outliers(most)),
         )
         held, read = int(full.sum()) + full.size, int(keep.sum()) + full.size
-        return Standing(stood_for, choice, held, read, before.scored, before.room, before.alive, before.turn)
+        return replace(before, full=stood_for, choice=choice, held=held, read=read, num_bytes=-1)
 
     def _one_page_more(self, standing: Standing, most: int) -> Standing | None:
         """The same where all heads hold and read as much: a few numbers, in place. All of it anew took 30 us."""
@@ -127,7 +130,15 @@ class ByProgram(HeldPages):
             changes=bool(wanted.any()) and (rule.query == "turn" or policy.steps_a_choice > 1),
         )
         held, read = int(full.sum()) + full.size, int(self._keep.sum()) + full.size
-        return Standing(stood_for, choice, held, read, fresh, self._room(), alive)
+        standing = Standing(stood_for, choice, held, read, fresh, self._room(), alive)
+        if choice.changes:
+            standing.turns, standing.steps = rule.query == "turn", policy.steps_a_choice
+            standing.layers = np.flatnonzero(fresh.any(1)).tolist()
+            standing.ages = [
+                notes.memory[layer].setdefault("age", torch.zeros(())).numpy() for layer in standing.layers
+            ]
+            standing.due = [True] * len(standing.layers)
+        return standing
 
     def _room(self) -> int:
         """Pages for which there is room in all that a choice points to."""
@@ -138,16 +149,13 @@ class ByProgram(HeldPages):
             rooms.append(first["turns"].shape[1] - 1)
         return min(rooms, default=0)
 
-    def _renew(self, standing: Standing) -> None:
-        """What of a choice is another in every step: how far queries are turned, and whether scores are made."""
-        policy, choice, notes = self._policy, standing.choice, self._notes
-        turn = policy.turn(self._table.num_tokens, self._learned)
-        if turn is not None:
-            standing.turn = turn
-            choice.turn[:] = turn.data_ptr() + 4 * turn.shape[-1] * np.arange(len(choice.turn))
-        if policy.steps_a_choice > 1:
-            for layer in np.flatnonzero(standing.scored.any(1)).tolist():
-                choice.fresh[layer] = standing.scored[layer] & policy.comes_due(notes.memory[layer])
+    def _turn_on(self, standing: Standing) -> None:
+        """Turns of this position and the next ones: found together, as one by one each took 20 us."""
+        position = self._table.num_tokens
+        positions = torch.arange(position, position + POSITIONS, dtype=torch.float32).view(-1, 1, 1)
+        turn = self._policy.turn(positions, self._learned)
+        assert turn is not None
+        standing.turn_from(position, turn)
 
     def _turns(self, most: int) -> Tensor:
         """The policy's ``turns`` of all layers, by up to ``most`` pages."""

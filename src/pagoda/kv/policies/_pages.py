@@ -170,8 +170,10 @@ class PageSelection(Selection):
         """What the rule is given in a layer: float32 [H, …], contiguous, the same tensor from step to step."""
         return None
 
-    def turn(self, position: int, learned: Mapping[str, Tensor]) -> Tensor | None:
-        """float32 [L, D] (or [D]) by which a query at ``position`` is turned: cosines, then sines."""
+    def turn(self, position: int | Tensor, learned: Mapping[str, Tensor]) -> Tensor | None:
+        """float32 [L, D] (or [D]) by which a query at ``position`` is turned: cosines, then sines; [n, L, D] for
+        positions [n, 1, 1].
+        """
         return None
 
     def num_outliers(self, full: int) -> int:
@@ -234,10 +236,7 @@ class PageSelection(Selection):
 
         if "age" not in memory:
             memory["age"] = torch.zeros(())
-        age = memory["age"].numpy()  # torch's arithmetic takes ten times as long, of every layer at every step
-        fresh = int(age) % self.steps_a_choice == 0
-        age[...] = 1 if fresh else int(age) + 1
-        return fresh
+        return counts_down(memory["age"].numpy(), self.steps_a_choice)
 
     def _serves(self, look: Look) -> bool:
         """Whether kept scores serve this step; else what is to be remembered of it is."""
@@ -251,6 +250,16 @@ class PageSelection(Selection):
                 return True
             memory["query"].copy_(query)
         return False
+
+
+def counts_down(age: npt.NDArray[np.float32], steps: int) -> bool:
+    """Whether scores that have served ``age`` [] steps are made again; this step is counted. In numpy: torch's
+    arithmetic takes ten times as long, of every layer at every step.
+    """
+    served = int(age)
+    fresh = served % steps == 0
+    age[...] = 1 if fresh else served + 1
+    return fresh
 
 
 def kept(

@@ -51,7 +51,7 @@ class A2ATS(PageSelection):
     def given(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> Tensor:
         return learned["codes"]
 
-    def turn(self, position: int, learned: Mapping[str, Tensor]) -> Tensor:
+    def turn(self, position: int | Tensor, learned: Mapping[str, Tensor]) -> Tensor:
         return angles(self.distance - position, learned["freq"][..., 0, :])
 
     @classmethod

@@ -45,7 +45,7 @@ class LongCache(PageSelection):
 
         return PageRule("bytes", "turn")
 
-    def turn(self, position: int, learned: Mapping[str, Tensor]) -> Tensor:
+    def turn(self, position: int | Tensor, learned: Mapping[str, Tensor]) -> Tensor:
         return angles(-position, _frequencies(learned))
 
     def turns(self, num: int, page_size: int, learned: Mapping[str, Tensor]) -> Tensor:
