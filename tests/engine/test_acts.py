@@ -1,4 +1,4 @@
-"""Acts of many sequences in one call end where the policies' own decisions do, one after the other."""
+"""Acts of many sequences at once end where the policies' own decisions do, one after the other."""
 
 from __future__ import annotations
 
@@ -224,6 +224,37 @@ def test_a_call_that_fails_ends_those_whose_acts_it_was(
     outputs = llm.generate(texts, params)
     assert outputs[0].error == f"kv={kvs[0]!r} failed, evicting: MemoryError: no room"
     assert (outputs[1].error, outputs[1].token_ids) == (None, right[1].token_ids)
+    llm._open().audit()
+    manager = llm._open().engine.manager
+    manager.clear_prefix()
+    assert manager.pool.num_used_pages == 0
+
+
+def test_a_call_for_one_of_them_that_fails_ends_its_own_request(make_llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there was no room for the copies of all, so that they act one after the other."""
+    kv, texts = "h2o(budget=24, every=8)", [prompt(70 + index, 45) for index in range(3)]
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, kv=kv)
+    right = [one.token_ids for one in make_llm(page_size=8).generate(texts, params)]
+    llm, runs, room = make_llm(page_size=8), acts_at_once._run, KVManager.room_for_copies
+    refused: list[int] = []
+
+    def for_few(self: Any, seq_ids: list[int], run: int, needed: Any) -> Any:
+        if len(seq_ids) == 1:
+            return room(self, seq_ids, run, needed)
+        refused.append(len(seq_ids))
+        return None
+
+    def fails(store: Any, run: int, planned: list[Any]) -> bool:
+        if len(planned) == 1 and list(planned[0].sequence.tokens[:45]) == texts[1]:
+            raise MemoryError("no room")
+        return runs(store, run, planned)
+
+    monkeypatch.setattr(KVManager, "room_for_copies", for_few)
+    monkeypatch.setattr(acts_at_once, "_run", fails)
+    outputs = llm.generate(texts, params)
+    assert 3 in refused
+    assert outputs[1].error == f"kv={kv!r} failed, evicting: MemoryError: no room"
+    assert [outputs[0].token_ids, outputs[2].token_ids] == [right[0], right[2]]
     llm._open().audit()
     manager = llm._open().engine.manager
     manager.clear_prefix()

@@ -57,20 +57,25 @@ def plan(sequence: Sequence) -> Planned | None:
 
 def run_at_once(store: Store, run: int, planned: list[Planned], no_room: Callable[[Sequence], None]) -> None:
     """Does them; ``no_room`` is told whose pages there was no room to copy: nothing of it has changed. An act that
-    fails breaks its own sequence, and the others are done.
+    fails breaks its own sequence, and the others are done; a call for all of them that fails breaks those it was for.
     """
     try:
         store.run_copies()
         choose_acts(store.storage.pages, store.storage.layout, store.manager.pool.refs, [one.act for one in planned])
         able_to = [one for one in planned if not _failed(one)]
-        if not _run(store, run, able_to):  # then one after the other, which may take what the one before gave up
-            for one in able_to:
-                if not _run(store, run, [one]):
-                    no_room(one.sequence)
+        if _run(store, run, able_to):
+            return
     except Exception as error:  # of none of them in particular: who is done goes on
         for one in planned:
             if not one.done:
                 one.sequence.breaks(error, "evicting")
+        return
+    for one in able_to:  # one after the other, which may take what the one before gave up
+        try:
+            if not _run(store, run, [one]):
+                no_room(one.sequence)
+        except Exception as error:
+            one.sequence.breaks(error, "evicting")
 
 
 def _run(store: Store, run: int, planned: list[Planned]) -> bool:
