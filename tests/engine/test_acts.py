@@ -259,3 +259,13 @@ def test_a_call_for_one_of_them_that_fails_ends_its_own_request(make_llm: Any, m
     manager = llm._open().engine.manager
     manager.clear_prefix()
     assert manager.pool.num_used_pages == 0
+
+
+@pytest.mark.parametrize("share", SHARES[2:4], ids=SHARE_IDS[2:4])
+@pytest.mark.parametrize("kv", ["hashevict(budget=40, every=8)", "streaming_llm(budget=40, every=5)"])
+def test_a_selection_beside_them_notes_anew_what_moved(
+    make_llm: Any, monkeypatch: pytest.MonkeyPatch, kv: str, share: Any
+) -> None:
+    (_, states, num), (_, apart_states, _) = both_ways(make_llm, monkeypatch, f"{kv}+quest(pages=2)", share)
+    assert num > 3
+    assert [one[:-1] for one in states] == [one[:-1] for one in apart_states]

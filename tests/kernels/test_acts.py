@@ -1,4 +1,4 @@
-"""Acts of several sequences in one call, against an op and a table one after the other."""
+"""Acts of several sequences at once, against an op and a table one after the other."""
 
 from __future__ import annotations
 
