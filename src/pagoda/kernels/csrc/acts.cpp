@@ -73,6 +73,10 @@ void judge(const Ground& ground, Act& act) {
   for (int64_t i = 0; i < act.num_blended; ++i) widen(act.written[act.blended[i]], act.carrier / size, act.carrier / size + 1);
 }
 
+void check_judged(const Act& act) {
+  if (int64_t(act.written.size()) != act.rows) throw std::logic_error("an act that was not chosen yet; call choose_acts first");
+}
+
 // A run has an owner less. Pages that nobody owns any more are noted, by the run if all of it is.
 void give_up(const Ground& ground, Act& act, int32_t base) {
   int64_t dead = 0;
@@ -189,6 +193,7 @@ void choose_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t
 }
 
 int64_t copies_of(const Act& act, const int32_t* refs) {
+  check_judged(act);
   int64_t found = 0;
   for (int64_t row = 0; row < act.rows; ++row)
     for (int64_t column = act.written[row].first; column < act.written[row].end; ++column)
@@ -201,6 +206,7 @@ size_t run_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t*
   const Ground ground{pages, num_pages, shape, refs};
   size_t taken = 0;
   each(acts, [&](Act& act) {
+    check_judged(act);
     int64_t runs = 0;
     for (int64_t row = 0; row < act.rows; ++row) runs += act.counts[row];
     act.freed.reserve(runs), act.freed_pages.reserve(act.run > 1 ? runs * act.run : 0);
