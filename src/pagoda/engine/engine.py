@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -18,24 +17,24 @@ from ..core.types import FinishReason, Granularity
 from ..core.units import format_bytes
 from ..kv.manager import KVManager
 from ..kv.persist import Persistence
-from ..kv.policies.base import Need
 from ..kv.storage import PageStorage
-from ..kv.stores import Store, Stores
+from ..kv.stores import Stores
 from ..models.load import Loaded
 from ..sampling.finish import FinishRule
 from ..sampling.state import SampleState, end_ids
 from ..schedule.item import Plan
 from ..schedule.policies.base import SchedulingPolicy
 from ..schedule.scheduler import Limits, Scheduler
+from .admission import Admission
 from .advance import Advance
 from .beams import BeamGroup
 from .calibrations import Calibrations
-from .eviction import Evictor, why_not_lossy
+from .eviction import Evictor
 from .memory import PagedMemory
 from .outputs import RequestOutput
 from .probing import Probing
 from .report import output_of
-from .request import Request, check_prompt_ids
+from .request import Request
 from .runner import Runner
 from .sequence import RequestState, Sequence
 from .shadow import PREFIX, Shadows
@@ -110,8 +109,10 @@ class Engine:
         )
         self.scheduler = Scheduler(limits, policy, self._memory, clock)
         self._runner, self._probing = Runner(loaded.model, stores), Probing(self.scheduler)
-        self._evictor = Evictor(self.scheduler, self.counters, Calibrations(loaded.path, stores.hold_shared))
-        stores.calibration = self._evictor.calibrations.load
+        calibrations = Calibrations(loaded.path, stores.hold_shared)
+        self._evictor = Evictor(self.scheduler, self.counters, calibrations)
+        self._admission = Admission(loaded, stores, calibrations, max_model_len)
+        stores.calibration = calibrations.load
         self._advance = Advance(self.scheduler, self._runner, loaded.tokenizer, clock, self._new_sequence)
         self.shadows = shadows or Shadows(0.0)
         self._requests: dict[str, RequestState] = {}
@@ -142,15 +143,13 @@ class Engine:
         self.counters.requests_accepted += 1
 
     def _accept(self, request: Request) -> None:
-        shape = self.loaded.shape
-        check_prompt_ids(request.prompt_ids, shape.vocab_size, self.max_model_len)
-        request.params.check_vocabulary(shape.vocab_size)
-        self._check_policy(request)
+        self._admission.check(request)
         store = self.stores.of(request.policy.codec, offload=request.policy.offload)
         group = RequestState(request, store)
-        group.learned = self._learned(request)
+        group.learned = self._admission.learned(request)
         eos_ids = self.loaded.eos_ids
-        group.rule = FinishRule(request.params, eos_ids, prompt_len=0, max_model_len=self._room_for(request, store))
+        room = self._admission.room_for(request, store)
+        group.rule = FinishRule(request.params, eos_ids, prompt_len=0, max_model_len=room)
         if request.params.beam_width is not None:
             group.beam = BeamGroup(group, self._advance, end_ids(request.params, eos_ids))
         self._requests[request.request_id] = group
@@ -406,58 +405,6 @@ class Engine:
         sequence.text = TextStream.of(self.loaded.tokenizer, request.params)
         group.sequences.append(sequence)
         return sequence
-
-    def _check_policy(self, request: Request) -> None:
-        """Raises RequestError for a policy that this model cannot run, or that was not calibrated for it."""
-        policy = request.policy
-        if policy.window < 0:  # asked once and remembered: a property that raises does so here, and not in a step
-            raise RequestError(
-                f"kv={policy.spelled!r} looks at the newest {policy.window} queries; 0 or more are possible"
-            )
-        self.stores.check(policy.codec, offload=policy.offload)
-        reason = None if policy.keeps_all else why_not_lossy(self.loaded)
-        if reason is not None:
-            raise RequestError(f"kv={'+'.join(policy.names)!r} cannot run on this model: {reason}; accepted: exact")
-        if policy.selection is not None:
-            reason = policy.selection.why_not(self.stores.default.fmt.page_size)
-            if reason is not None:
-                raise RequestError(f"kv={policy.spelled!r}: {reason}")
-        if policy.eviction is not None and Need.CALIBRATION in policy.eviction.needs:
-            self._evictor.calibrations.load(policy.names[0])
-
-    def _learned(self, request: Request) -> Mapping[str, torch.Tensor]:
-        """What the request's selection, or the residual of its eviction, was calibrated to. Raises ConfigError if it
-        wants that and was not.
-        """
-        if request.policy.leaves_residual:
-            return self._evictor.calibrations.load(request.policy.names[0])
-        selection = request.policy.selection
-        if selection is None or Need.CALIBRATION not in selection.needs:
-            return {}
-        return self._evictor.calibrations.load(request.policy.names[-1], selection.complete)
-
-    def _room_for(self, request: Request, store: Store) -> int:
-        """Tokens that an answer may have. Raises RequestError when the pool could never hold prompt and answer."""
-        num_prompt, params = len(request.prompt_ids), request.params
-        width = params.beam_width or 1
-        fmt, max_blocks = store.fmt, store.manager.pool.limit_blocks
-        capacity = max_blocks // width * fmt.page_size
-        room = self.max_model_len - num_prompt
-        if params.max_tokens is not None:
-            room = min(room, params.max_tokens)
-        elif request.policy.peak_slots(num_prompt + room, num_prompt) > capacity:
-            lengths = range(num_prompt, num_prompt + room + 1)
-            room = bisect_right(lengths, capacity, key=lambda n: request.policy.peak_slots(n, num_prompt)) - 1
-        wanted = request.policy.peak_slots(num_prompt + max(room, 1), num_prompt)
-        if room < 1 or wanted > capacity:
-            needed, held = fmt.blocks_for(wanted) * width * fmt.block_bytes, max_blocks * fmt.block_bytes
-            beams = f" in each of {width} beams" if width > 1 else ""
-            raise RequestError(
-                f"{num_prompt} prompt tokens and up to {max(room, 1)} more{beams} need {format_bytes(needed)} of KV, "
-                f"but the budget leaves {format_bytes(held)} ({capacity} tokens{beams}); ask for fewer tokens or raise "
-                "the memory budget"
-            )
-        return room
 
 
 def _groups(plan: Plan) -> list[RequestState]:

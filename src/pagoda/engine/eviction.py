@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -88,13 +88,10 @@ class Evictor:
                 due.append(piece)
             if sequence.selects and start >= sequence.prompt_len:
                 self._count(sequence.policy_state)
-        if due or (result.tap is not None and result.tap.spans):
-            with _threads(1) as self._num_threads:
-                observe(result, due)
-                if due:
-                    self._act_all(due, result)
-        else:
+        busy = due or (result.tap is not None and result.tap.spans)
+        with _threads(1) if busy else nullcontext(1) as self._num_threads:
             observe(result, due)
+            self._act_all(due, result)
         failed = [piece.sequence for piece in result.pieces if piece.sequence.broken]
         for sequence in failed:
             result.drop(sequence)

@@ -1,0 +1,84 @@
+"""Who may come in: a request that this model could never run is refused, by name and with what is possible."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ..core.errors import RequestError
+from ..core.units import format_bytes
+from ..kv.policies.base import Need
+from ..kv.stores import Store, Stores
+from ..models.load import Loaded
+from .calibrations import Calibrations
+from .eviction import why_not_lossy
+from .request import Request, check_prompt_ids
+
+
+class Admission:
+    """Of one engine; nothing is kept of a request."""
+
+    def __init__(self, loaded: Loaded, stores: Stores, calibrations: Calibrations, max_model_len: int) -> None:
+        self._loaded, self._stores, self._calibrations = loaded, stores, calibrations
+        self._max_model_len = max_model_len
+
+    def check(self, request: Request) -> None:
+        """Raises RequestError for a prompt, sampling parameters or a KV policy that this model cannot run."""
+        vocab_size = self._loaded.shape.vocab_size
+        check_prompt_ids(request.prompt_ids, vocab_size, self._max_model_len)
+        request.params.check_vocabulary(vocab_size)
+        self._check_policy(request)
+
+    def _check_policy(self, request: Request) -> None:
+        """Raises RequestError for a policy that this model cannot run, or that was not calibrated for it."""
+        policy = request.policy
+        if policy.window < 0:  # asked once and remembered: a property that raises does so here, and not in a step
+            raise RequestError(
+                f"kv={policy.spelled!r} looks at the newest {policy.window} queries; 0 or more are possible"
+            )
+        self._stores.check(policy.codec, offload=policy.offload)
+        reason = None if policy.keeps_all else why_not_lossy(self._loaded)
+        if reason is not None:
+            raise RequestError(f"kv={'+'.join(policy.names)!r} cannot run on this model: {reason}; accepted: exact")
+        if policy.selection is not None:
+            reason = policy.selection.why_not(self._stores.default.fmt.page_size)
+            if reason is not None:
+                raise RequestError(f"kv={policy.spelled!r}: {reason}")
+        if policy.eviction is not None and Need.CALIBRATION in policy.eviction.needs:
+            self._calibrations.load(policy.names[0])
+
+    def learned(self, request: Request) -> Mapping[str, Tensor]:
+        """What the request's selection, or the residual of its eviction, was calibrated to. Raises ConfigError if it
+        wants that and was not.
+        """
+        if request.policy.leaves_residual:
+            return self._calibrations.load(request.policy.names[0])
+        selection = request.policy.selection
+        if selection is None or Need.CALIBRATION not in selection.needs:
+            return {}
+        return self._calibrations.load(request.policy.names[-1], selection.complete)
+
+    def room_for(self, request: Request, store: Store) -> int:
+        """Tokens that an answer may have. Raises RequestError when the pool could never hold prompt and answer."""
+        num_prompt, params = len(request.prompt_ids), request.params
+        width = params.beam_width or 1
+        fmt, max_blocks = store.fmt, store.manager.pool.limit_blocks
+        capacity = max_blocks // width * fmt.page_size
+        room = self._max_model_len - num_prompt
+        if params.max_tokens is not None:
+            room = min(room, params.max_tokens)
+        elif request.policy.peak_slots(num_prompt + room, num_prompt) > capacity:
+            lengths = range(num_prompt, num_prompt + room + 1)
+            room = bisect_right(lengths, capacity, key=lambda n: request.policy.peak_slots(n, num_prompt)) - 1
+        wanted = request.policy.peak_slots(num_prompt + max(room, 1), num_prompt)
+        if room < 1 or wanted > capacity:
+            needed, held = fmt.blocks_for(wanted) * width * fmt.block_bytes, max_blocks * fmt.block_bytes
+            beams = f" in each of {width} beams" if width > 1 else ""
+            raise RequestError(
+                f"{num_prompt} prompt tokens and up to {max(room, 1)} more{beams} need {format_bytes(needed)} of KV, "
+                f"but the budget leaves {format_bytes(held)} ({capacity} tokens{beams}); ask for fewer tokens or raise "
+                "the memory budget"
+            )
+        return room
