@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
@@ -29,6 +28,7 @@ from .admission import Admission
 from .advance import Advance
 from .beams import BeamGroup
 from .calibrations import Calibrations
+from .counters import Counters, StepEnded
 from .eviction import Evictor
 from .memory import PagedMemory
 from .outputs import RequestOutput
@@ -41,41 +41,6 @@ from .shadow import PREFIX, Shadows
 from .text import TextStream
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class StepEnded:
-    """Published after each step: what ran, for how long (seconds), and the state of the queues.
-
-    ``token_gaps``: for each token that was sampled and not the first of its answer, seconds since the one before.
-    """
-
-    num_tokens: int
-    num_sequences: int
-    num_preempted: int
-    num_waiting: int
-    num_running: int
-    seconds: float
-    token_gaps: tuple[float, ...] = ()
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since the engine was built."""
-
-    steps: int = 0
-    step_seconds: float = 0.0
-    tokens_computed: int = 0
-    tokens_sampled: int = 0
-    prompt_tokens: int = 0
-    requests_accepted: int = 0
-    requests_finished: int = 0
-    requests_failed: int = 0
-    slots_dropped: int = 0
-    policy_acts: int = 0
-    policy_seconds: float = 0.0
-    pages_read: int = 0
-    pages_held: int = 0
 
 
 class Engine:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,22 +25,11 @@ from ..models.load import Loaded
 from ..schedule.scheduler import Scheduler
 from .acts_at_once import Planned, plan, run_at_once
 from .calibrations import Calibrations
+from .counters import Counters
 from .observing import observe
 from .policy_state import PolicyState, Rows
 from .runner import Piece, StepResult
 from .sequence import Sequence
-
-
-class PolicyCounters(Protocol):
-    """What is counted: ``policy_seconds`` of showing, deciding and moving, acts of single sequences, dropped slots;
-    pages that selections read, of those that their sequences held, by head and layer.
-    """
-
-    slots_dropped: int
-    policy_acts: int
-    policy_seconds: float
-    pages_read: int
-    pages_held: int
 
 
 def why_not_lossy(loaded: Loaded) -> str | None:
@@ -68,7 +57,7 @@ class Evictor:
     def __init__(
         self,
         scheduler: Scheduler,
-        counters: PolicyCounters,
+        counters: Counters,
         calibrations: Calibrations,
     ) -> None:
         self._scheduler, self._counters, self.calibrations = scheduler, counters, calibrations

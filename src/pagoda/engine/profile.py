@@ -9,7 +9,7 @@ from ..kernels import dispatch
 
 if TYPE_CHECKING:
     from ..models.load import Loaded
-    from .engine import Counters
+    from .counters import Counters
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..core.types import FinishReason
-from ..engine.engine import StepEnded
+from ..engine.counters import StepEnded
 from .histogram import SECONDS, TOKENS, Buckets
 from .jobs import RequestEnded
 
