@@ -56,10 +56,13 @@ class Loki(PageSelection):
 
 
 def _eigh(flat: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (ascending) and eigenvectors [H, D, D] of the keys' second moments."""
+    """Eigenvalues (ascending) and eigenvectors [H, D, D] of the keys' covariance. What all keys have in common adds the
+    same to every product and tells none apart: left in, it took the first of sixteen components (recall 90 %, not 97).
+    """
     import torch
 
-    values, vectors = torch.linalg.eigh((flat.transpose(1, 2) @ flat).double())
+    apart = flat - flat.mean(1, keepdim=True)
+    values, vectors = torch.linalg.eigh((apart.transpose(1, 2) @ apart).double())
     return values, vectors.float()
 
 
