@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from pagoda import ConfigError, RequestError, SamplingParams
+from pagoda import ConfigError, SamplingParams
 from pagoda.core.errors import PagodaError
 from pagoda.engine import acts_at_once, observing
 from pagoda.engine.eviction import Evictor
@@ -19,7 +19,7 @@ from pagoda.kv.policies._stack import PolicyStack
 from pagoda.kv.policies.base import Need
 
 from .conftest import kv_bytes
-from .tiny import make_model, prompt
+from .tiny import prompt
 
 
 def params(kv: str, num: int = 16) -> SamplingParams:
@@ -103,14 +103,6 @@ def test_what_does_not_fit_a_models_pages_is_refused_before_it_is_in_a_batch(mak
         with pytest.raises(PagodaError, match=words):
             llm.generate([prompt(40, 61)], params(kv))
     assert llm.stats()["steps"]["requests_accepted"] == 0
-
-
-def test_models_whose_attention_counts_slots_refuse_by_name(make_llm, tmp_path) -> None:
-    windowed = make_model(tmp_path / "w", architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=16)
-    llm = make_llm(windowed)
-    with pytest.raises(RequestError, match="cannot run on this model: its attention windows count slots \\(16\\)"):
-        llm.generate([prompt(1, 20)], params("recent(budget=8)"))
-    assert llm.generate([prompt(1, 20)], params("exact"))[0].token_ids
 
 
 def test_unknown_policies_are_refused_before_anything_runs(make_llm) -> None:

@@ -97,7 +97,7 @@ def _kv(name: str, model: str, length: int, text: Path | None) -> tuple[Path, di
     from ..bench.calibration import CALIBRATORS
     from ..bench.quality.tasks.base import World
     from ..engine.calibrations import Calibrations
-    from ..engine.eviction import why_not_lossy
+    from ..engine.lossy_layers import why_not_lossy
     from ..kernels.dispatch import restricted
     from ..models.load import load_model
 
@@ -107,10 +107,10 @@ def _kv(name: str, model: str, length: int, text: Path | None) -> tuple[Path, di
         raise ConfigError(f"length is {length}; give 128 tokens or more")
     with restricted("reference"):  # gradients pass through plain torch only
         loaded = load_model(model, dtype="float32")
-        reason = why_not_lossy(loaded)
+        longest = min(length, loaded.shape.max_position)
+        reason = why_not_lossy(loaded, longest)
         if reason is not None:
             raise ConfigError(f"{name} cannot run on this model: {reason}")
-        longest = min(length, loaded.shape.max_position)
         found, notes = run(loaded.model, World.make(loaded.tokenizer, longest, text=text), loaded.shape)
     path = Calibrations(loaded.path).save(name, found, {"length": longest, **notes})
     loaded.close()

@@ -13,7 +13,7 @@ from ..kv.policies.base import Need
 from ..kv.stores import Store, Stores
 from ..models.load import Loaded
 from .calibrations import Calibrations
-from .eviction import why_not_lossy
+from .lossy_layers import why_not_lossy
 from .request import Request, check_prompt_ids
 
 
@@ -39,9 +39,9 @@ class Admission:
                 f"kv={policy.spelled!r} looks at the newest {policy.window} queries; 0 or more are possible"
             )
         self._stores.check(policy.codec, offload=policy.offload)
-        reason = None if policy.keeps_all else why_not_lossy(self._loaded)
+        reason = None if policy.keeps_all else why_not_lossy(self._loaded, self._max_model_len)
         if reason is not None:
-            raise RequestError(f"kv={'+'.join(policy.names)!r} cannot run on this model: {reason}; accepted: exact")
+            raise RequestError(f"kv={'+'.join(policy.names)!r} cannot run on this model: {reason}")
         if policy.selection is not None:
             reason = policy.selection.why_not(self._stores.default.fmt.page_size)
             if reason is not None:

@@ -21,7 +21,6 @@ from ..kv.read import hash_slots, read_part, read_slots, weigh, window_sums, wri
 from ..kv.storage import PageStorage
 from ..kv.stores import Store
 from ..kv.table import PageTable, SlotMoves
-from ..models.load import Loaded
 from ..schedule.scheduler import Scheduler
 from .acts_at_once import Planned, plan, run_at_once
 from .calibrations import Calibrations
@@ -30,20 +29,6 @@ from .observing import observe
 from .policy_state import PolicyState, Rows
 from .runner import Piece, StepResult
 from .sequence import Sequence
-
-
-def why_not_lossy(loaded: Loaded) -> str | None:
-    """Why this model's KV cannot lose slots, or None: attention that counts slots would count wrongly afterwards."""
-    spec = getattr(loaded.model, "spec", None)
-    layers = [] if spec is None else [block.attn for block in spec.blocks]
-    text = loaded.config.get("text_config") or loaded.config
-    alibi = any(getattr(attn, "alibi_slopes", ()) for attn in layers)
-    if alibi or text.get("alibi") or text.get("model_type") == "bloom":
-        return "ALiBi measures distance in slots, and dropped slots would shift it"
-    windows = [attn.window for attn in layers] if layers else [text.get("sliding_window") or 0]
-    if any(windows):
-        return f"its attention windows count slots ({max(windows)}), and dropped slots would shift them"
-    return None
 
 
 class Evictor:
