@@ -10,6 +10,8 @@ import torch
 
 from pagoda import SamplingParams
 from pagoda.engine import acts_at_once, eviction
+from pagoda.engine.eviction import Evictor
+from pagoda.engine.selection_notes import Notes
 from pagoda.kernels.acts import able
 from pagoda.kv.manager import KVManager
 
@@ -20,6 +22,8 @@ KVS = [
     "streaming_llm(budget=40, every=16)", "streaming_llm(budget=40, every=5)", "recent(budget=40, every=8)",
     "h2o(budget=40, every=8)", "h2o(budget=40, every=1)", "scissorhands(budget=40, window=8, every=8)",
     "corm(budget=40, window=4, every=8)", "alisa(budget=40, every=8)", "scope(budget=40, every=16, window=6)",
+    "scissorhands(budget=40, window=16, every=8)", "scope(budget=40, every=8, window=20)",
+    "corm(budget=30, window=32, every=3)", "scissorhands(budget=40, window=16, every=8)+int8",
     "hashevict(budget=40, every=8)", "razor_attention(local=24, every=6)", "duo_attention(local=24, every=6)",
     "h2o(budget=40, every=8)+int8", "hashevict(budget=40, every=8)+int4",
 ]  # fmt: skip
@@ -100,7 +104,7 @@ def test_at_once_is_one_after_the_other(make_llm: Any, monkeypatch: pytest.Monke
     for one, other in zip(states, apart_states, strict=True):
         assert one[:-1] == other[:-1]
         names = one[-1].keys() & other[-1].keys()
-        assert {"mass", "hash"} & one[-1].keys() <= names
+        assert {"mass", "hash", "positions"} & one[-1].keys() <= names
         for name in names:
             both = min(one[-1][name].shape[2], other[-1][name].shape[2])
             assert torch.equal(one[-1][name][..., :both], other[-1][name][..., :both])
@@ -155,7 +159,7 @@ def misjudged(monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
     """A table that names a page which does not exist, until it was judged."""
     judges = acts_at_once.choose_acts
 
-    def spoiled(pages: Any, layout: Any, refs: Any, acts: list[Any]) -> None:
+    def spoiled(pages: Any, layout: Any, refs: Any, acts: list[Any], num_threads: int) -> None:
         for one in broken.planned:
             bases = one.sequence.store.manager.table(one.sequence.seq_id).bases
             right, bases[-1, 0] = int(bases[-1, 0]), 1 << 30
@@ -192,9 +196,9 @@ def test_an_act_that_fails_ends_its_own_request(
     llm = make_llm(page_size=8)
     acts, broken = acts_at_once.run_at_once, SimpleNamespace(planned=[])
 
-    def watched(store: Any, run: int, planned: list[Any], no_room: Any) -> None:
+    def watched(store: Any, run: int, planned: list[Any], *others: Any) -> None:
         broken.planned = [one for one in planned if list(one.sequence.tokens[:45]) == texts[1]]
-        acts(store, run, planned, no_room)
+        acts(store, run, planned, *others)
 
     monkeypatch.setattr(eviction, "run_at_once", watched)
     harm(monkeypatch, broken)
@@ -269,3 +273,29 @@ def test_a_selection_beside_them_notes_anew_what_moved(
     (_, states, num), (_, apart_states, _) = both_ways(make_llm, monkeypatch, f"{kv}+quest(pages=2)", share)
     assert num > 3
     assert [one[:-1] for one in states] == [one[:-1] for one in apart_states]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(("share", "forgets"), [(1.0, False), (0.5, True)])
+def test_a_selection_goes_on_with_its_notes_where_an_act_drops_nothing(
+    make_llm: Any, monkeypatch: pytest.MonkeyPatch, share: float, forgets: bool, at_once: bool
+) -> None:
+    """As where all heads keep all of their slots."""
+    if not at_once:
+        monkeypatch.setattr(acts_at_once, "able", lambda pages: False)
+    forgotten: list[Notes] = []
+    monkeypatch.setattr(Notes, "forget_pages", lambda notes: forgotten.append(notes))
+    kv = f"razor_attention(retrieval={share}, local=8, every=4)+quest(pages=2)"
+    llm = make_llm(page_size=8)
+    engine, acts = llm._open().engine, Evictor._act_all
+    num = 0
+
+    def counted(self: Any, due: list[Any], result: Any) -> None:
+        nonlocal num
+        num += len(due)
+        acts(self, due, result)
+
+    monkeypatch.setattr(Evictor, "_act_all", counted)
+    llm.generate([prompt(70, 45)], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, kv=kv))
+    assert num > 3
+    assert bool(forgotten) == forgets == (engine.counters.slots_dropped > 0)

@@ -16,9 +16,10 @@ cpu = pytest.importorskip("pagoda.kernels.cpu_slots")
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("most", "window", "group", "dim"), [(1, 1, 1, 4), (37, 9, 3, 24), (200, 32, 7, 64)])
 def test_every_instruction_set_sums_what_policies_are_shown(
-    isa: str, most: int, window: int, group: int, dim: int
+    isa: str, most: int, window: int, group: int, dim: int, dtype: torch.dtype
 ) -> None:
     layers, heads, make = 2, 2, Make()
     layout, width = PageLayout(16, dim, 8, torch.bfloat16), -(-most // 16)
@@ -28,13 +29,13 @@ def test_every_instruction_set_sums_what_policies_are_shown(
     num_seen = most + 20
     places = torch.randperm(num_seen, generator=torch.Generator().manual_seed(most))
     positions = places[:most].sort().values.expand(layers, heads, most).contiguous()
-    queries = make.normal(layers, window, heads * group, dim)
+    queries = make.normal(layers, window, heads * group, dim).to(dtype)
 
     def read(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         mine = rows[layer * heads : (layer + 1) * heads]
         return read_slots(pages, layout, mine, torch.zeros(heads, dtype=torch.int64), most)
 
-    shown = Inputs(num_seen, num_seen, 0, lens, positions=positions, queries=queries, scale=0.2, read=read)
+    shown = Inputs(num_seen, num_seen, 0, lens, positions=positions, newest=queries, scale=0.2, read=read)
     received, wanted = cpu.window_sums(pages, layout, rows, lens, positions, queries, num_seen, scale=0.2, isa=isa)
     torch.testing.assert_close(received, shown.received, rtol=1e-5, atol=1e-5)
     assert (wanted != shown.wanted).sum() <= 2, "but for what is at the mean itself"

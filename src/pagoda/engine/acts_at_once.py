@@ -55,13 +55,16 @@ def plan(sequence: Sequence) -> Planned | None:
     return Planned(sequence, act, 1, next_act, state.rank(act, ranking, held, store.storage.device))
 
 
-def run_at_once(store: Store, run: int, planned: list[Planned], no_room: Callable[[Sequence], None]) -> None:
+def run_at_once(
+    store: Store, run: int, planned: list[Planned], no_room: Callable[[Sequence], None], num_threads: int = 1
+) -> None:
     """Does them; ``no_room`` is told whose pages there was no room to copy: nothing of it has changed. An act that
     fails breaks its own sequence, and the others are done; a call for all of them that fails breaks those it was for.
     """
     try:
         store.run_copies()
-        choose_acts(store.storage.pages, store.storage.layout, store.manager.pool.refs, [one.act for one in planned])
+        pages, layout, refs = store.storage.pages, store.storage.layout, store.manager.pool.refs
+        choose_acts(pages, layout, refs, [one.act for one in planned], num_threads)
         able_to = [one for one in planned if not _failed(one)]
         if _run(store, run, able_to):
             return
@@ -104,7 +107,7 @@ def _run(store: Store, run: int, planned: list[Planned]) -> bool:
         act, sequence = one.act, one.sequence
         manager.was_cut(sequence.seq_id, act.dropped, act.num_cut, act.room, act.tail_owned)
         sequence.policy_state.acted_at(sequence.num_computed)
-        sequence.policy_state.moved(one.next_act)
+        sequence.policy_state.moved(sequence.num_computed, one.next_act, changed=act.dropped > 0)
         one.done = True
     return True
 

@@ -107,7 +107,7 @@ class Evictor:
                     sequence.breaks(error, "encoding pages")
 
     def _run_at_once(self, store: Store, run: int, planned: list[Planned], result: StepResult) -> None:
-        run_at_once(store, run, planned, lambda sequence: self._computes_again(sequence, result))
+        run_at_once(store, run, planned, lambda one: self._computes_again(one, result), self._num_threads)
         for one in planned:
             self._counters.policy_acts += one.done and one.act.dropped > 0
             self._counters.slots_dropped += one.act.dropped if one.done else 0
@@ -160,14 +160,14 @@ class Evictor:
         sequence.policy_state.keep(decision.keep, inputs, sequence.next_act(sequence.num_computed))
 
     def _choose(self, sequence: Sequence, choice: Choice) -> bool:
-        """The act in one call of the kernels, to the same slots; False, and nothing is done, where pages are shared, or
-        which slots stay has to be known afterwards.
-        """
+        """The act in one call of the kernels, to the same slots; False, and nothing is done, where pages are shared."""
         state, store, manager = sequence.policy_state, sequence.store, sequence.store.manager
         act = sequence.next_act(sequence.num_computed)
         rows = manager.own_rows(sequence.seq_id)
-        if rows is None or state.tail is not None or state.numbers(sequence.num_computed, act):
+        if rows is None or state.tail is not None:
             return False
+        if state.numbers(sequence.num_computed, act):
+            state.number(sequence.num_computed, choice.num_slots, choice.lens)
         store.run_copies()
         values = [] if act is None else state.moving
         dropped = manager.shorten(
@@ -176,7 +176,7 @@ class Evictor:
         for one in choice.writes:
             table = manager.table(sequence.seq_id)
             write_slots(store.storage, table, one.layers, one.heads, one.slots, one.k, one.v)
-        state.moved(act)
+        state.moved(sequence.num_computed, act, changed=dropped > 0 or bool(choice.writes))
         self._counters.policy_acts += dropped > 0
         self._counters.slots_dropped += dropped
         return True
@@ -190,7 +190,7 @@ class Evictor:
             self._computes_again(sequence, result)
             return
         _run(sequence.store, made)
-        if sequence.policy.selection is not None:
+        if sequence.policy.selection is not None and manager.num_dropped_slots > dropped:
             sequence.policy_state.notes.forget_pages()
         self._counters.policy_acts += manager.num_dropped_slots > dropped
         self._counters.slots_dropped += manager.num_dropped_slots - dropped
@@ -240,7 +240,8 @@ def _encode(sequence: Sequence) -> None:
     assert state.tail is not None
     queries = state.newest_queries(sequence.num_computed, codec.probes)
     table = store.manager.table(sequence.seq_id)
-    state.tail.encode(codec, store.storage, table, store.learned, queries, state.scale)
+    shown = None if queries is None else queries.float()
+    state.tail.encode(codec, store.storage, table, store.learned, shown, state.scale)
 
 
 def _write(decision: Decision | Choice, store: Store, table: PageTable) -> None:

@@ -25,6 +25,11 @@ def observe(result: StepResult, due: list[Piece]) -> None:
     tap = result.tap
     if tap is None or not tap.spans:
         return
+    if tap.in_rings:
+        for index in tap.spans:
+            piece = result.batch[index]
+            piece.sequence.policy_state.noted(piece.start + piece.num_tokens, tap.scale, tap.soft_cap)
+        return
     queries = torch.stack([tap.queries[layer] for layer in sorted(tap.queries)])
     for index, (first, last) in tap.spans.items():
         piece = result.batch[index]

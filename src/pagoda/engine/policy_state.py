@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.types import KVFormat
+from ..kernels.acts import look
 from ..kernels.ops import close_rows
 from ..kernels.ops.add_sums import Target
 from ..kv.pages import Int32s
@@ -25,6 +26,7 @@ from .selection_notes import Notes
 
 MASS, POSITIONS, RECEIVED, WANTED = "mass", "positions", "received", "wanted"
 OF_WINDOW = (RECEIVED, WANTED)
+OF_QUERIES = (By.RECEIVED, By.COUNTED, By.WANTED)
 RANKED_BY = {
     By.AGE: (), By.MASS: (MASS,), By.RECEIVED: (RECEIVED,), By.COUNTED: (RECEIVED, WANTED),
     By.WANTED: (RECEIVED, WANTED), By.HASHES: ("hash",),
@@ -59,7 +61,7 @@ class PolicyState:
         self.memory: dict[str, object] = {}
         self.notes = Notes(fmt.num_layers, fmt.num_kv_heads)
         self.scale, self.soft_cap = 1.0, 0.0
-        self.numbered: Tensor | None = None  # int64 [L, H]: slots whose positions are written down
+        self.numbered = 0  # tokens seen when the positions of all slots were written down; later slots are one a token
         self.captured = 0  # the ring holds queries of tokens up to here
         self.acted = 0  # tokens at the last act
         self.summed = 0  # tokens up to which attention was summed since then; 0: none was
@@ -127,19 +129,31 @@ class PolicyState:
         if queries.shape[1] > width:
             queries = queries[:, -width:]
         self._write(queries, (end - queries.shape[1]) % width)
+        self.noted(end, scale, soft_cap)
+
+    def noted(self, end: int, scale: float, soft_cap: float) -> None:
+        """The ring has the queries of the tokens before ``end``."""
         self.captured, self.scale, self.soft_cap = end, scale, soft_cap
+
+    def ring_for(self, num: int, end: int, num_heads: int, dtype: torch.dtype) -> tuple[int, int, int]:
+        """Where the ``num`` queries before token ``end`` go, on a CPU: the ring's address, its width, and the place of
+        the first; the others follow, around.
+        """
+        if self._ring is None:
+            self._ring = torch.zeros(self._fmt.num_layers, self._stack.window, num_heads, self._fmt.k_dim, dtype=dtype)
+        return self._ring.data_ptr(), self._stack.window, (end - num) % self._stack.window
 
     def _write(self, queries: Tensor, first: int) -> None:
         """Into the ring, from ``first`` on and around."""
         width, num = self._stack.window, queries.shape[1]
         if self._ring is None:
-            self._ring = queries.new_zeros(queries.shape[0], width, *queries.shape[2:], dtype=torch.float32)
+            self._ring = queries.new_zeros(queries.shape[0], width, *queries.shape[2:])
         if num == 1:  # as nearly always
             self._ring.select(1, first).copy_(queries.select(1, 0))
         elif first + num <= width:
             self._ring[:, first : first + num] = queries
         else:
-            self._ring[:, torch.arange(first, first + num, device=queries.device) % width] = queries.float()
+            self._ring[:, torch.arange(first, first + num, device=queries.device) % width] = queries
 
     def add_hidden(self, hidden: Tensor) -> None:
         """``hidden`` [n, hidden_size] of the tokens after those that were added last; the newest ``window`` stay."""
@@ -173,7 +187,7 @@ class PolicyState:
             find_positions=lambda: self._positions(num_slots, num_seen, lens),
             tracks={name: self._cut(name, num_slots, lens) for name in tracks},
             memory=self.memory,
-            queries=self.newest_queries(num_seen, self._stack.eviction.window if self._stack.eviction else 0),
+            newest=self.newest_queries(num_seen, self._stack.eviction.window if self._stack.eviction else 0),
             hidden=self._hidden,
             scale=self.scale,
             soft_cap=self.soft_cap,
@@ -183,27 +197,29 @@ class PolicyState:
         return inputs
 
     def ranks(self, num_seen: int, next_act: int | None) -> bool:
-        """Whether a `Ranking` has all that it may be by, and nobody asks afterwards which slots stayed."""
-        if next_act is None or self.tail is not None or self.numbers(num_seen, next_act):
+        """Whether a `Ranking` has all that it may be by, and nobody asks for the slots' positions."""
+        if next_act is None or self.tail is not None or self._need_positions:
             return False
-        if Need.QUERIES in self._stack.needs:
-            return self._ring is not None and self.captured == num_seen
-        return not self._stack.looks or self.summed == num_seen
+        if not self._stack.looks or self.summed == num_seen:
+            return True
+        return self._ring is not None and self.captured == num_seen
 
     def rank(self, act: Any, ranking: Ranking, held: Held, device: torch.device) -> object:
         """Tells ``act`` (`kernels.acts`) what to choose by. What is returned must outlive it."""
-        first, second = (*(self._place(name, held, device) for name in RANKED_BY[ranking.by]), NOWHERE, NOWHERE)[:2]
+        names, looks = RANKED_BY[ranking.by], ranking.by in OF_QUERIES and not self.summed
+        first, second = (*(self._place(name, held, device) for name in names if not looks), NOWHERE, NOWHERE)[:2]
+        positions = self._place(POSITIONS, held, device) if looks else NOWHERE  # which moves with the slots
         given = ranking.budget
         if isinstance(given, Tensor):
             assert given.dtype == torch.int64
             assert given.shape == (self._fmt.num_layers, self._fmt.num_kv_heads)
             assert given.is_contiguous()
         budgets, budget = (0, given) if isinstance(given, int) else (given.data_ptr(), 0)
-        names = list(self.slots)
+        names = tuple(self.slots)
         act.rank(
             int(ranking.by), first, second, budgets, budget, ranking.sinks, ranking.recent, ranking.least, ranking.pool,
             *ranking.stem,
-            [self._place(name, held, device) for name in names if name not in OF_WINDOW and name != POSITIONS],
+            [self._place(name, held, device) for name in names if name not in OF_WINDOW],
             [self._place(name, held, device) for name in names if name in OF_WINDOW],
         )  # fmt: skip
         if (blend := ranking.blend) is not None:
@@ -211,10 +227,17 @@ class PolicyState:
             act.blend(
                 blend.pairs.data_ptr(), len(blend.pairs), blend.carrier, blend.count, blend.weight / total, 1.0 / total
             )
+        if looks:
+            assert self._ring is not None
+            look(
+                act, self._ring, self._fmt.num_kv_heads, held.num_seen, self.scale, self.soft_cap, positions,
+                self._unnumbered(held.num_seen),
+            )  # fmt: skip
+            self.numbered = held.num_seen
         if (planes := ranking.planes) is None:
-            return ranking
+            return ranking, self._ring
         assert self._ring is not None
-        queries = self._ring[:, (held.num_seen - 1) % self._ring.shape[1]].contiguous()  # [L, Hq, Dk]
+        queries = self._ring[:, (held.num_seen - 1) % self._ring.shape[1]].float().contiguous()  # [L, Hq, Dk]
         group = queries.shape[1] // self._fmt.num_kv_heads
         act.hash(planes.data_ptr(), planes.shape[1], queries.data_ptr(), group, ranking.unhashed)
         return ranking, queries
@@ -241,7 +264,7 @@ class PolicyState:
         self.acted, self.summed = num_seen, 0
 
     def numbers(self, num_seen: int, next_act: int | None) -> bool:
-        """Whether an act has to write down which tokens the slots that stay are of (``keep``)."""
+        """Whether an act has to leave behind which tokens the slots that stay are of."""
         if next_act is None:
             return False
         return self._need_positions or (self._stack.looks and next_act - self._stack.window < num_seen)
@@ -249,16 +272,20 @@ class PolicyState:
     @property
     def moving(self) -> list[Tensor]:
         """What is remembered of each slot and moves with it: all but what begins anew with an act."""
-        return [held for name, held in self.slots.items() if name not in OF_WINDOW and name != POSITIONS]
+        return [held for name, held in self.slots.items() if name not in OF_WINDOW]
 
-    def moved(self, next_act: int | None) -> None:
-        """The slots moved, ``moving`` with them; nothing is to be numbered. ``next_act`` as for ``keep``."""
-        if self._stack.selection is not None:
+    def moved(self, num_seen: int, next_act: int | None, changed: bool = True) -> None:
+        """The act at ``num_seen`` is done, and ``moving`` is where the slots are now; ``changed``: whether there is
+        anything else in the pages than before. ``next_act`` as for ``keep``.
+        """
+        if changed and self._stack.selection is not None:
             self.notes.forget_pages()
         if next_act is None:
             self._forget()
-        elif POSITIONS in self.slots:
-            del self.slots[POSITIONS]
+        elif not self.numbers(num_seen, next_act):
+            self.slots.pop(POSITIONS, None)
+            self._targets.pop(POSITIONS, None)
+            self.numbered = 0
 
     def _forget(self) -> None:
         self.slots, self._targets, self.memory, self._ring = {}, {}, {}, None
@@ -268,28 +295,21 @@ class PolicyState:
         """The slots moved: bool ``keep`` [N], [L, N] or [L, H, N]. ``next_act``: the tokens at which the policy acts
         again; None: never, and then nothing is remembered any more.
         """
-        positions = inputs.all_positions if self.numbers(inputs.num_seen, next_act) else None
-        self.moved(next_act)
-        if not self.slots and positions is None:
+        if self.numbers(inputs.num_seen, next_act):
+            self.number(inputs.num_seen, inputs.num_slots, inputs.lens)
+        self.moved(inputs.num_seen, next_act)
+        if not self.slots:
             return
         if keep.dim() < 3:
             keep = (keep if keep.dim() == 1 else keep[:, None]).expand(*inputs.lens.shape, -1)
         keep = (keep & inputs.valid).flatten(0, 1)
         for held in self.moving:
             close_rows(held.flatten(0, 1), keep)
-        if positions is not None:
-            self._number(keep.view(*inputs.lens.shape, -1), positions)
-
-    def _number(self, keep: Tensor, positions: Tensor) -> None:
-        """The positions of what stays are written down."""
-        counts = keep.sum(-1)
-        order = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., : int(counts.max())]
-        unused = torch.arange(order.shape[-1], device=keep.device) >= counts[..., None]
-        self.slots[POSITIONS] = positions.gather(-1, order).masked_fill_(unused, 0)
-        self.numbered = counts
 
     def newest_queries(self, num_seen: int, most: int) -> Tensor | None:
-        """float32 [L, w, Hq, D] of the tokens before ``num_seen``, ``most`` at most; None if none were captured."""
+        """[L, w, Hq, D] of the tokens before ``num_seen``, ``most`` at most, as the model made them; None if none were
+        captured.
+        """
         if self._ring is None or self.captured != num_seen or not most:
             return None
         room = self._ring.shape[1]
@@ -302,19 +322,25 @@ class PolicyState:
         return self._ring[:, torch.arange(num_seen - width, num_seen, device=self._ring.device) % room]
 
     def _positions(self, num_slots: int, num_seen: int, lens: Tensor) -> Tensor | None:
-        """Slots beyond those that were numbered at the last act are the newest tokens, one each. Where nobody asks for
-        more than which slots came after which queries, older slots may have any number below those.
-        """
         if not self._need_positions and (self.summed or not self._stack.looks):
             return None
-        known = self.slots.get(POSITIONS)
-        at = torch.arange(num_slots, device=lens.device)
-        newest = num_seen - lens[..., None] + at
-        if known is None:  # nothing was dropped so far: slot == position
-            return newest.expand(*lens.shape, num_slots).contiguous()
-        held = torch.nn.functional.pad(known, (0, num_slots - known.shape[-1]))
-        assert self.numbered is not None
-        return torch.where(at < self.numbered[..., None], held, newest)
+        return self.number(num_seen, num_slots, lens)
+
+    def number(self, num_seen: int, num_slots: int, lens: Tensor) -> Tensor:
+        """Writes down the positions of all slots, int64 [L, H, N]. Those that came since that was done last are the
+        newest tokens, one each. Where nobody asks for more than which slots came after which queries, older slots may
+        have any number below those.
+        """
+        held, at = self._cut(POSITIONS, num_slots, lens), torch.arange(num_slots, device=lens.device)
+        ends = lens[..., None]
+        positions = torch.where(at < ends - self._unnumbered(num_seen), held, num_seen - ends + at)
+        held.copy_(positions.masked_fill(at >= ends, 0))
+        self.numbered = num_seen
+        return positions.long()
+
+    def _unnumbered(self, num_seen: int) -> int:
+        """How many of the newest slots of every head have no position yet, or more than there are."""
+        return num_seen - self.numbered
 
     def _cut(self, name: str, num_slots: int, lens: Tensor) -> Tensor:
         return self._grown(name, num_slots, lens.device).narrow(2, 0, num_slots)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.step import QueryRings
 from ..kv.mixed_view import MixedView
 from ..kv.offload.storage import OffloadedStorage
 from ..kv.offload.view import OffloadView
@@ -19,6 +20,7 @@ from ..kv.policies.base import Need
 from ..kv.stores import Store, Stores
 from ..kv.view import Residual, StepView, StepViews
 from ..kv.window_view import WindowView
+from ..models.spec import AttentionSpec
 from ..schedule.item import Plan
 from .guarded import GuardedChooser, GuardedNoter, guarded_residual
 from .selection_notes import PageNoter
@@ -82,15 +84,17 @@ _NONE = torch.empty(0, 0)
 
 
 class QueryTap:
-    """Sees each layer's queries and keeps those that a policy will want at its next act.
+    """Sees each layer's queries and keeps those that a policy will want at its next act; or says where they go.
 
-    ``spans``: piece -> rows of ``queries[layer]`` [R, Hq, Dk] that are its newest tokens.
+    ``spans``: piece -> rows of ``queries[layer]`` [R, Hq, Dk] that are its newest tokens. ``in_rings``: they are where
+    the sequences remember them already.
     """
 
-    def __init__(self, pieces: list[Piece], device: torch.device) -> None:
+    def __init__(self, pieces: list[Piece], model: Model) -> None:
+        self._pieces, self._model = pieces, model
         self.spans: dict[int, tuple[int, int]] = {}
         self.queries: dict[int, Tensor] = {}
-        self.scale, self.soft_cap = 1.0, 0.0
+        self.scale, self.soft_cap, self.in_rings = 1.0, 0.0, False
         rows: list[np.ndarray] = []
         for index, piece in enumerate(pieces):
             wanted = _queries_wanted(piece)
@@ -99,7 +103,7 @@ class QueryTap:
                 first = sum(map(len, rows))
                 rows.append(np.arange(last - wanted, last))
                 self.spans[index] = (first, first + wanted)
-        self._rows = torch.from_numpy(np.concatenate(rows)).to(device) if rows else None
+        self._rows = torch.from_numpy(np.concatenate(rows)).to(model.device) if rows else None
 
     def __call__(self, layer: int, q: Tensor, options: Mapping[str, object]) -> None:
         assert self._rows is not None
@@ -108,6 +112,18 @@ class QueryTap:
         assert isinstance(scale, float | int)
         assert isinstance(soft_cap, float | int)
         self.scale, self.soft_cap = float(scale), float(soft_cap)
+
+    def rings(self) -> QueryRings:
+        """As `kv.view.Tap`: of a model whose layers run as one program, which scales all its queries alike."""
+        attn, num_heads = self._model.spec.blocks[-1].attn, self._model.shape.num_q_heads
+        assert isinstance(attn, AttentionSpec)
+        self.scale, self.soft_cap, self.in_rings = attn.scale, attn.soft_cap, True
+        places = np.zeros((4, len(self._pieces)), np.int64)
+        for index, (first, last) in self.spans.items():
+            piece, num = self._pieces[index], last - first
+            state, end = piece.sequence.policy_state, piece.start + piece.num_tokens
+            places[:, index] = *state.ring_for(num, end, num_heads, self._model.dtype), num
+        return QueryRings(*places)
 
 
 class Runner:
@@ -126,7 +142,7 @@ class Runner:
         for store in self._stores:
             store.run_copies()
         plain = all(piece.sequence.plain for piece in pieces)
-        tap = None if plain else QueryTap(pieces, self.model.device)
+        tap = None if plain else QueryTap(pieces, self.model)
         view = self._plain_view(pieces) if tap is None else self._view(pieces, tap)
         done = [piece for piece in pieces if piece.completes and piece.sequence.group.request.pooling is None]
         result = StepResult(pieces, [piece.sequence for piece in done], _NONE, None, view, tap, plain)

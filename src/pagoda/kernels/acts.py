@@ -37,12 +37,34 @@ def new_act(bases: npt.NDArray[np.int32], counts: npt.NDArray[np.int32], lens: n
     return act
 
 
-def choose_acts(pages: Tensor, layout: PageLayout, refs: npt.NDArray[np.int32], acts: Sequence[Any]) -> None:
+def look(
+    act: Any, ring: Tensor, heads: int, num_seen: int, scale: float, soft_cap: float, positions: Place, unnumbered: int
+) -> None:
+    """What ``act`` ranks slots by was not summed up: it is what the newest queries give to the slots that are left
+    (`ops.window_sums`).
+
+    ring         ``[L, w, heads * G, Dk]``, the queries of the tokens before ``num_seen``, token t at ``t % w``
+    positions    of each slot, which move with it; those of the newest ``unnumbered`` of every head, the newest tokens,
+                 are written first
+    """
+    from ._extension import DTYPES
+
+    assert ring.is_contiguous()
+    group = ring.shape[2] // heads
+    act.look(
+        ring.data_ptr(), DTYPES[ring.dtype], ring.shape[1], heads, group, num_seen, scale, soft_cap, positions,
+        unnumbered,
+    )  # fmt: skip
+
+
+def choose_acts(
+    pages: Tensor, layout: PageLayout, refs: npt.NDArray[np.int32], acts: Sequence[Any], num_threads: int = 1
+) -> None:
     """What each of them will do is judged, and nothing done. ``refs``: owners of every page. Then an act says how many
     slots it drops (``dropped``), and of how many runs it will need copies (``copies(refs.ctypes.data)``); one that
-    cannot be says why (``error``), now or after `run_acts`.
+    cannot be says why (``error``), now or after `run_acts`. ``num_threads`` compute what the newest queries give.
     """
-    extension().choose_acts(*_ground(pages, layout, refs), acts)
+    extension().choose_acts(*_ground(pages, layout, refs), acts, num_threads)
 
 
 def run_acts(

@@ -151,7 +151,7 @@ def window_sums(
     _cpu.window_sums(
         pages.data_ptr(), pages.shape[0], store_of(layout), layout.page_size, layout.k_dim, layout.v_dim,
         rows.data_ptr(), *rows.shape, lens.data_ptr(), positions.data_ptr(), slots, heads,
-        queries.data_ptr(), window, num_q_heads // heads, num_seen, scale, soft_cap,
+        queries.data_ptr(), DTYPES[queries.dtype], window, num_q_heads // heads, num_seen, scale, soft_cap,
         received.data_ptr(), wanted.data_ptr(), torch.get_num_threads(), isa,
     )  # fmt: skip
     return received, wanted

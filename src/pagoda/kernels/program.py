@@ -240,13 +240,16 @@ def _native(step: StepArrays) -> Any:
     """The arrays as the extension takes them, made once."""
     layout, rows, own, choice = step.layout, step.rows, step.rows.shape[0] > 1, step.choice
     chosen = [] if choice is None else [getattr(choice, name).ctypes.data for name in choice.__slots__]
-    sums = [] if step.sums is None else [getattr(step.sums, name).ctypes.data for name in step.sums.__slots__]
+    sums, queries = (
+        [] if part is None else [getattr(part, name).ctypes.data for name in part.__slots__]
+        for part in (step.sums, step.queries)
+    )
     step.native = _cpu.StepArrays(
         step.page_ids.shape[1], step.pages.data_ptr(), step.pages.shape[0], store_of(layout), layout.page_size,
         layout.k_dim, layout.v_dim, step.row_of.shape[0], rows.data_ptr(), rows.stride(0) if own else 0, rows.shape[1],
         rows.shape[2],
         step.row_of.data_ptr(), step.offset.data_ptr(), step.kv_lens.data_ptr(), step.kv_lens.stride(0) if own else 0,
         step.q_starts.data_ptr(), step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots.stride(0) if own else 0,
-        chosen, 0 if choice is None else len(choice.seqs), sums,
+        chosen, 0 if choice is None else len(choice.seqs), sums, queries,
     )  # fmt: skip
     return step.native

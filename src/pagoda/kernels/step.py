@@ -56,6 +56,18 @@ class SlotSums:
     last: npt.NDArray[np.int64]  # [S] w > 0: only the last w queries of its chunk
 
 
+@dataclass(frozen=True, slots=True)
+class QueryRings:
+    """The newest queries of the step go where each of the S sequences remembers them: contiguous rings ``[L, width, Hq,
+    Dk]`` of the model's dtype, which must outlive the step.
+    """
+
+    rings: npt.NDArray[np.int64]  # [S] addresses, 0 where nobody asks
+    widths: npt.NDArray[np.int64]  # [S]
+    firsts: npt.NDArray[np.int64]  # [S] place of the first of them; the others follow, around
+    nums: npt.NDArray[np.int64]  # [S] how many of the last tokens of its chunk, up to the width
+
+
 @dataclass(slots=True, eq=False)
 class StepArrays:
     """All int32 on the CPU. Sizes: L layers, S sequences, H kv-heads, T tokens, R rows of one layer.
@@ -76,4 +88,5 @@ class StepArrays:
     slots: Tensor  # [L1, T, H]
     choice: PageChoice | None = None
     sums: SlotSums | None = None
+    queries: QueryRings | None = None
     native: Any = field(default=None, init=False, repr=False)

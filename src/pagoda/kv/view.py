@@ -22,7 +22,7 @@ from torch import Tensor
 from ..kernels.layout import PageLayout
 from ..kernels.ops import LayerTable, kv_write, paged_attention
 from ..kernels.ops.add_sums import Target
-from ..kernels.step import SlotSums, StepArrays
+from ..kernels.step import QueryRings, SlotSums, StepArrays
 from .choices import Choices, Chooser
 from .scratch import scratch_table
 from .step_index import StepIndex
@@ -41,6 +41,16 @@ class Receiver(Protocol):
     def receives(self, num_slots: int, device: torch.device) -> Target: ...
 
     def counts(self, num_slots: int, device: torch.device) -> Target: ...
+
+
+class Tap(Protocol):
+    """Who wants to know the step's queries."""
+
+    def __call__(self, layer: int, q: Tensor, options: Mapping[str, object]) -> None:
+        """q ``[T, Hq, Dk]`` of one layer."""
+
+    def rings(self) -> QueryRings:
+        """Where queries of the step's sequences go while it runs: then it is not called."""
 
 
 class Noter(Protocol):
@@ -87,7 +97,8 @@ class StepView:
     sum_last         sequence (by index) -> w > 0: only the last w queries of its chunk are summed.
     receivers        sequence (by index) -> where what its slots receive may be added at once, where all layers run as
                      one: then ``received`` does not have it, and ``added`` names the sequence.
-    tap              sees ``(layer, q, options)`` of every layer: how KV policies come to the queries.
+    tap              sees ``(layer, q, options)`` of every layer: how KV policies come to the queries; or says where
+                     they go, where all layers run as one.
     choices          of steps before, where somebody has them (`StepViews`).
     residuals        sequence (by index) of one token -> what its evicted slots answer, which is joined with attention.
     choosers         sequence (by index) of one token -> who says, with ``choose(layer, q [Hq, Dk], scale)``, what
@@ -104,7 +115,7 @@ class StepView:
         collect_counts: bool = False,
         sum_last: Mapping[int, int] | None = None,
         receivers: Mapping[int, Receiver] | None = None,
-        tap: Callable[[int, Tensor, Mapping[str, object]], None] | None = None,
+        tap: Tap | None = None,
         choosers: Mapping[int, Chooser] | None = None,
         residuals: Mapping[int, Residual] | None = None,
         choices: Choices | None = None,
@@ -135,12 +146,11 @@ class StepView:
 
     def arrays(self) -> StepArrays | None:
         """The whole step as plain arrays, for those who run all layers at once. None where each layer calls ``attend``:
-        somebody sees the queries, a sequence chooses its pages in a way of its own, or probabilities are summed that
-        have nowhere to go.
+        a sequence chooses its pages in a way of its own, or probabilities are summed that have nowhere to go.
         """
         if self._arrays is not None:
             return self._arrays
-        if self._residuals or self._tap is not None or not self._on_cpu:
+        if self._residuals or not self._on_cpu:
             return None
         if not self._adds_at_once():
             return None
@@ -149,8 +159,9 @@ class StepView:
         choice = self._choices.of(self._choosers) if self._choosers else None
         page_ids, slots = self._page_ids.contiguous(), self._slots.contiguous()  # numpy may index into any order
         sums = self._sums() if self._watched else None
-        arrays = StepArrays(self._pages, self._layout, *self._index.tensors, page_ids, slots, choice, sums)
-        if choice is None and sums is None:
+        queries = None if self._tap is None else self._tap.rings()
+        arrays = StepArrays(self._pages, self._layout, *self._index.tensors, page_ids, slots, choice, sums, queries)
+        if choice is None and sums is None and queries is None:
             self._arrays = arrays
         return arrays
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "hashes.hpp"
+#include "window_sums.hpp"
 
 namespace pagoda {
 
@@ -39,6 +40,35 @@ void score(const Act& act, int64_t slots, std::vector<float>& scores) {
   }
 }
 
+// What the newest queries give to the slots that are left, [rows][slots] twice.
+struct Looked {
+  std::vector<float> received, wanted;
+};
+
+void number(const Act& act) {
+  for (int64_t row = 0; row < act.rows; ++row) {
+    const int64_t held = act.lens[row];
+    if (held > act.positions.width) throw std::out_of_range("positions of " + std::to_string(act.positions.width) + " slots");
+    for (int64_t slot = std::max<int64_t>(0, held - act.unnumbered); slot < held; ++slot)
+      act.positions.values[row * act.positions.width + slot] = float(act.num_seen - held + slot);
+  }
+}
+
+void look(const ReadArgs& pages, const Act& act, const std::vector<int64_t>& lens, int64_t heads, int64_t slots, Looked& to, int num_threads) {
+  number(act);
+  std::vector<int64_t> positions(act.rows * slots);
+  for (int64_t row = 0; row < act.rows; ++row)
+    std::copy_n(act.positions.values + row * act.positions.width, lens[row], positions.data() + row * slots);
+  to.received.resize(act.rows * slots), to.wanted.resize(act.rows * slots);
+  WindowArgs a;
+  a.read = pages, a.read.rows = act.bases, a.read.count = act.rows, a.read.width = act.width;
+  a.lens = lens.data(), a.positions = positions.data(), a.slots = slots, a.heads = heads, a.group = act.group;
+  a.queries = act.ring, a.dtype = act.dtype, a.window = std::min(act.places, act.num_seen), a.num_seen = act.num_seen;
+  a.places = act.places, a.first_place = (act.num_seen - a.window) % act.places;
+  a.scale = act.scale, a.soft_cap = act.soft_cap, a.received = to.received.data(), a.wanted = to.wanted.data();
+  window_sums(a, num_threads, "");
+}
+
 // Of the first `stem` slots of each row the best become infinitely good and the others infinitely bad.
 void choose_stem(const Act& act, float* scores, int64_t slots) {
   const std::vector<int64_t> lens(act.rows, act.stem), budgets(act.rows, act.stem_budget);
@@ -70,7 +100,7 @@ void score_hashes(const ReadArgs& pages, const Act& act, const std::vector<int64
 
 }  // namespace
 
-void choose(const char* pages, int64_t num_pages, const PageShape& shape, Act& act) {
+void choose(const char* pages, int64_t num_pages, const PageShape& shape, Act& act, int num_threads) {
   const std::vector<int64_t> lens(act.lens, act.lens + act.rows), budgets(act.budgets ? 0 : act.rows, act.budget);
   act.slots = *std::max_element(lens.begin(), lens.end());
   act.keep.resize(act.rows * act.slots);
@@ -79,11 +109,16 @@ void choose(const char* pages, int64_t num_pages, const PageShape& shape, Act& a
   choice.lens = lens.data(), choice.budgets = act.budgets ? act.budgets : budgets.data(), choice.rows = act.rows;
   choice.slots = choice.stride = act.slots, choice.keep = act.keep.data();
   choice.sinks = act.sinks, choice.recent = act.recent, choice.least = act.least, choice.pool = act.pool;
+  ReadArgs read;
+  read.pages = pages, read.num_pages = num_pages, read.shape = shape;
   if (act.by == By::hashes) {
-    ReadArgs read;
-    read.pages = pages, read.num_pages = num_pages, read.shape = shape;
     score_hashes(read, act, lens, act.slots, scores);
   } else if (act.by != By::age) {
+    Looked looked;
+    if (act.ring) {
+      look(read, act, lens, act.heads, act.slots, looked, num_threads);
+      act.first = {looked.received.data(), act.slots}, act.second = {looked.wanted.data(), act.slots};
+    }
     score(act, act.slots, scores);
     if (act.stem) choose_stem(act, scores.data(), act.slots), choice.pool = 1;
   }

@@ -5,7 +5,7 @@
 
 namespace pagoda {
 
-// Goes to `act.keep`, of an act that ranks slots. Pages are read, and hashes written that slots had none of; nothing else is changed.
-void choose(const char* pages, int64_t num_pages, const PageShape& shape, Act& act);
+// Goes to `act.keep`, of an act that ranks slots. Pages are read, and hashes and positions written that slots had none of; nothing else is changed.
+void choose(const char* pages, int64_t num_pages, const PageShape& shape, Act& act, int num_threads);
 
 }  // namespace pagoda

@@ -50,7 +50,7 @@ void widen(Columns& columns, int64_t first, int64_t end) {
 }
 
 // What each row's slots are written to, and how many go.
-void judge(const Ground& ground, Act& act) {
+void judge(const Ground& ground, Act& act, int num_threads) {
   check(ground, act);
   const int64_t size = ground.shape.page_size;
   act.written.assign(act.rows, {});
@@ -62,7 +62,7 @@ void judge(const Ground& ground, Act& act) {
     act.dropped = gap * act.run;
     return;
   }
-  choose(ground.pages, ground.num_pages, ground.shape, act);
+  choose(ground.pages, ground.num_pages, ground.shape, act, num_threads);
   for (int64_t row = 0; row < act.rows; ++row) {
     const uint8_t* const keep = act.keep.data() + row * act.slots;
     const int64_t held = act.lens[row], stay = std::count(keep, keep + held, uint8_t{1});
@@ -187,9 +187,9 @@ void each(const std::vector<Act*>& acts, const Work& work) {
 
 }  // namespace
 
-void choose_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t* refs, const std::vector<Act*>& acts) {
+void choose_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t* refs, const std::vector<Act*>& acts, int num_threads) {
   const Ground ground{pages, num_pages, shape, refs};
-  each(acts, [&](Act& act) { judge(ground, act); });
+  each(acts, [&](Act& act) { judge(ground, act, num_threads); });
 }
 
 int64_t copies_of(const Act& act, const int32_t* refs) {

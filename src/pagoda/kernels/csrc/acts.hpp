@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "dtype.hpp"
 #include "slots.hpp"
 
 namespace pagoda {
@@ -49,9 +50,19 @@ struct Act {
   std::vector<Remembered> moved;      // with the slots
   std::vector<Remembered> cleared;    // what begins anew
 
+  // By what the newest queries give, where that was not summed up on the way: `looked` of them lie in a ring of `places`, [layers][places]
+  // [heads * group][k_dim] of dtype, the newest, of token num_seen - 1, at (num_seen - 1) % places. `positions` of the newest `unnumbered`
+  // slots of each row, the newest tokens, are written first.
+  const char* ring = nullptr;
+  Dtype dtype = Dtype::f32;
+  int64_t places = 0, num_seen = 0, unnumbered = 0;
+  float scale = 1.0f, soft_cap = 0.0f;
+  Remembered positions;
+
   // By::hashes: the newest `unhashed` slots of each row get theirs; planes [k_dim][bits], queries [rows][group][k_dim].
   const float *planes = nullptr, *queries = nullptr;
-  int64_t bits = 0, group = 0, unhashed = 0;
+  int64_t bits = 0, unhashed = 0;
+  int64_t group = 0, heads = 1;  // query heads of a row; rows of a layer
 
   // Slots `carrier` … `carrier + carried - 1` of `num_blended` rows become one in the first of them, their mean, in which that one
   // counts `weight`, a share of the whole.
@@ -74,7 +85,7 @@ struct Act {
 };
 
 // Checks and judges. No page and no table is changed. `refs` [num_pages]: owners of each page.
-void choose_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t* refs, const std::vector<Act*>& acts);
+void choose_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t* refs, const std::vector<Act*>& acts, int num_threads);
 
 // Runs that the act would write and that have other owners.
 int64_t copies_of(const Act& act, const int32_t* refs);

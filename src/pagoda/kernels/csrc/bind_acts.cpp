@@ -35,6 +35,12 @@ void bind_acts(nb::module_& m) {
         act.least = least, act.pool = pool, act.stem = stem, act.stem_budget = stem_budget;
         act.moved = remembered(moved), act.cleared = remembered(cleared);
       })
+      .def("look", [](Act& act, uintptr_t ring, int dtype, int64_t places, int64_t heads, int64_t group, int64_t num_seen, float scale,
+                      float soft_cap, const Place& positions, int64_t unnumbered) {
+        act.ring = at<char>(ring), act.dtype = Dtype(dtype), act.places = places, act.heads = heads, act.group = group;
+        act.num_seen = num_seen, act.scale = scale, act.soft_cap = soft_cap;
+        act.positions = remembered(positions), act.unnumbered = unnumbered;
+      })
       .def("hash", [](Act& act, uintptr_t planes, int64_t bits, uintptr_t queries, int64_t group, int64_t unhashed) {
         act.planes = at<float>(planes), act.bits = bits, act.queries = at<float>(queries);
         act.group = group, act.unhashed = unhashed;
@@ -53,8 +59,8 @@ void bind_acts(nb::module_& m) {
       .def_ro("error", &Act::error);
 
   m.def("choose_acts", [](uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim, uintptr_t refs,
-                          const std::vector<Act*>& acts) {
-    choose_acts(at<char>(pages), num_pages, PageShape(Store(store), page_size, k_dim, v_dim), at<int32_t>(refs), acts);
+                          const std::vector<Act*>& acts, int num_threads) {
+    choose_acts(at<char>(pages), num_pages, PageShape(Store(store), page_size, k_dim, v_dim), at<int32_t>(refs), acts, num_threads);
   });
   m.def("run_acts", [](uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim, uintptr_t refs,
                        const std::vector<Act*>& acts, const std::vector<int32_t>& fresh, int num_threads) {

@@ -71,7 +71,7 @@ void bind_step_arrays(nb::module_& m) {
                           int64_t k_dim, int64_t v_dim, int64_t num_seqs, uintptr_t rows, int64_t rows_stride, int64_t num_rows, int64_t max_pages,
                           uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens, int64_t lens_stride, uintptr_t q_starts,
                           uintptr_t page_ids, uintptr_t slots, int64_t writes_stride, const std::vector<uintptr_t>& choice,
-                          int64_t num_choosing, const std::vector<uintptr_t>& sums) {
+                          int64_t num_choosing, const std::vector<uintptr_t>& sums, const std::vector<uintptr_t>& queries) {
         StepArrays s;
         s.num_tokens = num_tokens;
         s.pages = at<char>(pages), s.num_pages = num_pages, s.shape = PageShape(Store(store), page_size, k_dim, v_dim);
@@ -84,6 +84,8 @@ void bind_step_arrays(nb::module_& m) {
           s.sums = at<int64_t>(sums.at(0)), s.counts = at<int64_t>(sums.at(1));
           s.sum_widths = at<int64_t>(sums.at(2)), s.count_widths = at<int64_t>(sums.at(3)), s.sum_last = at<int64_t>(sums.at(4));
         }
+        if (!queries.empty())  // in the order of QueryRings
+          s.queries = {at<int64_t>(queries.at(0)), at<int64_t>(queries.at(1)), at<int64_t>(queries.at(2)), at<int64_t>(queries.at(3))};
         new (self) StepArrays(std::move(s));
       });
 }

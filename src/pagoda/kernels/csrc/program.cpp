@@ -119,6 +119,8 @@ struct Run {
     }
     const int64_t q_size = i.num_q_heads * i.dim, kv_size = i.num_kv_heads * i.dim;
     write(i, at(i.src, q_size), at(i.src, q_size + kv_size));
+    note_queries(step.queries, i.layer, step.num_seqs, step.q_starts,
+                 {at(i.src), widths[i.src] * size_of(dtype), q_size * size_of(dtype)}, threads);
     AttentionArgs a;
     a.q = at(i.src), a.q_token_stride = widths[i.src], a.q_head_stride = i.dim, a.out = at(i.dst), a.dtype = dtype;
     a.pages = step.pages, a.num_pages = step.num_pages, a.shape = step.shape, a.v_dim = i.dim;

@@ -15,6 +15,7 @@
 #include "attention_memo.hpp"
 #include "choice.hpp"
 #include "packed.hpp"
+#include "query_rings.hpp"
 #include "rows.hpp"
 
 namespace pagoda {
@@ -132,6 +133,7 @@ struct StepArrays {
   const int64_t *sums = nullptr, *counts = nullptr;
   const int64_t *sum_widths = nullptr, *count_widths = nullptr;  // [S]
   const int64_t* sum_last = nullptr;  // [S]: w > 0: only the last w queries of its chunk
+  QueryRings queries;            // of sequences whose newest queries somebody remembers
   float* logits = nullptr;       // [wanted tokens][vocabulary], or null
   // [wanted tokens], as greedy(), or null. Where all are found, of kOnceTokens at most, the logits are left as they are.
   int64_t* likeliest = nullptr;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "dtype.hpp"
 #include "isa.hpp"
 #include "slots.hpp"
 
@@ -15,12 +16,14 @@ struct WindowHead {
   const float* keys = nullptr;  // [dim][room], slot by slot
   const int32_t* positions = nullptr;  // [room], those behind the last slot later than any query's
   int64_t dim = 0, slots = 0, room = 0;  // room: slots, up to a multiple of kWindowSlots
-  const float* queries = nullptr;  // query t of head g at t * query_stride + g * dim
-  const float* next_queries = nullptr;  // of the row that comes next: fetched meanwhile, nobody read them since they were noted
+  const char* queries = nullptr;  // the t-th there of head g at t * query_stride bytes + g * dim elements of dtype
+  const char* next_queries = nullptr;  // of the row that comes next: fetched meanwhile, nobody read them since they were noted
+  Dtype dtype = Dtype::f32;
   int64_t query_stride = 0, window = 0, group = 0;
+  int64_t places = 0, first_place = 0;  // query t is the (first_place + t) % places-th there
   int64_t first_position = 0;  // of query 0; the others follow
   float scale = 1.0f, soft_cap = 0.0f;
-  float *scores = nullptr;  // [kWindowQueries][room], its own
+  float *wide = nullptr, *scores = nullptr;  // its own: queries as floats [kWindowQueries][dim], and [kWindowQueries][room]
   float *received = nullptr, *wanted = nullptr;  // [room], added to
 };
 
@@ -31,8 +34,10 @@ struct WindowArgs {
   const int64_t* lens = nullptr;  // [rows]
   const int64_t* positions = nullptr;  // [rows][slots]
   int64_t slots = 0, heads = 0;  // heads of a layer
-  const float* queries = nullptr;  // [layers][window][heads * group][k_dim]
+  const char* queries = nullptr;  // [layers][places][heads * group][k_dim] of dtype, the oldest at first_place, the others behind, around
+  Dtype dtype = Dtype::f32;
   int64_t window = 0, group = 0, num_seen = 0;
+  int64_t places = 0, first_place = 0;
   float scale = 1.0f, soft_cap = 0.0f;
   float *received = nullptr, *wanted = nullptr;  // [rows][slots], written
 };

@@ -1,4 +1,5 @@
 // What slots receive, for one instruction set; see window_sums.hpp.
+#include "attention_rows.hpp"
 #include "fetch.hpp"
 #include "vec.hpp"
 #include "window_sums.hpp"
@@ -109,9 +110,10 @@ void add_window(const WindowHead& a) {
     int32_t positions[kQueries];
     const int here = int(count - i < kQueries ? count - i : kQueries);
     for (int j = 0; j < here; ++j) {
-      const int64_t at = query * a.query_stride + of_group * a.dim;
-      queries[j] = a.queries + at, positions[j] = int32_t(a.first_position + query);
-      if (a.next_queries) fetch_second(a.next_queries + at, a.dim * int64_t{sizeof(float)});
+      const int64_t bytes = a.dim * size_of(a.dtype), at = (a.first_place + query) % a.places * a.query_stride + of_group * bytes;
+      widen_row(Store(a.dtype), a.queries + at, nullptr, a.dim, a.wide + j * a.dim);
+      queries[j] = a.wide + j * a.dim, positions[j] = int32_t(a.first_position + query);
+      if (a.next_queries) fetch_second(a.next_queries + at, bytes);
       if (++of_group == a.group) of_group = 0, ++query;
     }
     if (here == kQueries) products<kQueries>(a, queries);

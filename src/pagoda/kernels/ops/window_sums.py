@@ -31,7 +31,7 @@ def window_sums(
     and how many of those gave it at least the mean over the slots that they see.
 
     rows int32 ``[L * H, W]`` page ids, as far as ``lens`` int64 ``[L, H]`` slots; positions int64 ``[L, H, N]``;
-    queries float32 ``[L, w, Hq, Dk]`` of the tokens before ``num_seen``, oldest first: each sees what is not later.
+    queries ``[L, w, Hq, Dk]`` of the tokens before ``num_seen``, oldest first: each sees what is not later.
     """
     code = layout.codec_name
     key = (pages.dtype, code, pages.device.type)
@@ -63,7 +63,7 @@ def reference(
     for layer in range(layers):
         mine = rows[layer * heads : (layer + 1) * heads, : -(-slots // layout.page_size)]
         keys, _ = read_slots(pages, layout, mine, lens.new_zeros(heads), slots, values=False)
-        asked = queries[layer].unflatten(1, (heads, -1)).permute(1, 2, 0, 3)  # [H, G, w, Dk]
+        asked = queries[layer].float().unflatten(1, (heads, -1)).permute(1, 2, 0, 3)  # [H, G, w, Dk]
         logits = (asked @ keys[:, None].transpose(2, 3)) * scale
         if soft_cap > 0:
             logits = soft_cap * (logits / soft_cap).tanh()

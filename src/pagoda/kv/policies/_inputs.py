@@ -105,7 +105,7 @@ class Inputs:
     tracks: Mapping[str, Tensor] = field(default_factory=dict)
     memory: dict[str, object] = field(default_factory=dict)
     calibration: Mapping[str, Tensor] = field(default_factory=dict)
-    queries: Tensor | None = None  # [L, w, H * G, Dk]
+    newest: Tensor | None = None  # [L, w, H * G, Dk]: ``queries`` as the model made them
     hidden: Tensor | None = None  # float32 [w, hidden_size], with Need.HIDDEN
     scale: float = 1.0
     soft_cap: float = 0.0
@@ -119,6 +119,11 @@ class Inputs:
     summed: Mapping[str, Tensor] = field(default_factory=dict)
     """``received`` and ``wanted`` [L, H, N] where attention summed them up while the queries came; else they are
     computed from the queries."""
+
+    @cached_property
+    def queries(self) -> Tensor | None:
+        """float32 [L, w, H * G, Dk]: as ``LayerInputs.queries``."""
+        return None if self.newest is None else self.newest.float()
 
     @cached_property
     def received(self) -> Tensor:
@@ -137,9 +142,9 @@ class Inputs:
         if self.summed:
             received = self.summed["received"]
             return received, self.summed.get("wanted", received)
-        if self.window_sums is not None and self.queries is not None and self.all_positions is not None:
+        if self.window_sums is not None and self.newest is not None and self.all_positions is not None:
             return self.window_sums(
-                self.lens, self.all_positions, self.queries, self.num_seen, self.scale, self.soft_cap
+                self.lens, self.all_positions, self.newest, self.num_seen, self.scale, self.soft_cap
             )
         found = [(layer.received, layer.wanted) for layer in self.layers()]
         return torch.stack([one for one, _ in found]), torch.stack([other for _, other in found])

@@ -1,0 +1,66 @@
+"""Newest queries go to the sequences that remember them while the step's program runs: the bits of collecting them
+layer by layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pagoda import SamplingParams
+from pagoda.kv.view import StepView
+
+from .tiny import prompt
+
+KVS = [
+    "hashevict(budget=30, every=5)", "scissorhands(budget=40, window=16, every=8)", "exact",
+    "scope(budget=40, every=8)", "snapkv(budget=30)+quest(pages=2)",
+]  # fmt: skip
+
+
+def run(llm: Any, kvs: list[str]) -> tuple[dict[str, list[int]], list[torch.Tensor], int]:
+    """Tokens of each, the rings of all after every step, and how many steps filled them by themselves."""
+    engine = llm._open().engine
+    rings: list[torch.Tensor] = []
+    apply, num_steps = engine._evictor.apply, 0
+
+    def watched(result: Any) -> Any:
+        nonlocal num_steps
+        num_steps += result.tap is not None and result.tap.in_rings
+        failed = apply(result)
+        for piece in result.pieces:
+            ring = piece.sequence.policy_state._ring
+            rings.append(torch.empty(0) if ring is None else ring.clone())
+            tokens[piece.sequence.group.request.request_id] = piece.sequence.tokens
+        return failed
+
+    tokens: dict[str, list[int]] = {}
+    engine._evictor.apply = watched
+    for index, kv in enumerate(kvs):
+        params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, kv=kv)
+        engine.add(llm._intake.request(str(index), prompt(70 + index, 45 + 9 * index), params))
+    while engine.has_work:
+        engine.step()
+    return tokens, rings, num_steps
+
+
+@pytest.mark.parametrize("kvs", [KVS[:2], KVS, [f"{kv}+int8" for kv in KVS[:2]]])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_the_program_notes_has_the_bits_of_what_each_layer_shows(
+    make_llm: Any, monkeypatch: pytest.MonkeyPatch, kvs: list[str], dtype: str
+) -> None:
+    """Prompts in chunks, decode steps, acts, neighbours that nobody watches."""
+    tokens, rings, num_steps = run(make_llm(max_num_batched_tokens=40, dtype=dtype), kvs)
+    assert len(tokens) == len(kvs)
+    assert sum(ring.numel() > 0 for ring in rings) > 20
+    assert all(ring.dtype == getattr(torch, dtype) for ring in rings if ring.numel())
+    arrays = StepView.arrays
+    monkeypatch.setattr(StepView, "arrays", lambda view: None if view._tap is not None else arrays(view))
+    apart, apart_rings, none = run(make_llm(max_num_batched_tokens=40, dtype=dtype), kvs)
+    assert none == 0
+    assert num_steps > 20
+    assert tokens == apart
+    assert len(rings) == len(apart_rings)
+    assert all(torch.equal(one, other) for one, other in zip(rings, apart_rings, strict=True))
