@@ -11,6 +11,8 @@ import pytest
 import pagoda as package
 from pagoda.cli.main import summary
 from pagoda.core.errors import BudgetError
+from pagoda.kv.codecs import CODECS
+from pagoda.kv.policies import POLICIES
 
 from .conftest import pagoda
 
@@ -44,6 +46,16 @@ def test_every_command_has_help_and_json(name: str) -> None:
     assert done.code == 0
     assert summary(name) in done.out
     assert "--json" in done.out
+
+
+@pytest.mark.parametrize("name", ["run", "chat", "serve"])
+def test_help_lists_every_kv_policy_without_importing_one(name: str) -> None:
+    said = " ".join(pagoda(name, "--help").out.split())
+    for policy in [*POLICIES.names(), *CODECS.names(), "offload"]:
+        assert f" {policy}," in said or f" {policy} (docs" in said, policy
+    asked = f"import sys, pagoda.cli.{name}; print(*sorted({{'torch', 'pagoda.kv.policies.quest'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 def test_the_version() -> None:

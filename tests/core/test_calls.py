@@ -33,6 +33,12 @@ def test_unreadable_texts_are_shown(text: str) -> None:
         parse(text)
 
 
+def test_a_parameter_that_stands_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"opt='b\+a\(size=1, size=2\)': a has size twice; give it once"):
+        parse("b+a(size=1, size=2)")
+    assert len(parse("a(size=1)+a(size=2)")) == 2
+
+
 def test_build_checks_names_and_kinds() -> None:
     assert build_call(Option, Call("o", {"share": 1})) == Option(share=1)
     with pytest.raises(ConfigError, match=r"o has no parameter 'width'; accepted: size, share, name"):

@@ -12,6 +12,7 @@ from pagoda.kernels.dispatch import Features, Needs, Op
 
 @pytest.fixture
 def op(monkeypatch):
+    dispatch.available()  # what the package has registers where it belongs, not here
     monkeypatch.setattr(dispatch, "OPS", {})
     return Op("double", lambda x: x + x)
 
@@ -63,6 +64,14 @@ def test_environment_restricts_the_choice(op, monkeypatch):
     monkeypatch.setenv(dispatch.ENV, "fast")
     assert op.choose(Needs()).name == "fast"
     assert op.choose(Needs(device="cuda")).name == "reference", "what it cannot do still runs"
+
+
+def test_a_restriction_to_what_nobody_is_called_is_refused(op, monkeypatch):
+    monkeypatch.setenv(dispatch.ENV, "bogus")
+    with pytest.raises(ConfigError, match="unknown PAGODA_KERNELS 'bogus'; accepted: cpu, reference; leave it unset"):
+        op.choose(Needs())
+    monkeypatch.setenv(dispatch.ENV, "cpu")
+    assert op.choose(Needs()).name == "reference", "an implementation that another op has, or that was not built"
 
 
 def test_unknown_op_is_refused(op):

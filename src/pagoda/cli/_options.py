@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError
+from ..kv.codecs import CODECS  # two folders that are listed: nothing in them is imported
+from ..kv.policies import POLICIES
 
 Model = Annotated[str, typer.Argument(help="lantern (embedded), a folder, or a Hugging Face id.", show_default=False)]
 Memory = Annotated[
@@ -16,7 +18,13 @@ Memory = Annotated[
         help="Budget: 2GiB, 512M, or a share of the machine: 0.5, 50%. Default: what is left, minus a margin."
     ),
 ]
-KV = Annotated[str, typer.Option(help="KV policy, for example exact.")]
+KV = Annotated[
+    str,
+    typer.Option(
+        help="KV policy, or several joined by +: exact, snapkv(budget=0.25), h2o+int8, quest(pages=32)+offload. "
+        f"There are: {', '.join([*POLICIES.names(), *CODECS.names()])}, offload (docs/kv-policies.md)."
+    ),
+]
 KVCacheDtype = Annotated[
     str, typer.Option(help="How KV is stored: auto, float32, bfloat16, float16, int8, fp8 or int4.")
 ]

@@ -81,6 +81,8 @@ def _call(node: ast.expr, text: str, option: str, example: str) -> Call:
     for keyword in node.keywords:
         if keyword.arg is None:
             raise ConfigError(f"{option}={text!r}: parameters are written key=value")
+        if keyword.arg in arguments:
+            raise ConfigError(f"{option}={text!r}: {node.func.id} has {keyword.arg} twice; give it once")
         arguments[keyword.arg] = _literal(keyword.value, keyword.arg, text, option)
     return Call(node.func.id, arguments)
 

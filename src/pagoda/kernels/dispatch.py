@@ -120,8 +120,21 @@ _providers: dict[str, str | None] = {}  # provider -> why it could not be loaded
 
 
 def restriction() -> str:
-    """The one implementation that may run besides the reference, by `restricted` or by the environment; "" is any."""
-    return _restrictions[-1] if _restrictions else os.environ.get(ENV, "")
+    """The one implementation that may run besides the reference, by `restricted` or by the environment; "" is any.
+
+    Raises ConfigError for a name in the environment that no implementation has.
+    """
+    if _restrictions:
+        return _restrictions[-1]
+    only = os.environ.get(ENV, "")
+    if only and only not in _accepted():
+        raise ConfigError(f"{choices(ENV, only, _accepted())}; leave it unset for the fastest of all")
+    return only
+
+
+def _accepted() -> set[str]:
+    """Names of implementations, of those that are missing here too: `available` has the reasons."""
+    return {*PROVIDERS, *(one.name for op in OPS.values() for one in op.implementations)}
 
 
 @contextmanager

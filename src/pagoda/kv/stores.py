@@ -21,6 +21,7 @@ from ..core.types import KVFormat
 from ..core.units import format_bytes
 from ..kernels.memory import HUGE_BYTES
 from .audit import audit
+from .codecs import CODECS
 from .codecs.base import with_dtype
 from .device_region import Driver
 from .manager import KVManager
@@ -161,7 +162,10 @@ class Stores:
         if stored is None or stored.codec == self.default.fmt.dtype:
             return
         if isinstance(stored, WindowedCodec) and not self._model_fmt.v_dim:
-            raise ConfigError(f"kv={stored.codec!r}: this model's latent KV has no keys and values to encode apart")
+            raise ConfigError(
+                f"kv={stored.method!r} cannot run on this model: its latent KV has no keys and values to encode apart; "
+                f"choose a codec of single slots: {', '.join(CODECS.names())}"
+            )
         if isinstance(stored, WindowedCodec) and (reason := stored.why_not(self._model_fmt)) is not None:
             raise ConfigError(f"kv={stored.method!r} cannot run on this model: {reason}")
         self._learned_of(stored)
