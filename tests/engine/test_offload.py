@@ -15,10 +15,14 @@ from pagoda.core.errors import RequestError
 from pagoda.engine.config import EngineConfig
 from pagoda.engine.offloading import far_bytes
 from pagoda.engine.sizing import weight_room
+from pagoda.kv.grammar import parse_policy
+from pagoda.kv.policies import POLICIES
+from pagoda.kv.policies.base import Stage
 from pagoda.models.shape import ModelShape
 from pagoda.weights.quantization import Quantization
 
 from .conftest import kv_bytes
+from .kv_policies import of_stage
 from .tiny import CONFIG, prompt
 
 PROMPTS = [prompt(1, 480), prompt(2, 150), prompt(3, 33)]
@@ -82,12 +86,23 @@ def test_bytes_read_are_those_of_the_context(make_far) -> None:
     assert extra == [page * sum(-(-held // 8) for held in range(480, 488)), page * 8]
 
 
-@pytest.mark.parametrize("name", ["quest", "lserve", "shadowkv"])
+REMOTE = [name for name in of_stage(Stage.SELECTION) if POLICIES.get(name).remote]  # type: ignore[attr-defined]
+
+
+def test_who_can_choose_pages_of_a_lower_tier() -> None:
+    """The others look at keys of pages that they do not read, or at all keys together, to note what they note."""
+    assert {"a2ats", "lserve", "quest", "shadowkv", "sparq", "tokenselect"} <= set(REMOTE)
+    for name in set(of_stage(Stage.SELECTION)) - set(REMOTE):
+        with pytest.raises(ConfigError, match=f"accepted before offload: {', '.join(REMOTE)}"):
+            parse_policy(f"{name}+offload")
+
+
+@pytest.mark.parametrize("name", REMOTE)
 @pytest.mark.parametrize("window", [kv_bytes(49), "1MiB"])
 def test_chosen_pages_alone_come_and_answer_as_resident_ones(make_llm, make_far, name: str, window: str) -> None:
     kv = f"{name}(pages=0.25)"
     near = tokens(make_llm(page_size=8), PROMPTS, params(kv, 24))
-    llm = make_far(kv_window=window, kv_memory=kv_bytes(48))  # room for what lserve notes of pages
+    llm = make_far(kv_window=window, kv_memory=kv_bytes(64))  # room for what is noted of pages
     storage, widths = llm._built.engine.stores.offloaded.storage, []
     gather = storage.gather
     storage.gather = lambda ids: widths.append(ids.shape[1]) or gather(ids)
@@ -267,7 +282,7 @@ def test_options_that_cannot_work_are_refused(make_far, options: dict[str, Any],
     [
         ("snapkv+offload", "snapkv moves slots about"),
         ("int8+offload", "of the engine's own format"),
-        ("sparq+offload", "looks at keys of pages that it does not read"),
+        ("loki+offload", "keys of pages that it does not read would"),
         ("offload+quest", "must come first"),
         ("offload(tier=1)", "no parameter 'tier'"),
     ],

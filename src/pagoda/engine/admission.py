@@ -58,7 +58,7 @@ class Admission:
         selection = request.policy.selection
         if selection is None or Need.CALIBRATION not in selection.needs:
             return {}
-        return self._calibrations.load(request.policy.names[-1], selection.complete)
+        return self._calibrations.load(request.policy.chooses_by, selection.complete)
 
     def room_for(self, request: Request, store: Store) -> int:
         """Tokens that an answer may have. Raises RequestError when the pool could never hold prompt and answer."""

@@ -284,7 +284,9 @@ def _noters(pieces: list[Piece]) -> dict[int, GuardedNoter]:
             full = sequence.prompt_len // sequence.store.storage.fmt.page_size
             read = sequence.asks("choosing pages", partial(selection.num_pages, full), lambda: 0)
             if read < full and not sequence.broken:
-                noters[index] = GuardedNoter(sequence, PageNoter(selection, sequence.policy_state.notes))
+                noters[index] = GuardedNoter(
+                    sequence, PageNoter(selection, sequence.policy_state.notes, sequence.group.learned)
+                )
     return noters
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,9 +150,10 @@ class Notes:
 class PageNoter:
     """One sequence of a prompt under way, whose selection is ``remote``: sketches of pages as soon as they are full."""
 
-    def __init__(self, policy: PageSelection, notes: Notes) -> None:
+    def __init__(self, policy: PageSelection, notes: Notes, learned: Mapping[str, Tensor]) -> None:
         assert policy.remote
-        self._policy, self._notes = policy, notes
+        self._policy, self._notes, self._learned = policy, notes, learned
+        self._by_channel = policy.judged_by is not None and policy.judged_by.marks == "columns"
 
     def first(self, layer: int, heads: slice) -> int:
         """As `kv.view.Noter`."""
@@ -161,5 +162,12 @@ class PageNoter:
     def note(self, layer: int, heads: slice, first: int, keys: Tensor) -> None:
         """As `kv.view.Noter`."""
         notes = self._notes
-        notes.write(layer, heads, first, self._policy.sketch(keys, notes.memory[layer]))
+        learned = {name: _of(values[layer], heads) for name, values in self._learned.items()}
+        made = self._policy.sketch_as(keys, notes.memory[layer], first, learned)
+        notes.write(layer, heads, first, made, self._by_channel)
         notes.sketched[layer, heads] = first + keys.shape[1]
+
+
+def _of(learned: Tensor, heads: slice) -> Tensor:
+    """What these heads were calibrated to; what is of all of them is one for all."""
+    return learned if len(learned) == 1 else learned[heads]

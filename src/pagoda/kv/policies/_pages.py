@@ -72,8 +72,9 @@ class PageSelection(Selection):
     moves: ClassVar[bool] = False
     """Whether what is read gets positions side by side (``moved``), so that it is read from copies."""
     remote: ClassVar[bool] = False
-    """Whether sketches say all: each is made of its own page of its own head alone, and a step looks at no other keys
-    than those that it reads. Only then pages may lie in a lower tier, and be noted before they go there."""
+    """Whether sketches say all: each is made of its own page of its own head alone (and of where that stands, and what
+    was calibrated), and a step looks at no other keys than those that it reads. Only then pages may lie in a lower
+    tier, and be noted before they go there."""
     marked: ClassVar[bool] = False
     """Whether pages after the first look at a text are noted as `page_marks` notes them, which is what ``sketch`` then
     makes of one page. A class that changes the sketches says so again."""

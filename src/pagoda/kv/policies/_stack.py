@@ -113,8 +113,9 @@ class PolicyStack:
             )
         if isinstance(self.selection, PageSelection) and not self.selection.remote:
             raise ConfigError(
-                f"{'+'.join(self.names)}: {self.names[0]} looks at keys of pages that it does not read, which would "
-                "all have to come from the lower tier; accepted before offload: lserve, quest, shadowkv"
+                f"{'+'.join(self.names)}: {self.names[0]} does not judge each page by notes of that page alone: keys "
+                "of pages that it does not read would have to come from the lower tier; accepted before offload: "
+                f"{', '.join(_remote())}"
             )
 
     def _check_windowed(self) -> None:
@@ -137,6 +138,12 @@ class PolicyStack:
                 f"{'+'.join(self.names)}: {self.windowed.method} encodes whole pages of all heads, and {why}; "
                 "int4 is a codec of single slots"
             )
+
+    @property
+    def chooses_by(self) -> str:
+        """The selection's name; what comes after it is where pages lie."""
+        assert self.selection is not None
+        return self.names[-2] if self.offload else self.names[-1]
 
     @property
     def exact(self) -> bool:
@@ -243,6 +250,13 @@ class PolicyStack:
             return self.eviction.act(inputs)
         assert isinstance(self.eviction, Scored)
         return self.eviction.act(inputs, self.allocator)
+
+
+def _remote() -> list[str]:
+    """Selections that pages of a lower tier can be chosen by."""
+    from . import POLICIES
+
+    return [name for name, policy in POLICIES.items() if getattr(policy, "remote", False)]
 
 
 _TWICE = {

@@ -31,6 +31,7 @@ class A2ATS(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.12665"
+    remote: ClassVar[bool] = True
     marked: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
     whole: ClassVar[str] = "it takes a key's position from its place, which an eviction changes"

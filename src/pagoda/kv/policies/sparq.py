@@ -26,6 +26,7 @@ class SparQ(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2312.04985"
+    remote: ClassVar[bool] = True
     marked: ClassVar[bool] = True
     rank: int = 16
 

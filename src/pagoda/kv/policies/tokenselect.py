@@ -27,6 +27,7 @@ class TokenSelect(PageSelection):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.02886"
+    remote: ClassVar[bool] = True
     marked: ClassVar[bool] = True
     alike: float = 0.9
 
