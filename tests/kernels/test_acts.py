@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pagoda.core.types import Granularity, KVFormat
-from pagoda.kernels.acts import able, choose_acts, new_act, run_acts
+from pagoda.kernels.acts import able, choose_acts, new_act, num_copies, run_acts
 from pagoda.kernels.layout import PageLayout
 from pagoda.kernels.ops import evict, hash_scores, hash_slots, kv_write, weigh_slots
 from pagoda.kv.policies._vote import pool_mean
@@ -38,6 +38,7 @@ class World:
     refs: np.ndarray = field(init=False)
     others: np.ndarray = field(init=False)  # owners of pages that are none of the tables
     free: list[int] = field(init=False)
+    spare: int = 0  # pages that were asked for in vain, for copies
 
     def __post_init__(self) -> None:
         self.pages = torch.from_numpy(self.rng.standard_normal((NUM_PAGES, LAYOUT.page_elems)).astype(np.float32))
@@ -76,12 +77,13 @@ class World:
         theirs, owners = self.pages[self.others > 0].clone(), self.refs.copy()
         choose_acts(self.pages, LAYOUT, self.refs, acts)
         assert (self.refs == owners).all(), "what is judged is not done yet"
-        needed = sum(act.copies(self.refs.ctypes.data) for act in acts)
+        needed = num_copies(self.refs, acts)
         fresh = np.array([self.free.pop() * ROWS for _ in range(needed + 1)], np.int32)
         for base in fresh:
             self.refs[base : base + run] = 1
         taken = run_acts(self.pages, LAYOUT, self.refs, acts, fresh)
         assert taken <= needed
+        self.spare = needed - taken
         for base in fresh[taken:]:
             self.refs[base : base + run] = 0
         assert [act.error for act in acts] == [""] * len(acts)
@@ -334,3 +336,29 @@ def test_an_act_that_cannot_be_touches_nothing_and_the_others_are_done(harm: str
     if harm != "page":
         assert torch.equal(world.pages[wrong.pages()], pages[wrong.pages()])
         assert (world.refs[wrong.pages()] == refs[wrong.pages()]).all()
+
+
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("grain", [Granularity.SEQUENCE, Granularity.HEAD])
+def test_of_what_forks_share_the_last_needs_no_copy(grain: Granularity, others: int) -> None:
+    """Unless somebody else holds it, too."""
+    world = World(np.random.default_rng(5))
+    whole = grain is Granularity.SEQUENCE
+    table = world.table([14] if whole else [14] * ROWS, 0, grain)
+    tables = [table, world.fork(table), world.fork(table)]
+    pages = table.pages()
+    world.others[pages] = others
+    world.refs[pages] += others
+    acts = [new_act(one.bases, one.counts, one.lens, one.run) for one in tables]
+    for act in acts:
+        if whole:
+            act.slide(1, 6)
+        else:
+            act.rank(int(By.AGE), (0, 0), (0, 0), 0, 9, 1, 8, -float("inf"), 1, 0, 0, [], [])
+    copied = world.run(acts, table.run)
+    assert world.spare == 0, "asked for in vain"
+    held = [set(one.pages().tolist()) for one in tables]
+    assert not set.intersection(*held)
+    per_act = -(-9 // SIZE) * (1 if whole else ROWS)
+    assert len(copied) == (2 + others) * per_act
+    assert (world.refs == world.owned(tables) + world.others)[pages].all()

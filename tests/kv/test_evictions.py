@@ -164,3 +164,42 @@ def test_slots_that_are_not_there_are_refused(slots: list[int]) -> None:
     with pytest.raises(ConfigError, match="given twice"):
         world.manager.keep_many(seq_id, {(0, None): [1], (0, 1): [1]})
     world.check()
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("who", ["grow", "needed"])
+def test_room_that_raises_changes_nothing(monkeypatch: pytest.MonkeyPatch, who: str, many: bool) -> None:
+    """Prefixes that were let go of are held again, once, and entries that were tried to do without are there."""
+    world = world_of(6, max_blocks=8)
+    world.release(run(world, list(range(50, 62)), S))  # idle prefixes
+    parent = run(world, PROMPT, H)
+    world.fork(parent)
+    taken = world.admit([70], S)
+    assert world.reserve(taken, 4 * (world.pool.num_free_pages // world.pool.fmt.pages_per_block))
+    node, refs = world.manager._sequences[parent].node, world.pool.refs.copy()
+    assert node is not None
+    users, idle = node.users, world.prefix.num_idle
+    asked = 0
+
+    def raises(*args: object) -> int:
+        nonlocal asked
+        asked += 1
+        if who == "grow" or asked > 3:
+            raise MemoryError("no room")
+        return 5
+
+    def acts() -> None:
+        if many or who == "needed":
+            world.manager.room_for_copies([parent], 1, raises if who == "needed" else lambda: 9)
+        else:
+            world.manager.keep_many(parent, {(0, 0): np.array([1, 2], np.int32)})
+
+    if who == "grow":
+        monkeypatch.setattr(world.manager._room, "_grow", raises)
+    with pytest.raises(MemoryError):
+        acts()
+    assert world.manager._sequences[parent].node is node
+    assert (node.users, world.prefix.num_idle) == (users, idle)
+    assert (world.pool.refs == refs).all()
+    monkeypatch.undo()
+    world.check()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from pagoda.kv.pages import PagePool
 from pagoda.kv.prefix import PrefixCache
 from pagoda.kv.read import read_slots
 from pagoda.kv.storage import PageStorage
+from pagoda.kv.table import PageTable
 from pagoda.kv.view import StepView, StepViews
 
 FMT = KVFormat(num_layers=3, num_kv_heads=2, k_dim=8, v_dim=8, page_size=4, dtype="float32")
@@ -200,13 +203,14 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
             view.attend(0, *bad, scale=1.0)
 
 
-def test_an_index_carried_on_equals_a_new_one() -> None:
+@pytest.mark.parametrize("grains", [[S], [H], [S, L, H]])
+def test_an_index_carried_on_equals_a_new_one(grains: list[Granularity]) -> None:
     """Decode steps with everything between them that changes a table: growth, forks, copies, shared pages, evictions,
     windows whose pages are linked anew, rollbacks, other sequences."""
     pair, random = Pair(num_blocks=3000), Random(3)
     manager, views, live, idle, new_id = pair.manager, StepViews(pair.storage), [0, 1], [], 2
     for seq_id in live:
-        manager.admit(seq_id, [7])
+        manager.admit(seq_id, [7], granularity=random.choice(grains))
         assert manager.reserve(seq_id, 5)
         manager.commit(seq_id, [7] * 5)
     carried = linked = 0
@@ -223,11 +227,14 @@ def test_an_index_carried_on_equals_a_new_one() -> None:
             if table.num_tokens - 2 >= max(1, table.kept_at):
                 manager.truncate(seq_id, table.num_tokens - 2)
         elif move < 0.14:
-            manager.keep(seq_id := random.choice(live), None, None, range(manager.table(seq_id).length(0, 0) - 1))
+            manager.keep_many(seq_id := random.choice(live), _left(manager.table(seq_id), lambda held: range(held - 1)))
         elif move < 0.17:
-            held = manager.table(seq_id := random.choice(live)).length(0, 0)
-            manager.keep(seq_id, None, None, [0, *range(5, held)])  # a page goes, the first is written, others move up
-            linked += held > 8
+            table = manager.table(seq_id := random.choice(live))
+            linked += int(table.lens.min()) > 8
+            # A page goes, the first is written, others move up; perhaps not in all rows.
+            manager.keep_many(
+                seq_id, _left(table, lambda held: [0, *range(5, held)][:held], random.choice([1.0, 0.5]), random)
+            )
         elif move < 0.21:
             seq_id = random.choice(live)
             assert manager.reserve(seq_id, 3)
@@ -245,6 +252,19 @@ def test_an_index_carried_on_equals_a_new_one() -> None:
             manager.commit(seq_id, [random.choice([7, 7, 7, 8])])
     assert carried > 200
     assert linked > 5
+
+
+def _left(
+    table: PageTable, stays: Callable[[int], Iterable[int]], share: float = 1.0, random: Random | None = None
+) -> dict[tuple[int | None, int | None], np.ndarray]:
+    """What stays of (some of) its rows, as ``KVManager.keep_many`` takes it."""
+    layers, heads = range(table.fmt.num_layers), range(table.fmt.num_kv_heads)
+    names: list[tuple[int | None, int | None]] = {
+        S: [(None, None)], L: [(layer, None) for layer in layers],
+        H: [(layer, head) for layer in layers for head in heads],
+    }[table.granularity]  # fmt: skip
+    chosen = [name for name in names if random is None or random.random() < share]
+    return {name: np.array([*stays(table.length(name[0] or 0, name[1] or 0))], np.int32) for name in chosen}
 
 
 def _arrays(view: StepView) -> list[torch.Tensor]:

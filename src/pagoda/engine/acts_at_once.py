@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..kernels.acts import able, choose_acts, new_act, run_acts
+from ..kernels.acts import able, choose_acts, new_act, num_copies, run_acts
 from ..kv.policies.base import Held
 from ..kv.stores import Store
 from .sequence import Sequence
@@ -86,16 +86,13 @@ def _run(store: Store, run: int, planned: list[Planned]) -> bool:
     manager, storage = store.manager, store.storage
     leaving = [one.sequence.seq_id for one in planned if one.act.dropped]
 
-    def copies() -> int:
-        refs = manager.pool.refs.ctypes.data  # growth may move them
-        return sum(one.act.copies(refs) for one in planned)
-
-    fresh = manager.room_for_copies(leaving, run, copies)
+    acts = [one.act for one in planned]
+    fresh = manager.room_for_copies(leaving, run, lambda: num_copies(manager.pool.refs, acts))  # growth may move them
     if fresh is None:
         return False
     taken = 0
     try:
-        taken = run_acts(storage.pages, storage.layout, manager.pool.refs, [one.act for one in planned], fresh)
+        taken = run_acts(storage.pages, storage.layout, manager.pool.refs, acts, fresh)
     finally:
         manager.pool.unref_runs(fresh[taken:], run)
         for one in planned:

@@ -141,7 +141,7 @@ class Runner:
         pieces = _pieces(plan)
         for store in self._stores:
             store.run_copies()
-        plain = all(piece.sequence.plain for piece in pieces)
+        plain = all(piece.sequence.is_left_alone(piece.start, piece.start + piece.num_tokens) for piece in pieces)
         tap = None if plain else QueryTap(pieces, self.model)
         view = self._plain_view(pieces) if tap is None else self._view(pieces, tap)
         done = [piece for piece in pieces if piece.completes and piece.sequence.group.request.pooling is None]
@@ -176,8 +176,11 @@ class Runner:
         store = sequences[0].store
         if isinstance(store.storage, OffloadedStorage):
             return False
+        if not all(one.store is store and one.takes_likeliest and not _asks_hidden(one) for one in sequences):
+            return False
         return all(
-            one.store is store and one.plain and one.takes_likeliest and not _asks_hidden(one) for one in sequences
+            item.is_left_alone(s.start, s.start + s.num_tokens)
+            for s, item in zip(plan.scheduled, sequences, strict=True)
         )
 
     def _plain_view(self, pieces: list[Piece]) -> AnyView:
@@ -223,21 +226,16 @@ class Runner:
             tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]
             return WindowView(store.storage, tables, q_lens, codecs, tails, store.learned, tap, _breaker(pieces))
         receivers = {i: piece.sequence.policy_state for i, piece in enumerate(pieces) if _wants_probs(piece)}
-        choosers, residuals = _choosers(store, pieces, num_q_heads), _residuals(pieces)
-        if tap is None and not receivers and not residuals:
-            return self._views_of(store).view(tables, q_lens, choosers=choosers)
-        return StepView(
-            store.storage,
-            tables,
-            q_lens,
+        view = self._views_of(store).view(tables, q_lens, choosers=_choosers(store, pieces, num_q_heads))
+        view.watch(
             collect_probs=receivers.keys(),
             collect_counts=any(Need.WANTED in piece.sequence.policy.needs for piece in pieces),
             sum_last={i: last for i in receivers if (last := _queries_summed(pieces[i]))},
             receivers=receivers,
             tap=tap,
-            choosers=choosers,
-            residuals=residuals,
+            residuals=_residuals(pieces),
         )
+        return view
 
 
 def _breaker(pieces: list[Piece]) -> Callable[[WindowedCodec, Exception], None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..core.types import FinishReason, Granularity
 from ..kv.policies._stack import PolicyStack
+from ..kv.policies.base import Need
 from ..kv.stores import Store
 from ..kv.table import PageTable
 from ..sampling.logprobs import TokenLogprob
@@ -162,6 +163,20 @@ class Sequence:
             act = self.act_after(num_seen)
             self._act = num_seen, act
         return act
+
+    def is_left_alone(self, start: int, end: int) -> bool:
+        """Whether a step that computes its tokens from ``start`` to before ``end`` neither asks its policy anything nor
+        shows it anything: no act is so near.
+        """
+        if self.plain:
+            return True
+        policy = self.policy
+        if self.broken or policy.in_every_step:
+            return False
+        act = self.next_act(start)
+        if act is None:
+            return not self.broken
+        return Need.PROBS not in policy.needs and end <= act - (policy.window or 1)
 
     def act_after(self, num_seen: int) -> int | None:
         """``PolicyStack.next_act``."""

@@ -61,10 +61,18 @@ def choose_acts(
     pages: Tensor, layout: PageLayout, refs: npt.NDArray[np.int32], acts: Sequence[Any], num_threads: int = 1
 ) -> None:
     """What each of them will do is judged, and nothing done. ``refs``: owners of every page. Then an act says how many
-    slots it drops (``dropped``), and of how many runs it will need copies (``copies(refs.ctypes.data)``); one that
-    cannot be says why (``error``), now or after `run_acts`. ``num_threads`` compute what the newest queries give.
+    slots it drops (``dropped``); one that cannot be says why (``error``), now or after `run_acts`. ``num_threads``
+    compute what the newest queries give.
     """
     extension().choose_acts(*_ground(pages, layout, refs), acts, num_threads)
+
+
+def num_copies(refs: npt.NDArray[np.int32], acts: Sequence[Any]) -> int:
+    """Runs that `run_acts` will need at most for copies of what they write and others own, after `choose_acts`. All of
+    them act on runs of one length.
+    """
+    found: int = extension().copies_of(refs.ctypes.data, acts)
+    return found
 
 
 def run_acts(

@@ -98,19 +98,30 @@ class Evictions:
         them, which is asked again as cached prefixes go. Their later pages are not offered to the prefix cache. None,
         and nothing has changed, where there is no room.
         """
-        held = [sequence.node for sequence in sequences if sequence.node is not None]
-        if self._prefix is not None:
-            for node in held:
-                self._prefix.release(node)  # its own entries may have to go: then the pages are its own
-        num = needed()
-        if num and not self._room.make(run, needed):
-            if self._prefix is not None:
-                for node in held:
-                    self._prefix.hold(node)
+        if not self._leave_prefixes(sequences, run, needed):
             return None
-        for sequence in sequences:
-            sequence.node, sequence.tail = None, []
-        return self._room.take(run, needed()) if num else NONE
+        num = needed()
+        return self._room.take(run, num) if num else NONE
+
+    def _leave_prefixes(self, sequences: list[LiveSequence], run: int, needed: Callable[[], int]) -> bool:
+        """Sees to ``needed()`` free runs, and nothing of their text is in the prefix cache for them any more. Where
+        that cannot be, or something raises, all hold what they held.
+        """
+        prefix, made = self._prefix, False
+        held = [sequence.node for sequence in sequences if sequence.node is not None]
+        if prefix is not None:
+            for node in held:
+                prefix.release(node)  # its own entries may have to go: then the pages are its own
+        try:
+            made = self._room.make(run, needed)
+        finally:
+            if prefix is not None and not made:
+                for node in held:
+                    prefix.hold(node)
+        if made:
+            for sequence in sequences:
+                sequence.node, sequence.tail = None, []
+        return made
 
     def was_cut(self, sequence: LiveSequence, dropped: int, num_cut: int, room: int, tail_owned: bool) -> None:
         """Its rows were cut in place, by ``dropped`` slots of all heads and ``num_cut`` runs: what is left to be noted,
@@ -134,16 +145,10 @@ class Evictions:
         return dropped
 
     def _keep(self, sequence: LiveSequence, plans: list[RowPlan]) -> SlotMoves | None:
-        table, node = sequence.table, sequence.node
+        table = sequence.table
         dirty = np.concatenate([table.bases[plan.row, plan.dirty] for plan in plans])
-        if node is not None and self._prefix is not None:
-            self._prefix.release(node)  # its own entries may have to go: then the pages are its own
-        shared = self._pool.shared(dirty, table.run)
-        if shared.any() and not self._room.make(table.run, lambda: int(self._pool.shared(dirty, table.run).sum())):
-            if node is not None and self._prefix is not None:
-                self._prefix.hold(node)
+        if not self._leave_prefixes([sequence], table.run, lambda: int(self._pool.shared(dirty, table.run).sum())):
             return None
-        sequence.node, sequence.tail = None, []
         return self._compact(table, plans, dirty)
 
     def _compact(self, table: PageTable, plans: list[RowPlan], dirty: Int32s) -> SlotMoves:

@@ -28,7 +28,7 @@ class Room:
 
     def make(self, run: int, needed: Callable[[], int]) -> bool:
         """Sees to it that ``needed()`` runs of ``run`` pages are free. It is asked again as entries go, since that ends
-        sharing. False if it cannot be: then all entries are still there.
+        sharing. False if it cannot be: then all entries are still there, as where it raises.
         """
         pool, prefix = self._pool, self._prefix
         missing = needed() - pool.num_free_runs(run)
@@ -43,12 +43,16 @@ class Room:
             return False
         prefix.expire()
         trial = Reclaim(pool, prefix, run)
-        while needed() > trial.num_free:
-            if not trial.step():
+        found = False
+        try:
+            while not (found := needed() <= trial.num_free) and trial.step():
+                pass
+        finally:
+            if found:
+                trial.commit()
+            else:
                 trial.rollback()
-                return False
-        trial.commit()
-        return True
+        return found
 
     def take(self, run: int, num: int) -> Int32s:
         """``num`` runs that ``make`` has seen to."""

@@ -41,27 +41,20 @@ class StepIndex:
         self.starts = np.zeros(len(tables) + 1, np.int32)
         np.cumsum(self.q_lens, out=self.starts[1:])
         self._seen = [(table.num_tokens + 1, table.edits) for table in tables]
-        self._whole = False  # every table is of granularity ``sequence``
+        self._grains = [table.granularity for table in tables]
         self._lens_on: _Counting
         self._slots_on: _Counting
         self._wrap = 0  # steps of one token till a slot is the first of its page
-        if all(table.granularity is Granularity.SEQUENCE for table in tables):
-            self._whole = True
+        self._firsts: Sequence[int]
+        coarse = all(grain is Granularity.SEQUENCE for grain in self._grains)
+        if coarse:
             self.row_of, self.offset = _whole_rows(fmt, len(tables))
-            self.kv_lens = self._lengths(tables, 1)
-            self._lens_on = _Counting(self.kv_lens)
-            self.rows = self._stack(tables, 1, range(len(tables) + 1))
-            return
-        grains = [table.granularity for table in tables]
-        coarse = np.array([grain is Granularity.SEQUENCE for grain in grains])[:, None]
-        fine = np.array([grain is Granularity.HEAD for grain in grains])[:, None]
-        heads, layers = np.arange(fmt.num_kv_heads), np.arange(fmt.num_layers)[:, None, None]
-        firsts = np.concatenate([[0], np.cumsum(np.where(fine[:, 0], fmt.num_kv_heads, 1))])
-        self.row_of = (firsts[:-1, None] + fine * heads).astype(np.int32)
-        self.offset = (~fine * heads + coarse * fmt.num_kv_heads * layers).astype(np.int32)
-        num_layers = 1 if coarse.all() else fmt.num_layers
-        self.kv_lens = self._lengths(tables, num_layers)
-        self.rows = self._stack(tables, num_layers, firsts.tolist())
+            self._firsts = range(len(tables) + 1)
+        else:
+            self.row_of, self.offset, self._firsts = _rows(fmt, self._grains)
+        self.kv_lens = self._lengths(tables, 1 if coarse else fmt.num_layers)
+        self._lens_on = _Counting(self.kv_lens)
+        self.rows = self._stack(tables)
 
     def _lengths(self, tables: Sequence[PageTable], num_layers: int) -> Int32s:
         lens: Int32s = np.empty((num_layers, len(tables), self.fmt.num_kv_heads), np.int32)
@@ -70,16 +63,14 @@ class StepIndex:
         lens += self.q_lens[:, None]
         return lens
 
-    def _stack(self, tables: Sequence[PageTable], num_layers: int, firsts: Sequence[int]) -> Int32s:
+    def _stack(self, tables: Sequence[PageTable]) -> Int32s:
         width = max(1, self.fmt.blocks_for(int(self.kv_lens.max())))
-        if self._whole and len(self.q_lens) == self.starts[-1]:
+        if len(self.q_lens) == self.starts[-1]:
             width += -width % DECODE_COLUMNS
-        rows: Int32s = np.zeros((num_layers, firsts[-1], width), np.int32)
-        for first, last, table in zip(firsts[:-1], firsts[1:], tables, strict=True):
+        rows: Int32s = np.zeros((len(self.kv_lens), self._firsts[-1], width), np.int32)
+        for first, last, table in zip(self._firsts[:-1], self._firsts[1:], tables, strict=True):
             bases = table.bases[:, :width]
-            rows[:, first:last, : bases.shape[1]] = (
-                bases if table.num_rows == 1 else bases.reshape(num_layers, last - first, -1)
-            )
+            rows[:, first:last, : bases.shape[1]] = _by_layer(table, bases, len(rows))
         return rows
 
     def follow(self, tables: Sequence[PageTable]) -> bool:
@@ -87,8 +78,6 @@ class StepIndex:
         cannot, and then it is of no use any more.
         """
         seen = [(table.num_tokens, table.edits) for table in tables]
-        if not self._whole:
-            return False
         self._lens_on.add_one()
         self._wrap -= 1
         if seen != self._seen:
@@ -106,12 +95,15 @@ class StepIndex:
         return True
 
     def _renew(self, s: int, table: PageTable) -> bool:
-        """The row and length of a table that changed; False if the row is longer than those here."""
-        count, width = int(table.counts[0]), self.rows.shape[2]
-        if table.granularity is not Granularity.SEQUENCE or count > width:
+        """The rows and lengths of a table that changed; False if a row is longer than those here."""
+        count, width = int(table.counts.max()), self.rows.shape[2]
+        if table.granularity is not self._grains[s] or count > width:
             return False
-        self.kv_lens[0, s] = table.lens + np.int32(1)
-        self.rows[0, s, :count], self.rows[0, s, count:] = table.bases[0, :count], 0
+        num_layers = len(self.kv_lens)
+        self.kv_lens[:, s] = table.lens if table.num_rows == 1 else table.lens.reshape(num_layers, -1)
+        self.kv_lens[:, s] += np.int32(1)
+        mine = self.rows[:, self._firsts[s] : self._firsts[s + 1]]
+        mine[..., :count], mine[..., count:] = _by_layer(table, table.bases[:, :count], num_layers), 0
         return True
 
     @cached_property
@@ -128,7 +120,7 @@ class StepIndex:
         return torch.from_numpy(page_ids), torch.from_numpy(slots)
 
     def _find_writes(self) -> tuple[Int32s, Int32s]:
-        if len(self.kv_lens) == 1 and len(self.q_lens) == self.starts[-1]:
+        if len(self.q_lens) == self.starts[-1]:
             return self._decode_writes()
         owner = np.repeat(np.arange(len(self.q_lens)), self.q_lens)  # [T] sequence of each token
         from_end = np.arange(len(owner)) - self.starts[1:][owner]  # -n … -1 within a chunk of n
@@ -140,11 +132,12 @@ class StepIndex:
         return page_ids, slots
 
     def _decode_writes(self) -> tuple[Int32s, Int32s]:
-        """The same where every sequence brings one token and the layers are alike."""
-        column, slots = np.divmod(self.kv_lens[0] - np.int32(1), np.int32(self.fmt.page_size))
-        page_ids: Int32s = self.rows[0, self.row_of, column]
-        page_ids += self.offset[0]
-        return page_ids[None], slots[None]
+        """The same where every sequence brings one token."""
+        column, slots = np.divmod(self.kv_lens - np.int32(1), np.int32(self.fmt.page_size))
+        layers = np.arange(len(column))[:, None, None]
+        page_ids: Int32s = self.rows[layers, self.row_of, column]
+        page_ids += self.offset[: len(column)]
+        return page_ids, slots
 
 
 class _Counting:
@@ -165,6 +158,22 @@ class _Counting:
         else:
             for place in range(len(few)):
                 few[place] += 1
+
+
+def _by_layer(table: PageTable, bases: Int32s, num_layers: int) -> Int32s:
+    """Columns of its rows [num_rows, w] as [layers, rows of a layer, w]."""
+    return bases if table.num_rows == 1 else bases.reshape(num_layers, -1, bases.shape[1])
+
+
+def _rows(fmt: KVFormat, grains: Sequence[Granularity]) -> tuple[Int32s, Int32s, list[int]]:
+    """row_of, offset, and the first row of each sequence's tables in a layer, with how many there are at the end."""
+    coarse = np.array([grain is Granularity.SEQUENCE for grain in grains])[:, None]
+    fine = np.array([grain is Granularity.HEAD for grain in grains])[:, None]
+    heads, layers = np.arange(fmt.num_kv_heads), np.arange(fmt.num_layers)[:, None, None]
+    firsts = np.concatenate([[0], np.cumsum(np.where(fine[:, 0], fmt.num_kv_heads, 1))])
+    row_of = (firsts[:-1, None] + fine * heads).astype(np.int32)
+    offset = (~fine * heads + coarse * fmt.num_kv_heads * layers).astype(np.int32)
+    return row_of, offset, firsts.tolist()
 
 
 @lru_cache(maxsize=256)

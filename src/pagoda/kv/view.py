@@ -122,20 +122,40 @@ class StepView:
     ) -> None:
         _check(tables, q_lens)
         self._fmt, self._pages, self._layout = storage.fmt, storage.pages, storage.layout
-        self.num_tokens, self._tap = sum(q_lens), tap
-        self.received: list[Received] = []
-        self.added: list[int] = []
-        self._counts, self._receivers, self._sum_last = collect_counts, receivers or {}, sum_last or {}
+        self.num_tokens = sum(q_lens)
         self._index = StepIndex(self._fmt, tables, q_lens)
         self._on_cpu = storage.device.type == "cpu"
         self._take_writes()
+        self._choosers = choosers or {}
+        self._choices = choices or Choices()
+        self.watch(
+            collect_probs=collect_probs, collect_counts=collect_counts, sum_last=sum_last, receivers=receivers, tap=tap,
+            residuals=residuals,
+        )  # fmt: skip
+
+    def watch(
+        self,
+        *,
+        collect_probs: bool | Iterable[int] = False,
+        collect_counts: bool = False,
+        sum_last: Mapping[int, int] | None = None,
+        receivers: Mapping[int, Receiver] | None = None,
+        tap: Tap | None = None,
+        residuals: Mapping[int, Residual] | None = None,
+    ) -> None:
+        """What somebody wants to know of the step, or adds to its answers; before it runs."""
+        self.received: list[Received] = []
+        self.added: list[int] = []
+        self._tap, self._counts, self._receivers, self._sum_last = tap, collect_counts, receivers or {}, sum_last or {}
+        self._residuals = residuals or {}
         self._watched: set[int] = set()
         if collect_probs:
-            everybody = set(range(len(tables)))
+            everybody = set(range(len(self._index.q_lens)))
             self._watched = everybody if collect_probs is True else everybody.intersection(collect_probs)
-        self._choosers, self._residuals = choosers or {}, residuals or {}
-        self._choices = choices or Choices()
         assert not self._watched & set(self._choosers), "probability sums of pages that were not read"
+        if tap is not None or self._watched or self._residuals:
+            self._arrays = None
+            self.__dict__.pop("_parts", None), self.__dict__.pop("_alone", None)
 
     failures: Mapping[int, str] = MappingProxyType({})
     """Sequences that lost KV: none here (see `offload.view`)."""
@@ -166,8 +186,8 @@ class StepView:
         return arrays
 
     def follow(self, tables: Sequence[PageTable], choosers: Mapping[int, Chooser] | None = None) -> bool:
-        """Becomes, in place, the view of the step after its own: see `StepIndex.follow`, also for when it cannot. Only
-        where nobody wants anything but attention, or chooses what is attended to.
+        """Becomes, in place, the view of the step after its own, which nobody watches so far: see `StepIndex.follow`,
+        also for when it cannot.
         """
         if not self._index.follow(tables):
             return False
@@ -176,7 +196,8 @@ class StepView:
         _check(tables, self._index.q_lens)
         if self._index.writes is not self._writes or not self._on_cpu:
             self._take_writes()
-        self.__dict__.pop("_parts", None)
+        self.__dict__.pop("_parts", None), self.__dict__.pop("_alone", None)
+        self.watch()
         return True
 
     def _take_writes(self) -> None:
@@ -369,7 +390,7 @@ class StepViews:
     def view(
         self, tables: list[PageTable], q_lens: Sequence[int], *, choosers: Mapping[int, Chooser] | None = None
     ) -> StepView:
-        """As ``StepView`` of these, where nobody looks at queries or probabilities."""
+        """As ``StepView`` of these, for somebody to ``watch`` or not."""
         last, self._view = self._view, None
         if len(q_lens) != sum(q_lens):
             return StepView(self._storage, tables, q_lens, choosers=choosers, choices=self._choices)

@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <utility>
 
 #include "act_choice.hpp"
@@ -192,12 +193,17 @@ void choose_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t
   each(acts, [&](Act& act) { judge(ground, act, num_threads); });
 }
 
-int64_t copies_of(const Act& act, const int32_t* refs) {
-  check_judged(act);
+int64_t copies_of(const std::vector<Act*>& acts, const int32_t* refs) {
+  std::unordered_map<int32_t, int64_t> writers;  // of runs that have other owners
   int64_t found = 0;
-  for (int64_t row = 0; row < act.rows; ++row)
-    for (int64_t column = act.written[row].first; column < act.written[row].end; ++column)
-      found += shared(refs, act.bases[row * act.width + column], act.run);
+  for (const Act* act : acts) {
+    check_judged(*act);
+    for (int64_t row = 0; row < act->rows; ++row)
+      for (int64_t column = act->written[row].first; column < act->written[row].end; ++column) {
+        const int32_t base = act->bases[row * act->width + column];
+        if (shared(refs, base, act->run)) found += ++writers[base] < *std::max_element(refs + base, refs + base + act->run);
+      }
+  }
   return found;
 }
 

@@ -87,8 +87,9 @@ struct Act {
 // Checks and judges. No page and no table is changed. `refs` [num_pages]: owners of each page.
 void choose_acts(char* pages, int64_t num_pages, const PageShape& shape, int32_t* refs, const std::vector<Act*>& acts, int num_threads);
 
-// Runs that the act would write and that have other owners.
-int64_t copies_of(const Act& act, const int32_t* refs);
+// Copies that these acts need at most, all on runs of one length: of a run that several of them write, whoever is left with it last
+// needs none.
+int64_t copies_of(const std::vector<Act*>& acts, const int32_t* refs);
 
 // What was judged is done. Copies go to the runs `fresh`, which have one owner each already; how many were taken, from the first on.
 // Whatever is given up has an owner less in `refs` at once, and what an act that fails gave up is noted like any other's.

@@ -21,16 +21,21 @@ struct Work {
   const AttentionScratch& scratch;
   decltype(&base::run_item) item_body;
   decltype(&base::run_merge) merge_body;
+  decltype(&base::run_sums) sums_body;
 
   const AttentionItem* at(int64_t item) const { return item >= 0 && item < int64_t(plan.items.size()) ? &plan.items[item] : nullptr; }
 
-  // `soon` as in run_item(). Whoever does the last part of a row merges them, while they still lie in its caches or the others work on.
+  // `soon` as in run_item(). Whoever does the last part of a row merges them, while they still lie in its caches or the others work on, and
+  // adds up what slots received while their keys do.
   void run(int64_t i, int64_t soon, bool cold) const {
     const AttentionItem& item = plan.items[i];
     item_body(args, plan.spans.data(), item, at(soon), cold, scratch);
     for (int32_t s = item.span_begin; s < item.span_end; ++s) {
       const int32_t merge = plan.spans[s].merge;
-      if (merge >= 0 && memo.complete(merge, parts_of(item))) merge_body(args, plan.merges[merge], scratch);
+      if (merge >= 0 && !memo.complete(merge, parts_of(item))) continue;
+      if (merge >= 0) merge_body(args, plan.merges[merge], scratch);
+      const int32_t seq = plan.spans[s].seq;
+      if (args.summed(seq) && !args.wide(seq)) sums_body(args, {seq, item.head, 0, args.kv_lens[args.pair(seq, item.head)]}, scratch);
     }
   }
 
@@ -78,7 +83,7 @@ void paged_attention(const AttentionArgs& args, int num_threads, const std::stri
   const AttentionPlan& plan = memo->plan(a, num_threads);
   if (plan.work < kParallelWork) num_threads = 1;
   const AttentionScratch scratch{memo->partials(), a.sum_targets ? memo->norms(2 * a.num_tokens * a.num_q_heads) : nullptr};
-  const Work work{a, plan, *memo, scratch, item_body, merge_body};
+  const Work work{a, plan, *memo, scratch, item_body, merge_body, sums_body};
   if (num_threads == 1 || plan.stretches.empty()) work.run_in_turn(num_threads);
   else work.run_stretches(num_threads);
   parallel_for(static_cast<int64_t>(plan.sums.size()), num_threads, [&](int64_t i) { sums_body(a, plan.sums[i], scratch); });

@@ -1,6 +1,6 @@
 // What one call of attention leaves to the next: memory, and its plan where the next call's tables say the same. The layers of a step
 // differ in where their pages lie and in nothing else, so one plan serves them all (making it takes one thread 2.7 us for 4096 slots,
-// while the others wait). The next step has the memory, too: nothing is allocated unless it is longer than all before.
+// while the others wait), also where each head has pages of its own, as long as no two sequences share any. The next step has the memory, too: nothing is allocated unless it is longer than all before.
 #pragma once
 
 #include <atomic>
@@ -55,6 +55,8 @@ class AttentionMemo {
   bool serves(const AttentionArgs& args, int num_threads) const;
 
   AttentionArgs made_for_;  // its tables lie where the caller keeps them
+  std::vector<int32_t> lens_;  // [S][H] of the plan: where layers have pages of their own, their lengths may be the same
+  bool shares_ = false;     // rows of several sequences are one item of it, by their pages
   std::vector<int64_t> summed_;  // [S] slots that have a place for their sums, 0: not summed
   int num_threads_ = 0;     // 0: there is no plan
   AttentionPlan plan_;

@@ -108,7 +108,7 @@ class Planner {
   void add(int32_t seq, int32_t head) {
     check(seq, head);
     const int64_t n = a.num_queries(seq), rows = n * a.group(), length = a.kv_lens[a.pair(seq, head)];
-    if (a.summed(seq))
+    if (a.summed(seq) && a.wide(seq))  // others are as soon as a row is done
       for (int64_t at = 0; at < length; at += kPartSlots)
         plan.sums.push_back({seq, head, int32_t(at), int32_t(std::min(length, at + kPartSlots))});
     if (a.wide(seq)) return add_wide(seq, head);

@@ -49,7 +49,6 @@ void bind_acts(nb::module_& m) {
         act.blended = at<int64_t>(rows), act.num_blended = count, act.carrier = carrier, act.carried = carried;
         act.weight = float(weight), act.other_weight = float(other_weight);
       })
-      .def("copies", [](const Act& act, uintptr_t refs) { return copies_of(act, at<int32_t>(refs)); })
       .def_ro("dropped", &Act::dropped)
       .def_ro("room", &Act::room)
       .def_ro("num_cut", &Act::num_cut)
@@ -58,6 +57,7 @@ void bind_acts(nb::module_& m) {
       .def_ro("freed_pages", &Act::freed_pages)
       .def_ro("error", &Act::error);
 
+  m.def("copies_of", [](uintptr_t refs, const std::vector<Act*>& acts) { return copies_of(acts, at<int32_t>(refs)); });
   m.def("choose_acts", [](uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim, uintptr_t refs,
                           const std::vector<Act*>& acts, int num_threads) {
     choose_acts(at<char>(pages), num_pages, PageShape(Store(store), page_size, k_dim, v_dim), at<int32_t>(refs), acts, num_threads);

@@ -171,6 +171,13 @@ class PolicyStack:
         """Whether every slot stays and is read, so that what is in the pages depends on the tokens alone."""
         return self.eviction is None and self.selection is None
 
+    @cached_property
+    def in_every_step(self) -> bool:
+        """Whether steps have to do with it also where no act is near: it chooses what is read, or answers for slots
+        that are not in pages.
+        """
+        return self.selection is not None or self.windowed is not None or self.leaves_residual
+
     @property
     def granularity(self) -> Granularity:
         """Rows that the sequence's page table needs."""
