@@ -95,7 +95,8 @@ prices: $(STAMP) $(SMALL)  ## measure KV policies again and rewrite docs/kv-poli
 	  $(PRICE) $$model --cases 12 --tasks perplexity,agreement --text $(TEXT) $(ARGS) || exit 1; done
 
 speeds: $(STAMP) $(SMALL)  ## measure prefill, decode and deciding of the listed KV policies alone, on a quiet machine
-	for model in lantern $(SMALL); do $(PRICE) $$model --no-quality || exit 1; done
+	$(PRICE) lantern --no-quality --methods docs/kv-methods.md
+	for model in $(SMALL); do $(PRICE) $$model --no-quality || exit 1; done
 
 build/models/%: | $(STAMP)
 	rm -rf $@.part

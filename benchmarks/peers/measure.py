@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from pagoda.bench.others import Meter
+
 from ..probe import Probe
 from .client import Client
-from .machine import Meter, busy_neighbour
+from .machine import busy_neighbour
 from .settings import Setting
 from .store import Repetition
 

@@ -109,12 +109,14 @@ def test_a_price_list_from_end_to_end(lantern, world, tmp_path) -> None:
     assert (snapkv.read_share, recent.read_share) == (snapkv.held_share, recent.held_share)
     assert 0.2 < quest.read_share < 0.45  # a quarter of the full pages, and the one under way
     assert exact.noted_share == snapkv.noted_share == 0.0 < quest.noted_share < 0.2
+    assert exact.looked_share == snapkv.looked_share == 0.0
+    assert 0.02 < quest.looked_share <= 1 / 32  # two corners in bfloat16, of 16 keys and values in float32
     assert 0.15 < recent.held_share <= snapkv.held_share < 0.5
     assert recent.quality["recall"] < snapkv.quality["recall"] <= exact.quality["recall"] == 1.0
     assert 0.0 == exact.quality["kl"] < snapkv.quality["kl"] < recent.quality["kl"]
     assert sum(snapkv.heat.values()) > sum(recent.heat.values())
     table = markdown(found)
-    assert "| `exact` | 100% | 0% | 100% | 100% | 100% | 0.000 | 100% | - | - | - |" in table
+    assert "| `exact` | 100% | 0% | 100% | 100% | 0% | 100% | 0.000 | 100% | - | - | - |" in table
     assert plot(found, tmp_path / "prices.png")
     assert plot_heat(found, tmp_path / "heat.png")
     assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("prices.png", "heat.png"))
@@ -123,8 +125,39 @@ def test_a_price_list_from_end_to_end(lantern, world, tmp_path) -> None:
     assert not plot_heat(helpless, tmp_path / "none.png")
 
 
+def test_speeds_are_measured_in_turns_and_notes_with_them(lantern, world, monkeypatch) -> None:
+    """Without quality: what a table says of notes and marks is as the engine has it, of all methods in its own way."""
+    from pagoda.bench import turns
+
+    monkeypatch.setattr(turns, "FEWEST", 1)
+    monkeypatch.setattr(turns, "MOST", 1)
+    chosen = [(kv, kv, None) for kv in ("sparq", "lserve", "h2o(budget=0.25)")]
+    found = price(lantern, world, chosen, [], 1, model="lantern")
+    exact, sparq, lserve, h2o = found.prices
+    assert exact.noted_share == exact.looked_share == h2o.looked_share == 0.0 < h2o.noted_share < 0.05
+    assert 0.2 < sparq.noted_share < 0.4  # half of the keys' bytes, and room to grow
+    assert sparq.looked_share == pytest.approx(sparq.noted_share * 16 / 64, rel=0.3)
+    assert 0.02 < lserve.looked_share < lserve.noted_share / 4
+    for one in found.prices:
+        assert one.held_share is None
+        assert 0.01 < one.prefill_speed < 100
+        assert 0.01 < one.decode_speed < 100
+    assert exact.policy_share == 0.0 < h2o.policy_share < 1.0
+
+
+def test_a_step_looks_at_no_more_than_was_noted() -> None:
+    """Of every selection; sparq at its channels of all, lserve in one step of four."""
+    selections = {name: POLICIES.get(name)() for name in POLICIES.names() if POLICIES.get(name).stage == "selection"}
+    assert len(selections) > 8
+    assert all(0 <= one.looked_bytes(16, 64) <= one.mark_bytes(16, 64) for one in selections.values())
+    assert selections["sparq"].looked_bytes(16, 64) == 16 * 16 * 2
+    assert selections["sparq"].looked_bytes(16, 8) == 16 * 8 * 2
+    assert selections["lserve"].looked_bytes(16, 64) == selections["lserve"].mark_bytes(16, 64) / 4
+    assert selections["longcache"].looked_bytes(16, 64) == 16 * (64 + 4)
+
+
 def of_kl(kv: str, share: float, kl: float, **more: float) -> Price:
-    return Price(kv, kv.partition("(")[0], None, share, 0.0, share, share, {"kl": kl}, **more)
+    return Price(kv, kv.partition("(")[0], None, share, 0.0, share, share, 0.0, {"kl": kl}, **more)
 
 
 def test_front_and_losers() -> None:
@@ -142,6 +175,9 @@ def test_front_and_losers() -> None:
     assert losers(found, "kl") == ["b", "c", "d", "e"]
     found.prices.pop(3)
     assert losers(found, "kl") == ["b", "c"]
+    found.prices[6].looked_share = 0.25  # d: what it reads to choose is read, too
+    assert losers(found, "kl") == ["b", "c", "d"]
+    found.prices[6].looked_share = 0.0
     assert markdown(found).endswith("- No better than `recent` or `random` with as many bytes read, by kl: `b`, `c`.")
 
 
@@ -158,7 +194,8 @@ def test_prices_are_put_into_a_page(tmp_path) -> None:
 
     page = with_prices("<!-- prices m -->\n<!-- end prices m -->\nrest", of(("a", 0.4), ("b", 0.5), ("c", 0.1)))
     assert page.endswith("\nrest")
-    assert "2 cases a task, 9 tokens each.\n\n| kv | KV held | noted | peak | KV read | kl | prefill | decode |" in page
+    assert page.startswith("<!-- prices m -->\n2 cases a task, 9 tokens each.\n\n")
+    assert "| kv | KV held | noted | peak | KV read | marks read | kl | prefill | decode |" in page
     late, whole = of(("a", 0.2), ("c", 0.7), ("d", 0.6)), of(("a", 0.2), ("b", 0.5), ("c", 0.7), ("d", 0.6))
     late.prices[1].quality["kl"] = whole.prices[1].quality["kl"] = 0.15
     both = with_prices(page, late, add=True)
@@ -170,7 +207,14 @@ def test_prices_are_put_into_a_page(tmp_path) -> None:
         (0.3, 2.0), (0.3, 2.0), (0.9, 2.0)
     ]  # fmt: skip
     fast = PriceList("m", 0, 0, [Price(p.kv, p.method, p.budget, decode_speed=7.0) for p in late.prices], {})
+    fast.prices[1].noisy, fast.prices[1].noted_share, fast.prices[1].looked_share = ["decode"], 0.08, 0.04
     again = listed(with_prices(both, fast), "m")
+    assert [p.noisy for p in again.prices[:3]] == [[], ["decode"], []]
+    assert [(p.noted_share, p.looked_share) for p in again.prices[:3]] == [(0.0, 0.0), (0.08, 0.04), (0.0, 0.0)]
+    assert "| 8% | 50% | 50% | 4% | 0.150 | - | ~7.00x | - |" in with_prices(both, fast)
+    assert listed(with_prices(with_prices(both, fast), slow), "m").prices[1].noisy == ["decode"], (
+        "with the speed it is of"
+    )
     assert [p.decode_speed for p in again.prices] == [1.0, 7.0, 7.0, 7.0, 2.0, 7.0, 7.0]
     assert (again.count, again.prices[1].quality) == (2, {"kl": 0.15})
     now = both

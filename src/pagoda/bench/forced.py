@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -41,14 +42,15 @@ class Answer:
     """What the model said at the scored places of one case.
 
     logits float32 ``[len(scored), vocab]``; held_bytes: KV held after each token of the answer, on the average;
-    noted_bytes: what the policy remembers beside it; peak_bytes: the most KV (the whole prompt, for methods that act at
-    its end).
+    noted_bytes: what the policy remembers beside it; looked_bytes: of that, what a selection looks at in a step to
+    choose; peak_bytes: the most KV (the whole prompt, for methods that act at its end).
     """
 
     case: Case
     logits: Tensor
     held_bytes: float = 0.0
     noted_bytes: float = 0.0
+    looked_bytes: float = 0.0
     peak_bytes: int = 0
 
     @property
@@ -105,18 +107,23 @@ class ForcedEngine:
             self.engine.step()
         return None
 
-    def timed(self, prompts: Sequence[list[int]], params: SamplingParams) -> tuple[float, float]:
-        """Seconds until every prompt has its first token, and from there to the last token of all."""
+    def timed(self, prompts: Sequence[list[int]], params: SamplingParams) -> tuple[list[float], list[float]]:
+        """Seconds of each step until every prompt has its first token, and of each from there to the last token of
+        all.
+        """
         for ids in prompts:
             self._count += 1
             self.engine.add(self._intake.request(f"timed-{self._count}", ids, params))
-        started, first = time.perf_counter(), 0.0
+        seconds, num_prefill = list[float](), 0
         while self.engine.has_work:
+            started = time.perf_counter()
             self.engine.step()
-            running = self.engine.scheduler.running.values()
-            if not first and not self.engine.scheduler.waiting and all(s.num_tokens > s.prompt_len for s in running):  # type: ignore[attr-defined]
-                first = time.perf_counter()
-        return first - started, time.perf_counter() - first
+            seconds.append(time.perf_counter() - started)
+            scheduler = self.engine.scheduler
+            if not num_prefill and not scheduler.waiting:
+                running: Any = scheduler.running.values()
+                num_prefill = len(seconds) if all(s.num_tokens > s.prompt_len for s in running) else 0
+        return seconds[:num_prefill], seconds[num_prefill:]
 
     def _add(self, case: Case, kv: str) -> tuple[str, Answer]:
         self._count += 1
@@ -129,7 +136,7 @@ class ForcedEngine:
 
     def _drive(self, answers: dict[str, Answer]) -> None:
         held: dict[str, list[int]] = {request_id: [] for request_id in answers}
-        noted: dict[str, list[int]] = {request_id: [] for request_id in answers}
+        noted: dict[str, list[tuple[float, float]]] = {request_id: [] for request_id in answers}
         while self.engine.has_work:
             outputs = self.engine.step()
             self._look_at_notes(noted)
@@ -143,16 +150,20 @@ class ForcedEngine:
         for request_id, answer in answers.items():
             samples = held[request_id]
             answer.held_bytes = sum(samples) / len(samples) if samples else float(answer.peak_bytes)
-            notes = noted[request_id]
-            answer.noted_bytes = sum(notes) / len(notes) if notes else 0.0
+            if notes := noted[request_id]:
+                answer.noted_bytes, answer.looked_bytes = (fmean(values) for values in zip(*notes, strict=True))
 
-    def _look_at_notes(self, noted: dict[str, list[int]]) -> None:
-        """What the policies of sequences that answer remember now, raw tokens not among it: they are KV."""
+    def _look_at_notes(self, noted: dict[str, list[tuple[float, float]]]) -> None:
+        """What the policies of sequences that answer remember now, raw tokens not among it (they are KV), and what of
+        it a step looks at.
+        """
         running: Any = self.engine.scheduler.running.values()
         for sequence in running:
             if not sequence.plain and sequence.num_computed >= sequence.prompt_len:
-                state = sequence.policy_state
-                noted[sequence.group.request.request_id].append(state.num_bytes - state.tail_bytes)
+                state, selection, fmt = sequence.policy_state, sequence.policy.selection, sequence.store.manager.fmt
+                a_page = 0.0 if selection is None else selection.looked_bytes(fmt.page_size, fmt.k_dim)
+                found = state.num_bytes - state.tail_bytes, a_page * int(state.notes.sketched.sum())
+                noted[sequence.group.request.request_id].append(found)
 
 
 def _teacher(case: Case, logits: Tensor) -> Callable[[int, Tensor], int]:

@@ -6,10 +6,12 @@ speed of prefill and decode beside exact, measured in turns.
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from ..core.calls import parse_calls
@@ -18,10 +20,11 @@ from ..kv.grammar import parse_policy
 from ..kv.policies import POLICIES
 from ..kv.policies.base import Stage
 from ..sampling.params import SamplingParams
-from .forced import Answer, ForcedEngine
+from .forced import Answer, Case, ForcedEngine
 from .quality.tasks import TASKS
 from .quality.tasks.base import Task, World
 from .quality.tasks.recall import heat
+from .turns import Steps, in_turns
 
 HELPLESS = 0.2
 """A task in which the exact model itself scores less says nothing about a method."""
@@ -30,8 +33,9 @@ HELPLESS = 0.2
 @dataclass
 class Price:
     """One method at one budget. Shares are of the bytes that exact holds on the same cases; ``quality`` by metric.
-    ``noted``: what the policy remembers beside the KV; ``read``: what a step of the answer attends to. None: not
-    measured.
+    ``noted``: what the policy remembers beside the KV; ``read``: what a step of the answer attends to; ``looked``: what
+    of the notes a selection looks at in a step to choose that. None: not measured. ``noisy``: speeds that would be
+    others if one round had been left out.
     """
 
     kv: str
@@ -41,11 +45,18 @@ class Price:
     noted_share: float | None = None
     peak_share: float | None = None
     read_share: float | None = None
+    looked_share: float | None = None
     quality: dict[str, float] = field(default_factory=dict)
     prefill_speed: float | None = None
     decode_speed: float | None = None
     policy_share: float | None = None
+    noisy: list[str] = field(default_factory=list)
     heat: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def all_read_share(self) -> float:
+        """What a step reads of KV and marks together."""
+        return (self.read_share or 0.0) + (self.looked_share or 0.0)
 
 
 @dataclass
@@ -117,6 +128,7 @@ def price(
     exact = {name: list(engine.run(cases[name], "exact")) for name, _ in made}
     better = {metric: up for _, task in made for metric, up in task.metrics.items()}
     found = PriceList(model, world.length, count, [], better)
+    rival = list(engine.run(_any_cases(engine, world, "exact"), "exact")) if with_speed else []
     for kv, method, budget in [("exact", "exact", None), *chosen]:
         one, before = Price(kv, method, budget), engine.pages
         answers = exact if kv == "exact" else {name: list(engine.run(cases[name], kv)) for name, _ in made}
@@ -124,6 +136,9 @@ def price(
             _judge(one, made, answers, exact)
             one.read_share = one.held_share * _part_read(before, engine.pages)  # type: ignore[operator]
         if with_speed:
+            mine = list(engine.run(_any_cases(engine, world, kv), kv))  # warms up, too
+            if not made:
+                _note(one, mine, rival)
             _race(one, engine, world)
         found.prices.append(one)
         progress(kv)
@@ -146,12 +161,18 @@ def _judge(
     theirs = [answer for name, _ in tasks for answer in exact[name]]
     whole = sum(a.held_bytes for a in theirs)
     one.held_share = sum(a.held_bytes for a in mine) / whole
-    one.noted_share = sum(a.noted_bytes for a in mine) / whole
+    _note(one, mine, theirs)
     one.peak_share = sum(a.peak_bytes for a in mine) / sum(a.peak_bytes for a in theirs)
     for name, task in tasks:
         one.quality |= task.score(answers[name], exact[name])
     if "recall" in answers:
         one.heat = {f"{distance}/{depth}": share for (distance, depth), share in heat(answers["recall"]).items()}
+
+
+def _note(one: Price, mine: Sequence[Answer], theirs: Sequence[Answer]) -> None:
+    whole = sum(a.held_bytes for a in theirs)
+    one.noted_share = sum(a.noted_bytes for a in mine) / whole
+    one.looked_share = sum(a.looked_bytes for a in mine) / whole
 
 
 def _part_read(before: tuple[int, int], after: tuple[int, int]) -> float:
@@ -160,20 +181,35 @@ def _part_read(before: tuple[int, int], after: tuple[int, int]) -> float:
     return read / held if held else 1.0
 
 
-def _race(one: Price, engine: ForcedEngine, world: World, *, rounds: int = 3, width: int = 8, answer: int = 24) -> None:
-    """Prefill and decode of a batch, the method and exact in turns; the medians of the ratios."""
-    prefill, decode = [], []
-    before = engine.engine.counters.policy_seconds
-    spent = 0.0
-    for round_ in range(rounds):
-        times = {}
-        for kv in ("exact", one.kv):
-            rng = random.Random(f"{one.kv}{round_}{kv}")
-            vocab = engine.built.loaded.shape.vocab_size
-            prompts = [[rng.randrange(vocab) for _ in range(world.length - answer)] for _ in range(width)]
-            times[kv] = engine.timed(prompts, SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True, kv=kv))
-        spent += sum(times[one.kv])
-        prefill.append(times["exact"][0] / times[one.kv][0])
-        decode.append(times["exact"][1] / times[one.kv][1])
-    one.prefill_speed, one.decode_speed = statistics.median(prefill), statistics.median(decode)
-    one.policy_share = (engine.engine.counters.policy_seconds - before) / spent
+WIDTH, ANSWER = 8, 33
+"""Sequences whose speed is measured, and tokens of their answers: as many steps as some acts are apart, and one."""
+
+
+def _any_prompts(engine: ForcedEngine, world: World, what: str) -> list[list[int]]:
+    """Random tokens, other ones for another ``what``: no prefix cache knows them."""
+    rng, vocab = random.Random(what), engine.built.loaded.shape.vocab_size
+    return [[rng.randrange(vocab) for _ in range(world.length - ANSWER)] for _ in range(WIDTH)]
+
+
+def _any_cases(engine: ForcedEngine, world: World, what: str) -> list[Case]:
+    """The same with answers that are given, of which nothing is scored."""
+    return [Case(tuple(ids), tuple(ids[: ANSWER - 1]), ()) for ids in _any_prompts(engine, world, what)]
+
+
+def _race(one: Price, engine: ForcedEngine, world: World) -> None:
+    """Prefill and decode of a batch, the method and exact in turns."""
+    counters, numbers, shares = engine.engine.counters, itertools.count(), list[float]()
+
+    def run(kv: str) -> Steps:
+        prompts, before = _any_prompts(engine, world, f"{one.kv} {next(numbers)}"), counters.policy_seconds
+        prefill, decode = engine.timed(
+            prompts, SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True, kv=kv)
+        )
+        if kv == one.kv:
+            shares.append((counters.policy_seconds - before) / sum([*prefill, *decode]))
+        return {"prefill": prefill, "decode": decode}
+
+    found = in_turns(partial(run, "exact"), partial(run, one.kv))
+    one.prefill_speed, one.decode_speed = found["prefill"].value, found["decode"].value
+    one.noisy = [part for part, ratio in found.items() if ratio.noisy]
+    one.policy_share = statistics.median(shares)

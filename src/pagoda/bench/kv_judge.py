@@ -25,16 +25,17 @@ def front(found: PriceList, metric: str) -> list[Price]:
 
 
 def control_at(found: PriceList, metric: str, read_share: float, controls: Sequence[str] = CONTROLS) -> float | None:
-    """The best that a control reaches where a step reads this share of exact's bytes; None without controls.
+    """The best that a control reaches where a step reads this share of exact's bytes, marks among them; None without
+    controls.
 
     Between two budgets of a control, and between its largest and exact, the metric is taken to change in a straight
     line; below its smallest budget it is that one's.
     """
     sign = 1 if found.higher_is_better[metric] else -1
-    whole = [(p.read_share, p.quality[metric]) for p in found.prices if p.kv == "exact"]
+    whole = [(p.all_read_share, p.quality[metric]) for p in found.prices if p.kv == "exact"]
     reached = []
     for name in controls:
-        mine = sorted((p.read_share, p.quality[metric]) for p in found.prices if base_name(p.kv) == name)
+        mine = sorted((p.all_read_share, p.quality[metric]) for p in found.prices if base_name(p.kv) == name)
         if mine:
             reached.append(_between([*mine, *whole], read_share))
     return sign * max(sign * value for value in reached) if reached else None
@@ -51,11 +52,13 @@ def _between(points: Sequence[tuple[float, float]], at: float) -> float:
 
 
 def losers(found: PriceList, metric: str, controls: Sequence[str] = CONTROLS) -> list[str]:
-    """Methods that do not beat every control at the bytes that they read, by this metric: ``kv`` texts."""
+    """Methods that do not beat every control at the bytes that they read, marks by which they choose among them, by
+    this metric: ``kv`` texts.
+    """
     sign = 1 if found.higher_is_better[metric] else -1
     lost = []
     for one in found.prices:
-        bar = control_at(found, metric, one.read_share, controls)
+        bar = control_at(found, metric, one.all_read_share, controls)
         if one.kv != "exact" and base_name(one.kv) not in controls and bar is not None:
             lost += [one.kv] if sign * one.quality[metric] <= sign * bar else []
     return lost

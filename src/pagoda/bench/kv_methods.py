@@ -68,6 +68,7 @@ def _cost(one: Price, model: str, lost: Mapping[str, list[str]]) -> str:
     said = [f"`{one.kv}` holds {one.held_share:.0%} of the bytes"]
     if one.read_share is not None and one.held_share is not None and one.read_share < one.held_share - 0.01:
         said[0] += f" and reads {one.read_share:.0%}"
+        said[0] += f" besides {one.looked_share:.0%} of marks" if one.looked_share else ""
     shown = {"kl": "KL {:.3f}", "recall": "recall {:.0%}", "multi_turn": "a second question {:.0%}"}
     said += [text.format(one.quality[metric]) for metric, text in shown.items() if metric in one.quality]
     line = f"{model}: {', '.join(said)}"

@@ -11,7 +11,9 @@ from ..core.errors import ConfigError
 from .kv import Price, PriceList
 from .kv_report import BYTES, SPEEDS, markdown, splice
 
-OF_QUALITY = ("held_share", "noted_share", "peak_share", "read_share")
+OF_BYTES = ("held_share", "noted_share", "peak_share", "read_share", "looked_share")
+OF_NOTES = ("noted_share", "looked_share")
+"""What is measured with speeds, too."""
 OF_SPEED = ("prefill_speed", "decode_speed", "policy_share")
 
 
@@ -70,8 +72,11 @@ def _filled(one: Price, old: Price | None, *, judged: bool) -> Price:
     if old is None:
         return one
     taken = {name: getattr(old, name) for name in OF_SPEED if getattr(one, name) is None}
+    if one.decode_speed is None:
+        taken["noisy"] = old.noisy
     if not judged:
-        taken |= {name: getattr(old, name) for name in OF_QUALITY} | {"quality": old.quality}
+        kept = [name for name in OF_BYTES if name not in OF_NOTES or getattr(one, name) is None]
+        taken |= {name: getattr(old, name) for name in kept} | {"quality": old.quality}
     return replace(one, **taken)
 
 
@@ -103,16 +108,17 @@ def _row(cells: list[str], metrics: Sequence[str]) -> Price:
         kv,
         re.sub(r"\(budget=[\d.]+\)", "", kv),
         None if budget is None else float(budget[1]),
-        **dict(zip(OF_QUALITY, numbers[:first], strict=True)),
+        **dict(zip(OF_BYTES, numbers[:first], strict=True)),
         quality={m: x for m, x in zip(metrics, numbers[first:last], strict=True) if x is not None},
         **dict(zip(OF_SPEED, numbers[last:], strict=True)),
+        noisy=[title for title, cell in zip(SPEEDS, cells[-len(SPEEDS) :], strict=True) if cell.startswith("~")],
     )
 
 
 def _number(cell: str) -> float | None:
     if cell == "-":
         return None
-    return float(cell.rstrip("%x")) / (100 if cell.endswith("%") else 1)
+    return float(cell.strip("~%x")) / (100 if cell.endswith("%") else 1)
 
 
 def _cells(line: str) -> list[str]:

@@ -18,7 +18,7 @@ KINDS = {
     "eviction": ("o", "tab:blue"), "codec": ("^", "tab:orange"), "selection": ("v", "tab:green"),
     "control": ("s", "tab:red"),
 }  # fmt: skip
-BYTES, SPEEDS = ("KV held", "noted", "peak", "KV read"), ("prefill", "decode", "deciding")
+BYTES, SPEEDS = ("KV held", "noted", "peak", "KV read", "marks read"), ("prefill", "decode", "deciding")
 
 
 def markdown(found: PriceList) -> str:
@@ -27,9 +27,9 @@ def markdown(found: PriceList) -> str:
     titles = ["kv", *BYTES, *(m.replace("_", " ") for m in metrics), *SPEEDS]
     lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
     for one in found.prices:
-        cells = [_share(x) for x in (one.held_share, one.noted_share, one.peak_share, one.read_share)]
+        cells = [_share(x) for x in (one.held_share, one.noted_share, one.peak_share, one.read_share, one.looked_share)]
         cells += [_cell(metric, one.quality[metric]) for metric in metrics]
-        cells += ["-" if x is None else f"{x:.2f}x" for x in (one.prefill_speed, one.decode_speed)]
+        cells += [_speed(one, part, x) for part, x in (("prefill", one.prefill_speed), ("decode", one.decode_speed))]
         cells += ["-" if one.policy_share is None else f"{one.policy_share:.1%}"]
         lines.append("| " + " | ".join([f"`{one.kv}`", *cells]) + " |")
     lines += [f"\nLeft out: {metric} ({why})." for metric, why in found.left_out.items()]
@@ -41,6 +41,10 @@ def markdown(found: PriceList) -> str:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
+
+
+def _speed(one: Price, part: str, value: float | None) -> str:
+    return "-" if value is None else f"{'~' if part in one.noisy else ''}{value:.2f}x"
 
 
 def _losers(found: PriceList) -> list[str]:

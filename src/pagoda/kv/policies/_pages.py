@@ -132,6 +132,12 @@ class PageSelection(Selection):
         """Bytes noted of a page (and of all of them, shared out among the pages)."""
         return 0
 
+    def looked_bytes(self, page_size: int, dim: int) -> float:
+        """Of them, what a step looks at to choose, on the average of steps: all, as it stands here. Where alike queries
+        are spared the look (``likeness``), it is that of the others.
+        """
+        return self.mark_bytes(page_size, dim)
+
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """What is noted of pages when they are full: keys float32 [H, n, page_size, D] -> [H, n, …], the rule's marks
         where there is a rule. Nothing, as it stands here.

@@ -44,6 +44,9 @@ class ClusterKV(PageSelection):
     def mark_bytes(self, page_size: int, dim: int) -> float:
         return page_size * (CODE_BYTES + (dim + 2) * FLOAT32 / self.tokens_per_cluster)
 
+    def looked_bytes(self, page_size: int, dim: int) -> float:
+        return page_size * (CODE_BYTES + dim * FLOAT32 / self.tokens_per_cluster)  # what keys are assigned by is not
+
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule
 

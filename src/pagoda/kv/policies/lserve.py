@@ -47,6 +47,9 @@ class LServe(PageSelection):
     def mark_bytes(self, page_size: int, dim: int) -> float:
         return -(-page_size // self.part) * 2 * dim * BFLOAT16
 
+    def looked_bytes(self, page_size: int, dim: int) -> float:
+        return self.mark_bytes(page_size, dim) / self.reuse
+
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule
 

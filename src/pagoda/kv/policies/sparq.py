@@ -37,6 +37,9 @@ class SparQ(PageSelection):
     def mark_bytes(self, page_size: int, dim: int) -> float:
         return page_size * dim * BFLOAT16
 
+    def looked_bytes(self, page_size: int, dim: int) -> float:
+        return page_size * min(self.rank, dim) * BFLOAT16
+
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule
 
