@@ -17,6 +17,7 @@ from pagoda.kernels.ops.attention import TOLERANCE, reference
 
 from .isas import ISAS, cpu
 from .one_sequence import one_sequence
+from .threads import threads
 
 pytestmark = pytest.mark.skipif("amx" not in ISAS, reason="no AMX on this machine, or it is not permitted")
 
@@ -157,7 +158,7 @@ def test_products_of_bytes_are_those_of_vectors() -> None:
 def test_tiles_are_used() -> None:
     """They sum products in another order than vectors, with which decode steps of small groups stay."""
     for heads, queries, same in ((6, 100, False), (6, 1, True), (6, 20, True), (8, 1, False), (14, 3, False)):
-        arguments = chunks([queries], [700], (128, 128), heads=(heads, 2), sharp=3.0)
+        arguments = chunks([queries] * 8, [700] * 8, (128, 128), heads=(heads, 2), sharp=3.0)
         tiles, vectors = (cpu.paged_attention(**arguments, isa=isa).float() for isa in ("amx", "avx512bf16"))
         assert torch.equal(tiles, vectors) is same, (heads, queries)
         assert (tiles - vectors).norm() < 4e-3 * vectors.norm()
@@ -171,3 +172,21 @@ def test_a_chunk_loses_its_rounding_and_no_more(sharp: float) -> None:
     exact = reference(**arguments | wide)
     got = cpu.paged_attention(**arguments, isa="amx").float()
     assert (got - exact).norm() < 2.5e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 5.0}, {"alibi_slopes": Make().normal(7).abs()}], ids=str)
+@pytest.mark.parametrize("codec", ["", "fp8"])
+def test_parts_that_an_item_adds_up_have_the_bits_of_merged_ones(codec: str, options: dict[str, Any]) -> None:
+    """Twenty sequences begin with five parts; how many of them an item takes depends on the threads."""
+    lengths = [1280 + 13 * n for n in range(20)]
+    arguments = chunks([1] * 20, lengths, heads=(7, 1), codec=codec, sharp=3.0) | options
+    rows, row_of = arguments["table"].rows, arguments["table"].row_of[:, 0].tolist()
+    for row in row_of[1:]:
+        rows[row, : 1280 // 16] = rows[row_of[0], : 1280 // 16]
+    together = cpu.paged_attention(**arguments, isa="amx")
+    for number in (1, 2, 3, 5):
+        with threads(number):
+            assert torch.equal(cpu.paged_attention(**arguments, isa="amx"), together), number
+    assert torch.equal(cpu.paged_attention(**arguments, isa="amx", share_prefixes=False), together)
+    rtol, atol = TOLERANCE[torch.bfloat16]
+    torch.testing.assert_close(together, reference(**arguments), rtol=rtol, atol=atol)

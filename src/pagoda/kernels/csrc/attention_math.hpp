@@ -18,6 +18,14 @@ constexpr float kLog2E = 1.44269504f;
 
 inline Vec exp2_of(Vec x);
 
+inline Vec less(Vec x, Vec unit, Vec top) {  // x * unit - top, rounded once where the machine can
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmsub_ps((__m512)x, (__m512)unit, (__m512)top);
+#else
+  return x * unit - top;
+#endif
+}
+
 struct Floats {
   using Number = float;
   static constexpr int kPerWord = 1;
@@ -52,10 +60,21 @@ struct Pairs {
     p = p * r + splat(9.999252185e-1f);
     return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
   }
+#if PAGODA_AMX
+  // Slot i and slot i + 16 in one word, rounded to nearest, ties away from zero: two instructions less than conversion takes, and
+  // where registers are slots and lanes rows (attention_tiled.hpp) as many.
+  static Vec pair_of(Vec first, Vec second) {
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    const __m512i x = _mm512_add_epi32((__m512i)first, half), y = _mm512_add_epi32((__m512i)second, half);
+    return (Vec)_mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(x, 16), y);
+  }
+  static void store_two(Vec first, Vec second, float* words, int slot) { store(words + slot / 2, pair_of(first, second)); }
+#else
   static void store_two(Vec first, Vec second, float* words, int slot) {
     const __m512bh both = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
     memcpy(words + slot / 2, &both, sizeof both);
   }
+#endif
 };
 #endif
 

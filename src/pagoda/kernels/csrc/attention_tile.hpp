@@ -6,6 +6,7 @@
 #include "attention_results.hpp"
 #include "attention_tiled.hpp"
 #include "attention_tiled_few.hpp"
+#include "attention_tiled_parts.hpp"
 
 namespace pagoda {
 namespace {
@@ -47,8 +48,7 @@ struct Tile {
   void multiply(Block<Math>& block, Slots& slots, int64_t begin, Ahead& ahead) {
 #if PAGODA_AMX
     if (few()) return attend_few_tiles(t, block, slots, begin, ahead);
-    block.pack(slots, true, ahead);
-    return attend_tiles(t, block, begin, ahead);
+    return attend_tiles(t, block, slots, begin, ahead);
 #elif PAGODA_DPBF16
     if (t.bytes) return attend_bytes(t, block, slots, begin, ahead);
     if (few()) return attend_few(t, block, slots, begin, ahead);
@@ -82,10 +82,38 @@ struct Tile {
     });
   }
 
-  void order_sums() {
+  // Sums, maxima and denominators by rows.
+  void order_sums(bool kept) {
 #if PAGODA_AMX
     if (few()) t.order_columns();
+    else turn_sums(t, kept);
+#else
+    (void)kept;
 #endif
+  }
+
+  // Whether parts are added up until the item ends (attention_tiled_parts.hpp).
+  bool keeps() const { return PAGODA_AMX && !few() && item.slot_begin == 0; }
+
+  void end_part(int64_t part, bool last) {
+    const bool kept = keeps();
+#if PAGODA_AMX
+    if (kept) keep_part(t, part == 0);
+#endif
+    if (kept && !last) return;
+    order_sums(kept);
+    write_partials(kept ? 0 : part);
+    if (kept) write_empty_partials(part);
+  }
+
+  // Parts 1 to `last` are in the first.
+  void write_empty_partials(int64_t last) const {
+    for (int64_t part = 1; part <= last; ++part)
+      for (int s = item.span_begin; s < item.span_end; ++s) {
+        const int64_t queries_here = spans[s].q_end - spans[s].q_begin, here = queries_here * t.group;
+        float* to = out.partials + spans[s].partial + part * partial_floats(a, queries_here) + here * a.v_dim;
+        for (int64_t r = 0; r < here; ++r) to[r] = -kInf, to[here + r] = 0.0f;
+      }
   }
 
   static int64_t block_end(const AttentionItem& it, int64_t from) {
@@ -123,7 +151,7 @@ struct Tile {
     }
     t.prepare();
 #if PAGODA_AMX
-    if (few()) turn_queries(t);
+    turn_queries(t);
 #endif
     const bool parts = spans[item.span_begin].partial >= 0;
     int64_t at = item.slot_begin, part = 0;
@@ -135,13 +163,12 @@ struct Tile {
       work(block, pages, slots[turn], at, slots[turn ^ 1]);
       at = end;
       if (parts && (at % kPartSlots == 0 || at == item.slot_end)) {
-        order_sums();
-        write_partials(part++);
+        end_part(part++, at == item.slot_end);
         t.restart(zeros);
       }
     }
     if (parts) return;
-    order_sums();
+    if (item.slot_begin < item.slot_end) order_sums(false);
     write_results();
   }
 };

@@ -19,6 +19,22 @@ struct No {
   constexpr operator bool() const { return false; }
 };
 
+// A row's maximum, once `high` has been seen. Where weights become bfloat16 it is a whole number, so that moving it multiplies weights, sums and
+// denominators by a power of two, which rounds nothing: a row has the same bits whatever pieces its slots come in. And it leaves room for what
+// is a little higher: few rows move theirs a second time.
+template <typename Math>
+Vec raised(Vec high, Vec old) {
+#if PAGODA_DPBF16
+  if (Math::kPerWord == 2) return select(high > old, (Vec)_mm512_ceil_ps((__m512)high) + splat(4.0f), old);
+#endif
+  return maximum(high, old);
+}
+
+// Slots that some of several rows see, and those that each of them does.
+struct Bounds {
+  Mask any, every;
+};
+
 template <typename Math>
 struct TileRows {
   const AttentionArgs& a;
@@ -29,7 +45,11 @@ struct TileRows {
   float *queries, *sums, *tops, *totals, *slopes, *scores, *probs;  // totals: [rows][kLanes], added up at the end
   Mask* masks;
 #if PAGODA_AMX
-  float *turned, *corners, *last_keys;  // attention_tiled_few.hpp
+  float *turned;               // queries, [words][16 rows] for each sixteen
+  Bounds* bounds;              // of each sixteen
+  float *corners, *last_keys;  // attention_tiled_few.hpp
+  float *turning;              // attention_tiled_parts.hpp
+  struct { float *sums, *tops, *totals; } before;
 #endif
   float* block_space;
   bool has_sums = false;  // else what lies in `sums` means nothing yet
@@ -46,17 +66,19 @@ struct TileRows {
         bytes(in_bytes(args, all[it.span_begin].seq)) {
     for (int s = item.span_begin; s < item.span_end; ++s) rows += int(group) * (spans[s].q_end - spans[s].q_begin);
     const int64_t room = (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;  // with rows that are none
-    const int64_t chunk = (kRowsTogether > 8 ? kRowsTogether : 8) * kBlock;
+    const int64_t chunk = (kRowsTogether > 8 ? kRowsTogether : 8) * kBlock + (PAGODA_AMX ? 2 * kLanes * kLanes : 0);
     const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 2) + kFewRows * kBlock / 4 + 4 * 16 : 0;
-    const int64_t for_tiles = PAGODA_AMX ? 2 * kRowsTogether * (k_words + kLanes) + 3 * 16 : 0;
+    const int64_t for_tiles = PAGODA_AMX ? room * (k_words + v_stride + kLanes + 4) + kRowsTogether * (k_words + v_stride + 2 * kLanes) + 8 * 16 : 0;
     float* at = scratch.need(room * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + for_bytes + for_tiles + Block<Math>::floats(a) + 11 * 16);
     const auto take = [&](int64_t floats) { float* p = at; at += (floats + 15) / 16 * 16; return p; };
     queries = take(room * k_words), sums = take(room * v_stride);
-    tops = take(rows + kLanes), totals = take(rows * kLanes), slopes = take(rows);
+    tops = take(room + kLanes), totals = take(room * kLanes), slopes = take(rows);
     masks = reinterpret_cast<Mask*>(take(rows * 4));
     scores = take(chunk), probs = take(chunk);
 #if PAGODA_AMX
-    turned = take(kRowsTogether * k_words), corners = take(2 * kRowsTogether * kLanes), last_keys = take(kRowsTogether * k_words);
+    turned = take(room * k_words), corners = take(2 * kRowsTogether * kLanes), last_keys = take(kRowsTogether * k_words);
+    before.sums = take(room * v_stride), before.tops = take(room), before.totals = take(room), turning = take(kRowsTogether * v_stride);
+    bounds = reinterpret_cast<Bounds*>(take(room / kRowsTogether * int64_t{sizeof(Bounds) / 4}));
 #endif
 #if PAGODA_DPBF16
     if (bytes) {
@@ -102,8 +124,9 @@ struct TileRows {
 
   // No slot has been seen. Sums become zeros, or are left to attend_many(), which need not read them then.
   void restart(bool zeros) {
-    for (int row = 0; row < rows; ++row) tops[row] = -kInf;
-    memset(totals, 0, sizeof(float) * rows * kLanes);
+    const int filled = (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
+    for (int row = 0; row < filled; ++row) tops[row] = -kInf;
+    memset(totals, 0, sizeof(float) * filled * kLanes);
     has_sums = zeros;
     if (zeros) clear_sums(0, rows);
   }
@@ -128,12 +151,22 @@ struct TileRows {
 
   // What `count` rows from `row` on see of a block of `slots` slots.
   Seen seen(int row, int count, int64_t begin, int slots) const {
-    Mask any = masks[row], every = any;  // that some row sees; that every row sees
+    return seen(bounds_of(row, count), begin, slots);
+  }
+
+  // For `count` rows from `row` on.
+  Bounds bounds_of(int row, int count) const {
+    Mask any = masks[row], every = any;
     const bool one = item.span_end - item.span_begin == 1;  // rows of one chunk see ever more: the first and the last say all
     for (const Mask* m = masks + row + (one ? count - 1 : 1); m < masks + row + count; ++m) {
       any.first = m->first < any.first ? m->first : any.first, any.last = m->last > any.last ? m->last : any.last;
       every.first = m->first > every.first ? m->first : every.first, every.last = m->last < every.last ? m->last : every.last;
     }
+    return {any, every};
+  }
+
+  static Seen seen(const Bounds& bounds, int64_t begin, int slots) {
+    const Mask &any = bounds.any, &every = bounds.every;
     const int64_t here = any.last - begin + 1 < slots ? any.last - begin + 1 : slots;
     if (here <= 0 || any.first - begin >= here) return {0, false};
     return {int(here), every.first <= begin && every.last >= begin + here - 1};
@@ -141,7 +174,7 @@ struct TileRows {
 
   // Logits in place of products for `count` rows from `row` on; their running maxima move, and older sums with them. All rise before
   // one is weighed: no row waits for its own maximum. The products of `here.slots` slots of the block are there, [count][kBlock].
-  void rise(int row, int count, Seen here, int64_t begin, const Block<Math>& block, float* products, Logits* found) {
+  PAGODA_OWN_REGISTERS void rise(int row, int count, Seen here, int64_t begin, const Block<Math>& block, float* products, Logits* found) {
     const bool plain = plain_unit > 0.0f, as_they_are = plain && here.all && here.slots % kLanes == 0;
     const float* const units = plain ? block.k_units : nullptr;
     Vec highs[kRowsAtOnce > kFewRows ? kRowsAtOnce : kFewRows] = {};
@@ -154,7 +187,7 @@ struct TileRows {
     }
 #if PAGODA_DPBF16
     const __mmask16 there = __mmask16((1u << count) - 1);
-    const Vec old = load(tops + row), top = (Vec)_mm512_mask_mov_ps((__m512)old, there, (__m512)maximum(largest_of_each(highs), old));
+    const Vec old = load(tops + row), top = (Vec)_mm512_mask_mov_ps((__m512)old, there, (__m512)raised<Math>(largest_of_each(highs), old));
     const __mmask16 alive = _mm512_mask_cmp_ps_mask(there, (__m512)top, (__m512)splat(-kInf), _CMP_NEQ_UQ);
     unsigned rising = _mm512_mask_cmp_ps_mask(there, (__m512)top, (__m512)old, _CMP_GT_OQ);
     for (int r = 0; r < count; ++r) found[r].alive = alive >> r & 1;
@@ -181,10 +214,10 @@ struct TileRows {
   }
 
   // Logits of a row become weights.
-  void weigh(int row, int slots, const float* logits, const Logits& found, float* weights, const Block<Math>& block) {
+  PAGODA_OWN_REGISTERS void weigh(int row, int slots, const float* logits, const Logits& found, float* weights, const Block<Math>& block) {
     const int lanes = int(padded(slots));
     if (!found.alive) {
-      memset(weights, 0, sizeof(float) * Block<Math>::words_of(lanes));
+      memset(weights, 0, sizeof(float) * weight_words(lanes));
       return;
     }
     const Vec top = splat(tops[row]), unit = splat(found.unit);
@@ -194,7 +227,7 @@ struct TileRows {
     if (Math::kExactZero || !found.masked) {  // nearly always
       const auto two = [&](auto own_units, auto scaled) {
         const auto of = [&](int at) { return own_units ? load(units + at) : unit; };
-        Vec p = Math::weight(load(logits + i) * of(i) - top), q = Math::weight(load(logits + i + kLanes) * of(i + kLanes) - top);
+        Vec p = Math::weight(less(load(logits + i), of(i), top)), q = Math::weight(less(load(logits + i + kLanes), of(i + kLanes), top));
         sum += p;
         sum += q;
         if (scaled) p *= load(v_scales + i), q *= load(v_scales + i + kLanes);
@@ -212,7 +245,7 @@ struct TileRows {
     }
     for (; i < lanes; i += kLanes) {
       const Vec x = load(logits + i);
-      Vec p = Math::weight(x * (units ? load(units + i) : unit) - top);
+      Vec p = Math::weight(less(x, units ? load(units + i) : unit, top));
       if (found.masked) p = select(x == splat(-kInf), Vec{}, p);
       sum += p;
       if (v_scales) p *= load(v_scales + i);
@@ -221,8 +254,15 @@ struct TileRows {
     store(totals + row * kLanes, sum);
   }
 
+  static int64_t weight_words(int64_t lanes) {
+    return PAGODA_AMX ? (lanes + 2 * kLanes - 1) / (2 * kLanes) * kLanes : Block<Math>::words_of(lanes);
+  }
+
   static void store_weights(Vec p, float* weights, int at) {
-#if PAGODA_DPBF16
+#if PAGODA_AMX
+    Math::store_two(p, Vec{}, weights, at);
+    return;
+#elif PAGODA_DPBF16
     if (Math::kPerWord == 2) {
       _mm256_storeu_si256((__m256i*)(weights + at / 2), (__m256i)_mm512_cvtneps_pbh(p));
       return;

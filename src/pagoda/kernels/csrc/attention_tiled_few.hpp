@@ -72,18 +72,15 @@ struct FewTiled {
     Logits found[kRowsTogether];
     const Seen seen = t.seen(0, t.rows, begin, block.count), all{block.count, seen.all && seen.slots == block.count};
     for (int r = 0; r < t.rows; r += 8) t.rise(r, t.rows - r < 8 ? t.rows - r : 8, all, begin, block, t.scores + r * kBlock, found + r);
-    const int64_t lanes = padded(slots.count), words = value_words();
+    const int64_t words = t.weight_words(padded(slots.count));
     for (int r = 0; r < t.rows; ++r) {
       ahead.lines<kLinesAWeight>();
       float* const weights = t.probs + r * kBlock;
       t.weigh(r, slots.count, t.scores + r * kBlock, found[r], weights, block);
-      memset(weights + lanes / 2, 0, sizeof(float) * (words - lanes / 2));
     }
     tile_product(t.probs, kBlock, block.values, t.v_stride, words, t.v_stride, t.sums, t.v_stride, true,
                  [&] { ahead.lines<kLinesAProduct>(); });
   }
-
-  int64_t value_words() const { return (tiles() * kLanes / 2 + kTileWords - 1) / kTileWords * kTileWords; }
 
   // Two tiles' sums are stored behind the next two's products, and turned behind those slots' values.
   void scores() {
@@ -138,22 +135,22 @@ struct FewTiled {
     return (const char*)space;
   }
 
-  // Values of two tiles' slots; zeros in place of a second one that is not there.
+  // Values of two tiles' slots, each beside that of the other tile; a second one that is not there is zeros.
   void interleave(int64_t tile) {
     float* to = block.values + tile * (kLanes / 2) * t.v_stride;
-    const bool unpacked = t.unpacked();
-    const int64_t eights = tile + 1 < tiles() ? 4 : 2;
-    for (int64_t e = 2 * tile; e < 2 * tile + eights; ++e) {
-      const char* row = slots.v8.at[e];
+    const bool unpacked = t.unpacked(), two = tile + 1 < tiles();
+    if (!two) memset(t.turning, 0, sizeof(float) * t.v_stride);
+    for (int64_t e = 2 * tile; e < 2 * tile + 2; ++e) {
+      const char *first = slots.v8.at[e], *second = two ? slots.v8.at[e + 2] : (const char*)t.turning;
+      const int64_t step = two ? slots.v8.stride : 0;
 #pragma GCC unroll 4
-      for (int64_t j = 0; j < kEight; j += 2, row += 2 * slots.v8.stride, to += t.v_stride) {
+      for (int64_t j = 0; j < kEight; ++j, first += slots.v8.stride, second += step, to += t.v_stride) {
         ahead.lines<kLinesAPair>();
-        const uint16_t *x = (const uint16_t*)row, *y = (const uint16_t*)(row + slots.v8.stride);
+        const uint16_t *x = (const uint16_t*)first, *y = (const uint16_t*)second;
         if (unpacked) unpack_value_pair(x, y, t.a.v_dim, to);
         else pack_value_pair(x, y, t.a.v_dim, t.v_stride, to);
       }
     }
-    if (eights == 2) memset(to, 0, sizeof(float) * (kLanes / 2) * t.v_stride);
   }
 
   static void unpack_value_pair(const uint16_t* first, const uint16_t* second, int64_t columns, float* to) {
@@ -168,14 +165,6 @@ struct FewTiled {
 template <typename Math>
 void attend_few_tiles(TileRows<Math>& t, Block<Math>& block, const Slots& slots, int64_t begin, Ahead& ahead) {
   FewTiled<Math>{t, block, slots, begin, ahead}.run();
-}
-
-// [words of a query][16 rows], for the keys' tiles.
-template <typename Math>
-void turn_queries(TileRows<Math>& t) {
-  const char* rows[kLanes];
-  for (int r = 0; r < kLanes; ++r) rows[r] = (const char*)(t.queries + r * t.k_words);
-  for (int64_t w = 0; w < t.k_words; w += kLanes) transpose_tile(rows, w, t.turned + w * kLanes, kLanes);
 }
 
 }  // namespace
