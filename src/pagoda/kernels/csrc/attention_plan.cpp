@@ -185,7 +185,7 @@ class Planner {
     const int64_t usual = std::clamp<int64_t>(total / (threads * kItemsPerThread * part), 1, kMaxItemParts);
     for (int64_t at = job.from; at < job.to || job.from == job.to;) {
       while (plan.stretches.empty() || (thread < threads && 2 * (share_end() - done) < part)) begin_stretch();
-      const int64_t stop = std::min(job.to, at + parts_at(job, part, usual));
+      const int64_t stop = std::min(job.to, at + parts_at(job, at, part, usual));
       each_tile(begin, end, [&](const Narrow* first, const Narrow* beyond, int64_t) {
         for (const Narrow* m = first; m < beyond; ++m) plan.spans.push_back(span_of(*m, at));
         push(job.head, beyond - first, std::max(first->begin, at * kPartSlots), std::min(first->end, stop * kPartSlots));
@@ -196,11 +196,11 @@ class Planner {
   }
 
   // How many parts the next item of a job takes, `part` the work of one. Where many rows share them their queries are prepared and their sums
-  // written for each item, which costs as much as a part: such items end where a share does. The members' own slots, which follow, are what
-  // lets all threads end together.
-  int64_t parts_at(const Job& job, int64_t part, int64_t usual) const {
+  // written for each item, which costs as much as a part: where the share ends with other jobs (the members' own slots), it is they
+  // that let all threads end together.
+  int64_t parts_at(const Job& job, int64_t at, int64_t part, int64_t usual) const {
     const int64_t left = (share_end() - done) / part;
-    if (job.count > 1) return std::clamp<int64_t>(left, 1, kMaxItemParts);
+    if (job.count > 1) return std::clamp<int64_t>(left > job.to - at ? left : left - 1, 1, kMaxItemParts);
     return threads > 1 ? std::clamp<int64_t>(left - kLastParts, 1, usual) : usual;
   }
 
