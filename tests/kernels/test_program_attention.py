@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
 from pagoda.kernels.ops._table import LayerTable
 from pagoda.kernels.quantize import pack
-from pagoda.kernels.step import StepArrays
+from pagoda.kernels.step import QueryRings, StepArrays
 
 cpu = pytest.importorskip("pagoda.kernels.cpu", reason="built without the C++ kernels")
 
@@ -94,13 +95,32 @@ def uneven(step: StepArrays) -> StepArrays:
     return replace(step, offset=offset)
 
 
+def alike(step: StepArrays, tables: str) -> None:
+    """Layers with pages of their own and the lengths of the first, whose sequences share none; the third layer's are
+    shorter, or begin with the same pages.
+    """
+    rows, free = step.rows, Make().permutation(step.rows.numel()).view(step.rows.shape)
+    rows.copy_(free * HEADS)
+    step.kv_lens.copy_(step.kv_lens[:1].expand_as(step.kv_lens).clone())
+    if tables == "alike but once":
+        step.kv_lens[2] -= 3
+    if tables == "shared later":
+        rows[2, 1, :32] = rows[2, 0, :32]
+    last = step.kv_lens - 1
+    for c, s in np.ndindex(*step.kv_lens.shape[:2]):
+        step.page_ids[c, s] = rows[c, s, last[c, s, 0] // PAGE] + torch.arange(HEADS)
+    step.slots.copy_(last % PAGE)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("tables", ["further", "uneven", "own", "windows"])
+@pytest.mark.parametrize("tables", ["further", "uneven", "own", "alike", "alike but once", "shared later", "windows"])
 def test_every_layer_attends_as_a_call_of_its_own(tables: str, threads: int, dtype: torch.dtype) -> None:
-    step = step_of(tables == "own", dtype=dtype)
+    step = step_of(tables in ("own", "alike", "alike but once", "shared later"), dtype=dtype)
     if tables == "uneven":
         step = uneven(step)
+    if tables.startswith(("alike", "shared")):
+        alike(step, tables)
     windows = (0, 300) if tables == "windows" else (0,)
     x = Make(dtype).normal(len(LENGTHS), FUSED)
     expected = by_calls(step, x, windows)
@@ -122,3 +142,35 @@ def test_a_page_that_only_a_later_layer_lacks_is_refused() -> None:
             continue
         with pytest.raises(IndexError, match=f"page {len(pages)} of {len(pages)}"):
             programmed(some, x, (0,), 2)
+
+
+def test_a_page_that_only_a_later_layer_of_its_own_pages_lacks_is_refused() -> None:
+    step = step_of(own=True)
+    alike(step, "alike")
+    x = Make().normal(len(LENGTHS), FUSED)
+    programmed(step, x, (0,), 2)
+    step.rows[2, 3, 5] = missing = len(step.pages)
+    with pytest.raises(IndexError, match=f"page {missing} of {missing}"):
+        programmed(step, x, (0,), 2)
+
+
+@pytest.mark.parametrize(
+    ("num", "first", "width", "told"),
+    [(2, 0, 3, "2 queries from place 0 of 3 on, of 1 tokens"), (1, 3, 3, "1 queries from place 3 of 3 on"),
+     (-1, 0, 3, "-1 queries"), (1, 1, 3, "")],
+)  # fmt: skip
+def test_queries_go_to_places_that_are_there(num: int, first: int, width: int, told: str) -> None:
+    step, x = step_of(own=False), Make().normal(len(LENGTHS), FUSED)
+    ring = torch.full((LAYERS, width, GROUP * HEADS, DIM), 7.0)
+    places = np.zeros((4, len(LENGTHS)), np.int64)
+    places[:, 2] = ring.data_ptr(), width, first, num
+    step.queries = QueryRings(*places)
+    if told:
+        with pytest.raises(ValueError, match=told):
+            programmed(step, x, (0,), 1)
+        assert (ring == 7).all()
+        return
+    programmed(step, x, (0,), 1)
+    assert torch.equal(ring[0, first].flatten(), x[2, : GROUP * HEADS * DIM])
+    assert (ring[:, [0, 2]] == 7).all()
+    assert (ring[1:, first] != 7).any(-1).all()
