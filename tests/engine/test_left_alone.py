@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
 
 from pagoda import SamplingParams
+from pagoda.engine.policy_state import PolicyState
+from pagoda.engine.runner import QueryTap
 from pagoda.engine.sequence import Sequence
 
 from .tiny import prompt
@@ -72,3 +75,18 @@ def test_a_policy_that_breaks_where_it_is_left_alone_ends_its_request(make_llm: 
     (output,) = engine.step()
     assert output.error == "kv='snapkv(budget=20)' failed, saying how much it keeps: ValueError: no idea"
     assert not engine.has_work
+
+
+def test_what_a_sequence_remembers_does_not_wait_for_the_next_step(make_llm: Any) -> None:
+    """A view goes on from step to step, and those who watched one may be over."""
+
+    def remembered() -> int:
+        gc.collect()
+        return sum(type(one) in (Sequence, PolicyState, QueryTap) for one in gc.get_objects())
+
+    llm, before = make_llm(page_size=8), remembered()
+    kvs = ["h2o(budget=40, every=8)", "scissorhands(budget=40, window=16, every=8)", "quest(pages=2)"]
+    for kv in kvs:
+        params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, kv=kv)
+        llm.generate([prompt(70, 45)], params)
+        assert remembered() == before

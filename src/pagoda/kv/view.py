@@ -162,7 +162,7 @@ class StepView:
 
     def close(self) -> None:
         """The step is over. A view may go on (`StepViews`); what sequences remember does not wait for that with it."""
-        self._choosers = {}
+        self._choosers, self._receivers, self._residuals, self._tap = {}, {}, {}, None
 
     def arrays(self) -> StepArrays | None:
         """The whole step as plain arrays, for those who run all layers at once. None where each layer calls ``attend``:
