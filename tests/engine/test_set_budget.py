@@ -84,6 +84,7 @@ def test_a_growing_budget_lets_more_in(tiny: Path) -> None:
     built.engine.step()
     assert len(built.engine.scheduler.running) == 8 > before
     assert built.engine.max_model_len == 512
+    built.engine.add(intake.request("long", prompts(1, 300)[0], GREEDY))
     set_budgets(built, "3500MiB")  # more than at the start: address space is there
     built.close()
 

@@ -33,7 +33,7 @@ def plan(sequence: Sequence) -> Planned | None:
     otherwise; then it was not asked yet.
     """
     store, policy, state, num_seen = sequence.store, sequence.policy, sequence.policy_state, sequence.num_computed
-    if not able(store.storage.pages):
+    if policy.lossy is not None or not able(store.storage.pages):
         return None
     table = store.manager.table(sequence.seq_id)
     if table.num_rows == 1:

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ..core.errors import RequestError
 from ..core.units import format_bytes
+from ..kv.policies._stack import PolicyStack
 from ..kv.policies.base import Need
 from ..kv.stores import Store, Stores
 from ..models.load import Loaded
 from .calibrations import Calibrations
-from .lossy_layers import why_not_lossy
+from .lossy_layers import on_this_model
 from .request import Request, check_prompt_ids
 
 
@@ -22,12 +23,14 @@ class Admission:
 
     def __init__(self, loaded: Loaded, stores: Stores, calibrations: Calibrations, max_model_len: int) -> None:
         self._loaded, self._stores, self._calibrations = loaded, stores, calibrations
-        self._max_model_len = max_model_len
+        self.max_model_len = max_model_len  # another budget may change it
 
     def check(self, request: Request) -> None:
-        """Raises RequestError for a prompt, sampling parameters or a KV policy that this model cannot run."""
+        """Raises RequestError for a prompt, sampling parameters or a KV policy that this model cannot run. The policy
+        is that of this model's layers from here on.
+        """
         vocab_size = self._loaded.shape.vocab_size
-        check_prompt_ids(request.prompt_ids, vocab_size, self._max_model_len)
+        check_prompt_ids(request.prompt_ids, vocab_size, self.max_model_len)
         request.params.check_vocabulary(vocab_size)
         self._check_policy(request)
 
@@ -39,15 +42,17 @@ class Admission:
                 f"kv={policy.spelled!r} looks at the newest {policy.window} queries; 0 or more are possible"
             )
         self._stores.check(policy.codec, offload=policy.offload)
-        reason = None if policy.keeps_all else why_not_lossy(self._loaded, self._max_model_len)
-        if reason is not None:
-            raise RequestError(f"kv={'+'.join(policy.names)!r} cannot run on this model: {reason}")
+        request.policy = self.fit(policy)
         if policy.selection is not None:
             reason = policy.selection.why_not(self._stores.default.fmt.page_size)
             if reason is not None:
                 raise RequestError(f"kv={policy.spelled!r}: {reason}")
         if policy.eviction is not None and Need.CALIBRATION in policy.eviction.needs:
             self._calibrations.load(policy.names[0])
+
+    def fit(self, policy: PolicyStack) -> PolicyStack:
+        """See ``on_this_model``."""
+        return on_this_model(policy, self._loaded, self.max_model_len)
 
     def learned(self, request: Request) -> Mapping[str, Tensor]:
         """What the request's selection, or the residual of its eviction, was calibrated to. Raises ConfigError if it
@@ -66,7 +71,7 @@ class Admission:
         width = params.beam_width or 1
         fmt, max_blocks = store.fmt, store.manager.pool.limit_blocks
         capacity = max_blocks // width * fmt.page_size
-        room = self._max_model_len - num_prompt
+        room = self.max_model_len - num_prompt
         if params.max_tokens is not None:
             room = min(room, params.max_tokens)
         elif request.policy.peak_slots(num_prompt + room, num_prompt) > capacity:

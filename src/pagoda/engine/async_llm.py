@@ -339,7 +339,8 @@ class AsyncLLM:
         fmt, num = self._built.engine.stores.format_of(request.policy.codec), params.num_sequences
         if request.policy.eviction is None:
             return fmt.blocks_for(num_prompt + answer * num) * fmt.block_bytes
-        each = request.policy.peak_slots(num_prompt + answer, num_prompt)  # what is evicted is no longer shared
+        policy = self._built.engine.admission.fit(request.policy)
+        each = policy.peak_slots(num_prompt + answer, num_prompt)  # what is evicted is no longer shared
         return fmt.blocks_for(each) * num * fmt.block_bytes
 
     @property

@@ -103,7 +103,7 @@ def set_budget(built: Built, budget: Budget) -> None:
     max_blocks = stores.default.manager.pool.limit_blocks
     max_model_len = sizes.most_tokens(max_blocks)
     built.sizes = replace(sizes, max_blocks=max_blocks, max_model_len=max_model_len)
-    built.engine.max_model_len = max_model_len
+    built.engine.admission.max_model_len = max_model_len
 
 
 def refit(built: Built) -> None:

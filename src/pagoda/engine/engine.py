@@ -63,7 +63,6 @@ class Engine:
     ) -> None:
         self.loaded, self.stores, self.clock = loaded, stores, clock
         self.persistence, self._tokens_per_second = persistence, 0.0
-        self.max_model_len = max_model_len
         self.events, self.counters = EventBus(), Counters()
         self._granularity, self._audit_steps = granularity, audit_steps
         self._memory = PagedMemory(
@@ -76,7 +75,7 @@ class Engine:
         self._runner, self._probing = Runner(loaded.model, stores), Probing(self.scheduler)
         calibrations = Calibrations(loaded.path, stores.hold_shared)
         self._evictor = Evictor(self.scheduler, self.counters, calibrations)
-        self._admission = Admission(loaded, stores, calibrations, max_model_len)
+        self.admission = Admission(loaded, stores, calibrations, max_model_len)
         stores.calibration = calibrations.load
         self._advance = Advance(self.scheduler, self._runner, loaded.tokenizer, clock, self._new_sequence)
         self.shadows = shadows or Shadows(0.0)
@@ -93,6 +92,11 @@ class Engine:
         """Their bytes."""
         return self.stores.default.storage
 
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.admission.max_model_len
+
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
@@ -108,12 +112,12 @@ class Engine:
         self.counters.requests_accepted += 1
 
     def _accept(self, request: Request) -> None:
-        self._admission.check(request)
+        self.admission.check(request)
         store = self.stores.of(request.policy.codec, offload=request.policy.offload)
         group = RequestState(request, store)
-        group.learned = self._admission.learned(request)
+        group.learned = self.admission.learned(request)
         eos_ids = self.loaded.eos_ids
-        room = self._admission.room_for(request, store)
+        room = self.admission.room_for(request, store)
         group.rule = FinishRule(request.params, eos_ids, prompt_len=0, max_model_len=room)
         if request.params.beam_width is not None:
             group.beam = BeamGroup(group, self._advance, end_ids(request.params, eos_ids))

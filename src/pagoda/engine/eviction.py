@@ -16,6 +16,7 @@ from ..kernels.ops import evict
 from ..kv.compaction import Gaps
 from ..kv.pages import Int32s
 from ..kv.policies._inputs import Inputs, same
+from ..kv.policies._layers import LossyLayers
 from ..kv.policies.base import Choice, Decision, Need
 from ..kv.read import hash_slots, read_part, read_slots, weigh, window_sums, write_slots
 from ..kv.storage import PageStorage
@@ -29,6 +30,9 @@ from .observing import observe
 from .policy_state import PolicyState, Rows
 from .runner import Piece, StepResult
 from .sequence import Sequence
+
+Named = tuple[int | None, int | None]
+"""A layer and a head; None: all."""
 
 
 class Evictor:
@@ -125,14 +129,14 @@ class Evictor:
 
     def _act(self, sequence: Sequence, result: StepResult) -> None:
         store, manager = sequence.store, sequence.store.manager
-        table = manager.table(sequence.seq_id)
+        lossy, table = sequence.policy.lossy, _lossy_part(sequence)
         ends = sequence.policy.ends(int(table.lens[0]), sequence.prompt_len)
         if ends is not None:
             self._keep_ends(sequence, *ends, result)
             return
         inputs = self._inputs(sequence, table)
         decision = sequence.policy.act(inputs)
-        done = isinstance(decision, Choice) and self._choose(sequence, decision)
+        done = lossy is None and isinstance(decision, Choice) and self._choose(sequence, decision)
         keeps_all = done or decision is None or bool(decision.keep.all())
         sequence.policy_state.acts(sequence.num_computed)  # what a choice may look at until it is made begins anew
         if keeps_all:
@@ -141,11 +145,11 @@ class Evictor:
         self._counters.policy_acts += 1
         dropped = manager.num_dropped_slots
         made: SlotMoves | Gaps | None
-        if decision.keep.dim() == 3 and table.run == 1:
+        if decision.keep.dim() == 3 and table.run == 1 and lossy is None:
             mask = (decision.keep & inputs.valid).flatten(0, 1).cpu().numpy()
             made = manager.keep_mask(sequence.seq_id, mask, rewrite=bool(decision.writes))
         else:
-            kept = _kept(decision.keep, inputs.lens)
+            kept = _of_layers(lossy, _kept(decision.keep, inputs.lens))
             made = manager.keep_many(sequence.seq_id, kept, rewrite=bool(decision.writes))
         if made is None:
             self._computes_again(sequence, result)
@@ -155,7 +159,7 @@ class Evictor:
             tail.keep(decision.keep)
         else:
             _run(store, made)
-        _write(decision, store, table)
+        _write(decision, store, _lossy_part(sequence))
         self._counters.slots_dropped += manager.num_dropped_slots - dropped
         sequence.policy_state.keep(decision.keep, inputs, sequence.next_act(sequence.num_computed))
 
@@ -185,7 +189,12 @@ class Evictor:
         """An act of a method that looks at nothing, and remembers nothing."""
         manager = sequence.store.manager
         dropped = manager.num_dropped_slots
-        made = manager.keep_ends(sequence.seq_id, sinks, first)
+        if (lossy := sequence.policy.lossy) is None:
+            made = manager.keep_ends(sequence.seq_id, sinks, first)
+        else:
+            slots = np.arange(int(_lossy_part(sequence).lens[0]), dtype=np.int32)
+            stay = slots[(slots < sinks) | (slots >= first)]
+            made = manager.keep_many(sequence.seq_id, _of_layers(lossy, {(None, None): stay}))
         if made is None:
             self._computes_again(sequence, result)
             return
@@ -196,7 +205,7 @@ class Evictor:
         self._counters.slots_dropped += manager.num_dropped_slots - dropped
 
     def _inputs(self, sequence: Sequence, table: PageTable) -> Inputs:
-        fmt, storage, held = sequence.store.fmt, sequence.store.storage, table.lens.tolist()
+        fmt, storage, held = table.fmt, sequence.store.storage, table.lens.tolist()
         fewest, most = min(held), max(held)
         inputs = sequence.policy_state.inputs(
             sequence.num_computed,
@@ -225,6 +234,21 @@ class Evictor:
         """The one part of an act that is worth all threads, which are the kernels' own."""
         with _threads(self._num_threads):
             return window_sums(*args)
+
+
+def _lossy_part(sequence: Sequence) -> PageTable:
+    """The sequence's table as its eviction sees it."""
+    table, lossy = sequence.store.manager.table(sequence.seq_id), sequence.policy.lossy
+    return table if lossy is None else table.of_layers(lossy.index)
+
+
+def _of_layers(lossy: LossyLayers | None, kept: dict[Named, np.ndarray]) -> dict[Named, np.ndarray]:
+    """What stays of the layers that a policy sees, by the model's numbers of them."""
+    if lossy is None:
+        return kept
+    if (None, None) in kept:
+        return {(layer, None): kept[None, None] for layer in lossy.index}
+    return {(lossy.index[layer], head): slots for (layer, head), slots in kept.items() if layer is not None}
 
 
 def _lens(table: PageTable, storage: PageStorage) -> Tensor:
@@ -284,7 +308,7 @@ def _threads(num: int) -> Iterator[int]:
             torch.set_num_threads(before)
 
 
-def _kept(keep: Tensor, lens: Tensor) -> dict[tuple[int | None, int | None], np.ndarray]:
+def _kept(keep: Tensor, lens: Tensor) -> dict[Named, np.ndarray]:
     """The mask as slots by (layer, head), for what loses any; see ``KVManager.keep_many``."""
     mask = keep.cpu().numpy()
     if mask.ndim == 1:
@@ -296,7 +320,7 @@ def _kept(keep: Tensor, lens: Tensor) -> dict[tuple[int | None, int | None], np.
     counts = mask.sum(-1)
     slots = np.nonzero(mask)[2].astype(np.int32)
     ends = counts.ravel().cumsum()
-    kept: dict[tuple[int | None, int | None], np.ndarray] = {}
+    kept: dict[Named, np.ndarray] = {}
     for row, (layer, head) in enumerate(np.ndindex(counts.shape)):
         if counts[layer, head] < held[layer, head]:
             mine = slots[ends[row] - counts[layer, head] : ends[row]]

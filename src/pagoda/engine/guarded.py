@@ -33,9 +33,11 @@ class GuardedChooser:
 
     @cached_property
     def _chooser(self) -> PageChooser:
-        selection, learned = self._sequence.policy.selection, self._sequence.group.learned
-        assert selection is not None
-        return PageChooser(selection, self._notes, self._storage, self._table, learned, self._num_q_heads)
+        policy, learned = self._sequence.policy, self._sequence.group.learned
+        assert policy.selection is not None
+        return PageChooser(
+            policy.selection, self._notes, self._storage, self._table, learned, self._num_q_heads, policy.lossy
+        )
 
     def reads_all(self) -> bool:
         """Whether there are no more pages than the policy reads, so that nothing is chosen and the sequence is read as

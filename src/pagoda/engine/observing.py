@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..kernels.ops import add_sums
 from ..kernels.ops.add_sums import Targets
@@ -39,14 +40,24 @@ def observe(result: StepResult, due: list[Piece]) -> None:
 
 
 def _add(received: Received, pieces: list[Piece]) -> None:
-    states, room = [piece.sequence.policy_state for piece in pieces], received.num_slots
-    device = received.sums.device
-    sums = [state.receives(num, device) for state, num in zip(states, room, strict=True)]
-    add_sums(received.sums, Targets(sums))
-    if received.counts is not None:
-        which = [i for i, state in enumerate(states) if state.counts_up]
-        counts = received.counts if len(which) == len(states) else received.counts[:, which]
-        add_sums(counts, Targets([states[i].counts(room[i], device) for i in which]))
+    """Layers of which a policy remembers nothing are left out."""
+    lossy = [piece.sequence.policy.lossy for piece in pieces]
+    for layers in dict.fromkeys(lossy):
+        of_layers = slice(None) if layers is None else list(layers.index)
+        mine = [i for i, one in enumerate(lossy) if one == layers]
+        states, room = [pieces[i].sequence.policy_state for i in mine], [received.num_slots[i] for i in mine]
+        device = received.sums.device
+        sums = [state.receives(num, device) for state, num in zip(states, room, strict=True)]
+        add_sums(_of(received.sums[of_layers], mine), Targets(sums))
+        if received.counts is not None:
+            which = [at for at, state in enumerate(states) if state.counts_up]
+            counts = [states[at].counts(room[at], device) for at in which]
+            add_sums(_of(received.counts[of_layers], [mine[at] for at in which]), Targets(counts))
+
+
+def _of(sums: Tensor, which: list[int]) -> Tensor:
+    """[L, S, H, N] of these sequences."""
+    return sums if len(which) == sums.shape[1] else sums[:, which]
 
 
 def _note(due: list[Piece], summed: list[Piece]) -> None:

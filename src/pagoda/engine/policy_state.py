@@ -46,16 +46,18 @@ class Rows(NamedTuple):
 
 
 class PolicyState:
-    """One sequence's memory. ``slots``: name -> [L, H, capacity], columns beyond a head's length are 0."""
+    """One sequence's memory. ``slots``: name -> [L, H, capacity], columns beyond a head's length are 0. L are the
+    layers that lose slots (`PolicyStack.lossy`); the ring of queries and a selection's notes are of all.
+    """
 
     __slots__ = (
-        "_adds_mass", "_fmt", "_hidden", "_need_positions", "_ring", "_rows", "_stack", "_targets", "acted", "captured",
-        "counts_up", "memory", "notes", "numbered", "scale", "sees_hidden", "slots", "soft_cap", "summed", "sums_up",
-        "tail",
+        "_adds_mass", "_fmt", "_hidden", "_lossy", "_need_positions", "_ring", "_rows", "_stack", "_targets", "acted",
+        "captured", "counts_up", "memory", "notes", "numbered", "scale", "sees_hidden", "slots", "soft_cap", "summed",
+        "sums_up", "tail",
     )  # fmt: skip
 
     def __init__(self, stack: PolicyStack, fmt: KVFormat) -> None:
-        self._stack, self._fmt = stack, fmt
+        self._stack, self._fmt, self._lossy = stack, fmt, stack.lossy
         self.slots: dict[str, Tensor] = {}
         self._targets: dict[str, Target] = {}  # of those that sums are added to
         self.memory: dict[str, object] = {}
@@ -310,16 +312,19 @@ class PolicyState:
         """[L, w, Hq, D] of the tokens before ``num_seen``, ``most`` at most, as the model made them; None if none were
         captured.
         """
-        if self._ring is None or self.captured != num_seen or not most:
+        ring = self._ring
+        if ring is None or self.captured != num_seen or not most:
             return None
-        room = self._ring.shape[1]
+        if self._lossy is not None:
+            ring = ring[list(self._lossy.index)]
+        room = ring.shape[1]
         width = min(room, num_seen, most)
         first = (num_seen - width) % room
         if width == room and first == 0:
-            return self._ring
+            return ring
         if first + width <= room:
-            return self._ring.narrow(1, first, width)
-        return self._ring[:, torch.arange(num_seen - width, num_seen, device=self._ring.device) % room]
+            return ring.narrow(1, first, width)
+        return ring[:, torch.arange(num_seen - width, num_seen, device=ring.device) % room]
 
     def _positions(self, num_slots: int, num_seen: int, lens: Tensor) -> Tensor | None:
         if not self._need_positions and (self.summed or not self._stack.looks):
@@ -350,7 +355,8 @@ class PolicyState:
         held = self.slots.get(name)
         if held is None or held.shape[-1] < num_slots:
             fmt, old = self._fmt, 0 if held is None else held.shape[-1]
-            grown = torch.zeros(fmt.num_layers, fmt.num_kv_heads, max(num_slots, old + old // 4 + 16), device=device)
+            layers = fmt.num_layers if self._lossy is None else len(self._lossy.index)
+            grown = torch.zeros(layers, fmt.num_kv_heads, max(num_slots, old + old // 4 + 16), device=device)
             if held is not None:
                 grown[..., :old] = held
             self.slots[name] = held = grown

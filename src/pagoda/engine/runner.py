@@ -225,12 +225,13 @@ class Runner:
         if codecs:
             tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]
             return WindowView(store.storage, tables, q_lens, codecs, tails, store.learned, tap, _breaker(pieces))
-        receivers = {i: piece.sequence.policy_state for i, piece in enumerate(pieces) if _wants_probs(piece)}
+        watched = {i: piece.sequence for i, piece in enumerate(pieces) if _wants_probs(piece)}
+        receivers = {i: one.policy_state for i, one in watched.items() if one.policy.lossy is None}
         view = self._views_of(store).view(tables, q_lens, choosers=_choosers(store, pieces, num_q_heads))
         view.watch(
-            collect_probs=receivers.keys(),
+            collect_probs=watched.keys(),
             collect_counts=any(Need.WANTED in piece.sequence.policy.needs for piece in pieces),
-            sum_last={i: last for i in receivers if (last := _queries_summed(pieces[i]))},
+            sum_last={i: last for i in watched if (last := _queries_summed(pieces[i]))},
             receivers=receivers,
             tap=tap,
             residuals=_residuals(pieces),

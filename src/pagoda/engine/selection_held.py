@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..kernels.ops import page_marks
 from ..kernels.ops.page_marks import MarkAids
+from ..kv.policies._layers import LossyLayers
 from ..kv.policies._pages import PageSelection
 from ..kv.storage import PageStorage
 from ..kv.table import PageTable
@@ -36,9 +37,10 @@ class HeldPages:
         table: PageTable,
         learned: Mapping[str, Tensor],
         num_q_heads: int,
+        lossy: LossyLayers | None = None,
     ) -> None:
         self._policy, self._notes, self._storage, self._table = policy, notes, storage, table
-        self._learned, self._num_q_heads = learned, num_q_heads
+        self._learned, self._num_q_heads, self._lossy = learned, num_q_heads, lossy
 
     @property
     def _rule(self) -> PageRule | None:
@@ -67,12 +69,14 @@ class HeldPages:
 
     @cached_property
     def _keep(self) -> np.ndarray:
-        return self._policy.counts(self._full, self._learned)
+        counts = self._policy.counts(self._full, self._learned)
+        return counts if self._lossy is None else np.where(self._lossy.whole[:, None], self._full, counts)
 
     @cached_property
     def _whole(self) -> np.ndarray:
         """bool [L]: layers in which nothing is scored, since everything is read."""
-        return np.array([self._policy.num_pages(int(most)) == most for most in self._full.max(1)])
+        found = np.array([self._policy.num_pages(int(most)) == most for most in self._full.max(1)])
+        return found if self._lossy is None else found | self._lossy.whole
 
     def _count(self, layers: slice) -> None:
         notes, full = self._notes, self._full[layers]

@@ -48,7 +48,7 @@ class ByProgram(HeldPages):
         With 32 sequences two fill a page in a step, and finding everything anew took an eighth of that.
         """
         policy, then = self._policy, before.choice
-        if isinstance(stood_for, int) and isinstance(before.full, int) and policy.counts_alike:
+        if isinstance(stood_for, int) and isinstance(before.full, int) and policy.counts_alike and self._lossy is None:
             return self._one_page_more(before, stood_for) if stood_for == before.full + 1 else None
         full = self._full
         most = int(full.flat[0])
@@ -63,7 +63,7 @@ class ByProgram(HeldPages):
             then,
             full=full.astype(np.int32),
             keep=keep.astype(np.int32),
-            outliers=np.full_like(then.outliers, policy.num_outliers(most)),
+            outliers=policy.num_outliers(most) * (~self._whole).astype(np.int32),
         )
         held, read = int(full.sum()) + full.size, int(keep.sum()) + full.size
         return replace(before, full=stood_for, choice=choice, held=held, read=read, num_bytes=-1)

@@ -15,7 +15,7 @@ per page.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +88,16 @@ class PageTable:
     def pages(self) -> Int32s:
         """Ids of all pages held."""
         return expand_runs(self.runs(), self.run, 1)
+
+    def of_layers(self, layers: tuple[int, ...]) -> PageTable:
+        """The rows of these layers, as they are now, as the table of a model that has no others; to be read only."""
+        per_layer = self.num_rows // self.fmt.num_layers
+        rows = (np.array(layers)[:, None] * per_layer + np.arange(per_layer)).ravel()
+        part = PageTable(replace(self.fmt, num_layers=len(layers)), self.granularity)
+        part.bases, part.counts, part.lens = self.bases[rows], self.counts[rows], self.lens[rows]
+        part.num_tokens, part.kept_at, part.pristine = self.num_tokens, self.kept_at, self.pristine
+        part.measure()
+        return part
 
     def missing_runs(self, num_tokens: int) -> Int32s:
         """Runs to append to each row for ``num_tokens`` more slots."""

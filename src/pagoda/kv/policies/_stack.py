@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import ConfigError
 from ...core.types import Granularity
+from ._layers import LossyLayers
 from ._pages import PageSelection
 from ._scored import Once, Scored
 from ._windowed import WindowedCodec
@@ -36,7 +37,9 @@ ORDER = (Stage.EVICTION, Stage.ALLOCATOR, Stage.CODEC, Stage.SELECTION, Stage.TI
 
 @dataclass(frozen=True)
 class PolicyStack:
-    """What a request's ``kv=`` came to. ``names`` without parameters, ``spelled`` with those that were given."""
+    """What a request's ``kv=`` came to. ``names`` without parameters, ``spelled`` with those that were given.
+    ``lossy``: layers that lose slots, or are read in part, where a model's others must not.
+    """
 
     names: tuple[str, ...] = ("exact",)
     spelled: str = "exact"
@@ -45,6 +48,7 @@ class PolicyStack:
     selection: Selection | None = None
     codec: Stored | WindowedCodec | None = None
     offload: bool = False
+    lossy: LossyLayers | None = None
 
     @classmethod
     def join(cls, named: list[tuple[str, KVPolicy]], spelled: str = "") -> PolicyStack:
@@ -181,7 +185,9 @@ class PolicyStack:
     @property
     def granularity(self) -> Granularity:
         """Rows that the sequence's page table needs."""
-        return Granularity.SEQUENCE if self.eviction is None else self.eviction.granularity
+        granularity = Granularity.SEQUENCE if self.eviction is None else self.eviction.granularity
+        apart = self.eviction is not None and self.lossy is not None
+        return Granularity.LAYER if apart and granularity is Granularity.SEQUENCE else granularity
 
     @cached_property
     def needs(self) -> frozenset[Need]:
@@ -221,7 +227,10 @@ class PolicyStack:
 
     def most_slots(self, num_seen: int, prompt_len: int) -> float:
         """As ``Eviction.most_slots``; without eviction every token has its slot."""
-        return num_seen if self.eviction is None else self.eviction.most_slots(num_seen, prompt_len)
+        if self.eviction is None:
+            return num_seen
+        most = self.eviction.most_slots(num_seen, prompt_len)
+        return most if self.lossy is None else self.lossy.mean(most, num_seen)
 
     def peak_slots(self, num_seen: int, prompt_len: int) -> int:
         """Most slots of a head, on the average, on the way to ``num_seen`` tokens: prompts are whole until an act."""
