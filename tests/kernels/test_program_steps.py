@@ -50,3 +50,30 @@ def test_a_product_that_ends_with_its_activation_has_the_bits_of_both(
             results.append(program.run(make.normal(tokens, hidden), torch.arange(tokens), [], no_sequences(), isa))
         assert results[0].abs().max() > 0
         assert torch.equal(*results), (tokens, hidden, inner)
+
+
+@pytest.mark.parametrize("isa", ISAS[-2:])
+@pytest.mark.parametrize(("form", "dynamic"), [("bf16", False), ("int8", False), ("int8", True)])
+@pytest.mark.parametrize(("down_form", "options"), [("bf16", {}), ("int8", {}), ("int4", {"group": 32})], ids=str)
+def test_few_tokens_pass_through_a_gated_layer_with_the_bits_of_three_steps(
+    form: str, dynamic: bool, down_form: str, options: dict[str, object], isa: str
+) -> None:
+    """Whole tiles of columns (32) and not; one and two tiles of tokens, and more than are passed on in tiles."""
+    from pagoda.kernels.program import Program
+
+    shapes = ((1, 72, 64), (5, 72, 96), (16, 200, 32), (17, 104, 160), (32, 200, 48), (32, 72, 416), (33, 72, 64))
+    for tokens, hidden, inner in shapes:
+        make = Make(torch.bfloat16)
+        weight = pack(make.normal(2 * inner, hidden, scale=hidden**-0.5, dtype=torch.float32), form)
+        down = pack(make.normal(hidden, inner, dtype=torch.float32), down_form, **options)
+        results = []
+        for apart in (False, True):
+            program = Program(torch.bfloat16, [hidden, 2 * inner, inner])
+            program.linear(0, 1, weight, None, dynamic=dynamic)
+            if apart:
+                program.clip(1, 1e30)
+            program.activation(1, 2, "silu", gated=True)
+            program.linear(2, 0, down, None, dynamic=False)
+            results.append(program.run(make.normal(tokens, hidden), torch.arange(tokens), [], no_sequences(), isa))
+        assert results[0].abs().max() > 0
+        assert torch.equal(*results), (tokens, hidden, inner)

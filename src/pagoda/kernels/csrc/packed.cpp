@@ -21,6 +21,7 @@ constexpr int64_t kLogits = 512;               // of a token at a time, where on
 constexpr int64_t kItemBytes = 512 << 10;      // weights of one item, where several matrices are one job
 constexpr int64_t kTiledItemTokens = 256, kTiledItemPanels = 32;  // where they are multiplied as tiles: the next block is fetched within an item
 constexpr int64_t kGatedTokens = 192;          // sixteen tiles: fewer tokens fetch panels ahead
+constexpr int64_t kTileColumns = 32;           // of bfloat16 in a tile's row, and the most tokens that are passed on in tiles
 constexpr int64_t kBlock = 4;                  // panels that slices are cut by: the widest tile
 
 // One buffer a thread that calls, kept: a step's products follow one another.
@@ -92,6 +93,12 @@ bool ends_gated(const PackedMatrix& m, Operand operand, Dtype dtype, int64_t cou
   return can && dtype == Dtype::bf16 && m.outputs % (2 * kPanel) == 0 && isa_index(isa) >= kPairsIsa;
 }
 
+bool passes_tiles(const PackedMatrix& gated, bool dynamic, const PackedMatrix& next, bool next_dynamic, int64_t count, const std::string& isa) {
+  const bool whole = gated.group == 0 && next.group == 0 && next.inputs % kTileColumns == 0 && gated.outputs == 2 * next.inputs;
+  return whole && count <= kTileColumns && operand_of(next, Dtype::bf16, next_dynamic, isa) == Operand::bf16 &&
+         multiplies_tiles(operand_of(gated, Dtype::bf16, dynamic, isa), isa);
+}
+
 int64_t prepared_bytes(const PackedMatrix& m, Operand operand, int64_t count) {
   const Tokens t = prepared_in(m, operand, count, nullptr);
   return count * (t.steps * 4 + (operand == Operand::s8 ? 8 : has_sums(m, operand) ? 4 : 0) * m.groups() + t.rank * 4);
@@ -134,6 +141,14 @@ Tokens tokens_of(const PackedMatrix& m, Operand operand, const void* x, int64_t 
   const int64_t part = 16, parts = (count + part - 1) / part;
   parallel_for(parts, num_threads, [&](int64_t i) { prepare(p, i * part, std::min(count, (i + 1) * part)); });
   return p.out;
+}
+
+// Tokens of bfloat16 as `passes_tiles` leaves them.
+Tokens in_tiles(const void* x, int64_t count) {
+  Tokens t;
+  t.operand = Operand::bf16, t.count = count, t.data = static_cast<const uint32_t*>(x);
+  t.steps = kTileColumns / 2, t.tile_steps = t.steps * count;
+  return t;
 }
 
 auto rows_of(const PackedMatrix& m, Operand operand, const std::string& isa) {
@@ -209,7 +224,8 @@ LinearSlice whole(const PackedLinearArgs& a, Operand operand, int& num_threads, 
   LinearSlice s;
   s.matrix = m, s.bias = a.bias, s.out = a.out, s.dtype = a.dtype, s.gated = a.gated, s.out_stride = s.rows();
   s.wide = a.wide && a.dtype != Dtype::f32;
-  s.x = tokens_of(m, operand, a.x, a.count, a.dtype, num_threads, isa);
+  if (a.to_tiles) s.out_stride = kTileColumns, s.out_tile = kTileColumns * a.count;
+  s.x = a.from_tiles ? in_tiles(a.x, a.count) : tokens_of(m, operand, a.x, a.count, a.dtype, num_threads, isa);
   if (m.panels() * m.panel_bytes() * std::max<int64_t>(1, a.count / 4) < kParallelBytes) num_threads = 1;
   return s;
 }

@@ -62,6 +62,7 @@ struct Tokens {
   Operand operand = Operand::f32;
   int64_t count = 0;
   int64_t steps = 0;               // 32-bit words between tokens
+  int64_t tile_steps = 16;         // words between sixteen of a token and the next sixteen: more where tokens lie in tiles (passes_tiles)
   const uint32_t* data = nullptr;
   const float* scales = nullptr;   // s8: [count][groups]
   // [count][groups], bits of float: the sums of the tokens, where there are zero points; of int32 for s8: what makes up for the
@@ -113,6 +114,7 @@ struct LinearSlice {
   void* out = nullptr;         // [count][rows()], out_stride elements apart
   Dtype dtype = Dtype::f32;
   int64_t out_stride = 0;
+  int64_t out_tile = 0;  // where results lie in tiles (passes_tiles): elements between 32 columns and the next 32
   bool wide = false;  // out is float, of numbers rounded to dtype
   bool gated = false;  // out is SiLU of the matrix's first rows times the others, both rounded before (`ends_gated`)
   Following next;
@@ -123,6 +125,11 @@ struct LinearSlice {
 // Whether the bodies can end a product with gated SiLU: tokens of bfloat16, by tiles any number of them, by vectors many (those fetch nothing
 // ahead then) and weights that are multiplied as they are stored. The bits are those of the product and the activation after it.
 bool ends_gated(const PackedMatrix& matrix, Operand operand, Dtype dtype, int64_t count, const std::string& isa);
+
+// Whether a gated product of so many tokens of bfloat16 passes its results to the next product in tiles, [columns / 32][tokens][32]: a pair of
+// panels writes 1 KB in a row then, not half a line in each of 32 rows that other cores have read (32 tokens, all products of the 0.5B shape on
+// two cores: 36.4 ms, in tiles 35.5).
+bool passes_tiles(const PackedMatrix& gated, bool dynamic, const PackedMatrix& next, bool next_dynamic, int64_t count, const std::string& isa);
 
 // ---- bodies, no threads inside ---------------------------------------------------------------------------------------------
 
@@ -153,6 +160,7 @@ struct PackedLinearArgs {
   bool dynamic = false;
   bool wide = false;   // out is float all the same: of numbers rounded to dtype (logits)
   bool gated = false;  // out is [count][outputs / 2], SiLU of the first rows times the others (`ends_gated`)
+  bool from_tiles = false, to_tiles = false;  // x, out lie in tiles (`passes_tiles`)
   const PackedMatrix* following = nullptr;  // whose product comes next, or null
 };
 

@@ -119,11 +119,24 @@ void finish_pair(const LinearSlice& s, int64_t first, int64_t end, int64_t panel
   }
 }
 
+// The same kept wide: 32 floats of each token.
+template <bool kIntegers>
+void finish_wide_pair(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
+  const int64_t row = panel * kPanel, stride = s.out_stride;
+  float* out = static_cast<float*>(s.out) + first * stride + row;
+  const TwoPanels<kIntegers> results(s, row, kPanel);
+  for (int64_t t = first; t < end; ++t, sums += sum_stride, out += stride)
+    for (int p = 0; p < 2; ++p) {
+      const __m256i rounded = (__m256i)_mm512_cvtneps_pbh((__m512)results.of(sums, p, t));
+      _mm512_storeu_si512(out + p * kPanel, _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
+    }
+}
+
 // Gated SiLU of two panels side by side in `sums`, number `panel` of the first rows and of the others.
 template <bool kIntegers>
 void finish_gated(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
   const int64_t row = panel * kPanel, stride = s.out_stride, half = s.rows();
-  uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + row;
+  uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + (s.out_tile ? row / 32 * s.out_tile + row % 32 : row);
   const TwoPanels<kIntegers> results(s, row, half);
   for (int64_t t = first; t < end; ++t, sums += sum_stride, out += stride) {
     const Vec gate = between<uint16_t>(results.of(sums, 0, t)), up = between<uint16_t>(results.of(sums, 1, t));
@@ -140,8 +153,8 @@ template <bool kIntegers>
 void finish_tiles(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, int64_t panels, const uint32_t* sums) {
   constexpr int64_t kStride = 2 * kPanel;
   if (s.gated) return finish_gated<kIntegers>(s, first, end, panel, sums, kStride);
-  if (panels == 2 && s.dtype == Dtype::bf16 && !s.wide && (panel + 2) * kPanel <= s.matrix.outputs)
-    return finish_pair<kIntegers>(s, first, end, panel, sums, kStride);
+  if (panels == 2 && s.dtype == Dtype::bf16 && (panel + 2) * kPanel <= s.matrix.outputs)
+    return (s.wide ? finish_wide_pair<kIntegers> : finish_pair<kIntegers>)(s, first, end, panel, sums, kStride);
   for (int64_t p = panel; p < panel + panels; ++p, sums += kPanel) {
     if (s.dtype == Dtype::f32) finish_panel<kIntegers, float>(s, first, end, p, sums, kStride);
     else if (s.wide) finish_panel<kIntegers, uint16_t, float>(s, first, end, p, sums, kStride);

@@ -1,15 +1,4 @@
-// Slices of rows of a product with a packed weight, in tiles of AMX (tiles.hpp, packed.hpp).
-//
-// A panel's line is a line of B: sixteen lines of two panels (what Op turned them into where they are not multiplied as they are stored)
-// meet the same 64 bytes of up to 32 tokens in four products:
-//
-//              panel q      panel q+1        of a pair
-//            ┌────────────┬────────────┐
-//   tokens   │ C0  +=     │ C1  +=     │     A4, A5: 16 tokens x 64 bytes
-//    0..15   │   A4 x B6  │   A4 x B7  │     B6, B7: 16 lines of a panel
-//            ├────────────┼────────────┤
-//   16..31   │ C2 += A5B6 │ C3 += A5B7 │
-//            └────────────┴────────────┘
+// Slices of rows of a product with a packed weight, in tiles of AMX (tile_pass.hpp, tiles.hpp, packed.hpp).
 //
 // A result's sum runs over the tiles of inputs in one order, whoever shares its tile and wherever the inputs are cut into pieces, so its bits
 // depend on its token and row alone: every number of tokens is multiplied so, one too. Memory limits that as before in bfloat16 (14 GB/s
@@ -18,126 +7,10 @@
 
 #include "caches.hpp"
 #include "packed_results.hpp"
-#include "tiles.hpp"
+#include "tile_pass.hpp"
 
 namespace pagoda {
 namespace {
-
-constexpr int64_t kTileWords = kTileBytes / 4;  // of a token, and lines of a panel, in a tile
-constexpr int64_t kLineTile = kTileWords * 64;  // bytes of a tile of lines
-constexpr int64_t kPairWords = 2 * kPanel;      // sums of a token side by side
-constexpr int64_t kRing = 4;                    // pairs of tiles that are turned ahead of their products
-// Bytes of a panel that few tokens fetch ahead, a tile and a quarter, in four parts between a tile's products: the hardware reads on from there. (From
-// lines a whole panel ahead it did not: one token 32.0 ms for the weights of the 0.5B shape on two cores, so 28.4; 32 tokens 38.6, so 36.)
-// Lines that are turned are read a tile before, so they are asked for earlier (1280: 32 tokens of int8 6 % slower).
-constexpr int64_t kLead = 1280, kTurnedLead = 2048;
-
-// A pair of panels (or one, at the end) times a group of tokens, over a piece of the inputs.
-struct Pass {
-  const uint8_t* tokens;   // first word of the piece
-  int64_t token_bytes;     // between tokens
-  const uint8_t* panels;
-  int64_t panel_bytes;     // between the panels of the pair
-  int64_t tiles;           // whole ones
-  const uint8_t *last_tokens, *last_panels;  // one more, filled up with zeros, [32][64] and [2][16][64]; or null
-  uint8_t* ring;           // [kRing][2][16][64], where lines are turned on the way
-  const uint32_t* from;    // what the sums begin with, rows 64 bytes apart (both panels the same) or 128
-  bool begins;
-  uint32_t* to;            // [tokens][kPairWords]
-  // What comes next, into the second cache: some lines of each of two panels every tile, from `ahead` on and, for few tokens, behind `ahead_end`
-  // from `then` on.
-  const uint8_t *ahead, *ahead_end, *then;
-  int64_t ahead_lines, ahead_panel, then_panel;
-};
-
-#define PAGODA_TILE_PRODUCT(c, a, b)                    \
-  do {                                                  \
-    if constexpr (kIntegers) _tile_dpbsud(c, a, b);     \
-    else _tile_dpbf16ps(c, a, b);                       \
-  } while (0)
-
-// Lines as they lie in memory, for few tokens, or in pieces for many, maybe turned before. kFollows: fetched between products, not behind them
-// (which changes nothing for prompts of 1024 tokens).
-struct AsTheyAre {
-  static constexpr bool kTurns = false, kFollows = true;
-};
-struct InPieces {
-  static constexpr bool kTurns = false, kFollows = false;
-};
-template <class Op>
-struct OnTheWay : Op {
-  static constexpr bool kTurns = true, kFollows = true;
-};
-
-// kTall: more than sixteen tokens. kBoth: two panels. Turn: an Op that turns a tile of lines into the ring while the tile before is
-// multiplied, so that memory, turning and products overlap (int8 and one token: 7 GB/s of weights were read when pieces were turned first).
-template <bool kIntegers, bool kTall, bool kBoth, class Turn>
-void run_pass(const Pass& p) {
-  const int64_t from_bytes = p.begins ? 64 : kPairWords * 4, from_tile = 16 * from_bytes, second = p.begins ? 0 : 64;
-  const char* const from = reinterpret_cast<const char*>(p.from);
-  tile_fence();
-  _tile_loadd(0, from, from_bytes);
-  if constexpr (kBoth) _tile_loadd(1, from + second, from_bytes);
-  if constexpr (kTall) _tile_loadd(2, from + from_tile, from_bytes);
-  if constexpr (kTall && kBoth) _tile_loadd(3, from + from_tile + second, from_bytes);
-  const uint8_t *a = p.tokens, *b = p.panels, *ahead = p.ahead, *ahead_end = p.ahead_end;
-  int64_t ahead_panel = p.ahead_panel;
-  const auto fetch_lines = [&](int64_t first, int64_t stride) {
-    for (int64_t line = first; line < p.ahead_lines; line += stride, ahead += 64) {
-      __builtin_prefetch(ahead, 0, 2);
-      if constexpr (kBoth) __builtin_prefetch(ahead + ahead_panel, 0, 2);
-    }
-  };
-  const auto fetch = [&](int64_t quarter) {  // of a tile's lines
-    if constexpr (Turn::kFollows) {
-      if (ahead >= ahead_end) ahead = p.then, ahead_end = ahead + p.panel_bytes, ahead_panel = p.then_panel;
-      fetch_lines(quarter, 4);
-    }
-  };
-  const auto step = [&](const uint8_t* a, int64_t a_bytes, const uint8_t* b, int64_t b_bytes) {
-    _tile_loadd(4, a, a_bytes);
-    _tile_loadd(6, b, 64);
-    PAGODA_TILE_PRODUCT(0, 4, 6);
-    fetch(0);
-    if constexpr (kBoth) {
-      _tile_loadd(7, b + b_bytes, 64);
-      PAGODA_TILE_PRODUCT(1, 4, 7);
-    }
-    fetch(1);
-    if constexpr (kTall) {
-      _tile_loadd(5, a + 16 * a_bytes, a_bytes);
-      PAGODA_TILE_PRODUCT(2, 5, 6);
-    }
-    fetch(2);
-    if constexpr (kTall && kBoth) PAGODA_TILE_PRODUCT(3, 5, 7);
-    fetch(3);
-  };
-  if constexpr (Turn::kTurns) {
-    constexpr int64_t kLines = kTileWords / Turn::kSteps;  // stored ones of a tile
-    const auto turn = [&p, &b](int64_t i) {
-      uint8_t* const to = p.ring + i % kRing * 2 * kLineTile;
-      turn_lines<Turn, false>(b, kLines, to);
-      if constexpr (kBoth) turn_lines<Turn, false>(b + p.panel_bytes, kLines, to + kLineTile);
-      b += kLines * 64;
-    };
-    if (p.tiles > 0) turn(0);
-    for (int64_t i = 0; i < p.tiles; ++i, a += kTileBytes) {
-      if (i + 1 < p.tiles) turn(i + 1);
-      tile_fence();
-      step(a, p.token_bytes, p.ring + i % kRing * 2 * kLineTile, kLineTile);
-    }
-  } else {
-    for (int64_t i = 0; i < p.tiles; ++i, a += kTileBytes, b += kLineTile) {
-      step(a, p.token_bytes, b, p.panel_bytes);
-      if constexpr (!Turn::kFollows) fetch_lines(0, 1);
-    }
-  }
-  if (p.last_tokens) step(p.last_tokens, kTileBytes, p.last_panels, kLineTile);
-  _tile_stored(0, p.to, kPairWords * 4);
-  if constexpr (kBoth) _tile_stored(1, p.to + kPanel, kPairWords * 4);
-  if constexpr (kTall) _tile_stored(2, p.to + 16 * kPairWords, kPairWords * 4);
-  if constexpr (kTall && kBoth) _tile_stored(3, p.to + 16 * kPairWords + kPanel, kPairWords * 4);
-}
 
 // Tiles for so many tokens, up to kTileTokens.
 TileShapes shapes_for(int64_t tokens) {
@@ -212,7 +85,8 @@ class TileProduct {
     if (word == 0) begin(token, count);
     if (left) keep_last_tokens(token, count, word + whole * kTileWords, left);
     Pass p{};
-    p.tokens = reinterpret_cast<const uint8_t*>(s.x.data + token * s.x.steps + word), p.token_bytes = s.x.steps * 4;
+    p.tokens = reinterpret_cast<const uint8_t*>(s.x.data + token * s.x.steps + word / kTileWords * s.x.tile_steps);
+    p.token_bytes = s.x.steps * 4, p.tile_bytes = s.x.tile_steps * 4;
     p.tiles = whole, p.begins = word == 0;
     p.last_tokens = left ? last_tokens : nullptr, p.last_panels = last_panels;
     for (int64_t q = panel, i = 0; q < end; q += width, ++i) {
@@ -255,12 +129,10 @@ class TileProduct {
     }
   }
 
-  // Few tokens: the lines a little ahead of those that are multiplied, at the end those of panel `next`, or of what follows the slice.
+  // Few tokens: panel `next` comes after these, or what follows the slice.
   void follow(Pass& p, int64_t next) const {
-    const int64_t apart_bytes = apart * m.panel_bytes();
-    p.ahead = p.panels + (kTurned ? kTurnedLead : kLead), p.ahead_end = p.panels + m.panel_bytes(), p.ahead_panel = p.then_panel = apart_bytes;
-    p.ahead_lines = kTileWords / Op::kSteps;
-    p.then = next >= 0 ? m.data + next * m.panel_bytes() : p.panels;
+    p.end = p.panels + m.panel_bytes();
+    p.then = next >= 0 ? m.data + next * m.panel_bytes() : p.panels, p.then_panel = apart * m.panel_bytes();
     if (next < 0 && s.next.data) p.then = s.next.data, p.then_panel = s.next.apart;
   }
 

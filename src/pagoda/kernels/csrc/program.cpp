@@ -30,6 +30,7 @@ struct Run {
   RunMemory& memory;
   int64_t num_tokens;
   bool activated = false, found = false;  // by the product before: what the activation, the search for the likeliest would do
+  bool tiled = false;                     // and its results lie in tiles
   int64_t choosing = 0, choices = 0;  // nanoseconds and calls, where somebody watches
 
   char* at(int reg, int64_t element = 0) const { return memory.registers[reg] + element * size_of(dtype); }
@@ -55,6 +56,8 @@ struct Run {
     a.gated = i.gated >= 0 && ends_gated(a.matrix, operand_of(a.matrix, dtype, a.dynamic, isa), dtype, a.count, isa);
     if (a.gated) a.out = at(i.gated);
     activated = a.gated;
+    a.from_tiles = tiled;
+    tiled = a.to_tiles = a.gated && i.feeds && passes_tiles(a.matrix, a.dynamic, i.following, i.following_dynamic, a.count, isa);
     packed_linear(a, threads, isa);
   }
 
@@ -267,6 +270,11 @@ void Program::push(Instruction instruction) {
   auto* linear = act && !instructions_.empty() ? std::get_if<LinearStep>(&instructions_.back()) : nullptr;
   if (linear && act->gated && act->kind == Activation::silu && linear->dst == act->src && linear->src != act->dst)
     linear->gated = act->dst;
+  if (const auto* next = std::get_if<LinearStep>(&instruction); next && instructions_.size() > 1) {
+    const auto* done = std::get_if<ActivationStep>(&instructions_.back());
+    auto* before = done ? std::get_if<LinearStep>(&instructions_[instructions_.size() - 2]) : nullptr;
+    if (before && before->gated == next->src) before->feeds = true, before->following_dynamic = next->dynamic;
+  }
   if (const PackedMatrix* matrix = matrix_of(instruction)) {
     if (last_product_ >= 0) set_following(instructions_[last_product_], *matrix);
     last_product_ = static_cast<int>(instructions_.size());

@@ -35,6 +35,7 @@ struct LinearStep {
   bool dynamic = false;
   int gated = -1;
   PackedMatrix following{};  // of the next product, whose beginning is fetched at the end of this one
+  bool feeds = false, following_dynamic = false;  // that product is the next instruction after the activation and multiplies what it leaves
 };
 
 // dst = act(gate) * up, with gate and up side by side in src; or act(src).

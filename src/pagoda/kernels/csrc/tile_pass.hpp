@@ -1,0 +1,172 @@
+// A pair of panels times a group of tokens, in tiles of AMX (tiles.hpp).
+//
+// A panel's line is a line of B: sixteen lines of two panels (what Op turned them into where they are not multiplied as they are stored)
+// meet the same 64 bytes of up to 32 tokens in four products:
+//
+//              panel q      panel q+1        of a pair
+//            ┌────────────┬────────────┐
+//   tokens   │ C0  +=     │ C1  +=     │     A4, A5: 16 tokens x 64 bytes
+//    0..15   │   A4 x B6  │   A4 x B7  │     B6, B7: 16 lines of a panel
+//            ├────────────┼────────────┤
+//   16..31   │ C2 += A5B6 │ C3 += A5B7 │
+//            └────────────┴────────────┘
+#pragma once
+
+#include "fetch.hpp"
+#include "packed_results.hpp"
+#include "tiles.hpp"
+
+namespace pagoda {
+namespace {
+
+constexpr int64_t kTileWords = kTileBytes / 4;  // of a token, and lines of a panel, in a tile
+constexpr int64_t kLineTile = kTileWords * 64;  // bytes of a tile of lines
+constexpr int64_t kPairWords = 2 * kPanel;      // sums of a token side by side
+constexpr int64_t kRing = 4;                    // pairs of tiles that are turned ahead of their products
+// Few tokens ask for lines a little ahead of those that are multiplied: beside tile i for those of tile i + 1 from kSkipped on and the first kSkipped
+// of tile i + 2, in both panels, a quarter after each product (lines that are turned: of the tile kTurnedLead bytes on, they are read earlier):
+//
+//   17 to 32 tokens   after product 0   4  8 12 │ 0      up to 16   4  5  6  7
+//                     after product 1   5  9 13 │ 1                 8  9 10 11
+//                     …                tile i+1 │ tile i+2          …
+//
+// The hardware reads on from there, from a panel ahead it does not. All products of the 0.5B shape on two cores, either order in turn: 32 tokens 35.0 ms
+// so and 37.1 in order; one token 37.1 in strides and 35.5 so, eight 36.8 and 36.1.
+constexpr int64_t kSkipped = 4, kTurnedLead = 2048;
+
+// A pair of panels (or one, at the end) times a group of tokens, over a piece of the inputs.
+struct Pass {
+  const uint8_t* tokens;   // first word of the piece
+  int64_t token_bytes, tile_bytes;  // between tokens, between the tiles of one
+  const uint8_t* panels;
+  int64_t panel_bytes;     // between the panels of the pair
+  int64_t tiles;           // whole ones
+  const uint8_t *last_tokens, *last_panels;  // one more, filled up with zeros, [32][64] and [2][16][64]; or null
+  uint8_t* ring;           // [kRing][2][16][64], where lines are turned on the way
+  const uint32_t* from;    // what the sums begin with, rows 64 bytes apart (both panels the same) or 128
+  bool begins;
+  uint32_t* to;            // [tokens][kPairWords]
+  // Few tokens: where the first panel ends, and what comes after the pair, `then_panel` bytes apart.
+  const uint8_t *end, *then;
+  int64_t then_panel;
+  // Many: what comes next, into the second cache: some lines of each of two panels every tile.
+  const uint8_t* ahead;
+  int64_t ahead_lines, ahead_panel;
+};
+
+// A tile of a pair whose lines are asked for; at the pair's end it goes on in what comes after.
+struct TileAhead {
+  const uint8_t *at, *end;
+  int64_t apart;
+
+  TileAhead(const Pass& p, int64_t bytes) : at(p.panels + bytes), end(p.end), apart(p.panel_bytes) { at_end(p); }
+  void go_on(const Pass& p, int64_t bytes) { at += bytes, at_end(p); }
+  void at_end(const Pass& p) {
+    if (end && at >= end) at = p.then, apart = p.then_panel, end = nullptr;
+  }
+};
+
+#define PAGODA_TILE_PRODUCT(c, a, b)                    \
+  do {                                                  \
+    if constexpr (kIntegers) _tile_dpbsud(c, a, b);     \
+    else _tile_dpbf16ps(c, a, b);                       \
+  } while (0)
+
+// Lines as they lie in memory, for few tokens, or in pieces for many, maybe turned before. kFollows: fetched between products, not behind them
+// (which changes nothing for prompts of 1024 tokens).
+struct AsTheyAre {
+  static constexpr bool kTurns = false, kFollows = true;
+  static constexpr int kSteps = 1;
+};
+struct InPieces {
+  static constexpr bool kTurns = false, kFollows = false;
+  static constexpr int kSteps = 1;
+};
+template <class Op>
+struct OnTheWay : Op {
+  static constexpr bool kTurns = true, kFollows = true;
+};
+
+// kTall: more than sixteen tokens. kBoth: two panels. Turn: an Op that turns a tile of lines into the ring while the tile before is
+// multiplied, so that memory, turning and products overlap (int8 and one token: 7 GB/s of weights were read when pieces were turned first).
+template <bool kIntegers, bool kTall, bool kBoth, class Turn>
+void run_pass(const Pass& p) {
+  const int64_t from_bytes = p.begins ? 64 : kPairWords * 4, from_tile = 16 * from_bytes, second = p.begins ? 0 : 64;
+  const char* const from = reinterpret_cast<const char*>(p.from);
+  tile_fence();
+  _tile_loadd(0, from, from_bytes);
+  if constexpr (kBoth) _tile_loadd(1, from + second, from_bytes);
+  if constexpr (kTall) _tile_loadd(2, from + from_tile, from_bytes);
+  if constexpr (kTall && kBoth) _tile_loadd(3, from + from_tile + second, from_bytes);
+  const uint8_t *a = p.tokens, *b = p.panels, *ahead = p.ahead;
+  // Lines of a tile as they are stored, those of the next one that were asked for a tile before, and its bytes.
+  constexpr int64_t kLines = kTileWords / Turn::kSteps, kBefore = Turn::kTurns ? 0 : kSkipped, kBytes = kLines * 64;
+  constexpr bool kInOrder = !kTall && kLines % 4 == 0;
+  TileAhead soon(p, Turn::kTurns ? kTurnedLead : kBytes), later(p, 2 * kBytes);
+  const auto ask = [&](int64_t quarter) __attribute__((always_inline)) {
+    if constexpr (Turn::kFollows)
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kLines / 4 + (quarter < kLines % 4); ++i) {
+        const int64_t line = kBefore + (kInOrder ? quarter * (kLines / 4) + i : quarter + 4 * i);
+        const uint8_t* const at = line < kLines ? soon.at + line * 64 : later.at + (line - kLines) * 64;
+        ask_first(at);
+        if constexpr (kBoth) ask_first(at + (line < kLines ? soon.apart : later.apart));
+      }
+  };
+  const auto go_on = [&] {
+    if constexpr (!Turn::kFollows) return;
+    soon.go_on(p, kBytes);
+    if constexpr (kBefore > 0) later.go_on(p, kBytes);
+  };
+  const auto step = [&](const uint8_t* a, int64_t a_bytes, const uint8_t* b, int64_t b_bytes) {
+    _tile_loadd(4, a, a_bytes);
+    _tile_loadd(6, b, 64);
+    PAGODA_TILE_PRODUCT(0, 4, 6);
+    ask(0);
+    if constexpr (kBoth) {
+      _tile_loadd(7, b + b_bytes, 64);
+      PAGODA_TILE_PRODUCT(1, 4, 7);
+    }
+    ask(1);
+    if constexpr (kTall) {
+      _tile_loadd(5, a + 16 * a_bytes, a_bytes);
+      PAGODA_TILE_PRODUCT(2, 5, 6);
+    }
+    ask(2);
+    if constexpr (kTall && kBoth) PAGODA_TILE_PRODUCT(3, 5, 7);
+    ask(3);
+    go_on();
+  };
+  if constexpr (Turn::kTurns) {
+    constexpr int64_t kLines = kTileWords / Turn::kSteps;  // stored ones of a tile
+    const auto turn = [&p, &b](int64_t i) {
+      uint8_t* const to = p.ring + i % kRing * 2 * kLineTile;
+      turn_lines<Turn, false>(b, kLines, to);
+      if constexpr (kBoth) turn_lines<Turn, false>(b + p.panel_bytes, kLines, to + kLineTile);
+      b += kLines * 64;
+    };
+    if (p.tiles > 0) turn(0);
+    for (int64_t i = 0; i < p.tiles; ++i, a += p.tile_bytes) {
+      if (i + 1 < p.tiles) turn(i + 1);
+      tile_fence();
+      step(a, p.token_bytes, p.ring + i % kRing * 2 * kLineTile, kLineTile);
+    }
+  } else {
+    for (int64_t i = 0; i < p.tiles; ++i, a += p.tile_bytes, b += kLineTile) {
+      step(a, p.token_bytes, b, p.panel_bytes);
+      if constexpr (Turn::kFollows) continue;
+      for (int64_t line = 0; line < p.ahead_lines; ++line, ahead += 64) {
+        __builtin_prefetch(ahead, 0, 2);
+        if constexpr (kBoth) __builtin_prefetch(ahead + p.ahead_panel, 0, 2);
+      }
+    }
+  }
+  if (p.last_tokens) step(p.last_tokens, kTileBytes, p.last_panels, kLineTile);
+  _tile_stored(0, p.to, kPairWords * 4);
+  if constexpr (kBoth) _tile_stored(1, p.to + kPanel, kPairWords * 4);
+  if constexpr (kTall) _tile_stored(2, p.to + 16 * kPairWords, kPairWords * 4);
+  if constexpr (kTall && kBoth) _tile_stored(3, p.to + 16 * kPairWords + kPanel, kPairWords * 4);
+}
+
+}  // namespace
+}  // namespace pagoda
