@@ -1,12 +1,13 @@
-"""Decode steps at long context: exact against page selections, in turns, on a random model of a 0.5B model's shape.
+"""Decode steps at long context: exact against page selections and codecs, in turns.
 
     python benchmarks/kv_selection.py --kv "quest(pages=0.1)" --context 8192 --sequences 4
+    python benchmarks/kv_selection.py --kv kivi int2 int8 --context 8192 --sequences 1
 
-The KV of the context is random numbers written straight into the pages, since the time of a step does not depend on
-them; the steps themselves are the engine's own. What methods are calibrated to is random, too. For each policy:
-milliseconds of a step (median), how many times as long the exact steps just before them take (median over the rounds),
-and the share of held pages that was read, as the engine counts it.
-``--processor-time`` counts what one thread works, for a machine on which others work too.
+The model has a 0.5B model's shape and random weights. The KV of the context is random numbers written straight into the
+pages, zeros where a codec stores them, since the time of a step does not depend on them; the steps themselves are the
+engine's own. What methods are calibrated to is random, too. For each policy: milliseconds of a step (median), how many
+times as long the exact steps just before them take (median over the rounds), and the share of held pages that was read,
+as the engine counts it. ``--processor-time`` counts what one thread works, for a machine on which others work too.
 """
 
 from __future__ import annotations
@@ -84,22 +85,29 @@ class Steps:
         for index in range(sequences):
             ids = [8 + (7 * index + i) % 1000 for i in range(context)]
             self.engine.add(llm._intake.request(f"{kv}-{index}", ids, params))
-        manager = self.engine.manager
         for sequence in list(self.engine.scheduler.waiting):
             waiting: Any = sequence
+            self.store, encoded = waiting.store, waiting.policy.windowed is not None
+            manager = self.store.manager
+            whole = context - 1
+            if encoded:  # encoded pages are full; what is left is computed, in the first step
+                whole -= whole % manager.fmt.page_size
             manager.admit(waiting.seq_id, waiting.tokens, use_prefix=False)
-            assert manager.reserve(waiting.seq_id, context - 1)
-            manager.commit(waiting.seq_id, waiting.tokens[: context - 1])
-            waiting.num_computed = context - 1
+            assert manager.reserve(waiting.seq_id, whole)
+            manager.commit(waiting.seq_id, waiting.tokens[:whole])
+            waiting.num_computed = whole
             self.engine.scheduler.remove(waiting)
             self.engine.scheduler.running[waiting.seq_id] = waiting
 
-    def fill(self, filled: int) -> int:
-        """Random numbers in all pages but the ``filled`` first, which have some. Returns how many have now."""
-        manager = self.engine.manager
-        touched = manager.pool.num_touched_blocks * manager.fmt.pages_per_block
-        self.engine.storage.pages[filled:touched].normal_()
-        return max(filled, touched)
+    def fill(self, filled: dict[int, int]) -> None:
+        """Random numbers in all pages of the store but the first, ``filled`` by store, which have some."""
+        manager, pages, which = self.store.manager, self.store.storage.pages, id(self.store)
+        touched, first = manager.pool.num_touched_blocks * manager.fmt.pages_per_block, filled.get(which, 0)
+        if pages.is_floating_point():
+            pages[first:touched].normal_()
+        else:
+            pages[first:touched].zero_()  # numbers of other bytes may be no numbers
+        filled[which] = max(first, touched)
 
     def run(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> tuple[list[float], float]:
         """Seconds of each step, and the share of pages read."""
@@ -133,7 +141,7 @@ def main() -> None:
         clock, threads = time.process_time, 1
     found: dict[str, Any] = {kv: {"seconds": [], "ratios": [], "read": 1.0} for kv in args.kv}
     exact: list[float] = []
-    filled = 0
+    filled: dict[int, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))
         calibrate(Path(folder))
@@ -143,7 +151,7 @@ def main() -> None:
                 measured = {}
                 for one in ("exact", kv):  # side by side: the machine is another a minute later
                     batch = Steps(llm, one, args.context, args.sequences, args.steps + 4)
-                    filled = batch.fill(filled)
+                    batch.fill(filled)
                     batch.run(3)  # the first looks at all pages once
                     measured[one], mine["read"] = batch.run(args.steps, clock)
                     batch.stop()
