@@ -215,7 +215,7 @@ def test_prices_are_put_into_a_page(tmp_path) -> None:
     assert listed(with_prices(with_prices(both, fast), slow), "m").prices[1].noisy == ["decode"], (
         "with the speed it is of"
     )
-    assert [p.decode_speed for p in again.prices] == [1.0, 7.0, 7.0, 7.0, 2.0, 7.0, 7.0]
+    assert [p.decode_speed for p in again.prices] == [7.0, 7.0, 7.0, 7.0, 2.0, 7.0, 7.0]
     assert (again.count, again.prices[1].quality) == (2, {"kl": 0.15})
     now = both
     for day, kv, others in (

@@ -51,7 +51,7 @@ def _joined(old: PriceList, new: PriceList, *, add: bool) -> PriceList:
     mine = [_filled(one, known.get(one.kv), judged=judged) for one in new.prices]
     if judged and not add:
         return replace(new, prices=mine, speeds_of=_speeds_of(old, new, mine))
-    fresh = {one.kv: one for one in mine if one.kv != "exact"}
+    fresh = {one.kv: one for one in mine if one.kv != "exact" or not judged}  # whose speed shows the noise
     rows = [fresh.pop(one.kv, one) for one in old.prices]
     rows += fresh.values()
     gone = {kv: why for kv, why in (old.not_priced | new.not_priced).items() if kv not in known and kv not in fresh}
