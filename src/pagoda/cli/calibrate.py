@@ -1,9 +1,10 @@
 """Look at a model once for the KV policies, or teach the scheduling policies, that need it.
 
-pagoda calibrate duo_attention lantern              writes kv-calibration/duo_attention.json beside the model
-pagoda calibrate locret lantern                     trains its heads: kv-calibration/locret.safetensors
-pagoda calibrate all lantern                        every KV policy that needs it
-pagoda calibrate trail lantern --prompts FILE       writes schedule-calibration/trail.json beside the model
+pagoda calibrate duo_attention MODEL                writes kv-calibration/duo_attention.json beside the model
+pagoda calibrate locret MODEL                       trains its heads: kv-calibration/locret.safetensors
+pagoda calibrate "csr(nonzeros=4)" MODEL             for a model whose heads are too small for the usual parameters
+pagoda calibrate all MODEL                          every KV policy that needs it, can run there, and has no file yet
+pagoda calibrate trail MODEL --prompts FILE         writes schedule-calibration/trail.json beside the model
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Annotated
 
 import typer
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, RequestError
 from . import _options as opt
 from ._output import emit_json
+
+SHORTEST, PAGE_SIZE = 128, 16
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -37,34 +40,47 @@ def calibrate(
     requests: Annotated[int, typer.Option(help="Scheduling policies: at most so many of the prompts.", min=20)] = 400,
     max_tokens: Annotated[int, typer.Option(help="Scheduling policies: answers are cut there.", min=2)] = 512,
     chat: Annotated[bool, typer.Option(help="Scheduling policies: ask through the chat template.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write a file anew that is there already, as all of lantern's are.")
+    ] = False,
     json: opt.Json = False,
 ) -> None:
     """Look at a model once for the KV policies, or teach the scheduling policies, that need it."""
     name, started = method.replace("-", "_"), time.perf_counter()
+    if length < SHORTEST:
+        raise ConfigError(f"length is {length}; give {SHORTEST} tokens or more")
     if _is_scheduling(name):
         if prompts is None:
             raise ConfigError(f"{name} learns from the model's answers; give --prompts FILE")
         if text is not None:
             raise ConfigError(f"{name} learns from prompts; leave --text out")
-        path, notes = _schedule(name, model, prompts, requests, max_tokens, chat)
+        path, notes = _schedule(name, model, prompts, requests, max_tokens, chat, force)
     elif prompts is not None:
         raise ConfigError(f"{name} reads no prompts; leave --prompts out")
     elif name == "all":
-        _every(model, length, text, json)
+        _every(model, length, text, force, json)
         return
     else:
-        path, notes = _kv(name, model, length, text)
+        path, notes = _kv(name, model, length, text, force)
     _say(name, path, notes, time.perf_counter() - started, json)
 
 
-def _every(model: str, length: int, text: Path | None, json: bool) -> None:
-    """One method after the other."""
+def _every(model: str, length: int, text: Path | None, force: bool, json: bool) -> None:
+    """One method after the other; those that cannot be run, or are there already, are named with the reason."""
     from ..bench.calibration import CALIBRATORS
 
+    left_out = []
     for name in CALIBRATORS.names():
         started = time.perf_counter()
-        path, notes = _kv(name, model, length, text)
+        try:
+            path, notes = _kv(name, model, length, text, force)
+        except (ConfigError, RequestError) as error:
+            left_out.append(str(error))
+            emit_json({"method": name, "left_out": str(error)}) if json else print(f"left out: {error}")
+            continue
         _say(name, path, notes, time.perf_counter() - started, json)
+    if len(left_out) == len(CALIBRATORS.names()):
+        raise ConfigError(f"nothing was calibrated; of the last: {left_out[-1]}")
 
 
 def _say(name: str, path: Path, notes: dict[str, object], seconds: float, json: bool) -> None:
@@ -83,35 +99,53 @@ def _is_scheduling(name: str) -> bool:
 
 
 def _schedule(
-    name: str, model: str, prompts: Path, requests: int, max_tokens: int, chat: bool
+    name: str, model: str, prompts: Path, requests: int, max_tokens: int, chat: bool, force: bool
 ) -> tuple[Path, dict[str, object]]:
     from ..bench.lengths import answer, calibrate, read_prompts
-    from ..schedule.prediction.trained import write_trained
+    from ..models.resolve import resolve
+    from ..schedule.prediction.trained import trained_path, write_trained
 
+    _check_free(name, trained_path(resolve(model), name), force)
     answers, folder = answer(model, read_prompts(prompts, requests), max_tokens=max_tokens, chat=chat)
     predictor, notes = calibrate(name, answers)
     return write_trained(folder, name, predictor, notes), notes
 
 
-def _kv(name: str, model: str, length: int, text: Path | None) -> tuple[Path, dict[str, object]]:
+def _kv(method: str, model: str, length: int, text: Path | None, force: bool) -> tuple[Path, dict[str, object]]:
     from ..bench.calibration import CALIBRATORS
     from ..bench.quality.tasks.base import World
     from ..engine.calibrations import Calibrations
-    from ..engine.lossy_layers import why_not_lossy
+    from ..engine.lossy_layers import on_this_model
     from ..kernels.dispatch import restricted
+    from ..kv.grammar import parse_policy
+    from ..kv.stores import why_not_stored
     from ..models.load import load_model
+    from ..models.resolve import resolve
 
-    run = CALIBRATORS.get(name)
+    name = method.partition("+")[0].partition("(")[0].strip()
+    run, policy = CALIBRATORS.get(name), parse_policy(method)
     assert callable(run)
-    if length < 128:
-        raise ConfigError(f"length is {length}; give 128 tokens or more")
+    if len(policy.names) > 1:
+        raise ConfigError(f"{method}: one method at a time; name {name} alone")
+    _check_free(name, Calibrations(resolve(model)).found(name), force)
     with restricted("reference"):  # gradients pass through plain torch only
         loaded = load_model(model, dtype="float32")
-        longest = min(length, loaded.shape.max_position)
-        reason = why_not_lossy(loaded, longest)
-        if reason is not None:
-            raise ConfigError(f"{name} cannot run on this model: {reason}")
-        found, notes = run(loaded.model, World.make(loaded.tokenizer, longest, text=text), loaded.shape)
-    path = Calibrations(loaded.path).save(name, found, {"length": longest, **notes})
-    loaded.close()
-    return path, notes
+        try:
+            longest = min(length, loaded.shape.max_position)
+            reason = why_not_stored(policy.codec, loaded.shape.kv_format(PAGE_SIZE, "float32"))
+            if reason is not None:
+                raise ConfigError(f"kv={method!r} cannot run on this model: {reason}")
+            on_this_model(policy, loaded, longest)  # as serving asks
+            found, notes = run(loaded.model, World.make(loaded.tokenizer, longest, text=text), loaded.shape)
+            return Calibrations(loaded.path).save(name, found, {"length": longest, **notes}), notes
+        finally:
+            loaded.close()
+
+
+def _check_free(name: str, path: Path | None, force: bool) -> None:
+    """Raises ConfigError where something would be overwritten that nobody said may be."""
+    if path is not None and path.is_file() and not force:
+        raise ConfigError(
+            f"{name} is calibrated: {path} is there already; give --force to write it anew, or copy the model's folder "
+            "and calibrate that"
+        )

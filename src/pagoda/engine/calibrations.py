@@ -37,7 +37,7 @@ class Calibrations:
         was not calibrated for this model, ModelError for a damaged file, RequestError when there is no room.
         """
         if method not in self._read:
-            path = next((p for p in self._paths(method) if p.is_file()), None)
+            path = self.found(method)
             if path is None:
                 raise ConfigError(
                     f"{method} was not calibrated for this model; run: pagoda calibrate {method} {self._folder.parent}"
@@ -49,6 +49,10 @@ class Calibrations:
                 raise RequestError(f"the calibration of {method} takes {size}, and they are not free now")
             self._read[method] = found
         return self._read[method]
+
+    def found(self, method: str) -> Path | None:
+        """The file that ``load`` reads, if it is there."""
+        return next((path for path in self._paths(method) if path.is_file()), None)
 
     def save(self, method: str, found: Mapping[str, Tensor], notes: Mapping[str, object]) -> Path:
         """Writes the file that ``load`` reads; returns its path. Raises ModelError where that cannot be written."""

@@ -67,7 +67,8 @@ def _why_not_some(policy: PolicyStack) -> str:
     asked = policy.eviction or policy.selection
     for one in (policy.eviction, policy.selection):
         if one is not None and Need.CALIBRATION in one.needs:
-            return f"{policy.names[0 if one is policy.eviction else -1]} is calibrated to all layers together"
+            name = policy.names[0] if one is policy.eviction else policy.chooses_by
+            return f"{name} is calibrated to all layers together"
     if asked is policy.eviction and policy.windowed is not None:
         return f"{policy.windowed.method} encodes pages that hold the same tokens in all layers"
     return ""

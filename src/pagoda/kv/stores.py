@@ -161,12 +161,7 @@ class Stores:
             )
         if stored is None or stored.codec == self.default.fmt.dtype:
             return
-        if isinstance(stored, WindowedCodec) and not self._model_fmt.v_dim:
-            raise ConfigError(
-                f"kv={stored.method!r} cannot run on this model: its latent KV has no keys and values to encode apart; "
-                f"choose a codec of single slots: {', '.join(CODECS.names())}"
-            )
-        if isinstance(stored, WindowedCodec) and (reason := stored.why_not(self._model_fmt)) is not None:
+        if isinstance(stored, WindowedCodec) and (reason := why_not_stored(stored, self._model_fmt)) is not None:
             raise ConfigError(f"kv={stored.method!r} cannot run on this model: {reason}")
         self._learned_of(stored)
 
@@ -396,6 +391,16 @@ def _none(method: str) -> Learned:
 def _has_slack(total_bytes: int) -> bool:
     """Whether stores of so many bytes may ask for huge pages."""
     return total_bytes >= MIN_HUGE_PAGES * HUGE_BYTES
+
+
+def why_not_stored(stored: Stored | WindowedCodec | None, fmt: KVFormat) -> str | None:
+    """Why KV of a model whose own format is ``fmt`` cannot be stored so, and what can be done; or None."""
+    if not isinstance(stored, WindowedCodec):
+        return None
+    if not fmt.v_dim:
+        names = ", ".join(CODECS.names())
+        return f"its latent KV has no keys and values to encode apart; choose a codec of single slots: {names}"
+    return stored.why_not(fmt)
 
 
 def windowed_format(fmt: KVFormat, codec: WindowedCodec) -> KVFormat:

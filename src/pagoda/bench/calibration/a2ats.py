@@ -10,9 +10,8 @@ from torch import Tensor
 from ...kv.policies._rotary import turn
 from ...kv.policies.a2ats import nearest
 from ..quality.tasks.base import World
-from ..quality.tasks.recall import planted
 from ._rotary import frequencies
-from .base import Seen, run, usual
+from .base import Seen, asked, run, usual
 
 CASES, CODES, ROUNDS, SAMPLES = 24, 128, 12, 8192
 
@@ -34,8 +33,7 @@ def calibrate(model: Any, world: World, shape: Any) -> tuple[dict[str, Tensor], 
         queries = turn(seen.q.transpose(0, 1), -at, freq[seen.layer]).view(shape.num_kv_heads, -1, width)
         moments[seen.layer] += queries.transpose(1, 2) @ queries
 
-    for seed in range(CASES):
-        case = planted(world, 60_000 + seed, int(0.7 * world.length), 8)
+    for seed, case in enumerate([asked(world, 60_000 + seed) for seed in range(CASES)]):
         ids = [*case.prompt_ids, *case.answer_ids] if seed % 2 else world.running_text(seed, world.length)
         with torch.inference_mode():
             run(model, ids, usual, look)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..quality.tasks.base import World
-from ..quality.tasks.recall import planted
-from .base import run
+from .base import asked, run
 
 CASES, KEPT = 12, 0.25
 
@@ -22,15 +21,14 @@ def calibrate(model: Any, world: World, shape: Any) -> tuple[dict[str, Tensor], 
     """
     scores = torch.zeros(shape.num_layers, shape.num_q_heads)
     errors = torch.zeros(shape.num_layers)
-    for seed in range(CASES):
-        case = planted(world, 20_000 + seed, int(0.7 * world.length), 8)
+    for case in [asked(world, 20_000 + seed) for seed in range(CASES)]:
         ids = [*case.prompt_ids, *case.answer_ids]
-        asked = range(len(case.prompt_ids) - 1, len(ids) - 1)
+        due_at = range(len(case.prompt_ids) - 1, len(ids) - 1)
         span = slice(case.fact_start, case.value_start + len(case.answer_ids))
 
-        def watch(layer: int, probs: Tensor, values: Tensor, asked: range = asked, span: slice = span) -> None:
-            due = probs[:, asked.start : asked.stop]
-            scores[layer] += due[..., span].sum((1, 2)) / len(asked) / CASES
+        def watch(layer: int, probs: Tensor, values: Tensor, due_at: range = due_at, span: slice = span) -> None:
+            due = probs[:, due_at.start : due_at.stop]
+            scores[layer] += due[..., span].sum((1, 2)) / len(due_at) / CASES
             mass = due.sum(1)
             few = mass.topk(max(1, int(KEPT * mass.shape[-1])), dim=-1).indices
             kept = torch.zeros_like(mass).scatter(1, few, 1.0)[:, None] * due

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..quality.tasks.base import World
-from ..quality.tasks.recall import planted
-from .base import run, usual
+from .base import asked, run, usual
 
 STEPS, CASES, RATE, PENALTY = 60, 8, 0.05, 0.05
 SINKS = 4
@@ -21,8 +20,7 @@ def calibrate(model: Any, world: World, shape: Any) -> tuple[dict[str, Tensor], 
     """
     local = max(16, world.length // 8)
     cases = []
-    for seed in range(CASES):
-        case = planted(world, 30_000 + seed, int(0.7 * world.length), 8)
+    for case in [asked(world, 30_000 + seed) for seed in range(CASES)]:
         ids = [*case.prompt_ids, *case.answer_ids]
         with torch.no_grad():
             cases.append((ids, len(case.answer_ids) + 1, run(model, ids, usual)))

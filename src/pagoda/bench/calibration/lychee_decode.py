@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..quality.tasks.base import World
-from ..quality.tasks.recall import planted
-from .base import run, usual
+from .base import asked, run, usual
 
 STEPS, CASES, RATE, PENALTY = 80, 8, 0.1, 0.05
 KEPT = 0.1  # share of the tokens that a sparse head is left with
@@ -25,8 +24,7 @@ def calibrate(model: Any, world: World, shape: Any) -> tuple[dict[str, Tensor], 
     trained to leave the hidden states as they were, under a penalty on the gates that are not 0.
     """
     cases = []
-    for seed in range(CASES):
-        case = planted(world, 50_000 + seed, int(0.7 * world.length), 8)
+    for case in [asked(world, 50_000 + seed) for seed in range(CASES)]:
         ids = [*case.prompt_ids, *case.answer_ids]
         with torch.no_grad():
             cases.append((ids, len(case.answer_ids) + 1, run(model, ids, usual)))
