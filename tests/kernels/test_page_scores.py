@@ -48,6 +48,7 @@ def test_what_marks_leave_out_changes_nothing(run):
         (PageRule("pairs"), in_pairs(keys), {}, products.amax(1).view(2, 5, 8).amax(-1) / 0.2),
         (PageRule("columns"), columns, {}, products.amax(1).view(2, 5, 8).amax(-1) / 0.2),
         (PageRule("codes", weigh="peak"), codes, {"given": given}, peak),
+        (PageRule("codes"), codes, {"given": given}, products.amax(1).view(2, 5, 8).amax(-1) / 0.2),
     ):
         torch.testing.assert_close(run(queries, rule, marks, [5, 5], scale=0.2, **aid), wanted, rtol=1e-4, atol=1e-5)
 

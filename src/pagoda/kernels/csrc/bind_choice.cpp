@@ -30,12 +30,14 @@ void bind_choice(nb::module_& m) {
     a.heads = group, a.dim = dim, a.scale = scale, a.num_given = num_given, a.turn = at<float>(turn), a.outliers = outliers;
     if (a.rule.kind() == Marks::keys) a.shape = PageShape(Store(store), a.rule.per_page, dim, v_dim);
     a.storage = at<char>(pages);
+    PageScorer scorer;
     for (int64_t head = 0; head < kv_heads; ++head) {
       a.pages = held.at(head), a.room = room;
       a.marks = at<char>(marks) + head * room * a.rule.mark_bytes(), a.given = at<float>(given) + head * given_numbers(a.rule, dim, num_given);
-      a.ids = at<int32_t>(ids) + head * width, a.out = at<float>(out) + head * width;
+      a.ids = at<int32_t>(ids) + head * width;
       if (a.rule.kind() == Marks::keys) check_pages(a.ids, a.pages, 0, num_pages);
-      score_pages(a, at<float>(queries) + head * group * dim, Dtype::f32, dim, isa);
+      scorer.prepare(a, at<float>(queries) + head * group * dim, Dtype::f32, dim, isa);
+      scorer.run(at<float>(out) + head * width, {}, isa);
     }
   }, "queries float [kv_heads][group][dim]; marks [kv_heads][room] pages; ids and out [kv_heads][width], of which `held` count.");
 

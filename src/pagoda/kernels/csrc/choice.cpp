@@ -1,11 +1,12 @@
 #include "choice.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
 
-#include "parallel.hpp"
+#include "parallel_shares.hpp"
 
 namespace pagoda {
 
@@ -14,9 +15,17 @@ namespace {
 struct Working {
   std::vector<float> votes;
   std::vector<int32_t> keys, pages;
+  std::vector<Bytes> soon;
+  // A score that is under way, and the one whose queries are prepared meanwhile: of which (sequence, head), in which call.
+  PageScorer scorers[2];
+  int64_t ready = -1, in_call = 0;
+  int turn = 0;
 };
 
 thread_local Working working;
+std::atomic<int64_t> calls{0};
+
+constexpr int64_t kParallelQueries = 128;  // heads whose likeness to their last queries is looked at by several threads
 
 // Pages of the queries' own numbers.
 PageShape numbers_of(const AttentionArgs& a) {
@@ -31,6 +40,8 @@ struct Layer {
   const std::string& isa;
   const int32_t* const rows;  // the layer's own table
   ChosenTable& table;
+  const std::vector<uint8_t>& stale;  // [C] whether scores of an earlier query serve
+  const int64_t call;
 
   int64_t at(int64_t c) const { return layer * choice.count + c; }
   int64_t at(int64_t c, int64_t head) const { return at(c) * a.num_kv_heads + head; }
@@ -75,17 +86,62 @@ struct Layer {
     *noted = full;
   }
 
-  void score(int64_t c, int64_t head, float* out) const {
+  PageScoreArgs score_args(int64_t c, int64_t head) const {
     const int64_t pair = a.pair(choice.seqs[c], head), i = at(c);
     PageScoreArgs s;
     s.rule = choice.rules[c], s.heads = a.group(), s.dim = a.shape.k_dim, s.pages = choice.full[at(c, head)], s.scale = a.scale;
     s.marks = marks(c, head);
     s.room = choice.room[i], s.num_given = choice.num_given[i];
-    if (choice.given[i]) s.given = reinterpret_cast<const float*>(choice.given[i]) + head * given_numbers(s.rule, s.dim, s.num_given);
+    s.given = given(c, head);
     s.turn = reinterpret_cast<const float*>(choice.turn[i]), s.outliers = choice.outliers[i];
     s.storage = a.pages, s.shape = a.shape;
-    s.ids = rows + a.row_of[pair] * a.max_pages, s.offset = a.offset[pair], s.out = out;
-    score_pages(s, query(c, head), a.dtype, a.q_head_stride, isa);
+    s.ids = rows + a.row_of[pair] * a.max_pages, s.offset = a.offset[pair];
+    return s;
+  }
+
+  const float* given(int64_t c, int64_t head) const {
+    const int64_t i = at(c), numbers = given_numbers(choice.rules[c], a.shape.k_dim, choice.num_given[i]);
+    return choice.given[i] ? reinterpret_cast<const float*>(choice.given[i]) + head * numbers : nullptr;
+  }
+
+  bool scores(int64_t pair) const { return choice.fresh[layer * choice.count * a.num_kv_heads + pair] && !stale[pair / a.num_kv_heads]; }
+
+  // The pair (sequence, head) that is scored next but for `from`, -1: none.
+  int64_t scored_from(int64_t pair, int64_t step) const {
+    for (; pair >= 0 && pair < choice.count * a.num_kv_heads; pair += step)
+      if (scores(pair)) return pair;
+    return -1;
+  }
+
+  void prepare(PageScorer& scorer, int64_t pair) const {
+    const int64_t c = pair / a.num_kv_heads, head = pair % a.num_kv_heads;
+    scorer.prepare(score_args(c, head), query(c, head), a.dtype, a.q_head_stride, isa);
+  }
+
+  // out [full pages] of `pair`, while what `soon` (or -1) will read is asked for.
+  void score(int64_t pair, int64_t soon, float* out) const {
+    Working& mine = working;
+    if (mine.in_call != call || mine.ready != pair) prepare(mine.scorers[mine.turn], pair);
+    PageScorer& scorer = mine.scorers[mine.turn];
+    mine.soon.clear(), mine.ready = -1;
+    if (soon >= 0) {
+      mine.turn ^= 1;
+      prepare(mine.scorers[mine.turn], soon);
+      mine.scorers[mine.turn].find_lines(mine.soon);
+      mine.ready = soon, mine.in_call = call;
+      if (const int64_t then = scored_from(2 * soon - pair, soon > pair ? 1 : -1); then >= 0) add_given(then);
+    }
+    int64_t lines = 0;
+    for (const Bytes& part : mine.soon) lines += part.count / 64 + 1;
+    scorer.run(out, {mine.soon.data(), int64_t(mine.soon.size()), lines}, isa);
+  }
+
+  // What queries are projected with, which is needed one score earlier than marks.
+  void add_given(int64_t pair) const {
+    const int64_t c = pair / a.num_kv_heads;
+    if (Query(choice.rules[c].query) != Query::project) return;
+    const int64_t numbers = given_numbers(choice.rules[c], a.shape.k_dim, choice.num_given[at(c)]);
+    working.soon.push_back({reinterpret_cast<const char*>(given(c, pair % a.num_kv_heads)), 4 * numbers});
   }
 
   // Row `item` of the table's new ones: what one head reads by these scores (of all its full pages), or everything.
@@ -139,34 +195,34 @@ struct Layer {
     moved.kv_lens[mine * heads + head] = int32_t((num - 1 - full) * a.shape.page_size + a.kv_lens[pair]);
   }
 
-  void choose(int64_t c, int64_t head, bool stale) const {
-    const int64_t i = at(c, head);
+  void choose(int64_t pair, int64_t soon) const {
+    const int64_t c = pair / a.num_kv_heads, head = pair % a.num_kv_heads;
     note(c, head);
-    float* scores = kept(c, head);
-    if (choice.fresh[i] && !stale) {
+    float* out = kept(c, head);
+    if (scores(pair)) {
       std::vector<float>& own = working.votes;
-      own.resize(choice.full[i]);
-      if (!scores) scores = own.data();
-      score(c, head, scores);
+      own.resize(choice.full[at(c, head)]);
+      if (!out) out = own.data();
+      score(pair, soon, out);
     }
-    write_row(c, head, scores);
+    write_row(c, head, out);
   }
 
   // All heads of a layer read the same: their scores together, and a share of what they were together in the last step.
-  void vote(int64_t c) const {
-    const int64_t full = choice.full[at(c, 0)];
+  void vote(int64_t c, int64_t soon) const {
+    const int64_t heads = a.num_kv_heads, full = choice.full[at(c, 0)];
     float* const sums = kept(c, 0);
-    for (int64_t head = 0; head < a.num_kv_heads; ++head) note(c, head);
+    for (int64_t head = 0; head < heads; ++head) note(c, head);
     if (choice.fresh[at(c, 0)]) {
       std::vector<float>& own = working.votes;
       own.resize(full);
       for (int64_t i = 0; i < full; ++i) sums[i] *= choice.persist[c];
-      for (int64_t head = 0; head < a.num_kv_heads; ++head) {
-        score(c, head, own.data());
+      for (int64_t head = 0; head < heads; ++head) {
+        score(c * heads + head, head + 1 < heads ? c * heads + head + 1 : soon, own.data());
         for (int64_t i = 0; i < full; ++i) sums[i] += own[i];
       }
     }
-    for (int64_t head = 0; head < a.num_kv_heads; ++head) write_row(c, head, sums);
+    for (int64_t head = 0; head < heads; ++head) write_row(c, head, sums);
   }
 };
 
@@ -216,17 +272,36 @@ void choose_pages(AttentionArgs& a, const PageChoice& choice, int64_t layer, int
   table.row_of.assign(a.row_of, a.row_of + pairs);
   table.offset.assign(a.offset, a.offset + pairs);
   table.kv_lens.assign(a.kv_lens, a.kv_lens + pairs);
-  const Layer l{a, choice, layer, isa, a.rows, table};
-  std::vector<uint8_t> stale(choice.count);
+  std::vector<uint8_t>& stale = table.stale;
+  stale.assign(choice.count, 0);
+  const Layer l{a, choice, layer, isa, a.rows, table, stale, ++calls};
+  bool votes = false, keeps_queries = false;
   for (int64_t c = 0; c < choice.count; ++c) {  // before threads follow them
     for (int64_t head = 0; head < heads; ++head) check_row(a, choice, l.at(c, head), c);
-    stale[c] = choice.query[l.at(c)] && choice.fresh[l.at(c, 0)] && l.is_alike(c);
+    votes |= l.votes(c), keeps_queries |= choice.query[l.at(c)] != 0;
   }
+  if (keeps_queries)
+    parallel_for(choice.count, choice.count * a.num_q_heads < kParallelQueries ? 1 : num_threads, [&](int64_t c) {
+      stale[c] = choice.query[l.at(c)] && choice.fresh[l.at(c, 0)] && l.is_alike(c);
+    });
   hold_moved(a, choice, layer, table.moved);
-  parallel_for(choice.count * heads, num_threads, [&](int64_t item) {
-    const int64_t c = item / heads, head = item % heads;
-    if (!l.votes(c)) l.choose(c, head, stale[c]);
-    else if (head == 0) l.vote(c);
+  // Neighbours for each thread, which knows what it will score next. Heads that vote are one thread's.
+  const int64_t together = votes ? heads : 1, units = choice.count * heads / together;
+  const auto unit_body = [&](int64_t unit, int64_t soon) {
+    const int64_t after = soon < 0 || units <= num_threads ? -1 : l.scored_from(soon * together, soon > unit ? 1 : -1);
+    if (l.votes(unit * together / heads)) return l.vote(unit, after);
+    for (int64_t pair = unit * together; pair < (unit + 1) * together; ++pair) {
+      const int64_t next = pair + 1 < (unit + 1) * together ? l.scored_from(pair + 1, 1) : after;
+      l.choose(pair, next);
+    }
+  };
+  const int64_t shares = std::min<int64_t>({units, int64_t{num_threads}, kMostShares});
+  std::vector<int32_t>& starts = table.starts;
+  starts.resize(shares + 1);
+  for (int64_t i = 0; i <= shares; ++i) starts[i] = int32_t(i * units / std::max<int64_t>(1, shares));
+  table.stretches.reset(starts);
+  parallel_for(shares, num_threads, [&](int64_t thread) {
+    table.stretches.walk(thread, [&](int64_t unit, int64_t soon, bool) { unit_body(unit, soon); });
   });
   a.rows = table.rows.data(), a.num_rows += choice.count * heads, a.row_of = table.row_of.data();
   a.offset = table.offset.data(), a.kv_lens = table.kv_lens.data();

@@ -9,6 +9,7 @@
 #include "moved_pages.hpp"
 #include "page_marks.hpp"
 #include "page_scores.hpp"
+#include "stretches.hpp"
 
 namespace pagoda {
 
@@ -55,6 +56,10 @@ struct MovedPages {
 struct ChosenTable {
   std::vector<int32_t> rows, row_of, offset, kv_lens;
   MovedPages moved;  // whose sequences have but one slot in the table
+  // While it is written: [C] sequences whose scores of an earlier query serve; what is each thread's.
+  std::vector<uint8_t> stale;
+  std::vector<int32_t> starts;
+  Stretches stretches;
 };
 
 // Makes `args`, complete for the layer but for the choice, attend to what is chosen. The newest full page is always chosen. Pages that

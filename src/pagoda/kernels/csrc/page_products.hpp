@@ -32,6 +32,28 @@ void by_heads(int64_t heads, Act act) {
   }
 }
 
+// Asks for what will be read soon, some lines with each of so many steps.
+class Asking {
+ public:
+  Asking(const Soon& soon, int64_t steps) : part_(soon.parts), end_(part_ + soon.count), each_((soon.lines + steps - 1) / (steps > 0 ? steps : 1)) {
+    if (part_ != end_) line_ = part_->at;
+  }
+
+  void step() {
+    for (int64_t i = 0; i < each_ && part_ != end_; ++i) {
+      ask_for(line_);
+      line_ += 64;
+      if (line_ < part_->at + part_->count) continue;
+      if (++part_ != end_) line_ = part_->at;
+    }
+  }
+
+ private:
+  const Bytes *part_, *end_;
+  int64_t each_;
+  const char* line_ = nullptr;
+};
+
 constexpr int64_t kRowsAhead = 2048;  // bytes
 
 // The sums of kCount registers, each in the order of total_of(): four of them in the instructions of one and a half.
@@ -58,9 +80,10 @@ inline void totals_of(const Vec (&sums)[kCount], float* out) {
   for (; i < kCount; ++i) out[i] = total_of(sums[i]);
 }
 
-// Products of kHeads queries with kRows rows, `stride` apart: a register of a row is read once for all heads. out [kRows][kHeads].
+// Products of kHeads queries with kRows rows, `stride` apart: a register of a row is read once for all heads. What lies `ahead` bytes
+// further on is fetched. out [kRows][kHeads].
 template <int kHeads, int kRows, typename Number>
-inline void row_products(const float* queries, int64_t width, const Number* row, int64_t stride, float* out) {
+inline void row_products(const float* queries, int64_t width, const Number* row, int64_t stride, int64_t ahead, float* out) {
   Vec sum[kRows * kHeads];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows * kHeads; ++i) sum[i] = Vec{};
@@ -68,7 +91,7 @@ inline void row_products(const float* queries, int64_t width, const Number* row,
   for (; d + kLanes <= width; d += kLanes) {
 #pragma GCC unroll 2
     for (int r = 0; r < kRows; ++r) {
-      __builtin_prefetch((const char*)(row + r * stride + d) + kRowsAhead);
+      __builtin_prefetch((const char*)(row + r * stride + d) + ahead);
       const Vec part = load(row + r * stride + d);
 #pragma GCC unroll 8
       for (int h = 0; h < kHeads; ++h) sum[r * kHeads + h] += load(queries + h * width + d) * part;
@@ -81,15 +104,21 @@ inline void row_products(const float* queries, int64_t width, const Number* row,
       for (int64_t i = d; i < width; ++i) out[r * kHeads + h] += queries[h * width + i] * widen(row[r * stride + i]);
 }
 
+// How far ahead of `at` memory is fetched that ends at `end`: not beyond it, where nobody reads.
+inline int64_t within(const char* at, const char* end, int64_t ahead) { return end - at > ahead ? ahead : 0; }
+
 // products [heads][ld]: of `count` rows.
 template <typename Number>
 void store_row_products(const float* queries, int64_t heads, int64_t width, const Number* rows, int64_t stride, int64_t count,
-                        float* products, int64_t ld) {
+                        float* products, int64_t ld, Asking& asking) {
   by_heads(heads, [&](int64_t head, auto n) {
     float found[n.value];
+    const char* const end = (const char*)(rows + count * stride);
     for (int64_t i = 0; i < count; ++i) {
-      row_products<n.value, 1>(queries + head * width, width, rows + i * stride, stride, found);
+      const Number* const row = rows + i * stride;
+      row_products<n.value, 1>(queries + head * width, width, row, stride, within((const char*)row, end, kRowsAhead), found);
       for (int h = 0; h < n.value; ++h) products[(head + h) * ld + i] = found[h];
+      asking.step();
     }
   });
 }
@@ -104,15 +133,15 @@ inline Vec load_columns(const uint16_t* at, int64_t count) {
   return load(some);
 }
 
-// sum[head] += queries . channels of a register of slots, channel by channel; what lies in them a little further on is fetched.
+// sum[head] += queries . channels of a register of slots, channel by channel; what lies `ahead` numbers further on is fetched.
 template <int kHeads>
 inline void column_products(const PageScoreArgs& a, const PreparedQueries& q, int64_t head, const uint16_t* columns, int64_t slots,
-                            Vec (&sum)[kHeads]) {
+                            int64_t ahead, Vec (&sum)[kHeads]) {
   const float* queries = q.queries + head * q.width;
   const int64_t channel = a.room * a.rule.per_page;
   for (int64_t w = 0; w < q.width; ++w) {
     const uint16_t* at = columns + (q.channels ? q.channels[w] : w) * channel;
-    __builtin_prefetch(at + kNumbersAhead);
+    if (ahead) __builtin_prefetch(at + ahead);
     const Vec part = load_columns(at, slots);
 #pragma GCC unroll 8
     for (int h = 0; h < kHeads; ++h) sum[h] += splat(queries[h * q.width + w]) * part;
@@ -122,10 +151,10 @@ inline void column_products(const PageScoreArgs& a, const PreparedQueries& q, in
 // The same for channels in pairs.
 template <int kHeads>
 inline void pair_products(const PageScoreArgs& a, const PreparedQueries& q, int64_t head, const uint16_t* pairs, int64_t slots,
-                          Vec (&sum)[kHeads]) {
-  const int64_t words = q.width / 2, page = a.rule.stride * a.rule.per_page;
+                          int64_t ahead, Vec (&sum)[kHeads]) {
+  const int64_t words = q.width / 2;
   for (int64_t w = 0; w < words; ++w, pairs += 2 * a.rule.per_page) {
-    __builtin_prefetch(pairs + kPagesAhead * page);
+    if (ahead) __builtin_prefetch((const char*)pairs + ahead);
     UintVec both{};
     if (slots == kLanes) memcpy(&both, pairs, sizeof both);
     else memcpy(&both, pairs, 4 * slots);  // a call
@@ -146,7 +175,7 @@ constexpr int64_t kBytesAhead = 4096;  // of pages of bytes, which lie one behin
 // The same for bytes: four channels of a register of slots at a time, summed without a loss.
 template <int kHeads>
 inline void byte_products(const PageScoreArgs& a, const PreparedQueries& q, int64_t head, const uint8_t* words, int64_t slots,
-                          Vec (&sum)[kHeads]) {
+                          int64_t ahead, Vec (&sum)[kHeads]) {
   const int64_t plane = 4 * a.rule.per_page, count = a.rule.stride / 4;
   const int8_t* codes = q.codes + head * a.rule.stride;
   UintVec four{};
@@ -154,7 +183,7 @@ inline void byte_products(const PageScoreArgs& a, const PreparedQueries& q, int6
 #pragma GCC unroll 8
   for (int h = 0; h < kHeads; ++h) total[h] = IntVec{} - q.offsets[head + h];
   for (int64_t w = 0; w < count; ++w, words += plane, codes += 4) {
-    __builtin_prefetch(words + kBytesAhead);
+    if (ahead) __builtin_prefetch(words + ahead);
     if (slots == kLanes) memcpy(&four, words, sizeof four);
     else memcpy(&four, words, 4 * slots);
 #pragma GCC unroll 8
@@ -191,10 +220,11 @@ inline void fetch_columns(const PageScoreArgs& a, const PreparedQueries& q) {
 
 // Calls use(head, page, first slot, slots, products [kHeads]) for all slots of the pages, a register of slots at a time.
 template <typename Use>
-void each_column(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, Use use) {
+void each_column(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, Asking& asking, Use use) {
   const int64_t per_page = a.rule.per_page;
   const bool by_channel = a.rule.kind() == Marks::columns;
   const int64_t apart = by_channel ? 2 * per_page : a.rule.mark_bytes(), slot_bytes = by_channel ? 2 : 4;
+  const char* const end = a.marks + a.pages * apart;
   by_heads(a.heads, [&](int64_t head, auto n) {
     for (int64_t page = pages.first; page < pages.end; ++page) {
       const char* marks = a.marks + page * apart;
@@ -204,14 +234,18 @@ void each_column(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, 
 #pragma GCC unroll 8
         for (int h = 0; h < n.value; ++h) sum[h] = Vec{};
         const char* at = marks + slot * slot_bytes;
-        if (a.rule.kind() == Marks::bytes) byte_products(a, q, head, (const uint8_t*)at, slots, sum);
-        else if (a.rule.kind() == Marks::pairs) pair_products(a, q, head, (const uint16_t*)at, slots, sum);
-        else column_products(a, q, head, (const uint16_t*)at, slots, sum);
+        if (a.rule.kind() == Marks::bytes) byte_products(a, q, head, (const uint8_t*)at, slots, within(at, end, kBytesAhead), sum);
+        else if (a.rule.kind() == Marks::pairs) pair_products(a, q, head, (const uint16_t*)at, slots, within(at, end, kPagesAhead * apart), sum);
+        else column_products(a, q, head, (const uint16_t*)at, slots, within(at, end, 2 * kNumbersAhead) / 2, sum);
         use(head, page, slot, slots, sum);
+        asking.step();
       }
     }
   });
 }
+
+// Steps of Asking that a score takes by each_column().
+inline int64_t column_steps(const PageScoreArgs& a) { return a.pages * ((a.rule.per_page + kLanes - 1) / kLanes) * ((a.heads + 7) / 8); }
 
 // Where the products of pages with one head go: `first` page's first slot, from one head to the next.
 struct Products {
@@ -219,8 +253,8 @@ struct Products {
   int64_t ld;
 };
 
-void store_column_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, Products products) {
-  each_column(a, q, pages, [&](int64_t head, int64_t page, int64_t slot, int64_t, auto& sum) {
+void store_column_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, Products products, Asking& asking) {
+  each_column(a, q, pages, asking, [&](int64_t head, int64_t page, int64_t slot, int64_t, auto& sum) {
     float* to = products.at + head * products.ld + (page - pages.first) * a.rule.per_page + slot;
     for (const Vec& one : sum) store(to, one), to += products.ld;  // lanes behind the page's slots are the next page's
   });
@@ -266,14 +300,15 @@ void store_key_products(const PageScoreArgs& a, const PreparedQueries& q, Pages 
     for (int64_t slot = 0; slot < per_page; ++slot)
       read_row(a.shape.store, keys + slot * a.shape.k.bytes, scales + slot * a.shape.k_scales.bytes, a.dim, room + slot * a.dim);
     float* to = products.at + (page - pages.first) * per_page;
-    store_row_products(q.queries, a.heads, a.dim, room, a.dim, per_page, to, products.ld);
+    Asking nothing({}, 0);
+    store_row_products(q.queries, a.heads, a.dim, room, a.dim, per_page, to, products.ld, nothing);
   }
 }
 
 // The products of all heads with every slot of the pages.
-void store_slot_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, float* room, Products products) {
+void store_slot_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, float* room, Products products, Asking& asking) {
   if (a.rule.kind() == Marks::keys) store_key_products(a, q, pages, room, products);
-  else store_column_products(a, q, pages, products);
+  else store_column_products(a, q, pages, products, asking);
 }
 
 }  // namespace

@@ -6,34 +6,13 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 namespace pagoda {
 
 namespace {
 
-constexpr float kAhead = 2.0f;  // of a page that goes before all others, whose shares are below 1
-
-struct Working {
-  std::vector<float> queries, words, room, units;
-  std::vector<int32_t> channels, order, offsets;
-  std::vector<int8_t> codes;
-};
-
-thread_local Working working;
-
-// The pages whose number behind their mark is smallest, of equals the earlier.
-void put_outliers_ahead(const PageScoreArgs& a, Working& w) {
-  const float* odd = reinterpret_cast<const float*>(a.marks) + a.rule.stride - 1;
-  const int64_t count = std::min(a.outliers, a.pages);
-  w.order.resize(a.pages);
-  std::iota(w.order.begin(), w.order.end(), 0);
-  std::partial_sort(w.order.begin(), w.order.begin() + count, w.order.end(), [&](int32_t x, int32_t y) {
-    const float one = odd[x * a.rule.stride], other = odd[y * a.rule.stride];
-    return one != other ? one < other : x < y;
-  });
-  for (int64_t i = 0; i < count; ++i) a.out[w.order[i]] += kAhead;
-}
+constexpr float kAhead = 2.0f;          // of a page that goes before all others, whose shares are below 1
+constexpr int64_t kMostSoon = 32 << 10;  // bytes: what is more would push this score's own out of the first cache
 
 }  // namespace
 
@@ -43,18 +22,51 @@ void check_pages(const int32_t* ids, int64_t count, int64_t offset, int64_t num_
       throw std::out_of_range("page " + std::to_string(page) + " of " + std::to_string(num_pages));
 }
 
-void score_pages(const PageScoreArgs& a, const void* queries, Dtype dtype, int64_t q_stride, const std::string& isa) {
+void PageScorer::prepare(const PageScoreArgs& a, const void* queries, Dtype dtype, int64_t q_stride, const std::string& isa) {
+  args_ = a;
   if (a.pages == 0) return;
-  Working& w = working;
   const int64_t width = a.rule.width(a.dim), kept = a.rule.kind() == Marks::bytes ? a.heads * a.rule.stride : 0;
-  w.queries.resize(query_room(a.heads, a.dim, width)), w.words.resize(a.heads * (width + kPageScorePad)), w.codes.resize(kept + kPageScorePad);
-  w.units.resize(a.heads), w.offsets.resize(a.heads), w.channels.resize(3 * (a.dim + kPageScorePad)), w.room.resize(page_score_room(a));
-  PreparedQueries q;
-  q.width = width, q.room = w.room.data();
-  const QueryRoom room{w.queries.data(), w.words.data(), w.units.data(), w.channels.data(), w.offsets.data(), w.codes.data()};
-  PAGODA_BODY(isa, prepare_queries)(a, queries, dtype, q_stride, room, q);
-  PAGODA_BODY(isa, run_page_scores)(a, q);
-  if (a.outliers > 0) put_outliers_ahead(a, w);
+  queries_.resize(query_room(a.heads, a.dim, width)), words_.resize(a.heads * (width + kPageScorePad)), codes_.resize(kept + kPageScorePad);
+  units_.resize(a.heads), offsets_.resize(a.heads), channels_.resize(3 * (a.dim + kPageScorePad)), room_.resize(page_score_room(a));
+  prepared_ = PreparedQueries();
+  prepared_.width = width, prepared_.room = room_.data();
+  const QueryRoom room{queries_.data(), words_.data(), units_.data(), channels_.data(), offsets_.data(), codes_.data()};
+  PAGODA_BODY(isa, prepare_queries)(a, queries, dtype, q_stride, room, prepared_);
+}
+
+void PageScorer::find_lines(std::vector<Bytes>& to) {
+  prepared_.asked = true;
+  const PageScoreArgs& a = args_;
+  if (a.pages == 0 || a.rule.kind() == Marks::keys) return;
+  if (a.rule.kind() == Marks::columns) {
+    const int64_t page = 2 * a.rule.per_page, count = std::min(a.pages * page, kMostSoon / prepared_.width);
+    for (int64_t w = 0; w < prepared_.width; ++w)
+      to.push_back({a.marks + (prepared_.channels ? prepared_.channels[w] : w) * a.room * page, count});
+    return;
+  }
+  if (a.rule.kind() == Marks::codes) to.push_back({reinterpret_cast<const char*>(a.given), std::min(4 * a.num_given * prepared_.width, kMostSoon)});
+  to.push_back({a.marks, std::min(a.pages * a.rule.mark_bytes(), kMostSoon)});
+}
+
+void PageScorer::run(float* out, const Soon& soon, const std::string& isa) {
+  args_.out = out;
+  if (args_.pages == 0) return;
+  PAGODA_BODY(isa, run_page_scores)(args_, prepared_, soon);
+  if (args_.outliers > 0) put_outliers_ahead();
+}
+
+// The pages whose number behind their mark is smallest, of equals the earlier.
+void PageScorer::put_outliers_ahead() {
+  const PageScoreArgs& a = args_;
+  const float* odd = reinterpret_cast<const float*>(a.marks) + a.rule.stride - 1;
+  const int64_t count = std::min(a.outliers, a.pages);
+  order_.resize(a.pages);
+  std::iota(order_.begin(), order_.end(), 0);
+  std::partial_sort(order_.begin(), order_.begin() + count, order_.end(), [&](int32_t x, int32_t y) {
+    const float one = odd[x * a.rule.stride], other = odd[y * a.rule.stride];
+    return one != other ? one < other : x < y;
+  });
+  for (int64_t i = 0; i < count; ++i) a.out[order_[i]] += kAhead;
 }
 
 }  // namespace pagoda

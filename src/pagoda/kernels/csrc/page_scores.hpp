@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "dtype.hpp"
 #include "isa.hpp"
@@ -86,8 +87,18 @@ inline int64_t given_numbers(const PageRule& rule, int64_t dim, int64_t num_give
 // std::out_of_range for a page, `offset` further than its id, that is not there.
 void check_pages(const int32_t* ids, int64_t count, int64_t offset, int64_t num_pages);
 
-// Queries `dtype` [heads][dim], `q_stride` numbers apart.
-void score_pages(const PageScoreArgs& args, const void* queries, Dtype dtype, int64_t q_stride, const std::string& isa);
+// Memory that will be read.
+struct Bytes {
+  const char* at = nullptr;
+  int64_t count = 0;
+};
+
+// What a score reads is asked for while the one before is made: a choice of 400 tokens looks at 100 to 400 lines that a step of a large
+// model has pushed out of the caches, and waited for them twice as long as it multiplied.
+struct Soon {
+  const Bytes* parts = nullptr;
+  int64_t count = 0, lines = 0;
+};
 
 // What a body is given: prepared queries [heads][width]; `channels` [width] of those that are kept, or null: the first ones;
 // room for numbers.
@@ -102,6 +113,7 @@ struct PreparedQueries {
   const float* units = nullptr;
   const int32_t* offsets = nullptr;
   float* room = nullptr;
+  bool asked = false;  // for what will be read
 };
 
 constexpr int64_t kPageScorePad = 64;  // numbers behind a head's, which a body may write
@@ -133,10 +145,32 @@ PAGODA_DECLARE_BODIES(void, prepare_queries,
 PAGODA_DECLARE_BODIES(bool, is_alike,
                       (const void* queries, Dtype dtype, int64_t heads, int64_t dim, int64_t q_stride, float alike, float* room, float* last))
 
-PAGODA_DECLARE_BODIES(void, run_page_scores, (const PageScoreArgs&, const PreparedQueries&))
+PAGODA_DECLARE_BODIES(void, run_page_scores, (const PageScoreArgs&, const PreparedQueries&, const Soon&))
 
 // Writes the `keep` pages (1 … count) of the highest scores to `out` [keep + 1], in ascending order; of equals the earlier. Before all
 // others come the first page, where `first_page`, and the newest; NaN counts as the lowest. `room`: [count + kPageScorePad].
 PAGODA_DECLARE_BODIES(void, best_pages, (const float* scores, int64_t count, int64_t keep, bool first_page, int32_t* room, int32_t* out))
+
+// One head's score in two steps: what it will read is known once its queries are prepared. Keeps its memory.
+class PageScorer {
+ public:
+  // Queries `dtype` [heads][dim], `q_stride` numbers apart.
+  void prepare(const PageScoreArgs& args, const void* queries, Dtype dtype, int64_t q_stride, const std::string& isa);
+
+  // Adds what run() reads first, which the caller asks for.
+  void find_lines(std::vector<Bytes>& to);
+
+  // out [pages]
+  void run(float* out, const Soon& soon, const std::string& isa);
+
+ private:
+  void put_outliers_ahead();
+
+  PageScoreArgs args_;
+  PreparedQueries prepared_;
+  std::vector<float> queries_, words_, room_, units_;
+  std::vector<int32_t> channels_, order_, offsets_;
+  std::vector<int8_t> codes_;
+};
 
 }  // namespace pagoda

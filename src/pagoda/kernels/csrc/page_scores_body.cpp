@@ -6,9 +6,11 @@ namespace pagoda {
 namespace {
 
 template <typename Number>
-void best_of_rows(const PageScoreArgs& a, const PreparedQueries& q) {
+void best_of_rows(const PageScoreArgs& a, const PreparedQueries& q, const Soon& soon) {
   const Number* const rows = (const Number*)a.marks;
   const int64_t stride = a.rule.stride, per_page = a.rule.per_page, count = a.pages * per_page;
+  const char* const end = (const char*)(rows + count * stride);
+  Asking asking(soon, (count + 1) / 2 * ((a.heads + 7) / 8));
   for (int64_t page = 0; page < a.pages; ++page) a.out[page] = -kInf;
   by_heads(a.heads, [&](int64_t head, auto n) {
     const float* queries = q.queries + head * q.width;
@@ -22,17 +24,19 @@ void best_of_rows(const PageScoreArgs& a, const PreparedQueries& q) {
     };
     int64_t i = 0;
     for (; i + 2 <= count; i += 2) {
-      row_products<n.value, 2>(queries, q.width, rows + i * stride, stride, found);
-      take(found), take(found + n.value);
+      const Number* const row = rows + i * stride;
+      row_products<n.value, 2>(queries, q.width, row, stride, within((const char*)row, end, kRowsAhead), found);
+      take(found), take(found + n.value), asking.step();
     }
     if (i == count) return;
-    row_products<n.value, 1>(queries, q.width, rows + i * stride, stride, found);
-    take(found);
+    row_products<n.value, 1>(queries, q.width, rows + i * stride, stride, 0, found);
+    take(found), asking.step();
   });
 }
 
-void best_of_columns(const PageScoreArgs& a, const PreparedQueries& q) {
-  each_column(a, q, {0, a.pages}, [&](int64_t head, int64_t page, int64_t slot, int64_t slots, auto& sum) {
+void best_of_columns(const PageScoreArgs& a, const PreparedQueries& q, const Soon& soon) {
+  Asking asking(soon, column_steps(a));
+  each_column(a, q, {0, a.pages}, asking, [&](int64_t head, int64_t page, int64_t slot, int64_t slots, auto& sum) {
     Vec top = splat(-kInf);
     for (const Vec& one : sum) top = maximum(one, top);
     if (slots < kLanes) {
@@ -46,6 +50,20 @@ void best_of_columns(const PageScoreArgs& a, const PreparedQueries& q) {
   });
 }
 
+// worth [codes]: room.
+void best_of_codes(const PageScoreArgs& a, const float* products, int64_t ld, float* worth) {
+  for (int64_t code = 0; code < a.num_given; ++code) {
+    worth[code] = -kInf;
+    for (int64_t h = 0; h < a.heads; ++h) worth[code] = products[h * ld + code] > worth[code] ? products[h * ld + code] : worth[code];
+  }
+  const int16_t* codes = (const int16_t*)a.marks;
+  for (int64_t page = 0; page < a.pages; ++page) {
+    float best = -kInf;
+    for (int64_t i = 0; i < a.rule.per_page; ++i, ++codes) best = worth[*codes] > best ? worth[*codes] : best;
+    a.out[page] = best;
+  }
+}
+
 constexpr int64_t kPagesAtOnce = 16;  // whose products stay in the first cache until they are summed
 constexpr float kLowest = -3e38f;
 
@@ -54,16 +72,43 @@ struct Part {
   float top, sum, share;
 };
 
+// 2^x of at most 0, within 3e-6, which ranks pages as well as an exact one; 0 for what is far below.
+inline Vec share_of(Vec x) {
+#if defined(__AVX512DQ__)
+  const Vec r = (Vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // of what is above the next whole number below
+  Vec p = r * 1.353416799e-2f + splat(5.201146100e-2f);
+  p = p * r + splat(2.414427562e-1f);
+  p = p * r + splat(6.930038347e-1f);
+  p = p * r + splat(1.000002593f);
+  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+  return exp2_of(x);
+#endif
+}
+
 // totals[page]: the sum over the slots of one of `count` pages.
 Part sum_part(const float* products, int64_t count, int64_t per_page, float unit, float* totals) {
   Vec top = splat(kLowest);
   for (int64_t i = 0; i < count * per_page; i += kLanes) top = maximum(load(products + i), top);
   Part part{largest(top), 0.0f, 0.0f};
-  for (int64_t page = 0; page < count; ++page, products += per_page) {
+  const auto page_sum = [&](int64_t page) {
     Vec weights{};
-    for (int64_t i = 0; i < per_page; i += kLanes) weights += exp2_of((load(products + i) - splat(part.top)) * unit);
-    totals[page] = total_of(weights), part.sum += totals[page];
+    for (int64_t i = page * per_page; i < (page + 1) * per_page; i += kLanes) weights += share_of((load(products + i) - splat(part.top)) * unit);
+    return weights;
+  };
+  int64_t page = 0;
+  Vec all{};
+  for (; page + 4 <= count; page += 4) {
+    Vec four[4];
+    for (int i = 0; i < 4; ++i) four[i] = page_sum(page + i);
+    totals_of(four, totals + page);
+    all += (four[0] + four[1]) + (four[2] + four[3]);
   }
+  for (; page < count; ++page) {
+    const Vec one = page_sum(page);
+    totals[page] = total_of(one), all += one;
+  }
+  part.sum = total_of(all);
   return part;
 }
 
@@ -74,7 +119,8 @@ bool sums_by_part(const PageRule& rule) {
 
 // What weigh() and sum_slots() come to then, while products are in the first cache and the next keys on their way: each part is
 // weighed beside a largest product of its own, which is put right at the end. Needs less of the room than they.
-void sum_by_part(const PageScoreArgs& a, const PreparedQueries& q) {
+void sum_by_part(const PageScoreArgs& a, const PreparedQueries& q, const Soon& soon) {
+  Asking asking(soon, column_steps(a));
   const int64_t per_page = a.rule.per_page, together = a.pages < kPagesAtOnce ? a.pages : kPagesAtOnce;
   const int64_t count = (a.pages + kPagesAtOnce - 1) / kPagesAtOnce;
   const Products products{q.room, together * per_page};
@@ -84,7 +130,7 @@ void sum_by_part(const PageScoreArgs& a, const PreparedQueries& q) {
   const float unit = a.scale * 1.44269504f;  // of e^x, as 2^x
   for (int64_t i = 0; i < count; ++i) {
     const Pages pages{i * kPagesAtOnce, i + 1 < count ? (i + 1) * kPagesAtOnce : a.pages};
-    store_slot_products(a, q, pages, room, products);
+    store_slot_products(a, q, pages, room, products, asking);
     for (int64_t h = 0; h < a.heads; ++h)
       parts[h * count + i] = sum_part(products.at + h * products.ld, pages.end - pages.first, per_page, unit, totals + h * a.pages + pages.first);
   }
@@ -162,21 +208,29 @@ void best_pages(const float* scores, int64_t count, int64_t keep, bool first_pag
   largest_keys(keys, count, keep, out);
 }
 
-void run_page_scores(const PageScoreArgs& a, const PreparedQueries& q) {
-  if (a.rule.kind() == Marks::columns) fetch_columns(a, q);
-  if (Weigh(a.rule.weigh) == Weigh::product) {
-    if (a.rule.kind() == Marks::rows) return best_of_rows<float>(a, q);
-    return a.rule.kind() == Marks::halves ? best_of_rows<uint16_t>(a, q) : best_of_columns(a, q);
+void run_page_scores(const PageScoreArgs& a, const PreparedQueries& q, const Soon& soon) {
+  if (a.rule.kind() == Marks::columns && !q.asked) fetch_columns(a, q);
+  const bool by_product = Weigh(a.rule.weigh) == Weigh::product;
+  if (by_product && a.rule.kind() != Marks::codes) {
+    if (a.rule.kind() == Marks::rows) return best_of_rows<float>(a, q, soon);
+    return a.rule.kind() == Marks::halves ? best_of_rows<uint16_t>(a, q, soon) : best_of_columns(a, q, soon);
   }
-  if (sums_by_part(a.rule)) return sum_by_part(a, q);
+  if (sums_by_part(a.rule)) return sum_by_part(a, q, soon);
   const int64_t count = products_of(a), ld = count + kPageScorePad;
   float *products = q.room, *worth = products + a.heads * ld, *room = worth + count + kPageScorePad;
+  const auto of_rows = [&](auto* rows, int64_t stride) {
+    Asking asking(soon, count * ((a.heads + 7) / 8));
+    store_row_products(q.queries, a.heads, q.width, rows, stride, count, products, ld, asking);
+  };
   switch (a.rule.kind()) {
-    case Marks::rows: store_row_products(q.queries, a.heads, q.width, (const float*)a.marks, a.rule.stride, count, products, ld); break;
-    case Marks::halves: store_row_products(q.queries, a.heads, q.width, (const uint16_t*)a.marks, a.rule.stride, count, products, ld); break;
-    case Marks::codes: store_row_products(q.queries, a.heads, q.width, a.given, q.width, count, products, ld); break;
-    default: store_slot_products(a, q, {0, a.pages}, room, {products, ld});
+    case Marks::rows: of_rows((const float*)a.marks, a.rule.stride); break;
+    case Marks::halves: of_rows((const uint16_t*)a.marks, a.rule.stride); break;
+    case Marks::codes: of_rows(a.given, q.width); break;
+    default:
+      Asking asking(soon, column_steps(a));
+      store_slot_products(a, q, {0, a.pages}, room, {products, ld}, asking);
   }
+  if (by_product) return best_of_codes(a, products, ld, worth);
   weigh(a, products, ld, count, worth);
   if (a.rule.kind() == Marks::codes) sum_codes(worth, a);
   else sum_slots(worth, a.pages, a.rule.per_page, a.out);

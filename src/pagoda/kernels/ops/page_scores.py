@@ -49,7 +49,7 @@ class PageRule:
             project  times ``given [H, D, W]``    turn     rotated by ``turn``, W = D
             thin     its ``rank`` channels that are largest over the group, grown by the root of the share of the query
                      that they are; of columns of all channels
-    weigh   product (not of keys or codes), softmax or peak; then heads are summed, or the largest of them counts
+    weigh   product (not of keys), softmax or peak; then heads are summed, or the largest of them counts
     """
 
     marks: Literal["rows", "columns", "codes", "keys", "pairs", "bytes", "halves"] = "rows"
@@ -60,8 +60,8 @@ class PageRule:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what no op does."""
-        if self.weigh == "product" and self.marks in ("keys", "codes"):
-            raise ConfigError(f"pages judged by {self.marks} are weighed by softmax or peak, not by the product")
+        if self.weigh == "product" and self.marks == "keys":
+            raise ConfigError("pages judged by keys are weighed by softmax or peak, not by the product")
         if (self.query == "thin" and self.marks != "columns") or (
             self.marks == "keys" and self.query not in ("plain", "turn")
         ):
@@ -216,6 +216,10 @@ def reference(
     if not pages:
         return q.new_zeros(heads, 0)
     products = q @ vectors.transpose(1, 2)  # [H, G, P * B], or [H, G, C]
+    if rule.weigh == "product" and rule.marks == "codes":
+        assert marks is not None
+        best = products.amax(1).gather(1, marks.flatten(1).long())
+        return best.view(heads, pages, per_page).amax(-1).masked_fill(~there, 0)
     if rule.weigh == "product":
         return products.view(heads, group, pages, per_page).amax((1, 3)).masked_fill(~there, 0)
     if rule.marks != "codes":
@@ -326,6 +330,7 @@ def _cases() -> list[dict[str, object]]:
         {"rule": PageRule("rows", weigh="softmax", sum_heads=True), "pages": 5, "group": 1},
         {"rule": PageRule("codes", weigh="peak"), "pages": 6, "held": (6, 2)},
         {"rule": PageRule("codes", "turn", "peak"), "pages": 3, "size": 8, "group": 9},
+        {"rule": PageRule("codes", **best), "pages": 6, "group": 9, "held": (6, 2)},  # type: ignore[arg-type]
         {"rule": PageRule("keys", **voted), "pages": 37, "held": (37, 16)},  # type: ignore[arg-type]
         {"rule": PageRule("columns", "thin", rank=9, **voted), "pages": 40, "held": (33, 40)},  # type: ignore[arg-type]
         {"rule": PageRule("pairs", weigh="peak", sum_heads=True), "pages": 18},
