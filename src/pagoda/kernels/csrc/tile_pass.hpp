@@ -31,7 +31,7 @@ constexpr int64_t kRing = 4;                    // pairs of tiles that are turne
 //                     …                tile i+1 │ tile i+2          …
 //
 // The hardware reads on from there, from a panel ahead it does not. All products of the 0.5B shape on two cores, either order in turn: 32 tokens 35.0 ms
-// so and 37.1 in order; one token 37.1 in strides and 35.5 so, eight 36.8 and 36.1.
+// so and 38.5 in order (the loop in a program of its own); these kernels: one token 37.1 in strides and 35.5 so, eight 36.8 and 36.1.
 constexpr int64_t kSkipped = 4, kTurnedLead = 2048;
 
 // A pair of panels (or one, at the end) times a group of tokens, over a piece of the inputs.

@@ -21,7 +21,8 @@ class Finch(Scored, Once):
     """Score: attention of the question (the prompt's last ``window`` tokens), each slot's sum divided by the number of
     questions' tokens that could see it (section 3.2).
 
-    Deviations: the document is one chunk, since pages do not have to fit a small cache while it is read; keys keep
+    Deviations: the document is one chunk, since pages do not have to fit a small cache while it is read (every slot
+    before the question is then seen by all of it, so that the choice is snapkv's with such a window); keys keep
     their true positions; where the question begins is a parameter, not a separator token; scores are averaged over
     ``kernel`` neighbours as snapkv's are (the paper has ``kernel=1``: of lantern's recall, which spells numbers in
     digits, that keeps 25 % at a quarter of the KV).
