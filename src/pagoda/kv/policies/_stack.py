@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import ConfigError
 from ...core.types import Granularity
-from ._layers import LossyLayers
 from ._pages import PageSelection
 from ._scored import Once, Scored
 from ._windowed import WindowedCodec
@@ -28,6 +27,7 @@ from .base import (
 
 if TYPE_CHECKING:
     from ._inputs import Inputs
+    from ._layers import LossyLayers
 
 LOOKS = frozenset({Need.QUERIES, Need.RECEIVED, Need.WANTED})
 """What is about the newest queries."""
