@@ -13,6 +13,7 @@ from pagoda.kv.policies._heads import SplitHeads
 from pagoda.kv.policies._scored import Once, Rolling
 
 from .conftest import kv_bytes
+from .interrupted import check_interrupted
 from .kv_policies import LOSSY, spelled
 from .tiny import prompt
 
@@ -101,30 +102,7 @@ def test_preempted_aborted_forked(make_llm, name) -> None:
     kv, rng = spelled(name, 12), random.Random(name)
     lengths = [rng.randint(1, 70), 8 * rng.randint(2, 8), 8 * rng.randint(2, 8) + 1]
     prompts = [prompt(70 + index, length) for index, length in enumerate(lengths)]
-    calm = make_llm(page_size=8)
-    wanted = [output.token_ids for output in calm.generate(prompts, params(kv, 24))]
-    several = SamplingParams(n=3, seed=8, max_tokens=14, ignore_eos=True, kv=kv)
-    answers = [answer.token_ids for answer in calm.generate([PROMPTS[0]], several)[0].outputs]
-    llm = make_llm(page_size=8, max_num_seqs=6)
-    engine, intake = llm._open().engine, llm._intake
-    for index, ids in enumerate(prompts):
-        engine.add(intake.request(str(index), ids, params(kv, 24)))
-    engine.add(intake.request("several", PROMPTS[0], several))
-    engine.add(intake.request("gone", PROMPTS[2], params(kv, 24)))
-    done, steps = {}, 0
-    while engine.has_work:
-        done.update((output.request_id, output) for output in engine.step())
-        steps += 1
-        if steps == 9:
-            engine.abort("gone")
-        if steps in (3, 11, 22):
-            for sequence in list(engine.scheduler.running.values()):
-                engine.scheduler.preempt(sequence)
-    assert [done[str(index)].token_ids for index in range(3)] == wanted
-    assert [answer.token_ids for answer in done["several"].outputs] == answers
-    llm._open().audit()
-    engine.manager.clear_prefix()
-    assert engine.manager.pool.num_used_pages == 0
+    check_interrupted(make_llm, prompts, PROMPTS[0], params(kv, 24))
 
 
 @pytest.mark.parametrize("name", LOSSY)

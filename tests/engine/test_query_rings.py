@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from pagoda import SamplingParams
 from pagoda.kv.view import StepView
 
-from .tiny import prompt
+from .watched import run_watched
 
 KVS = [
     "hashevict(budget=30, every=5)", "scissorhands(budget=40, window=16, every=8)", "exact",
@@ -22,27 +21,16 @@ KVS = [
 
 def run(llm: Any, kvs: list[str]) -> tuple[dict[str, list[int]], list[torch.Tensor], int]:
     """Tokens of each, the rings of all after every step, and how many steps filled them by themselves."""
-    engine = llm._open().engine
-    rings: list[torch.Tensor] = []
-    apply, num_steps = engine._evictor.apply, 0
+    rings, num_steps = list[torch.Tensor](), 0
 
-    def watched(result: Any) -> Any:
+    def look(result: Any) -> None:
         nonlocal num_steps
         num_steps += result.tap is not None and result.tap.in_rings
-        failed = apply(result)
         for piece in result.pieces:
             ring = piece.sequence.policy_state._ring
             rings.append(torch.empty(0) if ring is None else ring.clone())
-            tokens[piece.sequence.group.request.request_id] = piece.sequence.tokens
-        return failed
 
-    tokens: dict[str, list[int]] = {}
-    engine._evictor.apply = watched
-    for index, kv in enumerate(kvs):
-        params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, kv=kv)
-        engine.add(llm._intake.request(str(index), prompt(70 + index, 45 + 9 * index), params))
-    while engine.has_work:
-        engine.step()
+    tokens = run_watched(llm, kvs, look)
     return tokens, rings, num_steps
 
 

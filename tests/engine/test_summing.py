@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from pagoda import SamplingParams
 from pagoda.kv.view import StepView
 
-from .tiny import prompt
+from .watched import run_watched
 
 KVS = [
     "h2o(budget=40, every=8)", "scissorhands(budget=40, window=8, every=8)", "corm(budget=40, window=4, every=8)",
@@ -20,26 +19,15 @@ KVS = [
 
 def run(llm: Any, kvs: list[str]) -> tuple[dict[str, list[int]], list[dict[str, torch.Tensor]], int]:
     """Tokens of each, what all remembered after every step, and how often a step added to it by itself."""
-    engine = llm._open().engine
-    states: list[dict[str, torch.Tensor]] = []
-    apply, num_added = engine._evictor.apply, 0
+    states, num_added = list[dict[str, torch.Tensor]](), 0
 
-    def watched(result: Any) -> Any:
+    def look(result: Any) -> None:
         nonlocal num_added
         num_added += len(result.view.added)
-        failed = apply(result)
         for piece in result.pieces:
             states.append({name: held.clone() for name, held in piece.sequence.policy_state.slots.items()})
-            tokens[piece.sequence.group.request.request_id] = piece.sequence.tokens
-        return failed
 
-    tokens: dict[str, list[int]] = {}
-    engine._evictor.apply = watched
-    for index, kv in enumerate(kvs):
-        params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, kv=kv)
-        engine.add(llm._intake.request(str(index), prompt(70 + index, 45 + 9 * index), params))
-    while engine.has_work:
-        engine.step()
+    tokens = run_watched(llm, kvs, look)
     return tokens, states, num_added
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pagoda import SamplingParams
 from pagoda.core.errors import RequestError
 from pagoda.kv.policies._scored import Once
 
+from .interrupted import check_interrupted
 from .kv_policies import calibrate_at_random, spelled
 from .tiny import make_model, prompt
 
@@ -196,31 +198,7 @@ def test_same_tokens_whatever_happens_around(make_llm, mixed, name) -> None:
 
 @pytest.mark.parametrize("kv", [*(spelled(name, 12) for name in KINDS[:4]), "quest(pages=2)", "snapkv(budget=12)+int4"])
 def test_preempted_aborted_forked(make_llm, mixed, kv) -> None:
-    calm = make_llm(mixed, page_size=8)
-    wanted = [output.token_ids for output in calm.generate(PROMPTS, params(kv, 24))]
-    several = SamplingParams(n=3, seed=8, max_tokens=14, ignore_eos=True, kv=kv)
-    answers = [answer.token_ids for answer in calm.generate([PROMPTS[0]], several)[0].outputs]
-    llm = make_llm(mixed, page_size=8, max_num_seqs=6)
-    engine, intake = llm._open().engine, llm._intake
-    for index, ids in enumerate(PROMPTS):
-        engine.add(intake.request(str(index), ids, params(kv, 24)))
-    engine.add(intake.request("several", PROMPTS[0], several))
-    engine.add(intake.request("gone", PROMPTS[2], params(kv, 24)))
-    done, steps = {}, 0
-    while engine.has_work:
-        done.update((output.request_id, output) for output in engine.step())
-        steps += 1
-        if steps == 9:
-            engine.abort("gone")
-        if steps in (3, 11, 22):
-            for sequence in list(engine.scheduler.running.values()):
-                engine.scheduler.preempt(sequence)
-    assert [done[str(index)].token_ids for index in range(3)] == wanted
-    assert [answer.token_ids for answer in done["several"].outputs] == answers
-    llm._open().audit()
-    for store in engine.stores:
-        store.manager.clear_prefix()
-        assert store.manager.pool.num_used_pages == 0
+    check_interrupted(partial(make_llm, mixed), PROMPTS, PROMPTS[0], params(kv, 24))
 
 
 def test_what_needs_all_layers_is_refused_by_name(make_llm, mixed) -> None:

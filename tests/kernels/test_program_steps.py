@@ -1,5 +1,7 @@
 """Instructions of a program that run as one, against the same ones apart."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -23,6 +25,28 @@ def no_sequences() -> StepArrays:
     )
 
 
+def check_together(
+    make: Make, sizes: tuple[int, int, int], weight: Any, bias: torch.Tensor | None, down: Any, dynamic: bool, isa: str
+) -> None:
+    """A gated layer of ``sizes`` (tokens, hidden, inner) has the bits that it has where a clip that changes nothing
+    keeps its product and its activation apart.
+    """
+    from pagoda.kernels.program import Program
+
+    tokens, hidden, inner = sizes
+    results = []
+    for apart in (False, True):
+        program = Program(torch.bfloat16, [hidden, 2 * inner, inner])
+        program.linear(0, 1, weight, bias, dynamic=dynamic)
+        if apart:
+            program.clip(1, 1e30)
+        program.activation(1, 2, "silu", gated=True)
+        program.linear(2, 0, down, None, dynamic=False)
+        results.append(program.run(make.normal(tokens, hidden), torch.arange(tokens), [], no_sequences(), isa))
+    assert results[0].abs().max() > 0
+    assert torch.equal(*results), sizes
+
+
 @pytest.mark.parametrize("isa", ISAS[-2:])
 @pytest.mark.parametrize(("form", "options"), FORMS, ids=str)
 def test_a_product_that_ends_with_its_activation_has_the_bits_of_both(
@@ -32,24 +56,12 @@ def test_a_product_that_ends_with_its_activation_has_the_bits_of_both(
 
     261 and 270: a few more than the items of 256 (by tiles of AMX) and 264 (by vectors).
     """
-    from pagoda.kernels.program import Program
-
     shapes = ((193, 200, 48), (199, 200, 80), (261, 200, 48), (270, 2300, 16), (530, 72, 64), (30, 200, 48))
     for tokens, hidden, inner in shapes:
         make = Make(torch.bfloat16)
         weight = pack(make.normal(2 * inner, hidden, scale=hidden**-0.5, dtype=torch.float32), form, **options)
         bias, down = make.normal(2 * inner), pack(make.normal(hidden, inner, dtype=torch.float32), "bf16")
-        results = []
-        for apart in (False, True):
-            program = Program(torch.bfloat16, [hidden, 2 * inner, inner])
-            program.linear(0, 1, weight, bias, dynamic=form != "bf16")
-            if apart:
-                program.clip(1, 1e30)
-            program.activation(1, 2, "silu", gated=True)
-            program.linear(2, 0, down, None, dynamic=False)
-            results.append(program.run(make.normal(tokens, hidden), torch.arange(tokens), [], no_sequences(), isa))
-        assert results[0].abs().max() > 0
-        assert torch.equal(*results), (tokens, hidden, inner)
+        check_together(make, (tokens, hidden, inner), weight, bias, down, form != "bf16", isa)
 
 
 @pytest.mark.parametrize("isa", ISAS[-2:])
@@ -59,21 +71,9 @@ def test_few_tokens_pass_through_a_gated_layer_with_the_bits_of_three_steps(
     form: str, dynamic: bool, down_form: str, options: dict[str, object], isa: str
 ) -> None:
     """Whole tiles of columns (32) and not; one and two tiles of tokens, and more than are passed on in tiles."""
-    from pagoda.kernels.program import Program
-
     shapes = ((1, 72, 64), (5, 72, 96), (16, 200, 32), (17, 104, 160), (32, 200, 48), (32, 72, 416), (33, 72, 64))
     for tokens, hidden, inner in shapes:
         make = Make(torch.bfloat16)
         weight = pack(make.normal(2 * inner, hidden, scale=hidden**-0.5, dtype=torch.float32), form)
         down = pack(make.normal(hidden, inner, dtype=torch.float32), down_form, **options)
-        results = []
-        for apart in (False, True):
-            program = Program(torch.bfloat16, [hidden, 2 * inner, inner])
-            program.linear(0, 1, weight, None, dynamic=dynamic)
-            if apart:
-                program.clip(1, 1e30)
-            program.activation(1, 2, "silu", gated=True)
-            program.linear(2, 0, down, None, dynamic=False)
-            results.append(program.run(make.normal(tokens, hidden), torch.arange(tokens), [], no_sequences(), isa))
-        assert results[0].abs().max() > 0
-        assert torch.equal(*results), (tokens, hidden, inner)
+        check_together(make, (tokens, hidden, inner), weight, None, down, dynamic, isa)

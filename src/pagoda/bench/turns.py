@@ -61,7 +61,8 @@ def in_turns(
         else:
             ours, theirs = first(), second()
         use = watch.read()
-        mine = (use.foreign + use.steal) * (clock() - before) <= FOREIGN * (clock() - before) + TICKS
+        took = clock() - before
+        mine = (use.foreign + use.steal) * took <= FOREIGN * took + TICKS
         (quiet if mine else disturbed).append((ours, theirs))
     alone = len(quiet) >= FEWEST
     rounds = quiet if alone else quiet + disturbed

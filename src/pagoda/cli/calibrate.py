@@ -76,7 +76,10 @@ def _every(model: str, length: int, text: Path | None, force: bool, json: bool) 
             path, notes = _kv(name, model, length, text, force)
         except (ConfigError, RequestError) as error:
             left_out.append(str(error))
-            emit_json({"method": name, "left_out": str(error)}) if json else print(f"left out: {error}")
+            if json:
+                emit_json({"method": name, "left_out": str(error)})
+            else:
+                print(f"left out: {error}")
             continue
         _say(name, path, notes, time.perf_counter() - started, json)
     if len(left_out) == len(CALIBRATORS.names()):

@@ -16,7 +16,7 @@ from ..kv.choices import Choice
 from ..kv.offload.storage import TierError
 from ..kv.storage import PageStorage
 from ..kv.table import PageTable
-from ..kv.view import Residual
+from ..kv.watching import Residual
 from .selection import PageChooser
 from .selection_notes import PageNoter, full_pages
 from .sequence import Sequence

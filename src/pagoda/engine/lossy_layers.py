@@ -64,12 +64,11 @@ def lossy_layers(windows: Sequence[int], longest: int) -> LossyLayers | None:
 
 def _why_not_some(policy: PolicyStack) -> str:
     """Why a policy needs all layers; "" where it does not."""
-    asked = policy.eviction or policy.selection
     for one in (policy.eviction, policy.selection):
         if one is not None and Need.CALIBRATION in one.needs:
             name = policy.names[0] if one is policy.eviction else policy.chooses_by
             return f"{name} is calibrated to all layers together"
-    if asked is policy.eviction and policy.windowed is not None:
+    if policy.eviction is not None and policy.windowed is not None:
         return f"{policy.windowed.method} encodes pages that hold the same tokens in all layers"
     return ""
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..kernels.ops import add_sums
 from ..kernels.ops.add_sums import Targets
-from ..kv.view import Received
+from ..kv.watching import Received
 from .runner import Piece, StepResult, hidden_wanted
 
 

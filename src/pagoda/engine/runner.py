@@ -18,7 +18,8 @@ from ..kv.offload.view import OffloadView
 from ..kv.policies._windowed import WindowedCodec
 from ..kv.policies.base import Need
 from ..kv.stores import Store, Stores
-from ..kv.view import Residual, StepView, StepViews
+from ..kv.view import StepView, StepViews
+from ..kv.watching import Residual
 from ..kv.window_view import WindowView
 from ..models.spec import AttentionSpec
 from ..schedule.item import Plan
@@ -114,7 +115,7 @@ class QueryTap:
         self.scale, self.soft_cap = float(scale), float(soft_cap)
 
     def rings(self) -> QueryRings:
-        """As `kv.view.Tap`: of a model whose layers run as one program, which scales all its queries alike."""
+        """As `kv.watching.Tap`: of a model whose layers run as one program, which scales all its queries alike."""
         attn, num_heads = self._model.spec.blocks[-1].attn, self._model.shape.num_q_heads
         assert isinstance(attn, AttentionSpec)
         self.scale, self.soft_cap, self.in_rings = attn.scale, attn.soft_cap, True

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..kernels.step import StepArrays
 from .offload.view import OffloadView
-from .view import Received, StepView
+from .view import StepView
+from .watching import Received
 from .window_view import WindowView
 
 

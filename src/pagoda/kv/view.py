@@ -8,12 +8,11 @@ Sizes: S sequences, T tokens of the step, L layers, H kv-heads, R rows of one la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from operator import is_
 from types import MappingProxyType
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,68 +20,13 @@ from torch import Tensor
 
 from ..kernels.layout import PageLayout
 from ..kernels.ops import LayerTable, kv_write, paged_attention
-from ..kernels.ops.add_sums import Target
-from ..kernels.step import QueryRings, SlotSums, StepArrays
+from ..kernels.step import SlotSums, StepArrays
 from .choices import Choices, Chooser
 from .scratch import scratch_table
 from .step_index import StepIndex
 from .storage import PageStorage
 from .table import PageTable
-
-
-class Receiver(Protocol):
-    """Where a sequence remembers what its slots receive: room for ``num_slots`` of every head, and for ``counts`` where
-    they are asked for.
-    """
-
-    @property
-    def counts_up(self) -> bool: ...
-
-    def receives(self, num_slots: int, device: torch.device) -> Target: ...
-
-    def counts(self, num_slots: int, device: torch.device) -> Target: ...
-
-
-class Tap(Protocol):
-    """Who wants to know the step's queries."""
-
-    def __call__(self, layer: int, q: Tensor, options: Mapping[str, object]) -> None:
-        """q ``[T, Hq, Dk]`` of one layer."""
-
-    def rings(self) -> QueryRings:
-        """Where queries of the step's sequences go while it runs: then it is not called."""
-
-
-class Noter(Protocol):
-    """Notes pages of a prompt, which a `Chooser` will want to know, while their keys are in memory."""
-
-    def first(self, layer: int, heads: slice) -> int:
-        """The first page of these heads that is not noted."""
-
-    def note(self, layer: int, heads: slice, first: int, keys: Tensor) -> None:
-        """keys float32 ``[h, n, page_size, k_dim]``: of the full pages ``first`` … of these heads."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """What slots received in one step: of the batch's sequences ``members``, whose heads hold ``num_slots`` at most.
-
-    sums    float32 [L, S, H, N]  attention, over the step's queries and the heads of the group; 0 beyond a head
-    counts  float32 [L, S, H, N]  how many of those gave the slot at least their mean; or None
-    """
-
-    members: list[int]
-    num_slots: list[int]
-    sums: Tensor
-    counts: Tensor | None
-
-    def of(self, layer: int) -> tuple[Tensor, Tensor | None]:
-        """One layer's sums and counts, to be written."""
-        return self.sums[layer], None if self.counts is None else self.counts[layer]
-
-
-Residual = Callable[[Tensor, int], "tuple[Tensor, Tensor] | None"]
-"""(queries [Hq, Dk] of one token, layer) -> what evicted slots answer; see ``Eviction.residual``."""
+from .watching import Received, Receiver, Residual, Tap
 
 
 class StepView:
@@ -155,7 +99,7 @@ class StepView:
         assert not self._watched & set(self._choosers), "probability sums of pages that were not read"
         if tap is not None or self._watched or self._residuals:
             self._arrays = None
-            self.__dict__.pop("_parts", None), self.__dict__.pop("_alone", None)
+            self._divide_anew()
 
     failures: Mapping[int, str] = MappingProxyType({})
     """Sequences that lost KV: none here (see `offload.view`)."""
@@ -196,9 +140,14 @@ class StepView:
         _check(tables, self._index.q_lens)
         if self._index.writes is not self._writes or not self._on_cpu:
             self._take_writes()
-        self.__dict__.pop("_parts", None), self.__dict__.pop("_alone", None)
+        self._divide_anew()
         self.watch()
         return True
+
+    def _divide_anew(self) -> None:
+        """Who is attended together is found again, where that is asked for."""
+        for name in ("_parts", "_alone"):
+            self.__dict__.pop(name, None)
 
     def _take_writes(self) -> None:
         self._writes = self._index.writes

@@ -26,7 +26,7 @@ from .raw_tail import RawTail, page_ids
 from .scratch import scratch_table
 from .storage import PageStorage
 from .table import PageTable
-from .view import Received
+from .watching import Received
 
 SCRATCH_BYTES = 2 << 20  # what stays in the second-level cache between decoding and attention
 

@@ -21,7 +21,6 @@ constexpr int64_t kLogits = 512;               // of a token at a time, where on
 constexpr int64_t kItemBytes = 512 << 10;      // weights of one item, where several matrices are one job
 constexpr int64_t kTiledItemTokens = 256, kTiledItemPanels = 32;  // where they are multiplied as tiles: the next block is fetched within an item
 constexpr int64_t kGatedTokens = 192;          // sixteen tiles: fewer tokens fetch panels ahead
-constexpr int64_t kTileColumns = 32;           // of bfloat16 in a tile's row, and the most tokens that are passed on in tiles
 constexpr int64_t kBlock = 4;                  // panels that slices are cut by: the widest tile
 
 // One buffer a thread that calls, kept: a step's products follow one another.

@@ -19,6 +19,7 @@
 namespace pagoda {
 
 constexpr int64_t kPanel = 16;  // rows
+constexpr int64_t kTileColumns = 32;  // of bfloat16 in a row of a tile, and the most tokens that are passed on in tiles (passes_tiles)
 
 enum class Format : int32_t { fp32 = 0, bf16, int8, int4, ternary, int5, fp16, fp8, nf4, int3, int2, dgq, bitstack };
 

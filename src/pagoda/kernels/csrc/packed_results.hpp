@@ -136,7 +136,7 @@ void finish_wide_pair(const LinearSlice& s, int64_t first, int64_t end, int64_t 
 template <bool kIntegers>
 void finish_gated(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
   const int64_t row = panel * kPanel, stride = s.out_stride, half = s.rows();
-  uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + (s.out_tile ? row / 32 * s.out_tile + row % 32 : row);
+  uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + (s.out_tile ? row / kTileColumns * s.out_tile + row % kTileColumns : row);
   const TwoPanels<kIntegers> results(s, row, half);
   for (int64_t t = first; t < end; ++t, sums += sum_stride, out += stride) {
     const Vec gate = between<uint16_t>(results.of(sums, 0, t)), up = between<uint16_t>(results.of(sums, 1, t));

@@ -94,7 +94,7 @@ struct Bytes {
 };
 
 // What a score reads is asked for while the one before is made: a choice of 400 tokens looks at 100 to 400 lines that a step of a large
-// model has pushed out of the caches, and waited for them twice as long as it multiplied.
+// model has pushed out of the caches (a choice by sparq takes 2.9 us out of the second cache, out of memory 6.6, 5.4 asked for).
 struct Soon {
   const Bytes* parts = nullptr;
   int64_t count = 0, lines = 0;

@@ -35,7 +35,7 @@ from .tier_file import Failures
 
 if TYPE_CHECKING:
     from ..choices import Chooser
-    from ..view import Noter, Received
+    from ..watching import Noter, Received
 
 
 NOTED_PAGES = 16
