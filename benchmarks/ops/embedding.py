@@ -10,8 +10,8 @@ from torch.nn import functional
 from pagoda.weights.filling import pack_matrix
 from pagoda.weights.quantization import parse_format
 
-from .frame import Measured
-from .timing import in_turn
+from .frame import Measured, plain
+from .timing import REFERENCE, in_turn
 
 TOKENS, ROUNDS = (1, 32, 1024), 15
 
@@ -25,8 +25,11 @@ def rows(shape: tuple[int, int], formats: list[str], clock: str = "wall") -> Ite
         for tokens in TOKENS:
             ids = torch.randint(vocab, (ROUNDS + 2, tokens))
             ways = {
-                "pagoda": lambda number, ids=ids, packed=packed: packed.rows(ids[number]),
-                "torch": lambda number, ids=ids: functional.embedding(ids[number], table),
+                "pagoda": lambda number, ids=ids, packed=packed: packed.rows(ids[number % len(ids)]),
+                "torch": lambda number, ids=ids: functional.embedding(ids[number % len(ids)], table),
+                REFERENCE: lambda number, ids=ids, matrix=packed.packed: plain("packed_embedding")(
+                    ids[number % len(ids)], matrix, torch.bfloat16
+                ),
             }
             moved = tokens * (packed.nbytes // vocab + 2 * width)
-            yield Measured({"format": format, "tokens": tokens}, in_turn(ways, ROUNDS, 2, clock), moved)
+            yield Measured({"format": format, "tokens": tokens}, in_turn(ways, ROUNDS, clock), moved)

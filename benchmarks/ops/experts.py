@@ -11,8 +11,8 @@ from pagoda.weights.filling import pack_matrix
 from pagoda.weights.packed import PanelMatrix
 from pagoda.weights.quantization import parse_format
 
-from .frame import Measured
-from .timing import in_turn
+from .frame import Measured, plain
+from .timing import REFERENCE, in_turn
 
 NUM_EXPERTS, TOP, TOKENS, ROUNDS = 32, 4, (1, 8, 64, 512), 9
 
@@ -37,8 +37,11 @@ def rows(shape: tuple[int, int], formats: list[str], clock: str = "wall") -> Ite
                 "torch": lambda number, x=x, counts=counts: torch.cat(
                     [part @ w.t() for part, w in zip(x.split(counts), dense, strict=True) if len(part)]
                 ),
+                REFERENCE: lambda number, x=x, counts=counts, m=matrices, dynamic=first.dynamic: plain(
+                    "grouped_linear"
+                )(x, counts, m, dynamic=dynamic),
             }
             read = sum(count > 0 for count in counts) * first.nbytes
             moved, ops = read + x.nbytes + x.nbytes // inputs * outputs, 2 * len(x) * outputs * inputs
             rate = "int8" if first.dynamic else "bf16"
-            yield Measured({"format": format, "tokens": tokens}, in_turn(ways, ROUNDS, 2, clock), moved, ops, rate)
+            yield Measured({"format": format, "tokens": tokens}, in_turn(ways, ROUNDS, clock), moved, ops, rate)

@@ -7,14 +7,19 @@ lies in a cache (a few tokens' rows) may beat that limit, which is memory's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from pagoda.kernels.dispatch import OPS
+
+from ..probe import NoProbeError, Prober
+from .results import Line, Taken
 from .timing import CLOCKS, Times
 
-READ_BYTES, GEMM_SIZE, LOOKS = 512 << 20, 2048, 5
+READ_BYTES, GEMM_SIZE, LOOKS = 512 << 20, 2048, 9
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,11 @@ class Limits:
 
     @classmethod
     def measure(cls, clock: str) -> Limits:
-        words = torch.ones(READ_BYTES // 8, dtype=torch.int64)
         size = (GEMM_SIZE, GEMM_SIZE)
         half, byte, whole = (torch.ones(size, dtype=dtype) for dtype in (torch.bfloat16, torch.int8, torch.float32))
         ops = 2 * GEMM_SIZE**3
         return cls(
-            READ_BYTES / _least(lambda: words.sum(), clock),
+            _read(clock),
             ops / _least(lambda: half @ half, clock),
             ops / _least(lambda: torch._int_mm(byte, byte), clock),
             ops / _least(lambda: whole @ whole, clock),
@@ -44,6 +48,18 @@ class Limits:
         return f"limits: {self.read / 1e9:.1f} GB/s read, {rates}"
 
 
+def _read(clock: str) -> float:
+    """By the probe of benchmarks.probe, which reads half as much again as torch's sum does (31 and 22 GB/s)."""
+    words = torch.ones(READ_BYTES // 8, dtype=torch.int64)
+    by_torch = READ_BYTES / _least(lambda: words.sum(), clock)
+    if clock == "cpu":
+        return by_torch
+    try:
+        return max(by_torch, Prober(torch.get_num_threads())().read_gb_s * 1e9)
+    except NoProbeError:
+        return by_torch
+
+
 def _least(way: Callable[[], object], clock: str) -> float:
     now, found = CLOCKS[clock], []
     for _ in range(LOOKS):
@@ -51,6 +67,11 @@ def _least(way: Callable[[], object], clock: str) -> float:
         way()
         found.append(now() - started)
     return min(found)
+
+
+def plain(op: str) -> Callable[..., Any]:
+    """The reference of an op, which defines it."""
+    return OPS[op].reference
 
 
 @dataclass(frozen=True)
@@ -65,31 +86,13 @@ class Measured:
     num_ops: int = 0
     rate: str = "bf16"
 
-    def share_of(self, limits: Limits) -> float:
-        """1: no machine like this could be faster."""
-        least = max(self.num_bytes / limits.read, self.num_ops / getattr(limits, self.rate))
-        return least / self.times["pagoda"].usual
+    def least(self, limits: Limits) -> float:
+        """Seconds: no machine like this could be faster."""
+        return max(self.num_bytes / limits.read, self.num_ops / getattr(limits, self.rate))
 
 
-def show(title: str, lines: Iterable[Measured], limits: Limits) -> list[dict[str, object]]:
-    """Prints a table, line by line as they come; returns the same for ``--json``."""
-    found: list[dict[str, object]] = []
-    print(f"{title}\n")
-    for line in lines:
-        ours, others = line.times["pagoda"].usual, [name for name in line.times if name != "pagoda"]
-        if not found:
-            heads = [*line.about, "pagoda, us", *(f"{name}, us | {name} / pagoda" for name in others)]
-            print(f"| {' | '.join([*heads, 'GB/s', 'Gop/s', 'share of limit'])} |")
-            print(f"| {' | '.join(['---:'] * (len(line.about) + 4 + 2 * len(others)))} |")
-        cells = [*map(str, line.about.values()), str(line.times["pagoda"])]
-        cells += [f"{line.times[name]} | {line.times[name].usual / ours:.2f}" for name in others]
-        rates = line.num_bytes / ours / 1e9, line.num_ops / ours / 1e9
-        print(f"| {' | '.join([*cells, f'{rates[0]:.1f}', f'{rates[1]:.0f}' if rates[1] else '-'])} ", end="")
-        print(f"| {line.share_of(limits):.2f} |", flush=True)
-        seconds = {name: {"median": one.usual, "least": one.least} for name, one in line.times.items()}
-        found.append(
-            {"table": title, **line.about, "seconds": seconds, "bytes": line.num_bytes, "ops": line.num_ops,
-             "share": line.share_of(limits)}
-        )  # fmt: skip
-    print()
-    return found
+def lines(op: str, table: str, measured: Iterable[Measured], limits: Limits) -> Iterator[Line]:
+    """What is printed and kept of a table, line by line as they come."""
+    for one in measured:
+        ways = {name: Taken(t.usual, t.least, t.spread, len(t.seconds)) for name, t in one.times.items()}
+        yield Line(op, table, one.about, ways, one.num_bytes, one.num_ops, one.least(limits))

@@ -15,8 +15,8 @@ from pagoda.kernels.memory import empty_bytes
 from pagoda.kernels.ops import kv_write, rotary
 from pagoda.kv.codecs.base import CODECS
 
-from .frame import Measured
-from .timing import in_turn
+from .frame import Measured, plain
+from .timing import REFERENCE, in_turn
 
 PAGE_SIZE, TOKENS, ROUNDS = 16, (1, 32, 1024), 15
 POOL_BYTES = 64 << 20
@@ -31,13 +31,14 @@ def rows(heads: tuple[int, int], dim: int, clock: str = "wall") -> Iterator[Meas
         ways: dict[str, Callable[[int], object]] = {
             "pagoda": lambda number, a=(q, k, cos, sin): rotary(*a),
             "torch": lambda number, a=(q, k, cos, sin): (_turned(a[0], *a[2:]), _turned(a[1], *a[2:])),
+            REFERENCE: lambda number, a=(q, k, cos, sin): plain("rotary")(*a),
         }
         moved = 2 * (q.nbytes + k.nbytes) + cos.nbytes + sin.nbytes
-        yield Measured({"op": "rotary", "tokens": tokens}, in_turn(ways, ROUNDS, 2, clock), moved)
+        yield Measured({"op": "rotary", "tokens": tokens}, in_turn(ways, ROUNDS, clock), moved)
         for format in FORMATS:
             ways, written = _writes(k, v, format)
             about = {"op": f"KV write, {format}", "tokens": tokens}
-            yield Measured(about, in_turn(ways, ROUNDS, 2, clock), k.nbytes + v.nbytes + written)
+            yield Measured(about, in_turn(ways, ROUNDS, clock), k.nbytes + v.nbytes + written)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -59,9 +60,10 @@ def _writes(k: Tensor, v: Tensor, format: str) -> tuple[dict[str, Callable[[int]
     ways: dict[str, Callable[[int], object]] = {"pagoda": lambda number: kv_write(k, v, pages, layout, ids, slots)}
     places, both = (ids.long() * PAGE_SIZE + slots).flatten(), torch.empty(2, len(pages) * PAGE_SIZE, dim).bfloat16()
 
-    def plain(number: int) -> None:
+    def copied(number: int) -> None:
         both[0].index_copy_(0, places, k.flatten(0, 1))
         both[1].index_copy_(0, places, v.flatten(0, 1))
 
-    ways["torch"] = plain
+    ways["torch"] = copied
+    ways[REFERENCE] = lambda number: plain("kv_write")(k, v, pages, layout, ids, slots)
     return ways, tokens * heads * layout.page_bytes // PAGE_SIZE

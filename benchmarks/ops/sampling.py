@@ -12,8 +12,8 @@ from pagoda.kernels.ops import greedy
 from pagoda.sampling.chain import choose
 from pagoda.sampling.state import SampleState
 
-from .frame import Measured
-from .timing import in_turn
+from .frame import Measured, plain
+from .timing import REFERENCE, in_turn
 
 SEQUENCES, ROUNDS, K = (1, 8, 32), 9, 50
 
@@ -27,13 +27,14 @@ def rows(vocab: int, clock: str = "wall") -> Iterator[Measured]:
         best = {
             "pagoda": lambda number, x=logits: greedy(x[number % 4]).tolist(),
             "torch": lambda number, x=logits: x[number % 4].argmax(-1).tolist(),
+            REFERENCE: lambda number, x=logits: plain("greedy")(x[number % 4]).tolist(),
         }
         drawn = {
             "pagoda": lambda number, x=logits, states=states: choose(x[number % 4], states),
             "torch": lambda number, x=logits: _drawn(x[number % 4]),
         }
         for what, ways in (("greedy", best), (f"top_k={K}", drawn)):
-            yield Measured({"op": what, "sequences": num}, in_turn(ways, ROUNDS, 2, clock), logits[0].nbytes)
+            yield Measured({"op": what, "sequences": num}, in_turn(ways, ROUNDS, clock), logits[0].nbytes)
 
 
 def _drawn(logits: Tensor) -> list[int]:

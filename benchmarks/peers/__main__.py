@@ -18,7 +18,10 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ..machine import describe
+from ..page import insert
 from ..probe import NoProbeError
+from ..without_amx import restart_without_amx
 from . import engines
 from .checkpoints import ROOT
 from .settings import SETTINGS, WEIGHTS
@@ -60,6 +63,10 @@ def parser() -> argparse.ArgumentParser:
         "--clock", choices=("wall", "cpu"), default="wall",
         help="cpu: rates by processor time, for --threads 1 on a shared machine; give it an --out of its own",
     )  # fmt: skip
+    run.add_argument(
+        "--without-amx", action="store_true",
+        help="let the system refuse AMX tiles to every engine; give it an --out of its own",
+    )  # fmt: skip
     run.add_argument("--minutes", type=float, default=600, help="stop starting cells after that")
     run.add_argument("--slice-seconds", type=float, default=100, help="longest stay behind --measure-gate at once")
     run.add_argument("--load-seconds", type=float, default=300, help="an engine that takes longer to load is left out")
@@ -78,6 +85,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.without_amx:
+        restart_without_amx("benchmarks.peers")
     from pagoda.budget import MachineProbe
 
     from .driver import Driver, Options
@@ -107,6 +116,7 @@ def run(args: argparse.Namespace) -> None:
         pythons, makers, args.models, args.out, args.threads or MachineProbe().cpus(), rounds=args.rounds,
         load_s=args.load_seconds, slice_s=args.slice_seconds, total_s=60 * args.minutes,
         measure_gate=args.measure_gate, load_gate=args.load_gate, clock=args.clock,
+        masked=tuple(describe().get("masked", ())),
     )  # fmt: skip
     if args.again:
         Store(args.out).set_aside(lambda made: made.engine in args.again and made.cell in cells)
@@ -129,9 +139,8 @@ def cells_by_group(cells: list[tuple[str, str, str]]) -> dict[tuple[str, str], l
 
 
 def report(args: argparse.Namespace) -> None:
-    from .machine import describe
     from .plots import draw
-    from .report import insert, markdown, short
+    from .report import markdown, short
     from .store import Store
     from .summary import read_all, summarise
 
@@ -139,8 +148,8 @@ def report(args: argparse.Namespace) -> None:
         measured = summarise(Store(args.out), describe())
         measured.save(args.results / f"{measured.name}.json")
     summaries = read_all(args.results)
-    insert(args.page, markdown(summaries))
-    insert(args.readme, short(summaries[0]))
+    insert(args.page, markdown(summaries), "peers")
+    insert(args.readme, short(summaries[0]), "peers")
     for summary in summaries:
         for path in draw(summary, args.page.parent / "img"):
             print(path)

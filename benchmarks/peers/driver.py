@@ -26,7 +26,7 @@ class Options:
 
     pythons: engine -> interpreter that has it. converters: checkpoint form -> interpreter with its tools.
     measure_gate, load_gate: see gate.py. reserve_bytes: memory that must stay available on the machine.
-    clock: see trace.py.
+    clock: see trace.py. masked: see store.py.
     """
 
     pythons: dict[str, str]
@@ -43,6 +43,7 @@ class Options:
     measure_gate: str = ""
     load_gate: str = ""
     clock: str = "wall"
+    masked: tuple[str, ...] = ()
 
 
 @dataclass
@@ -193,6 +194,7 @@ class Driver:
             _now(),
             info=client.info,
             clock=self._options.clock,
+            masked=list(self._options.masked),
         )
         attempt = sum(r.cell == base.cell and r.engine == name for r in self._store)
         try:

@@ -1,4 +1,4 @@
-"""What /proc says: how much memory a worker took, what machine this is."""
+"""What /proc says of a worker's memory; another process that keeps a core busy."""
 
 from __future__ import annotations
 
@@ -19,23 +19,6 @@ def peak_rss_bytes(pid: int) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def describe() -> dict[str, object]:
-    """Processor, cores, memory and the flags that matter to a kernel."""
-    from pagoda.budget import MachineProbe
-
-    probe = MachineProbe()
-    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile")
-    fields = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
-    read = {key.strip(): value.strip() for key, value in fields.items()}
-    return {
-        "cpu": probe.cpu_model(),
-        "cpu_family_model": f"{read.get('cpu family', '?')}/{read.get('model', '?')}",
-        "cores": probe.cpus(),
-        "memory_gib": round(probe.mem_total() / 2**30),
-        "flags": [flag for flag in wanted if flag in probe.cpu_flags()],
-    }
 
 
 @contextmanager

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
+from ..machine import in_words, strongest
 from .settings import COLUMNS, WEIGHTS
 from .shapes import SHAPES
 from .summary import OURS, OURS_TOO, Figure, Summary
 
-BEGIN, END = "<!-- peers: begin (python -m benchmarks.peers report writes this part) -->", "<!-- peers: end -->"
 TITLES = {
     "qwen05b": "Qwen2.5-0.5B's shape",
     "llama1b": "Llama-3.2-1B's shape",
     "stories15m": "the 15M stories model's shape",
 }
-
-UNITS = {"amx_tile": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}  # the best first
 
 
 def markdown(summaries: Iterable[Summary]) -> str:
@@ -25,7 +22,7 @@ def markdown(summaries: Iterable[Summary]) -> str:
 
 
 def _of_machine(summary: Summary) -> str:
-    lines = [f"### {summary.machine['cpu']}, {_strongest(summary)}", "", _where(summary), ""]
+    lines = [f"### {summary.machine['cpu']}, {strongest(summary.machine)}", "", _where(summary), ""]
     for shape in SHAPES:
         figures = [figure for figure in summary.figures if figure.shape == shape]
         if figures:
@@ -39,12 +36,6 @@ def _of_machine(summary: Summary) -> str:
     if summary.absent:
         lines += ["Not measured:", "", *(f"- {cell}: {why}" for cell, why in sorted(summary.absent.items())), ""]
     return "\n".join(lines)
-
-
-def _strongest(summary: Summary) -> str:
-    """What multiplies fastest there, in words."""
-    flags = summary.machine["flags"]
-    return next((words for flag, words in UNITS.items() if flag in flags), "no AVX2")
 
 
 def short(summary: Summary, shape: str = "qwen05b") -> str:
@@ -80,23 +71,12 @@ def _number(rate: float) -> str:
     return f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}"
 
 
-def insert(page: Path, text: str) -> None:
-    """Replaces what stands between the markers. Raises ValueError if the page has none."""
-    old = page.read_text(encoding="utf-8")
-    head, begin, rest = old.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page} has no lines {BEGIN!r} and {END!r}; put them where the tables belong")
-    page.write_text(f"{head}{BEGIN}\n{text}{END}{tail}", encoding="utf-8")
-
-
 def _where(summary: Summary) -> str:
-    machine, reads = summary.machine, sorted(figure.read_gb_s for figure in summary.figures)
+    reads = sorted(figure.read_gb_s for figure in summary.figures)
     trips = sorted(figure.round_trip_ns for figure in summary.figures)
     versions = ", ".join(f"{engine} {version}" for engine, version in sorted(summary.versions.items()))
     return (
-        f"{machine['cpu']} (family/model {machine['cpu_family_model']}), {machine['cores']} cores, "
-        f"{machine['memory_gib']} GiB, {', '.join(machine['flags'])}; {summary.first[:10]} to {summary.last[:10]}. "
+        f"{in_words(summary.machine)}; {summary.first[:10]} to {summary.last[:10]}. "
         f"Read bandwidth while measuring {reads[0]:.0f} to {reads[-1]:.0f} GB/s, cache-line round trip "
         f"{trips[0]:.0f} to {trips[-1]:.0f} ns. {versions}."
     )

@@ -13,7 +13,9 @@ FOREIGN_MAX = 0.15  # cores; above that a repetition was not alone
 
 @dataclass(frozen=True)
 class Repetition:
-    """One engine, one setting, once. ``before``/``after`` are ``Probe`` values; rates are tokens/s by metric."""
+    """One engine, one setting, once. ``before``/``after`` are ``Probe`` values; rates are tokens/s by metric;
+    ``masked``: flags of the processor that no engine could use.
+    """
 
     shape: str
     weights: str
@@ -32,6 +34,7 @@ class Repetition:
     info: dict[str, Any] = field(default_factory=dict)
     failure: str | None = None
     clock: str = "wall"
+    masked: list[str] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:

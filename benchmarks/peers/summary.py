@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..machine import name_of, without
 from ..probe import Probe
 from . import engines
 from .roofline import decode_seconds, prefill_seconds
@@ -63,8 +63,7 @@ class Summary:
     @property
     def name(self) -> str:
         """The machine's, for files: ``amd-epyc-25-17``."""
-        words = f"{self.machine['cpu']} {self.machine['cpu_family_model']}".lower()
-        return "-".join(re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)|processor", " ", words)))
+        return name_of(self.machine)
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,11 +85,16 @@ def read_all(folder: Path) -> list[Summary]:
 
 
 def summarise(repetitions: Iterable[Repetition], machine: dict[str, Any]) -> Summary:
-    """Raises ValueError when there is no clean repetition."""
+    """Raises ValueError when there is no clean repetition, or some were made with flags masked that others used."""
     everything = list(repetitions)
     clean = [repetition for repetition in everything if repetition.clean]
     if not clean:
         raise ValueError("no clean repetition to report; run some first")
+    masks = sorted({tuple(repetition.masked) for repetition in clean})
+    if len(masks) > 1:
+        raise ValueError(
+            f"repetitions with {masks} masked are no one table; give runs with a mask an --out of their own"
+        )
     times = sorted(repetition.at for repetition in clean)
     versions = {repetition.engine: str(repetition.info.get("version")) for repetition in clean}
     absent = {  # why, less where its log lies
@@ -98,6 +102,7 @@ def summarise(repetitions: Iterable[Repetition], machine: dict[str, Any]) -> Sum
         for repetition in everything
         if repetition.failure
     }
+    machine = without(machine, list(masks[0]))
     return Summary(machine, times[0], times[-1], versions, list(_figures(clean)), absent)
 
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from benchmarks.machine import describe
 from benchmarks.peers import shapes
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.driver import Driver, Options
-from benchmarks.peers.machine import describe
 from benchmarks.peers.report import markdown
 from benchmarks.peers.shapes import Shape
 from benchmarks.peers.store import Store

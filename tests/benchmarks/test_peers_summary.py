@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from benchmarks.page import insert, marks
 from benchmarks.peers.engines import names
-from benchmarks.peers.report import BEGIN, END, insert, markdown, short
+from benchmarks.peers.report import markdown, short
 from benchmarks.peers.roofline import decode_seconds, prefill_seconds
 from benchmarks.peers.settings import SETTINGS
 from benchmarks.peers.shapes import SHAPES
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 MACHINE = {"cpu": "A", "cpu_family_model": "1/2", "cores": 2, "memory_gib": 8, "flags": ["avx2"]}
 PROBE = [40.0, 50.0, 400.0, 800.0]
 QWEN = SHAPES["qwen05b"]
+BEGIN, END = marks("peers")
 
 
 def repetition(engine: str, number: int, rate: float, weights: str = "bf16", **fields: object) -> Repetition:
@@ -83,6 +85,15 @@ def _ratio(everything: list[Repetition]) -> float | None:
     return next(figure.ratio for figure in summarise(everything, MACHINE).figures if figure.engine == "vllm")
 
 
+def test_masked_flags_make_another_machine() -> None:
+    machine = MACHINE | {"flags": ["avx512_bf16", "amx_tile"]}
+    masked = summarise([repetition("pagoda", 0, 20, masked=["amx_tile"])], machine)
+    assert masked.name == "a-1-2-without-amx-tile"
+    assert "### A, AVX-512 BF16, AMX masked" in markdown([masked])
+    with pytest.raises(ValueError, match="no one table"):
+        summarise([repetition("pagoda", 0, 20, masked=["amx_tile"]), repetition("pagoda", 1, 20)], machine)
+
+
 def test_nothing_clean_is_an_error() -> None:
     with pytest.raises(ValueError, match="no clean repetition"):
         summarise([repetition("vllm", 0, 1.0, foreign_cores=1.0)], MACHINE)
@@ -106,11 +117,11 @@ def test_the_words_name_losses_and_what_is_missing(tmp_path: Path) -> None:
 def test_insert_keeps_the_rest_of_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    insert(page, "new\n")
+    insert(page, "new\n", "peers")
     assert page.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
     page.write_text("none")
     with pytest.raises(ValueError, match="has no lines"):
-        insert(page, "new\n")
+        insert(page, "new\n", "peers")
 
 
 def test_the_page_shows_the_committed_figures(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ...without_amx import tiles_refused
 from ..trace import Trace
 from ..worker import Job, SharesByCache
 
@@ -24,6 +25,10 @@ class Engine(SharesByCache):
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
         }
+        if tiles_refused():  # vLLM asks torch what the processor has, not what the system gives
+            import torch
+
+            torch.cpu._is_amx_tile_supported = lambda: False
         from vllm import LLM
 
         self._llm = LLM(
