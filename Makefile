@@ -13,7 +13,7 @@ TORCH_FREE = $(wildcard src/pagoda/core src/pagoda/budget src/pagoda/schedule sr
 	$(foreach f,pages table prefix audit manager room live evictions compaction stats,src/pagoda/kv/$(f).py) \
 	src/pagoda/sampling/params.py src/pagoda/sampling/scratch.py src/pagoda/models/shape.py)
 
-.PHONY: run test test-gpu slow venv lint format types map sanitize cov ci clean help prices speeds
+.PHONY: run test test-gpu slow venv lint format types map sanitize cov ci clean help prices price tables documented speeds
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -88,14 +88,29 @@ TEXT := $(DATA)/text/tinystories_valid_word_sample.txt.gz
 # Copies of the small models, which are calibrated in a minute or two each; lantern ships calibrated.
 SMALL := $(addprefix build/models/,stories260K bitnet-stories-3M)
 PRICE := $(BIN)/pagoda bench kv --docs docs/kv-policies.md
+METHODS := --methods docs/kv-methods.md
 
 prices: $(STAMP) $(SMALL)  ## measure KV policies again and rewrite docs/kv-policies.md and docs/kv-methods.md
-	$(PRICE) lantern --cases 36 --text $(TEXT) --data $(DATA) --methods docs/kv-methods.md $(ARGS)
+	$(PRICE) lantern --cases 36 --text $(TEXT) --data $(DATA) $(METHODS) $(ARGS)
 	for model in $(SMALL); do \
 	  $(PRICE) $$model --cases 12 --tasks perplexity,agreement --text $(TEXT) $(ARGS) || exit 1; done
 
+# One row more in each list. The small models are calibrated copies where they were made, else the ones of DATA.
+price: $(STAMP)  ## measure METHOD=… alone, and put it into the lists of docs/kv-policies.md and docs/kv-methods.md (minutes)
+	@test -n '$(METHOD)' || { echo 'say which: make price METHOD=tova'; exit 2; }
+	$(PRICE) lantern --add --policies '$(METHOD)' --text $(TEXT) --data $(DATA) $(METHODS) $(ARGS)
+	for model in $(SMALL); do \
+	  [ -d $$model ] || model=$(DATA)/models/$${model##*/}; \
+	  $(PRICE) $$model --add --policies '$(METHOD)' --text $(TEXT) $(ARGS) || exit 1; done
+
+tables: $(STAMP)  ## write what the docs say of each KV method anew: from its file, and what the lists have of it
+	$(PRICE) lantern --no-quality --no-speed $(METHODS)
+
+documented: tables  ## whether the docs have every KV method as its file is
+	git diff --exit-code --stat docs/kv-policies.md docs/kv-methods.md
+
 speeds: $(STAMP) $(SMALL)  ## measure prefill, decode and deciding of the listed KV policies alone, on a quiet machine
-	$(PRICE) lantern --no-quality --methods docs/kv-methods.md
+	$(PRICE) lantern --no-quality $(METHODS)
 	for model in $(SMALL); do $(PRICE) $$model --no-quality || exit 1; done
 
 build/models/%: | $(STAMP)

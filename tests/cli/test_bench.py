@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from pagoda.kv.policies import POLICIES
+
 from .conftest import MODEL, in_process, pagoda
+
+PAGE = str(Path(__file__).parents[2] / "docs" / "kv-policies.md")
 
 
 @pytest.mark.parametrize(
@@ -24,6 +30,10 @@ from .conftest import MODEL, in_process, pagoda
         (["--out", "/dev/null/here"], "--out /dev/null/here: cannot be made"),
         (["--no-quality", "--no-speed"], "leave nothing to measure"),
         (["--no-quality", "--tasks", "recall"], "--tasks recall is of the quality tasks"),
+        (["--no-quality", "--cases", "3"], "--cases 3 is of the quality tasks"),
+        (["--no-quality", "--no-speed", "--docs", PAGE], "--policies recent: --no-quality --no-speed measures nothing"),
+        (["--add", "--docs", PAGE, "--cases", "7"], "--cases 7: the page's list for lantern has 36; leave it out"),
+        (["--add", "--docs", PAGE, "--length", "300"], "--length 300: the page's list for lantern has 768"),
         (["--policies", "int8,quest", "--budgets", "0.5"], "none of these policies takes one from there"),
     ],
 )
@@ -45,6 +55,59 @@ def test_json_and_files(tmp_path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         "kv-lantern.json", "kv-lantern.md", "kv-lantern.png", "kv-lantern-recall.png"
     }  # fmt: skip
+
+
+def test_a_method_is_added_as_the_docs_say(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files that docs/kv-policies.md writes down: found by name, in the pages without a price, then with one."""
+    import pagoda.kv.policies as folder
+
+    section = Path(PAGE).read_text(encoding="utf-8").partition("## Adding a method")[2]
+    files = re.findall(r"^```py\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    names = ["loudest", "spokesmen"]
+    for name, content in zip(names, files, strict=True):
+        (tmp_path / f"{name}.py").write_text(content, encoding="utf-8")
+    monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
+    assert set(names) < set(POLICIES.names())
+
+    page, methods, bench = tmp_path / "page.md", tmp_path / "methods.md", ["bench", "kv", "lantern"]
+    page.write_text(
+        "".join(f"<!-- {p} -->\n<!-- end {p} -->\n" for p in ("methods", "prices lantern")), encoding="utf-8"
+    )
+    methods.write_text("<!-- methods -->\n<!-- end methods -->\n", encoding="utf-8")
+    docs = ["--docs", str(page), "--methods", str(methods)]
+
+    def run(*args: str) -> None:
+        done = in_process(capfd, *bench, *args)
+        assert done.code == 0, done.err
+
+    def rows() -> list[str]:
+        prices = page.read_text(encoding="utf-8").partition("<!-- prices")[2]
+        return [line for line in prices.split("\n") if line.startswith("| `")]
+
+    few = ["--policies", "recent,random", "--tasks", "recall,perplexity", "--cases", "1", "--length", "192"]
+    run(*few, "--no-speed", *docs)
+    run("--no-quality", "--no-speed", *docs)
+    entries = methods.read_text(encoding="utf-8").split("### ")
+    said = {name: next(entry for entry in entries if entry.startswith(f"{name}\n")) for name in names}
+    assert "Score: the norm of the key." in said["loudest"]
+    assert "**Deviation:** none" in said["loudest"]
+    assert all(entry.rstrip().endswith("- lantern: not priced yet.") for entry in said.values())
+    assert "| [`loudest`](kv-methods.md#loudest) | Loudest: the longest keys stay. | budget=0.25 | [loudest](" in (
+        page.read_text(encoding="utf-8")
+    )
+    before = rows()
+    run("--add", "--policies", ",".join(names), "--no-speed", *docs)
+    after = rows()
+    assert after[: len(before)] == before
+    assert [line.partition("` ")[0] for line in after[len(before) :]] == ["| `loudest(budget=0.25)", "| `spokesmen"]
+    assert len({line.count(" | ") for line in after}) == 1
+    assert "- lantern: `spokesmen` holds 100% of the bytes and reads" in methods.read_text(encoding="utf-8")
+
+    done = in_process(capfd, *bench, "--add", "--policies", "recent", "--no-speed", "--text", PAGE, *docs)
+    assert done.code == 2
+    assert "exact's perplexity is" in done.err
 
 
 @pytest.mark.parametrize(

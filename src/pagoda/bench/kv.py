@@ -119,9 +119,11 @@ def price(
     model: str,
     with_speed: bool = True,
     progress: Callable[[str], None] = lambda _: None,
+    accept: Callable[[Price], None] = lambda _: None,
 ) -> PriceList:
-    """Runs everything; ``progress`` is told each (method, budget) when it is done. Raises ConfigError for a task that
-    the world cannot hold, and for policies that the model cannot run.
+    """Runs everything; ``progress`` is told each (method, budget) when it is done, ``accept`` exact's price before any
+    method is run, and may raise. Raises ConfigError for a task that the world cannot hold, and for policies that the
+    model cannot run.
     """
     made = [(name, _task(name)) for name in tasks]
     cases = {name: task.cases(world, count) for name, task in made}
@@ -135,6 +137,8 @@ def price(
         if made:
             _judge(one, made, answers, exact)
             one.read_share = one.held_share * _part_read(before, engine.pages)  # type: ignore[operator]
+        if kv == "exact":
+            accept(one)
         if with_speed:
             mine = list(engine.run(_any_cases(engine, world, kv), kv))  # warms up, too
             if not made:

@@ -18,7 +18,8 @@ def front(found: PriceList, metric: str) -> list[Price]:
     """Prices that no other beats in both bytes held and this metric, by bytes."""
     sign = 1 if found.higher_is_better[metric] else -1
     best: list[Price] = []
-    for one in sorted(found.prices, key=lambda p: (p.held_share, -sign * p.quality[metric])):
+    judged = [one for one in found.prices if metric in one.quality]
+    for one in sorted(judged, key=lambda p: (p.held_share, -sign * p.quality[metric])):
         if not best or sign * one.quality[metric] > sign * best[-1].quality[metric]:
             best.append(one)
     return best
@@ -32,10 +33,11 @@ def control_at(found: PriceList, metric: str, read_share: float, controls: Seque
     line; below its smallest budget it is that one's.
     """
     sign = 1 if found.higher_is_better[metric] else -1
-    whole = [(p.all_read_share, p.quality[metric]) for p in found.prices if p.kv == "exact"]
+    judged = [one for one in found.prices if metric in one.quality]
+    whole = [(p.all_read_share, p.quality[metric]) for p in judged if p.kv == "exact"]
     reached = []
     for name in controls:
-        mine = sorted((p.all_read_share, p.quality[metric]) for p in found.prices if base_name(p.kv) == name)
+        mine = sorted((p.all_read_share, p.quality[metric]) for p in judged if base_name(p.kv) == name)
         if mine:
             reached.append(_between([*mine, *whole], read_share))
     return sign * max(sign * value for value in reached) if reached else None
@@ -57,7 +59,7 @@ def losers(found: PriceList, metric: str, controls: Sequence[str] = CONTROLS) ->
     """
     sign = 1 if found.higher_is_better[metric] else -1
     lost = []
-    for one in found.prices:
+    for one in (one for one in found.prices if metric in one.quality):
         bar = control_at(found, metric, one.all_read_share, controls)
         if one.kv != "exact" and base_name(one.kv) not in controls and bar is not None:
             lost += [one.kv] if sign * one.quality[metric] <= sign * bar else []

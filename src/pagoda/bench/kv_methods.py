@@ -60,7 +60,10 @@ def _costs(name: str, prices: PriceList, lost: Mapping[str, list[str]]) -> str:
     beat the controls by it.
     """
     mine = [one for one in prices.prices if name in [part.partition("(")[0] for part in one.kv.split("+")]]
-    return "\n\n" + "\n".join(f"- {_cost(one, prices.model, lost)}" for one in mine) if mine else ""
+    if not mine:
+        whys = [why for kv, why in prices.not_priced.items() if base_name(kv) == name]
+        return f"\n\n- {prices.model}: {f'not priced ({whys[0]})' if whys else 'not priced yet'}."
+    return "\n\n" + "\n".join(f"- {_cost(one, prices.model, lost)}" for one in mine)
 
 
 def _cost(one: Price, model: str, lost: Mapping[str, list[str]]) -> str:
@@ -75,7 +78,7 @@ def _cost(one: Price, model: str, lost: Mapping[str, list[str]]) -> str:
     if base_name(one.kv) in CONTROLS:
         return f"{line}."
     behind = [metric for metric, names in lost.items() if one.kv in names]
-    ahead = [metric for metric in lost if metric not in behind]
+    ahead = [metric for metric in lost if metric not in behind and metric in one.quality]
     verdict = f"beats the controls at equal bytes by {_names(ahead)}" if ahead else ""
     verdict += (", " if ahead and behind else "") + (f"**does not** by {_names(behind)}" if behind else "")
     return f"{line}; {verdict}." if verdict else f"{line}."

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import ConfigError
 from .kv import Price, PriceList
-from .kv_report import BYTES, SPEEDS, markdown, splice
+from .kv_report import BYTES, SHARES, SPEEDS, markdown, splice
 
 OF_BYTES = ("held_share", "noted_share", "peak_share", "read_share", "looked_share")
 OF_NOTES = ("noted_share", "looked_share")
@@ -43,12 +43,13 @@ def _joined(old: PriceList, new: PriceList, *, add: bool) -> PriceList:
     """What ``with_prices`` writes."""
     judged = bool(new.prices[0].quality)
     known = {one.kv: one for one in old.prices}
-    if judged and add and list(old.prices[0].quality) != [m for m in new.prices[0].quality if m not in new.left_out]:
-        raise ConfigError(f"the page's list for {new.model} has other columns; give the tasks that it was made with")
+    others = [m for m in new.prices[0].quality if m not in (*old.prices[0].quality, *old.left_out)]
+    if add and others:
+        raise ConfigError(f"the page's list for {new.model} has no column for {', '.join(others)}; leave --tasks out")
     if not judged and (unknown := [one.kv for one in new.prices if one.kv not in known]):
         missing = ", ".join(unknown)
         raise ConfigError(f"the page's list for {new.model} has no quality for {missing}; leave --no-quality out")
-    mine = [_filled(one, known.get(one.kv), judged=judged) for one in new.prices]
+    mine = [_filled(one, known.get(one.kv), judged=judged, add=add) for one in new.prices]
     if judged and not add:
         return replace(new, prices=mine, speeds_of=_speeds_of(old, new, mine))
     fresh = {one.kv: one for one in mine if one.kv != "exact" or not judged}  # whose speed shows the noise
@@ -67,17 +68,37 @@ def _speeds_of(old: PriceList, new: PriceList, rows: Sequence[Price]) -> str:
     return f"{new.speeds_of} (some rows: {old.speeds_of.partition(' (')[0] or 'not noted'})"
 
 
-def _filled(one: Price, old: Price | None, *, judged: bool) -> Price:
+def _filled(one: Price, old: Price | None, *, judged: bool, add: bool) -> Price:
     """The price with what was not measured taken from the page's row."""
     if old is None:
         return one
     taken = {name: getattr(old, name) for name in OF_SPEED if getattr(one, name) is None}
     if one.decode_speed is None:
         taken["noisy"] = old.noisy
+    if judged and add:
+        taken["quality"] = old.quality | one.quality
     if not judged:
         kept = [name for name in OF_BYTES if name not in OF_NOTES or getattr(one, name) is None]
         taken |= {name: getattr(old, name) for name in kept} | {"quality": old.quality}
     return replace(one, **taken)
+
+
+def accept_exact(old: PriceList) -> Callable[[Price], None]:
+    """Raises ConfigError for a price of exact, measured now, that is not the one of this list: other texts, or another
+    build of the model, beside which nothing can be put.
+    """
+
+    def accept(exact: Price) -> None:
+        for metric, was in old.prices[0].quality.items():
+            now = exact.quality.get(metric, was)
+            one_case = 1 / old.count if metric in SHARES else 0.0  # which rounding may turn on another machine
+            if abs(now - was) > one_case + 0.01 * max(1.0, was):
+                raise ConfigError(
+                    f"exact's {metric.replace('_', ' ')} is {now:.3g} here and {was:.3g} in the page's list for "
+                    f"{old.model}: give the --text and --data that it was made with (Makefile: prices)"
+                )
+
+    return accept
 
 
 def listed(page: str, model: str) -> PriceList | None:

@@ -28,7 +28,7 @@ def markdown(found: PriceList) -> str:
     lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
     for one in found.prices:
         cells = [_share(x) for x in (one.held_share, one.noted_share, one.peak_share, one.read_share, one.looked_share)]
-        cells += [_cell(metric, one.quality[metric]) for metric in metrics]
+        cells += [_cell(metric, one.quality.get(metric)) for metric in metrics]
         cells += [_speed(one, part, x) for part, x in (("prefill", one.prefill_speed), ("decode", one.decode_speed))]
         cells += ["-" if one.policy_share is None else f"{one.policy_share:.1%}"]
         lines.append("| " + " | ".join([f"`{one.kv}`", *cells]) + " |")
@@ -59,7 +59,9 @@ def _losers(found: PriceList) -> list[str]:
     return lines
 
 
-def _cell(metric: str, value: float) -> str:
+def _cell(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:.0%}" if metric in SHARES else f"{value:.3f}" if metric == "kl" else f"{value:.2f}"
 
 
@@ -107,7 +109,8 @@ def _kind(kv: str) -> str:
 
 
 def _points(prices: Sequence[Price], metric: str) -> tuple[list[float | None], list[float]]:
-    return [p.held_share for p in prices], [p.quality[metric] for p in prices]
+    judged = [p for p in prices if metric in p.quality]
+    return [p.held_share for p in judged], [p.quality[metric] for p in judged]
 
 
 def plot_heat(found: PriceList, path: Path) -> bool:

@@ -3,6 +3,8 @@
 pagoda bench kv lantern                                                methods x budgets over quality tasks
 pagoda bench kv lantern --policies snapkv,h2o --budgets 0.25 --out .   JSON, markdown and pictures
 pagoda bench kv lantern --no-quality --docs docs/kv-policies.md        the speeds of a page's list, measured again
+pagoda bench kv lantern --add --policies tova --docs …                 one method, beside those that the page lists
+pagoda bench kv lantern --no-quality --no-speed --docs … --methods …   what the pages say of each method; nothing is run
 """
 
 from __future__ import annotations
@@ -31,9 +33,15 @@ def kv(
     budgets: Annotated[
         str | None, typer.Option(help="Comma-separated: tokens per head, or shares of the prompt.", show_default="0.25")
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Comma-separated; default: all that need no data.")] = None,
-    cases: Annotated[int, typer.Option(help="Cases of each task.")] = 18,
-    length: Annotated[int | None, typer.Option(help="Tokens of a case.", show_default="at most 768")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Comma-separated.", show_default="all that need no data; with --add the page's")
+    ] = None,
+    cases: Annotated[
+        int | None, typer.Option(help="Cases of each task.", show_default="18; with --add the page's")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a case.", show_default="at most 768; with --add the page's")
+    ] = None,
     text: Annotated[Path | None, typer.Option(help="Text file to draw passages from.", show_default="made up")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of shared data (for the topics task).")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for kv-MODEL.json, .md and .png.")] = None,
@@ -41,7 +49,8 @@ def kv(
     methods: Annotated[Path | None, typer.Option(help="With --docs: page of methods that is rewritten.")] = None,
     add: Annotated[bool, typer.Option("--add", help="With --docs: put the prices among those that are there.")] = False,
     quality: Annotated[
-        bool, typer.Option(help="Run the tasks. Without, --docs changes the page's speeds alone.")
+        bool,
+        typer.Option(help="Run the tasks. Without, --docs changes the page's speeds alone; with neither, its tables."),
     ] = True,
     speed: Annotated[
         bool, typer.Option(help="Measure prefill and decode beside exact. Without, --docs leaves the page's speeds.")
@@ -52,20 +61,31 @@ def kv(
     """Price KV policies: bytes held and read, quality and speed, beside exact."""
     from ..bench.forced import ForcedEngine
     from ..bench.kv import price
+    from ..bench.kv_page import accept_exact, listed
     from ..bench.kv_report import markdown
     from ..bench.quality.tasks.base import World
 
-    names = _tasks(tasks, data) if quality else []
-    _check(cases, quality, speed, add, {"tasks": tasks, "text": text, "data": data})
+    judged = {"tasks": tasks, "cases": cases, "text": text, "data": data}
+    _check(cases, quality, speed or docs is not None, add, judged)
     page = _places(_short(model), out, docs, methods, add)
+    if not quality and not speed:
+        _check_unused({"policies": policies, "budgets": budgets, "length": length, "memory": memory, "out": out})
+        _write_tables(page, docs, methods, _short(model))
+        return
+    beside = listed(page, _short(model)) if add else None
+    names = _tasks(tasks, data, beside) if quality else []
+    cases, length = _as_listed(cases, length, beside)
     chosen = _chosen(policies, budgets, None if quality else page, _short(model))
     with ForcedEngine(model, **opt.given(memory=memory)) as engine:
         not_priced = {} if policies else {kv: why for kv, _, _ in chosen if (why := engine.why_not(kv)) is not None}
         chosen = [one for one in chosen if one[0] not in not_priced]
         longest = engine.engine.max_model_len
         world = World.make(engine.built.loaded.tokenizer, _length(length, longest), text=text, data=data)
+        accept = {} if beside is None else {"accept": accept_exact(beside)}
         with _bar(len(chosen) + 1) as progress:
-            found = price(engine, world, chosen, names, cases, model=_short(model), with_speed=speed, progress=progress)
+            found = price(
+                engine, world, chosen, names, cases, model=_short(model), with_speed=speed, progress=progress, **accept
+            )
     found.not_priced = not_priced
     found.speeds_of = _here() if speed else ""
     _write(found, page, out, docs, methods, add)
@@ -102,27 +122,53 @@ def _here() -> str:
     return f"{today.day} {today:%B %Y}, {probe.cpu_model() or 'a nameless processor'}, {cpus}"
 
 
-def _tasks(tasks: str | None, data: Path | None) -> list[str]:
+def _tasks(tasks: str | None, data: Path | None, beside: PriceList | None) -> list[str]:
+    """Those that are named, else those that fill the columns of the list ``beside``, else all."""
     from ..bench.quality.tasks import TASKS
 
-    names = _split(tasks) or [name for name in TASKS.names() if name != "topics" or data is not None]
+    names = _split(tasks)
     for name in names:
         if name not in TASKS.names():
             raise ConfigError(choices("quality task", name, TASKS.names()))
-    return names
+    if names:
+        return names
+    names = [name for name in TASKS.names() if name != "topics" or data is not None]
+    if beside is None:
+        return names
+    columns = {*beside.prices[0].quality, *beside.left_out}
+    return [name for name in names if columns & TASKS.get(name).metrics.keys()]  # type: ignore[attr-defined]
 
 
-def _check(cases: int, quality: bool, speed: bool, add: bool, judged: dict[str, object]) -> None:
+def _as_listed(cases: int | None, length: int | None, beside: PriceList | None) -> tuple[int, int | None]:
+    """How many cases of how many tokens. Raises ConfigError for others than those of the list ``beside``."""
+    if beside is None:
+        return (18 if cases is None else cases), length
+    for name, value, listed in (("cases", cases, beside.count), ("length", length, beside.length)):
+        if value not in (None, listed):
+            raise ConfigError(f"--{name} {value}: the page's list for {beside.model} has {listed}; leave it out")
+    return beside.count, beside.length
+
+
+def _check(cases: int | None, quality: bool, speed: bool, add: bool, judged: dict[str, object]) -> None:
     """Raises ConfigError for options that would be ignored."""
-    if cases < 1:
+    if cases is not None and cases < 1:
         raise ConfigError(f"cases is {cases}; give a whole number from 1")
     if not quality and not speed:
-        raise ConfigError("--no-quality and --no-speed leave nothing to measure; leave one of them out")
+        raise ConfigError(
+            "--no-quality and --no-speed leave nothing to measure; leave one of them out, or give --docs, whose tables "
+            "of methods are then written anew"
+        )
     for name, value in judged.items():
         if not quality and value is not None:
             raise ConfigError(f"--{name} {value} is of the quality tasks; leave it out, or --no-quality")
     if not quality and add:
         raise ConfigError("--no-quality adds no prices, it changes the speeds of those that are there; leave --add out")
+
+
+def _check_unused(given: dict[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"--{name} {value}: --no-quality --no-speed measures nothing; leave it out")
 
 
 def _places(model: str, out: Path | None, docs: Path | None, methods: Path | None, add: bool) -> str:
@@ -148,9 +194,8 @@ def _places(model: str, out: Path | None, docs: Path | None, methods: Path | Non
 
 
 def _write(found: PriceList, page: str, out: Path | None, docs: Path | None, methods: Path | None, add: bool) -> None:
-    from ..bench.kv_methods import methods_table, methods_text
     from ..bench.kv_page import listed, with_prices
-    from ..bench.kv_report import markdown, plot, plot_heat, splice
+    from ..bench.kv_report import markdown, plot, plot_heat
 
     if out is not None:
         import json
@@ -162,16 +207,30 @@ def _write(found: PriceList, page: str, out: Path | None, docs: Path | None, met
             plot(found, out / f"{name}.png")
             plot_heat(found, out / f"{name}-recall.png")
     if docs is not None:
-        page = splice(with_prices(page, found, add=add), "methods", methods_table())
-        docs.write_text(page, encoding="utf-8")
+        page = _write_tables(with_prices(page, found, add=add), docs, methods, found.model)
         images, whole = docs.parent / "img", listed(page, found.model)
         if found.prices[0].quality and whole is not None:
             images.mkdir(exist_ok=True)
             plot(whole, images / f"kv-{found.model}.png")
             if not add:  # where the rows that stay answered right, the page does not say
                 plot_heat(found, images / f"kv-{found.model}-recall.png")
-        if methods is not None:
-            methods.write_text(splice(opt.read_text(methods), "methods", methods_text(whole)), encoding="utf-8")
+
+
+def _write_tables(page: str, docs: Path | None, methods: Path | None, model: str) -> str:
+    """Every registered method in ``docs``, which holds ``page`` then, and in ``methods``, with what the page's list for
+    the model says of it.
+    """
+    from ..bench.kv_methods import methods_table, methods_text
+    from ..bench.kv_page import listed
+    from ..bench.kv_report import splice
+
+    assert docs is not None
+    page = splice(page, "methods", methods_table())
+    docs.write_text(page, encoding="utf-8")
+    if methods is not None:
+        text = methods_text(listed(page, model))
+        methods.write_text(splice(opt.read_text(methods), "methods", text), encoding="utf-8")
+    return page
 
 
 def _all_policies() -> list[str]:
