@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from pagoda.kernels._extension import _cpu
 from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
 from pagoda.kernels.ops import kv_write
@@ -190,3 +191,31 @@ def test_parts_that_an_item_adds_up_have_the_bits_of_merged_ones(codec: str, opt
     assert torch.equal(cpu.paged_attention(**arguments, isa="amx", share_prefixes=False), together)
     rtol, atol = TOLERANCE[torch.bfloat16]
     torch.testing.assert_close(together, reference(**arguments), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("sharp", [1.0, 2.0, 5.0])
+def test_maxima_of_few_and_of_many_rows_move_at_the_same_slots(sharp: float) -> None:
+    """A weight is rounded beside its row's maximum at that time: one in a hundred of these rows differed where few rows
+    looked at 128 slots at a time and many at 64."""
+    arguments = chunks([1] * 90, [1100] * 90, heads=(14, 1), sharp=sharp)
+    rows, row_of = arguments["table"].rows, arguments["table"].row_of[:, 0].tolist()
+    for row in row_of[1:]:
+        rows[row, : 1024 // 16] = rows[row_of[0], : 1024 // 16]
+    together = cpu.paged_attention(**arguments, isa="amx")
+    apart = cpu.paged_attention(**arguments, isa="amx", share_prefixes=False)
+    assert torch.equal(apart, together), f"{(apart != together).any(-1).sum()} of {14 * 90} rows"
+
+
+@pytest.mark.parametrize("sharp", [1.0, 3.0])
+def test_where_a_tile_of_queries_begins_moves_no_maximum(sharp: float) -> None:
+    """With a window a tile's slots begin where its first query's do; how many it takes is a matter of caches."""
+    arguments = chunks([700], [1400], heads=(14, 1), sharp=sharp) | {"window": 300}
+    try:
+        results = []
+        for second in (256, 600, 2048, 16384):
+            _cpu.assume_caches(48 << 10, second << 10)
+            results.append(cpu.paged_attention(**arguments, isa="amx"))
+    finally:
+        _cpu.assume_caches(0, 0)
+    for result in results[1:]:
+        assert torch.equal(result, results[0]), f"{(result != results[0]).any(-1).sum()} of {14 * 700} rows"

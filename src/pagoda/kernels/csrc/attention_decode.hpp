@@ -20,7 +20,7 @@ void attend_few(TileRows<Math>& t, Block<Math>& block, const Slots& slots, int64
   with_few(t.rows, [&](auto products) {
     products.scores(t.queries, t.k_words, slots.k8, slots.count, t.scores, kBlock, ahead);
     const Seen seen = t.seen(0, t.rows, begin, block.count);
-    t.rise(0, t.rows, {block.count, seen.all && seen.slots == block.count}, begin, block, t.scores, found);
+    t.rise(0, t.rows, {block.count, seen.all && seen.slots == block.count}, begin, block, 0, t.scores, found);
     for (int r = 0; r < t.rows; ++r) {
       ahead.lines(kLinesARow);
       t.weigh(r, block.count, t.scores + r * kBlock, found[r], t.probs + r * kBlock, block);

@@ -97,9 +97,9 @@ inline void prepare_logits(const AttentionArgs& a, float* s, int count, int64_t 
 // Maxima of a row's first `lanes` numbers, lane by lane.
 inline Vec highs_of(const float* s, int lanes) {
   Vec top = splat(-kInf);
-  if (lanes == kBlock) {
+  if (lanes == kSpan) {
 #pragma GCC unroll 32
-    for (int i = 0; i < kBlock; i += kLanes) top = maximum(load(s + i), top);
+    for (int i = 0; i < kSpan; i += kLanes) top = maximum(load(s + i), top);
   } else {
     for (int i = 0; i < lanes; i += kLanes) top = maximum(load(s + i), top);
   }

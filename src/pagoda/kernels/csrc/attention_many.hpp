@@ -22,7 +22,7 @@ void attend_many(TileRows<Math>& t, Block<Math>& block, int64_t begin, Ahead& ah
     const float* queries = t.queries + row * t.k_words;
     float* sums = t.sums + row * t.v_stride;
     product<Math>(here, queries, t.k_words, block.keys, kBlock, t.k_words, padded(slots), t.scores, kBlock, false, ahead);
-    t.rise(row, here, seen, begin, block, t.scores, found);
+    t.rise(row, here, seen, begin, block, 0, t.scores, found);
     for (int r = 0; r < here; ++r) {
       ahead.lines(8);
       t.weigh(row + r, slots, t.scores + r * kBlock, found[r], t.probs + r * kBlock, block);

@@ -25,7 +25,7 @@ constexpr int64_t kRowBytes = 2 << 10;  // of cache for a row: its query, sums a
 constexpr int64_t kRowsTogether = 126;   // whole groups of 1, 2, 3, 6, 7, 9 query heads
 constexpr int64_t kMostRows = 16 * kRowsTogether;  // where packing a slot is a sixtieth of a tile's products
 constexpr int64_t kItemsPerThread = 8;  // of its share, and more towards the end
-constexpr int64_t kWidestLanes = 32;    // slots that any instruction set takes together: a tile of AMX
+constexpr int64_t kWidestSpan = 64;     // slots beside which a maximum moves at once (kSpan), where blocks begin anywhere
 constexpr int64_t kLastParts = 4;       // of a share are items by themselves: who ends late is late by one of them
 
 int64_t cost(int64_t slots, int64_t rows) { return slots * (32 + rows); }  // packing a slot costs as much as 32 rows' products
@@ -125,7 +125,7 @@ class Planner {
   // The first slot that a query whose own slot is `own` sees, or a few before it. A slot's lane does not depend on which query of a
   // tile is the first, so its bits do not depend on where chunks are cut into tiles.
   int64_t first_slot(int64_t own) const {
-    return a.window ? std::max<int64_t>(0, own - a.window + 1) / kWidestLanes * kWidestLanes : 0;
+    return a.window ? std::max<int64_t>(0, own - a.window + 1) / kWidestSpan * kWidestSpan : 0;
   }
 
   void add_wide(int32_t seq, int32_t head) {

@@ -2,12 +2,15 @@
 #pragma once
 
 #include "attention.hpp"
+#include "attention_ahead.hpp"
 #include "vec.hpp"
 
 namespace pagoda {
 namespace {
 
 constexpr int kBlock = 128;      // slots attended at a time
+// Those beside which a row's maximum moves at once. A weight is rounded beside it (less()), so few rows and many move theirs at the same slots.
+constexpr int kSpan = PAGODA_AMX ? 64 : kBlock;
 constexpr int64_t kEight = 8;    // slots that lie at one distance from one another, wherever pages are multiples of it
 
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
@@ -21,7 +24,7 @@ struct Eights {
 struct Slots {
   int count = 0;
   int num_pages = 0;
-  const char* pages[kBlock];
+  const char* pages[kBlock + kBeyond];  // and some that are read after them
   // Slot by slot:
   const char* k[kBlock];
   const char* v[kBlock];
@@ -30,6 +33,10 @@ struct Slots {
   // Or by eights, for products that read pages where they lie:
   Eights k8, v8;
   int first_inside = 0;  // the first slot's place in its page
+
+  void end_pages() {
+    for (int i = 0; i < kBeyond; ++i) pages[num_pages + i] = num_pages ? pages[num_pages - 1] : nullptr;
+  }
 
   // Slots behind the last, up to a full register: copies of the last (their probability is 0).
   void pad() {
@@ -79,6 +86,15 @@ struct PageRow {
       each(page, inside, slot - begin, here);
       slot += here;
     }
+    out.end_pages();
+  }
+
+  // Names the pages of slots from..end behind those that `out` has, where `named` are named already. Gives how many are then.
+  int name_beyond(int64_t from, int64_t end, Slots& out, int named) const {
+    const PageShape& p = a.shape;
+    for (const int32_t* id = ids + from / p.page_size; from < end && named < kBeyond; from += p.page_size)
+      out.pages[out.num_pages + named++] = a.pages + (*id++ + offset) * p.page_bytes;
+    return named;
   }
 
   void find(int64_t begin, int64_t end, Slots& out) const {
@@ -112,6 +128,7 @@ struct PageRow {
         for (int64_t e = 0; e < p.page_size; e += kEight)
           *k_to++ = page + p.k.at + e * p.k.bytes, *v_to++ = page + values.at + e * values.bytes;
       }
+      out.end_pages();
       return;
     }
     walk(begin, end, out, [&](const char* page, int64_t inside, int64_t i, int64_t here) {

@@ -129,10 +129,17 @@ struct Tile {
   // Where the slots lie that are attended after those up to `at`: of this item, else the first of `soon`.
   void find_next(const PageRow& pages, int64_t at, const AttentionItem* soon, Slots& next) const {
     next.num_pages = 0;
-    if (at < item.slot_end) return find(pages, at, next);
-    if (soon == nullptr || soon->slot_begin == soon->slot_end) return;
-    const PageRow others(a, spans[soon->span_begin].seq, soon->head);
-    others.walk(soon->slot_begin, block_end(*soon, soon->slot_begin), next, [](auto...) {});
+    const bool others = soon != nullptr && soon->slot_begin < soon->slot_end;
+    const PageRow row = others ? PageRow(a, spans[soon->span_begin].seq, soon->head) : pages;
+    if (at < item.slot_end) {
+      find(pages, at, next);
+      const int found = pages.name_beyond(block_end(item, at), item.slot_end, next, 0);
+      if (others) row.name_beyond(soon->slot_begin, soon->slot_end, next, found);
+    } else if (others) {
+      const int64_t end = block_end(*soon, soon->slot_begin);
+      row.walk(soon->slot_begin, end, next, [](auto...) {});
+      row.name_beyond(end, soon->slot_end, next, 0);
+    }
   }
 
   // Asks for a block whose slots nobody has fetched, all at once: there are no products yet that could run beside.

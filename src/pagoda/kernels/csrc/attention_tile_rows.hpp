@@ -20,8 +20,9 @@ struct No {
 };
 
 // A row's maximum, once `high` has been seen. Where weights become bfloat16 it is a whole number, so that moving it multiplies weights, sums and
-// denominators by a power of two, which rounds nothing: a row has the same bits whatever pieces its slots come in. And it leaves room for what
-// is a little higher: few rows move theirs a second time.
+// denominators by a power of two, which rounds nothing: parts may be added up where they are made or merged later. And it leaves room for what
+// is a little higher: few rows move theirs a second time. (A weight's exponent is rounded beside the maximum of its time, so all ways of
+// computing a row have to move it at the same slots: kSpan.)
 template <typename Math>
 Vec raised(Vec high, Vec old) {
 #if PAGODA_DPBF16
@@ -173,15 +174,17 @@ struct TileRows {
   }
 
   // Logits in place of products for `count` rows from `row` on; their running maxima move, and older sums with them. All rise before
-  // one is weighed: no row waits for its own maximum. The products of `here.slots` slots of the block are there, [count][kBlock].
-  PAGODA_OWN_REGISTERS void rise(int row, int count, Seen here, int64_t begin, const Block<Math>& block, float* products, Logits* found) {
+  // one is weighed: no row waits for its own maximum. The products of `here.slots` slots from number `from` of the block on, which is `begin` of its row, are there,
+  // [count][kBlock].
+  PAGODA_OWN_REGISTERS void rise(int row, int count, Seen here, int64_t begin, const Block<Math>& block, int from, float* products, Logits* found) {
     const bool plain = plain_unit > 0.0f, as_they_are = plain && here.all && here.slots % kLanes == 0;
-    const float* const units = plain ? block.k_units : nullptr;
+    const float* const units = plain && block.k_units ? block.k_units + from : nullptr;
+    const float* const k_scales = !plain && block.k_scales ? block.k_scales + from : nullptr;
     Vec highs[kRowsAtOnce > kFewRows ? kRowsAtOnce : kFewRows] = {};
     for (int r = 0; r < count; ++r) {
       float* const s = products + r * kBlock;
       if (as_they_are) found[r].unit = plain_unit, found[r].masked = false;
-      else prepare_logits(a, s, here.slots, begin, masks[row + r], slopes[row + r], plain ? nullptr : block.k_scales, found + r);
+      else prepare_logits(a, s, here.slots, begin, masks[row + r], slopes[row + r], k_scales, found + r);
       found[r].units = units;
       highs[r] = units ? highs_of(s, int(padded(here.slots)), units) : highs_of(s, int(padded(here.slots))) * found[r].unit;
     }
@@ -213,15 +216,16 @@ struct TileRows {
     for (int64_t c = 0; c < v_stride; c += kLanes) store(sums + row * v_stride + c, load(sums + row * v_stride + c) * factor);
   }
 
-  // Logits of a row become weights.
-  PAGODA_OWN_REGISTERS void weigh(int row, int slots, const float* logits, const Logits& found, float* weights, const Block<Math>& block) {
+  // Logits of a row over `slots` slots from number `from` of the block on become weights.
+  PAGODA_OWN_REGISTERS void weigh(int row, int slots, const float* logits, const Logits& found, float* weights, const Block<Math>& block,
+                                  int from = 0) {
     const int lanes = int(padded(slots));
     if (!found.alive) {
       memset(weights, 0, sizeof(float) * weight_words(lanes));
       return;
     }
     const Vec top = splat(tops[row]), unit = splat(found.unit);
-    const float *const units = found.units, *const v_scales = block.v_scales;
+    const float *const units = found.units, *const v_scales = block.v_scales ? block.v_scales + from : nullptr;
     Vec sum = load(totals + row * kLanes);
     int i = 0;
     if (Math::kExactZero || !found.masked) {  // nearly always
@@ -233,12 +237,12 @@ struct TileRows {
         if (scaled) p *= load(v_scales + i), q *= load(v_scales + i + kLanes);
         Math::store_two(p, q, weights, i);
       };
-      if (lanes == kBlock && !v_scales) {
+      if (lanes == kSpan && !v_scales) {
 #pragma GCC unroll 32
-        for (; i < kBlock; i += 2 * kLanes) two(No{}, No{});
-      } else if (lanes == kBlock && units) {
+        for (; i < kSpan; i += 2 * kLanes) two(No{}, No{});
+      } else if (lanes == kSpan && units) {
 #pragma GCC unroll 32
-        for (; i < kBlock; i += 2 * kLanes) two(Yes{}, Yes{});
+        for (; i < kSpan; i += 2 * kLanes) two(Yes{}, Yes{});
       } else {
         for (; i + 2 * kLanes <= lanes; i += 2 * kLanes) two(units != nullptr, v_scales != nullptr);
       }

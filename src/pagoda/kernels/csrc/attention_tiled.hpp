@@ -8,7 +8,7 @@
 // rows are weighed, the next ones' logits and the last ones' sums are multiplied.
 //
 // Sixty-four slots at a time: with 128 keys, values, logits and weights fill the first cache, and what passes through it (queries, sums) drives
-// them out (16 rows and 128 slots, one core: 640 to 750 ns, 510 in two halves). That is free, since maxima are whole numbers (raised()).
+// them out (16 rows and 128 slots, one core: 640 to 750 ns, 510 in two halves).
 #pragma once
 
 #include "attention_tile_rows.hpp"
@@ -20,8 +20,7 @@
 namespace pagoda {
 namespace {
 
-constexpr int64_t kSpan = 64;                      // slots
-constexpr int kGroups = int(kSpan / kLanes);       // of sixteen slots, of them
+constexpr int kGroups = kSpan / kLanes;            // of sixteen slots, of a span
 constexpr int kSteps = 2 * kGroups;                // of a span's weights, between which tiles are multiplied
 
 // Sixteen rows' share of a span.
@@ -83,7 +82,7 @@ struct ManyTiled {
   Rows16 rows_from(int row) const {
     for (; row < t.rows; row += kRowsTogether) {
       const int count = t.rows - row < kRowsTogether ? t.rows - row : kRowsTogether;
-      const int64_t here = block.count - from < kSpan ? block.count - from : kSpan;
+      const int64_t here = block.count - from < kSpan ? block.count - from : int64_t{kSpan};
       const Seen seen = t.seen(t.bounds[row / kRowsTogether], begin + from, int(here));
       if (seen.slots > 0) return {row, count, seen};
       if (!t.has_sums) t.clear_sums(row, kRowsTogether);
@@ -282,7 +281,7 @@ struct ManyTiled {
     for (int w = 0; w < kLanes; ++w) sums[w] = load(totals + w * kLanes);
     int step = 0;
 #pragma GCC unroll 2
-    for (int slot = 0; slot < (kPlain ? int(kSpan) : lanes); slot += 2 * kLanes) {
+    for (int slot = 0; slot < (kPlain ? kSpan : lanes); slot += 2 * kLanes) {
       const bool two = slot + kLanes < lanes;
 #pragma GCC unroll 16
       for (int w = 0; w < kLanes; ++w) {

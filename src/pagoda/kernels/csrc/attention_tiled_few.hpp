@@ -20,7 +20,7 @@ namespace {
 // Lines asked for beside two slots' values, while a row is weighed, and beside two products of weights and values: spread evenly, since a core
 // that has asked for some 48 waits, and one that has asked for none leaves memory idle. (4096 slots in memory, 24 layers on one core, ms: 5.1 with
 // a quarter of a block's lines left to its end, 4.6 so.)
-constexpr int kLinesAPair = 4, kLinesAWeight = 16, kLinesAProduct = 16;
+constexpr int kLinesAPair = 4, kLinesAWeight = 8, kLinesAProduct = 16;
 
 constexpr int64_t kUnpacked = 32;  // columns that are unpacked together
 
@@ -68,30 +68,35 @@ struct FewTiled {
   int64_t tiles() const { return padded(slots.count) / kLanes; }
 
   void run() {
-    scores();
+    for (int from = 0; from < block.count; from += kSpan) span(from, block.count - from < kSpan ? block.count - from : kSpan);
+  }
+
+  // `count` slots from number `from` of the block on.
+  void span(int from, int count) {
+    float *const logits = t.scores + from, *const weights = t.probs + from / 2;
+    scores(from / kLanes, (from + padded(count)) / kLanes);
     Logits found[kRowsTogether];
-    const Seen seen = t.seen(0, t.rows, begin, block.count), all{block.count, seen.all && seen.slots == block.count};
-    for (int r = 0; r < t.rows; r += 8) t.rise(r, t.rows - r < 8 ? t.rows - r : 8, all, begin, block, t.scores + r * kBlock, found + r);
-    const int64_t words = t.weight_words(padded(slots.count));
+    const Seen seen = t.seen(0, t.rows, begin + from, count), all{count, seen.all && seen.slots == count};
+    for (int r = 0; r < t.rows; r += 8) t.rise(r, t.rows - r < 8 ? t.rows - r : 8, all, begin + from, block, from, logits + r * kBlock, found + r);
     for (int r = 0; r < t.rows; ++r) {
       ahead.lines<kLinesAWeight>();
-      float* const weights = t.probs + r * kBlock;
-      t.weigh(r, slots.count, t.scores + r * kBlock, found[r], weights, block);
+      t.weigh(r, count, logits + r * kBlock, found[r], weights + r * kBlock, block, from);
     }
-    tile_product(t.probs, kBlock, block.values, t.v_stride, words, t.v_stride, t.sums, t.v_stride, true,
+    const float* const values = block.values + from / 2 * t.v_stride;
+    tile_product(weights, kBlock, values, t.v_stride, t.weight_words(padded(count)), t.v_stride, t.sums, t.v_stride, true,
                  [&] { ahead.lines<kLinesAProduct>(); });
   }
 
-  // Two tiles' sums are stored behind the next two's products, and turned behind those slots' values.
-  void scores() {
-    for (int64_t i = 0; i < tiles(); i += 2) {
+  // Of tiles first..end. Two tiles' sums are stored behind the next two's products, and turned behind those slots' values.
+  void scores(int64_t first, int64_t end) {
+    for (int64_t i = first; i < end; i += 2) {
       if (i % 4 == 0) multiply<0>(i);
       else multiply<2>(i);
-      if (i) i % 4 == 0 ? put<2>(i - 2) : put<0>(i - 2);
+      if (i > first) i % 4 == 0 ? put<2>(i - 2) : put<0>(i - 2);
       interleave(i);
-      if (i) turn(i - 2);
+      if (i > first) turn(i - 2);
     }
-    const int64_t last = (tiles() - 1) / 2 * 2;
+    const int64_t last = (end - 1) / 2 * 2;
     last % 4 == 0 ? put<0>(last) : put<2>(last);
     turn(last);
   }
