@@ -85,10 +85,11 @@ def test_of_equals_the_first(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS[-2:])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_where_no_token_is_possible_the_logits_say_why(value: float, isa: str) -> None:
+@pytest.mark.parametrize("row", [700, 999])
+def test_where_no_token_is_possible_the_logits_say_why(row: int, value: float, isa: str) -> None:
     """-1, and the logits of all rows as if nothing had been searched."""
     bias = torch.zeros(1000)
-    bias[700] = value
+    bias[row] = value
     if value == float("-inf"):
         bias[:] = value
     make = Make(torch.bfloat16)

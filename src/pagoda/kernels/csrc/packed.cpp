@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -241,6 +242,35 @@ uint64_t order_of(float value, int64_t place) {
 
 constexpr uint64_t kLargest = 0xff800000ull << 32, kLeast = 0x00800000ull << 32;  // infinity of either sign begins so
 
+// Of tokens, whoever finds them.
+class Likeliest {
+ public:
+  explicit Likeliest(int64_t count) {
+    for (int64_t t = 0; t < count; ++t) best_[t].store(0, std::memory_order_relaxed);
+  }
+
+  void note(int64_t token, float value, int64_t row) {
+    const uint64_t order = order_of(value, row);
+    for (uint64_t seen = best_[token].load(std::memory_order_relaxed); seen < order && !best_[token].compare_exchange_weak(seen, order);) {}
+  }
+
+  void note(int64_t token, const Largest& found) {
+    float top = found.top[0];
+    for (float lane : found.top) top = std::max(top, lane);
+    int32_t row = INT32_MAX;
+    for (int64_t i = 0; i < kPanel; ++i) row = std::min(row, found.top[i] == top ? found.row[i] : INT32_MAX);
+    note(token, found.none ? std::numeric_limits<float>::quiet_NaN() : top, row);
+  }
+
+  int64_t id(int64_t token) const {
+    const uint64_t order = best_[token].load(std::memory_order_relaxed);
+    return order >= kLargest || order < kLeast ? -1 : 0xffffffff - static_cast<int64_t>(order & 0xffffffff);
+  }
+
+ private:
+  std::atomic<uint64_t> best_[kOnceTokens];
+};
+
 }  // namespace
 
 void packed_likeliest(const PackedLinearArgs& args, int64_t* ids, int num_threads, const std::string& isa) {
@@ -250,31 +280,39 @@ void packed_likeliest(const PackedLinearArgs& args, int64_t* ids, int num_thread
   const Operand operand = operand_of(a.matrix, a.dtype, a.dynamic, isa);
   const auto rows = rows_of(a.matrix, operand, isa);
   const auto largest = PAGODA_BODY(isa, largest_of);
+  const bool compared = a.matrix.group == 0 && multiplies_tiles(operand, isa);  // by the rows' body
   const LinearSlice all = whole(a, operand, num_threads, isa);
-  std::atomic<uint64_t> best[kOnceTokens];
-  for (int64_t t = 0; t < a.count; ++t) best[t].store(0, std::memory_order_relaxed);
+  Likeliest best(a.count);
   follow(all, a.following, num_threads, [&](const LinearSlice& slice, int64_t first, int64_t end) {
+    LinearSlice s = slice;
+    if (compared) {
+      Largest found[kOnceTokens];
+      for (int64_t t = 0; t < a.count; ++t) {
+        std::fill_n(found[t].top, kPanel, -std::numeric_limits<float>::infinity());
+        std::fill_n(found[t].row, kPanel, static_cast<int32_t>(first));
+        found[t].none = false;
+      }
+      s.largest = found;
+      rows(s, first, end);
+      for (int64_t t = 0; t < a.count; ++t) best.note(t, found[t]);
+      return;
+    }
     static thread_local Buffer memory;  // what runs inside has a thread's other one
     auto* const logits = static_cast<float*>(memory.need(a.count * kLogits * 4));
     for (int64_t row = first; row < end; row += kLogits) {
       const int64_t stop = std::min(end, row + kLogits), bytes = a.matrix.panel_bytes();
-      LinearSlice s = slice;
-      s.out = logits - row, s.out_stride = kLogits;
+      s.out = logits - row, s.out_stride = kLogits, s.next = slice.next;
       if (stop < end) s.next = {a.matrix.data + stop / kPanel * bytes, bytes, bytes};
       rows(s, row, stop);
       for (int64_t t = 0; t < a.count; ++t) {
         float value;
         int64_t place;
         largest(logits + t * kLogits, stop - row, &value, &place);
-        const uint64_t order = order_of(value, row + place);
-        for (uint64_t seen = best[t].load(std::memory_order_relaxed); seen < order && !best[t].compare_exchange_weak(seen, order);) {}
+        best.note(t, value, row + place);
       }
     }
   });
-  for (int64_t t = 0; t < a.count; ++t) {
-    const uint64_t order = best[t].load(std::memory_order_relaxed);
-    ids[t] = order >= kLargest || order < kLeast ? -1 : 0xffffffff - static_cast<int64_t>(order & 0xffffffff);
-  }
+  for (int64_t t = 0; t < a.count; ++t) ids[t] = best.id(t);
 }
 
 void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string& isa) {

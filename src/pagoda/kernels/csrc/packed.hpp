@@ -108,6 +108,13 @@ struct Following {
   int64_t panel_bytes = 0, apart = 0;  // apart: bytes between them
 };
 
+// The largest result of a token in each lane of panels so far and its row, the first of equals.
+struct Largest {
+  float top[kPanel];
+  int32_t row[kPanel];
+  bool none;  // one of the results is no number
+};
+
 struct LinearSlice {
   PackedMatrix matrix;
   Tokens x;
@@ -118,6 +125,7 @@ struct LinearSlice {
   int64_t out_tile = 0;  // where results lie in tiles (passes_tiles): elements between 32 columns and the next 32
   bool wide = false;  // out is float, of numbers rounded to dtype
   bool gated = false;  // out is SiLU of the matrix's first rows times the others, both rounded before (`ends_gated`)
+  Largest* largest = nullptr;  // [count]: results are compared with these and not kept (by packed_tiles alone)
   Following next;
 
   int64_t rows() const { return gated ? matrix.outputs / 2 : matrix.outputs; }  // of the result
@@ -168,7 +176,8 @@ struct PackedLinearArgs {
 void packed_linear(const PackedLinearArgs& args, int num_threads, const std::string& isa);
 
 // ids[token] = what greedy() (rows.hpp) finds in the token's results, which are not kept: of 32 tokens and 151,936 rows they are 19 MB, written
-// and read again. For kOnceTokens at most; `out`, `wide` and `gated` of the arguments mean nothing.
+// and read again. Tiles compare a pair of panels at a time; vectors write 512 and look at those. For kOnceTokens at most; `out`, `wide` and `gated`
+// of the arguments mean nothing.
 constexpr int64_t kOnceTokens = 64;  // read their weights once: memory is what limits them
 void packed_likeliest(const PackedLinearArgs& args, int64_t* ids, int num_threads, const std::string& isa);
 

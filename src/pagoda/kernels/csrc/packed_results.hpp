@@ -119,6 +119,10 @@ void finish_pair(const LinearSlice& s, int64_t first, int64_t end, int64_t panel
   }
 }
 
+inline Vec rounded_to_bf16(Vec x) {
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)), 16);
+}
+
 // The same kept wide: 32 floats of each token.
 template <bool kIntegers>
 void finish_wide_pair(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
@@ -126,10 +130,7 @@ void finish_wide_pair(const LinearSlice& s, int64_t first, int64_t end, int64_t 
   float* out = static_cast<float*>(s.out) + first * stride + row;
   const TwoPanels<kIntegers> results(s, row, kPanel);
   for (int64_t t = first; t < end; ++t, sums += sum_stride, out += stride)
-    for (int p = 0; p < 2; ++p) {
-      const __m256i rounded = (__m256i)_mm512_cvtneps_pbh((__m512)results.of(sums, p, t));
-      _mm512_storeu_si512(out + p * kPanel, _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
-    }
+    for (int p = 0; p < 2; ++p) store(out + p * kPanel, rounded_to_bf16(results.of(sums, p, t)));
 }
 
 // Gated SiLU of two panels side by side in `sums`, number `panel` of the first rows and of the others.
@@ -148,17 +149,63 @@ void finish_gated(const LinearSlice& s, int64_t first, int64_t end, int64_t pane
 
 #if PAGODA_AMX
 
+template <bool kIntegers>
+void note_largest(const LinearSlice&, int64_t first, int64_t end, int64_t panel, int64_t panels, const uint32_t* sums);
+
 // Results of the panels that tiles multiply together, side by side in `sums`: a pair, or the last one alone.
 template <bool kIntegers>
 void finish_tiles(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, int64_t panels, const uint32_t* sums) {
   constexpr int64_t kStride = 2 * kPanel;
   if (s.gated) return finish_gated<kIntegers>(s, first, end, panel, sums, kStride);
+  if (s.largest) return note_largest<kIntegers>(s, first, end, panel, panels, sums);
   if (panels == 2 && s.dtype == Dtype::bf16 && (panel + 2) * kPanel <= s.matrix.outputs)
     return (s.wide ? finish_wide_pair<kIntegers> : finish_pair<kIntegers>)(s, first, end, panel, sums, kStride);
   for (int64_t p = panel; p < panel + panels; ++p, sums += kPanel) {
     if (s.dtype == Dtype::f32) finish_panel<kIntegers, float>(s, first, end, p, sums, kStride);
     else if (s.wide) finish_panel<kIntegers, uint16_t, float>(s, first, end, p, sums, kStride);
     else finish_panel<kIntegers, uint16_t>(s, first, end, p, sums, kStride);
+  }
+}
+
+// Rows row… of one panel, those of `lanes`, beside the largest so far.
+inline void raise(Largest& best, Vec results, __mmask16 lanes, int64_t row) {
+  const __m512 top = _mm512_loadu_ps(best.top);
+  best.none |= _mm512_mask_cmp_ps_mask(lanes, (__m512)results, (__m512)results, _CMP_UNORD_Q) != 0;
+  const __mmask16 higher = _mm512_mask_cmp_ps_mask(lanes, (__m512)results, top, _CMP_GT_OQ);
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i rows = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(row)), lane);
+  _mm512_mask_storeu_ps(best.top, higher, (__m512)results);
+  _mm512_mask_storeu_epi32(best.row, higher, rows);
+}
+
+// Results of both panels of a pair, those of `lanes`: a lane is raised some ten times in a whole vocabulary.
+inline void note_pair(Largest& best, const Vec (&x)[2], const __mmask16 (&lanes)[2], int64_t row) {
+  const __m512 top = _mm512_loadu_ps(best.top);
+  __mmask16 higher = 0;  // or no number
+  for (int p = 0; p < 2; ++p) higher |= _mm512_mask_cmp_ps_mask(lanes[p], (__m512)x[p], top, _CMP_NLE_UQ);
+  if (higher)
+    for (int p = 0; p < 2; ++p) raise(best, x[p], lanes[p], row + p * kPanel);
+}
+
+// The same of tokens first..end.
+template <bool kIntegers>
+void note_largest(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, int64_t panels, const uint32_t* sums) {
+  constexpr int64_t kStride = 2 * kPanel;
+  const int64_t row = panel * kPanel, left = s.matrix.outputs - row;
+  if (panels == 2 && s.dtype == Dtype::bf16 && left >= kStride) {
+    const TwoPanels<kIntegers> results(s, row, kPanel);
+    for (int64_t t = first; t < end; ++t, sums += kStride)
+      note_pair(s.largest[t], {rounded_to_bf16(results.of(sums, 0, t)), rounded_to_bf16(results.of(sums, 1, t))}, {0xffff, 0xffff}, row);
+    return;
+  }
+  float results[kStride] = {};
+  LinearSlice one = s;
+  one.largest = nullptr, one.out_stride = kStride;
+  const auto in_panel = [left](int64_t p) { return static_cast<__mmask16>((1u << smaller(kPanel, larger(left - p * kPanel, 0))) - 1); };
+  for (int64_t t = first; t < end; ++t, sums += kStride) {
+    one.out = results - t * kStride - row;
+    finish_tiles<kIntegers>(one, t, t + 1, panel, panels, sums);
+    note_pair(s.largest[t], {load(results), load(results + kPanel)}, {in_panel(0), panels < 2 ? __mmask16{0} : in_panel(1)}, row);
   }
 }
 

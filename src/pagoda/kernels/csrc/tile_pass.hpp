@@ -89,8 +89,9 @@ struct OnTheWay : Op {
 
 // kTall: more than sixteen tokens. kBoth: two panels. Turn: an Op that turns a tile of lines into the ring while the tile before is
 // multiplied, so that memory, turning and products overlap (int8 and one token: 7 GB/s of weights were read when pieces were turned first).
-template <bool kIntegers, bool kTall, bool kBoth, class Turn>
-void run_pass(const Pass& p) {
+// between() is called after each tile of few tokens.
+template <bool kIntegers, bool kTall, bool kBoth, class Turn, class Between>
+void run_pass(const Pass& p, Between between) {
   const int64_t from_bytes = p.begins ? 64 : kPairWords * 4, from_tile = 16 * from_bytes, second = p.begins ? 0 : 64;
   const char* const from = reinterpret_cast<const char*>(p.from);
   tile_fence();
@@ -136,6 +137,7 @@ void run_pass(const Pass& p) {
     if constexpr (kTall && kBoth) PAGODA_TILE_PRODUCT(3, 5, 7);
     ask(3);
     go_on();
+    if constexpr (Turn::kFollows) between();
   };
   if constexpr (Turn::kTurns) {
     constexpr int64_t kLines = kTileWords / Turn::kSteps;  // stored ones of a tile
