@@ -98,6 +98,8 @@ def test_what_does_not_fit_a_models_pages_is_refused_before_it_is_in_a_batch(mak
     llm = make_llm(page_size=8)
     for kv, words in (
         ("lserve(part=3)", "part=3 does not divide pages of 8 slots; give a divisor"),
+        ("shadowkv(chunk=3)", "chunk=3 does not divide pages of 8 slots; give a divisor"),
+        ("shadowkv(chunk=0)", "chunk=0"),
         ("csr(nonzeros=9)", "its heads of 8 and 8 channels are said whole by fewer than 9 atoms"),
     ):
         with pytest.raises(PagodaError, match=words):

@@ -93,7 +93,7 @@ def is_judged_by_rule(name: str) -> bool:
     return policy.judged_by is not None and type(policy).score is PageSelection.score
 
 
-INSIDE = [f"{name}(pages=3)" for name in NAMES if is_judged_by_rule(name)]
+INSIDE = [f"{name}(pages=3)" for name in NAMES if is_judged_by_rule(name)] + ["shadowkv(pages=3, chunk=2)"]
 
 
 def test_methods_that_ship_are_left_to_the_kernels() -> None:
@@ -145,7 +145,7 @@ def same_both_ways(make_llm, monkeypatch, kv: str) -> None:
         "lserve(pages=3)",
         "longcache(pages=3)",
         "loki(pages=3)",
-        "shadowkv(pages=3)",
+        "shadowkv(pages=3, chunk=4)",
         "ltri_llm(pages=3)",
         "sparq(pages=3)",
         "a2ats(pages=3)",

@@ -54,11 +54,12 @@ def test_what_marks_leave_out_changes_nothing(run):
 
 
 def test_equal_outliers_go_by_their_order_and_a_missing_page_is_refused():
-    rows = torch.zeros(1, 6, 1, 9)
-    rows[..., -1] = torch.tensor([0.5, 0.1, 0.1, 0.9, 0.1, 0.1])[:, None]
+    rows = torch.zeros(1, 6, 2, 9)
+    rows[..., -1] = torch.tensor([[0.5, 0.5], [0.1, 0.9], [0.9, 0.1], [0.9, 0.9], [0.1, 0.1], [0.1, 0.9]])
     for run in (reference, cpu.page_scores):
-        found = run(torch.ones(1, 2, 8), PageRule("rows", weigh="softmax"), rows, [6], outliers=3)
-        assert (found[0] > 2).tolist() == [False, True, True, False, True, False]
+        for kind, marks in (("rows", rows), ("halves", rows.bfloat16()), ("rows", rows[:, :, :1].contiguous())):
+            found = run(torch.ones(1, 2, 8), PageRule(kind, weigh="softmax"), marks, [6], outliers=3)
+            assert (found[0] > 2).nonzero().flatten().tolist() == ([1, 2, 4] if marks.shape[2] == 2 else [1, 4, 5])
     layout = PageLayout(8, 16, 16, torch.float32)
     bad = KeyPages(torch.zeros(3, layout.page_elems), layout, torch.tensor([[0, 3]], dtype=torch.int32))
     with pytest.raises(IndexError, match="page 3 of 3"):
@@ -82,11 +83,10 @@ def test_a_rule_that_no_op_follows_is_refused(marks, query, weigh):
 @pytest.mark.parametrize(
     ("rule", "marks"),
     [
-        (PageRule("halves", weigh="softmax"), torch.zeros(1, 3, 1, 9, dtype=torch.bfloat16)),
-        (PageRule("rows", weigh="softmax"), torch.zeros(1, 3, 2, 9)),
+        (PageRule("pairs", weigh="softmax"), torch.zeros(1, 3, 4, 16, 2, dtype=torch.bfloat16)),
         (PageRule("rows"), torch.zeros(1, 3, 1, 9)),
     ],
-    ids=["halves", "two rows", "product"],
+    ids=["pairs", "product"],
 )
 def test_outliers_that_no_op_finds_are_refused(rule, marks):
     with pytest.raises(ConfigError, match="outliers=2 .* accepted: 0, or rows"):

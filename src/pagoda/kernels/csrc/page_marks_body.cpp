@@ -74,25 +74,34 @@ float length_of(const float* x, int64_t dim) {
   return length > 1e-8f ? length : 1e-8f;
 }
 
-// The mean key, and where there is room for it how unlike the least alike is.
-void note_mean(const PageMarkArgs& a, const Keys& keys) {
-  float* mean = (float*)a.marks + a.number * a.rule.stride;
-  for (int64_t d = 0; d < keys.dim; ++d) {
-    float sum = 0.0f;
-    for (int64_t slot = 0; slot < keys.size; ++slot) sum += keys.by_slot[slot * keys.dim + d];
-    mean[d] = sum / float(keys.size);
+inline void put(float x, float* to) { *to = x; }
+inline void put(float x, uint16_t* to) { narrow(x, to); }
+
+// The mean key of each part, and where there is room for it how unlike the least alike is.
+template <typename Number>
+void note_means(const PageMarkArgs& a, const Keys& keys) {
+  const int64_t parts = a.rule.per_page, each = keys.size / parts;
+  float* const mean = keys.by_channel;  // not in use
+  for (int64_t part = 0; part < parts; ++part) {
+    const float* const x = keys.by_slot + part * each * keys.dim;
+    Number* const to = (Number*)a.marks + (a.number * parts + part) * a.rule.stride;
+    for (int64_t d = 0; d < keys.dim; ++d) {
+      float sum = 0.0f;
+      for (int64_t slot = 0; slot < each; ++slot) sum += x[slot * keys.dim + d];
+      mean[d] = sum / float(each), put(mean[d], to + d);
+    }
+    if (a.rule.stride == keys.dim) continue;
+    float least = kInf;
+    const float own = length_of(mean, keys.dim);
+    for (int64_t slot = 0; slot < each; ++slot) {
+      const float* key = x + slot * keys.dim;
+      float dot = 0.0f;
+      for (int64_t d = 0; d < keys.dim; ++d) dot += key[d] * mean[d];
+      const float cosine = dot / (length_of(key, keys.dim) * own);
+      least = cosine < least ? cosine : least;
+    }
+    put(least, to + keys.dim);
   }
-  if (a.rule.stride == keys.dim) return;
-  float least = kInf;
-  const float own = length_of(mean, keys.dim);
-  for (int64_t slot = 0; slot < keys.size; ++slot) {
-    const float* x = keys.by_slot + slot * keys.dim;
-    float dot = 0.0f;
-    for (int64_t d = 0; d < keys.dim; ++d) dot += x[d] * mean[d];
-    const float cosine = dot / (length_of(x, keys.dim) * own);
-    least = cosine < least ? cosine : least;
-  }
-  mean[keys.dim] = least;
 }
 
 void note_columns(const PageMarkArgs& a, const Keys& keys) {
@@ -194,8 +203,8 @@ void run_page_marks(const PageMarkArgs& a) {
   float* const rest = keys.by_channel + keys.slots * (keys.dim + 2);
   read_keys(a, keys);
   switch (a.rule.kind()) {
-    case Marks::halves: return note_corners(a, keys);
-    case Marks::rows: return note_mean(a, keys);
+    case Marks::halves: return Query(a.rule.query) == Query::split ? note_corners(a, keys) : note_means<uint16_t>(a, keys);
+    case Marks::rows: return note_means<float>(a, keys);
     case Marks::columns: return note_columns(a, keys);
     case Marks::bytes: return note_bytes(a, keys);
     case Marks::pairs: return transpose(keys), note_pairs(a, keys);

@@ -14,6 +14,17 @@ namespace {
 constexpr float kAhead = 2.0f;          // of a page that goes before all others, whose shares are below 1
 constexpr int64_t kMostSoon = 32 << 10;  // bytes: what is more would push this score's own out of the first cache
 
+// The number behind a mark's own: of a row, or of one in halves.
+float behind(const PageScoreArgs& a, int64_t mark) {
+  const int64_t at = (mark + 1) * a.rule.stride - 1;
+  float number;
+  if (a.rule.kind() == Marks::rows) return std::memcpy(&number, a.marks + 4 * at, 4), number;
+  uint16_t half;
+  std::memcpy(&half, a.marks + 2 * at, 2);
+  const uint32_t bits = uint32_t{half} << 16;
+  return std::memcpy(&number, &bits, 4), number;
+}
+
 }  // namespace
 
 void check_pages(const int32_t* ids, int64_t count, int64_t offset, int64_t num_pages) {
@@ -55,16 +66,18 @@ void PageScorer::run(float* out, const Soon& soon, const std::string& isa) {
   if (args_.outliers > 0) put_outliers_ahead();
 }
 
-// The pages whose number behind their mark is smallest, of equals the earlier.
+// The pages with the smallest number behind one of their marks, of equals the earlier.
 void PageScorer::put_outliers_ahead() {
   const PageScoreArgs& a = args_;
-  const float* odd = reinterpret_cast<const float*>(a.marks) + a.rule.stride - 1;
   const int64_t count = std::min(a.outliers, a.pages);
-  order_.resize(a.pages);
+  order_.resize(a.pages), odd_.resize(a.pages);
+  for (int64_t page = 0; page < a.pages; ++page) {
+    odd_[page] = behind(a, page * a.rule.per_page);
+    for (int64_t i = 1; i < a.rule.per_page; ++i) odd_[page] = std::min(odd_[page], behind(a, page * a.rule.per_page + i));
+  }
   std::iota(order_.begin(), order_.end(), 0);
   std::partial_sort(order_.begin(), order_.begin() + count, order_.end(), [&](int32_t x, int32_t y) {
-    const float one = odd[x * a.rule.stride], other = odd[y * a.rule.stride];
-    return one != other ? one < other : x < y;
+    return odd_[x] != odd_[y] ? odd_[x] < odd_[y] : x < y;
   });
   for (int64_t i = 0; i < count; ++i) a.out[order_[i]] += kAhead;
 }

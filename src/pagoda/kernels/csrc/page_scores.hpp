@@ -69,7 +69,7 @@ struct PageScoreArgs {
   const float* given = nullptr;  // Query::project: [dim][width]; Marks::codes: [num_given][width]
   int64_t num_given = 0;
   const float* turn = nullptr;  // [dim / 2] cosines, then sines
-  int64_t outliers = 0;         // so many pages of the smallest number behind a mark's own go before all others
+  int64_t outliers = 0;         // so many pages with the smallest number behind a mark's own (rows, halves) go before all others
   // Marks::keys: the storage, and the pages' ids (less `offset`), which were checked.
   const char* storage = nullptr;
   PageShape shape;
@@ -168,7 +168,7 @@ class PageScorer {
 
   PageScoreArgs args_;
   PreparedQueries prepared_;
-  std::vector<float> queries_, words_, room_, units_;
+  std::vector<float> queries_, words_, room_, units_, odd_;
   std::vector<int32_t> channels_, order_, offsets_;
   std::vector<int8_t> codes_;
 };

@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from ..case import Make, cross
 from ..dispatch import Needs, Op
-from .page_scores import PageRule, by_channel, corners, in_bytes, in_pairs
+from .page_scores import PageRule, by_channel, corners, in_bytes, in_pairs, means
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,9 @@ NO_AIDS = MarkAids()
 def page_marks(keys: Tensor, rule: PageRule, marks: Tensor, first: int, aids: MarkAids = NO_AIDS) -> None:
     """Notes the pages ``first`` … ``first + n - 1`` in ``marks`` ``[H, P, …]`` (as ``rule`` says, P > first + n - 1).
 
-    keys float32 ``[H, n, page_size, D]``. Of halves there are as many boxes in a page as ``marks`` has room for, of as
-    many slots each; rows are the mean key and, where they are one number longer, its least cosine to one of the page.
+    keys float32 ``[H, n, page_size, D]``. Of rows and halves there are as many in a page as ``marks`` has room for, of
+    as many slots each: boxes for queries that are split; else the mean key and, where there is room for one number
+    more, its least cosine to one of those slots.
     """
     key = keys.device.type
     run = _OP.chosen.get(key) or _OP.resolve(key, Needs(key, (keys.dtype,)))
@@ -59,12 +59,9 @@ def reference(keys: Tensor, rule: PageRule, marks: Tensor, first: int, aids: Mar
 
 def _made(keys: Tensor, rule: PageRule, marks: Tensor, aids: MarkAids, shape: tuple[int, int, int, int]) -> Tensor:
     heads, pages, size, dim = shape
-    if rule.marks == "halves":
-        return corners(keys.reshape(heads, pages, marks.shape[2], size // marks.shape[2], dim))
-    if rule.marks == "rows":
-        mean = keys.mean(2)
-        alike = cosine_similarity(keys, mean[:, :, None], dim=-1).amin(-1)
-        return torch.cat([mean, alike[..., None]], -1)[:, :, None, : marks.shape[3]]
+    if rule.marks in ("rows", "halves"):
+        parts = keys.reshape(heads, pages, marks.shape[2], size // marks.shape[2], dim)
+        return corners(parts) if rule.query == "split" else means(parts)[..., : marks.shape[3]]
     if rule.marks == "columns":
         return keys.transpose(2, 3).bfloat16()
     if rule.marks == "bytes":
@@ -102,9 +99,9 @@ def _case(
     if rule.query == "project":
         given = make.normal(heads, dim, width)
     if rule.marks == "halves":
-        marks = torch.zeros(heads, room, parts, 2 * dim, dtype=torch.bfloat16)
+        marks = torch.zeros(heads, room, parts, 2 * dim if rule.query == "split" else dim + odd, dtype=torch.bfloat16)
     elif rule.marks == "rows":
-        marks = torch.zeros(heads, room, 1, dim + odd)
+        marks = torch.zeros(heads, room, parts, dim + odd)
     elif rule.marks == "columns":
         marks = by_channel(heads, room, dim, size, torch.bfloat16)
     elif rule.marks == "bytes":
@@ -121,17 +118,17 @@ def _case(
 
 
 def _cases() -> list[dict[str, object]]:
-    boxes, means, codes = (
-        PageRule("halves", "split"),
-        PageRule("rows", weigh="softmax"),
-        PageRule("codes", weigh="peak"),
-    )
+    boxes, codes = PageRule("halves", "split"), PageRule("codes", weigh="peak")
+    whole, half = PageRule("rows", weigh="softmax"), PageRule("halves", weigh="softmax")
     return [
         {"rule": boxes, "pages": 3},
         {"rule": boxes, "pages": 1, "parts": 4, "first": 5, "heads": 3, "dim": 13},
         {"rule": boxes, "pages": 0},
-        {"rule": means, "pages": 4, "odd": True},
-        {"rule": means, "pages": 1, "first": 7, "dim": 20, "size": 8},
+        {"rule": whole, "pages": 4, "odd": True},
+        {"rule": whole, "pages": 1, "first": 7, "dim": 20, "size": 8},
+        {"rule": whole, "pages": 2, "first": 1, "parts": 4, "odd": True},
+        {"rule": half, "pages": 3, "parts": 2, "odd": True},
+        {"rule": half, "pages": 2, "first": 3, "dim": 13, "parts": 3, "size": 24},
         {"rule": PageRule("columns", "thin", "softmax", rank=5), "pages": 2, "first": 3, "size": 8},
         {"rule": PageRule("columns"), "pages": 5, "dim": 13},
         {"rule": PageRule("bytes"), "pages": 4, "dim": 13, "size": 8},

@@ -20,6 +20,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from ...core.errors import ConfigError
 from ..case import Make, cross
@@ -121,6 +122,13 @@ def corners(keys: Tensor) -> Tensor:
     return torch.cat(outer, -1).bfloat16()
 
 
+def means(keys: Tensor) -> Tensor:
+    """Keys of parts ``[…, n, D]`` as rows: float32 ``[…, D + 1]``, the mean and its least cosine to one of them."""
+    mean = keys.mean(-2)
+    alike = cosine_similarity(keys, mean.unsqueeze(-2), dim=-1).amin(-1)
+    return torch.cat([mean, alike[..., None]], -1)
+
+
 def _out_of_bytes(marks: Tensor) -> Tensor:
     """float32 ``[H, P, B, W4]``."""
     scales = marks[:, :, -1].contiguous().view(torch.float32)  # [H, P, B, 1]
@@ -153,14 +161,14 @@ def page_scores(
 
     scale     above 0; of products that are weighed
     turn      float32 ``[D]``: cosines of the D / 2 angles, then their sines; channel i turns with channel i + D / 2
-    outliers  so many pages whose last number of a row, one more than W, is smallest get 2 more (softmax or peak).
-              Raises ConfigError for marks that are no rows, for several of a page, and for the product.
+    outliers  so many pages with the smallest last number of a row, one more than W, get 2 more (softmax or peak).
+              Raises ConfigError for marks that are neither rows nor halves, and for the product.
     keys      in place of ``marks``. Raises IndexError for a page that does not exist.
     """
-    if outliers and (marks is None or rule.marks != "rows" or marks.shape[2] != 1 or rule.weigh == "product"):
+    if outliers and (rule.marks not in ("rows", "halves") or rule.weigh == "product"):
         raise ConfigError(
             f"outliers={outliers} of pages judged by {rule.marks}, weighed by {rule.weigh}; "
-            "accepted: 0, or rows, one a page, weighed by softmax or peak"
+            "accepted: 0, or rows or halves, weighed by softmax or peak"
         )
     key = queries.device.type
     run = _OP.chosen.get(key) or _OP.resolve(key, Needs(key, (queries.dtype,)))
@@ -235,7 +243,8 @@ def reference(
     scores = worth.view(heads, pages, per_page).sum(-1).float().masked_fill(~there, 0)
     if outliers:
         assert marks is not None
-        odd = marks[:, :, 0, -1].masked_fill(~there, torch.inf).sort(dim=1, stable=True).indices[:, :outliers]
+        least = marks[..., -1].float().amin(-1).masked_fill(~there, torch.inf)
+        odd = least.sort(dim=1, stable=True).indices[:, :outliers]
         scores = scores.scatter_add(1, odd, scores.new_full(odd.shape, 2.0)).masked_fill(~there, 0)
     return scores
 
@@ -287,7 +296,7 @@ def _case(
     if rule.marks == "rows":
         found["marks"] = make.normal(heads, pages + 3, parts, width + bool(outliers))[:, :pages]
     elif rule.marks == "halves":
-        found["marks"] = make.normal(heads, pages + 3, parts, width).bfloat16()[:, :pages]
+        found["marks"] = make.normal(heads, pages + 3, parts, width + bool(outliers)).bfloat16()[:, :pages]
     elif rule.marks == "columns":
         found["marks"] = by_channel(heads, pages + 3, width, size, torch.bfloat16)[:, :pages]
         found["marks"].copy_(make.normal(heads, pages, width, size))  # type: ignore[attr-defined]
@@ -327,6 +336,8 @@ def _cases() -> list[dict[str, object]]:
         {"rule": PageRule("columns", "thin", rank=5, **voted), "pages": 7},  # type: ignore[arg-type]
         {"rule": PageRule("columns", "thin", rank=90, **voted), "pages": 3, "size": 8, "held": (2, 3)},  # type: ignore[arg-type]
         {"rule": PageRule("rows", weigh="softmax"), "pages": 37, "outliers": 3, "held": (37, 20)},
+        {"rule": PageRule("halves", weigh="softmax"), "pages": 37, "parts": 2, "outliers": 3, "held": (37, 20)},
+        {"rule": PageRule("rows", weigh="peak"), "pages": 9, "parts": 4, "dim": 13, "outliers": 4, "held": (9, 2)},
         {"rule": PageRule("rows", weigh="softmax", sum_heads=True), "pages": 5, "group": 1},
         {"rule": PageRule("codes", weigh="peak"), "pages": 6, "held": (6, 2)},
         {"rule": PageRule("codes", "turn", "peak"), "pages": 3, "size": 8, "group": 9},

@@ -28,6 +28,9 @@ class A2ATS(PageSelection):
 
     Deviations: only what is read is chosen so; attention itself keeps true positions, and keys and values stay where
     they are. Pages are fetched, not single tokens: a page is worth what its tokens get together.
+
+    What lantern's recall loses (53 % of 324 cases) it loses to the codebook of 128 codewords a head (another of that
+    size: 42 %): 512 bring 67 %, 1024 69 %, keys that are not quantized all. Each costs a product in every step.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.12665"

@@ -27,13 +27,16 @@ class LtriLLM(PageSelection):
     Deviations: nothing here ever holds the attention map of a whole prompt, so keys stand in for the queries of their
     tokens, and cells are pages, not tokens; all heads of a layer vote and read the same spans, where the paper asks
     retrieval heads. Pages of the answer make spans by themselves as they are full.
+
+    Longer spans have a blunter mean: of 324 cases of lantern's recall 77 % with ``longest=4``, 83 % with two pages,
+    84 % with one.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.04757"
     marked: ClassVar[bool] = True
     keeps_first: ClassVar[bool] = True
     whole: ClassVar[str] = "a span is a stretch of the text, which an eviction tears apart differently in each head"
-    longest: int = 4
+    longest: int = 2
     persist: float = 0.5
 
     def __post_init__(self) -> None:

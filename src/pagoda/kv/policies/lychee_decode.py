@@ -25,6 +25,10 @@ class LycheeDecode(PageSelection):
 
     Deviations: pages are handed on, not single tokens, each worth the attention that its tokens get; heads are
     kv-heads, since a group shares what it reads.
+
+    Of lantern's recall (79 % of 324 cases) neither ``retrieval=0.5`` (79 %) nor pages worth their best token (80 %)
+    save more; ``retrieval=1.0``, which leaves nothing out, saves all. It has four layers of two kv-heads, the paper's
+    models 32 layers of eight.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2602.04541"
