@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from pagoda import ConfigError, SamplingParams
 from pagoda.core.types import KVFormat
 from pagoda.engine.calibrations import Calibrations
+from pagoda.kernels.dispatch import restricted
 from pagoda.kernels.ops.page_numbers import reference as page_numbers_reference
 from pagoda.kv.dense import attend_dense
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.manager import KVManager
+from pagoda.kv.page_codes import PageCodes
 from pagoda.kv.pages import PagePool
 from pagoda.kv.policies import POLICIES
 from pagoda.kv.policies._windowed import Seen, WindowedCodec, pack, unpack
@@ -165,11 +168,13 @@ def test_attention_is_that_over_what_pages_and_raw_tokens_hold(name: str, monkey
             manager.commit(s, [1] * held)
             tails[s].encode(codec, storage, tables[s], learned, q[:, :4], 0.3)
             assert 0 < tails[s].start <= held - 3
-    for scratch in (1 << 20, 1):
-        monkeypatch.setattr("pagoda.kv.window_view.SCRATCH_BYTES", scratch)
-        view = WindowView(storage, tables, q_lens, [codec] * 3, tails, learned)
+    codes = PageCodes(stored, learned, lambda num_bytes: True)
+    for scratch, kernels in ((1 << 20, "reference"), (1, "reference"), (1, "cpu")):
+        monkeypatch.setattr(import_module("pagoda.kernels.ops.coded_attention"), "SCRATCH_BYTES", scratch)
+        view = WindowView(storage, tables, q_lens, [codec] * 3, tails, codes, torch.float32)
         for layer in range(2):
-            got, first = view.attend(layer, q[layer], k[layer, -8:], v[layer, -8:], scale=0.3), 0
+            with restricted(kernels):
+                got, first = view.attend(layer, q[layer], k[layer, -8:], v[layer, -8:], scale=0.3), 0
             mine = {key: x[layer] for key, x in learned.items()}
             asked, new = codec.share(q[layer], k[layer, -8:], mine)
             for s, held in enumerate(lens):

@@ -225,7 +225,9 @@ class Runner:
         codecs = [codec for piece in pieces if (codec := piece.sequence.policy.windowed) is not None]
         if codecs:
             tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]
-            return WindowView(store.storage, tables, q_lens, codecs, tails, store.learned, tap, _breaker(pieces))
+            assert store.codes is not None
+            dtype, breaks = self.model.dtype, _breaker(pieces)
+            return WindowView(store.storage, tables, q_lens, codecs, tails, store.codes, dtype, tap, breaks)
         watched = {i: piece.sequence for i, piece in enumerate(pieces) if _wants_probs(piece)}
         receivers = {i: one.policy_state for i, one in watched.items() if one.policy.lossy is None}
         view = self._views_of(store).view(tables, q_lens, choosers=_choosers(store, pieces, num_q_heads))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ._extension import best_isa, cpu_features, num_workers
 from .cpu_attention import paged_attention
 from .cpu_choice import page_marks, page_scores
+from .cpu_coded_attention import coded_attention
 from .cpu_linear import linear
 from .cpu_packed import grouped_linear, packed_linear
 from .cpu_page_numbers import page_numbers
@@ -16,7 +17,8 @@ from .cpu_rows import activation, gated_activation, layer_norm, rms_norm, rotary
 from .cpu_slots import add_sums, close_gaps, close_rows, keep_best
 
 __all__ = [
-    "activation", "add_sums", "best_isa", "close_gaps", "close_rows", "copy_pages", "cpu_features",
-    "gated_activation", "grouped_linear", "keep_best", "kv_compact", "kv_write", "layer_norm", "linear", "num_workers",
-    "packed_linear", "page_numbers", "page_marks", "page_scores", "paged_attention", "rms_norm", "rotary",
+    "activation", "add_sums", "best_isa", "close_gaps", "close_rows", "coded_attention", "copy_pages",
+    "cpu_features", "gated_activation", "grouped_linear", "keep_best", "kv_compact", "kv_write", "layer_norm",
+    "linear", "num_workers", "packed_linear", "page_numbers", "page_marks", "page_scores", "paged_attention",
+    "rms_norm", "rotary",
 ]  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 
 from . import dispatch
 from ._extension import CPU, _cpu
 from .dispatch import Features
-from .page_code import KINDS, PageCode, Side
+from .page_code import KINDS, PageCode
 
 MOST_DIM = 512  # kMostDim of csrc/page_numbers.hpp
 
@@ -17,24 +19,54 @@ def page_numbers(
     pages: Tensor, ids: Tensor, places: Tensor, keys: Tensor, values: Tensor, code: PageCode, isa: str = ""
 ) -> None:
     """As `ops.page_numbers`; ``isa`` fixes the instruction set (for tests)."""
-    assert code.sides is not None
-    ids, places = ids.contiguous(), places.contiguous()
-    tables = [None if side.table is None else side.table.float().contiguous() for side in code.sides]
-    sides = [
-        _side(side, table, dim, out)
-        for side, table, dim, out in zip(code.sides, tables, (code.k_dim, code.v_dim), (keys, values), strict=True)
+    ids, places, tables = ids.contiguous(), places.contiguous(), tables_of(code)
+    halves = [
+        (side, out.data_ptr(), out.stride(0), out.stride(1))
+        for side, out in zip(sides_of(code, tables), (keys, values), strict=True)
     ]
     _cpu.page_numbers(
         pages.data_ptr(), pages.shape[0], pages.stride(0), code.page_size, ids.data_ptr(), places.data_ptr(),
-        ids.shape[0], ids.shape[1], keys.dtype == torch.bfloat16, *sides, torch.get_num_threads(), isa,
+        ids.shape[0], ids.shape[1], keys.dtype == torch.bfloat16, *halves, torch.get_num_threads(), isa,
     )  # fmt: skip
 
 
-def _side(
-    side: Side, table: Tensor | None, dim: int, out: Tensor
-) -> tuple[int, list[int], int, int, int, int, int, int]:
-    address, stride = (0, 0) if table is None else (table.data_ptr(), table.stride(0))
-    return KINDS.index(side.kind), list(side.at), address, stride, dim, out.data_ptr(), out.stride(0), out.stride(1)
+BoundSide = tuple[int, list[int], int, int, int]
+
+
+def tables_of(code: PageCode) -> list[Tensor | None]:
+    """As the kernels read them."""
+    assert code.sides is not None
+    return [None if side.table is None else side.table.float().contiguous() for side in code.sides]
+
+
+def sides_of(code: PageCode, tables: list[Tensor | None]) -> list[BoundSide]:
+    """Keys and values as the extension takes them; ``tables`` must outlive it."""
+    assert code.sides is not None
+    found = []
+    for side, table, dim in zip(code.sides, tables, (code.k_dim, code.v_dim), strict=True):
+        address, stride = (0, 0) if table is None else (table.data_ptr(), table.stride(0))
+        found.append((KINDS.index(side.kind), list(side.at), address, stride, dim))
+    return found
+
+
+class LayerSides:
+    """How the pages of all layers are read, as a step's program takes it. ``num_bytes``: of tables that are its own."""
+
+    def __init__(self, codes: Sequence[PageCode], page_bytes: int) -> None:
+        self._tables = [tables_of(code) for code in codes]
+        sides = [side for code, tables in zip(codes, self._tables, strict=True) for side in sides_of(code, tables)]
+        self.native = _cpu.CodedSides(sides, page_bytes)
+
+    def num_bytes(self, given: Iterable[Tensor]) -> int:
+        """Bytes of tables that are not parts of ``given``."""
+        lent = {t.untyped_storage().data_ptr() for t in given}
+        own = [t for tables in self._tables for t in tables if t is not None]
+        return sum(t.nbytes for t in own if t.untyped_storage().data_ptr() not in lent)
+
+
+def can_read(code: PageCode) -> bool:
+    """Whether the kernels decode such pages."""
+    return code.sides is not None and max(code.k_dim, code.v_dim) <= MOST_DIM
 
 
 _ABLE = Features(CPU, frozenset({torch.float32, torch.bfloat16}), frozenset(KINDS), MOST_DIM)

@@ -1,4 +1,4 @@
-"""How a codec of whole pages tells the kernels where in a page its numbers are."""
+"""How a codec of whole pages tells the kernels where in a page its numbers are, and what lies raw beside them."""
 
 from __future__ import annotations
 
@@ -37,3 +37,19 @@ class PageCode:
     num_bytes: int
     decode: Callable[[Tensor], tuple[Tensor, Tensor]]
     sides: tuple[Side, Side] | None = None
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What a kernel must know to decode them."""
+        return frozenset(side.kind for side in self.sides) if self.sides else frozenset({"decoded in torch"})
+
+
+@dataclass(frozen=True, slots=True)
+class RawSlots:
+    """One sequence's newest slots in a layer, as numbers: k ``[H, room, k_dim]``, v ``[H, room, v_dim]``, contiguous.
+    Those before slot ``start``, a multiple of the page size, are in encoded pages.
+    """
+
+    k: Tensor
+    v: Tensor
+    start: int

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._extension import DTYPES, _cpu, store_of
+from ._extension import DTYPES, NO_SIDES, PAGES, _cpu, store_of
 from .cpu_packed import packed_matrix
 from .cpu_rows import ACTIVATIONS
 from .dispatch import profiling
@@ -238,18 +238,21 @@ class Program:
 
 def _native(step: StepArrays) -> Any:
     """The arrays as the extension takes them, made once."""
-    layout, rows, own, choice = step.layout, step.rows, step.rows.shape[0] > 1, step.choice
+    layout, rows, own, choice, coded = step.layout, step.rows, step.rows.shape[0] > 1, step.choice, step.coded
     chosen = [] if choice is None else [getattr(choice, name).ctypes.data for name in choice.__slots__]
     sums, queries = (
         [] if part is None else [getattr(part, name).ctypes.data for name in part.__slots__]
         for part in (step.sums, step.queries)
     )
+    raw = [] if coded is None else [x.ctypes.data for x in (coded.k, coded.v, coded.starts, coded.room)]
     step.native = _cpu.StepArrays(
-        step.page_ids.shape[1], step.pages.data_ptr(), step.pages.shape[0], store_of(layout), layout.page_size,
+        step.page_ids.shape[1], step.pages.data_ptr(), step.pages.shape[0],
+        store_of(layout) if coded is None else PAGES, layout.page_size,
         layout.k_dim, layout.v_dim, step.row_of.shape[0], rows.data_ptr(), rows.stride(0) if own else 0, rows.shape[1],
         rows.shape[2],
         step.row_of.data_ptr(), step.offset.data_ptr(), step.kv_lens.data_ptr(), step.kv_lens.stride(0) if own else 0,
         step.q_starts.data_ptr(), step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots.stride(0) if own else 0,
-        chosen, 0 if choice is None else len(choice.seqs), sums, queries,
+        chosen, 0 if choice is None else len(choice.seqs), sums, queries, NO_SIDES if coded is None else coded.sides,
+        raw,
     )  # fmt: skip
     return step.native

@@ -68,6 +68,19 @@ class QueryRings:
     nums: npt.NDArray[np.int64]  # [S] how many of the last tokens of its chunk, up to the width
 
 
+@dataclass(frozen=True, slots=True)
+class CodedStep:
+    """Pages of a step that were encoded whole, and where the newest slots of each of the S sequences lie raw beside
+    them: contiguous ``[L, H, room, dim]`` of the model's dtype, which must outlive the step; it writes its own there.
+    """
+
+    sides: Any  # how the pages of all layers are read: `cpu_page_numbers.LayerSides`
+    k: npt.NDArray[np.int64]  # [S] addresses
+    v: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]  # [S] the first raw slot, a multiple of the page size
+    room: npt.NDArray[np.int64]  # [S]
+
+
 @dataclass(slots=True, eq=False)
 class StepArrays:
     """All int32 on the CPU. Sizes: L layers, S sequences, H kv-heads, T tokens, R rows of one layer.
@@ -89,4 +102,5 @@ class StepArrays:
     choice: PageChoice | None = None
     sums: SlotSums | None = None
     queries: QueryRings | None = None
+    coded: CodedStep | None = None  # then ``layout`` is that of the numbers, and the pages are bytes
     native: Any = field(default=None, init=False, repr=False)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.types import KVFormat
+from ..kernels.page_code import RawSlots
 from .pages import Int32s
 from .policies._windowed import Learned, Seen, WindowedCodec
 from .storage import PageStorage
@@ -36,17 +37,21 @@ class RawTail:
         twin.k, twin.v = (None if x is None else x.clone() for x in (self.k, self.v))
         return twin
 
-    def put(self, layer: int, first: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Slots from number ``first`` on: k ``[n, H, k_dim]``, v; returns all raw ones ``[H, m, dim]`` up to them."""
+    def make_room(self, first: int, num: int, dtype: torch.dtype, device: torch.device) -> None:
+        """For slots from number ``first`` on."""
         if self.k is None:
             self.start = first  # those before were found encoded
-        begin, end = first - self.start, first - self.start + len(k)
-        self._make_room(end, k)
+        self._make_room(first - self.start + num, dtype, device)
+
+    def put(self, layer: int, first: int, k: Tensor, v: Tensor) -> RawSlots:
+        """Slots from number ``first`` on: k ``[n, H, k_dim]``, v; returns all raw ones of the layer."""
+        self.make_room(first, len(k), k.dtype, k.device)
         assert self.k is not None
         assert self.v is not None
+        begin, end = first - self.start, first - self.start + len(k)
         self.k[layer, :, begin:end] = k.transpose(0, 1)
         self.v[layer, :, begin:end] = v.transpose(0, 1)
-        return self.k[layer, :, :end], self.v[layer, :, :end]
+        return RawSlots(self.k[layer], self.v[layer], self.start)
 
     def held(self, layer: int, num_slots: int) -> tuple[Tensor, Tensor]:
         """float32 ``[H, num_slots, dim]`` of a sequence that has nothing encoded."""
@@ -106,13 +111,14 @@ class RawTail:
         """The usual room, but not many times what ``num`` need: a window may be wider than a sequence ever gets."""
         return max(num, min(self._usual, max(LEAST_ROOM, 2 * num)))
 
-    def _make_room(self, end: int, like: Tensor) -> None:
+    def _make_room(self, end: int, dtype: torch.dtype, device: torch.device) -> None:
         old = 0 if self.k is None else self.k.shape[2]
         if end <= old:
             return
         room = self._room_for(end) if end <= self._usual else end + end // 4
         for name, dim in (("k", self._fmt.k_dim), ("v", self._fmt.v_dim)):
-            grown = like.new_zeros(self._fmt.num_layers, self._fmt.num_kv_heads, room, dim)
+            shape = self._fmt.num_layers, self._fmt.num_kv_heads, room, dim
+            grown = torch.zeros(shape, dtype=dtype, device=device)
             if old:
                 grown[:, :, :old] = getattr(self, name)
             setattr(self, name, grown)

@@ -27,6 +27,7 @@ from .device_region import Driver
 from .manager import KVManager
 from .offload.storage import OffloadedStorage
 from .offload.tier_file import SPAN, TierFile
+from .page_codes import PageCodes
 from .pages import MAX_PAGES, PagePool
 from .policies._windowed import Learned, WindowedCodec
 from .policies.base import Need, Stored
@@ -39,11 +40,14 @@ MIN_HUGE_PAGES = 64  # a store of fewer declines huge pages: their slack (`PageS
 
 @dataclass(slots=True, eq=False)
 class Store:
-    """The pages of one KV format: who has them, and their bytes. ``learned``: what its codec was calibrated to."""
+    """The pages of one KV format: who has them, and their bytes. ``learned``: what its codec was calibrated to;
+    ``codes``: how its pages are read, where they are encoded whole.
+    """
 
     manager: KVManager
     storage: PageStorage
     learned: Learned = field(default_factory=dict)
+    codes: PageCodes | None = None
 
     @property
     def fmt(self) -> KVFormat:
@@ -264,7 +268,9 @@ class Stores:
         prefix = self._make_prefix(pool) if settled else None
         manager = KVManager(fmt, pool, prefix, grow=way.grow, growable=way.growable, settled=settled)
         storage = PageStorage(fmt, addresses, self._device, huge=huge, driver=self._driver)
-        store = Store(manager, storage, self._learned_of(windowed))
+        learned = self._learned_of(windowed)
+        codes = None if windowed is None else PageCodes(fmt, learned, self.hold_shared)
+        store = Store(manager, storage, learned, codes)
         self._by_dtype[fmt.dtype] = store
         return store
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ..kernels.layout import PageLayout
 from ..kernels.ops import LayerTable, kv_write, paged_attention
+from ..kernels.ops._scratch import scratch_table
 from ..kernels.step import SlotSums, StepArrays
 from .choices import Choices, Chooser
-from .scratch import scratch_table
 from .step_index import StepIndex
 from .storage import PageStorage
 from .table import PageTable

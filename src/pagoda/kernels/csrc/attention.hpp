@@ -8,6 +8,7 @@
 
 #include "dtype.hpp"
 #include "isa.hpp"
+#include "page_numbers.hpp"
 #include "page_shape.hpp"
 
 namespace pagoda {
@@ -20,6 +21,19 @@ struct SumTarget {
   int64_t last = 0;  // w > 0: only the last w queries of its chunk
 
   int64_t room() const { return counts ? std::min(stride, count_stride) : stride; }  // of slots
+};
+
+// The newest slots of a sequence, which lie as numbers beside its encoded pages: of one layer, [head][room][dim] each.
+struct RawSlots {
+  const char *k = nullptr, *v = nullptr;
+  int64_t start = 0, room = 0;  // the first slot of them, a multiple of the page size; how many there is room for
+};
+
+// Pages that were encoded whole (Store::pages). They are decoded by whoever multiplies them, a block of slots at a time.
+struct CodedPages {
+  PageSide k, v;
+  Store raw_store = Store::f32;   // of the raw slots' numbers
+  const RawSlots* raw = nullptr;  // [S]
 };
 
 // A sequence whose chunk makes no more rows of a kv-head than this is cut into parts; wider chunks are tiled over their queries.
@@ -35,6 +49,7 @@ struct AttentionArgs {
   const char* pages = nullptr;
   int64_t num_pages = 0;
   PageShape shape;
+  const CodedPages* coded = nullptr;  // of Store::pages; else null
   int64_t v_dim = 0;  // columns of the result
   // The layer's table, all int32.
   const int32_t* rows = nullptr;  // [R, max_pages]

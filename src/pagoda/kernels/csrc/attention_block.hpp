@@ -7,6 +7,12 @@
 #include "attention_slots.hpp"
 #include "attention_byte_weights.hpp"
 
+#if PAGODA_AMX
+#define PAGODA_VECTORS avx512bf16  // whose bodies serve what is no product of tiles
+#else
+#define PAGODA_VECTORS PAGODA_ISA
+#endif
+
 namespace pagoda {
 namespace {
 
@@ -43,6 +49,7 @@ struct Block {
   float *k_scales, *v_scales;  // [kScales], or null where rows hold numbers
   float* k_units;              // [kScales] what products are multiplied with where scales are all; as k_scales else
   char* tail;                  // of the last eight of slots
+  Number* page;                // one whole page, of encoded ones
   int count = 0;
   static constexpr int kScales = kBlock + kLanes;  // a register beyond the last slot's may be written
 
@@ -55,7 +62,8 @@ struct Block {
 
   static int64_t floats(const AttentionArgs& a) {
     const int64_t wide = Math::native(a.shape) ? 0 : kBlock * (wide_row(a.shape.k_dim) + wide_row(a.v_dim));
-    return key_words(a) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + 3 * kScales +
+    const int64_t page = a.coded ? a.shape.page_size * (wide_row(a.shape.k_dim) + wide_row(a.v_dim)) : 0;
+    return key_words(a) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + page + 3 * kScales +
            Slots::tail_bytes(a.shape) / 4 + 4 * 16;
   }
 
@@ -69,6 +77,7 @@ struct Block {
     k_units = scaled ? at + 2 * kScales : nullptr;
     tail = (char*)(at + 3 * kScales);
     wide_k = (Number*)(tail + (Slots::tail_bytes(a.shape) + 63) / 64 * 64), wide_v = wide_k + kBlock * wide_k_row;
+    page = wide_v + kBlock * wide_v_row;
   }
 
   // Slots that products read where they lie.
@@ -90,13 +99,14 @@ struct Block {
   }
 
   // Rows of numbers for all slots, which `slots` then names one by one and by eights; scales of codes beside them.
-  void widen(Slots& slots, bool with_values, Ahead& ahead) {
+  void widen(const PageRow& pages, Slots& slots, bool with_values, Ahead& ahead) {
     count = slots.count;
     if (!Math::native(a.shape)) {
       const bool own_v = with_values && a.shape.v.bytes;
       const auto fetch = [&](int) { ahead.lines(1); };
-      widen_rows(a.shape.store, slots.k, slots.k_scales, count, a.shape.k_dim, wide_k, wide_k_row, fetch);
-      if (own_v) widen_rows(a.shape.store, slots.v, slots.v_scales, count, a.v_dim, wide_v, wide_v_row, fetch);
+      if (a.coded) decode(pages, slots, own_v, ahead);
+      else widen_rows(a.shape.store, slots.k, slots.k_scales, count, a.shape.k_dim, wide_k, wide_k_row, fetch);
+      if (own_v && !a.coded) widen_rows(a.shape.store, slots.v, slots.v_scales, count, a.v_dim, wide_v, wide_v_row, fetch);
       if (Math::kPerWord == 2 && a.shape.k_dim % 2)
         for (int i = 0; i < count; ++i) wide_k[i * wide_k_row + a.shape.k_dim] = 0;
       name_wide(slots.k, slots.k8, wide_k, wide_k_row);
@@ -112,6 +122,33 @@ struct Block {
         k_units[i] = a.scale * kLog2E * (k_scales[i] == 0.0f ? 1.0f : k_scales[i]);
       }
     slots.pad();
+  }
+
+  // Encoded pages become rows of numbers, and raw slots do.
+  void decode(const PageRow& pages, const Slots& slots, bool with_values, Ahead& ahead) {
+    const int64_t size = a.shape.page_size;
+    const int lines = int(a.shape.page_bytes / 128) + 1;  // of the next block's pages, beside each half of one
+    for (int64_t at = 0, number = slots.first / size, n = 0; at < slots.encoded; ++n, ++number) {
+      const int64_t inside = (slots.first + at) % size, left = slots.encoded - at, here = size - inside < left ? size - inside : left;
+      const PageRow::Place place{pages, number};
+      const auto side = [&](const PageSide& from, Number* rows, int64_t row) {
+        Number* const to = rows + at * row;
+        const bool whole = here == size;
+        PAGODA_VECTORS::run_page_numbers({&from, (const uint8_t*)slots.pages[n], pages.head, size, whole ? to : page, row,
+                                          Math::kPerWord == 2, &place, &PageRow::Place::find});
+        if (!whole) memcpy(to, page + inside * row, here * row * sizeof(Number));
+        ahead.lines(lines);
+      };
+      side(a.coded->k, wide_k, wide_k_row);
+      if (with_values) side(a.coded->v, wide_v, wide_v_row);
+      at += here;
+    }
+    const auto raw = [&](const char* const* rows, int64_t dim, Number* to, int64_t row) {
+      const Store store = a.coded->raw_store;
+      widen_rows(store, rows + slots.encoded, rows + slots.encoded, slots.count - slots.encoded, dim, to + slots.encoded * row, row, [](int) {});
+    };
+    raw(slots.k, a.shape.k_dim, wide_k, wide_k_row);
+    if (with_values) raw(slots.v, a.v_dim, wide_v, wide_v_row);
   }
 
   // Rows behind the last slot's, up to a full register, become zeros.

@@ -96,6 +96,12 @@ class Planner {
       if (a.kv_lens[pair] > room)
         throw std::out_of_range("length " + std::to_string(a.kv_lens[pair]) + " of " + std::to_string(room) + " probability sums");
     }
+    if (a.coded) {
+      const RawSlots& raw = a.coded->raw[seq];
+      if (raw.start < 0 || raw.start % page_size != 0 || a.kv_lens[pair] > raw.start + raw.room)
+        throw std::out_of_range("length " + std::to_string(a.kv_lens[pair]) + " of " + std::to_string(raw.start) +
+                                " encoded slots and room for " + std::to_string(raw.room) + " more");
+    }
     if (blocks == 0) return;
     const int32_t* ids = a.rows + row * a.max_pages;
     const auto [low, high] = std::minmax_element(ids, ids + blocks);
@@ -238,7 +244,9 @@ class Planner {
       const int order = compare(x, y, head, part);
       return order != 0 ? order < 0 : x.seq < y.seq;  // stable: std::stable_sort and _partition fetch memory
     };
-    const auto whole = [&](const Narrow& n) { return part < n.full_parts() && n.partials >= 0; };
+    // What is raw lies with each sequence, whose table may name the same pages as another's.
+    const auto encoded = [&](const Narrow& n) { return !a.coded || (part + 1) * kPartSlots <= a.coded->raw[n.seq].start; };
+    const auto whole = [&](const Narrow& n) { return part < n.full_parts() && n.partials >= 0 && encoded(n); };
     if (part > from && std::all_of(group, group + count, whole) &&
         std::all_of(group + 1, group + count, [&](const Narrow& n) { return compare(*group, n, head, part) == 0; }))
       return share(group, count, head, from, part + 1);

@@ -104,6 +104,7 @@ inline void widen_row(Store store, const char* row, const char* scales, int64_t 
       return;
     case Store::int4:
       return widen_int4((const uint8_t*)row, (const uint16_t*)scales, dim, out);
+    case Store::pages: return;  // which have no rows
   }
 }
 

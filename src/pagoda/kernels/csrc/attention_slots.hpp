@@ -33,6 +33,9 @@ struct Slots {
   // Or by eights, for products that read pages where they lie:
   Eights k8, v8;
   int first_inside = 0;  // the first slot's place in its page
+  // Of pages that were encoded whole: so many slots are, from slot `first` of the row on. The others have rows.
+  int encoded = 0;
+  int64_t first = 0;
 
   void end_pages() {
     for (int i = 0; i < kBeyond; ++i) pages[num_pages + i] = num_pages ? pages[num_pages - 1] : nullptr;
@@ -67,11 +70,13 @@ struct Slots {
 
 struct PageRow {
   const AttentionArgs& a;
+  int64_t seq, head;
   const int32_t* ids;
   int64_t offset;
 
-  PageRow(const AttentionArgs& args, int64_t seq, int64_t head)
-      : a(args), ids(args.rows + args.row_of[args.pair(seq, head)] * args.max_pages), offset(args.offset[args.pair(seq, head)]) {}
+  PageRow(const AttentionArgs& args, int64_t seq_, int64_t head_)
+      : a(args), seq(seq_), head(head_), ids(args.rows + args.row_of[args.pair(seq, head)] * args.max_pages),
+        offset(args.offset[args.pair(seq, head)]) {}
 
   // Calls each(page, first slot in it, first slot of begin..end less begin, slots).
   template <typename Each>
@@ -99,6 +104,7 @@ struct PageRow {
 
   void find(int64_t begin, int64_t end, Slots& out) const {
     const PageShape& p = a.shape;
+    if (a.coded) return find_coded(begin, end, out);
     walk(begin, end, out, [&](const char* page, int64_t inside, int64_t i, int64_t here) {
       const auto plane = [&](const char** to, const Plane& plane) {
         const char* from = page + plane.at + inside * plane.bytes;
@@ -112,6 +118,28 @@ struct PageRow {
       }
     });
   }
+
+  // Encoded pages, which have no rows, and raw slots behind them.
+  void find_coded(int64_t begin, int64_t end, Slots& out) const {
+    const RawSlots& raw = a.coded->raw[seq];
+    const int64_t border = raw.start < begin ? begin : raw.start < end ? raw.start : end;
+    walk(begin, border, out, [](auto...) {});
+    out.count = int(end - begin), out.encoded = int(border - begin), out.first = begin;
+    const int64_t k_bytes = row_bytes(a.coded->raw_store, a.shape.k_dim), v_bytes = row_bytes(a.coded->raw_store, a.shape.v_dim);
+    for (int64_t i = out.encoded, at = head * raw.room + begin + i - raw.start; i < out.count; ++i, ++at)
+      out.k[i] = raw.k + at * k_bytes, out.v[i] = raw.v + at * v_bytes;
+  }
+
+  // The page that another head has in the place of number `number` of this one.
+  struct Place {
+    const PageRow& row;
+    int64_t number;
+    static const uint8_t* find(const void* place, int64_t head) {
+      const Place& p = *static_cast<const Place*>(place);
+      const PageRow other(p.row.a, p.row.seq, head);
+      return (const uint8_t*)other.a.pages + (other.ids[p.number] + other.offset) * other.a.shape.page_bytes;
+    }
+  };
 
   // The same by eights: begin and the page size are multiples of eight.
   void find_eights(int64_t begin, int64_t end, Slots& out) const {

@@ -68,7 +68,7 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
   for (int64_t begin = item.slot_begin; begin < item.slot_end; begin += kBlock) {
     const int64_t end = begin + kBlock < item.slot_end ? begin + kBlock : int64_t{item.slot_end};
     pages.find(begin, end, slots);
-    block.widen(slots, false, none);
+    block.widen(pages, slots, false, none);
     if (!in_place) block.pack(slots, false, none);
     float total[kBlock] = {}, wanted[kBlock] = {};
     // Queries before `begin` see none of these slots, nor do those whose window has passed them.

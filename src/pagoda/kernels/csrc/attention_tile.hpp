@@ -40,7 +40,7 @@ struct Tile {
   void work(Block<Math>& block, const PageRow& pages, Slots& slots, int64_t begin, const Slots& next) {
     Ahead ahead{next.pages, next.num_pages, a.shape.page_bytes};
     if (in_place()) block.open_eights(pages, slots);
-    else block.widen(slots, true, ahead);
+    else block.widen(pages, slots, true, ahead);
     multiply(block, slots, begin, ahead);
     ahead.lines(next.num_pages * int(a.shape.page_bytes / 64));  // what found no place between the products
   }
@@ -137,7 +137,8 @@ struct Tile {
       if (others) row.name_beyond(soon->slot_begin, soon->slot_end, next, found);
     } else if (others) {
       const int64_t end = block_end(*soon, soon->slot_begin);
-      row.walk(soon->slot_begin, end, next, [](auto...) {});
+      if (a.coded) row.find_coded(soon->slot_begin, end, next);
+      else row.walk(soon->slot_begin, end, next, [](auto...) {});
       row.name_beyond(end, soon->slot_end, next, 0);
     }
   }

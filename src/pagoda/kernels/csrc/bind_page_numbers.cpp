@@ -3,7 +3,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bind.hpp"
-#include "page_numbers.hpp"
+#include "bind_sides.hpp"
 
 namespace nb = nanobind;
 
@@ -11,32 +11,33 @@ namespace pagoda {
 
 namespace {
 
-// (kind, offsets, table, stride of a head in the table, dim, out, stride of a head, of a page)
-using Side = std::tuple<int, std::vector<int64_t>, uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t>;
+// A side, then: out, stride of a head, of a page
+using Target = std::tuple<BoundSide, uintptr_t, int64_t, int64_t>;
 
-PageSide side_of(const Side& from) {
-  PageSide side;
-  side.kind = CodeKind(std::get<0>(from));
-  const auto& offsets = std::get<1>(from);
-  for (size_t i = 0; i < offsets.size() && i < 5; ++i) side.at[i] = offsets[i];
-  side.table = at<float>(std::get<2>(from)), side.table_stride = std::get<3>(from), side.dim = std::get<4>(from);
-  side.out = at<void>(std::get<5>(from)), side.out_head_stride = std::get<6>(from), side.out_page_stride = std::get<7>(from);
-  return side;
+PageNumbersArgs::Target target_of(const Target& from) {
+  return {side_of(std::get<0>(from)), at<void>(std::get<1>(from)), std::get<2>(from), std::get<3>(from)};
 }
 
 }  // namespace
 
 void bind_page_numbers(nb::module_& m) {
   m.def("page_numbers", [](uintptr_t pages, int64_t num_pages, int64_t page_bytes, int64_t page_size, uintptr_t ids,
-                           uintptr_t places, int64_t heads, int64_t count, bool half, const Side& keys, const Side& values,
+                           uintptr_t places, int64_t heads, int64_t count, bool half, const Target& keys, const Target& values,
                            int num_threads, const std::string& isa) {
     PageNumbersArgs a;
     a.pages = at<uint8_t>(pages), a.num_pages = num_pages, a.page_bytes = page_bytes, a.page_size = page_size;
     a.ids = at<int64_t>(ids), a.places = at<int64_t>(places), a.heads = heads, a.count = count, a.half = half;
-    a.sides[0] = side_of(keys), a.sides[1] = side_of(values);
+    a.targets[0] = target_of(keys), a.targets[1] = target_of(values);
     nb::gil_scoped_release release;
     page_numbers(a, num_threads, isa);
-  }, "ids [heads][count], places [count], both int64; a side: (kind, offsets, table, its head stride, dim, out, its strides).");
+  }, "ids [heads][count], places [count], both int64; each half: (side, out, its strides), a side: (kind, offsets, table, its head stride, dim).");
+
+  nb::class_<CodedSides>(m, "CodedSides", "Keys and values of each layer, in turns; the tables must outlive it.")
+      .def("__init__", [](CodedSides* self, const std::vector<BoundSide>& sides, int64_t page_bytes) {
+        new (self) CodedSides;
+        for (const BoundSide& side : sides) self->of.push_back(side_of(side));
+        self->page_bytes = page_bytes;
+      });
 }
 
 }  // namespace pagoda

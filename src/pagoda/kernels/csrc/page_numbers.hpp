@@ -34,9 +34,27 @@ struct PageSide {
   int64_t at[5] = {0, 0, 0, 0, 0};
   const float* table = nullptr;  // [heads][table_stride]
   int64_t table_stride = 0, dim = 0;
-  void* out = nullptr;                              // [heads][pages][page_size * dim], strides in elements
-  int64_t out_head_stride = 0, out_page_stride = 0;
+
+  // Whether a page's numbers lie on other heads' pages, too.
+  bool of_others() const { return kind == CodeKind::spread || (kind == CodeKind::basis && at[2] > 1); }
 };
+
+// One side of one page, and where its numbers go.
+struct EncodedPage {
+  const PageSide* side;
+  const uint8_t* page;
+  int64_t head, page_size;
+  void* out;          // [page_size] rows of floats, or of bfloat16 where `half`
+  int64_t stride;     // elements from one row to the next
+  bool half;
+  const void* pages;  // what `find` looks into
+  const uint8_t* (*find)(const void* pages, int64_t head);  // the page that another head has in this one's place; null: nobody asks
+
+  const uint8_t* of_head(int64_t other) const { return find(pages, other); }
+  const float* table() const { return side->table ? side->table + head * side->table_stride : nullptr; }
+};
+
+PAGODA_DECLARE_BODIES(void, run_page_numbers, (const EncodedPage&))
 
 struct PageNumbersArgs {
   const uint8_t* pages = nullptr;   // [num_pages][page_bytes]
@@ -45,23 +63,12 @@ struct PageNumbersArgs {
   const int64_t* places = nullptr;  // [count] where their numbers go
   int64_t heads = 0, count = 0;
   bool half = false;                // out is bfloat16, else float
-  PageSide sides[2];
+  struct Target {
+    PageSide side;
+    void* out = nullptr;                              // [heads][pages][page_size * dim], strides in elements
+    int64_t out_head_stride = 0, out_page_stride = 0;
+  } targets[2];
 };
-
-struct PageRow {
-  const uint8_t* page;
-  const PageNumbersArgs* all;  // where the pages of other heads are: `of_head`
-  int64_t head, number;
-  const float* table;
-  const PageSide* side;
-  int64_t page_size;
-  float* out;       // [page_size][dim]
-  uint16_t* half;   // where `out` goes as bfloat16, or null
-
-  const uint8_t* of_head(int64_t other) const { return all->pages + all->ids[other * all->count + number] * all->page_bytes; }
-};
-
-PAGODA_DECLARE_BODIES(void, run_page_numbers, (const PageRow&))
 
 // Throws std::out_of_range for an id outside the pages.
 void page_numbers(const PageNumbersArgs& args, int num_threads, const std::string& isa);

@@ -1,5 +1,8 @@
-// Numbers of encoded pages, for one instruction set (page_numbers.hpp).
+// Numbers of encoded pages, for one instruction set (page_numbers.hpp). Grids have ways of their own where 32 columns of bfloat16 are made
+// at once (page_grids.hpp).
 #include "page_numbers.hpp"
+
+#include "page_grids.hpp"
 #include "vec.hpp"
 
 namespace pagoda {
@@ -12,8 +15,33 @@ inline float half_at(const uint8_t* halves, int64_t i) {
 }
 
 inline void halves_to(float* out, const uint8_t* halves, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = half_at(halves, i);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, load((const uint16_t*)(halves + 2 * i)));
+  for (; i < count; ++i) out[i] = half_at(halves, i);
 }
+
+// A register of floats as the page's reader wants them.
+inline void put(float* out, Vec x) { store(out, x); }
+inline void put(uint16_t* out, Vec x) {
+#if PAGODA_DPBF16
+  _mm256_storeu_si256((__m256i*)out, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+  store(out, x);
+#endif
+}
+inline void put(float* out, float x) { *out = x; }
+inline void put(uint16_t* out, float x) { narrow(x, out); }
+
+template <typename Out>
+inline void put_row(Out* out, const float* row, int64_t dim) {
+  int64_t d = 0;
+  for (; d + kLanes <= dim; d += kLanes) put(out + d, load(row + d));
+  for (; d < dim; ++d) put(out + d, row[d]);
+}
+
+// Numbers that are bfloat16 already.
+inline void put_halves(float* out, const uint8_t* halves, int64_t count) { halves_to(out, halves, count); }
+inline void put_halves(uint16_t* out, const uint8_t* halves, int64_t count) { memcpy(out, halves, 2 * count); }
 
 inline UintVec lane_numbers() {
   UintVec lanes;
@@ -51,44 +79,45 @@ inline Vec number(Vec, const float* from, int64_t d) { return load(from + d); }
 inline float number(float, const float* from, int64_t d) { return from[d]; }
 
 // out[d] = value(code, d) over a row, many lanes at once and then one by one.
-template <int kBits, typename Value>
-inline void row_of(const uint8_t* row, int64_t dim, float* out, Value value) {
+template <int kBits, typename Out, typename Value>
+inline void row_of(const uint8_t* row, int64_t dim, Out* out, Value value) {
   int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes) store(out + d, value(codes_at<kBits>(row, d), d));
-  for (; d < dim; ++d) out[d] = value(code_at<kBits>(row, d), d);
+  for (; d + kLanes <= dim; d += kLanes) put(out + d, value(codes_at<kBits>(row, d), d));
+  for (; d < dim; ++d) put(out + d, value(code_at<kBits>(row, d), d));
 }
 
-template <typename Value>
-inline void row_of(int64_t bits, const uint8_t* row, int64_t dim, float* out, Value value) {
+template <typename Out, typename Value>
+inline void row_of(int64_t bits, const uint8_t* row, int64_t dim, Out* out, Value value) {
   if (bits == 2) row_of<2>(row, dim, out, value);
   else if (bits == 4) row_of<4>(row, dim, out, value);
   else row_of<8>(row, dim, out, value);
 }
 
-inline int64_t row_bytes(int64_t dim, int64_t bits) { return (dim * bits + 7) / 8; }
-
-void channel_grid(const PageRow& r) {
+template <typename Out>
+void channel_grid(const EncodedPage& r, Out* out) {
   const int64_t dim = r.side->dim, bits = r.side->at[0], bytes = row_bytes(dim, bits);
+  const uint8_t *codes = r.page + r.side->at[1], *grids = r.page + r.side->at[2];
   float scale[kMostDim], least[kMostDim];
-  halves_to(scale, r.page + r.side->at[2], dim), halves_to(least, r.page + r.side->at[2] + 2 * dim, dim);
+  halves_to(scale, grids, dim), halves_to(least, grids + 2 * dim, dim);
   for (int64_t s = 0; s < r.page_size; ++s)
-    row_of(bits, r.page + r.side->at[1] + s * bytes, dim, r.out + s * dim,
+    row_of(bits, codes + s * bytes, dim, out + s * r.stride,
            [&](auto code, int64_t d) { return code * number(code, scale, d) + number(code, least, d); });
 }
 
-void token_grid(const PageRow& r) {
-  const int64_t dim = r.side->dim, bits = r.side->at[0], bytes = row_bytes(dim, bits), groups = (dim + 31) / 32;
-  float grids[2 * (kMostDim / 32)];
+template <typename Out>
+void token_grid(const EncodedPage& r, Out* out) {
+  const int64_t dim = r.side->dim, bits = r.side->at[0], bytes = row_bytes(dim, bits), groups = (dim + kGridGroup - 1) / kGridGroup;
+  float grids[2 * (kMostDim / kGridGroup)];
   for (int64_t s = 0; s < r.page_size; ++s) {
     halves_to(grids, r.page + r.side->at[2] + s * 4 * groups, 2 * groups);
-    row_of(bits, r.page + r.side->at[1] + s * bytes, dim, r.out + s * dim,
-           [&](auto code, int64_t d) { return code * grids[d / 32] + grids[groups + d / 32]; });
+    row_of(bits, r.page + r.side->at[1] + s * bytes, dim, out + s * r.stride,
+           [&](auto code, int64_t d) { return code * grids[d / kGridGroup] + grids[groups + d / kGridGroup]; });
   }
 }
 
 // The row of every slot: those in the mask lie together in four bits, the others in two.
 template <typename High, typename Low>
-void zip_rows(const PageRow& r, High high, Low low) {
+void zip_rows(const EncodedPage& r, High high, Low low) {
   const uint8_t *mask = r.page + r.side->at[0], *four = r.page + r.side->at[1], *two = r.page + r.side->at[2];
   for (int64_t s = 0; s < r.page_size; ++s) {
     if (mask[s / 8] >> (s % 8) & 1) high(s, four), four += row_bytes(r.side->dim, 4);
@@ -96,18 +125,20 @@ void zip_rows(const PageRow& r, High high, Low low) {
   }
 }
 
-void zip_keys(const PageRow& r) {
+template <typename Out>
+void zip_keys(const EncodedPage& r, Out* out) {
   const int64_t dim = r.side->dim;
   float least[kMostDim], span[kMostDim];
   halves_to(least, r.page + r.side->at[3], dim), halves_to(span, r.page + r.side->at[3] + 2 * dim, dim);
   const auto value = [&](float unit) {
     return [&, unit](auto code, int64_t d) { return code * unit * number(code, span, d) + number(code, least, d); };
   };
-  zip_rows(r, [&](int64_t s, const uint8_t* row) { row_of<4>(row, dim, r.out + s * dim, value(1.0f / 15)); },
-           [&](int64_t s, const uint8_t* row) { row_of<2>(row, dim, r.out + s * dim, value(1.0f / 3)); });
+  zip_rows(r, [&](int64_t s, const uint8_t* row) { row_of<4>(row, dim, out + s * r.stride, value(1.0f / 15)); },
+           [&](int64_t s, const uint8_t* row) { row_of<2>(row, dim, out + s * r.stride, value(1.0f / 3)); });
 }
 
-void zip_values(const PageRow& r) {
+template <typename Out>
+void zip_values(const EncodedPage& r, Out* out) {
   const int64_t dim = r.side->dim;
   float roots[kMostDim];
   halves_to(roots, r.page + r.side->at[3], dim);
@@ -117,71 +148,103 @@ void zip_values(const PageRow& r) {
       return (code * step + floor) * number(code, roots, d);
     };
   };
-  zip_rows(r, [&](int64_t s, const uint8_t* row) { row_of<4>(row, dim, r.out + s * dim, value(s, 1.0f / 15)); },
-           [&](int64_t s, const uint8_t* row) { row_of<2>(row, dim, r.out + s * dim, value(s, 1.0f / 3)); });
+  zip_rows(r, [&](int64_t s, const uint8_t* row) { row_of<4>(row, dim, out + s * r.stride, value(s, 1.0f / 15)); },
+           [&](int64_t s, const uint8_t* row) { row_of<2>(row, dim, out + s * r.stride, value(s, 1.0f / 3)); });
 }
 
-void block_floats(const PageRow& r) {
+// 2^(exponent - 127 - down), which may be no normal number.
+inline float step_of(uint8_t exponent, int down) {
+  if (exponent <= down) return __builtin_ldexpf(1.0f, int(exponent) - 127 - down);
+  const uint32_t bits = uint32_t(exponent - down) << 23;
+  float step;
+  memcpy(&step, &bits, 4);
+  return step;
+}
+
+template <typename Out>
+void block_floats(const EncodedPage& r, Out* out) {
   const int64_t dim = r.side->dim, bits = r.side->at[0], bytes = row_bytes(dim, bits), block = r.side->at[3];
   const int64_t blocks = (dim + block - 1) / block;
-  const float zero = float(int64_t{1} << (bits - 1));
+  const float zero = float(int64_t{1} << (bits - 1)), *const places = r.table();
   float steps[kMostDim], row[kMostDim];
-  for (int64_t s = 0; s < r.page_size; ++s) {
+  int place[kMostDim];
+  if (places)
+    for (int64_t d = 0; d < dim; ++d) place[d] = int(places[d]);
+  for (int64_t s = 0; s < r.page_size; ++s, out += r.stride) {
     const uint8_t* exponents = r.page + r.side->at[2] + s * blocks;
     for (int64_t b = 0; b < blocks; ++b) {
-      const float step = __builtin_ldexpf(1.0f, int(exponents[b]) - 127 - int(bits - 1));
+      const float step = step_of(exponents[b], int(bits - 1));
       for (int64_t d = b * block; d < (b + 1) * block && d < dim; ++d) steps[d] = step;
     }
-    float* out = r.out + s * dim;
-    row_of(bits, r.page + r.side->at[1] + s * bytes, dim, r.table ? row : out,
-           [&](auto code, int64_t d) { return (code - zero) * number(code, steps, d); });
-    if (r.table)
-      for (int64_t d = 0; d < dim; ++d) out[int64_t(r.table[d])] = row[d];
+    const auto value = [&](auto code, int64_t d) { return (code - zero) * number(code, steps, d); };
+    const uint8_t* codes = r.page + r.side->at[1] + s * bytes;
+    if (!places) {
+      row_of(bits, codes, dim, out, value);
+      continue;
+    }
+    row_of(bits, codes, dim, row, value);
+    for (int64_t d = 0; d < dim; ++d) put(out + place[d], row[d]);
   }
 }
 
-void coupled(const PageRow& r) {
+template <typename Out>
+void coupled(const EncodedPage& r, Out* out) {
   const int64_t dim = r.side->dim, groups = (dim + 3) / 4;
   const uint8_t* codes = r.page + r.side->at[0];
-  for (int64_t s = 0; s < r.page_size; ++s)
-    for (int64_t g = 0; g < groups; ++g) {
-      const float* centre = r.table + (g * 256 + codes[s * groups + g]) * 4;
-      for (int64_t d = 4 * g; d < 4 * g + 4 && d < dim; ++d) r.out[s * dim + d] = centre[d - 4 * g];
-    }
+  const float* const table = r.table();
+  float row[kMostDim];
+  for (int64_t s = 0; s < r.page_size; ++s, codes += groups, out += r.stride) {
+    for (int64_t g = 0; g < groups; ++g) memcpy(row + 4 * g, table + (g * 256 + codes[g]) * 4, 16);
+    put_row(out, row, dim);
+  }
 }
 
-// out += factor * row
-inline void add(float* out, float factor, const float* row, int64_t dim) {
-  int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes) store(out + d, load(out + d) + factor * load(row + d));
-  for (; d < dim; ++d) out[d] += factor * row[d];
-}
-
-void atoms(const PageRow& r) {
+template <typename Out>
+void atoms(const EncodedPage& r, Out* out) {
   const int64_t dim = r.side->dim, num = r.side->at[3];
-  for (int64_t s = 0; s < r.page_size; ++s) {
+  const float* const table = r.table();
+  for (int64_t s = 0; s < r.page_size; ++s, out += r.stride) {
     const uint8_t *index = r.page + r.side->at[0] + s * num, *weight = r.page + r.side->at[1] + s * num;
     const float unit = half_at(r.page + r.side->at[2], s);
-    float* out = r.out + s * dim;
-    memset(out, 0, 4 * dim);
-    for (int64_t i = 0; i < num; ++i) add(out, int8_t(weight[i]) * unit, r.table + index[i] * dim, dim);
+    int64_t d = 0;
+    const auto part = [&](auto wide) {  // so many registers of columns at once
+      constexpr int kWide = decltype(wide)::value;
+      for (; d + kWide * kLanes <= dim; d += kWide * kLanes) {
+        Vec sum[kWide] = {};
+        for (int64_t i = 0; i < num; ++i) {
+          const float factor = int8_t(weight[i]) * unit, *const row = table + index[i] * dim + d;
+#pragma GCC unroll 4
+          for (int w = 0; w < kWide; ++w) sum[w] += factor * load(row + w * kLanes);
+        }
+#pragma GCC unroll 4
+        for (int w = 0; w < kWide; ++w) put(out + d + w * kLanes, sum[w]);
+      }
+    };
+    part(Count<4>{}), part(Count<1>{});
+    for (; d < dim; ++d) {
+      float sum = 0.0f;
+      for (int64_t i = 0; i < num; ++i) sum += int8_t(weight[i]) * unit * table[index[i] * dim + d];
+      put(out + d, sum);
+    }
   }
 }
 
-void columns(const PageRow& r) {
+template <typename Out>
+void columns(const EncodedPage& r, Out* out) {
   const int64_t dim = r.side->dim, num = r.side->at[2];
   const uint8_t *mask = r.page + r.side->at[0], *kept = r.page + r.side->at[1];
-  memset(r.out, 0, 4 * r.page_size * dim);
-  for (int64_t d = 0, at = 0; d < dim && at < num; ++d) {
-    if (!(mask[d / 8] >> (d % 8) & 1)) continue;
-    for (int64_t s = 0; s < r.page_size; ++s) r.out[s * dim + d] = half_at(kept, s * num + at);
-    ++at;
+  int place[kMostDim], found = 0;
+  for (int64_t d = 0; d < dim && found < num; ++d)
+    if (mask[d / 8] >> (d % 8) & 1) place[found++] = int(d);
+  for (int64_t s = 0; s < r.page_size; ++s, kept += 2 * num, out += r.stride) {
+    memset(out, 0, sizeof(Out) * dim);
+    for (int i = 0; i < found; ++i) put_halves(out + place[i], kept + 2 * i, 1);
   }
 }
 
-// out [4][kWide] = factors [4][rank] by table [rank][dim], kWide columns of it, in registers.
-template <int kWide>
-inline void product(const float* factors, int64_t rank, const float* table, int64_t dim, float* out) {
+// out [4][kWide registers] = factors [4][rank] by table [rank][dim], kWide registers of it.
+template <int kWide, typename Out>
+inline void product(const float* factors, int64_t rank, const float* table, int64_t dim, Out* out, int64_t stride) {
   Vec sum[4][kWide];
 #pragma GCC unroll 8
   for (int i = 0; i < 4 * kWide; ++i) sum[i / kWide][i % kWide] = Vec{};
@@ -194,42 +257,64 @@ inline void product(const float* factors, int64_t rank, const float* table, int6
     }
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < 4 * kWide; ++i) store(out + (i / kWide) * dim + (i % kWide) * kLanes, sum[i / kWide][i % kWide]);
+  for (int i = 0; i < 4 * kWide; ++i) put(out + (i / kWide) * stride + (i % kWide) * kLanes, sum[i / kWide][i % kWide]);
 }
 
-void basis(const PageRow& r) {
+template <typename Out>
+void basis(const EncodedPage& r, Out* out) {
   const int64_t dim = r.side->dim, rank = r.side->at[1], group = r.side->at[2] > 1 ? r.side->at[2] : 1, share = rank / group;
-  if (!r.table) return halves_to(r.out, r.page + r.side->at[0], r.page_size * dim);
-  for (int64_t s = 0; s < r.page_size; s += 4) {
+  const float* const table = r.table();
+  if (!table) {
+    for (int64_t s = 0; s < r.page_size; ++s) put_halves(out + s * r.stride, r.page + r.side->at[0] + 2 * s * dim, dim);
+    return;
+  }
+  for (int64_t s = 0; s < r.page_size; s += 4, out += 4 * r.stride) {
     const int64_t slots = r.page_size - s < 4 ? r.page_size - s : 4;
     float factors[4 * kMostDim];
     for (int64_t g = 0; g < group; ++g) {
       const uint8_t* page = (group > 1 ? r.of_head(r.head / group * group + g) : r.page) + r.side->at[0];
       for (int64_t i = 0; i < slots; ++i) halves_to(factors + i * rank + g * share, page + 2 * (s + i) * share, share);
     }
-    float* out = r.out + s * dim;
     int64_t d = 0;
     if (slots == 4) {
-      for (; d + 2 * kLanes <= dim; d += 2 * kLanes) product<2>(factors, rank, r.table + d, dim, out + d);
-      for (; d + kLanes <= dim; d += kLanes) product<1>(factors, rank, r.table + d, dim, out + d);
+      for (; d + 2 * kLanes <= dim; d += 2 * kLanes) product<2>(factors, rank, table + d, dim, out + d, r.stride);
+      for (; d + kLanes <= dim; d += kLanes) product<1>(factors, rank, table + d, dim, out + d, r.stride);
     }
     for (; d < dim; ++d)
       for (int64_t i = 0; i < slots; ++i) {
         float sum = 0.0f;
-        for (int64_t c = 0; c < rank; ++c) sum += factors[i * rank + c] * r.table[c * dim + d];
-        out[i * dim + d] = sum;
+        for (int64_t c = 0; c < rank; ++c) sum += factors[i * rank + c] * table[c * dim + d];
+        put(out + i * r.stride + d, sum);
       }
   }
 }
 
-void spread(const PageRow& r) {
-  const int64_t dim = r.side->dim, width = r.side->at[1], first = int64_t(r.table[0]) * dim;
+template <typename Out>
+void spread(const EncodedPage& r, Out* out) {
+  const int64_t dim = r.side->dim, width = r.side->at[1], first = int64_t(r.table()[0]) * dim;
   for (int64_t d = 0; d < dim;) {  // the columns that lie on one page, at once
     const int64_t head = (first + d) / width, column = (first + d) % width;
     const int64_t many = width - column < dim - d ? width - column : dim - d;
     const uint8_t* from = r.of_head(head) + r.side->at[0];
-    for (int64_t s = 0; s < r.page_size; ++s) halves_to(r.out + s * dim + d, from + 2 * (s * width + column), many);
+    for (int64_t s = 0; s < r.page_size; ++s) put_halves(out + s * r.stride + d, from + 2 * (s * width + column), many);
     d += many;
+  }
+}
+
+template <typename Out>
+void decode(const EncodedPage& r) {
+  Out* const out = static_cast<Out*>(r.out);
+  switch (r.side->kind) {
+    case CodeKind::channel_grid: return channel_grid(r, out);
+    case CodeKind::token_grid: return token_grid(r, out);
+    case CodeKind::zip_keys: return zip_keys(r, out);
+    case CodeKind::zip_values: return zip_values(r, out);
+    case CodeKind::block_floats: return block_floats(r, out);
+    case CodeKind::coupled: return coupled(r, out);
+    case CodeKind::atoms: return atoms(r, out);
+    case CodeKind::columns: return columns(r, out);
+    case CodeKind::basis: return basis(r, out);
+    case CodeKind::spread: return spread(r, out);
   }
 }
 
@@ -237,24 +322,12 @@ void spread(const PageRow& r) {
 
 namespace PAGODA_ISA {
 
-void run_page_numbers(const PageRow& r) {
-  switch (r.side->kind) {
-    case CodeKind::channel_grid: channel_grid(r); break;
-    case CodeKind::token_grid: token_grid(r); break;
-    case CodeKind::zip_keys: zip_keys(r); break;
-    case CodeKind::zip_values: zip_values(r); break;
-    case CodeKind::block_floats: block_floats(r); break;
-    case CodeKind::coupled: coupled(r); break;
-    case CodeKind::atoms: atoms(r); break;
-    case CodeKind::columns: columns(r); break;
-    case CodeKind::basis: basis(r); break;
-    case CodeKind::spread: spread(r); break;
-  }
-  if (!r.half) return;
-  const int64_t count = r.page_size * r.side->dim;
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(r.half + i, load(r.out + i));
-  for (; i < count; ++i) narrow(r.out[i], r.half + i);
+void run_page_numbers(const EncodedPage& r) {
+  if (!r.half) return decode<float>(r);
+#if PAGODA_DPBF16
+  if (wide_grid(r)) return;
+#endif
+  decode<uint16_t>(r);
 }
 
 }  // namespace PAGODA_ISA

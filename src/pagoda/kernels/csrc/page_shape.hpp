@@ -8,7 +8,8 @@
 namespace pagoda {
 
 // How one element is stored. The first three are exact numbers, the others codes (kv/codecs/).
-enum class Store : int32_t { f32 = 0, bf16 = 1, f16 = 2, int8 = 3, int4 = 4, fp8 = 5 };
+// pages: they were encoded whole (page_numbers.hpp), and their slots have no rows.
+enum class Store : int32_t { f32 = 0, bf16 = 1, f16 = 2, int8 = 3, int4 = 4, fp8 = 5, pages = 6 };
 
 struct Plane {
   int64_t at = 0;     // bytes from the page's beginning to slot 0

@@ -104,6 +104,7 @@ void encode(Store store, const float* x, int64_t dim, char* row, char* scales) {
     case Store::int8: return encode_int8(x, dim, (int8_t*)row, (uint16_t*)scales);
     case Store::fp8: return encode_fp8(x, dim, (uint8_t*)row, (uint16_t*)scales);
     case Store::int4: return encode_int4(x, dim, (uint8_t*)row, (uint16_t*)scales);
+    case Store::pages: return;  // nobody writes single slots of them
   }
 }
 

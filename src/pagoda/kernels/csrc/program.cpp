@@ -121,12 +121,14 @@ struct Run {
       return;
     }
     const int64_t q_size = i.num_q_heads * i.dim, kv_size = i.num_kv_heads * i.dim;
-    write(i, at(i.src, q_size), at(i.src, q_size + kv_size));
+    if (step.coded.sides) write_raw(i, at(i.src, q_size), at(i.src, q_size + kv_size));
+    else write(i, at(i.src, q_size), at(i.src, q_size + kv_size));
     note_queries(step.queries, i.layer, step.num_seqs, step.q_starts,
                  {at(i.src), widths[i.src] * size_of(dtype), q_size * size_of(dtype)}, threads);
     AttentionArgs a;
     a.q = at(i.src), a.q_token_stride = widths[i.src], a.q_head_stride = i.dim, a.out = at(i.dst), a.dtype = dtype;
     a.pages = step.pages, a.num_pages = step.num_pages, a.shape = step.shape, a.v_dim = i.dim;
+    if (step.coded.sides) a.coded = &memory.coded;
     a.rows = step.rows + i.layer * step.rows_stride, a.num_rows = step.num_rows, a.max_pages = step.max_pages;
     a.row_of = step.row_of, a.offset = step.offset + i.layer * step.num_seqs * i.num_kv_heads;
     a.kv_lens = step.kv_lens + i.layer * step.lens_stride, a.q_starts = step.q_starts;
@@ -214,6 +216,31 @@ struct Run {
       const int64_t bytes = widths[reg] * size_of(dtype);
       for (int64_t i = 0; i < num_tokens; ++i) std::memmove(memory.registers[reg] + i * bytes, memory.registers[reg] + step.wanted[i] * bytes, bytes);
     }
+  }
+
+  // New slots go behind the raw ones of their sequences; `memory` has where all of this layer's are.
+  void write_raw(const AttendStep& i, const char* k, const char* v) {
+    const CodedStep& c = step.coded;
+    const int64_t heads = i.num_kv_heads, bytes = i.dim * size_of(dtype), token_bytes = widths[i.src] * size_of(dtype);
+    memory.raw.clear();
+    for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
+      const int64_t before = i.layer * heads * c.room[seq] * bytes;
+      RawSlots raw{reinterpret_cast<char*>(c.k[seq]) + before, reinterpret_cast<char*>(c.v[seq]) + before, c.starts[seq], c.room[seq]};
+      const int64_t first = step.q_starts[seq], count = step.q_starts[seq + 1] - first;
+      const int64_t at = step.kv_lens[i.layer * step.lens_stride + seq * heads] - count - raw.start;
+      if (at < 0 || at + count > raw.room)
+        throw std::out_of_range("raw slots " + std::to_string(at) + " to " + std::to_string(at + count) + " of " + std::to_string(raw.room));
+      for (int64_t head = 0; head < heads; ++head)
+        for (int64_t t = 0; t < count; ++t) {
+          const int64_t from = (first + t) * token_bytes + head * bytes, to = (head * raw.room + at + t) * bytes;
+          std::memcpy(const_cast<char*>(raw.k) + to, k + from, bytes);
+          std::memcpy(const_cast<char*>(raw.v) + to, v + from, bytes);
+        }
+      memory.raw.push_back(raw);
+    }
+    memory.raw.push_back({});  // so that there is an address where there are no sequences
+    memory.coded.k = c.sides[2 * i.layer], memory.coded.v = c.sides[2 * i.layer + 1];
+    memory.coded.raw_store = Store(dtype), memory.coded.raw = memory.raw.data();
   }
 
   void write(const AttendStep& i, const char* k, const char* v) {

@@ -98,6 +98,14 @@ struct GreedyStep {  // the likeliest token of each row of logits `width` wide; 
 using Instruction = std::variant<NormStep, LinearStep, ActivationStep, AddStep, HeadNormStep, ClipStep, RotaryStep, AttendStep, EmbedStep,
                                  HeadStep, GreedyStep>;
 
+// A step over pages that were encoded whole: those of all layers, and where the newest slots lie beside them.
+struct CodedStep {
+  const PageSide* sides = nullptr;  // [L][2]: keys, values; null: pages hold rows
+  int64_t page_bytes = 0;
+  const int64_t *k = nullptr, *v = nullptr;         // [S] addresses of [L][H][room][dim] of the model's dtype
+  const int64_t *starts = nullptr, *room = nullptr;  // [S] the first slot of them; how many there is room for
+};
+
 struct RotaryTableRef {
   const void* cos = nullptr;  // [positions][pairs]
   const void* sin = nullptr;
@@ -129,6 +137,7 @@ struct StepArrays {
   // Tokens whose hidden states the caller asks for, ascending, and of every sequence its last ones; -1: all of them.
   const int64_t* wanted = nullptr;
   int64_t num_wanted = -1;
+  CodedStep coded;
   PageChoice choice;  // of sequences that read only some of their pages
   // What slots receive is added up for some sequences: addresses [S] of float [L][H][width], 0 where nobody asks; or null.
   const int64_t *sums = nullptr, *counts = nullptr;
@@ -149,6 +158,8 @@ struct RunMemory {
   std::vector<int32_t> ids;  // page ids of a layer, where all layers share an array
   std::vector<int32_t> wanted_starts, attending_starts;
   std::vector<SumTarget> targets;
+  std::vector<RawSlots> raw;  // of a layer
+  CodedPages coded;
   ChosenTable chosen;
   AttentionMemo memo;
 };

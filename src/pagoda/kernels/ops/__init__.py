@@ -6,6 +6,7 @@ from .add_sums import add_sums
 from .attention import paged_attention
 from .close_gaps import close_gaps
 from .close_rows import close_rows
+from .coded_attention import coded_attention
 from .copy_pages import copy_pages
 from .evict import evict
 from .gated_activation import gated_activation
@@ -41,6 +42,7 @@ __all__ = [
     "add_sums",
     "close_gaps",
     "close_rows",
+    "coded_attention",
     "copy_pages",
     "evict",
     "gated_activation",

@@ -16,7 +16,7 @@ def page_numbers(pages: Tensor, ids: Tensor, places: Tensor, keys: Tensor, value
     pages uint8 ``[P, bytes]``, ids int64 ``[H, N]``, places int64 ``[N]``; keys ``[H, M, page_size * k_dim]``, values
     alike, float32 or bfloat16, their last dimension contiguous. N may be 0.
     """
-    kinds = frozenset(side.kind for side in code.sides) if code.sides else frozenset({"decoded in torch"})
+    kinds = code.kinds
     key = (keys.dtype, pages.device.type, kinds, code.k_dim, code.v_dim)
     needs = Needs(pages.device.type, (keys.dtype,), (code.k_dim, code.v_dim), kinds)
     run = _OP.chosen.get(key) or _OP.resolve(key, needs)
@@ -32,7 +32,7 @@ def reference(pages: Tensor, ids: Tensor, places: Tensor, keys: Tensor, values: 
 
 _OP = Op("page_numbers", reference)
 TOLERANCE = {torch.float32: (0.0, 0.0), torch.bfloat16: (0.0, 0.0)}
-# What a page of a kind holds is its codec's business: tests/kv/policies/test_page_numbers.py has every codec of the
+# What a page of a kind holds is its codec's business: tests/engine/test_windowed_codecs.py has every codec of the
 # registry here, under every instruction set. The case is one that needs no codec.
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.ops._scratch import scratch_table
 from ..pages import Int32s
-from ..scratch import scratch_table
 from .storage import OffloadedStorage
 from .tier_file import Int64s, runs_of
 

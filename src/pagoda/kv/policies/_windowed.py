@@ -90,6 +90,11 @@ class WindowedCodec(KVPolicy):
         """Queries ``[T, Hq, k_dim]`` and new keys ``[T, H, k_dim]`` of a layer as they attend; by default as given."""
         return q, k
 
+    @property
+    def shares(self) -> bool:
+        """Whether ``share`` gives others than it is given."""
+        return type(self).share is not WindowedCodec.share
+
     def why_not(self, fmt: KVFormat) -> str | None:
         """Why a model with this KV cannot be stored so, or None."""
         return None

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from ..kernels.ops import LayerTable
-from .pages import Int32s
+from ._table import LayerTable
 
 
 def scratch_table(
-    num_heads: int, device: torch.device, rows: Sequence[Int32s], lens: list[int], starts: list[int], num_pages: int
-) -> LayerTable:
+    num_heads: int, device: torch.device, rows: Sequence[npt.NDArray[np.int32]], lens: list[int], starts: list[int],
+    num_pages: int,
+) -> LayerTable:  # fmt: skip
     """Row s holds the pages of sequence s in head 0; those of head h lie ``num_pages`` pages further each. ``lens``:
     slots of each sequence, ``starts``: its first token, and the end.
     """
