@@ -36,6 +36,11 @@ struct Bounds {
   Mask any, every;
 };
 
+struct InPlace {
+  void bring() const {}
+  void fetch() const {}
+};
+
 template <typename Math>
 struct TileRows {
   const AttentionArgs& a;
@@ -174,9 +179,11 @@ struct TileRows {
   }
 
   // Logits in place of products for `count` rows from `row` on; their running maxima move, and older sums with them. All rise before
-  // one is weighed: no row waits for its own maximum. The products of `here.slots` slots from number `from` of the block on, which is `begin` of its row, are there,
-  // [count][kBlock].
-  PAGODA_OWN_REGISTERS void rise(int row, int count, Seen here, int64_t begin, const Block<Math>& block, int from, float* products, Logits* found) {
+  // one is weighed: no row waits for its own maximum. The products of `here.slots` slots from number `from` of the block on, which is
+  // `begin` of its row, are there, [count][kBlock]. Where sums lie elsewhere, `held` brings and fetches them.
+  template <typename Held = InPlace>
+  PAGODA_OWN_REGISTERS void rise(int row, int count, Seen here, int64_t begin, const Block<Math>& block, int from, float* products,
+                                 Logits* found, Held held = {}) {
     const bool plain = plain_unit > 0.0f, as_they_are = plain && here.all && here.slots % kLanes == 0;
     const float* const units = plain && block.k_units ? block.k_units + from : nullptr;
     const float* const k_scales = !plain && block.k_scales ? block.k_scales + from : nullptr;
@@ -190,7 +197,15 @@ struct TileRows {
     }
 #if PAGODA_DPBF16
     const __mmask16 there = __mmask16((1u << count) - 1);
-    const Vec old = load(tops + row), top = (Vec)_mm512_mask_mov_ps((__m512)old, there, (__m512)raised<Math>(largest_of_each(highs), old));
+    const Vec old = load(tops + row);
+    unsigned higher = 0;
+    for (int r = 0; r < count; ++r) higher |= _mm512_cmp_ps_mask((__m512)highs[r], (__m512)splat(tops[row + r]), _CMP_GT_OQ);
+    if (!higher) {  // nearly always
+      const __mmask16 seen = _mm512_cmp_ps_mask((__m512)old, (__m512)splat(-kInf), _CMP_NEQ_UQ);
+      for (int r = 0; r < count; ++r) found[r].alive = seen >> r & 1;
+      return;
+    }
+    const Vec top = (Vec)_mm512_mask_mov_ps((__m512)old, there, (__m512)raised<Math>(largest_of_each(highs), old));
     const __mmask16 alive = _mm512_mask_cmp_ps_mask(there, (__m512)top, (__m512)splat(-kInf), _CMP_NEQ_UQ);
     unsigned rising = _mm512_mask_cmp_ps_mask(there, (__m512)top, (__m512)old, _CMP_GT_OQ);
     for (int r = 0; r < count; ++r) found[r].alive = alive >> r & 1;
@@ -198,8 +213,11 @@ struct TileRows {
     store(tops + row, top);  // whole, so that reading one of them need not wait for the memory
     alignas(64) float factors[kLanes];
     store(factors, exp2_of(old - top));
-    for (rising &= _mm512_cmp_ps_mask((__m512)old, (__m512)splat(-kInf), _CMP_NEQ_UQ); rising; rising &= rising - 1)
-      shrink(row + __builtin_ctz(rising), factors[__builtin_ctz(rising)]);
+    rising &= _mm512_cmp_ps_mask((__m512)old, (__m512)splat(-kInf), _CMP_NEQ_UQ);
+    if (rising == 0) return;
+    held.bring();
+    for (; rising; rising &= rising - 1) shrink(row + __builtin_ctz(rising), factors[__builtin_ctz(rising)]);
+    held.fetch();
 #else
     for (int r = 0; r < count; ++r) {
       const float old = tops[row + r];
