@@ -77,3 +77,29 @@ def test_few_tokens_pass_through_a_gated_layer_with_the_bits_of_three_steps(
         weight = pack(make.normal(2 * inner, hidden, scale=hidden**-0.5, dtype=torch.float32), form)
         down = pack(make.normal(hidden, inner, dtype=torch.float32), down_form, **options)
         check_together(make, (tokens, hidden, inner), weight, None, down, dynamic, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_sum_and_the_norm_of_what_it_leaves_have_the_bits_of_both(dtype: torch.dtype, isa: str) -> None:
+    """Rows of one item and of several, ends of registers; a norm into another register and in place."""
+    from pagoda.kernels.program import Program
+
+    options = {"eps": 1e-6, "offset": 0.0, "centred": False, "round_first": True}
+    for tokens, hidden, scale, to in ((1, 40, 1.0, 2), (33, 896, 1.0, 2), (33, 100, 0.3, 0), (70, 1100, 1.0, 0)):
+        make = Make(dtype)
+        weight, product = make.normal(hidden), pack(make.normal(hidden, hidden, dtype=torch.float32), "fp32")
+        x, results = make.normal(tokens, hidden), []
+        for apart in (False, True):
+            program = Program(dtype, [hidden] * 3)
+            program.linear(0, 1, product, None, dynamic=False)
+            program.add(1, 0, scale)
+            if apart:
+                program.clip(0, 1e30)
+            program.norm(0, to, weight, None, **options)
+            if to != 0:
+                program.add(to, 0, 0.5)
+            assert len(program) == (5 if apart else 3) - (to == 0)
+            results.append(program.run(x.clone(), torch.arange(tokens), [], no_sequences(), isa))
+        assert results[0].isfinite().all()
+        assert torch.equal(*results), (tokens, hidden)

@@ -6,12 +6,14 @@
 #include <stdexcept>
 
 #include "pages.hpp"
+#include "parallel.hpp"
 
 namespace pagoda {
 
 namespace {
 
 constexpr int64_t kAlign = 64;
+constexpr int64_t kTurned = 8192;  // elements that are turned and written by one item
 
 using Clock = std::chrono::steady_clock;
 
@@ -39,7 +41,8 @@ struct Run {
     NormArgs a = i.args;
     a.x = at(i.src), a.out = at(i.dst), a.rows = num_tokens, a.dtype = dtype;
     a.row_stride = widths[i.src], a.out_stride = widths[i.dst];
-    norm(a, threads, isa);
+    if (i.branch < 0) norm(a, threads, isa);
+    else add_norm(sum_of(i.src, i.branch, i.scale), a, threads, isa);
   }
 
   void operator()(const HeadNormStep& i) const {
@@ -74,23 +77,27 @@ struct Run {
     activation(a, threads, isa);
   }
 
-  void operator()(const AddStep& i) const {
+  void operator()(const AddStep& i) const { add(sum_of(i.dst, i.src, i.scale), threads, isa); }
+
+  AddArgs sum_of(int dst, int branch, float scale) const {
     AddArgs a;
-    a.x = at(i.dst), a.branch = at(i.src), a.count = num_tokens * widths[i.dst], a.dtype = dtype, a.scale = i.scale;
-    add(a, threads, isa);
+    a.x = at(dst), a.branch = at(branch), a.count = num_tokens * widths[dst], a.dtype = dtype, a.scale = scale;
+    return a;
   }
 
   void operator()(const ClipStep& i) const {
     clip(at(i.reg), num_tokens, widths[i.reg], widths[i.reg], dtype, i.bound, isa);
   }
 
-  void operator()(const RotaryStep& i) const {
+  void operator()(const RotaryStep& i) const { rotary(turn_of(i), threads, isa); }
+
+  RotaryArgs turn_of(const RotaryStep& i) const {
     const RotaryTableRef& table = step.rotary[i.table];
     RotaryArgs a;
     a.x = at(i.reg), a.rows = num_tokens, a.heads = i.heads, a.dim = i.dim, a.row_stride = widths[i.reg];
     a.dtype = dtype, a.cos = table.cos, a.sin = table.sin, a.angle_dtype = table.dtype, a.pairs = table.pairs;
     a.positions = step.positions, a.interleaved = i.interleaved;
-    rotary(a, threads, isa);
+    return a;
   }
 
   void operator()(const EmbedStep& i) const {
@@ -116,13 +123,18 @@ struct Run {
 
   void operator()(const AttendStep& i) {
     if (step.attend) {
+      if (i.rotary) (*this)(*i.rotary);
       step.attend(i.layer, at(i.src), at(i.dst));
       if (i.last && step.num_wanted >= 0) move_wanted();
       return;
     }
     const int64_t q_size = i.num_q_heads * i.dim, kv_size = i.num_kv_heads * i.dim;
-    if (step.coded.sides) write_raw(i, at(i.src, q_size), at(i.src, q_size + kv_size));
-    else write(i, at(i.src, q_size), at(i.src, q_size + kv_size));
+    if (step.coded.sides) {
+      if (i.rotary) (*this)(*i.rotary);
+      write_raw(i, at(i.src, q_size), at(i.src, q_size + kv_size));
+    } else {
+      turn_and_write(i, write_of(i, at(i.src, q_size), at(i.src, q_size + kv_size)));
+    }
     note_queries(step.queries, i.layer, step.num_seqs, step.q_starts,
                  {at(i.src), widths[i.src] * size_of(dtype), q_size * size_of(dtype)}, threads);
     AttentionArgs a;
@@ -243,7 +255,7 @@ struct Run {
     memory.coded.raw_store = Store(dtype), memory.coded.raw = memory.raw.data();
   }
 
-  void write(const AttendStep& i, const char* k, const char* v) {
+  WriteArgs write_of(const AttendStep& i, const char* k, const char* v) {
     const int64_t count = num_tokens * i.num_kv_heads, width = size_of(dtype);
     const int32_t* page_ids = step.page_ids + i.layer * step.writes_stride;
     if (step.writes_stride == 0) {
@@ -258,12 +270,29 @@ struct Run {
     a.k = {k, token, head}, a.v = {v, token, head}, a.dtype = dtype;
     a.page_ids = page_ids, a.slots = step.slots + i.layer * step.writes_stride;
     a.tokens = num_tokens, a.heads = i.num_kv_heads;
-    kv_write(a, threads, isa);
+    return a;
+  }
+
+  void turn_and_write(const AttendStep& i, const WriteArgs& all) const {
+    if (!i.rotary) return kv_write(all, threads, isa);
+    const auto turn = PAGODA_BODY(isa, rotary_rows);
+    const RotaryArgs turned = turn_of(*i.rotary);
+    const int64_t tokens = std::max<int64_t>(1, kTurned / (turned.heads * turned.dim));
+    parallel_for((num_tokens + tokens - 1) / tokens, threads, [&](int64_t item) {
+      const int64_t first = item * tokens, end = std::min(num_tokens, first + tokens);
+      turn(turned, first, end);
+      WriteArgs some = all;
+      some.tokens = end - first;
+      some.k.base += first * all.k.token_stride, some.v.base += first * all.v.token_stride;
+      some.page_ids = static_cast<const int32_t*>(all.page_ids) + first * all.heads;
+      some.slots = static_cast<const int32_t*>(all.slots) + first * all.heads;
+      kv_write(some, 1, isa);
+    });
   }
 };
 
 struct Name {
-  std::string operator()(const NormStep&) const { return "norm"; }
+  std::string operator()(const NormStep& i) const { return i.branch < 0 ? "norm" : "sum and norm"; }
   std::string operator()(const HeadNormStep&) const { return "head norm"; }
   std::string operator()(const LinearStep& i) const {
     return "linear " + std::to_string(i.matrix.outputs) + " x " + std::to_string(i.matrix.inputs);
@@ -293,6 +322,16 @@ void set_following(Instruction& i, const PackedMatrix& matrix) {
 }  // namespace
 
 void Program::push(Instruction instruction) {
+  if (!instructions_.empty()) {  // is the one before done on the way?
+    auto* norm = std::get_if<NormStep>(&instruction);
+    auto* attend = std::get_if<AttendStep>(&instruction);
+    const auto* sum = std::get_if<AddStep>(&instructions_.back());
+    const auto* turn = std::get_if<RotaryStep>(&instructions_.back());
+    const bool summed = norm && sum && sum->dst == norm->src && sum->src != norm->dst, turned = attend && turn && turn->reg == attend->src;
+    if (summed) norm->branch = sum->src, norm->scale = sum->scale;
+    if (turned) attend->rotary = *turn;
+    if (summed || turned) instructions_.pop_back();
+  }
   const auto* act = std::get_if<ActivationStep>(&instruction);
   auto* linear = act && !instructions_.empty() ? std::get_if<LinearStep>(&instructions_.back()) : nullptr;
   if (linear && act->gated && act->kind == Activation::silu && linear->dst == act->src && linear->src != act->dst)

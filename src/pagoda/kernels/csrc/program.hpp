@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -20,10 +21,13 @@
 
 namespace pagoda {
 
-// Norm of register src into dst (may be equal). Only what is the same in every step is set in `args`.
+// Norm of register src into dst (may be equal). Only what is the same in every step is set in `args`. Where a sum comes before, both are done row by
+// row: src += branch * scale first.
 struct NormStep {
   int src = 0, dst = 0;
   NormArgs args;
+  int branch = -1;  // a register, or none
+  float scale = 1.0f;
 };
 
 // dst = src @ matrix.T + bias. Where gated SiLU follows, `gated` is its register: many tokens go there at once, and dst is left as it is
@@ -69,7 +73,8 @@ struct RotaryStep {  // the first `heads` heads of a fused projection, by table 
   bool interleaved = false;
 };
 
-// Writes K and V of a fused projection into pages, attends with its queries: dst [T][Hq * dim].
+// Writes K and V of a fused projection into pages, attends with its queries: dst [T][Hq * dim]. Where a rotation comes before, tokens are turned and
+// written one after the other.
 struct AttendStep {
   int src = 0, dst = 0, layer = 0;
   int64_t num_q_heads = 0, num_kv_heads = 0, dim = 0;
@@ -78,6 +83,7 @@ struct AttendStep {
   const float* sinks = nullptr;
   const float* slopes = nullptr;
   bool last = false;  // no later layer reads K and V: from here on the step has the wanted tokens only
+  std::optional<RotaryStep> rotary = std::nullopt;
 };
 
 struct EmbedStep {  // register 0 = rows of the matrix by token ids; left out where the caller brings x

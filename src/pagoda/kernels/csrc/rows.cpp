@@ -47,6 +47,14 @@ void add(const AddArgs& a, int num_threads, const std::string& isa) {
   split(a.count, 1, num_threads, [&](int64_t first, int64_t end) { body(a, first, end); });
 }
 
+void add_norm(const AddArgs& sum, const NormArgs& a, int num_threads, const std::string& isa) {
+  const auto add_body = PAGODA_BODY(isa, add_elements);
+  const auto norm_body = PAGODA_BODY(isa, norm_rows);
+  split(a.rows, 2 * a.dim, num_threads, [&](int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; ++row) add_body(sum, row * a.dim, (row + 1) * a.dim), norm_body(a, row, row + 1);
+  });
+}
+
 void clip(void* x, int64_t rows, int64_t width, int64_t row_stride, Dtype dtype, float bound, const std::string& isa) {
   PAGODA_BODY(isa, clip_rows)(x, rows, width, row_stride, dtype, bound);
 }

@@ -60,6 +60,8 @@ void norm(const NormArgs& args, int num_threads, const std::string& isa);
 void rotary(const RotaryArgs& args, int num_threads, const std::string& isa);
 void activation(const ActivationArgs& args, int num_threads, const std::string& isa);
 void add(const AddArgs& args, int num_threads, const std::string& isa);
+// Both, row by row, for a norm of what the sum leaves: `norm.rows` rows of one part.
+void add_norm(const AddArgs& sum, const NormArgs& norm, int num_threads, const std::string& isa);
 void clip(void* x, int64_t rows, int64_t width, int64_t row_stride, Dtype dtype, float bound, const std::string& isa);
 
 // ids[row] = the first place of the largest of `width` logits, or -1 where that is infinite or any is not a number.
