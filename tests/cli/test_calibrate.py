@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pagoda.kv.dense import DenseCache, DenseView
 from pagoda.models.families import deepseek_v3
 from pagoda.models.load import load_model
 from pagoda.models.resolve import resolve
+from pagoda.schedule.prediction.trained import read_trained, write_trained
 
 from ..engine.tiny import VOCAB, make_model, prompt
 from .conftest import Finished, in_process
@@ -62,6 +64,28 @@ def test_what_is_found_serves(calibrate, tmp_path: Path, name: str) -> None:
     found = Calibrations(model).load(name)
     assert all(t.shape[0] == 2 and torch.isfinite(t).all() for t in found.values())
     assert len(answer(model, f"{name}(pages=2)" if name == "longcache" else f"{name}(window=8, every=8)")) == 8
+
+
+def test_a_gguf_file_has_a_folder_of_its_own(calibrate, tmp_path: Path) -> None:
+    """Beside it, since other models may lie there; what is found serves, whether the file is named or its folder."""
+    pytest.importorskip("gguf")
+    from ..models import fake_model
+    from ..models.test_gguf import write
+
+    plain = fake_model.write(tmp_path / "plain", max_position_embeddings=512)
+    file = write(plain, tmp_path / "quantized" / "m.gguf")
+    with pytest.raises(PagodaError, match=re.escape(f"run: pagoda calibrate longcache {file}")):
+        answer(file, "longcache(pages=2)")
+    done = calibrate("longcache", file, "--json")
+    assert done.code == 0, done.err
+    assert done.json["path"] == str(tmp_path / "quantized" / "m.gguf.kv-calibration" / "longcache.json")
+    assert calibrate("longcache", file.parent).code == 2, "is calibrated"
+    assert answer(file, "longcache(pages=2)") == answer(file.parent, "longcache(pages=2)")
+    write_trained(file, "trail", {"bias": 1.0}, {})
+    assert read_trained(file, "trail") == {"bias": 1.0}
+    write(plain, tmp_path / "quantized" / "other.gguf")
+    with pytest.raises(PagodaError, match="longcache was not calibrated for this model"):
+        answer(file.with_name("other.gguf"), "longcache(pages=2)")
 
 
 def test_heads_that_look_alike_share_and_others_do_not(calibrate, tmp_path: Path) -> None:

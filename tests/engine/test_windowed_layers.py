@@ -11,6 +11,8 @@ import pytest
 from pagoda import SamplingParams
 from pagoda.core.errors import RequestError
 from pagoda.kv.policies._scored import Once
+from pagoda.models.catalog import read_config
+from pagoda.plan.subject import Subject
 
 from .interrupted import check_interrupted
 from .kv_policies import calibrate_at_random, spelled
@@ -52,10 +54,10 @@ def test_windows_in_every_layer_refuse_by_name_and_say_what_can_be_done(make_llm
 def test_models_of_no_family_are_asked_for_their_windows_too() -> None:
     from types import SimpleNamespace
 
-    from pagoda.engine.lossy_layers import why_not_lossy
+    from pagoda.engine.lossy_layers import distances
 
     def reason(longest: int, **config: Any) -> str:
-        return why_not_lossy(SimpleNamespace(model=object(), config=config), longest) or ""  # type: ignore[arg-type]
+        return distances(SimpleNamespace(model=object(), config=config)).why_not(longest)  # type: ignore[arg-type]
 
     assert reason(100) == reason(100, sliding_window=None) == reason(100, sliding_window=100) == ""
     for key in ("sliding_window", "window_size", "attention_chunk_size"):
@@ -112,6 +114,8 @@ def test_full_layers_keep_the_budget_windowed_ones_everything_and_pages_serve_ot
     engine.add(intake.request("lossy", prompt(50, 64), params(spelled(name, 16), 30), stream=True))
     engine.step()
     (sequence,) = engine.scheduler.running.values()
+    planned = Subject.of("it", read_config(str(mixed))).policy(spelled(name, 16), 112)
+    assert sequence.policy == planned, "what a plan prices"
     pool, evicting = engine.manager.pool, sequence.policy.eviction
     assert pool.num_used_pages <= 8 * 4 + 3 * 4, "nothing was given back"
     while engine.has_work:

@@ -15,6 +15,7 @@ from pagoda.core.errors import BudgetError, ConfigError, UnsupportedModelError
 from pagoda.core.units import GIB, MIB
 from pagoda.models.shape import ModelShape
 from pagoda.plan.demand import Demand
+from pagoda.plan.kept import Kept
 from pagoda.plan.machine import FarCosts, Machine, load_machine, save_machine
 from pagoda.plan.plans import Planner, front
 from pagoda.plan.prices import PolicyPrice, Prices, all_prices, nearest_prices
@@ -119,9 +120,31 @@ def test_two_paces_of_memory_give_a_tokens_time_a_range() -> None:
     assert set(plan.tpot_paces) == {plan.tpot}
 
 
-def test_windows_keep_their_kv_exact() -> None:
-    plans = planner("gemma-2-2b", 16 * GIB, concurrency=2).plans()
-    assert {plan.choice.kv for plan in plans} == {"exact"}
+def test_windows_keep_their_kv_and_the_other_layers_lose_theirs() -> None:
+    """Of gemma-2-2b every second layer has a window of 4096 tokens; what the engine would run is what is priced."""
+    snapkv, quest, heads = "snapkv(budget=0.25)", "quest(pages=0.25)", "duo_attention"
+    subject, demand = Subject.of("gemma-2-2b", config_of("gemma-2-2b")), Demand(8000, 192, 2)
+    assert subject.runs([snapkv, quest, heads], 4096) == [snapkv, quest, heads], "no window ends"
+    assert subject.runs([snapkv, quest, heads], 8192) == [snapkv, quest]
+    fmt = subject.shape.kv_format(16, subject.dtype)
+    kept = {kv: Kept.of(subject.policy(kv, 8192), fmt, demand) for kv in ("exact", snapkv, quest)}
+    assert kept["exact"].held_blocks == 8192 / 16
+    assert kept[snapkv].held_blocks == 325, "half of 8192 and half of 2192 slots"
+    assert kept[snapkv].read_slots == (8096 + 2000 + 96) / 2
+    assert kept[quest].held_blocks == kept["exact"].held_blocks
+    assert kept[quest].read_slots == (8096 + 126 * 16) / 2, "a quarter of 506 pages"
+    assert kept[quest].note_bytes * 2 == Kept.of(subject.policy(quest, 4096), fmt, demand).note_bytes
+    plans = planner("gemma-2-2b", 16 * GIB, prompt=8000, output=192, concurrency=2).plans()
+    assert {plan.choice.kv for plan in plans} == {"exact", snapkv}
+
+
+def test_windows_in_every_layer_leave_policies_out_where_they_end() -> None:
+    config = config_of("Mistral-7B") | {"sliding_window": 4096}
+    subject = Subject.of("mistral", config)
+    assert subject.runs(["snapkv"], 4096) == ["snapkv"]
+    assert subject.distances.why_not(4096) == ""
+    assert subject.runs(["snapkv"], 4097) == []
+    assert "its attention windows count slots (4096)" in subject.distances.why_not(4097)
 
 
 def test_no_prices_no_losses() -> None:

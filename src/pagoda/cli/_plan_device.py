@@ -25,6 +25,7 @@ def examine(
     from ..core.units import parse_bytes
     from ..models.catalog import folder_of, read_config
     from ..plan.catalogue import pick_machine
+    from ..plan.choice import longest_of
     from ..plan.demand import Demand
     from ..plan.machine import load_machine
     from ..plan.placing import Budgets, Placer
@@ -54,7 +55,7 @@ def examine(
     return {
         "model": model, "parameters": subject.shape.num_params, "machine": machine, "host": host_reason,
         "device_bytes": budgets.device, "host_bytes": budgets.host, "disk_bytes": budgets.disk,
-        "prices": None if prices is None else prices.model, "exact_only": subject.exact_only,
+        "prices": None if prices is None else prices.model, "exact_only": subject.distances.why_not(longest_of(asked)),
         "peaks": f"{kind.flops_share:.0%} and {kind.bytes_share:.0%} of its peaks, {kind.host_gigabytes_per_second:g} "
         "GB/s to its host", "placements": placer.placements(max_loss=max_loss),
     }  # fmt: skip

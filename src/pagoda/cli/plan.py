@@ -102,6 +102,7 @@ def examine(
     from ..budget.default import smaller_budget
     from ..core.units import parse_bytes
     from ..models.catalog import folder_of, read_config
+    from ..plan.choice import longest_of
     from ..plan.demand import Demand
     from ..plan.far import Disk
     from ..plan.machine import load_machine
@@ -125,7 +126,8 @@ def examine(
         "read_bytes_per_second": machine.read_bytes_per_second, "read_paces": machine.read_paces,
         "prices": None if prices is None else prices.model,
         "priced_itself": prices is not None and prices.are_of(model, subject.shape.num_params),
-        "exact_only": subject.exact_only, "stored": str(subject.stored or ""), "plans": plans, "placements": placed,
+        "exact_only": subject.distances.why_not(longest_of(asked)),
+        "stored": str(subject.stored or ""), "plans": plans, "placements": placed,
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..core.beside import beside
 from ..core.errors import ConfigError, ModelError, RequestError, WeightsError
 from ..core.units import format_bytes
 from ..weights.header import read_header
@@ -28,8 +29,9 @@ READABLE = 1024
 class Calibrations:
     """Tensors by method and name, float32. They stay once read; ``hold(bytes)`` leases them first (False: no room)."""
 
-    def __init__(self, model_folder: Path, hold: Callable[[int], bool] = lambda _: True) -> None:
-        self._folder, self._hold = Path(model_folder) / FOLDER, hold
+    def __init__(self, model: Path, hold: Callable[[int], bool] = lambda _: True) -> None:
+        self._model, self._hold = Path(model), hold
+        self._folder = beside(self._model, FOLDER)
         self._read: dict[str, Mapping[str, Tensor]] = {}
 
     def load(self, method: str, complete: Completing = dict) -> Mapping[str, Tensor]:
@@ -40,7 +42,7 @@ class Calibrations:
             path = self.found(method)
             if path is None:
                 raise ConfigError(
-                    f"{method} was not calibrated for this model; run: pagoda calibrate {method} {self._folder.parent}"
+                    f"{method} was not calibrated for this model; run: pagoda calibrate {method} {self._model}"
                 )
             found = complete(_parse(path))
             num_bytes = sum(t.nbytes for t in found.values())

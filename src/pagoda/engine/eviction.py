@@ -132,7 +132,7 @@ class Evictor:
         lossy, table = sequence.policy.lossy, _lossy_part(sequence)
         ends = sequence.policy.ends(int(table.lens[0]), sequence.prompt_len)
         if ends is not None:
-            self._keep_ends(sequence, *ends, result)
+            self._keep_ends(sequence, int(table.lens[0]), *ends, result)
             return
         inputs = self._inputs(sequence, table)
         decision = sequence.policy.act(inputs)
@@ -159,7 +159,8 @@ class Evictor:
             tail.keep(decision.keep)
         else:
             _run(store, made)
-        _write(decision, store, _lossy_part(sequence))
+        if decision.writes:
+            _write(decision, store, _lossy_part(sequence))  # whose rows are others now
         self._counters.slots_dropped += manager.num_dropped_slots - dropped
         sequence.policy_state.keep(decision.keep, inputs, sequence.next_act(sequence.num_computed))
 
@@ -185,14 +186,14 @@ class Evictor:
         self._counters.slots_dropped += dropped
         return True
 
-    def _keep_ends(self, sequence: Sequence, sinks: int, first: int, result: StepResult) -> None:
-        """An act of a method that looks at nothing, and remembers nothing."""
+    def _keep_ends(self, sequence: Sequence, held: int, sinks: int, first: int, result: StepResult) -> None:
+        """An act of a method that looks at nothing, and remembers nothing, on heads of ``held`` slots."""
         manager = sequence.store.manager
         dropped = manager.num_dropped_slots
         if (lossy := sequence.policy.lossy) is None:
             made = manager.keep_ends(sequence.seq_id, sinks, first)
         else:
-            slots = np.arange(int(_lossy_part(sequence).lens[0]), dtype=np.int32)
+            slots = np.arange(held, dtype=np.int32)
             stay = slots[(slots < sinks) | (slots >= first)]
             made = manager.keep_many(sequence.seq_id, _of_layers(lossy, {(None, None): stay}))
         if made is None:

@@ -220,6 +220,16 @@ class DecoderSpec:
         return self.embed_dim or self.hidden_size
 
     @property
+    def windows(self) -> tuple[int, ...]:
+        """Of each layer's attention; 0: none."""
+        return tuple(block.attn.window for block in self.blocks)
+
+    @property
+    def alibi(self) -> bool:
+        """Whether any layer measures distance by ALiBi."""
+        return any(getattr(block.attn, "alibi_slopes", ()) for block in self.blocks)
+
+    @property
     def projected(self) -> bool:
         """Whether embeddings are projected into and out of the hidden size."""
         return self.embed_size != self.hidden_size

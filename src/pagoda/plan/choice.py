@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .demand import Demand
 from .prices import EXACT, OFFLOAD
 
 PAGE_SIZE = 16
 """Slots of a page, as the engine has them by default."""
+
+
+def longest_of(demand: Demand) -> int:
+    """``max_model_len`` of the engine that a plan describes: whole pages."""
+    return -(-demand.length // PAGE_SIZE) * PAGE_SIZE
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,10 @@ from ..budget.reconcile import LATE_CODE_BYTES
 from ..core.errors import BudgetError
 from ..core.types import DTYPE_BYTES, KVFormat
 from ..kv.codecs.base import with_dtype
-from ..kv.grammar import parse_policy
 from ..models.stream_plan import StreamPlan
 from ..sampling.scratch import grammar_bytes
 from .accounts import SERVER_BYTES, STAGING_BYTES, Accounts, StepLimits, step_bytes
-from .choice import PAGE_SIZE, Choice
+from .choice import PAGE_SIZE, Choice, longest_of
 from .demand import Demand
 from .far import Disk, FarKV, FarSteps
 from .kept import Kept
@@ -53,14 +52,14 @@ class Divider:
     ) -> None:
         self.subject, self.machine, self.demand, self.disk = subject, machine, demand, disk
         self._budget = budget_bytes
-        self.longest = -(-demand.length // PAGE_SIZE) * PAGE_SIZE
+        self.longest = longest_of(demand)
         if self.longest > subject.shape.max_position:
             raise BudgetError(
                 f"prompt and answer together have {demand.length} tokens, but positions of {subject.name} end at "
                 f"{subject.shape.max_position}; ask for fewer"
             )
         # A thousand choices share a few formats, policies and step sizes; each is looked at once.
-        self._policy, self._quantization = cache(parse_policy), cache(subject.quantization)
+        self._quantization = cache(subject.quantization)
         self._kept_of, self._format_of = cache(self._find_kept), cache(self._find_format)
         self._weight_bytes, self._passing_bytes = cache(self._count_weights), cache(self._count_passing)
         self._step_bytes, self._step_model = cache(self._count_step), cache(self._find_steps)
@@ -199,7 +198,7 @@ class Divider:
         return self._kept_of(choice.kv, choice.kv_cache_dtype)
 
     def _find_kept(self, kv: str, kv_dtype: str) -> Kept:
-        return Kept.of(self._policy(kv), self._format_of(kv_dtype), self.demand)
+        return Kept.of(self.subject.policy(kv, self.longest), self._format_of(kv_dtype), self.demand)
 
     def steps(
         self, choice: Choice, stream: StreamPlan | None = None, far: FarKV | None = None, pace: float | None = None

@@ -30,12 +30,17 @@ class Kept:
     def of(cls, policy: PolicyStack, fmt: KVFormat, demand: Demand) -> Kept:
         """Of sequences of that demand."""
         held = max(policy.most_slots(n, demand.prompt) for n in (demand.prompt, demand.length))
-        middle = read = policy.most_slots(demand.prompt + demand.output // 2, demand.prompt)
+        at, lossy = demand.prompt + demand.output // 2, policy.lossy
+        middle = read = policy.most_slots(at, demand.prompt)
         notes = 0
         if isinstance(policy.selection, PageSelection):
-            full, rest = divmod(int(middle), fmt.page_size)
+            chosen_of = middle if policy.eviction is None else policy.eviction.most_slots(at, demand.prompt)
+            full, rest = divmod(int(chosen_of), fmt.page_size)
             read = policy.selection.num_pages(full) * fmt.page_size + rest
             of_page = policy.selection.mark_bytes(fmt.page_size, fmt.k_dim)
-            notes = round(demand.length // fmt.page_size * fmt.pages_per_block * of_page)
+            noted: float = demand.length // fmt.page_size * fmt.pages_per_block
+            if lossy is not None:  # the other layers read all and note nothing
+                read, noted = lossy.mean(read, at), lossy.mean(noted, 0)
+            notes = round(noted * of_page)
         peak = fmt.blocks_for(policy.peak_slots(demand.length, demand.prompt))
         return cls(fmt.blocks_for(ceil(held)), peak, middle, read, notes, policy.selection is not None)

@@ -16,13 +16,12 @@ from ..core.errors import BudgetError
 from ..core.types import KVFormat
 from ..core.units import format_bytes
 from ..kv.codecs.base import with_dtype
-from ..kv.grammar import parse_policy
 from ..sampling.scratch import grammar_bytes
 from ..weights.quantization import Quantization, parse_quantization
 from .accounts import SERVER_BYTES, STAGING_BYTES, StepLimits, step_bytes
 from .blocks import Block, BlockModel
 from .catalogue import DTYPE, MachineType
-from .choice import PAGE_SIZE, Choice
+from .choice import PAGE_SIZE, Choice, longest_of
 from .demand import Demand
 from .kept import Kept
 from .machine import Machine
@@ -86,7 +85,7 @@ class Placer:
     ) -> None:  # fmt: skip
         self._subject, self._kind, self._host, self._prices = subject, kind, host, prices
         self._demand, self._budgets = demand, budgets
-        self._longest = -(-demand.length // PAGE_SIZE) * PAGE_SIZE
+        self._longest = longest_of(demand)
         self._device = kind.rates(subject.shape)
         # Hundreds of blocks share a few formats and policies; each is looked at once.
         self._model, self._kept = cache(self._make_model), cache(self._find_kept)
@@ -102,7 +101,7 @@ class Placer:
         if prices is not None:
             formats += [] if self._subject.stored is not None else list(prices.weights)
             dtypes += list(prices.kv_dtypes)
-            policies = [] if self._subject.exact_only else list(prices.policies)
+            policies = self._subject.runs(prices.policies, self._longest)
         plain = [Choice(q, kv, EXACT, STEP_TOKENS) for q in formats for kv in dtypes]
         exact = self._fitting(plain, most)
         more = [replace(one.choice, kv=kv) for one in _fastest(exact) for kv in policies if self._could_gain(one)]
@@ -179,7 +178,7 @@ class Placer:
         return BlockModel(self._subject.shape, DTYPE, found, self._format(kv_dtype), self._device, self._host)
 
     def _find_kept(self, kv: str, kv_dtype: str) -> Kept:
-        return Kept.of(parse_policy(kv), self._format(kv_dtype), self._demand)
+        return Kept.of(self._subject.policy(kv, self._longest), self._format(kv_dtype), self._demand)
 
     def _format(self, kv_dtype: str) -> KVFormat:
         return with_dtype(self._subject.shape.kv_format(PAGE_SIZE, DTYPE), kv_dtype)

@@ -158,15 +158,15 @@ class Planner:
         return max(0, (self._budget - self._divider.beside(choice).total) // self._divider.format(choice).block_bytes)
 
     def _choices(self) -> Iterator[Choice]:
-        prices, exact_only = self._prices, self._subject.exact_only
+        prices, longest = self._prices, self._divider.longest
         weights, dtypes, policies = ["auto"], ["auto"], [EXACT]
         if prices is not None:
             weights += [] if self._subject.stored is not None else list(prices.weights)
             dtypes += list(prices.kv_dtypes)
-            policies += [] if exact_only else list(prices.policies)
+            policies += self._subject.runs(prices.policies, longest)
         if self._divider.disk is not None:
-            selections = [] if prices is None or exact_only else list(prices.selections)
-            policies += [OFFLOAD, *(f"{name}+{OFFLOAD}" for name in selections)]
+            selections = [] if prices is None else [f"{name}+{OFFLOAD}" for name in prices.selections]
+            policies += [OFFLOAD, *self._subject.runs(selections, longest)]
         least = min(self._demand.concurrency, STEP_TOKENS[-1])
         steps = [size for size in STEP_TOKENS if size >= least and size < 2 * max(self._demand.length, STEP_TOKENS[-1])]
         for quantization, kv_dtype, policy, size in product(weights, dtypes, policies, steps):

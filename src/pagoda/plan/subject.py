@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..budget.probe import MachineProbe
-from ..core.errors import ConfigError, UnsupportedModelError
+from ..core.errors import ConfigError, RequestError, UnsupportedModelError
 from ..core.types import DTYPE_BYTES
+from ..kv.grammar import parse_policy
+from ..kv.policies._layers import Distances
+from ..kv.policies._stack import PolicyStack
 from ..models.families import names, read_spec
 from ..models.footprint import GGUF_HEADER_BYTES, tokenizer_bytes
 from ..models.gguf import config_of, source_of
@@ -33,11 +36,11 @@ TOKENIZER_BYTES_PER_WORD = 46
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """``exact_only``: why no lossy KV policy can run on this model, empty where one can. ``streams``: whether its
-    matrices can be read from disk, where they lie in ``stored_dtype`` (empty: in ``dtype``), as they are multiplied.
-    ``stored``: the formats that the checkpoint is packed in, which it keeps. ``on_disk``: matrices of a GGUF file by
-    what streaming them takes; None: of a folder, as such checkpoints usually are. ``rearranged``: they lie there
-    otherwise than they are multiplied. ``halves``: all of its matrices are stored in float16.
+    """``distances``: how its layers measure distance, by which lossy KV policies are fitted to it. ``streams``: whether
+    its matrices can be read from disk, where they lie in ``stored_dtype`` (empty: in ``dtype``), as they are
+    multiplied. ``stored``: the formats that the checkpoint is packed in, which it keeps. ``on_disk``: matrices of a
+    GGUF file by what streaming them takes; None: of a folder, as such checkpoints usually are. ``rearranged``: they lie
+    there otherwise than they are multiplied. ``halves``: all of its matrices are stored in float16.
     """
 
     name: str
@@ -46,7 +49,7 @@ class Subject:
     dtype: str
     panels: bool
     tokenizer_bytes: int
-    exact_only: str = ""
+    distances: Distances
     streams: bool = False
     stored: Quantization | None = None
     stored_dtype: str = ""
@@ -80,7 +83,7 @@ class Subject:
         panels = bool(flags & {"avx2", "avx512f"})
         plain = cls(
             name, str(family), shape, "", panels, tokenizer_bytes(_tokenizer_file_bytes(folder, shape)),
-            exact_only=_exact_only(spec), streams=panels,
+            distances=Distances(spec.windows, spec.alibi), streams=panels,
         )  # fmt: skip
         if folder is not None and folder.is_file():
             return _of_gguf(plain, spec, folder)
@@ -91,6 +94,23 @@ class Subject:
             streams=panels and not _is_stacked(stored), halves=_are_halves(config, folder),
             rearranged=stored is None and spec.names.rearranged,
         )  # fmt: skip
+
+    def policy(self, text: str, longest: int) -> PolicyStack:
+        """The KV policy as it runs on this model, in contexts of so many tokens at most. Raises RequestError where it
+        does not.
+        """
+        return self.distances.fit(parse_policy(text), longest)
+
+    def runs(self, policies: Iterable[str], longest: int) -> list[str]:
+        """Those that run on this model."""
+        return [text for text in policies if self._runs(text, longest)]
+
+    def _runs(self, text: str, longest: int) -> bool:
+        try:
+            self.policy(text, longest)
+        except RequestError:
+            return False
+        return True
 
     def quantization(self, text: str) -> Quantization:
         """What ``quantization=text`` comes to on this machine's processor."""
@@ -187,10 +207,3 @@ def _stored_numbers(folder: Path) -> int:
     files = sorted(folder.glob("*.safetensors"))
     entries = [entry for file in files for entry in read_header(file).values()]
     return sum(entry.num_bytes // DTYPE_SIZES[entry.dtype] for entry in entries)
-
-
-def _exact_only(spec: Any) -> str:
-    layers = [block.attn for block in spec.blocks]
-    if any(getattr(attn, "alibi_slopes", ()) for attn in layers):
-        return "ALiBi measures distance in slots"
-    return "its attention windows count slots" if any(attn.window for attn in layers) else ""

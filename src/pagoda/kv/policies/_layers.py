@@ -1,15 +1,23 @@
-"""Layers of a model that a policy may take slots from, where others count them: sliding windows."""
+"""Which layers of a model a policy may take KV from: attention that measures distance in slots would count wrongly
+afterwards. ALiBi does so everywhere; a sliding window does in its own layer, where contexts are longer than it is.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
+from ...core.errors import RequestError
+from .base import Need
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
+
+    from ._stack import PolicyStack
+
+EXACT_WAYS = "accepted: exact, and codecs of single slots (int8, fp8, int4)"
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,8 @@ class LossyLayers:
     @cached_property
     def whole(self) -> npt.NDArray[np.bool_]:
         """bool [L]: the others."""
+        import numpy as np
+
         found = np.ones(self.num_layers, np.bool_)
         found[list(self.index)] = False
         return found
@@ -32,3 +42,58 @@ class LossyLayers:
         """Of numbers of a layer's slots: that of all layers."""
         share = len(self.index) / self.num_layers
         return share * lossy + (1 - share) * whole
+
+
+@dataclass(frozen=True)
+class Distances:
+    """How a model's layers measure distance in slots: ``windows`` of each (0: none), and whether ``alibi`` does."""
+
+    windows: tuple[int, ...] = ()
+    alibi: bool = False
+
+    def lossy(self, longest: int) -> LossyLayers | None:
+        """Layers whose windows end nowhere within ``longest`` tokens; None: all do not."""
+        index = tuple(layer for layer, window in enumerate(self.windows) if not 0 < window < longest)
+        return None if len(index) == len(self.windows) else LossyLayers(index, len(self.windows))
+
+    def why_not(self, longest: int) -> str:
+        """Why no layer can lose slots in contexts of ``longest`` tokens at most, and what can be done; "" where some
+        can.
+        """
+        if self.alibi:
+            return f"ALiBi measures distance in slots, and dropped slots would shift it; {EXACT_WAYS}"
+        layers = self.lossy(longest)
+        if layers is None or layers.index:
+            return ""
+        widest = max(self.windows)
+        return (
+            f"its attention windows count slots ({widest}), and dropped slots would shift them; {EXACT_WAYS}, or any "
+            f"policy once max_model_len is {widest} or less, where no window ends (it is {longest})"
+        )
+
+    def fit(self, policy: PolicyStack, longest: int) -> PolicyStack:
+        """The policy with the layers that it may take from. Raises RequestError, with what can be done, where there are
+        none, or the policy needs all.
+        """
+        if policy.keeps_all:
+            return policy
+        spelled, reason, layers = "+".join(policy.names), self.why_not(longest), self.lossy(longest)
+        if reason:
+            raise RequestError(f"kv={spelled!r} cannot run on this model: {reason}")
+        if layers is not None and (why := _why_not_some(policy)):
+            raise RequestError(
+                f"kv={spelled!r} cannot run on this model, of whose layers {len(layers.index)} of {layers.num_layers} "
+                f"may lose slots and the others have windows that count them: {why}; {EXACT_WAYS}"
+            )
+        return replace(policy, lossy=layers)
+
+
+def _why_not_some(policy: PolicyStack) -> str:
+    """Why a policy needs all layers; "" where it does not."""
+    for one in (policy.eviction, policy.selection):
+        if one is not None and Need.CALIBRATION in one.needs:
+            name = policy.names[0] if one is policy.eviction else policy.chooses_by
+            return f"{name} is calibrated to all layers together"
+    if policy.eviction is not None and policy.windowed is not None:
+        return f"{policy.windowed.method} encodes pages that hold the same tokens in all layers"
+    return ""

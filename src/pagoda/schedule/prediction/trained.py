@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...core.beside import beside
 from ...core.errors import ModelError
 
 FOLDER = "schedule-calibration"
 
 
-def read_trained(model_folder: Path, policy: str) -> dict[str, Any] | None:
+def read_trained(model: Path, policy: str) -> dict[str, Any] | None:
     """The policy's predictor, None where it was never trained. Raises ModelError for a damaged file."""
-    path = trained_path(model_folder, policy)
+    path = trained_path(model, policy)
     if not path.is_file():
         return None
     try:
@@ -26,14 +27,14 @@ def read_trained(model_folder: Path, policy: str) -> dict[str, Any] | None:
         raise ModelError(f"{path} is not of pagoda calibrate {policy} ({error}); run it again") from error
 
 
-def trained_path(model_folder: Path, policy: str) -> Path:
+def trained_path(model: Path, policy: str) -> Path:
     """Where a policy's file is, or would be."""
-    return Path(model_folder) / FOLDER / f"{policy}.json"
+    return beside(Path(model), FOLDER) / f"{policy}.json"
 
 
-def write_trained(model_folder: Path, policy: str, predictor: Mapping[str, Any], notes: Mapping[str, object]) -> Path:
+def write_trained(model: Path, policy: str, predictor: Mapping[str, Any], notes: Mapping[str, object]) -> Path:
     """Writes the file that ``read_trained`` reads; returns its path."""
-    path = trained_path(model_folder, policy)
+    path = trained_path(model, policy)
     path.parent.mkdir(exist_ok=True)
     data = {"policy": policy, "notes": dict(notes), "predictor": dict(predictor)}
     path.write_text(json.dumps(data) + "\n", encoding="utf-8")
