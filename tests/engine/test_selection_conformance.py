@@ -325,3 +325,22 @@ def test_what_the_kernels_note_of_a_page_is_what_the_policy_would(tiny, name) ->
         if rule.marks == "bytes":  # turned numbers may fall on a byte's other side
             mine, wanted = _out_of_bytes(mine), _out_of_bytes(wanted)
         torch.testing.assert_close(mine.float(), wanted.float(), rtol=8e-3, atol=0.03 if rule.query == "turn" else 1e-3)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_sketches_of_a_sequence_lie_side_by_side_on_huge_pages(columns) -> None:
+    """And stay what they were when there are more of them."""
+    notes, made = Notes(3, 2), Make().normal(3, 2, 120, 64, 16).bfloat16()
+    for layer in range(3):
+        notes.write(layer, slice(None), 0, made[layer], columns)
+    first, size = notes.sketches[0].data_ptr(), notes.sketches[0].nbytes
+    assert [sketch.data_ptr() - first for sketch in notes.sketches] == [0, size, 2 * size]
+    assert 3 * size < notes.num_bytes == 2 << 20  # the rest of the last huge page is theirs
+    for layer in range(3):
+        notes.write(layer, slice(None), 120, made[layer], columns)
+        assert torch.equal(notes.sketches[layer][:, :240], torch.cat([made[layer], made[layer]], 1))
+        assert not notes.sketches[layer][:, 240:].any()
+    twin = notes.fork()
+    assert all(
+        torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(twin.sketches, notes.sketches, strict=True)
+    )

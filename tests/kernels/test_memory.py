@@ -16,6 +16,7 @@ from pagoda.kernels.memory import (
     LEAST_BYTES,
     SHELF_BYTES,
     empty_bytes,
+    huge_bytes,
     may_spread,
     near_nodes,
     touch_behind,
@@ -52,6 +53,16 @@ def test_large_tensors_begin_at_a_huge_page_and_go_back() -> None:
     del view
     gc.collect()
     assert resident_bytes() - before < 3 * HUGE_BYTES
+
+
+def test_the_last_huge_page_is_whole_where_half_of_it_is_used() -> None:
+    half = HUGE_BYTES // 2
+    for asked, given in ((0, 0), (half - 1, half - 1), (half, HUGE_BYTES), (HUGE_BYTES + 5, HUGE_BYTES + 5),
+                         (3 * half, 2 * HUGE_BYTES)):  # fmt: skip
+        tensor = huge_bytes(asked)
+        assert tensor.numel() == given
+        assert not tensor.any()
+        assert given < HUGE_BYTES or tensor.data_ptr() % HUGE_BYTES == 0
 
 
 def test_short_ones_lie_side_by_side_and_go_back_with_the_last() -> None:

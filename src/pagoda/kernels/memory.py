@@ -41,6 +41,18 @@ def empty_bytes(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.frombuffer(mapping, dtype=torch.uint8, offset=start, count=num_bytes).view(shape)
 
 
+def huge_bytes(num_bytes: int) -> Tensor:
+    """uint8 in a CPU's memory, all zero and not resident before it is touched: ``num_bytes``, or whole huge pages where
+    the last would be used by half. What is shorter than half of one gets none.
+    """
+    whole = (num_bytes + HUGE_BYTES // 2) // HUGE_BYTES * HUGE_BYTES
+    if not whole or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(num_bytes, dtype=torch.uint8)
+    num_bytes = max(num_bytes, whole)
+    mapping, start = _on_huge_pages(num_bytes)
+    return torch.frombuffer(mapping, dtype=torch.uint8, offset=start, count=num_bytes)
+
+
 def _on_huge_pages(num_bytes: int) -> tuple[mmap.mmap, int]:
     """A mapping, which a tensor on it keeps alive, and where in it the first huge page begins."""
     mapping = mmap.mmap(-1, num_bytes + HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
