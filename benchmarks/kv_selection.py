@@ -1,13 +1,14 @@
 """Decode steps at long context: exact against page selections and codecs, in turns.
 
     python benchmarks/kv_selection.py --kv "quest(pages=0.1)" --context 8192 --sequences 4
-    python benchmarks/kv_selection.py --kv kivi int2 int8 --context 8192 --sequences 1
+    python benchmarks/kv_selection.py --kv CODECS --context 8192 --sequences 1
 
 The model has a 0.5B model's shape and random weights. The KV of the context is random numbers written straight into the
-pages, zeros where a codec stores them, since the time of a step does not depend on them; the steps themselves are the
-engine's own. What methods are calibrated to is random, too. For each policy: milliseconds of a step (median), how many
-times as long the exact steps just before them take (median over the rounds), and the share of held pages that was read,
-as the engine counts it. ``--processor-time`` counts what one thread works, for a machine on which others work too.
+pages, zeros where a codec stores single slots, since the time of a step does not depend on them; the steps themselves
+are the engine's own. What methods are calibrated to is random, too. For each policy: milliseconds of a step (median),
+how many times as long the exact steps just before them take (median over the rounds), and the share of held pages that
+was read, as the engine counts it. ``--processor-time`` counts what one thread works, for a machine on which others work
+too.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ from pagoda import LLM, SamplingParams
 NAMES = (
     "quest", "lserve", "loki", "sparq", "shadowkv", "tokenselect", "clusterkv", "lychee_decode", "a2ats", "ltri_llm",
     "longcache",
+)  # fmt: skip
+CODECS = (
+    "int8", "fp8", "int4", "int2", "kivi", "kivi(bits=4)", "zipcache", "think", "bfp_outlier_rearrange",
+    "coupled_quantization", "csr", "eigen_attention", "kv_heads_compress", "chai",
 )  # fmt: skip
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 896, "intermediate_size": 4864,
@@ -71,6 +76,16 @@ def calibrate(folder: Path) -> None:
             "metric": torch.eye(dim).expand(layers, heads, dim, dim).contiguous(),
             "freq": freq[:, None].contiguous(),
         },
+        "bfp_outlier_rearrange": {f"{x}_order": torch.randn(layers, heads, dim).argsort(-1).float() for x in "kv"},
+        "coupled_quantization": {f"{x}_centres": torch.randn(layers, heads, dim // 4, 256, 4) for x in "kv"},
+        "csr": {f"{x}_atoms": torch.randn(layers, heads, 256, dim) / dim**0.5 for x in "kv"},
+        "eigen_attention": {
+            x: torch.linalg.qr(torch.randn(layers, heads, dim, dim))[0].contiguous() for x in ("keys", "values")
+        },
+        "kv_heads_compress": {
+            f"{x}2": torch.randn(layers, heads // 2, 2 * dim, dim) / dim**0.5 for x in ("keys", "values")
+        },
+        "chai": {"reps": torch.arange(heads).float().expand(layers, heads, heads) * 0},
     }
     for method, tensors in found.items():
         Calibrations(folder).save(method, tensors, {"what": "random numbers"})
@@ -85,8 +100,10 @@ class Steps:
         for index in range(sequences):
             ids = [8 + (7 * index + i) % 1000 for i in range(context)]
             self.engine.add(llm._intake.request(f"{kv}-{index}", ids, params))
+        self.codec: Any = None
         for sequence in list(self.engine.scheduler.waiting):
             waiting: Any = sequence
+            self.codec = waiting.policy.windowed
             self.store, encoded = waiting.store, waiting.policy.windowed is not None
             manager = self.store.manager
             whole = context - 1
@@ -105,9 +122,22 @@ class Steps:
         touched, first = manager.pool.num_touched_blocks * manager.fmt.pages_per_block, filled.get(which, 0)
         if pages.is_floating_point():
             pages[first:touched].normal_()
+        elif self.codec is not None:
+            encoded = self._encoded()
+            count = torch.arange(max(0, touched - first)) % len(encoded)
+            pages[first:touched, : encoded.shape[1]] = encoded[count]
         else:
             pages[first:touched].zero_()  # numbers of other bytes may be no numbers
         filled[which] = max(first, touched)
+
+    def _encoded(self) -> torch.Tensor:
+        """Pages ``[n, bytes]`` of random numbers, whatever the codec looks at beside them."""
+        from pagoda.kv.policies._windowed import Seen
+
+        fmt, queries = self.store.fmt, torch.randn(CONFIG["num_hidden_layers"], 16, CONFIG["num_attention_heads"], 64)
+        k, v = (torch.randn(fmt.num_layers, fmt.num_kv_heads, 8, fmt.page_size, n) for n in (fmt.k_dim, fmt.v_dim))
+        seen = Seen(self.store.learned, k.flatten(2, 3), queries[:, : max(self.codec.probes, 1)], 0.125)
+        return self.codec.encode(k, v, seen).flatten(0, 2)
 
     def run(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> tuple[list[float], float]:
         """Seconds of each step, and the share of pages read."""
@@ -136,6 +166,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None, help="default: all cores")
     parser.add_argument("--processor-time", action="store_true", help="of one thread")
     args = parser.parse_args()
+    if args.kv == ["CODECS"]:
+        args.kv = list(CODECS)
     clock, threads = time.perf_counter, args.threads
     if args.processor_time:
         clock, threads = time.process_time, 1
@@ -145,7 +177,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))
         calibrate(Path(folder))
-        llm = LLM(folder, memory="5GiB", enable_prefix_caching=False, num_threads=threads, max_num_seqs=16)
+        llm = LLM(folder, memory="5GiB", enable_prefix_caching=False, num_threads=threads, max_num_seqs=64)
         for _ in range(args.rounds):
             for kv, mine in found.items():
                 measured = {}

@@ -19,7 +19,54 @@ struct Count {
   static constexpr int value = kNum;
 };
 
+// Numbers of a row by their places: out[d] = row[from[d]], 0 where that is below 0. It serves up to 64 of bfloat16.
+template <typename Out>
+struct Lookup {
+  static constexpr bool serves = false;
+  Lookup(const int*, int64_t) {}
+  void look_up(const void*, int64_t, Out*) const {}
+};
+
 #if PAGODA_DPBF16
+
+template <>
+struct Lookup<uint16_t> {
+  bool serves;
+  int64_t dim;
+  __m512i at[2];
+  __mmask32 there[2];
+
+  Lookup(const int* from, int64_t columns) : serves(from != nullptr && columns <= 64), dim(columns) {
+    if (!serves) return;
+    alignas(64) uint16_t places[64] = {};
+    uint64_t mask = 0;
+    for (int64_t d = 0; d < dim; ++d)
+      if (from[d] >= 0) places[d] = uint16_t(from[d]), mask |= uint64_t{1} << d;
+    for (int half = 0; half < 2; ++half) at[half] = _mm512_load_si512(places + 32 * half), there[half] = __mmask32(mask >> 32 * half);
+  }
+
+  static __mmask32 first(int64_t num) { return num >= 32 ? ~0u : num > 0 ? (1u << num) - 1 : 0u; }
+
+  void look_up(const uint16_t* row, int64_t num, uint16_t* out) const {
+    const __m512i x = _mm512_maskz_loadu_epi16(first(num), row), y = _mm512_maskz_loadu_epi16(first(num - 32), row + 32);
+    for (int half = 0; half < 2; ++half)
+      _mm512_mask_storeu_epi16(out + 32 * half, first(dim - 32 * half), _mm512_maskz_permutex2var_epi16(there[half], x, at[half], y));
+  }
+};
+
+// Sixteen codes of two or four bits.
+template <int kBits>
+inline Vec narrow_codes(const uint8_t* codes) {
+  alignas(64) static constexpr auto kShifts = [] {
+    struct { uint8_t at[64]; } shifts{};
+    for (int lane = 0; lane < kLanes; ++lane) shifts.at[4 * lane] = uint8_t(lane * kBits);
+    return shifts;
+  }();
+  int64_t word = 0;
+  memcpy(&word, codes, 2 * kBits);
+  const __m512i x = _mm512_multishift_epi64_epi8(_mm512_load_si512(kShifts.at), _mm512_set1_epi64(word));
+  return (Vec)_mm512_cvtepi32_ps(_mm512_and_si512(x, _mm512_set1_epi32((1 << kBits) - 1)));
+}
 
 // Codes of two bits of 32 columns as the lowest bits of 32 words; above them lies anything.
 inline __m512i two_bit_words(const uint8_t* codes) {

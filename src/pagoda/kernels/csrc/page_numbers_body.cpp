@@ -53,6 +53,9 @@ inline UintVec lane_numbers() {
 template <int kBits>
 inline Vec codes_at(const uint8_t* row, int64_t d) {
   constexpr int kBytes = kLanes * kBits / 8;
+#if PAGODA_DPBF16
+  if constexpr (kBits < 8) return narrow_codes<kBits>(row + d * kBits / 8);
+#endif
   const UintVec lanes = lane_numbers();
   if constexpr (kBits == 8) {
     typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
@@ -166,15 +169,20 @@ void block_floats(const EncodedPage& r, Out* out) {
   const int64_t dim = r.side->dim, bits = r.side->at[0], bytes = row_bytes(dim, bits), block = r.side->at[3];
   const int64_t blocks = (dim + block - 1) / block;
   const float zero = float(int64_t{1} << (bits - 1)), *const places = r.table();
-  float steps[kMostDim], row[kMostDim];
-  int place[kMostDim];
+  float steps[kMostDim];
+  Out row[kMostDim] = {};
+  int place[kMostDim], from[kMostDim];
   if (places)
-    for (int64_t d = 0; d < dim; ++d) place[d] = int(places[d]);
+    for (int64_t d = 0; d < dim; ++d) place[d] = int(places[d]), from[place[d]] = int(d);
+  const Lookup<Out> order(places ? from : nullptr, dim);
   for (int64_t s = 0; s < r.page_size; ++s, out += r.stride) {
     const uint8_t* exponents = r.page + r.side->at[2] + s * blocks;
     for (int64_t b = 0; b < blocks; ++b) {
       const float step = step_of(exponents[b], int(bits - 1));
-      for (int64_t d = b * block; d < (b + 1) * block && d < dim; ++d) steps[d] = step;
+      const int64_t end = (b + 1) * block < dim ? (b + 1) * block : dim;
+      int64_t d = b * block;
+      for (; d + kLanes <= end; d += kLanes) store(steps + d, splat(step));
+      for (; d < end; ++d) steps[d] = step;
     }
     const auto value = [&](auto code, int64_t d) { return (code - zero) * number(code, steps, d); };
     const uint8_t* codes = r.page + r.side->at[1] + s * bytes;
@@ -183,8 +191,24 @@ void block_floats(const EncodedPage& r, Out* out) {
       continue;
     }
     row_of(bits, codes, dim, row, value);
-    for (int64_t d = 0; d < dim; ++d) put(out + place[d], row[d]);
+    if (order.serves) order.look_up(row, dim, out);
+    else
+      for (int64_t d = 0; d < dim; ++d) out[place[d]] = row[d];
   }
+}
+
+// A register of four floats from each of so many places. (Stored one by one and loaded together they would wait for each other.)
+template <int kNum, typename Place>
+inline Vec fours(Place place) {
+#if defined(__AVX512F__)
+  __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(place(0)));
+  x = _mm512_insertf32x4(x, _mm_loadu_ps(place(1)), 1), x = _mm512_insertf32x4(x, _mm_loadu_ps(place(2)), 2);
+  return (Vec)_mm512_insertf32x4(x, _mm_loadu_ps(place(3)), 3);
+#else
+  float x[4 * kNum];
+  for (int i = 0; i < kNum; ++i) memcpy(x + 4 * i, place(i), 16);
+  return load(x);
+#endif
 }
 
 template <typename Out>
@@ -192,10 +216,11 @@ void coupled(const EncodedPage& r, Out* out) {
   const int64_t dim = r.side->dim, groups = (dim + 3) / 4;
   const uint8_t* codes = r.page + r.side->at[0];
   const float* const table = r.table();
-  float row[kMostDim];
+  const auto centre = [&](int64_t g) { return table + (g * 256 + codes[g]) * 4; };
   for (int64_t s = 0; s < r.page_size; ++s, codes += groups, out += r.stride) {
-    for (int64_t g = 0; g < groups; ++g) memcpy(row + 4 * g, table + (g * 256 + codes[g]) * 4, 16);
-    put_row(out, row, dim);
+    int64_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) put(out + d, fours<kLanes / 4>([&](int64_t i) { return centre(d / 4 + i); }));
+    for (; d < dim; ++d) put(out + d, centre(d / 4)[d % 4]);
   }
 }
 
@@ -233,10 +258,18 @@ template <typename Out>
 void columns(const EncodedPage& r, Out* out) {
   const int64_t dim = r.side->dim, num = r.side->at[2];
   const uint8_t *mask = r.page + r.side->at[0], *kept = r.page + r.side->at[1];
-  int place[kMostDim], found = 0;
-  for (int64_t d = 0; d < dim && found < num; ++d)
-    if (mask[d / 8] >> (d % 8) & 1) place[found++] = int(d);
+  int place[kMostDim], from[kMostDim], found = 0;
+  for (int64_t d = 0; d < dim; ++d) {
+    const bool there = found < num && mask[d / 8] >> (d % 8) & 1;
+    from[d] = there ? found : -1;
+    if (there) place[found++] = int(d);
+  }
+  const Lookup<Out> order(from, dim);
   for (int64_t s = 0; s < r.page_size; ++s, kept += 2 * num, out += r.stride) {
+    if (order.serves) {
+      order.look_up((const uint16_t*)kept, num, out);
+      continue;
+    }
     memset(out, 0, sizeof(Out) * dim);
     for (int i = 0; i < found; ++i) put_halves(out + place[i], kept + 2 * i, 1);
   }
