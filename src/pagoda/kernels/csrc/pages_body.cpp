@@ -23,12 +23,13 @@ inline uint16_t bf16_below(float x) {
   return uint16_t((x < 0.0f ? bits + 0xffffu : bits) >> 16);
 }
 
+inline Vec some(const float* x, int64_t count) { return count < kLanes ? load_some(x, count) : load(x); }
+
 inline float largest_size(const float* x, int64_t dim) {
+  Vec sizes{};
+  for (int64_t d = 0; d < dim; d += kLanes) sizes = maximum((Vec)((UintVec)some(x + d, dim - d) & 0x7fffffffu), sizes);
   float most = 0.0f;
-  for (int64_t d = 0; d < dim; ++d) {
-    const float size = __builtin_fabsf(x[d]);
-    most = size > most ? size : most;
-  }
+  for (int lane = 0; lane < kLanes; ++lane) most = sizes[lane] > most ? sizes[lane] : most;
   return most;
 }
 
@@ -36,19 +37,46 @@ inline float round_even(float x) {  // |x| < 2^22
   return (x + 12582912.0f) - 12582912.0f;
 }
 
-void encode_int8(const float* x, int64_t dim, int8_t* codes, uint16_t* scale) {
+inline Vec round_even(Vec x) { return (x + 12582912.0f) - 12582912.0f; }
+
+inline Vec between(Vec x, float least, float most) {
+  return select(x < splat(least), splat(least), select(x > splat(most), splat(most), x));
+}
+
+// The lowest byte of each of the first `count` lanes.
+inline void store_bytes(UintVec x, int64_t count, uint8_t* to) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)x);
+#else
+  typedef uint8_t ByteVec __attribute__((vector_size(kLanes)));
+  const ByteVec bytes = __builtin_convertvector(x, ByteVec);
+#endif
+  if (count < kLanes) memcpy(to, &bytes, size_t(count));
+  else memcpy(to, &bytes, kLanes);
+}
+
+inline UintVec whole(Vec x) { return (UintVec)__builtin_convertvector(x, IntVec); }
+
+void encode_int8(const float* x, int64_t dim, uint8_t* codes, uint16_t* scale) {
   *scale = bf16_above(largest_size(x, dim) / 127.0f);
   const float unit = widen(*scale);
-  for (int64_t d = 0; d < dim; ++d) {
-    const float code = unit > 0.0f ? round_even(x[d] / unit) : 0.0f;
-    codes[d] = int8_t(code < -127.0f ? -127.0f : code > 127.0f ? 127.0f : code);
-  }
+  if (!(unit > 0.0f)) return (void)memset(codes, 0, size_t(dim));
+  for (int64_t d = 0; d < dim; d += kLanes)
+    store_bytes(whole(between(round_even(some(x + d, dim - d) / unit), -127.0f, 127.0f)), dim - d, codes + d);
+}
+
+// `e4m3_bits` of small_floats.hpp, of each lane.
+inline UintVec e4m3_bits(Vec x) {
+  const UintVec bits = (UintVec)x, size = bits & 0x7fffffffu;
+  const UintVec low = (UintVec)((Vec)size + 0x1p14f) & 0xfu, high = ((size + 0x7ffffu + (size >> 20 & 1u)) >> 20) - (120u << 3);
+  return (bits >> 24 & 0x80u) | (size < (121u << 23) ? low : high);
 }
 
 void encode_fp8(const float* x, int64_t dim, uint8_t* codes, uint16_t* scale) {
   *scale = bf16_above(largest_size(x, dim) / 448.0f);
   const float unit = widen(*scale);
-  for (int64_t d = 0; d < dim; ++d) codes[d] = unit > 0.0f ? e4m3_bits(x[d] / unit) : 0;
+  if (!(unit > 0.0f)) return (void)memset(codes, 0, size_t(dim));
+  for (int64_t d = 0; d < dim; d += kLanes) store_bytes(e4m3_bits(some(x + d, dim - d) / unit), dim - d, codes + d);
 }
 
 // `size` in 0 ... 7.5 as e2m3 without its sign: steps of 1/8 below 2, then of 1/4 and 1/2.
@@ -71,13 +99,37 @@ void encode_short(const float* x, int64_t columns, uint8_t* codes, uint16_t* sca
   }
 }
 
+// A whole group: its first half lies in the low bits.
+void encode_group(const float* x, uint8_t* codes, uint16_t* scales) {
+  constexpr int kHalf = kInt4Group / 2;
+  Vec lows = load(x), highs = lows;
+  for (int d = kLanes; d < kInt4Group; d += kLanes) {
+    const Vec here = load(x + d);
+    lows = select(here < lows, here, lows), highs = maximum(here, highs);
+  }
+  float low = lows[0], high = highs[0];
+  for (int lane = 1; lane < kLanes; ++lane) low = lows[lane] < low ? lows[lane] : low, high = highs[lane] > high ? highs[lane] : high;
+  scales[1] = bf16_below(low + 0.0f);  // + 0: of -0 and 0 either may be called the smallest or largest
+  const float least = widen(scales[1]);
+  scales[0] = bf16_above((high - least + 0.0f) / 15.0f);
+  const float unit = widen(scales[0]);
+  if (!(unit > 0.0f)) return (void)memset(codes, 0, kHalf);
+  const auto code = [&](const float* at) { return whole(between(round_even((load(at) - least) / unit), 0.0f, 15.0f)); };
+  for (int i = 0; i < kHalf; i += kLanes) store_bytes(code(x + i) | code(x + kHalf + i) << 4, kLanes, codes + i);
+}
+
 void encode_int4(const float* x, int64_t dim, uint8_t* codes, uint16_t* scales) {
   for (int64_t first = 0; first < dim; first += kInt4Group, scales += 2) {
     const int64_t here = dim - first < kInt4Group ? dim - first : kInt4Group, half = (here + 1) / 2;
     if (here <= kInt4Short) return encode_short(x + first, here, codes, scales);
+    if (here == kInt4Group) {
+      encode_group(x + first, codes, scales);
+      codes += half;
+      continue;
+    }
     float low = x[first], high = x[first];
     for (int64_t d = first; d < first + here; ++d) low = x[d] < low ? x[d] : low, high = x[d] > high ? x[d] : high;
-    scales[1] = bf16_below(low + 0.0f);  // + 0: of -0 and 0 either may be called the smallest or largest
+    scales[1] = bf16_below(low + 0.0f);
     const float least = widen(scales[1]);
     scales[0] = bf16_above((high - least + 0.0f) / 15.0f);
     const float unit = widen(scales[0]);
@@ -101,7 +153,7 @@ void encode(Store store, const float* x, int64_t dim, char* row, char* scales) {
     case Store::f16:
       for (int64_t d = 0; d < dim; ++d) ((uint16_t*)row)[d] = float_to_half(x[d]);
       return;
-    case Store::int8: return encode_int8(x, dim, (int8_t*)row, (uint16_t*)scales);
+    case Store::int8: return encode_int8(x, dim, (uint8_t*)row, (uint16_t*)scales);
     case Store::fp8: return encode_fp8(x, dim, (uint8_t*)row, (uint16_t*)scales);
     case Store::int4: return encode_int4(x, dim, (uint8_t*)row, (uint16_t*)scales);
     case Store::pages: return;  // nobody writes single slots of them
