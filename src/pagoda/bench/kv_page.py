@@ -65,7 +65,8 @@ def _speeds_of(old: PriceList, new: PriceList, rows: Sequence[Price]) -> str:
     kept = any(one.decode_speed is not None and one.kv not in measured for one in rows)
     if not new.speeds_of or not kept:
         return new.speeds_of or old.speeds_of
-    return f"{new.speeds_of} (some rows: {old.speeds_of.partition(' (')[0] or 'not noted'})"
+    before = old.speeds_of.partition(" (")[0] or "not noted"
+    return new.speeds_of if before == new.speeds_of else f"{new.speeds_of} (some rows: {before})"
 
 
 def _filled(one: Price, old: Price | None, *, judged: bool, add: bool) -> Price:
