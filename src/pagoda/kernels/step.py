@@ -74,7 +74,7 @@ class CodedStep:
     them: contiguous ``[L, H, room, dim]`` of the model's dtype, which must outlive the step; it writes its own there.
     """
 
-    sides: Any  # how the pages of all layers are read: `cpu_page_numbers.LayerSides`
+    sides: Any  # how the pages of all layers are read: ``native`` of `cpu_page_numbers.LayerSides`
     k: npt.NDArray[np.int64]  # [S] addresses
     v: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]  # [S] the first raw slot, a multiple of the page size

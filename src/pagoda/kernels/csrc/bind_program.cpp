@@ -88,7 +88,7 @@ void bind_step_arrays(nb::module_& m) {
         }
         if (!queries.empty())  // in the order of QueryRings
           s.queries = {at<int64_t>(queries.at(0)), at<int64_t>(queries.at(1)), at<int64_t>(queries.at(2)), at<int64_t>(queries.at(3))};
-        if (!raw.empty()) {  // in the order of kernels/step.py's RawSlots
+        if (!raw.empty()) {  // keys, values, first slots, room: as kernels/program.py gives them
           s.coded = {sides.of.data(), sides.page_bytes, at<int64_t>(raw.at(0)), at<int64_t>(raw.at(1)), at<int64_t>(raw.at(2)),
                      at<int64_t>(raw.at(3))};
           s.shape.page_bytes = sides.page_bytes;
