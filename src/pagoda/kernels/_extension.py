@@ -74,7 +74,6 @@ def head_rows(x: Tensor) -> Tensor:
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype of csrc/dtype.hpp
 CODES = {"int8": 3, "int4": 4, "fp8": 5}  # enum Store of csrc/page_shape.hpp, which begins with the dtypes
 PAGES = 6  # pages that were encoded whole
-NO_SIDES = _cpu.CodedSides([], 0)  # there are none
 CODECS = frozenset(f"codec_{name}" for name in CODES)
 
 

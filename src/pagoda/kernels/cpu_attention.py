@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from ._extension import CODECS, CPU, DTYPES, NO_SIDES, _cpu, head_rows, store_of
+from ._extension import CODECS, CPU, DTYPES, _cpu, head_rows, store_of
 from .dispatch import Features
 from .layout import PageLayout
 from .ops._table import LayerTable
@@ -56,7 +56,7 @@ def paged_attention(
         0 if wide_sinks is None else wide_sinks.data_ptr(), 0 if wide_slopes is None else wide_slopes.data_ptr(),
         0 if prob_sums is None else prob_sums.data_ptr(), 0 if prob_counts is None else prob_counts.data_ptr(),
         table.max_kv_len if prob_sums is None else prob_sums.shape[2],
-        0 if last is None else last.ctypes.data, share_prefixes, byte_products, NO_SIDES, [],
+        0 if last is None else last.ctypes.data, share_prefixes, byte_products, [], [],
         torch.get_num_threads(), isa,
     )  # fmt: skip
     return out

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._extension import DTYPES, NO_SIDES, PAGES, _cpu, store_of
+from ._extension import DTYPES, PAGES, _cpu, store_of
 from .cpu_packed import packed_matrix
 from .cpu_rows import ACTIVATIONS
 from .dispatch import profiling
@@ -252,7 +252,7 @@ def _native(step: StepArrays) -> Any:
         rows.shape[2],
         step.row_of.data_ptr(), step.offset.data_ptr(), step.kv_lens.data_ptr(), step.kv_lens.stride(0) if own else 0,
         step.q_starts.data_ptr(), step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots.stride(0) if own else 0,
-        chosen, 0 if choice is None else len(choice.seqs), sums, queries, NO_SIDES if coded is None else coded.sides,
+        chosen, 0 if choice is None else len(choice.seqs), sums, queries, [] if coded is None else [coded.sides],
         raw,
     )  # fmt: skip
     return step.native

@@ -1,4 +1,4 @@
-"""How the encoded pages of one store are read, layer by layer: made once, since a step reads all layers."""
+"""How the encoded pages of one store are read, layer by layer: found once, since a step reads all layers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from .policies._windowed import Learned, WindowedCodec
 
 
 class PageCodes:
-    """Of codecs that read alike. ``learned``: what they were calibrated to, ``[L, H, …]``; ``hold`` leases bytes of
-    what is made of it.
+    """Of codecs that read alike, so that any of them may be asked. ``learned``: what they were calibrated to,
+    ``[L, H, …]``; ``hold`` leases bytes of what is made of it.
     """
 
     def __init__(self, fmt: KVFormat, learned: Learned, hold: Callable[[int], bool]) -> None:
         self._fmt, self._learned, self._hold = fmt, learned, hold
-        self._codes: dict[WindowedCodec, list[PageCode]] = {}
-        self._sides: dict[WindowedCodec, Any] = {}
+        self._codes: list[PageCode] = []
+        self._sides: Any = None
+        self._asked = False
 
     def learned_of(self, layer: int) -> dict[str, Tensor]:
         """``[H, …]`` each."""
@@ -29,24 +30,20 @@ class PageCodes:
 
     def of(self, codec: WindowedCodec, layer: int) -> PageCode:
         """Of one layer. What the codec raises comes through."""
-        found = self._codes.get(codec)
-        if found is None:
-            fmt = self._fmt
-            found = self._codes[codec] = [
-                codec.code(fmt.page_size, fmt.k_dim, fmt.v_dim, self.learned_of(layer))
-                for layer in range(fmt.num_layers)
-            ]
-        return found[layer]
+        if not self._codes:
+            fmt, layers = self._fmt, range(self._fmt.num_layers)
+            self._codes = [codec.code(fmt.page_size, fmt.k_dim, fmt.v_dim, self.learned_of(at)) for at in layers]
+        return self._codes[layer]
 
     def sides(self, codec: WindowedCodec) -> Any:
-        """Those of all layers as a step's program reads them, or None where layers have to be asked one by one."""
-        if codec not in self._sides:
-            self._sides[codec] = self._find_sides(codec)
-        return self._sides[codec]
+        """Those of all layers as a step's program reads them, or None where layers have to be asked one by one: kernels
+        do not decode them, the codec has something to say in each, or there was no room for the tables at first.
+        """
+        if not self._asked and extension() is not None and not codec.shares:
+            self._sides, self._asked = self._find_sides(codec), True
+        return self._sides
 
     def _find_sides(self, codec: WindowedCodec) -> Any:
-        if extension() is None or codec.shares:
-            return None
         from ..kernels.cpu_page_numbers import LayerSides, can_read
 
         codes = [self.of(codec, layer) for layer in range(self._fmt.num_layers)]

@@ -43,7 +43,7 @@ void bind_attention(nb::module_& m) {
                               uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens, uintptr_t q_starts, int64_t num_seqs,
                               int64_t num_tokens, int64_t num_q_heads, int64_t num_kv_heads, float scale, float soft_cap,
                               int64_t window, uintptr_t sinks, uintptr_t slopes, uintptr_t prob_sums, uintptr_t prob_counts, int64_t sums_stride,
-                              uintptr_t sum_last, bool share_prefixes, bool byte_products, const CodedSides& sides,
+                              uintptr_t sum_last, bool share_prefixes, bool byte_products, const std::vector<CodedSides*>& coded_sides,
                               const std::vector<uintptr_t>& raw, int num_threads, const std::string& isa) {
     AttentionArgs a;
     a.q = at<void>(q), a.q_token_stride = q_token_stride, a.q_head_stride = q_head_stride, a.out = at<void>(out);
@@ -58,7 +58,8 @@ void bind_attention(nb::module_& m) {
     a.share_prefixes = share_prefixes, a.byte_products = byte_products;
     CodedPages coded;
     std::vector<RawSlots> slots;
-    if (!sides.of.empty()) {
+    if (!coded_sides.empty()) {
+      const CodedSides& sides = *coded_sides[0];
       const auto of = [&](int i, int64_t seq) { return at<int64_t>(raw.at(i))[seq]; };
       for (int64_t seq = 0; seq < num_seqs; ++seq)
         slots.push_back({reinterpret_cast<char*>(of(0, seq)), reinterpret_cast<char*>(of(1, seq)), of(2, seq), of(3, seq)});
@@ -79,8 +80,8 @@ void bind_attention(nb::module_& m) {
     }
     nb::gil_scoped_release release;
     paged_attention(a, num_threads, isa);
-  }, "Strides in elements; sinks, slopes and prob_sums 0 when unused; of pages that were encoded whole sides (keys, values) and raw: [S] addresses "
-     "of keys, of values, first slots, room; isa '' chooses the best.");
+  }, "Strides in elements; sinks, slopes and prob_sums 0 when unused; of pages that were encoded whole one CodedSides (keys, values; else none) "
+     "and raw: [S] addresses of keys, of values, first slots, room; isa '' chooses the best.");
 }
 
 }  // namespace pagoda

@@ -73,7 +73,7 @@ void bind_step_arrays(nb::module_& m) {
                           uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens, int64_t lens_stride, uintptr_t q_starts,
                           uintptr_t page_ids, uintptr_t slots, int64_t writes_stride, const std::vector<uintptr_t>& choice,
                           int64_t num_choosing, const std::vector<uintptr_t>& sums, const std::vector<uintptr_t>& queries,
-                          const CodedSides& sides, const std::vector<uintptr_t>& raw) {
+                          const std::vector<CodedSides*>& coded_sides, const std::vector<uintptr_t>& raw) {
         StepArrays s;
         s.num_tokens = num_tokens;
         s.pages = at<char>(pages), s.num_pages = num_pages, s.shape = PageShape(Store(store), page_size, k_dim, v_dim);
@@ -88,7 +88,8 @@ void bind_step_arrays(nb::module_& m) {
         }
         if (!queries.empty())  // in the order of QueryRings
           s.queries = {at<int64_t>(queries.at(0)), at<int64_t>(queries.at(1)), at<int64_t>(queries.at(2)), at<int64_t>(queries.at(3))};
-        if (!raw.empty()) {  // keys, values, first slots, room: as kernels/program.py gives them
+        if (!coded_sides.empty()) {  // beside them: keys, values, first slots, room, as kernels/program.py gives them
+          const CodedSides& sides = *coded_sides[0];
           s.coded = {sides.of.data(), sides.page_bytes, at<int64_t>(raw.at(0)), at<int64_t>(raw.at(1)), at<int64_t>(raw.at(2)),
                      at<int64_t>(raw.at(3))};
           s.shape.page_bytes = sides.page_bytes;

@@ -9,7 +9,6 @@
 #include "parallel.hpp"
 
 NB_MODULE(_cpu, m) {
-  nanobind::set_leak_warnings(false);  // tables that modules hold until the process ends are no leak, and nobody could act on the message
   m.doc() = "C++ kernels of Pagoda. Addresses are integers, strides and sizes as named.";
   m.attr("version") = PAGODA_VERSION;
   m.def("cpu_features", &pagoda::cpu_features, "Feature name -> usable on this machine (cpuid and xgetbv).");
