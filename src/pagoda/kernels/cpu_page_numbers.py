@@ -1,4 +1,4 @@
-"""The C++ body that decodes pages of whole-page codecs."""
+"""The C++ bodies that decode and encode pages of whole-page codecs."""
 
 from __future__ import annotations
 
@@ -27,6 +27,24 @@ def page_numbers(
     _cpu.page_numbers(
         pages.data_ptr(), pages.shape[0], pages.stride(0), code.page_size, ids.data_ptr(), places.data_ptr(),
         ids.shape[0], ids.shape[1], keys.dtype == torch.bfloat16, *halves, torch.get_num_threads(), isa,
+    )  # fmt: skip
+
+
+def page_codes(pages: Tensor, ids: Tensor, keys: Tensor, values: Tensor, code: PageCode, isa: str = "") -> None:
+    """As `ops.page_codes`; ``isa`` fixes the instruction set (for tests)."""
+    ids, tables = ids.contiguous(), tables_of(code)
+    assert code.sides is not None
+    for x, dim in ((keys, code.k_dim), (values, code.v_dim)):
+        assert x.stride()[1:] == (dim, 1)
+        assert x.shape[:2] == (len(ids), keys.shape[1])
+        assert x.shape[1] >= ids.shape[1] * code.page_size
+    sources = [
+        (side, x.data_ptr(), x.stride(0) * x.element_size())
+        for side, x in zip(sides_of(code, tables), (keys, values), strict=True)
+    ]
+    _cpu.page_codes(
+        pages.data_ptr(), pages.shape[0], pages.stride(0), code.page_size, ids.data_ptr(), ids.shape[0], ids.shape[1],
+        keys.dtype == torch.bfloat16, sources, torch.get_num_threads(), isa,
     )  # fmt: skip
 
 
@@ -71,3 +89,7 @@ def can_read(code: PageCode) -> bool:
 
 _ABLE = Features(CPU, frozenset({torch.float32, torch.bfloat16}), frozenset(KINDS), MOST_DIM)
 dispatch.register("page_numbers", "cpu", page_numbers, _ABLE)
+dispatch.register(
+    "page_codes", "cpu", page_codes,
+    Features(CPU, frozenset({torch.float32, torch.bfloat16}), frozenset({"channel_grid", "token_grid"}), MOST_DIM),
+)  # fmt: skip

@@ -28,7 +28,8 @@ class Side:
 @dataclass(frozen=True, slots=True)
 class PageCode:
     """One layer's pages of ``num_bytes``. ``decode``: the definition, uint8 ``[H, n, num_bytes]`` -> float32 k
-    ``[H, n, page_size, k_dim]`` and v; ``sides``: the same for the kernels, None where they know no kind for it.
+    ``[H, n, page_size, k_dim]`` and v; ``sides``: the same for the kernels, None where they know no kind for it;
+    ``encode``: the way back, float32, where a page's codes depend on nothing but its numbers.
     """
 
     page_size: int
@@ -37,6 +38,7 @@ class PageCode:
     num_bytes: int
     decode: Callable[[Tensor], tuple[Tensor, Tensor]]
     sides: tuple[Side, Side] | None = None
+    encode: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def kinds(self) -> frozenset[str]:

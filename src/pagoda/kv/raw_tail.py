@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.types import KVFormat
+from ..kernels.ops import page_codes
 from ..kernels.page_code import RawSlots
 from .pages import Int32s
 from .policies._windowed import Learned, Seen, WindowedCodec
@@ -87,11 +88,15 @@ class RawTail:
             return
         assert self.k is not None
         assert self.v is not None
-        raw = self.k[:, :, : held - self.start].float()
-        parts = [x[:, :, :num].float().unflatten(2, (num // size, size)) for x in (self.k, self.v)]
-        pages = codec.encode(*parts, Seen(learned, raw, queries, scale))  # [L, H, n, bytes]
         ids = torch.from_numpy(page_ids(table, self.start // size, (self.start + num) // size)).to(storage.device)
-        storage.pages[ids.flatten(), : pages.shape[-1]] = pages.flatten(0, 2)
+        if codec.plain:
+            code = codec.code(size, self._fmt.k_dim, self._fmt.v_dim, learned)
+            page_codes(storage.pages, ids.flatten(0, 1), self.k.flatten(0, 1), self.v.flatten(0, 1), code)
+        else:
+            raw = self.k[:, :, : held - self.start].float()
+            parts = [x[:, :, :num].float().unflatten(2, (num // size, size)) for x in (self.k, self.v)]
+            pages = codec.encode(*parts, Seen(learned, raw, queries, scale))  # [L, H, n, bytes]
+            storage.pages[ids.flatten(), : pages.shape[-1]] = pages.flatten(0, 2)
         self.start += num
         self._drop(num, held - self.start)
 

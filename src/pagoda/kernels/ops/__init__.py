@@ -24,6 +24,7 @@ from .min_p_mask import min_p_mask
 from .moe_dispatch import moe_dispatch
 from .packed_embedding import packed_embedding
 from .packed_linear import packed_linear
+from .page_codes import page_codes
 from .page_marks import page_marks
 from .page_numbers import page_numbers
 from .page_scores import page_scores
@@ -60,6 +61,7 @@ __all__ = [
     "moe_dispatch",
     "packed_embedding",
     "packed_linear",
+    "page_codes",
     "page_marks",
     "page_numbers",
     "page_scores",

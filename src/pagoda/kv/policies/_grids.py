@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ...core.errors import ConfigError, choices
 from ._windowed import Learned, Seen, WindowedCodec, pack, unpack
@@ -24,6 +24,7 @@ class GridCodec(WindowedCodec):
     columns) takes 896 bytes, where bfloat16 takes 4096. ``keys="token"`` is plain rounding, the control.
     """
 
+    plain: ClassVar[bool] = True
     keys: str = "channel"
 
     def __post_init__(self) -> None:

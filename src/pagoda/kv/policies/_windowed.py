@@ -59,6 +59,8 @@ class WindowedCodec(KVPolicy):
     """With ``Need.QUERIES``: how many of the newest queries an encoding is shown, at most."""
     alone: ClassVar[str] = ""
     """Why no eviction can come before it ("" where one can)."""
+    plain: ClassVar[bool] = False
+    """Whether a page's codes depend on nothing but its numbers: an encoding looks at nothing of ``Seen``."""
     window: int = 32
     every: int = 32
 
@@ -121,7 +123,11 @@ class WindowedCodec(KVPolicy):
 
         dims = page_size, k_dim, v_dim
         return PageCode(
-            *dims, self.page_bytes(*dims), lambda pages: self.decode(pages, *dims, learned), self.sides(*dims, learned)
+            *dims,
+            self.page_bytes(*dims),
+            lambda pages: self.decode(pages, *dims, learned),
+            self.sides(*dims, learned),
+            (lambda k, v: self.encode(k[None], v[None], Seen())[0]) if self.plain else None,
         )
 
     @classmethod
