@@ -16,7 +16,7 @@
 //   attention_tile_rows   its rows, maxima and sums        attention_many.hpp    many rows against a block: chunks, shared prefixes
 //   attention_logits.hpp  scale, cap, mask                 attention_decode.hpp  few rows against a block: a decode step
 //   attention_results     parts merged, results written    attention_sums.hpp    probability sums
-//   attention_tiles.cpp   products of pairs on machines with AMX: attention_tiled.hpp (many rows), attention_tiled_parts.hpp (what they
+//   attention_tiles.cpp   products of pairs on machines with AMX: attention_tiled.hpp (many rows, attention_tiled_steps.hpp), attention_tiled_parts.hpp (what they
 //                         have summed, by rows again), attention_tiled_few.hpp
 
 #include "attention.hpp"

@@ -37,18 +37,18 @@ struct Tile {
   }
   bool in_place() const { return t.bytes || (few() && Math::native(a.shape)); }
 
-  void work(Block<Math>& block, const PageRow& pages, Slots& slots, int64_t begin, const Slots& next) {
+  void work(Block<Math>& block, const PageRow& pages, Slots& slots, int64_t begin, const Slots& next, PartEnd end) {
     Ahead ahead{next.pages, next.num_pages, a.shape.page_bytes};
     if (in_place()) block.open_eights(pages, slots);
     else block.widen(pages, slots, true, ahead);
-    multiply(block, slots, begin, ahead);
+    multiply(block, slots, begin, ahead, end);
     ahead.lines(next.num_pages * int(a.shape.page_bytes / 64));  // what found no place between the products
   }
 
-  void multiply(Block<Math>& block, Slots& slots, int64_t begin, Ahead& ahead) {
+  void multiply(Block<Math>& block, Slots& slots, int64_t begin, Ahead& ahead, [[maybe_unused]] PartEnd end) {
 #if PAGODA_AMX
     if (few()) return attend_few_tiles(t, block, slots, begin, ahead);
-    return attend_tiles(t, block, slots, begin, ahead);
+    return attend_tiles(t, block, slots, begin, ahead, end);
 #elif PAGODA_DPBF16
     if (t.bytes) return attend_bytes(t, block, slots, begin, ahead);
     if (few()) return attend_few(t, block, slots, begin, ahead);
@@ -97,9 +97,6 @@ struct Tile {
 
   void end_part(int64_t part, bool last) {
     const bool kept = keeps();
-#if PAGODA_AMX
-    if (kept) keep_part(t, part == 0);
-#endif
     if (kept && !last) return;
     order_sums(kept);
     write_partials(kept ? 0 : part);
@@ -167,10 +164,11 @@ struct Tile {
     t.restart(zeros);
     for (int turn = 0; at < item.slot_end; turn ^= 1) {
       const int64_t end = block_end(item, at);
+      const bool ends = parts && (end % kPartSlots == 0 || end == item.slot_end);
       find_next(pages, end, soon, slots[turn ^ 1]);
-      work(block, pages, slots[turn], at, slots[turn ^ 1]);
+      work(block, pages, slots[turn], at, slots[turn ^ 1], !ends || !keeps() ? PartEnd::none : part == 0 ? PartEnd::kept_first : PartEnd::kept);
       at = end;
-      if (parts && (at % kPartSlots == 0 || at == item.slot_end)) {
+      if (ends) {
         end_part(part++, at == item.slot_end);
         t.restart(zeros);
       }

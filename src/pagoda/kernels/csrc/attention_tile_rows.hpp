@@ -36,6 +36,9 @@ struct Bounds {
   Mask any, every;
 };
 
+// Whether a part ends with a block whose sums are kept with those of the parts before it, if any (attention_tiled_parts.hpp).
+enum class PartEnd { none, kept_first, kept };
+
 struct InPlace {
   void bring() const {}
   void fetch() const {}

@@ -5,31 +5,31 @@
 //
 // Maxima, factors and denominators are registers then, no key is transposed, and weights become a tile's words where they are. An element's
 // products are summed in the same order whichever factor is first: these are the bits of few rows (attention_tiled_few.hpp). While sixteen
-// rows are weighed, the next ones' logits and the last ones' sums are multiplied.
+// rows are weighed, the next ones' logits and the last ones' sums are multiplied (attention_tiled_steps.hpp), on into the next span.
 //
 // Sixty-four slots at a time: with 128 keys, values, logits and weights fill the first cache, and what passes through it (queries, sums) drives
 // them out (16 rows and 128 slots, one core: 640 to 750 ns, 510 in two halves).
 #pragma once
 
-#include "attention_tile_rows.hpp"
+#include "attention_tiled_parts.hpp"
+#include "attention_tiled_steps.hpp"
 
 #if PAGODA_AMX
-
-#include "attention_tile_products.hpp"
 
 namespace pagoda {
 namespace {
 
-constexpr int kGroups = kSpan / kLanes;            // of sixteen slots, of a span
-constexpr int kSteps = 2 * kGroups;                // of a span's weights, between which tiles are multiplied
-
 // Sixteen rows' share of a span.
 struct Rows16 {
   int first = -1, count = 0;  // rows; first < 0: none
+  int64_t from = 0;           // the span's first slot, in the block
   Seen seen = {0, false};
+  float *logits = nullptr, *weights = nullptr;
   int groups() const { return (seen.slots + kLanes - 1) / kLanes; }
   int pairs() const { return (seen.slots + 2 * kLanes - 1) / (2 * kLanes); }  // of groups
 };
+
+
 
 template <typename Math>
 struct ManyTiled {
@@ -38,15 +38,12 @@ struct ManyTiled {
   const Slots& slots;
   const int64_t begin;
   Ahead& ahead;
-  const int v_tiles = int(t.v_stride / kLanes);
+  const PartEnd end;
+  TileSteps steps{t.k_words, t.v_stride, {}, {}, {}};
   const char* keys[kBlock / kLanes];  // of sixteen slots each
   int64_t key_words = 0;              // from one slot's to the next
-  int64_t from = 0;                   // the span's first slot, in the block
-  Rows16 last, next;
-  const float* last_weights = nullptr;
-  float* next_logits = nullptr;
-  int sums_done = 0;
-  Vec highs[2];  // of the next rows' logits
+  int number = 0;                     // of the next rows
+  int kept = 0;                       // rows whose sums are
 
   void run() {
     find_keys();
@@ -54,40 +51,67 @@ struct ManyTiled {
     const PageShape& p = t.a.shape;  // of the next block's lines, what is due beside each sixteen rows
     const int turns = (t.rows + kRowsTogether - 1) / kRowsTogether * int((block.count + kSpan - 1) / kSpan);
     const int lines = int(kBlock * p.page_bytes / p.page_size / 64 / turns) + 1;
-    for (from = 0; from < block.count; from += kSpan) span(lines);
-  }
-
-  void span(int lines) {
-    int turn = 0;
-    const auto logits = [&](int i) { return t.scores + (i & 1) * (kSpan * kLanes + kLanes * kLanes * 2); };
-    const auto weights = [&](int i) { return t.probs + (i & 1) * (kSpan / 2 * kLanes + kLanes * kLanes * 2); };
-    last = Rows16{}, next = rows_from(0), next_logits = logits(0);
-    load_queries();
-    highs[0] = highs[1] = splat(-kInf);
-    for (int step = 0; step < kSteps; ++step) beside(step);
+    Rows16 last, next = rows_from(0, 0);
+    steps.start(logits_of(next), {});
+    steps.all();
     while (next.first >= 0) {
       const Rows16 own = next;
-      next = rows_from(own.first + kRowsTogether), next_logits = logits(turn + 1), sums_done = 0;
-      load_queries();
-      ahead.lines(lines);
-      weigh(own, logits(turn), weights(turn));
-      last = own, last_weights = weights(turn), ++turn;
+      const Vec highs[2] = {steps.highs[0], steps.highs[1]};
+      if (last.first == own.first) finish(last), last = {};  // its sums may move
+      next = rows_from(own.first + kRowsTogether, own.from);
+      steps.start(logits_of(next), sums_of(last));
+      weigh(own, highs, lines);
+      keep(last);
+      last = own;
     }
-    sums_done = 0;
-    for (int step = 0; step < kSteps; ++step) multiply_values(step);
+    finish(last);
     t.has_sums = true;
+    if (end != PartEnd::none) keep_up_to(t.rows);
   }
 
-  // The next sixteen rows that see some of the span. Sums of those before them that see none are cleared, if need be.
-  Rows16 rows_from(int row) const {
-    for (; row < t.rows; row += kRowsTogether) {
-      const int count = t.rows - row < kRowsTogether ? t.rows - row : kRowsTogether;
+  // Sixteen rows from number `row` on that see some of the span, or the first of a later one. Sums of those before them that see none are
+  // cleared, if need be.
+  Rows16 rows_from(int row, int64_t from) {
+    for (; from < block.count; from += kSpan, row = 0) {
       const int64_t here = block.count - from < kSpan ? block.count - from : int64_t{kSpan};
-      const Seen seen = t.seen(t.bounds[row / kRowsTogether], begin + from, int(here));
-      if (seen.slots > 0) return {row, count, seen};
-      if (!t.has_sums) t.clear_sums(row, kRowsTogether);
+      for (; row < t.rows; row += kRowsTogether) {
+        const Seen seen = t.seen(t.bounds[row / kRowsTogether], begin + from, int(here));
+        if (seen.slots > 0) {
+          const int odd = number++ & 1, count = t.rows - row < kRowsTogether ? t.rows - row : kRowsTogether;
+          return {row, count, from, seen, t.scores + odd * (kSpan * kLanes + kLanes * kLanes * 2),
+                  t.probs + odd * (kSpan / 2 * kLanes + kLanes * kLanes * 2)};
+        }
+        if (!t.has_sums && from == 0) t.clear_sums(row, kRowsTogether);
+      }
     }
     return {};
+  }
+
+  NextLogits logits_of(const Rows16& rows) const {
+    if (rows.first < 0) return {};
+    return {keys + rows.from / kLanes, key_words, t.turned + rows.first * t.k_words, rows.logits, rows.groups()};
+  }
+
+  LastSums sums_of(const Rows16& rows) const {
+    if (rows.first < 0) return {};
+    return {rows.weights, block.values + rows.from / (2 * kLanes) * (t.v_stride * kLanes), t.sums + rows.first * t.v_stride, rows.pairs(),
+            begun(rows)};
+  }
+
+  bool begun(const Rows16& rows) const { return t.has_sums || rows.from > 0; }  // else there are no sums yet
+
+  void finish(const Rows16& last) {
+    steps.start({}, sums_of(last));
+    steps.all();
+    keep(last);
+  }
+
+  // Rows whose sums are done, in the last span of a part that is kept. (Those between them see none of it.)
+  void keep(const Rows16& done) {
+    if (end != PartEnd::none && done.first >= 0 && done.from + kSpan >= block.count) keep_up_to(done.first + kRowsTogether);
+  }
+  void keep_up_to(int row) {
+    for (; kept < row; kept += kRowsTogether) keep_part(t, kept, end == PartEnd::kept_first);
   }
 
   void find_keys() {
@@ -130,103 +154,36 @@ struct ManyTiled {
       }
   }
 
-  // ---- products, a step at a time --------------------------------------------------------------------------------------
-
-  bool few_words() const { return t.k_words <= 2 * kTileWords; }
-  const float* queries() const { return t.turned + next.first * t.k_words; }
-
-  void load_queries() const {
-    if (next.first < 0 || !few_words()) return;
-    load_tile<1>(queries(), kLanes);
-    if (t.k_words > kTileWords) load_tile<2>(queries() + kTileWords * kLanes, kLanes);
-  }
-
-  void multiply_keys(int step) const {
-    const int group = step / 2;
-    if (group >= next.groups()) return;
-    if (step % 2) return store_tile<0>(next_logits + group * (kLanes * kLanes), kLanes);
-    const float* const k = (const float*)keys[from / kLanes + group];
-    zero_tile<0>();
-    if (few_words()) {
-      load_tile<3>(k, key_words);
-      add_pairs<0, 3, 1>();
-      if (t.k_words == kTileWords) return;
-      load_tile<3>(k + kTileWords, key_words);
-      add_pairs<0, 3, 2>();
-      return;
-    }
-    for (int64_t w = 0; w < t.k_words; w += kTileWords) {
-      load_tile<3>(k + w, key_words);
-      load_tile<1>(queries() + w * kLanes, kLanes);
-      add_pairs<0, 3, 1>();
-    }
-  }
-
-  void multiply_values(int step) {
-    if (last.first < 0) return;
-    const int pairs = last.pairs();
-    if (pairs == kSpan / (2 * kLanes) && v_tiles * pairs == kSteps) return add_values(step / pairs, step % pairs, pairs);  // 64 columns
-    for (const int due = v_tiles * pairs * (step + 1) / kSteps; sums_done < due; ++sums_done)
-      add_values(sums_done / pairs, sums_done % pairs, pairs);
-  }
-
-  // Of sixteen columns and 32 slots.
-  void add_values(int tile, int pair, int pairs) const {
-    float* const sums = t.sums + last.first * t.v_stride + tile * (kLanes * kLanes);
-    if (pair == 0) {
-      if (t.has_sums) load_tile<4>(sums, kLanes);
-      else zero_tile<4>();
-    }
-    load_tile<5>(block.values + ((from / (2 * kLanes) + pair) * t.v_stride + tile * kLanes) * kLanes, kLanes);
-    load_tile<6>(last_weights + pair * (kLanes * kLanes), kLanes);
-    add_pairs<4, 5, 6>();
-    if (pair + 1 == pairs) store_tile<4>(sums, kLanes);
-  }
-
-  // Logits are looked at two steps after they are stored.
-  void beside(int step) {
-    multiply_keys(step), multiply_values(step);
-    if (step % 2 && step > 1 && next.groups() >= step / 2) find_highs(next_logits + (step / 2 - 1) * kLanes * kLanes);
-  }
-
-  void find_highs(const float* logits) {
-    Vec x = highs[0], y = highs[1];
-#pragma GCC unroll 8
-    for (int j = 0; j < kLanes; j += 2) x = maximum(load(logits + j * kLanes), x), y = maximum(load(logits + (j + 1) * kLanes), y);
-    highs[0] = x, highs[1] = y;
-  }
-
   // ---- weights ---------------------------------------------------------------------------------------------------------
 
-  // Sixteen rows' logits become weights. Their maxima move first.
-  void weigh(const Rows16& own, float* logits, float* weights) {
+  // Sixteen rows' logits become weights. Their maxima move first: those of logits as they are have been found.
+  void weigh(const Rows16& own, const Vec (&found)[2], int lines) {
     const int lanes = own.groups() * kLanes;
     const bool plain = t.plain_unit > 0.0f, as_they_are = plain && own.seen.all && own.seen.slots % kLanes == 0;
-    const float* const units = plain && block.k_units ? block.k_units + from : nullptr;
-    const float unit = as_they_are ? t.plain_unit : prepare(own, logits, lanes, plain);
-    if (as_they_are && !units) find_highs(logits + lanes * kLanes - kLanes * kLanes);  // of the last slots; the others' are known
-    else find_all_highs(logits, lanes, units);
-    const Vec top = rise(own, units ? maximum(highs[0], highs[1]) : maximum(highs[0], highs[1]) * unit);
-    const float* const scales = block.v_scales ? block.v_scales + from : nullptr;
-    highs[0] = highs[1] = splat(-kInf);
-    if (!units && !scales && lanes == kSpan) weigh_all<true>(own, logits, weights, lanes, top, unit, units, scales);
-    else weigh_all<false>(own, logits, weights, lanes, top, unit, units, scales);
+    const float* const units = plain && block.k_units ? block.k_units + own.from : nullptr;
+    const float* const scales = block.v_scales ? block.v_scales + own.from : nullptr;
+    const float unit = as_they_are ? t.plain_unit : prepare(own, lanes, plain);
+    const Vec high = as_they_are && !units ? maximum(found[0], found[1]) : find_all_highs(own.logits, lanes, units);
+    const Vec top = rise(own, units ? high : high * unit);
+    if (!units && !scales && lanes == kSpan && steps.even()) return weigh_span(own, top, unit, lines);
+    ahead.lines(lines);
+    weigh_all(own, lanes, top, unit, units, scales);
   }
 
-  void find_all_highs(const float* logits, int lanes, const float* units) {
+  static Vec find_all_highs(const float* logits, int lanes, const float* units) {
     Vec high = splat(-kInf);
     for (int i = 0; i < lanes; ++i) {
       const Vec x = load(logits + i * kLanes);
       high = maximum(units ? x * splat(units[i]) : x, high);
     }
-    highs[0] = highs[1] = high;
+    return high;
   }
 
   // As prepare_logits(): scaled, capped, masked. Gives what is left to be multiplied with.
-  float prepare(const Rows16& own, float* logits, int lanes, bool plain) const {
+  float prepare(const Rows16& own, int lanes, bool plain) const {
     const AttentionArgs& a = t.a;
     alignas(64) float first[kLanes], last_seen[kLanes], self[kLanes], slope[kLanes];
-    const int64_t here = block.count - from - 1;
+    const int64_t from = own.from, here = block.count - from - 1;
     for (int r = 0; r < kLanes; ++r) {
       const Mask mask = r < own.count ? t.masks[own.first + r] : Mask{0, begin + block.count};
       const int64_t high = mask.last - begin - from;
@@ -238,7 +195,7 @@ struct ManyTiled {
     const Vec low = load(first), high = load(last_seen), at_self = load(self), slopes = load(slope);
     for (int i = 0; i < lanes; ++i) {
       const Vec slot = splat(float(i));
-      Vec x = load(logits + i * kLanes);
+      Vec x = load(own.logits + i * kLanes);
       if (!plain) {
         x *= factor;
         if (block.k_scales) x *= splat(block.k_scales[from + i]);
@@ -247,7 +204,7 @@ struct ManyTiled {
           x = (x + slopes * (slot - at_self)) * kLog2E;
         }
       }
-      store(logits + i * kLanes, select((slot >= low) & (slot <= high), x, splat(-kInf)));
+      store(own.logits + i * kLanes, select((slot >= low) & (slot <= high), x, splat(-kInf)));
     }
     return plain ? t.plain_unit : 1.0f;
   }
@@ -268,43 +225,64 @@ struct ManyTiled {
   void shrink(const Rows16& own, Vec factor) {
     float *const totals = t.totals + own.first * kLanes, *const sums = t.sums + own.first * t.v_stride;
     for (int w = 0; w < kLanes; ++w) store(totals + w * kLanes, load(totals + w * kLanes) * factor);
-    if (!t.has_sums) return;
+    if (!begun(own)) return;
     for (int64_t c = 0; c < t.v_stride; ++c) store(sums + c * kLanes, load(sums + c * kLanes) * factor);
   }
 
-  template <bool kPlain>  // a whole span, and nothing but one unit to be multiplied with
-  void weigh_all(const Rows16& own, const float* logits, float* weights, int lanes, Vec top, float one, const float* units,
-                 const float* scales) {
+  // A whole span, and nothing but one unit to be multiplied with.
+  void weigh_span(const Rows16& own, Vec top, float one, int lines) {
+    if (lines > kTurns) ahead.lines(lines - kTurns);
+    float* const totals = t.totals + own.first * kLanes;
+    const float* const logits = own.logits;
+    const Vec unit = splat(one);
+    Vec sums[kLanes];
+#pragma GCC unroll 16
+    for (int w = 0; w < kLanes; ++w) sums[w] = load(totals + w * kLanes);
+#pragma GCC unroll 32
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int w = turn % kLanes, slot = turn / kLanes * 2 * kLanes + w;
+      steps.turn(turn);
+      ahead.lines<1>();
+      const Vec p = Math::weight(less(load(logits + slot * kLanes), unit, top));
+      const Vec q = Math::weight(less(load(logits + (slot + kLanes) * kLanes), unit, top));
+      sums[w] += p;
+      sums[w] += q;
+      store(own.weights + turn * kLanes, Math::pair_of(p, q));
+    }
+#pragma GCC unroll 16
+    for (int w = 0; w < kLanes; ++w) store(totals + w * kLanes, sums[w]);
+  }
+
+  void weigh_all(const Rows16& own, int lanes, Vec top, float one, const float* units, const float* scales) {
     float* const totals = t.totals + own.first * kLanes;
     Vec sums[kLanes];
 #pragma GCC unroll 16
     for (int w = 0; w < kLanes; ++w) sums[w] = load(totals + w * kLanes);
     int step = 0;
-#pragma GCC unroll 2
-    for (int slot = 0; slot < (kPlain ? kSpan : lanes); slot += 2 * kLanes) {
+    for (int slot = 0; slot < lanes; slot += 2 * kLanes) {
       const bool two = slot + kLanes < lanes;
 #pragma GCC unroll 16
       for (int w = 0; w < kLanes; ++w) {
-        if (w % (kLanes / kGroups) == 0) beside(step++);
+        if (w % (kLanes / kGroups) == 0) steps.step(step++);
         const auto weight = [&](int at) {
-          const Vec unit = splat(!kPlain && units ? units[slot + at] : one);
-          const Vec p = Math::weight(less(load(logits + (slot + at) * kLanes), unit, top));
+          const Vec unit = splat(units ? units[slot + at] : one);
+          const Vec p = Math::weight(less(load(own.logits + (slot + at) * kLanes), unit, top));
           sums[w] += p;
-          return !kPlain && scales ? p * splat(scales[slot + at]) : p;
+          return scales ? p * splat(scales[slot + at]) : p;
         };
-        const Vec p = weight(w), q = kPlain || two ? weight(w + kLanes) : Vec{};
-        store(weights + (slot / 2 + w) * kLanes, Math::pair_of(p, q));
+        const Vec p = weight(w), q = two ? weight(w + kLanes) : Vec{};
+        store(own.weights + (slot / 2 + w) * kLanes, Math::pair_of(p, q));
       }
     }
 #pragma GCC unroll 16
     for (int w = 0; w < kLanes; ++w) store(totals + w * kLanes, sums[w]);
-    for (; step < kSteps; ++step) beside(step);
+    for (; step < kSteps; ++step) steps.step(step);
   }
 };
 
 template <typename Math>
-void attend_tiles(TileRows<Math>& t, Block<Math>& block, const Slots& slots, int64_t begin, Ahead& ahead) {
-  ManyTiled<Math>{t, block, slots, begin, ahead}.run();
+void attend_tiles(TileRows<Math>& t, Block<Math>& block, const Slots& slots, int64_t begin, Ahead& ahead, PartEnd end) {
+  ManyTiled<Math>{t, block, slots, begin, ahead, end}.run();
 }
 
 }  // namespace

@@ -36,23 +36,21 @@ inline Vec totals_of(const float* totals) {
   return sums[0];
 }
 
-// Adds this part to those before it.
+// Adds this part of sixteen rows to those before it.
 template <typename Math>
-void keep_part(TileRows<Math>& t, bool first) {
-  for (int row = 0; row < t.rows; row += kRowsTogether) {
-    float *const tops = t.before.tops + row, *const totals = t.before.totals + row, *const sums = t.before.sums + row * t.v_stride;
-    const Vec top = load(t.tops + row), total = totals_of(t.totals + row * kLanes);
-    const float* const own = t.sums + row * t.v_stride;
-    if (first) {
-      store(tops, top), store(totals, total), memcpy(sums, own, sizeof(float) * kLanes * t.v_stride);
-      continue;
-    }
-    const Vec old = load(tops), high = maximum(top, old);
-    const auto factor = [&](Vec of) { return select(of == splat(-kInf), Vec{}, exp2_of(of - high)); };
-    const Vec f = factor(old), g = factor(top);
-    store(tops, high), store(totals, load(totals) * f + total * g);
-    for (int64_t c = 0; c < t.v_stride; ++c) store(sums + c * kLanes, load(sums + c * kLanes) * f + load(own + c * kLanes) * g);
+void keep_part(TileRows<Math>& t, int row, bool first) {
+  float *const tops = t.before.tops + row, *const totals = t.before.totals + row, *const sums = t.before.sums + row * t.v_stride;
+  const Vec top = load(t.tops + row), total = totals_of(t.totals + row * kLanes);
+  const float* const own = t.sums + row * t.v_stride;
+  if (first) {
+    store(tops, top), store(totals, total), memcpy(sums, own, sizeof(float) * kLanes * t.v_stride);
+    return;
   }
+  const Vec old = load(tops), high = maximum(top, old);
+  const auto factor = [&](Vec of) { return select(of == splat(-kInf), Vec{}, exp2_of(of - high)); };
+  const Vec f = factor(old), g = factor(top);
+  store(tops, high), store(totals, load(totals) * f + total * g);
+  for (int64_t c = 0; c < t.v_stride; ++c) store(sums + c * kLanes, load(sums + c * kLanes) * f + load(own + c * kLanes) * g);
 }
 
 // Sums as rows [row][column]; denominators in the first of a row's lanes.
