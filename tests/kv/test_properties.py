@@ -59,12 +59,16 @@ class Actions:
     def truncate(self, pick) -> None:
         seq_id = self._one(pick)
         twin = self.world.seqs[seq_id]
-        self.world.truncate(seq_id, twin.floor + pick(len(twin.tokens) - twin.floor + 1))
+        floor = self.world.floor(seq_id)
+        self.world.truncate(seq_id, floor + pick(len(twin.tokens) - floor + 1))
 
     def keep(self, pick) -> None:
         seq_id = self._one(pick)
         table, fmt = self.world.manager.table(seq_id), self.world.fmt
-        layers = [pick(fmt.num_layers)] if pick(2) else list(range(fmt.num_layers))
+        free = [layer for layer, window in enumerate(self.world.by_layer) if not window]
+        if self.world.windows is not None and (not free or table.granularity is Granularity.SEQUENCE):
+            return
+        layers = [free[pick(len(free))]] if pick(2) else free
         heads = [pick(fmt.num_kv_heads)] if pick(2) else list(range(fmt.num_kv_heads))
         names = {
             Granularity.SEQUENCE: [(None, None)],
@@ -115,9 +119,16 @@ WEIGHTS = {
 
 def drive(seed: int, grains: str, num_actions: int) -> int:
     """A random life of ``num_actions`` actions; returns the number of operations on the manager."""
+    return live(seed, grains, num_actions).num_ops
+
+
+def live(seed: int, grains: str, num_actions: int, windowed: bool = False) -> World:
+    """The world after such a life."""
     rng = random.Random(f"{grains} {seed}")
     num_blocks = rng.choice([rng.randrange(1, 16), rng.randrange(16, 48)])
-    world = World(fmt_of(*SHAPES[seed % len(SHAPES)]), num_blocks, max_blocks=50)
+    shape = SHAPES[seed % len(SHAPES)]
+    windows = [rng.choice([0, 1, 2, 3, 5]) for _ in range(shape[0])] if windowed else []
+    world = World(fmt_of(*shape), num_blocks, max_blocks=50, windows=windows if any(windows) else ())
     actions = Actions(world, GRAINS[grains])
     names, weights = list(WEIGHTS), list(WEIGHTS.values())
     for _ in range(num_actions):
@@ -129,7 +140,7 @@ def drive(seed: int, grains: str, num_actions: int) -> int:
         getattr(actions, name)(rng.randrange)
         world.check()
     finish(world)
-    return world.num_ops
+    return world
 
 
 def finish(world: World) -> None:
@@ -147,6 +158,13 @@ def finish(world: World) -> None:
 @pytest.mark.parametrize("grains", GRAINS)
 def test_random_lives(grains: str) -> None:
     assert sum(drive(seed, grains, 180) for seed in range(70)) > 20_000
+
+
+@pytest.mark.parametrize("grains", GRAINS)
+def test_random_lives_of_layers_with_windows(grains: str) -> None:
+    worlds = [live(seed, grains, 180, windowed=True) for seed in range(70)]
+    assert sum(world.num_ops for world in worlds) > 15_000
+    assert sum(world.prefix.stats.num_thinned_pages for world in worlds) > 100
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ engine runs them; freed slots are poisoned. ``check`` audits the accounting and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,8 @@ from pagoda.kv.manager import KVManager
 from pagoda.kv.pages import PagePool
 from pagoda.kv.prefix import Entry, PrefixCache
 from pagoda.kv.table import expand_runs
+from pagoda.kv.thinning import GONE
+from pagoda.kv.windows import Windows
 
 Content = tuple[int, int, int]
 
@@ -51,12 +54,15 @@ class World:
         max_blocks: int | None = None,
         ttl: float | None = 40.0,
         use_prefix: bool = True,
+        windows: Sequence[int] = (),
     ) -> None:
+        self.windows = Windows(windows, fmt, span=1) if windows else None
+        self.by_layer = windows or [0] * fmt.num_layers
         self.fmt, self.clock = fmt, FalseClock()
         self.pool = PagePool(fmt, num_blocks, max_blocks=max_blocks)
         self.prefix = PrefixCache(self.pool, ttl=ttl, clock=self.clock.now) if use_prefix else None
         self.ledger_blocks = 0  # what the ledger would still grant
-        self.manager = KVManager(fmt, self.pool, self.prefix, grow=self._grant)
+        self.manager = KVManager(fmt, self.pool, self.prefix, grow=self._grant, windows=self.windows)
         self.contents: dict[tuple[int, int], Content] = {}
         self.seqs: dict[int, Twin] = {}
         self.pins: list[int] = []
@@ -166,6 +172,14 @@ class World:
                 del kept[-back:]
             twin.text = twin.texts[-1] if twin.texts else self._unstart(seq_id)
 
+    def floor(self, seq_id: int) -> int:
+        """How few tokens the sequence may be cut to: not beyond an eviction, nor where windows reach what is gone."""
+        twin, table = self.seqs[seq_id], self.manager.table(seq_id)
+        if table.dead is None or self.windows is None:
+            return twin.floor
+        every = range(twin.floor, len(twin.tokens) + 1)
+        return next(n for n in every if (self.windows.dead(n, table.num_rows) >= table.dead).all())
+
     def _unstart(self, seq_id: int) -> int:
         node = next(s.node for i, s in self.manager._sequences.items() if i == seq_id)
         return self._roots[node.tokens] if node is not None else self._text(0, f"alone {seq_id}")
@@ -266,7 +280,12 @@ class World:
             for (layer, head), texts in twin.kept.items():
                 assert table.length(layer, head) == len(texts)
                 row, offset = bases[table.row(layer, head)], table.offset(layer, head)
-                for slot, text in enumerate(texts):
+                first = 0 if table.dead is None else int(table.dead[table.row(layer, head)]) * size
+                window = self.by_layer[layer]
+                assert first <= (max(0, len(texts) - window + 1) if window else 0), "a window reaches what is gone"
+                if window and table.num_rows > 1:
+                    assert first + size > len(texts) - window + 1, "a page that no window reaches is still there"
+                for slot, text in list(enumerate(texts))[first:]:
                     page = row[slot // size] + offset
                     found = contents.get((pending.get(page, page), slot % size))
                     assert found == (layer, head, text), f"sequence {seq_id} reads {found} at {layer}, {head}, {slot}"
@@ -277,10 +296,16 @@ class World:
         ends: dict[object, int] = {}  # entry -> the text at its end
         for entry in self.prefix.entries() if self.prefix is not None else ():
             text = self._end_of(entry.parent, ends)
-            pages = expand_runs(entry.runs, entry.run, 1).tolist()
+            gone = np.repeat(entry.runs == GONE, entry.run)
+            pages = np.where(gone, GONE, expand_runs(entry.runs, entry.run, 1)).tolist()
+            assert [page == GONE for page in pages] == [
+                entry.thin and self.by_layer[layer] > 0 for layer, _ in self._heads()
+            ]
             for slot, token in enumerate(np.frombuffer(entry.tokens, np.int32).tolist()):
                 text = self._text(text, token)
                 for (layer, head), page in zip(self._heads(), pages, strict=True):
+                    if page == GONE:
+                        continue
                     assert self.contents.get((page, slot)) == (layer, head, text), f"entry {entry.key.hex()} is wrong"
 
     def _end_of(self, entry: Entry, ends: dict[object, int]) -> int:

@@ -301,6 +301,7 @@ def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: fl
         loaded.model.device,
         make_prefix,
         address_bytes=probe.limit()[0],
+        windows=loaded.shape.windows,
     )
     undo.callback(stores.close)
     if far is not None:

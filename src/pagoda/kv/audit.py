@@ -33,7 +33,7 @@ def audit_references(manager: KVManager) -> None:
         _count(counts, manager.table(seq_id).pages(), f"the table of sequence {seq_id}")
     if manager.prefix is not None:
         for entry in manager.prefix.entries():
-            _count(counts, expand_runs(entry.runs, entry.run, 1), f"entry {entry.key.hex()}")
+            _count(counts, expand_runs(entry.held_runs, entry.run, 1), f"entry {entry.key.hex()}")
     for page in np.flatnonzero(counts != pool.refs).tolist():
         raise AssertionError(f"page {page} has {counts[page]} owners, but the pool counts {pool.refs[page]}")
 
@@ -106,10 +106,16 @@ def audit_table(seq_id: int, table: PageTable) -> None:
         raise AssertionError(f"{name}, row {row}: {table.lens[row]} slots in {table.counts[row]} pages")
     room = int((table.counts * page_size - table.lens).min())
     assert table.room == room, f"{name} has room for {room} slots, but counts {table.room}"
-    pages = int(table.counts.sum()) * table.run
+    dead = np.zeros_like(table.counts) if table.dead is None else table.dead
+    pages = int((table.counts - dead).sum()) * table.run
     assert table.num_pages == pages, f"{name} holds {pages} pages, but counts {table.num_pages}"
-    beyond = np.arange(table.bases.shape[1]) >= table.counts[:, None]
-    assert not table.bases[beyond].any(), f"{name} has ids beyond its {table.counts.tolist()} pages"
+    assert table.num_dead == dead.sum(), f"{name} has {dead.tolist()} dead pages, but counts {table.num_dead}"
+    assert (dead * page_size <= table.lens).all(), (
+        f"{name} has {dead.tolist()} dead pages of {table.lens.tolist()} slots"
+    )
+    columns = np.arange(table.bases.shape[1])
+    beyond = (columns >= table.counts[:, None]) | (columns < dead[:, None])
+    assert not table.bases[beyond].any(), f"{name} has ids beyond its {table.counts.tolist()} pages, or before them"
     if table.pristine:
         assert (table.lens == table.num_tokens).all(), f"{name}: {table.lens.tolist()} slots, {table.num_tokens} tokens"
     assert (table.lens <= table.num_tokens).all(), f"{name}: more slots than its {table.num_tokens} tokens"
@@ -144,3 +150,5 @@ def audit_prefix(prefix: PrefixCache, held: list[Entry]) -> None:
         assert prefix.in_line(entry) == idle, f"entry {name} is {'not ' if idle else ''}in line to be evicted"
     idle_entries = sum(entry not in users for entry in entries)
     assert prefix.num_idle == idle_entries, f"{idle_entries} idle entries, but the cache counts {prefix.num_idle}"
+    if prefix.thinning is not None:
+        prefix.thinning.audit(entries)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .compaction import Gaps, RowPlan, plan_rows
-from .live import LiveSequence
+from .live import LiveSequence, Trails
 from .pages import Int32s, PagePool
 from .prefix import PrefixCache
 from .room import Room
@@ -23,8 +23,8 @@ Kept = Mapping[tuple[int, int] | tuple[int | None, int | None], Sequence[int] | 
 class Evictions:
     """Evictions from the sequences of one pool; ``num_dropped``: slots that they gave up so far, of all heads."""
 
-    def __init__(self, pool: PagePool, prefix: PrefixCache | None, room: Room) -> None:
-        self._pool, self._prefix, self._room = pool, prefix, room
+    def __init__(self, pool: PagePool, prefix: PrefixCache | None, room: Room, trails: Trails) -> None:
+        self._pool, self._prefix, self._room, self._trails = pool, prefix, room, trails
         self.num_dropped = 0
 
     def keep_many(self, sequence: LiveSequence, kept: Kept, rewrite: bool) -> SlotMoves | None:
@@ -120,7 +120,7 @@ class Evictions:
                     prefix.hold(node)
         if made:
             for sequence in sequences:
-                sequence.node, sequence.tail = None, []
+                self._trails.left(sequence)
         return made
 
     def was_cut(self, sequence: LiveSequence, dropped: int, num_cut: int, room: int, tail_owned: bool) -> None:

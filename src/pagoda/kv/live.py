@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,13 +15,16 @@ from .table import PageTable, expand_runs
 @dataclass(slots=True)
 class LiveSequence:
     """``node``: deepest prefix entry that this text runs through (held); None: its pages are not offered any more.
-    ``tail``: the tokens after it. ``alone``: known to share no page, which a fork ends.
+    ``tail``: the tokens after it. ``alone``: known to share no page, which a fork ends. ``unpassed``: entries up to the
+    node that it reads in every layer, ``num_passed`` entries come before them (`thinning`).
     """
 
     table: PageTable
     node: Entry | None
     tail: list[int]
     alone: bool = False
+    unpassed: deque[Entry] = field(default_factory=deque)
+    num_passed: int = 0
 
 
 class Trails:
@@ -38,7 +42,7 @@ class Trails:
         entry = prefix.child(node, page)
         if entry is None:
             entry = prefix.insert(node, page, runs, table.run)
-        elif entry.run < table.run:
+        elif entry.run < table.run or entry.thin:
             prefix.upgrade(entry, runs, table.run)
         else:
             same = expand_runs(entry.runs, entry.run, table.run)
@@ -50,6 +54,23 @@ class Trails:
             return
         prefix.advance(entry)
         sequence.node = entry
+        sequence.unpassed.append(entry)
+
+    def join(self, sequence: LiveSequence, chain: list[Entry]) -> None:
+        """A sequence begins with a chain of entries; its table has their pages."""
+        prefix = self._prefix
+        assert prefix is not None
+        whole = chain if prefix.thinning is None else prefix.thinning.reached(chain)
+        sequence.num_passed = len(chain) - len(whole)
+        sequence.unpassed.extend(whole)
+        prefix.passed(chain[: sequence.num_passed])
+
+    def pass_by(self, sequence: LiveSequence, reach: int) -> None:
+        """Layers with windows read it from page ``reach`` on."""
+        while sequence.unpassed and sequence.num_passed < reach:
+            assert self._prefix is not None
+            self._prefix.passed((sequence.unpassed.popleft(),))
+            sequence.num_passed += 1
 
     def rewind(self, sequence: LiveSequence, num_back: int) -> None:
         """The last tokens leave the tail; what remains of a page that was full is tail again."""
@@ -62,6 +83,7 @@ class Trails:
             tail = np.frombuffer(node.tokens, np.int32).tolist()
             assert node.parent is not None
             node = node.parent
+            sequence.unpassed.pop()
         if node is not held:
             prefix.release(held, until=node)
         sequence.node, sequence.tail = node, tail[: len(tail) - num_back]
@@ -70,4 +92,11 @@ class Trails:
         """The text's pages are not offered to the prefix cache any more, nor kept in it for this sequence."""
         if sequence.node is not None and self._prefix is not None:
             self._prefix.release(sequence.node)
+        self.left(sequence)
+
+    def left(self, sequence: LiveSequence) -> None:
+        """The sequence has released its node. Others whose text goes on after its pages may have passed them by."""
+        if self._prefix is not None:
+            self._prefix.passed([entry for entry in sequence.unpassed if entry.users])
+        sequence.unpassed.clear()
         sequence.node, sequence.tail = None, []

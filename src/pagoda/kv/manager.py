@@ -4,7 +4,8 @@ The life of a sequence::
 
     admit    opens a table over the pages that the prefix cache already has
     reserve  before a step: pages for the step's tokens; a shared page that would be written is replaced by a copy
-    commit   after the step: the tokens are written; full pages are offered to the prefix cache
+    commit   after the step: the tokens are written; full pages are offered to the prefix cache, and those that no
+             window of their layer reaches any more are given up
     keep     a policy drops slots: the rest moves up, tail pages are free again
     release  all references go; what the prefix cache has stays there
 
@@ -29,6 +30,7 @@ from .prefix import Entry, PrefixCache, PrefixStats, token_bytes
 from .room import Room
 from .stats import KVStats
 from .table import PageTable, SlotMoves, expand_runs
+from .windows import Windows
 
 
 class KVManager:
@@ -40,6 +42,7 @@ class KVManager:
     growable  how many it could get now, at most (default: as many as the pool may still grow by).
     settled   tokens, a multiple of the page size: only at multiples of it are a sequence's pages complete, so only then
               are they offered to the prefix cache, and only up to there taken from it (default: a page).
+    windows   of the model's layers: what they do not reach back to is given up. None: every slot stays.
     """
 
     def __init__(
@@ -51,10 +54,15 @@ class KVManager:
         grow: Callable[[int], int] | None = None,
         growable: Callable[[], int] | None = None,
         settled: int = 0,
+        windows: Windows | None = None,
     ) -> None:
         self.fmt, self.pool, self.prefix = fmt, pool, prefix
         self._room, self._can_grow = Room(pool, prefix, grow, growable), grow is not None
-        self._evictions, self._trails = Evictions(pool, prefix, self._room), Trails(pool, prefix)
+        self._trails = Trails(pool, prefix)
+        self._evictions = Evictions(pool, prefix, self._room, self._trails)
+        self.windows = windows
+        if prefix is not None and windows is not None:
+            prefix.use_windows(windows)
         self._settled = settled or fmt.page_size
         self._sequences: dict[int, LiveSequence] = {}
         self._copies: dict[int, int] = {}  # page to be written -> page to be read, before the next step
@@ -72,24 +80,26 @@ class KVManager:
         adapter: str = "",
         use_prefix: bool = True,
     ) -> int:
-        """Opens a table; returns how many of the tokens are cached already (fewer than all: one is always computed).
+        """Opens a table, of that granularity or, where it begins with pages of finer rows, of theirs; returns how many
+        of the tokens are cached already (fewer than all: one is always computed).
 
         With ``use_prefix=False`` the sequence neither reads the prefix cache nor adds to it. Takes no free page.
         """
         assert seq_id not in self._sequences, f"sequence {seq_id} is admitted already"
         if not len(tokens):
             raise RequestError("a sequence without tokens; accepted: at least one token")
-        table, node = PageTable(self.fmt, granularity), None
+        node, chain = None, list[Entry]()
         if self.prefix is not None and use_prefix:
             node = self.prefix.root(salt, adapter)
             data, max_pages = self._full_pages(tokens)
-            chain = self.prefix.match(node, data, max_pages, table.run)
+            chain = self.prefix.match(node, data, max_pages, self._least_run(granularity))
             chain = chain[: len(chain) - len(chain) % (self._settled // self.fmt.page_size)]
-            if chain:
-                node = chain[-1]
-                self._adopt(table, chain)
+            node = chain[-1] if chain else node
             self.prefix.hold(node)
-        self._sequences[seq_id] = LiveSequence(table, node, [])
+        table = self._open(granularity, chain)
+        sequence = self._sequences[seq_id] = LiveSequence(table, node, [])
+        if chain:
+            self._trails.join(sequence, chain)
         return table.num_tokens
 
     def cached_tokens(
@@ -104,22 +114,49 @@ class KVManager:
         if self.prefix is None or not len(tokens):
             return 0
         data, max_pages = self._full_pages(tokens)
-        run = PageTable(self.fmt, granularity).run
-        found = len(self.prefix.peek(self.prefix.root(salt, adapter), data, max_pages, run)) * self.fmt.page_size
+        root, run = self.prefix.root(salt, adapter), self._least_run(granularity)
+        found = len(self.prefix.peek(root, data, max_pages, run)) * self.fmt.page_size
         return found - found % self._settled
+
+    def _least_run(self, granularity: Granularity) -> int:
+        """Pages of the finest runs that a table may begin with: windows need a row for each layer sooner or later."""
+        run = self.fmt.pages_per_run(granularity)
+        return run if self.windows is None else min(run, self.fmt.num_kv_heads)
+
+    def _open(self, granularity: Granularity, chain: list[Entry]) -> PageTable:
+        """A table over the pages of a chain of entries, as far as its layers still read them."""
+        num_tokens, dead = len(chain) * self.fmt.page_size, None
+        if self.windows is not None:
+            dead = self.windows.dead(num_tokens, self.fmt.num_layers)
+            coarse = self.fmt.pages_per_run(granularity)
+            if dead.any() or any(entry.run < coarse for entry in chain):
+                granularity = granularity if granularity is Granularity.HEAD else Granularity.LAYER
+        table = PageTable(self.fmt, granularity)
+        if self.windows is not None:
+            table.due = self.windows.due(num_tokens)
+        if chain:
+            self._adopt(table, chain, dead if dead is not None and dead.any() else None)
+        return table
 
     def _full_pages(self, tokens: Sequence[int]) -> tuple[bytes, int]:
         """The tokens' full pages as the prefix cache compares them; at least one token is left over."""
         max_pages = (len(tokens) - 1) // self.fmt.page_size
         return token_bytes(tokens[: max_pages * self.fmt.page_size]), max_pages
 
-    def _adopt(self, table: PageTable, chain: list[Entry]) -> None:
-        if chain[0].run == chain[-1].run == min(entry.run for entry in chain):
+    def _adopt(self, table: PageTable, chain: list[Entry], dead: Int32s | None) -> None:
+        if len({entry.run for entry in chain}) == 1:
             runs = expand_runs(np.concatenate([entry.runs for entry in chain]), chain[0].run, table.run)
         else:
             runs = np.concatenate([expand_runs(entry.runs, entry.run, table.run) for entry in chain])
-        self.pool.ref_runs(runs, table.run)
-        table.adopt(runs.reshape(len(chain), table.num_rows))
+        columns = runs.reshape(len(chain), table.num_rows)
+        if dead is None:
+            self.pool.ref_runs(runs, table.run)
+        else:
+            dead = np.repeat(dead, table.num_rows // len(dead))
+            read = np.arange(len(chain))[:, None] >= dead
+            self.pool.ref_runs(columns[read], table.run)
+            columns = np.where(read, columns, np.int32(0))
+        table.adopt(columns, dead)
 
     def reserve(self, seq_id: int, num_tokens: int) -> bool:
         """Pages for the next ``num_tokens`` slots of every row; shared pages among them are replaced by copies.
@@ -153,17 +190,20 @@ class KVManager:
 
     def _reserve_scattered(self, table: PageTable, num_tokens: int) -> bool:
         """Where no whole run is free any more, single pages serve as well: those that policies freed, from any block.
-        The table has a row for each head from then on.
+        The table has a row for each head from then on; or for each layer, where those that windows freed are enough.
         """
-        if table.run == 1:
-            return False
-        num_missing = int(table.missing_runs(num_tokens).sum()) * table.run
-        open_pages = expand_runs(table.bases[table.open_cells()], table.run, 1)
-        if not self._room.make(1, lambda: num_missing + self._num_shared(table, open_pages, 1)):
-            return False
-        table.refine()
-        self._num_refined += 1
-        return self._reserve(table, num_tokens)
+        for granularity in (Granularity.HEAD,) if self.windows is None else (Granularity.LAYER, Granularity.HEAD):
+            run = self.fmt.pages_per_run(granularity)
+            if run < table.run and self._make_scattered(table, num_tokens, run):
+                table.refine(granularity)
+                self._num_refined += 1
+                return self._reserve(table, num_tokens)
+        return False
+
+    def _make_scattered(self, table: PageTable, num_tokens: int, run: int) -> bool:
+        num_missing = int(table.missing_runs(num_tokens).sum()) * (table.run // run)
+        open_runs = expand_runs(table.bases[table.open_cells()], table.run, run)
+        return self._room.make(run, lambda: num_missing + self._num_shared(table, open_runs, run))
 
     def _num_shared(self, table: PageTable, runs: Int32s, run: int) -> int:
         return 0 if table.tail_owned else int(self.pool.shared(runs, run).sum())
@@ -175,10 +215,15 @@ class KVManager:
         assert table.tail_owned, f"sequence {seq_id} committed to a shared page"
         assert table.room >= len(tokens), f"sequence {seq_id} committed more than it reserved"
         table.advance(len(tokens))
-        if sequence.node is None:
-            return
+        if sequence.node is not None:
+            self._offer(sequence, tokens)
+        if table.num_tokens >= table.due:
+            self._drop(sequence)
+
+    def _offer(self, sequence: LiveSequence, tokens: Sequence[int]) -> None:
+        """These tokens were committed, the newest of the table."""
         sequence.tail.extend(tokens)
-        page_size = self.fmt.page_size
+        table, page_size = sequence.table, self.fmt.page_size
         if self._settled > page_size and table.num_tokens % self._settled:
             return
         while sequence.node is not None and len(sequence.tail) >= page_size:
@@ -186,6 +231,16 @@ class KVManager:
             column = (table.num_tokens - len(sequence.tail)) // page_size
             del sequence.tail[:page_size]
             self._trails.offer(sequence, page, column)
+
+    def _drop(self, sequence: LiveSequence) -> None:
+        """Pages that no window reaches any more go. In the prefix cache they stay, where they are in it."""
+        table, windows = sequence.table, self.windows
+        assert windows is not None
+        if table.num_rows < self.fmt.num_layers:
+            table.refine(Granularity.LAYER)
+        self.pool.unref_runs(table.drop(windows.dead(table.num_tokens, table.num_rows)), table.run)
+        table.due = windows.due(table.num_tokens)
+        self._trails.pass_by(sequence, windows.reach(table.num_tokens))
 
     def fork(self, parent_id: int, child_id: int) -> None:
         """A second sequence over the committed pages of the first. Who writes into a shared page copies it first."""
@@ -196,7 +251,9 @@ class KVManager:
         parent.table.tail_owned = parent.alone = False
         if parent.node is not None and self.prefix is not None:
             self.prefix.hold(parent.node)
-        self._sequences[child_id] = LiveSequence(table, parent.node, parent.tail.copy())
+        self._sequences[child_id] = LiveSequence(
+            table, parent.node, parent.tail.copy(), unpassed=parent.unpassed.copy(), num_passed=parent.num_passed
+        )
 
     def release(self, seq_id: int) -> None:
         """Drops the sequence and all its references."""
@@ -217,7 +274,7 @@ class KVManager:
         """Rollback to the first ``num_slots`` tokens (speculation, beams); reserved pages beyond go back as well.
 
         After an eviction every row loses as many of its last slots as tokens are taken back; it cannot go back beyond
-        the eviction itself.
+        the eviction itself, nor to where a window reaches what was given up.
         """
         sequence = self._sequences[seq_id]
         table = sequence.table
@@ -225,6 +282,11 @@ class KVManager:
         assert table.kept_at <= num_slots <= table.num_tokens, (
             f"sequence {seq_id}: rollback to {num_slots} of {table.num_tokens} tokens, evicted at {table.kept_at}"
         )
+        if self.windows is not None:
+            if table.dead is not None:
+                lost = (self.windows.dead(num_slots, table.num_rows) < table.dead).any()
+                assert not lost, f"sequence {seq_id}: rollback to {num_slots} tokens, whose windows reach what is gone"
+            table.due = self.windows.due(num_slots)
         self.pool.unref_runs(table.cut(table.lens - np.int32(num_back)), table.run)
         table.num_tokens = num_slots
         if sequence.node is not None and num_back:
@@ -290,10 +352,11 @@ class KVManager:
             return None
         num_pages = len(tokens) // self.fmt.page_size
         chain = self.prefix.match(self.prefix.root(salt, adapter), token_bytes(tokens), num_pages, 1)
-        return self.prefix.pin(chain[-1], ttl) if chain else None
+        return self.prefix.pin(chain[-1], ttl, chain=chain) if chain else None
 
     def restore(self, node: Entry, pages: Sequence[bytes]) -> list[int]:
         """Blocks for pages of tokens that follow ``node``, one entry of the prefix cache each, as far as there is room.
+        Where an entry is thin it has them from now on.
 
         Returns the blocks, in order, for the caller to fill before anybody reads them.
         """
@@ -304,7 +367,11 @@ class KVManager:
             if not self._room.make(run, lambda: 1):
                 break
             runs = self._room.take(run, 1)
-            entry = self.prefix.insert(node, tokens, runs, run)
+            entry = self.prefix.child(node, tokens)
+            if entry is None:
+                entry = self.prefix.insert(node, tokens, runs, run)
+            else:
+                self.prefix.upgrade(entry, runs, run)
             self.pool.unref_runs(runs, run)
             if entry is None:
                 break

@@ -119,7 +119,7 @@ class Persistence:
         block_bytes, blocks = self._manager.fmt.block_bytes, list[Block]()
         while self._dirty and len(blocks) * block_bytes < most_bytes and self._has_room(block_bytes):
             entry = self._dirty.popleft()
-            if not self._prefix.is_there(entry):
+            if not self._prefix.is_there(entry) or entry.thin:
                 self.stats.num_skipped += 1
                 continue
             assert entry.parent is not None
@@ -190,13 +190,8 @@ class Persistence:
         num_pages = (len(tokens) - 1) // page_size
         data = token_bytes(tokens[: num_pages * page_size])
         pieces = [data[at : at + 4 * page_size] for at in range(0, len(data), 4 * page_size)]
-        node = self._prefix.root(salt)
-        start = 0
-        for piece in pieces:
-            child = self._prefix.child(node, piece)
-            if child is None:
-                break
-            node, start = child, start + 1
+        chain = self._prefix.peek(self._prefix.root(salt), data, num_pages, 1)
+        node, start = chain[-1] if chain else self._prefix.root(salt), len(chain)
         if whole and start < num_pages:
             node, start = self._prefix.root(salt), 0
         key, pages = self._key_of(node), list[Page]()
@@ -250,7 +245,7 @@ class Persistence:
             if child is None:
                 return  # the text before has left memory meanwhile
             node = child
-        while pages and (child := self._prefix.child(node, pages[0].name.tokens)) is not None:
+        while pages and (child := self._prefix.child(node, pages[0].name.tokens)) is not None and not child.thin:
             node = child  # and these have come in from elsewhere
             del pages[0]
         per_block = self._manager.fmt.pages_per_block

@@ -20,12 +20,15 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
 from .codecs.base import forms
 from .pages import Int32s, PagePool
+from .thinning import GONE, Thinning
+from .windows import Windows
 
 _HANDLES = itertools.count(1)
 """Of pins, in the whole process: that of a cache which is gone names nothing."""
@@ -37,7 +40,7 @@ class Entry:
     A root has no parent and no runs; its "tokens" are the name of its namespace.
     """
 
-    __slots__ = ("key", "lru", "num_children", "parent", "run", "runs", "tick", "tokens", "used_at", "users")
+    __slots__ = ("key", "lru", "num_children", "parent", "run", "runs", "thin", "tick", "tokens", "used_at", "users")
 
     def __init__(self, parent: Entry | None, key: bytes, tokens: bytes, runs: Int32s, run: int) -> None:
         self.parent, self.key, self.tokens = parent, key, tokens
@@ -47,6 +50,22 @@ class Entry:
         self.tick = 0  # when it was last used: by count of uses, and by the clock
         self.used_at = 0.0
         self.lru = -1  # serial number of its place in the heap; -1: none
+        self.thin = False  # without the pages of layers with windows (`thinning`): their runs are `GONE`
+
+    @property
+    def held_runs(self) -> Int32s:
+        """Of its runs those that it has."""
+        return self.runs[self.runs != GONE] if self.thin else self.runs
+
+
+class Given(NamedTuple):
+    """What the cache gave up: an entry that left the tree, or (with the runs that it had ``before``) became thin."""
+
+    entry: Entry
+    runs: Int32s
+    run: int
+    in_line: bool
+    before: tuple[Int32s, int] | None = None
 
 
 @dataclass(slots=True)
@@ -59,6 +78,7 @@ class PrefixStats:
     num_inserted_pages: int = 0
     num_evicted_pages: int = 0
     num_expired_pages: int = 0
+    num_thinned_pages: int = 0
 
 
 def _hash(data: bytes) -> bytes:
@@ -96,8 +116,13 @@ class PrefixCache:
         self._roots: dict[bytes, Entry] = {}  # those that are held or have children
         self._entries: dict[bytes, Entry] = {}
         self._heap: list[tuple[int, int, Entry]] = []  # (tick, serial, entry); stale unless entry.lru == serial
-        self._pins: dict[int, tuple[Entry, float | None]] = {}
+        self._pins: dict[int, tuple[Entry, float | None, Sequence[Entry]]] = {}
         self._tick = self._serial = self._num_used = 0
+        self.thinning: Thinning | None = None
+
+    def use_windows(self, windows: Windows) -> None:
+        """Sequences read these windows, and pass by entries (``passed``)."""
+        self.thinning = Thinning(self.pool, windows)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -107,6 +132,12 @@ class PrefixCache:
         """Entries that may be evicted, now or after those below them."""
         return len(self._entries) - self._num_used
 
+    @property
+    def num_spare_pages(self) -> int:
+        """Pages that could be given up now, as far as no sequence shares them."""
+        idle = self.num_idle * self.pool.fmt.pages_per_block
+        return idle if self.thinning is None else idle + self.thinning.spare_pages
+
     # For the auditor ------------------------------------------------------------------------------------------------
 
     def entries(self) -> list[Entry]:
@@ -115,7 +146,7 @@ class PrefixCache:
 
     def pinned_entries(self) -> list[Entry]:
         """The entry of every pin."""
-        return [entry for entry, _ in self._pins.values()]
+        return [entry for entry, *_ in self._pins.values()]
 
     def is_root(self, entry: Entry) -> bool:
         """Whether texts of a known namespace begin here."""
@@ -153,7 +184,7 @@ class PrefixCache:
                 break
             chain.append(child)
             node = child
-        return chain
+        return chain if self.thinning is None else self.thinning.usable(chain)
 
     def is_there(self, entry: Entry) -> bool:
         """Whether it has not been evicted since."""
@@ -190,10 +221,20 @@ class PrefixCache:
         return entry
 
     def upgrade(self, entry: Entry, runs: Int32s, run: int) -> None:
-        """Coarser runs with the same content take the place of an entry's own, so that more tables can adopt it."""
+        """Coarser runs with the same content take the place of an entry's own, so that more tables can adopt it; or all
+        of them that of a thin one's.
+        """
         self.pool.ref_runs(runs, run)
-        self.pool.unref_runs(entry.runs, entry.run)
+        self.pool.unref_runs(entry.held_runs, entry.run)
         entry.runs, entry.run = runs, run
+        if entry.thin and self.thinning is not None:
+            self.thinning.thicken(entry)
+
+    def passed(self, entries: Sequence[Entry]) -> None:
+        """A sequence whose text they are a part of reads them no more in layers with windows."""
+        if self.thinning is not None:
+            for entry in entries:
+                self.thinning.passed(entry, self._tick)
 
     def hold(self, entry: Entry) -> None:
         """A sequence's text (or a pin) ends in this entry: it and its ancestors stay."""
@@ -214,26 +255,36 @@ class PrefixCache:
         node: Entry | None = entry
         while node is not None and node is not until:
             node.users -= 1
-            self._num_used -= node.users == 0 and node.parent is not None
+            if node.users == 0 and node.parent is not None:
+                self._num_used -= 1
+                if self.thinning is not None:
+                    self.thinning.idle(node)
             node = node.parent
         self._settle(entry)
         self._drop_idle_root(entry)
 
     def _add_user(self, entry: Entry) -> None:
-        self._num_used += entry.users == 0 and entry.parent is not None
+        if entry.users == 0 and entry.parent is not None:
+            self._num_used += 1
+            if self.thinning is not None:
+                self.thinning.used(entry)
         entry.users += 1
         entry.lru = -1
 
-    def pin(self, entry: Entry, ttl: float | None = None) -> int:
-        """Keeps the entry and its ancestors until ``unpin(handle)`` or for ``ttl`` seconds; returns the handle."""
-        handle = next(_HANDLES)
-        self._pins[handle] = (entry, None if ttl is None else self._clock() + ttl)
+    def pin(self, entry: Entry, ttl: float | None = None, *, chain: Sequence[Entry] = ()) -> int:
+        """Keeps the entry and its ancestors until ``unpin(handle)`` or for ``ttl`` seconds; returns the handle. Where
+        sequences pass by entries, ``chain`` is the entry's: what is read of it whole stays so.
+        """
+        handle, whole = next(_HANDLES), list[Entry]()
+        if self.thinning is not None:
+            self.thinning.pin(whole := list(self.thinning.reached(chain)))
+        self._pins[handle] = (entry, None if ttl is None else self._clock() + ttl, whole)
         self.hold(entry)
         return handle
 
     def pinned_pages(self, handle: int) -> int:
         """How many pages of tokens the pin keeps; 0 if it has ended."""
-        entry, _ = self._pins.get(handle, (None, None))
+        entry, *_ = self._pins.get(handle, (None,))
         num = 0
         while entry is not None and entry.parent is not None:
             num, entry = num + 1, entry.parent
@@ -241,9 +292,11 @@ class PrefixCache:
 
     def unpin(self, handle: int) -> bool:
         """Ends a pin; False if it has ended already."""
-        entry, _ = self._pins.pop(handle, (None, None))
+        entry, _, whole = self._pins.pop(handle, (None, None, ()))
         if entry is None:
             return False
+        if self.thinning is not None:
+            self.thinning.unpin(whole)
         self.release(entry)
         return True
 
@@ -255,11 +308,11 @@ class PrefixCache:
         if self.ttl is None and not self._pins:
             return 0
         now, num = self._clock(), 0
-        for handle in [h for h, (_, deadline) in self._pins.items() if deadline is not None and deadline <= now]:
+        for handle in [h for h, (_, deadline, _) in self._pins.items() if deadline is not None and deadline <= now]:
             self.unpin(handle)
         while self.ttl is not None and (entry := self._peek()) is not None and now - entry.used_at >= self.ttl:
             self.detach(entry)
-            self.pool.unref_runs(entry.runs, entry.run)
+            self.pool.unref_runs(entry.held_runs, entry.run)
             num += 1
         self.stats.num_expired_pages += num
         return num
@@ -273,8 +326,31 @@ class PrefixCache:
             self.detach(entry)
         return entry
 
-    def detach(self, entry: Entry) -> None:
-        """Takes an idle leaf out of the tree. Its parent was used no earlier, and may be the next to go."""
+    def give_up(self) -> Given | None:
+        """An idle leaf leaves the tree, or windowed pages of an entry leave it: whichever was used less recently. The
+        pages stay referenced. None: nothing may go.
+        """
+        leaf = self._peek()
+        passed = None if self.thinning is None else self.thinning.oldest()
+        if self.thinning is not None and passed is not None and (leaf is None or passed[1] <= leaf.tick):
+            entry, _ = passed
+            before = entry.runs, entry.run
+            return Given(entry, *self.thinning.thin(entry), True, before)
+        if leaf is None:
+            return None
+        return Given(leaf, leaf.held_runs, leaf.run, self.detach(leaf))
+
+    def take_back(self, given: Given) -> None:
+        """Undoes ``give_up`` (in reverse order when there were several)."""
+        if given.before is None:
+            self.attach(given.entry, given.in_line)
+        elif self.thinning is not None:
+            self.thinning.unthin(given.entry, *given.before)
+
+    def detach(self, entry: Entry) -> bool:
+        """Takes an idle leaf out of the tree. Its parent was used no earlier, and may be the next to go. Returns
+        whether it was in line to be thinned, too.
+        """
         parent = entry.parent
         assert parent is not None
         del self._entries[entry.key]
@@ -283,8 +359,9 @@ class PrefixCache:
         parent.tick, parent.used_at = max(parent.tick, entry.tick), max(parent.used_at, entry.used_at)
         self._settle(parent)
         self._drop_idle_root(parent)
+        return self.thinning is not None and self.thinning.left(entry)
 
-    def attach(self, entry: Entry) -> None:
+    def attach(self, entry: Entry, in_line: bool = False) -> None:
         """Undoes ``detach`` (in reverse order when there were several)."""
         parent = entry.parent
         assert parent is not None
@@ -294,12 +371,14 @@ class PrefixCache:
         self._settle(entry)
         if parent.parent is None:
             self._roots[parent.tokens] = parent
+        if self.thinning is not None:
+            self.thinning.is_back(entry, in_line)
 
     def clear(self) -> int:
         """Drops all that is neither held nor pinned; returns how many pages of tokens that was."""
         num = 0
         while (entry := self.detach_oldest()) is not None:
-            self.pool.unref_runs(entry.runs, entry.run)
+            self.pool.unref_runs(entry.held_runs, entry.run)
             num += 1
         self.stats.num_evicted_pages += num
         return num

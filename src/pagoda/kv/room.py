@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .pages import Int32s, PagePool
-from .prefix import Entry, PrefixCache
+from .prefix import Given, PrefixCache
 from .table import expand_runs
 
 
@@ -74,11 +74,11 @@ class Room:
         """Blocks (or as many single pages) that ``make`` could find, at most: the ledger may refuse growth, and a page
         of an unused prefix may be shared still with a sequence that evicted from it.
         """
-        free = self._pool.num_free_pages // self._pool.fmt.pages_per_block
         growth = max(0, self._pool.limit_blocks - self._pool.num_blocks) if self._grow is not None else 0
         if self._growable is not None:
             growth = min(growth, self._growable())
-        return free + growth + (self._prefix.num_idle if self._prefix is not None else 0)
+        spare = self._pool.num_free_pages + (self._prefix.num_spare_pages if self._prefix is not None else 0)
+        return spare // self._pool.fmt.pages_per_block + growth
 
     def idle_blocks(self) -> int:
         """Blocks that ``shrink`` could take out of the pool, at most."""
@@ -95,16 +95,16 @@ class Reclaim:
 
     def __init__(self, pool: PagePool, prefix: PrefixCache, run: int) -> None:
         self._pool, self._prefix, self._run = pool, prefix, run
-        self._gone: list[Entry] = []
+        self._gone: list[Given] = []
         self.num_free = pool.num_free_runs(run)
 
     def step(self) -> bool:
-        """Gives up one more entry, or returns False: none is left that may go."""
-        entry = self._prefix.detach_oldest()
-        if entry is None:
+        """Gives up one more entry, or a part of one, or returns False: none is left that may go."""
+        given = self._prefix.give_up()
+        if given is None:
             return False
-        self._gone.append(entry)
-        pages = expand_runs(entry.runs, entry.run, 1)
+        self._gone.append(given)
+        pages = expand_runs(given.runs, given.run, 1)
         self._pool.refs[pages] -= 1
         dying = pages[self._pool.refs[pages] == 0]
         if self._run == 1:
@@ -118,16 +118,18 @@ class Reclaim:
     def rollback(self) -> None:
         """As if nothing had been tried."""
         self._restore_counts()
-        for entry in reversed(self._gone):
-            self._prefix.attach(entry)
+        for given in reversed(self._gone):
+            self._prefix.take_back(given)
 
     def commit(self) -> None:
         """The entries are gone, and what only they used is free."""
         self._restore_counts()
-        for entry in self._gone:
-            self._pool.unref_runs(entry.runs, entry.run)
-        self._prefix.stats.num_evicted_pages += len(self._gone)
+        for given in self._gone:
+            self._pool.unref_runs(given.runs, given.run)
+        num_thinned = sum(given.before is not None for given in self._gone)
+        self._prefix.stats.num_thinned_pages += num_thinned
+        self._prefix.stats.num_evicted_pages += len(self._gone) - num_thinned
 
     def _restore_counts(self) -> None:
-        for entry in self._gone:
-            self._pool.refs[expand_runs(entry.runs, entry.run, 1)] += 1
+        for given in self._gone:
+            self._pool.refs[expand_runs(given.runs, given.run, 1)] += 1

@@ -9,7 +9,7 @@ its own. A sequence lives in one store; stores never share pages, so each has a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from .policies.base import Need, Stored
 from .prefix import PrefixCache
 from .stats import KVStats
 from .storage import PageStorage
+from .windows import Windows
 
 MIN_HUGE_PAGES = 64  # a store of fewer declines huge pages: their slack (`PageStorage`) is at most this part of it
 
@@ -96,6 +97,7 @@ class Stores:
     make_prefix  a prefix cache for a pool, or None.
     address_bytes  what ``total_bytes`` may be raised to later: address space, which costs nothing.
     driver  who gives memory on another device than a CPU (default: CUDA's own).
+    windows  of the model's layers, 0 where one sees everything: pages that none reaches are given up.
 
     On a CUDA device blocks lie in chunks of 2 MiB. The total counts blocks, the lease counts chunks: what chunks hold
     beside blocks has to be left free in the ledger.
@@ -112,7 +114,9 @@ class Stores:
         *,
         address_bytes: int = 0,
         driver: Driver | None = None,
+        windows: Sequence[int] = (),
     ) -> None:
+        self._windows = tuple(windows)
         self._model_fmt, self.total_bytes, self._lease = fmt, total_bytes, lease
         self._state_lease, self._address_bytes = state_lease, max(total_bytes, address_bytes)
         self._device, self._make_prefix = torch.device(device), make_prefix
@@ -266,7 +270,9 @@ class Stores:
         way = _Growth(self, fmt)
         settled = fmt.page_size if windowed is None else windowed.settled(fmt.page_size)
         prefix = self._make_prefix(pool) if settled else None
-        manager = KVManager(fmt, pool, prefix, grow=way.grow, growable=way.growable, settled=settled)
+        # Pages that are encoded whole hold the same slots in all layers.
+        windows = Windows.of(self._windows, fmt) if windowed is None else None
+        manager = KVManager(fmt, pool, prefix, grow=way.grow, growable=way.growable, settled=settled, windows=windows)
         storage = PageStorage(fmt, addresses, self._device, huge=huge, driver=self._driver)
         learned = self._learned_of(windowed)
         codes = None if windowed is None else PageCodes(fmt, learned, self.hold_shared)

@@ -6,7 +6,8 @@ a length in slots; slot i of a head lies in its page of run ``i // page_size``, 
     bases  [num_rows, capacity] int32     row r: │ run │ run │ run │ - │ - │      counts[r] == 3
     lens   [num_rows] int32                       ▓▓▓▓▓ ▓▓▓▓▓ ▓▓░░░               slots written; ░ reserved, not written
 
-Cells beyond ``counts`` are 0.
+Cells beyond ``counts`` are 0, and so are the first ``dead`` of a row, whose slots no query reaches any more
+(`windows`): they are counted, and have no page.
 
 Rows are numpy arrays that grow by doubling, so that the runner stacks the rows of a step by slices, without Python work
 per page.
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from ..core.types import Granularity, KVFormat
 from .pages import Int32s
+from .windows import NEVER
 
 FEW_ROWS = 64
 """Rows that are gone through one by one faster than as arrays."""
@@ -42,8 +44,8 @@ class PageTable:
     """The rows of one sequence. Knows nothing of reference counts: the manager keeps those."""
 
     __slots__ = (
-        "bases", "counts", "edits", "fmt", "granularity", "kept_at", "lens", "num_pages", "num_rows", "num_tokens",
-        "pristine", "room", "run", "tail_owned",
+        "bases", "counts", "dead", "due", "edits", "fmt", "granularity", "kept_at", "lens", "num_dead", "num_pages",
+        "num_rows", "num_tokens", "pristine", "room", "run", "tail_owned",
     )  # fmt: skip
 
     def __init__(self, fmt: KVFormat, granularity: Granularity) -> None:
@@ -59,6 +61,9 @@ class PageTable:
         self.num_pages = 0  # pages held, shared ones included
         self.edits = 0  # changes of anything but by ``advance``: who remembers rows looks at it
         self.tail_owned = True  # nobody else reads the page that the next slot goes to
+        self.dead: Int32s | None = None  # int32 [num_rows] cells in front without a page; None: none in any row
+        self.num_dead = 0  # of all rows
+        self.due = NEVER  # tokens from which on more of them can go
 
     # Reading --------------------------------------------------------------------------------------------------------
 
@@ -82,7 +87,7 @@ class PageTable:
     def runs(self) -> Int32s:
         """Bases of all runs held, row by row."""
         if self.num_rows == 1:
-            return self.bases[0, : self.counts[0]]
+            return self.bases[0, self.num_dead : self.counts[0]]
         return self.bases[:, : self.counts.max()][self._held(int(self.counts.max()))]
 
     def pages(self) -> Int32s:
@@ -96,6 +101,8 @@ class PageTable:
         part = PageTable(replace(self.fmt, num_layers=len(layers)), self.granularity)
         part.bases, part.counts, part.lens = self.bases[rows], self.counts[rows], self.lens[rows]
         part.num_tokens, part.kept_at, part.pristine = self.num_tokens, self.kept_at, self.pristine
+        if self.dead is not None:
+            part._bury(self.dead[rows])
         part.measure()
         return part
 
@@ -112,9 +119,13 @@ class PageTable:
 
     # Changing: the caller has the references in hand ----------------------------------------------------------------
 
-    def adopt(self, columns: Int32s) -> None:
-        """An empty table takes full pages that exist: ``columns`` [num_columns, num_rows] of run bases."""
+    def adopt(self, columns: Int32s, dead: Int32s | None = None) -> None:
+        """An empty table takes full pages that exist: ``columns`` [num_columns, num_rows] of run bases, 0 where a row's
+        first cells are ``dead``.
+        """
         assert self.num_tokens == 0
+        if dead is not None:
+            self._bury(dead)
         num = len(columns)
         self._widen(num)
         self.bases[:, :num] = columns.T
@@ -147,10 +158,30 @@ class PageTable:
         self.num_tokens += num_tokens
         self.room -= num_tokens
 
+    def drop(self, dead: Int32s) -> Int32s:
+        """So many cells in front of each row give up their run: the bases of those that had one."""
+        had = np.zeros_like(dead) if self.dead is None else self.dead
+        dead = np.maximum(dead, had)  # which never comes back
+        assert (dead * np.int32(self.fmt.page_size) <= self.lens).all(), "pages that are not written yet are not dead"
+        start, end = int(had.min()), int(dead.max())
+        columns = np.arange(start, end)
+        going = (columns >= had[:, None]) & (columns < dead[:, None])
+        part = self.bases[:, start:end]
+        runs: Int32s = part[going]
+        part[going] = 0
+        self._bury(dead)
+        self.measure()
+        return runs
+
+    def _bury(self, dead: Int32s) -> None:
+        self.num_dead = int(dead.sum())
+        self.dead = dead if self.num_dead else None
+
     def cut(self, lens: Int32s, lengths: list[int] | None = None) -> Int32s:
         """Rows become this short and give up the runs beyond: their bases. Reserved runs go as well. ``lengths``: the
         same numbers, where they are known.
         """
+        assert self.dead is None or (self.dead * np.int32(self.fmt.page_size) <= lens).all(), "cut into what is gone"
         if self.num_rows > 1:
             lengths, had = lengths or lens.tolist(), self.counts.tolist()
             if min(lengths) == max(lengths) and min(had) == max(had):
@@ -184,7 +215,7 @@ class PageTable:
         self.counts[:] = left
         self.lens, self.tail_owned = lens, False
         self.room = left * self.fmt.page_size - length
-        self.num_pages = left * self.num_rows * self.run
+        self.num_pages = (left * self.num_rows - self.num_dead) * self.run
         self.edits += 1
         return runs
 
@@ -199,7 +230,7 @@ class PageTable:
         self.counts[:] = left
         self.lens, self.tail_owned = lens, False
         self.room = min(count * size - length for count, length in zip(left, lengths, strict=True))
-        self.num_pages = sum(left) * self.run
+        self.num_pages = (sum(left) - self.num_dead) * self.run
         self.edits += 1
         return np.concatenate(runs)
 
@@ -209,19 +240,25 @@ class PageTable:
         twin.lens = self.lens.copy()
         twin.counts = -(-self.lens // np.int32(self.fmt.page_size))
         twin.bases = self.bases[:, : max(1, int(twin.counts.max()))].copy()
+        twin.dead, twin.num_dead, twin.due = self.dead, self.num_dead, self.due  # arrays that nobody writes into
         twin.bases[~twin._held(twin.bases.shape[1])] = 0
         twin.num_tokens, twin.kept_at, twin.pristine = self.num_tokens, self.kept_at, self.pristine
         twin.tail_owned = False
         twin.measure()
         return twin
 
-    def refine(self) -> None:
-        """A row for each kv-head from now on, over the same pages."""
-        wide = self.bases[:, None, :] + np.arange(self.run, dtype=np.int32)[:, None]
+    def refine(self, granularity: Granularity = Granularity.HEAD) -> None:
+        """Finer rows from now on, over the same pages: one for each kv-head, or for each layer."""
+        run = self.fmt.pages_per_run(granularity)
+        parts = self.run // run
+        assert parts > 0, f"a table of granularity {self.granularity} has no rows of {granularity}"
+        wide = self.bases[:, None, :] + np.arange(parts, dtype=np.int32)[:, None] * np.int32(run)
         wide[~np.broadcast_to(self._held(self.bases.shape[1])[:, None, :], wide.shape)] = 0
         self.bases = wide.reshape(-1, self.bases.shape[1])
-        self.counts, self.lens = np.repeat(self.counts, self.run), np.repeat(self.lens, self.run)
-        self.granularity, self.num_rows, self.run = Granularity.HEAD, len(self.bases), 1
+        self.counts, self.lens = np.repeat(self.counts, parts), np.repeat(self.lens, parts)
+        self.granularity, self.num_rows, self.run = granularity, len(self.bases), run
+        if self.dead is not None:
+            self._bury(np.repeat(self.dead, parts))
         self.edits += 1
 
     def rebase(self, rows: object, columns: object, runs: Int32s) -> None:
@@ -232,12 +269,13 @@ class PageTable:
     def measure(self) -> None:
         """Recounts ``room`` and ``num_pages``."""
         self.room = int((self.counts * np.int32(self.fmt.page_size) - self.lens).min())
-        self.num_pages = int(self.counts.sum()) * self.run
+        self.num_pages = (int(self.counts.sum()) - self.num_dead) * self.run
         self.edits += 1
 
     def _held(self, width: int) -> npt.NDArray[np.bool_]:
-        held: npt.NDArray[np.bool_] = np.arange(width) < self.counts[:, None]
-        return held
+        columns = np.arange(width)
+        held: npt.NDArray[np.bool_] = columns < self.counts[:, None]
+        return held if self.dead is None else held & (columns >= self.dead[:, None])
 
     def _widen(self, width: int) -> None:
         if width > self.bases.shape[1]:

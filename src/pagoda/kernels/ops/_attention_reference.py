@@ -171,7 +171,8 @@ def _gather_ragged(call: _Call, pairs: Tensor | None, longest: int) -> tuple[Ten
     lens = _of_pairs(table.kv_lens, pairs)[:, None]
     row_of, offset = _of_pairs(table.row_of, pairs), _of_pairs(table.offset, pairs)
     num_blocks = -(-longest // size)
-    if call.window and (span := (call.window + size - 2) // size + 1) < num_blocks:
+    if call.window:  # pages before a window need not be there
+        span = min((call.window + size - 2) // size + 1, num_blocks)
         block = (lens - call.window).clamp_min(0) // size
         blocks = block + torch.arange(span, dtype=torch.int32, device=device)
         ids = table.rows[row_of.long()[:, None], blocks.clamp_max(num_blocks - 1).long()] + offset[:, None]
