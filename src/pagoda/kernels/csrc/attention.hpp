@@ -111,8 +111,9 @@ struct AttentionTiles {
 // Queries q_begin..q_end of one sequence, with all query heads of a group.
 struct Span {
   int32_t seq, q_begin, q_end;
-  int64_t partial;  // where its first part in this item goes (in floats), or -1: it is the whole, write the result itself
+  int64_t partial;  // where the parts of its merge lie (in floats), or -1: it is the whole, write the result itself
   int32_t merge;    // of the plan's, to which its parts belong; or -1
+  int32_t part, num_parts;  // of the merge: the first one in this item, all of them
 };
 
 // The spans of one kv-head, over slots slot_begin..slot_end, which lie in the same pages for all of them.
@@ -122,7 +123,7 @@ struct AttentionItem {
   int32_t slot_begin, slot_end;
 };
 
-// Parts first..first + count (each partial_floats) make the result of one (sequence, kv-head).
+// `count` parts, which lie as Parts from float `first` on, make the result of one (sequence, kv-head).
 struct Merge {
   int32_t seq, head;
   int64_t first, count;
@@ -154,9 +155,26 @@ struct AttentionPlan {
 // Checks every table entry that the bodies will follow. What `plan` held goes, and its memory is used again.
 void plan_attention(const AttentionArgs& args, int num_threads, AttentionPlan& plan);
 
-// A part of one span: [rows][v_dim] unnormalized sums, then [rows] maxima, then [rows] denominators.
-inline int64_t partial_floats(const AttentionArgs& a, int64_t num_queries) {
-  return num_queries * a.group() * (a.v_dim + 2);
+// The parts of the rows of one (sequence, kv-head): [parts][rows] maxima, [parts][rows] denominators, then [parts][rows][v_dim] unnormalized sums.
+//
+// Maxima and denominators of all parts lie side by side, since those of a shared beginning are nearly all added up by one item: its other parts
+// are a maximum of -inf, and nobody touches their sums. (Each part apart, a layer's parts of 32 sequences on 2048 shared slots and 8 kv-heads
+// were 2.4 MB that weights had driven out of the caches before every layer: writing a beginning's parts took 40 us an item.)
+struct Parts {
+  float* base;
+  int64_t count, rows, v_dim;
+
+  float* tops(int64_t part) const { return base + part * rows; }
+  float* totals(int64_t part) const { return base + (count + part) * rows; }
+  float* sums(int64_t part) const { return base + in_lines(2 * count * rows) + part * rows * v_dim; }
+  int64_t floats() const { return in_lines(2 * count * rows) + in_lines(count * rows * v_dim); }
+
+ private:
+  static int64_t in_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
+};
+
+inline Parts parts_of(const AttentionArgs& a, float* base, int64_t num_queries, int64_t count) {
+  return {base, count, num_queries * a.group(), a.v_dim};
 }
 
 // ---- the bodies (attention_body.cpp, once per instruction set) ------------------------------------------------------------

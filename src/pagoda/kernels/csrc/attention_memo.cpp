@@ -50,7 +50,7 @@ const AttentionPlan& AttentionMemo::plan(const AttentionArgs& args, int num_thre
   if (!serves(args, num_threads)) {
     num_threads_ = 0;  // should it throw
     plan_attention(args, num_threads, plan_);
-    partials_.need(plan_.num_partial_floats);
+    partials_.need(plan_.num_partial_floats + 15);
     left_.need(int64_t(plan_.merges.size()));
     summed_.resize(args.num_seqs);
     lens_.assign(args.kv_lens, args.kv_lens + args.num_seqs * args.num_kv_heads);

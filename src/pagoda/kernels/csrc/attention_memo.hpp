@@ -22,7 +22,9 @@ class AttentionMemo {
   // What tables say may have changed where they lie; memory stays.
   void forget() { num_threads_ = 0; }
 
-  float* partials() const { return partials_.get(); }
+  float* partials() const {  // at the beginning of a line
+    return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(partials_.get()) + 63) / 64 * 64);
+  }
 
   // Room for so many floats, until the next call.
   float* norms(int64_t count) {

@@ -34,7 +34,7 @@ int64_t cost(int64_t slots, int64_t rows) { return slots * (32 + rows); }  // pa
 struct Narrow {
   int32_t seq;
   int64_t begin, end;      // slots that any of its queries sees
-  int64_t rows, partials;  // partials: of its first part, -1 when it is a single one
+  int64_t rows, partials;  // partials: where its parts lie, -1 when it is a single one
   int32_t merge;           // of those partials
   int64_t done;            // parts before this one are in items already
 
@@ -122,7 +122,7 @@ class Planner {
     own.done = own.begin / kPartSlots;
     if (own.parts() > 1) {
       own.partials = plan.num_partial_floats, own.merge = int32_t(plan.merges.size());
-      plan.num_partial_floats += own.parts() * partial_floats(a, n);
+      plan.num_partial_floats += parts_of(a, nullptr, n, own.parts()).floats();
       plan.merges.push_back({seq, head, own.partials, own.parts()});
     }
     narrow.push_back(own);
@@ -141,7 +141,7 @@ class Planner {
     for (int64_t q = 0; q < n; q += tile) {
       const int64_t q_end = std::min(n, q + tile), end = std::max<int64_t>(0, before + q_end);
       const int64_t begin = std::min(end, first_slot(before + q));
-      plan.spans.push_back({seq, int32_t(q), int32_t(q_end), -1, -1});
+      plan.spans.push_back({seq, int32_t(q), int32_t(q_end), -1, -1, 0, 1});
       push(head, 1, begin, end);
       plan.work += cost(end - begin, (q_end - q) * a.group());
     }
@@ -214,8 +214,7 @@ class Planner {
   void begin_stretch() { plan.stretches.push_back(int32_t(plan.items.size())), ++thread; }
 
   Span span_of(const Narrow& n, int64_t part) const {
-    const int64_t queries = a.num_queries(n.seq), own = part - n.begin / kPartSlots;
-    return {n.seq, 0, int32_t(queries), n.partials < 0 ? -1 : n.partials + own * partial_floats(a, queries), n.merge};
+    return {n.seq, 0, int32_t(a.num_queries(n.seq)), n.partials, n.merge, int32_t(part - n.begin / kPartSlots), int32_t(n.parts())};
   }
 
   // Page ids of one part, in the sequence's row.

@@ -40,24 +40,24 @@ inline void finish_row(const AttentionArgs& a, const AttentionScratch& out, int6
 
 // Adds the parts of each row in their order, each weighted by 2^(its maximum - the common one).
 inline void merge_parts(const AttentionArgs& a, const Merge& merge, const AttentionScratch& out) {
-  const int64_t queries = a.num_queries(merge.seq), rows = queries * a.group(), size = partial_floats(a, queries);
-  const float *parts = out.partials + merge.first, *tops = parts + rows * a.v_dim, *totals = tops + rows;
+  const int64_t queries = a.num_queries(merge.seq);
+  const Parts parts = parts_of(a, out.partials + merge.first, queries, merge.count);
   float* sums = scratch.need(padded(a.v_dim) + merge.count * kLanes);
   float* weights = sums + padded(a.v_dim);  // [part][kLanes rows]
-  for (int64_t first = 0; first < rows; first += kLanes) {
-    const int64_t here = rows - first < kLanes ? rows - first : kLanes;
+  for (int64_t first = 0; first < parts.rows; first += kLanes) {
+    const int64_t here = parts.rows - first < kLanes ? parts.rows - first : kLanes;
     Vec top = splat(-kInf), total{};
-    for (int64_t i = 0; i < merge.count; ++i) top = maximum(load_some(tops + i * size + first, here), top);
+    for (int64_t i = 0; i < merge.count; ++i) top = maximum(load_some(parts.tops(i) + first, here), top);
     for (int64_t i = 0; i < merge.count; ++i) {
-      const Vec own = load_some(tops + i * size + first, here), weight = select(own == splat(-kInf), Vec{}, exp2_of(own - top));
-      total += weight * load_some(totals + i * size + first, here);
+      const Vec own = load_some(parts.tops(i) + first, here), weight = select(own == splat(-kInf), Vec{}, exp2_of(own - top));
+      total += weight * load_some(parts.totals(i) + first, here);
       store(weights + i * kLanes, weight);
     }
     for (int64_t r = 0; r < here; ++r) {
       const int64_t row = first + r, token = a.q_starts[merge.seq] + row / a.group();
       memset(sums, 0, sizeof(float) * a.v_dim);
       for (int64_t i = 0; i < merge.count; ++i) {
-        const float weight = weights[i * kLanes + r], *part = parts + i * size + row * a.v_dim;
+        const float weight = weights[i * kLanes + r], *part = parts.sums(i) + row * a.v_dim;
         if (weight == 0.0f) continue;  // it saw nothing
         for (int64_t d = 0; d < a.v_dim; ++d) sums[d] += weight * part[d];
       }

@@ -63,15 +63,17 @@ struct Tile {
     for (; c < a.v_dim; ++c) to[c] = from[c];
   }
 
+  Parts parts_of_span(const Span& span) const { return parts_of(a, out.partials + span.partial, span.q_end - span.q_begin, span.num_parts); }
+
   void write_partials(int64_t part) const {
     int64_t row = 0;
     for (int s = item.span_begin; s < item.span_end; ++s) {
-      const int64_t queries_here = spans[s].q_end - spans[s].q_begin, here = queries_here * t.group;
-      float* to = out.partials + spans[s].partial + part * partial_floats(a, queries_here);
-      for (int64_t r = 0; r < here; ++r, ++row) {
-        copy(t.sums + row * t.v_stride, to + r * a.v_dim);
-        to[here * a.v_dim + r] = t.tops[row];
-        to[here * (a.v_dim + 1) + r] = t.total(row);
+      const Parts parts = parts_of_span(spans[s]);
+      const int64_t own = spans[s].part + part;
+      float *const sums = parts.sums(own), *const tops = parts.tops(own), *const totals = parts.totals(own);
+      for (int64_t r = 0; r < parts.rows; ++r, ++row) {
+        copy(t.sums + row * t.v_stride, sums + r * a.v_dim);
+        tops[r] = t.tops[row], totals[r] = t.total(row);
       }
     }
   }
@@ -105,12 +107,11 @@ struct Tile {
 
   // Parts 1 to `last` are in the first.
   void write_empty_partials(int64_t last) const {
-    for (int64_t part = 1; part <= last; ++part)
-      for (int s = item.span_begin; s < item.span_end; ++s) {
-        const int64_t queries_here = spans[s].q_end - spans[s].q_begin, here = queries_here * t.group;
-        float* to = out.partials + spans[s].partial + part * partial_floats(a, queries_here) + here * a.v_dim;
-        for (int64_t r = 0; r < here; ++r) to[r] = -kInf, to[here + r] = 0.0f;
-      }
+    for (int s = item.span_begin; s < item.span_end; ++s) {
+      const Parts parts = parts_of_span(spans[s]);
+      float *const tops = parts.tops(spans[s].part + 1), *const totals = parts.totals(spans[s].part + 1);
+      for (int64_t i = 0; i < last * parts.rows; ++i) tops[i] = -kInf, totals[i] = 0.0f;
+    }
   }
 
   static int64_t block_end(const AttentionItem& it, int64_t from) {
