@@ -103,3 +103,42 @@ def test_a_sum_and_the_norm_of_what_it_leaves_have_the_bits_of_both(dtype: torch
             results.append(program.run(x.clone(), torch.arange(tokens), [], no_sequences(), isa))
         assert results[0].isfinite().all()
         assert torch.equal(*results), (tokens, hidden)
+
+
+@pytest.mark.parametrize("isa", ISAS[-2:])
+@pytest.mark.parametrize(("form", "options", "dynamic"), [
+    ("bf16", {}, False), ("int8", {}, False), ("int8", {}, True), ("ternary", {}, True), ("int4", {"group": 32}, True),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("scale", [1.0, 0.37])
+def test_a_product_its_sum_and_the_norm_have_the_bits_of_three_steps(
+    form: str, options: dict[str, object], dynamic: bool, scale: float, isa: str
+) -> None:
+    """Whole tiles of results (32) and not; one and two tiles of tokens, and more than are passed on in tiles; a branch
+    that is read once more.
+    """
+    from pagoda.kernels.program import Program
+
+    shapes = ((1, 64, 72), (5, 96, 64), (16, 416, 64), (17, 160, 64), (32, 2048, 128), (32, 80, 64), (33, 64, 96))
+    options_of_norm = {"eps": 1e-5, "offset": 0.0, "centred": False, "round_first": True}
+    for tokens, hidden, inner in shapes:
+        make = Make(torch.bfloat16)
+        weight = pack(make.normal(hidden, inner, scale=inner**-0.5, dtype=torch.float32), form, **options)
+        back = pack(make.normal(inner, hidden, scale=hidden**-0.5, dtype=torch.float32), "bf16")
+        bias, gain, x = make.normal(hidden), make.normal(hidden), make.normal(tokens, hidden)
+        for again in (False, True):
+            results = []
+            for apart in (False, True):
+                program = Program(torch.bfloat16, [hidden, hidden, inner, hidden])
+                program.norm(0, 1, gain, None, **options_of_norm)
+                program.linear(1, 2, back, None, dynamic=False)
+                program.linear(2, 3, weight, bias, dynamic=dynamic)
+                if apart:
+                    program.clip(3, 1e30)
+                program.add(3, 0, scale)
+                program.norm(0, 1, gain, None, **options_of_norm)
+                program.add(1, 0)
+                if again:
+                    program.add(3, 0)
+                results.append(program.run(x.clone(), torch.arange(tokens), [], no_sequences(), isa))
+            assert results[0].abs().max() > 0
+            assert torch.equal(*results), (tokens, hidden, inner, again)

@@ -99,6 +99,11 @@ bool passes_tiles(const PackedMatrix& gated, bool dynamic, const PackedMatrix& n
          multiplies_tiles(operand_of(gated, Dtype::bf16, dynamic, isa), isa);
 }
 
+bool leaves_tiles(const PackedMatrix& m, bool dynamic, int64_t count, const std::string& isa) {
+  return m.group == 0 && m.outputs % kTileColumns == 0 && count <= kTileColumns &&
+         multiplies_tiles(operand_of(m, Dtype::bf16, dynamic, isa), isa);
+}
+
 int64_t prepared_bytes(const PackedMatrix& m, Operand operand, int64_t count) {
   const Tokens t = prepared_in(m, operand, count, nullptr);
   return count * (t.steps * 4 + (operand == Operand::s8 ? 8 : has_sums(m, operand) ? 4 : 0) * m.groups() + t.rank * 4);

@@ -107,11 +107,16 @@ struct TwoPanels {
   Vec scale[2], bias[2];
 };
 
+// Where results of rows row… of a token begin, which may lie in tiles (passes_tiles).
+inline int64_t column_of(const LinearSlice& s, int64_t row) {
+  return s.out_tile ? row / kTileColumns * s.out_tile + row % kTileColumns : row;
+}
+
 // The same for results in bfloat16 of two whole panels: a cache line of each token at once.
 template <bool kIntegers>
 void finish_pair(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
   const int64_t row = panel * kPanel, stride = s.out_stride;
-  uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + row;
+  uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + column_of(s, row);
   const TwoPanels<kIntegers> results(s, row, kPanel);
   for (int64_t t = first; t < end; ++t, sums += sum_stride, out += stride) {
     const __m512bh both = _mm512_cvtne2ps_pbh((__m512)results.of(sums, 1, t), (__m512)results.of(sums, 0, t));
@@ -137,7 +142,7 @@ void finish_wide_pair(const LinearSlice& s, int64_t first, int64_t end, int64_t 
 template <bool kIntegers>
 void finish_gated(const LinearSlice& s, int64_t first, int64_t end, int64_t panel, const uint32_t* sums, int64_t sum_stride) {
   const int64_t row = panel * kPanel, stride = s.out_stride, half = s.rows();
-  uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + (s.out_tile ? row / kTileColumns * s.out_tile + row % kTileColumns : row);
+  uint16_t* out = static_cast<uint16_t*>(s.out) + first * stride + column_of(s, row);
   const TwoPanels<kIntegers> results(s, row, half);
   for (int64_t t = first; t < end; ++t, sums += sum_stride, out += stride) {
     const Vec gate = between<uint16_t>(results.of(sums, 0, t)), up = between<uint16_t>(results.of(sums, 1, t));

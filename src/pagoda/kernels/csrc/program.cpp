@@ -32,7 +32,7 @@ struct Run {
   RunMemory& memory;
   int64_t num_tokens;
   bool activated = false, found = false;  // by the product before: what the activation, the search for the likeliest would do
-  bool tiled = false;                     // and its results lie in tiles
+  bool tiled = false, branch_tiled = false;  // and its results lie in tiles, for the next product, for the next sum
   int64_t choosing = 0, choices = 0;  // nanoseconds and calls, where somebody watches
 
   char* at(int reg, int64_t element = 0) const { return memory.registers[reg] + element * size_of(dtype); }
@@ -42,7 +42,7 @@ struct Run {
     a.x = at(i.src), a.out = at(i.dst), a.rows = num_tokens, a.dtype = dtype;
     a.row_stride = widths[i.src], a.out_stride = widths[i.dst];
     if (i.branch < 0) norm(a, threads, isa);
-    else add_norm(sum_of(i.src, i.branch, i.scale), a, threads, isa);
+    else add_norm(sum_of(i.src, i.branch, i.scale, branch_tiled), a, threads, isa);
   }
 
   void operator()(const HeadNormStep& i) const {
@@ -61,6 +61,8 @@ struct Run {
     activated = a.gated;
     a.from_tiles = tiled;
     tiled = a.to_tiles = a.gated && i.feeds && passes_tiles(a.matrix, a.dynamic, i.following, i.following_dynamic, a.count, isa);
+    branch_tiled = i.summed && dtype == Dtype::bf16 && leaves_tiles(a.matrix, a.dynamic, a.count, isa);
+    a.to_tiles = a.to_tiles || branch_tiled;
     packed_linear(a, threads, isa);
   }
 
@@ -77,10 +79,11 @@ struct Run {
     activation(a, threads, isa);
   }
 
-  void operator()(const AddStep& i) const { add(sum_of(i.dst, i.src, i.scale), threads, isa); }
+  void operator()(const AddStep& i) const { add(sum_of(i.dst, i.src, i.scale, false), threads, isa); }
 
-  AddArgs sum_of(int dst, int branch, float scale) const {
+  AddArgs sum_of(int dst, int branch, float scale, bool in_tiles) const {
     AddArgs a;
+    if (in_tiles) a.width = widths[dst], a.tile = kTileColumns * num_tokens;
     a.x = at(dst), a.branch = at(branch), a.count = num_tokens * widths[dst], a.dtype = dtype, a.scale = scale;
     return a;
   }
@@ -307,6 +310,22 @@ struct Name {
   std::string operator()(const GreedyStep&) const { return "greedy"; }
 };
 
+// Whether an instruction reads register `reg`.
+struct Reads {
+  int reg;
+  bool operator()(const NormStep& i) const { return i.src == reg || i.branch == reg; }
+  bool operator()(const HeadNormStep& i) const { return i.reg == reg; }
+  bool operator()(const LinearStep& i) const { return i.src == reg; }
+  bool operator()(const ActivationStep& i) const { return i.src == reg; }
+  bool operator()(const AddStep& i) const { return i.src == reg || i.dst == reg; }
+  bool operator()(const ClipStep& i) const { return i.reg == reg; }
+  bool operator()(const RotaryStep& i) const { return i.reg == reg; }
+  bool operator()(const AttendStep& i) const { return i.src == reg; }
+  bool operator()(const EmbedStep&) const { return false; }
+  bool operator()(const HeadStep&) const { return reg == 0; }
+  bool operator()(const GreedyStep&) const { return false; }
+};
+
 // The matrix of a product; null: it is none.
 const PackedMatrix* matrix_of(const Instruction& i) {
   if (const auto* linear = std::get_if<LinearStep>(&i)) return &linear->matrix;
@@ -322,6 +341,7 @@ void set_following(Instruction& i, const PackedMatrix& matrix) {
 }  // namespace
 
 void Program::push(Instruction instruction) {
+  keep_rows_for(instruction);
   if (!instructions_.empty()) {  // is the one before done on the way?
     auto* norm = std::get_if<NormStep>(&instruction);
     auto* attend = std::get_if<AttendStep>(&instruction);
@@ -331,6 +351,8 @@ void Program::push(Instruction instruction) {
     if (summed) norm->branch = sum->src, norm->scale = sum->scale;
     if (turned) attend->rotary = *turn;
     if (summed || turned) instructions_.pop_back();
+    auto* product = summed && !instructions_.empty() ? std::get_if<LinearStep>(&instructions_.back()) : nullptr;
+    if (product && product->dst == norm->branch && product->dst != norm->src) product->summed = true;
   }
   const auto* act = std::get_if<ActivationStep>(&instruction);
   auto* linear = act && !instructions_.empty() ? std::get_if<LinearStep>(&instructions_.back()) : nullptr;
@@ -352,6 +374,15 @@ void Program::push(Instruction instruction) {
         }
   }
   instructions_.push_back(std::move(instruction));
+}
+
+void Program::keep_rows_for(const Instruction& reader) {
+  std::vector<bool> written(widths_.size());
+  for (auto i = instructions_.rbegin(); i != instructions_.rend(); ++i)
+    if (auto* product = std::get_if<LinearStep>(&*i); product && !written[product->dst]) {
+      written[product->dst] = true;
+      if (std::visit(Reads{product->dst}, reader)) product->summed = false;
+    }
 }
 
 int64_t Program::workspace_bytes(int64_t num_tokens) const {

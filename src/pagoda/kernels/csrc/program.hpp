@@ -40,6 +40,7 @@ struct LinearStep {
   int gated = -1;
   PackedMatrix following{};  // of the next product, whose beginning is fetched at the end of this one
   bool feeds = false, following_dynamic = false;  // that product is the next instruction after the activation and multiplies what it leaves
+  bool summed = false;  // dst is the branch of the sum and norm that are the next instruction, and read by nothing else
 };
 
 // dst = act(gate) * up, with gate and up side by side in src; or act(src).
@@ -198,6 +199,9 @@ class Program {
   void run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa);
 
  private:
+  // Products whose results it reads leave them in rows, whoever sums them before.
+  void keep_rows_for(const Instruction& reader);
+
   Dtype dtype_;
   std::vector<int64_t> widths_;  // of every register, the stream's first
   std::vector<Instruction> instructions_;

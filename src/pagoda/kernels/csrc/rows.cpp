@@ -50,7 +50,11 @@ void add(const AddArgs& a, int num_threads, const std::string& isa) {
 void add_norm(const AddArgs& sum, const NormArgs& a, int num_threads, const std::string& isa) {
   const auto add_body = PAGODA_BODY(isa, add_elements);
   const auto norm_body = PAGODA_BODY(isa, norm_rows);
-  split(a.rows, 2 * a.dim, num_threads, [&](int64_t first, int64_t end) {
+  split(a.rows, sum.tile ? a.dim / 2 : 2 * a.dim, num_threads, [&](int64_t first, int64_t end) {
+    if (sum.tile) {  // several rows at a time, whose parts of a tile are neighbours
+      add_body(sum, first * a.dim, end * a.dim);
+      return norm_body(a, first, end);
+    }
     for (int64_t row = first; row < end; ++row) add_body(sum, row * a.dim, (row + 1) * a.dim), norm_body(a, row, row + 1);
   });
 }

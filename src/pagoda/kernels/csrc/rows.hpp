@@ -51,6 +51,8 @@ struct ActivationArgs {
 struct AddArgs {  // x += branch * scale, [count] elements; the product is rounded first where scale is not 1
   void* x = nullptr;
   const void* branch = nullptr;
+  // Where a product has left the branch in tiles (packed.hpp, passes_tiles): elements of a row, and from its first 32 to the next 32. Else 0.
+  int64_t width = 0, tile = 0;
   int64_t count = 0;
   Dtype dtype = Dtype::f32;
   float scale = 1.0f;

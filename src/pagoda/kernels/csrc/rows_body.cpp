@@ -92,15 +92,23 @@ void rotary_rows_of(const RotaryArgs& a, int64_t first, int64_t end) {
 
 // ---- sums ------------------------------------------------------------------------------------------------------------
 
+constexpr int64_t kTileRow = 32;  // elements of a row in a tile
+
 template <typename T>
 void add_of(const AddArgs& a, int64_t first, int64_t end) {
   T* const x = static_cast<T*>(a.x);
   const T* const branch = static_cast<const T*>(a.branch);
-  sweep(first, end, [&](int64_t i, int64_t n) {
-    Vec y = take(branch + i, n);
+  const auto add = [&](T* to, Vec y, int64_t n) {
     if (a.scale != 1.0f) y = rounded<T>(y * a.scale);
-    put(x + i, take(x + i, n) + y, n);
-  });
+    put(to, take(to, n) + y, n);
+  };
+  if (a.tile == 0) return sweep(first, end, [&](int64_t i, int64_t n) { add(x + i, take(branch + i, n), n); });
+  for (int64_t column = 0; column < a.width; column += kTileRow)  // of whole rows, which lie side by side in a tile
+    for (int64_t row = first / a.width; row < end / a.width; ++row) {
+      const T* const from = branch + column / kTileRow * a.tile + row * kTileRow;
+      T* const to = x + row * a.width + column;
+      for (int64_t i = 0; i < kTileRow; i += kLanes) add(to + i, load(from + i), kLanes);
+    }
 }
 
 template <typename T>
