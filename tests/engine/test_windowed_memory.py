@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pagoda import SamplingParams
+from pagoda.core.errors import BudgetError, RequestError
 
 from .interrupted import check_interrupted
 from .tiny import make_model, prompt
@@ -175,6 +176,30 @@ def test_a_pool_runs_nearly_three_times_as_many_sequences(make_llm, keeping_all,
     assert most["whole"][0] == 3, "500 tokens are 63 of 200 blocks"
     assert most["windows"][0] >= 1.8 * 3
     assert most["windows"][1] <= most["whole"][1]
+
+
+def test_a_budget_holds_longer_contexts(make_llm, keeping_all, model) -> None:
+    """By the other five layers' share; what a step and a page take beside windows counts."""
+    block_bytes = LAYERS * HEADS * 16 * 4 * SIZE
+    ways = {"page_size": SIZE, "kv_memory": 100 * block_bytes, "max_num_batched_tokens": 32, "max_num_seqs": 4}
+    llm = make_llm(model, **ways)
+    longest = LAYERS * 100 * SIZE - (LAYERS - 1) * (WINDOW + 32 + 128)
+    assert llm._open().engine.max_model_len == min(4096, longest)
+    ids = prompt(74, 2500)
+    output = llm.generate([ids], params(num=50))[0]
+    roomy = keeping_all(model, **ways | {"kv_memory": "8MiB"})
+    assert output.token_ids == roomy.generate([ids], params(num=50))[0].token_ids
+    assert output.memory.peak <= 100 * block_bytes
+    with pytest.raises(RequestError, match=rf"{longest}|need .* of KV"):
+        llm.generate([prompt(75, longest)], params(num=50))
+    stated = make_llm(model, **ways | {"max_model_len": longest})
+    assert stated._open().engine.max_model_len == longest
+    with pytest.raises(BudgetError, match=f"{longest + 64} tokens"):
+        make_llm(model, **ways | {"max_model_len": longest + 64})
+    encoded = make_llm(model, kv="kivi", **ways | {"max_model_len": 800})
+    assert encoded._open().engine.max_model_len == 800, "pages that are encoded whole stay"
+    with pytest.raises(BudgetError, match="808 tokens"):
+        make_llm(model, kv="kivi", **ways | {"max_model_len": 808})
 
 
 def test_a_conversation_finds_its_prefix_again_turn_after_turn(make_llm, model) -> None:

@@ -120,7 +120,7 @@ def test_two_paces_of_memory_give_a_tokens_time_a_range() -> None:
     assert set(plan.tpot_paces) == {plan.tpot}
 
 
-def test_windows_keep_their_kv_and_the_other_layers_lose_theirs() -> None:
+def test_windows_keep_what_they_reach_and_the_other_layers_lose_theirs() -> None:
     """Of gemma-2-2b every second layer has a window of 4096 tokens; what the engine would run is what is priced."""
     snapkv, quest, heads = "snapkv(budget=0.25)", "quest(pages=0.25)", "duo_attention"
     subject, demand = Subject.of("gemma-2-2b", config_of("gemma-2-2b")), Demand(8000, 192, 2)
@@ -128,14 +128,32 @@ def test_windows_keep_their_kv_and_the_other_layers_lose_theirs() -> None:
     assert subject.runs([snapkv, quest, heads], 8192) == [snapkv, quest]
     fmt = subject.shape.kv_format(16, subject.dtype)
     kept = {kv: Kept.of(subject.policy(kv, 8192), fmt, demand) for kv in ("exact", snapkv, quest)}
-    assert kept["exact"].held_blocks == 8192 / 16
-    assert kept[snapkv].held_blocks == 325, "half of 8192 and half of 2192 slots"
+    assert kept["exact"].held_blocks == 389, "half of 8192 slots, and of a window with 129 beside it"
+    assert kept["exact"].peak_blocks == 8192 / 16, "where the prompt is computed at once"
+    assert Kept.of(subject.policy("exact", 8192), fmt, demand, 512).peak_blocks == 404
+    assert kept["exact"].read_slots == 8096, "of layers without a window; a step's model knows of the others"
+    assert kept[snapkv].held_blocks == 201, "half of 2192 slots, and of a window"
     assert kept[snapkv].read_slots == (8096 + 2000 + 96) / 2
     assert kept[quest].held_blocks == kept["exact"].held_blocks
     assert kept[quest].read_slots == (8096 + 126 * 16) / 2, "a quarter of 506 pages"
     assert kept[quest].note_bytes * 2 == Kept.of(subject.policy(quest, 4096), fmt, demand).note_bytes
     plans = planner("gemma-2-2b", 16 * GIB, prompt=8000, output=192, concurrency=2).plans()
     assert {plan.choice.kv for plan in plans} == {"exact", snapkv}
+
+
+def test_windows_let_a_plan_run_more_at_a_time(monkeypatch) -> None:
+    """Of gemma-3-1b five of six layers have a window of 512 tokens."""
+    ways = {"prompt": 8000, "output": 192, "concurrency": 200}
+
+    def running() -> int:
+        config = config_of("gemma-3-1b") | {"sliding_window": 512}
+        subject = Subject.of("gemma-3-1b", config)
+        plans = Planner(subject, MACHINE, None, Demand(**ways), 6 * GIB).plans()
+        return max(plan.running for plan in plans if plan.choice.kv == "exact" and plan.choice.kv_cache_dtype == "auto")
+
+    many = running()
+    monkeypatch.setattr("pagoda.kv.policies._layers.Distances.reach", lambda *_: None)
+    assert 200 > many >= 1.8 * running()
 
 
 def test_windows_in_every_layer_leave_policies_out_where_they_end() -> None:

@@ -21,8 +21,11 @@ from .request import Request, check_prompt_ids
 class Admission:
     """Of one engine; nothing is kept of a request."""
 
-    def __init__(self, loaded: Loaded, stores: Stores, calibrations: Calibrations, max_model_len: int) -> None:
+    def __init__(
+        self, loaded: Loaded, stores: Stores, calibrations: Calibrations, max_model_len: int, step_tokens: int
+    ) -> None:
         self._loaded, self._stores, self._calibrations = loaded, stores, calibrations
+        self._step_tokens = step_tokens  # most that are computed at a time
         self.max_model_len = max_model_len  # another budget may change it
 
     def check(self, request: Request) -> None:
@@ -72,12 +75,15 @@ class Admission:
         fmt, max_blocks = store.fmt, store.manager.pool.limit_blocks
         capacity = max_blocks // width * fmt.page_size
         room = self.max_model_len - num_prompt
+
+        def peak(num_tokens: int) -> int:
+            return request.policy.peak_slots(num_tokens, num_prompt, self._step_tokens)
+
         if params.max_tokens is not None:
             room = min(room, params.max_tokens)
-        elif request.policy.peak_slots(num_prompt + room, num_prompt) > capacity:
-            lengths = range(num_prompt, num_prompt + room + 1)
-            room = bisect_right(lengths, capacity, key=lambda n: request.policy.peak_slots(n, num_prompt)) - 1
-        wanted = request.policy.peak_slots(num_prompt + max(room, 1), num_prompt)
+        elif peak(num_prompt + room) > capacity:
+            room = bisect_right(range(num_prompt, num_prompt + room + 1), capacity, key=peak) - 1
+        wanted = peak(num_prompt + max(room, 1))
         if room < 1 or wanted > capacity:
             needed, held = fmt.blocks_for(wanted) * width * fmt.block_bytes, max_blocks * fmt.block_bytes
             beams = f" in each of {width} beams" if width > 1 else ""

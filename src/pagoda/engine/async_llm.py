@@ -337,11 +337,14 @@ class AsyncLLM:
         answer = self.max_model_len - num_prompt
         answer = answer if params.max_tokens is None else min(answer, params.max_tokens)
         fmt, num = self._built.engine.stores.format_of(request.policy.codec), params.num_sequences
-        if request.policy.eviction is None:
-            return fmt.blocks_for(num_prompt + answer * num) * fmt.block_bytes
+        shared = fmt.blocks_for(num_prompt + answer * num)
         policy = self._built.engine.admission.fit(request.policy)
-        each = policy.peak_slots(num_prompt + answer, num_prompt)  # what is evicted is no longer shared
-        return fmt.blocks_for(each) * num * fmt.block_bytes
+        if policy.eviction is None and policy.reach is None:
+            return shared * fmt.block_bytes
+        step = self._built.config.max_num_batched_tokens
+        each = fmt.blocks_for(policy.peak_slots(num_prompt + answer, num_prompt, step)) * num
+        # What is evicted is no longer shared; what windows do not reach is given up by each for itself.
+        return (each if policy.eviction is not None else min(shared, each)) * fmt.block_bytes
 
     @property
     def kv_capacity_bytes(self) -> int:

@@ -157,7 +157,7 @@ def _weights_in(built: Built, stacks: BlockStacks, left: int) -> tuple[int, int]
         whole = stacks.bytes_in(stacks.most_bytes)
         return whole, whole
     sizes = built.sizes
-    most_kv = sizes.fmt.blocks_for(sizes.longest) * sizes.fmt.block_bytes
+    most_kv = sizes.kv_bytes(sizes.longest)
     if built.config.kv_memory is not None:
         most_kv = min(most_kv, sizes.stated_kv_bytes)
     room = left - kv_beside(left, sizes.least_kv_bytes, most_kv)

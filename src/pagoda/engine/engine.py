@@ -75,7 +75,7 @@ class Engine:
         self._runner, self._probing = Runner(loaded.model, stores), Probing(self.scheduler)
         calibrations = Calibrations(loaded.path, stores.hold_shared)
         self._evictor = Evictor(self.scheduler, self.counters, calibrations)
-        self.admission = Admission(loaded, stores, calibrations, max_model_len)
+        self.admission = Admission(loaded, stores, calibrations, max_model_len, limits.max_num_batched_tokens)
         stores.calibration = calibrations.load
         self._advance = Advance(self.scheduler, self._runner, loaded.tokenizer, clock, self._new_sequence)
         self.shadows = shadows or Shadows(0.0)
@@ -231,7 +231,8 @@ class Engine:
         if sequence is None:
             return []
         manager = sequence.store.manager
-        needed = manager.blocks_needed(sequence.num_tokens) * manager.fmt.block_bytes
+        step = self.scheduler.limits.max_num_batched_tokens
+        needed = manager.blocks_needed(sequence.peak_slots(step)) * manager.fmt.block_bytes
         beside = f" beside what kv={'+'.join(sequence.policy.names)!r} remembers" if sequence.policy.remembers else ""
         self._advance.fail(
             sequence.group,

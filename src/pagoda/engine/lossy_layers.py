@@ -12,7 +12,7 @@ WINDOW_KEYS = ("sliding_window", "window_size", "attention_chunk_size")
 
 def on_this_model(policy: PolicyStack, loaded: Loaded, longest: int) -> PolicyStack:
     """See ``Distances.fit``."""
-    return policy if policy.keeps_all else distances(loaded).fit(policy, longest)
+    return distances(loaded).fit(policy, longest)
 
 
 def distances(loaded: Loaded) -> Distances:
@@ -22,4 +22,5 @@ def distances(loaded: Loaded) -> Distances:
         return Distances(spec.windows, spec.alibi)
     text = loaded.config.get("text_config") or loaded.config
     stated = [window for key in WINDOW_KEYS if isinstance(window := text.get(key), int) and window > 0]
-    return Distances((min(stated, default=0),), bool(text.get("alibi")) or text.get("model_type") == "bloom")
+    alibi = bool(text.get("alibi")) or text.get("model_type") == "bloom"
+    return Distances((min(stated, default=0),), alibi, by_layer=False)

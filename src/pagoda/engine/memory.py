@@ -98,8 +98,9 @@ class PagedMemory:
         if self._persistence is not None and self._persistence.is_pending(sequence.seq_id):
             return False
         manager = sequence.store.manager
-        slots = sequence.peak_slots
-        missing = manager.blocks_needed(slots) - sequence.num_computed // manager.fmt.page_size
+        slots = sequence.peak_slots(min(self._step_tokens, sequence.num_tokens - sequence.num_computed))
+        held = manager.table(sequence.seq_id).num_pages // manager.fmt.pages_per_block
+        missing = max(0, manager.blocks_needed(slots) - held)
         return missing + self._growth(sequence, num_growing) <= manager.available_blocks()
 
     def _growth(self, sequence: Sequence, num_growing: int) -> int:
@@ -113,14 +114,13 @@ class PagedMemory:
         steps = 1 + -(-(first - sequence.num_computed) // self._step_tokens)
         return math.ceil(sum(self._taken(_sequence(other), sequence.store, steps) for other in self._running()))
 
-    @staticmethod
-    def _taken(other: Sequence, store: Store, steps: int) -> float:
+    def _taken(self, other: Sequence, store: Store, steps: int) -> float:
         """Blocks of ``store``, or parts of one, that a running sequence will take in that many steps."""
         fmt, table = store.fmt, other.store.manager.table(other.seq_id)
         if other.store is not store:
             return 1
         if other.num_computed < other.prompt_len:  # its rest is not reserved yet
-            return max(1, fmt.blocks_for(other.peak_slots) - table.num_pages // fmt.pages_per_block)
+            return max(1, fmt.blocks_for(other.peak_slots(self._step_tokens)) - table.num_pages // fmt.pages_per_block)
         return int(table.missing_runs(steps).sum()) * table.run / fmt.pages_per_block
 
     def capacity_tokens(self, item: Item) -> int:

@@ -107,7 +107,7 @@ class Sequence:
         return min(act, end)
 
     def slots(self, num_tokens: int) -> int:
-        if self.plain:
+        if self.plain and self.policy.reach is None:
             return num_tokens
         return self.asks(
             "saying how much it keeps",
@@ -118,19 +118,18 @@ class Sequence:
     @property
     def slots_now(self) -> int:
         num_tokens = len(self.tokens)
-        if self.plain:
+        if self.plain and self.policy.reach is None:
             return num_tokens
         if self.num_computed >= self.prompt_len:
             return self.slots(num_tokens)
-        return self.peak_slots
+        return self.peak_slots()
 
-    @property
-    def peak_slots(self) -> int:
+    def peak_slots(self, step: int | None = None) -> int:
         """``PolicyStack.peak_slots`` of all its tokens."""
         num_tokens = len(self.tokens)
         return self.asks(
             "saying how much it keeps",
-            lambda: self.policy.peak_slots(num_tokens, self.prompt_len),
+            lambda: self.policy.peak_slots(num_tokens, self.prompt_len, step),
             lambda: num_tokens,
         )
 

@@ -14,7 +14,10 @@ from ..core.types import KVFormat
 from ..core.units import format_bytes, parse_bytes
 from ..kv.codecs.base import with_dtype
 from ..kv.device_region import EDGE_BYTES
+from ..kv.grammar import parse_policy
 from ..kv.persist import WRITE_BYTES
+from ..kv.policies._layers import Distances, Reach, blocks_of, tokens_in
+from ..kv.policies._stack import PolicyStack
 from ..models.placement import Room, RoomFor
 from ..models.shape import ModelShape
 from ..plan.accounts import STAGING_BYTES, StepLimits, step_bytes
@@ -31,6 +34,7 @@ class Sizes:
     """What a budget allows: sequence length in tokens, pool size in blocks, bytes beside the pool.
 
     far_tokens       tokens of the longest sequence whose KV lies in a lower tier
+    reach            what windows leave of a sequence that is computed in steps of ``step_tokens``
     longest          tokens that the step's buffers are sized for; ``max_model_len`` is what of it the pool holds
     least_kv_bytes   KV without which the engine makes no sense
     stated_kv_bytes  ``kv_memory``, 0 where it was not said
@@ -41,13 +45,19 @@ class Sizes:
     fmt: KVFormat
     activation_bytes: int
     longest: int = 0
+    reach: Reach | None = None
+    step_tokens: int = 0
     least_kv_bytes: int = 0
     stated_kv_bytes: int = 0
     far_tokens: int = 0
 
     def most_tokens(self, max_blocks: int) -> int:
         """Of one sequence, with so many blocks in the pool."""
-        return max(self.far_tokens, min(self.longest, max_blocks * self.fmt.page_size))
+        return max(self.far_tokens, tokens_in(max_blocks, self.fmt, self.longest, self.reach, self.step_tokens))
+
+    def kv_bytes(self, num_tokens: int) -> int:
+        """Of one exact sequence of so many tokens, at most."""
+        return blocks_of(num_tokens, self.fmt, self.reach, self.step_tokens) * self.fmt.block_bytes
 
 
 def fit(
@@ -61,7 +71,8 @@ def fit(
     sure of the KV of one longest sequence then, and where no length was said that is ``SURE_SHARE`` of the room.
     """
     fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
-    longest = longest_of(config, shape)
+    longest, step = longest_of(config, shape), config.max_num_batched_tokens
+    reach = reach_of(config, shape) if shared_room is None else None
     activations = _activations(config, shape, dtype, quantization or Quantization())
     reserve = reserved_bytes(config, ledger) if ledger_is_host else EDGE_BYTES
     account, what = ("server", "what the caller holds") if ledger_is_host else ("kv", "edges of chunks")
@@ -70,21 +81,30 @@ def fit(
     left -= activations + STAGING_BYTES + reserve
     if shared_room is not None:
         least = _sure(least, longest, fmt, left)
+    least_bytes = blocks_of(least, fmt, reach, step) * fmt.block_bytes
     needs = [
         Need("activations", activations, "activations"),
         Need("staging", STAGING_BYTES, "staging"),
         *([Need(account, reserve, what)] if reserve else []),
-        Need("kv", fmt.blocks_for(least) * fmt.block_bytes, f"KV of {least} tokens"),
+        Need("kv", least_bytes, f"KV of {least} tokens"),
     ]
     ledger.require(needs)
     stated = 0
     if config.kv_memory is not None:
-        stated = _stated_kv_bytes(config, fmt, least)
+        stated = _stated_kv_bytes(config, least, least_bytes)
         left = min(left, stated)
     max_blocks = min(left // fmt.block_bytes, (2**31 - 1) // fmt.pages_per_block)
-    max_model_len = max(far_tokens, min(longest, max_blocks * fmt.page_size if shared_room is None else least))
-    least_bytes = fmt.blocks_for(least) * fmt.block_bytes
-    return Sizes(max_model_len, max_blocks, fmt, activations, longest, least_bytes, stated, far_tokens)
+    fitting = tokens_in(max_blocks, fmt, longest, reach, step) if shared_room is None else min(longest, least)
+    return Sizes(
+        max(far_tokens, fitting), max_blocks, fmt, activations, longest, reach, step, least_bytes, stated, far_tokens
+    )  # fmt: skip
+
+
+def reach_of(config: EngineConfig, shape: ModelShape) -> Reach | None:
+    """What windows leave of sequences, as the engine's own policy stores them."""
+    policy = parse_policy(config.kv)
+    stored = PolicyStack(codec=policy.codec, offload=policy.offload)
+    return Distances(shape.windows).fit(stored, longest_of(config, shape)).reach
 
 
 def kv_beside(left: int, least: int, most: int) -> int:
@@ -132,7 +152,8 @@ def weight_room(
         fmt = with_dtype(shape.kv_format(config.page_size, dtype), config.kv_cache_dtype)
         longest = longest_of(config, shape)
         tokens = _least(config, longest, fmt)
-        least, most = (fmt.blocks_for(n) * fmt.block_bytes for n in (tokens, longest))
+        reach, step = reach_of(config, shape), config.max_num_batched_tokens
+        least, most = (blocks_of(n, fmt, reach, step) * fmt.block_bytes for n in (tokens, longest))
         grammars = grammar_bytes(shape.vocab_size) if config.structured_output else 0
         needs = [
             Need("activations", _activations(config, shape, dtype, quantization), "activations"),
@@ -162,9 +183,9 @@ def _least(config: EngineConfig, longest: int, fmt: KVFormat) -> int:
     return longest if whole else min(longest, 16 * fmt.page_size)
 
 
-def _stated_kv_bytes(config: EngineConfig, fmt: KVFormat, least: int) -> int:
+def _stated_kv_bytes(config: EngineConfig, least: int, needed: int) -> int:
     assert config.kv_memory is not None
-    num_bytes, needed = parse_bytes(config.kv_memory, what="kv_memory"), fmt.blocks_for(least) * fmt.block_bytes
+    num_bytes = parse_bytes(config.kv_memory, what="kv_memory")
     if num_bytes < needed:
         raise BudgetError(
             f"kv_memory {config.kv_memory!r} is {format_bytes(num_bytes)}, but {least} tokens of this model's KV take "

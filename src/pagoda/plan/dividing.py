@@ -11,6 +11,7 @@ from ..budget.reconcile import LATE_CODE_BYTES
 from ..core.errors import BudgetError
 from ..core.types import DTYPE_BYTES, KVFormat
 from ..kv.codecs.base import with_dtype
+from ..kv.policies._layers import blocks_of
 from ..models.stream_plan import StreamPlan
 from ..sampling.scratch import grammar_bytes
 from .accounts import SERVER_BYTES, STAGING_BYTES, Accounts, StepLimits, step_bytes
@@ -125,7 +126,9 @@ class Divider:
 
     def _near(self, choice: Choice) -> Division:
         beside, fmt = self.beside(choice), self.format(choice)
-        stream = self._stream(choice, beside, fmt.blocks_for(self.longest) * fmt.block_bytes)
+        reach = self.subject.distances.reach(self.longest)
+        most = blocks_of(self.longest, fmt, reach, choice.max_num_batched_tokens) * fmt.block_bytes
+        stream = self._stream(choice, beside, most)
         loading = self._loading(choice, beside, stream)
         beside = beside if stream is None else replace(beside, weights=stream.num_bytes)
         kept = self.kept(choice)
@@ -195,10 +198,10 @@ class Divider:
 
     def kept(self, choice: Choice) -> Kept:
         """KV of a sequence under the choice's policy."""
-        return self._kept_of(choice.kv, choice.kv_cache_dtype)
+        return self._kept_of(choice.kv, choice.kv_cache_dtype, choice.max_num_batched_tokens)
 
-    def _find_kept(self, kv: str, kv_dtype: str) -> Kept:
-        return Kept.of(self.subject.policy(kv, self.longest), self._format_of(kv_dtype), self.demand)
+    def _find_kept(self, kv: str, kv_dtype: str, step: int) -> Kept:
+        return Kept.of(self.subject.policy(kv, self.longest), self._format_of(kv_dtype), self.demand, step)
 
     def steps(
         self, choice: Choice, stream: StreamPlan | None = None, far: FarKV | None = None, pace: float | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from ..core.types import KVFormat
@@ -27,11 +27,13 @@ class Kept:
     selects: bool = False
 
     @classmethod
-    def of(cls, policy: PolicyStack, fmt: KVFormat, demand: Demand) -> Kept:
-        """Of sequences of that demand."""
+    def of(cls, policy: PolicyStack, fmt: KVFormat, demand: Demand, step: int | None = None) -> Kept:
+        """Of sequences of that demand, whose prompts are computed ``step`` tokens at a time (None: whole). What is read
+        is counted as if windows left everything: the model of a step knows itself how far they reach.
+        """
         held = max(policy.most_slots(n, demand.prompt) for n in (demand.prompt, demand.length))
         at, lossy = demand.prompt + demand.output // 2, policy.lossy
-        middle = read = policy.most_slots(at, demand.prompt)
+        middle = read = replace(policy, reach=None).most_slots(at, demand.prompt)
         notes = 0
         if isinstance(policy.selection, PageSelection):
             chosen_of = middle if policy.eviction is None else policy.eviction.most_slots(at, demand.prompt)
@@ -42,5 +44,5 @@ class Kept:
             if lossy is not None:  # the other layers read all and note nothing
                 read, noted = lossy.mean(read, at), lossy.mean(noted, 0)
             notes = round(noted * of_page)
-        peak = fmt.blocks_for(policy.peak_slots(demand.length, demand.prompt))
+        peak = fmt.blocks_for(policy.peak_slots(demand.length, demand.prompt, step))
         return cls(fmt.blocks_for(ceil(held)), peak, middle, read, notes, policy.selection is not None)

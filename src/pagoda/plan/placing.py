@@ -178,7 +178,7 @@ class Placer:
         return BlockModel(self._subject.shape, DTYPE, found, self._format(kv_dtype), self._device, self._host)
 
     def _find_kept(self, kv: str, kv_dtype: str) -> Kept:
-        return Kept.of(self._subject.policy(kv, self._longest), self._format(kv_dtype), self._demand)
+        return Kept.of(self._subject.policy(kv, self._longest), self._format(kv_dtype), self._demand, STEP_TOKENS)
 
     def _format(self, kv_dtype: str) -> KVFormat:
         return with_dtype(self._subject.shape.kv_format(PAGE_SIZE, DTYPE), kv_dtype)

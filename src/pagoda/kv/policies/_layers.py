@@ -4,8 +4,10 @@ afterwards. ALiBi does so everywhere; a sliding window does in its own layer, wh
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 from typing import TYPE_CHECKING
 
 from ...core.errors import RequestError
@@ -15,8 +17,12 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from ...core.types import KVFormat
     from ._stack import PolicyStack
 
+BESIDE_WINDOW = 128
+"""Slots that a windowed layer holds beside its window and a step's tokens, at most: what lies before a multiple of 64,
+and the rest of a page (one page more, where those have 128 slots)."""
 EXACT_WAYS = "accepted: exact, and codecs of single slots (int8, fp8, int4)"
 
 
@@ -45,11 +51,47 @@ class LossyLayers:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """What layers hold whose windows end: ``windows`` of all layers, 0 where none ends."""
+
+    windows: tuple[int, ...]
+
+    def mean(self, others: float, num_seen: int, step: int) -> float:
+        """Slots of a layer on the average, at most, once ``num_seen`` tokens are there and were computed in steps of up
+        to ``step``: ``others`` in layers without a window.
+        """
+        held = (min(num_seen, window + step + BESIDE_WINDOW) if window else others for window in self.windows)
+        return sum(held) / len(self.windows)
+
+
+def blocks_of(num_tokens: int, fmt: KVFormat, reach: Reach | None, step: int) -> int:
+    """Blocks that an exact sequence of so many tokens, computed ``step`` at a time, takes at most."""
+    if reach is None:
+        return fmt.blocks_for(num_tokens)
+    return fmt.blocks_for(ceil(reach.mean(num_tokens, num_tokens, step)))
+
+
+def tokens_in(num_blocks: int, fmt: KVFormat, longest: int, reach: Reach | None, step: int) -> int:
+    """Tokens of the longest exact sequence that so many blocks hold, up to ``longest``."""
+    if reach is None:
+        return min(longest, num_blocks * fmt.page_size)
+    return bisect_right(range(1, longest + 1), num_blocks, key=lambda n: blocks_of(n, fmt, reach, step))
+
+
+@dataclass(frozen=True)
 class Distances:
-    """How a model's layers measure distance in slots: ``windows`` of each (0: none), and whether ``alibi`` does."""
+    """How a model's layers measure distance in slots: ``windows`` of each (0: none), and whether ``alibi`` does.
+    ``by_layer``: it is known of each layer, so that pages which no window reaches are given back (`kv.windows`).
+    """
 
     windows: tuple[int, ...] = ()
     alibi: bool = False
+    by_layer: bool = True
+
+    def reach(self, longest: int) -> Reach | None:
+        """What windows leave of contexts of ``longest`` tokens at most; None: everything."""
+        ending = tuple(window if 0 < window < longest else 0 for window in self.windows)
+        return Reach(ending) if self.by_layer and any(ending) else None
 
     def lossy(self, longest: int) -> LossyLayers | None:
         """Layers whose windows end nowhere within ``longest`` tokens; None: all do not."""
@@ -72,9 +114,12 @@ class Distances:
         )
 
     def fit(self, policy: PolicyStack, longest: int) -> PolicyStack:
-        """The policy with the layers that it may take from. Raises RequestError, with what can be done, where there are
-        none, or the policy needs all.
+        """The policy with the layers that it may take from, and with what windows leave of the others. Raises
+        RequestError, with what can be done, where there are none, or the policy needs all.
         """
+        reach = None if policy.windowed is not None or policy.offload else self.reach(longest)
+        if reach is not None:
+            policy = replace(policy, reach=reach)
         if policy.keeps_all:
             return policy
         spelled, reason, layers = "+".join(policy.names), self.why_not(longest), self.lossy(longest)

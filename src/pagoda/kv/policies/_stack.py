@@ -27,7 +27,7 @@ from .base import (
 
 if TYPE_CHECKING:
     from ._inputs import Inputs
-    from ._layers import LossyLayers
+    from ._layers import LossyLayers, Reach
 
 LOOKS = frozenset({Need.QUERIES, Need.RECEIVED, Need.WANTED})
 """What is about the newest queries."""
@@ -38,7 +38,8 @@ ORDER = (Stage.EVICTION, Stage.ALLOCATOR, Stage.CODEC, Stage.SELECTION, Stage.TI
 @dataclass(frozen=True)
 class PolicyStack:
     """What a request's ``kv=`` came to. ``names`` without parameters, ``spelled`` with those that were given.
-    ``lossy``: layers that lose slots, or are read in part, where a model's others must not.
+    ``lossy``: layers that lose slots, or are read in part, where a model's others must not. ``reach``: what windows
+    leave of layers that have some, whatever is asked.
     """
 
     names: tuple[str, ...] = ("exact",)
@@ -49,6 +50,7 @@ class PolicyStack:
     codec: Stored | WindowedCodec | None = None
     offload: bool = False
     lossy: LossyLayers | None = None
+    reach: Reach | None = None
 
     @classmethod
     def join(cls, named: list[tuple[str, KVPolicy]], spelled: str = "") -> PolicyStack:
@@ -226,18 +228,21 @@ class PolicyStack:
         return self.windowed is None or self.eviction.next_act(num_seen, prompt_len) is not None
 
     def most_slots(self, num_seen: int, prompt_len: int) -> float:
-        """As ``Eviction.most_slots``; without eviction every token has its slot."""
-        if self.eviction is None:
-            return num_seen
-        most = self.eviction.most_slots(num_seen, prompt_len)
-        return most if self.lossy is None else self.lossy.mean(most, num_seen)
+        """As ``Eviction.most_slots``; without eviction every token has its slot, but for what no window reaches."""
+        most = num_seen if self.eviction is None else self.eviction.most_slots(num_seen, prompt_len)
+        if self.reach is not None:
+            return self.reach.mean(most, num_seen, 1)
+        return most if self.lossy is None or self.eviction is None else self.lossy.mean(most, num_seen)
 
-    def peak_slots(self, num_seen: int, prompt_len: int) -> int:
-        """Most slots of a head, on the average, on the way to ``num_seen`` tokens: prompts are whole until an act."""
-        if self.eviction is None:
-            return num_seen
-        first = self.next_act(0, prompt_len)
-        most = num_seen if first is None else max(min(first, num_seen), self.most_slots(num_seen, prompt_len))
+    def peak_slots(self, num_seen: int, prompt_len: int, step: int | None = None) -> int:
+        """Most slots of a head, on the average, on the way to ``num_seen`` tokens: prompts are whole until an act.
+        ``step``: tokens that are computed at a time, at most; None: perhaps all.
+        """
+        first = None if self.eviction is None else self.next_act(0, prompt_len)
+        whole = num_seen if first is None else min(first, num_seen)
+        most: float = whole if self.reach is None else self.reach.mean(whole, whole, min(step or whole, whole))
+        if first is not None:
+            most = max(most, self.most_slots(num_seen, prompt_len))
         return int(-(-most // 1))
 
     def shareable(self, prompt_len: int) -> int:
