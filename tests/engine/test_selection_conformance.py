@@ -17,7 +17,9 @@ from pagoda.engine.selection import PageChooser
 from pagoda.engine.selection_notes import Notes, Standing
 from pagoda.kernels import ops
 from pagoda.kernels.case import Make
+from pagoda.kernels.memory import HUGE_BYTES
 from pagoda.kernels.ops.page_scores import _out_of_bytes, by_channel, corners, reference
+from pagoda.kernels.shelves import Shelves
 from pagoda.kv.choices import Choice
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
@@ -94,6 +96,7 @@ def is_judged_by_rule(name: str) -> bool:
 
 
 INSIDE = [f"{name}(pages=3)" for name in NAMES if is_judged_by_rule(name)] + ["shadowkv(pages=3, chunk=2)"]
+INSIDE += ["clusterkv(pages=3, by='tokens')"]
 
 
 def test_methods_that_ship_are_left_to_the_kernels() -> None:
@@ -329,18 +332,33 @@ def test_what_the_kernels_note_of_a_page_is_what_the_policy_would(tiny, name) ->
 
 @pytest.mark.parametrize("columns", [False, True])
 def test_sketches_of_a_sequence_lie_side_by_side_on_huge_pages(columns) -> None:
-    """And stay what they were when there are more of them."""
-    notes, made = Notes(3, 2), Make().normal(3, 2, 120, 64, 16).bfloat16()
+    """And stay what they were when there are more of them; what a step reads beside them lies there, too."""
+    shelves, made = Shelves(), Make().normal(3, 2, 120, 64, 16).bfloat16()
+    notes, other = Notes(3, 2, shelves), Notes(3, 2, shelves)
     for layer in range(3):
+        notes.memory[layer]["basis"] = torch.full((2, 64, 16), 1.0 + layer)
         notes.write(layer, slice(None), 0, made[layer], columns)
-    first, size = notes.sketches[0].data_ptr(), notes.sketches[0].nbytes
-    assert [sketch.data_ptr() - first for sketch in notes.sketches] == [0, size, 2 * size]
-    assert 3 * size < notes.num_bytes == 2 << 20  # the rest of the last huge page is theirs
+    first, size, beside = notes.sketches[0].data_ptr(), notes.sketches[0].nbytes, 2 * 64 * 16 * 4
+    for layer in range(3):
+        assert notes.sketches[layer].data_ptr() == first + layer * (size + beside)
+        assert notes.memory[layer]["basis"].data_ptr() == first + layer * (size + beside) + size
+        assert bool((notes.memory[layer]["basis"] == 1.0 + layer).all())
+    assert notes.num_bytes == 3 * (size + beside)
+    assert shelves.unused_bytes == -notes.num_bytes % HUGE_BYTES, "the rest of the last huge page"
+    other.write(0, slice(None), 0, made[0], columns)
+    assert other.sketches[0].data_ptr() == first + notes.num_bytes, "another sequence goes on where one ends"
+    assert other.num_bytes == 3 * size, "the room for its other layers is its own"
     for layer in range(3):
         notes.write(layer, slice(None), 120, made[layer], columns)
         assert torch.equal(notes.sketches[layer][:, :240], torch.cat([made[layer], made[layer]], 1))
         assert not notes.sketches[layer][:, 240:].any()
+        assert bool((notes.memory[layer]["basis"] == 1.0 + layer).all())
+    grown = 3 * (notes.sketches[0].nbytes + beside)
+    assert notes.num_bytes == grown
+    assert (shelves.unused_bytes + notes.num_bytes + other.num_bytes) % HUGE_BYTES == 0
     twin = notes.fork()
     assert all(
         torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(twin.sketches, notes.sketches, strict=True)
     )
+    del notes, other
+    assert shelves.unused_bytes == 0

@@ -17,6 +17,7 @@ from ..core.types import KVFormat
 from ..kernels.acts import look
 from ..kernels.ops import close_rows
 from ..kernels.ops.add_sums import Target
+from ..kernels.shelves import Shelves
 from ..kv.pages import Int32s
 from ..kv.policies._inputs import Inputs
 from ..kv.policies._stack import PolicyStack
@@ -56,12 +57,12 @@ class PolicyState:
         "sums_up", "tail",
     )  # fmt: skip
 
-    def __init__(self, stack: PolicyStack, fmt: KVFormat) -> None:
+    def __init__(self, stack: PolicyStack, fmt: KVFormat, shelves: Shelves) -> None:
         self._stack, self._fmt, self._lossy = stack, fmt, stack.lossy
         self.slots: dict[str, Tensor] = {}
         self._targets: dict[str, Target] = {}  # of those that sums are added to
         self.memory: dict[str, object] = {}
-        self.notes = Notes(fmt.num_layers, fmt.num_kv_heads)
+        self.notes = Notes(fmt.num_layers, fmt.num_kv_heads, shelves)
         self.scale, self.soft_cap = 1.0, 0.0
         self.numbered = 0  # tokens seen when the positions of all slots were written down; later slots are one a token
         self.captured = 0  # the ring holds queries of tokens up to here
@@ -92,7 +93,7 @@ class PolicyState:
 
     def fork(self) -> PolicyState:
         """An independent copy, for a sequence that goes on from here."""
-        twin = PolicyState(self._stack, self._fmt)
+        twin = PolicyState(self._stack, self._fmt, self.notes.shelves)
         twin.slots = {name: values.clone() for name, values in self.slots.items()}
         twin._ring, twin._hidden = (None if held is None else held.clone() for held in (self._ring, self._hidden))
         twin.memory, twin.captured = copy.deepcopy(self.memory), self.captured

@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.memory import huge_bytes
 from ..kernels.ops.page_marks import MarkAids
+from ..kernels.shelves import Shelves
 from ..kv.choices import Choice
 from ..kv.policies._pages import PageSelection, counts_down
 from ..kv.table import PageTable
+
+LEAST_BESIDE = 1024
+"""Bytes of a tensor that is worth a place beside the sketches."""
 
 
 @dataclass(slots=True)
@@ -74,18 +77,22 @@ def full_pages(table: PageTable) -> int | bytes:
 
 
 class Slab:
-    """Sketches of one sequence, layer after layer on huge pages: a step reads little of each, and on small pages half
-    of that time went into finding where it lies (32 sequences of 400 tokens: a choice by `sparq` 7.8 us, 4.4).
+    """What is noted of one sequence, layer after layer on huge pages: a step reads little of each, and on small pages
+    half of that time went into finding where it lies (32 sequences of 400 tokens: a choice by `sparq` 7.8 us, 4.4).
     """
 
-    def __init__(self, num_bytes: int) -> None:
-        self._bytes, self._used = huge_bytes(num_bytes), 0
-        self.unused = self._bytes.numel() - num_bytes  # of the last huge page
+    def __init__(self, shelves: Shelves, num_bytes: int) -> None:
+        self._bytes, self._used = shelves.take(num_bytes), 0
+
+    @property
+    def unused(self) -> int:
+        """Bytes."""
+        return self._bytes.numel() - self._used
 
     def place(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
         """Zeros; None where there is no room."""
         num_bytes = _aligned(prod(shape) * dtype.itemsize)
-        if self._used + num_bytes > self._bytes.numel():
+        if num_bytes > self.unused:
             return None
         first, self._used = self._used, self._used + num_bytes
         return self._bytes[first : first + prod(shape) * dtype.itemsize].view(dtype).view(shape)
@@ -98,7 +105,8 @@ def _aligned(num_bytes: int) -> int:
 class Notes:
     """What a selection noted of one sequence: sketches of full pages by layer, and its own memory."""
 
-    def __init__(self, num_layers: int, num_heads: int) -> None:
+    def __init__(self, num_layers: int, num_heads: int, shelves: Shelves) -> None:
+        self.shelves = shelves
         self.sketches: list[Tensor | None] = [None] * num_layers
         self.sketched = np.zeros((num_layers, num_heads), np.int64)  # pages of each head that are in the sketches
         self.memory: list[dict[str, Tensor]] = [{} for _ in range(num_layers)]
@@ -157,23 +165,34 @@ class Notes:
         before, whole = self.sketches[layer], (self.sketched.shape[1], end + end // 4 + 4, *shape)
         heads, pages, *rest = whole
         laid = (heads, rest[0], pages, rest[1]) if columns else whole
-        grown = self._zeros(laid, like) if like.device.type == "cpu" else like.new_zeros(laid)
+        if like.device.type == "cpu":
+            grown = self._zeros(layer, laid, like)
+            for name, value in self._beside(layer).items():
+                if self._slab is not None and (place := self._slab.place(tuple(value.shape), value.dtype)) is not None:
+                    self.memory[layer][name] = place.copy_(value)
+        else:
+            grown = like.new_zeros(laid)
         grown = grown.transpose(1, 2) if columns else grown
         if before is not None:
             grown[:, : before.shape[1]] = before
         self.sketches[layer], self.standing = grown, None
 
-    def _zeros(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def _zeros(self, layer: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
         found = None if self._slab is None else self._slab.place(shape, like.dtype)
         if found is None:
-            self._slab = Slab(len(self.sketches) * _aligned(prod(shape) * like.dtype.itemsize))
+            beside = sum(_aligned(value.nbytes) for value in self._beside(layer).values())
+            self._slab = Slab(self.shelves, len(self.sketches) * (_aligned(prod(shape) * like.dtype.itemsize) + beside))
             found = self._slab.place(shape, like.dtype)
         assert found is not None
         return found
 
+    def _beside(self, layer: int) -> dict[str, Tensor]:
+        """Of the policy's memory, what a step reads beside the sketches: it lies there, too."""
+        return {name: value for name, value in self.memory[layer].items() if value.nbytes >= LEAST_BESIDE}
+
     def fork(self) -> Notes:
         """An independent copy."""
-        twin = Notes(*self.sketched.shape)
+        twin = Notes(*self.sketched.shape, self.shelves)
         twin.sketches = [None if s is None else s.clone() for s in self.sketches]
         twin.sketched = self.sketched.copy()
         twin.memory = [{name: value.clone() for name, value in m.items()} for m in self.memory]
@@ -181,7 +200,7 @@ class Notes:
 
     def forget_pages(self) -> None:
         """The pages' content moved (an eviction acted)."""
-        self.__init__(*self.sketched.shape)  # type: ignore[misc]
+        self.__init__(*self.sketched.shape, self.shelves)  # type: ignore[misc]
 
 
 class PageNoter:

@@ -281,7 +281,7 @@ class RequestState:
 
     def new_policy_state(self) -> PolicyState:
         """What the request's policy remembers of a sequence at its beginning: nothing."""
-        return PolicyState(self.request.policy, self.store.fmt)
+        return PolicyState(self.request.policy, self.store.fmt, self.store.shelves)
 
     @property
     def held_bytes(self) -> int:

@@ -37,7 +37,7 @@ def empty_bytes(shape: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.empty(shape, dtype=torch.uint8, device=device)
     if num_bytes < 2 * HUGE_BYTES:
         return _SHELVES.place(num_bytes).view(shape)
-    mapping, start = _on_huge_pages(num_bytes)
+    mapping, start = huge_mapping(num_bytes)
     return torch.frombuffer(mapping, dtype=torch.uint8, offset=start, count=num_bytes).view(shape)
 
 
@@ -49,12 +49,12 @@ def huge_bytes(num_bytes: int) -> Tensor:
     if not whole or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(num_bytes, dtype=torch.uint8)
     num_bytes = max(num_bytes, whole)
-    mapping, start = _on_huge_pages(num_bytes)
+    mapping, start = huge_mapping(num_bytes)
     return torch.frombuffer(mapping, dtype=torch.uint8, offset=start, count=num_bytes)
 
 
-def _on_huge_pages(num_bytes: int) -> tuple[mmap.mmap, int]:
-    """A mapping, which a tensor on it keeps alive, and where in it the first huge page begins."""
+def huge_mapping(num_bytes: int) -> tuple[mmap.mmap, int]:
+    """A mapping, which a tensor on it keeps alive, and where in it the first huge page begins; none is touched."""
     mapping = mmap.mmap(-1, num_bytes + HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = torch.frombuffer(mapping, dtype=torch.uint8).data_ptr()
     start = -address % HUGE_BYTES
@@ -78,7 +78,7 @@ class _Shelves:
         with self._lock:
             mapping = None if self._mapping is None else self._mapping()
             if mapping is None or self._used + num_bytes > SHELF_BYTES:
-                mapping, self._start = _on_huge_pages(SHELF_BYTES)
+                mapping, self._start = huge_mapping(SHELF_BYTES)
                 self._mapping, self._used = weakref.ref(mapping), 0
             tensor = torch.frombuffer(mapping, dtype=torch.uint8, offset=self._start + self._used, count=num_bytes)
             self._used += -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE

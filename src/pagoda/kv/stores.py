@@ -20,6 +20,7 @@ from ..core.errors import BudgetError, ConfigError
 from ..core.types import KVFormat
 from ..core.units import format_bytes
 from ..kernels.memory import HUGE_BYTES
+from ..kernels.shelves import Shelves
 from .audit import audit
 from .codecs import CODECS
 from .codecs.base import with_dtype
@@ -42,13 +43,14 @@ MIN_HUGE_PAGES = 64  # a store of fewer declines huge pages: their slack (`PageS
 @dataclass(slots=True, eq=False)
 class Store:
     """The pages of one KV format: who has them, and their bytes. ``learned``: what its codec was calibrated to;
-    ``codes``: how its pages are read, where they are encoded whole.
+    ``codes``: how its pages are read, where they are encoded whole; ``shelves``: for what is noted of its sequences.
     """
 
     manager: KVManager
     storage: PageStorage
     learned: Learned = field(default_factory=dict)
     codes: PageCodes | None = None
+    shelves: Shelves = field(default_factory=Shelves)
 
     @property
     def fmt(self) -> KVFormat:
@@ -121,6 +123,8 @@ class Stores:
         self._state_lease, self._address_bytes = state_lease, max(total_bytes, address_bytes)
         self._device, self._make_prefix = torch.device(device), make_prefix
         self._driver = driver
+        self.shelves = Shelves()
+        """Where what is noted of sequences lies."""
         self.calibration: Callable[[str], Learned] = _none
         self._by_dtype: dict[str, Store] = {}
         self._shared_bytes = 0  # of the state lease: calibrations
@@ -237,7 +241,7 @@ class Stores:
         fmt = self.default.fmt
         pool = PagePool(fmt, tier.num_blocks)
         manager = KVManager(fmt, pool, self._make_prefix(pool))
-        self.offloaded = Store(manager, OffloadedStorage(fmt, tier, window_bytes, longest))
+        self.offloaded = Store(manager, OffloadedStorage(fmt, tier, window_bytes, longest), shelves=self.shelves)
 
     def name_prefixes(self, fingerprint: str) -> None:
         """What is computed from now on is keyed with ``fingerprint``; what was is found again under its own name only.
@@ -276,7 +280,7 @@ class Stores:
         storage = PageStorage(fmt, addresses, self._device, huge=huge, driver=self._driver)
         learned = self._learned_of(windowed)
         codes = None if windowed is None else PageCodes(fmt, learned, self.hold_shared)
-        store = Store(manager, storage, learned, codes)
+        store = Store(manager, storage, learned, codes, self.shelves)
         self._by_dtype[fmt.dtype] = store
         return store
 
@@ -346,10 +350,10 @@ class Stores:
         return max(0, num_blocks)
 
     def hold_state(self, num_bytes: int) -> bool:
-        """Leases what policies remember now, from the bytes of blocks that nobody uses if need be. False if it does not
-        fit; the old lease stays then.
+        """Leases what policies remember now, and what is unused on the shelves between, from the bytes of blocks that
+        nobody uses if need be. False if it does not fit; the old lease stays then.
         """
-        return self._hold(num_bytes + self._shared_bytes)
+        return self._hold(num_bytes + self._shared_bytes + self.shelves.unused_bytes)
 
     def hold_shared(self, num_bytes: int) -> bool:
         """Leases, for good, what policies read of all sequences (calibrations), in the same way."""
