@@ -34,6 +34,16 @@ def problem(form: str, options: dict, outputs: int, inputs: int, dtype: torch.dt
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_sums_round_once_whatever_the_tile(isa):
+    """A product and its sum round together where the machine can, by one token and by many: no compiler chooses."""
+    near = 1 + 2.0**-12  # its square, 1 + 2^-11 + 2^-24, is no float
+    packed = pack(torch.tensor([[-1 - 2.0**-11, near]]).repeat(40, 1), "fp32")
+    for tokens in range(1, 30):
+        got = cpu.packed_linear(torch.tensor([[1.0, near]]).repeat(tokens, 1), packed, isa=isa)
+        assert got.unique().tolist() == [0.0 if isa == "base" else 2.0**-24], tokens
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("form", "options", "dynamic"), FORMS, ids=str)
 def test_every_instruction_set(isa, form, options, dynamic, dtype):

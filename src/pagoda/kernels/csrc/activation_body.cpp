@@ -1,5 +1,5 @@
 // Activations for one instruction set; see rows.hpp. What the reference rounds on the way is rounded here by name, so products and
-// sums may be fused between, which norms and rotation (rows_body.cpp) may not.
+// sums are fused between, which those of norms and rotation (rows_body.cpp) are not.
 
 #include "activation_halves.hpp"
 #include "rows.hpp"
@@ -17,10 +17,10 @@ inline Vec sigmoid(Vec x) {
 inline Vec erfc_of(Vec z) {
   constexpr float kFit[] = {0.17087277f, -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f,
                             -0.18628806f, 0.09678418f, 0.37409196f, 1.00002368f, -1.26551223f};
-  const Vec t = splat(1.0f) / (splat(1.0f) + z * 0.5f);
+  const Vec t = splat(1.0f) / fused(z, 0.5f, 1.0f);
   Vec p = splat(kFit[0]);
-  for (int i = 1; i < 10; ++i) p = p * t + splat(kFit[i]);
-  return t * exponential(p - z * z);
+  for (int i = 1; i < 10; ++i) p = fused(p, t, kFit[i]);
+  return t * exponential(less_fused(z, z, p));
 }
 
 inline Vec gelu(Vec x) {
@@ -33,7 +33,7 @@ inline Vec act(Vec x) {
   if constexpr (kKind == Activation::silu) return x * sigmoid(x);
   if constexpr (kKind == Activation::gelu) return gelu(x);
   if constexpr (kKind == Activation::gelu_tanh)
-    return x * 0.5f * (splat(1.0f) + tanh_of((x + x * x * x * 0.044715f) * 0.79788456f));
+    return x * 0.5f * (splat(1.0f) + tanh_of(fused(x * x * x, 0.044715f, x) * 0.79788456f));
   if constexpr (kKind == Activation::relu) return maximum(Vec{}, x);
   return x;
 }

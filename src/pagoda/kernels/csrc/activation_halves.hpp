@@ -30,13 +30,13 @@ inline void put_last<uint16_t>(uint16_t* p, Vec x, int64_t count) {
 inline Vec silu_roughly(Vec x) {
   const __m512 t = _mm512_min_ps((__m512)splat(126.0f), (__m512)(x * -1.44269504f));
   const Vec r = (Vec)_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // of infinities 0
-  Vec p = r * 1.877576675e-3f + splat(8.989340091e-3f);
-  p = p * r + splat(5.582631805e-2f);
-  p = p * r + splat(2.401536170e-1f);
-  p = p * r + splat(6.931530732e-1f);
-  p = p * r + splat(9.999999251e-1f);
+  Vec p = fused(r, 1.877576675e-3f, 8.989340091e-3f);
+  p = fused(p, r, 5.582631805e-2f);
+  p = fused(p, r, 2.401536170e-1f);
+  p = fused(p, r, 6.931530732e-1f);
+  p = fused(p, r, 9.999999251e-1f);
   const Vec below = (Vec)_mm512_scalef_ps((__m512)p, t) + splat(1.0f), y = (Vec)_mm512_rcp14_ps((__m512)below);
-  return x * (y * (splat(2.0f) - below * y));
+  return x * (y * less_fused(below, y, splat(2.0f)));
 }
 
 #endif

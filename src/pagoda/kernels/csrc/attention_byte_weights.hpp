@@ -29,9 +29,9 @@ inline void widen_scales(const uint16_t* scales, int64_t count, float* out) {
 inline Vec exp2_roughly(Vec x) {
   x = maximum(x, splat(-126.0f));
   const Vec shifted = x + splat(12582912.0f), r = x - (shifted - splat(12582912.0f));  // 1.5 * 2^23: the integer is in the low bits
-  Vec p = r * 5.517166906e-2f + splat(2.426111222e-1f);
-  p = p * r + splat(6.932609855e-1f);
-  p = p * r + splat(9.999280735e-1f);
+  Vec p = fused(r, 5.517166906e-2f, 2.426111222e-1f);
+  p = fused(p, r, 6.932609855e-1f);
+  p = fused(p, r, 9.999280735e-1f);
   return (Vec)((IntVec)p + ((IntVec)shifted << 23));
 }
 
@@ -56,7 +56,7 @@ struct ByteScales {
     for (int64_t i = 0; i < lanes; i += kLanes) {  // a cubic of the mantissa, within 7.3e-4 of its logarithm
       const Vec scale = maximum(load(scales + i), least);
       const Vec m = (Vec)_mm512_getmant_ps((__m512)scale, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero);
-      const Vec log = ((m * 0.155445855f - splat(1.03925816f)) * m + splat(3.02947821f)) * m - splat(2.14494063f - 7.4e-4f);
+      const Vec log = fused(fused(fused(m, 0.155445855f, -1.03925816f), m, 3.02947821f), m, 7.4e-4f - 2.14494063f);
       store(logs + i, (Vec)_mm512_getexp_ps((__m512)scale) + log);
     }
   }
@@ -106,7 +106,7 @@ PAGODA_OWN_REGISTERS void find_highs(const float* logits, int64_t ldl, int64_t l
   for (int64_t i = 0; i < lanes; i += kLanes) {
     const Vec log = load(logs + i);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) high[r] = maximum(load(logits + r * ldl + i) * unit + log, high[r]);
+    for (int r = 0; r < kRows; ++r) high[r] = maximum(fused(load(logits + r * ldl + i), unit, log), high[r]);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) highs[r] = high[r];
@@ -118,10 +118,10 @@ inline Vec weigh_bytes(const float* logits, int64_t lanes, float unit, float ref
   Vec sum{};
   const auto one = [&](int64_t i) {
     const Vec x = load(logits + i);
-    Vec p = exp2_roughly(x * unit - splat(reference));
+    Vec p = exp2_roughly(fused_less(x, splat(unit), splat(reference)));
     if (kMasked) p = select(x == splat(-kInf), Vec{}, p);
     sum += p;
-    const Vec rounded = p * load(scales.units + i) + splat(8388608.0f);  // 2^23: the integer is in the lowest byte
+    const Vec rounded = fused(p, load(scales.units + i), 8388608.0f);  // 2^23: the integer is in the lowest byte
     _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8((__m512i)rounded));
   };
   if (!kMasked && lanes == kBlock) {  // nearly always: unrolled

@@ -101,7 +101,7 @@ inline void add_bytes(const __m512i* parts, float before, float scale, float* su
   const __m512i quarters[4] = {_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(c, d, 0x88),
                                _mm512_shuffle_i32x4(a, b, 0xdd), _mm512_shuffle_i32x4(c, d, 0xdd)};
 #pragma GCC unroll 4
-  for (int l = 0; l < 4; ++l) store(sums + 16 * l, load(sums + 16 * l) * before + (Vec)_mm512_cvtepi32_ps(quarters[l]) * scale);
+  for (int l = 0; l < 4; ++l) store(sums + 16 * l, fused(load(sums + 16 * l), before, (Vec)_mm512_cvtepi32_ps(quarters[l]) * scale));
 }
 
 struct ByteRows {  // queries of a tile, and the weights of the rows under way
@@ -131,7 +131,7 @@ struct FewBytes {
       __m512i parts[kRows][4];
       byte_values_half<kRows, 0>(rows.weights, ldw, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
       byte_values_half<kRows, 1>(rows.weights, ldw, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
-      for (int r = 0; r < kRows; ++r) add_bytes(parts[r], steps.before[r], steps.now[r] * (1.0f / 255.0f) + broken, sums + r * lds + c);
+      for (int r = 0; r < kRows; ++r) add_bytes(parts[r], steps.before[r], fused(steps.now[r], 1.0f / 255.0f, broken), sums + r * lds + c);
     }
   }
 };

@@ -57,7 +57,7 @@ void attend_bytes(TileRows<Math>& t, Block<Math>& block, const Slots& slots, int
         const auto weigh = found[r].masked ? weigh_bytes<true> : weigh_bytes<false>;
         const Vec sum = weigh(t.scores + r * kBlock, lanes, found[r].unit, steps.references[r], scales, weights);
         float* total = t.totals + (row + r) * kLanes;
-        store(total, load(total) * steps.before[r] + sum * steps.now[r]);
+        store(total, fused(load(total), steps.before[r], sum * steps.now[r]));
       }
       float* sums = t.sums + row * t.v_stride;
       products.values(t.byte_rows, kBlock, slots.v8, slots.count, t.a.v_dim, steps, scales.broken, sums, t.v_stride, ahead);

@@ -87,7 +87,7 @@ inline void prepare_logits(const AttentionArgs& a, float* s, int count, int64_t 
     if (k_scales) x *= load(k_scales + i);
     if (!plain) {
       if (a.soft_cap > 0.0f) x = a.soft_cap * tanh_of(x / a.soft_cap);
-      x = (x + slope * (slot - own)) * kLog2E;
+      x = fused(slot - own, slope, x) * kLog2E;
     }
     if (masked) x = select((slot >= from) & (slot <= to), x, splat(-kInf));
     store(s + i, x);

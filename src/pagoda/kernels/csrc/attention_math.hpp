@@ -19,19 +19,11 @@ constexpr float kLog2E = 1.44269504f;
 
 inline Vec exp2_of(Vec x);
 
-inline Vec less(Vec x, Vec unit, Vec top) {  // x * unit - top, rounded once where the machine can
-#if defined(__AVX512F__)
-  return (Vec)_mm512_fmsub_ps((__m512)x, (__m512)unit, (__m512)top);
-#else
-  return x * unit - top;
-#endif
-}
-
 struct Floats {
   using Number = float;
   static constexpr int kPerWord = 1;
   static bool native(const PageShape& p) { return p.store == Store::f32; }
-  static Vec step(Vec sum, Vec a, Vec b) { return sum + a * b; }
+  static Vec step(Vec sum, Vec a, Vec b) { return fused(a, b, sum); }
   static constexpr bool kExactZero = false;        // 2^-inf is a little more
   static Vec weight(Vec x) { return exp2_of(x); }  // 2^x of a logit less its row's maximum
   static void store_two(Vec first, Vec second, float* words, int slot) {
@@ -56,9 +48,9 @@ struct Pairs {
   // polynomial of degree 3 of what is above the next whole number below.
   static Vec weight(Vec x) {
     const Vec r = (Vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    Vec p = r * 7.802452264e-2f + splat(2.260671554e-1f);
-    p = p * r + splat(6.958335405e-1f);
-    p = p * r + splat(9.999252185e-1f);
+    Vec p = fused(r, 7.802452264e-2f, 2.260671554e-1f);
+    p = fused(p, r, 6.958335405e-1f);
+    p = fused(p, r, 9.999252185e-1f);
     return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
   }
 #if PAGODA_AMX
@@ -162,11 +154,11 @@ inline Vec exp2_of(Vec x) {
   const Vec shifted = x + splat(12582912.0f);  // 1.5 * 2^23: rounds to the nearest integer, whose bits are the low ones
   const Vec r = x - (shifted - splat(12582912.0f));
 #endif
-  Vec p = r * 1.326472690e-3f + splat(9.671512661e-3f);
-  p = p * r + splat(5.550733744e-2f);
-  p = p * r + splat(2.402224208e-1f);
-  p = p * r + splat(6.931469776e-1f);
-  p = p * r + splat(1.0f);
+  Vec p = fused(r, 1.326472690e-3f, 9.671512661e-3f);
+  p = fused(p, r, 5.550733744e-2f);
+  p = fused(p, r, 2.402224208e-1f);
+  p = fused(p, r, 6.931469776e-1f);
+  p = fused(p, r, 1.0f);
 #if defined(__AVX512F__)
   return (Vec)_mm512_scalef_ps((__m512)p, (__m512)whole);
 #else

@@ -27,7 +27,7 @@ inline void finish_row(const AttentionArgs& a, const AttentionScratch& out, int6
   if (a.sinks) {
     const float sink = a.sinks[q_head] * kLog2E, higher = top > sink ? top : sink;
     const float weight = top == -kInf ? 0.0f : exp2_of(top - higher);
-    total = total * weight + exp2_of(sink - higher);
+    total = fused(total, weight, exp2_of(sink - higher));
     factor = weight / total;
     top = higher;
   }
@@ -50,7 +50,7 @@ inline void merge_parts(const AttentionArgs& a, const Merge& merge, const Attent
     for (int64_t i = 0; i < merge.count; ++i) top = maximum(load_some(parts.tops(i) + first, here), top);
     for (int64_t i = 0; i < merge.count; ++i) {
       const Vec own = load_some(parts.tops(i) + first, here), weight = select(own == splat(-kInf), Vec{}, exp2_of(own - top));
-      total += weight * load_some(parts.totals(i) + first, here);
+      total = fused(weight, load_some(parts.totals(i) + first, here), total);
       store(weights + i * kLanes, weight);
     }
     for (int64_t r = 0; r < here; ++r) {
@@ -59,7 +59,7 @@ inline void merge_parts(const AttentionArgs& a, const Merge& merge, const Attent
       for (int64_t i = 0; i < merge.count; ++i) {
         const float weight = weights[i * kLanes + r], *part = parts.sums(i) + row * a.v_dim;
         if (weight == 0.0f) continue;  // it saw nothing
-        for (int64_t d = 0; d < a.v_dim; ++d) sums[d] += weight * part[d];
+        for (int64_t d = 0; d < a.v_dim; ++d) sums[d] = fused(weight, part[d], sums[d]);
       }
       finish_row(a, out, token, merge.head * a.group() + row % a.group(), sums, top[r], total[r]);
     }

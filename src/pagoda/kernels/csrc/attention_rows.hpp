@@ -68,8 +68,8 @@ inline void widen_int4(const uint8_t* codes, const uint16_t* scales, int64_t dim
     if (here <= kInt4Short) return widen_short(in, scales[2 * g], here, out + first);
     const float unit = widen(scales[2 * g]), least = widen(scales[2 * g + 1]);
     const int64_t half = (here + 1) / 2;
-    for (int64_t i = 0; i < half; ++i) out[first + i] = float(in[i] & 15u) * unit + least;
-    for (int64_t i = half; i < here; ++i) out[first + i] = float(in[i - half] >> 4) * unit + least;
+    for (int64_t i = 0; i < half; ++i) out[first + i] = fused(float(in[i] & 15u), unit, least);
+    for (int64_t i = half; i < here; ++i) out[first + i] = fused(float(in[i - half] >> 4), unit, least);
   });
 }
 
@@ -150,7 +150,7 @@ inline void widen_int4(const uint8_t* codes, const uint16_t* scales, int64_t dim
       widen_short(codes + g * (kInt4Group / 2), scales[2 * g], here, wide);
       return _mm_storeu_si128((__m128i*)(out + first), (__m128i)_mm256_cvtneps_pbh(_mm256_load_ps(wide)));
     }
-    const __m256i numbers = (__m256i)_mm512_cvtneps_pbh(steps * widen(scales[2 * g]) + splat(widen(scales[2 * g + 1])));
+    const __m256i numbers = (__m256i)_mm512_cvtneps_pbh((__m512)fused(steps, widen(scales[2 * g]), widen(scales[2 * g + 1])));
     const int64_t half = (here + 1) / 2;
     const __m128i bytes = _mm_maskz_loadu_epi8(__mmask16((1u << half) - 1), codes + g * (kInt4Group / 2));
     const __m256i words = _mm256_cvtepu8_epi16(bytes);  // the index's upper bits do not count

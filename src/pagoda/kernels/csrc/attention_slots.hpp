@@ -9,7 +9,7 @@ namespace pagoda {
 namespace {
 
 constexpr int kBlock = 128;      // slots attended at a time
-// Those beside which a row's maximum moves at once. A weight is rounded beside it (less()), so few rows and many move theirs at the same slots.
+// Those beside which a row's maximum moves at once. A weight is rounded beside it (fused_less()), so few rows and many move theirs at the same slots.
 constexpr int kSpan = PAGODA_AMX ? 64 : kBlock;
 constexpr int64_t kEight = 8;    // slots that lie at one distance from one another, wherever pages are multiples of it
 

@@ -93,7 +93,7 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
         const Vec mean = splat(kMean / float(last + 1 - (mask.first > 0 ? mask.first : 0)));
         for (int i = 0; i < block.count; i += kLanes) {
           // The weights that the denominator is made of, so that a slot seen alone has all of it.
-          const Vec x = load(s + i), p = select(x == splat(-kInf), Vec{}, Math::weight(x * found.unit - norm[0])) * norm[1];
+          const Vec x = load(s + i), p = select(x == splat(-kInf), Vec{}, Math::weight(fused(x, found.unit, -norm[0]))) * norm[1];
           store(total + i, load(total + i) + p);
           if (counts) store(wanted + i, load(wanted + i) + select(p >= mean, splat(1.0f), Vec{}));
         }

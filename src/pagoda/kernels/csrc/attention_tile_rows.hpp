@@ -252,7 +252,7 @@ struct TileRows {
     if (Math::kExactZero || !found.masked) {  // nearly always
       const auto two = [&](auto own_units, auto scaled) {
         const auto of = [&](int at) { return own_units ? load(units + at) : unit; };
-        Vec p = Math::weight(less(load(logits + i), of(i), top)), q = Math::weight(less(load(logits + i + kLanes), of(i + kLanes), top));
+        Vec p = Math::weight(fused_less(load(logits + i), of(i), top)), q = Math::weight(fused_less(load(logits + i + kLanes), of(i + kLanes), top));
         sum += p;
         sum += q;
         if (scaled) p *= load(v_scales + i), q *= load(v_scales + i + kLanes);
@@ -270,7 +270,7 @@ struct TileRows {
     }
     for (; i < lanes; i += kLanes) {
       const Vec x = load(logits + i);
-      Vec p = Math::weight(less(x, units ? load(units + i) : unit, top));
+      Vec p = Math::weight(fused_less(x, units ? load(units + i) : unit, top));
       if (found.masked) p = select(x == splat(-kInf), Vec{}, p);
       sum += p;
       if (v_scales) p *= load(v_scales + i);

@@ -201,7 +201,7 @@ struct ManyTiled {
         if (block.k_scales) x *= splat(block.k_scales[from + i]);
         if (!linear) {
           if (a.soft_cap > 0.0f) x = a.soft_cap * tanh_of(x / a.soft_cap);
-          x = (x + slopes * (slot - at_self)) * kLog2E;
+          x = fused(slopes, slot - at_self, x) * kLog2E;
         }
       }
       store(own.logits + i * kLanes, select((slot >= low) & (slot <= high), x, splat(-kInf)));
@@ -243,8 +243,8 @@ struct ManyTiled {
       const int w = turn % kLanes, slot = turn / kLanes * 2 * kLanes + w;
       steps.turn(turn);
       ahead.lines<1>();
-      const Vec p = Math::weight(less(load(logits + slot * kLanes), unit, top));
-      const Vec q = Math::weight(less(load(logits + (slot + kLanes) * kLanes), unit, top));
+      const Vec p = Math::weight(fused_less(load(logits + slot * kLanes), unit, top));
+      const Vec q = Math::weight(fused_less(load(logits + (slot + kLanes) * kLanes), unit, top));
       sums[w] += p;
       sums[w] += q;
       store(own.weights + turn * kLanes, Math::pair_of(p, q));
@@ -266,7 +266,7 @@ struct ManyTiled {
         if (w % (kLanes / kGroups) == 0) steps.step(step++);
         const auto weight = [&](int at) {
           const Vec unit = splat(units ? units[slot + at] : one);
-          const Vec p = Math::weight(less(load(own.logits + (slot + at) * kLanes), unit, top));
+          const Vec p = Math::weight(fused_less(load(own.logits + (slot + at) * kLanes), unit, top));
           sums[w] += p;
           return scales ? p * splat(scales[slot + at]) : p;
         };

@@ -49,8 +49,8 @@ void keep_part(TileRows<Math>& t, int row, bool first) {
   const Vec old = load(tops), high = maximum(top, old);
   const auto factor = [&](Vec of) { return select(of == splat(-kInf), Vec{}, exp2_of(of - high)); };
   const Vec f = factor(old), g = factor(top);
-  store(tops, high), store(totals, load(totals) * f + total * g);
-  for (int64_t c = 0; c < t.v_stride; ++c) store(sums + c * kLanes, load(sums + c * kLanes) * f + load(own + c * kLanes) * g);
+  store(tops, high), store(totals, fused(load(totals), f, total * g));
+  for (int64_t c = 0; c < t.v_stride; ++c) store(sums + c * kLanes, fused(load(sums + c * kLanes), f, load(own + c * kLanes) * g));
 }
 
 // Sums as rows [row][column]; denominators in the first of a row's lanes.

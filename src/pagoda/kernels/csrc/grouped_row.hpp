@@ -87,7 +87,7 @@ class GroupedRow {
           for (int p = 0; p < kPanels; ++p) {
             Vec low = code_value<kBits>(line[p] >> (n * kBits)), high = code_value<kBits>(line[p] >> (n * kBits + 16));
             if (kZeros) low -= zero[p], high -= zero[p];
-            even[p] += low * token[0], odd[p] += high * token[1];
+            even[p] = fused(low, token[0], even[p]), odd[p] = fused(high, token[1], odd[p]);
           }
           if (--left == 0) end_tile(), left = pairs_of_tile;
         }
@@ -97,7 +97,7 @@ class GroupedRow {
       for (int p = 0; p < kPanels; ++p) {
         const int64_t at = ((panel + p) * groups + group) * kPanel;
         const Vec scale = m.wide_scales ? load(static_cast<const float*>(m.scales) + at) : load(static_cast<const uint16_t*>(m.scales) + at);
-        total[p] += sum[p] * scale;
+        total[p] = fused(sum[p], scale, total[p]);
       }
     }
     alignas(64) float sums[2 * kPanel];

@@ -196,7 +196,7 @@ class GroupedTiles {
 
   PAGODA_INLINE static void add_row(const uint32_t* sum, Vec scale, float* to) {
     const UintVec bits = load_lanes(sum);
-    store(to, load(to) + (kBytes ? to_floats((IntVec)bits) : (Vec)bits) * scale);
+    store(to, fused(kBytes ? to_floats((IntVec)bits) : (Vec)bits, scale, load(to)));
   }
 
   PAGODA_INLINE void next_scales(int64_t group) {

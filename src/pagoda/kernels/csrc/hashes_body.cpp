@@ -17,7 +17,7 @@ void add_bits(const HashArgs& a, const float* x, int64_t first, int32_t* hashes)
   for (int64_t d = 0; d < a.dim; ++d)
     for (int r = 0; r < kRegisters; ++r) {
       const Vec planes = load(a.planes + d * a.width + first + r * kLanes);
-      for (int i = 0; i < kCount; ++i) dots[i][r] += splat(x[i * a.dim + d]) * planes;
+      for (int i = 0; i < kCount; ++i) dots[i][r] = fused(planes, x[i * a.dim + d], dots[i][r]);
     }
   for (int i = 0; i < kCount; ++i) {
     float sums[kPlanesAtOnce];

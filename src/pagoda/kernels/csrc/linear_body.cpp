@@ -18,7 +18,7 @@ inline Vec multiply_add(Vec sum, Operand a, Operand b) { return (Vec)_mm512_dpbf
 constexpr int kStep = kLanes;
 typedef Vec Operand;
 inline Operand operand(const uint16_t* p) { return load(p); }
-inline Vec multiply_add(Vec sum, Operand a, Operand b) { return sum + a * b; }
+inline Vec multiply_add(Vec sum, Operand a, Operand b) { return fused(a, b, sum); }
 #endif
 
 inline float total(Vec x) {
@@ -54,7 +54,7 @@ __attribute__((noinline)) void dots(const LinearArgs& a, int64_t row) {
   for (int r = 0; r < kRows; ++r)
     for (int t = 0; t < kTokens; ++t) {
       float result = total(sum[r][t]);
-      for (int64_t i = k; i < a.inputs; ++i)
+      for (int64_t i = k; i < a.inputs; ++i)  // not fused: g++ 12 then makes 39 instructions of the 31 of the loop above
         result += widen(weight[r * a.weight_stride + i]) * widen(a.x[t * a.inputs + i]);
       if (a.bias) result += widen(a.bias[row + r]);
       narrow(result, a.out + t * a.outputs + row + r);

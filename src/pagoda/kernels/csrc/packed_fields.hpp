@@ -45,6 +45,8 @@ inline IntVec load_bytes(const uint8_t* p) {
 inline Vec to_floats(Vec x) { return x; }
 inline Vec to_floats(IntVec x) { return __builtin_convertvector(x, Vec); }
 
+inline IntVec fused(IntVec a, IntVec b, IntVec c) { return a * b + c; }  // integers round nothing
+
 // The input of a block that field f of a lane holds.
 constexpr int element_of(int field, int fields) { return field < fields / 2 ? 2 * field : 2 * (field - fields / 2) + 1; }
 
@@ -59,7 +61,7 @@ struct Floats {
   static Line open(UintVec line) { return line; }
   static UintVec numbers(Line line, int) { return line; }
   static Step step(uint32_t x) { return (Vec)splat_word(x); }
-  static Sum add(Sum sum, UintVec numbers, Step x) { return sum + (Vec)numbers * x; }
+  static Sum add(Sum sum, UintVec numbers, Step x) { return fused((Vec)numbers, x, sum); }
 };
 
 template <int kBits>

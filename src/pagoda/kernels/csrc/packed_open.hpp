@@ -118,7 +118,7 @@ struct GridCodes {  // int3, int2
   static Vec value(const Word& word, uint32_t n) {
     UintVec q = (word.low_bits >> (2 * n)) & 3u;
     if (kHigh) q |= (n < 2 ? word.high_bits << (2 - n) : word.high_bits >> (n - 2)) & 4u;
-    return to_floats((IntVec)q) * word.step + word.low;
+    return fused(to_floats((IntVec)q), word.step, word.low);
   }
 };
 
@@ -188,7 +188,7 @@ __attribute__((noinline)) void multiply_codes(const PackedMatrix& m, const Token
       for (int v = 0; v < kVecs; ++v) {
         const Vec value = Codes::value(word[p][v], n);
 #pragma GCC unroll 4
-        for (int t = 0; t < kTokens; ++t) sum[t][p][v] += value * splat(token[t * x.steps + n]);
+        for (int t = 0; t < kTokens; ++t) sum[t][p][v] = fused(value, token[t * x.steps + n], sum[t][p][v]);
       }
   };
   for (int64_t first = 0; first < m.inputs; first += kOpened) {
@@ -239,7 +239,7 @@ void open_block(const Vec (*left)[kVecs], const float* right, int64_t rank, cons
     for (int64_t i = 0; i < count; ++i) {
       Vec size = own[0] * right[i];
 #pragma GCC unroll 8
-      for (int64_t k = 1; k < (kRank ? kRank : rank); ++k) size += (kRank ? own[kRank ? k : 0] : left[k][v]) * right[k * kOpened + i];
+      for (int64_t k = 1; k < (kRank ? kRank : rank); ++k) size = fused(kRank ? own[kRank ? k : 0] : left[k][v], right[k * kOpened + i], size);
       const UintVec sign = load_lanes(signs[i / 32] + v * kLanes) << static_cast<uint32_t>(31 - i % 32) & 0x80000000u;
       const Vec value = (Vec)((UintVec)size ^ sign);
       float* const at = to + i * kPanel + v * kLanes;

@@ -70,9 +70,9 @@ void finish_panel(const LinearSlice& s, int64_t first, int64_t end, int64_t pane
     for (int v = 0; v < kVecs; ++v) {
       const UintVec sum = load_lanes(sums + v * kLanes);
       Vec y;
-      if constexpr (kIntegers) y = to_floats((IntVec)sum) * (scale[v] * s.x.scales[t]) + bias[v];
-      else y = (Vec)sum * scale[v] + bias[v];
-      for (int64_t k = 0; k < s.x.rank; ++k) y += left[k * kVecs + v] * s.x.low[t * s.x.rank + k];
+      if constexpr (kIntegers) y = fused(to_floats((IntVec)sum), scale[v] * s.x.scales[t], bias[v]);
+      else y = fused((Vec)sum, scale[v], bias[v]);
+      for (int64_t k = 0; k < s.x.rank; ++k) y = fused(left[k * kVecs + v], s.x.low[t * s.x.rank + k], y);
       if constexpr (sizeof(Out) != sizeof(T)) {
         T rounded[kLanes];
         store(rounded, y);
@@ -99,8 +99,8 @@ struct TwoPanels {
 
   Vec of(const uint32_t* sums, int p, int64_t token) const {
     const UintVec sum = load_lanes(sums + p * kPanel);
-    if constexpr (kIntegers) return to_floats((IntVec)sum) * (scale[p] * token_scales[token]) + bias[p];
-    else return (Vec)sum * scale[p] + bias[p];
+    if constexpr (kIntegers) return fused(to_floats((IntVec)sum), scale[p] * token_scales[token], bias[p]);
+    else return fused((Vec)sum, scale[p], bias[p]);
   }
 
   const float* token_scales;

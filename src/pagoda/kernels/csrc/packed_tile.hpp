@@ -141,7 +141,7 @@ PAGODA_OWN_REGISTERS void grouped_tile(const Tile& tile) {
         for (int v = 0; v < kVecs; ++v) {
           const Sum zero = zero_of(zeros + p * group_stride + group * kPanel + v * kLanes, tile.middle, Sum{});
 #pragma GCC unroll 16
-          for (int t = 0; t < kTokens; ++t) sum[t][p][v] += zero * (Sum)splat_word(token_sums[t * scale_stride]);
+          for (int t = 0; t < kTokens; ++t) sum[t][p][v] = fused(zero, (Sum)splat_word(token_sums[t * scale_stride]), sum[t][p][v]);
         }
     }
     const float* const token_scales = tile.token_scales + group;
@@ -155,8 +155,8 @@ PAGODA_OWN_REGISTERS void grouped_tile(const Tile& tile) {
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
           float* const to = sums + t * sum_stride + p * kPanel + v * kLanes;
-          if constexpr (kIntegers) store(to, load(to) + to_floats(sum[t][p][v]) * (scale * token_scales[t * scale_stride]));
-          else store(to, load(to) + sum[t][p][v] * scale);
+          if constexpr (kIntegers) store(to, fused(to_floats(sum[t][p][v]), scale * token_scales[t * scale_stride], load(to)));
+          else store(to, fused(sum[t][p][v], scale, load(to)));
         }
       }
   }
@@ -197,7 +197,7 @@ PAGODA_OWN_REGISTERS void kept_tile(const Tile& tile) {
       for (int t = 0; t < kTokens; ++t) {
         IntVec whole = sum[t][p][0];
         if (zeros) whole += zero * (IntVec)splat_word(token_sums[t * scale_stride]);
-        total[t][p][0] += to_floats(whole) * (scale * token_scales[t * scale_stride]);
+        total[t][p][0] = fused(to_floats(whole), scale * token_scales[t * scale_stride], total[t][p][0]);
       }
     }
   }

@@ -190,9 +190,9 @@ void multiply_right(const PrepareArgs& a, int64_t token) {
   for (int64_t k = 0; k < a.out.rank; ++k, right += inputs) {
     Vec sum{};
     int64_t i = 0;
-    for (; i + kLanes <= inputs; i += kLanes) sum += load(x + i) * load_halves(right + i);
+    for (; i + kLanes <= inputs; i += kLanes) sum = fused(load(x + i), load_halves(right + i), sum);
     low[k] = total_of(sum);
-    for (; i < inputs; ++i) low[k] += x[i] * half_value(right[i]);
+    for (; i < inputs; ++i) low[k] = fused(x[i], half_value(right[i]), low[k]);
   }
 }
 

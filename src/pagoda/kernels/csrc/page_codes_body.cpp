@@ -1,4 +1,4 @@
-// Codes of pages, for one instruction set (page_codes.hpp). Compiled without fused multiply-adds.
+// Codes of pages, for one instruction set (page_codes.hpp). The bytes are those that torch would give: nothing is fused.
 #include "page_codes.hpp"
 
 #include "page_grids.hpp"

@@ -87,7 +87,7 @@ inline void wide_channels(const EncodedPage& r, uint16_t* out) {
     __m512i means[4];
     const Vec s = load(scales + d), t = load(scales + d + kLanes), a = load(least + d), b = load(least + d + kLanes);
 #pragma GCC unroll 4
-    for (int code = 0; code < 4; ++code) means[code] = halves_of(float(code) * s + a, float(code) * t + b);
+    for (int code = 0; code < 4; ++code) means[code] = halves_of(fused(s, float(code), a), fused(t, float(code), b));
     const uint8_t* codes = r.page + r.side->at[1] + d / 4;
     uint16_t* to = out + d;
     for (int64_t slot = 0; slot < r.page_size; ++slot, codes += bytes, to += r.stride) {
@@ -119,7 +119,7 @@ inline void wide_tokens(const EncodedPage& r, uint16_t* out) {
     for (int64_t eight = 0; eight < here; eight += 8) {
       const auto means = [&](int quad) {
         const __m512i at = _mm512_add_epi32(four, _mm512_set1_epi32(int(eight) + 4 * quad));
-        return steps * (Vec)_mm512_permutexvar_ps(at, (__m512)scale) + (Vec)_mm512_permutexvar_ps(at, (__m512)least);
+        return fused(steps, (Vec)_mm512_permutexvar_ps(at, (__m512)scale), (Vec)_mm512_permutexvar_ps(at, (__m512)least));
       };
       const __m512i table = halves_of(means(0), means(1));
       const int64_t many = here - eight < 8 ? here - eight : 8;

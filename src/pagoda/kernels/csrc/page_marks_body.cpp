@@ -14,12 +14,13 @@ struct Keys {
 
 // Cosine and sine of an angle that is a float, to an ulp: reduced in double, since positions are large.
 inline void cos_sin(float angle, float& cosine, float& sine) {
-  const double shifted = double(angle) * 0.63661977236758134 + 6755399441055744.0;  // 1.5 * 2^52: to the nearest quarter
+  const double shifted = fused(double(angle), 0.63661977236758134, 6755399441055744.0);  // 1.5 * 2^52: to the nearest quarter
   int64_t bits;
   memcpy(&bits, &shifted, 8);
-  const float r = float(double(angle) - (shifted - 6755399441055744.0) * 1.5707963267948966), r2 = r * r;
-  const float s = r + r * r2 * (-1.6666654611e-1f + r2 * (8.3321608736e-3f + r2 * -1.9515295891e-4f));
-  const float c = 1.0f - 0.5f * r2 + r2 * r2 * (4.166664568298827e-2f + r2 * (-1.388731625493765e-3f + r2 * 2.443315711809948e-5f));
+  const float r = float(fused(shifted - 6755399441055744.0, -1.5707963267948966, double(angle))), r2 = r * r;
+  const float s = fused(r * r2, fused(r2, fused(r2, -1.9515295891e-4f, 8.3321608736e-3f), -1.6666654611e-1f), r);
+  const float even = fused(r2, fused(r2, 2.443315711809948e-5f, -1.388731625493765e-3f), 4.166664568298827e-2f);
+  const float c = fused(r2 * r2, even, fused(r2, -0.5f, 1.0f));
   const float at = bits & 1 ? c : s, beside = bits & 1 ? s : c;
   sine = bits & 2 ? -at : at, cosine = (bits + 1) & 2 ? -beside : beside;
 }
@@ -69,7 +70,7 @@ void note_corners(const PageMarkArgs& a, const Keys& keys) {
 
 float length_of(const float* x, int64_t dim) {
   float sum = 0.0f;
-  for (int64_t d = 0; d < dim; ++d) sum += x[d] * x[d];
+  for (int64_t d = 0; d < dim; ++d) sum = fused(x[d], x[d], sum);
   const float length = __builtin_sqrtf(sum);
   return length > 1e-8f ? length : 1e-8f;
 }
@@ -96,7 +97,7 @@ void note_means(const PageMarkArgs& a, const Keys& keys) {
     for (int64_t slot = 0; slot < each; ++slot) {
       const float* key = x + slot * keys.dim;
       float dot = 0.0f;
-      for (int64_t d = 0; d < keys.dim; ++d) dot += key[d] * mean[d];
+      for (int64_t d = 0; d < keys.dim; ++d) dot = fused(key[d], mean[d], dot);
       const float cosine = dot / (length_of(key, keys.dim) * own);
       least = cosine < least ? cosine : least;
     }
@@ -121,7 +122,7 @@ inline void products_with(const Keys& keys, const float* given, int64_t apart, i
     for (int64_t d = 0; d < keys.dim; ++d) {
       const Vec x = load(keys.by_channel + d * keys.slots + slot);
 #pragma GCC unroll 8
-      for (int i = 0; i < kColumns; ++i) sum[i] += x * given[d * apart + i * next];
+      for (int i = 0; i < kColumns; ++i) sum[i] = fused(x, given[d * apart + i * next], sum[i]);
     }
     use(slot, sum);
   }
@@ -167,7 +168,7 @@ inline void meet_codes(const PageMarkArgs& a, const Keys& keys, int64_t first, f
     IntVec code;
     memcpy(&code, which + slot, sizeof code);
     for (int i = 0; i < kCodes; ++i) {
-      const Vec worth = sum[i] * a.weights[first + i] + splat(a.weights[a.num_given + first + i]);
+      const Vec worth = fused(sum[i], a.weights[first + i], a.weights[a.num_given + first + i]);
       const IntVec better = worth > top;
       top = select(better, worth, top), code = better ? IntVec{} + int32_t(first + i) : code;
     }

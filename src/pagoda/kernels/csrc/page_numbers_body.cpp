@@ -104,7 +104,7 @@ void channel_grid(const EncodedPage& r, Out* out) {
   halves_to(scale, grids, dim), halves_to(least, grids + 2 * dim, dim);
   for (int64_t s = 0; s < r.page_size; ++s)
     row_of(bits, codes + s * bytes, dim, out + s * r.stride,
-           [&](auto code, int64_t d) { return code * number(code, scale, d) + number(code, least, d); });
+           [&](auto code, int64_t d) { return fused(code, number(code, scale, d), number(code, least, d)); });
 }
 
 template <typename Out>
@@ -114,7 +114,7 @@ void token_grid(const EncodedPage& r, Out* out) {
   for (int64_t s = 0; s < r.page_size; ++s) {
     halves_to(grids, r.page + r.side->at[2] + s * 4 * groups, 2 * groups);
     row_of(bits, r.page + r.side->at[1] + s * bytes, dim, out + s * r.stride,
-           [&](auto code, int64_t d) { return code * grids[d / kGridGroup] + grids[groups + d / kGridGroup]; });
+           [&](auto code, int64_t d) { return fused(code, grids[d / kGridGroup], grids[groups + d / kGridGroup]); });
   }
 }
 
@@ -134,7 +134,7 @@ void zip_keys(const EncodedPage& r, Out* out) {
   float least[kMostDim], span[kMostDim];
   halves_to(least, r.page + r.side->at[3], dim), halves_to(span, r.page + r.side->at[3] + 2 * dim, dim);
   const auto value = [&](float unit) {
-    return [&, unit](auto code, int64_t d) { return code * unit * number(code, span, d) + number(code, least, d); };
+    return [&, unit](auto code, int64_t d) { return fused(code * unit, number(code, span, d), number(code, least, d)); };
   };
   zip_rows(r, [&](int64_t s, const uint8_t* row) { row_of<4>(row, dim, out + s * r.stride, value(1.0f / 15)); },
            [&](int64_t s, const uint8_t* row) { row_of<2>(row, dim, out + s * r.stride, value(1.0f / 3)); });
@@ -148,7 +148,7 @@ void zip_values(const EncodedPage& r, Out* out) {
   const auto value = [&](int64_t s, float unit) {
     const float floor = half_at(r.page + r.side->at[4], 2 * s), width = half_at(r.page + r.side->at[4], 2 * s + 1);
     return [&roots, floor, step = width * unit](auto code, int64_t d) {
-      return (code * step + floor) * number(code, roots, d);
+      return fused(code, step, floor) * number(code, roots, d);
     };
   };
   zip_rows(r, [&](int64_t s, const uint8_t* row) { row_of<4>(row, dim, out + s * r.stride, value(s, 1.0f / 15)); },
@@ -239,7 +239,7 @@ void atoms(const EncodedPage& r, Out* out) {
         for (int64_t i = 0; i < num; ++i) {
           const float factor = int8_t(weight[i]) * unit, *const row = table + index[i] * dim + d;
 #pragma GCC unroll 4
-          for (int w = 0; w < kWide; ++w) sum[w] += factor * load(row + w * kLanes);
+          for (int w = 0; w < kWide; ++w) sum[w] = fused(load(row + w * kLanes), factor, sum[w]);
         }
 #pragma GCC unroll 4
         for (int w = 0; w < kWide; ++w) put(out + d + w * kLanes, sum[w]);
@@ -248,7 +248,7 @@ void atoms(const EncodedPage& r, Out* out) {
     part(Count<4>{}), part(Count<1>{});
     for (; d < dim; ++d) {
       float sum = 0.0f;
-      for (int64_t i = 0; i < num; ++i) sum += int8_t(weight[i]) * unit * table[index[i] * dim + d];
+      for (int64_t i = 0; i < num; ++i) sum = fused(int8_t(weight[i]) * unit, table[index[i] * dim + d], sum);
       put(out + d, sum);
     }
   }
@@ -286,7 +286,7 @@ inline void product(const float* factors, int64_t rank, const float* table, int6
     for (int w = 0; w < kWide; ++w) {
       const Vec row = load(table + c * dim + w * kLanes);
 #pragma GCC unroll 8
-      for (int s = 0; s < 4; ++s) sum[s][w] += factors[s * rank + c] * row;
+      for (int s = 0; s < 4; ++s) sum[s][w] = fused(row, factors[s * rank + c], sum[s][w]);
     }
   }
 #pragma GCC unroll 8
@@ -316,7 +316,7 @@ void basis(const EncodedPage& r, Out* out) {
     for (; d < dim; ++d)
       for (int64_t i = 0; i < slots; ++i) {
         float sum = 0.0f;
-        for (int64_t c = 0; c < rank; ++c) sum += factors[i * rank + c] * table[c * dim + d];
+        for (int64_t c = 0; c < rank; ++c) sum = fused(factors[i * rank + c], table[c * dim + d], sum);
         put(out + i * r.stride + d, sum);
       }
   }

@@ -94,14 +94,14 @@ inline void row_products(const float* queries, int64_t width, const Number* row,
       __builtin_prefetch((const char*)(row + r * stride + d) + ahead);
       const Vec part = load(row + r * stride + d);
 #pragma GCC unroll 8
-      for (int h = 0; h < kHeads; ++h) sum[r * kHeads + h] += load(queries + h * width + d) * part;
+      for (int h = 0; h < kHeads; ++h) sum[r * kHeads + h] = fused(load(queries + h * width + d), part, sum[r * kHeads + h]);
     }
   }
   totals_of(sum, out);
   if (d == width) return;
   for (int r = 0; r < kRows; ++r)
     for (int h = 0; h < kHeads; ++h)
-      for (int64_t i = d; i < width; ++i) out[r * kHeads + h] += queries[h * width + i] * widen(row[r * stride + i]);
+      for (int64_t i = d; i < width; ++i) out[r * kHeads + h] = fused(queries[h * width + i], widen(row[r * stride + i]), out[r * kHeads + h]);
 }
 
 // How far ahead of `at` memory is fetched that ends at `end`: not beyond it, where nobody reads.
@@ -144,7 +144,7 @@ inline void column_products(const PageScoreArgs& a, const PreparedQueries& q, in
     if (ahead) __builtin_prefetch(at + ahead);
     const Vec part = load_columns(at, slots);
 #pragma GCC unroll 8
-    for (int h = 0; h < kHeads; ++h) sum[h] += splat(queries[h * q.width + w]) * part;
+    for (int h = 0; h < kHeads; ++h) sum[h] = fused(part, queries[h * q.width + w], sum[h]);
   }
 }
 

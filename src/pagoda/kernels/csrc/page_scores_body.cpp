@@ -76,10 +76,10 @@ struct Part {
 inline Vec share_of(Vec x) {
 #if defined(__AVX512DQ__)
   const Vec r = (Vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // of what is above the next whole number below
-  Vec p = r * 1.353416799e-2f + splat(5.201146100e-2f);
-  p = p * r + splat(2.414427562e-1f);
-  p = p * r + splat(6.930038347e-1f);
-  p = p * r + splat(1.000002593f);
+  Vec p = fused(r, 1.353416799e-2f, 5.201146100e-2f);
+  p = fused(p, r, 2.414427562e-1f);
+  p = fused(p, r, 6.930038347e-1f);
+  p = fused(p, r, 1.000002593f);
   return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
 #else
   return exp2_of(x);
@@ -139,9 +139,9 @@ void sum_by_part(const PageScoreArgs& a, const PreparedQueries& q, const Soon& s
     Part* const mine = parts + h * count;
     float top = kLowest, sum = 0.0f;
     for (int64_t i = 0; i < count; ++i) top = mine[i].top > top ? mine[i].top : top;
-    for (int64_t i = 0; i < count; ++i) mine[i].share = exp2_of((mine[i].top - top) * unit), sum += mine[i].sum * mine[i].share;
+    for (int64_t i = 0; i < count; ++i) mine[i].share = exp2_of((mine[i].top - top) * unit), sum = fused(mine[i].sum, mine[i].share, sum);
     const float all = Weigh(a.rule.weigh) == Weigh::softmax ? 1.0f / sum : 1.0f;
-    for (int64_t page = 0; page < a.pages; ++page) a.out[page] += totals[h * a.pages + page] * mine[page / kPagesAtOnce].share * all;
+    for (int64_t page = 0; page < a.pages; ++page) a.out[page] = fused(totals[h * a.pages + page] * mine[page / kPagesAtOnce].share, all, a.out[page]);
   }
 }
 

@@ -99,6 +99,54 @@ inline void store(uint16_t* p, Vec x) {  // as bfloat16, to nearest, ties to eve
 inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 
+// ---- a product and a sum, rounded once ----------------------------------------------------------------------------------------
+//
+// The compiler fuses nothing by itself (-ffp-contract=off): which of a * b + c it would fuse differs between bodies and between
+// compilers (g++ 13 fused the sums of one token and not those of two), and a token must have its bits whoever shares the call and
+// whoever compiled. What is to be rounded once says so. Without the instruction (base) every step is rounded.
+
+inline Vec fused(Vec a, Vec b, Vec c) {  // a * b + c
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Vec fused_less(Vec a, Vec b, Vec c) {  // a * b - c
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmsub_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_fmsub_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b - c;
+#endif
+}
+
+inline Vec less_fused(Vec a, Vec b, Vec c) {  // c - a * b
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fnmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_fnmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return c - a * b;
+#endif
+}
+
+inline Vec fused(Vec a, float b, Vec c) { return fused(a, splat(b), c); }
+inline Vec fused(Vec a, Vec b, float c) { return fused(a, b, splat(c)); }
+inline Vec fused(Vec a, float b, float c) { return fused(a, splat(b), splat(c)); }
+
+#if defined(__FMA__)
+inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+inline float fused(float a, float b, float c) { return a * b + c; }
+inline double fused(double a, double b, double c) { return a * b + c; }
+#endif
+
 inline float total_of(Vec x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps(x);
@@ -114,16 +162,16 @@ inline float total_of(Vec x) {
 inline Vec exponential(Vec x) {
   const IntVec dead = x < splat(-87.0f);
   x = select(dead, splat(-87.0f), x);
-  const Vec shifted = x * 1.44269504f + splat(12582912.0f);  // 1.5 * 2^23: rounds to the nearest integer
+  const Vec shifted = fused(x, 1.44269504f, 12582912.0f);  // 1.5 * 2^23: rounds to the nearest integer
   const Vec n = shifted - splat(12582912.0f);
-  Vec r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  Vec p = r * 1.9875691500e-4f + splat(1.3981999507e-3f);
-  p = p * r + splat(8.3334519073e-3f);
-  p = p * r + splat(4.1665795894e-2f);
-  p = p * r + splat(1.6666665459e-1f);
-  p = p * r + splat(5.0000001201e-1f);
-  p = p * r * r + r + splat(1.0f);
+  Vec r = fused(n, -0.693359375f, x);
+  r = fused(n, 2.12194440e-4f, r);
+  Vec p = fused(r, 1.9875691500e-4f, 1.3981999507e-3f);
+  p = fused(p, r, 8.3334519073e-3f);
+  p = fused(p, r, 4.1665795894e-2f);
+  p = fused(p, r, 1.6666665459e-1f);
+  p = fused(p, r, 5.0000001201e-1f);
+  p = fused(p * r, r, r) + splat(1.0f);
   const IntVec power = (__builtin_convertvector(n, IntVec) + 127) << 23;
   return select(dead, Vec{}, p * (Vec)power);
 }

@@ -24,7 +24,7 @@ void multiply(const WindowHead& a, const float* const* queries, int64_t slot) {
     const float* const keys = a.keys + d * a.room + slot;
     for (int i = 0; i < kCount; ++i) {
       const Vec query = splat(queries[i][d]);
-      for (int v = 0; v < kWide; ++v) sums[i][v] += query * load(keys + v * kLanes);
+      for (int v = 0; v < kWide; ++v) sums[i][v] = fused(query, load(keys + v * kLanes), sums[i][v]);
     }
   }
   for (int i = 0; i < kCount; ++i)
