@@ -18,6 +18,7 @@ KVS = [
     "streaming_llm(budget=40, every=5)", "snapkv(budget=20)", "snapkv(budget=20)+quest(pages=2)", "exact",
     "h2o(budget=40, every=8)", "scissorhands(budget=40, window=4, every=8)", "hashevict(budget=40, every=8)",
     "razor_attention(local=24, every=6)", "scope(budget=40, every=16, window=6)", "snapkv(budget=20)+kivi",
+    "int2(every=16)", "kivi(window=4, every=16)",
 ]  # fmt: skip
 
 

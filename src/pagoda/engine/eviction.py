@@ -62,7 +62,8 @@ class Evictor:
         due = []
         for piece in result.pieces:
             sequence, start = piece.sequence, piece.start
-            if start + piece.num_tokens == sequence.next_act(start):  # no chunk goes past an act
+            act = sequence.next_act(start)
+            if act is not None and start + piece.num_tokens >= act:  # past it only where pages are encoded within steps
                 due.append(piece)
             if sequence.selects and start >= sequence.prompt_len:
                 self._count(sequence.policy_state)
@@ -263,6 +264,9 @@ def _encode(sequence: Sequence) -> None:
     codec, state, store = sequence.policy.windowed, sequence.policy_state, sequence.store
     assert codec is not None
     assert state.tail is not None
+    if sequence.policy.encodes_within:  # done, up to the last act
+        act = sequence.num_computed // codec.every * codec.every
+        return state.tail.drop(codec.num_encoded(act, store.fmt.page_size), sequence.num_computed)
     queries = state.newest_queries(sequence.num_computed, codec.probes)
     table = store.manager.table(sequence.seq_id)
     shown = None if queries is None else queries.float()

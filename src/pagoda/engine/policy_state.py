@@ -84,7 +84,8 @@ class PolicyState:
         """Bytes of all tensors, those of a selection's notes too."""
         tensors = [*self.slots.values(), *(held for held in (self._ring, self._hidden) if held is not None)]
         tensors += [value for value in self.memory.values() if isinstance(value, Tensor)]
-        return sum(t.nbytes for t in tensors) + self.notes.num_bytes + self.tail_bytes
+        notes = 0 if self._stack.selection is None else self.notes.num_bytes
+        return sum(t.nbytes for t in tensors) + notes + self.tail_bytes
 
     @property
     def tail_bytes(self) -> int:

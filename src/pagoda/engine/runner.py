@@ -17,10 +17,12 @@ from ..kv.offload.storage import OffloadedStorage
 from ..kv.offload.view import OffloadView
 from ..kv.policies._windowed import WindowedCodec
 from ..kv.policies.base import Need
+from ..kv.raw_tail import RawTail
 from ..kv.stores import Store, Stores
+from ..kv.table import PageTable
 from ..kv.view import StepView, StepViews
 from ..kv.watching import Residual
-from ..kv.window_view import WindowView
+from ..kv.window_view import WindowView, WindowViews
 from ..models.spec import AttentionSpec
 from ..schedule.item import Plan
 from .guarded import GuardedChooser, GuardedNoter, guarded_residual
@@ -133,6 +135,7 @@ class Runner:
     def __init__(self, model: Model, stores: Stores) -> None:
         self.model, self._stores = model, stores
         self._views: dict[Store, StepViews] = {}
+        self._window_views: dict[Store, WindowViews] = {}
 
     def run(self, plan: Plan, every_hidden: bool = False) -> StepResult:
         """One forward pass. KV of the plan's tokens is written; nothing is committed yet.
@@ -189,6 +192,8 @@ class Runner:
         store = pieces[0].sequence.store
         if isinstance(store.storage, OffloadedStorage) or any(p.sequence.store is not store for p in pieces):
             return self._view(pieces, None)
+        if store.codes is not None:
+            return self._window_view(store, pieces, None, plain=True)
         table = store.manager.table
         tables = [table(piece.sequence.seq_id) for piece in pieces]
         return self._views_of(store).view(tables, [piece.num_tokens for piece in pieces])
@@ -197,6 +202,13 @@ class Runner:
         if store not in self._views:
             self._views[store] = StepViews(store.storage)
         return self._views[store]
+
+    def _window_view(self, store: Store, pieces: list[Piece], tap: QueryTap | None, *, plain: bool) -> WindowView:
+        tables = [store.manager.table(piece.sequence.seq_id) for piece in pieces]
+        tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]
+        views = self._window_views.setdefault(store, WindowViews())
+        make = partial(_new_window_view, store, tables, tails, pieces, tap, self.model.dtype)
+        return views.view(tables, tails, make, plain=plain)
 
     def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
         """float32 [len(rows), vocab] of these rows of the hidden states [T, hidden_size]."""
@@ -208,26 +220,23 @@ class Runner:
         """One view where all pages have one format, else one for each format."""
         stores = list(dict.fromkeys(piece.sequence.store for piece in pieces))
         seen = tap if tap is not None and tap.spans else None
+        plain = tap is None
         if len(stores) == 1:
-            return self._store_view(stores[0], pieces, seen)
+            return self._store_view(stores[0], pieces, seen, plain=plain)
         members = [[i for i, piece in enumerate(pieces) if piece.sequence.store is store] for store in stores]
         parts = zip(stores, members, strict=True)
-        views = [self._store_view(store, [pieces[i] for i in mine]) for store, mine in parts]
+        views = [self._store_view(store, [pieces[i] for i in mine], plain=plain) for store, mine in parts]
         return MixedView(views, members, [piece.num_tokens for piece in pieces], stores[0].storage.device, seen)
 
     def _store_view(
-        self, store: Store, pieces: list[Piece], tap: QueryTap | None = None
+        self, store: Store, pieces: list[Piece], tap: QueryTap | None = None, *, plain: bool
     ) -> StepView | WindowView | OffloadView:
+        if store.codes is not None:
+            return self._window_view(store, pieces, tap, plain=plain)
         tables = [store.manager.table(piece.sequence.seq_id) for piece in pieces]
         q_lens, num_q_heads = [piece.num_tokens for piece in pieces], self.model.shape.num_q_heads
         if isinstance(store.storage, OffloadedStorage):
             return OffloadView(store.storage, tables, q_lens, _choosers(store, pieces, num_q_heads), _noters(pieces))
-        codecs = [codec for piece in pieces if (codec := piece.sequence.policy.windowed) is not None]
-        if codecs:
-            tails = [tail for piece in pieces if (tail := piece.sequence.policy_state.tail) is not None]
-            assert store.codes is not None
-            dtype, breaks = self.model.dtype, _breaker(pieces)
-            return WindowView(store.storage, tables, q_lens, codecs, tails, store.codes, dtype, tap, breaks)
         watched = {i: piece.sequence for i, piece in enumerate(pieces) if _wants_probs(piece)}
         receivers = {i: one.policy_state for i, one in watched.items() if one.policy.lossy is None}
         view = self._views_of(store).view(tables, q_lens, choosers=_choosers(store, pieces, num_q_heads))
@@ -240,6 +249,21 @@ class Runner:
             residuals=_residuals(pieces),
         )
         return view
+
+
+def _new_window_view(
+    store: Store,
+    tables: list[PageTable],
+    tails: list[RawTail],
+    pieces: list[Piece],
+    tap: QueryTap | None,
+    dtype: torch.dtype,
+) -> WindowView:
+    policies, q_lens = [piece.sequence.policy for piece in pieces], [piece.num_tokens for piece in pieces]
+    codecs = [codec for policy in policies if (codec := policy.windowed) is not None]
+    encoders = [policy.windowed if policy.encodes_within else None for policy in policies]
+    assert store.codes is not None
+    return WindowView(store.storage, tables, q_lens, codecs, tails, store.codes, dtype, tap, encoders, _breaker(pieces))
 
 
 def _breaker(pieces: list[Piece]) -> Callable[[WindowedCodec, Exception], None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..core.types import FinishReason, Granularity
 from ..kv.policies._stack import PolicyStack
+from ..kv.policies._windowed import MOST_RAW
 from ..kv.policies.base import Need
 from ..kv.stores import Store
 from ..kv.table import PageTable
@@ -82,7 +83,9 @@ class Sequence:
 
     @property
     def chunk_end(self) -> int:
-        """No chunk reaches past the next act of the policy, also when all of it is recomputed."""
+        """No chunk reaches past the next act of the policy, also when all of it is recomputed; but what encodes pages
+        within steps does so at any place of a chunk.
+        """
         if self.plain:
             return len(self.tokens)
         return self.asks("saying when it acts", self._chunk_end, lambda: self._part_end)
@@ -98,6 +101,8 @@ class Sequence:
 
     def _chunk_end(self) -> int:
         end = self._part_end
+        if self.policy.encodes_within:
+            return min(self.num_computed + MOST_RAW, end)
         act = self.next_act(self.num_computed)
         if act is None:
             return end
@@ -172,6 +177,8 @@ class Sequence:
         policy = self.policy
         if self.broken or policy.in_every_step:
             return False
+        if policy.windowed is not None and not (self.store.codes is not None and self.store.codes.in_program):
+            return False  # its codec decodes pages, layer by layer, or is asked how it does
         act = self.next_act(start)
         if act is None:
             return not self.broken

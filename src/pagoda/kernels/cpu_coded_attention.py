@@ -44,7 +44,9 @@ def coded_attention(
     rows, row_of, offset = table.rows.contiguous(), table.row_of.contiguous(), table.offset.contiguous()
     kv_lens, q_starts, tables = table.kv_lens.contiguous(), table.q_starts.contiguous(), tables_of(code)
     sides = _cpu.CodedSides(sides_of(code, tables), pages.stride(0))
-    numbers = [(one.k.data_ptr(), one.v.data_ptr(), one.start, one.k.shape[1]) for one in raw]
+    numbers = [
+        (one.k[:, one.skip :].data_ptr(), one.v[:, one.skip :].data_ptr(), one.start, one.k.shape[1]) for one in raw
+    ]
     beside = np.array(numbers, np.int64).reshape(-1, 4).T.copy()
     wide_sinks = None if sinks is None else sinks.float().contiguous()  # named, so that they outlive the call
     wide_slopes = None if alibi_slopes is None else alibi_slopes.float().contiguous()

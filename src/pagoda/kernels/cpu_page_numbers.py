@@ -71,9 +71,14 @@ class LayerSides:
     """How the pages of all layers are read, as a step's program takes it. ``num_bytes``: of tables that are its own."""
 
     def __init__(self, codes: Sequence[PageCode], page_bytes: int) -> None:
+        self._written = all(code.kinds <= _WRITTEN and code.encode is not None for code in codes)
         self._tables = [tables_of(code) for code in codes]
         sides = [side for code, tables in zip(codes, self._tables, strict=True) for side in sides_of(code, tables)]
         self.native = _cpu.CodedSides(sides, page_bytes)
+
+    def can_write(self, dtype: torch.dtype) -> bool:
+        """Whether a program encodes numbers of ``dtype`` into such pages."""
+        return self._written and dtype in _DTYPES
 
     def num_bytes(self, given: Iterable[Tensor]) -> int:
         """Bytes of tables that are not parts of ``given``."""
@@ -87,9 +92,7 @@ def can_read(code: PageCode) -> bool:
     return code.sides is not None and max(code.k_dim, code.v_dim) <= MOST_DIM
 
 
-_ABLE = Features(CPU, frozenset({torch.float32, torch.bfloat16}), frozenset(KINDS), MOST_DIM)
+_DTYPES, _WRITTEN = frozenset({torch.float32, torch.bfloat16}), frozenset({"channel_grid", "token_grid"})
+_ABLE = Features(CPU, _DTYPES, frozenset(KINDS), MOST_DIM)
 dispatch.register("page_numbers", "cpu", page_numbers, _ABLE)
-dispatch.register(
-    "page_codes", "cpu", page_codes,
-    Features(CPU, frozenset({torch.float32, torch.bfloat16}), frozenset({"channel_grid", "token_grid"}), MOST_DIM),
-)  # fmt: skip
+dispatch.register("page_codes", "cpu", page_codes, Features(CPU, _DTYPES, _WRITTEN, MOST_DIM))

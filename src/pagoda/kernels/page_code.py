@@ -49,9 +49,10 @@ class PageCode:
 @dataclass(frozen=True, slots=True)
 class RawSlots:
     """One sequence's newest slots in a layer, as numbers: k ``[H, room, k_dim]``, v ``[H, room, v_dim]``, contiguous.
-    Those before slot ``start``, a multiple of the page size, are in encoded pages.
+    Those before slot ``start``, a multiple of the page size, are in encoded pages, also the first ``skip`` here.
     """
 
     k: Tensor
     v: Tensor
     start: int
+    skip: int = 0

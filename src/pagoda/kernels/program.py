@@ -244,7 +244,7 @@ def _native(step: StepArrays) -> Any:
         [] if part is None else [getattr(part, name).ctypes.data for name in part.__slots__]
         for part in (step.sums, step.queries)
     )
-    raw = [] if coded is None else [x.ctypes.data for x in (coded.k, coded.v, coded.starts, coded.room)]
+    raw = [] if coded is None else [x.ctypes.data for x in (coded.k, coded.v, coded.starts, coded.room, coded.encoded)]
     step.native = _cpu.StepArrays(
         step.page_ids.shape[1], step.pages.data_ptr(), step.pages.shape[0],
         store_of(layout) if coded is None else PAGES, layout.page_size,

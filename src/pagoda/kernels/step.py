@@ -72,13 +72,16 @@ class QueryRings:
 class CodedStep:
     """Pages of a step that were encoded whole, and where the newest slots of each of the S sequences lie raw beside
     them: contiguous ``[L, H, room, dim]`` of the model's dtype, which must outlive the step; it writes its own there.
+    A sequence of the model may be several here, one after the other: where some of its tokens read what others' are
+    encoded to.
     """
 
     sides: Any  # how the pages of all layers are read: ``native`` of `cpu_page_numbers.LayerSides`
     k: npt.NDArray[np.int64]  # [S] addresses
     v: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]  # [S] the first raw slot, a multiple of the page size
-    room: npt.NDArray[np.int64]  # [S]
+    room: npt.NDArray[np.int64]  # [S] from one head to the next
+    encoded: npt.NDArray[np.int64]  # [S] whole pages' slots from the first on are encoded before anything is attended
 
 
 @dataclass(slots=True, eq=False)

@@ -224,9 +224,8 @@ class KVManager:
         """These tokens were committed, the newest of the table."""
         sequence.tail.extend(tokens)
         table, page_size = sequence.table, self.fmt.page_size
-        if self._settled > page_size and table.num_tokens % self._settled:
-            return
-        while sequence.node is not None and len(sequence.tail) >= page_size:
+        late = table.num_tokens % self._settled if self._settled > page_size else 0  # tokens of pages not complete yet
+        while sequence.node is not None and len(sequence.tail) - late >= page_size:
             page = token_bytes(sequence.tail[:page_size])
             column = (table.num_tokens - len(sequence.tail)) // page_size
             del sequence.tail[:page_size]

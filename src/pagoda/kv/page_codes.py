@@ -24,6 +24,11 @@ class PageCodes:
         self._sides: Any = None
         self._asked = False
 
+    @property
+    def in_program(self) -> bool:
+        """Whether a step's program reads them: then no codec is asked for anything any more."""
+        return self._sides is not None
+
     def learned_of(self, layer: int) -> dict[str, Tensor]:
         """``[H, …]`` each."""
         return {name: values[layer] for name, values in self._learned.items()}

@@ -36,7 +36,10 @@ class StepIndex:
     starts   [S + 1]      first token of each sequence
     """
 
-    def __init__(self, fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[int]) -> None:
+    def __init__(
+        self, fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[int], before: Sequence[int] | None = None
+    ) -> None:
+        """``before``: tokens of the same step that precede each one's, where a table is here more than once."""
         self.fmt, self.q_lens = fmt, np.array(q_lens, np.int32)
         self.starts = np.zeros(len(tables) + 1, np.int32)
         np.cumsum(self.q_lens, out=self.starts[1:])
@@ -53,6 +56,8 @@ class StepIndex:
         else:
             self.row_of, self.offset, self._firsts = _rows(fmt, self._grains)
         self.kv_lens = self._lengths(tables, 1 if coarse else fmt.num_layers)
+        if before is not None:
+            self.kv_lens += np.array(before, np.int32)[:, None]
         self._lens_on = _Counting(self.kv_lens)
         self.rows = self._stack(tables)
 

@@ -88,10 +88,10 @@ void bind_step_arrays(nb::module_& m) {
         }
         if (!queries.empty())  // in the order of QueryRings
           s.queries = {at<int64_t>(queries.at(0)), at<int64_t>(queries.at(1)), at<int64_t>(queries.at(2)), at<int64_t>(queries.at(3))};
-        if (!coded_sides.empty()) {  // beside them: keys, values, first slots, room, as kernels/program.py gives them
+        if (!coded_sides.empty()) {  // beside them: keys, values, first slots, room, encoded ones, as kernels/program.py gives them
           const CodedSides& sides = *coded_sides[0];
           s.coded = {sides.of.data(), sides.page_bytes, at<int64_t>(raw.at(0)), at<int64_t>(raw.at(1)), at<int64_t>(raw.at(2)),
-                     at<int64_t>(raw.at(3))};
+                     at<int64_t>(raw.at(3)), at<int64_t>(raw.at(4))};
           s.shape.page_bytes = sides.page_bytes;
         }
         new (self) StepArrays(std::move(s));

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "page_codes.hpp"
 #include "pages.hpp"
 #include "parallel.hpp"
 
@@ -133,8 +134,8 @@ struct Run {
     }
     const int64_t q_size = i.num_q_heads * i.dim, kv_size = i.num_kv_heads * i.dim;
     if (step.coded.sides) {
-      if (i.rotary) (*this)(*i.rotary);
-      write_raw(i, at(i.src, q_size), at(i.src, q_size + kv_size));
+      turn_and_write_raw(i, at(i.src, q_size), at(i.src, q_size + kv_size));
+      encode_raw(i);
     } else {
       turn_and_write(i, write_of(i, at(i.src, q_size), at(i.src, q_size + kv_size)));
     }
@@ -234,28 +235,80 @@ struct Run {
   }
 
   // New slots go behind the raw ones of their sequences; `memory` has where all of this layer's are.
-  void write_raw(const AttendStep& i, const char* k, const char* v) {
-    const CodedStep& c = step.coded;
+  void turn_and_write_raw(const AttendStep& i, const char* k, const char* v) {
+    find_raw(i);
+    const auto turn = PAGODA_BODY(isa, rotary_rows);
+    const RotaryArgs turned = i.rotary ? turn_of(*i.rotary) : RotaryArgs{};
     const int64_t heads = i.num_kv_heads, bytes = i.dim * size_of(dtype), token_bytes = widths[i.src] * size_of(dtype);
-    memory.raw.clear();
-    for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
-      const int64_t before = i.layer * heads * c.room[seq] * bytes;
-      RawSlots raw{reinterpret_cast<char*>(c.k[seq]) + before, reinterpret_cast<char*>(c.v[seq]) + before, c.starts[seq], c.room[seq]};
-      const int64_t first = step.q_starts[seq], count = step.q_starts[seq + 1] - first;
-      const int64_t at = step.kv_lens[i.layer * step.lens_stride + seq * heads] - count - raw.start;
-      if (at < 0 || at + count > raw.room)
-        throw std::out_of_range("raw slots " + std::to_string(at) + " to " + std::to_string(at + count) + " of " + std::to_string(raw.room));
-      for (int64_t head = 0; head < heads; ++head)
-        for (int64_t t = 0; t < count; ++t) {
-          const int64_t from = (first + t) * token_bytes + head * bytes, to = (head * raw.room + at + t) * bytes;
+    const int64_t all = step.q_starts[step.num_seqs], tokens = std::max<int64_t>(1, kTurned / ((i.num_q_heads + heads) * i.dim));
+    parallel_for((num_tokens + tokens - 1) / tokens, threads, [&](int64_t item) {
+      const int64_t first = item * tokens, end = std::min(num_tokens, first + tokens);
+      if (i.rotary) turn(turned, first, end);
+      int64_t seq = std::upper_bound(step.q_starts, step.q_starts + step.num_seqs, first) - step.q_starts - 1;
+      for (int64_t t = first; t < std::min(all, end); ++t) {
+        while (t >= step.q_starts[seq + 1]) ++seq;
+        const RawSlots& raw = memory.raw[seq];
+        for (int64_t head = 0; head < heads; ++head) {
+          const int64_t from = t * token_bytes + head * bytes, to = (head * raw.room + raw_slot(i, seq, t)) * bytes;
           std::memcpy(const_cast<char*>(raw.k) + to, k + from, bytes);
           std::memcpy(const_cast<char*>(raw.v) + to, v + from, bytes);
         }
-      memory.raw.push_back(raw);
+      }
+    });
+  }
+
+  // Which of a sequence's raw slots a token of the step is.
+  int64_t raw_slot(const AttendStep& i, int64_t seq, int64_t token) const {
+    const int64_t held = step.kv_lens[i.layer * step.lens_stride + seq * i.num_kv_heads];
+    return held - (step.q_starts[seq + 1] - token) - step.coded.starts[seq];
+  }
+
+  void find_raw(const AttendStep& i) {
+    const CodedStep& c = step.coded;
+    memory.raw.clear();
+    for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
+      const int64_t before = i.layer * i.num_kv_heads * c.room[seq] * i.dim * size_of(dtype);
+      memory.raw.push_back({reinterpret_cast<char*>(c.k[seq]) + before, reinterpret_cast<char*>(c.v[seq]) + before, c.starts[seq], c.room[seq]});
+      const int64_t first = raw_slot(i, seq, step.q_starts[seq]), end = raw_slot(i, seq, step.q_starts[seq + 1]);
+      if (first < 0 || end > c.room[seq])
+        throw std::out_of_range("raw slots " + std::to_string(first) + " to " + std::to_string(end) + " of " + std::to_string(c.room[seq]));
     }
     memory.raw.push_back({});  // so that there is an address where there are no sequences
     memory.coded.k = c.sides[2 * i.layer], memory.coded.v = c.sides[2 * i.layer + 1];
     memory.coded.raw_store = Store(dtype), memory.coded.raw = memory.raw.data();
+  }
+
+  // Raw slots whose pages are whole become codes, which later tokens of this step read, or the next step.
+  void encode_raw(const AttendStep& i) {
+    const CodedStep& c = step.coded;
+    const int64_t heads = i.num_kv_heads, size = step.shape.page_size, bytes = i.dim * size_of(dtype);
+    const int32_t *rows = step.rows + i.layer * step.rows_stride, *offset = step.offset + i.layer * step.num_seqs * heads;
+    const auto page_of = [&](int64_t pair, int64_t column) {
+      return int64_t{rows[step.row_of[pair] * step.max_pages + column]} + offset[pair];
+    };
+    memory.encoding.clear();
+    for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
+      if (c.encoded[seq] == 0) continue;
+      memory.encoding.push_back(seq);
+      const int64_t first = c.starts[seq] / size, last = first + c.encoded[seq] / size;
+      for (int64_t pair = seq * heads; pair < (seq + 1) * heads; ++pair) {  // before threads write there
+        const bool there = step.row_of[pair] >= 0 && step.row_of[pair] < step.num_rows && first >= 0 && last <= step.max_pages;
+        for (int64_t column = first; column < last; ++column)
+          if (!there || page_of(pair, column) < 0 || page_of(pair, column) >= step.num_pages)
+            throw std::out_of_range("a page to be encoded that is not there");
+      }
+    }
+    const auto body = PAGODA_BODY(isa, run_page_codes);
+    parallel_for(int64_t(memory.encoding.size()) * heads, threads, [&](int64_t item) {
+      const int64_t seq = memory.encoding[item / heads], head = item % heads;
+      const RawSlots& raw = memory.raw[seq];
+      for (int64_t slot = 0; slot < c.encoded[seq]; slot += size) {
+        const int64_t from = (head * raw.room + slot) * bytes, page = page_of(seq * heads + head, (raw.start + slot) / size);
+        uint8_t* const to = reinterpret_cast<uint8_t*>(const_cast<char*>(step.pages)) + page * step.shape.page_bytes;
+        body({&memory.coded.k, raw.k + from, dtype == Dtype::bf16, size, to});
+        body({&memory.coded.v, raw.v + from, dtype == Dtype::bf16, size, to});
+      }
+    });
   }
 
   WriteArgs write_of(const AttendStep& i, const char* k, const char* v) {

@@ -111,6 +111,7 @@ struct CodedStep {
   int64_t page_bytes = 0;
   const int64_t *k = nullptr, *v = nullptr;         // [S] addresses of [L][H][room][dim] of the model's dtype
   const int64_t *starts = nullptr, *room = nullptr;  // [S] the first slot of them; how many there is room for
+  const int64_t* encoded = nullptr;                  // [S] slots from the first on that are encoded before anything is attended
 };
 
 struct RotaryTableRef {
@@ -165,7 +166,8 @@ struct RunMemory {
   std::vector<int32_t> ids;  // page ids of a layer, where all layers share an array
   std::vector<int32_t> wanted_starts, attending_starts;
   std::vector<SumTarget> targets;
-  std::vector<RawSlots> raw;  // of a layer
+  std::vector<RawSlots> raw;      // of a layer
+  std::vector<int64_t> encoding;  // sequences some of whose raw slots are encoded
   CodedPages coded;
   ChosenTable chosen;
   AttentionMemo memo;

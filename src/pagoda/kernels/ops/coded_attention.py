@@ -108,8 +108,8 @@ def _attend(
         rows.append(np.arange(at, at + num_pages, dtype=np.int32))
         raw_at.append(torch.arange((at + encoded) * size, at * size + num, dtype=torch.int32, device=device))
         held = num - encoded * size
-        new_k.append(mine.k[:, :held].transpose(0, 1))
-        new_v.append(mine.v[:, :held].transpose(0, 1))
+        new_k.append(mine.k[:, mine.skip :][:, :held].transpose(0, 1))
+        new_v.append(mine.v[:, mine.skip :][:, :held].transpose(0, 1))
         at += num_pages
     layout = PageLayout(size, code.k_dim, code.v_dim, q.dtype)
     numbers = q.new_empty(heads * at, layout.page_elems)

@@ -161,6 +161,11 @@ class PolicyStack:
         """The codec, if it leaves a window of raw tokens beside the pages."""
         return self.codec if isinstance(self.codec, WindowedCodec) else None
 
+    @cached_property
+    def encodes_within(self) -> bool:
+        """Whether pages are encoded within steps, layer by layer, so that chunks need not end there."""
+        return self.windowed is not None and self.windowed.plain and self.keeps_all
+
     @property
     def leaves_residual(self) -> bool:
         """Whether attention gets an answer of the evicted beside that of the slots."""
@@ -180,9 +185,9 @@ class PolicyStack:
     @cached_property
     def in_every_step(self) -> bool:
         """Whether steps have to do with it also where no act is near: it chooses what is read, or answers for slots
-        that are not in pages.
+        that are gone.
         """
-        return self.selection is not None or self.windowed is not None or self.leaves_residual
+        return self.selection is not None or self.leaves_residual
 
     @property
     def granularity(self) -> Granularity:

@@ -4,7 +4,9 @@
                                              ^ a multiple of the page size
 
 Every ``every`` tokens the pages that lie whole before the window are encoded, at token counts that depend on nothing
-else, so chunks, batches and preemption change nothing. The raw tokens are the sequence's own (its policy state, leased
+else, so chunks, batches and preemption change nothing. A chunk ends there, but where codes depend on nothing but a
+page's numbers (``plain``): then a layer encodes them when it has the chunk's keys and values, and later queries of the
+same chunk read codes. The raw tokens are the sequence's own (its policy state, leased
 with it); their pages are reserved already, and empty. Behind an eviction that compresses the prompt once, the prompt is
 raw until the eviction has chosen; what stays is encoded then.
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
     from ...core.types import KVFormat
     from ...kernels.page_code import PageCode, Side
+
+MOST_RAW = 512
+"""Tokens of a chunk that is encoded within its step: all its layers have them raw until the step is over."""
 
 Learned = Mapping[str, "Tensor"]
 """What ``pagoda calibrate`` stored: ``[L, H, …]`` where all layers are encoded, ``[H, …]`` where one is decoded."""
@@ -138,6 +143,18 @@ class WindowedCodec(KVPolicy):
     def next_act(self, num_seen: int) -> int:
         """The next number of tokens at which pages are encoded."""
         return (num_seen // self.every + 1) * self.every
+
+    def parts(self, first: int, num: int, start: int, page_size: int) -> list[tuple[int, int]]:
+        """Tokens ``first`` … ``first + num - 1``, cut where pages are encoded: how many tokens, and how many slots are
+        encoded behind them, which the next part reads as codes. ``start``: the first raw slot.
+        """
+        found, end = [], first + num
+        while first < end:
+            act = min(self.next_act(first), end)
+            encoded = 0 if act % self.every else max(0, self.num_encoded(act, page_size) - start)
+            found.append((act - first, encoded))
+            first, start = act, start + encoded
+        return found
 
     def num_encoded(self, num_slots: int, page_size: int) -> int:
         """Slots in encoded pages after an act at which ``num_slots`` are held."""
