@@ -50,7 +50,8 @@ void add(const AddArgs& a, int num_threads, const std::string& isa) {
 void add_norm(const AddArgs& sum, const NormArgs& a, int num_threads, const std::string& isa) {
   const auto add_body = PAGODA_BODY(isa, add_elements);
   const auto norm_body = PAGODA_BODY(isa, norm_rows);
-  split(a.rows, sum.tile ? a.dim / 2 : 2 * a.dim, num_threads, [&](int64_t first, int64_t end) {
+  const int64_t most = std::max<int64_t>(1, a.rows / (2 * num_threads));  // rows of an item, so that there are some for each thread
+  split(a.rows, sum.tile ? std::max(a.dim / 2, kItem / most) : 2 * a.dim, num_threads, [&](int64_t first, int64_t end) {
     if (sum.tile) {  // several rows at a time, whose parts of a tile are neighbours
       add_body(sum, first * a.dim, end * a.dim);
       return norm_body(a, first, end);
