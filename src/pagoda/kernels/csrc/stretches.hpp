@@ -70,7 +70,8 @@ class Stretches {
     int64_t said = -1;
     for (int64_t turn = 0; turn < count(); ++turn) {
       Stretch &rest = rest_[(thread + turn) % count()], &other = rest_[(thread + turn + 1) % count()];
-      for (Stretch::Taken taken; (taken = rest.take(turn == 0, one)).first < taken.end;) {
+      const auto take = [&] { return rest.take(turn == 0, one); };
+      for (Stretch::Taken taken = take(); taken.first < taken.end; taken = take()) {
         const int64_t item = taken.first;
         int64_t soon = taken.left == 0 ? -1 : turn == 0 ? item + 1 : item - 1;
         if (soon < 0 && turn + 1 < count()) soon = other.last();
