@@ -84,7 +84,18 @@ def most_pages(num_tokens: int, chunk: int = 1) -> int:
     return HEADS * (whole + (LAYERS - 1) * min(whole, (WINDOW + 63 + chunk) // SIZE + 1))
 
 
-@pytest.mark.parametrize("kv", ["exact", "int8", "fp8", "int4"])
+@pytest.mark.parametrize(
+    ("windowed", "kv"),
+    [
+        ("gemma3", "exact"),
+        ("gemma3", "int8"),
+        ("gemma3", "fp8"),
+        ("mistral", "exact"),
+        ("mistral", "int4"),
+        ("gpt_oss", "exact"),
+    ],
+    indirect=["windowed"],
+)
 def test_tokens_are_those_of_layers_that_keep_all(make_llm, keeping_all, windowed, kv) -> None:
     whole = tokens(keeping_all(windowed, page_size=SIZE), kv)
     for options in ({}, {"max_num_batched_tokens": 16, "max_num_seqs": 3}, {"granularity": "head"}, {"page_size": 128}):
@@ -111,9 +122,11 @@ def test_beams_are_those_of_layers_that_keep_all(make_llm, keeping_all, model) -
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("kv", ["exact", "int8", "fp8", "int4"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("head_dim", [8, 64])
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "kv"),
+    [(8, "float32", "exact"), (8, "float32", "int8"), (8, "bfloat16", "fp8"), (64, "float32", "int4"),
+     (64, "bfloat16", "exact"), (64, "bfloat16", "int8"), (64, "bfloat16", "int4")],
+)  # fmt: skip
 def test_nothing_is_read_of_what_is_gone(make_llm, keeping_all, tmp_path, dtype, kv, head_dim) -> None:
     """Whatever is free is no number."""
     folder = gemma(tmp_path / "m", head_dim=head_dim)

@@ -162,15 +162,17 @@ def test_random_lives(grains: str) -> None:
 
 @pytest.mark.parametrize("grains", GRAINS)
 def test_random_lives_of_layers_with_windows(grains: str) -> None:
-    worlds = [live(seed, grains, 180, windowed=True) for seed in range(70)]
-    assert sum(world.num_ops for world in worlds) > 15_000
-    assert sum(world.prefix.stats.num_thinned_pages for world in worlds) > 100
+    worlds = [live(seed, grains, 180, windowed=True) for seed in range(28)]
+    assert sum(world.num_ops for world in worlds) > 6_000
+    assert sum(world.prefix.stats.num_thinned_pages for world in worlds) > 40
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grains", GRAINS)
 def test_many_random_lives(grains: str) -> None:
     assert sum(drive(seed, grains, 500) for seed in range(1000, 1200)) > 100_000
+    for seed in range(1000, 1100):
+        live(seed, grains, 500, windowed=True)
 
 
 class KVMachine(RuleBasedStateMachine):
