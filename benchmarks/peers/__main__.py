@@ -142,15 +142,14 @@ def report(args: argparse.Namespace) -> None:
     from .plots import draw
     from .report import markdown, short
     from .store import Store
-    from .summary import read_all, summarise
+    from .summary import newest_whole, read_all, summarise
 
     if args.out:
         measured = summarise(Store(args.out), describe())
         measured.save(args.results / f"{measured.name}.json")
     summaries = read_all(args.results)
     insert(args.page, markdown(summaries), "peers")
-    whole = [one for one in summaries if not one.machine.get("masked")]
-    insert(args.readme, short((whole or summaries)[0]), "peers")
+    insert(args.readme, short(newest_whole(summaries)), "peers")
     for summary in summaries:
         for path in draw(summary, args.page.parent / "img"):
             print(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,11 @@ def read_all(folder: Path) -> list[Summary]:
     if not summaries:
         raise ValueError(f"{folder} has no results; measure some and give the run's --out to the report")
     return sorted(summaries, key=lambda summary: summary.last, reverse=True)
+
+
+def newest_whole(summaries: Sequence[Summary]) -> Summary:
+    """Of summaries, newest first, the first one of a machine with nothing masked, or else the first."""
+    return next((one for one in summaries if not one.machine.get("masked")), summaries[0])
 
 
 def summarise(repetitions: Iterable[Repetition], machine: dict[str, Any]) -> Summary:
