@@ -7,7 +7,6 @@ plain twin). With ``--steps`` also a decode step's processor time, the two engin
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import tempfile
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
+
+from benchmarks.peers.checkpoints import write_model
 
 HEAD_DIM = 64
 SHAPE = {
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="decode steps that are timed, of 1 and 4 sequences")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), args)
+        write_model(Path(folder), SHAPE | {"num_hidden_layers": args.layers, "sliding_window": args.window})
         print("| windowed layers | KV of one request | requests at once | preempted |")
         print("| --- | ---: | ---: | ---: |")
         for name, whole in (("keep all", True), ("give back", False)):
@@ -47,26 +48,6 @@ def main() -> None:
         for batch in (1, 4) if args.steps else ():
             before, after = steps(folder, args, batch)
             print(f"decode step of {batch}: {before * 1e3:.3f} ms of a core keeping all, {after * 1e3:.3f} giving back")
-
-
-def write(folder: Path, args: argparse.Namespace) -> None:
-    """A random model with a tokenizer of bytes."""
-    import torch
-    from safetensors.torch import save_file
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    from pagoda.models.model import Model
-
-    config = SHAPE | {"num_hidden_layers": args.layers, "sliding_window": args.window}
-    (folder / "config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(0)
-    shapes = Model.from_config(config).expected_tensors().items()
-    made = {name: (torch.randn(shape, generator=generator) * 0.05).bfloat16() for name, shape in shapes}
-    save_file(made, folder / "model.safetensors")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 @contextmanager

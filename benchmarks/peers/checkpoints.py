@@ -21,11 +21,11 @@ def model_folder(models: Path, shape: Shape) -> Path:
     """The Hugging Face folder of ``shape`` under ``models``, made if it is not there."""
     folder = models / shape.name
     if not (folder / "model.safetensors").exists():
-        write_model(folder, shape)
+        write_model(folder, shape.config())
     return folder
 
 
-def write_model(folder: Path, shape: Shape) -> None:
+def write_model(folder: Path, config: dict[str, Any]) -> None:
     """bf16 weights ~ N(0, 0.02), norms 1, from a fixed seed; a byte-level tokenizer of the whole vocabulary."""
     import torch
     from safetensors.torch import save_file
@@ -33,10 +33,9 @@ def write_model(folder: Path, shape: Shape) -> None:
     from pagoda.models.model import Model
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = shape.config()
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 0})
-    _write_tokenizer(folder, shape)
+    _write_tokenizer(folder, config["vocab_size"])
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.ones(size, dtype=torch.bfloat16)
@@ -49,11 +48,11 @@ def write_model(folder: Path, shape: Shape) -> None:
     fresh.rename(folder / "model.safetensors")
 
 
-def _write_tokenizer(folder: Path, shape: Shape) -> None:
+def _write_tokenizer(folder: Path, vocab: int) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = ["<|endoftext|>", *letters, *(f"<|{i}|>" for i in range(len(letters) + 1, shape.vocab))]
+    words = ["<|endoftext|>", *letters, *(f"<|{i}|>" for i in range(len(letters) + 1, vocab))]
     tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -29,8 +29,6 @@ struct Rows16 {
   int pairs() const { return (seen.slots + 2 * kLanes - 1) / (2 * kLanes); }  // of groups
 };
 
-
-
 template <typename Math>
 struct ManyTiled {
   TileRows<Math>& t;
