@@ -88,7 +88,7 @@ class Thinning:
         """
         for _ in range(len(self._line)):
             entry, tick = next(iter(self._line.items()))
-            if not self._pinned[entry] and int(self._pool.refs[self._pages(entry)].max()) == 1:
+            if not self._pinned[entry] and not self._is_read(entry):
                 return entry, tick
             self._line.move_to_end(entry)
         return None
@@ -119,6 +119,17 @@ class Thinning:
         self._line[entry] = entry.tick
         self._line.move_to_end(entry, last=False)
         self._num_passed_used += entry.users > 0
+
+    def _is_read(self, entry: Entry) -> bool:
+        """Whether somebody has some of its windowed pages. Who reads an entry mostly has the first of them, so that is
+        looked at before all are: a long text that many go on from may be in the way whole, and is passed each time.
+        """
+        refs, fmt, rows = self._pool.refs, self._pool.fmt, len(entry.runs)
+        layer = self.windows.first_layer
+        inside = layer * fmt.num_kv_heads if rows < fmt.num_layers else 0
+        if refs[entry.runs[layer * rows // fmt.num_layers] + inside] > 1:
+            return True
+        return int(refs[self._pages(entry)].max()) > 1
 
     def _pages(self, entry: Entry) -> Int32s:
         """Its windowed pages."""

@@ -38,6 +38,7 @@ class Windows:
         self._lengths = sorted(set(by_layer) - {0})
         self._unit = math.lcm(span, fmt.page_size)  # what leaves a row together
         self._page_size, self._pages_per_block = fmt.page_size, fmt.pages_per_block
+        self.first_layer = int(np.flatnonzero(self._windows)[0])  # with a window
         self.num_layers = int((self._windows > 0).sum())
         self.pages_per_column = self.num_layers * fmt.num_kv_heads  # windowed pages of a page of tokens
 
