@@ -27,7 +27,6 @@ from pagoda.kv.policies._pages import Look, PageSelection
 from pagoda.kv.policies._rotary import turn
 from pagoda.kv.policies.base import Need, Stage
 from pagoda.kv.policies.longcache import LongCache
-from pagoda.kv.policies.lychee_decode import LycheeDecode
 from pagoda.kv.policies.quest import Quest
 
 from .conftest import kv_bytes
@@ -66,9 +65,8 @@ def test_it_reads_the_pages_that_it_claims(make_llm, tiny, name) -> None:
     assert steps["pages_held"] == 8 * 4 * (16 + 1) - 4 + 4  # the seventh token fills page 17
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_same_tokens_whatever_happens_around(make_llm, oracle, name) -> None:
-    kv = f"{name}(pages=3)"
+@pytest.mark.parametrize("kv", [*(f"{name}(pages=3)" for name in NAMES), "quest(pages=3, reuse=3)"])
+def test_same_tokens_whatever_happens_around(make_llm, oracle, kv) -> None:
     alone = [make_llm(page_size=8).generate([ids], params(kv))[0].token_ids for ids in PROMPTS]
     assert alone[2] != oracle(PROMPTS[2], 16)
     llm = make_llm(page_size=8, max_num_batched_tokens=24, max_num_seqs=8, kv_memory=kv_bytes(40))
@@ -109,17 +107,29 @@ def test_methods_that_ship_are_left_to_the_kernels() -> None:
 
 @pytest.mark.host
 @pytest.mark.parametrize(
-    "kv", [*INSIDE, "int8+lserve(pages=0.3, reuse=2)", "int8+tokenselect(pages=3, alike=0.5)", "int8+longcache"]
+    "kv",
+    [*INSIDE, "int8+lserve(pages=0.3, reuse=2)", "int8+tokenselect(pages=3, alike=0.5)", "int8+longcache"]
+    + [f"{name}(pages=3, reuse=3)" for name in NAMES if name != "lserve" and is_judged_by_rule(name)],
 )
 def test_pages_chosen_within_the_program_are_those_chosen_layer_by_layer(make_llm, monkeypatch, kv) -> None:
     same_both_ways(make_llm, monkeypatch, kv)
 
 
 @pytest.mark.host
-def test_heads_that_hand_pages_on_may_do_so_for_several_steps(make_llm, monkeypatch) -> None:
-    """No shipped method does both."""
-    monkeypatch.setattr(LycheeDecode, "steps_a_choice", 3)
-    same_both_ways(make_llm, monkeypatch, "lychee_decode(pages=3)")
+def test_one_scoring_serves_several_steps(make_llm, monkeypatch) -> None:
+    """The first position's, and those of positions that `reuse` divides: here of a method with a score of its own."""
+    scored = []
+
+    def score(self, look):
+        scored.append((look.layer, look.position))
+        return PageSelection.score(self, look)
+
+    monkeypatch.setattr(Quest, "score", score, raising=False)
+    make_llm(page_size=8).generate([PROMPTS[2]], params("quest(pages=3, reuse=5)", 12))
+    first = len(PROMPTS[2])
+    assert first % 5 > 0
+    positions = [first, *(at for at in range(first, first + 11) if at % 5 == 0)]
+    assert scored == [(layer, at) for at in positions for layer in range(2)]
 
 
 def same_both_ways(make_llm, monkeypatch, kv: str) -> None:

@@ -161,7 +161,9 @@ class ForcedEngine:
         for sequence in running:
             if not sequence.plain and sequence.num_computed >= sequence.prompt_len:
                 state, selection, fmt = sequence.policy_state, sequence.policy.selection, sequence.store.manager.fmt
-                a_page = 0.0 if selection is None else selection.looked_bytes(fmt.page_size, fmt.k_dim)
+                a_page = (
+                    0.0 if selection is None else selection.looked_bytes(fmt.page_size, fmt.k_dim) / selection.reuse
+                )
                 found = state.num_bytes - state.tail_bytes, a_page * int(state.notes.sketched.sum())
                 noted[sequence.group.request.request_id].append(found)
 

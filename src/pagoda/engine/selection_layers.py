@@ -78,7 +78,7 @@ class ByLayer(HeldPages):
             position=self._table.num_tokens,
             learned=self._of(layer),
         )
-        scores = self._policy.score(look)
+        scores = self._policy.scores(look)
         if self._policy.keeps_first:
             scores[:, 0] = torch.inf
         return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -13,9 +13,10 @@ from torch import Tensor
 from ..kernels.ops.page_marks import MarkAids
 from ..kernels.shelves import Shelves
 from ..kv.choices import Choice
-from ..kv.policies._pages import PageSelection, counts_down
+from ..kv.policies._pages import SCORED, PageSelection
 from ..kv.table import PageTable
 
+NOTHING = torch.empty(0)
 LEAST_BESIDE = 1024
 """Bytes of a tensor that is worth a place beside the sketches."""
 
@@ -28,7 +29,7 @@ class Standing:
     ``num_bytes`` of the notes, once asked for.
 
     Of what is another in every step: ``turns`` says whether queries are turned, ``turn`` [n, L, D] by how much from the
-    ``first`` position on; one scoring serves ``steps``, and ``ages`` of the ``layers`` that score count them.
+    ``first`` position on; one scoring serves ``steps``, and ``waiting`` are notes of the layers that have none yet.
     """
 
     full: int | bytes
@@ -43,9 +44,8 @@ class Standing:
     first: int = 0
     places: np.ndarray | None = None  # int64 [L], of the first position's
     steps: int = 1
-    layers: Sequence[int] = ()
-    ages: Sequence[np.ndarray] = ()
-    due: Sequence[bool] = ()
+    waiting: Mapping[int, dict[str, Tensor]] = field(default_factory=dict)
+    scores: bool | None = None  # whether all that score do so; None: those that wait
     num_bytes: int = -1
 
     def renew(self, position: int) -> bool:
@@ -56,13 +56,18 @@ class Standing:
                 return False
             np.add(self.places, 4 * at * self.turn[0].numel(), out=self.choice.turn)
         if self.steps > 1:
-            due = [counts_down(age, self.steps) for age in self.ages]
-            if due != self.due:
-                for layer, scores in zip(self.layers, due, strict=True):
-                    self.choice.fresh[layer] = self.scored[layer] if scores else 0
-                self.due = due
-                self.choice.grown[0] += 1
+            scores = position % self.steps == 0
+            if scores is not self.scores or self.waiting:
+                self._let_score(scores)
         return True
+
+    def _let_score(self, scores: bool) -> None:
+        """All layers, or those that wait."""
+        fresh = self.choice.fresh
+        fresh[:] = self.scored if scores else 0
+        for layer, memory in self.waiting.items():
+            fresh[layer], memory[SCORED] = self.scored[layer], NOTHING
+        self.scores, self.waiting = None if self.waiting else scores, {}
 
     def turn_from(self, position: int, turn: Tensor) -> None:
         """``turn`` is known from this position on."""

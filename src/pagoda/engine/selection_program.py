@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kv.choices import Choice
-from ..kv.policies._pages import PageSelection, kept
+from ..kv.policies._pages import SCORED, PageSelection, kept
 from .selection_held import HeldPages
 from .selection_notes import Standing, full_pages
 
@@ -127,17 +127,15 @@ class ByProgram(HeldPages):
             scores=scores,
             fresh=fresh.astype(np.uint8),
             **found,
-            changes=bool(wanted.any()) and (rule.query == "turn" or policy.steps_a_choice > 1),
+            changes=bool(wanted.any()) and (rule.query == "turn" or policy.reuse > 1),
         )
         held, read = int(full.sum()) + full.size, int(self._keep.sum()) + full.size
         standing = Standing(stood_for, choice, held, read, fresh, self._room(), alive)
         if choice.changes:
-            standing.turns, standing.steps = rule.query == "turn", policy.steps_a_choice
-            standing.layers = np.flatnonzero(fresh.any(1)).tolist()
-            standing.ages = [
-                notes.memory[layer].setdefault("age", torch.zeros(())).numpy() for layer in standing.layers
-            ]
-            standing.due = [True] * len(standing.layers)
+            standing.turns, standing.steps = rule.query == "turn", policy.reuse
+        if policy.reuse > 1:
+            layers = np.flatnonzero(fresh.any(1)).tolist()
+            standing.waiting = {layer: notes.memory[layer] for layer in layers if SCORED not in notes.memory[layer]}
         return standing
 
     def _room(self) -> int:
@@ -171,7 +169,7 @@ class ByProgram(HeldPages):
         policy, (_, num_heads), most = self._policy, self._full.shape, int(self._full[layer].max())
         if policy.persists >= 0:
             scores[layer] = kept(memory, "votes", (), most).data_ptr()
-        elif policy.steps_a_choice > 1 or policy.likeness > 0 or hands_on:
+        elif policy.reuse > 1 or policy.likeness > 0 or hands_on:
             held = kept(memory, "scores", (num_heads,), most)
             scores[layer] = held.data_ptr() + 4 * held.shape[1] * np.arange(num_heads)
             if policy.likeness > 0:

@@ -19,7 +19,7 @@ from .pages import Int32s
 class Choice:
     """What one sequence brings to a `PageChoice`: its arrays without the axis of sequences. Whoever made it keeps the
     tensors behind its addresses alive for the step. ``grown`` [1] is another number where `OF_PAGES` are others;
-    where ``changes``, its ``turn`` may be another in every step.
+    where ``changes``, so may be its `CHANGING` in every step.
     """
 
     rules: Int32s  # [8]
@@ -45,8 +45,8 @@ class Choice:
     grown: list[int] = field(default_factory=lambda: [0])
 
 
-CHANGING = ("turn",)
-OF_PAGES = ("outliers", "full", "keep", "fresh")
+CHANGING = ("turn", "fresh")
+OF_PAGES = ("outliers", "full", "keep")
 
 
 class Chooser(Protocol):

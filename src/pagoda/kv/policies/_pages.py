@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from ...core.errors import ConfigError
+from ._budget import at_least
 from .base import Selection, said_of
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     Counts = npt.NDArray[np.int64]
 
 BFLOAT16, FLOAT32 = 2, 4
+SCORED = "scored"
+"""In a layer's memory once there are scores that may be used again."""
 
 
 def byte_marks(page_size: int, dim: int) -> float:
@@ -65,6 +68,9 @@ class Look:
 class PageSelection(Selection):
     """``pages``: full pages that a head reads in a decode step (a whole number), or a share of them (a fraction). The
     page under way and the one before it, the newest tokens, are always read; the latter counts.
+
+    ``reuse``: steps that one scoring serves; pages that came since count 0. Most papers score in every step (1); LServe
+    (section 3.6) does so every few. Sequences score at positions that it divides, each in a step of its own, therefore.
     """
 
     whole: ClassVar[str] = ""
@@ -81,12 +87,14 @@ class PageSelection(Selection):
     keeps_first: ClassVar[bool] = False
     """Whether the first page is always read (and counts)."""
     pages: int | float = 0.25
+    reuse: int = 1
 
     def __post_init__(self) -> None:
         whole = isinstance(self.pages, int) and self.pages >= 1
         part = isinstance(self.pages, float) and 0.0 < self.pages <= 1.0
         if not whole and not part:
             raise ConfigError(f"pages={self.pages!r}; give pages per head (from 1) or a share (0.0 < pages <= 1.0)")
+        at_least("reuse", self.reuse, 1)
 
     def moved(self, keys: Tensor, gaps: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
         """Keys float32 [H, K, page_size, D] of what a step reads, each page ``gaps`` [H, K] positions further on."""
@@ -133,9 +141,7 @@ class PageSelection(Selection):
         return 0
 
     def looked_bytes(self, page_size: int, dim: int) -> float:
-        """Of them, what a step looks at to choose, on the average of steps: all, as it stands here. Where alike queries
-        are spared the look (``likeness``), it is that of the others.
-        """
+        """Of them, what is looked at to score: all, as it stands here."""
         return self.mark_bytes(page_size, dim)
 
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
@@ -188,11 +194,6 @@ class PageSelection(Selection):
         return 0
 
     @property
-    def steps_a_choice(self) -> int:
-        """Steps that one scoring serves; pages that came since count 0."""
-        return 1
-
-    @property
     def likeness(self) -> float:
         """Cosine to the layer's query that last scored, above which its scores serve; 0: every query scores."""
         return 0.0
@@ -204,14 +205,27 @@ class PageSelection(Selection):
         """
         return -1.0
 
+    def scores(self, look: Look) -> Tensor:
+        """``score``, or what it was last where that still serves (``reuse``)."""
+        memory, (heads, pages) = look.memory, look.valid.shape
+        if self.reuse == 1:
+            return self.score(look)
+        if look.position % self.reuse and SCORED in memory:
+            return self._last(memory, heads, pages, look.valid.device)
+        found = self.score(look)
+        memory[SCORED] = look.queries.new_empty(0)
+        if self.persists < 0:
+            kept(memory, "scores", (heads,), pages, found.device)[:, :pages] = found
+        return found
+
     def score(self, look: Look) -> Tensor:
         """float32 [H, P]: the higher, the sooner a page is read."""
         from ...kernels.ops import page_scores
 
         rule, memory, (heads, pages) = self.judged_by, look.memory, look.valid.shape
         assert rule is not None, f"{type(self).__name__} has neither a rule nor a score"
-        if self._serves(look):
-            return kept(memory, "scores", (heads,), pages, look.valid.device)[:, :pages].clone()
+        if self.likeness > 0 and self._is_alike(look):
+            return self._last(memory, heads, pages, look.valid.device)
         found = page_scores(
             look.queries,
             rule,
@@ -228,45 +242,29 @@ class PageSelection(Selection):
             votes *= self.persists
             for one in found:
                 votes[:pages] += one
-            return votes[:pages].expand(heads, pages).clone()
+            return self._last(memory, heads, pages, found.device)
         looks = self.looks(look.learned)
         if looks is not None:
             below = look.below["scores"][:, :pages] if look.below else found.new_zeros(())
             found = found.where(looks[:, None].to(found.device), below)
-        if looks is not None or self.steps_a_choice > 1 or self.likeness > 0:
+        if looks is not None or self.likeness > 0:
             kept(memory, "scores", (heads,), pages, found.device)[:, :pages] = found
         return found
 
-    def comes_due(self, memory: dict[str, Tensor]) -> bool:
-        """Whether scores are made in this step, by how many steps those there have served; the step is counted."""
-        import torch
+    def _last(self, memory: dict[str, Tensor], heads: int, pages: int, device: torch.device) -> Tensor:
+        """float32 [H, P]: scores that are kept."""
+        if self.persists >= 0:
+            return kept(memory, "votes", (), pages, device)[:pages].expand(heads, pages).clone()
+        return kept(memory, "scores", (heads,), pages, device)[:, :pages].clone()
 
-        if "age" not in memory:
-            memory["age"] = torch.zeros(())
-        return counts_down(memory["age"].numpy(), self.steps_a_choice)
-
-    def _serves(self, look: Look) -> bool:
-        """Whether kept scores serve this step; else what is to be remembered of it is."""
-        memory = look.memory
-        if self.steps_a_choice > 1:
-            return not self.comes_due(memory)
-        if self.likeness > 0:
-            query = look.queries.flatten().double()
-            last = memory.setdefault("query", look.queries.new_zeros(query.shape)).double()
-            if float(query @ last) > self.likeness * float(query.norm() * last.norm()) > 0:
-                return True
-            memory["query"].copy_(query)
+    def _is_alike(self, look: Look) -> bool:
+        """Whether the query is so like the one that last scored that its scores serve; else it is the last one now."""
+        query = look.queries.flatten().double()
+        last = look.memory.setdefault("query", look.queries.new_zeros(query.shape)).double()
+        if float(query @ last) > self.likeness * float(query.norm() * last.norm()) > 0:
+            return True
+        look.memory["query"].copy_(query)
         return False
-
-
-def counts_down(age: npt.NDArray[np.float32], steps: int) -> bool:
-    """Whether scores that have served ``age`` [] steps are made again; this step is counted. In numpy: torch's
-    arithmetic takes ten times as long, of every layer at every step.
-    """
-    served = int(age)
-    fresh = served % steps == 0
-    age[...] = 1 if fresh else served + 1
-    return fresh
 
 
 def kept(

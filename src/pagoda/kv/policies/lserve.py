@@ -27,28 +27,20 @@ class LServe(PageSelection):
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.14866"
     remote: ClassVar[bool] = True
     marked: ClassVar[bool] = True
-    part: int = 4
     reuse: int = 4
+    part: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("part", self.part, 1)
-        at_least("reuse", self.reuse, 1)
 
     def why_not(self, page_size: int) -> str | None:
         if page_size % self.part:
             return f"part={self.part} does not divide pages of {page_size} slots; give a divisor"
         return None
 
-    @property
-    def steps_a_choice(self) -> int:
-        return self.reuse
-
     def mark_bytes(self, page_size: int, dim: int) -> float:
         return -(-page_size // self.part) * 2 * dim * BFLOAT16
-
-    def looked_bytes(self, page_size: int, dim: int) -> float:
-        return self.mark_bytes(page_size, dim) / self.reuse
 
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule
