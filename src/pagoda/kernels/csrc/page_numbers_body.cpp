@@ -32,13 +32,6 @@ inline void put(uint16_t* out, Vec x) {
 inline void put(float* out, float x) { *out = x; }
 inline void put(uint16_t* out, float x) { narrow(x, out); }
 
-template <typename Out>
-inline void put_row(Out* out, const float* row, int64_t dim) {
-  int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes) put(out + d, load(row + d));
-  for (; d < dim; ++d) put(out + d, row[d]);
-}
-
 // Numbers that are bfloat16 already.
 inline void put_halves(float* out, const uint8_t* halves, int64_t count) { halves_to(out, halves, count); }
 inline void put_halves(uint16_t* out, const uint8_t* halves, int64_t count) { memcpy(out, halves, 2 * count); }
