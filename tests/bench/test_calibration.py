@@ -98,6 +98,24 @@ def test_retaining_heads_learn_what_is_asked_for(loaded, monkeypatch) -> None:
         assert float(torch.corrcoef(both)[0, 1]) > 0.4
 
 
+def test_features_that_never_change_get_no_weight(monkeypatch) -> None:
+    """Ternary layers have channels that are always zero: divided by next to nothing, their weights were infinite in
+    float16.
+    """
+    monkeypatch.setattr(locret, "STEPS", 20)
+    torch.manual_seed(3)
+    shown = [torch.randn(40, 12) * 1e-3 for _ in range(4)]
+    for one in shown:
+        one[:, 2], one[:, 7] = 0.0, 0.5
+    found, _ = locret._train(shown, [one[:, :2].clone() for one in shown])
+    assert not found["w1"][[2, 7]].any()
+    assert all(torch.isfinite(t.half()).all() for t in found.values())
+    moved = shown[0].clone()
+    moved[:, 2] = 9.0
+    assert torch.equal(judge(moved, found), judge(shown[0], found))
+    assert found["w1"][[0, 1]].all()
+
+
 def test_roles_of_heads_are_trained(loaded, monkeypatch) -> None:
     """Layer 1 recalls: a few steps are enough for its gates to be held up and those above it to sink."""
     monkeypatch.setattr(lychee_decode, "STEPS", 10)
@@ -143,6 +161,30 @@ def test_weights_are_halved_and_leased(tmp_path: Path) -> None:
         Calibrations(tmp_path, lambda _: False).load("locret")
     path.write_bytes(b"nonsense")
     with pytest.raises(ModelError, match="is not a calibration file"):
+        Calibrations(tmp_path).load("locret")
+
+
+def test_numbers_that_float16_cannot_hold_stay_float32(tmp_path: Path) -> None:
+    found = {"w1": torch.tensor([1e6, 0.5]).repeat(1, 600), "b1": torch.ones(1, 9)}
+    store = Calibrations(tmp_path)
+    store.save("locret", found, {})
+    assert torch.equal(store.load("locret")["w1"], found["w1"])
+
+
+@pytest.mark.parametrize("size", [1, 600])
+def test_numbers_that_are_not_finite_are_neither_written_nor_served(tmp_path: Path, size) -> None:
+    """In JSON and in safetensors."""
+    bad = {"heads": torch.tensor([[0.5, torch.inf]]).repeat(1, size), "more": torch.ones(1, size)}
+    store = Calibrations(tmp_path)
+    store.save("locret", {"heads": torch.ones(1, 2 * size)}, {})
+    with pytest.raises(ConfigError, match=rf"heads: {size} of {2 * size}\), and nothing was written; .* --length"):
+        store.save("locret", bad, {})
+    assert store.load("locret")["heads"].eq(1).all()
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("pagoda.engine.calibrations._not_finite", lambda found: "")  # as files of before
+    path = store.save("locret", bad, {})
+    monkey.undo()
+    with pytest.raises(ModelError, match=rf"{path.name} holds .* \(heads: {size} of .*calibrate locret .* --force"):
         Calibrations(tmp_path).load("locret")
 
 

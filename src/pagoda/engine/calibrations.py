@@ -1,6 +1,7 @@
 """What ``pagoda calibrate METHOD MODEL`` found, read from beside the model when a request first needs it.
 
-A number per head and layer is written as JSON, for people to read; weights and bases as safetensors in float16.
+A number per head and layer is written as JSON, for people to read; weights and bases as safetensors, in float16 where
+that holds them all, else in float32. What is not finite is neither written nor served.
 """
 
 from __future__ import annotations
@@ -44,7 +45,13 @@ class Calibrations:
                 raise ConfigError(
                     f"{method} was not calibrated for this model; run: pagoda calibrate {method} {self._model}"
                 )
-            found = complete(_parse(path))
+            raw = _parse(path)
+            if bad := _not_finite(raw):
+                raise ModelError(
+                    f"{path} holds numbers that are not finite ({bad}); run: pagoda calibrate {method} {self._model} "
+                    "--force"
+                )
+            found = complete(raw)
             num_bytes = sum(t.nbytes for t in found.values())
             if not self._hold(num_bytes):
                 size = format_bytes(num_bytes)
@@ -57,7 +64,14 @@ class Calibrations:
         return next((path for path in self._paths(method) if path.is_file()), None)
 
     def save(self, method: str, found: Mapping[str, Tensor], notes: Mapping[str, object]) -> Path:
-        """Writes the file that ``load`` reads; returns its path. Raises ModelError where that cannot be written."""
+        """Writes the file that ``load`` reads; returns its path. Raises ModelError where that cannot be written,
+        ConfigError for numbers that are not finite: nothing is written then.
+        """
+        if bad := _not_finite(found):
+            raise ConfigError(
+                f"{method} found numbers that are not finite ({bad}), and nothing was written; look at other texts: "
+                "another --text, or a greater --length"
+            )
         try:
             return self._save(method, found, notes)
         except OSError as error:
@@ -74,13 +88,24 @@ class Calibrations:
             path.write_text(json.dumps({"method": method, "notes": dict(notes), "tensors": data}, indent=1) + "\n")
         else:
             path, other = weights, text
-            write_tensors(path, {name: t.detach().to(torch.float16).contiguous() for name, t in found.items()})
+            write_tensors(path, {name: _narrow(t.detach()).contiguous() for name, t in found.items()})
         other.unlink(missing_ok=True)
         self._read.pop(method, None)
         return path
 
     def _paths(self, method: str) -> tuple[Path, Path]:
         return self._folder / f"{method}.json", self._folder / f"{method}.safetensors"
+
+
+def _not_finite(found: Mapping[str, Tensor]) -> str:
+    """``"w1: 438 of 24576"`` of each tensor with such numbers."""
+    counts = {name: int((~torch.isfinite(t)).sum()) for name, t in found.items()}
+    return ", ".join(f"{name}: {count} of {found[name].numel()}" for name, count in counts.items() if count)
+
+
+def _narrow(found: Tensor) -> Tensor:
+    half = found.to(torch.float16)
+    return half if bool(torch.isfinite(half).all()) else found.to(torch.float32)
 
 
 def _parse(path: Path) -> Mapping[str, Tensor]:

@@ -16,6 +16,7 @@ from .base import Seen, run, usual
 
 CASES, HIDDEN, STEPS, BATCH, RATE = 72, 48, 800, 6, 3e-3
 SMOOTHING = 0.0025  # weight of the difference between neighbours' scores, as in the paper
+STILL = 1e-4  # of a layer's mean spread: a feature that varies less says nothing (ternary layers have dead channels)
 LOCAL = 32  # queries this near do not count in running text: the newest tokens stay anyway
 
 
@@ -82,7 +83,8 @@ def _importance(seen: Seen, asked: int) -> Tensor:
 
 def _train(shown: list[Tensor], aims: list[Tensor]) -> tuple[dict[str, Tensor], float]:
     every = torch.cat(shown)
-    mean, spread = every.mean(0), every.std(0) + 1e-6
+    mean, spread = every.mean(0), every.std(0)
+    spread[spread <= STILL * spread.mean()] = torch.inf  # divided by it they are 0, and so is their weight
     heads = aims[0].shape[1]
     base = torch.cat(aims).nanmean(0)
     w1 = torch.randn(every.shape[1], HIDDEN) / every.shape[1] ** 0.5
