@@ -13,7 +13,7 @@ from pagoda.weights.quantization import parse_format
 @pytest.mark.parametrize("text", ["bf16", "w8a8", "int4(group=32)", "w4a8(group=32)"])
 @pytest.mark.parametrize("tokens", [1, 37])
 def test_grouped_experts_have_the_bits_of_the_loop(text, tokens, monkeypatch) -> None:
-    num, hidden, inner, top_k = 6, 64, 48, 2
+    num, hidden, inner, top_k = 6, 64, 48, 3
     generator = torch.Generator().manual_seed(1)
     stacks = []
     for rows, cols in ((2 * inner, hidden), (hidden, inner)):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ._extension import DTYPES, PAGES, _cpu, store_of
 from .cpu_packed import packed_matrix
+from .cpu_routing import ROUTERS
 from .cpu_rows import ACTIVATIONS
 from .dispatch import profiling
 from .moving import copy_of, put
@@ -90,6 +91,36 @@ class Program:
     def activation(self, src: int, dst: int, kind: str, *, gated: bool) -> None:
         """dst = act(gate) * up of src = [gate | up], or act(src)."""
         self._program.activation(src, dst, gated, ACTIVATIONS[kind], 1.702, 7.0)
+
+    def route(
+        self, src: int, weight: Tensor, bias: Tensor | None, correction: Tensor | None, *, kind: str, top_k: int,
+        normalize: bool, scaling: float, num_groups: int, topk_group: int,
+    ) -> None:  # fmt: skip
+        """Which experts the tokens of src pass: as `ops.route`, for the ``experts`` behind it."""
+        self._program.route(
+            src, self._at(weight), self._at(bias), self._at(correction), ROUTERS[kind], weight.shape[0], top_k,
+            normalize, scaling, num_groups, topk_group,
+        )  # fmt: skip
+
+    def experts(
+        self, src: int, dst: int, gate_up: Sequence[PackedWeight], down: Sequence[PackedWeight],
+        gate_up_b: Tensor | None, down_b: Tensor | None, *, dynamic: Sequence[tuple[bool, bool]],
+        alike: Sequence[int], top_k: int, kind: str, alpha: float, limit: float,
+    ) -> None:  # fmt: skip
+        """dst = what the experts that were chosen make of src, as `ops.moe_dispatch` does with gated activations.
+
+        Matrices by expert; ``dynamic`` of gate_up and down each. Experts of one number in ``alike`` have matrices of
+        one format, which are multiplied together.
+        """
+        matrices = ([self._matrix(m) for m in part] for part in (gate_up, down))
+        kinds = [(*of, number) for of, number in zip(dynamic, alike, strict=True)]
+        self._program.experts(
+            src, dst, *matrices, kinds, self._at(gate_up_b), self._at(down_b), ACTIVATIONS[kind], alpha, limit, top_k
+        )
+
+    def gate(self, src: int, reg: int, weight: Tensor) -> None:
+        """reg *= sigmoid(src @ weight.T), as `ops.sigmoid_gate`."""
+        self._program.gate(src, reg, self._at(weight))
 
     def add(self, src: int, dst: int, scale: float = 1.0) -> None:
         """dst += src * scale."""

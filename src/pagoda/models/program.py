@@ -13,12 +13,14 @@ from torch import Tensor
 
 from pagoda.kernels import dispatch
 from pagoda.kernels.ops.rms_norm import rounds_first
-from pagoda.weights.packed import PackedMatrix, PanelMatrix
+from pagoda.weights.expert_cache import CachedExperts
+from pagoda.weights.packed import ExpertStack, PackedMatrix, PanelMatrix
 
 from .layers.attention import Attention
 from .layers.linear import EachHeadNorm, Linear, Norm
 from .layers.mlp import MLP
-from .spec import AttentionSpec, BlockSpec, MLPSpec
+from .layers.moe import MoE
+from .spec import AttentionSpec, MLPSpec
 
 if TYPE_CHECKING:
     from pagoda.kernels.step import StepArrays
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
     from .decoder import Block, Decoder
     from .layers.step import KVView
 
-STREAM, NORMED, QKV, HEADS, BRANCH, OTHER, INNER, ACTED = range(8)
+STREAM, NORMED, QKV, HEADS, BRANCH, OTHER, INNER, ACTED, SHARED, SHARED_INNER, SHARED_ACTED = range(11)
 """Registers: residual stream; its normalized copy; q, k, v; attention's answer; a branch's result, and another's beside
-it; the feed-forward's projection and what the activation makes of it."""
+it; the feed-forward's projection and what the activation makes of it; the same of an expert that every token passes,
+behind its answer."""
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -43,14 +46,25 @@ def why_not(decoder: Decoder) -> str | None:
     for block in decoder.blocks:
         if not isinstance(block.attn, Attention):
             return "latent attention"
-        if not isinstance(block.mlp, MLP):
-            return "a mixture of experts"
-        for linear in (block.attn.qkv, block.attn.out, block.mlp.up, block.mlp.down):
-            if not isinstance(linear.weight, PackedMatrix) or linear.weight.packed is None:
-                return "weights in a format that no kernel knows"
-    if len({_widths(block) for block in decoder.spec.blocks}) > 1:
+        matrices: list[object] = [block.attn.qkv.weight, block.attn.out.weight]
+        for mlp in _dense(block):
+            matrices += [mlp.up.weight, mlp.down.weight]
+        if isinstance(block.mlp, MoE):
+            if isinstance(block.mlp.gate_up, CachedExperts):
+                return "experts that are read when they are asked for"
+            for stack in (block.mlp.gate_up, block.mlp.down):
+                matrices += stack.experts if isinstance(stack, ExpertStack) else [stack]
+        if any(not isinstance(found, PackedMatrix) or found.packed is None for found in matrices):
+            return "weights in a format that no kernel knows"
+    if any(len(found) > 1 for found in _widths(decoder)):
         return "layers of different widths"
     return None
+
+
+def _dense(block: Block) -> list[MLP]:
+    """The feed-forward that every token passes, if there is one."""
+    mlp = block.mlp if isinstance(block.mlp, MLP) else block.mlp.shared
+    return [] if mlp is None else [mlp]
 
 
 def is_whole(decoder: Decoder) -> bool:
@@ -64,11 +78,16 @@ def is_whole(decoder: Decoder) -> bool:
     return plain and packed and all(part is None for part in beside)
 
 
-def _widths(block: BlockSpec) -> tuple[int, ...]:
-    attn, mlp = block.attn, block.mlp
-    assert isinstance(attn, AttentionSpec)
-    assert isinstance(mlp, MLPSpec)
-    return attn.q_size, attn.kv_size, mlp.inner, mlp.gated
+def _widths(decoder: Decoder) -> tuple[set[tuple[int, int]], set[tuple[int, bool]], set[tuple[int, bool]]]:
+    """Of queries and keys, of feed-forwards, and of those beside experts: what the layers have, perhaps none."""
+    attention, dense, shared = set(), set(), set()
+    for block in decoder.spec.blocks:
+        assert isinstance(block.attn, AttentionSpec)
+        attention.add((block.attn.q_size, block.attn.kv_size))
+        mlp, found = (block.mlp, dense) if isinstance(block.mlp, MLPSpec) else (block.mlp.shared, shared)
+        if mlp is not None:
+            found.add((mlp.inner, mlp.gated))
+    return attention, dense, shared
 
 
 class DecoderProgram:
@@ -77,13 +96,13 @@ class DecoderProgram:
     def __init__(self, decoder: Decoder) -> None:
         from pagoda.kernels.program import Program
 
-        attn, mlp = decoder.spec.blocks[0].attn, decoder.spec.blocks[0].mlp
-        assert isinstance(attn, AttentionSpec)
-        assert isinstance(mlp, MLPSpec)
-        hidden, qkv = decoder.spec.hidden_size, attn.q_size + 2 * attn.kv_size
+        attention, *others = _widths(decoder)
+        ((q_size, kv_size),), hidden = attention, decoder.spec.hidden_size
+        (inner, gated), (shared, shared_gated) = (next(iter(found), (0, False)) for found in others)
         widths = {
-            STREAM: hidden, NORMED: hidden, QKV: qkv, HEADS: attn.q_size, BRANCH: hidden, OTHER: hidden,
-            INNER: mlp.inner * (2 if mlp.gated else 1), ACTED: mlp.inner,
+            STREAM: hidden, NORMED: hidden, QKV: q_size + 2 * kv_size, HEADS: q_size, BRANCH: hidden, OTHER: hidden,
+            INNER: inner * (2 if gated else 1), ACTED: inner,
+            SHARED: hidden if shared else 0, SHARED_INNER: shared * (2 if shared_gated else 1), SHARED_ACTED: shared,
         }  # fmt: skip
         self._rotary = list(decoder.rotary.values())
         self._tables = {rope: number for number, rope in enumerate(decoder.rotary)}
@@ -222,13 +241,32 @@ class DecoderProgram:
         self._program.head_norm(QKV, first, dim, parts, weight, bias, own_weights=each, **options)
 
     def _mlp(self, block: Block, src: int, dst: int) -> None:
-        mlp = block.mlp
-        assert isinstance(mlp, MLP)
-        self._linear(mlp.up, src, INNER)
-        self._program.activation(INNER, ACTED, mlp.spec.act, gated=mlp.spec.gated)
+        if isinstance(block.mlp, MLP):
+            return self._feed_forward(block.mlp, src, dst, INNER, ACTED)
+        self._experts(block.mlp, src, dst)
+        if block.mlp.shared is not None:
+            self._feed_forward(block.mlp.shared, src, SHARED, SHARED_INNER, SHARED_ACTED)
+            if block.mlp.shared_router is not None:
+                self._program.gate(src, SHARED, block.mlp.shared_router)
+            self._program.add(SHARED, dst)
+
+    def _feed_forward(self, mlp: MLP, src: int, dst: int, inner: int, acted: int) -> None:
+        self._linear(mlp.up, src, inner)
+        self._program.activation(inner, acted, mlp.spec.act, gated=mlp.spec.gated)
         if mlp.inner_norm is not None:
-            self._norm(mlp.inner_norm, ACTED, ACTED)
-        self._linear(mlp.down, ACTED, dst)
+            self._norm(mlp.inner_norm, acted, acted)
+        self._linear(mlp.down, acted, dst)
+
+    def _experts(self, moe: MoE, src: int, dst: int) -> None:
+        up, down = ([stack[expert] for expert in range(moe.spec.num_experts)] for stack in (moe.gate_up, moe.down))
+        numbers: dict[object, int] = {}
+        pairs = list(zip(up, down, strict=True))
+        self._program.route(src, moe.router, moe.router_bias, moe.correction, **moe.rule)
+        self._program.experts(
+            src, dst, [m.packed for m in up], [m.packed for m in down], **moe.options,
+            dynamic=[(one.dynamic, other.dynamic) for one, other in pairs], top_k=moe.spec.router.top_k,
+            alike=[numbers.setdefault((one.format, other.format), len(numbers)) for one, other in pairs],
+        )  # fmt: skip
 
 
 def _norm_options(norm: Norm) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class ModelShape:
     ``attention_floats`` and ``mlp_floats`` are the elements per token that the widest layer holds inside each branch,
     residual and norms aside. ``scores_written`` says that attention has a feature (soft cap, sinks, ALiBi) for which
     the reference op writes its scores out. ``matrices`` are what quantization may pack (none in a fallback model).
-    ``experts_per_token``: of each mixture layer, 0 in a dense model.
+    ``experts_per_token``: of each mixture layer, 0 in a dense model; ``expert_floats``: the elements that a token holds
+    for each expert which it passes.
     """
 
     family: str
@@ -67,6 +68,7 @@ class ModelShape:
     rope_dims: tuple[int, ...] = ()
     matrices: tuple[Matrix, ...] = ()
     experts_per_token: int = 0
+    expert_floats: int = 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -101,6 +103,7 @@ class ModelShape:
             rope_dims=tuple(sorted(rope.dim for rope in ropes)),
             matrices=_matrices(params),
             experts_per_token=max((b.mlp.router.top_k for b in spec.blocks if isinstance(b.mlp, MoESpec)), default=0),
+            expert_floats=max((_expert_floats(block.mlp, spec.hidden_size) for block in spec.blocks), default=0),
         )
 
     @property
@@ -165,9 +168,10 @@ class ModelShape:
         size = _size(dtype)
         scratch = self._attention_scratch(num_tokens, num_logit_rows, size, max_kv_len, collects_probs)
         around = num_tokens * self.hidden_size * (3 * size + 2 * FLOAT32)
+        experts = min(num_tokens * self.experts_per_token, max(num_tokens, EXPERT_ROWS)) * self.expert_floats * size
         attention = num_tokens * self.attention_floats * size + scratch
         head = num_logit_rows * (self.hidden_size * size + self.vocab_size * (size + 2 * FLOAT32))
-        return SMALL_BYTES + around + max(attention, num_tokens * self.mlp_floats * size, head)
+        return SMALL_BYTES + around + experts + max(attention, num_tokens * self.mlp_floats * size, head)
 
     def _attention_scratch(self, num_tokens: int, num_seqs: int, size: int, kv_len: int, collects_probs: bool) -> int:
         """Bytes of the reference attention's copies: gathered pages, masks of a tile of queries, scores."""
@@ -182,6 +186,9 @@ class ModelShape:
 
 GATHER_BYTES, QUERY_TILE, SCORE_ELEMS = 32 << 20, 256, 1 << 21
 """The reference attention's bounds on its scratch (kernels/ops; a test holds these equal to them)."""
+
+EXPERT_ROWS = 1024
+"""Tokens of a stretch of experts that are multiplied together (kernels/csrc/experts.cpp), unless one has more."""
 
 SMALL_BYTES = 1 << 17
 """Index arrays and the other small tensors of a step."""
@@ -217,6 +224,11 @@ def _mlp_floats(mlp: MLPSpec | MoESpec, hidden: int) -> int:
         rows = 5 * mlp.inner + 4 * hidden + 8 * mlp.num_experts
         return rows + (4 * mlp.shared.inner if mlp.shared else 0)
     return (4 if mlp.gated else 2) * mlp.inner + (5 * mlp.inner if mlp.inner_norm else 0)
+
+
+def _expert_floats(mlp: MLPSpec | MoESpec, hidden: int) -> int:
+    """The token as a product reads it, what comes of gate and up, of the activation, and the expert's answer."""
+    return 3 * mlp.inner + 3 * hidden if isinstance(mlp, MoESpec) else 0
 
 
 def _writes_scores(attn: AttentionSpec | LatentSpec) -> bool:

@@ -7,11 +7,6 @@
 namespace pagoda {
 namespace {
 
-inline Vec sigmoid(Vec x) {
-  const Vec high = splat(87.0f), away = maximum(-high, -x);
-  return splat(1.0f) / (splat(1.0f) + exponential(select(away > high, high, away)));
-}
-
 // The complementary error function of z >= 0: Chebyshev fit of Press et al., Numerical Recipes, 6.2; fractional error below
 // 1.2e-7, so that the tail of the GELU keeps its digits (1 - erf would lose them).
 inline Vec erfc_of(Vec z) {

@@ -21,6 +21,7 @@ void bind_linear(nanobind::module_& m);
 void bind_lay_out(nanobind::module_& m);
 void bind_packed(nanobind::module_& m);
 void bind_quantize(nanobind::module_& m);
+void bind_routing(nanobind::module_& m);
 void bind_rows(nanobind::module_& m);
 void bind_slots(nanobind::module_& m);
 void bind_program(nanobind::module_& m);

@@ -30,6 +30,8 @@ PackedMatrix matrix_of(int format, int64_t outputs, int64_t inputs, int64_t grou
   return m;
 }
 
+using Matrix = std::tuple<int, int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, bool>;  // as matrix_of takes it
+
 // Tables by number, made once for all steps that use them.
 struct Rotary {
   std::vector<RotaryTableRef> tables;
@@ -147,6 +149,27 @@ void bind_program(nb::module_& m) {
         p.push(AttendStep{src, dst, layer, num_q_heads, num_kv_heads, dim, scale, soft_cap, window, at<float>(sinks), at<float>(slopes),
                           last});
       })
+      .def("route", [](BoundProgram& p, int src, uintptr_t weight, uintptr_t bias, uintptr_t correction, int kind, int64_t experts,
+                       int64_t top_k, bool normalize, float scaling, int64_t groups, int64_t topk_group) {
+        p.push(RouteStep{src, at<void>(weight), at<void>(bias), at<float>(correction),
+                         {Router(kind), experts, top_k, normalize, scaling, groups, topk_group}});
+      })
+      .def("experts", [](BoundProgram& p, int src, int dst, const std::vector<Matrix>& gate_up, const std::vector<Matrix>& down,
+                         const std::vector<std::tuple<bool, bool, int32_t>>& kinds, uintptr_t gate_up_bias, uintptr_t down_bias, int act, float alpha,
+                         float limit, int64_t top_k) {
+        ExpertsStep s{src, dst, {}, top_k};
+        Experts& e = s.experts;
+        for (size_t i = 0; i < gate_up.size(); ++i) {
+          const auto& [up_dynamic, down_dynamic, alike] = kinds.at(i);
+          e.each.push_back({std::apply(matrix_of, gate_up[i]), std::apply(matrix_of, down.at(i)), up_dynamic, down_dynamic, alike});
+          e.num_alike = std::max(e.num_alike, alike + 1);
+        }
+        e.gate_up_bias = at<void>(gate_up_bias), e.down_bias = at<void>(down_bias);
+        e.hidden = e.each.at(0).down.outputs, e.inner = e.each.at(0).down.inputs;
+        e.kind = Activation(act), e.alpha = alpha, e.limit = limit;
+        p.push(std::move(s));
+      }, "gate_up, down: matrices by expert; kinds: (gate_up dynamic, down dynamic, number of those that are alike).")
+      .def("gate", [](BoundProgram& p, int src, int reg, uintptr_t weight) { p.push(GateStep{src, reg, at<void>(weight)}); })
       .def("embed", [](BoundProgram& p, int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data, uintptr_t scales,
                        uintptr_t zeros, bool wide_scales) {
         p.push(EmbedStep{matrix_of(format, outputs, inputs, group, data, scales, zeros, wide_scales)});

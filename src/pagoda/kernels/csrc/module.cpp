@@ -34,6 +34,7 @@ NB_MODULE(_cpu, m) {
   pagoda::bind_packed(m);
   pagoda::bind_lay_out(m);
   pagoda::bind_quantize(m);
+  pagoda::bind_routing(m);
   pagoda::bind_rows(m);
   pagoda::bind_slots(m);
   pagoda::bind_program(m);

@@ -131,10 +131,10 @@ void check(const PackedMatrix& m, Operand operand) {
     throw std::invalid_argument("more than 65536 inputs would overflow 32-bit sums");
 }
 
-// x [count][inputs] as the bodies read it: where it lies, or prepared in this thread's buffer.
+// x [count][inputs] as the bodies read it: where it lies, or prepared in this thread's buffer. With `rows` each token is that row of x.
 Tokens tokens_of(const PackedMatrix& m, Operand operand, const void* x, int64_t count, Dtype dtype, int num_threads,
-                 const std::string& isa) {
-  if (usable_in_place(m, operand, dtype, m.inputs, count)) {
+                 const std::string& isa, const int32_t* rows = nullptr) {
+  if (!rows && usable_in_place(m, operand, dtype, m.inputs, count)) {
     Tokens t;
     t.operand = operand, t.count = count, t.steps = m.inputs * size_of(dtype) / 4, t.data = static_cast<const uint32_t*>(x);
     return t;
@@ -144,7 +144,15 @@ Tokens tokens_of(const PackedMatrix& m, Operand operand, const void* x, int64_t 
   p.matrix = &m, p.x = x, p.dtype = dtype, p.stride = m.inputs;
   p.out = prepared_in(m, operand, count, buffer.need(prepared_bytes(m, operand, count)));
   const int64_t part = 16, parts = (count + part - 1) / part;
-  parallel_for(parts, num_threads, [&](int64_t i) { prepare(p, i * part, std::min(count, (i + 1) * part)); });
+  parallel_for(parts, num_threads, [&](int64_t i) {
+    const int64_t first = i * part, end = std::min(count, first + part);
+    if (!rows) return prepare(p, first, end);
+    for (int64_t t = first; t < end; ++t) {
+      PrepareArgs one = p;
+      one.x = static_cast<const char*>(x) + (rows[t] - t) * m.inputs * size_of(dtype);  // so that its row t is this one
+      prepare(one, t, t + 1);
+    }
+  });
   return p.out;
 }
 
@@ -185,6 +193,27 @@ void follow(const LinearSlice& s, const PackedMatrix* following, int num_threads
       else if (following && following->data) own.next = beginning(*following, share, shares);
     }
     rows(own, first * kBlock * kPanel, std::min(s.rows(), end * kBlock * kPanel));
+  });
+}
+
+// The same for several matrices, one behind the other.
+template <typename Rows>
+void follow(const std::vector<LinearSlice>& slices, const std::vector<int64_t>& first_blocks, int num_threads, Rows rows) {
+  const int64_t blocks = first_blocks.back(), shares = std::min<int64_t>({int64_t{num_threads}, blocks, kMostShares});
+  const auto apart = [](const LinearSlice& s) { return s.gated ? s.rows() / kPanel : 1; };
+  const int64_t block_bytes = kBlock * slices[0].matrix.panel_bytes() * (slices[0].gated ? 2 : 1), most = std::max<int64_t>(1, kSliceBytes / block_bytes);
+  parallel_shares(blocks, num_threads, most, [&](int64_t first, int64_t end, int64_t share) {
+    size_t group = std::upper_bound(first_blocks.begin(), first_blocks.end(), first) - first_blocks.begin() - 1;
+    for (; first < end; ++group) {
+      LinearSlice own = slices[group];
+      const int64_t base = first_blocks[group], stop = std::min(end, first_blocks[group + 1]), bytes = own.matrix.panel_bytes();
+      if (share >= 0 && stop < (share + 1) * blocks / shares) {
+        const LinearSlice& next = stop < first_blocks[group + 1] ? own : slices[group + 1];
+        own.next = {next.matrix.data + (stop < first_blocks[group + 1] ? stop - base : 0) * kBlock * bytes, bytes, apart(next) * bytes};
+      }
+      rows(own, (first - base) * kBlock * kPanel, std::min(own.rows(), (stop - base) * kBlock * kPanel));
+      first = stop;
+    }
   });
 }
 
@@ -336,11 +365,14 @@ void grouped_linear(const GroupedLinearArgs& a, int num_threads, const std::stri
   const Operand operand = operand_of(like, a.dtype, a.dynamic, isa);
   const auto rows = rows_of(like, operand, isa);
   check(like, operand);
-  const Tokens x = tokens_of(like, operand, a.x, a.count, a.dtype, num_threads, isa);
+  const Tokens x = tokens_of(like, operand, a.x, a.count, a.dtype, num_threads, isa, a.rows);
   const bool tiles = multiplies_tiles(operand, isa);
-  std::vector<Cut> cuts;
-  std::vector<int64_t> first_items = {0};
-  int64_t token = 0, bytes = 0;
+  static thread_local std::vector<LinearSlice> kept_slices;
+  static thread_local std::vector<int64_t> kept_blocks;
+  std::vector<LinearSlice>& slices = kept_slices;  // by name: threads have their own
+  std::vector<int64_t>& first_blocks = kept_blocks;
+  slices.clear(), first_blocks.assign(1, 0);
+  int64_t token = 0, bytes = 0, most = 0;
   for (const GroupedLinearArgs::Group& group : a.groups) {
     const PackedMatrix& m = group.matrix;
     if (m.opened()) throw std::invalid_argument("a grouped product needs weights in panels");
@@ -348,16 +380,26 @@ void grouped_linear(const GroupedLinearArgs& a, int num_threads, const std::stri
         (m.zeros == nullptr) != (like.zeros == nullptr))
       throw std::invalid_argument("the matrices of a grouped product differ in format or shape");
     LinearSlice s;
-    s.matrix = m, s.bias = group.bias, s.dtype = a.dtype, s.out_stride = m.outputs;
-    s.out = static_cast<char*>(a.out) + token * m.outputs * size_of(a.dtype);
+    s.matrix = m, s.bias = group.bias, s.dtype = a.dtype, s.gated = a.gated, s.out_stride = s.rows();
+    s.out = static_cast<char*>(a.out) + token * s.rows() * size_of(a.dtype);
     s.x = x.from(token, m.groups());
     s.x.count = group.count;
-    token += group.count, bytes += m.panels() * m.panel_bytes() * std::max<int64_t>(1, group.count / 4);
-    cuts.emplace_back(s, 1, tiles);  // many matrices: two slices each are enough
-    first_items.push_back(first_items.back() + cuts.back().items());
+    token += group.count, most = std::max(most, group.count), bytes += m.panels() * m.panel_bytes() * std::max<int64_t>(1, group.count / 4);
+    slices.push_back(s);
+    first_blocks.push_back(first_blocks.back() + ((s.rows() + kPanel - 1) / kPanel + kBlock - 1) / kBlock);
   }
   if (token != a.count) throw std::invalid_argument("the groups' tokens are not all the tokens");
   if (bytes < kParallelBytes) num_threads = 1;
+  if (most <= kOnceTokens) return follow(slices, first_blocks, num_threads, rows);
+  static thread_local std::vector<Cut> kept_cuts;
+  static thread_local std::vector<int64_t> kept_items;
+  std::vector<Cut>& cuts = kept_cuts;
+  std::vector<int64_t>& first_items = kept_items;
+  cuts.clear(), first_items.assign(1, 0);
+  for (const LinearSlice& s : slices) {
+    cuts.emplace_back(s, 1, tiles);  // many matrices: two slices each are enough
+    first_items.push_back(first_items.back() + cuts.back().items());
+  }
   parallel_for(first_items.back(), num_threads, [&](int64_t i) {
     const int64_t group = std::upper_bound(first_items.begin(), first_items.end(), i) - first_items.begin() - 1;
     cuts[group].run(i - first_items[group], rows);

@@ -185,7 +185,8 @@ void packed_linear(const PackedLinearArgs& args, int num_threads, const std::str
 constexpr int64_t kOnceTokens = 64;  // read their weights once: memory is what limits them
 void packed_likeliest(const PackedLinearArgs& args, int64_t* ids, int num_threads, const std::string& isa);
 
-// A product for each of several matrices of one format and shape (the experts of a mixture), all of them in one job.
+// A product for each of several matrices of one format and shape (the experts of a mixture), all of them in one job. Of few tokens for each, threads
+// follow their shares of all the matrices as if they were one.
 struct GroupedLinearArgs {
   struct Group {
     PackedMatrix matrix;
@@ -193,11 +194,13 @@ struct GroupedLinearArgs {
     int64_t count = 0;  // tokens, which follow those of the group before
   };
   std::vector<Group> groups;
-  const void* x = nullptr;  // [count][inputs] contiguous
-  void* out = nullptr;      // [count][outputs] contiguous
+  const void* x = nullptr;        // [count][inputs] contiguous; with rows [any][inputs]
+  const int32_t* rows = nullptr;  // [count]: which row of x each token is; null: they lie in order
+  void* out = nullptr;            // [count][outputs] contiguous; gated [count][outputs / 2] (`ends_gated`)
   int64_t count = 0;
   Dtype dtype = Dtype::f32;
   bool dynamic = false;
+  bool gated = false;
 };
 
 void grouped_linear(const GroupedLinearArgs& args, int num_threads, const std::string& isa);

@@ -104,6 +104,32 @@ struct Run {
     return a;
   }
 
+  void operator()(const RouteStep& i) const {
+    memory.logits.resize(num_tokens * i.rule.experts);
+    memory.experts.resize(num_tokens * i.rule.top_k), memory.weights.resize(num_tokens * i.rule.top_k);
+    RouterArgs a;
+    a.x = at(i.src), a.weight = i.weight, a.bias = i.bias, a.dtype = dtype, a.tokens = num_tokens, a.hidden = widths[i.src];
+    a.experts = i.rule.experts, a.exact = i.rule.kind == Router::sigmoid, a.logits = memory.logits.data();
+    router_logits(a, threads, isa);
+    route(i.rule, a.logits, i.correction, num_tokens, dtype, memory.experts.data(), memory.weights.data(), threads, isa);
+  }
+
+  void operator()(const ExpertsStep& i) const {
+    ExpertsArgs a;
+    a.experts = &i.experts, a.x = at(i.src), a.out = at(i.dst), a.dtype = dtype, a.tokens = num_tokens, a.top_k = i.top_k;
+    a.ids = memory.experts.data(), a.weights = memory.weights.data(), a.scratch = memory.scratch;
+    run_experts(a, memory.sorted, threads, isa);
+  }
+
+  void operator()(const GateStep& i) const {
+    memory.logits.resize(num_tokens);
+    RouterArgs a;
+    a.x = at(i.src), a.weight = i.weight, a.dtype = dtype, a.tokens = num_tokens, a.hidden = widths[i.src], a.experts = 1;
+    a.logits = memory.logits.data();
+    router_logits(a, threads, isa);
+    gate({at(i.reg), a.logits, widths[i.reg], dtype}, num_tokens, threads, isa);
+  }
+
   void operator()(const EmbedStep& i) const {
     if (!step.x) packed_embedding(i.matrix, step.ids, num_tokens, at(0), dtype, threads);
   }
@@ -358,6 +384,11 @@ struct Name {
   std::string operator()(const ClipStep&) const { return "clip"; }
   std::string operator()(const RotaryStep&) const { return "rotary"; }
   std::string operator()(const AttendStep&) const { return "attention"; }
+  std::string operator()(const RouteStep&) const { return "router"; }
+  std::string operator()(const ExpertsStep& i) const {
+    return "experts " + std::to_string(i.experts.inner) + " x " + std::to_string(i.experts.hidden);
+  }
+  std::string operator()(const GateStep&) const { return "gate"; }
   std::string operator()(const EmbedStep&) const { return "embedding"; }
   std::string operator()(const HeadStep& i) const { return (*this)(LinearStep{0, 0, i.matrix}); }
   std::string operator()(const GreedyStep&) const { return "greedy"; }
@@ -374,6 +405,9 @@ struct Reads {
   bool operator()(const ClipStep& i) const { return i.reg == reg; }
   bool operator()(const RotaryStep& i) const { return i.reg == reg; }
   bool operator()(const AttendStep& i) const { return i.src == reg; }
+  bool operator()(const RouteStep& i) const { return i.src == reg; }
+  bool operator()(const ExpertsStep& i) const { return i.src == reg; }
+  bool operator()(const GateStep& i) const { return i.src == reg || i.reg == reg; }
   bool operator()(const EmbedStep&) const { return false; }
   bool operator()(const HeadStep&) const { return reg == 0; }
   bool operator()(const GreedyStep&) const { return false; }
@@ -416,6 +450,7 @@ void Program::push(Instruction instruction) {
     auto* before = done ? std::get_if<LinearStep>(&instructions_[instructions_.size() - 2]) : nullptr;
     if (before && before->gated == next->src) before->feeds = true, before->following_dynamic = next->dynamic;
   }
+  if (std::holds_alternative<ExpertsStep>(instruction)) last_product_ = -1;  // much flows through the caches: nothing is fetched ahead across it
   if (const PackedMatrix* matrix = matrix_of(instruction)) {
     if (last_product_ >= 0) set_following(instructions_[last_product_], *matrix);
     last_product_ = static_cast<int>(instructions_.size());
@@ -441,7 +476,10 @@ void Program::keep_rows_for(const Instruction& reader) {
 int64_t Program::workspace_bytes(int64_t num_tokens) const {
   int64_t bytes = kAlign;
   for (int64_t width : widths_) bytes += aligned(num_tokens * width * size_of(dtype_));
-  return bytes;
+  int64_t scratch = 0;
+  for (const Instruction& i : instructions_)
+    if (const auto* e = std::get_if<ExpertsStep>(&i)) scratch = std::max(scratch, experts_scratch_bytes(e->experts, num_tokens, e->top_k, dtype_));
+  return bytes + scratch;
 }
 
 void Program::run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) {
@@ -453,6 +491,7 @@ void Program::run(const StepArrays& step, void* workspace, int num_threads, cons
     registers.push_back(at);
     at += aligned(step.num_tokens * width * size_of(dtype_));
   }
+  memory_.scratch = at;
   if (step.x) registers[0] = static_cast<char*>(step.x);
   if (!watched_) {
     for (const Instruction& instruction : instructions_) std::visit(run, instruction);

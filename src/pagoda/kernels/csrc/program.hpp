@@ -15,8 +15,10 @@
 #include "attention.hpp"
 #include "attention_memo.hpp"
 #include "choice.hpp"
+#include "experts.hpp"
 #include "packed.hpp"
 #include "query_rings.hpp"
+#include "routing.hpp"
 #include "rows.hpp"
 
 namespace pagoda {
@@ -87,6 +89,25 @@ struct AttendStep {
   std::optional<RotaryStep> rotary = std::nullopt;
 };
 
+// Which experts the tokens of register src pass, for the ExpertsStep behind it.
+struct RouteStep {
+  int src = 0;
+  const void *weight = nullptr, *bias = nullptr;  // of the dtype
+  const float* correction = nullptr;
+  RouterRule rule;
+};
+
+struct ExpertsStep {  // dst = what the experts that were chosen make of src, weighed and summed up
+  int src = 0, dst = 0;
+  Experts experts;
+  int64_t top_k = 0;
+};
+
+struct GateStep {  // reg *= sigmoid(src @ weight), one number for a token
+  int src = 0, reg = 0;
+  const void* weight = nullptr;
+};
+
 struct EmbedStep {  // register 0 = rows of the matrix by token ids; left out where the caller brings x
   PackedMatrix matrix;
 };
@@ -102,8 +123,8 @@ struct GreedyStep {  // the likeliest token of each row of logits `width` wide; 
   int64_t width = 0;
 };
 
-using Instruction = std::variant<NormStep, LinearStep, ActivationStep, AddStep, HeadNormStep, ClipStep, RotaryStep, AttendStep, EmbedStep,
-                                 HeadStep, GreedyStep>;
+using Instruction = std::variant<NormStep, LinearStep, ActivationStep, AddStep, HeadNormStep, ClipStep, RotaryStep, AttendStep, RouteStep,
+                                 ExpertsStep, GateStep, EmbedStep, HeadStep, GreedyStep>;
 
 // A step over pages that were encoded whole: those of all layers, and where the newest slots lie beside them.
 struct CodedStep {
@@ -171,6 +192,10 @@ struct RunMemory {
   CodedPages coded;
   ChosenTable chosen;
   AttentionMemo memo;
+  std::vector<float> logits, weights;  // of a router
+  std::vector<int64_t> experts;        // that it chose
+  ExpertsMemory sorted;
+  void* scratch = nullptr;  // of the experts, behind the registers
 };
 
 // One run at a time: it leaves its memory to the next, so that a step allocates nothing unless it is larger than all before.
@@ -181,7 +206,7 @@ class Program {
   void push(Instruction instruction);
   size_t size() const { return instructions_.size(); }
 
-  // Bytes of all registers for so many tokens.
+  // Bytes of all registers for so many tokens, and of what experts need beside them.
   int64_t workspace_bytes(int64_t num_tokens) const;
 
   // Whether the time of every instruction is added up from now on (off at first; two readings of the clock each, 50 ns).

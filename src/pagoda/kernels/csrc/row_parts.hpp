@@ -33,6 +33,20 @@ inline Vec rounded<uint16_t>(Vec x) {
   return select(x == x, (Vec)up, (Vec)(bits | 0x400000u));
 }
 
+// Lanes by halves, in this order whatever the row.
+inline float total(Vec x) {
+  float lanes[kLanes];
+  store(lanes, x);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+inline Vec sigmoid(Vec x) {
+  const Vec high = splat(87.0f), away = maximum(-high, -x);
+  return splat(1.0f) / (splat(1.0f) + exponential(select(away > high, high, away)));
+}
+
 inline void store_as(float* p, Vec x) { store(p, x); }
 inline void store_as(uint16_t* p, Vec x) {
   const HalfVec half = __builtin_convertvector((UintVec)rounded<uint16_t>(x) >> 16, HalfVec);

@@ -7,14 +7,6 @@
 namespace pagoda {
 namespace {
 
-inline float total(Vec x) {
-  float lanes[kLanes];
-  store(lanes, x);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
-}
-
 // ---- norms -----------------------------------------------------------------------------------------------------------
 
 template <typename T>

@@ -31,6 +31,8 @@ from .page_scores import page_scores
 from .read_slots import read_slots
 from .rms_norm import rms_norm
 from .rotary import rotary
+from .route import route
+from .sigmoid_gate import sigmoid_gate
 from .top_k_mask import top_k_mask
 from .top_p_mask import top_p_mask
 from .typical_mask import typical_mask
@@ -69,6 +71,8 @@ __all__ = [
     "read_slots",
     "rms_norm",
     "rotary",
+    "route",
+    "sigmoid_gate",
     "top_k_mask",
     "top_p_mask",
     "typical_mask",

@@ -68,9 +68,12 @@ def packed_dispatch(
         inner = _grouped(x.index_select(0, tokens), counts, gate_up, gate_up_b)
         gate, up = inner.chunk(2, dim=-1)
         inner = ops.gated_activation(gate, up, kind, alpha=alpha, limit=limit)
-        result = _grouped(inner, counts, down, down_b) * weights
-        # Rows are in the order of experts, and added one after the other: the roundings are those of the loop below.
-        return out.index_add_(0, tokens, result.to(x.dtype))
+        result = (_grouped(inner, counts, down, down_b) * weights).to(x.dtype)
+        # An expert at a time, as in the loop below: over all rows at once torch adds in float32 and rounds at the end.
+        used = [count for count in counts if count]
+        for rows, part in zip(tokens.split(used), result.split(used), strict=True):
+            out.index_add_(0, rows, part)
+        return out
     start = 0
     for expert, count in enumerate(counts):
         if count == 0:
