@@ -92,15 +92,22 @@ class Program:
         """dst = act(gate) * up of src = [gate | up], or act(src)."""
         self._program.activation(src, dst, gated, ACTIVATIONS[kind], 1.702, 7.0)
 
+    def logits(self, src: int, weight: Tensor, bias: Tensor | None, *, exact: bool = False) -> None:
+        """What a router says of its experts, a gate of a layer: as `ops.router_logits`, for the instruction behind."""
+        self._program.logits(src, weight.shape[0], self._at(weight), self._at(bias), exact)
+
+    def packed_logits(self, src: int, weight: PackedWeight, bias: Tensor | None, *, dynamic: bool) -> None:
+        """The same by a matrix in a weight format."""
+        self._program.packed_logits(src, *self._matrix(weight), self._at(bias), dynamic)
+
     def route(
-        self, src: int, weight: Tensor, bias: Tensor | None, correction: Tensor | None, *, kind: str, top_k: int,
-        normalize: bool, scaling: float, num_groups: int, topk_group: int,
+        self, correction: Tensor | None, num_experts: int, *, kind: str, top_k: int, normalize: bool, scaling: float,
+        num_groups: int, topk_group: int,
     ) -> None:  # fmt: skip
-        """Which experts the tokens of src pass: as `ops.route`, for the ``experts`` behind it."""
+        """Which experts the tokens pass by the logits before: as `ops.route`, for the ``experts`` behind it."""
         self._program.route(
-            src, self._at(weight), self._at(bias), self._at(correction), ROUTERS[kind], weight.shape[0], top_k,
-            normalize, scaling, num_groups, topk_group,
-        )  # fmt: skip
+            self._at(correction), ROUTERS[kind], num_experts, top_k, normalize, scaling, num_groups, topk_group
+        )
 
     def experts(
         self, src: int, dst: int, gate_up: Sequence[PackedWeight], down: Sequence[PackedWeight],
@@ -118,9 +125,9 @@ class Program:
             src, dst, *matrices, kinds, self._at(gate_up_b), self._at(down_b), ACTIVATIONS[kind], alpha, limit, top_k
         )
 
-    def gate(self, src: int, reg: int, weight: Tensor) -> None:
-        """reg *= sigmoid(src @ weight.T), as `ops.sigmoid_gate`."""
-        self._program.gate(src, reg, self._at(weight))
+    def gate(self, reg: int) -> None:
+        """reg *= sigmoid of the logits before, as `ops.sigmoid_gate`."""
+        self._program.gate(reg)
 
     def add(self, src: int, dst: int, scale: float = 1.0) -> None:
         """dst += src * scale."""

@@ -52,6 +52,10 @@ def why_not(decoder: Decoder) -> str | None:
         if isinstance(block.mlp, MoE):
             if isinstance(block.mlp.gate_up, CachedExperts):
                 return "experts that are read when they are asked for"
+            routers = [found.weight for found in (block.mlp.router, block.mlp.shared_router) if found is not None]
+            if block.mlp.exact and not isinstance(routers[0], Tensor):
+                return "a router that is packed and multiplied in float32"
+            matrices += [found for found in routers if not isinstance(found, Tensor)]
             for stack in (block.mlp.gate_up, block.mlp.down):
                 matrices += stack.experts if isinstance(stack, ExpertStack) else [stack]
         if any(not isinstance(found, PackedMatrix) or found.packed is None for found in matrices):
@@ -247,7 +251,8 @@ class DecoderProgram:
         if block.mlp.shared is not None:
             self._feed_forward(block.mlp.shared, src, SHARED, SHARED_INNER, SHARED_ACTED)
             if block.mlp.shared_router is not None:
-                self._program.gate(src, SHARED, block.mlp.shared_router)
+                self._logits(block.mlp.shared_router, src)
+                self._program.gate(SHARED)
             self._program.add(SHARED, dst)
 
     def _feed_forward(self, mlp: MLP, src: int, dst: int, inner: int, acted: int) -> None:
@@ -257,11 +262,20 @@ class DecoderProgram:
             self._norm(mlp.inner_norm, acted, acted)
         self._linear(mlp.down, acted, dst)
 
+    def _logits(self, router: Linear, src: int, *, exact: bool = False) -> None:
+        weight = router.weight
+        if isinstance(weight, Tensor):
+            return self._program.logits(src, weight, router.bias, exact=exact)
+        assert isinstance(weight, PackedMatrix)
+        assert weight.packed is not None
+        self._program.packed_logits(src, weight.packed, router.bias, dynamic=weight.dynamic)
+
     def _experts(self, moe: MoE, src: int, dst: int) -> None:
         up, down = ([stack[expert] for expert in range(moe.spec.num_experts)] for stack in (moe.gate_up, moe.down))
         numbers: dict[object, int] = {}
         pairs = list(zip(up, down, strict=True))
-        self._program.route(src, moe.router, moe.router_bias, moe.correction, **moe.rule)
+        self._logits(moe.router, src, exact=moe.exact)
+        self._program.route(moe.correction, moe.spec.num_experts, **moe.rule)
         self._program.experts(
             src, dst, [m.packed for m in up], [m.packed for m in down], **moe.options,
             dynamic=[(one.dynamic, other.dynamic) for one, other in pairs], top_k=moe.spec.router.top_k,

@@ -149,10 +149,18 @@ void bind_program(nb::module_& m) {
         p.push(AttendStep{src, dst, layer, num_q_heads, num_kv_heads, dim, scale, soft_cap, window, at<float>(sinks), at<float>(slopes),
                           last});
       })
-      .def("route", [](BoundProgram& p, int src, uintptr_t weight, uintptr_t bias, uintptr_t correction, int kind, int64_t experts,
-                       int64_t top_k, bool normalize, float scaling, int64_t groups, int64_t topk_group) {
-        p.push(RouteStep{src, at<void>(weight), at<void>(bias), at<float>(correction),
-                         {Router(kind), experts, top_k, normalize, scaling, groups, topk_group}});
+      .def("logits", [](BoundProgram& p, int src, int64_t outputs, uintptr_t weight, uintptr_t bias, bool exact) {
+        p.push(LogitsStep{src, outputs, at<void>(weight), at<void>(bias), exact});
+      })
+      .def("packed_logits", [](BoundProgram& p, int src, int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data,
+                               uintptr_t scales, uintptr_t zeros, bool wide_scales, uintptr_t bias, bool dynamic) {
+        LogitsStep s{src, outputs, nullptr, at<void>(bias), false};
+        s.matrix = matrix_of(format, outputs, inputs, group, data, scales, zeros, wide_scales), s.dynamic = dynamic;
+        p.push(s);
+      })
+      .def("route", [](BoundProgram& p, uintptr_t correction, int kind, int64_t experts, int64_t top_k, bool normalize, float scaling,
+                       int64_t groups, int64_t topk_group) {
+        p.push(RouteStep{at<float>(correction), {Router(kind), experts, top_k, normalize, scaling, groups, topk_group}});
       })
       .def("experts", [](BoundProgram& p, int src, int dst, const std::vector<Matrix>& gate_up, const std::vector<Matrix>& down,
                          const std::vector<std::tuple<bool, bool, int32_t>>& kinds, uintptr_t gate_up_bias, uintptr_t down_bias, int act, float alpha,
@@ -169,7 +177,7 @@ void bind_program(nb::module_& m) {
         e.kind = Activation(act), e.alpha = alpha, e.limit = limit;
         p.push(std::move(s));
       }, "gate_up, down: matrices by expert; kinds: (gate_up dynamic, down dynamic, number of those that are alike).")
-      .def("gate", [](BoundProgram& p, int src, int reg, uintptr_t weight) { p.push(GateStep{src, reg, at<void>(weight)}); })
+      .def("gate", [](BoundProgram& p, int reg) { p.push(GateStep{reg}); })
       .def("embed", [](BoundProgram& p, int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data, uintptr_t scales,
                        uintptr_t zeros, bool wide_scales) {
         p.push(EmbedStep{matrix_of(format, outputs, inputs, group, data, scales, zeros, wide_scales)});

@@ -104,14 +104,23 @@ struct Run {
     return a;
   }
 
-  void operator()(const RouteStep& i) const {
-    memory.logits.resize(num_tokens * i.rule.experts);
-    memory.experts.resize(num_tokens * i.rule.top_k), memory.weights.resize(num_tokens * i.rule.top_k);
+  void operator()(const LogitsStep& i) const {
+    memory.logits.resize(num_tokens * i.outputs);
+    if (i.matrix.outputs) {
+      PackedLinearArgs a;
+      a.matrix = i.matrix, a.bias = i.bias, a.dynamic = i.dynamic, a.wide = true;
+      a.x = at(i.src), a.out = memory.logits.data(), a.count = num_tokens, a.dtype = dtype;
+      return packed_linear(a, threads, isa);
+    }
     RouterArgs a;
     a.x = at(i.src), a.weight = i.weight, a.bias = i.bias, a.dtype = dtype, a.tokens = num_tokens, a.hidden = widths[i.src];
-    a.experts = i.rule.experts, a.exact = i.rule.kind == Router::sigmoid, a.logits = memory.logits.data();
+    a.experts = i.outputs, a.exact = i.exact, a.logits = memory.logits.data();
     router_logits(a, threads, isa);
-    route(i.rule, a.logits, i.correction, num_tokens, dtype, memory.experts.data(), memory.weights.data(), threads, isa);
+  }
+
+  void operator()(const RouteStep& i) const {
+    memory.experts.resize(num_tokens * i.rule.top_k), memory.weights.resize(num_tokens * i.rule.top_k);
+    route(i.rule, memory.logits.data(), i.correction, num_tokens, dtype, memory.experts.data(), memory.weights.data(), threads, isa);
   }
 
   void operator()(const ExpertsStep& i) const {
@@ -122,12 +131,7 @@ struct Run {
   }
 
   void operator()(const GateStep& i) const {
-    memory.logits.resize(num_tokens);
-    RouterArgs a;
-    a.x = at(i.src), a.weight = i.weight, a.dtype = dtype, a.tokens = num_tokens, a.hidden = widths[i.src], a.experts = 1;
-    a.logits = memory.logits.data();
-    router_logits(a, threads, isa);
-    gate({at(i.reg), a.logits, widths[i.reg], dtype}, num_tokens, threads, isa);
+    gate({at(i.reg), memory.logits.data(), widths[i.reg], dtype}, num_tokens, threads, isa);
   }
 
   void operator()(const EmbedStep& i) const {
@@ -384,7 +388,8 @@ struct Name {
   std::string operator()(const ClipStep&) const { return "clip"; }
   std::string operator()(const RotaryStep&) const { return "rotary"; }
   std::string operator()(const AttendStep&) const { return "attention"; }
-  std::string operator()(const RouteStep&) const { return "router"; }
+  std::string operator()(const LogitsStep& i) const { return i.outputs == 1 ? "gate" : "router"; }
+  std::string operator()(const RouteStep&) const { return "choice of experts"; }
   std::string operator()(const ExpertsStep& i) const {
     return "experts " + std::to_string(i.experts.inner) + " x " + std::to_string(i.experts.hidden);
   }
@@ -405,9 +410,10 @@ struct Reads {
   bool operator()(const ClipStep& i) const { return i.reg == reg; }
   bool operator()(const RotaryStep& i) const { return i.reg == reg; }
   bool operator()(const AttendStep& i) const { return i.src == reg; }
-  bool operator()(const RouteStep& i) const { return i.src == reg; }
+  bool operator()(const LogitsStep& i) const { return i.src == reg; }
+  bool operator()(const RouteStep&) const { return false; }
   bool operator()(const ExpertsStep& i) const { return i.src == reg; }
-  bool operator()(const GateStep& i) const { return i.src == reg || i.reg == reg; }
+  bool operator()(const GateStep& i) const { return i.reg == reg; }
   bool operator()(const EmbedStep&) const { return false; }
   bool operator()(const HeadStep&) const { return reg == 0; }
   bool operator()(const GreedyStep&) const { return false; }

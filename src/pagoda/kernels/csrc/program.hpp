@@ -89,10 +89,18 @@ struct AttendStep {
   std::optional<RotaryStep> rotary = std::nullopt;
 };
 
-// Which experts the tokens of register src pass, for the ExpertsStep behind it.
-struct RouteStep {
+// src @ weight.T + bias of few rows: what a router says of its experts, what a gate says of a layer.
+struct LogitsStep {
   int src = 0;
-  const void *weight = nullptr, *bias = nullptr;  // of the dtype
+  int64_t outputs = 0;
+  const void *weight = nullptr, *bias = nullptr;  // rows, of the dtype
+  bool exact = false;                             // RouterArgs
+  PackedMatrix matrix{};                          // instead of rows, where it has outputs
+  bool dynamic = false;
+};
+
+// Which experts the tokens pass by the logits before, for the ExpertsStep behind it.
+struct RouteStep {
   const float* correction = nullptr;
   RouterRule rule;
 };
@@ -103,9 +111,8 @@ struct ExpertsStep {  // dst = what the experts that were chosen make of src, we
   int64_t top_k = 0;
 };
 
-struct GateStep {  // reg *= sigmoid(src @ weight), one number for a token
-  int src = 0, reg = 0;
-  const void* weight = nullptr;
+struct GateStep {  // reg *= sigmoid of the logits before, one for a token
+  int reg = 0;
 };
 
 struct EmbedStep {  // register 0 = rows of the matrix by token ids; left out where the caller brings x
@@ -123,8 +130,8 @@ struct GreedyStep {  // the likeliest token of each row of logits `width` wide; 
   int64_t width = 0;
 };
 
-using Instruction = std::variant<NormStep, LinearStep, ActivationStep, AddStep, HeadNormStep, ClipStep, RotaryStep, AttendStep, RouteStep,
-                                 ExpertsStep, GateStep, EmbedStep, HeadStep, GreedyStep>;
+using Instruction = std::variant<NormStep, LinearStep, ActivationStep, AddStep, HeadNormStep, ClipStep, RotaryStep, AttendStep, LogitsStep,
+                                 RouteStep, ExpertsStep, GateStep, EmbedStep, HeadStep, GreedyStep>;
 
 // A step over pages that were encoded whole: those of all layers, and where the newest slots lie beside them.
 struct CodedStep {
@@ -192,7 +199,7 @@ struct RunMemory {
   CodedPages coded;
   ChosenTable chosen;
   AttentionMemo memo;
-  std::vector<float> logits, weights;  // of a router
+  std::vector<float> logits, weights;  // of a router or a gate
   std::vector<int64_t> experts;        // that it chose
   ExpertsMemory sorted;
   void* scratch = nullptr;  // of the experts, behind the registers

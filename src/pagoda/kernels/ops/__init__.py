@@ -32,6 +32,7 @@ from .read_slots import read_slots
 from .rms_norm import rms_norm
 from .rotary import rotary
 from .route import route
+from .router_logits import router_logits
 from .sigmoid_gate import sigmoid_gate
 from .top_k_mask import top_k_mask
 from .top_p_mask import top_p_mask
@@ -72,6 +73,7 @@ __all__ = [
     "rms_norm",
     "rotary",
     "route",
+    "router_logits",
     "sigmoid_gate",
     "top_k_mask",
     "top_p_mask",

@@ -12,8 +12,15 @@ from pagoda.weights.expert_cache import CachedExperts
 
 from ..spec import MoESpec
 from .experts import cached_dispatch, packed_dispatch
-from .linear import Weights
+from .linear import Linear, Weights
 from .mlp import MLP
+
+
+def _logits(router: Linear, x: Tensor, *, exact: bool = False) -> Tensor:
+    """x ``[T, hidden]`` -> float32 ``[T, E]``, as `ops.router_logits`; checkpoints may have packed the router."""
+    if isinstance(router.weight, Tensor):
+        return ops.router_logits(x, router.weight, router.bias, exact=exact)
+    return router(x.float() if exact else x).float()
 
 
 class MoE:
@@ -21,18 +28,19 @@ class MoE:
 
     def __init__(self, spec: MoESpec, weights: Weights, name: str) -> None:
         self.spec = spec
-        self.router, self.router_bias = weights[f"{name}router.weight"], weights.get(f"{name}router.bias")
+        self.router = Linear(weights, f"{name}router")
         self.correction = weights.get(f"{name}correction_bias")
         self.gate_up, self.down = weights[f"{name}gate_up"], weights[f"{name}experts_down"]
         biases = {"gate_up_b": weights.get(f"{name}gate_up_bias"), "down_b": weights.get(f"{name}experts_down_bias")}
         router = spec.router
+        self.exact = router.kind == "sigmoid"  # float32 whatever the model's dtype
         self.rule: dict[str, Any] = {
             "kind": router.kind, "top_k": router.top_k, "normalize": router.normalize, "scaling": router.scaling,
             "num_groups": router.num_groups, "topk_group": router.topk_group,
         }  # fmt: skip
         self.options: dict[str, Any] = {"kind": spec.act, "alpha": spec.alpha, "limit": spec.limit, **biases}
         self.shared = None if spec.shared is None else MLP(spec.shared, weights, f"{name}shared.")
-        self.shared_router: Tensor | None = weights[f"{name}shared_router.weight"] if spec.shared_gate else None
+        self.shared_router = Linear(weights, f"{name}shared_router") if spec.shared_gate else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[T, hidden]`` -> ``[T, hidden]``."""
@@ -47,12 +55,13 @@ class MoE:
             return out
         shared = self.shared(x)
         if self.shared_router is not None:
-            shared = ops.sigmoid_gate(x, self.shared_router, shared)
+            shared = ops.sigmoid_gate(_logits(self.shared_router, x), shared)
         return out + shared
 
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Experts of every token of x ``[T, hidden]``, and what their answers count: ``[T, k]`` int64, ``[T, k]``."""
-        return ops.route(x, self.router, self.router_bias, self.correction, **self.rule)
+        logits = _logits(self.router, x, exact=self.exact)
+        return ops.route(logits, self.correction, dtype=x.dtype, **self.rule)
 
     def probable(self, x: Tensor) -> list[int]:
         """Experts that the router would ask for on x ``[T, hidden]``, those of most weight first."""
