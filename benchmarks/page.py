@@ -6,8 +6,9 @@ from pathlib import Path
 
 
 def marks(name: str) -> tuple[str, str]:
-    """The two lines around what ``python -m benchmarks.NAME report`` writes."""
-    return f"<!-- {name}: begin (python -m benchmarks.{name} report writes this part) -->", f"<!-- {name}: end -->"
+    """The two lines around what ``python -m benchmarks.NAME report`` writes; ``NAME-part``: where it writes several."""
+    command = name.partition("-")[0]
+    return f"<!-- {name}: begin (python -m benchmarks.{command} report writes this part) -->", f"<!-- {name}: end -->"
 
 
 def insert(page: Path, text: str, name: str) -> None:

@@ -140,7 +140,7 @@ def cells_by_group(cells: list[tuple[str, str, str]]) -> dict[tuple[str, str], l
 
 def report(args: argparse.Namespace) -> None:
     from .plots import draw
-    from .report import markdown, short
+    from .report import markdown, short, verdict_tables
     from .store import Store
     from .summary import newest_whole, read_all, summarise
 
@@ -148,6 +148,7 @@ def report(args: argparse.Namespace) -> None:
         measured = summarise(Store(args.out), describe())
         measured.save(args.results / f"{measured.name}.json")
     summaries = read_all(args.results)
+    insert(args.page, verdict_tables(summaries), "peers-asked")
     insert(args.page, markdown(summaries), "peers")
     insert(args.readme, short(newest_whole(summaries)), "peers")
     for summary in summaries:

@@ -1,19 +1,26 @@
-"""Markdown from a summary: the tables, and in words where Pagoda is behind."""
+"""Markdown from a summary: the tables, and in words where Pagoda is behind what is asked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 from ..machine import in_words, strongest
+from . import engines
+from .aims import BEST, LIMIT, MILLISECONDS, UNDISTURBED, Verdict, best_peer, holes, verdicts
+from .limits import limit
+from .reasons import REASONS
 from .settings import COLUMNS, WEIGHTS
 from .shapes import SHAPES
-from .summary import OURS, OURS_TOO, Figure, Summary
+from .summary import OURS, Figure, Summary
 
 TITLES = {
     "qwen05b": "Qwen2.5-0.5B's shape",
     "llama1b": "Llama-3.2-1B's shape",
     "stories15m": "the 15M stories model's shape",
 }
+
+SHORT = {"qwen05b": "0.5B", "llama1b": "1B", "stories15m": "15M"}
+TITLE = {(setting, metric): title for setting, metric, title in COLUMNS}
 
 
 def markdown(summaries: Iterable[Summary]) -> str:
@@ -28,7 +35,7 @@ def _of_machine(summary: Summary) -> str:
         if figures:
             lines += [f"#### {TITLES.get(shape, shape)}", "", *_rates(figures), "", *_shares(figures), ""]
             lines += [
-                *_losses(figures),
+                *_losses(summary, shape),
                 "",
                 f"![Tokens a second of every engine, by setting](img/peers-{summary.name}-{shape}.svg)",
                 "",
@@ -46,19 +53,13 @@ def short(summary: Summary, shape: str = "qwen05b") -> str:
     lines.append("| --- |" + " ---: |" * len(columns))
     for weights in WEIGHTS:
         ours = {(f.setting, f.metric): f for f in figures if f.weights == weights and f.engine == OURS}
-        peers = {column[:2]: _best_peer(figures, weights, column[:2]) for column in columns}
+        peers = {column[:2]: best_peer(figures, weights, column[:2]) for column in columns}
         rows = {f"Pagoda, {weights}": ours, f"fastest peer, {weights}": peers}
         for title, row in rows.items():
             cells = [_named(row.get(column[:2])) for column in columns]
             if any(cells):
                 lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _best_peer(figures: list[Figure], weights: str, column: tuple[str, str]) -> Figure | None:
-    peers = [f for f in figures if f.weights == weights and (f.setting, f.metric) == column]
-    peers = [f for f in peers if f.engine not in (OURS, OURS_TOO)]
-    return max(peers, key=lambda f: f.median, default=None)
 
 
 def _named(figure: Figure | None) -> str:
@@ -135,25 +136,81 @@ def _shares(figures: list[Figure]) -> Iterator[str]:
         yield f"| {weights} | {engine} | " + " | ".join(cells) + " |"
 
 
-def _losses(figures: list[Figure]) -> Iterator[str]:
-    """Pagoda over the fastest peer of every cell, from the worst; a kind of weights that it does not have is named."""
-    titles = {column[:2]: column[2] for column in COLUMNS}
-    ratios = []
-    ours = {(f.weights, f.setting, f.metric) for f in figures if f.engine == OURS}
-    for weights, setting, metric in sorted(ours):
-        best = _best_peer(figures, weights, (setting, metric))
-        if best is not None and best.ratio is not None:
-            ratios.append((best.ratio, f"{weights} {titles[setting, metric]}: {best.ratio:.2f} of {best.engine}"))
-    behind = [text for ratio, text in sorted(ratios) if ratio < 1]
-    ahead = [text for ratio, text in sorted(ratios, reverse=True) if ratio >= 1]
-    yield "Where Pagoda is behind the best peer: " + ("; ".join(behind) or "nowhere in this table") + "."
-    yield ""
-    yield "Where it is ahead: " + ("; ".join(ahead) or "nowhere in this table") + "."
-    for weights in sorted({f.weights for f in figures} - {cell[0] for cell in ours}, key=WEIGHTS.index):
+def _losses(summary: Summary, shape: str) -> Iterator[str]:
+    """Where less was reached than is asked, and the cells without which nobody can tell."""
+    found = list(verdicts(summary.figures, shape))
+    behind = [
+        f"{v.aim.weights} {TITLE[v.aim.column]} {_reached(v)} (asked {_asked(v)})" for v in found if v.met is False
+    ]
+    open_ = [f"{v.aim.weights} {TITLE[v.aim.column]} ({v.lacks})" for v in found if v.met is None]
+    yield "Where Pagoda is behind what is asked: " + ("; ".join(behind) or "nowhere in this table") + "."
+    if open_:
         yield ""
-        yield f"With {weights} weights only the peers were measured."
-    missing = [f"{weights} weights" for weights in WEIGHTS if weights not in {f.weights for f in figures}]
-    missing += [title for *column, title in COLUMNS if tuple(column) not in {(f.setting, f.metric) for f in figures}]
+        yield f"Not decided: {'; '.join(open_)}."
+    missing = list(_missing(summary, shape))
     if missing:
         yield ""
-        yield f"Not measured yet: {', '.join(missing)}."
+        yield "Not measured, of what decides:"
+        yield ""
+        yield from missing
+
+
+def _missing(summary: Summary, shape: str) -> Iterator[str]:
+    rows = [(weights, name) for weights in WEIGHTS for name in engines.names() if weights in engines.load(name).FORMS]
+    by_columns: dict[tuple[str, str], list[str]] = {}
+    for weights, engine, columns in holes(summary.figures, shape, rows):
+        whole = not any((f.shape, f.weights, f.engine) == (shape, weights, engine) for f in summary.figures)
+        titles = "everything" if whole else ", ".join(TITLE[column] for column in columns)
+        by_columns.setdefault((weights, titles), []).append(engine)
+    for (weights, titles), names in by_columns.items():
+        yield f"- {weights}, {', '.join(names)}: {titles}"
+
+
+def verdict_tables(summaries: Iterable[Summary]) -> str:
+    """A table for each machine: every judged figure that was measured beside what is asked and what it would allow."""
+    lines = []
+    for summary in summaries:
+        lines += [f"### {summary.machine['cpu']}, {strongest(summary.machine)}: asked and reached", ""]
+        lines.append(
+            "| model, weights | figure | asked | reached | tokens/s | limit | share | at the limit | verdict |"
+        )
+        lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
+        for shape in SHAPES:
+            lines += [_verdict(summary, verdict) for verdict in verdicts(summary.figures, shape)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _verdict(summary: Summary, verdict: Verdict) -> str:
+    ours, most = verdict.ours, limit(summary.name, verdict.ours)
+    cells = [
+        f"{SHORT[verdict.shape]}, {verdict.aim.weights}",
+        TITLE[verdict.aim.column],
+        _asked(verdict),
+        _reached(verdict),
+    ]
+    cells.append(_number(ours.median) + ("" if ours.num > 1 else " (once)"))
+    cells.append("" if most is None else f"{_number(most.rate)}, {most.bound}")
+    cells.append("" if most is None else f"{100 * ours.median / most.rate:.0f} %")
+    cells.append("" if most is None or verdict.peer is None else f"{most.rate / verdict.peer.median:.2f}")
+    reason = REASONS.get((summary.name, verdict.shape, ours.weights, ours.setting, ours.metric, verdict.aim.of), "")
+    words = {True: "met", False: "**short**", None: f"open: {verdict.lacks}"}[verdict.met]
+    cells.append(f"{words}{reason and ': '}{reason}" if verdict.met is not True else words)
+    return f"| {' | '.join(cells)} |"
+
+
+def _asked(verdict: Verdict) -> str:
+    aim = verdict.aim
+    if aim.of in (LIMIT, UNDISTURBED):
+        return f"{100 * aim.asked:.0f} % of {aim.of}"
+    if aim.of == MILLISECONDS:
+        return f"{aim.asked} ms"
+    return f"{aim.asked:.2f}" if aim.of == BEST else f"{aim.asked:.2f} of {aim.of}"
+
+
+def _reached(verdict: Verdict) -> str:
+    if verdict.measured is None:
+        return ""
+    if verdict.peer is not None:
+        return f"{verdict.measured:.2f} of {verdict.peer.engine}"
+    return f"{verdict.measured:.2f} ms" if verdict.aim.of == MILLISECONDS else f"{100 * verdict.measured:.0f} %"

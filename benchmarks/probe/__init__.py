@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("probe.c")
+REGISTERS = Path(__file__).with_name("registers.c")
 # Eight times the L3 of most machines. One of 480 MiB flatters it by 3 % (33.4 GB/s; 1 GiB is read at 32.5), so that a
 # share of it looks smaller.
 READ_MIB, READ_PASSES = 256, 9
@@ -86,10 +87,24 @@ def _rate(product: object) -> float:
     return 2 * GEMM_SIZE**3 / best / 1e9
 
 
-def _compiled(cache: Path) -> Path:
-    """The probe's binary; its name carries the source's hash, so a changed source is compiled again."""
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    binary = cache / f"pagoda-probe-{digest}"
+def register_rates(threads: int, cache: Path | None = None) -> dict[str, float]:
+    """G operations a second of ``threads`` cores by each instruction that multiplies, nothing coming from memory: the
+    sum of the threads' medians.
+
+    Raises NoProbeError as `Prober`.
+    """
+    binary = _compiled(cache or Path(tempfile.gettempdir()), REGISTERS, "-Wno-psabi")
+    lines = subprocess.run([binary, str(threads)], capture_output=True, text=True, check=True, timeout=120).stdout
+    rates: dict[str, float] = {}
+    for _, instruction, _, median in map(str.split, lines.splitlines()):
+        rates[instruction] = rates.get(instruction, 0.0) + float(median)
+    return rates
+
+
+def _compiled(cache: Path, source: Path = SOURCE, *options: str) -> Path:
+    """A source's binary; its name carries the source's hash, so a changed source is compiled again."""
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    binary = cache / f"pagoda-{source.stem}-{digest}"
     if binary.exists():
         return binary
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -98,9 +113,11 @@ def _compiled(cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     fresh = binary.with_suffix(f".{os.getpid()}")
     done = subprocess.run(
-        [compiler, "-O3", "-march=native", "-pthread", str(SOURCE), "-o", str(fresh)], capture_output=True, text=True
+        [compiler, "-O3", *(options or ["-march=native"]), "-pthread", str(source), "-o", str(fresh)],
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
-        raise NoProbeError(f"{compiler} failed on {SOURCE.name}: {done.stderr.strip().splitlines()[0]}")
+        raise NoProbeError(f"{compiler} failed on {source.name}: {done.stderr.strip().splitlines()[0]}")
     fresh.replace(binary)
     return binary

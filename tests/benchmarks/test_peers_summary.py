@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from benchmarks.page import insert, marks
 from benchmarks.peers.engines import names
-from benchmarks.peers.report import markdown, short
+from benchmarks.peers.report import markdown, short, verdict_tables
 from benchmarks.peers.roofline import decode_seconds, prefill_seconds
 from benchmarks.peers.settings import SETTINGS
 from benchmarks.peers.shapes import SHAPES
@@ -99,17 +99,17 @@ def test_nothing_clean_is_an_error() -> None:
         summarise([repetition("vllm", 0, 1.0, foreign_cores=1.0)], MACHINE)
 
 
-def test_the_words_name_losses_and_what_is_missing(tmp_path: Path) -> None:
+def test_the_words_name_what_is_short_and_what_is_missing(tmp_path: Path) -> None:
     everything = [repetition("pagoda", 0, 20), repetition("vllm", 0, 40), repetition("vllm", 0, 80, "int8")]
     summary = summarise(everything, MACHINE)
     text = markdown([summary])
     assert "| bf16 | vllm | **40.0** (once) | 0 |" in text
-    assert "Not measured yet: int4 weights, decode b=8, " in text
+    assert "- bf16, pagoda: decode b=8, decode b=32, prefill 1024, " in text
+    assert "- int8, pagoda, llamacpp, openvino: everything\n- int8, vllm: decode b=8, decode b=32, " in text
     assert "| Pagoda, bf16 | 20.0 |\n| fastest peer, bf16 | 40.0 vllm |\n| fastest peer, int8 | 80.0 vllm |" in short(
         summary
     )
-    assert "behind the best peer: bf16 decode b=1: 0.50 of vllm." in text
-    assert "With int8 weights only the peers were measured." in text
+    assert "behind what is asked: bf16 decode b=1 0.50 of vllm (asked 1.00); bf16 decode b=1 50 % (asked 90 %" in text
     summary.save(tmp_path / "a" / "summary.json")
     assert Summary.read(tmp_path / "a" / "summary.json") == summary
 
@@ -127,8 +127,14 @@ def test_insert_keeps_the_rest_of_the_page(tmp_path: Path) -> None:
 def test_the_page_shows_the_committed_figures(tmp_path: Path) -> None:
     summaries = read_all(ROOT / "benchmarks" / "peers" / "results")
     newest = short(newest_whole(summaries))
-    for page, text in ((ROOT / "docs" / "performance.md", markdown(summaries)), (ROOT / "README.md", newest)):
-        shown = page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip()
+    page, readme = ROOT / "docs" / "performance.md", ROOT / "README.md"
+    for file, part, text in (
+        (page, "peers", markdown(summaries)),
+        (page, "peers-asked", verdict_tables(summaries)),
+        (readme, "peers", newest),
+    ):
+        begin, end = marks(part)
+        shown = file.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0].strip()
         assert shown == text.strip(), "run: python -m benchmarks.peers report"
     for summary in summaries:
         assert {figure.engine for figure in summary.figures} <= set(names())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from pathlib import Path
 
 import pytest
-from benchmarks.probe import NoProbeError, Probe, Prober
+from benchmarks.probe import NoProbeError, Probe, Prober, register_rates
 
 needs_compiler = pytest.mark.skipif(not shutil.which("cc") and not shutil.which("gcc"), reason="needs a C compiler")
 
@@ -24,6 +25,17 @@ def test_a_look_at_the_machine(tmp_path: Path) -> None:
 @needs_compiler
 def test_one_thread_has_no_round_trip(tmp_path: Path) -> None:
     assert Prober(1, tmp_path)().round_trip_ns == 0
+
+
+@needs_compiler
+def test_what_registers_multiply(tmp_path: Path) -> None:
+    """By the instructions that this processor has: bytes faster than bfloat16, all of it more than nothing."""
+    if platform.machine() != "x86_64":
+        pytest.skip("asks an x86-64 processor")
+    rates = register_rates(1, tmp_path)
+    assert all(1 < rate < 1e5 for rate in rates.values())
+    for bytes_, halves in (("vpdpbusd", "vdpbf16ps"), ("tdpbssd", "tdpbf16ps")):
+        assert halves not in rates or rates[bytes_] > rates[halves]
 
 
 @needs_compiler
