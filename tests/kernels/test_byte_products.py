@@ -1,5 +1,5 @@
-"""int8 pages times queries and weights rounded to bytes: what that loses, when it is done, and that it is the same bits
-in every batch.
+"""int8 and int4 pages times queries and weights rounded to bytes: what that loses, when it is done, and that it is the
+same bits in every batch.
 """
 
 import os
@@ -14,7 +14,7 @@ from pagoda.kernels.layout import PageLayout
 from pagoda.kernels.ops import kv_write
 from pagoda.kernels.ops._table import layer_table
 from pagoda.kernels.ops.attention import reference
-from pagoda.kv.codecs.int8 import CODEC
+from pagoda.kv.codecs.base import CODECS
 
 from .isas import ISAS, cpu
 from .one_sequence import one_sequence
@@ -23,8 +23,8 @@ BYTES = "avx512bf16"  # the instruction set that has them
 needs_bytes = pytest.mark.skipif(BYTES not in ISAS, reason="no products of bytes on this machine")
 
 
-def batch(q_lens, kv_lens, *, heads=(14, 2), dims=(64, 64), sharp=1.0, shared_blocks=0):
-    make, layout = Make(torch.bfloat16), PageLayout(16, *dims, torch.uint8, CODEC)
+def batch(q_lens, kv_lens, *, heads=(14, 2), dims=(64, 64), sharp=1.0, shared_blocks=0, codec="int8"):
+    make, layout = Make(torch.bfloat16), PageLayout(16, *dims, torch.uint8, CODECS.get(codec))
     table, num_pages = layer_table(
         make, q_lens, kv_lens, page_size=16, num_kv_heads=heads[1], per_head=not shared_blocks,
         shared_blocks=shared_blocks,
@@ -42,23 +42,27 @@ def batch(q_lens, kv_lens, *, heads=(14, 2), dims=(64, 64), sharp=1.0, shared_bl
 
 
 @needs_bytes
+@pytest.mark.parametrize("codec", ["int8", "int4"])
 @pytest.mark.parametrize(
-    ("arguments", "options", "loss"),
+    ("shape", "options", "loss"),
     [
-        (batch([1, 2, 1], [1, 300, 700]), {}, 0.004),
-        (batch([1, 2, 1], [1, 300, 700], sharp=4.0), {}, 0.015),
-        (batch([1, 9, 1], [17, 129, 513], heads=(4, 1), dims=(128, 128)), {"window": 100}, 0.015),
-        (batch([1, 1], [64, 1000], heads=(9, 1), dims=(64, 128), sharp=2.0), {"soft_cap": 3.0}, 0.015),
+        (((1, 2, 1), (1, 300, 700), {}), {}, 0.004),
+        (((1, 2, 1), (1, 300, 700), {"sharp": 4.0}), {}, 0.015),
+        (((1, 9, 1), (17, 129, 513), {"heads": (4, 1), "dims": (128, 128)}), {"window": 100}, 0.015),
+        (((1, 1), (64, 1000), {"heads": (9, 1), "dims": (64, 128), "sharp": 2.0}), {"soft_cap": 3.0}, 0.015),
+        (((1, 1), (70, 333), {"heads": (16, 2), "dims": (192, 64)}), {}, 0.015),
         (
-            batch([1, 1], [[0, 5], [31, 400]]),
+            ((1, 1), ([0, 5], [31, 400]), {}),
             {"sinks": Make().normal(14), "alibi_slopes": Make().normal(14).abs()},
             0.015,
         ),
     ],
-    ids=["flat", "sharp", "window", "soft cap", "sinks, alibi, a head kept nothing"],
+    ids=["flat", "sharp", "window", "soft cap", "six groups", "sinks, alibi, a head kept nothing"],
 )
-def test_the_loss_is_small_beside_the_result(arguments, options, loss):
+def test_the_loss_is_small_beside_the_result(shape, options, loss, codec):
     """Root mean squares: of the difference to the same codes multiplied as numbers, and of the result."""
+    q_lens, kv_lens, more = shape
+    arguments = batch(q_lens, kv_lens, **more, codec=codec)
     exact = cpu.paged_attention(**arguments, **options, byte_products=False).float()
     got = cpu.paged_attention(**arguments, **options).float()
     wide = reference(**arguments | {"q": arguments["q"].float()}, **options)
@@ -68,9 +72,10 @@ def test_the_loss_is_small_beside_the_result(arguments, options, loss):
 
 
 @needs_bytes
-def test_many_small_weights_beside_a_large_one():
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_many_small_weights_beside_a_large_one(codec):
     """A sink takes half and 127 slots share the rest: the worst for weights in units of a block's largest."""
-    arguments = batch([1], [128], heads=(7, 1))
+    arguments = batch([1], [128], heads=(7, 1), codec=codec)
     pages, layout, table = arguments["pages"], arguments["layout"], arguments["table"]
     keys = torch.zeros(128, 1, 64, dtype=torch.bfloat16)
     keys[0, 0, 0] = 38.75  # e^(38.75 / 8) = 127: as much as the others together
@@ -86,8 +91,9 @@ def test_many_small_weights_beside_a_large_one():
 
 
 @needs_bytes
-def test_batch_mates_shared_prefixes_and_threads_change_nothing():
-    arguments = batch([1, 2, 1, 1, 9], [300, 301, 290, 40, 700], shared_blocks=17)
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_batch_mates_shared_prefixes_and_threads_change_nothing(codec):
+    arguments = batch([1, 2, 1, 1, 9], [300, 301, 290, 40, 700], shared_blocks=17, codec=codec)
     together = cpu.paged_attention(**arguments)
     assert torch.equal(cpu.paged_attention(**arguments, share_prefixes=False), together)
     for seq in range(5):
@@ -101,45 +107,51 @@ def test_batch_mates_shared_prefixes_and_threads_change_nothing():
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("codec", ["int8", "int4"])
 @pytest.mark.parametrize(
-    ("arguments", "options"),
+    ("queries", "dims", "options"),
     [
-        (batch([20], [300]), {}),
-        (batch([1], [300], dims=(32, 32)), {}),
-        (batch([1], [300]), {"isa": "base"}),
-        (batch([1], [300]), {"prob_sums": torch.zeros(1, 2, 300)}),
+        (20, (64, 64), {}),
+        (1, (32, 32), {}),
+        (1, (64, 64), {"isa": "base"}),
+        (1, (64, 64), {"prob_sums": torch.zeros(1, 2, 300)}),
     ],
     ids=["a chunk", "heads of 32 columns", "another instruction set", "probability sums"],
 )
-def test_elsewhere_nothing_is_rounded(arguments, options):
+def test_elsewhere_nothing_is_rounded(queries, dims, options, codec):
+    arguments = batch([queries], [300], dims=dims, codec=codec)
     results = [cpu.paged_attention(**arguments, **options, byte_products=on) for on in (False, True)]
     assert torch.equal(*results)
 
 
 @needs_bytes
-def test_values_that_are_no_numbers_make_results_that_are_none():
-    arguments = batch([1, 1], [40, 40])
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_values_that_are_no_numbers_make_results_that_are_none(codec):
+    arguments = batch([1, 1], [40, 40], codec=codec)
     table, layout = arguments["table"], arguments["layout"]
     page = int(table.rows[table.row_of[0, 0], 1] + table.offset[0, 0])
-    at = layout.page_bytes - 32  # V's scales are the last plane
+    at = layout.page_bytes - 16 * layout.codec.scale_bytes(64)  # V's scales are the last plane
     arguments["pages"][page, at : at + 2] = torch.tensor([0xC0, 0x7F], dtype=torch.uint8)  # nan, little end first
     got = cpu.paged_attention(**arguments)
-    assert got[0, :7].isnan().all()
+    broken = slice(0, 32 if codec == "int4" else 64)  # whose scale it is
+    assert got[0, :7, broken].isnan().all()
+    assert not got[0, :7, broken.stop :].isnan().any()
     assert not got[0, 7:].isnan().any()
     assert not got[1].isnan().any()
 
 
 @needs_bytes
-def test_what_was_there_before_is_in_no_result():
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_what_was_there_before_is_in_no_result(codec):
     """Windows begin within a page, so blocks end within a register: its last lanes are zeros, and not what another call
     left in them.
     """
-    broken = batch([1] * 8, [300] * 8)
+    broken = batch([1] * 8, [300] * 8, codec=codec)
     layout = broken["layout"]
     broken["pages"][:, layout.page_bytes - 32 :] = torch.tensor([0xC0, 0x7F], dtype=torch.uint8).repeat(16)  # nan
     for length in range(90, 130):
         cpu.paged_attention(**broken)
-        arguments = batch([1, 3], [length, length + 9])
+        arguments = batch([1, 3], [length, length + 9], codec=codec)
         got = cpu.paged_attention(**arguments, window=21)
         exact = cpu.paged_attention(**arguments, window=21, byte_products=False)
         assert (got - exact).abs().max() < 0.05, length

@@ -63,7 +63,7 @@ bool bytes_allowed() {
   }();
   if (said == "" || said == "bytes") return true;
   if (said == "numbers") return false;
-  throw std::invalid_argument("PAGODA_KV_PRODUCTS=" + said + "; accepted: bytes (int8 KV times rounded queries, the default), numbers");
+  throw std::invalid_argument("PAGODA_KV_PRODUCTS=" + said + "; accepted: bytes (int8 and int4 KV times rounded queries, the default), numbers");
 }
 
 }  // namespace

@@ -70,7 +70,7 @@ struct AttentionArgs {
   const SumTarget* sum_targets = nullptr;  // [S], or null
   bool share_prefixes = true;     // read pages that several sequences begin with once for all of them
 
-  bool byte_products = true;  // int8 pages, few bfloat16 queries: products of bytes where the machine has them (loses a little)
+  bool byte_products = true;  // int8 and int4 pages, few bfloat16 queries: products of bytes where the machine has them (loses a little)
 
   int64_t group() const { return num_q_heads / num_kv_heads; }
   int64_t num_queries(int64_t seq) const { return q_starts[seq + 1] - q_starts[seq]; }

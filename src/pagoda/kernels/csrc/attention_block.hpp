@@ -6,6 +6,7 @@
 #include "attention_pack.hpp"
 #include "attention_slots.hpp"
 #include "attention_byte_weights.hpp"
+#include "attention_group_scales.hpp"
 
 #if PAGODA_AMX
 #define PAGODA_VECTORS avx512bf16  // whose bodies serve what is no product of tiles
@@ -48,6 +49,7 @@ struct Block {
   float *keys, *values;        // see attention_pack.hpp
   float *k_scales, *v_scales;  // [kScales], or null where rows hold numbers
   float* k_units;              // [kScales] what products are multiplied with where scales are all; as k_scales else
+  GroupScales groups;          // of four-bit codes that are multiplied as they are: attention_nibbles.hpp
   char* tail;                  // of the last eight of slots
   Number* page;                // one whole page, of encoded ones
   int count = 0;
@@ -63,7 +65,8 @@ struct Block {
   static int64_t floats(const AttentionArgs& a) {
     const int64_t wide = Math::native(a.shape) ? 0 : kBlock * (wide_row(a.shape.k_dim) + wide_row(a.v_dim));
     const int64_t page = a.coded ? a.shape.page_size * (wide_row(a.shape.k_dim) + wide_row(a.v_dim)) : 0;
-    return key_words(a) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + page + 3 * kScales +
+    const int64_t grouped = a.shape.store == Store::int4 ? GroupScales::floats(a.shape, kScales) : 0;
+    return key_words(a) * kBlock + words_of(kBlock) * padded(a.v_dim) + wide + page + 3 * kScales + grouped +
            Slots::tail_bytes(a.shape) / 4 + 4 * 16;
   }
 
@@ -75,7 +78,9 @@ struct Block {
     const bool scaled = a.shape.store == Store::int8 || a.shape.store == Store::fp8;
     k_scales = scaled ? at : nullptr, v_scales = scaled ? at + kScales : nullptr;
     k_units = scaled ? at + 2 * kScales : nullptr;
-    tail = (char*)(at + 3 * kScales);
+    at += 3 * kScales;
+    if (a.shape.store == Store::int4) groups = GroupScales(a.shape, kScales, at), at += GroupScales::floats(a.shape, kScales);
+    tail = (char*)at;
     wide_k = (Number*)(tail + (Slots::tail_bytes(a.shape) + 63) / 64 * 64), wide_v = wide_k + kBlock * wide_k_row;
     page = wide_v + kBlock * wide_v_row;
   }
@@ -85,6 +90,10 @@ struct Block {
     count = slots.count;
     slots.pad_eights(a.shape, tail);
 #if PAGODA_DPBF16
+    if (a.shape.store == Store::int4) {
+      groups.clear_last(padded(count) - kLanes);
+      return pages.each_page(slots, [&](const char* page, int64_t inside, int64_t at, int64_t here) { groups.read(a.shape, page, inside, at, here); });
+    }
     if (!k_scales) return;
     const Plane &of_k = a.shape.k_scales, &of_v = a.shape.v.bytes ? a.shape.v_scales : a.shape.k_scales;
     const int64_t last = padded(count) - kLanes;  // of pages that begin within a register, the last may leave some of it

@@ -62,21 +62,26 @@ struct ByteScales {
   }
 };
 
-// Lane r of the result is the largest of highs[r], r < 8; the lanes from 8 on repeat some.
-inline Vec largest_of_each(const Vec (&highs)[kFewRows]) {
+// Lane r of the result is what both(x, y) makes of all lanes of rows[r], r < 8; the lanes from 8 on repeat some.
+template <typename Both>
+inline Vec each_row_of(const Vec (&rows)[kFewRows], Both both) {
   __m512 half[4], quarter[2];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    const __m512 x = (__m512)highs[2 * i], y = (__m512)highs[2 * i + 1];
-    half[i] = (__m512)maximum((Vec)_mm512_shuffle_f32x4(x, y, 0x44), (Vec)_mm512_shuffle_f32x4(x, y, 0xee));
+    const __m512 x = (__m512)rows[2 * i], y = (__m512)rows[2 * i + 1];
+    half[i] = (__m512)both((Vec)_mm512_shuffle_f32x4(x, y, 0x44), (Vec)_mm512_shuffle_f32x4(x, y, 0xee));
   }
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i)
-    quarter[i] = (__m512)maximum((Vec)_mm512_shuffle_f32x4(half[2 * i], half[2 * i + 1], 0x88),
-                                 (Vec)_mm512_shuffle_f32x4(half[2 * i], half[2 * i + 1], 0xdd));
-  const Vec pairs = maximum((Vec)_mm512_unpacklo_ps(quarter[0], quarter[1]), (Vec)_mm512_unpackhi_ps(quarter[0], quarter[1]));
-  const Vec each = maximum(pairs, (Vec)_mm512_permute_ps((__m512)pairs, 0x4e));  // in quarter i: row i, row 4 + i
+    quarter[i] = (__m512)both((Vec)_mm512_shuffle_f32x4(half[2 * i], half[2 * i + 1], 0x88),
+                              (Vec)_mm512_shuffle_f32x4(half[2 * i], half[2 * i + 1], 0xdd));
+  const Vec pairs = both((Vec)_mm512_unpacklo_ps(quarter[0], quarter[1]), (Vec)_mm512_unpackhi_ps(quarter[0], quarter[1]));
+  const Vec each = both(pairs, (Vec)_mm512_permute_ps((__m512)pairs, 0x4e));  // in quarter i: row i, row 4 + i
   return (Vec)_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 4, 8, 12, 1, 5, 9, 13), (__m512)each);
+}
+
+inline Vec largest_of_each(const Vec (&highs)[kFewRows]) {
+  return each_row_of(highs, [](Vec x, Vec y) { return maximum(x, y); });
 }
 
 // How up to eight rows go on from one block to the next.

@@ -7,8 +7,9 @@
 //   V codes are signed, weights are not.
 #pragma once
 
-#include "attention_byte_weights.hpp"
+#include "attention_block.hpp"
 #include "attention_few.hpp"
+#include "attention_logits.hpp"
 
 namespace pagoda {
 namespace {
@@ -94,59 +95,76 @@ PAGODA_OWN_REGISTERS void byte_values_half(const uint8_t* weights, int64_t ldw, 
   for (int r = 0; r < kRows; ++r) sums[r][2 * kHalf] = sum[r][0], sums[r][2 * kHalf + 1] = sum[r][1];
 }
 
-// sums[0..63] = before * sums + scale * the four registers of a row, their columns in order again.
-inline void add_bytes(const __m512i* parts, float before, float scale, float* sums) {
+// The four registers of a row, their columns in order again.
+inline void order_quarters(const __m512i* parts, __m512i (&quarters)[4]) {
   const __m512i a = _mm512_shuffle_i32x4(parts[0], parts[1], 0x88), b = _mm512_shuffle_i32x4(parts[2], parts[3], 0x88);
   const __m512i c = _mm512_shuffle_i32x4(parts[0], parts[1], 0xdd), d = _mm512_shuffle_i32x4(parts[2], parts[3], 0xdd);
-  const __m512i quarters[4] = {_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(c, d, 0x88),
-                               _mm512_shuffle_i32x4(a, b, 0xdd), _mm512_shuffle_i32x4(c, d, 0xdd)};
+  quarters[0] = _mm512_shuffle_i32x4(a, b, 0x88), quarters[1] = _mm512_shuffle_i32x4(c, d, 0x88);
+  quarters[2] = _mm512_shuffle_i32x4(a, b, 0xdd), quarters[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
+}
+
+// sums[0..63] = before * sums + scale * a row's registers.
+inline void add_bytes(const __m512i* parts, float before, float scale, float* sums) {
+  __m512i quarters[4];
+  order_quarters(parts, quarters);
 #pragma GCC unroll 4
   for (int l = 0; l < 4; ++l) store(sums + 16 * l, fused(load(sums + 16 * l), before, (Vec)_mm512_cvtepi32_ps(quarters[l]) * scale));
 }
 
 struct ByteRows {  // queries of a tile, and the weights of the rows under way
-  int8_t* queries;       // [rows][k_dim]
-  float* scales;         // [rows]
-  int32_t* sums;         // [rows]
-  uint8_t* weights;      // [kFewRows][kBlock]
+  int8_t* queries;    // [rows][k_dim]
+  float* scales;      // [rows]
+  int32_t* sums;      // [rows] of a row's codes; of four bits float [rows][groups of K]: of those that meet a group's
+  uint8_t* weights;   // [kFewRows][kBlock]; of four bits [kFewRows][groups of V][kBlock]
+  float* middles;     // of four bits: [groups of V][kFewRows][kLanes] (attention_nibbles.hpp)
 };
 
 template <int kRows>
 struct FewBytes {
-  static void scores(const ByteRows& rows, int64_t row, int64_t dim, const Eights& keys, const float* key_scales, int slots,
-                     float* out, int64_t ldo, Ahead& ahead) {
-    for (int i = 0; i < slots; i += 16) {
-      const char *first = keys.at[i / kEight], *second = keys.at[i / kEight + 1];
-      byte_scores<kRows>(rows.queries + row * dim, dim, rows.scales + row, rows.sums + row, first, second, keys.stride, key_scales + i,
-                         out + i, ldo, ahead.some(dim / 4, first));
+  static constexpr int kCount = kRows;
+
+  template <typename Math>
+  static void scores(const ByteRows& rows, int64_t row, const Block<Math>& block, const Slots& slots, float* out, Ahead& ahead) {
+    const int64_t dim = block.a.shape.k_dim;
+    for (int i = 0; i < slots.count; i += 16) {
+      const char *first = slots.k8.at[i / kEight], *second = slots.k8.at[i / kEight + 1];
+      byte_scores<kRows>(rows.queries + row * dim, dim, rows.scales + row, rows.sums + row, first, second, slots.k8.stride,
+                         block.k_scales + i, out + i, kBlock, ahead.some(dim / 4, first));
     }
   }
-  static void highs(const float* logits, int64_t ldl, int64_t lanes, float unit, const float* logs, Vec* out) {
-    find_highs<kRows>(logits, ldl, lanes, unit, logs, out);
+
+  template <typename Math>
+  static Vec weigh(const ByteRows& rows, int r, const Logits& found, const float* logits, int64_t lanes, float reference,
+                   const ByteScales& scales, const Block<Math>&, float*) {
+    return (found.masked ? weigh_bytes<true> : weigh_bytes<false>)(logits, lanes, found.unit, reference, scales, rows.weights + r * kBlock);
   }
-  static void values(const ByteRows& rows, int64_t ldw, const Eights& values, int slots, int64_t columns, const ByteSteps& steps,
-                     float broken, float* sums, int64_t lds, Ahead& ahead) {
-    const int64_t eights = (slots + kEight - 1) / kEight;
-    for (int64_t c = 0; c < columns; c += kBytesAtOnce) {
+
+  template <typename Math>
+  static void values(const ByteRows& rows, const Block<Math>& block, const Slots& slots, const ByteSteps& steps, float broken,
+                     float* sums, int64_t lds, Ahead& ahead) {
+    const Eights& values = slots.v8;
+    const int64_t eights = (slots.count + kEight - 1) / kEight;
+    for (int64_t c = 0; c < block.a.v_dim; c += kBytesAtOnce) {
       __m512i parts[kRows][4];
-      byte_values_half<kRows, 0>(rows.weights, ldw, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
-      byte_values_half<kRows, 1>(rows.weights, ldw, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
+      byte_values_half<kRows, 0>(rows.weights, kBlock, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
+      byte_values_half<kRows, 1>(rows.weights, kBlock, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
       for (int r = 0; r < kRows; ++r) add_bytes(parts[r], steps.before[r], fused(steps.now[r], 1.0f / 255.0f, broken), sums + r * lds + c);
     }
   }
 };
 
-template <typename Act>
+// Calls act(Few<rows>{}).
+template <template <int> class Few, typename Act>
 void with_few_bytes(int rows, Act act) {
   switch (rows) {
-    case 1: return act(FewBytes<1>{});
-    case 2: return act(FewBytes<2>{});
-    case 3: return act(FewBytes<3>{});
-    case 4: return act(FewBytes<4>{});
-    case 5: return act(FewBytes<5>{});
-    case 6: return act(FewBytes<6>{});
-    case 7: return act(FewBytes<7>{});
-    default: return act(FewBytes<8>{});
+    case 1: return act(Few<1>{});
+    case 2: return act(Few<2>{});
+    case 3: return act(Few<3>{});
+    case 4: return act(Few<4>{});
+    case 5: return act(Few<5>{});
+    case 6: return act(Few<6>{});
+    case 7: return act(Few<7>{});
+    default: return act(Few<8>{});
   }
 }
 

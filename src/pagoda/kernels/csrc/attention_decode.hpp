@@ -30,40 +30,48 @@ void attend_few(TileRows<Math>& t, Block<Math>& block, const Slots& slots, int64
 }
 
 // Rows of bytes, kFewRows at a time.
-template <typename Math>
-void attend_bytes(TileRows<Math>& t, Block<Math>& block, const Slots& slots, int64_t begin, Ahead& ahead) {
+template <template <int> class Few, typename Math>
+void attend_codes(TileRows<Math>& t, Block<Math>& block, const ByteScales& scales, const Slots& slots, int64_t begin, Ahead& ahead) {
   const int lanes = int(padded(block.count));
-  ByteScales scales;
-  scales.prepare(block.v_scales, lanes);
   Logits found[kFewRows];
   Vec highs[kFewRows] = {};
   ByteSteps steps;
   for (int blocks = (t.rows + kFewRows - 1) / kFewRows, row = 0; blocks > 0; --blocks) {
     const int here = (t.rows - row + blocks - 1) / blocks;
-    with_few_bytes(here, [&](auto products) {
-      products.scores(t.byte_rows, row, t.a.shape.k_dim, slots.k8, block.k_scales, slots.count, t.scores, kBlock, ahead);
+    with_few_bytes<Few>(here, [&](auto products) {
+      products.scores(t.byte_rows, row, block, slots, t.scores, ahead);
       bool alike = true;
       for (int r = 0; r < here; ++r) {
         prepare_logits(t.a, t.scores + r * kBlock, block.count, begin, t.masks[row + r], t.slopes[row + r], nullptr, found + r);
         alike = alike && found[r].unit == found[0].unit;
       }
-      if (alike) products.highs(t.scores, kBlock, lanes, found[0].unit, scales.logs, highs);
+      if (alike) find_highs<decltype(products)::kCount>(t.scores, kBlock, lanes, found[0].unit, scales.logs, highs);
       else
         for (int r = 0; r < here; ++r) find_highs<1>(t.scores + r * kBlock, kBlock, lanes, found[r].unit, scales.logs, highs + r);
       steps.rise(highs, here, t.tops + row);
       for (int r = 0; r < here; ++r) {
         ahead.lines(kLinesARow);
-        uint8_t* weights = t.byte_rows.weights + r * kBlock;
-        const auto weigh = found[r].masked ? weigh_bytes<true> : weigh_bytes<false>;
-        const Vec sum = weigh(t.scores + r * kBlock, lanes, found[r].unit, steps.references[r], scales, weights);
+        const Vec sum = products.weigh(t.byte_rows, r, found[r], t.scores + r * kBlock, lanes, steps.references[r], scales, block, t.probs);
         float* total = t.totals + (row + r) * kLanes;
         store(total, fused(load(total), steps.before[r], sum * steps.now[r]));
       }
-      float* sums = t.sums + row * t.v_stride;
-      products.values(t.byte_rows, kBlock, slots.v8, slots.count, t.a.v_dim, steps, scales.broken, sums, t.v_stride, ahead);
+      products.values(t.byte_rows, block, slots, steps, scales.broken, t.sums + row * t.v_stride, t.v_stride, ahead);
     });
     row += here;
   }
+}
+
+template <typename Math>
+void attend_bytes(TileRows<Math>& t, Block<Math>& block, const Slots& slots, int64_t begin, Ahead& ahead) {
+  const int lanes = int(padded(block.count));
+  ByteScales scales;
+  if (t.a.shape.store == Store::int8) {
+    scales.prepare(block.v_scales, lanes);
+    return attend_codes<FewBytes>(t, block, scales, slots, begin, ahead);
+  }
+  block.groups.find_largest(lanes, t.probs);
+  scales.prepare(t.probs, lanes);
+  attend_codes<FewNibbles>(t, block, scales, slots, begin, ahead);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attention_block.hpp"
-#include "attention_bytes.hpp"
+#include "attention_nibbles.hpp"
 #include "attention_logits.hpp"
 
 namespace pagoda {
@@ -76,7 +76,8 @@ struct TileRows {
     for (int s = item.span_begin; s < item.span_end; ++s) rows += int(group) * (spans[s].q_end - spans[s].q_begin);
     const int64_t room = (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;  // with rows that are none
     const int64_t chunk = (kRowsTogether > 8 ? kRowsTogether : 8) * kBlock + (PAGODA_AMX ? 2 * kLanes * kLanes : 0);
-    const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 2) + kFewRows * kBlock / 4 + 4 * 16 : 0;
+    const int64_t k_groups = byte_groups(a.shape.k_dim), v_groups = byte_groups(a.v_dim);
+    const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 1 + k_groups) + v_groups * kFewRows * (kBlock / 4 + kLanes) + 5 * 16 : 0;
     const int64_t for_tiles = PAGODA_AMX ? room * (k_words + v_stride + kLanes + 4) + kRowsTogether * (k_words + v_stride + 2 * kLanes) + 8 * 16 : 0;
     float* at = scratch.need(room * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + for_bytes + for_tiles + Block<Math>::floats(a) + 11 * 16);
     const auto take = [&](int64_t floats) { float* p = at; at += (floats + 15) / 16 * 16; return p; };
@@ -92,17 +93,21 @@ struct TileRows {
 #if PAGODA_DPBF16
     if (bytes) {
       byte_rows.queries = (int8_t*)take(rows * a.shape.k_dim / 4), byte_rows.scales = take(rows);
-      byte_rows.sums = (int32_t*)take(rows), byte_rows.weights = (uint8_t*)take(kFewRows * kBlock / 4);
+      byte_rows.sums = (int32_t*)take(rows * k_groups), byte_rows.weights = (uint8_t*)take(v_groups * kFewRows * kBlock / 4);
+      byte_rows.middles = take(v_groups * kFewRows * kLanes);
     }
 #endif
     block_space = at;
   }
 
-  // Of a decode step or a short chunk over int8 pages. Its sequence alone decides, never the other rows of the item: what a row
+  // Weights of a row that a slot has, and sums of a query.
+  int64_t byte_groups(int64_t dim) const { return a.shape.store == Store::int4 ? GroupScales::count_of(dim) : 1; }
+
+  // Of a decode step or a short chunk over int8 or int4 pages. Its sequence alone decides, never the other rows of the item: what a row
   // yields must not depend on its batch mates. One whose attention is summed is not: its sums are of the numbers.
   static bool in_bytes(const AttentionArgs& a, int64_t seq) {
     const auto whole = [](int64_t dim) { return dim > 0 && dim % kBytesAtOnce == 0; };
-    return a.byte_products && PAGODA_DPBF16 && Math::kPerWord == 2 && a.shape.store == Store::int8 && !a.summed(seq) &&
+    return a.byte_products && PAGODA_DPBF16 && Math::kPerWord == 2 && (a.shape.store == Store::int8 || a.shape.store == Store::int4) && !a.summed(seq) &&
            whole(a.shape.k_dim) && whole(a.shape.v_dim) && a.shape.page_size % kEight == 0 &&
            !a.wide(seq);
   }
@@ -121,7 +126,11 @@ struct TileRows {
 #if PAGODA_DPBF16
       if (bytes) {
         const uint16_t* q = (const uint16_t*)a.q + token * a.q_token_stride + q_head * a.q_head_stride;
-        round_query(q, a.shape.k_dim, byte_rows.queries + row * a.shape.k_dim, byte_rows.scales + row, byte_rows.sums + row);
+        int8_t* const codes = byte_rows.queries + row * a.shape.k_dim;
+        int32_t sum;
+        round_query(q, a.shape.k_dim, codes, byte_rows.scales + row, &sum);
+        if (a.shape.store == Store::int8) byte_rows.sums[row] = sum;
+        else sum_groups(codes, a.shape.k_dim, (float*)byte_rows.sums + row * byte_groups(a.shape.k_dim));
       } else
 #endif
         pack_query<Math>(a, token, q_head, k_words, queries + row * k_words);
