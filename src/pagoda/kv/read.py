@@ -71,8 +71,12 @@ def window_sums(
     storage: PageStorage, table: PageTable, lens: Tensor, positions: Tensor, queries: Tensor, num_seen: int,
     scale: float, soft_cap: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What slots received from the newest queries, and how many wanted them; see ``ops.window_sums``."""
-    rows = _rows_of_heads(storage, table, slice(None) if table.run == 1 else np.arange(lens.numel()))
+    """What slots received from the newest queries, and how many wanted them; see ``ops.window_sums``. All but the table
+    may be there n times, side by side: [n * L, …].
+    """
+    heads = table.fmt.num_layers * table.fmt.num_kv_heads
+    rows = _rows_of_heads(storage, table, slice(None) if table.run == 1 else np.arange(heads))
+    rows = rows.repeat(lens.numel() // heads, 1)
     return sums_of_window(
         storage.pages, storage.layout, rows, lens, positions, queries, num_seen, scale=scale, soft_cap=soft_cap
     )

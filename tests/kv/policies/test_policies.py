@@ -24,6 +24,7 @@ from pagoda.kv.policies.h2o import H2O
 from pagoda.kv.policies.hashevict import HashEvict
 
 LAYERS, HEADS, GROUP, WIDTH = 2, 2, 2, 16
+TRACKS = {track for name in POLICIES.names() for track in getattr(POLICIES.get(name), "tracks", ())}
 
 
 def inputs(length: int, window: int, *, planted: int | None = None, seed: int = 0, prompt_len: int = 0) -> Inputs:
@@ -37,7 +38,7 @@ def inputs(length: int, window: int, *, planted: int | None = None, seed: int = 
     lens = torch.full((LAYERS, HEADS), length)
     mass = (queries.mean(1).view(LAYERS, HEADS, GROUP, WIDTH).mean(2)[:, :, None] * keys).sum(-1).softmax(-1)
     positions = torch.arange(length).expand(LAYERS, HEADS, length)
-    tracks = {name: torch.zeros(LAYERS, HEADS, length) for name in ("attended", "hash")}
+    tracks = {name: torch.zeros(LAYERS, HEADS, length) for name in TRACKS}
     return Inputs(
         length, prompt_len or length, seed, lens, mass, positions, tracks, {}, {}, queries, WIDTH**-0.5,
         read=lambda layer: (keys[layer], values[layer]),
@@ -152,6 +153,25 @@ def test_every_policy_finds_what_the_queries_look_for(name: str) -> None:
     if made.needs & {Need.QUERIES, Need.PROBS, Need.RECEIVED}:
         assert kept[:, :, 41].all()
         assert kept[:, :, -1].all()
+
+
+@pytest.mark.parametrize("heads", [[[0, 1], [3, 3]], [[2], [1]]])
+def test_what_some_query_heads_give_is_found_where_keys_lie(heads: list[list[int]]) -> None:
+    """By the kernels' sums over one query head at a time, as from the attention of all of them."""
+    case, chosen = inputs(50, 6, seed=3), torch.tensor(heads)
+    plain = case.received_from(chosen)
+    assert case.read is not None
+    keys = torch.stack([case.read(layer)[0] for layer in range(LAYERS)])
+
+    def window_sums(lens, positions, queries, num_seen, scale, soft_cap):
+        made = inputs(50, 6)
+        made.newest, made.lens, made.positions, made.mass = queries, lens, positions, None
+        made.read = lambda layer: (keys[layer % LAYERS], keys[layer % LAYERS])
+        found = torch.stack([layer.received for layer in made.layers()])
+        return found, found
+
+    case.window_sums = window_sums
+    torch.testing.assert_close(case.received_from(chosen), plain)
 
 
 @pytest.mark.parametrize("name", ["alisa", "corm"])

@@ -13,7 +13,8 @@ namespace pagoda {
 
 // Of one row, a kv-head of a layer.
 struct WindowHead {
-  const float* keys = nullptr;  // [dim][room], slot by slot
+  const float* rows = nullptr;  // [room][dim], keys of slots
+  float* keys = nullptr;  // its own: [dim][room]
   const int32_t* positions = nullptr;  // [room], those behind the last slot later than any query's
   int64_t dim = 0, slots = 0, room = 0;  // room: slots, up to a multiple of kWindowSlots
   const char* queries = nullptr;  // the t-th there of head g at t * query_stride bytes + g * dim elements of dtype

@@ -1,5 +1,5 @@
 // What slots receive, for one instruction set; see window_sums.hpp.
-#include "attention_rows.hpp"
+#include "attention_pack.hpp"
 #include "fetch.hpp"
 #include "vec.hpp"
 #include "window_sums.hpp"
@@ -103,6 +103,11 @@ void give(const WindowHead& a, int count, const int32_t* positions) {
 namespace PAGODA_ISA {
 
 void add_window(const WindowHead& a) {
+  for (int64_t slot = 0; slot < a.room; slot += kLanes) {
+    const char* rows[kLanes];
+    for (int i = 0; i < kLanes; ++i) rows[i] = reinterpret_cast<const char*>(a.rows + (slot + i) * a.dim);
+    pack_keys(rows, a.dim, a.keys + slot, a.room);
+  }
   const int64_t count = a.window * a.group;
   int64_t query = 0, of_group = 0;
   for (int64_t i = 0; i < count; i += kQueries) {

@@ -13,17 +13,17 @@ def divide_layers(weights: Tensor, slots: int, floor: int, lens: Tensor) -> Tens
 
     A layer never gets more than it holds; what is left over goes to the others, the widest weight first.
     """
-    layers = len(weights)
-    most = lens.amax(1)
-    total = min(slots * layers, int(most.sum()))
-    given = most.clamp(max=floor)
-    spread = weights.double().clamp(min=1e-9)
+    import numpy as np
+
+    most = lens.amax(1).cpu().numpy()  # a layer is a number: torch takes ten times as long
+    total = min(slots * len(most), int(most.sum()))
+    given = np.minimum(most, floor)
+    spread = np.maximum(weights.double().cpu().numpy(), 1e-9)
     while (left := total - int(given.sum())) > 0:
-        open_ = given < most
-        part = spread.masked_fill(~open_, 0.0)
-        more = (left * part / part.sum()).floor().long()
-        if not int(more.sum()):  # fewer slots than layers: one each, the widest first
-            order = part.argsort(descending=True)[: min(left, int(open_.sum()))]
-            more = more.scatter(0, order, 1)
-        given = (given + more).minimum(most)
-    return given[:, None].expand(lens.shape).contiguous()
+        room = given < most
+        part = np.where(room, spread, 0.0)
+        more = np.floor(left * part / part.sum()).astype(np.int64)
+        if not more.any():  # fewer slots than layers: one each, the widest first
+            more[np.argsort(-part, kind="stable")[: min(left, int(room.sum()))]] = 1
+        given = np.minimum(given + more, most)
+    return lens.new_tensor(given)[:, None].expand(lens.shape).contiguous()

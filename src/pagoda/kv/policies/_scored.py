@@ -133,17 +133,14 @@ class Scored(Eviction):
     def act(self, inputs: Inputs, allocator: Allocator | None = None) -> Decision | Choice | None:
         slots = self.slots_after(inputs.prompt_len)  # type: ignore[attr-defined]
         scores = self.scores(inputs)
-        if allocator is None and type(self).allot is Scored.allot:
-            sinks, recent = fitting(self.sinks, self.recent(slots), slots)
-            budgets = inputs.same(slots)
-            return Choice(inputs.lens, inputs.num_slots, budgets, scores, sinks, recent, self.least, self.pool)
-        scores = pool_mean(scores, self.pool) if self.pool > 1 else scores
-        scores = protect(scores, inputs, self.sinks, self.recent(slots), slots)
-        if allocator is None:
-            budgets = self.allot(inputs, scores, slots)
-        else:
-            budgets = allocator.allot(scores, inputs.lens, slots)
-        return Decision(keep_best(scores, budgets))
+        if allocator is not None:
+            scores = pool_mean(scores, self.pool) if self.pool > 1 else scores
+            scores = protect(scores, inputs, self.sinks, self.recent(slots), slots)
+            return Choice(inputs.lens, inputs.num_slots, allocator.allot(scores, inputs.lens, slots), scores)
+        sinks, recent = fitting(self.sinks, self.recent(slots), slots)
+        same = type(self).allot is Scored.allot
+        budgets = inputs.same(slots) if same else self.allot(inputs, scores, slots)
+        return Choice(inputs.lens, inputs.num_slots, budgets, scores, sinks, recent, self.least, self.pool)
 
 
 @dataclass(frozen=True)
@@ -170,8 +167,10 @@ def protect(scores: Tensor, inputs: Inputs, sinks: int, recent: int, slots: int)
     """Scores with inf for the first ``sinks`` and the last ``recent`` slots of each head (as many of them as fit into
     ``slots``, the newest one first), -inf beyond its length.
     """
+    import torch
+
     sinks, recent = fitting(sinks, recent, slots)
-    at = inputs.lens.new_tensor(range(inputs.num_slots))
+    at = torch.arange(inputs.num_slots, device=inputs.lens.device)
     sure = (at < sinks) | (at >= inputs.lens[..., None] - recent)
     return scores.masked_fill(sure, math.inf).masked_fill(~inputs.valid, -math.inf)
 

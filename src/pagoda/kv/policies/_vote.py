@@ -28,5 +28,7 @@ def without_window(scores: Tensor, lens: Tensor, window: int) -> Tensor:
     """Slots of the window itself count 0: they stay anyway, and pooling must not spread their weight. scores [..., N],
     lens [...].
     """
-    at = lens.new_tensor(range(scores.shape[-1]))
+    import torch
+
+    at = torch.arange(scores.shape[-1], device=lens.device)
     return scores.masked_fill(at >= lens[..., None] - window, 0.0)

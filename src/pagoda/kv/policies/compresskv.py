@@ -14,7 +14,7 @@ from .base import Need
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._inputs import Inputs, LayerInputs
+    from ._inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CompressKV(Scored, Once):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2508.02401"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS, Need.CALIBRATION})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.CALIBRATION})
     window: int = 16
     kernel: int = 13
     top: int = 2
@@ -43,16 +43,10 @@ class CompressKV(Scored, Once):
         share("floor", self.floor)
 
     def scores(self, inputs: Inputs) -> Tensor:
-        import torch
-
-        return torch.stack([self._votes(inputs, layer) for layer in inputs.layers()])
-
-    def _votes(self, inputs: Inputs, layer: LayerInputs) -> Tensor:
-        ranks = inputs.calibration["query_heads"][layer.index]
-        best = ranks.topk(min(self.top, len(ranks))).indices.to(layer.lens.device)
-        heads = layer.attention.flatten(0, 1).index_select(0, best)  # [top, w, N]
-        votes = heads.sum((0, 1)).expand(layer.valid.shape).contiguous()
-        return pool_mean(without_window(votes, layer.lens, self.window), self.kernel)
+        ranks = inputs.calibration["query_heads"]
+        best = ranks.topk(min(self.top, ranks.shape[-1])).indices.to(inputs.lens.device)
+        votes = inputs.received_from(best)[:, None].expand(inputs.valid.shape)
+        return pool_mean(without_window(votes, inputs.lens, self.window), self.kernel)
 
     def allot(self, inputs: Inputs, scores: Tensor, slots: int) -> Tensor:
         error = inputs.calibration["layers"].flatten().to(inputs.lens.device)

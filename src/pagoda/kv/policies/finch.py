@@ -13,23 +13,23 @@ from .base import Need
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._inputs import LayerInputs
+    from ._inputs import Inputs
 
 
 @dataclass(frozen=True)
 class Finch(Scored, Once):
-    """Score: attention of the question (the prompt's last ``window`` tokens), each slot's sum divided by the number of
-    questions' tokens that could see it (section 3.2).
+    """Score: attention of the question (the prompt's last ``window`` tokens); the paper divides it by the number of the
+    question's tokens that could see the slot (section 3.2), which is all of them for every slot that may go.
 
-    Deviations: the document is one chunk, since pages do not have to fit a small cache while it is read (every slot
-    before the question is then seen by all of it, so that the choice is snapkv's with such a window); keys keep
+    Deviations: the document is one chunk, since pages do not have to fit a small cache while it is read (so the choice
+    is snapkv's with such a window); keys keep
     their true positions; where the question begins is a parameter, not a separator token; scores are averaged over
     ``kernel`` neighbours as snapkv's are (the paper has ``kernel=1``: of lantern's recall, which spells numbers in
     digits, that keeps 25 % at a quarter of the KV).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2408.00167"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES, Need.KEYS})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED})
     window: int = 16
     kernel: int = 13
 
@@ -38,10 +38,8 @@ class Finch(Scored, Once):
         looks_back(self.window)
         odd("kernel", self.kernel)
 
-    def score(self, layer: LayerInputs) -> Tensor:
-        seen = (layer.attention > 0).sum((1, 2)).clamp(min=1)
-        scores = layer.attention.sum((1, 2)) / seen
-        return pool_mean(without_window(scores, layer.lens, self.window), self.kernel)
+    def scores(self, inputs: Inputs) -> Tensor:
+        return pool_mean(without_window(inputs.received, inputs.lens, self.window), self.kernel)
 
 
 POLICY = Finch
