@@ -81,6 +81,49 @@ def test_every_task_is_within_its_length_and_lantern_can_do_it(lantern, world, n
         assert all((forgetful[m] < scores[m]) if up else (forgetful[m] > scores[m]) for m, up in task.metrics.items())
 
 
+def test_what_is_judged_was_not_learned_from(lantern, tmp_path) -> None:
+    """Of one file, of several of which one says a story twice and another says it again, and of made-up text."""
+    encode = lantern.built.loaded.tokenizer
+    stories = [
+        f"Story {n} is about the number {n}. " + f"It is said {n} times, {n} and no more. " * 9 for n in range(12)
+    ]
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("\n".join(stories[:5] + stories[:2]))
+    two.write_text("\n\n".join(stories[4:]))
+    for text in ([one], [two, one], [one, two], []):
+        judged, learned = (World.make(encode, 64, text=text, learned=part) for part in (False, True))
+        assert judged.texts
+        assert learned.texts
+        assert not set(judged.texts) & set(learned.texts)
+        assert len(set(judged.texts)) == len(judged.texts)
+    both = World.make(encode, 64, text=[one, two])
+    assert (len(both.texts), len(World.make(encode, 64, text=[one, two], learned=True).texts)) == (9, 3)
+    assert len(both.filler) == 7 * 10, "of the first file, as it is"
+    one.write_text(stories[0])
+    with pytest.raises(ConfigError, match="has one paragraph of 200 characters; give two or more"):
+        World.make(encode, 64, text=[one])
+
+
+def test_passages_have_no_token_in_common(lantern, world) -> None:
+    whole = [token for text in world.texts for token in text]
+    numbered = replace(world, texts=(tuple(range(len(whole))),))
+    for count in (1, 7, 10_000):
+        found = numbered.passages(count, 319)
+        assert len(found) == min(count, len(whole) // 319)
+        assert len({token for passage in found for token in passage}) == 319 * len(found)
+        assert found[-1][-1] > len(whole) * (0 if count == 1 else 0.8), "spread over the text"
+    with pytest.raises(ConfigError, match="passages of 319 tokens do not fit into the 9 tokens .* a longer --text"):
+        replace(world, texts=((1,) * 9,)).passages(2, 319)
+    few = replace(world, texts=(tuple(whole[: 2 * 320]),))
+    found = price(lantern, few, [], ["perplexity", "agreement", "counting"], 3, model="lantern", with_speed=False)
+    assert found.fewer == {"perplexity": 2, "kl": 2, "top1": 2}
+    assert (found.cases_of("kl"), found.cases_of("counting")) == (2, 3)
+    page = with_prices("<!-- prices lantern -->\n<!-- end prices lantern -->", found)
+    assert "\n3 cases a task (2 of perplexity, kl, top1), 320 tokens each.\n" in page
+    again = listed(page, "lantern")
+    assert (again.fewer, again.count, again.length) == (found.fewer, 3, 320)
+
+
 def test_the_topics_task_says_what_it_needs(world) -> None:
     with pytest.raises(ConfigError, match="say where with --data"):
         TASKS.get("topics")().cases(world, 1)  # type: ignore[operator]
@@ -270,6 +313,24 @@ def test_a_row_may_have_been_judged_by_fewer_tasks() -> None:
     assert losers(found, "kl") == ["snapkv"]
     assert losers(found, "recall") == ["snapkv", "quest"]
     assert [one.kv for one in front(found, "kl")] == ["recent"]
+
+
+def test_what_other_tasks_said_stays_with_its_bytes() -> None:
+    """A list that some tasks are asked anew for; not where its cases are others."""
+    both, place = {"kl": 0.2, "recall": 0.5}, "<!-- prices m -->\n<!-- end prices m -->"
+    old = [Price(kv, kv, None, share, 0.0, share, share, 0.0, dict(both)) for kv, share in (("exact", 1.0), ("a", 0.3))]
+    page = with_prices(
+        place, PriceList("m", 9, 2, old, {"kl": False, "recall": True}, {"kl": "why"}, fewer={"kl": 1, "recall": 1})
+    )
+    new = [Price(kv, kv, None, 0.4, 0.1, 0.4, 0.4, 0.1, {"kl": 0.1}) for kv in ("exact", "a", "b")]
+    found = listed(with_prices(page, PriceList("m", 9, 2, new, {"kl": False})), "m")
+    assert [(p.held_share, p.quality) for p in found.prices] == [
+        (1.0, {"kl": 0.1, "recall": 0.5}), (0.3, {"kl": 0.1, "recall": 0.5}), (0.4, {"kl": 0.1})
+    ]  # fmt: skip
+    assert (found.left_out, found.fewer) == ({}, {"recall": 1})
+    others = listed(with_prices(page, PriceList("m", 9, 3, new, {"kl": False})), "m")
+    assert [(p.held_share, p.quality) for p in others.prices] == [(0.4, {"kl": 0.1})] * 3
+    assert others.fewer == {}
 
 
 def test_exact_is_to_be_the_one_of_the_list() -> None:

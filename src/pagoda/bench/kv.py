@@ -61,8 +61,9 @@ class Price:
 
 @dataclass
 class PriceList:
-    """All prices of one model; the first is exact. ``left_out``: metric -> why it is not judged; ``not_priced``: method
-    -> why it is not in the list; ``speeds_of``: the day and the machine that speeds were measured on.
+    """All prices of one model; the first is exact. ``count`` cases a task; ``fewer``: metric -> cases, where the texts
+    had no more different ones. ``left_out``: metric -> why it is not judged; ``not_priced``: method -> why it is not in
+    the list; ``speeds_of``: the day and the machine that speeds were measured on.
     """
 
     model: str
@@ -73,6 +74,11 @@ class PriceList:
     left_out: dict[str, str] = field(default_factory=dict)
     not_priced: dict[str, str] = field(default_factory=dict)
     speeds_of: str = ""
+    fewer: dict[str, int] = field(default_factory=dict)
+
+    def cases_of(self, metric: str) -> int:
+        """How many different cases a metric is the mean of."""
+        return self.fewer.get(metric, self.count)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -127,13 +133,16 @@ def price(
     """
     made = [(name, _task(name)) for name in tasks]
     cases = {name: task.cases(world, count) for name, task in made}
-    exact = {name: list(engine.run(cases[name], "exact")) for name, _ in made}
+    exact = _answered(engine, cases, "exact")
     better = {metric: up for _, task in made for metric, up in task.metrics.items()}
     found = PriceList(model, world.length, count, [], better)
+    for name, task in made:
+        if (num := len({(case.prompt_ids, case.forced_ids) for case in cases[name]})) < count:
+            found.fewer |= dict.fromkeys(task.metrics, num)
     rival = list(engine.run(_any_cases(engine, world, "exact"), "exact")) if with_speed else []
     for kv, method, budget in [("exact", "exact", None), *chosen]:
         one, before = Price(kv, method, budget), engine.pages
-        answers = exact if kv == "exact" else {name: list(engine.run(cases[name], kv)) for name, _ in made}
+        answers = exact if kv == "exact" else _answered(engine, cases, kv)
         if made:
             _judge(one, made, answers, exact)
             one.read_share = one.held_share * _part_read(before, engine.pages)  # type: ignore[operator]
@@ -149,6 +158,15 @@ def price(
     for metric, value in found.prices[0].quality.items():
         if better[metric] and value < HELPLESS:
             found.left_out[metric] = f"exact itself scores {value:.2f}"
+    return found
+
+
+def _answered(engine: ForcedEngine, cases: dict[str, list[Case]], kv: str) -> dict[str, list[Answer]]:
+    """By task. Tasks that ask the same of the same passages get the same answers."""
+    found: dict[str, list[Answer]] = {}
+    for name, mine in cases.items():
+        same = next((other for other in found if cases[other] == mine), None)
+        found[name] = list(engine.run(mine, kv)) if same is None else found[same]
     return found
 
 

@@ -35,8 +35,15 @@ def with_prices(page: str, found: PriceList, *, add: bool = False) -> str:
     """
     old = listed(page, found.model)
     whole = found if old is None else _joined(old, found, add=add)
-    note = f"{whole.count} cases a task, {whole.length} tokens each.\n\n"
+    note = f"{whole.count} cases a task{_fewer(whole)}, {whole.length} tokens each.\n\n"
     return splice(page, f"prices {found.model}", note + markdown(whole))
+
+
+def _fewer(found: PriceList) -> str:
+    """`` (31 of kl, top1; 18 of topics)``: which metrics have fewer cases."""
+    by_count = {num: [m for m, n in found.fewer.items() if n == num] for num in dict.fromkeys(found.fewer.values())}
+    said = "; ".join(f"{num} of {', '.join(names)}" for num, names in by_count.items())
+    return f" ({said})" if said else ""
 
 
 def _joined(old: PriceList, new: PriceList, *, add: bool) -> PriceList:
@@ -49,9 +56,16 @@ def _joined(old: PriceList, new: PriceList, *, add: bool) -> PriceList:
     if not judged and (unknown := [one.kv for one in new.prices if one.kv not in known]):
         missing = ", ".join(unknown)
         raise ConfigError(f"the page's list for {new.model} has no quality for {missing}; leave --no-quality out")
-    mine = [_filled(one, known.get(one.kv), judged=judged, add=add) for one in new.prices]
+    alike = (old.count, old.length) == (new.count, new.length)  # else what other tasks said is of other cases
+    mine = [_filled(one, known.get(one.kv), judged=judged, keep=add or alike) for one in new.prices]
     if judged and not add:
-        return replace(new, prices=mine, speeds_of=_speeds_of(old, new, mine))
+        new = replace(new, prices=mine, speeds_of=_speeds_of(old, new, mine))
+        if alike:
+            asked = set(new.prices[0].quality) & set(new.higher_is_better)
+            new.higher_is_better = old.higher_is_better | new.higher_is_better
+            new.fewer |= {metric: num for metric, num in old.fewer.items() if metric not in asked}
+            new.left_out |= {metric: why for metric, why in old.left_out.items() if metric not in asked}
+        return new
     fresh = {one.kv: one for one in mine if one.kv != "exact" or not judged}  # whose speed shows the noise
     rows = [fresh.pop(one.kv, one) for one in old.prices]
     rows += fresh.values()
@@ -69,15 +83,19 @@ def _speeds_of(old: PriceList, new: PriceList, rows: Sequence[Price]) -> str:
     return new.speeds_of if before == new.speeds_of else f"{new.speeds_of} (some rows: {before})"
 
 
-def _filled(one: Price, old: Price | None, *, judged: bool, add: bool) -> Price:
-    """The price with what was not measured taken from the page's row."""
+def _filled(one: Price, old: Price | None, *, judged: bool, keep: bool) -> Price:
+    """The price with what was not measured taken from the page's row. ``keep``: the quality by other tasks too, and
+    bytes with it, which are those of all tasks.
+    """
     if old is None:
         return one
     taken = {name: getattr(old, name) for name in OF_SPEED if getattr(one, name) is None}
     if one.decode_speed is None:
         taken["noisy"] = old.noisy
-    if judged and add:
+    if judged and keep:
         taken["quality"] = old.quality | one.quality
+        if old.quality.keys() - one.quality.keys():
+            taken |= {name: getattr(old, name) for name in OF_BYTES if getattr(old, name) is not None}
     if not judged:
         kept = [name for name in OF_BYTES if name not in OF_NOTES or getattr(one, name) is None]
         taken |= {name: getattr(old, name) for name in kept} | {"quality": old.quality}
@@ -112,14 +130,15 @@ def listed(page: str, model: str) -> PriceList | None:
     titles = next((_cells(line) for line in lines if line.startswith("| kv ")), [])
     if titles[1 : 1 + len(BYTES)] != list(BYTES):
         return None
-    count, length = (int(n) for n in [*re.findall(r"\d+", lines[0]), "0", "0"][:2])
+    count, length = (int((re.findall(what, lines[0]) or [0])[0]) for what in (r"^\d+", r"(\d+) tokens"))
+    fewer = {m: int(num) for num, names in re.findall(r"[(;] ?(\d+) of ([^;)]+)", lines[0]) for m in names.split(", ")}
     metrics = [title.replace(" ", "_") for title in titles[1 + len(BYTES) : -len(SPEEDS)]]
     prices = [_row(_cells(line), metrics) for line in lines if line.startswith("| `")]
     higher = {metric: metric not in ("kl", "perplexity") for metric in metrics}
     left_out = dict(_reason(line, "Left out: ") for line in lines if line.startswith("Left out: "))
     not_priced = dict(_reason(line, "Not priced: ") for line in lines if line.startswith("Not priced: "))
     speeds_of = next((line.removeprefix("Speeds: ")[:-1] for line in lines if line.startswith("Speeds: ")), "")
-    return PriceList(model, length, count, prices, higher, left_out, not_priced, speeds_of)
+    return PriceList(model, length, count, prices, higher, left_out, not_priced, speeds_of, fewer)
 
 
 def _row(cells: list[str], metrics: Sequence[str]) -> Price:

@@ -42,7 +42,10 @@ def kv(
     length: Annotated[
         int | None, typer.Option(help="Tokens of a case.", show_default="at most 768; with --add the page's")
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="Text file to draw passages from.", show_default="made up")] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text file to draw passages from; may be given several times.", show_default="made up"),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of shared data (for the topics task).")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for kv-MODEL.json, .md and .png.")] = None,
     docs: Annotated[Path | None, typer.Option(help="Page whose price list is rewritten.")] = None,
@@ -65,7 +68,8 @@ def kv(
     from ..bench.kv_report import markdown
     from ..bench.quality.tasks.base import World
 
-    judged = {"tasks": tasks, "cases": cases, "text": text, "data": data}
+    read = ", ".join(map(str, text or [])) or None
+    judged = {"tasks": tasks, "cases": cases, "text": read, "data": data}
     _check(cases, quality, speed or docs is not None, add, judged)
     page = _places(_short(model), out, docs, methods, add)
     if not quality and not speed:
@@ -80,7 +84,7 @@ def kv(
         not_priced = {} if policies else {kv: why for kv, _, _ in chosen if (why := engine.why_not(kv)) is not None}
         chosen = [one for one in chosen if one[0] not in not_priced]
         longest = engine.engine.max_model_len
-        world = World.make(engine.built.loaded.tokenizer, _length(length, longest), text=text, data=data)
+        world = World.make(engine.built.loaded.tokenizer, _length(length, longest), text=text or (), data=data)
         accept = {} if beside is None else {"accept": accept_exact(beside)}
         with _bar(len(chosen) + 1) as progress:
             found = price(

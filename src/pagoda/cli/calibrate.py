@@ -32,7 +32,11 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="lantern, a folder, or a Hugging Face id.")],
     length: Annotated[int, typer.Option(help="KV policies: tokens of a text.")] = 512,
     text: Annotated[
-        Path | None, typer.Option(help="KV policies: text file to draw passages from.", show_default="made up")
+        list[Path] | None,
+        typer.Option(
+            help="KV policies: text file whose last quarter is looked at; may be given several times.",
+            show_default="made up",
+        ),
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Scheduling policies: what the model is asked, JSON lines or a text a line.")
@@ -52,20 +56,20 @@ def calibrate(
     if _is_scheduling(name):
         if prompts is None:
             raise ConfigError(f"{name} learns from the model's answers; give --prompts FILE")
-        if text is not None:
+        if text:
             raise ConfigError(f"{name} learns from prompts; leave --text out")
         path, notes = _schedule(name, model, prompts, requests, max_tokens, chat, force)
     elif prompts is not None:
         raise ConfigError(f"{name} reads no prompts; leave --prompts out")
     elif name == "all":
-        _every(model, length, text, force, json)
+        _every(model, length, text or [], force, json)
         return
     else:
-        path, notes = _kv(name, model, length, text, force)
+        path, notes = _kv(name, model, length, text or [], force)
     _say(name, path, notes, time.perf_counter() - started, json)
 
 
-def _every(model: str, length: int, text: Path | None, force: bool, json: bool) -> None:
+def _every(model: str, length: int, text: list[Path], force: bool, json: bool) -> None:
     """One method after the other; those that cannot be run, or are there already, are named with the reason."""
     from ..bench.calibration import CALIBRATORS
 
@@ -114,7 +118,7 @@ def _schedule(
     return write_trained(folder, name, predictor, notes), notes
 
 
-def _kv(method: str, model: str, length: int, text: Path | None, force: bool) -> tuple[Path, dict[str, object]]:
+def _kv(method: str, model: str, length: int, text: list[Path], force: bool) -> tuple[Path, dict[str, object]]:
     from ..bench.calibration import CALIBRATORS
     from ..bench.quality.tasks.base import World
     from ..engine.calibrations import Calibrations
@@ -139,7 +143,8 @@ def _kv(method: str, model: str, length: int, text: Path | None, force: bool) ->
             if reason is not None:
                 raise ConfigError(f"kv={method!r} cannot run on this model: {reason}")
             on_this_model(policy, loaded, longest)  # as serving asks
-            found, notes = run(loaded.model, World.make(loaded.tokenizer, longest, text=text), loaded.shape)
+            world = World.make(loaded.tokenizer, longest, text=text, learned=True)
+            found, notes = run(loaded.model, world, loaded.shape)
             return Calibrations(loaded.path).save(name, found, {"length": longest, **notes}), notes
         finally:
             loaded.close()

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class Agreement(Task):
-    """Both are teacher-forced with the same text. ``kl``: nats per token, exact || method. ``top1``: a share."""
+    """Both are teacher-forced, with perplexity's passages. ``kl``: nats a token, exact || method. ``top1``: a share."""
 
     metrics: ClassVar[dict[str, bool]] = {"kl": False, "top1": True}
 
     def cases(self, world: World, count: int) -> list[Case]:
-        return text_cases(world, count, first_seed=1000)
+        return text_cases(world, count)
 
     def score(self, answers: Sequence[Answer], exact: Sequence[Answer]) -> dict[str, float]:
         kl, same, total = 0.0, 0, 0

@@ -30,7 +30,10 @@ _TEMPLATES = (
 
 @dataclass(frozen=True)
 class World:
-    """What a task may use. ``length`` tokens a case; ``filler`` sentences as ids; ``texts`` whole texts as ids."""
+    """What a task may use. ``length`` tokens a case; ``filler`` sentences as ids; ``texts`` whole texts as ids.
+
+    A world to learn from (calibration) and one to be judged in have no text in common, of whatever files they are made.
+    """
 
     tokenizer: Any
     length: int
@@ -39,13 +42,26 @@ class World:
     data: Path | None = None
 
     @classmethod
-    def make(cls, tokenizer: Any, length: int, *, text: Path | None = None, data: Path | None = None) -> World:
-        """Texts from a file (one a paragraph), or made from word lists. Raises ConfigError for an unreadable file."""
-        raw = _read(text) if text is not None else _made_up()
-        sentences = [s for t in raw for s in _sentences(t)]
+    def make(
+        cls, tokenizer: Any, length: int, *, text: Sequence[Path] = (), data: Path | None = None, learned: bool = False
+    ) -> World:
+        """Texts from files (one a paragraph), or made from word lists; filler sentences are of the first file. The last
+        quarter of the texts is there to be ``learned`` from, what comes before it to judge by.
+
+        Raises ConfigError for a file that cannot be read or has nothing to divide.
+        """
+        first, *others = [_read(path) for path in text] or [_made_up(seed=1 if learned else 2)]
+        every = list(dict.fromkeys([*first, *(t for raw in others for t in raw)]))  # samples say some stories twice
+        if text:
+            if len(every) < 2:
+                raise ConfigError(f"text file {str(text[0])!r} has one paragraph of 200 characters; give two or more")
+            cut = len(every) - max(1, len(every) // 4)
+            every = every[cut:] if learned else every[:cut]
+        mine = set(every)
+        sentences = [s for t in [t for t in first if t in mine] or every for s in _sentences(t)]
         encode = tokenizer.encode
         filler = tuple(tuple(encode(s, False)) for s in sentences[:4000])
-        texts = tuple(tuple(encode(t, False)) for t in raw[:400])
+        texts = tuple(tuple(encode(t, False)) for t in every[:400])
         return cls(tokenizer, length, filler, texts, data)
 
     def encode(self, text: str) -> list[int]:
@@ -66,6 +82,20 @@ class World:
             at += 1
         return found[:count]
 
+    def passages(self, count: int, size: int) -> list[list[int]]:
+        """``count`` stretches of ``size`` tokens that have none in common, spread over the texts; fewer where the texts
+        have no more. Raises ConfigError where they have none.
+        """
+        whole = [token for text in self.texts for token in text]
+        num = min(count, len(whole) // size)
+        if not num:
+            raise ConfigError(
+                f"passages of {size} tokens do not fit into the {len(whole)} tokens of text that is there to judge by; "
+                "give a smaller --length, or a longer --text"
+            )
+        step = len(whole) // num
+        return [whole[at * step : at * step + size] for at in range(num)]
+
 
 class Task(ABC):
     """A quality task. ``metrics`` name what ``score`` returns; ``higher_is_better`` for each of them."""
@@ -76,7 +106,9 @@ class Task(ABC):
 
     @abstractmethod
     def cases(self, world: World, count: int) -> list[Case]:
-        """``count`` cases, the same from the same world. Raises ConfigError where the world cannot hold one."""
+        """``count`` cases, the same from the same world, or fewer where it has no more. Raises ConfigError where it
+        cannot hold one.
+        """
 
     @abstractmethod
     def score(self, answers: Sequence[Answer], exact: Sequence[Answer]) -> dict[str, float]:
@@ -121,8 +153,8 @@ def _sentences(text: str) -> list[str]:
     return [f" {s}" for s in re.split(r'(?<=[.!?]) (?=[A-Z"])', text.strip()) if s]
 
 
-def _made_up(count: int = 120) -> list[str]:
-    rng = random.Random(1)
+def _made_up(seed: int, count: int = 120) -> list[str]:
+    rng = random.Random(seed)
     return ["".join(_sentence(rng) for _ in range(24)).strip() for _ in range(count)]
 
 

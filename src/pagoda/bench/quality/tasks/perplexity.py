@@ -1,4 +1,4 @@
-"""Perplexity of held-out text: the first three quarters of a passage are the prompt, the rest is predicted."""
+"""Perplexity of text that no calibration saw: three quarters of a passage are the prompt, the rest is predicted."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from ...forced import Answer, Case
 
 
-def text_cases(world: World, count: int, *, first_seed: int) -> list[Case]:
-    """Passages of ``world.length`` tokens; of the last quarter every token counts."""
+def text_cases(world: World, count: int) -> list[Case]:
+    """Passages of ``world.length`` tokens, none of them in two; of the last quarter (96 at most) every token counts."""
     cases = []
-    for seed in range(count):
-        ids = [*world.head, *world.running_text(first_seed + seed, world.length - len(world.head))]
+    for passage in world.passages(count, world.length - len(world.head)):
+        ids = [*world.head, *passage]
         cut = len(ids) - max(1, min(96, len(ids) // 4))
         cases.append(sequence_case(ids[:cut], [(ids[cut:], True)]))
     return cases
@@ -28,7 +28,7 @@ class Perplexity(Task):
     metrics: ClassVar[dict[str, bool]] = {"perplexity": False}
 
     def cases(self, world: World, count: int) -> list[Case]:
-        return text_cases(world, count, first_seed=0)
+        return text_cases(world, count)
 
     def score(self, answers: Sequence[Answer], exact: Sequence[Answer]) -> dict[str, float]:
         nats = [float(-a.logits.log_softmax(-1).gather(1, a.wanted[:, None]).sum()) for a in answers]
