@@ -98,9 +98,15 @@ class PolicyStack:
                 f"{name} divides the budget of an eviction and has none here; write for example snapkv+{name}"
             )
         if not isinstance(self.eviction, Scored):
-            raise ConfigError(f"{name} ranks no slots, so {self.names[1]} has no scores to divide its budget by")
+            raise ConfigError(
+                f"{name} ranks no slots, so {self.names[1]} has no scores to divide its budget by; choose an eviction "
+                f"that does, such as snapkv+{self.names[1]}"
+            )
         if self.eviction.granularity is not Granularity.HEAD:
-            raise ConfigError(f"{name} keeps the same slots in every head, so {self.names[1]} cannot divide its budget")
+            raise ConfigError(
+                f"{name} keeps the same slots in every head, so {self.names[1]} cannot divide its budget; choose an "
+                f"eviction whose heads choose for themselves, such as snapkv+{self.names[1]}"
+            )
         if self.eviction.allots:
             raise ConfigError(f"{name} divides its budget itself; leave {self.names[1]} away")
 
