@@ -17,7 +17,7 @@ SLOW_DOT = "vdpbf16ps does half of what float32 does here ([why](#with-amx-maske
 
 REASONS: dict[tuple[str, str, str, str, str, str], str] = {
     (XEON, "qwen05b", "bf16", "shared", "decode", "vllm"): (
-        "2 to 3 of 51 ms are missing ([shared beginning](#32-requests-on-one-beginning))"
+        "1 of 51 ms is missing; the ratio changes with the hour ([shared beginning](#32-requests-on-one-beginning))"
     ),
     (XEON, "llama1b", "bf16", "shared", "decode", "vllm"): (
         "asked are 96 ms, the bytes alone take 85 ([shared beginning](#32-requests-on-one-beginning))"
