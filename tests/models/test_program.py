@@ -25,7 +25,7 @@ MEMBERS = {
 }
 ROPE_LENGTH = max(parity.PROMPT_LENS) + parity.NEW_TOKENS
 PAGES = ((16, Granularity.SEQUENCE), (8, Granularity.LAYER), (4, Granularity.HEAD))
-OP_BY_OP = {"deepseek_v3": "latent attention"}  # families that are no programs, and why; all others are
+OP_BY_OP: dict[str, str] = {}  # families that are no programs, and why; all others are
 
 
 def panels(config: dict[str, Any], state: dict[str, torch.Tensor]) -> parity.Model:

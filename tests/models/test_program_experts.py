@@ -21,7 +21,7 @@ pytest.importorskip("pagoda.kernels.cpu", reason="built without the C++ kernels"
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 96}
 MEMBERS = {
     f"{name}-{member}": config | {key: value for key, value in WIDE.items() if key in config}
-    for name in ("gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
+    for name in ("deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
     for member, config in families.family(name).members().items()
 }
 CHUNKS = ((37, 9, 1), (20, 1, 3), (1, 1, 1))  # tokens of three sequences in each step
@@ -96,6 +96,7 @@ def test_experts_of_several_formats_have_the_bits_of_their_ops(monkeypatch: pyte
     [
         ("qwen3_moe-tiny", "bf16"),
         ("gpt_oss-tiny", "bf16"),
+        ("deepseek_v3-tiny", "bf16"),
         ("qwen2_moe-tiny", "w8a8"),
         ("mixtral-tiny", "int4(group=32)"),
     ],

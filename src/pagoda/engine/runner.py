@@ -23,7 +23,6 @@ from ..kv.table import PageTable
 from ..kv.view import StepView, StepViews
 from ..kv.watching import Residual
 from ..kv.window_view import WindowView, WindowViews
-from ..models.spec import AttentionSpec
 from ..schedule.item import Plan
 from .guarded import GuardedChooser, GuardedNoter, guarded_residual
 from .selection_notes import PageNoter
@@ -119,8 +118,7 @@ class QueryTap:
     def rings(self) -> QueryRings:
         """As `kv.watching.Tap`: of a model whose layers run as one program, which scales all its queries alike."""
         attn, num_heads = self._model.spec.blocks[-1].attn, self._model.shape.num_q_heads
-        assert isinstance(attn, AttentionSpec)
-        self.scale, self.soft_cap, self.in_rings = attn.scale, attn.soft_cap, True
+        self.scale, self.soft_cap, self.in_rings = attn.scale, getattr(attn, "soft_cap", 0.0), True  # latent: none
         places = np.zeros((4, len(self._pieces)), np.int64)
         for index, (first, last) in self.spans.items():
             piece, num = self._pieces[index], last - first

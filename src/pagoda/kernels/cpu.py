@@ -9,6 +9,7 @@ from ._extension import best_isa, cpu_features, num_workers
 from .cpu_attention import paged_attention
 from .cpu_choice import page_marks, page_scores
 from .cpu_coded_attention import coded_attention
+from .cpu_heads import head_products
 from .cpu_linear import linear
 from .cpu_packed import grouped_linear, packed_linear
 from .cpu_page_numbers import page_codes, page_numbers
@@ -19,7 +20,7 @@ from .cpu_slots import add_sums, close_gaps, close_rows, keep_best
 
 __all__ = [
     "activation", "add_sums", "best_isa", "close_gaps", "close_rows", "coded_attention", "copy_pages",
-    "cpu_features", "gated_activation", "grouped_linear", "keep_best", "kv_compact", "kv_write", "layer_norm",
-    "linear", "num_workers", "packed_linear", "page_codes", "page_numbers", "page_marks", "page_scores",
+    "cpu_features", "gated_activation", "grouped_linear", "head_products", "keep_best", "kv_compact", "kv_write",
+    "layer_norm", "linear", "num_workers", "packed_linear", "page_codes", "page_numbers", "page_marks", "page_scores",
     "paged_attention", "rms_norm", "rotary", "route", "router_logits", "sigmoid_gate",
 ]  # fmt: skip

@@ -58,11 +58,14 @@ class Program:
 
     def norm(
         self, src: int, dst: int, weight: Tensor | None, bias: Tensor | None, *, eps: float, offset: float,
-        centred: bool, round_first: bool,
+        centred: bool, round_first: bool, dim: int = 0,
     ) -> None:  # fmt: skip
-        """dst = norm(src): LayerNorm where ``centred``, else RMSNorm (`rounds_first` says when it rounds)."""
+        """dst = norm(src): LayerNorm where ``centred``, else RMSNorm (`rounds_first` says when it rounds).
+
+        ``dim``: of so many elements, the first of src.
+        """
         self._program.norm(
-            src, dst, self._widths[src], self._at(weight), self._at(bias), eps, offset, centred, round_first
+            src, dst, dim or self._widths[src], self._at(weight), self._at(bias), eps, offset, centred, round_first
         )
 
     def head_norm(
@@ -137,25 +140,43 @@ class Program:
         """All elements to [-bound, bound]."""
         self._program.clip(reg, bound)
 
-    def rotary(self, reg: int, table: int, heads: int, dim: int, *, interleaved: bool) -> None:
-        """The first ``heads`` heads of a fused projection turn by the angles of table number ``table``."""
-        self._program.rotary(reg, table, heads, dim, interleaved)
+    def rotary(self, reg: int, table: int, heads: int, dim: int, *, interleaved: bool, first: int = 0) -> None:
+        """The first ``heads`` heads of a fused projection turn by the angles of table number ``table``, each from its
+        element ``first`` on.
+        """
+        self._program.rotary(reg, table, heads, dim, interleaved, first)
+
+    def latent(
+        self, down: int, queries: int, dst: int, key_up: Tensor, rope_dim: int, slot_at: int
+    ) -> None:  # fmt: skip
+        """dst = what latent attention asks pages with, and what it writes there (csrc/program.hpp, LatentStep).
+
+        key_up ``[H, nope_dim, rank]``; ``slot_at``: the element of ``down`` where ``[latent | rotary key]`` begins.
+        """
+        heads, nope, rank = key_up.shape
+        self._program.latent(down, queries, dst, heads, nope, rope_dim, rank, slot_at, self._at(key_up))
+
+    def head_products(self, src: int, dst: int, weight: Tensor) -> None:
+        """dst ``[T, H, R]`` = src ``[T, H, C]`` times each head's ``[R, C]``, as `ops.head_products`."""
+        self._program.head_products(src, dst, *weight.shape, self._at(weight))
 
     def attend(
         self, src: int, dst: int, layer: int, heads: tuple[int, int], dim: int, *, scale: float, soft_cap: float,
-        window: int, sinks: Tensor | None, alibi_slopes: Tensor | None, last: bool = False,
+        window: int = 0, sinks: Tensor | None = None, alibi_slopes: Tensor | None = None, last: bool = False,
+        v_dim: int = 0,
     ) -> None:  # fmt: skip
         """Writes K and V of src = [q | k | v] into the layer's pages and attends with q; dst [T, Hq * dim].
 
         ``last``: no later layer needs the others' K and V, so that only the tokens that ``run`` is asked for go on.
+        ``v_dim``: pages are latent, src = [q | slot]; dst [T, Hq * v_dim].
         """
-        options = {
+        options: dict[str, Any] = {"scale": scale, "v_dim": v_dim} if v_dim else {
             "scale": scale, "soft_cap": soft_cap, "window": window, "sinks": sinks, "alibi_slopes": alibi_slopes
         }  # fmt: skip
         self._attends[layer] = (src, dst, heads, dim, options)
         sinks, slopes = (None if t is None else t.float().contiguous() for t in (sinks, alibi_slopes))
         self._program.attend(
-            src, dst, layer, *heads, dim, scale, soft_cap, window, self._at(sinks), self._at(slopes), last
+            src, dst, layer, *heads, dim, scale, soft_cap, window, self._at(sinks), self._at(slopes), last, v_dim
         )
 
     def run(
@@ -202,18 +223,23 @@ class Program:
 
     def run_attending(
         self, x: Tensor, positions: Tensor, rotary: Tables, attend: Callable[..., Tensor],
-        isa: str = "", wanted: Tensor | None = None,
+        isa: str = "", wanted: Tensor | None = None, attend_latent: Callable[..., Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """As ``run``, where somebody else writes K and V and attends: ``attend(layer, q [T, Hq, dim], k [T, H, dim], v,
-        **options)`` gives ``[T, Hq, dim]``. What it is given is its own; what it raises ends the step.
+        **options)`` gives ``[T, Hq, dim]``. What it is given is its own; what it raises ends the step. Where pages are
+        latent, ``attend_latent(layer, q, slots [T, 1, dim], v_dim=, scale=)`` gives ``[T, Hq, v_dim]``.
         """
         tokens, tables = x.shape[0], self._begin(x, rotary)
 
         def attended(layer: int, qkv_at: int, out_at: int) -> None:
             src, dst, (num_heads, num_kv_heads), dim, options = self._attends[layer]
             qkv = copy_of(self._rows(qkv_at, tokens, self._widths[src])).view(tokens, -1, dim)  # policies keep queries
-            q, k, v = qkv.split([num_heads, num_kv_heads, num_kv_heads], 1)
-            put(self._rows(out_at, tokens, self._widths[dst]).view(tokens, -1, dim), attend(layer, q, k, v, **options))
+            if "v_dim" in options:
+                assert attend_latent is not None
+                found = attend_latent(layer, *qkv.split([num_heads, num_kv_heads], 1), **options)
+            else:
+                found = attend(layer, *qkv.split([num_heads, num_kv_heads, num_kv_heads], 1), **options)
+            put(self._rows(out_at, tokens, self._widths[dst]).view(found.shape), found)
 
         self._program.run_attending(
             x.data_ptr(), tokens, positions.data_ptr(), tables, 0 if wanted is None else wanted.data_ptr(),

@@ -17,10 +17,11 @@ from pagoda.weights.expert_cache import CachedExperts
 from pagoda.weights.packed import ExpertStack, PackedMatrix, PanelMatrix
 
 from .layers.attention import Attention
+from .layers.latent import LatentAttention
 from .layers.linear import EachHeadNorm, Linear, Norm
 from .layers.mlp import MLP
 from .layers.moe import MoE
-from .spec import AttentionSpec, MLPSpec
+from .spec import AttentionSpec, LatentSpec, MLPSpec
 
 if TYPE_CHECKING:
     from pagoda.kernels.step import StepArrays
@@ -29,9 +30,13 @@ if TYPE_CHECKING:
     from .layers.step import KVView
 
 STREAM, NORMED, QKV, HEADS, BRANCH, OTHER, INNER, ACTED, SHARED, SHARED_INNER, SHARED_ACTED = range(11)
+DOWN, Q_LATENT, Q, VALUES = range(11, 15)
 """Registers: residual stream; its normalized copy; q, k, v; attention's answer; a branch's result, and another's beside
 it; the feed-forward's projection and what the activation makes of it; the same of an expert that every token passes,
-behind its answer."""
+behind its answer.
+
+Of latent attention: what is projected down (queries or their latent, then the slot), the queries' latent normalized,
+queries, values of every head; QKV has what pages are asked with and the slot, HEADS latents mixed by attention."""
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -44,9 +49,7 @@ def why_not(decoder: Decoder) -> str | None:
     if decoder.embed.device.type != "cpu" or decoder.embed.dtype not in DTYPES:
         return f"{decoder.embed.dtype} on {decoder.embed.device}"
     for block in decoder.blocks:
-        if not isinstance(block.attn, Attention):
-            return "latent attention"
-        matrices: list[object] = [block.attn.qkv.weight, block.attn.out.weight]
+        matrices: list[object] = [linear.weight for linear in _projections(block)]
         for mlp in _dense(block):
             matrices += [mlp.up.weight, mlp.down.weight]
         if isinstance(block.mlp, MoE):
@@ -60,9 +63,17 @@ def why_not(decoder: Decoder) -> str | None:
                 matrices += stack.experts if isinstance(stack, ExpertStack) else [stack]
         if any(not isinstance(found, PackedMatrix) or found.packed is None for found in matrices):
             return "weights in a format that no kernel knows"
-    if any(len(found) > 1 for found in _widths(decoder)):
+    if _widths(decoder) is None:
         return "layers of different widths"
     return None
+
+
+def _projections(block: Block) -> list[Linear]:
+    """Of attention."""
+    attn = block.attn
+    if isinstance(attn, Attention):
+        return [attn.qkv, attn.out]
+    return [attn.down, attn.out] if attn.q_up is None else [attn.down, attn.q_up, attn.out]
 
 
 def _dense(block: Block) -> list[MLP]:
@@ -82,16 +93,38 @@ def is_whole(decoder: Decoder) -> bool:
     return plain and packed and all(part is None for part in beside)
 
 
-def _widths(decoder: Decoder) -> tuple[set[tuple[int, int]], set[tuple[int, bool]], set[tuple[int, bool]]]:
-    """Of queries and keys, of feed-forwards, and of those beside experts: what the layers have, perhaps none."""
-    attention, dense, shared = set(), set(), set()
+Widths = dict[int, int]  # by register
+
+
+def _attention_widths(attn: AttentionSpec | LatentSpec) -> Widths:
+    if isinstance(attn, AttentionSpec):
+        return {QKV: attn.q_size + 2 * attn.kv_size, HEADS: attn.q_size}
+    q_size = attn.num_heads * attn.head_dim
+    return {
+        QKV: (attn.num_heads + 1) * attn.latent_dim, HEADS: attn.num_heads * attn.kv_rank,
+        DOWN: (attn.q_rank or q_size) + attn.latent_dim, Q_LATENT: attn.q_rank, Q: q_size if attn.q_rank else 0,
+        VALUES: attn.num_heads * attn.v_dim,
+    }  # fmt: skip
+
+
+def _feed_forward_widths(mlp: MLPSpec, inner: int, acted: int) -> Widths:
+    return {inner: mlp.inner * (2 if mlp.gated else 1), acted: mlp.inner}
+
+
+def _widths(decoder: Decoder) -> Widths | None:
+    """Of all registers; None where layers ask for several of one."""
+    hidden, found = decoder.spec.hidden_size, dict.fromkeys(range(VALUES + 1), 0)
+    found |= dict.fromkeys((STREAM, NORMED, BRANCH, OTHER), hidden)
     for block in decoder.spec.blocks:
-        assert isinstance(block.attn, AttentionSpec)
-        attention.add((block.attn.q_size, block.attn.kv_size))
-        mlp, found = (block.mlp, dense) if isinstance(block.mlp, MLPSpec) else (block.mlp.shared, shared)
-        if mlp is not None:
-            found.add((mlp.inner, mlp.gated))
-    return attention, dense, shared
+        own = _attention_widths(block.attn)
+        if isinstance(block.mlp, MLPSpec):
+            own |= _feed_forward_widths(block.mlp, INNER, ACTED)
+        elif block.mlp.shared is not None:
+            own |= _feed_forward_widths(block.mlp.shared, SHARED_INNER, SHARED_ACTED) | {SHARED: hidden}
+        if any(found[reg] not in (0, width) for reg, width in own.items()):
+            return None
+        found |= own
+    return found
 
 
 class DecoderProgram:
@@ -100,14 +133,8 @@ class DecoderProgram:
     def __init__(self, decoder: Decoder) -> None:
         from pagoda.kernels.program import Program
 
-        attention, *others = _widths(decoder)
-        ((q_size, kv_size),), hidden = attention, decoder.spec.hidden_size
-        (inner, gated), (shared, shared_gated) = (next(iter(found), (0, False)) for found in others)
-        widths = {
-            STREAM: hidden, NORMED: hidden, QKV: q_size + 2 * kv_size, HEADS: q_size, BRANCH: hidden, OTHER: hidden,
-            INNER: inner * (2 if gated else 1), ACTED: inner,
-            SHARED: hidden if shared else 0, SHARED_INNER: shared * (2 if shared_gated else 1), SHARED_ACTED: shared,
-        }  # fmt: skip
+        widths = _widths(decoder)
+        assert widths is not None
         self._rotary = list(decoder.rotary.values())
         self._tables = {rope: number for number, rope in enumerate(decoder.rotary)}
         self._last_layer = len(decoder.blocks) - 1
@@ -139,7 +166,9 @@ class DecoderProgram:
         length = int(positions.max()) + 1
         tables, step = [t.up_to(length) for t in self._rotary], kv.arrays()
         if step is None:
-            return self._program.run_attending(x, positions, tables, kv.attend, wanted=wanted)
+            return self._program.run_attending(
+                x, positions, tables, kv.attend, wanted=wanted, attend_latent=kv.attend_latent
+            )
         return self._program.run(x, positions, tables, step, wanted=wanted)
 
     def timings(self) -> dict[str, tuple[int, float]]:
@@ -218,7 +247,8 @@ class DecoderProgram:
 
     def _attention(self, block: Block, src: int, dst: int) -> None:
         attn, program = block.attn, self._program
-        assert isinstance(attn, Attention)
+        if isinstance(attn, LatentAttention):
+            return self._latent(attn, src, dst)
         spec = attn.spec
         self._linear(attn.qkv, src, QKV)
         if attn.normed == "all":
@@ -237,6 +267,29 @@ class DecoderProgram:
         if attn.out_norm is not None:
             self._norm(attn.out_norm, HEADS, HEADS)
         self._linear(attn.out, HEADS, dst)
+
+    def _latent(self, attn: LatentAttention, src: int, dst: int) -> None:
+        spec, program, queries = attn.spec, self._program, DOWN
+        self._linear(attn.down, src, DOWN)
+        if attn.q_up is not None and attn.q_norm is not None:
+            program.norm(
+                DOWN, Q_LATENT, attn.q_norm.weight, attn.q_norm.bias, dim=spec.q_rank, **_norm_options(attn.q_norm)
+            )
+            self._linear(attn.q_up, Q_LATENT, Q)
+            queries = Q
+        slot_at = spec.q_rank or spec.num_heads * spec.head_dim
+        program.latent(DOWN, queries, QKV, attn.k_up, spec.rope_dim, slot_at)
+        self._head_norm(attn.kv_norm, spec.num_heads * spec.latent_dim, spec.kv_rank, 1)
+        program.rotary(
+            QKV, self._tables[spec.rope], spec.num_heads + 1, spec.latent_dim, interleaved=spec.rope.interleaved,
+            first=spec.kv_rank,
+        )  # fmt: skip
+        program.attend(
+            QKV, HEADS, attn.layer, (spec.num_heads, 1), spec.latent_dim, scale=spec.scale, soft_cap=0.0,
+            v_dim=spec.kv_rank, last=attn.layer == self._last_layer,
+        )  # fmt: skip
+        program.head_products(HEADS, VALUES, attn.v_up)
+        self._linear(attn.out, VALUES, dst)
 
     def _head_norm(self, norm: Norm | EachHeadNorm, first: int, dim: int, parts: int) -> None:
         each = isinstance(norm, EachHeadNorm)

@@ -141,13 +141,18 @@ void bind_program(nb::module_& m) {
       })
       .def("add", [](BoundProgram& p, int src, int dst, float scale) { p.push(AddStep{src, dst, scale}); })
       .def("clip", [](BoundProgram& p, int reg, float bound) { p.push(ClipStep{reg, bound}); })
-      .def("rotary", [](BoundProgram& p, int reg, int table, int64_t heads, int64_t dim, bool interleaved) {
-        p.push(RotaryStep{reg, table, heads, dim, interleaved});
+      .def("rotary", [](BoundProgram& p, int reg, int table, int64_t heads, int64_t dim, bool interleaved, int64_t first) {
+        p.push(RotaryStep{reg, table, heads, dim, interleaved, first});
+      })
+      .def("latent", [](BoundProgram& p, int down, int queries, int dst, int64_t heads, int64_t nope, int64_t rope, int64_t rank, int64_t slot_at,
+                        uintptr_t key_up) { p.push(LatentStep{down, queries, dst, heads, nope, rope, rank, slot_at, at<void>(key_up)}); })
+      .def("head_products", [](BoundProgram& p, int src, int dst, int64_t heads, int64_t rows, int64_t columns, uintptr_t weight) {
+        p.push(HeadProductStep{src, dst, heads, rows, columns, at<void>(weight)});
       })
       .def("attend", [](BoundProgram& p, int src, int dst, int layer, int64_t num_q_heads, int64_t num_kv_heads, int64_t dim,
-                        float scale, float soft_cap, int64_t window, uintptr_t sinks, uintptr_t slopes, bool last) {
+                        float scale, float soft_cap, int64_t window, uintptr_t sinks, uintptr_t slopes, bool last, int64_t v_dim) {
         p.push(AttendStep{src, dst, layer, num_q_heads, num_kv_heads, dim, scale, soft_cap, window, at<float>(sinks), at<float>(slopes),
-                          last});
+                          last, v_dim});
       })
       .def("logits", [](BoundProgram& p, int src, int64_t outputs, uintptr_t weight, uintptr_t bias, bool exact) {
         p.push(LogitsStep{src, outputs, at<void>(weight), at<void>(bias), exact});

@@ -1,6 +1,7 @@
 #include <nanobind/stl/string.h>
 
 #include "bind.hpp"
+#include "head_products.hpp"
 #include "routing.hpp"
 
 namespace nb = nanobind;
@@ -23,6 +24,15 @@ void bind_routing(nb::module_& m) {
     nb::gil_scoped_release release;
     route(rule, at<float>(logits), at<float>(correction), tokens, Dtype(dtype), at<int64_t>(ids), at<float>(weights), num_threads, isa);
   }, "logits float32 [tokens, experts] contiguous, overwritten; ids int64 and weights float32 [tokens, top_k].");
+
+  m.def("head_products", [](uintptr_t x, int64_t x_token, int64_t x_head, uintptr_t out, int64_t out_token, int64_t out_head, uintptr_t weight,
+                            int64_t tokens, int64_t heads, int64_t rows, int64_t columns, bool down, int dtype, int num_threads, const std::string& isa) {
+    HeadProductArgs a;
+    a.x = at<void>(x), a.x_token = x_token, a.x_head = x_head, a.out = at<void>(out), a.out_token = out_token, a.out_head = out_head;
+    a.weight = at<void>(weight), a.tokens = tokens, a.heads = heads, a.rows = rows, a.columns = columns, a.down = down, a.dtype = Dtype(dtype);
+    nb::gil_scoped_release release;
+    head_products(a, num_threads, isa);
+  }, "All of one dtype; strides in elements, weight [heads, rows, columns] contiguous.");
 
   m.def("gate", [](uintptr_t y, uintptr_t logits, int64_t tokens, int64_t width, int dtype, int num_threads, const std::string& isa) {
     nb::gil_scoped_release release;

@@ -98,10 +98,32 @@ struct Run {
   RotaryArgs turn_of(const RotaryStep& i) const {
     const RotaryTableRef& table = step.rotary[i.table];
     RotaryArgs a;
-    a.x = at(i.reg), a.rows = num_tokens, a.heads = i.heads, a.dim = i.dim, a.row_stride = widths[i.reg];
+    a.x = at(i.reg, i.first), a.rows = num_tokens, a.heads = i.heads, a.dim = i.dim, a.row_stride = widths[i.reg];
     a.dtype = dtype, a.cos = table.cos, a.sin = table.sin, a.angle_dtype = table.dtype, a.pairs = table.pairs;
     a.positions = step.positions, a.interleaved = i.interleaved;
     return a;
+  }
+
+  void operator()(const LatentStep& i) const {
+    const int64_t dim = i.rank + i.rope, size = size_of(dtype);
+    HeadProductArgs a;
+    a.x = at(i.queries), a.x_token = widths[i.queries], a.x_head = i.nope + i.rope, a.out = at(i.dst), a.out_token = widths[i.dst], a.out_head = dim;
+    a.weight = i.key_up, a.tokens = num_tokens, a.heads = i.heads, a.rows = i.nope, a.columns = i.rank, a.down = true, a.dtype = dtype;
+    head_products(a, threads, isa);
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      const char* const q = at(i.queries, t * widths[i.queries]);
+      char* const to = at(i.dst, t * widths[i.dst]);
+      for (int64_t h = 0; h < i.heads; ++h)
+        std::memcpy(to + (h * dim + i.rank) * size, q + (h * (i.nope + i.rope) + i.nope) * size, i.rope * size);
+      std::memcpy(to + i.heads * dim * size, at(i.down, t * widths[i.down] + i.slot_at), dim * size);
+    }
+  }
+
+  void operator()(const HeadProductStep& i) const {
+    HeadProductArgs a;
+    a.x = at(i.src), a.x_token = widths[i.src], a.x_head = i.columns, a.out = at(i.dst), a.out_token = widths[i.dst], a.out_head = i.rows;
+    a.weight = i.weight, a.tokens = num_tokens, a.heads = i.heads, a.rows = i.rows, a.columns = i.columns, a.dtype = dtype;
+    head_products(a, threads, isa);
   }
 
   void operator()(const LogitsStep& i) const {
@@ -173,7 +195,7 @@ struct Run {
                  {at(i.src), widths[i.src] * size_of(dtype), q_size * size_of(dtype)}, threads);
     AttentionArgs a;
     a.q = at(i.src), a.q_token_stride = widths[i.src], a.q_head_stride = i.dim, a.out = at(i.dst), a.dtype = dtype;
-    a.pages = step.pages, a.num_pages = step.num_pages, a.shape = step.shape, a.v_dim = i.dim;
+    a.pages = step.pages, a.num_pages = step.num_pages, a.shape = step.shape, a.v_dim = i.v_dim ? i.v_dim : i.dim;
     if (step.coded.sides) a.coded = &memory.coded;
     a.rows = step.rows + i.layer * step.rows_stride, a.num_rows = step.num_rows, a.max_pages = step.max_pages;
     a.row_of = step.row_of, a.offset = step.offset + i.layer * step.num_seqs * i.num_kv_heads;
@@ -388,6 +410,8 @@ struct Name {
   std::string operator()(const ClipStep&) const { return "clip"; }
   std::string operator()(const RotaryStep&) const { return "rotary"; }
   std::string operator()(const AttendStep&) const { return "attention"; }
+  std::string operator()(const LatentStep&) const { return "latent queries"; }
+  std::string operator()(const HeadProductStep&) const { return "latent values"; }
   std::string operator()(const LogitsStep& i) const { return i.outputs == 1 ? "gate" : "router"; }
   std::string operator()(const RouteStep&) const { return "choice of experts"; }
   std::string operator()(const ExpertsStep& i) const {
@@ -410,6 +434,8 @@ struct Reads {
   bool operator()(const ClipStep& i) const { return i.reg == reg; }
   bool operator()(const RotaryStep& i) const { return i.reg == reg; }
   bool operator()(const AttendStep& i) const { return i.src == reg; }
+  bool operator()(const LatentStep& i) const { return i.down == reg || i.queries == reg; }
+  bool operator()(const HeadProductStep& i) const { return i.src == reg; }
   bool operator()(const LogitsStep& i) const { return i.src == reg; }
   bool operator()(const RouteStep&) const { return false; }
   bool operator()(const ExpertsStep& i) const { return i.src == reg; }

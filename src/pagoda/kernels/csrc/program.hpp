@@ -16,6 +16,7 @@
 #include "attention_memo.hpp"
 #include "choice.hpp"
 #include "experts.hpp"
+#include "head_products.hpp"
 #include "packed.hpp"
 #include "query_rings.hpp"
 #include "routing.hpp"
@@ -70,10 +71,26 @@ struct ClipStep {  // register to [-bound, bound]
   float bound = 0.0f;
 };
 
-struct RotaryStep {  // the first `heads` heads of a fused projection, by table number `table`
+struct RotaryStep {  // the first `heads` heads of a fused projection, from element `first` of each on, by table number `table`
   int reg = 0, table = 0;
   int64_t heads = 0, dim = 0;
   bool interleaved = false;
+  int64_t first = 0;
+};
+
+// What latent attention (models/layers/latent.py) asks pages with, and what it writes into them, in register dst as a fused projection of heads of
+// rank + rope elements and no values: [key_up[h].T @ (the query's first elements) | its last ones to be turned] of every head, then the slot as it lies in
+// `down` behind q, [latent | key to be turned].
+struct LatentStep {
+  int down = 0, queries = 0, dst = 0;  // queries: the register that they begin in (`down` itself where nothing projects them up)
+  int64_t heads = 0, nope = 0, rope = 0, rank = 0, slot_at = 0;
+  const void* key_up = nullptr;  // [heads][nope][rank]
+};
+
+struct HeadProductStep {  // dst [T][heads][rows] = weight[h] @ src [T][heads][columns]
+  int src = 0, dst = 0;
+  int64_t heads = 0, rows = 0, columns = 0;
+  const void* weight = nullptr;
 };
 
 // Writes K and V of a fused projection into pages, attends with its queries: dst [T][Hq * dim]. Where a rotation comes before, tokens are turned and
@@ -86,6 +103,7 @@ struct AttendStep {
   const float* sinks = nullptr;
   const float* slopes = nullptr;
   bool last = false;  // no later layer reads K and V: from here on the step has the wanted tokens only
+  int64_t v_dim = 0;  // > 0: pages are latent, and values are the first columns of their rows
   std::optional<RotaryStep> rotary = std::nullopt;
 };
 
@@ -130,8 +148,8 @@ struct GreedyStep {  // the likeliest token of each row of logits `width` wide; 
   int64_t width = 0;
 };
 
-using Instruction = std::variant<NormStep, LinearStep, ActivationStep, AddStep, HeadNormStep, ClipStep, RotaryStep, AttendStep, LogitsStep,
-                                 RouteStep, ExpertsStep, GateStep, EmbedStep, HeadStep, GreedyStep>;
+using Instruction = std::variant<NormStep, LinearStep, ActivationStep, AddStep, HeadNormStep, ClipStep, RotaryStep, AttendStep, LatentStep,
+                                 HeadProductStep, LogitsStep, RouteStep, ExpertsStep, GateStep, EmbedStep, HeadStep, GreedyStep>;
 
 // A step over pages that were encoded whole: those of all layers, and where the newest slots lie beside them.
 struct CodedStep {

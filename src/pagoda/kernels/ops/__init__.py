@@ -14,6 +14,7 @@ from .greedy import greedy
 from .grouped_linear import grouped_linear
 from .hash_scores import hash_scores
 from .hash_slots import hash_slots
+from .head_products import head_products
 from .keep_best import keep_best
 from .kv_compact import kv_compact
 from .kv_write import kv_write
@@ -54,6 +55,7 @@ __all__ = [
     "grouped_linear",
     "hash_scores",
     "hash_slots",
+    "head_products",
     "keep_best",
     "kv_compact",
     "kv_write",

@@ -40,9 +40,9 @@ class LatentAttention:
         q_nope, q_rope = torch.split(heads, [spec.nope_dim, spec.rope_dim], dim=-1)
         cos, sin = step.rotary[spec.rope]
         q_rope, k_rope = ops.rotary(q_rope, k_rope[:, None], cos, sin, interleaved=spec.rope.interleaved)
-        q_latent = torch.einsum("thn,hnr->thr", q_nope, self.k_up)
+        q_latent = ops.head_products(q_nope, self.k_up, down=True)
         query = torch.cat((q_latent, q_rope), dim=-1)  # [T, H, kv_rank + rope_dim]
         slot = torch.cat((self.kv_norm(latent)[:, None], k_rope), dim=-1)  # [T, 1, kv_rank + rope_dim]
         mixed = step.kv.attend_latent(self.layer, query, slot, v_dim=spec.kv_rank, scale=spec.scale)
-        values = torch.einsum("thr,hvr->thv", mixed, self.v_up)
+        values = ops.head_products(mixed, self.v_up)
         return self.out(values.reshape(tokens, -1))
