@@ -14,7 +14,7 @@ namespace pagoda {
 namespace {
 
 constexpr int64_t kAlign = 64;
-constexpr int64_t kTurned = 8192;  // elements that are turned and written by one item
+constexpr int64_t kTurned = 8192;  // elements that are turned and written, or copied, by one item
 
 using Clock = std::chrono::steady_clock;
 
@@ -110,13 +110,16 @@ struct Run {
     a.x = at(i.queries), a.x_token = widths[i.queries], a.x_head = i.nope + i.rope, a.out = at(i.dst), a.out_token = widths[i.dst], a.out_head = dim;
     a.weight = i.key_up, a.tokens = num_tokens, a.heads = i.heads, a.rows = i.nope, a.columns = i.rank, a.down = true, a.dtype = dtype;
     head_products(a, threads, isa);
-    for (int64_t t = 0; t < num_tokens; ++t) {
-      const char* const q = at(i.queries, t * widths[i.queries]);
-      char* const to = at(i.dst, t * widths[i.dst]);
-      for (int64_t h = 0; h < i.heads; ++h)
-        std::memcpy(to + (h * dim + i.rank) * size, q + (h * (i.nope + i.rope) + i.nope) * size, i.rope * size);
-      std::memcpy(to + i.heads * dim * size, at(i.down, t * widths[i.down] + i.slot_at), dim * size);
-    }
+    const int64_t some = std::max<int64_t>(1, kTurned / ((i.heads + 1) * i.rope + i.rank));
+    parallel_for((num_tokens + some - 1) / some, threads, [&](int64_t item) {
+      for (int64_t t = item * some; t < std::min(num_tokens, (item + 1) * some); ++t) {
+        const char* const q = at(i.queries, t * widths[i.queries]);
+        char* const to = at(i.dst, t * widths[i.dst]);
+        for (int64_t h = 0; h < i.heads; ++h)
+          std::memcpy(to + (h * dim + i.rank) * size, q + (h * (i.nope + i.rope) + i.nope) * size, i.rope * size);
+        std::memcpy(to + i.heads * dim * size, at(i.down, t * widths[i.down] + i.slot_at), dim * size);
+      }
+    });
   }
 
   void operator()(const HeadProductStep& i) const {
