@@ -107,6 +107,22 @@ def test_batch_mates_shared_prefixes_and_threads_change_nothing(codec):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.skipif("amx" not in ISAS, reason="no tiles on this machine")
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+@pytest.mark.parametrize("dims", [(64, 64), (128, 64), (64, 192)], ids=str)
+@pytest.mark.parametrize("heads", [(14, 2), (9, 1), (17, 1)], ids=str)
+@pytest.mark.parametrize("window", [0, 100])
+def test_tiles_have_the_bits_of_vectors(codec, dims, heads, window):
+    """Chunks of three queries, and sequences whose beginnings are shared, lengths that end anywhere."""
+    for lengths in ([1, 17, 65], [300, 129, 290], [256, 272, 1000]):
+        shared = 8 if min(lengths) > 128 else 0
+        arguments = batch(
+            [1, 3, 2], [n + 3 for n in lengths], heads=heads, dims=dims, codec=codec, shared_blocks=shared
+        )
+        tiles, vectors = (cpu.paged_attention(**arguments, window=window, isa=isa) for isa in ("amx", BYTES))
+        assert torch.equal(tiles, vectors)
+
+
 @pytest.mark.parametrize("codec", ["int8", "int4"])
 @pytest.mark.parametrize(
     ("queries", "dims", "options"),

@@ -25,16 +25,6 @@ inline void widen_scales(const uint16_t* scales, int64_t count, float* out) {
   }
 }
 
-// 2^x for -126 <= x, else 2^-126: a minimax polynomial of degree 3 on [-1/2, 1/2], within 8e-5. Weights become bytes.
-inline Vec exp2_roughly(Vec x) {
-  x = maximum(x, splat(-126.0f));
-  const Vec shifted = x + splat(12582912.0f), r = x - (shifted - splat(12582912.0f));  // 1.5 * 2^23: the integer is in the low bits
-  Vec p = fused(r, 5.517166906e-2f, 2.426111222e-1f);
-  p = fused(p, r, 6.932609855e-1f);
-  p = fused(p, r, 9.999280735e-1f);
-  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
-}
-
 // The scales of a block's values, as weighing wants them.
 struct ByteScales {
   alignas(64) float logs[kBlock];   // at least log2(scale), by 0.0015 at most
@@ -117,24 +107,39 @@ PAGODA_OWN_REGISTERS void find_highs(const float* logits, int64_t ldl, int64_t l
   for (int r = 0; r < kRows; ++r) highs[r] = high[r];
 }
 
+// The lowest bytes of the words of four registers.
+inline __m512i lowest_bytes(__m512i a, __m512i b, __m512i c, __m512i d) {
+  const __m512i lane = _mm512_setr_epi32(0x0c080400, 0x1c181410, 0x2c282420, 0x3c383430, 0x4c484440, 0x5c585450, 0x6c686460, 0x7c787470,
+                                         0x0c080400, 0x1c181410, 0x2c282420, 0x3c383430, 0x4c484440, 0x5c585450, 0x6c686460, 0x7c787470);
+  return _mm512_mask_blend_epi32(0xff00, _mm512_permutex2var_epi8(a, lane, b), _mm512_permutex2var_epi8(c, lane, d));
+}
+
+// out[i] = the lowest byte of each(i), which are a register's words of sixteen slots from number i on.
+template <typename Each>
+inline void store_bytes(int64_t lanes, uint8_t* out, Each each) {
+  constexpr int64_t kFour = 4 * kLanes;
+  int64_t i = 0;
+  if (lanes == kBlock) {  // nearly always: unrolled
+#pragma GCC unroll 2
+    for (; i < kBlock; i += kFour) {
+      const __m512i a = each(i), b = each(i + kLanes), c = each(i + 2 * kLanes), d = each(i + 3 * kLanes);
+      _mm512_storeu_si512(out + i, lowest_bytes(a, b, c, d));
+    }
+  }
+  for (; i < lanes; i += kLanes) _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8(each(i)));
+}
+
+// A weight, at most 1, as a byte: the lowest of the result. 2^23 is added, where the distance of two numbers is 1.
+inline __m512i byte_of(Vec p, Vec unit) { return (__m512i)fused(p, unit, 8388608.0f); }
+
 // Bytes of a row's weights; returns the sum of its 2^(logit - reference), lane by lane. Masked slots' logits are -inf.
-template <bool kMasked>
 inline Vec weigh_bytes(const float* logits, int64_t lanes, float unit, float reference, const ByteScales& scales, uint8_t* out) {
   Vec sum{};
-  const auto one = [&](int64_t i) {
-    const Vec x = load(logits + i);
-    Vec p = exp2_roughly(fused_less(x, splat(unit), splat(reference)));
-    if (kMasked) p = select(x == splat(-kInf), Vec{}, p);
+  store_bytes(lanes, out, [&](int64_t i) {
+    const Vec p = Pairs::weight(fused_less(load(logits + i), splat(unit), splat(reference)));
     sum += p;
-    const Vec rounded = fused(p, load(scales.units + i), 8388608.0f);  // 2^23: the integer is in the lowest byte
-    _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8((__m512i)rounded));
-  };
-  if (!kMasked && lanes == kBlock) {  // nearly always: unrolled
-#pragma GCC unroll 32
-    for (int64_t i = 0; i < kBlock; i += kLanes) one(i);
-  } else {
-    for (int64_t i = 0; i < lanes; i += kLanes) one(i);
-  }
+    return byte_of(p, load(scales.units + i));
+  });
   return sum;
 }
 

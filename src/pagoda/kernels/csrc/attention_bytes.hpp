@@ -115,7 +115,8 @@ struct ByteRows {  // queries of a tile, and the weights of the rows under way
   int8_t* queries;    // [rows][k_dim]
   float* scales;      // [rows]
   int32_t* sums;      // [rows] of a row's codes; of four bits float [rows][groups of K]: of those that meet a group's
-  uint8_t* weights;   // [kFewRows][kBlock]; of four bits [kFewRows][groups of V][kBlock]
+  uint8_t* weights;   // [kFewRows][kBlock]; of four bits [pairs of groups of V][kFewRows][2][kBlock]
+  float* turned;      // of tiles: attention_byte_tiles.hpp
   float* middles;     // of four bits: [groups of V][kFewRows][kLanes] (attention_nibbles.hpp)
 };
 
@@ -136,7 +137,7 @@ struct FewBytes {
   template <typename Math>
   static Vec weigh(const ByteRows& rows, int r, const Logits& found, const float* logits, int64_t lanes, float reference,
                    const ByteScales& scales, const Block<Math>&, float*) {
-    return (found.masked ? weigh_bytes<true> : weigh_bytes<false>)(logits, lanes, found.unit, reference, scales, rows.weights + r * kBlock);
+    return weigh_bytes(logits, lanes, found.unit, reference, scales, rows.weights + r * kBlock);
   }
 
   template <typename Math>

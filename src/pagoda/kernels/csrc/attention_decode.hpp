@@ -29,26 +29,16 @@ void attend_few(TileRows<Math>& t, Block<Math>& block, const Slots& slots, int64
   });
 }
 
-// Rows of bytes, kFewRows at a time.
 template <template <int> class Few, typename Math>
 void attend_codes(TileRows<Math>& t, Block<Math>& block, const ByteScales& scales, const Slots& slots, int64_t begin, Ahead& ahead) {
   const int lanes = int(padded(block.count));
   Logits found[kFewRows];
   Vec highs[kFewRows] = {};
   ByteSteps steps;
-  for (int blocks = (t.rows + kFewRows - 1) / kFewRows, row = 0; blocks > 0; --blocks) {
-    const int here = (t.rows - row + blocks - 1) / blocks;
+  each_few_rows(t.rows, [&](int row, int here) {
     with_few_bytes<Few>(here, [&](auto products) {
       products.scores(t.byte_rows, row, block, slots, t.scores, ahead);
-      bool alike = true;
-      for (int r = 0; r < here; ++r) {
-        prepare_logits(t.a, t.scores + r * kBlock, block.count, begin, t.masks[row + r], t.slopes[row + r], nullptr, found + r);
-        alike = alike && found[r].unit == found[0].unit;
-      }
-      if (alike) find_highs<decltype(products)::kCount>(t.scores, kBlock, lanes, found[0].unit, scales.logs, highs);
-      else
-        for (int r = 0; r < here; ++r) find_highs<1>(t.scores + r * kBlock, kBlock, lanes, found[r].unit, scales.logs, highs + r);
-      steps.rise(highs, here, t.tops + row);
+      find_steps<decltype(products)::kCount>(t, block.count, begin, row, scales, found, highs, steps);
       for (int r = 0; r < here; ++r) {
         ahead.lines(kLinesARow);
         const Vec sum = products.weigh(t.byte_rows, r, found[r], t.scores + r * kBlock, lanes, steps.references[r], scales, block, t.probs);
@@ -57,10 +47,10 @@ void attend_codes(TileRows<Math>& t, Block<Math>& block, const ByteScales& scale
       }
       products.values(t.byte_rows, block, slots, steps, scales.broken, t.sums + row * t.v_stride, t.v_stride, ahead);
     });
-    row += here;
-  }
+  });
 }
 
+// Rows of bytes, kFewRows at a time.
 template <typename Math>
 void attend_bytes(TileRows<Math>& t, Block<Math>& block, const Slots& slots, int64_t begin, Ahead& ahead) {
   const int lanes = int(padded(block.count));

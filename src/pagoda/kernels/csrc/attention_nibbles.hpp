@@ -71,10 +71,10 @@ inline __m512i open_nibbles(const char* row) {
   return _mm512_ternarylogic_epi32(upper, _mm512_set1_epi8(char(0x88)), _mm512_set1_epi8(char(0xf0)), 0x28);  // (upper ^ 0x88) & 0xf0
 }
 
-// As byte_values_half(), of columns whose codes begin with byte `column` of a row. weights [row][two groups][kBlock].
+// As byte_values_half(), of columns whose codes begin with byte `column` of a row. weights [row][2 groups][kBlock].
 template <int kRows, int kHalf>
-PAGODA_OWN_REGISTERS void nibble_values_half(const uint8_t* weights, int64_t ldw, const Eights& values, int64_t eights,
-                                             int64_t column, __m512i (*sums)[4], Lines soon) {
+PAGODA_OWN_REGISTERS void nibble_values_half(const uint8_t* weights, const Eights& values, int64_t eights, int64_t column,
+                                             __m512i (*sums)[4], Lines soon) {
   const int64_t stride = values.stride;
   __m512i sum[kRows][2];
 #pragma GCC unroll 8
@@ -90,7 +90,7 @@ PAGODA_OWN_REGISTERS void nibble_values_half(const uint8_t* weights, int64_t ldw
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       int32_t words[2];
-      memcpy(words, weights + r * ldw, 4), memcpy(words + 1, weights + r * ldw + kBlock, 4);
+      memcpy(words, weights + 2 * r * kBlock, 4), memcpy(words + 1, weights + (2 * r + 1) * kBlock, 4);
       const __m512i weight = _mm512_mask_set1_epi32(_mm512_set1_epi32(words[0]), 0xf0f0, words[1]);
       sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], weight, left);
       sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], weight, right);
@@ -100,42 +100,51 @@ PAGODA_OWN_REGISTERS void nibble_values_half(const uint8_t* weights, int64_t ldw
   for (int r = 0; r < kRows; ++r) sums[r][2 * kHalf] = sum[r][0], sums[r][2 * kHalf + 1] = sum[r][1];
 }
 
-// sums[0..63] = before * sums + scale * a row's registers + the middle of each group.
-inline void add_nibbles(const __m512i* parts, float before, float scale, float first, float second, float* sums) {
+// Sums of row r's columns c..c + 63: what there was before, its registers, and the middles of both groups.
+inline void add_nibbles(const __m512i* parts, const ByteSteps& steps, const ByteRows& rows, int r, int64_t c, float* sums) {
   __m512i quarters[4];
   order_quarters(parts, quarters);
+  const float* const middles = rows.middles + c / kInt4Group * kFewRows * kLanes + r;
+  const float before = steps.before[r], scale = steps.now[r] * (1.0f / (255.0f * 16.0f));
 #pragma GCC unroll 4
   for (int l = 0; l < 4; ++l) {
     float* const at = sums + 32 * (l % 2) + 16 * (l / 2);
-    const Vec here = fused((Vec)_mm512_cvtepi32_ps(quarters[l]), splat(scale), splat(l % 2 ? second : first));
+    const Vec here = fused((Vec)_mm512_cvtepi32_ps(quarters[l]), splat(scale), splat(middles[l % 2 * kFewRows * kLanes]));
     store(at, fused(load(at), before, here));
   }
 }
 
-// The bytes of a row's weights for every group, and in middles[group][row] its sum of p * middle lane by lane; returns that of p.
+// The bytes of row r's weights for every group, and in middles its sums of p * middle lane by lane; returns that of p.
 // `room`: [kBlock] floats.
-template <bool kMasked>
-inline Vec weigh_nibbles(const float* logits, int64_t lanes, float unit, float reference, const GroupScales& groups, float* room,
-                         uint8_t* out, float* middles) {
+inline Vec weigh_nibbles(const float* logits, int64_t lanes, float unit, float reference, const GroupScales& groups, int r, float* room,
+                         const ByteRows& rows) {
   Vec sum{};
   for (int64_t i = 0; i < lanes; i += kLanes) {
-    const Vec x = load(logits + i);
-    Vec p = exp2_roughly(fused_less(x, splat(unit), splat(reference)));
-    if (kMasked) p = select(x == splat(-kInf), Vec{}, p);
+    const Vec p = Pairs::weight(fused_less(load(logits + i), splat(unit), splat(reference)));
     sum += p;
     store(room + i, p * 255.0f);
   }
-  for (int64_t g = 0; g < groups.v_count; ++g, out += kBlock, middles += kFewRows * kLanes) {
+  for (int64_t g = 0; g < groups.v_count; ++g) {
     const float *const scales = groups.v_scales + g * groups.stride, *const middle = groups.v_middles + g * groups.stride;
     Vec all{};
-    for (int64_t i = 0; i < lanes; i += kLanes) {
-      const Vec p = load(room + i), rounded = fused(p, load(scales + i), 8388608.0f);  // 2^23: the integer is in the lowest byte
+    store_bytes(lanes, rows.weights + ((g / 2 * kFewRows + r) * 2 + g % 2) * kBlock, [&](int64_t i) {
+      const Vec p = load(room + i);
       all = fused(p, load(middle + i), all);
-      _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8((__m512i)rounded));
-    }
-    store(middles, all);
+      return byte_of(p, load(scales + i));
+    });
+    store(rows.middles + (g * kFewRows + r) * kLanes, all);
   }
   return sum;
+}
+
+// The rows' sums of p * middle, which are `now` times as much, for each group in its first lanes.
+inline void add_up_middles(const ByteRows& rows, int count, int64_t groups, const float* now) {
+  for (int64_t g = 0; g < groups; ++g) {
+    float* const middles = rows.middles + g * kFewRows * kLanes;
+    Vec each[kFewRows] = {};
+    for (int r = 0; r < count; ++r) each[r] = load(middles + r * kLanes);
+    store(middles, each_row_of(each, [](Vec x, Vec y) { return x + y; }) * load(now) * (1.0f / 255.0f));
+  }
 }
 
 template <int kRows>
@@ -157,32 +166,21 @@ struct FewNibbles {
   template <typename Math>
   static Vec weigh(const ByteRows& rows, int r, const Logits& found, const float* logits, int64_t lanes, float reference,
                    const ByteScales&, const Block<Math>& block, float* room) {
-    const GroupScales& groups = block.groups;
-    return (found.masked ? weigh_nibbles<true> : weigh_nibbles<false>)(logits, lanes, found.unit, reference, groups, room,
-                                                                       rows.weights + r * groups.v_count * kBlock, rows.middles + r * kLanes);
+    return weigh_nibbles(logits, lanes, found.unit, reference, block.groups, r, room, rows);
   }
 
   template <typename Math>
   static void values(const ByteRows& rows, const Block<Math>& block, const Slots& slots, const ByteSteps& steps, float, float* sums,
                      int64_t lds, Ahead& ahead) {
     const Eights& values = slots.v8;
-    const int64_t eights = (slots.count + kEight - 1) / kEight, groups = block.groups.v_count, ldw = groups * kBlock;
-    float* const middles = rows.middles;
-    for (int64_t g = 0; g < groups; ++g) {
-      Vec each[kFewRows] = {};
-      for (int r = 0; r < kRows; ++r) each[r] = load(middles + (g * kFewRows + r) * kLanes);
-      const Vec all = each_row_of(each, [](Vec x, Vec y) { return x + y; });
-      store(middles + g * kFewRows * kLanes, all * load(steps.now) * (1.0f / 255.0f));
-    }
+    const int64_t eights = (slots.count + kEight - 1) / kEight;
+    add_up_middles(rows, kRows, block.groups.v_count, steps.now);
     for (int64_t c = 0; c < block.a.v_dim; c += kBytesAtOnce) {
-      const int64_t g = c / kInt4Group;
-      const uint8_t* const weights = rows.weights + g * kBlock;
+      const uint8_t* const weights = rows.weights + c / kBytesAtOnce * 2 * kFewRows * kBlock;
       __m512i parts[kRows][4];
-      nibble_values_half<kRows, 0>(weights, ldw, values, eights, c / 2, parts, ahead.some(2 * eights, values.at[0]));
-      nibble_values_half<kRows, 1>(weights, ldw, values, eights, c / 2, parts, ahead.some(2 * eights, values.at[0]));
-      const float *const first = middles + g * kFewRows * kLanes, *const second = first + kFewRows * kLanes;
-      for (int r = 0; r < kRows; ++r)
-        add_nibbles(parts[r], steps.before[r], steps.now[r] * (1.0f / (255.0f * 16.0f)), first[r], second[r], sums + r * lds + c);
+      nibble_values_half<kRows, 0>(weights, values, eights, c / 2, parts, ahead.some(2 * eights, values.at[0]));
+      nibble_values_half<kRows, 1>(weights, values, eights, c / 2, parts, ahead.some(2 * eights, values.at[0]));
+      for (int r = 0; r < kRows; ++r) add_nibbles(parts[r], steps, rows, r, c, sums + r * lds + c);
     }
   }
 };

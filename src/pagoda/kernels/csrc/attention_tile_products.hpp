@@ -1,4 +1,4 @@
-// Products of sixteen rows of words (pairs of bfloat16) by AMX.
+// Products of sixteen rows of words (pairs of bfloat16, four bytes) by AMX.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +25,17 @@ inline void store_tile(float* at, int64_t words) {
 template <int kTo, int kA, int kB>
 inline void add_pairs() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kTo), "i"(kA), "i"(kB));
+}
+
+// Of bytes, A signed or not and B signed.
+template <int kTo, int kA, int kB>
+inline void add_signed() {
+  __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kTo), "i"(kA), "i"(kB));
+}
+
+template <int kTo, int kA, int kB>
+inline void add_unsigned() {
+  __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kTo), "i"(kA), "i"(kB));
 }
 
 }  // namespace

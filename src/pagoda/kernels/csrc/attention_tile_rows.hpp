@@ -77,7 +77,7 @@ struct TileRows {
     const int64_t room = (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;  // with rows that are none
     const int64_t chunk = (kRowsTogether > 8 ? kRowsTogether : 8) * kBlock + (PAGODA_AMX ? 2 * kLanes * kLanes : 0);
     const int64_t k_groups = byte_groups(a.shape.k_dim), v_groups = byte_groups(a.v_dim);
-    const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 1 + k_groups) + v_groups * kFewRows * (kBlock / 4 + kLanes) + 5 * 16 : 0;
+    const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 1 + k_groups) + v_groups * (PAGODA_AMX ? 2 : 1) * kFewRows * (kBlock / 4 + kLanes) + for_turned() + 6 * 16 : 0;
     const int64_t for_tiles = PAGODA_AMX ? room * (k_words + v_stride + kLanes + 4) + kRowsTogether * (k_words + v_stride + 2 * kLanes) + 8 * 16 : 0;
     float* at = scratch.need(room * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + for_bytes + for_tiles + Block<Math>::floats(a) + 11 * 16);
     const auto take = [&](int64_t floats) { float* p = at; at += (floats + 15) / 16 * 16; return p; };
@@ -93,12 +93,15 @@ struct TileRows {
 #if PAGODA_DPBF16
     if (bytes) {
       byte_rows.queries = (int8_t*)take(rows * a.shape.k_dim / 4), byte_rows.scales = take(rows);
-      byte_rows.sums = (int32_t*)take(rows * k_groups), byte_rows.weights = (uint8_t*)take(v_groups * kFewRows * kBlock / 4);
-      byte_rows.middles = take(v_groups * kFewRows * kLanes);
+      byte_rows.sums = (int32_t*)take(rows * k_groups), byte_rows.weights = (uint8_t*)take(v_groups * (PAGODA_AMX ? 2 : 1) * kFewRows * kBlock / 4);
+      byte_rows.middles = take(v_groups * kFewRows * kLanes), byte_rows.turned = take(for_turned());
     }
 #endif
     block_space = at;
   }
+
+  // Floats of queries as tiles, for each eight rows and 64 columns.
+  int64_t for_turned() const { return PAGODA_AMX ? (rows + 7) / 8 * (a.shape.k_dim / 64) * (kLanes * kLanes) : 0; }
 
   // Weights of a row that a slot has, and sums of a query.
   int64_t byte_groups(int64_t dim) const { return a.shape.store == Store::int4 ? GroupScales::count_of(dim) : 1; }
@@ -305,6 +308,36 @@ struct TileRows {
     store(weights + at, p);
   }
 };
+
+#if PAGODA_DPBF16
+
+// act(row, rows) for up to kFewRows rows at a time, as many each time.
+template <typename Act>
+void each_few_rows(int rows, Act act) {
+  for (int blocks = (rows + kFewRows - 1) / kFewRows, row = 0; blocks > 0; --blocks) {
+    const int here = (rows - row + blocks - 1) / blocks;
+    act(row, here);
+    row += here;
+  }
+}
+
+// What becomes of `kRows` rows from `row` on of bytes, whose products with a block's keys are t.scores.
+template <int kRows, typename Math>
+void find_steps(TileRows<Math>& t, int count, int64_t begin, int row, const ByteScales& scales, Logits* found,
+                Vec (&highs)[kFewRows], ByteSteps& steps) {
+  const int lanes = int(padded(count));
+  bool alike = true;
+  for (int r = 0; r < kRows; ++r) {
+    prepare_logits(t.a, t.scores + r * kBlock, count, begin, t.masks[row + r], t.slopes[row + r], nullptr, found + r);
+    alike = alike && found[r].unit == found[0].unit;
+  }
+  if (alike) find_highs<kRows>(t.scores, kBlock, lanes, found[0].unit, scales.logs, highs);
+  else
+    for (int r = 0; r < kRows; ++r) find_highs<1>(t.scores + r * kBlock, kBlock, lanes, found[r].unit, scales.logs, highs + r);
+  steps.rise(highs, kRows, t.tops + row);
+}
+
+#endif
 
 }  // namespace
 }  // namespace pagoda
