@@ -96,7 +96,7 @@ METHODS := --methods docs/kv-methods.md
 prices: $(STAMP) $(SMALL) $(BOOKS)  ## measure KV policies again and rewrite docs/kv-policies.md and docs/kv-methods.md
 	$(PRICE) lantern --cases 36 $(STORIES) --text $(BOOKS) --data $(DATA) $(METHODS) $(ARGS)
 	for model in $(SMALL); do \
-	  $(PRICE) $$model --cases 12 --tasks perplexity,agreement $(TEXTS) $(METHODS) $(ARGS) || exit 1; done
+	  $(PRICE) $$model --cases 36 --tasks perplexity,agreement $(TEXTS) $(METHODS) $(ARGS) || exit 1; done
 
 # One row more in each list. The small models are calibrated copies where they were made, else the ones of DATA.
 price: $(STAMP) $(BOOKS)  ## measure METHOD=… alone, and put it into the lists of docs/kv-policies.md and docs/kv-methods.md (minutes)

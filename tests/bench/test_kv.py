@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import pytest
 
 from pagoda.bench.forced import Case, ForcedEngine
 from pagoda.bench.kv import Price, PriceList, price, spell
-from pagoda.bench.kv_judge import control_at, front, losers
+from pagoda.bench.kv_judge import SPREAD, control_at, front, interval, standings
 from pagoda.bench.kv_methods import methods_table, methods_text
-from pagoda.bench.kv_page import accept_exact, listed, read_page, with_prices
+from pagoda.bench.kv_page import accept_exact, all_listed, listed, read_page, with_prices
 from pagoda.bench.kv_report import markdown, splice
 from pagoda.bench.quality.tasks import TASKS
 from pagoda.bench.quality.tasks.base import World
@@ -202,25 +203,87 @@ def of_kl(kv: str, share: float, kl: float, **more: float) -> Price:
     return Price(kv, kv.partition("(")[0], None, share, 0.0, share, share, 0.0, {"kl": kl}, **more)
 
 
+def behind(found: PriceList, metric: str) -> list[str]:
+    return [kv for kv, place in standings(found, metric).items() if place < 0]
+
+
 def test_front_and_losers() -> None:
     """A method is held to what controls reach with as many bytes: between two of their budgets, or theirs and exact."""
     prices = [of_kl("exact", 1.0, 0.0), of_kl("a", 0.5, 0.1), of_kl("recent(budget=0.4)", 0.4, 0.3),
               of_kl("random(budget=0.6)", 0.6, 0.2), of_kl("b", 0.5, 0.25), of_kl("recent(budget=0.2)", 0.2, 0.4),
               of_kl("c", 0.3, 0.36), of_kl("d", 0.3, 0.34), of_kl("e", 0.1, 0.39)]  # fmt: skip
-    found = PriceList("m", 1, 1, prices, {"kl": False})
+    found = PriceList("m", 1, 10**6, prices, {"kl": False})
     assert [p.kv for p in front(found, "kl")] == ["e", "d", "recent(budget=0.4)", "a", "exact"]
     assert control_at(found, "kl", 0.5, ["recent"]) == pytest.approx(0.25)
     assert control_at(found, "kl", 0.5, ["random"]) == 0.2
     assert control_at(found, "kl", 0.9, ["recent", "random"]) == pytest.approx(0.05)
     assert control_at(found, "kl", 0.3, ["nobody"]) is None
     found.prices[3].read_share = 0.3  # random, with a KL of 0.2
-    assert losers(found, "kl") == ["b", "c", "d", "e"]
+    assert behind(found, "kl") == ["b", "c", "d", "e"]
     found.prices.pop(3)
-    assert losers(found, "kl") == ["b", "c"]
+    assert standings(found, "kl") == {"a": 1, "b": 0, "c": -1, "d": 1, "e": 1}, "b is on the line"
     found.prices[6].looked_share = 0.25  # d: what it reads to choose is read, too
-    assert losers(found, "kl") == ["b", "c", "d"]
+    assert behind(found, "kl") == ["c", "d"]
     found.prices[6].looked_share = 0.0
-    assert markdown(found).endswith("- No better than `recent` or `random` with as many bytes read, by kl: `b`, `c`.")
+    assert markdown(found).endswith(
+        "- Worse than `recent` or `random` with as many bytes read, by kl: `c`.\n"
+        "- As good as `recent` or `random` with as many bytes read, by kl: `b`."
+    )
+
+
+def test_a_difference_that_other_cases_might_turn_is_none() -> None:
+    """Ten facts of 36 beside nine; thirty are better, and ten of 36 where controls find 33 are worse."""
+
+    def place(value: float, bar: float, count: int = 36, metric: str = "recall") -> int:
+        prices = [Price(kv, kv, None, share, 0.0, share, share, 0.0, {metric: x}) for kv, share, x in
+                  (("exact", 1.0, 1.0), ("recent", 0.3, bar), ("a", 0.3, value))]  # fmt: skip
+        found = PriceList("m", 9, count, prices, {metric: metric == "recall"})
+        assert standings(found, metric).keys() == {"a"}
+        return standings(found, metric)["a"]
+
+    assert interval("recall", 10 / 36, 36) == pytest.approx((0.158, 0.440), abs=1e-3)  # Wilson, by hand
+    assert interval("recall", 1.0, 36) == pytest.approx((0.904, 1.0), abs=1e-3)
+    assert [place(x / 36, 9 / 36) for x in (9, 10, 30)] == [0, 0, 1]
+    assert place(10 / 36, 33 / 36) == -1
+    assert place(10 / 36, 9 / 36, 100_000) == 1
+    for metric, near, far in (("kl", 0.99, 2.0), ("perplexity", 0.999, 1.2)):
+        assert [place(5 * x, 5.0, 36, metric) for x in (near, 1 / near, 1 / far, far)] == [0, 0, 1, -1]
+        assert interval(metric, 5.0, 4)[1] == pytest.approx(5 * math.exp(SPREAD[metric] / 2))
+    found = PriceList("m", 9, 10**6, [], {}, fewer={"recall": 36})
+    assert (found.cases_of("recall"), found.cases_of("kl")) == (36, 10**6)
+
+
+def test_other_models_are_in_an_entry_where_a_method_does_not_win() -> None:
+    """The first model's rows are told in full."""
+
+    def of(model: str, h2o: float, snapkv: float) -> PriceList:
+        said = (("exact", 0.0, 6.0), ("recent", 0.4, 10.0), ("h2o", h2o, 10.01), ("snapkv", snapkv, 6.0))
+        rows = [of_kl(kv, 0.3 if kl else 1.0, kl) for kv, kl, _ in (*said, ("h2o+ada", 0.41, 20.0))]
+        for one, (_, _, perplexity) in zip(rows, (*said, ("", 0.41, 20.0)), strict=True):
+            one.quality["perplexity"] = perplexity
+        return PriceList(model, 9, 36, rows, {"kl": False, "perplexity": False})
+
+    lists = [of("first", 0.1, 0.1), of("other", 9.0, 0.1), of("third", 0.1, 0.1)]
+    page = "".join(
+        f"<!-- prices {one.model} -->\n<!-- end prices {one.model} -->\n" for one in [*lists, of("none", 1, 1)]
+    )
+    for one in lists:
+        page = with_prices(page, one)
+    assert [one.model for one in all_listed(page)] == ["first", "other", "third"]
+    entries = {part.partition("\n")[0]: part for part in methods_text(all_listed(page)).split("### ")}
+    assert entries["h2o"].rstrip().split("\n")[-4:] == [
+        "- first: `h2o` holds 30% of the bytes, KL 0.100; beats the controls at equal bytes by KL, is as good by "
+        "perplexity.",
+        "- first: `h2o+ada` holds 30% of the bytes, KL 0.410; is as good by KL, **is worse** by perplexity.",
+        "- other, beside the controls at equal bytes: `h2o` is as good by perplexity and **is worse** by KL; "
+        "`h2o+ada` is as good by KL and **is worse** by perplexity.",
+        "- third, beside the controls at equal bytes: `h2o` is as good by perplexity; "
+        "`h2o+ada` is as good by KL and **is worse** by perplexity.",
+    ]
+    assert "third" not in entries["snapkv"]
+    assert entries["snapkv"].rstrip().endswith("beats the controls at equal bytes by KL, perplexity.")
+    assert entries["quest"].rstrip().endswith("- first: not priced yet.")
+    assert "- first" not in methods_text([])
 
 
 def test_prices_are_put_into_a_page(tmp_path) -> None:
@@ -310,13 +373,15 @@ def test_a_row_may_have_been_judged_by_fewer_tasks() -> None:
     assert {one.kv: one.quality for one in found.prices} == {
         "exact": both, "recent": both, "snapkv": {"kl": 0.2, "recall": 0.25}, "quest": {"recall": 0.25}
     }  # fmt: skip
-    assert losers(found, "kl") == ["snapkv"]
-    assert losers(found, "recall") == ["snapkv", "quest"]
+    assert standings(found, "kl") == {"snapkv": 0}
+    assert standings(found, "recall").keys() == {"snapkv", "quest"}
     assert [one.kv for one in front(found, "kl")] == ["recent"]
 
 
-def test_what_other_tasks_said_stays_with_its_bytes() -> None:
-    """A list that some tasks are asked anew for; not where its cases are others."""
+def test_what_other_tasks_said_stays() -> None:
+    """In a list that some tasks are asked anew for; not where its cases are others. Bytes are the new ones, but for a
+    row that is added among others.
+    """
     both, place = {"kl": 0.2, "recall": 0.5}, "<!-- prices m -->\n<!-- end prices m -->"
     old = [Price(kv, kv, None, share, 0.0, share, share, 0.0, dict(both)) for kv, share in (("exact", 1.0), ("a", 0.3))]
     page = with_prices(
@@ -325,9 +390,11 @@ def test_what_other_tasks_said_stays_with_its_bytes() -> None:
     new = [Price(kv, kv, None, 0.4, 0.1, 0.4, 0.4, 0.1, {"kl": 0.1}) for kv in ("exact", "a", "b")]
     found = listed(with_prices(page, PriceList("m", 9, 2, new, {"kl": False})), "m")
     assert [(p.held_share, p.quality) for p in found.prices] == [
-        (1.0, {"kl": 0.1, "recall": 0.5}), (0.3, {"kl": 0.1, "recall": 0.5}), (0.4, {"kl": 0.1})
+        (0.4, {"kl": 0.1, "recall": 0.5}), (0.4, {"kl": 0.1, "recall": 0.5}), (0.4, {"kl": 0.1})
     ]  # fmt: skip
     assert (found.left_out, found.fewer) == ({}, {"recall": 1})
+    added = listed(with_prices(page, PriceList("m", 9, 2, new, {"kl": False}), add=True), "m")
+    assert [p.held_share for p in added.prices] == [1.0, 0.3, 0.4]
     others = listed(with_prices(page, PriceList("m", 9, 3, new, {"kl": False})), "m")
     assert [(p.held_share, p.quality) for p in others.prices] == [(0.4, {"kl": 0.1})] * 3
     assert others.fewer == {}
@@ -349,7 +416,7 @@ def test_the_pages_say_what_the_files_say() -> None:
     about = (ROOT / "docs" / "kv-methods.md").read_text(encoding="utf-8")
     missing = {name for name in POLICIES.names() if name != "exact" and f"### {name}\n" not in about}
     assert rows_but(missing, splice(page, "methods", methods_table())) == rows_but(missing, page), "run: make tables"
-    text = splice(about, "methods", methods_text(listed(page, "lantern")))
+    text = splice(about, "methods", methods_text(all_listed(page)))
     assert entries_but(missing, text).rstrip() == about.rstrip(), "run: make tables"
     with pytest.raises(ConfigError, match="no place for 'nothing'"):
         splice(page, "nothing", "")

@@ -6,14 +6,14 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..kv.codecs import CODECS
 from ..kv.policies import POLICIES
 from ..kv.policies.base import Need
 from .kv import Price, PriceList
-from .kv_judge import CONTROLS, base_name, losers
+from .kv_judge import CONTROLS, base_name, standings
 from .kv_report import JUDGED
 
 _LITERAL = re.compile(r"::\n\n((?:    .*\n?|\n)+)")
@@ -30,15 +30,26 @@ def methods_table() -> str:
     return "\n".join(lines)
 
 
-def methods_text(prices: PriceList | None) -> str:
-    """An entry for each policy and codec: what it is, how it chooses, where it leaves its paper, and what it costs."""
+Places = Mapping[str, Mapping[str, int]]
+"""Metric -> kv -> how it stands beside the controls (``kv_judge.standings``)."""
+
+
+def methods_text(lists: Sequence[PriceList]) -> str:
+    """An entry for each policy and codec: what it is, how it chooses, where it leaves its paper, what it costs on the
+    model of the first list, and where it does not beat the controls on the others.
+    """
     entries = {name: _policy(name, POLICIES.get(name)) for name in POLICIES.names() if name != "exact"}
     entries |= {name: _codec(name) for name in CODECS.names()}
-    if prices is None:
-        return "\n\n".join(entries.values())
+    known = [(prices, _places(prices)) for prices in lists]
+    for name, entry in entries.items():
+        told = [*_costs(name, *known[0]), *(_behind(name, *one) for one in known[1:])] if known else []
+        entries[name] = "\n\n".join([entry, *(["\n".join(filter(None, told))] if any(told) else [])])
+    return "\n\n".join(entries.values())
+
+
+def _places(prices: PriceList) -> Places:
     judged = [metric for metric in JUDGED if metric in prices.prices[0].quality and metric not in prices.left_out]
-    lost = {metric: losers(prices, metric) for metric in judged}
-    return "\n\n".join(entry + _costs(name, prices, lost) for name, entry in entries.items())
+    return {metric: standings(prices, metric) for metric in judged}
 
 
 def _policy(name: str, policy: Any) -> str:
@@ -55,18 +66,39 @@ def _codec(name: str) -> str:
     return f"### {name}\n\n{summary}\nCodec of single slots.\n\n{_page_text(rest)}"
 
 
-def _costs(name: str, prices: PriceList, lost: Mapping[str, list[str]]) -> str:
-    """A line for each row of the price list that is this method, alone or with others. ``lost``: metric -> who does not
-    beat the controls by it.
-    """
-    mine = [one for one in prices.prices if name in [part.partition("(")[0] for part in one.kv.split("+")]]
+def _costs(name: str, prices: PriceList, places: Places) -> list[str]:
+    """A line for each row of the price list that is this method, alone or with others."""
+    mine = _rows(name, prices)
     if not mine:
         whys = [why for kv, why in prices.not_priced.items() if base_name(kv) == name]
-        return f"\n\n- {prices.model}: {f'not priced ({whys[0]})' if whys else 'not priced yet'}."
-    return "\n\n" + "\n".join(f"- {_cost(one, prices.model, lost)}" for one in mine)
+        return [f"- {prices.model}: {f'not priced ({whys[0]})' if whys else 'not priced yet'}."]
+    return [f"- {_cost(one, prices.model, places)}" for one in mine]
 
 
-def _cost(one: Price, model: str, lost: Mapping[str, list[str]]) -> str:
+def _rows(name: str, prices: PriceList) -> list[Price]:
+    return [one for one in prices.prices if name in [part.partition("(")[0] for part in one.kv.split("+")]]
+
+
+def _behind(name: str, prices: PriceList, places: Places) -> str:
+    """Where the method does not beat the controls on this model; nothing where it does."""
+    said = []
+    for one in _rows(name, prices):
+        parts = [_by(place, _standing(one, places, place)) for place in (0, -1)]
+        said += [f"`{one.kv}` {' and '.join(filter(None, parts))}"] if any(parts) else []
+    return f"- {prices.model}, beside the controls at equal bytes: {'; '.join(said)}." if said else ""
+
+
+def _standing(one: Price, places: Places, place: int) -> list[str]:
+    return [metric for metric, mine in places.items() if mine.get(one.kv) == place]
+
+
+def _by(place: int, metrics: Sequence[str]) -> str:
+    said = {1: "beats the controls at equal bytes", 0: "is as good", -1: "**is worse**"}[place]
+    names = ["KL" if metric == "kl" else metric.replace("_", " ") for metric in metrics]
+    return f"{said} by {', '.join(names)}" if names else ""
+
+
+def _cost(one: Price, model: str, places: Places) -> str:
     """What one row says of the method: bytes, KL, recall, and whom it beats."""
     said = [f"`{one.kv}` holds {one.held_share:.0%} of the bytes"]
     if one.read_share is not None and one.held_share is not None and one.read_share < one.held_share - 0.01:
@@ -77,15 +109,8 @@ def _cost(one: Price, model: str, lost: Mapping[str, list[str]]) -> str:
     line = f"{model}: {', '.join(said)}"
     if base_name(one.kv) in CONTROLS:
         return f"{line}."
-    behind = [metric for metric, names in lost.items() if one.kv in names]
-    ahead = [metric for metric in lost if metric not in behind and metric in one.quality]
-    verdict = f"beats the controls at equal bytes by {_names(ahead)}" if ahead else ""
-    verdict += (", " if ahead and behind else "") + (f"**does not** by {_names(behind)}" if behind else "")
+    verdict = ", ".join(filter(None, (_by(place, _standing(one, places, place)) for place in (1, 0, -1))))
     return f"{line}; {verdict}." if verdict else f"{line}."
-
-
-def _names(metrics: list[str]) -> str:
-    return ", ".join("KL" if metric == "kl" else metric.replace("_", " ") for metric in metrics)
 
 
 def _said(doc: str | None) -> tuple[str, str]:

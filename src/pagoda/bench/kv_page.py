@@ -57,7 +57,7 @@ def _joined(old: PriceList, new: PriceList, *, add: bool) -> PriceList:
         missing = ", ".join(unknown)
         raise ConfigError(f"the page's list for {new.model} has no quality for {missing}; leave --no-quality out")
     alike = (old.count, old.length) == (new.count, new.length)  # else what other tasks said is of other cases
-    mine = [_filled(one, known.get(one.kv), judged=judged, keep=add or alike) for one in new.prices]
+    mine = [_filled(one, known.get(one.kv), judged=judged, add=add, alike=add or alike) for one in new.prices]
     if judged and not add:
         new = replace(new, prices=mine, speeds_of=_speeds_of(old, new, mine))
         if alike:
@@ -83,18 +83,18 @@ def _speeds_of(old: PriceList, new: PriceList, rows: Sequence[Price]) -> str:
     return new.speeds_of if before == new.speeds_of else f"{new.speeds_of} (some rows: {before})"
 
 
-def _filled(one: Price, old: Price | None, *, judged: bool, keep: bool) -> Price:
-    """The price with what was not measured taken from the page's row. ``keep``: the quality by other tasks too, and
-    bytes with it, which are those of all tasks.
+def _filled(one: Price, old: Price | None, *, judged: bool, add: bool, alike: bool) -> Price:
+    """The price with what was not measured taken from the page's row. ``alike``: what other tasks said of as many cases
+    too; a row that is added among others has the bytes of theirs, which are of all tasks.
     """
     if old is None:
         return one
     taken = {name: getattr(old, name) for name in OF_SPEED if getattr(one, name) is None}
     if one.decode_speed is None:
         taken["noisy"] = old.noisy
-    if judged and keep:
+    if judged and alike:
         taken["quality"] = old.quality | one.quality
-        if old.quality.keys() - one.quality.keys():
+        if add and old.quality.keys() - one.quality.keys():
             taken |= {name: getattr(old, name) for name in OF_BYTES if getattr(old, name) is not None}
     if not judged:
         kept = [name for name in OF_BYTES if name not in OF_NOTES or getattr(one, name) is None]
@@ -139,6 +139,12 @@ def listed(page: str, model: str) -> PriceList | None:
     not_priced = dict(_reason(line, "Not priced: ") for line in lines if line.startswith("Not priced: "))
     speeds_of = next((line.removeprefix("Speeds: ")[:-1] for line in lines if line.startswith("Speeds: ")), "")
     return PriceList(model, length, count, prices, higher, left_out, not_priced, speeds_of, fewer)
+
+
+def all_listed(page: str) -> list[PriceList]:
+    """Of every model that the page lists prices of, in its order."""
+    found = (listed(page, model) for model in re.findall(r"<!-- prices (\S+) -->", page))
+    return [one for one in found if one is not None]
 
 
 def _row(cells: list[str], metrics: Sequence[str]) -> Price:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..core.calls import parse_calls
 from ..core.errors import ConfigError
 from ..kv.policies import POLICIES
 from .kv import Price, PriceList
-from .kv_judge import CONTROLS, front, losers
+from .kv_judge import CONTROLS, front, standings
 from .pyplot import pyplot
 
 SHARES = ("top1", "recall", "multi_key", "multi_query", "multi_turn", "copying", "counting", "topics")
 JUDGED = ("kl", "perplexity", "recall", "multi_key", "multi_query", "multi_turn")
 KINDS = {
     "eviction": ("o", "tab:blue"), "codec": ("^", "tab:orange"), "selection": ("v", "tab:green"),
-    "control": ("s", "tab:red"),
+    "control": ("s", "tab:red"), "exact": ("*", "black"),
 }  # fmt: skip
 BYTES, SPEEDS = ("KV held", "noted", "peak", "KV read", "marks read"), ("prefill", "decode", "deciding")
 
 
 def markdown(found: PriceList) -> str:
-    """A table with one row a price, in the order of the list, what was left out, and who loses to the controls."""
+    """A table with one row a price, in the order of the list, what was left out, and who does not beat the controls."""
     metrics = [m for m in found.prices[0].quality if m not in found.left_out]
     titles = ["kv", *BYTES, *(m.replace("_", " ") for m in metrics), *SPEEDS]
     lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
@@ -48,14 +49,14 @@ def _speed(one: Price, part: str, value: float | None) -> str:
 
 
 def _losers(found: PriceList) -> list[str]:
-    """A line for each metric that some method does not win against the controls."""
+    """Two lines for each metric: who is worse than the controls by it, and whom the cases do not tell from them."""
     lines = []
     for metric in JUDGED:
-        lost = losers(found, metric) if metric in found.prices[0].quality and metric not in found.left_out else []
-        if lost:
-            names = ", ".join(f"`{kv}`" for kv in lost)
-            by = metric.replace("_", " ")
-            lines.append(f"- No better than `recent` or `random` with as many bytes read, by {by}: {names}.")
+        known = metric in found.prices[0].quality and metric not in found.left_out
+        places, by = standings(found, metric) if known else {}, metric.replace("_", " ")
+        for place, said in ((-1, "Worse than"), (0, "As good as")):
+            if names := ", ".join(f"`{kv}`" for kv, mine in places.items() if mine == place):
+                lines.append(f"- {said} `recent` or `random` with as many bytes read, by {by}: {names}.")
     return lines
 
 
@@ -76,26 +77,41 @@ def plot(found: PriceList, path: Path) -> bool:
     if not metrics:
         return False
     plt = pyplot()
-    figure, axes = plt.subplots(1, len(metrics), figsize=(6.2 * len(metrics), 5), squeeze=False)
+    figure, axes = plt.subplots(1, len(metrics), figsize=(8 * len(metrics), 5.6), squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
         for kind, (marker, color) in KINDS.items():
             mine = [p for p in found.prices if _kind(p.kv) == kind]
             axis.plot(*_points(mine, metric), marker, color=color, alpha=0.7, markersize=5, label=kind)
         best = [p for p in front(found, metric) if metric != "kl" or p.quality[metric] > 0]
         axis.plot(*_points(best, metric), color="black", linewidth=2, alpha=0.5, zorder=0, label="front")
-        for one in best:
-            axis.annotate(one.kv, (one.held_share, one.quality[metric]), (4, 4), textcoords="offset points", fontsize=7)
         axis.set_xlabel("KV bytes held, as a share of exact")
         axis.set_title(metric.replace("_", " ") + (" (nats, lower is better)" if metric == "kl" else ""))
         if metric == "kl":
             axis.set_yscale("symlog", linthresh=1e-3)
+            axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle(f"{found.model}: {found.count} cases a task of {found.length} tokens")
-    figure.tight_layout()
+        _name(axis, best, metric)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="lower center", ncol=len(labels))
+    cases = sorted({found.cases_of(metric) for metric in metrics})
+    figure.suptitle(f"{found.model}: {' and '.join(map(str, cases))} cases a task of {found.length} tokens")
+    figure.tight_layout(rect=(0, 0.05, 1, 1), w_pad=13)  # room for the names
     figure.savefig(path, dpi=90, bbox_inches="tight")
     plt.close(figure)
     return True
+
+
+def _name(axis: Any, prices: Sequence[Price], metric: str) -> None:
+    """Names right of the panel, one under the other, each with a line to its point."""
+    at = axis.transData + axis.transAxes.inverted()
+    heights = [(at.transform((one.held_share, one.quality[metric]))[1], one) for one in prices]
+    last = 1.04
+    for left, (height, one) in enumerate(sorted(heights, key=lambda pair: -pair[0])):
+        last = max(min(height, last - 0.042), 0.042 * (len(heights) - 1 - left))
+        axis.annotate(
+            one.kv, (one.held_share, one.quality[metric]), (1.02, last), textcoords="axes fraction", fontsize=7,
+            va="center", arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "gray", "alpha": 0.7},
+        )  # fmt: skip
 
 
 def _kind(kv: str) -> str:
@@ -105,7 +121,7 @@ def _kind(kv: str) -> str:
         return "control"
     policy = POLICIES.get(name) if name in POLICIES.names() else None
     stage = str(getattr(policy, "stage", "codec"))
-    return "eviction" if stage in ("allocator", "exact") else stage
+    return "eviction" if stage == "allocator" else stage
 
 
 def _points(prices: Sequence[Price], metric: str) -> tuple[list[float | None], list[float]]:
@@ -114,20 +130,29 @@ def _points(prices: Sequence[Price], metric: str) -> tuple[list[float | None], l
 
 
 def plot_heat(found: PriceList, path: Path) -> bool:
-    """Recall by distance and depth, a row of cells for every method; False, and no file, where it was not asked for."""
+    """Recall by distance and depth, a row of cells for every method, evictions beside selections and codecs; False, and
+    no file, where it was not asked for.
+    """
     priced = [one for one in found.prices if one.heat]
     if not priced or "recall" in found.left_out:
         return False
     plt = pyplot()
-    places = list(priced[0].heat)
-    figure, axis = plt.subplots(figsize=(1.2 + 0.62 * len(places), 1.2 + 0.17 * len(priced)))
-    cells = [[one.heat[place] for place in places] for one in priced]
-    image = axis.imshow(cells, "viridis", vmin=0, vmax=1, aspect="auto")
-    axis.set_xticks(range(len(places)), [place.replace("/", "\nat ") for place in places], fontsize=7)
-    axis.set_yticks(range(len(priced)), [one.kv for one in priced], fontsize=6)
-    axis.set_xlabel("tokens from fact to question, and where the fact stands", fontsize=8)
-    axis.set_title(f"{found.model}: recall of a planted fact, {found.count} cases", fontsize=9)
-    figure.colorbar(image, ax=axis)
+    evicting = [one for one in priced if _kind(one.kv) in ("exact", "control", "eviction")]
+    panels = [part for part in (evicting, [one for one in priced if one not in evicting]) if part]
+    places, tallest = list(priced[0].heat), max(map(len, panels))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(len(panels) * (2.6 + 0.5 * len(places)), 1.4 + 0.18 * tallest), squeeze=False
+    )
+    for axis, part in zip(axes[0], panels, strict=True):
+        cells = [[one.heat[place] for place in places] for one in part]
+        image = axis.imshow(cells, "viridis", vmin=0, vmax=1, aspect="auto")
+        axis.set_xticks(range(len(places)), [place.replace("/", "\nat ") for place in places], fontsize=7)
+        axis.set_yticks(range(len(part)), [one.kv for one in part], fontsize=7)
+        axis.set_ylim(tallest - 0.5, -0.5)  # rows of both as high
+        axis.set_xlabel("tokens from fact to question, and where the fact stands", fontsize=8)
+    figure.suptitle(f"{found.model}: recall of a planted fact, {found.count} cases", fontsize=9)
+    figure.tight_layout(w_pad=2)
+    figure.colorbar(image, ax=axes[0][-1], fraction=0.06)
     figure.savefig(path, dpi=90, bbox_inches="tight")
     plt.close(figure)
     return True

@@ -74,7 +74,7 @@ def kv(
     page = _places(_short(model), out, docs, methods, add)
     if not quality and not speed:
         _check_unused({"policies": policies, "budgets": budgets, "length": length, "memory": memory, "out": out})
-        _write_tables(page, docs, methods, _short(model))
+        _write_tables(page, docs, methods)
         return
     beside = listed(page, _short(model)) if add else None
     names = _tasks(tasks, data, beside) if quality else []
@@ -211,7 +211,7 @@ def _write(found: PriceList, page: str, out: Path | None, docs: Path | None, met
             plot(found, out / f"{name}.png")
             plot_heat(found, out / f"{name}-recall.png")
     if docs is not None:
-        page = _write_tables(with_prices(page, found, add=add), docs, methods, found.model)
+        page = _write_tables(with_prices(page, found, add=add), docs, methods)
         images, whole = docs.parent / "img", listed(page, found.model)
         if found.prices[0].quality and whole is not None:
             images.mkdir(exist_ok=True)
@@ -220,19 +220,19 @@ def _write(found: PriceList, page: str, out: Path | None, docs: Path | None, met
                 plot_heat(found, images / f"kv-{found.model}-recall.png")
 
 
-def _write_tables(page: str, docs: Path | None, methods: Path | None, model: str) -> str:
-    """Every registered method in ``docs``, which holds ``page`` then, and in ``methods``, with what the page's list for
-    the model says of it.
+def _write_tables(page: str, docs: Path | None, methods: Path | None) -> str:
+    """Every registered method in ``docs``, which holds ``page`` then, and in ``methods``, with what the page's lists
+    say of it.
     """
     from ..bench.kv_methods import methods_table, methods_text
-    from ..bench.kv_page import listed
+    from ..bench.kv_page import all_listed
     from ..bench.kv_report import splice
 
     assert docs is not None
     page = splice(page, "methods", methods_table())
     docs.write_text(page, encoding="utf-8")
     if methods is not None:
-        text = methods_text(listed(page, model))
+        text = methods_text(all_listed(page))
         methods.write_text(splice(opt.read_text(methods), "methods", text), encoding="utf-8")
     return page
 
