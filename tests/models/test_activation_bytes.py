@@ -19,6 +19,7 @@ from pagoda.kv.view import StepView
 from pagoda.models import shape as shapes
 from pagoda.models.families import family
 from pagoda.models.model import Model
+from pagoda.weights.quantization import in_panels
 
 LARGER = {"hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 6, "num_key_value_heads": 3}
 MEMBERS = ("llama", "bitnet", "gemma2", "gpt_neox", "mixtral", "gpt_oss", "deepseek_v3", "stablelm")
@@ -81,6 +82,26 @@ def test_estimate_covers_a_step(name: str, dtype: str) -> None:
     estimate = model.shape.activation_bytes(NUM_TOKENS, 1, dtype, max_kv_len=BEFORE + NUM_TOKENS)
     tables = model.shape.table_bytes(BEFORE + NUM_TOKENS, dtype)
     assert live.peak - tables <= estimate <= 4 * live.peak
+
+
+WIDE = {
+    "llama": {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_key_value_heads": 2},
+    "qwen3_moe": {"hidden_size": 512, "moe_intermediate_size": 192, "num_experts": 32, "num_experts_per_tok": 8},
+    "qwen2_moe": {"hidden_size": 256, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 1024},
+    "deepseek_v3": {"hidden_size": 512, "kv_lora_rank": 256, "n_routed_experts": 32, "num_experts_per_tok": 8},
+}
+
+
+@pytest.mark.parametrize("num_tokens", [1, 32, 300, 2048])
+@pytest.mark.parametrize("name", WIDE)
+def test_estimate_covers_what_a_program_keeps(name: str, num_tokens: int) -> None:
+    """Registers of all layers, and of experts a stretch of rows."""
+    pytest.importorskip("pagoda.kernels.cpu", reason="built without the C++ kernels")
+    config = family(name).tiny() | WIDE[name]
+    model = Model.from_config(config, dtype=torch.bfloat16, quantization=in_panels("bfloat16")).init_random()
+    assert model.op_by_op is None
+    estimate = model.shape.activation_bytes(num_tokens, 1, "bfloat16", max_kv_len=num_tokens)
+    assert model._decoder._program._program.workspace_bytes(num_tokens) < estimate
 
 
 def test_scratch_bounds_are_those_of_the_kernels() -> None:

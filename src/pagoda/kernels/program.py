@@ -48,6 +48,11 @@ class Program:
     def __len__(self) -> int:
         return len(self._program)
 
+    def workspace_bytes(self, num_tokens: int) -> int:
+        """What registers, and what experts need beside them, take for a step of so many tokens."""
+        num_bytes: int = self._program.workspace_bytes(num_tokens)
+        return num_bytes
+
     def timings(self) -> dict[str, tuple[int, float]]:
         """Calls and seconds by kind of instruction, products by their shape; empty unless ``PAGODA_PROFILE`` is set."""
         found: dict[str, tuple[int, float]] = {}
@@ -266,7 +271,7 @@ class Program:
 
     def _make_room(self, num_tokens: int) -> None:
         if num_tokens > self._most_tokens:
-            self._workspace = torch.empty(self._program.workspace_bytes(num_tokens), dtype=torch.uint8)
+            self._workspace = torch.empty(self.workspace_bytes(num_tokens), dtype=torch.uint8)
             self._workspace_at, self._most_tokens = self._workspace.data_ptr(), num_tokens
 
     def _make_rows(self, num_rows: int) -> None:
