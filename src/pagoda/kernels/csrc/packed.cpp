@@ -171,16 +171,16 @@ auto rows_of(const PackedMatrix& m, Operand operand, const std::string& isa) {
   return PAGODA_BODY(isa, packed_rows);
 }
 
-// Where a share of the rows begins, if all of them are cut into blocks.
-Following beginning(const PackedMatrix& m, int64_t share, int64_t shares) {
-  const int64_t blocks = (m.panels() + kBlock - 1) / kBlock, bytes = m.panel_bytes();
-  return {m.data + share * blocks / shares * kBlock * bytes, bytes, bytes};
+// Where a share of the rows begins, if all of them are cut into blocks; those of a gated product are in both halves of the matrix.
+Following beginning(const PackedMatrix& m, bool gated, int64_t share, int64_t shares) {
+  const int64_t panels = m.panels() / (gated ? 2 : 1), blocks = (panels + kBlock - 1) / kBlock, bytes = m.panel_bytes();
+  return {m.data + share * blocks / shares * kBlock * bytes, bytes, (gated ? panels : 1) * bytes};
 }
 
 // Few tokens: threads follow their shares of the rows through memory, each slice fetching the beginning of the next one, the last one that of
 // the product after this one.
 template <typename Rows>
-void follow(const LinearSlice& s, const PackedMatrix* following, int num_threads, Rows rows) {
+void follow(const LinearSlice& s, const PackedLinearArgs& a, int num_threads, Rows rows) {
   const PackedMatrix& m = s.matrix;
   const int64_t panels = (s.rows() + kPanel - 1) / kPanel, blocks = (panels + kBlock - 1) / kBlock;
   const int64_t block_bytes = kBlock * m.panel_bytes() * (s.gated ? 2 : 1), most = std::max<int64_t>(1, kSliceBytes / block_bytes);
@@ -190,7 +190,7 @@ void follow(const LinearSlice& s, const PackedMatrix* following, int num_threads
     if (share >= 0) {
       const bool here = end < (share + 1) * blocks / shares;
       if (here) own.next = {m.data + end * kBlock * m.panel_bytes(), m.panel_bytes(), (s.gated ? panels : 1) * m.panel_bytes()};
-      else if (following && following->data) own.next = beginning(*following, share, shares);
+      else if (a.following && a.following->data) own.next = beginning(*a.following, a.following_gated, share, shares);
     }
     rows(own, first * kBlock * kPanel, std::min(s.rows(), end * kBlock * kPanel));
   });
@@ -317,7 +317,7 @@ void packed_likeliest(const PackedLinearArgs& args, int64_t* ids, int num_thread
   const bool compared = a.matrix.group == 0 && multiplies_tiles(operand, isa);  // by the rows' body
   const LinearSlice all = whole(a, operand, num_threads, isa);
   Likeliest best(a.count);
-  follow(all, a.following, num_threads, [&](const LinearSlice& slice, int64_t first, int64_t end) {
+  follow(all, a, num_threads, [&](const LinearSlice& slice, int64_t first, int64_t end) {
     LinearSlice s = slice;
     if (compared) {
       Largest found[kOnceTokens];
@@ -354,7 +354,7 @@ void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string
   const Operand operand = operand_of(m, a.dtype, a.dynamic, isa);
   const auto rows = rows_of(m, operand, isa);
   const LinearSlice s = whole(a, operand, num_threads, isa);
-  if (s.x.count <= kOnceTokens) return follow(s, a.following, num_threads, rows);
+  if (s.x.count <= kOnceTokens) return follow(s, a, num_threads, rows);
   const Cut cut(s, num_threads, multiplies_tiles(operand, isa));
   parallel_for(cut.items(), num_threads, [&](int64_t i) { cut.run(i, rows); });
 }

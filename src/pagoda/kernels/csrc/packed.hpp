@@ -175,6 +175,7 @@ struct PackedLinearArgs {
   bool gated = false;  // out is [count][outputs / 2], SiLU of the first rows times the others (`ends_gated`)
   bool from_tiles = false, to_tiles = false;  // x, out lie in tiles (`passes_tiles`)
   const PackedMatrix* following = nullptr;  // whose product comes next, or null
+  bool following_gated = false;             // and ends so
 };
 
 void packed_linear(const PackedLinearArgs& args, int num_threads, const std::string& isa);

@@ -57,7 +57,8 @@ struct Run {
     PackedLinearArgs a;
     a.matrix = i.matrix, a.bias = i.bias, a.dynamic = i.dynamic, a.following = &i.following;
     a.x = at(i.src), a.out = at(i.dst), a.count = num_tokens, a.dtype = dtype;
-    a.gated = i.gated >= 0 && ends_gated(a.matrix, operand_of(a.matrix, dtype, a.dynamic, isa), dtype, a.count, isa);
+    a.gated = i.gated >= 0 && can_gate(a.matrix, a.dynamic);
+    a.following_gated = i.following_gated && can_gate(i.following, i.following_dynamic);
     if (a.gated) a.out = at(i.gated);
     activated = a.gated;
     a.from_tiles = tiled;
@@ -65,6 +66,10 @@ struct Run {
     branch_tiled = i.summed && dtype == Dtype::bf16 && leaves_tiles(a.matrix, a.dynamic, a.count, isa);
     a.to_tiles = a.to_tiles || branch_tiled;
     packed_linear(a, threads, isa);
+  }
+
+  bool can_gate(const PackedMatrix& matrix, bool dynamic) const {
+    return ends_gated(matrix, operand_of(matrix, dtype, dynamic, isa), dtype, num_tokens, isa);
   }
 
   void operator()(const ActivationStep& i) {
@@ -478,8 +483,11 @@ void Program::push(Instruction instruction) {
   }
   const auto* act = std::get_if<ActivationStep>(&instruction);
   auto* linear = act && !instructions_.empty() ? std::get_if<LinearStep>(&instructions_.back()) : nullptr;
-  if (linear && act->gated && act->kind == Activation::silu && linear->dst == act->src && linear->src != act->dst)
+  if (linear && act->gated && act->kind == Activation::silu && linear->dst == act->src && linear->src != act->dst) {
     linear->gated = act->dst;
+    auto* before = product_before_ >= 0 ? std::get_if<LinearStep>(&instructions_[product_before_]) : nullptr;
+    if (before) before->following_gated = true, before->following_dynamic = linear->dynamic;
+  }
   if (const auto* next = std::get_if<LinearStep>(&instruction); next && instructions_.size() > 1) {
     const auto* done = std::get_if<ActivationStep>(&instructions_.back());
     auto* before = done ? std::get_if<LinearStep>(&instructions_[instructions_.size() - 2]) : nullptr;
@@ -488,7 +496,7 @@ void Program::push(Instruction instruction) {
   if (std::holds_alternative<ExpertsStep>(instruction)) last_product_ = -1;  // much flows through the caches: nothing is fetched ahead across it
   if (const PackedMatrix* matrix = matrix_of(instruction)) {
     if (last_product_ >= 0) set_following(instructions_[last_product_], *matrix);
-    last_product_ = static_cast<int>(instructions_.size());
+    product_before_ = last_product_, last_product_ = static_cast<int>(instructions_.size());
     if (std::holds_alternative<HeadStep>(instruction))
       for (const Instruction& first : instructions_)
         if (const PackedMatrix* found = matrix_of(first)) {

@@ -43,6 +43,7 @@ struct LinearStep {
   int gated = -1;
   PackedMatrix following{};  // of the next product, whose beginning is fetched at the end of this one
   bool feeds = false, following_dynamic = false;  // that product is the next instruction after the activation and multiplies what it leaves
+  bool following_gated = false;  // gated SiLU follows that product
   bool summed = false;  // dst is the branch of the sum and norm that are the next instruction, and read by nothing else
 };
 
@@ -257,7 +258,7 @@ class Program {
   Dtype dtype_;
   std::vector<int64_t> widths_;  // of every register, the stream's first
   std::vector<Instruction> instructions_;
-  int last_product_ = -1;  // a number of `instructions_`
+  int last_product_ = -1, product_before_ = -1;  // numbers of `instructions_`
   bool watched_ = false;
   RunMemory memory_;
   std::vector<int64_t> nanoseconds_, calls_;  // of every instruction, since it was first watched

@@ -87,8 +87,9 @@ void rotary_rows_of(const RotaryArgs& a, int64_t first, int64_t end) {
 
 constexpr int64_t kTileRow = 32;  // elements of a row in a tile
 // Tiles of a branch, and columns of the stream beside them, that are asked for ahead: half of them were written by the other core, and a row's work is
-// longer than what a core has under way at once. (Sums and norms of 32 tokens, 0.5B shape, ms a step: 0.95 without, 0.82, 0.82 and 0.86 with 2, 4 and 8.)
-constexpr int64_t kTilesAhead = 4;
+// longer than what a core has under way at once. (Sums and norms of 32 tokens, 0.5B shape, ms a step: 0.95 without, 0.82, 0.82 and 0.86
+// with 2, 4 and 8; in another run 0.86, and 0.71 and 0.69 with 1 and 3.)
+constexpr int64_t kTilesAhead = 3;
 
 template <typename T>
 void add_of(const AddArgs& a, int64_t first, int64_t end) {
