@@ -95,7 +95,7 @@ def plot(found: PriceList, path: Path) -> bool:
     figure.legend(handles, labels, fontsize=8, loc="lower center", ncol=len(labels))
     cases = sorted({found.cases_of(metric) for metric in metrics})
     figure.suptitle(f"{found.model}: {' and '.join(map(str, cases))} cases a task of {found.length} tokens")
-    figure.tight_layout(rect=(0, 0.05, 1, 1), w_pad=13)  # room for the names
+    figure.tight_layout(rect=(0, 0.05, 1, 1), w_pad=8)  # room for the names
     figure.savefig(path, dpi=90, bbox_inches="tight")
     plt.close(figure)
     return True
@@ -103,6 +103,7 @@ def plot(found: PriceList, path: Path) -> bool:
 
 def _name(axis: Any, prices: Sequence[Price], metric: str) -> None:
     """Names right of the panel, one under the other, each with a line to its point."""
+    axis.autoscale_view()  # limits are settled late otherwise
     at = axis.transData + axis.transAxes.inverted()
     heights = [(at.transform((one.held_share, one.quality[metric]))[1], one) for one in prices]
     last = 1.04
