@@ -48,7 +48,7 @@ inline void turn_words(const float* from, __m512i (&words)[8]) {
   }
 }
 
-// Registers: 0 to 3 sums, 4 weights, 5 products of keys, 6 queries, 7 keys and values.
+// Registers: 0 to 3 products of keys, then sums; 4 weights, 6 queries, 7 keys and values.
 template <typename Math>
 struct ByteTiled {
   TileRows<Math>& t;
@@ -60,8 +60,8 @@ struct ByteTiled {
   const int64_t k_pairs = t.a.shape.k_dim / kPairBytes, v_pairs = t.a.v_dim / kPairBytes;
   const int lanes = int(padded(block.count)), tiles = lanes / kLanes, halves = lanes > kHalfSlots ? 2 : 1;
   char* const keys = (char*)block.keys;  // of four bits: [pairs][kBlock][64], opened
-  float* const products = t.corners;     // two tiles
-  float* const sums = t.probs + 2 * kBlock;  // four tiles
+  float* const sums = t.probs + 2 * kBlock;        // four tiles
+  float* const products = sums + 4 * kTileFloats;  // four tiles
 
   void run() {
     ByteScales scales;
@@ -109,33 +109,40 @@ struct ByteTiled {
     const float* const queries = t.byte_rows.turned + number * k_pairs * kTileFloats;
     const int pairs = nibbles ? int(k_pairs) : 1;  // whose products are apart
     if (k_pairs == 1) load_tile<6>(queries, kLanes);
-    for (int i = 0; i < tiles; ++i)
+    for (int first = 0; first < tiles; first += 4)
       for (int pair = 0; pair < pairs; ++pair) {
-        const int at = i * pairs + pair;
-        if (number == 0 && nibbles) open_keys(i, pair);
+        const int count = tiles - first < 4 ? tiles - first : 4;
+        if (number == 0 && nibbles)
+          for (int i = 0; i < count; ++i) open_keys(first + i, pair);
         tile_fence();
-        zero_tile<5>();
-        if (nibbles) {
-          if (k_pairs > 1) load_tile<6>(queries + pair * kTileFloats, kLanes);
-          load_tile<7>((const float*)(keys + (pair * kBlock + i * kLanes) * kPairBytes), kLanes);
-          add_unsigned<5, 7, 6>();
-        } else {
-          const float* const codes = (const float*)keys_of(i);
-          for (int64_t c = 0; c < k_pairs; ++c) {
-            if (k_pairs > 1) load_tile<6>(queries + c * kTileFloats, kLanes);
-            load_tile<7>(codes + c * kLanes, slots.k8.stride / 4);
-            add_signed<5, 7, 6>();
-          }
-        }
-        store_tile<5>(products + at % 2 * kTileFloats, kLanes);
-        if (number == 0) {
-          if (pair == 0) interleave(i);
-        } else {
-          ahead.lines<kLinesASixteen>();
-        }
-        if (at) finish<kRows>(row, (at - 1) / pairs, (at - 1) % pairs, (at - 1) % 2);
+        if (nibbles && k_pairs > 1) load_tile<6>(queries + pair * kTileFloats, kLanes);
+        multiply<0>(queries, first, pair, count), multiply<1>(queries, first, pair, count);
+        multiply<2>(queries, first, pair, count), multiply<3>(queries, first, pair, count);
+        if (number == 0 && pair == 0)
+          for (int i = 0; i < count; ++i) interleave(first + i);
+        else ahead.lines(count * kLinesASixteen);
+        store_tile<0>(products, kLanes), store_tile<1>(products + kTileFloats, kLanes);
+        store_tile<2>(products + 2 * kTileFloats, kLanes), store_tile<3>(products + 3 * kTileFloats, kLanes);
+        for (int i = 0; i < count; ++i) finish<kRows>(row, first + i, pair, i);
       }
-    finish<kRows>(row, tiles - 1, pairs - 1, (tiles * pairs - 1) % 2);
+  }
+
+  // Sixteen slots' keys by the queries, each into a register of its own: one that is stored holds up what is multiplied into it next.
+  template <int kTile>
+  void multiply(const float* queries, int first, int pair, int count) {
+    if (kTile >= count) return;
+    const int tile = first + kTile;
+    zero_tile<kTile>();
+    if (nibbles) {
+      load_tile<7>((const float*)(keys + (pair * kBlock + tile * kLanes) * kPairBytes), kLanes);
+      return add_unsigned<kTile, 7, 6>();
+    }
+    const float* const codes = (const float*)keys_of(tile);
+    for (int64_t c = 0; c < k_pairs; ++c) {
+      if (k_pairs > 1) load_tile<6>(queries + c * kTileFloats, kLanes);
+      load_tile<7>(codes + c * kLanes, slots.k8.stride / 4);
+      add_signed<kTile, 7, 6>();
+    }
   }
 
   // Products of sixteen slots become logits.
