@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from pagoda.core.errors import WeightsError
+from pagoda.kernels import quantize_rows
 from pagoda.weights.filling import pack_matrix
 from pagoda.weights.quantization import parse_format
 
 pytest.importorskip("pagoda.kernels.cpu", reason="needs the C++ extension")
+from .isas import ISAS
 
 FORMATS = [
     "int8", "w8a8", "int4", "int4(group=32)", "int4(group=64, symmetric=True)", "int4(scale='float32')", "w4a8",
@@ -38,6 +42,16 @@ def test_the_same_codes_as_the_plain_twin(text: str, dtype: torch.dtype, n: int,
     for name, codes in found.items():
         assert codes.dtype == wanted[name].dtype
         assert torch.equal(codes.view(torch.uint8), wanted[name].view(torch.uint8)), name
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("text", ["int8", "int4(group=32)", "int4(group=64, symmetric=True)", "int5", "fp8", "nf4"])
+def test_the_same_codes_by_every_instruction_set(monkeypatch: pytest.MonkeyPatch, isa: str, text: str) -> None:
+    """Columns that fill registers and leave some over, as numbers of any type."""
+    monkeypatch.setattr(quantize_rows, "_call", partial(quantize_rows._call, isa=isa))
+    for dtype in DTYPES:
+        test_the_same_codes_as_the_plain_twin(text, dtype, 19, 150)
+        test_the_same_codes_as_the_plain_twin(text, dtype, 5, 27)
 
 
 @pytest.mark.parametrize("text", ["int8", "int4", "fp8", "nf4"])

@@ -73,10 +73,10 @@ def _check(target: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ..
 
 def _call(
     rows: Tensor, bits: int, group: int, codes: Tensor, scales: Tensor, zeros: Tensor | None, num_threads: int, *,
-    floats: bool = False,
+    floats: bool = False, isa: str = "",
 ) -> bool:  # fmt: skip
     finite: bool = extension().quantize_rows(
         rows.data_ptr(), *rows.shape, _DTYPES[rows.dtype], bits, floats, group, scales.dtype == torch.float32,
-        codes.data_ptr(), scales.data_ptr(), 0 if zeros is None else zeros.data_ptr(), num_threads,
+        codes.data_ptr(), scales.data_ptr(), 0 if zeros is None else zeros.data_ptr(), num_threads, isa,
     )  # fmt: skip
     return finite

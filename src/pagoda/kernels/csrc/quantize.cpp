@@ -2,197 +2,21 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <cstring>
-#include <vector>
 
 #include "parallel.hpp"
-#include "small_floats.hpp"
 
 namespace pagoda {
-namespace {
 
-constexpr int64_t kMaxGroup = 128;
 constexpr int64_t kPiece = 1 << 16;  // weights that a thread takes at a time
 
-// Half to even, like torch; what is divided by its own scale is far below 2^22. std::nearbyint would be a call.
-float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
-
-float to_bf16(float x) { return bf16_value(bf16_bits(x)); }
-
-template <Dtype dtype>
-float value_at(const uint8_t* row, int64_t i) {
-  if constexpr (dtype == Dtype::f32) {
-    float x;
-    std::memcpy(&x, row + 4 * i, 4);
-    return x;
-  } else {
-    uint16_t half;
-    std::memcpy(&half, row + 2 * i, 2);
-    return dtype == Dtype::bf16 ? bf16_value(half) : half_value(half);
-  }
-}
-
-// count values from first; false where one is not finite.
-template <Dtype dtype>
-bool read(const uint8_t* row, int64_t first, int64_t count, float* out) {
-  uint32_t bad = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    out[i] = value_at<dtype>(row, first + i);
-    bad |= (bits_of(out[i]) & 0x7f800000u) == 0x7f800000u;
-  }
-  return bad == 0;
-}
-
-float largest_size(const float* w, int64_t count) {
-  float most = 0;
-  for (int64_t i = 0; i < count; ++i) most = std::max(most, from_bits(bits_of(w[i]) & 0x7fffffffu));
-  return most;
-}
-
-float divisor(float scale) { return scale == 0 ? 1.0f : scale; }
-
-struct Grid {
-  float scale, zero;
-};
-
-// The largest value, whatever its sign, becomes exactly -middle steps.
-Grid symmetric_grid(const float* w, int64_t count, bool wide, float middle) {
-  const float most = largest_size(w, count);
-  float found = w[0];
-  for (int64_t i = 0; i < count; ++i)
-    if (from_bits(bits_of(w[i]) & 0x7fffffffu) == most) {
-      found = w[i];
-      break;
-    }
-  const float scale = found / -middle;
-  return {wide ? scale : to_bf16(scale), middle};
-}
-
-Grid asymmetric_grid(const float* w, int64_t count, bool wide, float top) {
-  float low = 0, high = 0;
-  for (int64_t i = 0; i < count; ++i) low = std::min(low, w[i]), high = std::max(high, w[i]);
-  float scale = (high - low) / top;
-  if (!wide) scale = to_bf16(scale);
-  return {scale, std::min(top, std::max(0.0f, nearest(-low / divisor(scale))))};
-}
-
-// Codes of a group, with zeros behind them for a word that they do not fill.
-template <int kBits>
-void codes_of(const float* w, int64_t count, Grid grid, uint8_t (&codes)[kMaxGroup + 6]) {
-  constexpr float kTop = (1 << kBits) - 1;
-  const float by = divisor(grid.scale);
-  for (int64_t i = 0; i < count; ++i)
-    codes[i] = uint8_t(int32_t(std::min(kTop, std::max(0.0f, nearest(w[i] / by) + grid.zero))));
-  std::memset(codes + count, 0, 6);
-}
-
-// 4 bits: the first of two codes in the lower half of a byte. 5 bits: even ones of six in the lower half of 32 bits.
-template <int kBits>
-void put_codes(const uint8_t* codes, int64_t count, uint8_t* out) {
-  if constexpr (kBits == 4) {
-    for (int64_t i = 0; i < count; i += 2) out[i / 2] = uint8_t(codes[i] | codes[i + 1] << 4);
-  } else {
-    for (int64_t i = 0; i < count; i += 6, out += 4) {
-      uint32_t word = 0;
-      for (int n = 0; n < 6; ++n) word |= uint32_t(codes[i + n]) << (n / 2 * kBits + n % 2 * 16);
-      std::memcpy(out, &word, 4);
-    }
-  }
-}
-
-template <Dtype dtype, int kBits>
-bool row_in_groups(const QuantizeArgs& a, int64_t row) {
-  const int64_t groups = (a.cols + a.group - 1) / a.group;
-  const uint8_t* from = a.rows + row * a.cols * size_of(dtype);
-  constexpr int64_t kCodes = kBits == 4 ? 2 : 6, kBytes = kBits == 4 ? 1 : 4;  // side by side
-  uint8_t* out = a.codes + row * ((a.cols + kCodes - 1) / kCodes * kBytes);
-  float w[kMaxGroup];
-  uint8_t codes[kMaxGroup + 6];
-  bool finite = true;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t first = g * a.group, count = std::min(a.group, a.cols - first), at = row * groups + g;
-    finite &= read<dtype>(from, first, count, w);
-    const Grid grid = a.zeros ? asymmetric_grid(w, count, a.wide_scales, (1 << kBits) - 1)
-                              : symmetric_grid(w, count, a.wide_scales, 1 << (kBits - 1));
-    if (a.wide_scales) {
-      std::memcpy(a.scales + 4 * at, &grid.scale, 4);
-    } else {
-      const uint16_t upper = uint16_t(bits_of(grid.scale) >> 16);
-      std::memcpy(a.scales + 2 * at, &upper, 2);
-    }
-    if (a.zeros) a.zeros[at] = uint8_t(grid.zero);
-    codes_of<kBits>(w, count, grid, codes);
-    put_codes<kBits>(codes, count, out + first / kCodes * kBytes);
-  }
-  return finite;
-}
-
-// The number of the level that is nearest, the lower one of two at the same distance.
-uint8_t nearest_level(float x) {
-  uint8_t found = 0;
-  for (int i = 0; i < 15; ++i) found += x > (kNormalLevels[i + 1] + kNormalLevels[i]) / 2;
-  return found;
-}
-
-template <Dtype dtype>
-bool row_in_levels(const QuantizeArgs& a, int64_t row) {
-  const int64_t groups = (a.cols + a.group - 1) / a.group;
-  const uint8_t* from = a.rows + row * a.cols * size_of(dtype);
-  uint8_t* out = a.codes + row * ((a.cols + 1) / 2);
-  float w[kMaxGroup];
-  uint8_t codes[kMaxGroup + 6];
-  bool finite = true;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t first = g * a.group, count = std::min(a.group, a.cols - first);
-    finite &= read<dtype>(from, first, count, w);
-    const float scale = largest_size(w, count), by = divisor(scale);
-    std::memcpy(a.scales + 4 * (row * groups + g), &scale, 4);
-    for (int64_t i = 0; i < count; ++i) codes[i] = nearest_level(w[i] / by);
-    codes[count] = 0;
-    put_codes<4>(codes, count, out + first / 2);
-  }
-  return finite;
-}
-
-template <Dtype dtype>
-bool whole_row(const QuantizeArgs& a, int64_t row, float* w) {
-  const bool finite = read<dtype>(a.rows + row * a.cols * size_of(dtype), 0, a.cols, w);
-  const float top = a.floats ? 448.0f : 127.0f, scale = largest_size(w, a.cols) / top, by = divisor(scale);
-  std::memcpy(a.scales + 4 * row, &scale, 4);
-  uint8_t* codes = a.codes + row * a.cols;
-  if (a.floats)
-    for (int64_t i = 0; i < a.cols; ++i) codes[i] = e4m3_bits(std::min(top, std::max(-top, w[i] / by)));
-  else
-    for (int64_t i = 0; i < a.cols; ++i) codes[i] = uint8_t(int32_t(nearest(w[i] / by)));
-  return finite;
-}
-
-template <Dtype dtype>
-bool all_rows(const QuantizeArgs& a) {
+bool quantize_rows(const QuantizeArgs& a, const std::string& isa) {
+  const auto body = PAGODA_BODY(isa, quantize_some);
   const int64_t step = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, a.cols));
   std::atomic<bool> finite{true};
   parallel_for((a.num_rows + step - 1) / step, a.num_threads, [&](int64_t item) {
-    std::vector<float> w(a.group ? 0 : a.cols);
-    bool fine = true;
-    for (int64_t row = item * step; row < std::min(a.num_rows, (item + 1) * step); ++row)
-      fine &= a.bits == 8   ? whole_row<dtype>(a, row, w.data())
-              : a.floats    ? row_in_levels<dtype>(a, row)
-              : a.bits == 5 ? row_in_groups<dtype, 5>(a, row)
-                            : row_in_groups<dtype, 4>(a, row);
-    if (!fine) finite = false;
+    if (!body(a, item * step, std::min(a.num_rows, (item + 1) * step))) finite = false;
   });
   return finite;
-}
-
-}  // namespace
-
-bool quantize_rows(const QuantizeArgs& a) {
-  switch (a.dtype) {
-    case Dtype::f32: return all_rows<Dtype::f32>(a);
-    case Dtype::bf16: return all_rows<Dtype::bf16>(a);
-    default: return all_rows<Dtype::f16>(a);
-  }
 }
 
 }  // namespace pagoda

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "dtype.hpp"
+#include "isa.hpp"
 
 namespace pagoda {
 
@@ -24,6 +26,9 @@ struct QuantizeArgs {
 };
 
 // False, with codes of no meaning, when a value is infinite or not a number.
-bool quantize_rows(const QuantizeArgs& a);
+bool quantize_rows(const QuantizeArgs& a, const std::string& isa);
+
+// The same of rows first to last.
+PAGODA_DECLARE_BODIES(bool, quantize_some, (const QuantizeArgs& a, int64_t first, int64_t last))
 
 }  // namespace pagoda
