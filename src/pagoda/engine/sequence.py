@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..core.types import FinishReason, Granularity
 from ..kv.policies._stack import PolicyStack
-from ..kv.policies._windowed import MOST_RAW
+from ..kv.policies._windowed import raw_tokens
 from ..kv.policies.base import Need
 from ..kv.stores import Store
 from ..kv.table import PageTable
@@ -102,7 +102,7 @@ class Sequence:
     def _chunk_end(self) -> int:
         end = self._part_end
         if self.policy.encodes_within:
-            return min(self.num_computed + MOST_RAW, end)
+            return min(self.num_computed + raw_tokens(self.prompt_len), end)
         act = self.next_act(self.num_computed)
         if act is None:
             return end
