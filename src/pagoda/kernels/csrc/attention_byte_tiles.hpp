@@ -23,31 +23,6 @@ constexpr int64_t kPairBytes = 64, kTileFloats = 256, kHalfSlots = 64;  // colum
 constexpr int kLinesAFour = 4;  // asked for beside four slots' values
 constexpr int kLinesAWeighing = 8, kLinesASixteen = 10;
 
-// The words of sixteen slots' products with up to eight rows: [16][16] -> words[row].
-inline void turn_words(const float* from, __m512i (&words)[8]) {
-  __m512 a[8], b[8];
-  const auto row = [&](int i) { return _mm512_castps256_ps512(_mm256_load_ps(from + i * kLanes)); };
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {  // slots 0 to 3 and 8 to 11 with the four behind each
-    const int first = i % 4 + i / 4 * 8;
-    a[i] = _mm512_insertf32x8(row(first), _mm256_load_ps(from + (first + 4) * kLanes), 1);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4)
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      a[i + 2 * j] = (__m512)_mm512_unpacklo_pd((__m512d)b[i + j], (__m512d)b[i + j + 2]);
-      a[i + 2 * j + 1] = (__m512)_mm512_unpackhi_pd((__m512d)b[i + j], (__m512d)b[i + j + 2]);
-    }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    words[j] = (__m512i)_mm512_shuffle_f32x4(a[j], a[j + 4], 0x88);
-    words[j + 4] = (__m512i)_mm512_shuffle_f32x4(a[j], a[j + 4], 0xdd);
-  }
-}
-
 // Registers: 0 to 3 products of keys, then sums; 4 weights, 6 queries, 7 keys and values.
 template <typename Math>
 struct ByteTiled {
@@ -69,7 +44,7 @@ struct ByteTiled {
     else scales.prepare(block.v_scales, lanes);
     int number = 0;
     each_few_rows(t.rows, [&](int row, int rows) {
-      with_few_bytes<Rows>(rows, [&](auto few) { attend(few, row, number++, scales); });
+      with_few<Rows>(rows, [&](auto few) { attend(few, row, number++, scales); });
     });
   }
 
@@ -150,12 +125,12 @@ struct ByteTiled {
   void finish(int row, int tile, int pair, int where) {
     const float* const from = products + where * kTileFloats;
     float* const out = t.scores + tile * kLanes;
-    __m512i words[8];
-    turn_words(from, words);
+    __m512 words[8];
+    transpose_eight(from, words);
     if (!nibbles) {
       const Vec scale = load(block.k_scales + tile * kLanes);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) store(out + r * kBlock, (Vec)_mm512_cvtepi32_ps(words[r]) * (scale * t.byte_rows.scales[row + r]));
+      for (int r = 0; r < kRows; ++r) store(out + r * kBlock, (Vec)_mm512_cvtepi32_ps((__m512i)words[r]) * (scale * t.byte_rows.scales[row + r]));
       return;
     }
     const GroupScales& groups = block.groups;
@@ -166,12 +141,12 @@ struct ByteTiled {
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const Vec before = first ? Vec{} : load(out + r * kBlock);
-        store(out + r * kBlock, fused((Vec)_mm512_cvtepi32_ps(words[r]), scale, fused(least, splat(query_sums[r * groups.k_count + g]), before)));
+        store(out + r * kBlock, fused((Vec)_mm512_cvtepi32_ps((__m512i)words[r]), scale, fused(least, splat(query_sums[r * groups.k_count + g]), before)));
       }
     };
     if (pair == 0) add(0, Yes{});
     else add(0, No{});
-    turn_words(from + 8, words);
+    transpose_eight(from + 8, words);
     add(1, No{});
     if (pair == k_pairs - 1)
       for (int r = 0; r < kRows; ++r) store(out + r * kBlock, load(out + r * kBlock) * t.byte_rows.scales[row + r]);

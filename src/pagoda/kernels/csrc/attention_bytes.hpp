@@ -154,21 +154,6 @@ struct FewBytes {
   }
 };
 
-// Calls act(Few<rows>{}).
-template <template <int> class Few, typename Act>
-void with_few_bytes(int rows, Act act) {
-  switch (rows) {
-    case 1: return act(Few<1>{});
-    case 2: return act(Few<2>{});
-    case 3: return act(Few<3>{});
-    case 4: return act(Few<4>{});
-    case 5: return act(Few<5>{});
-    case 6: return act(Few<6>{});
-    case 7: return act(Few<7>{});
-    default: return act(Few<8>{});
-  }
-}
-
 #endif
 
 }  // namespace

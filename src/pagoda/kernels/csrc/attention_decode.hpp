@@ -17,7 +17,7 @@ constexpr int kLinesARow = 16;
 template <typename Math>
 void attend_few(TileRows<Math>& t, Block<Math>& block, const Slots& slots, int64_t begin, Ahead& ahead) {
   Logits found[kFewRows];
-  with_few(t.rows, [&](auto products) {
+  with_few<Few>(t.rows, [&](auto products) {
     products.scores(t.queries, t.k_words, slots.k8, slots.count, t.scores, kBlock, ahead);
     const Seen seen = t.seen(0, t.rows, begin, block.count);
     t.rise(0, t.rows, {block.count, seen.all && seen.slots == block.count}, begin, block, 0, t.scores, found);
@@ -36,7 +36,7 @@ void attend_codes(TileRows<Math>& t, Block<Math>& block, const ByteScales& scale
   Vec highs[kFewRows] = {};
   ByteSteps steps;
   each_few_rows(t.rows, [&](int row, int here) {
-    with_few_bytes<Few>(here, [&](auto products) {
+    with_few<Few>(here, [&](auto products) {
       products.scores(t.byte_rows, row, block, slots, t.scores, ahead);
       find_steps<decltype(products)::kCount>(t, block.count, begin, row, scales, found, highs, steps);
       for (int r = 0; r < here; ++r) {

@@ -127,18 +127,18 @@ struct Few {
   }
 };
 
-// Calls act(Few<rows>{}).
-template <typename Act>
+// Calls act(Of<rows>{}).
+template <template <int> class Of, typename Act>
 void with_few(int rows, Act act) {
   switch (rows) {
-    case 1: return act(Few<1>{});
-    case 2: return act(Few<2>{});
-    case 3: return act(Few<3>{});
-    case 4: return act(Few<4>{});
-    case 5: return act(Few<5>{});
-    case 6: return act(Few<6>{});
-    case 7: return act(Few<7>{});
-    default: return act(Few<8>{});
+    case 1: return act(Of<1>{});
+    case 2: return act(Of<2>{});
+    case 3: return act(Of<3>{});
+    case 4: return act(Of<4>{});
+    case 5: return act(Of<5>{});
+    case 6: return act(Of<6>{});
+    case 7: return act(Of<7>{});
+    default: return act(Of<8>{});
   }
 }
 

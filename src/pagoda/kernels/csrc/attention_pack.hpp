@@ -40,6 +40,31 @@ inline void transpose_words(const char* const* rows, int64_t word, __m512* out) 
     out[j + 12] = _mm512_shuffle_f32x4(z, u, 0xdd);
   }
 }
+
+// The words of sixteen slots' products with eight rows, [16][16] -> words[row]: half of transpose_words' shuffles.
+inline void transpose_eight(const float* from, __m512 (&words)[8]) {
+  __m512 a[8], b[8];
+  const auto row = [&](int i) { return _mm512_castps256_ps512(_mm256_load_ps(from + i * kLanes)); };
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {  // slots 0 to 3 and 8 to 11 with the four behind each
+    const int first = i % 4 + i / 4 * 8;
+    a[i] = _mm512_insertf32x8(row(first), _mm256_load_ps(from + (first + 4) * kLanes), 1);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      a[i + 2 * j] = (__m512)_mm512_unpacklo_pd((__m512d)b[i + j], (__m512d)b[i + j + 2]);
+      a[i + 2 * j + 1] = (__m512)_mm512_unpackhi_pd((__m512d)b[i + j], (__m512d)b[i + j + 2]);
+    }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    words[j] = _mm512_shuffle_f32x4(a[j], a[j + 4], 0x88);
+    words[j + 4] = _mm512_shuffle_f32x4(a[j], a[j + 4], 0xdd);
+  }
+}
 #endif
 
 // out[w * ldo + i] = word w of rows[i], for kLanes rows and kLanes words.

@@ -31,27 +31,11 @@ constexpr int64_t kUnpacked = 32;  // columns that are unpacked together
 
 // Sixteen slots' words of up to eight rows, [16][16] -> [rows][to the next row: ldo].
 inline void turn_eight(const float* from, int rows, float* to, int64_t ldo) {
-  __m512 a[8], b[8];
-  const auto row = [&](int i) { return _mm512_castps256_ps512(_mm256_load_ps(from + i * kLanes)); };
+  __m512 words[8];
+  transpose_eight(from, words);
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {  // slots 0 to 3 and 8 to 11 with the four behind each
-    const int first = i % 4 + i / 4 * 8;
-    a[i] = _mm512_insertf32x8(row(first), _mm256_load_ps(from + (first + 4) * kLanes), 1);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4)
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      a[i + 2 * j] = (__m512)_mm512_unpacklo_pd((__m512d)b[i + j], (__m512d)b[i + j + 2]);
-      a[i + 2 * j + 1] = (__m512)_mm512_unpackhi_pd((__m512d)b[i + j], (__m512d)b[i + j + 2]);
-    }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {  // quarters of a[j]: row j of four slots, row 4 + j of them, row j of the next four, row 4 + j
-    if (j < rows) _mm512_storeu_ps(to + j * ldo, _mm512_shuffle_f32x4(a[j], a[j + 4], 0x88));
-    if (j + 4 < rows) _mm512_storeu_ps(to + (j + 4) * ldo, _mm512_shuffle_f32x4(a[j], a[j + 4], 0xdd));
-  }
+  for (int r = 0; r < 8; ++r)
+    if (r < rows) store(to + r * ldo, (Vec)words[r]);
 }
 
 inline void turn_sixteen(const float* from, int rows, float* to, int64_t ldo) {
