@@ -142,11 +142,12 @@ def report(args: argparse.Namespace) -> None:
     from .plots import draw
     from .report import markdown, short, verdict_tables
     from .store import Store
-    from .summary import newest_whole, read_all, summarise
+    from .summary import Summary, newest_whole, read_all, summarise
 
     if args.out:
         measured = summarise(Store(args.out), describe())
-        measured.save(args.results / f"{measured.name}.json")
+        path = args.results / f"{measured.name}.json"
+        (measured.over(Summary.read(path)) if path.exists() else measured).save(path)
     summaries = read_all(args.results)
     insert(args.page, verdict_tables(summaries), "peers-asked")
     insert(args.page, markdown(summaries), "peers")

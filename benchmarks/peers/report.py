@@ -11,7 +11,7 @@ from .limits import limit
 from .reasons import REASONS
 from .settings import COLUMNS, WEIGHTS
 from .shapes import SHAPES
-from .summary import OURS, Figure, Summary
+from .summary import OURS, OURS_TOO, Figure, Summary
 
 TITLES = {
     "qwen05b": "Qwen2.5-0.5B's shape",
@@ -34,6 +34,7 @@ def _of_machine(summary: Summary) -> str:
         figures = [figure for figure in summary.figures if figure.shape == shape]
         if figures:
             lines += [f"#### {TITLES.get(shape, shape)}", "", *_rates(figures), "", *_shares(figures), ""]
+            lines += [*_hours(figures), ""]
             lines += [
                 *_losses(summary, shape),
                 "",
@@ -134,6 +135,26 @@ def _shares(figures: list[Figure]) -> Iterator[str]:
     for weights, engine, row in _by_row(figures):
         cells = [f"{100 * row[column[:2]].share:.0f}" if column[:2] in row else "" for column in columns]
         yield f"| {weights} | {engine} | " + " | ".join(cells) + " |"
+
+
+def _hours(figures: list[Figure]) -> Iterator[str]:
+    """When what was measured, a row for each hour and kind of weights."""
+    columns = _columns(figures)
+    by_hour: dict[tuple[str, str], dict[tuple[str, str], list[Figure]]] = {}
+    for figure in sorted(figures, key=lambda figure: (figure.at[:13], WEIGHTS.index(figure.weights), figure.engine)):
+        by_hour.setdefault((figure.at[:13], figure.weights), {}).setdefault(figure.key[2:4], []).append(figure)
+    yield "Measured when; rates of different hours do not compare, a ratio is of repetitions in turn:"
+    yield ""
+    yield "| weights | hour, UTC | build of Pagoda | cells |"
+    yield "| --- | --- | --- | --- |"
+    for (at, weights), cells in by_hour.items():
+        titles: dict[str, list[str]] = {}  # of the same engines
+        for *column, title in columns:
+            if measured := cells.get(tuple(column)):
+                titles.setdefault(", ".join(figure.engine for figure in measured), []).append(title)
+        ours = {f.version for measured in cells.values() for f in measured if f.engine in (OURS, OURS_TOO)}
+        words = "; ".join(f"{names}: {', '.join(row)}" for names, row in titles.items())
+        yield f"| {weights} | {at.replace('T', ' ')} | {', '.join(sorted(ours))} | {words} |"
 
 
 def _losses(summary: Summary, shape: str) -> Iterator[str]:

@@ -30,7 +30,8 @@ class Figure:
 
     ratio: Pagoda's rate over this engine's, the median over pairs of repetitions that saw the same machine.
     share: least time by the roofline / time taken. read_gb_s: the probes' median around these repetitions.
-    spread: (largest - smallest) / median. num: clean repetitions.
+    spread: (largest - smallest) / median. num: clean repetitions. at, version: of the last of them, to the minute, and
+    of the engine.
     """
 
     shape: str
@@ -47,6 +48,13 @@ class Figure:
     gemm_g_s: float
     peak_rss_bytes: int
     ratio: float | None
+    at: str
+    version: str
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What one machine has one figure of."""
+        return self.shape, self.weights, self.setting, self.metric, self.engine
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,18 @@ class Summary:
     def name(self) -> str:
         """The machine's, for files: ``amd-epyc-25-17``."""
         return name_of(self.machine)
+
+    def over(self, earlier: Summary) -> Summary:
+        """Both of one machine's, the earlier one's figures only where this one has none. A peer that was not measured
+        again keeps its ratio, which is of the hour when both were.
+        """
+        figures = {figure.key: figure for figure in [*earlier.figures, *self.figures]}
+        cells = {"/".join((f.shape, f.weights, f.setting, f.engine)) for f in figures.values()}
+        absent = {cell: why for cell, why in (earlier.absent | self.absent).items() if cell not in cells}
+        return Summary(
+            self.machine, min(earlier.first, self.first), max(earlier.last, self.last),
+            earlier.versions | self.versions, list(figures.values()), absent,
+        )  # fmt: skip
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +121,7 @@ def summarise(repetitions: Iterable[Repetition], machine: dict[str, Any]) -> Sum
             f"repetitions with {masks} masked are no one table; give runs with a mask an --out of their own"
         )
     times = sorted(repetition.at for repetition in clean)
-    versions = {repetition.engine: str(repetition.info.get("version")) for repetition in clean}
+    versions = {repetition.engine: _version(repetition) for repetition in clean}
     absent = {  # why, less where its log lies
         "/".join((*repetition.cell, repetition.engine)): repetition.failure.partition("; see ")[0]
         for repetition in everything
@@ -134,7 +154,13 @@ def _figure(key: Key, engine: str, group: list[Repetition], ours: list[Repetitio
         gemm_g_s=round(statistics.median(p.bf16_gflop_s if weights == "bf16" else p.int8_gop_s for p in probes), 1),
         peak_rss_bytes=max(repetition.peak_rss_bytes for repetition in group),
         ratio=None if engine == OURS else _ratio(ours, group, metric),
+        at=max(repetition.at for repetition in group)[:16],
+        version=_version(group[-1]),
     )  # fmt: skip
+
+
+def _version(repetition: Repetition) -> str:
+    return str(repetition.info.get("version"))
 
 
 def _share(repetition: Repetition, probe: Probe, metric: str) -> float:

@@ -12,7 +12,7 @@ from benchmarks.peers.report import verdict_tables
 from benchmarks.peers.shapes import SHAPES
 from benchmarks.peers.summary import Figure, Summary
 
-B1 = Figure("qwen05b", "bf16", "b1", "decode", "pagoda", 30.0, 0.1, 2, 0.85, 32.0, 100.0, 2000.0, 1, None)
+B1 = Figure("qwen05b", "bf16", "b1", "decode", "pagoda", 30.0, 0.1, 2, 0.85, 32.0, 100.0, 2000.0, 1, None, "", "")
 
 
 def figure(engine: str, rate: float, setting: str = "b1", metric: str = "decode", **fields: object) -> Figure:

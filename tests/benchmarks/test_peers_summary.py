@@ -73,6 +73,25 @@ def test_median_spread_share_and_ratio_inside_a_round() -> None:
     assert (summary.first, summary.last) == ("2026-01-01", "2026-01-03")
 
 
+def test_earlier_figures_stay_where_nothing_newer_was_measured() -> None:
+    failed = repetition("openvino", 0, 0, failure="no interpreter")
+    earlier = summarise(
+        [repetition("pagoda", 0, 20.0), repetition("vllm", 0, 10.0), repetition("pagoda", 0, 5.0, "int8"), failed],
+        MACHINE,
+    )
+    later = summarise([repetition("pagoda", 4, 30.0), repetition("openvino", 4, 15.0)], MACHINE)
+    both = later.over(earlier)
+    medians = {(f.weights, f.engine): (f.median, f.ratio, f.at) for f in both.figures}
+    assert medians == {
+        ("bf16", "pagoda"): (30.0, None, "2026-01-05"),
+        ("bf16", "vllm"): (10.0, 2.0, "2026-01-01"),  # beside what Pagoda had then
+        ("int8", "pagoda"): (5.0, None, "2026-01-01"),
+        ("bf16", "openvino"): (15.0, 2.0, "2026-01-05"),
+    }
+    assert (both.first, both.last, both.absent) == ("2026-01-01", "2026-01-05", {})
+    assert later.over(both) == both
+
+
 def test_a_ratio_is_taken_where_both_saw_the_same_machine() -> None:
     fast = {"before": [60.0, 300.0, 400.0, 800.0], "after": [62.0, 300.0, 400.0, 800.0]}
     ours = [repetition("pagoda", 0, 10.0), repetition("pagoda", 1, 20.0, **fast)]
