@@ -214,9 +214,13 @@ def _verdict(summary: Summary, verdict: Verdict) -> str:
     cells.append("" if most is None else f"{_number(most.rate)}, {most.bound}")
     cells.append("" if most is None else f"{100 * ours.median / most.rate:.0f} %")
     cells.append("" if most is None or verdict.peer is None else f"{most.rate / verdict.peer.median:.2f}")
-    reason = REASONS.get((summary.name, verdict.shape, ours.weights, ours.setting, ours.metric, verdict.aim.of), "")
+    reason = REASONS.get((summary.name, verdict.shape, ours.weights, ours.setting, ours.metric, verdict.aim.of))
     words = {True: "met", False: "**short**", None: f"open: {verdict.lacks}"}[verdict.met]
-    cells.append(f"{words}{reason and ': '}{reason}" if verdict.met is not True else words)
+    if verdict.met is False and reason is not None:
+        words = f"**short{', reachable' if reason.reachable else ''}**: {reason.text}"
+    elif verdict.met and verdict.without:
+        words += f" (not in turn: {', '.join(verdict.without)})"
+    cells.append(words)
     return f"| {' | '.join(cells)} |"
 
 

@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .store import Repetition
 OURS = "pagoda"
 OURS_TOO = "pagoda_kv8"  # a row of its own, and nobody's peer
 SAME_READ = 1.2
+IN_TURN = timedelta(hours=1)
 Key = tuple[str, str, str, str]  # shape, weights, setting, metric
 
 
@@ -28,7 +30,8 @@ Key = tuple[str, str, str, str]  # shape, weights, setting, metric
 class Figure:
     """One cell of a table.
 
-    ratio: Pagoda's rate over this engine's, the median over pairs of repetitions that saw the same machine.
+    ratio: Pagoda's rate over this engine's, the median over pairs of repetitions within an hour that saw the same
+    machine; None where there are none.
     share: least time by the roofline / time taken. read_gb_s: the probes' median around these repetitions.
     spread: (largest - smallest) / median. num: clean repetitions. at, version: of the last of them, to the minute, and
     of the engine.
@@ -175,16 +178,24 @@ def _share(repetition: Repetition, probe: Probe, metric: str) -> float:
 
 
 def _ratio(ours: list[Repetition], theirs: list[Repetition], metric: str) -> float | None:
-    """Median over pairs that saw the same machine: bandwidths within 20 %. Where none did, over pairs of one round.
+    """Median over pairs of one hour that saw the same machine: bandwidths within 20 %. None where no pair did.
 
     A host that moves a guest's CPUs changes memory-bound rates by 1.7x within seconds; two engines of one round may
-    have met two machines.
+    have met two machines. And hours differ by as much as peers do.
     """
-    pairs = [(a, b) for a in ours for b in theirs if _same_machine(a, b)]
-    pairs = pairs or [(a, b) for a in ours for b in theirs if a.round == b.round]
+    pairs = [(a, b) for a in ours for b in theirs if in_turn(a.at, b.at) and _same_machine(a, b)]
     return round(statistics.median(a.rates[metric] / b.rates[metric] for a, b in pairs), 3) if pairs else None
 
 
-def _same_machine(a: Repetition, b: Repetition) -> bool:
-    reads = [repetition[0] for one in (a, b) for repetition in (one.before, one.after)]
+def in_turn(one: str, other: str) -> bool:
+    """Whether two times lie within an hour."""
+    return abs(datetime.fromisoformat(one) - datetime.fromisoformat(other)) <= IN_TURN
+
+
+def same_read(*reads: float) -> bool:
+    """Whether these bandwidths are one state of the machine."""
     return max(reads) <= SAME_READ * min(reads)
+
+
+def _same_machine(a: Repetition, b: Repetition) -> bool:
+    return same_read(*(repetition[0] for one in (a, b) for repetition in (one.before, one.after)))

@@ -12,7 +12,24 @@ from benchmarks.peers.report import verdict_tables
 from benchmarks.peers.shapes import SHAPES
 from benchmarks.peers.summary import Figure, Summary
 
-B1 = Figure("qwen05b", "bf16", "b1", "decode", "pagoda", 30.0, 0.1, 2, 0.85, 32.0, 100.0, 2000.0, 1, None, "", "")
+B1 = Figure(
+    "qwen05b",
+    "bf16",
+    "b1",
+    "decode",
+    "pagoda",
+    30.0,
+    0.1,
+    2,
+    0.85,
+    32.0,
+    100.0,
+    2000.0,
+    1,
+    None,
+    "2026-01-01T10:00",
+    "",
+)
 
 
 def figure(engine: str, rate: float, setting: str = "b1", metric: str = "decode", **fields: object) -> Figure:
@@ -32,10 +49,21 @@ def test_of_all_peers_the_best_counts() -> None:
     assert not replace(verdict, measured=1.144).met
 
 
-def test_pagoda_is_nobodys_peer_and_without_pairs_medians_serve() -> None:
-    told = found(figure("pagoda", 30), figure("pagoda_kv8", 60), figure("vllm", 20))
-    assert told["b1", BEST].measured == 1.5
+def test_pagoda_is_nobodys_peer_and_a_peer_of_another_hour_none_either() -> None:
+    told = found(figure("pagoda", 30), figure("pagoda_kv8", 60), figure("vllm", 20, ratio=1.5), figure("openvino", 25))
+    verdict = told["b1", BEST]
+    assert (verdict.measured, verdict.peer.engine) == (1.5, "vllm")
+    assert verdict.without == ("llamacpp", "openvino", "transformers")
     assert not told["b1", LIMIT].met  # 85 % of the bandwidth
+    late = found(figure("pagoda", 30, at="2026-01-01T12:00"), figure("openvino", 25))["b1", BEST]
+    assert (late.met, late.lacks) == (None, "measured 2026-01-01 12:00 and 2026-01-01 10:00")
+
+
+def test_more_than_the_bandwidth_is_another_machines() -> None:
+    assert found(figure("pagoda", 30, share=1.04))["b1", LIMIT].met
+    odd = found(figure("pagoda", 30, share=1.38))["b1", LIMIT]
+    assert odd.met is None
+    assert "138 %" in odd.lacks
 
 
 def test_the_shared_prefix_is_compared_with_vllm_alone() -> None:
@@ -49,7 +77,8 @@ def test_the_shared_prefix_is_compared_with_vllm_alone() -> None:
 def test_int4_at_8k_is_judged_with_kv_in_8_bits() -> None:
     told = found(
         figure("pagoda", 50, "c8192", weights="int4"), figure("pagoda_kv8", 60, "c8192", weights="int4"),
-        figure("openvino", 30, "c8192", weights="int4", ratio=1.7),
+        figure("openvino", 30, "c8192", weights="int4", ratio=1.7),  # of 16 bits
+        figure("vllm", 10, "c8192", weights="int4", at="2026-01-02T10:00"),
     )  # fmt: skip
     assert told["c8192", BEST].measured == 2.0
 
@@ -105,7 +134,7 @@ def test_the_table_says_what_is_short_and_why() -> None:
     assert row.startswith(
         "| 0.5B, bf16 | prefill 4096 | 1.20 | 1.12 of openvino | 461 | 552, multiply | 84 % | 1.35 | **short**"
     )
-    assert REASONS["amd-epyc-25-17", "qwen05b", "bf16", "c4096", "prefill", BEST] in row
+    assert REASONS["amd-epyc-25-17", "qwen05b", "bf16", "c4096", "prefill", BEST].text in row
 
 
 def test_reasons_belong_to_aims() -> None:

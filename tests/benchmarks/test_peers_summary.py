@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def repetition(engine: str, number: int, rate: float, weights: str = "bf16", **f
         "after": PROBE,
         "info": {"version": "1", "weight_bytes": 10**9},
     }
-    return Repetition("qwen05b", weights, "b1", engine, number, f"2026-01-0{number + 1}", **(given | fields))  # type: ignore[arg-type]
+    return Repetition("qwen05b", weights, "b1", engine, number, f"2026-01-01T00:0{number}", **(given | fields))  # type: ignore[arg-type]
 
 
 def test_the_published_numbers_of_parameters() -> None:
@@ -70,7 +71,7 @@ def test_median_spread_share_and_ratio_inside_a_round() -> None:
     assert (peer.engine, peer.median, peer.num, peer.ratio) == ("vllm", 20.0, 3, 1.818)  # the middle of 9 pairs
     assert mine.share == pytest.approx(22 * (1e9 + 160 * 12288) / 40e9, abs=1e-3)
     assert summary.absent == {"qwen05b/bf16/b1/transformers": "too old"}
-    assert (summary.first, summary.last) == ("2026-01-01", "2026-01-03")
+    assert (summary.first, summary.last) == ("2026-01-01T00:00", "2026-01-01T00:02")
 
 
 def test_earlier_figures_stay_where_nothing_newer_was_measured() -> None:
@@ -83,12 +84,12 @@ def test_earlier_figures_stay_where_nothing_newer_was_measured() -> None:
     both = later.over(earlier)
     medians = {(f.weights, f.engine): (f.median, f.ratio, f.at) for f in both.figures}
     assert medians == {
-        ("bf16", "pagoda"): (30.0, None, "2026-01-05"),
-        ("bf16", "vllm"): (10.0, 2.0, "2026-01-01"),  # beside what Pagoda had then
-        ("int8", "pagoda"): (5.0, None, "2026-01-01"),
-        ("bf16", "openvino"): (15.0, 2.0, "2026-01-05"),
+        ("bf16", "pagoda"): (30.0, None, "2026-01-01T00:04"),
+        ("bf16", "vllm"): (10.0, 2.0, "2026-01-01T00:00"),  # beside what Pagoda had then
+        ("int8", "pagoda"): (5.0, None, "2026-01-01T00:00"),
+        ("bf16", "openvino"): (15.0, 2.0, "2026-01-01T00:04"),
     }
-    assert (both.first, both.last, both.absent) == ("2026-01-01", "2026-01-05", {})
+    assert (both.first, both.last, both.absent) == ("2026-01-01T00:00", "2026-01-01T00:04", {})
     assert later.over(both) == both
 
 
@@ -96,8 +97,9 @@ def test_a_ratio_is_taken_where_both_saw_the_same_machine() -> None:
     fast = {"before": [60.0, 300.0, 400.0, 800.0], "after": [62.0, 300.0, 400.0, 800.0]}
     ours = [repetition("pagoda", 0, 10.0), repetition("pagoda", 1, 20.0, **fast)]
     assert _ratio([*ours, repetition("vllm", 1, 40.0)]) == 0.25  # of the other round, at the same bandwidth
-    assert _ratio([*ours, repetition("vllm", 1, 40.0, before=fast["before"])]) == 0.5  # it changed: the same round
+    assert _ratio([*ours, repetition("vllm", 1, 40.0, before=fast["before"])]) is None  # it changed meanwhile
     assert _ratio([ours[0], repetition("vllm", 1, 40.0, **fast)]) is None
+    assert _ratio([ours[0], replace(repetition("vllm", 1, 40.0), at="2026-01-01T01:02")]) is None  # another hour
 
 
 def _ratio(everything: list[Repetition]) -> float | None:
