@@ -47,20 +47,19 @@ def audit_pool(pool: PagePool) -> None:
     """Every block is in one state, and a page is free exactly if it has no owner."""
     per_block, heads, layers = pool.fmt.pages_per_block, pool.fmt.num_kv_heads, pool.fmt.num_layers
     free = pool.free_structures()
-    fresh = range(free.first_unused, free.end_unused)
-    whole = [*free.touched, *free.given_back, *fresh]
-    out = [*free.retired, *range(free.end_unused, pool.max_blocks)]
-    seen: set[int] = set()
-    for block in chain(whole, out):
-        assert 0 <= block < pool.max_blocks, f"block {block} of {pool.max_blocks} does not exist"
-        assert block not in seen, f"block {block} is in two states"
-        seen.add(block)
-    is_free = np.zeros(len(pool.refs), bool)
-    for block in chain(whole, out):
-        is_free[block * per_block : (block + 1) * per_block] = True
+    fresh = np.arange(free.first_unused, free.end_unused)
+    whole = np.concatenate([np.array(free.touched, int), np.array(free.given_back, int), fresh])
+    out = np.concatenate([np.array(free.retired, int), np.arange(free.end_unused, pool.max_blocks)])
+    blocks = np.concatenate([whole, out])
+    for block in blocks[(blocks < 0) | (blocks >= pool.max_blocks)].tolist():
+        raise AssertionError(f"block {block} of {pool.max_blocks} does not exist")
+    num_states = np.bincount(blocks, minlength=pool.max_blocks)
+    for block in np.flatnonzero(num_states > 1).tolist():
+        raise AssertionError(f"block {block} is in two states")
+    is_free = np.repeat(num_states > 0, per_block)
     for block, mask in free.split_blocks.items():
         assert 0 < mask < (1 << layers) - 1, f"block {block} is split with free layers {mask:b}: none or all"
-        assert block not in seen, f"block {block} is in two states"
+        assert not num_states[block], f"block {block} is in two states"
         for layer in _bits(mask):
             first = (block * layers + layer) * heads
             is_free[first : first + heads] = True
