@@ -64,6 +64,38 @@ def test_a_product_that_ends_with_its_activation_has_the_bits_of_both(
         check_together(make, (tokens, hidden, inner), weight, bias, down, form != "bf16", isa)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("form", "options"), FORMS, ids=str)
+def test_tokens_that_pass_some_at_a_time_have_the_bits_of_all_at_once(
+    form: str, options: dict[str, object], dtype: torch.dtype, isa: str
+) -> None:
+    """One part, two that differ by a token, three; a norm between the products; two layers in the same registers."""
+    from pagoda.kernels.program import Program
+
+    hidden, inner = 64, 96
+    norm = {"eps": 1e-6, "offset": 0.0, "centred": False, "round_first": True}
+    for tokens in (512, 513, 1200):
+        make, dynamic = Make(dtype), form != "bf16"
+        ups = [pack(make.normal(2 * inner, hidden, dtype=torch.float32), form, **options) for _ in range(2)]
+        downs = [pack(make.normal(hidden, inner, scale=0.01, dtype=torch.float32), form, **options) for _ in range(2)]
+        gain, x, found, room = make.normal(inner), make.normal(tokens, hidden), [], []
+        for passing in ((), (1, 2)):
+            program = Program(dtype, [hidden, 2 * inner, inner, hidden], passing)
+            for up, down in zip(ups, downs, strict=True):
+                program.linear(0, 1, up, None, dynamic=dynamic)
+                program.activation(1, 2, "silu", gated=True)
+                program.norm(2, 2, gain, None, **norm)
+                program.linear(2, 3, down, None, dynamic=dynamic)
+                program.add(3, 0)
+            found.append(program.run(x.clone(), torch.arange(tokens), [], no_sequences(), isa))
+            room.append(program.workspace_bytes(tokens))
+        assert found[0].isfinite().all()
+        assert torch.equal(*found), tokens
+        spared = (tokens - 512) * 3 * inner * dtype.itemsize
+        assert room[0] - room[1] == pytest.approx(spared, abs=256)
+
+
 @pytest.mark.parametrize("isa", ISAS[-2:])
 @pytest.mark.parametrize(("form", "dynamic"), [("bf16", False), ("int8", False), ("int8", True)])
 @pytest.mark.parametrize(("down_form", "options"), [("bf16", {}), ("int8", {}), ("int4", {"group": 32})], ids=str)

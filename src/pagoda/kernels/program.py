@@ -5,7 +5,8 @@ that. This file knows arrays only: `models.program` writes the list from a model
 plain twin.
 
 Registers: 0 is the residual stream, which the caller passes to `run` and `step` looks up from token ids; the others are
-rows of the widths given here.
+rows of the widths given here. Of ``passing`` ones only some rows are there at a time (csrc/program.hpp): registers that
+nothing but a feed-forward's two products and what stands between them reads or writes.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ Tables = Sequence[tuple[Tensor, Tensor]]
 class Program:
     """Instructions are appended by the methods below, in the order in which they run."""
 
-    def __init__(self, dtype: torch.dtype, widths: Sequence[int]) -> None:
-        self._program = _cpu.Program(DTYPES[dtype], list(widths))
+    def __init__(self, dtype: torch.dtype, widths: Sequence[int], passing: Sequence[int] = ()) -> None:
+        self._program = _cpu.Program(DTYPES[dtype], list(widths), list(passing))
         self._dtype, self._widths = dtype, tuple(widths)
         self._alive: list[Tensor] = []  # what the instructions' addresses point to
         self._workspace = torch.empty(0, dtype=torch.uint8)

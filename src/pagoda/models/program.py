@@ -37,6 +37,8 @@ behind its answer.
 
 Of latent attention: what is projected down (queries or their latent, then the slot), the queries' latent normalized,
 queries, values of every head; QKV has what pages are asked with and the slot, HEADS latents mixed by attention."""
+PASSING = (INNER, ACTED, SHARED_INNER, SHARED_ACTED)
+"""Of which some rows are there at a time: for a prompt of the 1B shape they would be two thirds of all."""
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -138,7 +140,7 @@ class DecoderProgram:
         self._rotary = list(decoder.rotary.values())
         self._tables = {rope: number for number, rope in enumerate(decoder.rotary)}
         self._last_layer = len(decoder.blocks) - 1
-        self._program = Program(decoder.embed.dtype, [widths[reg] for reg in sorted(widths)])
+        self._program = Program(decoder.embed.dtype, [widths[reg] for reg in sorted(widths)], PASSING)
         self.is_whole = is_whole(decoder)
         if self.is_whole:
             self._program.embed(decoder.embed.packed)

@@ -110,8 +110,8 @@ void bind_program(nb::module_& m) {
         for (const auto& [cos, sin, dtype, pairs] : tables) self->tables.push_back({at<void>(cos), at<void>(sin), Dtype(dtype), pairs});
       });
   nb::class_<BoundProgram>(m, "Program", "Instructions over registers; see csrc/program.hpp. Addresses must outlive it.")
-      .def("__init__", [](BoundProgram* self, int dtype, std::vector<int64_t> widths) {
-        new (self) BoundProgram(Dtype(dtype), std::move(widths));
+      .def("__init__", [](BoundProgram* self, int dtype, std::vector<int64_t> widths, const std::vector<int>& passing) {
+        new (self) BoundProgram(Dtype(dtype), std::move(widths), passing);
       })
       .def("__len__", [](const BoundProgram& p) { return p.size(); })
       .def("workspace_bytes", [](const BoundProgram& p, int64_t num_tokens) { return p.workspace_bytes(num_tokens); })

@@ -32,11 +32,14 @@ struct Run {
   const bool watched;
   RunMemory& memory;
   int64_t num_tokens;
+  int64_t first = 0;  // token of the step, where only some pass
   bool activated = false, found = false;  // by the product before: what the activation, the search for the likeliest would do
   bool tiled = false, branch_tiled = false;  // and its results lie in tiles, for the next product, for the next sum
   int64_t choosing = 0, choices = 0;  // nanoseconds and calls, where somebody watches
 
-  char* at(int reg, int64_t element = 0) const { return memory.registers[reg] + element * size_of(dtype); }
+  char* at(int reg, int64_t element = 0) const {
+    return memory.registers[reg] + ((memory.passing[reg] ? 0 : first * widths[reg]) + element) * size_of(dtype);
+  }
 
   void operator()(const NormStep& i) const {
     NormArgs a = i.args;
@@ -275,6 +278,7 @@ struct Run {
     if (num_tokens == starts.back()) return;
     num_tokens = starts.back();
     for (size_t reg = 0; reg < memory.registers.size(); ++reg) {
+      if (memory.passing[reg]) continue;
       const int64_t bytes = widths[reg] * size_of(dtype);
       for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
         const int64_t count = starts[seq + 1] - starts[seq], from = before[seq + 1] - count;
@@ -289,6 +293,7 @@ struct Run {
         throw std::invalid_argument("wanted tokens must be of the step, in order");
     num_tokens = step.num_wanted;
     for (size_t reg = 0; reg < memory.registers.size(); ++reg) {
+      if (memory.passing[reg]) continue;
       const int64_t bytes = widths[reg] * size_of(dtype);
       for (int64_t i = 0; i < num_tokens; ++i) std::memmove(memory.registers[reg] + i * bytes, memory.registers[reg] + step.wanted[i] * bytes, bytes);
     }
@@ -467,6 +472,11 @@ void set_following(Instruction& i, const PackedMatrix& matrix) {
 
 }  // namespace
 
+Program::Program(Dtype dtype, std::vector<int64_t> widths, const std::vector<int>& passing) : dtype_(dtype), widths_(std::move(widths)) {
+  memory_.passing.resize(widths_.size());
+  for (int reg : passing) memory_.passing.at(reg) = true;
+}
+
 void Program::push(Instruction instruction) {
   keep_rows_for(instruction);
   if (!instructions_.empty()) {  // is the one before done on the way?
@@ -516,9 +526,18 @@ void Program::keep_rows_for(const Instruction& reader) {
     }
 }
 
+size_t Program::end_of_passing(size_t first) const {
+  for (size_t i = first; i < instructions_.size(); ++i) {
+    const auto* product = std::get_if<LinearStep>(&instructions_[i]);
+    if (i == first && !(product && memory_.passing[product->dst])) break;
+    if (product && memory_.passing[product->src] && !memory_.passing[product->dst]) return i + 1;
+  }
+  return first + 1;
+}
+
 int64_t Program::workspace_bytes(int64_t num_tokens) const {
   int64_t bytes = kAlign;
-  for (int64_t width : widths_) bytes += aligned(num_tokens * width * size_of(dtype_));
+  for (size_t reg = 0; reg < widths_.size(); ++reg) bytes += aligned(rows_of(reg, num_tokens) * widths_[reg] * size_of(dtype_));
   int64_t scratch = 0;
   for (const Instruction& i : instructions_)
     if (const auto* e = std::get_if<ExpertsStep>(&i)) scratch = std::max(scratch, experts_scratch_bytes(e->experts, num_tokens, e->top_k, dtype_));
@@ -530,23 +549,31 @@ void Program::run(const StepArrays& step, void* workspace, int num_threads, cons
   std::vector<char*>& registers = memory_.registers;
   registers.clear(), memory_.memo.forget();
   char* at = reinterpret_cast<char*>(aligned(reinterpret_cast<intptr_t>(workspace)));
-  for (int64_t width : widths_) {
+  for (size_t reg = 0; reg < widths_.size(); ++reg) {
     registers.push_back(at);
-    at += aligned(step.num_tokens * width * size_of(dtype_));
+    at += aligned(rows_of(reg, step.num_tokens) * widths_[reg] * size_of(dtype_));
   }
   memory_.scratch = at;
   if (step.x) registers[0] = static_cast<char*>(step.x);
-  if (!watched_) {
-    for (const Instruction& instruction : instructions_) std::visit(run, instruction);
-    return;
-  }
-  nanoseconds_.resize(instructions_.size()), calls_.resize(instructions_.size());
-  for (size_t i = 0; i < instructions_.size(); ++i) {
+  if (watched_) nanoseconds_.resize(instructions_.size()), calls_.resize(instructions_.size());
+  const auto one = [&](size_t i) {
+    if (!watched_) return std::visit(run, instructions_[i]);
     const auto started = Clock::now();
     const int64_t chosen = run.choosing;
     std::visit(run, instructions_[i]);
     nanoseconds_[i] += since(started) - (run.choosing - chosen);
     ++calls_[i];
+  };
+  for (size_t i = 0; i < instructions_.size();) {
+    const size_t end = run.num_tokens > kPassingTokens ? end_of_passing(i) : i + 1;
+    // Parts of nearly equal size, none of so few tokens that results lie in tiles.
+    const int64_t all = run.num_tokens, parts = end > i + 1 ? (all + kPassingTokens - 1) / kPassingTokens : 1;
+    for (int64_t part = 0; part < parts; ++part) {
+      run.first = part * all / parts, run.num_tokens = (part + 1) * all / parts - run.first;
+      for (size_t k = i; k < end; ++k) one(k);
+      if (parts > 1) run.num_tokens = all;
+    }
+    run.first = 0, i = end;
   }
   choosing_ += run.choosing, choices_ += run.choices;
 }

@@ -3,8 +3,12 @@
 //
 //   register 0   the residual stream [T][hidden]: the caller's x, or looked up from token ids
 //   register 1…  [T][width] each, inside the workspace that the caller lends; there is room for register 0 before them
+//   passing      of some registers only up to kPassingTokens rows are there at a time: those between the two products of a
+//                feed-forward, which are the widest. The instructions from the product that fills one to the product that reads one
+//                without filling another run for some tokens, then for the next ones. Nothing else may read or write them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -23,6 +27,8 @@
 #include "rows.hpp"
 
 namespace pagoda {
+
+constexpr int64_t kPassingTokens = 512;
 
 // Norm of register src into dst (may be equal). Only what is the same in every step is set in `args`. Where a sum comes before, both are done row by
 // row: src += branch * scale first.
@@ -210,6 +216,7 @@ struct StepArrays {
 // Memory that a run needs beside its registers.
 struct RunMemory {
   std::vector<char*> registers;
+  std::vector<bool> passing;
   std::vector<int32_t> ids;  // page ids of a layer, where all layers share an array
   std::vector<int32_t> wanted_starts, attending_starts;
   std::vector<SumTarget> targets;
@@ -227,7 +234,7 @@ struct RunMemory {
 // One run at a time: it leaves its memory to the next, so that a step allocates nothing unless it is larger than all before.
 class Program {
  public:
-  Program(Dtype dtype, std::vector<int64_t> widths) : dtype_(dtype), widths_(std::move(widths)) {}
+  Program(Dtype dtype, std::vector<int64_t> widths, const std::vector<int>& passing);
 
   void push(Instruction instruction);
   size_t size() const { return instructions_.size(); }
@@ -252,6 +259,10 @@ class Program {
   void run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa);
 
  private:
+  // The number behind the last instruction that some tokens pass before the next ones do, from number `first` on.
+  size_t end_of_passing(size_t first) const;
+  int64_t rows_of(size_t reg, int64_t num_tokens) const { return memory_.passing[reg] ? std::min(num_tokens, kPassingTokens) : num_tokens; }
+
   // Products whose results it reads leave them in rows, whoever sums them before.
   void keep_rows_for(const Instruction& reader);
 
