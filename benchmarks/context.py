@@ -13,6 +13,7 @@ import random
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
+from .arguments import positive
 from .step import WARM_STEPS, add_engine_options, profiles
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ PARTS = ("attention", "products", "other kernels", "outside of kernels", "all")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--lengths", type=int, nargs=2, default=[128, 4096], help="tokens of the prompts")
-    parser.add_argument("--batch", type=int, default=1, help="sequences that decode together")
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=16, help="decode steps of each length and round")
+    parser.add_argument("--lengths", type=positive, nargs=2, default=[128, 4096], help="tokens of the prompts")
+    parser.add_argument("--batch", type=positive, default=1, help="sequences that decode together")
+    parser.add_argument("--rounds", type=positive, default=12)
+    parser.add_argument("--steps", type=positive, default=16, help="decode steps of each length and round")
     add_engine_options(parser)
     args = parser.parse_args()
     os.environ["PAGODA_PROFILE"] = "1"

@@ -16,6 +16,7 @@ from statistics import median, quantiles
 from pagoda import AsyncLLM, SamplingParams
 from pagoda.engine.outputs import RequestOutput
 
+from .arguments import positive
 from .step import add_engine_options
 
 NEVER = "\u0001 no text of a model \u0001"
@@ -37,10 +38,10 @@ class Between(AsyncLLM):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--prompt", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=96, help="tokens of each answer")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=positive, default=32)
+    parser.add_argument("--prompt", type=positive, default=32)
+    parser.add_argument("--tokens", type=positive, default=96, help="tokens of each answer")
+    parser.add_argument("--rounds", type=positive, default=9)
     add_engine_options(parser)
     asyncio.run(measure(parser.parse_args()))
 

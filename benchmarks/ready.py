@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from .arguments import positive
+
 MIB = 2**20
 NEW = 33
 
@@ -25,9 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--quantization", nargs="+", default=["auto"], help="weights, in turn")
-    parser.add_argument("--starts", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=32, help="prompts that decode together once it is ready")
-    parser.add_argument("--prompt", type=int, default=128, help="tokens of each")
+    parser.add_argument("--starts", type=positive, default=3)
+    parser.add_argument("--batch", type=positive, default=32, help="prompts that decode together once it is ready")
+    parser.add_argument("--prompt", type=positive, default=128, help="tokens of each")
     parser.add_argument("--memory", default="6GiB")
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()

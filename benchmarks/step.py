@@ -14,6 +14,8 @@ from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
+from .arguments import positive
+
 if TYPE_CHECKING:
     from pagoda.engine.build import Built
     from pagoda.engine.profile import Profile
@@ -24,19 +26,21 @@ WARM_STEPS = 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--batch", type=int, default=1, help="sequences that decode together")
-    parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
+    parser.add_argument("--batch", type=positive, default=1, help="sequences that decode together")
+    parser.add_argument("--prompt", type=positive, default=128, help="tokens of each prompt")
     parser.add_argument("--shared", type=int, default=0, help="leading tokens that all prompts have in common, cached")
-    parser.add_argument("--steps", type=int, default=32, help="decode steps that are counted")
+    parser.add_argument("--steps", type=positive, default=32, help="decode steps that are counted")
     add_engine_options(parser)
     args = parser.parse_args()
+    if not 0 <= args.shared < args.prompt:
+        parser.error(f"--shared {args.shared} of prompts of {args.prompt} tokens; accepted: 0 to {args.prompt - 1}")
     os.environ["PAGODA_PROFILE"] = "1"
     run(args)
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Those of every benchmark that steps one engine in this process."""
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--threads", type=positive, default=None)
     parser.add_argument("--quantization", default="auto")
     parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--memory", default="6GiB")

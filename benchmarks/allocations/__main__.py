@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+from ..arguments import positive
 from ..step import add_engine_options, warm_up
 
 SOURCE = Path(__file__).with_name("count.c")
@@ -29,9 +30,9 @@ NAMES = ("up to 512 bytes", "up to 64 KiB", "larger", "bytes of all", "by the C+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--prompt", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=64, help="decode steps that are counted")
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--prompt", type=positive, default=128)
+    parser.add_argument("--steps", type=positive, default=64, help="decode steps that are counted")
     add_engine_options(parser)
     parser.add_argument("--counted", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

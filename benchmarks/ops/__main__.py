@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from ..arguments import file
 from ..machine import describe
 from ..page import insert
 from ..without_amx import restart_without_amx
@@ -137,7 +138,7 @@ def add_ops(parser: argparse.ArgumentParser) -> None:
         what = "every op as it is by default" + ("" if name == "all" else ", but the products")
         ops.add_parser(name, help=what).set_defaults(ops=names, defaults=lambda op: parser.parse_args([op]))
     made = ops.add_parser("report", help="the page, drawings and committed JSON from files of --json")
-    made.add_argument("files", type=Path, nargs="*", help="runs of one machine (default: take the committed JSON)")
+    made.add_argument("files", type=file, nargs="*", help="runs of one machine (default: take the committed JSON)")
     made.add_argument("--page", type=Path, default=ROOT / "docs" / "ops.md")
     made.add_argument(
         "--results", type=Path, default=Path(__file__).parent / "results", help="folder of the committed JSON"

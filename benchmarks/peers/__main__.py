@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ..arguments import folder, interpreter, positive, seconds
 from ..machine import describe
 from ..page import insert
 from ..probe import NoProbeError
@@ -45,9 +46,14 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure every cell that is not finished")
     for name in engines.names():
         ours = sys.executable if name in (OURS, OURS_TOO) else None
-        run.add_argument(f"--{name}-python", metavar="PATH", default=ours, help=f"interpreter that has {name}")
+        run.add_argument(
+            f"--{name}-python", metavar="PATH", default=ours, type=interpreter, help=f"interpreter that has {name}"
+        )
     run.add_argument(
-        "--optimum-python", metavar="PATH", help="interpreter with optimum-intel (default: --openvino-python)"
+        "--optimum-python",
+        metavar="PATH",
+        type=interpreter,
+        help="interpreter with optimum-intel (default: --openvino-python)",
     )
     run.add_argument("--models", type=Path, default=OUT / "models", help="where the random-weight models are made")
     run.add_argument("--out", type=Path, default=OUT / f"{datetime.now(UTC):%F}", help="repetitions and logs")
@@ -57,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
         "--again", nargs="*", default=[], choices=engines.names(), metavar="NAME",
         help="set these engines' earlier repetitions of the chosen cells aside and measure them afresh",
     )  # fmt: skip
-    run.add_argument("--rounds", type=int, default=3, help="clean repetitions of each engine and cell")
-    run.add_argument("--threads", type=int, help="threads of each engine (default: the CPUs that may be used)")
+    run.add_argument("--rounds", type=positive, default=3, help="clean repetitions of each engine and cell")
+    run.add_argument("--threads", type=positive, help="threads of each engine (default: the CPUs that may be used)")
     run.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall",
         help="cpu: rates by processor time, for --threads 1 on a shared machine; give it an --out of its own",
@@ -67,15 +73,17 @@ def parser() -> argparse.ArgumentParser:
         "--without-amx", action="store_true",
         help="let the system refuse AMX tiles to every engine; give it an --out of its own",
     )  # fmt: skip
-    run.add_argument("--minutes", type=float, default=600, help="stop starting cells after that")
-    run.add_argument("--slice-seconds", type=float, default=100, help="longest stay behind --measure-gate at once")
-    run.add_argument("--load-seconds", type=float, default=300, help="an engine that takes longer to load is left out")
+    run.add_argument("--minutes", type=seconds, default=600, help="stop starting cells after that")
+    run.add_argument("--slice-seconds", type=seconds, default=100, help="longest stay behind --measure-gate at once")
+    run.add_argument(
+        "--load-seconds", type=seconds, default=300, help="an engine that takes longer to load is left out"
+    )
     run.add_argument(
         "--measure-gate", default="", metavar="COMMAND", help="runs its argument when the machine is free: 'flock F'"
     )
     run.add_argument("--load-gate", default="", metavar="COMMAND", help="the same for loading and converting models")
     report = commands.add_parser("report", help="the tables, drawings and committed JSON from --out")
-    report.add_argument("--out", type=Path, help="a run on this machine (default: take the committed JSON as it is)")
+    report.add_argument("--out", type=folder, help="a run on this machine (default: take the committed JSON as it is)")
     report.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
     report.add_argument("--readme", type=Path, default=ROOT / "README.md")
     report.add_argument(

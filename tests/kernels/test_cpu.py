@@ -65,6 +65,14 @@ def test_the_environment_lowers_the_instruction_set():
     assert "unknown instruction set 'sse9' in PAGODA_ISA; accepted: base, avx2" in refused.stderr
 
 
+def test_how_codes_are_multiplied_is_asked_before_anything_is_loaded():
+    environment = os.environ | {"PAGODA_KV_PRODUCTS": "sums"}
+    script = "import pagoda.kernels.cpu"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "ConfigError: PAGODA_KV_PRODUCTS=sums; accepted: bytes" in done.stderr
+
+
 SMALL_SIGNAL_STACK = """
 import ctypes, mmap
 class Stack(ctypes.Structure):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,11 +49,22 @@ def best_isa() -> str:
 
     Raises ConfigError for an unknown one in ``PAGODA_ISA``.
     """
+    isa: str = _said(_cpu.best_isa)
+    return isa
+
+
+def byte_products_allowed() -> bool:
+    """Whether int8 and int4 KV may be multiplied as bytes. Raises ConfigError for an unknown ``PAGODA_KV_PRODUCTS``."""
+    allowed: bool = _said(_cpu.byte_products_allowed)
+    return allowed
+
+
+def _said(ask: Callable[[], Any]) -> Any:
+    """What the extension answers that reads the environment."""
     try:
-        isa: str = _cpu.best_isa()
+        return ask()
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return isa
 
 
 def caches() -> tuple[int, int]:

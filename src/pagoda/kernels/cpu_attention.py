@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from ._extension import CODECS, CPU, DTYPES, _cpu, head_rows, store_of
+from ._extension import CODECS, CPU, DTYPES, _cpu, byte_products_allowed, head_rows, store_of
 from .dispatch import Features
 from .layout import PageLayout
 from .ops._table import LayerTable
+
+byte_products_allowed()  # an environment that makes no sense is refused before any weight is read
 
 
 def paged_attention(

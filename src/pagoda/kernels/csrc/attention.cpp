@@ -55,8 +55,9 @@ struct Work {
   }
 };
 
-// What the environment says about products of bytes, read once.
-bool bytes_allowed() {
+}  // namespace
+
+bool byte_products_allowed() {
   static const std::string said = [] {
     const char* value = std::getenv("PAGODA_KV_PRODUCTS");
     return std::string(value ? value : "");
@@ -66,11 +67,9 @@ bool bytes_allowed() {
   throw std::invalid_argument("PAGODA_KV_PRODUCTS=" + said + "; accepted: bytes (int8 and int4 KV times rounded queries, the default), numbers");
 }
 
-}  // namespace
-
 void paged_attention(const AttentionArgs& args, int num_threads, const std::string& isa, AttentionMemo* memo) {
   AttentionArgs a = args;
-  a.byte_products = args.byte_products && bytes_allowed();
+  a.byte_products = args.byte_products && byte_products_allowed();
   auto item_body = PAGODA_BODY(isa, run_item);
 #ifdef PAGODA_AMX
   if (isa_index(isa) == kTilesIsa && a.pairs()) item_body = &amx::run_item;

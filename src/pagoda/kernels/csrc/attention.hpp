@@ -86,6 +86,10 @@ struct AttentionArgs {
 
 class AttentionMemo;  // attention_memo.hpp
 
+// Whether the environment (PAGODA_KV_PRODUCTS, read once) leaves products of int8 and int4 KV to bytes. Throws
+// std::invalid_argument for a value that is none.
+bool byte_products_allowed();
+
 // Runs on up to num_threads threads with the instruction set `isa` ("" = the best here). The result does not depend on the
 // number of threads, nor a sequence's on its batch mates, nor on prefixes being shared: bit for bit. Throws std::out_of_range
 // for a bad page id or row, std::invalid_argument for an unknown or unusable isa. Calls that share a memo find what lies at the same

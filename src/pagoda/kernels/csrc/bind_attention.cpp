@@ -17,6 +17,8 @@ void bind_attention(nb::module_& m) {
     return PageShape(Store(store), page_size, k_dim, v_dim).page_bytes;
   }, "Bytes of a page as the kernels see it; kernels/layout.py must agree.");
 
+  m.def("byte_products_allowed", &byte_products_allowed, "By PAGODA_KV_PRODUCTS; throws for a value that is none.");
+
   m.def("attention_plan", [](uintptr_t rows, int64_t num_rows, int64_t max_pages, uintptr_t row_of, uintptr_t offset,
                              uintptr_t kv_lens, uintptr_t q_starts, int64_t num_seqs, int64_t num_q_heads, int64_t num_kv_heads,
                              int64_t page_size, int64_t k_dim, int64_t v_dim, int64_t window, bool share_prefixes, int num_threads) {
