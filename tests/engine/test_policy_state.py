@@ -74,7 +74,7 @@ def test_what_never_fits_ends_in_an_error_that_says_so(make_llm: Any, oracle: An
 
 def test_one_that_runs_alone_and_finds_no_page_is_not_tried_forever(make_llm: Any) -> None:
     """Pages and notes grow until the last page is not there; computed again, they would grow the same way."""
-    llm = make_llm(page_size=8, kv_memory=kv_bytes(24), max_model_len=160)
+    llm = make_llm(page_size=8, kv_memory=kv_bytes(22), max_model_len=160)
     outputs = llm.generate([prompt(42, 128), prompt(60, 50)], [params("loki(pages=3)"), params("recent(budget=9)")])
     assert outputs[0].error is not None
     assert "of KV beside what kv='loki' remembers, and" in outputs[0].error

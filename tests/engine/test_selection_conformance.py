@@ -331,7 +331,7 @@ def test_what_the_kernels_note_of_a_page_is_what_the_policy_would(tiny, name) ->
     first = policy.sketch_as(keys[:, :6], memory, 0, learned)
     marks = first.new_zeros(2, 12, *first.shape[2:])
     if rule.marks == "columns":
-        marks = by_channel(2, 12, *first.shape[2:], first.dtype)
+        marks = by_channel(2, 12, *first.shape[2:])
     for at in range(6, 9):
         ops.page_marks(keys[:, at : at + 1], rule, marks, at, policy.mark_aids(memory, learned))
         mine, wanted = marks[:, at : at + 1], policy.sketch_as(keys[:, at : at + 1], memory, at, learned)

@@ -5,7 +5,7 @@ import torch
 
 from pagoda.kernels.case import Make
 from pagoda.kernels.ops.page_marks import CASES, MarkAids, reference
-from pagoda.kernels.ops.page_scores import PageRule, by_channel
+from pagoda.kernels.ops.page_scores import PageRule, _out_of_bytes, by_channel
 
 from .isas import ISAS, cpu
 
@@ -16,7 +16,7 @@ def room_for(rule: PageRule, heads: int, pages: int, size: int, dim: int, parts:
     if rule.marks == "halves":
         return torch.zeros(heads, pages, parts, 2 * dim, dtype=torch.bfloat16)
     if rule.marks == "columns":
-        return by_channel(heads, pages, dim, size, torch.bfloat16)
+        return by_channel(heads, pages, dim + 1, size)
     return torch.zeros(heads, pages, -(-dim // 4) + 1, size, 4, dtype=torch.uint8)
 
 
@@ -25,7 +25,7 @@ def room_for(rule: PageRule, heads: int, pages: int, size: int, dim: int, parts:
 def test_corners_columns_and_bytes_are_the_same_to_the_bit(isa, kind):
     for heads, pages, size, dim in SHAPES:
         keys = Make().normal(heads, pages, size, dim, scale=3.0)
-        rule = PageRule(kind, "split" if kind == "halves" else "plain")
+        rule = PageRule(kind, "split" if kind == "halves" else "plain", "product" if kind == "halves" else "peak")
         keys[0, 0, 0] = 0.0
         for parts in (1, size // 4):
             mine, wanted = (room_for(rule, heads, pages + 5, size, dim, parts) for _ in range(2))
@@ -41,6 +41,23 @@ def test_every_instruction_set_makes_the_marks_of_the_reference(isa):
         cpu.page_marks(**mine, isa=isa)
         reference(**wanted)
         torch.testing.assert_close(mine["marks"].float(), wanted["marks"].float(), rtol=8e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("dim", "size", "width"), [(32, 16, 12), (20, 24, 8), (13, 8, 16), (64, 4, 4)])
+def test_keys_are_projected_before_they_are_bytes(isa, dim, size, width):
+    """As the definition does it, but for sums in another order: a byte more or less, and the last digit of a scale."""
+    make = Make()
+    keys, given, rule = make.normal(2, 3, size, dim), make.normal(2, dim, width), PageRule("bytes", "project")
+    mine, wanted = (torch.zeros(2, 6, width // 4 + 1, size, 4, dtype=torch.uint8) for _ in range(2))
+    cpu.page_marks(keys, rule, mine, 2, MarkAids(given), isa=isa)
+    reference(keys, rule, wanted, 2, MarkAids(given))
+    assert not mine[:, :2].any()
+    assert not mine[:, 5:].any()
+    found, exact = _out_of_bytes(mine)[:, 2:5], keys @ given[:, None]
+    largest = exact.abs().amax(-1, keepdim=True)
+    assert ((found - exact).abs() <= largest * 1.001 / 254).all()
+    assert ((found - _out_of_bytes(wanted)[:, 2:5]).abs() <= largest * 1.001 / 127).all()
 
 
 def test_a_key_is_turned_back_to_where_it_began():

@@ -6,7 +6,16 @@ import torch
 from pagoda.core.errors import ConfigError
 from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
-from pagoda.kernels.ops.page_scores import KeyPages, PageRule, corners, in_bytes, in_pairs, page_scores, reference
+from pagoda.kernels.ops.page_scores import (
+    KeyPages,
+    PageRule,
+    corners,
+    in_bytes,
+    in_columns,
+    out_of_columns,
+    page_scores,
+    reference,
+)
 
 from .isas import ISAS, cpu
 
@@ -38,19 +47,37 @@ def test_what_marks_leave_out_changes_nothing(run):
     queries = make.normal(2, 3, 16).bfloat16().float()
     products = queries @ keys.float().flatten(1, 2).transpose(1, 2) * 0.2
     voted = products.softmax(-1).sum(1).view(2, 5, 8).sum(-1)
-    columns = keys.transpose(2, 3).contiguous()
+    columns = in_columns(keys)
     given = keys.float().flatten(1, 2)
     codes = torch.arange(40, dtype=torch.int16).view(1, 5, 8).expand(2, 5, 8).contiguous()
     peak = (products - products.amax(-1, keepdim=True)).exp().amax(1).view(2, 5, 8).sum(-1)
     for rule, marks, aid, wanted in (
         (PageRule("keys", weigh="softmax", sum_heads=True), None, {"keys": KeyPages(pages, layout, ids)}, voted),
-        (PageRule("columns", "thin", "softmax", True, rank=16), columns, {}, voted),
-        (PageRule("pairs"), in_pairs(keys), {}, products.amax(1).view(2, 5, 8).amax(-1) / 0.2),
-        (PageRule("columns"), columns, {}, products.amax(1).view(2, 5, 8).amax(-1) / 0.2),
         (PageRule("codes", weigh="peak"), codes, {"given": given}, peak),
         (PageRule("codes"), codes, {"given": given}, products.amax(1).view(2, 5, 8).amax(-1) / 0.2),
     ):
         torch.testing.assert_close(run(queries, rule, marks, [5, 5], scale=0.2, **aid), wanted, rtol=1e-4, atol=1e-5)
+    found = run(queries, PageRule("columns", "thin", "softmax", True, rank=16), columns, [5, 5], scale=0.2)
+    torch.testing.assert_close(found, voted, rtol=0.05, atol=0.01)  # a byte's, and a byte's of the queries
+    assert not torch.equal(found, voted)
+
+
+def test_no_number_in_a_column_is_further_off_than_half_a_byte():
+    """Of its slot's scale, which is no more than an eighth above what the slot's largest number asks for."""
+    numbers = Make().normal(2, 5, 8, 33) * 10.0 ** torch.arange(-4, 4)[:, None]
+    numbers[0, 0, 0] = 0.0
+    marks = in_columns(numbers)
+    assert marks.dtype is torch.uint8
+    assert marks.shape == (2, 5, 34, 8)
+    found = out_of_columns(marks).transpose(2, 3)
+    largest = numbers.abs().amax(-1, keepdim=True)
+    assert ((found - numbers).abs() <= largest * 1.126 / 254 + 1e-7).all()
+    assert not found[0, 0, 0].any()
+    assert out_of_columns(in_columns(torch.tensor([[[[3e5, -3e5, 1.0]]]]))).flatten().tolist() == [
+        30480.0,
+        -30480.0,
+        0.0,
+    ]
 
 
 def test_equal_outliers_go_by_their_order_and_a_missing_page_is_refused():
@@ -70,9 +97,9 @@ def test_equal_outliers_go_by_their_order_and_a_missing_page_is_refused():
     ("marks", "query", "weigh"),
     [
         ("keys", "plain", "product"),
+        ("columns", "plain", "product"),
         ("rows", "thin", "softmax"),
         ("keys", "split", "peak"),
-        ("bytes", "project", "product"),
     ],
 )
 def test_a_rule_that_no_op_follows_is_refused(marks, query, weigh):
@@ -83,10 +110,10 @@ def test_a_rule_that_no_op_follows_is_refused(marks, query, weigh):
 @pytest.mark.parametrize(
     ("rule", "marks"),
     [
-        (PageRule("pairs", weigh="softmax"), torch.zeros(1, 3, 4, 16, 2, dtype=torch.bfloat16)),
+        (PageRule("bytes", weigh="softmax"), torch.zeros(1, 3, 3, 16, 4, dtype=torch.uint8)),
         (PageRule("rows"), torch.zeros(1, 3, 1, 9)),
     ],
-    ids=["pairs", "product"],
+    ids=["bytes", "product"],
 )
 def test_outliers_that_no_op_finds_are_refused(rule, marks):
     with pytest.raises(ConfigError, match="outliers=2 .* accepted: 0, or rows"):
@@ -146,12 +173,12 @@ def test_queries_are_prepared_as_the_definition_says(isa, dim, group, rank):
     make = Make()
     queries, keys = make.normal(2, group, dim), make.normal(2, 9, 8, dim)
     queries[:, :, 1::3] = queries[:, :, :1]  # equal channels
-    columns = keys.transpose(2, 3).bfloat16().contiguous()
-    width = rank + rank % 2
+    columns = in_columns(keys)
+    width = rank + -rank % 4
     basis = make.normal(2, dim, width)
     for rule, marks, aid in (
         (PageRule("columns", "thin", "softmax", True, rank=rank), columns, {}),
-        (PageRule("pairs", "project"), in_pairs(keys @ basis[:, None]), {"given": basis}),
+        (PageRule("bytes", "project"), in_bytes(keys @ basis[:, None]), {"given": basis}),
         (PageRule("halves", "split"), corners(keys)[:, :, None], {}),
     ):
         found, wanted = (

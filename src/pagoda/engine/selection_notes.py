@@ -167,7 +167,10 @@ class Notes:
         self.room(layer, end, columns)[heads, first:end] = made
 
     def _grow(self, layer: int, end: int, shape: tuple[int, ...], like: Tensor, columns: bool) -> None:
-        before, whole = self.sketches[layer], (self.sketched.shape[1], end + end // 4 + 4, *shape)
+        room = end + end // 4 + 4
+        if columns:  # each begins with a line
+            room = -(-room // 4) * 4
+        before, whole = self.sketches[layer], (self.sketched.shape[1], room, *shape)
         heads, pages, *rest = whole
         laid = (heads, rest[0], pages, rest[1]) if columns else whole
         if like.device.type == "cpu":

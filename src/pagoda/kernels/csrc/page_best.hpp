@@ -6,7 +6,7 @@
 namespace pagoda {
 namespace {
 
-constexpr int64_t kFewKeys = 64;  // each of which is compared with each of the others
+constexpr int64_t kFewKeys = kLanes == 16 ? 32 : 64;  // each of which is compared with each of the others
 
 // Integers in the order of the floats; -0 is 0, and NaN the lowest.
 inline IntVec ordered(Vec x) {
@@ -63,26 +63,44 @@ inline void largest_of_few(const int32_t* keys, int64_t count, int64_t keep, int
   for (int64_t i = 0, n = 0; i < count && n < keep; ++i) out[n] = int32_t(i), n += ranks[i] < keep;
 }
 
+// The places of the keys above `least`, and of the first `equals` that are equal to it, to `out`; there is room for one more.
+inline void places_from(const int32_t* keys, int64_t count, int32_t least, int64_t equals, int32_t* out) {
+#if defined(__AVX512F__)
+  const __m512i limit = _mm512_set1_epi32(least);
+  __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int64_t i = 0; i < count; i += kLanes, place = _mm512_add_epi32(place, _mm512_set1_epi32(kLanes))) {
+    const __m512i some = _mm512_loadu_si512(keys + i);
+    uint32_t equal = _mm512_cmpeq_epi32_mask(some, limit), taken = 0;
+    for (; equal && equals > 0; equal &= equal - 1, --equals) taken |= equal & -equal;
+    const auto mask = __mmask16(_mm512_cmpgt_epi32_mask(some, limit) | taken);
+    _mm512_mask_compressstoreu_epi32(out, mask, place);
+    out += __builtin_popcount(mask);
+  }
+#else
+  for (int64_t i = 0, n = 0; i < count; ++i) {
+    const int64_t equal = keys[i] == least;
+    out[n] = int32_t(i);
+    n += (keys[i] > least) | (equal & int64_t{equals > 0});
+    equals -= equal;
+  }
+#endif
+}
+
 // The places of the `keep` (1 … count) largest keys to `out` [keep + 1], in ascending order; of equals the earlier. Where they are many the
 // limit is found bit by bit from the highest, in a pass over all keys each. No branch depends on a key: sorting by comparisons
 // mispredicts a third of them, and 51 of 512 took three times as long.
 inline void largest_keys(const int32_t* keys, int64_t count, int64_t keep, int32_t* out) {
   if (count <= kFewKeys) return largest_of_few(keys, count, keep, out);
   uint32_t limit = 0;  // of keys with the sign's bit turned
+  int64_t above = 0;
   for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
     const int64_t found = count_from(keys, count, int32_t((limit | bit) ^ (1u << 31)));
     if (found >= keep) limit |= bit;
     if (found == keep) break;
   }
   const int32_t least = int32_t(limit ^ (1u << 31));
-  int64_t above = 0;
-  for (int64_t i = 0; i < count; ++i) above += keys[i] > least;
-  for (int64_t i = 0, n = 0, equals = keep - above; i < count && n < keep; ++i) {
-    const int64_t equal = keys[i] == least;
-    out[n] = int32_t(i);
-    n += (keys[i] > least) | (equal & int64_t{equals > 0});
-    equals -= equal;
-  }
+  if (least < 0x7fffffff) above = count_from(keys, count, least + 1);
+  places_from(keys, count, least, keep - above, out);
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ constexpr int64_t kMarkPad = 16;  // slots that a body rounds a page's up to
 
 inline int64_t page_mark_room(const PageMarkArgs& a) {
   const int64_t slots = (a.shape.page_size + kMarkPad - 1) / kMarkPad * kMarkPad;
-  return 3 * slots * (a.shape.k_dim + 2) + 2 * a.shape.k_dim;
+  return 3 * slots * (a.shape.k_dim + 4) + 2 * a.shape.k_dim;
 }
 
 void mark_page(PageMarkArgs args, const std::string& isa);

@@ -105,10 +105,26 @@ void note_means(const PageMarkArgs& a, const Keys& keys) {
   }
 }
 
+// The nearest integer, of -127 … 127, and 128.
+inline uint8_t byte_of(float x) {
+  const float shifted = (x < -127.0f ? -127.0f : x > 127.0f ? 127.0f : x) + 12582912.0f;  // 1.5 * 2^23: the integer is in its lowest bits
+  uint32_t bits;
+  memcpy(&bits, &shifted, 4);
+  return uint8_t(bits - 0x4b400000u + 128u);
+}
+
+// Bytes by channel, each slot's beside a scale of its own.
 void note_columns(const PageMarkArgs& a, const Keys& keys) {
-  for (int64_t d = 0; d < keys.dim; ++d) {
-    uint16_t* to = (uint16_t*)a.marks + (d * a.room + a.number) * keys.size;
-    for (int64_t slot = 0; slot < keys.size; ++slot) narrow(keys.by_slot[slot * keys.dim + d], to + slot);
+  const int64_t apart = a.room * keys.size;
+  uint8_t* const to = (uint8_t*)a.marks + a.number * keys.size;
+  for (int64_t slot = 0; slot < keys.size; ++slot) {
+    const float* x = keys.by_slot + slot * keys.dim;
+    float most = 0.0f;
+    for (int64_t d = 0; d < keys.dim; ++d) most = __builtin_fabsf(x[d]) > most ? __builtin_fabsf(x[d]) : most;
+    const uint8_t byte = byte_of_scale(most / 127.0f);
+    const float scale = scale_of(byte);
+    for (int64_t d = 0; d < keys.dim; ++d) to[d * apart + slot] = byte_of(x[d] / scale);
+    to[keys.dim * apart + slot] = byte;
   }
 }
 
@@ -128,18 +144,17 @@ inline void products_with(const Keys& keys, const float* given, int64_t apart, i
   }
 }
 
-void note_pairs(const PageMarkArgs& a, const Keys& keys) {
+// The products of keys with all columns of `given`, by slots, in place of the keys.
+Keys project(const PageMarkArgs& a, Keys keys) {
   const int64_t width = a.rule.stride;
-  uint16_t* to = (uint16_t*)a.marks + a.number * width * keys.size;
-  for (int64_t w = 0; w < width; ++w) {
-    const auto put = [&](int64_t slot, const Vec& sum) {
+  for (int64_t w = 0; w < width; ++w)
+    products_with<1>(keys, a.given + w, width, 0, [&](int64_t slot, const Vec* sum) {
       float lanes[kLanes];
-      store(lanes, sum);
-      for (int64_t i = 0; i < kLanes && slot + i < keys.size; ++i) narrow(lanes[i], to + 2 * (w / 2 * keys.size + slot + i) + w % 2);
-    };
-    if (Query(a.rule.query) == Query::project) products_with<1>(keys, a.given + w, width, 0, [&](int64_t slot, const Vec* sum) { put(slot, *sum); });
-    else for (int64_t slot = 0; slot < keys.slots; slot += kLanes) put(slot, load(keys.by_channel + w * keys.slots + slot));
-  }
+      store(lanes, *sum);
+      for (int64_t i = 0; i < kLanes; ++i) keys.by_slot[(slot + i) * width + w] = lanes[i];
+    });
+  keys.dim = width;
+  return keys;
 }
 
 void note_bytes(const PageMarkArgs& a, const Keys& keys) {
@@ -151,10 +166,7 @@ void note_bytes(const PageMarkArgs& a, const Keys& keys) {
     for (int64_t d = 0; d < keys.dim; ++d) most = __builtin_fabsf(x[d]) > most ? __builtin_fabsf(x[d]) : most;
     const float scale = most / 127.0f, unit = scale > 1e-30f ? scale : 1e-30f;
     for (int64_t d = 0; d < width; ++d) {
-      const float shifted = (d < keys.dim ? x[d] / unit : 0.0f) + 12582912.0f;  // 1.5 * 2^23: the integer is in its lowest bits
-      uint32_t bits;
-      memcpy(&bits, &shifted, 4);
-      to[d / 4 * plane + 4 * slot + d % 4] = uint8_t(bits - 0x4b400000u + 128u);
+      to[d / 4 * plane + 4 * slot + d % 4] = byte_of(d < keys.dim ? x[d] / unit : 0.0f);
     }
     memcpy(to + width / 4 * plane + 4 * slot, &scale, 4);
   }
@@ -200,15 +212,16 @@ namespace PAGODA_ISA {
 
 void run_page_marks(const PageMarkArgs& a) {
   Keys keys{a.shape.page_size, a.shape.k_dim, (a.shape.page_size + kMarkPad - 1) / kMarkPad * kMarkPad, nullptr, nullptr};
-  keys.by_slot = a.room_numbers, keys.by_channel = keys.by_slot + keys.slots * (keys.dim + 2);
-  float* const rest = keys.by_channel + keys.slots * (keys.dim + 2);
+  keys.by_slot = a.room_numbers, keys.by_channel = keys.by_slot + keys.slots * (keys.dim + 4);
+  float* const rest = keys.by_channel + keys.slots * (keys.dim + 4);
   read_keys(a, keys);
   switch (a.rule.kind()) {
     case Marks::halves: return Query(a.rule.query) == Query::split ? note_corners(a, keys) : note_means<uint16_t>(a, keys);
     case Marks::rows: return note_means<float>(a, keys);
     case Marks::columns: return note_columns(a, keys);
-    case Marks::bytes: return note_bytes(a, keys);
-    case Marks::pairs: return transpose(keys), note_pairs(a, keys);
+    case Marks::bytes:
+      if (Query(a.rule.query) != Query::project) return note_bytes(a, keys);
+      return transpose(keys), note_bytes(a, project(a, keys));
     case Marks::codes: return transpose(keys), note_codes(a, keys, rest);
     default: return;
   }

@@ -1,9 +1,10 @@
-// Products of a group's queries with what is noted of pages (page_scores.hpp), for one instruction set: rows, columns, pairs, bytes, or keys
+// Products of a group's queries with what is noted of pages (page_scores.hpp), for one instruction set: rows, columns, bytes, or keys
 // where they lie.
 #pragma once
 
 #include "attention_few.hpp"
 #include "attention_rows.hpp"
+#include "page_columns.hpp"
 #include "page_scores.hpp"
 #include "vec.hpp"
 
@@ -123,72 +124,35 @@ void store_row_products(const float* queries, int64_t heads, int64_t width, cons
   });
 }
 
-constexpr int64_t kNumbersAhead = 256;  // of each channel, of which more are read at once than the machine follows by itself
-constexpr int64_t kPagesAhead = 2;      // of pages in pairs: the machine follows by itself no further than 4 KiB
-
-inline Vec load_columns(const uint16_t* at, int64_t count) {
-  if (count >= kLanes) return load(at);
-  uint16_t some[kLanes] = {};
-  memcpy(some, at, 2 * count);
-  return load(some);
-}
-
-// sum[head] += queries . channels of a register of slots, channel by channel; what lies `ahead` numbers further on is fetched.
-template <int kHeads>
-inline void column_products(const PageScoreArgs& a, const PreparedQueries& q, int64_t head, const uint16_t* columns, int64_t slots,
-                            int64_t ahead, Vec (&sum)[kHeads]) {
-  const float* queries = q.queries + head * q.width;
-  const int64_t channel = a.room * a.rule.per_page;
-  for (int64_t w = 0; w < q.width; ++w) {
-    const uint16_t* at = columns + (q.channels ? q.channels[w] : w) * channel;
-    if (ahead) __builtin_prefetch(at + ahead);
-    const Vec part = load_columns(at, slots);
-#pragma GCC unroll 8
-    for (int h = 0; h < kHeads; ++h) sum[h] = fused(part, queries[h * q.width + w], sum[h]);
-  }
-}
-
-// The same for channels in pairs.
-template <int kHeads>
-inline void pair_products(const PageScoreArgs& a, const PreparedQueries& q, int64_t head, const uint16_t* pairs, int64_t slots,
-                          int64_t ahead, Vec (&sum)[kHeads]) {
-  const int64_t words = q.width / 2;
-  for (int64_t w = 0; w < words; ++w, pairs += 2 * a.rule.per_page) {
-    if (ahead) __builtin_prefetch((const char*)pairs + ahead);
-    UintVec both{};
-    if (slots == kLanes) memcpy(&both, pairs, sizeof both);
-    else memcpy(&both, pairs, 4 * slots);  // a call
-#if PAGODA_DPBF16
-#pragma GCC unroll 8
-    for (int h = 0; h < kHeads; ++h) sum[h] = Pairs::step(sum[h], splat_word(q.words + (head + h) * words + w), (__m512)both);
-#else
-    const Vec first = (Vec)(both << 16), second = (Vec)(both & 0xffff0000u);
-    const float* queries = q.queries + head * q.width + 2 * w;
-#pragma GCC unroll 8
-    for (int h = 0; h < kHeads; ++h) sum[h] += splat(queries[h * q.width]) * first + splat(queries[h * q.width + 1]) * second;
-#endif
-  }
-}
-
 constexpr int64_t kBytesAhead = 4096;  // of pages of bytes, which lie one behind the other
 
-// The same for bytes: four channels of a register of slots at a time, summed without a loss.
+// Some heads' queries for bytes (PreparedQueries), from the `head`th on.
+struct ByteQueries {
+  const int8_t* codes;
+  const int32_t* starts;  // -128 times the sum of the codes
+  const float* units;
+  int64_t fours, apart;  // bytes from one four to the next
+
+  ByteQueries(const PageScoreArgs& a, const PreparedQueries& q, int64_t head)
+      : codes(q.codes + 4 * head), starts(q.starts + head), units(q.units + head), fours(q.fours()), apart(4 * a.heads) {}
+};
+
+// sum[head] = queries . channels of a register of slots, in units of the head: four channels at a time, `plane` bytes from one four to the
+// next, summed without a loss; scales lie behind the last. What lies `ahead` bytes further on is fetched.
 template <int kHeads>
-inline void byte_products(const PageScoreArgs& a, const PreparedQueries& q, int64_t head, const uint8_t* words, int64_t slots,
-                          int64_t ahead, Vec (&sum)[kHeads]) {
-  const int64_t plane = 4 * a.rule.per_page, count = a.rule.stride / 4;
-  const int8_t* codes = q.codes + head * a.rule.stride;
+inline void byte_products(const ByteQueries& q, const uint8_t* words, int64_t plane, int64_t slots, int64_t ahead, Vec (&sum)[kHeads]) {
   UintVec four{};
   IntVec total[kHeads];
 #pragma GCC unroll 8
-  for (int h = 0; h < kHeads; ++h) total[h] = IntVec{} - q.offsets[head + h];
-  for (int64_t w = 0; w < count; ++w, words += plane, codes += 4) {
+  for (int h = 0; h < kHeads; ++h) total[h] = IntVec{} + q.starts[h];
+  const int8_t* codes = q.codes;
+  for (int64_t w = 0; w < q.fours; ++w, words += plane, codes += q.apart) {
     if (ahead) __builtin_prefetch(words + ahead);
     if (slots == kLanes) memcpy(&four, words, sizeof four);
     else memcpy(&four, words, 4 * slots);
 #pragma GCC unroll 8
     for (int h = 0; h < kHeads; ++h) {
-      const int8_t* code = codes + h * a.rule.stride;
+      const int8_t* code = codes + 4 * h;
 #if defined(__AVX512VNNI__)
       int32_t word;
       memcpy(&word, code, 4);
@@ -203,7 +167,7 @@ inline void byte_products(const PageScoreArgs& a, const PreparedQueries& q, int6
   if (slots == kLanes) memcpy(&scales, words, sizeof scales);
   else memcpy(&scales, words, 4 * slots);
 #pragma GCC unroll 8
-  for (int h = 0; h < kHeads; ++h) sum[h] = __builtin_convertvector(total[h], Vec) * (scales * q.units[head + h]);
+  for (int h = 0; h < kHeads; ++h) sum[h] = __builtin_convertvector(total[h], Vec) * scales;
 }
 
 // Pages that are scored together.
@@ -211,32 +175,22 @@ struct Pages {
   int64_t first, end;
 };
 
-// The first numbers of each channel that is read, which no other number's fetching reaches.
-inline void fetch_columns(const PageScoreArgs& a, const PreparedQueries& q) {
-  const int64_t channel = a.room * a.rule.per_page, count = a.pages * a.rule.per_page;
-  for (int64_t i = 0; i < (count < kNumbersAhead ? count : kNumbersAhead); i += 32)
-    for (int64_t w = 0; w < q.width; ++w) __builtin_prefetch((const uint16_t*)a.marks + (q.channels ? q.channels[w] : w) * channel + i);
-}
-
-// Calls use(head, page, first slot, slots, products [kHeads]) for all slots of the pages, a register of slots at a time.
+// Calls use(head, page, first slot, slots, products [kHeads]) for all slots of the pages, a register of slots at a time: marks of bytes.
 template <typename Use>
-void each_column(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, Asking& asking, Use use) {
-  const int64_t per_page = a.rule.per_page;
-  const bool by_channel = a.rule.kind() == Marks::columns;
-  const int64_t apart = by_channel ? 2 * per_page : a.rule.mark_bytes(), slot_bytes = by_channel ? 2 : 4;
+void each_register(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, Asking& asking, Use use) {
+  const int64_t per_page = a.rule.per_page, apart = a.rule.mark_bytes();
   const char* const end = a.marks + a.pages * apart;
   by_heads(a.heads, [&](int64_t head, auto n) {
+    const ByteQueries in_bytes(a, q, head);
     for (int64_t page = pages.first; page < pages.end; ++page) {
       const char* marks = a.marks + page * apart;
       for (int64_t slot = 0; slot < per_page; slot += kLanes) {
         const int64_t slots = per_page - slot < kLanes ? per_page - slot : kLanes;
+        const char* at = marks + slot * 4;
         Vec sum[n.value];
+        byte_products(in_bytes, (const uint8_t*)at, 4 * per_page, slots, within(at, end, kBytesAhead), sum);
 #pragma GCC unroll 8
-        for (int h = 0; h < n.value; ++h) sum[h] = Vec{};
-        const char* at = marks + slot * slot_bytes;
-        if (a.rule.kind() == Marks::bytes) byte_products(a, q, head, (const uint8_t*)at, slots, within(at, end, kBytesAhead), sum);
-        else if (a.rule.kind() == Marks::pairs) pair_products(a, q, head, (const uint16_t*)at, slots, within(at, end, kPagesAhead * apart), sum);
-        else column_products(a, q, head, (const uint16_t*)at, slots, within(at, end, 2 * kNumbersAhead) / 2, sum);
+        for (int h = 0; h < n.value; ++h) sum[h] *= in_bytes.units[h];
         use(head, page, slot, slots, sum);
         asking.step();
       }
@@ -244,8 +198,8 @@ void each_column(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, 
   });
 }
 
-// Steps of Asking that a score takes by each_column().
-inline int64_t column_steps(const PageScoreArgs& a) { return a.pages * ((a.rule.per_page + kLanes - 1) / kLanes) * ((a.heads + 7) / 8); }
+// Steps of Asking that a score takes by each_register().
+inline int64_t register_steps(const PageScoreArgs& a) { return a.pages * ((a.rule.per_page + kLanes - 1) / kLanes) * ((a.heads + 7) / 8); }
 
 // Where the products of pages with one head go: `first` page's first slot, from one head to the next.
 struct Products {
@@ -253,11 +207,47 @@ struct Products {
   int64_t ld;
 };
 
-void store_column_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, Products products, Asking& asking) {
-  each_column(a, q, pages, asking, [&](int64_t head, int64_t page, int64_t slot, int64_t, auto& sum) {
+void store_register_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, Products products, Asking& asking) {
+  each_register(a, q, pages, asking, [&](int64_t head, int64_t page, int64_t slot, int64_t, auto& sum) {
     float* to = products.at + head * products.ld + (page - pages.first) * a.rule.per_page + slot;
     for (const Vec& one : sum) store(to, one), to += products.ld;  // lanes behind the page's slots are the next page's
   });
+}
+
+// What a head's products are worth.
+inline float unit_of(const PageScoreArgs& a, const PreparedQueries& q, int64_t head) {
+  return a.rule.kind() == Marks::columns ? q.units[head] : 1.0f;
+}
+
+// Of slots that were brought together, in units of each head; whole registers are written.
+template <int kHeads>
+void store_together(const ByteQueries& q, const char* together, int64_t count, float* to, int64_t ld) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Vec sum[kHeads];
+    byte_products(q, (const uint8_t*)together + 4 * i, kFourTogether, kLanes, 0, sum);
+#pragma GCC unroll 8
+    for (int h = 0; h < kHeads; ++h) store(to + h * ld + i, sum[h]);
+  }
+}
+
+// Steps of Asking in it.
+inline int64_t column_steps(const PageScoreArgs& a) { return a.pages * a.rule.per_page / kTogether + 1; }
+
+// `room`: page_score_room() has it.
+void store_column_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, float* room, Products products, Asking& asking) {
+  const int64_t first = pages.first * a.rule.per_page, end = pages.end * a.rule.per_page, all = a.pages * a.rule.per_page, fours = q.fours();
+  const char** const columns = (const char**)room;
+  char* const together = (char*)(columns + 4 * fours);
+  const char* const scales = column_of_scales(a);
+  find_columns(a, q, columns);
+  if (!q.asked && first == 0) fetch_columns(columns, fours, scales, all);
+  for (int64_t at = first; at < end; at += kTogether) {
+    const int64_t count = end - at < kTogether ? end - at : kTogether;
+    bring_together(columns, fours, scales, at, count, at + kColumnsAhead < all ? kColumnsAhead : 0, together);
+    float* const to = products.at + at - first;
+    by_heads(a.heads, [&](int64_t head, auto n) { store_together<n.value>({a, q, head}, together, count, to + head * products.ld, products.ld); });
+    asking.step();
+  }
 }
 
 const char* keys_of(const PageScoreArgs& a, int64_t page) {
@@ -307,8 +297,11 @@ void store_key_products(const PageScoreArgs& a, const PreparedQueries& q, Pages 
 
 // The products of all heads with every slot of the pages.
 void store_slot_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, float* room, Products products, Asking& asking) {
-  if (a.rule.kind() == Marks::keys) store_key_products(a, q, pages, room, products);
-  else store_column_products(a, q, pages, products, asking);
+  switch (a.rule.kind()) {
+    case Marks::keys: return store_key_products(a, q, pages, room, products);
+    case Marks::columns: return store_column_products(a, q, pages, room, products, asking);
+    default: return store_register_products(a, q, pages, products, asking);
+  }
 }
 
 }  // namespace

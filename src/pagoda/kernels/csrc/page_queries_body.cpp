@@ -33,21 +33,38 @@ float largest_size(const float* x, int64_t count) {
   return most;
 }
 
+// out [count]: some of the numbers. Whole registers are written at once: of numbers that were written one by one a register is read late.
+void pick(const float* numbers, const int32_t* which, int64_t count, float* out) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  for (; i + kLanes <= count; i += kLanes) store(out + i, (Vec)_mm512_i32gather_ps(_mm512_loadu_si512(which + i), numbers, 4));
+#endif
+  for (; i < count; ++i) out[i] = numbers[which[i]];
+}
+
 // The `rank` channels in which the group's queries are largest, in their order; each head grows by what it leaves out. `size` [dim];
 // `channels` [3 (dim + kPageScorePad)], of which the first are the answer.
 void thin(const PageScoreArgs& a, const float* raw, int64_t rank, float* size, int32_t* channels, float* out) {
-  for (int64_t d = 0; d < a.dim; ++d) size[d] = 0.0f;
-  for (int64_t h = 0; h < a.heads; ++h)
-    for (int64_t d = 0; d < a.dim; ++d) size[d] += __builtin_fabsf(raw[h * a.dim + d]);
+  int64_t done = 0;
+  for (; done + kLanes <= a.dim; done += kLanes) {
+    Vec sum{};
+    for (int64_t h = 0; h < a.heads; ++h) sum += without_sign(load(raw + h * a.dim + done));
+    store(size + done, sum);
+  }
+  for (; done < a.dim; ++done) {
+    size[done] = 0.0f;
+    for (int64_t h = 0; h < a.heads; ++h) size[done] += __builtin_fabsf(raw[h * a.dim + done]);
+  }
   int32_t* const keys = channels + a.dim + kPageScorePad;
   order(size, a.dim, keys);
   largest_keys(keys, a.dim, rank, channels);
   for (int64_t h = 0; h < a.heads; ++h) {
     const float *q = raw + h * a.dim, all = sum_of_sizes(q, a.dim);
     float* const few = out + h * rank;
-    for (int64_t i = 0; i < rank; ++i) few[i] = q[channels[i]];
+    pick(q, channels, rank, few);
     const float covered = __builtin_sqrtf(sum_of_sizes(few, rank) / (all > 1e-9f ? all : 1e-9f));
-    for (int64_t i = 0; i < rank; ++i) few[i] = covered > 0.0f ? few[i] / covered : 0.0f;
+    const float growth = covered > 0.0f ? 1.0f / covered : 0.0f;
+    for (int64_t i = 0; i < rank; ++i) few[i] *= growth;
   }
 }
 
@@ -83,28 +100,31 @@ void prepare(const PageScoreArgs& a, const float* q, int64_t width, float* out) 
   }
 }
 
-// All numbers to the nearest of bfloat16, ties to even; `words` are them in pairs.
-void round_to_bf16(float* numbers, int64_t count, float* words) {
-  uint16_t* const halves = (uint16_t*)words;
-  for (int64_t i = 0; i < count; ++i) narrow(numbers[i], halves + i), numbers[i] = widen(halves[i]);
-}
-
-// Each head's numbers to 127ths of its largest, ties to even.
-void round_to_bytes(const PageScoreArgs& a, const float* prepared, int64_t width, const QueryRoom& room) {
-  const int64_t stride = a.rule.stride;
+// Each head's numbers to 127ths of its largest, ties to even; codes [fours][heads][4], zeros behind the last one.
+void round_to_bytes(const PageScoreArgs& a, const float* prepared, const PreparedQueries& q, const QueryRoom& room) {
+  const int64_t width = q.width, fours = q.fours();
   for (int64_t h = 0; h < a.heads; ++h) {
-    const float *q = prepared + h * width, top = largest_size(q, width), unit = top > 0.0f ? 127.0f / top : 0.0f;
-    int8_t* const codes = room.codes + h * stride;
-    int32_t sum = 0;
-    for (int64_t d = 0; d < width; ++d) {
-      const float shifted = q[d] * unit + 12582912.0f;  // 1.5 * 2^23: the integer is in its lowest bits
-      int32_t bits;
-      memcpy(&bits, &shifted, 4);
-      const auto code = int8_t(bits - 0x4b400000);  // 0 where q[d] is no number
-      codes[d] = code, sum += code;
+    const float *numbers = prepared + h * width, top = largest_size(numbers, width), unit = top > 0.0f ? 127.0f / top : 0.0f;
+    IntVec sum{};
+    for (int64_t d = 0; d < 4 * fours; d += kLanes) {
+      const Vec shifted = load_some(numbers + d, width > d ? width - d : 0) * unit + splat(12582912.0f);  // 1.5 * 2^23: the integer is in its lowest bits
+      const IntVec codes = ((IntVec)shifted - 0x4b400000) << 24 >> 24;  // 0 where it is no number
+      sum += codes;
+      int8_t bytes[kLanes];
+#if defined(__AVX512F__)
+      _mm_storeu_si128((__m128i*)bytes, _mm512_cvtepi32_epi8((__m512i)codes));
+#else
+      for (int i = 0; i < kLanes; ++i) bytes[i] = int8_t(codes[i]);
+#endif
+      for (int64_t i = 0; i < kLanes && d + i < 4 * fours; i += 4) memcpy(room.codes + ((d + i) / 4 * a.heads + h) * 4, bytes + i, 4);
     }
-    for (int64_t d = width; d < stride; ++d) codes[d] = 0;
-    room.units[h] = top * (1.0f / 127.0f), room.offsets[h] = 128 * sum;
+    int32_t all = 0;
+#if defined(__AVX512F__)
+    all = _mm512_reduce_add_epi32((__m512i)sum);
+#else
+    for (int i = 0; i < kLanes; ++i) all += sum[i];
+#endif
+    room.units[h] = top * (1.0f / 127.0f), room.starts[h] = -128 * all;
   }
 }
 
@@ -150,10 +170,9 @@ void prepare_queries(const PageScoreArgs& a, const void* queries, Dtype dtype, i
   if (Query(a.rule.query) == Query::thin) thin(a, raw, q.width, raw + a.heads * a.dim, room.channels, out), q.channels = room.channels;
   else for (int64_t h = 0; h < a.heads; ++h) prepare(a, raw + h * a.dim, q.width, out + h * q.width);
   q.queries = out;
-  if (a.rule.kind() == Marks::pairs) round_to_bf16(out, count, room.words), q.words = room.words;
-  if (a.rule.kind() == Marks::bytes) {
-    round_to_bytes(a, out, q.width, room);
-    q.codes = room.codes, q.units = room.units, q.offsets = room.offsets;
+  if (a.rule.kind() == Marks::bytes || a.rule.kind() == Marks::columns) {
+    round_to_bytes(a, out, q, room);
+    q.codes = room.codes, q.units = room.units, q.starts = room.starts;
   }
   q.are_bf16 = a.rule.kind() == Marks::keys && are_bf16(out, count);
 }

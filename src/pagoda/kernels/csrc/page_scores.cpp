@@ -25,6 +25,19 @@ float behind(const PageScoreArgs& a, int64_t mark) {
   return std::memcpy(&number, &bits, 4), number;
 }
 
+// Room for so many numbers, from a line's beginning on: a register of numbers then lies in one line.
+template <typename Number>
+Number* room_for(int64_t count, std::vector<Number>& in) {
+  in.resize(count + 64 / sizeof(Number));
+  return reinterpret_cast<Number*>((reinterpret_cast<uintptr_t>(in.data()) + 63) & ~uintptr_t{63});
+}
+
+// From a line's beginning on, so that the last one counts, too.
+Bytes lines_of(const char* at, int64_t count) {
+  const int64_t before = reinterpret_cast<uintptr_t>(at) & 63;
+  return {at - before, count + before};
+}
+
 }  // namespace
 
 void check_pages(const int32_t* ids, int64_t count, int64_t offset, int64_t num_pages) {
@@ -36,12 +49,12 @@ void check_pages(const int32_t* ids, int64_t count, int64_t offset, int64_t num_
 void PageScorer::prepare(const PageScoreArgs& a, const void* queries, Dtype dtype, int64_t q_stride, const std::string& isa) {
   args_ = a;
   if (a.pages == 0) return;
-  const int64_t width = a.rule.width(a.dim), kept = a.rule.kind() == Marks::bytes ? a.heads * a.rule.stride : 0;
-  queries_.resize(query_room(a.heads, a.dim, width)), words_.resize(a.heads * (width + kPageScorePad)), codes_.resize(kept + kPageScorePad);
-  units_.resize(a.heads), offsets_.resize(a.heads), channels_.resize(3 * (a.dim + kPageScorePad)), room_.resize(page_score_room(a));
+  const int64_t width = a.rule.width(a.dim);
+  units_.resize(a.heads), starts_.resize(a.heads), codes_.resize(a.heads * (width + kPageScorePad));
   prepared_ = PreparedQueries();
-  prepared_.width = width, prepared_.room = room_.data();
-  const QueryRoom room{queries_.data(), words_.data(), units_.data(), channels_.data(), offsets_.data(), codes_.data()};
+  prepared_.width = width, prepared_.room = room_for(page_score_room(a), room_);
+  const QueryRoom room{room_for(query_room(a.heads, a.dim, width), queries_), units_.data(),
+                       room_for(3 * (a.dim + kPageScorePad), channels_), starts_.data(), codes_.data()};
   PAGODA_BODY(isa, prepare_queries)(a, queries, dtype, q_stride, room, prepared_);
 }
 
@@ -50,10 +63,9 @@ void PageScorer::find_lines(std::vector<Bytes>& to) {
   const PageScoreArgs& a = args_;
   if (a.pages == 0 || a.rule.kind() == Marks::keys) return;
   if (a.rule.kind() == Marks::columns) {
-    const int64_t page = 2 * a.rule.per_page, count = std::min(a.pages * page, kMostSoon / prepared_.width);
-    for (int64_t w = 0; w < prepared_.width; ++w)
-      to.push_back({a.marks + (prepared_.channels ? prepared_.channels[w] : w) * a.room * page, count});
-    return;
+    const int64_t apart = a.room * a.rule.per_page, count = std::min(a.pages * a.rule.per_page, kMostSoon / (prepared_.width + 1));
+    for (int64_t w = 0; w < prepared_.width; ++w) to.push_back(lines_of(a.marks + (prepared_.channels ? prepared_.channels[w] : w) * apart, count));
+    return to.push_back(lines_of(a.marks + (a.rule.stride - 1) * apart, count));
   }
   if (a.rule.kind() == Marks::codes) to.push_back({reinterpret_cast<const char*>(a.given), std::min(4 * a.num_given * prepared_.width, kMostSoon)});
   to.push_back({a.marks, std::min(a.pages * a.rule.mark_bytes(), kMostSoon)});

@@ -2,10 +2,10 @@
 //
 //   marks     rows     float [page][mark][stride]   bounds of boxes, mean keys            product of a query with each mark
 //             halves   bfloat16, the same
-//             columns  bfloat16 [channel][page of `room`][slot]   the numbers of every key, of which some are read   with each slot
-//             pairs    bfloat16 [page][two channels][slot][2]   the same, for queries that want all of them, as bfloat16
-//             bytes    uint8 [page][four channels][slot][4]     the same in half of the bytes: code + 128, then float [slot]
-//                      scales; queries are rounded to 127ths of a head's largest number
+//             columns  uint8 [channel][page of `room`][slot]    the numbers of every key, of which some are read      with each slot
+//                      code + 128; behind the channels as much again is the slots' scales (scale_of)
+//             bytes    uint8 [page][four channels][slot][4]     the same, for queries that want all of them: code + 128, then float [slot]
+//                      scales. To meet bytes, queries are rounded to 127ths of a head's largest number
 //             codes    int16 [page][slot]   which of `given` [codes][width] is near       with each of `given`, looked up by slot
 //             keys     the keys in the page                                               with each slot
 //   weigh     product: the largest of a page is its score. softmax: over all of a head's. peak: e^(x - the head's largest).
@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -22,17 +23,35 @@
 
 namespace pagoda {
 
-enum class Marks : int32_t { rows = 0, columns = 1, codes = 2, keys = 3, pairs = 4, bytes = 5, halves = 6 };
+enum class Marks : int32_t { rows = 0, columns = 1, codes = 2, keys = 3, bytes = 4, halves = 5 };
 // What becomes of a query first: nothing; max(q, 0) beside min(q, 0); its product with `given` [dim][width]; a turn by `turn`; its `rank`
 // channels that are largest over the group.
 enum class Query : int32_t { plain = 0, split = 1, project = 2, turn = 3, thin = 4 };
 enum class Weigh : int32_t { product = 0, softmax = 1, peak = 2 };
 
+// The scale of a slot's bytes in a byte: 1, 1.125, … 1.875 times 2^-24 … 2^7.
+constexpr int32_t kScaleOfZero = (127 - 24) << 3, kScaleShift = 20;
+
+inline float scale_of(uint8_t byte) {
+  const uint32_t bits = uint32_t(byte + kScaleOfZero) << kScaleShift;
+  float scale;
+  std::memcpy(&scale, &bits, 4);
+  return scale;
+}
+
+// The least that is no less than `scale`, which is none below 0; else the largest.
+inline uint8_t byte_of_scale(float scale) {
+  uint32_t bits;
+  std::memcpy(&bits, &scale, 4);
+  const int32_t up = int32_t((bits + ((1u << kScaleShift) - 1)) >> kScaleShift) - kScaleOfZero;
+  return uint8_t(up < 0 ? 0 : up > 255 ? 255 : up);
+}
+
 // The same for all pages that a policy judges; int32 numbers side by side, as Python writes them.
 struct PageRule {
   int32_t marks = 0, query = 0, weigh = 0, sum_heads = 0;
   int32_t per_page = 1;    // marks, codes or slots of a page
-  int32_t stride = 0;      // rows, halves: numbers between two marks; columns, pairs, bytes: channels that are kept
+  int32_t stride = 0;      // rows, halves: numbers between two marks; bytes: channels that are kept; columns: one more
   int32_t rank = 0;        // of Query::thin
   int32_t first_page = 0;  // whether the first page is always read; scores do not say so
 
@@ -50,9 +69,8 @@ struct PageRule {
     const int64_t numbers = int64_t{per_page} * stride;
     switch (kind()) {
       case Marks::rows: return 4 * numbers;
-      case Marks::halves:
-      case Marks::columns:
-      case Marks::pairs: return 2 * numbers;
+      case Marks::halves: return 2 * numbers;
+      case Marks::columns: return numbers;
       case Marks::bytes: return numbers + 4 * per_page;
       case Marks::codes: return 2 * per_page;
       default: return 0;
@@ -107,13 +125,14 @@ struct PreparedQueries {
   int64_t width = 0;
   bool are_bf16 = false;  // all of them numbers of bfloat16
   const int32_t* channels = nullptr;
-  const float* words = nullptr;  // [heads][width / 2] pairs of bfloat16, for marks in pairs; `queries` are rounded then
-  // For marks of bytes: [heads][stride] codes, and of each head what one is worth, and 128 times their sum.
+  // For marks of bytes and columns: codes [width / 4, rounded up][heads][4], and of each head what one is worth, and -128 times their sum.
   const int8_t* codes = nullptr;
   const float* units = nullptr;
-  const int32_t* offsets = nullptr;
+  const int32_t* starts = nullptr;
   float* room = nullptr;
   bool asked = false;  // for what will be read
+
+  int64_t fours() const { return (width + 3) / 4; }
 };
 
 constexpr int64_t kPageScorePad = 64;  // numbers behind a head's, which a body may write
@@ -123,14 +142,15 @@ inline int64_t products_of(const PageScoreArgs& a) {
   return a.rule.kind() == Marks::codes ? a.num_given : a.pages * a.rule.per_page;
 }
 inline int64_t page_score_room(const PageScoreArgs& a) {
-  return (a.heads + 1) * (products_of(a) + 2 * kPageScorePad) + a.rule.per_page * (a.dim + kPageScorePad) + a.heads * (a.dim + kPageScorePad);
+  return (a.heads + 1) * (products_of(a) + 2 * kPageScorePad) + a.rule.per_page * (a.dim + kPageScorePad) + a.heads * (a.dim + kPageScorePad) +
+         kPageScorePad / 4 * (a.dim + kPageScorePad);
 }
 
-// Where prepared queries lie: [query_room()] numbers; [heads][width + kPageScorePad] words; [heads] units and offsets; channels
-// [3 (dim + kPageScorePad)]; codes [heads][stride], for marks of bytes.
+// Where prepared queries lie: [query_room()] numbers; [heads] units and starts; channels
+// [3 (dim + kPageScorePad)]; codes as PreparedQueries has them.
 struct QueryRoom {
-  float *queries, *words, *units;
-  int32_t *channels, *offsets;
+  float *queries, *units;
+  int32_t *channels, *starts;
   int8_t* codes;
 };
 
@@ -168,8 +188,8 @@ class PageScorer {
 
   PageScoreArgs args_;
   PreparedQueries prepared_;
-  std::vector<float> queries_, words_, room_, units_, odd_;
-  std::vector<int32_t> channels_, order_, offsets_;
+  std::vector<float> queries_, room_, units_, odd_;
+  std::vector<int32_t> channels_, order_, starts_;
   std::vector<int8_t> codes_;
 };
 

@@ -34,9 +34,9 @@ void best_of_rows(const PageScoreArgs& a, const PreparedQueries& q, const Soon& 
   });
 }
 
-void best_of_columns(const PageScoreArgs& a, const PreparedQueries& q, const Soon& soon) {
-  Asking asking(soon, column_steps(a));
-  each_column(a, q, {0, a.pages}, asking, [&](int64_t head, int64_t page, int64_t slot, int64_t slots, auto& sum) {
+void best_of_registers(const PageScoreArgs& a, const PreparedQueries& q, const Soon& soon) {
+  Asking asking(soon, register_steps(a));
+  each_register(a, q, {0, a.pages}, asking, [&](int64_t head, int64_t page, int64_t slot, int64_t slots, auto& sum) {
     Vec top = splat(-kInf);
     for (const Vec& one : sum) top = maximum(one, top);
     if (slots < kLanes) {
@@ -64,7 +64,7 @@ void best_of_codes(const PageScoreArgs& a, const float* products, int64_t ld, fl
   }
 }
 
-constexpr int64_t kPagesAtOnce = 16;  // whose products stay in the first cache until they are summed
+constexpr int64_t kPagesAtOnce = 32;  // whose products stay in the first cache until they are summed
 constexpr float kLowest = -3e38f;
 
 // What some pages came to for one head: their slots' largest product, the sum of 2^(product - largest), and what that is beside all.
@@ -86,30 +86,61 @@ inline Vec share_of(Vec x) {
 #endif
 }
 
-// totals[page]: the sum over the slots of one of `count` pages.
-Part sum_part(const float* products, int64_t count, int64_t per_page, float unit, float* totals) {
-  Vec top = splat(kLowest);
-  for (int64_t i = 0; i < count * per_page; i += kLanes) top = maximum(load(products + i), top);
-  Part part{largest(top), 0.0f, 0.0f};
-  const auto page_sum = [&](int64_t page) {
-    Vec weights{};
-    for (int64_t i = page * per_page; i < (page + 1) * per_page; i += kLanes) weights += share_of((load(products + i) - splat(part.top)) * unit);
-    return weights;
+// The sums of kLanes registers, one behind the other.
+inline Vec totals_of(const float* registers) {
+#if defined(__AVX512F__)
+  const auto at = [&](int i) { return _mm512_loadu_ps(registers + kLanes * i); };
+  // Four registers to one: a lane of each, which is what their lanes come to.
+  const auto four = [&](int i) {
+    const __m512 a = at(i), b = at(i + 1), c = at(i + 2), d = at(i + 3);
+    const __m512 ab = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+    const __m512 cd = _mm512_shuffle_f32x4(c, d, 0x44) + _mm512_shuffle_f32x4(c, d, 0xee);
+    return _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xdd);
   };
-  int64_t page = 0;
-  Vec all{};
-  for (; page + 4 <= count; page += 4) {
-    Vec four[4];
-    for (int i = 0; i < 4; ++i) four[i] = page_sum(page + i);
-    totals_of(four, totals + page);
-    all += (four[0] + four[1]) + (four[2] + four[3]);
+  const __m512 a = four(0), b = four(4), c = four(8), d = four(12);
+  const __m512 ab = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b), cd = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);
+  const __m512 all = _mm512_shuffle_ps(ab, cd, 0x44) + _mm512_shuffle_ps(ab, cd, 0xee);  // [lane][four]: of register 4 * four + lane
+  return (Vec)_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), all);
+#else
+  float totals[kLanes];
+  for (int i = 0; i < kLanes; ++i) totals[i] = total_of(load(registers + kLanes * i));
+  return load(totals);
+#endif
+}
+
+Vec largest_of(const float* numbers, int64_t count) {
+  Vec top[4] = {splat(kLowest), splat(kLowest), splat(kLowest), splat(kLowest)};  // so that none waits for the one before
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+    for (int n = 0; n < 4; ++n) top[n] = maximum(load(numbers + i + n * kLanes), top[n]);
+  for (; i < count; i += kLanes) top[0] = maximum(load(numbers + i), top[0]);
+  return maximum(maximum(top[0], top[1]), maximum(top[2], top[3]));
+}
+
+// The products become 2^(unit * (x - their largest, `top`)), whose sum is returned. totals[page]: the sum over the slots of one of `count`
+// pages, in whole registers; room for as much is needed behind the products.
+float sum_part(float* products, int64_t count, int64_t per_page, float top, float unit, float* totals) {
+  const Vec less = splat(top * unit), by = splat(unit);
+  Vec all[2] = {};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count * per_page; i += 2 * kLanes)
+    for (int n = 0; n < 2; ++n) {
+      const Vec share = share_of(fused_less(load(products + i + n * kLanes), by, less));
+      store(products + i + n * kLanes, share), all[n] += share;
+    }
+  if (i < count * per_page) {
+    const Vec share = share_of(fused_less(load(products + i), by, less));
+    store(products + i, share), all[0] += share;
   }
-  for (; page < count; ++page) {
-    const Vec one = page_sum(page);
-    totals[page] = total_of(one), all += one;
+  if (per_page > kLanes) {
+    for (int64_t page = 0; page < count; ++page) {
+      Vec sum{};
+      for (int64_t slot = 0; slot < per_page; slot += kLanes) sum += load(products + page * per_page + slot);
+      store(products + page * kLanes, sum);
+    }
   }
-  part.sum = total_of(all);
-  return part;
+  for (int64_t page = 0; page < count; page += kLanes) store(totals + page, totals_of(products + page * kLanes));
+  return total_of(all[0] + all[1]);
 }
 
 // Whether a page's worth is a sum over its heads and slots: then it can be taken a few pages at a time.
@@ -120,34 +151,44 @@ bool sums_by_part(const PageRule& rule) {
 // What weigh() and sum_slots() come to then, while products are in the first cache and the next keys on their way: each part is
 // weighed beside a largest product of its own, which is put right at the end. Needs less of the room than they.
 void sum_by_part(const PageScoreArgs& a, const PreparedQueries& q, const Soon& soon) {
-  Asking asking(soon, column_steps(a));
   const int64_t per_page = a.rule.per_page, together = a.pages < kPagesAtOnce ? a.pages : kPagesAtOnce;
-  const int64_t count = (a.pages + kPagesAtOnce - 1) / kPagesAtOnce;
+  const int64_t count = (a.pages + kPagesAtOnce - 1) / kPagesAtOnce, ld = padded(a.pages);
+  Asking asking(soon, (a.rule.kind() == Marks::columns ? column_steps(a) : register_steps(a)) + count * a.heads);
   const Products products{q.room, together * per_page};
-  float* const totals = products.at + a.heads * products.ld;
-  Part* const parts = (Part*)(totals + a.heads * a.pages);
+  float* const totals = products.at + a.heads * products.ld + kLanes * per_page;
+  Part* const parts = (Part*)(totals + a.heads * ld);
   float* const room = (float*)(parts + a.heads * count);
   const float unit = a.scale * 1.44269504f;  // of e^x, as 2^x
   for (int64_t i = 0; i < count; ++i) {
     const Pages pages{i * kPagesAtOnce, i + 1 < count ? (i + 1) * kPagesAtOnce : a.pages};
     store_slot_products(a, q, pages, room, products, asking);
-    for (int64_t h = 0; h < a.heads; ++h)
-      parts[h * count + i] = sum_part(products.at + h * products.ld, pages.end - pages.first, per_page, unit, totals + h * a.pages + pages.first);
+    const int64_t num = pages.end - pages.first;
+    for (int64_t h = 0; h < a.heads; ++h) parts[h * count + i].top = largest(largest_of(products.at + h * products.ld, num * per_page));
+    for (int64_t h = 0; h < a.heads; ++h) {
+      Part& part = parts[h * count + i];
+      part.sum = sum_part(products.at + h * products.ld, num, per_page, part.top, unit * unit_of(a, q, h), totals + h * ld + pages.first);
+      asking.step();
+    }
   }
-  for (int64_t page = 0; page < a.pages; ++page) a.out[page] = 0.0f;
   for (int64_t h = 0; h < a.heads; ++h) {
     Part* const mine = parts + h * count;
     float top = kLowest, sum = 0.0f;
     for (int64_t i = 0; i < count; ++i) top = mine[i].top > top ? mine[i].top : top;
-    for (int64_t i = 0; i < count; ++i) mine[i].share = exp2_of((mine[i].top - top) * unit), sum = fused(mine[i].sum, mine[i].share, sum);
+    for (int64_t i = 0; i < count; ++i) mine[i].share = exp2_of((mine[i].top - top) * unit * unit_of(a, q, h)), sum = fused(mine[i].sum, mine[i].share, sum);
     const float all = Weigh(a.rule.weigh) == Weigh::softmax ? 1.0f / sum : 1.0f;
-    for (int64_t page = 0; page < a.pages; ++page) a.out[page] = fused(totals[h * a.pages + page] * mine[page / kPagesAtOnce].share, all, a.out[page]);
+    for (int64_t i = 0; i < count; ++i) mine[i].share *= all;
+  }
+  for (int64_t page = 0; page < a.pages; page += kLanes) {
+    Vec worth{};
+    for (int64_t h = 0; h < a.heads; ++h) worth = fused(load(totals + h * ld + page), parts[h * count + page / kPagesAtOnce].share, worth);
+    if (page + kLanes <= a.pages) store(a.out + page, worth);
+    else memcpy(a.out + page, &worth, sizeof(float) * (a.pages - page));
   }
 }
 
 // products [heads][ld] of `count` numbers become e^(scale * (x - the head's largest)), over their sum where it is a softmax; the heads
 // together (sum or largest) go to `worth`.
-void weigh(const PageScoreArgs& a, float* products, int64_t ld, int64_t count, float* worth) {
+void weigh(const PageScoreArgs& a, const PreparedQueries& q, float* products, int64_t ld, int64_t count, float* worth) {
   const int64_t padded_count = padded(count);
   for (int64_t i = 0; i < padded_count; i += kLanes) store(worth + i, Vec{});
   for (int64_t h = 0; h < a.heads; ++h) {
@@ -155,11 +196,9 @@ void weigh(const PageScoreArgs& a, float* products, int64_t ld, int64_t count, f
     for (int64_t i = count; i < padded_count; ++i) x[i] = -kInf;
     Vec top = splat(-kInf), sum{};
     for (int64_t i = 0; i < padded_count; i += kLanes) top = maximum(load(x + i), top);
-    float lanes[kLanes], most = -kInf;
-    store(lanes, top);
-    for (const float one : lanes) most = one > most ? one : most;
+    const float most = largest(top), unit_here = a.scale * unit_of(a, q, h);
     for (int64_t i = 0; i < padded_count; i += kLanes) {
-      const Vec e = exponential((load(x + i) - splat(most)) * a.scale);
+      const Vec e = exponential((load(x + i) - splat(most)) * unit_here);
       sum += e;
       store(x + i, e);
     }
@@ -209,11 +248,10 @@ void best_pages(const float* scores, int64_t count, int64_t keep, bool first_pag
 }
 
 void run_page_scores(const PageScoreArgs& a, const PreparedQueries& q, const Soon& soon) {
-  if (a.rule.kind() == Marks::columns && !q.asked) fetch_columns(a, q);
   const bool by_product = Weigh(a.rule.weigh) == Weigh::product;
   if (by_product && a.rule.kind() != Marks::codes) {
     if (a.rule.kind() == Marks::rows) return best_of_rows<float>(a, q, soon);
-    return a.rule.kind() == Marks::halves ? best_of_rows<uint16_t>(a, q, soon) : best_of_columns(a, q, soon);
+    return a.rule.kind() == Marks::halves ? best_of_rows<uint16_t>(a, q, soon) : best_of_registers(a, q, soon);
   }
   if (sums_by_part(a.rule)) return sum_by_part(a, q, soon);
   const int64_t count = products_of(a), ld = count + kPageScorePad;
@@ -227,11 +265,11 @@ void run_page_scores(const PageScoreArgs& a, const PreparedQueries& q, const Soo
     case Marks::halves: of_rows((const uint16_t*)a.marks, a.rule.stride); break;
     case Marks::codes: of_rows(a.given, q.width); break;
     default:
-      Asking asking(soon, column_steps(a));
+      Asking asking(soon, a.rule.kind() == Marks::columns ? column_steps(a) : register_steps(a));
       store_slot_products(a, q, {0, a.pages}, room, {products, ld}, asking);
   }
   if (by_product) return best_of_codes(a, products, ld, worth);
-  weigh(a, products, ld, count, worth);
+  weigh(a, q, products, ld, count, worth);
   if (a.rule.kind() == Marks::codes) sum_codes(worth, a);
   else sum_slots(worth, a.pages, a.rule.per_page, a.out);
 }

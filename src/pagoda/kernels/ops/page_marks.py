@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..case import Make, cross
 from ..dispatch import Needs, Op
-from .page_scores import PageRule, by_channel, corners, in_bytes, in_pairs, means
+from .page_scores import PageRule, by_channel, corners, in_bytes, in_columns, means
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,9 @@ def _made(keys: Tensor, rule: PageRule, marks: Tensor, aids: MarkAids, shape: tu
         parts = keys.reshape(heads, pages, marks.shape[2], size // marks.shape[2], dim)
         return corners(parts) if rule.query == "split" else means(parts)[..., : marks.shape[3]]
     if rule.marks == "columns":
-        return keys.transpose(2, 3).bfloat16()
+        return in_columns(keys)
     if rule.marks == "bytes":
-        return in_bytes(keys)
-    if rule.marks == "pairs":
-        return in_pairs(keys if aids.given is None else keys @ aids.given[:, None])
+        return in_bytes(keys if aids.given is None else keys @ aids.given[:, None])
     assert aids.given is not None
     assert aids.weights is not None
     near = keys.flatten(1, 2) if aids.metric is None else keys.flatten(1, 2) @ aids.metric
@@ -103,11 +101,9 @@ def _case(
     elif rule.marks == "rows":
         marks = torch.zeros(heads, room, parts, dim + odd)
     elif rule.marks == "columns":
-        marks = by_channel(heads, room, dim, size, torch.bfloat16)
+        marks = by_channel(heads, room, dim + 1, size)
     elif rule.marks == "bytes":
-        marks = torch.zeros(heads, room, -(-dim // 4) + 1, size, 4, dtype=torch.uint8)
-    elif rule.marks == "pairs":
-        marks = torch.zeros(heads, room, width // 2, size, 2, dtype=torch.bfloat16)
+        marks = torch.zeros(heads, room, -(-width // 4) + 1, size, 4, dtype=torch.uint8)
     else:
         marks = torch.zeros(heads, room, size, dtype=torch.int16)
         given, weights = make.normal(heads, num_given, dim), make.normal(heads, 2, num_given)
@@ -130,12 +126,10 @@ def _cases() -> list[dict[str, object]]:
         {"rule": half, "pages": 3, "parts": 2, "odd": True},
         {"rule": half, "pages": 2, "first": 3, "dim": 13, "parts": 3, "size": 24},
         {"rule": PageRule("columns", "thin", "softmax", rank=5), "pages": 2, "first": 3, "size": 8},
-        {"rule": PageRule("columns"), "pages": 5, "dim": 13},
+        {"rule": PageRule("columns", weigh="peak"), "pages": 5, "dim": 13},
         {"rule": PageRule("bytes"), "pages": 4, "dim": 13, "size": 8},
         {"rule": PageRule("rows", "turn"), "pages": 2, "first": 500, "turned": True, "odd": True},
-        {"rule": PageRule("pairs"), "pages": 2, "size": 4, "first": 1},
-        {"rule": PageRule("pairs", "project"), "pages": 3, "num_given": 12, "first": 2},
-        {"rule": PageRule("pairs", "project"), "pages": 1, "num_given": 6, "size": 24, "dim": 20},
+        {"rule": PageRule("bytes"), "pages": 2, "size": 4, "first": 1},
         {"rule": codes, "pages": 3, "num_given": 21},
         {"rule": PageRule("codes", "turn", "peak"), "pages": 2, "num_given": 64, "metric": True, "turned": True},
         {"rule": codes, "pages": 2, "num_given": 3, "size": 8, "dim": 20},

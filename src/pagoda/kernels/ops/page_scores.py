@@ -28,7 +28,7 @@ from ..dispatch import Needs, Op
 from ..layout import PageLayout
 from ._paged import gather
 
-MARKS = ("rows", "columns", "codes", "keys", "pairs", "bytes", "halves")
+MARKS = ("rows", "columns", "codes", "keys", "bytes", "halves")
 QUERIES = ("plain", "split", "project", "turn", "thin")
 WEIGHS = ("product", "softmax", "peak")
 
@@ -39,21 +39,21 @@ class PageRule:
 
     marks   rows     float32 ``[H, P, B, W]``
             halves   bfloat16, the same
-            columns  bfloat16 ``[H, P, W, B]``, a mark for every slot, laid out channel by channel: ``[H, W, P, B]`` in
-                     memory (`by_channel`)
-            pairs    bfloat16 ``[H, P, W / 2, B, 2]`` (`in_pairs`): two channels at a time; queries are rounded alike
+            columns  uint8 ``[H, P, W + 1, B]`` (`in_columns`), a mark for every slot and last a byte of its scale,
+                     laid out channel by channel: ``[H, W + 1, P, B]`` in memory (`by_channel`); queries are rounded
+                     to 127ths of a head's largest number
             bytes    uint8 ``[H, P, W4 / 4 + 1, B, 4]`` (`in_bytes`): four channels at a time, and each slot's
-                     scale; queries are rounded to 127ths of a head's largest number
+                     scale; queries are rounded as for columns, projected ones as wide as the marks
             codes    int16 ``[H, P, B]``: the number of each slot's vector in ``given [H, C, W]``
             keys     the keys in the pages
     query   plain    as it is, W = D              split    max(q, 0) beside min(q, 0), W = 2 D
             project  times ``given [H, D, W]``    turn     rotated by ``turn``, W = D
             thin     its ``rank`` channels that are largest over the group, grown by the root of the share of the query
                      that they are; of columns of all channels
-    weigh   product (not of keys), softmax or peak; then heads are summed, or the largest of them counts
+    weigh   product (not of keys or columns), softmax or peak; then heads are summed, or the largest of them counts
     """
 
-    marks: Literal["rows", "columns", "codes", "keys", "pairs", "bytes", "halves"] = "rows"
+    marks: Literal["rows", "columns", "codes", "keys", "bytes", "halves"] = "rows"
     query: Literal["plain", "split", "project", "turn", "thin"] = "plain"
     weigh: Literal["product", "softmax", "peak"] = "product"
     sum_heads: bool = False
@@ -61,14 +61,12 @@ class PageRule:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what no op does."""
-        if self.weigh == "product" and self.marks == "keys":
-            raise ConfigError("pages judged by keys are weighed by softmax or peak, not by the product")
+        if self.weigh == "product" and self.marks in ("keys", "columns"):
+            raise ConfigError(f"pages judged by {self.marks} are weighed by softmax or peak, not by the product")
         if (self.query == "thin" and self.marks != "columns") or (
             self.marks == "keys" and self.query not in ("plain", "turn")
         ):
             raise ConfigError(f"queries that are {self.query} are not compared with {self.marks}")
-        if self.marks == "bytes" and self.query == "project":  # as wide as the marks are, which bytes fill up to four
-            raise ConfigError("queries that are projected are compared with pairs, columns, halves or rows, not bytes")
 
     def numbers(self, marks: Tensor | None, page_size: int, first_page: bool = False) -> list[int]:
         """As `csrc/page_scores.hpp` reads it."""
@@ -82,9 +80,6 @@ class PageRule:
         elif self.marks == "codes":
             assert marks is not None
             per_page = marks.shape[2]
-        elif self.marks == "pairs":
-            assert marks is not None
-            stride, per_page = 2 * marks.shape[2], marks.shape[3]
         elif self.marks == "bytes":
             assert marks is not None
             stride, per_page = 4 * (marks.shape[2] - 1), marks.shape[3]
@@ -92,14 +87,9 @@ class PageRule:
         return [*kinds, self.sum_heads, per_page, stride, self.rank, first_page]
 
 
-def by_channel(heads: int, pages: int, channels: int, slots: int, dtype: torch.dtype) -> Tensor:
-    """Zeros ``[heads, pages, channels, slots]``, laid out channel by channel."""
-    return torch.zeros(heads, channels, pages, slots, dtype=dtype).transpose(1, 2)
-
-
-def in_pairs(numbers: Tensor) -> Tensor:
-    """Numbers of slots ``[H, P, B, W]``, W even, as marks: bfloat16 ``[H, P, W / 2, B, 2]``."""
-    return numbers.bfloat16().unflatten(-1, (-1, 2)).transpose(2, 3)
+def by_channel(heads: int, pages: int, channels: int, slots: int) -> Tensor:
+    """Zeros, uint8 ``[heads, pages, channels, slots]``, laid out channel by channel."""
+    return torch.zeros(heads, channels, pages, slots, dtype=torch.uint8).transpose(1, 2)
 
 
 def in_bytes(numbers: Tensor) -> Tensor:
@@ -127,6 +117,29 @@ def means(keys: Tensor) -> Tensor:
     mean = keys.mean(-2)
     alike = cosine_similarity(keys, mean.unsqueeze(-2), dim=-1).amin(-1)
     return torch.cat([mean, alike[..., None]], -1)
+
+
+SCALE_OF_ZERO, SCALE_SHIFT = (127 - 24) << 3, 20
+
+
+def in_columns(numbers: Tensor) -> Tensor:
+    """Numbers of slots ``[H, P, B, W]`` as marks: uint8 ``[H, P, W + 1, B]``. A number is (byte - 128) times its slot's
+    scale, whose byte comes last: 1, 1.125, … 1.875 times 2^-24 … 2^7, the least by which no byte is above 255.
+    """
+    numbers = numbers.float()
+    least = (numbers.abs().amax(-1) / 127).view(torch.int32)
+    scales = ((least + (1 << SCALE_SHIFT) - 1 >> SCALE_SHIFT) - SCALE_OF_ZERO).clamp_(0, 255).to(torch.uint8)
+    codes = (numbers / _scales_of(scales)[..., None]).clamp_(-127, 127).round_().add_(128).to(torch.uint8)
+    return torch.cat([codes.transpose(2, 3), scales.unsqueeze(2)], 2)
+
+
+def out_of_columns(marks: Tensor) -> Tensor:
+    """float32 ``[H, P, W, B]``."""
+    return (marks[:, :, :-1].float() - 128) * _scales_of(marks[:, :, -1:])
+
+
+def _scales_of(scales: Tensor) -> Tensor:
+    return (scales.to(torch.int32) + SCALE_OF_ZERO << SCALE_SHIFT).view(torch.float32)
 
 
 def _out_of_bytes(marks: Tensor) -> Tensor:
@@ -202,19 +215,13 @@ def reference(
         assert marks is not None
         pages, per_page = marks.shape[1:3]
         vectors = marks[..., :width].float().flatten(1, 2)
-    elif rule.marks == "pairs":
-        assert marks is not None
-        pages, per_page, q = marks.shape[1], marks.shape[3], q.bfloat16().float()
-        vectors = marks.float().transpose(2, 3).flatten(3).flatten(1, 2)
     elif rule.marks == "bytes":
         assert marks is not None
-        pages, per_page = marks.shape[1], marks.shape[3]
-        unit = q.abs().amax(-1, keepdim=True) / 127
-        q = (q / unit.clamp(min=1e-30)).round() * unit
+        pages, per_page, q = marks.shape[1], marks.shape[3], _rounded(q)
         vectors = _out_of_bytes(marks)[..., :width].flatten(1, 2)
     else:
         assert marks is not None
-        columns = marks.float()
+        columns, q = out_of_columns(marks), _rounded(q)
         if channels is not None:
             index = channels[:, None, :, None].expand(heads, columns.shape[1], width, columns.shape[3])
             columns = columns.gather(2, index)
@@ -247,6 +254,12 @@ def reference(
         odd = least.sort(dim=1, stable=True).indices[:, :outliers]
         scores = scores.scatter_add(1, odd, scores.new_full(odd.shape, 2.0)).masked_fill(~there, 0)
     return scores
+
+
+def _rounded(q: Tensor) -> Tensor:
+    """Queries [H, G, W] to 127ths of each head's largest number."""
+    unit = q.abs().amax(-1, keepdim=True) / 127
+    return (q / unit.clamp(min=1e-30)).round() * unit
 
 
 def _prepared(
@@ -298,10 +311,8 @@ def _case(
     elif rule.marks == "halves":
         found["marks"] = make.normal(heads, pages + 3, parts, width + bool(outliers)).bfloat16()[:, :pages]
     elif rule.marks == "columns":
-        found["marks"] = by_channel(heads, pages + 3, width, size, torch.bfloat16)[:, :pages]
-        found["marks"].copy_(make.normal(heads, pages, width, size))  # type: ignore[attr-defined]
-    elif rule.marks == "pairs":
-        found["marks"] = in_pairs(make.normal(heads, pages + 3, size, width))[:, :pages]
+        found["marks"] = by_channel(heads, pages + 3, width + 1, size)[:, :pages]
+        found["marks"].copy_(in_columns(make.normal(heads, pages, size, width)))  # type: ignore[attr-defined]
     elif rule.marks == "bytes":
         found["marks"] = in_bytes(make.normal(heads, pages + 3, size, width))[:, :pages]
     elif rule.marks == "codes":
@@ -321,7 +332,7 @@ def _case(
 
 def _cases() -> list[dict[str, object]]:
     best, voted = {"weigh": "product"}, {"weigh": "softmax", "sum_heads": True}
-    box, part = PageRule("rows", "split", **best), PageRule("pairs", "project", **best)  # type: ignore[arg-type]
+    box, part = PageRule("rows", "split", **best), PageRule("bytes", "project", **best)  # type: ignore[arg-type]
     return [
         {"rule": box, "pages": 9},
         {"rule": box, "pages": 5, "heads": 3, "group": 9, "dim": 13, "parts": 4, "held": (5, 0, 2)},
@@ -330,9 +341,13 @@ def _cases() -> list[dict[str, object]]:
         {"rule": PageRule("halves", **voted), "pages": 7, "dim": 13, "parts": 3, "held": (7, 2)},  # type: ignore[arg-type]
         {"rule": part, "pages": 21},
         {"rule": part, "pages": 6, "group": 16, "size": 8, "held": (6, 1)},
-        {"rule": PageRule("pairs", "turn", **best), "pages": 7, "size": 32},  # type: ignore[arg-type]
-        {"rule": PageRule("pairs", **voted), "pages": 3, "held": (3, 0)},  # type: ignore[arg-type]
-        {"rule": PageRule("columns", **best), "pages": 12},  # type: ignore[arg-type]
+        {"rule": PageRule("bytes", "turn", **best), "pages": 7, "size": 32},  # type: ignore[arg-type]
+        {"rule": PageRule("bytes", **voted), "pages": 3, "held": (3, 0)},  # type: ignore[arg-type]
+        {"rule": PageRule("columns", weigh="peak"), "pages": 12},
+        {"rule": PageRule("columns", weigh="softmax"), "pages": 11, "size": 24, "dim": 13, "held": (11, 4)},
+        {"rule": PageRule("columns", "thin", rank=7, **voted), "pages": 5, "size": 32, "group": 9},  # type: ignore[arg-type]
+        {"rule": PageRule("columns", "thin", rank=6, **voted), "pages": 3, "size": 128, "group": 2},  # type: ignore[arg-type]
+        {"rule": PageRule("columns", "thin", rank=16, **voted), "pages": 70, "dim": 64},  # type: ignore[arg-type]
         {"rule": PageRule("columns", "thin", rank=5, **voted), "pages": 7},  # type: ignore[arg-type]
         {"rule": PageRule("columns", "thin", rank=90, **voted), "pages": 3, "size": 8, "held": (2, 3)},  # type: ignore[arg-type]
         {"rule": PageRule("rows", weigh="softmax"), "pages": 37, "outliers": 3, "held": (37, 20)},
@@ -344,7 +359,7 @@ def _cases() -> list[dict[str, object]]:
         {"rule": PageRule("codes", **best), "pages": 6, "group": 9, "held": (6, 2)},  # type: ignore[arg-type]
         {"rule": PageRule("keys", **voted), "pages": 37, "held": (37, 16)},  # type: ignore[arg-type]
         {"rule": PageRule("columns", "thin", rank=9, **voted), "pages": 40, "held": (33, 40)},  # type: ignore[arg-type]
-        {"rule": PageRule("pairs", weigh="peak", sum_heads=True), "pages": 18},
+        {"rule": PageRule("bytes", weigh="peak", sum_heads=True), "pages": 18},
         {"rule": PageRule("bytes", "turn", **best), "pages": 7, "size": 32, "held": (7, 0)},  # type: ignore[arg-type]
         {"rule": PageRule("bytes", **best), "pages": 6, "group": 16, "size": 8, "dim": 13, "held": (6, 1)},  # type: ignore[arg-type]
         {"rule": PageRule("bytes", **voted), "pages": 37, "group": 3, "held": (37, 17)},  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least
-from ._pages import BFLOAT16, PageSelection
+from ._pages import PageSelection, byte_marks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +21,10 @@ class Loki(PageSelection):
     token of each page. The first page is always read: attention rests on the first tokens when it has nothing to look
     at, and components that tell keys apart say little of that (lantern's KL without it is 0.084, with it 0.021).
 
-    Deviations: components are those of the sequence's own prompt, found when it is first looked at, not calibrated
-    beforehand; pages are fetched, not single tokens.
+    Keys in those components are held as bytes, with a scale for each token.
+
+    Deviations: products are those of the rounded numbers; components are those of the sequence's own prompt, found when
+    it is first looked at, not calibrated beforehand; pages are fetched, not single tokens.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.02542"
@@ -35,13 +37,12 @@ class Loki(PageSelection):
         at_least("rank", self.rank, 1)
 
     def mark_bytes(self, page_size: int, dim: int) -> float:
-        rank = min(self.rank, dim)
-        return page_size * (rank + rank % 2) * BFLOAT16  # channels in pairs
+        return byte_marks(page_size, min(self.rank, dim))
 
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule
 
-        return PageRule("pairs", "project")
+        return PageRule("bytes", "project")
 
     def given(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> Tensor:
         return memory["basis"]
@@ -49,12 +50,12 @@ class Loki(PageSelection):
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
         from torch.nn.functional import pad
 
-        from ...kernels.ops.page_scores import in_pairs
+        from ...kernels.ops.page_scores import in_bytes
 
         if "basis" not in memory:
             basis = _eigh(keys.flatten(1, 2))[1][..., -self.rank :]
-            memory["basis"] = pad(basis, (0, basis.shape[-1] % 2)).contiguous()
-        return in_pairs(keys @ memory["basis"][:, None])
+            memory["basis"] = pad(basis, (0, -basis.shape[-1] % 4)).contiguous()  # channels in fours
+        return in_bytes(keys @ memory["basis"][:, None])
 
 
 def _eigh(flat: Tensor) -> tuple[Tensor, Tensor]:

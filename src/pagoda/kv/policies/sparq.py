@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least
-from ._pages import BFLOAT16, PageSelection
+from ._pages import PageSelection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,10 +19,11 @@ class SparQ(PageSelection):
     """Approximate attention from the ``rank`` channels in which the group's queries are largest (section 4, step 1),
     summed over each page.
 
-    Keys are held a second time, channel by channel (section 4.1), in bfloat16: what is looked at lies side by side.
+    Keys are held a second time, channel by channel (section 4.1): what is looked at lies side by side. They are bytes
+    with a scale for each token, half of what the paper reads.
 
-    Deviations: pages are fetched, not single tokens; what is not fetched is left out, where the paper adds the mean
-    value in its place (step 3).
+    Deviations: products are those of the rounded keys; pages are fetched, not single tokens; what is not fetched is
+    left out, where the paper adds the mean value in its place (step 3).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2312.04985"
@@ -35,10 +36,10 @@ class SparQ(PageSelection):
         at_least("rank", self.rank, 1, 1 << 16)
 
     def mark_bytes(self, page_size: int, dim: int) -> float:
-        return page_size * dim * BFLOAT16
+        return page_size * (dim + 1)
 
     def looked_bytes(self, page_size: int, dim: int) -> float:
-        return page_size * min(self.rank, dim) * BFLOAT16
+        return page_size * (min(self.rank, dim) + 1)
 
     def rule(self) -> PageRule:
         from ...kernels.ops.page_scores import PageRule
@@ -46,7 +47,9 @@ class SparQ(PageSelection):
         return PageRule("columns", "thin", "softmax", sum_heads=True, rank=self.rank)
 
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        return keys.transpose(2, 3).bfloat16()  # [H, n, D, page_size]
+        from ...kernels.ops.page_scores import in_columns
+
+        return in_columns(keys)  # [H, n, D + 1, page_size]
 
 
 POLICY = SparQ
