@@ -102,7 +102,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     code = "from pagoda.cli._exits import exit_codes\nwith exit_codes():\n    [print('x' * 1000) for _ in range(1000)]"
     done = subprocess.run(
         f'"{sys.executable}" -c "$CODE" | head -1', shell=True, env={**os.environ, "CODE": code},
-        capture_output=True, text=True, timeout=30, check=True,
+        capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert done.stderr == ""
 

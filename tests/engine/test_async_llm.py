@@ -64,7 +64,7 @@ def test_a_slow_reader_misses_nothing(tiny) -> None:
         async with AsyncLLM(str(tiny), **options()) as llm:
             text, num_outputs = "", 0
             async for output in llm.generate(prompt(1, 9), SamplingParams(seed=1, max_tokens=30, ignore_eos=True)):
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.02 if num_outputs else 0.5)  # most of what follows is there by then
                 text, num_outputs = text + output.delta, num_outputs + 1
             assert num_outputs < 30
             return text, llm.tokenizer.decode(output.token_ids)

@@ -177,7 +177,7 @@ def test_operations_do_not_slow_down_with_the_pool() -> None:
     pool = PagePool(KVFormat(4, 8, 8, 8, 16, "float32"), 8192)
     pages = pool.alloc_runs(1, 8192 * 32)
     pool.unref_runs(pages[::2].copy(), 1)
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(1000):
         pool.unref(pool.alloc(H), 1)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0

@@ -132,7 +132,7 @@ def test_early_routers_are_counted_and_change_nothing(folder: Path) -> None:
 def test_what_a_router_says_is_read_before_it_is_asked_for(folder: Path) -> None:
     few = cached(folder, 9, "early")
     few.experts.expect(2, [1, 5])
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while few.experts.counters.bytes_read < 2 * SLOT and time.monotonic() < deadline:
         time.sleep(0.001)
     assert sorted(expert for expert, _ in few.experts.use(2, [1, 5, 7])) == [1, 5, 7]

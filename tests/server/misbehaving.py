@@ -14,7 +14,7 @@ LONG = {"prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": True, "t
 SHORT = LONG | {"max_tokens": 4, "stream": False}
 
 
-def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     """Waits; fails when it does not come true in time."""
     end = time.monotonic() + seconds
     while not holds():

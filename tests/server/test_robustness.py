@@ -59,7 +59,7 @@ def test_leaving_is_heard_before_the_next_step(server: Running, monkeypatch: pyt
 
 def test_a_client_that_leaves_before_an_unstreamed_answer(server: Running) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        server.post("/v1/completions", LONG | {"stream": False}, timeout=0.3)
+        server.post("/v1/completions", LONG | {"stream": False}, timeout=httpx.Timeout(60, read=0.3))
     all_is_freed(server)
 
 
