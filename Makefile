@@ -75,10 +75,8 @@ sanitize: $(STAMP)  ## tests of the C++ kernels under AddressSanitizer and Undef
 map: $(STAMP)  ## who may import whom
 	$(BIN)/python -m pytest -q tests/test_import_map.py
 
-# Each room is driven by its own tests: what others' tests happen to touch does not count, nor what random lives do.
-# Those are most of the tests' time and three times that when lines are counted; `make test` runs them.
-ROOMS_WITHOUT_TORCH := $(addprefix tests/,core budget schedule plan kv sampling models/test_shape.py) \
-	--ignore=tests/kv/test_properties.py
+# Each room is driven by its own tests: what others' tests happen to touch does not count.
+ROOMS_WITHOUT_TORCH := $(addprefix tests/,core budget schedule plan kv sampling models/test_shape.py)
 
 cov: $(STAMP)  ## coverage of the rooms without torch by their own tests (at least 95 %)
 	$(PYTEST) -q --cov --cov-report=term $(or $(ARGS),$(ROOMS_WITHOUT_TORCH))
