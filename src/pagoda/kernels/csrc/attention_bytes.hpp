@@ -41,7 +41,7 @@ inline void round_query(const uint16_t* q, int64_t dim, int8_t* codes, float* sc
 template <int kRows>
 PAGODA_OWN_REGISTERS void byte_scores(const int8_t* queries, int64_t dim, const float* scales, const int32_t* query_sums,
                                       const char* first, const char* second, int64_t stride, const float* key_scales, float* out,
-                                      int64_t ldo, Lines soon) {
+                                      int64_t ldo, LinesInTurn soon) {
   __m512i sum[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) sum[r] = _mm512_set1_epi32(-128 * query_sums[r]);
@@ -69,7 +69,7 @@ PAGODA_OWN_REGISTERS void byte_scores(const int8_t* queries, int64_t dim, const 
 // holds column 16 l + 4 m + t in word t of its quarter l, as unpacking by quarters leaves them.
 template <int kRows, int kHalf>
 PAGODA_OWN_REGISTERS void byte_values_half(const uint8_t* weights, int64_t ldw, const Eights& values, int64_t eights,
-                                           int64_t column, __m512i (*sums)[4], Lines soon) {
+                                           int64_t column, __m512i (*sums)[4], LinesInTurn soon) {
   const int64_t stride = values.stride;
   __m512i sum[kRows][2];
 #pragma GCC unroll 8

@@ -35,9 +35,9 @@ __attribute__((always_inline)) inline void four_words(const char* first, const c
 }
 
 // out[row][0..15] = queries[row] . keys of 16 slots, eight from `first` and eight from `second`; k_words a multiple of 4.
-template <int kRows>
+template <int kRows, typename Soon>
 PAGODA_OWN_REGISTERS void few_scores(const float* queries, int64_t k_words, const char* first, const char* second, int64_t stride,
-                                     float* out, int64_t ldo, Lines soon) {
+                                     float* out, int64_t ldo, Soon soon) {
   Vec sum[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) sum[r] = Vec{};
@@ -59,7 +59,7 @@ PAGODA_OWN_REGISTERS void few_scores(const float* queries, int64_t k_words, cons
 // sums[row][0..31] += probabilities[row] . 32 columns of the values of `eights` times eight slots.
 template <int kRows>
 PAGODA_OWN_REGISTERS void few_values(const float* probs, int64_t ldp, const Eights& values, int64_t eights, int64_t column,
-                                     float* sums, int64_t lds, Lines soon, Lines later) {
+                                     float* sums, int64_t lds, LinesInTurn soon, LinesInTurn later) {
   const __m512i low = _mm512_loadu_si512(kInterleaveLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   const int64_t stride = values.stride;
   Vec sum[kRows][2];
@@ -120,7 +120,7 @@ struct Few {
     const int64_t eights = (slots + kEight - 1) / kEight;
     int64_t c = 0;
     for (; c + 32 <= columns; c += 32) {
-      const Lines soon = ahead.some(4 * eights, values.at[0]), later = ahead.some(4 * eights, values.at[0]);
+      const LinesInTurn soon = ahead.some(4 * eights, values.at[0]), later = ahead.some(4 * eights, values.at[0]);
       few_values<kRows>(probs, ldp, values, eights, c, sums + c, lds, soon, later);
     }
     if (c < columns) few_last_values<kRows>(probs, ldp, values, eights, c, sums + c, lds);

@@ -80,17 +80,15 @@ inline Vec splat_word(const float* p) {  // all 32 bits, whatever they mean
 // c[row][column] (+)= sum over w of a[row][w] * b[w][column], for kRows rows and kVectors registers of columns.
 template <typename Math, int kRows, int kVectors>
 PAGODA_OWN_REGISTERS void product_tile(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t words, float* c,
-                                       int64_t ldc, bool add, const char* soon, int64_t lines) {
+                                       int64_t ldc, bool add, LinesInTurn soon) {
   Vec sum[kRows][kVectors];
   const float* const end = a + words;
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) sum[r][v] = add ? load(c + r * ldc + v * kLanes) : Vec{};
-  const char* const last = soon + 64 * (lines > 0 ? lines - 1 : 0);
   for (; a != end; ++a, b += ldb) {
-    __builtin_prefetch(soon, 0, 2);
-    soon += soon < last ? 64 : 0;
+    soon.next();
     Vec x[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) x[v] = load(b + v * kLanes);
@@ -113,9 +111,7 @@ constexpr int kVectorsAtOnce = kLanes == 16 ? 4 : 2;    // else 12 of 16
 template <typename Math, int kRows, int kVectors>
 inline void product_columns(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t words, float* c, int64_t ldc,
                             bool add, Ahead& ahead) {
-  const char* soon = (const char*)b;
-  const int64_t lines = ahead.take(words, &soon);
-  product_tile<Math, kRows, kVectors>(a, lda, b, ldb, words, c, ldc, add, soon, lines);
+  product_tile<Math, kRows, kVectors>(a, lda, b, ldb, words, c, ldc, add, ahead.some(words, (const char*)b));
 }
 
 template <typename Math, int kRows>

@@ -53,7 +53,7 @@ struct Job {
 // What making a plan takes beside the plan. A thread keeps the memory: a plan is made for every step, of the same size.
 struct Lists {
   std::vector<Narrow> narrow, members;
-  std::vector<Job> jobs;
+  std::vector<Job> jobs, beside;
 };
 
 thread_local Lists lists;
@@ -75,7 +75,7 @@ class Planner {
       }
     }
     const bool wide = !plan.items.empty();
-    for (const Job& job : jobs) cut(job);
+    cut_all();
     while (thread <= threads) begin_stretch();
     if (wide) plan.stretches.clear();
     if (wide && threads > 1)  // the longest first: what comes last is short
@@ -184,20 +184,48 @@ class Planner {
     return job.slot_cost * (std::min(one.end, to * kPartSlots) - std::max(one.begin, from * kPartSlots));
   }
 
-  // Items of a share's kItemsPerThread-th, and single parts towards its end.
-  void cut(const Job& job) {
-    const Narrow *const begin = members.data() + job.first, *const end = begin + job.count;
-    const int64_t part = kPartSlots * job.slot_cost;
+  // Where nobody shares anything, all kv-heads of a sequence side by side: their pages of the same slots lie behind one another, so one walk
+  // through tables finds several, and the stream of lines that the cache goes ahead of does not end with a page.
+  void cut_all() {
+    const size_t heads = size_t(a.num_kv_heads), each = jobs.size() / heads;
+    const auto job = [&](size_t number, size_t head) -> const Job& { return jobs[head * each + number]; };
+    const auto alike = [&](size_t number) {
+      for (size_t head = 0; head < heads; ++head) {
+        const Job &x = job(number, 0), &y = job(number, head);
+        if (y.count != 1 || y.head != int32_t(head) || members[x.first].seq != members[y.first].seq || x.from != y.from || x.to != y.to) return false;
+      }
+      return true;
+    };
+    bool all = each * heads == jobs.size();
+    for (size_t number = 0; all && number < each; ++number) all = alike(number);
+    beside.clear();
+    if (!all) {
+      for (const Job& one : jobs) beside.assign(1, one), cut(beside);
+      return;
+    }
+    for (size_t number = 0; number < each; ++number, beside.clear()) {
+      for (size_t head = 0; head < heads; ++head) beside.push_back(job(number, head));
+      cut(beside);
+    }
+  }
+
+  // Items of a share's kItemsPerThread-th, and single parts towards its end, of jobs over the same parts in turn.
+  void cut(const std::vector<Job>& together) {
+    const Job& one = together[0];
+    const int64_t part = kPartSlots * one.slot_cost;
     const int64_t usual = std::clamp<int64_t>(total / (threads * kItemsPerThread * part), 1, kMaxItemParts);
-    for (int64_t at = job.from; at < job.to || job.from == job.to;) {
-      while (plan.stretches.empty() || (thread < threads && 2 * (share_end() - done) < part)) begin_stretch();
-      const int64_t stop = std::min(job.to, at + parts_at(job, at, part, usual));
-      each_tile(begin, end, [&](const Narrow* first, const Narrow* beyond, int64_t) {
-        for (const Narrow* m = first; m < beyond; ++m) plan.spans.push_back(span_of(*m, at));
-        push(job.head, beyond - first, std::max(first->begin, at * kPartSlots), std::min(first->end, stop * kPartSlots));
-      });
-      if (job.from == job.to) break;  // no slots at all: the item that writes zeros
-      done += cost_of(job, at, stop), at = stop;
+    for (int64_t at = one.from, stop = at; at < one.to || one.from == one.to; at = stop) {
+      for (const Job& job : together) {
+        while (plan.stretches.empty() || (thread < threads && 2 * (share_end() - done) < part)) begin_stretch();
+        if (&job == &one) stop = std::min(one.to, at + parts_at(one, at, part * int64_t(together.size()), usual));
+        const Narrow *const begin = members.data() + job.first, *const end = begin + job.count;
+        each_tile(begin, end, [&](const Narrow* first, const Narrow* beyond, int64_t) {
+          for (const Narrow* m = first; m < beyond; ++m) plan.spans.push_back(span_of(*m, at));
+          push(job.head, beyond - first, std::max(first->begin, at * kPartSlots), std::min(first->end, stop * kPartSlots));
+        });
+        done += cost_of(job, at, stop);
+      }
+      if (one.from == one.to) break;  // no slots at all: the item that writes zeros
     }
   }
 
@@ -270,7 +298,7 @@ class Planner {
   int64_t total = 0, done = 0;  // work of all jobs, and of those that are items already
   int thread = 0;               // the items go to thread - 1 now
   std::vector<Narrow>&narrow = lists.narrow, &members = lists.members;
-  std::vector<Job>& jobs = lists.jobs;
+  std::vector<Job>&jobs = lists.jobs, &beside = lists.beside;
   AttentionPlan& plan;
 };
 

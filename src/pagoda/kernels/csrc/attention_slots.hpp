@@ -24,7 +24,7 @@ struct Eights {
 struct Slots {
   int count = 0;
   int num_pages = 0;
-  const char* pages[kBlock + kBeyond];  // and some that are read after them
+  const char* pages[kBlock];
   // Slot by slot:
   const char* k[kBlock];
   const char* v[kBlock];
@@ -36,10 +36,6 @@ struct Slots {
   // Of pages that were encoded whole: so many slots are, from slot `first` of the row on. The others have rows.
   int encoded = 0;
   int64_t first = 0;
-
-  void end_pages() {
-    for (int i = 0; i < kBeyond; ++i) pages[num_pages + i] = num_pages ? pages[num_pages - 1] : nullptr;
-  }
 
   // Slots behind the last, up to a full register: copies of the last (their probability is 0).
   void pad() {
@@ -91,15 +87,6 @@ struct PageRow {
       each(page, inside, slot - begin, here);
       slot += here;
     }
-    out.end_pages();
-  }
-
-  // Names the pages of slots from..end behind those that `out` has, where `named` are named already. Gives how many are then.
-  int name_beyond(int64_t from, int64_t end, Slots& out, int named) const {
-    const PageShape& p = a.shape;
-    for (const int32_t* id = ids + from / p.page_size; from < end && named < kBeyond; from += p.page_size)
-      out.pages[out.num_pages + named++] = a.pages + (*id++ + offset) * p.page_bytes;
-    return named;
   }
 
   void find(int64_t begin, int64_t end, Slots& out) const {
@@ -132,7 +119,6 @@ struct PageRow {
     // Raw slots are asked for ahead as if they were pages, too: they are a quarter of what 400 slots of two bits take to read.
     name_lines(out.k[out.encoded], (out.count - out.encoded) * k_bytes, out);
     name_lines(out.v[out.encoded], (out.count - out.encoded) * v_bytes, out);
-    out.end_pages();
   }
 
   // Names bytes from `at` on as pages to be read: the last few may be others'.
@@ -166,7 +152,6 @@ struct PageRow {
         for (int64_t e = 0; e < p.page_size; e += kEight)
           *k_to++ = page + p.k.at + e * p.k.bytes, *v_to++ = page + values.at + e * values.bytes;
       }
-      out.end_pages();
       return;
     }
     walk(begin, end, out, [&](const char* page, int64_t inside, int64_t i, int64_t here) {

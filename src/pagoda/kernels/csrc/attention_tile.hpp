@@ -131,17 +131,12 @@ struct Tile {
   void find_next(const PageRow& pages, int64_t at, const AttentionItem* soon, Slots& next) const {
     next.num_pages = 0;
     const bool others = soon != nullptr && soon->slot_begin < soon->slot_end;
-    const PageRow row = others ? PageRow(a, spans[soon->span_begin].seq, soon->head) : pages;
-    if (at < item.slot_end) {
-      find(pages, at, next);
-      const int found = pages.name_beyond(block_end(item, at), item.slot_end, next, 0);
-      if (others) row.name_beyond(soon->slot_begin, soon->slot_end, next, found);
-    } else if (others) {
-      const int64_t end = block_end(*soon, soon->slot_begin);
-      if (a.coded) row.find_coded(soon->slot_begin, end, next);
-      else row.walk(soon->slot_begin, end, next, [](auto...) {});
-      row.name_beyond(end, soon->slot_end, next, 0);
-    }
+    if (at < item.slot_end) return find(pages, at, next);
+    if (!others) return;
+    const PageRow row(a, spans[soon->span_begin].seq, soon->head);
+    const int64_t end = block_end(*soon, soon->slot_begin);
+    if (a.coded) row.find_coded(soon->slot_begin, end, next);
+    else row.walk(soon->slot_begin, end, next, [](auto...) {});
   }
 
   // Asks for a block whose slots nobody has fetched, all at once: there are no products yet that could run beside.
