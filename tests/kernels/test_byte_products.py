@@ -123,6 +123,19 @@ def test_tiles_have_the_bits_of_vectors(codec, dims, heads, window):
         assert torch.equal(tiles, vectors)
 
 
+@pytest.mark.skipif("amx" not in ISAS, reason="no tiles on this machine")
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+@pytest.mark.parametrize("dims", [(64, 64), (128, 64), (64, 192)], ids=str)
+@pytest.mark.parametrize("heads", [(14, 2), (5, 1)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 20.0}], ids=str)
+def test_a_shared_beginning_of_several_parts_has_the_bits_of_vectors(codec, dims, heads, options):
+    """Sixteen rows at a time (attention_byte_many.hpp), the parts of an item added up where they are made."""
+    arguments = batch([1, 1, 2, 1], [800, 790, 900, 1041], heads=heads, dims=dims, codec=codec, shared_blocks=48)
+    tiles, vectors = (cpu.paged_attention(**arguments, **options, isa=isa) for isa in ("amx", BYTES))
+    assert torch.equal(tiles, vectors)
+    assert torch.equal(cpu.paged_attention(**arguments, **options, isa="amx", share_prefixes=False), tiles)
+
+
 @pytest.mark.parametrize("codec", ["int8", "int4"])
 @pytest.mark.parametrize(
     ("queries", "dims", "options"),

@@ -17,7 +17,7 @@
 //   attention_logits.hpp  scale, cap, mask                 attention_decode.hpp  few rows against a block: a decode step
 //   attention_results     parts merged, results written    attention_sums.hpp    probability sums
 //   attention_tiles.cpp   products of pairs on machines with AMX: attention_tiled.hpp (many rows, attention_tiled_steps.hpp), attention_tiled_parts.hpp (what they
-//                         have summed, by rows again), attention_tiled_few.hpp
+//                         have summed, by rows again), attention_tiled_few.hpp; of bytes: attention_byte_tiles.hpp, attention_byte_many.hpp
 
 #include "attention.hpp"
 #include "attention_sums.hpp"

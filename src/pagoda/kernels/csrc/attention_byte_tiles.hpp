@@ -180,23 +180,30 @@ struct ByteTiled {
 
   // Sixteen slots' values, by fours.
   void interleave(int tile) {
-    const Eights& values = slots.v8;
     for (int four = 0; four < 4; ++four) {
       ahead.lines<kLinesAFour>();
-      const char* const row = values.at[2 * tile + four / 2] + four % 2 * 4 * values.stride;
-      for (int64_t pair = 0; pair < v_pairs; ++pair) {
-        const auto of = [&](int i) {
-          return nibbles ? open_nibbles(row + i * values.stride + pair * (kPairBytes / 2)) : _mm512_loadu_si512(row + i * values.stride + pair * kPairBytes);
-        };
-        const __m512i a = of(0), b = of(1), c = of(2), d = of(3);
-        const __m512i ab = _mm512_unpacklo_epi8(a, b), cd = _mm512_unpacklo_epi8(c, d);
-        const __m512i over_ab = _mm512_unpackhi_epi8(a, b), over_cd = _mm512_unpackhi_epi8(c, d);
-        float* const to = values_of(pair, tile / 4) + (tile % 4 * 4 + four) * kLanes;
-        _mm512_store_si512(to, _mm512_unpacklo_epi16(ab, cd)), _mm512_store_si512(to + kTileFloats, _mm512_unpackhi_epi16(ab, cd));
-        _mm512_store_si512(to + 2 * kTileFloats, _mm512_unpacklo_epi16(over_ab, over_cd));
-        _mm512_store_si512(to + 3 * kTileFloats, _mm512_unpackhi_epi16(over_ab, over_cd));
-      }
+      for (int64_t pair = 0; pair < v_pairs; ++pair) interleave_four(tile, four, pair, values_of(pair, tile / 4));
     }
+  }
+
+  // Of a pair of groups, to one of the halves' four tiles.
+  void interleave_pair(int tile, int64_t pair, float* half) const {
+    for (int four = 0; four < 4; ++four) interleave_four(tile, four, pair, half);
+  }
+
+  void interleave_four(int tile, int four, int64_t pair, float* half) const {
+    const Eights& values = slots.v8;
+    const char* const row = values.at[2 * tile + four / 2] + four % 2 * 4 * values.stride;
+    const auto of = [&](int i) {
+      return nibbles ? open_nibbles(row + i * values.stride + pair * (kPairBytes / 2)) : _mm512_loadu_si512(row + i * values.stride + pair * kPairBytes);
+    };
+    const __m512i a = of(0), b = of(1), c = of(2), d = of(3);
+    const __m512i ab = _mm512_unpacklo_epi8(a, b), cd = _mm512_unpacklo_epi8(c, d);
+    const __m512i over_ab = _mm512_unpackhi_epi8(a, b), over_cd = _mm512_unpackhi_epi8(c, d);
+    float* const to = half + (tile % 4 * 4 + four) * kLanes;
+    _mm512_store_si512(to, _mm512_unpacklo_epi16(ab, cd)), _mm512_store_si512(to + kTileFloats, _mm512_unpackhi_epi16(ab, cd));
+    _mm512_store_si512(to + 2 * kTileFloats, _mm512_unpacklo_epi16(over_ab, over_cd));
+    _mm512_store_si512(to + 3 * kTileFloats, _mm512_unpackhi_epi16(over_ab, over_cd));
   }
 
   // Weights of slots that are none, up to a tile's inputs.

@@ -74,6 +74,9 @@ inline Vec largest_of_each(const Vec (&highs)[kFewRows]) {
   return each_row_of(highs, [](Vec x, Vec y) { return maximum(x, y); });
 }
 
+// Rows' references move by whole numbers, so by powers of two, which round nothing: parts may be added up where they are made (attention_tiled_parts.hpp).
+inline Vec whole_above(Vec high) { return (Vec)_mm512_ceil_ps((__m512)high); }
+
 // How up to eight rows go on from one block to the next.
 struct ByteSteps {
   alignas(64) float references[16];  // of this block
@@ -82,7 +85,7 @@ struct ByteSteps {
   // `tops`: the rows' largest references so far, which move.
   void rise(const Vec (&highs)[kFewRows], int rows, float* tops) {
     const __mmask16 there = __mmask16((1u << rows) - 1);
-    const Vec high = largest_of_each(highs), old = (Vec)_mm512_mask_loadu_ps((__m512)high, there, tops), top = maximum(old, high);
+    const Vec high = largest_of_each(highs), old = (Vec)_mm512_mask_loadu_ps((__m512)high, there, tops), top = maximum(old, whole_above(high));
     const Vec reference = select(high == splat(-kInf), Vec{}, high);  // nothing seen in this block: all weights are zeros
     _mm512_mask_storeu_ps(tops, there, (__m512)top);
     store(references, reference);

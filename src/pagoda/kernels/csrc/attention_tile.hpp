@@ -1,6 +1,7 @@
 // A tile of rows over one range of slots, block by block: find the slots, fetch the next ones, multiply, and write what comes out.
 #pragma once
 
+#include "attention_byte_many.hpp"
 #include "attention_byte_tiles.hpp"
 #include "attention_decode.hpp"
 #include "attention_many.hpp"
@@ -48,6 +49,7 @@ struct Tile {
 
   void multiply(Block<Math>& block, Slots& slots, int64_t begin, Ahead& ahead, [[maybe_unused]] PartEnd end) {
 #if PAGODA_AMX
+    if (t.across) return attend_many_bytes(t, block, slots, begin, ahead, end);
     if (t.bytes) return attend_byte_tiles(t, block, slots, begin, ahead);
     if (few()) return attend_few_tiles(t, block, slots, begin, ahead);
     return attend_tiles(t, block, slots, begin, ahead, end);
@@ -89,8 +91,8 @@ struct Tile {
   // Sums, maxima and denominators by rows.
   void order_sums(bool kept) {
 #if PAGODA_AMX
-    if (t.bytes) return;
-    if (few()) t.order_columns();
+    if (t.bytes && !t.across) return;
+    if (few() && !t.across) t.order_columns();
     else turn_sums(t, kept);
 #else
     (void)kept;
@@ -98,7 +100,7 @@ struct Tile {
   }
 
   // Whether parts are added up until the item ends (attention_tiled_parts.hpp).
-  bool keeps() const { return PAGODA_AMX && !t.bytes && !few() && item.slot_begin == 0; }
+  bool keeps() const { return PAGODA_AMX && (t.across || (!t.bytes && !few())) && item.slot_begin == 0; }
 
   void end_part(int64_t part, bool last) {
     const bool kept = keeps();
@@ -155,12 +157,13 @@ struct Tile {
     }
     t.prepare();
 #if PAGODA_AMX
-    if (t.bytes) turn_byte_queries(t);
+    if (t.find_across()) turn_many_queries(t);
+    else if (t.bytes) turn_byte_queries(t);
     else turn_queries(t);
 #endif
     const bool parts = spans[item.span_begin].partial >= 0;
     int64_t at = item.slot_begin, part = 0;
-    const bool zeros = t.bytes || few() || at == item.slot_end;  // slots that are multiplied where they lie are added to sums
+    const bool zeros = !t.across && (t.bytes || few() || at == item.slot_end);  // slots that are multiplied where they lie are added to sums
     t.restart(zeros);
     for (int turn = 0; at < item.slot_end; turn ^= 1) {
       const int64_t end = block_end(item, at);

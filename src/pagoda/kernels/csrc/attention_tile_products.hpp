@@ -38,5 +38,11 @@ inline void add_unsigned() {
   __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kTo), "i"(kA), "i"(kB));
 }
 
+// A signed, B not.
+template <int kTo, int kA, int kB>
+inline void add_signed_unsigned() {
+  __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kTo), "i"(kA), "i"(kB));
+}
+
 }  // namespace
 }  // namespace pagoda

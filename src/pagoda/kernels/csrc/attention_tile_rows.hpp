@@ -10,6 +10,7 @@ namespace pagoda {
 namespace {
 
 constexpr int kRowsTogether = PAGODA_AMX ? 16 : 1;
+constexpr int64_t kMostAcross = 1024;  // columns of V of rows of bytes that are multiplied sixteen at a time
 
 // What a compiler sees as true or false.
 struct Yes {
@@ -61,6 +62,7 @@ struct TileRows {
   struct { float *sums, *tops, *totals; } before;
 #endif
   float* block_space;
+  bool across = false;    // sums are [column][16 rows] and denominators [16][16 rows]
   bool has_sums = false;  // else what lies in `sums` means nothing yet
   const float plain_unit;  // what logits are multiplied with where that is all; else 0
   const bool bytes;  // products of bytes: attention_bytes.hpp
@@ -100,8 +102,10 @@ struct TileRows {
     block_space = at;
   }
 
-  // Floats of queries as tiles, for each eight rows and 64 columns.
-  int64_t for_turned() const { return PAGODA_AMX ? (rows + 7) / 8 * (a.shape.k_dim / 64) * (kLanes * kLanes) : 0; }
+  // Floats of queries as tiles, two for each sixteen rows and 64 columns; scales and sums of sixteen rows.
+  int64_t for_turned() const {
+    return PAGODA_AMX ? (rows + 15) / 16 * ((a.shape.k_dim / 64) * (2 * kLanes * kLanes) + (1 + byte_groups(a.shape.k_dim)) * kLanes) : 0;
+  }
 
   // Weights of a row that a slot has, and sums of a query.
   int64_t byte_groups(int64_t dim) const { return a.shape.store == Store::int4 ? GroupScales::count_of(dim) : 1; }
@@ -165,6 +169,16 @@ struct TileRows {
       const __m512 x = _mm512_shuffle_f32x4(low, high, 0x44), y = _mm512_shuffle_f32x4(low, high, 0xee);
       _mm512_storeu_ps(at, _mm512_shuffle_f32x4(x, x, 0xd8)), _mm512_storeu_ps(at + kLanes, _mm512_shuffle_f32x4(y, y, 0xd8));
     }
+  }
+#endif
+
+#if PAGODA_AMX
+  // Whether rows of bytes are multiplied sixteen at a time (attention_byte_many.hpp): more than eight, which see all of whole blocks.
+  bool find_across() {
+    across = bytes && rows > kFewRows && plain_unit > 0.0f && a.v_dim <= kMostAcross && item.slot_begin < item.slot_end &&
+             item.slot_begin % kBlock == 0 && item.slot_end % kBlock == 0;
+    for (int row = 0; across && row < rows; ++row) across = masks[row].first <= item.slot_begin && masks[row].last >= item.slot_end - 1;
+    return across;
   }
 #endif
 
