@@ -1,14 +1,15 @@
-"""How many long sequences one pool holds, and what it answers per second: exact against a KV policy, in turns.
+"""How many long sequences one pool holds, and what it answers per second: exact against KV policies, in turns.
 
-    python benchmarks/kv_capacity.py --kv "snapkv(budget=0.25)" --rounds 3
+    python -m benchmarks.kv_capacity --kv "snapkv(budget=0.25)" "h2o(budget=0.25)" --rounds 3
 
 The pool holds eight exact sequences of 2048 tokens of ``lantern``; requests are ``--length`` tokens long, prompt and
 answer (beyond 2048 with a copy of the model whose config allows it: it talks nonsense there, and takes as long as any
-would). Each round serves the same number of requests (a
-long prompt each, no two alike) with exact and with the policy, under the same scheduling; a first round of eight, which
-does not count, tells a scheduler that learns from past answers how long they are. Reported: the most sequences that ran
-at once, the most pages in use, tokens per second (prompt and answer; also per second of processor time, which other
-work on the machine hardly touches), and the share of step time spent by the policies.
+would). Each round serves the same number of requests (a long prompt each, no two alike) with exact and with each
+policy, under the same scheduling; a first round of eight, which does not count, tells a scheduler that learns from past
+answers how long they are. Reported: the most sequences that ran at once, the most pages in use, tokens per second
+(prompt and answer; also per second of processor time, which other work on the machine hardly touches), the share of
+step time that policies take between steps, and round by round how often as fast as exact it was. ``--answer 1`` tells
+what prompts alone take.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import time
 from pathlib import Path
 
 from pagoda import LLM, SamplingParams
+
+from .arguments import positive
 
 LENGTH, EXACT = 2048, 8
 
@@ -75,29 +78,40 @@ def compare(args: argparse.Namespace, model: str) -> None:
     blocks = EXACT * fmt.blocks_for(LENGTH)
     llm = LLM(model, memory="4GiB", kv_memory=blocks * fmt.block_bytes, enable_prefix_caching=False,
               num_threads=args.threads, scheduling=args.scheduling)  # fmt: skip
-    found: dict[str, list[dict[str, float]]] = {"exact": [], args.kv: []}
+    found: dict[str, list[dict[str, float]]] = {"exact": []} | {kv: [] for kv in args.kv}
     serve(llm, "exact", 8, args.length, args.answer, -1)
     for round_ in range(args.rounds):
         for kv, runs in found.items():
             runs.append(serve(llm, kv, args.requests, args.length, args.answer, round_))
     llm.close()
-    result = {kv: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for kv, runs in found.items()}
-    ratios = {
-        f"ratios_of_{rate}": [b[rate] / a[rate] for a, b in zip(found["exact"], found[args.kv], strict=True)]
-        for rate in ("tokens_per_s", "tokens_per_processor_s")
-    }
-    print(json.dumps({"pool_pages": blocks * fmt.pages_per_block, **result, **ratios}, indent=1))
+    print(f"{args.requests} x {args.length} tokens, answers {args.answer}; {blocks * fmt.pages_per_block} pages")
+    print("\n".join(table(found)))
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
+    """A row a method: medians, and how often as fast as exact in each round, by the clock and by processor time."""
+    lines = ["| kv | at once | most pages | preempted | tokens/s | policies | beside exact | by processor time |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for kv, runs in found.items():
+        one = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        cells = [f"{one[key]:.0f}" for key in ("at_once", "pages", "preempted", "tokens_per_s")]
+        cells.append(f"{one['policy_share']:.1%}")
+        for rate in ("tokens_per_s", "tokens_per_processor_s"):
+            ratios = [mine[rate] / exact[rate] for mine, exact in zip(runs, found["exact"], strict=True)]
+            cells.append(" ".join(f"{ratio:.2f}x" for ratio in ratios))
+        lines.append(f"| `{kv}` | {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kv", default="snapkv(budget=0.25)")
-    parser.add_argument("--requests", type=int, default=40)
-    parser.add_argument("--length", type=int, default=LENGTH)
-    parser.add_argument("--answer", type=int, default=48)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--kv", nargs="+", default=["snapkv(budget=0.25)"])
+    parser.add_argument("--requests", type=positive, default=40)
+    parser.add_argument("--length", type=positive, default=LENGTH)
+    parser.add_argument("--answer", type=positive, default=48)
+    parser.add_argument("--rounds", type=positive, default=2)
     parser.add_argument("--scheduling", default="fcfs", help="who is admitted when, for both")
-    parser.add_argument("--threads", type=int, default=None, help="default: all cores")
+    parser.add_argument("--threads", type=positive, default=None, help="default: all cores")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         compare(args, "lantern" if args.length <= LENGTH else str(with_positions(Path(folder), args.length)))

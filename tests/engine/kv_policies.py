@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 from pagoda.kv.policies import POLICIES
@@ -32,14 +33,18 @@ def of_stage(*stages: Stage) -> list[str]:
 LOSSY = of_stage(Stage.EVICTION, Stage.ALLOCATOR)
 
 
-def calibrate_at_random(folder: Path, num_layers: int, num_heads: int, head_dim: int) -> None:
-    """Files such as ``pagoda calibrate`` writes, with random content, for every method that wants one."""
+def calibrate_at_random(
+    folder: Path, num_layers: int, num_heads: int, head_dim: int, *, group: int = 2, only: Collection[str] | None = None
+) -> None:
+    """Files such as ``pagoda calibrate`` writes, with random content, for every method that wants one, or ``only``
+    those. ``group``: query heads for each of ``num_heads``.
+    """
     import torch
 
     from pagoda.engine.calibrations import Calibrations
 
     generator = torch.Generator().manual_seed(3)
-    gates = {"heads": (num_heads,), "query_heads": (2 * num_heads,), "layers": (1,)}
+    gates = {"heads": (num_heads,), "query_heads": (group * num_heads,), "layers": (1,)}
     wide, hidden = 2 * num_heads * head_dim, 4
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "eigen_attention": {"keys": (num_heads, head_dim, head_dim), "values": (num_heads, head_dim, head_dim)},
@@ -51,8 +56,8 @@ def calibrate_at_random(folder: Path, num_layers: int, num_heads: int, head_dim:
             "freq": (1, head_dim // 2),
         },
         "less": {
-            "q_map": (2 * num_heads, head_dim, 4),
-            "q_bias": (2 * num_heads, 4),
+            "q_map": (group * num_heads, head_dim, 4),
+            "q_bias": (group * num_heads, 4),
             "k_map": (num_heads, head_dim, 4),
             "k_bias": (num_heads, 4),
         },
@@ -60,6 +65,8 @@ def calibrate_at_random(folder: Path, num_layers: int, num_heads: int, head_dim:
         "locret": {"w1": (wide, hidden), "b1": (hidden,), "w2": (hidden, num_heads), "b2": (num_heads,)},
     }
     for name in calibrated():
+        if only is not None and name not in only:
+            continue
         policy = POLICIES.get(name)
         if name == "chai":  # not any numbers: the heads that stand for the others, with one cluster and with two
             found = {"reps": torch.tensor([[[1.0, 1.0], [0.0, 1.0]]] * num_layers)}

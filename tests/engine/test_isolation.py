@@ -241,6 +241,7 @@ def test_others_of_the_same_page_format_go_on(make_llm, monkeypatch, codec, plac
         ("alisa(budget=20)", "_stack.PolicyStack.window"),
         ("kivi", "_stack.PolicyStack.needs"),
         ("quest(pages=3)", "_pages.PageSelection.why_not"),
+        ("attendre(top=6)", "attendre.Attendre.why_not"),
     ],
 )
 def test_a_method_that_raises_when_it_is_first_asked_refuses_its_own_request(make_llm, monkeypatch, kv, place) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from pagoda import ConfigError, SamplingParams
+from pagoda.core.errors import RequestError
 from pagoda.kv.codecs import CODECS
+from pagoda.kv.grammar import parse_policy
 
 from .conftest import kv_bytes
 from .tiny import prompt
@@ -115,3 +117,21 @@ def test_what_makes_no_sense_is_refused(make_llm: Any, kv: str, words: str) -> N
     with pytest.raises(ConfigError) as caught:
         make_llm().generate([PROMPTS[0]], params(kv))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kv", "words"),
+    [
+        ("attendre(top=100000)", "top=100000 would count every slot of every query, since no sequence is longer than"),
+        ("compresskv(top=1000)", "top=1000 heads of a layer are to vote, and it has 4; give a number from 1 to 4"),
+    ],
+)
+def test_more_than_the_model_has_is_refused(make_llm: Any, kv: str, words: str) -> None:
+    llm = make_llm()
+    heads, longest = llm._open().loaded.shape.num_q_heads, llm._open().engine.max_model_len
+    assert (heads, longest > 32) == (4, True)
+    assert parse_policy("attendre").eviction.why_not(heads, longest) is None  # type: ignore[union-attr]
+    assert parse_policy(f"compresskv(top={heads})").eviction.why_not(heads, longest) is None  # type: ignore[union-attr]
+    with pytest.raises(RequestError) as caught:
+        llm.generate([PROMPTS[0]], params(kv))
+    assert f"kv={kv!r}: {words}" in str(caught.value)

@@ -9,9 +9,10 @@ from .kv import Price, PriceList
 
 CONTROLS = ("recent", "random")
 SPREAD = {"kl": 2.0, "perplexity": 0.4}
-"""Twice the deviation, from passage to passage, of the logarithm of a method's metric over a control's: the median of
-seven methods beside both controls on lantern and stories260K, 14 passages (once: 0.1 to 2.7 of KL, 0.1 to 0.3 of
-perplexity).
+"""Twice the deviation, from passage to passage, of the logarithm of a method's metric over a control's, as it typically
+is: the median of seven methods beside both controls on lantern and stories260K, 14 passages (deviations from 0.1 to 2.7
+of KL, 0.1 to 0.3 of perplexity). Of a method whose passages differ more than the median's, other cases turn a verdict
+more often than one time in twenty; price lists keep means, not cases, so its own deviation is not known here.
 """
 
 
@@ -61,7 +62,9 @@ def _between(points: Sequence[tuple[float, float]], at: float) -> float:
 
 def standings(found: PriceList, metric: str, controls: Sequence[str] = CONTROLS) -> dict[str, int]:
     """Of each method, by its ``kv`` text, beside the better control at the bytes that it reads, marks by which it
-    chooses among them: 1 better, -1 worse, 0 as good, which is any difference that other cases might turn.
+    chooses among them: 1 better, -1 worse, 0 as good, which is any difference that other cases might well turn. The
+    control is taken as it is: it answered the same cases, so ``SPREAD``, of a ratio, has its error in it, and a share's
+    interval has not.
     """
     places = {}
     for one in (one for one in found.prices if metric in one.quality):
@@ -74,8 +77,8 @@ def standings(found: PriceList, metric: str, controls: Sequence[str] = CONTROLS)
 
 
 def interval(metric: str, value: float, count: int) -> tuple[float, float]:
-    """Where the metric of ``count`` other cases would be, of a hundred draws of them in 95: Wilson's for a share, what
-    was measured (``SPREAD``) for others.
+    """Where the metric of ``count`` other cases would be: of a share, of a hundred draws of them in 95 (Wilson's); of
+    others as far as it typically goes (``SPREAD``).
     """
     if metric in SPREAD:
         wide = math.exp(SPREAD[metric] / count**0.5)

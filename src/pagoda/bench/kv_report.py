@@ -19,7 +19,7 @@ KINDS = {
     "eviction": ("o", "tab:blue"), "codec": ("^", "tab:orange"), "selection": ("v", "tab:green"),
     "control": ("s", "tab:red"), "exact": ("*", "black"),
 }  # fmt: skip
-BYTES, SPEEDS = ("KV held", "noted", "peak", "KV read", "marks read"), ("prefill", "decode", "deciding")
+BYTES, SPEEDS = ("KV held", "noted", "peak", "KV read", "marks read"), ("prefill", "decode", "deciding, moving")
 
 
 def markdown(found: PriceList) -> str:

@@ -46,10 +46,13 @@ class Admission:
             )
         self._stores.check(policy.codec, offload=policy.offload)
         request.policy = self.fit(policy)
+        reason = None
         if policy.selection is not None:
             reason = policy.selection.why_not(self._stores.default.fmt.page_size)
-            if reason is not None:
-                raise RequestError(f"kv={policy.spelled!r}: {reason}")
+        if policy.eviction is not None and reason is None:
+            reason = policy.eviction.why_not(self._loaded.shape.num_q_heads, self.max_model_len)
+        if reason is not None:
+            raise RequestError(f"kv={policy.spelled!r}: {reason}")
         if policy.eviction is not None and Need.CALIBRATION in policy.eviction.needs:
             self._calibrations.load(policy.names[0])
 

@@ -54,7 +54,7 @@ def inputs(length: int, window: int, *, planted: int | None = None, seed: int = 
 def test_names_and_parameters() -> None:
     assert parse_policy("exact").exact
     assert parse_policy("recent(budget=7)").eviction == POLICIES.get("recent")(budget=7)  # type: ignore[operator]
-    assert parse_policy(" random( budget = 0.25 ) + exact").eviction.budget == 0.25  # type: ignore[union-attr]
+    assert parse_policy(" random( budget = 0.25 ) + int8").eviction.budget == 0.25  # type: ignore[union-attr]
     assert parse_policy("streaming-llm(sinks=2)") == parse_policy("streaming_llm(sinks=2)")
     assert parse_policy("snapkv+pyramid").names == ("snapkv", "pyramid")
 
@@ -87,6 +87,12 @@ def test_names_and_parameters() -> None:
         ("csr(nonzeros=10000)", "nonzeros=10000; give a whole number from 1 to 256"),
         ("h2o(every=10000000000)", "every=10000000000; give a whole number from 1 to 1073741824"),
         ("attendre(rule='lru')", "accepted: lfa, lra"),
+        ("streaming_llm(budget=2)", "budget=2 leaves 1 tokens a head after an act"),
+        ("streaming_llm(budget=4, sinks=4)", "so sinks=4 leave no window"),
+        ("streaming_llm(budget=40, every=40, sinks=20)", "(every=20 make room), so sinks=20 leave no window"),
+        ("exact+exact", "exact+exact: exact keeps all as it is"),
+        ("exact+int8", "leave exact away"),
+        ("snapkv+exact", "leave exact away"),
         ("exact(a=1)", "no parameters"),
         ("", "does not read"),
     ],

@@ -59,6 +59,11 @@ class PolicyStack:
         last = -1
         for name, policy in named:
             if policy.stage is Stage.EXACT:
+                if len(named) > 1:
+                    raise ConfigError(
+                        f"{'+'.join(other for other, _ in named)}: {name} keeps all as it is, so there is nothing to "
+                        f"join; leave {name} away"
+                    )
                 continue
             if policy.stage in found:
                 raise ConfigError(f"{found[policy.stage][0]}+{name}: {_TWICE[policy.stage]}; name one of them")

@@ -44,6 +44,14 @@ class Attendre(Scored, Rolling):
         if self.rule not in ("lfa", "lra"):
             raise ConfigError(choices("rule", self.rule, ("lfa", "lra")))
 
+    def why_not(self, num_heads: int, longest: int) -> str | None:
+        if self.top < longest:
+            return None
+        return (
+            f"top={self.top} would count every slot of every query, since no sequence is longer than {longest} tokens; "
+            "give fewer"
+        )
+
     @property
     def pool(self) -> int:
         return self.kernel

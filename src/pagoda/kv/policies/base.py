@@ -252,6 +252,12 @@ class Eviction(KVPolicy):
         """
         return None
 
+    def why_not(self, num_heads: int, longest: int) -> str | None:
+        """Why a model of so many query heads a layer, whose sequences have at most ``longest`` tokens, cannot do what
+        the parameters ask for, and what to do about it; or None.
+        """
+        return None
+
     @abstractmethod
     def act(self, inputs: Inputs) -> Decision | Choice | None:
         """Called when the tokens named by ``next_act`` are computed. None changes nothing."""

@@ -42,6 +42,13 @@ class CompressKV(Scored, Once):
         odd("kernel", self.kernel)
         share("floor", self.floor)
 
+    def why_not(self, num_heads: int, longest: int) -> str | None:
+        if self.top <= num_heads:
+            return None
+        return (
+            f"top={self.top} heads of a layer are to vote, and it has {num_heads}; give a number from 1 to {num_heads}"
+        )
+
     def scores(self, inputs: Inputs) -> Tensor:
         ranks = inputs.calibration["query_heads"]
         best = ranks.topk(min(self.top, ranks.shape[-1])).indices.to(inputs.lens.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from ...core.errors import ConfigError
 from ...core.types import Granularity
 from ._budget import at_least
 from ._scored import Rolling
@@ -32,6 +33,11 @@ class StreamingLLM(Rolling):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("sinks", self.sinks, 0)
+        if isinstance(self.budget, int) and (left := self.slots_after(0)) <= self.sinks:
+            raise ConfigError(
+                f"budget={self.budget} leaves {left} tokens a head after an act (every={self._interval(self.budget)} "
+                f"make room), so sinks={self.sinks} leave no window; give a greater budget, or fewer sinks"
+            )
 
     def ends(self, num_slots: int, prompt_len: int) -> tuple[int, int]:
         slots = self.slots_after(prompt_len)
