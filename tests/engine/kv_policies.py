@@ -9,7 +9,7 @@ from pathlib import Path
 from pagoda.kv.policies import POLICIES
 from pagoda.kv.policies.base import Need, Stage
 
-SMALL = {"window": 8, "top": 6, "span": 4, "keep_recent": 2, "sinks": 2}
+SMALL = {"window": 8, "top": 2, "span": 4, "keep_recent": 2, "sinks": 2}
 """Parameters that suit the tiny budgets of these tests."""
 
 
