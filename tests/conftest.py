@@ -74,6 +74,11 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     return (yield)
 
 
+def pytest_unconfigure() -> None:
+    """What is set aside ends with the interpreter, or its extensions complain of leaks."""
+    gc.unfreeze()
+
+
 def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
     for item in items:
         if item.get_closest_marker(marker):
