@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from pagoda import LLM, PagodaError, SamplingParams
 from pagoda.bench.calibration import CALIBRATORS
 from pagoda.bench.calibration.base import run, usual
-from pagoda.engine.calibrations import Calibrations
+from pagoda.engine.calibrations import FOLDER, Calibrations
 from pagoda.kernels.dispatch import restricted
+from pagoda.kernels.torch_threads import torch_threads
 from pagoda.kv.dense import DenseCache, DenseView
 from pagoda.models.families import deepseek_v3
 from pagoda.models.load import load_model
@@ -64,6 +67,36 @@ def test_what_is_found_serves(calibrate, tmp_path: Path, name: str) -> None:
     found = Calibrations(model).load(name)
     assert all(t.shape[0] == 2 and torch.isfinite(t).all() for t in found.values())
     assert len(answer(model, f"{name}(pages=2)" if name == "longcache" else f"{name}(window=8, every=8)")) == 8
+
+
+@pytest.mark.parametrize("name", ["compresskv", "razor_attention"])
+def test_lanterns_files_are_what_the_command_makes_of_it(calibrate, tmp_path: Path, name: str) -> None:
+    """But for what another instruction set rounds otherwise."""
+    shipped = Calibrations(resolve("lantern")).load(name)
+    model = tmp_path / "m"
+    shutil.copytree(resolve("lantern"), model)
+    assert calibrate(name, model, "--force", "--length", "512").code == 0
+    for key, values in Calibrations(model).load(name).items():
+        far = (values - shipped[key]).abs() > 1e-3
+        assert float(far.float().mean()) < 0.05
+
+
+def test_sums_do_not_depend_on_the_machines_threads(calibrate, tmp_path: Path, monkeypatch) -> None:
+    """Four threads had a codeword of a2ats elsewhere by 0.48. What a file was made of is written in it."""
+    monkeypatch.setattr(CALIBRATORS.module("a2ats"), "CASES", 3)
+    model, found = tmp_path / "m", []
+    shutil.copytree(resolve("lantern"), model)
+    for num in (1, 4, 4):
+        with torch_threads(num):
+            done = calibrate("a2ats", model, "--force", "--length", "256", "--json")
+            assert done.code == 0
+            assert torch.get_num_threads() == num
+        found.append(Path(json.loads(done.out)["path"]).read_bytes())
+    assert found[0] == found[1] == found[2]
+    with safe_open(model / FOLDER / "a2ats.safetensors", "pt") as file:
+        notes = json.loads(file.metadata()["notes"])
+    assert notes["length"] == 256
+    assert notes["text"] == "made up"
 
 
 def test_a_gguf_file_has_a_folder_of_its_own(calibrate, tmp_path: Path) -> None:

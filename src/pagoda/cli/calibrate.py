@@ -124,6 +124,7 @@ def _kv(method: str, model: str, length: int, text: list[Path], force: bool) -> 
     from ..engine.calibrations import Calibrations
     from ..engine.lossy_layers import on_this_model
     from ..kernels.dispatch import restricted
+    from ..kernels.torch_threads import torch_threads
     from ..kv.grammar import parse_policy
     from ..kv.stores import why_not_stored
     from ..models.load import load_model
@@ -135,7 +136,7 @@ def _kv(method: str, model: str, length: int, text: list[Path], force: bool) -> 
     if len(policy.names) > 1:
         raise ConfigError(f"{method}: one method at a time; name {name} alone")
     _check_free(name, Calibrations(resolve(model)).found(name), force)
-    with restricted("reference"):  # gradients pass through plain torch only
+    with restricted("reference"), torch_threads(1):  # gradients pass through plain torch; sums as on any machine
         loaded = load_model(model, dtype="float32")
         try:
             longest = min(length, loaded.shape.max_position)
@@ -145,7 +146,8 @@ def _kv(method: str, model: str, length: int, text: list[Path], force: bool) -> 
             on_this_model(policy, loaded, longest)  # as serving asks
             world = World.make(loaded.tokenizer, longest, text=text, learned=True)
             found, notes = run(loaded.model, world, loaded.shape)
-            return Calibrations(loaded.path).save(name, found, {"length": longest, **notes}), notes
+            seen = {"length": longest, "text": [path.name for path in text] or "made up"}
+            return Calibrations(loaded.path).save(name, found, {**seen, **notes}), notes
         finally:
             loaded.close()
 

@@ -88,7 +88,8 @@ class Calibrations:
             path.write_text(json.dumps({"method": method, "notes": dict(notes), "tensors": data}, indent=1) + "\n")
         else:
             path, other = weights, text
-            write_tensors(path, {name: _narrow(t.detach()).contiguous() for name, t in found.items()})
+            narrow = {name: _narrow(t.detach()).contiguous() for name, t in found.items()}
+            write_tensors(path, narrow, json.dumps(dict(notes)))
         other.unlink(missing_ok=True)
         self._read.pop(method, None)
         return path

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.ops import evict
+from ..kernels.torch_threads import torch_threads
 from ..kv.compaction import Gaps
 from ..kv.pages import Int32s
 from ..kv.policies._inputs import Inputs, same
@@ -68,7 +68,10 @@ class Evictor:
             if sequence.selects and start >= sequence.prompt_len:
                 self._count(sequence.policy_state)
         busy = due or (result.tap is not None and result.tap.spans)
-        with _threads(1) if busy else nullcontext(1) as self._num_threads:
+        # In an act torch's threads stay out of it, all but one: they would wake for each of a hundred small operations
+        # while the kernels' pool still has the cores. An act on 2000 tokens of lantern takes 35 ms so; with two, on
+        # busy cores, a second.
+        with torch_threads(1) if busy else nullcontext(1) as self._num_threads:
             observe(result, due)
             self._act_all(due, result)
         failed = [piece.sequence for piece in result.pieces if piece.sequence.broken]
@@ -234,7 +237,7 @@ class Evictor:
 
     def _window_sums(self, *args: Any) -> tuple[Tensor, Tensor]:
         """The one part of an act that is worth all threads, which are the kernels' own."""
-        with _threads(self._num_threads):
+        with torch_threads(self._num_threads):
             return window_sums(*args)
 
 
@@ -295,22 +298,6 @@ def _evict(storage: PageStorage, rows: Rows, choice: Choice, values: list[Tensor
 def _run(store: Store, moves: SlotMoves | Gaps) -> None:
     store.run_copies()
     store.storage.run_moves(moves)
-
-
-@contextmanager
-def _threads(num: int) -> Iterator[int]:
-    """As many of torch's threads, and how many there were. In an act they stay out of it, all but one: they would wake
-    for each of a hundred small operations while the kernels' pool still has the cores. An act on 2000 tokens of lantern
-    takes 35 ms so; with two, on busy cores, a second.
-    """
-    before = torch.get_num_threads()
-    if before != num:
-        torch.set_num_threads(num)
-    try:
-        yield before
-    finally:
-        if before != num:
-            torch.set_num_threads(before)
 
 
 def _kept(keep: Tensor, lens: Tensor) -> dict[Named, np.ndarray]:

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """All of ``tensors`` into ``file``, under another name until they are complete and on disk. Raises WeightsError."""
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], notes: str = "") -> None:
+    """All of ``tensors`` into ``file``, under another name until they are complete and on disk; ``notes`` go into its
+    metadata. Raises WeightsError.
+    """
     from safetensors.torch import save_file
 
     unfinished = file.with_name(f".{file.name}.unfinished")
     try:
-        save_file(dict(tensors), unfinished)
+        save_file(dict(tensors), unfinished, {"notes": notes} if notes else None)  # of several the order is any
         with open(unfinished, "rb") as written:
             os.fsync(written.fileno())
         unfinished.replace(file)
