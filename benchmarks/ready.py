@@ -36,7 +36,7 @@ def main() -> None:
     if args.started is not None:
         print(json.dumps(start(args)))
         return
-    for file in Path(args.model).glob("*.safetensors"):
+    for file in Path(args.model).rglob("*.safetensors"):
         file.read_bytes()
     found: dict[str, list[dict[str, float]]] = {quantization: [] for quantization in args.quantization}
     for _ in range(args.starts):

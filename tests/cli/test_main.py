@@ -16,7 +16,7 @@ from pagoda.kv.policies import POLICIES
 
 from .conftest import pagoda
 
-COMMANDS = ("run", "chat", "serve", "models", "doctor", "quantize", "prune", "bundle", "bench", "calibrate")
+COMMANDS = ("run", "chat", "serve", "models", "doctor", "quantize", "pack", "prune", "bundle", "bench", "calibrate")
 
 
 def test_help_lists_every_command_with_its_first_line() -> None:
@@ -67,8 +67,8 @@ def test_the_version() -> None:
     [
         (
             ["serv"],
-            "no command 'serv'; commands: run, chat, serve, models, plan, doctor, quantize, prune, bundle, cache, "
-            "bench, calibrate; see pagoda --help",
+            "no command 'serv'; commands: run, chat, serve, models, plan, doctor, quantize, pack, prune, bundle, "
+            "cache, bench, calibrate; see pagoda --help",
         ),
         (["run", "lantern", "--no-such-option"], "No such option: --no-such-option; see pagoda run --help"),
         (["run"], "Missing argument"),

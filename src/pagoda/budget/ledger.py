@@ -86,7 +86,7 @@ class LedgerReport:
 class Lease:
     """Bytes granted by the ledger until ``release`` (or the end of a ``with``). Made by ``Ledger.lease`` only."""
 
-    __slots__ = ("_ledger", "_num_bytes", "_resident", "account", "asks", "priority", "reclaim", "what")
+    __slots__ = ("_ledger", "_num_bytes", "_resident", "account", "asks", "maps_file", "priority", "reclaim", "what")
 
     def __init__(
         self, ledger: Ledger, account: str, num_bytes: int, what: str, resident: Callable[[], int] | None, priority: int
@@ -97,6 +97,8 @@ class Lease:
         self.reclaim: Reclaim | None = None
         self.asks = True
         """Whether growth asks others to give way; else it takes what is free, and somebody calls ``Ledger.relieve``."""
+        self.maps_file = False
+        """Whether what is resident of it are pages of a file, which the kernel counts with those of libraries."""
 
     @property
     def num_bytes(self) -> int:
@@ -167,6 +169,12 @@ class Ledger:
     def leased_by(self, account: str) -> int:
         """Bytes that the leases of one account hold."""
         return self._leased.get(account, 0)
+
+    def mapped_bytes(self) -> int:
+        """Resident bytes of leases whose owners map files."""
+        with self._lock:
+            leases = [lease for lease in self._leases if lease.maps_file]
+        return sum(lease.resident_bytes for lease in leases)
 
     def lease(
         self,

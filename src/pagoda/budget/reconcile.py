@@ -84,7 +84,7 @@ def lease_runtime(
     """The account ``runtime``: interpreter and libraries, measured before weights are read.
 
     Resident are the private bytes of that moment and the file pages of *now*: mapped code comes in as it is first run.
-    Nothing else here maps files for long (checkpoints are read, not mapped; who maps one must count it in here).
+    Pages of files that leases map (`Lease.maps_file`) are those leases'.
     ``allowance_bytes`` is leased on top for that code. Raises BudgetError if the budget is smaller than the process is.
     """
     probe = probe or MachineProbe()
@@ -95,5 +95,5 @@ def lease_runtime(
         "runtime",
         probe.rss() + allowance_bytes,
         "interpreter and libraries",
-        resident=lambda: private + probe.file_rss(),
+        resident=lambda: private + max(0, probe.file_rss() - ledger.mapped_bytes()),
     )

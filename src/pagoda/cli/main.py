@@ -26,6 +26,7 @@ _ORDER = (
     "plan",
     "doctor",
     "quantize",
+    "pack",
     "prune",
     "bundle",
     "cache",

@@ -8,9 +8,6 @@ pagoda quantize MIXTURE small --method edgemoe --format int8 --size 3GiB
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +16,7 @@ import typer
 from ..core.errors import ConfigError, choices
 from ..core.units import format_bytes, parse_bytes
 from . import _options as opt
+from ._loading import bar, ledger_of
 from ._output import emit_json, print_table
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -90,12 +88,12 @@ def _by_method(
     loaded, ready = _load(model, memory), None
     try:
         if method in CHOOSING:
-            with _bar("measuring") as progress:
+            with bar("measuring") as progress:
                 quantization, ready = _choose(method, loaded, quantization, size, calibration, progress)
         if method in TRAINED:
-            with _bar("training") as progress:
+            with bar("training") as progress:
                 ready = distill(loaded, quantization, calibration, progress, start=ready)
-        with _bar("quantizing") as progress:
+        with bar("quantizing") as progress:
             how = method if method in METHODS else "rtn"
             return quantize_model(
                 loaded, out, quantization, method=how, calibration=calibration, ready=ready, called=method,
@@ -123,28 +121,17 @@ def calibration_tokens(model: str, text: Path | None, count: int, memory: str | 
         return [start + out.outputs[0].token_ids for out in llm.generate([start] * len(params), params)]
 
 
-def _ledger(memory: str | None) -> Any:
-    from ..budget import Ledger, MachineProbe, default_budget, lease_runtime
-
-    probe = MachineProbe()
-    budget = default_budget(memory, probe)
-    ledger = Ledger(budget.total_bytes, reason=budget.reason)
-    ledger.gather()
-    lease_runtime(ledger, probe)
-    return ledger
-
-
 def _load(model: str, memory: str | None) -> Any:
     from ..models.load import load_model
 
-    return load_model(model, quantization="none", ledger=_ledger(memory))
+    return load_model(model, quantization="none", ledger=ledger_of(memory))
 
 
 def _by_tensor(method: str, model: str, out: Path, quantization: Any, memory: str | None) -> Any:
     from ..models.quantize_tensors import round_checkpoint
 
-    with _bar("rounding") as progress:
-        return round_checkpoint(model, out, quantization, method=method, ledger=_ledger(memory), progress=progress)
+    with bar("rounding") as progress:
+        return round_checkpoint(model, out, quantization, method=method, ledger=ledger_of(memory), progress=progress)
 
 
 def _choose(
@@ -184,19 +171,6 @@ def _least(method: str, loaded: Any, uniform: Any, candidates: list[Any]) -> int
         loaded.dtype, Quantization(others.linear, others.embed, {**others.overrides, **smallest})
     )
     return least
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _show(found: dict[str, Any]) -> None:

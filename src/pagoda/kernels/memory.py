@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import platform
 import threading
+import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from math import prod
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -20,7 +23,8 @@ from ..core.nodes import Node, nodes_of, read_nodes
 
 HUGE_BYTES = 2 << 20  # a huge page of x86-64 and of AArch64 with pages of 4 KiB
 LEAST_BYTES, SHELF_BYTES = 1 << 20, 16 * HUGE_BYTES  # what asks for huge pages at all; where short ones lie together
-_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of linux/mman.h
+_POPULATE_READ, _POPULATE_WRITE = 22, 23  # MADV_POPULATE_READ, MADV_POPULATE_WRITE of linux/mman.h
+_STRETCH_BYTES = 64 << 20  # of a file, between two looks at how far it is
 _MBIND = {"x86_64": 237, "aarch64": 235}  # the system call's number
 _INTERLEAVE = 3  # MPOL_INTERLEAVE of linux/mempolicy.h
 
@@ -118,6 +122,28 @@ def near_nodes(cpus: frozenset[int]) -> tuple[int, ...]:
 @cache
 def _nodes() -> list[Node]:
     return read_nodes()
+
+
+def map_file(file: BinaryIO, num_bytes: int, progress: Callable[[int], None]) -> Tensor:
+    """uint8: the file's first bytes as the system's cache has them, which nobody may write to; ``progress(bytes)`` is
+    told how many are there. Where the cache holds them on huge pages, they are mapped so.
+
+    Raises OSError where the system cannot read them. Whoever makes a mapped file shorter ends the process.
+    """
+    mapping = mmap.mmap(file.fileno(), num_bytes, prot=mmap.PROT_READ)
+    with suppress(OSError, AttributeError):
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        tensor = torch.frombuffer(mapping, dtype=torch.uint8)
+    advise = ctypes.CDLL(None, use_errno=True).madvise  # mmap.madvise holds the interpreter's lock
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for start in range(0, num_bytes, _STRETCH_BYTES):
+        count = min(_STRETCH_BYTES, num_bytes - start)
+        if advise(tensor.data_ptr() + start, count, _POPULATE_READ) and ctypes.get_errno() in (errno.EFAULT, errno.EIO):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        progress(start + count)  # a kernel before 5.14 brings pages when they are read
+    return tensor
 
 
 def touch_behind(memory: Tensor) -> threading.Thread | None:

@@ -30,6 +30,7 @@ from .fingerprint import fingerprint, stamps
 from .footprint import GGUF_HEADER_BYTES, Footprint, tokenizer_bytes
 from .generation import end_ids, read_generation
 from .model import Model
+from .packed_file import PackedFile, packed_folder
 from .placement import Filling, Progress, RoomFor, Streaming, choose_stream, packing_of
 from .resizing import BlockStacks
 from .resolve import resolve
@@ -73,12 +74,19 @@ class Loaded:
     neurons: NeuronCache | None = None
     stacks: BlockStacks | None = None
     """Blocks that come and go while the model runs; None for a model of transformers' modules."""
+    packed: PackedFile | None = None
+    """Where all weights lie packed, or would lie; None where they cannot."""
+    packed_why_not: str = ""
+    """Why a file that is there is left alone."""
 
     @property
     def placement(self) -> str:
         """Where the weights are, in words."""
         if self.stream is None:
-            return "resident" if self.stacks is None else self.stacks.placement
+            if self.packed is not None and self.packed.is_mapped:
+                return f"resident, mapped from {self.packed.file}"
+            kept = "resident" if self.stacks is None else self.stacks.placement
+            return kept + (f"; {self.packed_why_not}" if self.packed_why_not else "")
         if self.stream.num_experts:
             kept = f"{self.stream.expert_slots} of {self.stream.num_experts} in memory"
             return f"experts: {kept}, the others on disk{self._packed_in}"
@@ -130,6 +138,7 @@ def load_model(
     room: RoomFor | None = None,
     expert_cache: str = "traced",
     spool_dir: str | None = None,
+    use_packed: bool = True,
     progress: Progress | None = None,
 ) -> Loaded:
     """Loads a model into memory that it leases first: accounts ``weights``, ``tokenizer``, ``runtime`` where
@@ -144,6 +153,7 @@ def load_model(
     ``auto`` streams where a room is given and the model does not fit it. Of a mixture the experts stay on disk, with
     a cache whose policy is ``expert_cache``: lru, lfu, traced or early. What cannot be read as it lies
     is packed once into a file in ``spool_dir`` (`spool`; default: the user's cache folder).
+    ``use_packed``: a file of `pagoda pack` beside the model that fits is mapped (`packed_file`).
     Raises ModelError (with UnsupportedModelError, WeightsError), ConfigError, BudgetError: one line each; what was
     leased has been given back then.
     """
@@ -152,7 +162,7 @@ def load_model(
     try:
         return _load(
             resolve(path_or_id), dtype, asked, where, footprint, max_model_len, (weights, room), expert_cache,
-            spool_dir, progress,
+            spool_dir, use_packed, progress,
         )  # fmt: skip
     except BaseException:
         footprint.release()
@@ -169,6 +179,7 @@ def _load(
     placement: tuple[str, RoomFor | None],
     expert_cache: str,
     spool_dir: str | None,
+    use_packed: bool,
     progress: Progress | None,
 ) -> Loaded:
     from .spool import Spool, spool_folder
@@ -195,11 +206,17 @@ def _load(
         how_read = choose_stream(path, model, source, name, weights, room, pack)
     plan = how_read.plan
     filling = Filling(model, how_read.source, name, footprint, progress, () if room is None else room.beside)
-    cache = neurons = None
+    cache = neurons = packed = None
+    why_not = ""
+    if plan is None and isinstance(model, Model) and device.type == "cpu" and not left_out:
+        packed, why_not = _packed_file(path, model, source, config, name, asked)
     plain = packing.is_plain and not source.formats  # packed weights take the same in any dtype
     with _offering_half(reason if plain else ""):
         if plan is None:
-            lease = filling.whole(how_read.why_not, left_out)
+            if use_packed and packed is not None and packed.is_there and not why_not:
+                lease = filling.mapped(packed)
+            else:
+                lease = filling.whole(how_read.why_not, left_out)
             if stacks is not None:
                 stacks.begin(lease)
         elif plan.num_experts:
@@ -230,7 +247,28 @@ def _load(
         experts=cache,
         neurons=neurons,
         stacks=stacks,
+        packed=packed,
+        packed_why_not=why_not,
     )
+
+
+def _packed_file(
+    path: Path,
+    model: Model,
+    source: TensorSource,
+    config: Mapping[str, Any],
+    dtype: str,
+    asked: Quantization | None,
+) -> tuple[PackedFile | None, str]:
+    """Where the model's packed weights lie or would lie; and why a file that is there is left alone."""
+    if model.quantization.is_plain:  # nothing is in panels
+        folder, chosen = packed_folder(path), asked is None
+        alone = f"{folder} is left alone: the kernels of this machine read rows, not panels"
+        return None, alone if chosen and folder.is_dir() else ""
+    packed = PackedFile(path, model, source.checkpoint, config, dtype)
+    reason = packed.why_not() if packed.is_there else None
+    again = "run `pagoda pack` again"
+    return packed, "" if reason is None else f"{packed.file} is left alone: {reason}; {again}, or delete it"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from .stream_plan import PLACEMENTS, StreamPlan, can_cache, plan_experts, plan_s
 
 if TYPE_CHECKING:
     from .fallback import FallbackModel
+    from .packed_file import PackedFile
 
 Progress = Callable[[int, int], None]
 
@@ -201,6 +202,19 @@ class Filling:
             self._load(names)
             model.finish_loading()
         if lease is not None:
+            lease.resize(model.weight_bytes)
+        return lease
+
+    def mapped(self, packed: PackedFile) -> Lease | None:
+        """All of them, as pages of a file that has them packed. Returns their lease."""
+        model = self._native
+        num_bytes = model.shape.weight_bytes(self._dtype, model.quantization)
+        self._footprint.require([Need("weights", num_bytes, "weights"), *self._beside_needs])
+        lease = self._lease(num_bytes, f"{model.shape.family}, {model.quantization}, mapped")
+        packed.map(self._progress)
+        model.finish_loading()
+        if lease is not None:
+            lease.maps_file = True
             lease.resize(model.weight_bytes)
         return lease
 

@@ -25,6 +25,7 @@ DTYPE_SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+METADATA = "__metadata__"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit; a larger number means that this is another kind of file
 
 
@@ -54,6 +55,22 @@ def are_halves(entries: Iterable[TensorEntry]) -> bool:
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors of one file, in the order of their bytes. Raises WeightsError naming the file and the tensor."""
+    header, data_start, file_bytes = _read_json(file)
+    header.pop(METADATA, None)
+    entries = [_entry(file, name, spec, data_start, file_bytes) for name, spec in header.items()]
+    entries.sort(key=lambda e: (e.offset, e.num_bytes))
+    _check_overlap(file, entries)
+    return {e.name: e for e in entries}
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The texts in a file's header. Raises WeightsError naming the file."""
+    found = _read_json(file)[0].get(METADATA, {})
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+
+
+def _read_json(file: Path) -> tuple[dict[str, Any], int, int]:
+    """The header's object, where the data begins, and how long the file is."""
     raw, data_start, file_bytes = _header_bytes(file)
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
@@ -61,11 +78,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         raise WeightsError(f"{file}: the safetensors header is not valid JSON ({error}); download it again") from error
     if not isinstance(header, dict):
         raise WeightsError(f"{file}: the safetensors header is not a JSON object; download the file again")
-    header.pop("__metadata__", None)
-    entries = [_entry(file, name, spec, data_start, file_bytes) for name, spec in header.items()]
-    entries.sort(key=lambda e: (e.offset, e.num_bytes))
-    _check_overlap(file, entries)
-    return {e.name: e for e in entries}
+    return header, data_start, file_bytes
 
 
 def _header_bytes(file: Path) -> tuple[bytes, int, int]:

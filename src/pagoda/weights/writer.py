@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import WeightsError
 from .direct import ALIGN
-from .header import DTYPE_SIZES
+from .header import DTYPE_SIZES, METADATA
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,16 +51,21 @@ class TensorWriter:
 
     It has its name when the ``with`` ends well, with all of them written, and does not exist before. Raises
     WeightsError.
+
+    ``metadata``: texts that stand in the header. ``cached``: its pages stay in the system's cache, for who maps it.
     """
 
-    def __init__(self, file: Path, entries: Sequence[tuple[str, str, tuple[int, ...]]]) -> None:
-        self._file, self._unfinished = file, file.with_name(f".{file.name}.unfinished")
-        header, at = {}, 0
+    def __init__(
+        self, file: Path, entries: Sequence[tuple[str, str, tuple[int, ...]]], *,
+        metadata: Mapping[str, str] | None = None, cached: bool = False,
+    ) -> None:  # fmt: skip
+        self._file, self._unfinished, self._cached = file, file.with_name(f".{file.name}.unfinished"), cached
+        header, at = dict[str, Any](), 0
         for name, dtype, shape in entries:
             end = at + prod(shape) * DTYPE_SIZES[dtype]
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
             at = end
-        text = json.dumps(header).encode()
+        text = json.dumps({METADATA: dict(metadata)} | header if metadata else header).encode()
         text += b" " * (-(8 + len(text)) % ALIGN)
         self._places = {
             name: (8 + len(text) + found["data_offsets"][0], found["shape"]) for name, found in header.items()
@@ -91,7 +96,8 @@ class TensorWriter:
                         assert not self._places, f"not written: {sorted(self._places)}"
                         self._out.flush()
                         os.fsync(self._out.fileno())
-                        os.posix_fadvise(self._out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # nobody reads it from there
+                        if not self._cached:  # nobody reads it from there
+                            os.posix_fadvise(self._out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 if kind is None:
                     self._unfinished.replace(self._file)
         finally:
