@@ -25,11 +25,11 @@ test: $(STAMP)  ## install and run the whole test suite
 	$(PYTEST) $(ARGS)
 
 # The engine's own tests on a GPU: tokens, pages and policies are the CPU's. One process first, for what counts memory.
-ENGINE_TESTS := $(addprefix tests/engine/test_,exactness policy_conformance selection_conformance answers policy_state \
+ENGINE_TESTS := $(addprefix tests/engine/test_,exactness every_policy policy_conformance selection_conformance answers policy_state \
 	structured_output kv_formats kv_cache_dtype windowed_codecs refusals policies_live)
 ENGINE_TESTS := $(addsuffix .py,$(ENGINE_TESTS))
 # A GPU's products round by the size of the batch; these methods' own rounding makes other tokens of it on the tiny model.
-ROUND_TWICE := (around or shared) and (a2ats or csr or bfp_outlier_rearrange or coupled_quantization)
+ROUND_TWICE := (around or shared or preempted) and (a2ats or csr or bfp_outlier_rearrange or coupled_quantization)
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --device cuda -m gpu

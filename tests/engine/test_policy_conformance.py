@@ -1,9 +1,8 @@
-"""Every registered KV policy inside the engine, found by its file: budgets, bytes, exactness, sharing, preemption."""
+"""Every registered eviction and allocator in the engine, found by its file: budgets, bytes, exactness, sharing."""
 
 from __future__ import annotations
 
 import math
-import random
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from pagoda.kv.policies._heads import SplitHeads
 from pagoda.kv.policies._scored import Once, Rolling
 
 from .conftest import kv_bytes
-from .interrupted import check_interrupted
 from .kv_policies import LOSSY, spelled
 from .tiny import prompt
 
@@ -94,15 +92,6 @@ def test_same_tokens_whatever_happens_around(make_llm, name) -> None:
         for _ in range(2):
             mixed = llm.generate([*PROMPTS, prompt(60, 40)], [*wanted, params("exact", 14)])
             assert [output.token_ids for output in mixed[:3]] == [output.token_ids for output in alone], options
-
-
-@pytest.mark.parametrize("name", LOSSY)
-def test_preempted_aborted_forked(make_llm, name) -> None:
-    """A recomputed sequence ends in the same state; answers of one prompt agree with answers alone; an abort frees."""
-    kv, rng = spelled(name, 12), random.Random(name)
-    lengths = [rng.randint(1, 70), 8 * rng.randint(2, 8), 8 * rng.randint(2, 8) + 1]
-    prompts = [prompt(70 + index, length) for index, length in enumerate(lengths)]
-    check_interrupted(make_llm, prompts, PROMPTS[0], params(kv, 24))
 
 
 @pytest.mark.parametrize("name", LOSSY)
