@@ -23,10 +23,7 @@ def params(kv: str, num: int = 24) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=num, ignore_eos=True, seed=5, kv=kv)
 
 
-FORKS_DIFFER = pytest.mark.xfail(reason="sampled answers of one prompt differ once they were pushed out", strict=False)
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=FORKS_DIFFER) if n == "zipcache" else n for n in EVERY])
+@pytest.mark.parametrize("name", EVERY)
 def test_preempted_aborted_forked(make_llm: Any, name: str) -> None:
     """A recomputed sequence ends in the same state; answers of one prompt agree with answers alone; an abort frees."""
     rng = random.Random(name)

@@ -125,6 +125,20 @@ def test_a_fork_at_a_page_boundary_copies_nothing() -> None:
     assert world.manager.stats().num_copied_pages == 0
 
 
+@pytest.mark.parametrize("grain", GRAINS)
+def test_pages_that_both_write_later_are_copied_too(grain: Granularity) -> None:
+    """Ten slots in pages of four: of a codec that has encoded four, two pages are still to be written."""
+    world = world_of(use_prefix=False)
+    parent = run(world, PROMPT[:10], grain)
+    child = world.fork(parent, open_from=4)
+    world.step({parent: [1], child: [2]})
+    world.check()
+    assert world.manager.stats().num_copied_pages == 2 * FMT.pages_per_block
+    mine, theirs = (world.manager.table(seq_id).bases for seq_id in (parent, child))
+    assert (mine[:, 0] == theirs[:, 0]).all()
+    assert not (mine[:, 1:3] == theirs[:, 1:3]).any()
+
+
 def test_a_copy_of_a_page_that_is_itself_to_be_copied_reads_the_original() -> None:
     world = world_of(use_prefix=False)
     parent = run(world, PROMPT[:6])

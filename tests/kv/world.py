@@ -152,10 +152,10 @@ class World:
         else:
             self.contents[place] = content
 
-    def fork(self, seq_id: int) -> int:
+    def fork(self, seq_id: int, open_from: int | None = None) -> int:
         self._ids += 1
         self.num_ops += 1
-        self.manager.fork(seq_id, self._ids)
+        self.manager.fork(seq_id, self._ids, open_from)
         old = self.seqs[seq_id]
         kept = {where: texts.copy() for where, texts in old.kept.items()}
         self.seqs[self._ids] = Twin(old.salt, old.tokens.copy(), old.text, kept, old.floor, old.texts.copy())

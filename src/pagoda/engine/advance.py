@@ -213,7 +213,7 @@ class Advance:
         child.cumulative_logprob, child.num_computed = parent.cumulative_logprob, parent.num_computed
         child.policy_state = parent.policy_state.fork()
         if self._scheduler.is_running(parent) and self._scheduler.add_running(child):
-            child.store.manager.fork(parent.seq_id, child.seq_id)
+            child.store.manager.fork(parent.seq_id, child.seq_id, parent.policy_state.open_from)
         else:
             child.forget_kv()
             self._scheduler.add(child)

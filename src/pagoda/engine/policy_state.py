@@ -92,6 +92,15 @@ class PolicyState:
         """Bytes of raw tokens beside encoded pages."""
         return 0 if self.tail is None else self.tail.num_bytes
 
+    @property
+    def open_from(self) -> int | None:
+        """The first slot of pages that this sequence will encode by its own queries; None where a page's codes follow
+        from its tokens, and who shares them may write the same ones.
+        """
+        codec = self._stack.windowed
+        looks = codec is not None and Need.QUERIES in codec.needs
+        return self.tail.start if looks and self.tail is not None else None
+
     def fork(self) -> PolicyState:
         """An independent copy, for a sequence that goes on from here."""
         twin = PolicyState(self._stack, self._fmt, self.notes.shelves)

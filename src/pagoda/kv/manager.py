@@ -241,13 +241,16 @@ class KVManager:
         table.due = windows.due(table.num_tokens)
         self._trails.pass_by(sequence, windows.reach(table.num_tokens))
 
-    def fork(self, parent_id: int, child_id: int) -> None:
-        """A second sequence over the committed pages of the first. Who writes into a shared page copies it first."""
+    def fork(self, parent_id: int, child_id: int, open_from: int | None = None) -> None:
+        """A second sequence over the committed pages of the first. Who writes into a shared page copies it first:
+        the page that the next slot goes to, with ``open_from`` all pages from this slot on, which both write later.
+        """
         assert child_id not in self._sequences, f"sequence {child_id} is admitted already"
         parent = self._sequences[parent_id]
         table = parent.table.copy()
         self.pool.ref_runs(table.runs(), table.run)
         parent.table.tail_owned = parent.alone = False
+        parent.table.open_from = table.open_from = open_from
         if parent.node is not None and self.prefix is not None:
             self.prefix.hold(parent.node)
         self._sequences[child_id] = LiveSequence(

@@ -45,7 +45,7 @@ class PageTable:
 
     __slots__ = (
         "bases", "counts", "dead", "due", "edits", "fmt", "granularity", "kept_at", "lens", "num_dead", "num_pages",
-        "num_rows", "num_tokens", "pristine", "room", "run", "tail_owned",
+        "num_rows", "num_tokens", "open_from", "pristine", "room", "run", "tail_owned",
     )  # fmt: skip
 
     def __init__(self, fmt: KVFormat, granularity: Granularity) -> None:
@@ -61,6 +61,7 @@ class PageTable:
         self.num_pages = 0  # pages held, shared ones included
         self.edits = 0  # changes of anything but by ``advance``: who remembers rows looks at it
         self.tail_owned = True  # nobody else reads the page that the next slot goes to
+        self.open_from: int | None = None  # pages from this slot on are written later than their slots are counted
         self.dead: Int32s | None = None  # int32 [num_rows] cells in front without a page; None: none in any row
         self.num_dead = 0  # of all rows
         self.due = NEVER  # tokens from which on more of them can go
@@ -113,9 +114,17 @@ class PageTable:
         return missing
 
     def open_cells(self) -> tuple[npt.NDArray[np.intp], Int32s]:
-        """Rows whose last page is partly written, and the column of that page: what the next slot would write into."""
-        rows = np.flatnonzero(self.lens % self.fmt.page_size)
-        return rows, self.lens[rows] // np.int32(self.fmt.page_size)
+        """Rows whose last page is partly written, and the column of that page: what the next slot would write into.
+        With ``open_from`` all columns that are still to be written.
+        """
+        size = np.int32(self.fmt.page_size)
+        if self.open_from is None:
+            rows = np.flatnonzero(self.lens % size)
+            return rows, self.lens[rows] // size
+        first, end = np.minimum(self.open_from, self.lens) // size, -(-self.lens // size)
+        columns = np.arange(end.max(initial=0), dtype=np.int32)
+        rows, found = np.nonzero((columns >= first[:, None]) & (columns < end[:, None]))
+        return rows, found.astype(np.int32)
 
     # Changing: the caller has the references in hand ----------------------------------------------------------------
 
