@@ -216,3 +216,34 @@ def test_mapped_memory_reads_as_the_file(tmp_path: Path) -> None:
     assert mapped.tolist() == [n % 256 for n in range(5000)]
     assert told == [5000]
     assert mapped.dtype == torch.uint8
+
+
+def test_a_file_to_be_mapped_is_written_in_huge_pages_of_it(tmp_path: Path) -> None:
+    """Tensors that end anywhere; a last piece that is shorter."""
+    from pagoda.weights import writer
+
+    pieces = writer._Pieces(tmp_path / "f")
+    sizes: list[int] = []
+    raw = pieces._raw
+    pieces._raw = Raw(raw.write, sizes)  # type: ignore[assignment]
+    data = bytes(range(251)) * 20_000
+    at = 0
+    for count in (4096, 3_000_000, 1, 2_000_000):
+        pieces.seek(at)
+        pieces.write(memoryview(data)[at : at + count])
+        at += count
+    pieces.flush()
+    raw.close()
+    assert sizes == [writer.HUGE_BYTES, writer.HUGE_BYTES, at - 2 * writer.HUGE_BYTES]
+    assert (tmp_path / "f").read_bytes() == data[:at]
+
+
+class Raw:
+    """A file that notes how much it was given at once."""
+
+    def __init__(self, write: Any, sizes: list[int]) -> None:
+        self._write, self._sizes = write, sizes
+
+    def write(self, data: memoryview) -> int:
+        self._sizes.append(len(data))
+        return int(self._write(data))
