@@ -77,8 +77,9 @@ def test_a_pool_of_eight_runs_28_to_their_end_with_a_quarter(
 ) -> None:
     """All 28 answer at once, and nobody is pushed out. ``slots``: what a head holds at the end.
 
-    These budgets hold in the answer too; ``h2o`` holds what came since its last act beside them. ``snapkv(budget=0.25)`` compresses the prompt alone: 28 x (416 + answer)
-    slots fit into 16,384 for answers of up to 169 tokens; of 384 they push each other out (docs/kv-speed.md).
+    These budgets hold in the answer too; ``h2o`` also holds what came since its last act. ``snapkv(budget=0.25)``
+    compresses the prompt alone: 28 x (416 + answer) slots fit into 16,384 for answers of up to 169 tokens; of 384 they
+    push each other out (docs/kv-speed.md).
     """
     doorkeeper = Doorkeeper(Engine.step)
     monkeypatch.setattr(Engine, "step", lambda engine: doorkeeper(engine))
