@@ -42,9 +42,9 @@ void pick(const float* numbers, const int32_t* which, int64_t count, float* out)
   for (; i < count; ++i) out[i] = numbers[which[i]];
 }
 
-// The `rank` channels in which the group's queries are largest, in their order; each head grows by what it leaves out. `size` [dim];
-// `channels` [3 (dim + kPageScorePad)], of which the first are the answer.
-void thin(const PageScoreArgs& a, const float* raw, int64_t rank, float* size, int32_t* channels, float* out) {
+// The `rank` channels in which the group's queries are largest, in their order; `growth` [heads] is for what each head leaves out.
+// `size` [dim]; `channels` [3 (dim + kPageScorePad)], of which the first are the answer.
+void thin(const PageScoreArgs& a, const float* raw, int64_t rank, float* size, int32_t* channels, float* out, float* growth) {
   int64_t done = 0;
   for (; done + kLanes <= a.dim; done += kLanes) {
     Vec sum{};
@@ -63,8 +63,7 @@ void thin(const PageScoreArgs& a, const float* raw, int64_t rank, float* size, i
     float* const few = out + h * rank;
     pick(q, channels, rank, few);
     const float covered = __builtin_sqrtf(sum_of_sizes(few, rank) / (all > 1e-9f ? all : 1e-9f));
-    const float growth = covered > 0.0f ? 1.0f / covered : 0.0f;
-    for (int64_t i = 0; i < rank; ++i) few[i] *= growth;
+    growth[h] = covered > 0.0f ? 1.0f / covered : 0.0f;
   }
 }
 
@@ -100,7 +99,8 @@ void prepare(const PageScoreArgs& a, const float* q, int64_t width, float* out) 
   }
 }
 
-// Each head's numbers to 127ths of its largest, ties to even; codes [fours][heads][4], zeros behind the last one.
+// Each head's numbers to 127ths of its largest, ties to even; codes [fours][heads][4], zeros behind the last one. Thin queries grow
+// afterwards: their growth is a sum, whose last bit would decide about numbers half way between two codes.
 void round_to_bytes(const PageScoreArgs& a, const float* prepared, const PreparedQueries& q, const QueryRoom& room) {
   const int64_t width = q.width, fours = q.fours();
   for (int64_t h = 0; h < a.heads; ++h) {
@@ -124,7 +124,7 @@ void round_to_bytes(const PageScoreArgs& a, const float* prepared, const Prepare
 #else
     for (int i = 0; i < kLanes; ++i) all += sum[i];
 #endif
-    room.units[h] = top * (1.0f / 127.0f), room.starts[h] = -128 * all;
+    room.units[h] = top * (1.0f / 127.0f) * (Query(a.rule.query) == Query::thin ? room.units[h] : 1.0f), room.starts[h] = -128 * all;
   }
 }
 
@@ -167,7 +167,7 @@ void prepare_queries(const PageScoreArgs& a, const void* queries, Dtype dtype, i
   const int64_t bytes = dtype == Dtype::f32 ? 4 : 2, count = a.heads * q.width;
   float *const raw = room.queries, *const out = raw + (a.heads + 1) * (a.dim + kPageScorePad);
   for (int64_t h = 0; h < a.heads; ++h) read((const char*)queries + h * q_stride * bytes, dtype, a.dim, raw + h * a.dim);
-  if (Query(a.rule.query) == Query::thin) thin(a, raw, q.width, raw + a.heads * a.dim, room.channels, out), q.channels = room.channels;
+  if (Query(a.rule.query) == Query::thin) thin(a, raw, q.width, raw + a.heads * a.dim, room.channels, out, room.units), q.channels = room.channels;
   else for (int64_t h = 0; h < a.heads; ++h) prepare(a, raw + h * a.dim, q.width, out + h * q.width);
   q.queries = out;
   if (a.rule.kind() == Marks::bytes || a.rule.kind() == Marks::columns) {

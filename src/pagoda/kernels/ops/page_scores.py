@@ -221,8 +221,10 @@ def reference(
         vectors = _out_of_bytes(marks)[..., :width].flatten(1, 2)
     else:
         assert marks is not None
-        columns, q = out_of_columns(marks), _rounded(q)
-        if channels is not None:
+        columns = out_of_columns(marks)
+        if channels is None:
+            q = _rounded(q)
+        else:
             index = channels[:, None, :, None].expand(heads, columns.shape[1], width, columns.shape[3])
             columns = columns.gather(2, index)
         pages, per_page = columns.shape[1], columns.shape[3]
@@ -257,9 +259,11 @@ def reference(
 
 
 def _rounded(q: Tensor) -> Tensor:
-    """Queries [H, G, W] to 127ths of each head's largest number."""
-    unit = q.abs().amax(-1, keepdim=True) / 127
-    return (q / unit.clamp(min=1e-30)).round() * unit
+    """Queries [H, G, W] to 127ths of each head's largest number, in the kernels' order of operations: numbers half way
+    between two codes must go the same way.
+    """
+    top = q.abs().amax(-1, keepdim=True)
+    return (q * torch.where(top > 0, 127 / top, 0.0)).round() * (top * (1 / 127))
 
 
 def _prepared(
@@ -282,7 +286,7 @@ def _prepared(
         best = order[:, : rule.rank].sort(dim=-1).values  # [H, rank]
         few = queries.gather(-1, best[:, None].expand(-1, queries.shape[1], -1))
         covered = (few.abs().sum(-1, keepdim=True) / size.sum(-1, keepdim=True).clamp(min=1e-9)).sqrt()
-        return torch.where(covered > 0, few / covered, 0.0), best
+        return torch.where(covered > 0, _rounded(few) / covered, 0.0), best
     return queries, None
 
 
