@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 # Rooms without torch: strictly typed, and held at 95 % coverage (pyproject.toml lists them for coverage).
 TORCH_FREE = $(wildcard src/pagoda/core src/pagoda/budget src/pagoda/schedule src/pagoda/plan \
-	$(foreach f,pages table prefix audit manager room live evictions compaction stats,src/pagoda/kv/$(f).py) \
+	$(foreach f,pages table prefix audit manager reservations room live evictions compaction stats,src/pagoda/kv/$(f).py) \
 	src/pagoda/sampling/params.py src/pagoda/sampling/scratch.py src/pagoda/models/shape.py)
 
 .PHONY: run test test-gpu slow venv lint format types map sanitize cov ci clean help prices price tables documented speeds

@@ -180,7 +180,7 @@ def test_speeds_are_measured_in_turns_and_notes_with_them(lantern, world, monkey
     exact, sparq, lserve, h2o = found.prices
     assert exact.noted_share == exact.looked_share == h2o.looked_share == 0.0 < h2o.noted_share < 0.05
     assert 0.1 < sparq.noted_share < 0.2  # a byte for two of the keys' numbers, and room to grow
-    assert sparq.looked_share == pytest.approx(sparq.noted_share * 17 / 65, rel=0.5)
+    assert 0.6 < sparq.looked_share / (sparq.noted_share * 17 / 65) <= 1.0  # nothing is looked at of room to grow
     assert 0.02 < lserve.looked_share < lserve.noted_share / 4
     for one in found.prices:
         assert one.held_share is None

@@ -146,7 +146,7 @@ def test_a_copy_of_a_page_that_is_itself_to_be_copied_reads_the_original() -> No
     assert world.reserve(child, 1)
     grandchild = world.fork(child)
     assert world.reserve(grandchild, 1)
-    sources = set(world.manager._copies.values())
+    sources = set(world.manager._reservations._copies.values())
     assert sources == set(world.manager.table(parent).pages().tolist()[4:8])
     world.check()
     world.step({child: [1], grandchild: [2], parent: [3]})

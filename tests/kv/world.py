@@ -266,12 +266,12 @@ class World:
             entry.key: (entry.runs.tobytes(), entry.users, entry.num_children)
             for entry in (self.prefix.entries() if self.prefix is not None else ())
         }
-        return tables, entries, self.pool.refs.tobytes(), dict(self.manager._copies)
+        return tables, entries, self.pool.refs.tobytes(), dict(self.manager._reservations._copies)
 
     def check(self) -> None:
         """The auditor, then every slot of every sequence and entry."""
         audit(self.manager)
-        pending = self.manager._copies  # not run yet: the content is still at the source
+        pending = self.manager._reservations._copies  # not run yet: the content is still at the source
         size, contents = self.fmt.page_size, self.contents
         for seq_id, twin in self.seqs.items():
             table = self.manager.table(seq_id)
@@ -320,7 +320,7 @@ class World:
 
     def _poison(self) -> None:
         """What is free holds nothing that anybody may read (but for sources of copies that are still to run)."""
-        sources = set(self.manager._copies.values())
+        sources = set(self.manager._reservations._copies.values())
         self.contents = {
             (page, slot): content
             for (page, slot), content in self.contents.items()

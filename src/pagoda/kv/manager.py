@@ -27,6 +27,7 @@ from .evictions import Evictions, Kept
 from .live import LiveSequence, Trails
 from .pages import Int32s, PagePool
 from .prefix import Entry, PrefixCache, PrefixStats, token_bytes
+from .reservations import Reservations
 from .room import Room
 from .stats import KVStats
 from .table import PageTable, SlotMoves, expand_runs
@@ -65,8 +66,7 @@ class KVManager:
             prefix.use_windows(windows)
         self._settled = settled or fmt.page_size
         self._sequences: dict[int, LiveSequence] = {}
-        self._copies: dict[int, int] = {}  # page to be written -> page to be read, before the next step
-        self._num_copies = self._num_refined = 0
+        self._reservations = Reservations(fmt, pool, self._room, windows)
 
     # Life of a sequence ---------------------------------------------------------------------------------------------
 
@@ -159,54 +159,8 @@ class KVManager:
         table.adopt(columns, dead)
 
     def reserve(self, seq_id: int, num_tokens: int) -> bool:
-        """Pages for the next ``num_tokens`` slots of every row; shared pages among them are replaced by copies.
-
-        Free pages first, then growth of the pool, then cached prefixes. Where there are enough pages but no whole runs,
-        the table becomes one of granularity ``head``. False if nothing of this is enough: then no table, page or entry
-        has changed.
-        """
-        table = self._sequences[seq_id].table
-        if table.tail_owned and table.room >= num_tokens:
-            return True
-        return self._reserve(table, num_tokens) or self._reserve_scattered(table, num_tokens)
-
-    def _reserve(self, table: PageTable, num_tokens: int) -> bool:
-        missing, run = table.missing_runs(num_tokens), table.run
-        num_missing = int(missing.sum())
-        rows, columns = table.open_cells()
-        open_runs = table.bases[rows, columns]
-        if not self._room.make(run, lambda: num_missing + self._num_shared(table, open_runs, run)):
-            return False
-        shared = self.pool.shared(open_runs, run)
-        runs = self._room.take(run, num_missing + int(shared.sum()))
-        if num_missing:
-            table.append(missing, runs[:num_missing])
-        if shared.any():
-            table.rebase(rows[shared], columns[shared], runs[num_missing:])
-            self._copy(open_runs[shared], runs[num_missing:], run)
-            self.pool.unref_runs(open_runs[shared], run)
-        table.tail_owned = True
-        return True
-
-    def _reserve_scattered(self, table: PageTable, num_tokens: int) -> bool:
-        """Where no whole run is free any more, single pages serve as well: those that policies freed, from any block.
-        The table has a row for each head from then on; or for each layer, where those that windows freed are enough.
-        """
-        for granularity in (Granularity.HEAD,) if self.windows is None else (Granularity.LAYER, Granularity.HEAD):
-            run = self.fmt.pages_per_run(granularity)
-            if run < table.run and self._make_scattered(table, num_tokens, run):
-                table.refine(granularity)
-                self._num_refined += 1
-                return self._reserve(table, num_tokens)
-        return False
-
-    def _make_scattered(self, table: PageTable, num_tokens: int, run: int) -> bool:
-        num_missing = int(table.missing_runs(num_tokens).sum()) * (table.run // run)
-        open_runs = expand_runs(table.bases[table.open_cells()], table.run, run)
-        return self._room.make(run, lambda: num_missing + self._num_shared(table, open_runs, run))
-
-    def _num_shared(self, table: PageTable, runs: Int32s, run: int) -> int:
-        return 0 if table.tail_owned else int(self.pool.shared(runs, run).sum())
+        """Pages for the next ``num_tokens`` slots of every row; see ``Reservations.reserve``."""
+        return self._reservations.reserve(self._sequences[seq_id].table, num_tokens)
 
     def commit(self, seq_id: int, tokens: Sequence[int]) -> None:
         """The KV of these tokens (reserved before) is written. Pages that they fill become prefix entries."""
@@ -330,18 +284,9 @@ class KVManager:
 
     # Pages ----------------------------------------------------------------------------------------------------------
 
-    def _copy(self, old: Int32s, new: Int32s, run: int) -> None:
-        """Notes page copies. A page that is itself still to be copied is read where its content is now."""
-        sources, targets = expand_runs(old, run, 1).tolist(), expand_runs(new, run, 1).tolist()
-        self._num_copies += len(targets)
-        for source, target in zip([self._copies.get(page, page) for page in sources], targets, strict=True):
-            self._copies[target] = source
-
     def take_copies(self) -> list[tuple[int, int]]:
         """Page copies (source, target) that must run before the next step: all reads first, targets differ."""
-        copies = [(source, target) for target, source in self._copies.items() if self.pool.refs[target]]
-        self._copies.clear()
-        return copies
+        return self._reservations.take_copies()
 
     # Prefix cache ---------------------------------------------------------------------------------------------------
 
@@ -457,9 +402,9 @@ class KVManager:
             num_cached_entries=len(prefix) if prefix is not None else 0,
             num_idle_entries=prefix.num_idle if prefix is not None else 0,
             num_sequences=len(self._sequences),
-            num_copied_pages=self._num_copies,
+            num_copied_pages=self._reservations.num_copies,
             num_dropped_slots=self._evictions.num_dropped,
-            num_refined_tables=self._num_refined,
+            num_refined_tables=self._reservations.num_refined,
             page_bytes=self.fmt.page_bytes,
             block_bytes=self.fmt.block_bytes,
             prefix=PrefixStats() if prefix is None else prefix.stats,
