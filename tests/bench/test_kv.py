@@ -326,7 +326,8 @@ def test_prices_are_put_into_a_page(tmp_path) -> None:
     for day, kv, others in (
         ("Monday", None, ""),
         ("Tuesday", "a", "Monday"),
-        ("Friday", "c", "Tuesday"),
+        ("Friday", "c", "Tuesday; Monday"),
+        ("Friday", "a", "Tuesday; Monday"),
         ("May", None, ""),
     ):
         told = f"{day} (some rows: {others})" if others else day

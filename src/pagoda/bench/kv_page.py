@@ -15,6 +15,7 @@ OF_BYTES = ("held_share", "noted_share", "peak_share", "read_share", "looked_sha
 OF_NOTES = ("noted_share", "looked_share")
 """What is measured with speeds, too."""
 OF_SPEED = ("prefill_speed", "decode_speed", "policy_share")
+_SOME_ROWS = " (some rows: "
 
 
 def read_page(path: Path, model: str) -> str:
@@ -74,13 +75,14 @@ def _joined(old: PriceList, new: PriceList, *, add: bool) -> PriceList:
 
 
 def _speeds_of(old: PriceList, new: PriceList, rows: Sequence[Price]) -> str:
-    """What both say of the speeds, where some of the page's ``rows`` were not measured now."""
+    """What both say of the speeds, the newest first, where some of the page's ``rows`` were not measured now."""
     measured = {one.kv for one in new.prices if one.decode_speed is not None}
     kept = any(one.decode_speed is not None and one.kv not in measured for one in rows)
     if not new.speeds_of or not kept:
         return new.speeds_of or old.speeds_of
-    before = old.speeds_of.partition(" (")[0] or "not noted"
-    return new.speeds_of if before == new.speeds_of else f"{new.speeds_of} (some rows: {before})"
+    last, _, others = (old.speeds_of or "not noted").removesuffix(")").partition(_SOME_ROWS)
+    before = [said for said in (last, *others.split("; ")) if said and said != new.speeds_of]
+    return new.speeds_of + (f"{_SOME_ROWS}{'; '.join(before)})" if before else "")
 
 
 def _filled(one: Price, old: Price | None, *, judged: bool, add: bool, alike: bool) -> Price:
