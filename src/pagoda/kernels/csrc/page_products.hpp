@@ -236,7 +236,7 @@ inline int64_t column_steps(const PageScoreArgs& a) { return a.pages * a.rule.pe
 // `room`: page_score_room() has it.
 void store_column_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, float* room, Products products, Asking& asking) {
   const int64_t first = pages.first * a.rule.per_page, end = pages.end * a.rule.per_page, all = a.pages * a.rule.per_page, fours = q.fours();
-  const char** const columns = (const char**)room;
+  const char** const columns = (const char**)line_from(room);
   char* const together = (char*)(columns + 4 * fours);
   const char* const scales = column_of_scales(a);
   find_columns(a, q, columns);

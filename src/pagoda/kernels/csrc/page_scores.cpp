@@ -29,7 +29,7 @@ float behind(const PageScoreArgs& a, int64_t mark) {
 template <typename Number>
 Number* room_for(int64_t count, std::vector<Number>& in) {
   in.resize(count + 64 / sizeof(Number));
-  return reinterpret_cast<Number*>((reinterpret_cast<uintptr_t>(in.data()) + 63) & ~uintptr_t{63});
+  return line_from(in.data());
 }
 
 // From a line's beginning on, so that the last one counts, too.

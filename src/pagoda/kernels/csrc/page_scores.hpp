@@ -135,6 +135,12 @@ struct PreparedQueries {
   int64_t fours() const { return (width + 3) / 4; }
 };
 
+// Where a line begins, at `at` or less than a line behind it.
+template <typename Number>
+Number* line_from(Number* at) {
+  return reinterpret_cast<Number*>((reinterpret_cast<uintptr_t>(at) + 63) & ~uintptr_t{63});
+}
+
 constexpr int64_t kPageScorePad = 64;  // numbers behind a head's, which a body may write
 
 // Products that a body keeps for each head.
@@ -143,7 +149,7 @@ inline int64_t products_of(const PageScoreArgs& a) {
 }
 inline int64_t page_score_room(const PageScoreArgs& a) {
   return (a.heads + 1) * (products_of(a) + 2 * kPageScorePad) + a.rule.per_page * (a.dim + kPageScorePad) + a.heads * (a.dim + kPageScorePad) +
-         kPageScorePad / 4 * (a.dim + kPageScorePad);
+         kPageScorePad / 4 * (a.dim + kPageScorePad) + kPageScorePad / 4;
 }
 
 // Where prepared queries lie: [query_room()] numbers; [heads] units and starts; channels
