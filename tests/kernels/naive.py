@@ -5,7 +5,7 @@ import numpy as np
 
 def naive_attention(
     q, pages, layout, table, *, scale, window=0, soft_cap=0.0, sinks=None, alibi_slopes=None, v_dim=None,
-    prob_sums=None, prob_counts=None, sum_last=0,
+    prob_sums=None, prob_counts=None, sum_last=0, slot_weights=None,
 ):  # fmt: skip
     """Returns the result and the probability sums, whether asked for or not."""
     num_tokens, num_q_heads, _ = q.shape
@@ -34,6 +34,9 @@ def naive_attention(
                     scores = soft_cap * np.tanh(scores / soft_cap)
                 if alibi_slopes is not None:
                     scores = scores + float(alibi_slopes[head]) * (slots - last)
+                if slot_weights is not None and slot_weights[seq] is not None:
+                    logs = slot_weights[seq][kv_head].double().cpu().numpy()
+                    scores = scores + np.where(slots < len(logs), logs[np.minimum(slots, len(logs) - 1)], 0.0)
                 top = scores.max()
                 total = np.exp(scores - top).sum()
                 if sinks is not None:

@@ -17,4 +17,6 @@ def one_sequence(arguments: dict[str, Any], seq: int) -> tuple[dict[str, Any], s
         kv_lens=table.kv_lens[seq : seq + 1], q_starts_cpu=[0, stop - start],
         q_starts=torch.tensor([0, stop - start], dtype=torch.int32),
     )  # fmt: skip
+    if (weights := arguments.get("slot_weights")) is not None:
+        arguments = arguments | {"slot_weights": weights[seq : seq + 1]}
     return arguments | {"q": arguments["q"][start:stop], "table": alone}, slice(start, stop)

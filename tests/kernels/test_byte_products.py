@@ -56,8 +56,13 @@ def batch(q_lens, kv_lens, *, heads=(14, 2), dims=(64, 64), sharp=1.0, shared_bl
             {"sinks": Make().normal(14), "alibi_slopes": Make().normal(14).abs()},
             0.015,
         ),
+        (
+            ((1, 2, 1), (1, 300, 700), {}),
+            {"slot_weights": [None, *(Make().normal(2, n).abs() for n in (90, 700))]},
+            0.015,
+        ),
     ],
-    ids=["flat", "sharp", "window", "soft cap", "six groups", "sinks, alibi, a head kept nothing"],
+    ids=["flat", "sharp", "window", "soft cap", "six groups", "sinks, alibi, a head kept nothing", "weights"],
 )
 def test_the_loss_is_small_beside_the_result(shape, options, loss, codec):
     """Root mean squares: of the difference to the same codes multiplied as numbers, and of the result."""

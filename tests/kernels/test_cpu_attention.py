@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import heapq
+import itertools
+import math
 from collections import Counter, deque
 from itertools import pairwise
 
@@ -51,7 +53,15 @@ def batches(draw):
         "v_dim": 48 if v_dim == 0 else None,
         "prob_sums": torch.full((*table.kv_lens.shape, table.max_kv_len), 7.0) if draw(st.booleans()) else None,
         "sum_last": draw(st.sampled_from([0, 0, 1, 4])),
+        "slot_weights": _weights(make, num_kv_heads, [draw(st.sampled_from([0, 1, 33, 150, 400])) for _ in sequences])
+        if draw(st.booleans())
+        else None,
     }
+
+
+def _weights(make, num_heads, widths):
+    """Logarithms up to where slots count a few hundred times."""
+    return [2.0 * make.normal(num_heads, width).abs() if width else None for width in widths]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -326,3 +336,47 @@ def test_decode_reads_no_slot_that_is_none(page_size, window, latent):
     rtol, atol = TOLERANCE[torch.bfloat16]
     torch.testing.assert_close(got, reference(pages=clean, **arguments), rtol=rtol, atol=atol)
     assert torch.equal(got, cpu.paged_attention(pages=clean, **arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_slot_of_weight_n_counts_as_n_slots(isa, dtype):
+    """A sequence that holds a slot five times gets what one gets that holds it once with that weight."""
+    make, layout, times = Make(dtype), PageLayout(16, 64, 64, dtype), 5
+    kinds = torch.tensor([0] * times + list(range(1, 300)))
+    table, num_pages = layer_table(make, [1, 1], [len(kinds), 300], page_size=16, num_kv_heads=2, per_head=True)
+    slots = [make.normal(2, 300, 64) for _ in range(2)]
+    pages = make.pages(num_pages, layout)
+    for seq, which in ((0, kinds), (1, torch.arange(300))):
+        for head, at in itertools.product(range(2), range(len(which))):
+            page = int(table.rows[int(table.row_of[seq, head]), at // 16])
+            for part, side in zip(slots, (layout.k(pages), layout.v(pages)), strict=True):
+                side[page, at % 16] = part[head, which[at]]
+    q = make.normal(1, 14, 64).expand(2, -1, -1).contiguous()
+    logs = torch.zeros(2, 3)
+    logs[:, 0] = math.log(times)
+    out = cpu.paged_attention(q, pages, layout, table, scale=0.125, slot_weights=[None, logs], isa=isa)
+    torch.testing.assert_close(out[1], out[0], **dict(zip(("rtol", "atol"), TOLERANCE[dtype], strict=True)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [False, True])
+def test_weights_change_no_bit_of_others(dtype, shared):
+    """Sequences without weights beside one that has some, whose pages they may share; weights of 1 are no weights."""
+    make, layout, lens = Make(dtype), PageLayout(16, 64, 64, dtype), [600, 601, 602, 40]
+    table, num_pages = layer_table(
+        make, [1, 1, 1, 1], lens, page_size=16, num_kv_heads=2, per_head=False, shared_blocks=2 if not shared else 35
+    )
+    arguments = {
+        "q": make.normal(4, 14, 64), "pages": make.pages(num_pages, layout), "layout": layout, "table": table,
+        "scale": 0.125,
+    }  # fmt: skip
+    plain = cpu.paged_attention(**arguments)
+    weights = [None, make.normal(2, 200, dtype=torch.float32).abs(), None, None]
+    some = cpu.paged_attention(**arguments, slot_weights=weights)
+    assert torch.equal(some[[0, 2, 3]], plain[[0, 2, 3]])
+    assert not torch.equal(some[1], plain[1])
+    alone, rows = one_sequence(arguments | {"slot_weights": weights}, 1)
+    assert torch.equal(cpu.paged_attention(**alone), some[rows])
+    once = cpu.paged_attention(**arguments, slot_weights=[torch.zeros(2, 0)] * 4)
+    assert torch.equal(once, plain)

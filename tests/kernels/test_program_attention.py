@@ -12,7 +12,7 @@ from pagoda.kernels.case import Make
 from pagoda.kernels.layout import PageLayout
 from pagoda.kernels.ops._table import LayerTable
 from pagoda.kernels.quantize import pack
-from pagoda.kernels.step import QueryRings, StepArrays
+from pagoda.kernels.step import QueryRings, StepArrays, StepWeights
 
 cpu = pytest.importorskip("pagoda.kernels.cpu", reason="built without the C++ kernels")
 
@@ -70,7 +70,12 @@ def product(dtype: torch.dtype):
     return pack(weight, "fp32" if dtype == torch.float32 else "bf16")
 
 
-def by_calls(step: StepArrays, x: torch.Tensor, windows: tuple[int, ...]) -> torch.Tensor:
+def by_calls(
+    step: StepArrays,
+    x: torch.Tensor,
+    windows: tuple[int, ...],
+    weights: list[list[torch.Tensor | None]] | None = None,
+) -> torch.Tensor:
     pages, own = step.pages.clone(), len(step.rows) > 1
     for layer in range(LAYERS):
         q, k, v = x.view(len(x), -1, DIM).split([GROUP * HEADS, HEADS, HEADS], 1)
@@ -82,7 +87,10 @@ def by_calls(step: StepArrays, x: torch.Tensor, windows: tuple[int, ...]) -> tor
             step.rows[at], step.row_of, step.offset[layer], lens, step.q_starts, step.q_starts.tolist(),
             1, int(lens.max()),
         )  # fmt: skip
-        out = cpu.paged_attention(q, pages, step.layout, table, scale=0.3, window=windows[layer % len(windows)])
+        out = cpu.paged_attention(
+            q, pages, step.layout, table, scale=0.3, window=windows[layer % len(windows)],
+            slot_weights=None if weights is None else weights[layer],
+        )  # fmt: skip
         x = cpu.packed_linear(out.reshape(len(x), -1), product(x.dtype))
     return x
 
@@ -127,6 +135,22 @@ def test_every_layer_attends_as_a_call_of_its_own(tables: str, threads: int, dty
     assert expected.abs().max() > 0
     for _ in range(5):
         assert torch.equal(programmed(step, x, windows, threads), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("own", [False, True])
+def test_every_layer_has_its_own_weights(own: bool, threads: int) -> None:
+    """Of two sequences, one of which has none in the second layer; the others count every slot once."""
+    step, x, widths = step_of(own), Make().normal(len(LENGTHS), FUSED), (300, 0, 0, 9)
+    weights: list[list[torch.Tensor | None]] = [
+        [Make(seed=layer).normal(HEADS, n).abs() if n and (layer, n) != (1, 300) else None for n in widths]
+        for layer in range(LAYERS)
+    ]
+    logs = np.array([[0 if w is None else w.data_ptr() for w in one] for one in weights], np.int64)
+    step.weights = StepWeights(logs, np.array(widths, np.int64))
+    got = programmed(step, x, (0,), threads)
+    assert torch.equal(got, by_calls(step, x, (0,), weights))
+    assert not torch.equal(got, by_calls(step, x, (0,)))
 
 
 def test_a_page_that_only_a_later_layer_lacks_is_refused() -> None:

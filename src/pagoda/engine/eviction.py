@@ -178,7 +178,7 @@ class Evictor:
         if state.numbers(sequence.num_computed, act):
             state.number(sequence.num_computed, choice.num_slots, choice.lens)
         store.run_copies()
-        values = [] if act is None else state.moving
+        values = state.moving(act)
         dropped = manager.shorten(
             sequence.seq_id, _evict(store.storage, state.rows_of(rows, store.storage.device), choice, values)
         )

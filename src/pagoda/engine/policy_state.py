@@ -21,8 +21,9 @@ from ..kernels.shelves import Shelves
 from ..kv.pages import Int32s
 from ..kv.policies._inputs import Inputs
 from ..kv.policies._stack import PolicyStack
-from ..kv.policies.base import By, Held, Need, Ranking
+from ..kv.policies.base import WEIGHTS, By, Held, Need, Ranking
 from ..kv.raw_tail import RawTail
+from ..kv.watching import SlotWeights
 from .selection_notes import Notes
 
 MASS, POSITIONS, RECEIVED, WANTED = "mass", "positions", "received", "wanted"
@@ -100,6 +101,17 @@ class PolicyState:
         codec = self._stack.windowed
         looks = codec is not None and Need.QUERIES in codec.needs
         return self.tail.start if looks and self.tail is not None else None
+
+    @property
+    def weights(self) -> SlotWeights | None:
+        """How often slots count, once some may count more than once."""
+        if not self._stack.weighs:
+            return None
+        logs = self.slots.get(WEIGHTS, self.memory.get(WEIGHTS))
+        if logs is None:
+            return None
+        assert isinstance(logs, Tensor)
+        return SlotWeights(logs, None if self._lossy is None else tuple(self._lossy.index))
 
     def fork(self) -> PolicyState:
         """An independent copy, for a sequence that goes on from here."""
@@ -282,10 +294,12 @@ class PolicyState:
             return False
         return self._need_positions or (self._stack.looks and next_act - self._stack.window < num_seen)
 
-    @property
-    def moving(self) -> list[Tensor]:
-        """What is remembered of each slot and moves with it: all but what begins anew with an act."""
-        return [held for name, held in self.slots.items() if name not in OF_WINDOW]
+    def moving(self, next_act: int | None) -> list[Tensor]:
+        """What is remembered of each slot and moves with it: all but what begins anew with an act, and of that what
+        outlives the last one. ``next_act`` as for ``keep``.
+        """
+        over = next_act is None
+        return [held for name, held in self.slots.items() if name not in OF_WINDOW and (not over or name == WEIGHTS)]
 
     def moved(self, num_seen: int, next_act: int | None, changed: bool = True) -> None:
         """The act at ``num_seen`` is done, and ``moving`` is where the slots are now; ``changed``: whether there is
@@ -301,8 +315,11 @@ class PolicyState:
             self.numbered = 0
 
     def _forget(self) -> None:
-        self.slots, self._targets, self.memory, self._ring = {}, {}, {}, None
-        self._hidden = None
+        """All but what attention goes on with."""
+        self.slots, self.memory = (
+            {WEIGHTS: held[WEIGHTS]} if WEIGHTS in held else {} for held in (self.slots, self.memory)
+        )  # type: ignore[assignment]
+        self._targets, self._ring, self._hidden = {}, None, None
 
     def keep(self, keep: Tensor, inputs: Inputs, next_act: int | None) -> None:
         """The slots moved: bool ``keep`` [N], [L, N] or [L, H, N]. ``next_act``: the tokens at which the policy acts
@@ -316,7 +333,7 @@ class PolicyState:
         if keep.dim() < 3:
             keep = (keep if keep.dim() == 1 else keep[:, None]).expand(*inputs.lens.shape, -1)
         keep = (keep & inputs.valid).flatten(0, 1)
-        for held in self.moving:
+        for held in self.moving(next_act):
             close_rows(held.flatten(0, 1), keep)
 
     def newest_queries(self, num_seen: int, most: int) -> Tensor | None:

@@ -21,7 +21,7 @@ from ..kv.raw_tail import RawTail
 from ..kv.stores import Store, Stores
 from ..kv.table import PageTable
 from ..kv.view import StepView, StepViews
-from ..kv.watching import Residual
+from ..kv.watching import Residual, SlotWeights
 from ..kv.window_view import WindowView, WindowViews
 from ..schedule.item import Plan
 from .guarded import GuardedChooser, GuardedNoter, guarded_residual
@@ -194,7 +194,10 @@ class Runner:
             return self._window_view(store, pieces, None, plain=True)
         table = store.manager.table
         tables = [table(piece.sequence.seq_id) for piece in pieces]
-        return self._views_of(store).view(tables, [piece.num_tokens for piece in pieces])
+        view = self._views_of(store).view(tables, [piece.num_tokens for piece in pieces])
+        if weights := _weights(pieces):
+            view.watch(weights=weights)
+        return view
 
     def _views_of(self, store: Store) -> StepViews:
         if store not in self._views:
@@ -245,6 +248,7 @@ class Runner:
             receivers=receivers,
             tap=tap,
             residuals=_residuals(pieces),
+            weights=_weights(pieces),
         )
         return view
 
@@ -273,6 +277,15 @@ def _breaker(pieces: list[Piece]) -> Callable[[WindowedCodec, Exception], None]:
                 piece.sequence.breaks(error, "decoding pages")
 
     return breaks
+
+
+def _weights(pieces: list[Piece]) -> dict[int, SlotWeights]:
+    """For sequences some of whose slots count more than once."""
+    return {
+        index: found
+        for index, piece in enumerate(pieces)
+        if piece.sequence.policy.weighs and (found := piece.sequence.policy_state.weights) is not None
+    }
 
 
 def _residuals(pieces: list[Piece]) -> dict[int, Residual]:

@@ -32,6 +32,7 @@ def paged_attention(
     prob_sums: Tensor | None = None,
     prob_counts: Tensor | None = None,
     sum_last: int | Sequence[int] = 0,
+    slot_weights: Sequence[Tensor | None] | None = None,
     isa: str = "",
     share_prefixes: bool = True,
     byte_products: bool = True,
@@ -50,6 +51,9 @@ def paged_attention(
     wide_sinks = None if sinks is None else sinks.float().contiguous()  # named, so that they outlive the call
     wide_slopes = None if alibi_slopes is None else alibi_slopes.float().contiguous()
     last = None if prob_sums is None else np.ascontiguousarray(np.broadcast_to(np.int64(sum_last), (num_seqs,)))
+    weights = (
+        [] if slot_weights is None else [(0, 0) if w is None else (w.data_ptr(), w.shape[1]) for w in slot_weights]
+    )
     _cpu.paged_attention(
         q.data_ptr(), q.stride(0), q.stride(1), out.data_ptr(), DTYPES[q.dtype],
         pages.data_ptr(), pages.shape[0], store_of(layout), layout.page_size, layout.k_dim, layout.v_dim, columns,
@@ -58,7 +62,7 @@ def paged_attention(
         0 if wide_sinks is None else wide_sinks.data_ptr(), 0 if wide_slopes is None else wide_slopes.data_ptr(),
         0 if prob_sums is None else prob_sums.data_ptr(), 0 if prob_counts is None else prob_counts.data_ptr(),
         table.max_kv_len if prob_sums is None else prob_sums.shape[2],
-        0 if last is None else last.ctypes.data, share_prefixes, byte_products, [], [],
+        0 if last is None else last.ctypes.data, share_prefixes, byte_products, [], [], weights,
         torch.get_num_threads(), isa,
     )  # fmt: skip
     return out
@@ -86,6 +90,7 @@ def plan(
 dispatch.register(
     "paged_attention", "cpu", paged_attention,
     Features(
-        CPU, frozenset(DTYPES), frozenset({"window", "soft_cap", "sinks", "alibi", "latent", "prob_sums"}) | CODECS,
+        CPU, frozenset(DTYPES),
+        frozenset({"window", "soft_cap", "sinks", "alibi", "latent", "prob_sums", "slot_weights"}) | CODECS,
     ),
 )  # fmt: skip

@@ -56,7 +56,8 @@ def coded_attention(
         rows.data_ptr(), rows.shape[0], rows.shape[1], row_of.data_ptr(), offset.data_ptr(), kv_lens.data_ptr(),
         q_starts.data_ptr(), num_seqs, q.shape[0], q.shape[1], num_kv_heads, scale, soft_cap, window,
         0 if wide_sinks is None else wide_sinks.data_ptr(), 0 if wide_slopes is None else wide_slopes.data_ptr(),
-        0, 0, 0, 0, share_prefixes, True, [sides], [row.ctypes.data for row in beside], torch.get_num_threads(), isa,
+        0, 0, 0, 0, share_prefixes, True, [sides], [row.ctypes.data for row in beside], [], torch.get_num_threads(),
+        isa,
     )  # fmt: skip
     return out
 

@@ -310,9 +310,9 @@ def _native(step: StepArrays) -> Any:
     """The arrays as the extension takes them, made once."""
     layout, rows, own, choice, coded = step.layout, step.rows, step.rows.shape[0] > 1, step.choice, step.coded
     chosen = [] if choice is None else [getattr(choice, name).ctypes.data for name in choice.__slots__]
-    sums, queries = (
+    sums, queries, weights = (
         [] if part is None else [getattr(part, name).ctypes.data for name in part.__slots__]
-        for part in (step.sums, step.queries)
+        for part in (step.sums, step.queries, step.weights)
     )
     raw = [] if coded is None else [x.ctypes.data for x in (coded.k, coded.v, coded.starts, coded.room, coded.encoded)]
     step.native = _cpu.StepArrays(
@@ -323,6 +323,6 @@ def _native(step: StepArrays) -> Any:
         step.row_of.data_ptr(), step.offset.data_ptr(), step.kv_lens.data_ptr(), step.kv_lens.stride(0) if own else 0,
         step.q_starts.data_ptr(), step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots.stride(0) if own else 0,
         chosen, 0 if choice is None else len(choice.seqs), sums, queries, [] if coded is None else [coded.sides],
-        raw,
+        raw, weights,
     )  # fmt: skip
     return step.native

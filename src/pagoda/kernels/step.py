@@ -69,6 +69,16 @@ class QueryRings:
 
 
 @dataclass(frozen=True, slots=True)
+class StepWeights:
+    """How often slots count in the softmax, of sequences some of whose slots count more than once: addresses of
+    contiguous float32 ``[H, width]`` that must outlive the step, see ``slot_weights`` of ``ops.paged_attention``.
+    """
+
+    logs: npt.NDArray[np.int64]  # [L, S], 0 where every slot counts once
+    widths: npt.NDArray[np.int64]  # [S]
+
+
+@dataclass(frozen=True, slots=True)
 class CodedStep:
     """Pages of a step that were encoded whole, and where the newest slots of each of the S sequences lie raw beside
     them: contiguous ``[L, H, room, dim]`` of the model's dtype, which must outlive the step; it writes its own there.
@@ -105,5 +115,6 @@ class StepArrays:
     choice: PageChoice | None = None
     sums: SlotSums | None = None
     queries: QueryRings | None = None
+    weights: StepWeights | None = None
     coded: CodedStep | None = None  # then ``layout`` is that of the numbers, and the pages are bytes
     native: Any = field(default=None, init=False, repr=False)

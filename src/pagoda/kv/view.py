@@ -21,12 +21,12 @@ from torch import Tensor
 from ..kernels.layout import PageLayout
 from ..kernels.ops import LayerTable, kv_write, paged_attention
 from ..kernels.ops._scratch import scratch_table
-from ..kernels.step import SlotSums, StepArrays
+from ..kernels.step import SlotSums, StepArrays, StepWeights
 from .choices import Choices, Chooser
 from .step_index import StepIndex
 from .storage import PageStorage
 from .table import PageTable
-from .watching import Received, Receiver, Residual, Tap
+from .watching import Received, Receiver, Residual, SlotWeights, Tap
 
 
 class StepView:
@@ -44,6 +44,7 @@ class StepView:
     tap              sees ``(layer, q, options)`` of every layer: how KV policies come to the queries; or says where
                      they go, where all layers run as one.
     choices          of steps before, where somebody has them (`StepViews`).
+    weights          sequence (by index) -> how often its slots count in the softmax, where some count more than once.
     residuals        sequence (by index) of one token -> what its evicted slots answer, which is joined with attention.
     choosers         sequence (by index) of one token -> who says, with ``choose(layer, q [Hq, Dk], scale)``, what
                      it reads: page ids int32 [H, K] and slots int32 [H], all pages but the last full.
@@ -62,6 +63,7 @@ class StepView:
         tap: Tap | None = None,
         choosers: Mapping[int, Chooser] | None = None,
         residuals: Mapping[int, Residual] | None = None,
+        weights: Mapping[int, SlotWeights] | None = None,
         choices: Choices | None = None,
     ) -> None:
         _check(tables, q_lens)
@@ -74,7 +76,7 @@ class StepView:
         self._choices = choices or Choices()
         self.watch(
             collect_probs=collect_probs, collect_counts=collect_counts, sum_last=sum_last, receivers=receivers, tap=tap,
-            residuals=residuals,
+            residuals=residuals, weights=weights,
         )  # fmt: skip
 
     def watch(
@@ -86,18 +88,20 @@ class StepView:
         receivers: Mapping[int, Receiver] | None = None,
         tap: Tap | None = None,
         residuals: Mapping[int, Residual] | None = None,
+        weights: Mapping[int, SlotWeights] | None = None,
     ) -> None:
         """What somebody wants to know of the step, or adds to its answers; before it runs."""
         self.received: list[Received] = []
         self.added: list[int] = []
         self._tap, self._counts, self._receivers, self._sum_last = tap, collect_counts, receivers or {}, sum_last or {}
-        self._residuals = residuals or {}
+        self._residuals, self._weights = residuals or {}, weights or {}
+        assert not self._weights.keys() & (self._choosers.keys() | self._residuals), "weights of slots that were chosen"
         self._watched: set[int] = set()
         if collect_probs:
             everybody = set(range(len(self._index.q_lens)))
             self._watched = everybody if collect_probs is True else everybody.intersection(collect_probs)
         assert not self._watched & set(self._choosers), "probability sums of pages that were not read"
-        if tap is not None or self._watched or self._residuals:
+        if tap is not None or self._watched or self._residuals or self._weights:
             self._arrays = None
             self._divide_anew()
 
@@ -106,7 +110,7 @@ class StepView:
 
     def close(self) -> None:
         """The step is over. A view may go on (`StepViews`); what sequences remember does not wait for that with it."""
-        self._choosers, self._receivers, self._residuals, self._tap = {}, {}, {}, None
+        self._choosers, self._receivers, self._residuals, self._weights, self._tap = {}, {}, {}, {}, None
 
     def arrays(self) -> StepArrays | None:
         """The whole step as plain arrays, for those who run all layers at once. None where each layer calls ``attend``:
@@ -124,8 +128,11 @@ class StepView:
         page_ids, slots = self._page_ids.contiguous(), self._slots.contiguous()  # numpy may index into any order
         sums = self._sums() if self._watched else None
         queries = None if self._tap is None else self._tap.rings()
-        arrays = StepArrays(self._pages, self._layout, *self._index.tensors, page_ids, slots, choice, sums, queries)
-        if choice is None and sums is None and queries is None:
+        weights = self._step_weights() if self._weights else None
+        arrays = StepArrays(
+            self._pages, self._layout, *self._index.tensors, page_ids, slots, choice, sums, queries, weights
+        )
+        if choice is None and sums is None and queries is None and weights is None:
             self._arrays = arrays
         return arrays
 
@@ -170,6 +177,14 @@ class StepView:
                 _, counts[s], count_widths[s] = receiver.counts(num_slots[s], self._pages.device)
         return SlotSums(sums, counts, widths, count_widths, last)
 
+    def _step_weights(self) -> StepWeights:
+        """Where it lies how often slots count."""
+        num_seqs, num_layers = len(self._index.q_lens), self._fmt.num_layers
+        logs, widths = np.zeros((num_layers, num_seqs), np.int64), np.zeros(num_seqs, np.int64)
+        for s, weights in self._weights.items():
+            logs[:, s], widths[s] = weights.addresses(num_layers), weights.logs.shape[2]
+        return StepWeights(logs, widths)
+
     in_program = True
 
     @cached_property
@@ -178,8 +193,12 @@ class StepView:
         rows = torch.from_numpy(self._index.rows).to(self._pages.device)
         choosing = set(self._choosers)
         moving = {s for s, chooser in self._choosers.items() if chooser.moves}
-        others = set(range(len(self._index.q_lens))) - self._watched - choosing
-        kinds = (others, False, False), (self._watched, True, False), (choosing - moving, False, False)
+        weighted = self._weights.keys() - self._watched
+        others = set(range(len(self._index.q_lens))) - self._watched - choosing - weighted
+        kinds = (
+            (others, False, False), (self._watched, True, False), (choosing - moving, False, False),
+            (weighted, False, False),
+        )  # fmt: skip
         return [
             _Part(self._index, rows, sorted(members), probs, moves)
             for members, probs, moves in (*kinds, (moving, False, True))
@@ -281,9 +300,16 @@ class StepView:
             v_dim=v_dim,
             prob_sums=sums,
             prob_counts=counts,
+            slot_weights=self._weights_of(part, layer),
             sum_last=0 if sums is None else [self._sum_last.get(s, 0) for s in part.members],
             **options,  # type: ignore[arg-type]
         )
+
+    def _weights_of(self, part: _Part, layer: int) -> list[Tensor | None] | None:
+        """As ``paged_attention`` takes them."""
+        if self._weights.keys().isdisjoint(part.members):
+            return None
+        return [self._weights[s].of(layer) if s in self._weights else None for s in part.members]
 
     def _attend_copies(self, part: _Part, layer: int, q: Tensor, options: Mapping[str, object]) -> Tensor:
         """Sequences that read copies of what they chose, one after the other."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -62,6 +64,30 @@ class Received:
     def of(self, layer: int) -> tuple[Tensor, Tensor | None]:
         """One layer's sums and counts, to be written."""
         return self.sums[layer], None if self.counts is None else self.counts[layer]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotWeights:
+    """How often the slots of one sequence count in the softmax: logarithms, contiguous float32 [l, H, n] of the first n
+    slots of the ``layers`` (None: of all), which must outlive the step. All others count once.
+    """
+
+    logs: Tensor
+    layers: tuple[int, ...] | None = None
+
+    def of(self, layer: int) -> Tensor | None:
+        """[H, n]"""
+        if self.layers is None:
+            return self.logs[layer]
+        return self.logs[self.layers.index(layer)] if layer in self.layers else None
+
+    def addresses(self, num_layers: int) -> npt.NDArray[np.int64]:
+        """[L] where ``of`` each layer lies, or 0."""
+        found = np.zeros(num_layers, np.int64)
+        each = self.logs.stride(0) * self.logs.element_size()
+        at = slice(None) if self.layers is None else list(self.layers)
+        found[at] = self.logs.data_ptr() + each * np.arange(len(self.logs))
+        return found
 
 
 Residual = Callable[[Tensor, int], "tuple[Tensor, Tensor] | None"]

@@ -23,6 +23,13 @@ struct SumTarget {
   int64_t room() const { return counts ? std::min(stride, count_stride) : stride; }  // of slots
 };
 
+// How often the slots of one sequence count in the softmax, as logarithms that are added to their scores: [Hkv, width]. Slots behind
+// those count once.
+struct SlotWeights {
+  const float* logs = nullptr;  // null: all of them count once
+  int64_t width = 0;
+};
+
 // The newest slots of a sequence, which lie as numbers beside its encoded pages: of one layer, [head][room][dim] each.
 struct RawSlots {
   const char *k = nullptr, *v = nullptr;
@@ -68,6 +75,7 @@ struct AttentionArgs {
   const float* sinks = nullptr;   // [Hq]
   const float* slopes = nullptr;  // [Hq]
   const SumTarget* sum_targets = nullptr;  // [S], or null
+  const SlotWeights* weights = nullptr;    // [S], or null
   bool share_prefixes = true;     // read pages that several sequences begin with once for all of them
 
   bool byte_products = true;  // int8 and int4 pages, few bfloat16 queries: products of bytes where the machine has them (loses a little)
@@ -81,6 +89,7 @@ struct AttentionArgs {
   // Pairs of bfloat16 are multiplied: queries are, and so are the pages' numbers (codes without loss; decoded int4 is rounded).
   bool pairs() const { return dtype == Dtype::bf16 && shape.store != Store::f32 && shape.store != Store::f16; }
   bool summed(int64_t seq) const { return sum_targets && sum_targets[seq].sums; }
+  bool weighted(int64_t seq) const { return weights && weights[seq].logs && weights[seq].width > 0; }
   int64_t pair(int64_t seq, int64_t head) const { return seq * num_kv_heads + head; }
 };
 

@@ -65,13 +65,38 @@ inline void mask_outside(float* s, int64_t lanes, int64_t low, int64_t high) {
   for (int64_t i = high < 0 ? 0 : (high + 1) / kLanes * kLanes; i < lanes; i += kLanes) one(i);
 }
 
-// Logits of one row over a block, out of the products of query and keys: scaled, capped, masked (-inf). Where nothing but the scale
-// and the mask are to be applied, the others stay as they are, so that the mask changes no bit of them.
-inline void prepare_logits(const AttentionArgs& a, float* s, int count, int64_t begin, Mask mask, float slope, const float* k_scales,
-                           Logits* found) {
+// The weights of the slots of one (sequence, kv-head), for blocks of them.
+class BlockWeights {
+ public:
+  BlockWeights(const AttentionArgs& a, int64_t seq, int64_t head) {
+    if (a.weighted(seq)) width_ = a.weights[seq].width, logs_ = a.weights[seq].logs + head * width_;
+  }
+
+  bool any() const { return width_ > 0; }
+
+  // Logarithms for slots begin .. begin + count - 1 and up to whole vectors of them, until the next call; null where all count once.
+  const float* of(int64_t begin, int count) {
+    if (begin >= width_) return nullptr;
+    if (begin + padded(count) <= width_) return logs_ + begin;
+    const int64_t here = width_ - begin < count ? width_ - begin : count;
+    memcpy(own_, logs_ + begin, sizeof(float) * here);
+    memset(own_ + here, 0, sizeof(float) * (padded(count) - here));
+    return own_;
+  }
+
+ private:
+  const float* logs_ = nullptr;
+  int64_t width_ = 0;
+  float own_[kBlock];
+};
+
+// Logits of one row over a block, out of the products of query and keys: scaled, capped, weighted (`weights`, or null), masked (-inf).
+// Where nothing but the scale and the mask are to be applied, the others stay as they are, so that the mask changes no bit of them.
+inline void prepare_logits(const AttentionArgs& a, float* s, int count, int64_t begin, Mask mask, float slope, const float* weights,
+                           const float* k_scales, Logits* found) {
   const int64_t low = mask.first - begin, high = mask.last - begin < count - 1 ? mask.last - begin : count - 1;
   const int lanes = int(padded(count));
-  const bool masked = low > 0 || high < lanes - 1, plain = a.soft_cap == 0.0f && a.slopes == nullptr;
+  const bool masked = low > 0 || high < lanes - 1, plain = a.soft_cap == 0.0f && a.slopes == nullptr && weights == nullptr;
   const float factor = plain ? a.scale * kLog2E : a.scale;
   found->masked = masked, found->unit = 1.0f;
   if (plain && !k_scales && factor > 0.0f) {
@@ -87,7 +112,9 @@ inline void prepare_logits(const AttentionArgs& a, float* s, int count, int64_t 
     if (k_scales) x *= load(k_scales + i);
     if (!plain) {
       if (a.soft_cap > 0.0f) x = a.soft_cap * tanh_of(x / a.soft_cap);
-      x = fused(slot - own, slope, x) * kLog2E;
+      x = fused(slot - own, slope, x);
+      if (weights) x += load(weights + i);
+      x *= kLog2E;
     }
     if (masked) x = select((slot >= from) & (slot <= to), x, splat(-kInf));
     store(s + i, x);

@@ -35,7 +35,7 @@ bool AttentionMemo::serves(const AttentionArgs& a, int num_threads) const {
   };
   if (num_threads != num_threads_ || tables(a) != tables(m) || shapes(a) != shapes(m)) return false;
   for (int64_t seq = 0; seq < a.num_seqs; ++seq)
-    if (summed_slots(a, seq) != summed_[seq]) return false;
+    if (summed_slots(a, seq) != summed_[seq] || a.weighted(seq) != bool(weighted_[seq])) return false;
   const int64_t pairs = a.num_seqs * a.num_kv_heads;
   if (a.rows != m.rows || a.kv_lens != m.kv_lens)  // of a layer whose heads have pages of their own
     return !shares_ && std::equal(lens_.begin(), lens_.end(), a.kv_lens) &&
@@ -52,10 +52,10 @@ const AttentionPlan& AttentionMemo::plan(const AttentionArgs& args, int num_thre
     plan_attention(args, num_threads, plan_);
     partials_.need(plan_.num_partial_floats + 15);
     left_.need(int64_t(plan_.merges.size()));
-    summed_.resize(args.num_seqs);
+    summed_.resize(args.num_seqs), weighted_.resize(args.num_seqs);
     lens_.assign(args.kv_lens, args.kv_lens + args.num_seqs * args.num_kv_heads);
     shares_ = std::any_of(plan_.items.begin(), plan_.items.end(), [](const AttentionItem& i) { return i.span_end - i.span_begin > 1; });
-    for (int64_t seq = 0; seq < args.num_seqs; ++seq) summed_[seq] = summed_slots(args, seq);
+    for (int64_t seq = 0; seq < args.num_seqs; ++seq) summed_[seq] = summed_slots(args, seq), weighted_[seq] = args.weighted(seq);
     made_for_ = args, num_threads_ = num_threads;
   }
   for (size_t i = 0; i < plan_.merges.size(); ++i) left_.get()[i].store(int32_t(plan_.merges[i].count), std::memory_order_relaxed);

@@ -60,6 +60,7 @@ class AttentionMemo {
   std::vector<int32_t> lens_;  // [S][H] of the plan: where layers have pages of their own, their lengths may be the same
   bool shares_ = false;     // rows of several sequences are one item of it, by their pages
   std::vector<int64_t> summed_;  // [S] slots that have a place for their sums, 0: not summed
+  std::vector<char> weighted_;   // [S] whether its slots have weights: it shares no item with others then
   int num_threads_ = 0;     // 0: there is no plan
   AttentionPlan plan_;
   Room<float> partials_, norms_;

@@ -271,9 +271,9 @@ class Planner {
       const int order = compare(x, y, head, part);
       return order != 0 ? order < 0 : x.seq < y.seq;  // stable: std::stable_sort and _partition fetch memory
     };
-    // What is raw lies with each sequence, whose table may name the same pages as another's.
+    // What is raw lies with each sequence, whose table may name the same pages as another's; so do weights of slots.
     const auto encoded = [&](const Narrow& n) { return !a.coded || (part + 1) * kPartSlots <= a.coded->raw[n.seq].start; };
-    const auto whole = [&](const Narrow& n) { return part < n.full_parts() && n.partials >= 0 && encoded(n); };
+    const auto whole = [&](const Narrow& n) { return part < n.full_parts() && n.partials >= 0 && encoded(n) && !a.weighted(n.seq); };
     if (part > from && std::all_of(group, group + count, whole) &&
         std::all_of(group + 1, group + count, [&](const Narrow& n) { return compare(*group, n, head, part) == 0; }))
       return share(group, count, head, from, part + 1);

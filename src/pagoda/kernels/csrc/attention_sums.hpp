@@ -61,6 +61,7 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
   float *query = at, *scores = query + padded(kMost * k_words);
   Block<Math> block(a, scores + kMost * kBlock);
   const PageRow pages(a, item.seq, item.head);
+  BlockWeights weights(a, item.seq, item.head);
   Slots slots;
   Ahead none;
   float* const sums = target.sums + item.head * target.stride;
@@ -89,7 +90,8 @@ void sum_probabilities(const AttentionArgs& a, const SumItem& item, const Attent
         if (last < begin || norm[0] == -kInf) continue;
         float* s = scores + r * kBlock;
         Logits found;
-        prepare_logits(a, s, block.count, begin, mask, a.slopes ? a.slopes[q_head] : 0.0f, block.k_scales, &found);
+        prepare_logits(a, s, block.count, begin, mask, a.slopes ? a.slopes[q_head] : 0.0f, weights.of(begin, block.count), block.k_scales,
+                       &found);
         const Vec mean = splat(kMean / float(last + 1 - (mask.first > 0 ? mask.first : 0)));
         for (int i = 0; i < block.count; i += kLanes) {
           // The weights that the denominator is made of, so that a slot seen alone has all of it.

@@ -64,7 +64,8 @@ struct TileRows {
   float* block_space;
   bool across = false;    // sums are [column][16 rows] and denominators [16][16 rows]
   bool has_sums = false;  // else what lies in `sums` means nothing yet
-  const float plain_unit;  // what logits are multiplied with where that is all; else 0
+  const float plain_unit;  // what logits are multiplied with where that is all, and slots count once; else 0
+  BlockWeights weights;    // of the sequence, which is the only one of its items if it has some
   const bool bytes;  // products of bytes: attention_bytes.hpp
 #if PAGODA_DPBF16
   ByteRows byte_rows;
@@ -74,7 +75,7 @@ struct TileRows {
       : a(args), spans(all), item(it), group(args.group()), k_words(Block<Math>::key_words(args)),
         v_stride(padded(args.v_dim)),
         plain_unit(a.soft_cap == 0.0f && a.slopes == nullptr && a.scale > 0.0f ? a.scale * kLog2E : 0.0f),
-        bytes(in_bytes(args, all[it.span_begin].seq)) {
+        weights(args, all[it.span_begin].seq, it.head), bytes(in_bytes(args, all[it.span_begin].seq)) {
     for (int s = item.span_begin; s < item.span_end; ++s) rows += int(group) * (spans[s].q_end - spans[s].q_begin);
     const int64_t room = (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;  // with rows that are none
     const int64_t chunk = (kRowsTogether > 8 ? kRowsTogether : 8) * kBlock + (PAGODA_AMX ? 2 * kLanes * kLanes : 0);
@@ -175,7 +176,7 @@ struct TileRows {
 #if PAGODA_AMX
   // Whether rows of bytes are multiplied sixteen at a time (attention_byte_many.hpp): more than eight, which see all of whole blocks.
   bool find_across() {
-    across = bytes && rows > kFewRows && plain_unit > 0.0f && a.v_dim <= kMostAcross && item.slot_begin < item.slot_end &&
+    across = bytes && rows > kFewRows && plain_unit > 0.0f && !weights.any() && a.v_dim <= kMostAcross && item.slot_begin < item.slot_end &&
              item.slot_begin % kBlock == 0 && item.slot_end % kBlock == 0;
     for (int row = 0; across && row < rows; ++row) across = masks[row].first <= item.slot_begin && masks[row].last >= item.slot_end - 1;
     return across;
@@ -213,14 +214,15 @@ struct TileRows {
   template <typename Held = InPlace>
   PAGODA_OWN_REGISTERS void rise(int row, int count, Seen here, int64_t begin, const Block<Math>& block, int from, float* products,
                                  Logits* found, Held held = {}) {
-    const bool plain = plain_unit > 0.0f, as_they_are = plain && here.all && here.slots % kLanes == 0;
+    const float* const logs = weights.of(begin, here.slots);
+    const bool plain = plain_unit > 0.0f && !logs, as_they_are = plain && here.all && here.slots % kLanes == 0;
     const float* const units = plain && block.k_units ? block.k_units + from : nullptr;
     const float* const k_scales = !plain && block.k_scales ? block.k_scales + from : nullptr;
     Vec highs[kRowsAtOnce > kFewRows ? kRowsAtOnce : kFewRows] = {};
     for (int r = 0; r < count; ++r) {
       float* const s = products + r * kBlock;
       if (as_they_are) found[r].unit = plain_unit, found[r].masked = false;
-      else prepare_logits(a, s, here.slots, begin, masks[row + r], slopes[row + r], k_scales, found + r);
+      else prepare_logits(a, s, here.slots, begin, masks[row + r], slopes[row + r], logs, k_scales, found + r);
       found[r].units = units;
       highs[r] = units ? highs_of(s, int(padded(here.slots)), units) : highs_of(s, int(padded(here.slots))) * found[r].unit;
     }
@@ -340,9 +342,10 @@ template <int kRows, typename Math>
 void find_steps(TileRows<Math>& t, int count, int64_t begin, int row, const ByteScales& scales, Logits* found,
                 Vec (&highs)[kFewRows], ByteSteps& steps) {
   const int lanes = int(padded(count));
+  const float* const logs = t.weights.of(begin, count);
   bool alike = true;
   for (int r = 0; r < kRows; ++r) {
-    prepare_logits(t.a, t.scores + r * kBlock, count, begin, t.masks[row + r], t.slopes[row + r], nullptr, found + r);
+    prepare_logits(t.a, t.scores + r * kBlock, count, begin, t.masks[row + r], t.slopes[row + r], logs, nullptr, found + r);
     alike = alike && found[r].unit == found[0].unit;
   }
   if (alike) find_highs<kRows>(t.scores, kBlock, lanes, found[0].unit, scales.logs, highs);

@@ -157,10 +157,11 @@ struct ManyTiled {
   // Sixteen rows' logits become weights. Their maxima move first: those of logits as they are have been found.
   void weigh(const Rows16& own, const Vec (&found)[2], int lines) {
     const int lanes = own.groups() * kLanes;
-    const bool plain = t.plain_unit > 0.0f, as_they_are = plain && own.seen.all && own.seen.slots % kLanes == 0;
+    const float* const logs = t.weights.of(begin + own.from, lanes);
+    const bool plain = t.plain_unit > 0.0f && !logs, as_they_are = plain && own.seen.all && own.seen.slots % kLanes == 0;
     const float* const units = plain && block.k_units ? block.k_units + own.from : nullptr;
     const float* const scales = block.v_scales ? block.v_scales + own.from : nullptr;
-    const float unit = as_they_are ? t.plain_unit : prepare(own, lanes, plain);
+    const float unit = as_they_are ? t.plain_unit : prepare(own, lanes, plain, logs);
     const Vec high = as_they_are && !units ? maximum(found[0], found[1]) : find_all_highs(own.logits, lanes, units);
     const Vec top = rise(own, units ? high : high * unit);
     if (!units && !scales && lanes == kSpan && steps.even()) return weigh_span(own, top, unit, lines);
@@ -177,8 +178,8 @@ struct ManyTiled {
     return high;
   }
 
-  // As prepare_logits(): scaled, capped, masked. Gives what is left to be multiplied with.
-  float prepare(const Rows16& own, int lanes, bool plain) const {
+  // As prepare_logits(): scaled, capped, weighted, masked. Gives what is left to be multiplied with.
+  float prepare(const Rows16& own, int lanes, bool plain, const float* logs) const {
     const AttentionArgs& a = t.a;
     alignas(64) float first[kLanes], last_seen[kLanes], self[kLanes], slope[kLanes];
     const int64_t from = own.from, here = block.count - from - 1;
@@ -188,7 +189,7 @@ struct ManyTiled {
       first[r] = float(mask.first - begin - from), last_seen[r] = float(high < here ? high : here), self[r] = float(high);
       slope[r] = r < own.count ? t.slopes[own.first + r] : 0.0f;
     }
-    const bool linear = a.soft_cap == 0.0f && a.slopes == nullptr;
+    const bool linear = a.soft_cap == 0.0f && a.slopes == nullptr && logs == nullptr;
     const float factor = linear ? a.scale * kLog2E : a.scale;
     const Vec low = load(first), high = load(last_seen), at_self = load(self), slopes = load(slope);
     for (int i = 0; i < lanes; ++i) {
@@ -199,7 +200,9 @@ struct ManyTiled {
         if (block.k_scales) x *= splat(block.k_scales[from + i]);
         if (!linear) {
           if (a.soft_cap > 0.0f) x = a.soft_cap * tanh_of(x / a.soft_cap);
-          x = fused(slopes, slot - at_self, x) * kLog2E;
+          x = fused(slopes, slot - at_self, x);
+          if (logs) x += splat(logs[i]);
+          x *= kLog2E;
         }
       }
       store(own.logits + i * kLanes, select((slot >= low) & (slot <= high), x, splat(-kInf)));

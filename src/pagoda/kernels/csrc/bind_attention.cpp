@@ -1,3 +1,4 @@
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -46,7 +47,8 @@ void bind_attention(nb::module_& m) {
                               int64_t num_tokens, int64_t num_q_heads, int64_t num_kv_heads, float scale, float soft_cap,
                               int64_t window, uintptr_t sinks, uintptr_t slopes, uintptr_t prob_sums, uintptr_t prob_counts, int64_t sums_stride,
                               uintptr_t sum_last, bool share_prefixes, bool byte_products, const std::vector<CodedSides*>& coded_sides,
-                              const std::vector<uintptr_t>& raw, int num_threads, const std::string& isa) {
+                              const std::vector<uintptr_t>& raw, const std::vector<std::pair<uintptr_t, int64_t>>& weights, int num_threads,
+                              const std::string& isa) {
     AttentionArgs a;
     a.q = at<void>(q), a.q_token_stride = q_token_stride, a.q_head_stride = q_head_stride, a.out = at<void>(out);
     a.dtype = Dtype(dtype);
@@ -80,10 +82,13 @@ void bind_attention(nb::module_& m) {
       targets.push_back({});  // so that there is an address where there are no sequences
       a.sum_targets = targets.data();
     }
+    std::vector<SlotWeights> weights_of;
+    for (const auto& [logs, width] : weights) weights_of.push_back({at<float>(logs), width});
+    if (!weights.empty()) a.weights = weights_of.data();
     nb::gil_scoped_release release;
     paged_attention(a, num_threads, isa);
   }, "Strides in elements; sinks, slopes and prob_sums 0 when unused; of pages that were encoded whole one CodedSides (keys, values; else none) "
-     "and raw: [S] addresses of keys, of values, first slots, room; isa '' chooses the best.");
+     "and raw: [S] addresses of keys, of values, first slots, room; weights (address, width) of each sequence, or none; isa '' chooses the best.");
 }
 
 }  // namespace pagoda

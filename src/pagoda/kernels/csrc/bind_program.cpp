@@ -75,7 +75,7 @@ void bind_step_arrays(nb::module_& m) {
                           uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens, int64_t lens_stride, uintptr_t q_starts,
                           uintptr_t page_ids, uintptr_t slots, int64_t writes_stride, const std::vector<uintptr_t>& choice,
                           int64_t num_choosing, const std::vector<uintptr_t>& sums, const std::vector<uintptr_t>& queries,
-                          const std::vector<CodedSides*>& coded_sides, const std::vector<uintptr_t>& raw) {
+                          const std::vector<CodedSides*>& coded_sides, const std::vector<uintptr_t>& raw, const std::vector<uintptr_t>& weights) {
         StepArrays s;
         s.num_tokens = num_tokens;
         s.pages = at<char>(pages), s.num_pages = num_pages, s.shape = PageShape(Store(store), page_size, k_dim, v_dim);
@@ -96,6 +96,7 @@ void bind_step_arrays(nb::module_& m) {
                      at<int64_t>(raw.at(3)), at<int64_t>(raw.at(4))};
           s.shape.page_bytes = sides.page_bytes;
         }
+        if (!weights.empty()) s.weights = at<int64_t>(weights.at(0)), s.weight_widths = at<int64_t>(weights.at(1));
         new (self) StepArrays(std::move(s));
       });
 }

@@ -235,6 +235,7 @@ struct Run {
     if (chosen_here) choose(a, i.layer);
     const bool fewer = i.last && step.num_wanted >= 0;
     sum_into(a, i.layer);
+    weigh_slots(a, i.layer);
     if (fewer) {
       find_wanted();
       find_attending();
@@ -263,6 +264,14 @@ struct Run {
       memory.targets.push_back({place(step.sums[seq], width), place(step.counts[seq], count_width), width, count_width, step.sum_last[seq]});
     }
     a.sum_targets = memory.targets.data();
+  }
+
+  void weigh_slots(AttentionArgs& a, int64_t layer) {
+    if (!step.weights) return;
+    memory.weights_of.clear();
+    for (int64_t seq = 0; seq < step.num_seqs; ++seq)
+      memory.weights_of.push_back({reinterpret_cast<const float*>(step.weights[layer * step.num_seqs + seq]), step.weight_widths[seq]});
+    a.weights = memory.weights_of.data();
   }
 
   // Where the wanted tokens of each sequence begin, when there are no others: they must be its last ones.

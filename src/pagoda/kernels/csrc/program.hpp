@@ -204,6 +204,9 @@ struct StepArrays {
   const int64_t *sums = nullptr, *counts = nullptr;
   const int64_t *sum_widths = nullptr, *count_widths = nullptr;  // [S]
   const int64_t* sum_last = nullptr;  // [S]: w > 0: only the last w queries of its chunk
+  // How often slots count, where some count more than once: addresses [L][S] of float [H][width] logarithms, 0 where all count once; or null.
+  const int64_t* weights = nullptr;
+  const int64_t* weight_widths = nullptr;  // [S]
   QueryRings queries;            // of sequences whose newest queries somebody remembers
   float* logits = nullptr;       // [wanted tokens][vocabulary], or null
   // [wanted tokens], as greedy(), or null. Where all are found, of kOnceTokens at most, the logits are left as they are.
@@ -220,6 +223,7 @@ struct RunMemory {
   std::vector<int32_t> ids;  // page ids of a layer, where all layers share an array
   std::vector<int32_t> wanted_starts, attending_starts;
   std::vector<SumTarget> targets;
+  std::vector<SlotWeights> weights_of;  // the sequences of a layer
   std::vector<RawSlots> raw;      // of a layer
   std::vector<int64_t> encoding;  // sequences some of whose raw slots are encoded
   CodedPages coded;

@@ -49,13 +49,14 @@ class _Call:
     prob_sums: Tensor | None
     prob_counts: Tensor | None
     sum_last: int | Sequence[int]
+    weights: Tensor | None  # [S * Hkv, max_kv_len]
     group: int  # query heads per kv-head
     dtype: torch.dtype  # of K and V once gathered
 
     @property
     def written_out(self) -> bool:
         """Whether an option needs the scores, so that the fused attention of torch cannot serve."""
-        options = (self.sinks, self.slopes, self.prob_sums)
+        options = (self.sinks, self.slopes, self.prob_sums, self.weights)
         return self.soft_cap > 0 or any(option is not None for option in options)
 
     @property
@@ -78,6 +79,7 @@ def paged_attention(
     prob_sums: Tensor | None = None,
     prob_counts: Tensor | None = None,
     sum_last: int | Sequence[int] = 0,
+    slot_weights: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
     num_tokens, num_q_heads, _ = q.shape
     num_seqs, num_kv_heads = table.kv_lens.shape
@@ -85,6 +87,7 @@ def paged_attention(
     call = _Call(
         pages, layout, table, scale, window, soft_cap, sinks, alibi_slopes,
         layout.v_dim if v_dim is None else v_dim, prob_sums, prob_counts, sum_last,
+        None if slot_weights is None else _side_by_side(slot_weights, table),
         num_q_heads // num_kv_heads, dtype,
     )  # fmt: skip
     for numbers in (prob_sums, prob_counts):
@@ -196,6 +199,10 @@ def _decode_written_out(
     if call.slopes is not None:
         last = _of_pairs(call.table.kv_lens, pairs)[:, None] - 1
         bias = _per_group(call.slopes, heads, call.group)[:, :, None] * (slots - last)[:, None, :]
+    if call.weights is not None:
+        width = call.weights.shape[1]
+        logs = call.weights[flat[:, None], slots.clamp_max(width - 1).long()].masked_fill(slots >= width, 0)[:, None]
+        bias = logs if bias is None else bias + logs
     sinks = None if call.sinks is None else _per_group(call.sinks, heads, call.group)
     hidden = None
     if visible is not None:
@@ -296,6 +303,9 @@ def _chunk_written_out(
         distance = torch.arange(left, right, device=q.device)[None] - query_slots[:, None]
         bias = _per_group(call.slopes, index, group)[:, :, None, None] * distance
         bias = bias.reshape(num_heads, group * num_queries, -1)
+    if call.weights is not None:
+        logs = call.weights[seq * call.table.kv_lens.shape[1] + index, left:right][:, None]
+        bias = logs if bias is None else bias + logs
     if call.sinks is not None:
         sinks = _per_group(call.sinks, index, group)[:, :, None].expand(-1, -1, num_queries).reshape(num_heads, -1)
     rows = q.reshape(num_heads, group * num_queries, k_dim)
@@ -354,6 +364,17 @@ def _attend(
     probs = weights / total.clamp_min(torch.finfo(torch.float32).tiny)
     values = (keys if v is None else v.float())[..., : call.v_dim]
     return torch.matmul(probs, values).to(q.dtype), probs
+
+
+def _side_by_side(slot_weights: Sequence[Tensor | None], table: LayerTable) -> Tensor:
+    """The logarithms of all pairs, float32 ``[S * Hkv, max_kv_len]``, 0 where none are given."""
+    num_heads, num_slots = table.kv_lens.shape[1], max(1, table.max_kv_len)
+    logs = torch.zeros(len(slot_weights), num_heads, num_slots, device=table.kv_lens.device)
+    for of_seq, given in zip(logs, slot_weights, strict=True):
+        if given is not None:
+            width = min(num_slots, given.shape[1])
+            of_seq[:, :width] = given[:, :width]
+    return logs.flatten(0, 1)
 
 
 def _of_pairs(tensor: Tensor, pairs: Tensor | None) -> Tensor:

@@ -47,6 +47,7 @@ def paged_attention(
     prob_sums: Tensor | None = None,
     prob_counts: Tensor | None = None,
     sum_last: int | Sequence[int] = 0,
+    slot_weights: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
     """Attention of every query over its sequence's pages (shapes above).
 
@@ -62,11 +63,21 @@ def paged_attention(
                   1/n of the n slots that they see.
     sum_last      w > 0: only the last w queries of a chunk are summed (what snapkv needs at a prompt's end); the same
                   for all sequences, or [S].
+    slot_weights  [S] of contiguous float32 [Hkv, W] or None: logarithms of how often slots count in the softmax, added
+                  to their scores after the soft cap; slots from W on, and all of None, count once.
 
     Raises ConfigError for latent pages without ``v_dim``, query heads that do not divide among the kv-heads, tensors on
     several devices.
     """
-    used = (window > 0, soft_cap > 0.0, sinks is None, alibi_slopes is None, v_dim, prob_sums is None)
+    used = (
+        window > 0,
+        soft_cap > 0.0,
+        sinks is None,
+        alibi_slopes is None,
+        v_dim,
+        prob_sums is None,
+        slot_weights is None,
+    )
     key = (
         used,
         q.dtype,
@@ -84,7 +95,7 @@ def paged_attention(
     out: Tensor = run(
         q, pages, layout, table, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks,
         alibi_slopes=alibi_slopes, v_dim=v_dim, prob_sums=prob_sums,
-        prob_counts=prob_counts, sum_last=sum_last,
+        prob_counts=prob_counts, sum_last=sum_last, slot_weights=slot_weights,
     )  # fmt: skip
     return out
 
@@ -92,6 +103,7 @@ def paged_attention(
 def _needs(
     q: Tensor, pages: Tensor, layout: PageLayout, table: LayerTable,
     window: bool, soft_cap: bool, no_sinks: bool, no_alibi: bool, v_dim: int | None, no_sums: bool,
+    no_weights: bool,
 ) -> Needs:  # fmt: skip
     """What this call asks for; a call that no implementation could serve is refused here, once per kind of call."""
     num_q_heads, num_kv_heads = q.shape[1], table.row_of.shape[1]
@@ -101,7 +113,7 @@ def _needs(
         raise ConfigError(f"v_dim={v_dim} with pages of v_dim {layout.v_dim}: give v_dim for latent pages, only there")
     used = {
         "window": window, "soft_cap": soft_cap, "sinks": not no_sinks, "alibi": not no_alibi,
-        "latent": v_dim is not None, "prob_sums": not no_sums,
+        "latent": v_dim is not None, "prob_sums": not no_sums, "slot_weights": not no_weights,
     }  # fmt: skip
     options = frozenset(name for name, on in used.items() if on)
     device = one_device("paged_attention", q=q, pages=pages, table=table.rows)
@@ -120,7 +132,7 @@ def _case(
     make: Make, q_lens: list[int], kv_lens: list[int] | list[list[int]], *, heads: tuple[int, int] = (4, 2),
     dims: tuple[int, int] = (16, 16), page_size: int = 4, per_head: bool = True, shared_blocks: int = 0,
     pages_dtype: torch.dtype | None = None, sinks: bool = False, alibi: bool = False, garbage: bool = False,
-    prob_sums: bool = False, prob_counts: bool = False, **options: object,
+    prob_sums: bool = False, prob_counts: bool = False, weighted: Sequence[int] = (), **options: object,
 ) -> dict[str, object]:  # fmt: skip
     layout = PageLayout(page_size, *dims, pages_dtype or make.dtype)
     table, num_pages = layer_table(
@@ -144,8 +156,14 @@ def _case(
         "alibi_slopes": make.normal(heads[0], dtype=torch.float32).abs() if alibi else None,
         "prob_sums": sums,
         "prob_counts": counts,
+        "slot_weights": [_weights(make, heads[1], width) for width in weighted] or None,
         **options,
     }
+
+
+def _weights(make: Make, num_heads: int, width: int) -> Tensor | None:
+    """Of slots that count up to a hundred times; None for 0."""
+    return 2 * make.normal(num_heads, width, dtype=torch.float32).abs() if width else None
 
 
 def _spoil_unused(pages: Tensor, layout: PageLayout, table: LayerTable) -> None:
@@ -185,6 +203,17 @@ _ROWS: dict[str, tuple[tuple[list[int], Any], dict[str, Any]]] = {
     "decode soft cap": (_DECODE, {"soft_cap": 3.0}),
     "decode sinks": (_DECODE, {"sinks": True, "garbage": True}),
     "decode alibi": (_DECODE, {"alibi": True}),
+    "decode weights": (_DECODE, {"weighted": [9, 0, 40, 5], "garbage": True}),
+    "decode weights, evicted": (([1, 1], [[5, 40], [1, 17]]), {"weighted": [7, 17]}),
+    "decode weights, shared prefix": (
+        ([1, 1], [600, 580]),
+        {"per_head": False, "shared_blocks": 140, "weighted": [0, 9]},
+    ),
+    "decode weights, window, soft cap": (_DECODE, {"weighted": [9, 0, 40, 5], "window": 6, "soft_cap": 3.0}),
+    "decode weights, sinks, alibi": (_DECODE, {"weighted": [9, 0, 40, 5], "sinks": True, "alibi": True}),
+    "decode weights, sums": (_DECODE, {"weighted": [9, 0, 40, 5], "prob_sums": True, "prob_counts": True}),
+    "decode weights, GQA 14:2": (_DECODE, {"weighted": [3, 0, 33, 9], "heads": (14, 2), "dims": (64, 64)}),
+    "decode weights, long": (([1], [700]), {"weighted": [300], "heads": (14, 2), "dims": (64, 64), "page_size": 16}),
     "decode sums": (_DECODE, {"prob_sums": True, "garbage": True}),
     "decode sums, evicted, window": (_EVICTED, {"prob_sums": True, "window": 6}),
     "decode counts": (_DECODE, {"prob_sums": True, "prob_counts": True, "garbage": True}),
@@ -210,6 +239,15 @@ _ROWS: dict[str, tuple[tuple[list[int], Any], dict[str, Any]]] = {
     "chunk sinks": (([9, 4], [9, 30]), {"sinks": True}),
     "chunk sinks, window": (([40], [61]), {"sinks": True, "window": 7}),
     "chunk alibi": (([9, 4], [9, 30]), {"alibi": True}),
+    "chunk weights": (([9, 4], [9, 30]), {"weighted": [0, 28], "garbage": True}),
+    "chunk weights, evicted": (([6, 2], [[6, 19], [11, 2]]), {"weighted": [13, 9]}),
+    "chunk weights, tiled": (([270], [301]), {"weighted": [31]}),
+    "chunk weights, tiled, wide": (
+        ([70], [301]),
+        {"weighted": [200], "heads": (14, 2), "dims": (64, 64), "page_size": 16},
+    ),
+    "chunk weights, window, alibi": (([40], [61]), {"weighted": [50], "window": 7, "alibi": True}),
+    "chunk weights, sums": (([9, 4], [9, 30]), {"weighted": [0, 28], "prob_sums": True}),
     "chunk sums": (([9, 4], [9, 30]), {"prob_sums": True}),
     "chunk sums of the last": (([9, 4, 1], [9, 30, 12]), {"prob_sums": True, "sum_last": 5}),
     "chunk sums of the last, each its own": (([9, 4, 1], [9, 30, 12]), {"prob_sums": True, "sum_last": [5, 0, 1]}),

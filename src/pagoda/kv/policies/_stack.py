@@ -177,6 +177,11 @@ class PolicyStack:
         """Whether pages are encoded within steps, layer by layer, so that chunks need not end there."""
         return self.windowed is not None and self.windowed.plain and self.keeps_all
 
+    @cached_property
+    def weighs(self) -> bool:
+        """Whether slots may count more than once. Where pages are chosen, weights would have to follow the choice."""
+        return self.eviction is not None and self.eviction.weighs and self.selection is None
+
     @property
     def leaves_residual(self) -> bool:
         """Whether attention gets an answer of the evicted beside that of the slots."""

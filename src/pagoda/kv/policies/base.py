@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from ._inputs import Inputs
 
 
+WEIGHTS = "log_weights"
+"""The name under which a policy keeps how often slots count; see ``Eviction.weighs``."""
+
+
 class Stage(StrEnum):
     """Where a policy stands in a composition."""
 
@@ -207,6 +211,11 @@ class Eviction(KVPolicy):
     tracks: ClassVar[tuple[str, ...]] = ()
     """Names of float32 values that the policy keeps per slot, in ``Inputs.tracks``; they start at 0 and move with the
     slots."""
+
+    weighs: ClassVar[bool] = False
+    """Whether slots may stand for several tokens, and count as often in the softmax. The logarithms of how often, 0 for
+    once, are a track by the name `WEIGHTS`; or, where only slots have some that never move, float32 [L, H, n] of the
+    first n slots in ``Inputs.memory``, by the same name. Beside a selection of pages every slot counts once."""
 
     leaves_residual: ClassVar[bool] = False
     """Whether what is evicted goes on answering queries (``residual``); tokens of the answer come one by one then."""

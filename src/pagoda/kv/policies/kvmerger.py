@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from ._budget import at_least, share
 from ._merge import gather_sets, merged
 from ._scored import Rolling, keep_best, protect
-from .base import Decision, Need
+from .base import WEIGHTS, Decision, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,14 +21,17 @@ if TYPE_CHECKING:
 class KVMerger(Rolling):
     """Merging sets are runs of neighbouring slots, made by joining the most alike neighbours (cosine of their keys,
     section 4.1) until the budget is met; ``recent_share`` of it, the newest tokens, is never merged. A set gathers at
-    the slot that received most attention, with Gaussian weights of the distances to its key (section 4.2).
+    the slot that received most attention, with Gaussian weights of the distances to its key (section 4.2), and counts
+    in the softmax as often as there are tokens in it.
 
     Deviations: the threshold of likeness follows from the budget, where the paper fixes it; the Gaussian is as wide as
-    the set; a merged slot counts once in the softmax.
+    the set. Where merged slots count once, lantern's KL is 0.011; it is 0.008 so (36 cases).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.08454"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PROBS, Need.KEYS, Need.VALUES})
+    tracks: ClassVar[tuple[str, ...]] = (WEIGHTS,)
+    weighs: ClassVar[bool] = True
     recent_share: float = 0.5
     sinks: int = 4
 
@@ -50,9 +54,14 @@ class KVMerger(Rolling):
         sets = begins.cumsum(-1) - 1
         pivots = gather_sets(inputs.mass.masked_fill(~inputs.valid, -1.0), sets, slots)
         decision = Decision(inputs.valid.new_zeros(inputs.valid.shape).scatter(-1, pivots, True) & inputs.valid)
+        logs = inputs.tracks[WEIGHTS]
         for layer in inputs.layers():
             at = layer.index
-            decision.writes.append(merged(layer, sets[at], pivots[at], decision.keep[at], _gaussian))
+            times = logs[at].exp() * layer.valid
+            weigh = partial(_gaussian, times)
+            decision.writes.append(merged(layer, sets[at], pivots[at], decision.keep[at], weigh))
+            whole = times.new_zeros(times.shape[0], slots).scatter_add(-1, sets[at], times)
+            logs[at] = whole.gather(-1, sets[at]).log() * layer.valid
         return decision
 
 
@@ -64,13 +73,15 @@ def _likeness(layer: LayerInputs) -> Tensor:
     return pad(cosine_similarity(keys[:, 1:], keys[:, :-1], dim=-1), (1, 0), value=-1.0)
 
 
-def _gaussian(keys: Tensor, pivot_keys: Tensor, sets: Tensor, num_sets: int) -> Tensor:
-    """float32 [H, N]: exp(-distance² / (2 σ²)) with σ² the mean squared distance of the set's members."""
+def _gaussian(times: Tensor, keys: Tensor, pivot_keys: Tensor, sets: Tensor, num_sets: int) -> Tensor:
+    """float32 [H, N]: exp(-distance² / (2 σ²)), with σ² the mean squared distance of the set's members, for each of the
+    ``times`` that a slot counts.
+    """
     away = (keys - pivot_keys).square().sum(-1)
     spread = away.new_zeros(len(away), num_sets).scatter_add(-1, sets, away)
     counts = away.new_zeros(len(away), num_sets).scatter_add(-1, sets, away.new_ones(away.shape))
     variance = (spread / counts.clamp(min=1.0)).gather(-1, sets).clamp(min=1e-12)
-    return (-away / (2 * variance)).exp()
+    return times * (-away / (2 * variance)).exp()
 
 
 POLICY = KVMerger

@@ -20,8 +20,10 @@ class SubGen(ScoredAndNewest):
     farthest-point rule that the paper's online clustering approximates), half are drawn in proportion to the squared
     norm of their values (algorithm 1).
 
-    Deviations: clusters are found anew at each act among what is left; slots count once, where the paper's estimator
-    gives representatives the weight of their cluster. The draw depends on the seed and the tokens seen.
+    Deviations: clusters are found anew at each act among what is left; slots count once, where the paper weighs the
+    softmax's denominator by clusters and its numerator by the draw. One weight for both loses more (lantern, KL 0.014
+    with none): a cluster's size for its representative 0.42, shared by all of the cluster that stays 0.17, for the mean
+    of its keys and values 0.44. The draw depends on the seed and the tokens seen.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.06082"
