@@ -62,6 +62,23 @@ def test_what_marks_leave_out_changes_nothing(run):
     assert not torch.equal(found, voted)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pages", [5, 40])
+def test_where_the_largest_product_lies_changes_no_share(isa, pages):
+    """Neither beyond what the first slots say by more than a float holds, nor far below them."""
+    keys = Make().normal(1, pages, 16, 32)
+    for of_page in (0, 3, pages - 1):
+        shifted = keys.clone()
+        shifted[:, of_page, 7] += 100.0
+        queries = Make().normal(1, 3, 32).abs()  # products of 100 * 25: shares of e^1000
+        for scale in (1e-4, 0.1, 1.0):
+            rule = PageRule("columns", "thin", "softmax", True, rank=16)
+            marks = in_columns(shifted)
+            wanted = reference(queries, rule, marks, [pages], scale=scale)
+            found = cpu.page_scores(queries, rule, marks, [pages], scale=scale, isa=isa)
+            torch.testing.assert_close(found, wanted, rtol=2e-4, atol=1e-6)
+
+
 def test_no_number_in_a_column_is_further_off_than_half_a_byte():
     """Of its slot's scale, which is no more than an eighth above what the slot's largest number asks for."""
     numbers = Make().normal(2, 5, 8, 33) * 10.0 ** torch.arange(-4, 4)[:, None]

@@ -4,34 +4,13 @@
 
 #include "attention_few.hpp"
 #include "attention_rows.hpp"
+#include "by_heads.hpp"
 #include "page_columns.hpp"
 #include "page_scores.hpp"
 #include "vec.hpp"
 
 namespace pagoda {
 namespace {
-
-// Calls act(integral constant) for every eight heads and what is left: head, heads of them at once.
-template <int kHeads>
-struct Heads {
-  static constexpr int value = kHeads;
-};
-
-template <typename Act>
-void by_heads(int64_t heads, Act act) {
-  for (int64_t head = 0; head < heads; head += 8) {
-    switch (heads - head) {
-      case 1: act(head, Heads<1>{}); break;
-      case 2: act(head, Heads<2>{}); break;
-      case 3: act(head, Heads<3>{}); break;
-      case 4: act(head, Heads<4>{}); break;
-      case 5: act(head, Heads<5>{}); break;
-      case 6: act(head, Heads<6>{}); break;
-      case 7: act(head, Heads<7>{}); break;
-      default: act(head, Heads<8>{});
-    }
-  }
-}
 
 // Asks for what will be read soon, some lines with each of so many steps.
 class Asking {
@@ -137,12 +116,12 @@ struct ByteQueries {
       : codes(q.codes + 4 * head), starts(q.starts + head), units(q.units + head), fours(q.fours()), apart(4 * a.heads) {}
 };
 
-// sum[head] = queries . channels of a register of slots, in units of the head: four channels at a time, `plane` bytes from one four to the
-// next, summed without a loss; scales lie behind the last. What lies `ahead` bytes further on is fetched.
+// total[head] = queries . channels of a register of slots, in units of the head and of the slot's scale, which is returned: four channels at a
+// time, `plane` bytes from one four to the next, summed without a loss; scales lie behind the last. What lies `ahead` bytes further on is
+// fetched.
 template <int kHeads>
-inline void byte_products(const ByteQueries& q, const uint8_t* words, int64_t plane, int64_t slots, int64_t ahead, Vec (&sum)[kHeads]) {
+inline Vec byte_totals(const ByteQueries& q, const uint8_t* words, int64_t plane, int64_t slots, int64_t ahead, IntVec (&total)[kHeads]) {
   UintVec four{};
-  IntVec total[kHeads];
 #pragma GCC unroll 8
   for (int h = 0; h < kHeads; ++h) total[h] = IntVec{} + q.starts[h];
   const int8_t* codes = q.codes;
@@ -166,16 +145,18 @@ inline void byte_products(const ByteQueries& q, const uint8_t* words, int64_t pl
   Vec scales{};
   if (slots == kLanes) memcpy(&scales, words, sizeof scales);
   else memcpy(&scales, words, 4 * slots);
-#pragma GCC unroll 8
-  for (int h = 0; h < kHeads; ++h) sum[h] = __builtin_convertvector(total[h], Vec) * scales;
+  return scales;
 }
+
+inline Vec floats_of(IntVec x) { return __builtin_convertvector(x, Vec); }
 
 // Pages that are scored together.
 struct Pages {
   int64_t first, end;
 };
 
-// Calls use(head, page, first slot, slots, products [kHeads]) for all slots of the pages, a register of slots at a time: marks of bytes.
+// Calls use(head, page, first slot, slots, totals [kHeads], units [kHeads], scales) for all slots of the pages, a register of slots at a time:
+// marks of bytes, as byte_totals() has them.
 template <typename Use>
 void each_register(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, Asking& asking, Use use) {
   const int64_t per_page = a.rule.per_page, apart = a.rule.mark_bytes();
@@ -187,11 +168,9 @@ void each_register(const PageScoreArgs& a, const PreparedQueries& q, Pages pages
       for (int64_t slot = 0; slot < per_page; slot += kLanes) {
         const int64_t slots = per_page - slot < kLanes ? per_page - slot : kLanes;
         const char* at = marks + slot * 4;
-        Vec sum[n.value];
-        byte_products(in_bytes, (const uint8_t*)at, 4 * per_page, slots, within(at, end, kBytesAhead), sum);
-#pragma GCC unroll 8
-        for (int h = 0; h < n.value; ++h) sum[h] *= in_bytes.units[h];
-        use(head, page, slot, slots, sum);
+        IntVec totals[n.value];
+        const Vec scales = byte_totals(in_bytes, (const uint8_t*)at, 4 * per_page, slots, within(at, end, kBytesAhead), totals);
+        use(head, page, slot, slots, totals, in_bytes.units, scales);
         asking.step();
       }
     }
@@ -208,9 +187,10 @@ struct Products {
 };
 
 void store_register_products(const PageScoreArgs& a, const PreparedQueries& q, Pages pages, Products products, Asking& asking) {
-  each_register(a, q, pages, asking, [&](int64_t head, int64_t page, int64_t slot, int64_t, auto& sum) {
+  each_register(a, q, pages, asking, [&](int64_t head, int64_t page, int64_t slot, int64_t, auto& totals, auto* units, Vec scales) {
     float* to = products.at + head * products.ld + (page - pages.first) * a.rule.per_page + slot;
-    for (const Vec& one : sum) store(to, one), to += products.ld;  // lanes behind the page's slots are the next page's
+    // Lanes behind the page's slots are the next page's.
+    for (const IntVec& one : totals) store(to, floats_of(one) * *units++ * scales), to += products.ld;
   });
 }
 
@@ -223,10 +203,10 @@ inline float unit_of(const PageScoreArgs& a, const PreparedQueries& q, int64_t h
 template <int kHeads>
 void store_together(const ByteQueries& q, const char* together, int64_t count, float* to, int64_t ld) {
   for (int64_t i = 0; i < count; i += kLanes) {
-    Vec sum[kHeads];
-    byte_products(q, (const uint8_t*)together + 4 * i, kFourTogether, kLanes, 0, sum);
+    IntVec totals[kHeads];
+    const Vec scales = byte_totals(q, (const uint8_t*)together + 4 * i, kFourTogether, kLanes, 0, totals);
 #pragma GCC unroll 8
-    for (int h = 0; h < kHeads; ++h) store(to + h * ld + i, sum[h]);
+    for (int h = 0; h < kHeads; ++h) store(to + h * ld + i, floats_of(totals[h]) * scales);
   }
 }
 

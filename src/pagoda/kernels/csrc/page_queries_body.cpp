@@ -1,4 +1,6 @@
 // Queries as the marks of pages want them, for one instruction set (page_scores.hpp).
+#include "attention_math.hpp"
+#include "by_heads.hpp"
 #include "page_best.hpp"
 #include "page_scores.hpp"
 
@@ -26,9 +28,7 @@ float largest_size(const float* x, int64_t count) {
   Vec top{};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) top = maximum(without_sign(load(x + i)), top);
-  float lanes[kLanes], most = 0.0f;
-  store(lanes, top);
-  for (const float one : lanes) most = one > most ? one : most;
+  float most = largest(top);
   for (; i < count; ++i) most = __builtin_fabsf(x[i]) > most ? __builtin_fabsf(x[i]) : most;
   return most;
 }
@@ -67,30 +67,39 @@ void thin(const PageScoreArgs& a, const float* raw, int64_t rank, float* size, i
   }
 }
 
+// The queries of kHeads heads with the matrix: a row of it is read once for all of them.
+template <int kHeads>
 void project(const PageScoreArgs& a, const float* q, int64_t width, float* out) {
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) {
-    Vec sum[4] = {};  // so that none waits for the one before
+    Vec sum[2][kHeads] = {};  // so that none waits for the one before
     int64_t d = 0;
-    for (; d + 4 <= a.dim; d += 4)
-      for (int n = 0; n < 4; ++n) sum[n] += splat(q[d + n]) * load(a.given + (d + n) * width + i);
-    for (; d < a.dim; ++d) sum[0] += splat(q[d]) * load(a.given + d * width + i);
-    store(out + i, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (; d + 2 <= a.dim; d += 2)
+#pragma GCC unroll 2
+      for (int n = 0; n < 2; ++n) {
+        const Vec row = load(a.given + (d + n) * width + i);
+#pragma GCC unroll 8
+        for (int h = 0; h < kHeads; ++h) sum[n][h] = fused(row, q[h * a.dim + d + n], sum[n][h]);
+      }
+    for (; d < a.dim; ++d)
+      for (int h = 0; h < kHeads; ++h) sum[0][h] = fused(load(a.given + d * width + i), q[h * a.dim + d], sum[0][h]);
+    for (int h = 0; h < kHeads; ++h) store(out + h * width + i, sum[0][h] + sum[1][h]);
   }
-  for (; i < width; ++i) {
-    out[i] = 0.0f;
-    for (int64_t d = 0; d < a.dim; ++d) out[i] += q[d] * a.given[d * width + i];
-  }
+  for (; i < width; ++i)
+    for (int h = 0; h < kHeads; ++h) {
+      float sum = 0.0f;
+      for (int64_t d = 0; d < a.dim; ++d) sum += q[h * a.dim + d] * a.given[d * width + i];
+      out[h * width + i] = sum;
+    }
 }
 
-void prepare(const PageScoreArgs& a, const float* q, int64_t width, float* out) {
+void prepare(const PageScoreArgs& a, const float* q, float* out) {
   const int64_t half = a.dim / 2;
   switch (Query(a.rule.query)) {
     case Query::split:
       for (int64_t d = 0; d < a.dim; ++d) out[d] = q[d] < 0.0f ? 0.0f : q[d];
       for (int64_t d = 0; d < a.dim; ++d) out[a.dim + d] = q[d] > 0.0f ? 0.0f : q[d];
       break;
-    case Query::project: project(a, q, width, out); break;
     case Query::turn:
       for (int64_t i = 0; i < half; ++i) out[i] = q[i] * a.turn[i] - q[half + i] * a.turn[half + i];
       for (int64_t i = 0; i < half; ++i) out[half + i] = q[half + i] * a.turn[i] + q[i] * a.turn[half + i];
@@ -168,7 +177,9 @@ void prepare_queries(const PageScoreArgs& a, const void* queries, Dtype dtype, i
   float *const raw = room.queries, *const out = raw + (a.heads + 1) * (a.dim + kPageScorePad);
   for (int64_t h = 0; h < a.heads; ++h) read((const char*)queries + h * q_stride * bytes, dtype, a.dim, raw + h * a.dim);
   if (Query(a.rule.query) == Query::thin) thin(a, raw, q.width, raw + a.heads * a.dim, room.channels, out, room.units), q.channels = room.channels;
-  else for (int64_t h = 0; h < a.heads; ++h) prepare(a, raw + h * a.dim, q.width, out + h * q.width);
+  else if (Query(a.rule.query) == Query::project)
+    by_heads(a.heads, [&](int64_t head, auto n) { project<n.value>(a, raw + head * a.dim, q.width, out + head * q.width); });
+  else for (int64_t h = 0; h < a.heads; ++h) prepare(a, raw + h * a.dim, out + h * q.width);
   q.queries = out;
   if (a.rule.kind() == Marks::bytes || a.rule.kind() == Marks::columns) {
     round_to_bytes(a, out, q, room);

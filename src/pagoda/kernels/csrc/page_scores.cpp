@@ -64,8 +64,12 @@ void PageScorer::find_lines(std::vector<Bytes>& to) {
   if (a.pages == 0 || a.rule.kind() == Marks::keys) return;
   if (a.rule.kind() == Marks::columns) {
     const int64_t apart = a.room * a.rule.per_page, count = std::min(a.pages * a.rule.per_page, kMostSoon / (prepared_.width + 1));
-    for (int64_t w = 0; w < prepared_.width; ++w) to.push_back(lines_of(a.marks + (prepared_.channels ? prepared_.channels[w] : w) * apart, count));
-    return to.push_back(lines_of(a.marks + (a.rule.stride - 1) * apart, count));
+    const auto before = to.size();
+    to.resize(before + prepared_.width + 1);
+    Bytes* part = to.data() + before;
+    for (int64_t w = 0; w < prepared_.width; ++w) *part++ = lines_of(a.marks + (prepared_.channels ? prepared_.channels[w] : w) * apart, count);
+    *part = lines_of(a.marks + (a.rule.stride - 1) * apart, count);
+    return;
   }
   if (a.rule.kind() == Marks::codes) to.push_back({reinterpret_cast<const char*>(a.given), std::min(4 * a.num_given * prepared_.width, kMostSoon)});
   to.push_back({a.marks, std::min(a.pages * a.rule.mark_bytes(), kMostSoon)});

@@ -34,20 +34,69 @@ void best_of_rows(const PageScoreArgs& a, const PreparedQueries& q, const Soon& 
   });
 }
 
+// Lane i: what `both` makes of all lanes of the i-th of kLanes registers that lie one behind the other. both(a, b): of two registers.
+template <typename Both>
+Vec across(const float* registers, Both both) {
+#if defined(__AVX512F__)
+  const auto at = [&](int i) { return _mm512_loadu_ps(registers + kLanes * i); };
+  // Four registers to one: a lane of each, which is what their lanes come to.
+  const auto four = [&](int i) {
+    const __m512 a = at(i), b = at(i + 1), c = at(i + 2), d = at(i + 3);
+    const Vec ab = both(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    const Vec cd = both(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    return both(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+  };
+  const __m512 a = four(0), b = four(4), c = four(8), d = four(12);
+  const __m512 ab = both(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)), cd = both(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 all = both(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));  // [lane][four]: of register 4 * four + lane
+  return (Vec)_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), all);
+#else
+  float out[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    Vec all = load(registers + kLanes * i), turned{};
+    for (int apart = kLanes / 2; apart > 0; apart /= 2) {
+      for (int lane = 0; lane < kLanes; ++lane) turned[lane] = all[(lane + apart) % kLanes];
+      all = both(all, turned);
+    }
+    out[i] = all[0];
+  }
+  return load(out);
+#endif
+}
+
+Vec totals_of(const float* registers) {
+  return across(registers, [](Vec x, Vec y) { return x + y; });
+}
+
+// To `out` the first `count` of kLanes numbers.
+void store_some(float* out, Vec numbers, int64_t count) {
+  if (count >= kLanes) store(out, numbers);
+  else memcpy(out, &numbers, sizeof(float) * count);
+}
+
+// A page's best, which lanes keep for the slots that they have had, until kLanes pages have one.
 void best_of_registers(const PageScoreArgs& a, const PreparedQueries& q, const Soon& soon) {
   Asking asking(soon, register_steps(a));
-  each_register(a, q, {0, a.pages}, asking, [&](int64_t head, int64_t page, int64_t slot, int64_t slots, auto& sum) {
-    Vec top = splat(-kInf);
-    for (const Vec& one : sum) top = maximum(one, top);
-    if (slots < kLanes) {
-      float lanes[kLanes];
-      store(lanes, top);
-      for (int64_t i = slots; i < kLanes; ++i) lanes[i] = -kInf;
-      top = load(lanes);
-    }
-    const float best = head || slot ? a.out[page] : -kInf, here = largest(top);
-    a.out[page] = here > best ? here : best;
-  });
+  float tops[kLanes * kLanes];
+  for (int64_t first = 0; first < a.pages; first += kLanes) {
+    const int64_t end = first + kLanes < a.pages ? first + kLanes : a.pages;
+    const auto take = [&](int64_t head, int64_t page, int64_t slot, int64_t slots, auto& totals, const float* units, Vec scales) {
+      Vec top = floats_of(totals[0]) * units[0];
+#pragma GCC unroll 8
+      for (int64_t h = 1; h < int64_t(sizeof totals / sizeof totals[0]); ++h) top = maximum(floats_of(totals[h]) * units[h], top);
+      top *= scales;  // none below 0
+      if (slots < kLanes) {
+        float lanes[kLanes];
+        store(lanes, top);
+        for (int64_t i = slots; i < kLanes; ++i) lanes[i] = -kInf;
+        top = load(lanes);
+      }
+      float* const its = tops + (page - first) * kLanes;
+      store(its, head || slot ? maximum(top, load(its)) : top);
+    };
+    each_register(a, q, {first, end}, asking, take);
+    store_some(a.out + first, across(tops, [](Vec x, Vec y) { return maximum(x, y); }), end - first);
+  }
 }
 
 // worth [codes]: room.
@@ -72,7 +121,7 @@ struct Part {
   float top, sum, share;
 };
 
-// 2^x of at most 0, within 3e-6, which ranks pages as well as an exact one; 0 for what is far below.
+// 2^x within 3e-6, which ranks pages as well as an exact one; 0 for what is far below, 2^126 at least for what is above.
 inline Vec share_of(Vec x) {
 #if defined(__AVX512DQ__)
   const Vec r = (Vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // of what is above the next whole number below
@@ -82,29 +131,7 @@ inline Vec share_of(Vec x) {
   p = fused(p, r, 1.000002593f);
   return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
 #else
-  return exp2_of(x);
-#endif
-}
-
-// The sums of kLanes registers, one behind the other.
-inline Vec totals_of(const float* registers) {
-#if defined(__AVX512F__)
-  const auto at = [&](int i) { return _mm512_loadu_ps(registers + kLanes * i); };
-  // Four registers to one: a lane of each, which is what their lanes come to.
-  const auto four = [&](int i) {
-    const __m512 a = at(i), b = at(i + 1), c = at(i + 2), d = at(i + 3);
-    const __m512 ab = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
-    const __m512 cd = _mm512_shuffle_f32x4(c, d, 0x44) + _mm512_shuffle_f32x4(c, d, 0xee);
-    return _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xdd);
-  };
-  const __m512 a = four(0), b = four(4), c = four(8), d = four(12);
-  const __m512 ab = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b), cd = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);
-  const __m512 all = _mm512_shuffle_ps(ab, cd, 0x44) + _mm512_shuffle_ps(ab, cd, 0xee);  // [lane][four]: of register 4 * four + lane
-  return (Vec)_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), all);
-#else
-  float totals[kLanes];
-  for (int i = 0; i < kLanes; ++i) totals[i] = total_of(load(registers + kLanes * i));
-  return load(totals);
+  return exp2_of(-maximum(splat(-126.0f), -x));
 #endif
 }
 
@@ -148,6 +175,44 @@ bool sums_by_part(const PageRule& rule) {
   return rule.sum_heads && rule.kind() != Marks::rows && rule.kind() != Marks::halves && rule.kind() != Marks::codes && rule.per_page % kLanes == 0;
 }
 
+// As sum_by_part() does it, of pages that are one part: heads are taken together before slots are. Each head's numbers are weighed beside the
+// largest of the first register, not of all, which takes a pass. False where that was too little for them.
+bool sum_one_part(const PageScoreArgs& a, const PreparedQueries& q, const Soon& soon) {
+  const int64_t per_page = a.rule.per_page, count = a.pages * per_page, ld = count;
+  float* const products = q.room;
+  float* const shares = products + a.heads * ld + kLanes * per_page;  // [heads]
+  Asking asking(soon, (a.rule.kind() == Marks::columns ? column_steps(a) : register_steps(a)) + a.heads);
+  store_slot_products(a, q, {0, a.pages}, shares + a.heads, {products, ld}, asking);
+  for (int64_t h = 0; h < a.heads; ++h) {
+    float* const x = products + h * ld;
+    const float unit = a.scale * 1.44269504f * unit_of(a, q, h);
+    const Vec by = splat(unit), less = splat(largest(load(x)) * unit);
+    Vec sum[2] = {};
+    const auto share = [&](int64_t i) {
+      const Vec one = share_of(fused_less(load(x + i), by, less));
+      store(x + i, one);
+      return one;
+    };
+    int64_t i = 0;
+    for (; i + 2 * kLanes <= count; i += 2 * kLanes) sum[0] += share(i), sum[1] += share(i + kLanes);
+    if (i < count) sum[0] += share(i);
+    const float total = total_of(sum[0] + sum[1]);
+    if (!(total < 1e30f)) return false;
+    shares[h] = 1.0f / total;
+    asking.step();
+  }
+  for (int64_t page = 0; page < a.pages; ++page) {
+    Vec worth{};
+    for (int64_t h = 0; h < a.heads; ++h) {
+      const float* const its = products + h * ld + page * per_page;
+      for (int64_t slot = 0; slot < per_page; slot += kLanes) worth = fused(load(its + slot), shares[h], worth);
+    }
+    store(products + page * kLanes, worth);
+  }
+  for (int64_t page = 0; page < a.pages; page += kLanes) store_some(a.out + page, totals_of(products + page * kLanes), a.pages - page);
+  return true;
+}
+
 // What weigh() and sum_slots() come to then, while products are in the first cache and the next keys on their way: each part is
 // weighed beside a largest product of its own, which is put right at the end. Needs less of the room than they.
 void sum_by_part(const PageScoreArgs& a, const PreparedQueries& q, const Soon& soon) {
@@ -174,15 +239,17 @@ void sum_by_part(const PageScoreArgs& a, const PreparedQueries& q, const Soon& s
     Part* const mine = parts + h * count;
     float top = kLowest, sum = 0.0f;
     for (int64_t i = 0; i < count; ++i) top = mine[i].top > top ? mine[i].top : top;
-    for (int64_t i = 0; i < count; ++i) mine[i].share = exp2_of((mine[i].top - top) * unit * unit_of(a, q, h)), sum = fused(mine[i].sum, mine[i].share, sum);
+    for (int64_t i = 0; i < count; ++i) {
+      mine[i].share = exp2_of((mine[i].top - top) * unit * unit_of(a, q, h));
+      sum = fused(mine[i].sum, mine[i].share, sum);
+    }
     const float all = Weigh(a.rule.weigh) == Weigh::softmax ? 1.0f / sum : 1.0f;
     for (int64_t i = 0; i < count; ++i) mine[i].share *= all;
   }
   for (int64_t page = 0; page < a.pages; page += kLanes) {
     Vec worth{};
     for (int64_t h = 0; h < a.heads; ++h) worth = fused(load(totals + h * ld + page), parts[h * count + page / kPagesAtOnce].share, worth);
-    if (page + kLanes <= a.pages) store(a.out + page, worth);
-    else memcpy(a.out + page, &worth, sizeof(float) * (a.pages - page));
+    store_some(a.out + page, worth, a.pages - page);
   }
 }
 
@@ -253,7 +320,11 @@ void run_page_scores(const PageScoreArgs& a, const PreparedQueries& q, const Soo
     if (a.rule.kind() == Marks::rows) return best_of_rows<float>(a, q, soon);
     return a.rule.kind() == Marks::halves ? best_of_rows<uint16_t>(a, q, soon) : best_of_registers(a, q, soon);
   }
-  if (sums_by_part(a.rule)) return sum_by_part(a, q, soon);
+  if (sums_by_part(a.rule)) {
+    const bool at_once = Weigh(a.rule.weigh) == Weigh::softmax && a.pages <= kPagesAtOnce;
+    if (!at_once || !sum_one_part(a, q, soon)) sum_by_part(a, q, soon);
+    return;
+  }
   const int64_t count = products_of(a), ld = count + kPageScorePad;
   float *products = q.room, *worth = products + a.heads * ld, *room = worth + count + kPageScorePad;
   const auto of_rows = [&](auto* rows, int64_t stride) {
