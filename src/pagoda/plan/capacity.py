@@ -133,7 +133,7 @@ def find_fleet(
     name: str, candidates: Mapping[str, Candidate], jobs: Sequence[Job], slo: Slo, progress: Progress | None = None
 ) -> Outcome:
     """The cheapest fleet of these kinds that was seen to keep the promise. Raises BudgetError where none can."""
-    seconds = max(jobs[-1].at - jobs[0].at, 1e-9)
+    seconds = max(jobs[-1].at - jobs[0].at, slo.ttft)  # those that come at once may be answered within the promise
     buckets = buckets_of(((len(j.prompt), j.num_output) for j in jobs), seconds)
     kinds, headroom, tried = [c.kind for c in candidates.values()], FIRST_HEADROOM, dict[str, int]()
     while headroom < MOST_HEADROOM:
