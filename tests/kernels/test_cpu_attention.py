@@ -294,6 +294,21 @@ def test_threads_end_together(num_seqs, slots, shared, threads):
     assert last_end(work, starts, speeds) <= sum(work) / sum(speeds) + max(work) / 0.5
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_common_parts_come_first_then_heads_side_by_side(threads):
+    """What several sequences share is multiplied first; then a sequence's own slots, whose pages are neighbours over kv-heads."""
+    make, layout = Make(), PageLayout(16, 64, 64, torch.float32)
+    table, _ = layer_table(make, [1] * 6, [700] * 6, page_size=16, num_kv_heads=4, per_head=False)
+    table.rows[:, :32] = table.rows[0, :32]
+    items, starts = attention_items(table, layout, 8, True, 0, threads)
+    assert {(len(seqs) > 1, end <= 512) for seqs, _, _, end in items} == {(True, True), (False, False)}
+    for first, end in pairwise(starts):
+        common = [len(seqs) > 1 for seqs, *_ in items[first:end]]
+        assert common == sorted(common, reverse=True)
+        own = [(seqs[0], begin, head) for seqs, head, begin, _ in items[first:end] if len(seqs) == 1]
+        assert own == sorted(own)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [0, 3])
 def test_sums_begin_anew(dtype, window):

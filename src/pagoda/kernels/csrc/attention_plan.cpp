@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <tuple>
 
 #include "attention.hpp"
 #include "caches.hpp"
@@ -77,6 +78,7 @@ class Planner {
     const bool wide = !plan.items.empty();
     cut_all();
     while (thread <= threads) begin_stretch();
+    if (!wide) order_shares();
     if (wide) plan.stretches.clear();
     if (wide && threads > 1)  // the longest first: what comes last is short
       std::stable_sort(plan.items.begin(), plan.items.end(),
@@ -207,6 +209,22 @@ class Planner {
       for (size_t head = 0; head < heads; ++head) beside.push_back(job(number, head));
       cut(beside);
     }
+  }
+
+  // Where several sequences share something: a thread's common parts first, then what each sequence has by itself, the thread's kv-heads side by
+  // side (as in cut_all(), and small items last). 32 sequences on 2048 shared slots and 104 of their own, behind weights that drive everything
+  // out of the caches, one core: 2.8 us for a sequence's own slots of one kv-head, 2.55 so.
+  void order_shares() {
+    const auto common = [](const AttentionItem& item) { return item.span_end - item.span_begin > 1; };
+    const auto less = [&](const AttentionItem& x, const AttentionItem& y) {
+      if (common(x) != common(y)) return common(x);
+      if (common(x)) return x.span_begin < y.span_begin;  // in their order
+      const int32_t first = plan.spans[x.span_begin].seq, second = plan.spans[y.span_begin].seq;
+      return std::tie(first, x.slot_begin, x.head) < std::tie(second, y.slot_begin, y.head);
+    };
+    if (std::none_of(plan.items.begin(), plan.items.end(), common)) return;
+    for (size_t i = 0; i + 1 < plan.stretches.size(); ++i)
+      std::sort(plan.items.begin() + plan.stretches[i], plan.items.begin() + plan.stretches[i + 1], less);
   }
 
   // Items of a share's kItemsPerThread-th, and single parts towards its end, of jobs over the same parts in turn.

@@ -127,29 +127,51 @@ struct ManyTiled {
 
   // [32 slots][column][16 pairs: slots w and w + 16], zeros behind the last slot.
   void turn_values() {
-    alignas(64) uint16_t low[kLanes][2 * kLanes], high[kLanes][2 * kLanes];
-    const char *low_rows[kLanes], *high_rows[kLanes];
-    for (int w = 0; w < kLanes; ++w) low_rows[w] = (const char*)low[w], high_rows[w] = (const char*)high[w];
     float* to = block.values;
     for (int64_t slot = 0; slot < block.count; slot += 2 * kLanes, to += t.v_stride * kLanes)
-      for (int64_t c = 0; c < t.a.v_dim; c += 2 * kLanes) {
-        ahead.lines(kLanes / 2);
-        const auto row = [&](int64_t at) {
-          const __mmask32 there = t.a.v_dim - c >= 2 * kLanes ? ~0u : (1u << (t.a.v_dim - c)) - 1;
-          return at < block.count ? _mm512_maskz_loadu_epi16(there, (const uint16_t*)slots.v[at] + c) : _mm512_setzero_si512();
-        };
-        for (int w = 0; w < kLanes; ++w) {
-          const __m512i x = row(slot + w), y = row(slot + kLanes + w);
-          _mm512_store_si512(low[w], _mm512_unpacklo_epi16(x, y)), _mm512_store_si512(high[w], _mm512_unpackhi_epi16(x, y));
-        }
-        __m512 columns[kLanes];
-        const auto put = [&](const char* const* rows, int64_t first) {  // columns as unpacking leaves them: four of each eight
-          transpose_words(rows, 0, columns);
-          for (int64_t j = 0; j < kLanes; ++j)
-            if (const int64_t column = first + j / 4 * 8 + j % 4; column < t.v_stride) store(to + column * kLanes, (Vec)columns[j]);
-        };
-        put(low_rows, c), put(high_rows, c + 4);
+      for (int64_t c = 0; c < t.v_stride; c += kEight) {
+        ahead.lines<kLanes / kEight>();
+        if (slot + 2 * kLanes <= block.count && c + kEight <= t.a.v_dim) turn_eight_columns(slots.v + slot, c, to + c * kLanes);
+        else turn_rest(slot, c, to + c * kLanes);
       }
+  }
+
+  // Quarters of rows are put together on their way from memory, which spares half of the shuffles: in register i four slots from number i on,
+  // each four further than the one before.
+  static void turn_eight_columns(const char* const* values, int64_t column, float* to) {
+    __m512i low[4], high[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const auto quarters = [&](const char* const* rows) {
+        const auto of = [&](int row) { return _mm_loadu_si128((const __m128i*)((const uint16_t*)rows[row] + column)); };
+        __m512i x = _mm512_castsi128_si512(of(i));
+        x = _mm512_mask_broadcast_i32x4(x, 0x00f0, of(i + 4));
+        x = _mm512_mask_broadcast_i32x4(x, 0x0f00, of(i + 8));
+        return _mm512_mask_broadcast_i32x4(x, 0xf000, of(i + 12));
+      };
+      const __m512i x = quarters(values), y = quarters(values + kLanes);
+      low[i] = _mm512_unpacklo_epi16(x, y), high[i] = _mm512_unpackhi_epi16(x, y);
+    }
+    turn_quarters(low, to), turn_quarters(high, to + 4 * kLanes);
+  }
+
+  static void turn_quarters(const __m512i (&rows)[4], float* to) {
+    const __m512i a = _mm512_unpacklo_epi32(rows[0], rows[1]), b = _mm512_unpacklo_epi32(rows[2], rows[3]);
+    const __m512i c = _mm512_unpackhi_epi32(rows[0], rows[1]), d = _mm512_unpackhi_epi32(rows[2], rows[3]);
+    _mm512_store_si512(to, _mm512_unpacklo_epi64(a, b)), _mm512_store_si512(to + kLanes, _mm512_unpackhi_epi64(a, b));
+    _mm512_store_si512(to + 2 * kLanes, _mm512_unpacklo_epi64(c, d)), _mm512_store_si512(to + 3 * kLanes, _mm512_unpackhi_epi64(c, d));
+  }
+
+  // The same of fewer slots or columns.
+  void turn_rest(int64_t slot, int64_t column, float* to) const {
+    alignas(64) uint16_t there[2 * kLanes][kEight] = {};
+    const char* rows[2 * kLanes];
+    const int64_t columns = t.a.v_dim - column < kEight ? t.a.v_dim - column : kEight;
+    for (int64_t i = 0; i < 2 * kLanes; ++i) {
+      rows[i] = (const char*)there[i];
+      if (slot + i < block.count && columns > 0) memcpy(there[i], (const uint16_t*)slots.v[slot + i] + column, 2 * columns);
+    }
+    turn_eight_columns(rows, 0, to);
   }
 
   // ---- weights ---------------------------------------------------------------------------------------------------------
