@@ -296,7 +296,7 @@ def test_threads_end_together(num_seqs, slots, shared, threads):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_common_parts_come_first_then_heads_side_by_side(threads):
-    """What several sequences share is multiplied first; then a sequence's own slots, whose pages are neighbours over kv-heads."""
+    """What several sequences share is multiplied first; then a sequence's own slots, kv-head beside kv-head."""
     make, layout = Make(), PageLayout(16, 64, 64, torch.float32)
     table, _ = layer_table(make, [1] * 6, [700] * 6, page_size=16, num_kv_heads=4, per_head=False)
     table.rows[:, :32] = table.rows[0, :32]
