@@ -15,7 +15,8 @@ from pagoda.kv.manager import KVManager
 from pagoda.kv.page_codes import PageCodes
 from pagoda.kv.pages import PagePool
 from pagoda.kv.policies import POLICIES
-from pagoda.kv.policies._windowed import WindowedCodec, raw_tokens
+from pagoda.kv.policies._windowed import Learned, WindowedCodec, raw_tokens
+from pagoda.kv.policies.base import Need
 from pagoda.kv.raw_tail import RawTail
 from pagoda.kv.storage import PageStorage
 from pagoda.kv.stores import windowed_format
@@ -52,10 +53,10 @@ def test_where_a_chunk_is_cut(first: int, num: int, start: int, parts: list[tupl
 class Run:
     """Chunks of several sequences through the view, as the engine brings them, layer by layer."""
 
-    def __init__(self, codec: WindowedCodec, lens: list[int]) -> None:
-        stored = windowed_format(FMT, codec)
+    def __init__(self, codec: WindowedCodec, lens: list[int], learned: Learned) -> None:
+        stored, self.learned = windowed_format(FMT, codec), learned
         self.codec, self.storage, pool = codec, PageStorage(stored, 200), PagePool(stored, 200)
-        self.manager, self.codes = KVManager(stored, pool, None), PageCodes(stored, {}, lambda num_bytes: True)
+        self.manager, self.codes = KVManager(stored, pool, None), PageCodes(stored, learned, lambda num_bytes: True)
         for s, num in enumerate(lens):
             self.manager.admit(s, [1])
             self.manager.reserve(s, num)
@@ -81,7 +82,7 @@ class Run:
             self.manager.commit(s, [1] * nums[s])
             now = held[s] + nums[s]
             if not within and now % self.codec.every == 0:
-                self.tails[s].encode(self.codec, self.storage, self.tables[s], {}, None, 0.3)
+                self.tails[s].encode(self.codec, self.storage, self.tables[s], self.learned, None, 0.3)
             elif within:
                 act = now // self.codec.every * self.codec.every
                 self.tails[s].drop(self.codec.num_encoded(act, 4), now)
@@ -93,8 +94,11 @@ class Run:
 def test_attends_as_if_chunks_ended_at_acts(name: str, window: int, kernels: str) -> None:
     codec, lens = codec_of(f"{name}(window={window}, every=8)"), [61, 24, 9]
     texts = [tuple(numbers(2, n, heads, 8, seed=n + heads) for heads in (4, 2, 2)) for n in lens]
+    learned = {}
+    if Need.CALIBRATION in codec.needs:
+        learned = codec.learn(*(numbers(2, 2, 300, 8, seed=s) * torch.arange(1, 9) for s in (5, 6)))
     with restricted(kernels):
-        plain, whole = Run(codec, lens), Run(codec, lens)
+        plain, whole = Run(codec, lens, learned), Run(codec, lens, learned)
         for first in range(0, 61, 8):
             mine = [max(0, min(8, n - first)) for n in lens]
             plain.step(mine, texts, within=False)

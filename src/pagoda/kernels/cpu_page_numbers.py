@@ -92,7 +92,8 @@ def can_read(code: PageCode) -> bool:
     return code.sides is not None and max(code.k_dim, code.v_dim) <= MOST_DIM
 
 
-_DTYPES, _WRITTEN = frozenset({torch.float32, torch.bfloat16}), frozenset({"channel_grid", "token_grid"})
+_DTYPES = frozenset({torch.float32, torch.bfloat16})
+_WRITTEN = frozenset({"channel_grid", "token_grid", "block_floats", "coupled"})
 _ABLE = Features(CPU, _DTYPES, frozenset(KINDS), MOST_DIM)
 dispatch.register("page_numbers", "cpu", page_numbers, _ABLE)
 dispatch.register("page_codes", "cpu", page_codes, Features(CPU, _DTYPES, _WRITTEN, MOST_DIM))

@@ -29,7 +29,7 @@ class Side:
 class PageCode:
     """One layer's pages of ``num_bytes``. ``decode``: the definition, uint8 ``[H, n, num_bytes]`` -> float32 k
     ``[H, n, page_size, k_dim]`` and v; ``sides``: the same for the kernels, None where they know no kind for it;
-    ``encode``: the way back, float32, where a page's codes depend on nothing but its numbers.
+    ``encode``: the way back, float32, where a page's codes depend on nothing but its numbers and a table.
     """
 
     page_size: int

@@ -111,7 +111,8 @@ class RawTail:
         assert self.v is not None
         ids = torch.from_numpy(page_ids(table, self.start // size, (self.start + num) // size)).to(storage.device)
         if codec.plain:
-            code = codec.code(size, self._fmt.k_dim, self._fmt.v_dim, learned)
+            of_heads = {name: x.flatten(0, 1) for name, x in learned.items()}
+            code = codec.code(size, self._fmt.k_dim, self._fmt.v_dim, of_heads)
             page_codes(storage.pages, ids.flatten(0, 1), self.k.flatten(0, 1), self.v.flatten(0, 1), code)
         else:
             raw = self.k[:, :, : held - self.start].float()

@@ -45,7 +45,7 @@ void bind_page_numbers(nb::module_& m) {
       a.sources[i] = {side_of(std::get<0>(sources.at(i))), at<char>(std::get<1>(sources[i])), std::get<2>(sources[i])};
     nb::gil_scoped_release release;
     page_codes(a, num_threads, isa);
-  }, "The way back, of sides that are grids: ids [heads][count] int64; each half: (side, numbers, bytes from a head to the next).");
+  }, "The way back, of kinds that page_codes.hpp names: ids [heads][count] int64; each half: (side, numbers, bytes from a head to the next).");
 
   nb::class_<CodedSides>(m, "CodedSides", "Keys and values of each layer, in turns; the tables must outlive it.")
       .def("__init__", [](CodedSides* self, const std::vector<BoundSide>& sides, int64_t page_bytes) {

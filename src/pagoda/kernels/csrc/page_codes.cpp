@@ -15,7 +15,7 @@ void page_codes(const PageCodesArgs& a, int num_threads, const std::string& isa)
       for (const auto& from : a.sources) {
         const int64_t page_bytes = a.page_size * from.side.dim * (a.half ? 2 : 4);
         body({&from.side, from.numbers + head * from.head_bytes + n * page_bytes, a.half, a.page_size,
-              a.pages + a.ids[head * a.count + n] * a.page_bytes});
+              a.pages + a.ids[head * a.count + n] * a.page_bytes, head});
       }
   });
 }

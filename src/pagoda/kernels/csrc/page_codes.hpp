@@ -1,5 +1,6 @@
-// Numbers on their way into encoded pages: the kinds of page_numbers.hpp whose codes depend on a page's numbers alone, which are the grids.
-// Each operation rounds as torch's does, so a page has the bytes that its codec's `encode` gives (kv/policies/_grids.py).
+// Numbers on their way into encoded pages: the kinds of page_numbers.hpp whose codes depend on a page's numbers and a table alone, which are
+// the grids, blocks of floats and centres. Each operation rounds as torch's does, so a page has the bytes that its codec's `encode` gives
+// (kv/policies/_grids.py, bfp_outlier_rearrange.py, coupled_quantization.py).
 #pragma once
 
 #include "page_numbers.hpp"
@@ -13,6 +14,9 @@ struct RawPage {
   bool half;
   int64_t page_size;
   uint8_t* page;
+  int64_t head;       // of the side's table
+
+  const float* table() const { return side->table ? side->table + head * side->table_stride : nullptr; }
 };
 
 PAGODA_DECLARE_BODIES(void, run_page_codes, (const RawPage&))
@@ -21,7 +25,7 @@ struct PageCodesArgs {
   uint8_t* pages = nullptr;  // [num_pages][page_bytes]
   int64_t num_pages = 0, page_bytes = 0, page_size = 0;
   const int64_t* ids = nullptr;  // [heads][count] pages to write
-  int64_t heads = 0, count = 0;  // heads of one layer or of several
+  int64_t heads = 0, count = 0;  // heads of one layer or of several, as tables have them
   bool half = false;
   struct Source {
     PageSide side;

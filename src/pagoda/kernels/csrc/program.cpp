@@ -396,8 +396,8 @@ struct Run {
       for (int64_t slot = 0; slot < c.encoded[seq]; slot += size) {
         const int64_t from = (head * raw.room + slot) * bytes, page = page_of(seq * heads + head, (raw.start + slot) / size);
         uint8_t* const to = reinterpret_cast<uint8_t*>(const_cast<char*>(step.pages)) + page * step.shape.page_bytes;
-        body({&memory.coded.k, raw.k + from, dtype == Dtype::bf16, size, to});
-        body({&memory.coded.v, raw.v + from, dtype == Dtype::bf16, size, to});
+        body({&memory.coded.k, raw.k + from, dtype == Dtype::bf16, size, to, head});
+        body({&memory.coded.v, raw.v + from, dtype == Dtype::bf16, size, to, head});
       }
     });
   }

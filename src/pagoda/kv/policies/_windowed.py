@@ -5,10 +5,10 @@
 
 Every ``every`` tokens the pages that lie whole before the window are encoded, at token counts that depend on nothing
 else, so chunks, batches and preemption change nothing. A chunk ends there, but where codes depend on nothing but a
-page's numbers (``plain``): then a layer encodes them when it has the chunk's keys and values, and later queries of the
-same chunk read codes. The raw tokens are the sequence's own (its policy state, leased
-with it); their pages are reserved already, and empty. Behind an eviction that compresses the prompt once, the prompt is
-raw until the eviction has chosen; what stays is encoded then.
+page's numbers and a calibration (``plain``): then a layer encodes them when it has the chunk's keys and values, and
+later queries of the same chunk read codes. The raw tokens are the sequence's own (its policy state, leased with it);
+their pages are reserved already, and empty. Behind an eviction that compresses the prompt once, the prompt is raw until
+the eviction has chosen; what stays is encoded then.
 
 With ``window=0`` nothing but the tokens since the last act is raw, so whole pages are all that the next token needs:
 such a format has a prefix cache. Others share nothing, since a page in the cache would lack the raw tokens after it.
@@ -73,7 +73,8 @@ class WindowedCodec(KVPolicy):
     alone: ClassVar[str] = ""
     """Why no eviction can come before it ("" where one can)."""
     plain: ClassVar[bool] = False
-    """Whether a page's codes depend on nothing but its numbers: an encoding looks at nothing of ``Seen``."""
+    """Whether a page's codes depend on nothing but its numbers and ``learned``: an encoding looks at nothing else of
+    ``Seen``."""
     window: int = 32
     every: int = 32
 
@@ -131,16 +132,16 @@ class WindowedCodec(KVPolicy):
         return None
 
     def code(self, page_size: int, k_dim: int, v_dim: int, learned: Learned) -> PageCode:
-        """How pages of one layer are decoded."""
+        """How pages of one layer are decoded, and encoded where they are ``plain``; ``learned``: ``[H, …]``."""
         from ...kernels.page_code import PageCode
 
-        dims = page_size, k_dim, v_dim
+        dims, of_one = (page_size, k_dim, v_dim), {name: x[None] for name, x in learned.items()}
         return PageCode(
             *dims,
             self.page_bytes(*dims),
             lambda pages: self.decode(pages, *dims, learned),
             self.sides(*dims, learned),
-            (lambda k, v: self.encode(k[None], v[None], Seen())[0]) if self.plain else None,
+            (lambda k, v: self.encode(k[None], v[None], Seen(of_one))[0]) if self.plain else None,
         )
 
     @classmethod

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from ...kernels.page_code import Side
 
+LEAST, MOST = 2.0**-113, (2 - 2.0**-23) * 2.0**127
+"""Of the largest number of a block: so that steps of all mantissas are normal floats."""
+
 
 @dataclass(frozen=True)
 class BlockFloats(WindowedCodec):
@@ -28,6 +31,7 @@ class BlockFloats(WindowedCodec):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.20137"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
+    plain: ClassVar[bool] = True
     window: int = 0
     block: int = 16
     mantissa: int = 4
@@ -68,9 +72,11 @@ class BlockFloats(WindowedCodec):
         dim, half = x.shape[-1], 2 ** (self.mantissa - 1)
         block = min(self.block, dim)
         blocks = pad(x, (0, -dim % block)).unflatten(-1, (-1, block))
-        exponent = torch.frexp(blocks.abs().amax(-1)).exponent.clamp(-127, 128)  # the largest is below 2 ** exponent
+        largest = blocks.abs().amax(-1).nan_to_num(MOST, MOST).clamp(min=LEAST)
+        exponent = torch.frexp(largest).exponent  # it is below 2 ** exponent
         step = torch.exp2((exponent - (self.mantissa - 1)).float())[..., None]
-        codes = (blocks / step).round().clamp(-half, half - 1) + half
+        # What is no number has the highest exponent and the lowest code, which together are read as -inf.
+        codes = (blocks / step).round().clamp(-half, half - 1).nan_to_num(-half) + half
         codes = codes.to(torch.uint8).flatten(-2)[..., :dim]
         codes = pad(codes, (0, -dim % (8 // self.mantissa)))
         return [pack(codes, self.mantissa).flatten(-2), (exponent + 127).to(torch.uint8).flatten(-2)]

@@ -27,6 +27,7 @@ class CoupledQuantization(WindowedCodec):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.03917"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
+    plain: ClassVar[bool] = True
     window: int = 0
 
     @property
@@ -41,12 +42,10 @@ class CoupledQuantization(WindowedCodec):
 
         parts = []
         for x, centres in ((k, seen.learned["k_centres"]), (v, seen.learned["v_centres"])):
+            samples, heads = (one.flatten(0, 1) for one in (x, centres))
             codes = torch.stack(
-                [
-                    torch.stack([nearest(_grouped(head.flatten(0, 1)), c) for head, c in zip(*pair, strict=True)])
-                    for pair in zip(x, centres, strict=True)
-                ]
-            )  # [L, H, G, n * page_size]
+                [nearest_by_pairs(_grouped(head.flatten(0, 1)), c) for head, c in zip(samples, heads, strict=True)]
+            ).unflatten(0, x.shape[:2])  # [L, H, G, n * page_size]
             parts.append(codes.transpose(-1, -2).to(torch.uint8).reshape(*x.shape[:3], -1))
         return torch.cat(parts, -1)
 
@@ -90,6 +89,14 @@ def _grouped(x: Tensor) -> Tensor:
 def nearest(x: Tensor, centres: Tensor) -> Tensor:
     """int64 ``[groups, N]``: the centre ``[groups, 256, 4]`` nearest to each sample ``[groups, N, 4]``."""
     return (x @ centres.transpose(1, 2) - 0.5 * centres.square().sum(-1)[:, None]).argmax(-1)
+
+
+def nearest_by_pairs(x: Tensor, centres: Tensor) -> Tensor:
+    """The same with sums made two by two, as the kernels make them: a page has its bytes whoever encodes it."""
+    products = [a[:, :, None] * b[:, None] for a, b in zip(x.unbind(-1), centres.unbind(-1), strict=True)]
+    squares = centres.square().unbind(-1)
+    half = 0.5 * ((squares[0] + squares[1]) + (squares[2] + squares[3]))
+    return (((products[0] + products[1]) + (products[2] + products[3])) - half[:, None]).argmax(-1)
 
 
 def _k_means(x: Tensor) -> Tensor:
