@@ -25,7 +25,8 @@ class KVMerger(Rolling):
     in the softmax as often as there are tokens in it.
 
     Deviations: the threshold of likeness follows from the budget, where the paper fixes it; the Gaussian is as wide as
-    the set. Where merged slots count once, lantern's KL is 0.011; it is 0.008 so (36 cases).
+    the set. Against merged slots that count once, KL at a quarter is 0.042 for 0.060 (lantern) and 0.035 for 0.043
+    (stories260K), but 0.27 for 0.12 on bitnet-stories-3M.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.08454"

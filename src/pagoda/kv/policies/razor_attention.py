@@ -20,6 +20,9 @@ class RazorAttention(SplitHeads):
     """Heads are ranked by their echo and induction scores on repeated random tokens (``pagoda calibrate razor_attention
     MODEL``, section 3.2). What the others drop lives on in one compensation token, the mean of its keys and values
     (equation 4), which counts in the softmax as often as there are tokens that it stands for (equation 5).
+
+    Against one that counts once, KL is 0.011 for 0.013 on lantern, the same on stories260K, and 0.114 for 0.091 on
+    bitnet-stories-3M.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.15891"
