@@ -18,7 +18,7 @@ from pagoda.kv.view import StepView
 from .tiny import prompt
 from .watched import run_watched
 
-KVS = ["razor_attention(local=12, every=4)", "kvmerger(budget=24, every=8)"]
+KVS = ["razor_attention(local=12, every=4)", "kvmerger(budget=24, every=8, weigh=True)"]
 
 
 def weights_of(sequence: Any) -> torch.Tensor | None:
@@ -51,7 +51,7 @@ def gathered(llm: Any, kvs: list[str], found: Callable[[Any], object]) -> list[A
     return all_found
 
 
-@pytest.mark.parametrize("kv", [*KVS, "kvmerger(budget=24, every=8)+int8"])
+@pytest.mark.parametrize("kv", [*KVS, "kvmerger(budget=24, every=8, weigh=True)+int8"])
 def test_every_token_counts_somewhere(make_llm: Any, kv: str) -> None:
     def found(sequence: Any) -> tuple[torch.Tensor, int] | None:
         times = weights_of(sequence)

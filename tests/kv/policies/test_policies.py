@@ -24,7 +24,7 @@ from pagoda.kv.policies.h2o import H2O
 from pagoda.kv.policies.hashevict import HashEvict
 
 LAYERS, HEADS, GROUP, WIDTH = 2, 2, 2, 16
-TRACKS = {track for name in POLICIES.names() for track in getattr(POLICIES.get(name), "tracks", ())}
+TRACKS = {track for name in POLICIES.names() for track in getattr(POLICIES.get(name)(), "tracks", ())}
 
 
 def inputs(length: int, window: int, *, planted: int | None = None, seed: int = 0, prompt_len: int = 0) -> Inputs:

@@ -208,17 +208,23 @@ class Eviction(KVPolicy):
     stage: ClassVar[Stage] = Stage.EVICTION
     granularity: ClassVar[Granularity] = Granularity.HEAD
     needs: ClassVar[frozenset[Need]] = frozenset()
-    tracks: ClassVar[tuple[str, ...]] = ()
-    """Names of float32 values that the policy keeps per slot, in ``Inputs.tracks``; they start at 0 and move with the
-    slots."""
-
-    weighs: ClassVar[bool] = False
-    """Whether slots may stand for several tokens, and count as often in the softmax. The logarithms of how often, 0 for
-    once, are a track by the name `WEIGHTS`; or, where only slots have some that never move, float32 [L, H, n] of the
-    first n slots in ``Inputs.memory``, by the same name. Beside a selection of pages every slot counts once."""
-
     leaves_residual: ClassVar[bool] = False
     """Whether what is evicted goes on answering queries (``residual``); tokens of the answer come one by one then."""
+
+    @property
+    def tracks(self) -> tuple[str, ...]:
+        """Names of float32 values that the policy keeps per slot, in ``Inputs.tracks``; they start at 0 and move with
+        the slots.
+        """
+        return ()
+
+    @property
+    def weighs(self) -> bool:
+        """Whether slots may stand for several tokens, and count as often in the softmax. The logarithms of how often, 0
+        for once, are a track by the name `WEIGHTS`; or, where only slots have some that never move, float32 [L, H, n]
+        of the first n slots in ``Inputs.memory``, by the same name. Beside a selection of pages every slot counts once.
+        """
+        return False
 
     def residual(
         self, q: Tensor, layer: int, memory: Mapping[str, object], learned: Mapping[str, Tensor]

@@ -21,25 +21,33 @@ if TYPE_CHECKING:
 class KVMerger(Rolling):
     """Merging sets are runs of neighbouring slots, made by joining the most alike neighbours (cosine of their keys,
     section 4.1) until the budget is met; ``recent_share`` of it, the newest tokens, is never merged. A set gathers at
-    the slot that received most attention, with Gaussian weights of the distances to its key (section 4.2), and counts
-    in the softmax as often as there are tokens in it.
+    the slot that received most attention, with Gaussian weights of the distances to its key (section 4.2).
 
     Deviations: the threshold of likeness follows from the budget, where the paper fixes it; the Gaussian is as wide as
-    the set. Against merged slots that count once, KL at a quarter is 0.042 for 0.060 (lantern) and 0.035 for 0.043
-    (stories260K), but 0.27 for 0.12 on bitnet-stories-3M.
+    the set.
+
+    ``weigh`` is ours: a merged slot counts in the softmax as often as there are tokens in it. KL at a quarter is 0.042
+    then for 0.060 on lantern and 0.035 for 0.043 on stories260K, but 0.27 for 0.12 on bitnet-stories-3M.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2407.08454"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PROBS, Need.KEYS, Need.VALUES})
-    tracks: ClassVar[tuple[str, ...]] = (WEIGHTS,)
-    weighs: ClassVar[bool] = True
     recent_share: float = 0.5
     sinks: int = 4
+    weigh: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         share("recent_share", self.recent_share)
         at_least("sinks", self.sinks, 0)
+
+    @property
+    def tracks(self) -> tuple[str, ...]:
+        return (WEIGHTS,) if self.weigh else ()
+
+    @property
+    def weighs(self) -> bool:
+        return self.weigh
 
     def act(self, inputs: Inputs) -> Decision | None:
         import torch
@@ -55,15 +63,23 @@ class KVMerger(Rolling):
         sets = begins.cumsum(-1) - 1
         pivots = gather_sets(inputs.mass.masked_fill(~inputs.valid, -1.0), sets, slots)
         decision = Decision(inputs.valid.new_zeros(inputs.valid.shape).scatter(-1, pivots, True) & inputs.valid)
-        logs = inputs.tracks[WEIGHTS]
         for layer in inputs.layers():
             at = layer.index
-            times = logs[at].exp() * layer.valid
+            times = self._times(inputs, layer)
             weigh = partial(_gaussian, times)
             decision.writes.append(merged(layer, sets[at], pivots[at], decision.keep[at], weigh))
-            whole = times.new_zeros(times.shape[0], slots).scatter_add(-1, sets[at], times)
-            logs[at] = whole.gather(-1, sets[at]).log() * layer.valid
+            if self.weigh:
+                whole = times.new_zeros(times.shape[0], slots).scatter_add(-1, sets[at], times)
+                inputs.tracks[WEIGHTS][at] = whole.gather(-1, sets[at]).log() * layer.valid
         return decision
+
+    def _times(self, inputs: Inputs, layer: LayerInputs) -> Tensor:
+        """float32 [H, N]: how often each slot counts."""
+        import torch
+
+        if not self.weigh:
+            return torch.ones(layer.valid.shape)
+        return inputs.tracks[WEIGHTS][layer.index].exp() * layer.valid
 
 
 def _likeness(layer: LayerInputs) -> Tensor:
