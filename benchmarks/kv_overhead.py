@@ -88,6 +88,8 @@ def serve(llm: LLM, kv: str, sequences: int, prompt: int, steps: int) -> Run:
         for s in engine.scheduler.running.values()  # type: ignore[attr-defined]
     ):
         engine.step()
+        if len(engine._requests) < sequences:
+            raise RuntimeError(f"{kv}: {sequences - len(engine._requests)} of {sequences} requests failed")
     acts = engine.counters.policy_acts
     marks.append(_mark(llm))
     for _ in range(steps):
