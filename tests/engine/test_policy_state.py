@@ -14,8 +14,8 @@ from .conftest import kv_bytes
 from .kv_policies import calibrated
 from .tiny import prompt
 
-KVS = ["h2o(budget=40)", "snapkv(budget=20)", "razor_attention(local=12)", "kvmerger(budget=24)", "quest(pages=2)",
-       "loki(pages=2)", "tokenselect(pages=2)"]  # fmt: skip
+KVS = ["h2o(budget=40)", "snapkv(budget=20)", "razor_attention(local=12)", "kvmerger(budget=24, weigh=True)",
+       "quest(pages=2)", "loki(pages=2)", "tokenselect(pages=2)"]  # fmt: skip
 
 
 def params(kv: str, num: int = 16) -> SamplingParams:

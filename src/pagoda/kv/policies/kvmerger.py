@@ -74,12 +74,9 @@ class KVMerger(Rolling):
         return decision
 
     def _times(self, inputs: Inputs, layer: LayerInputs) -> Tensor:
-        """float32 [H, N]: how often each slot counts."""
-        import torch
-
-        if not self.weigh:
-            return torch.ones(layer.valid.shape)
-        return inputs.tracks[WEIGHTS][layer.index].exp() * layer.valid
+        """float32 [H, N]: how often each slot counts, 0 for what is none."""
+        once = layer.valid.float()
+        return inputs.tracks[WEIGHTS][layer.index].exp() * once if self.weigh else once
 
 
 def _likeness(layer: LayerInputs) -> Tensor:
