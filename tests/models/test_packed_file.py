@@ -191,7 +191,7 @@ def test_a_quantized_checkpoint_is_packed_as_it_is(tmp_path: Path) -> None:
 def test_the_ledger_counts_mapped_weights_as_weights(tmp_path: Path) -> None:
     folder = fake_model.write(tmp_path / "m", hidden_size=256, intermediate_size=2048, num_hidden_layers=8)
     write(folder)
-    with LLM(str(folder), memory="1GiB", kv_memory="1MiB", num_threads=1) as llm:
+    with LLM(str(folder), memory="4GiB", kv_memory="1MiB", num_threads=1) as llm:
         weights = llm.stats()["memory"]["accounts"]["weights"]
         runtime = llm.stats()["memory"]["accounts"]["runtime"]["resident_bytes"]
         assert weights["leased_bytes"] == weights["resident_bytes"] > 50 << 20
