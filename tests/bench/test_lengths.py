@@ -78,7 +78,7 @@ def test_the_engine_hands_the_probe_what_it_was_trained_on(lantern: Path) -> Non
     answers, folder = answer(str(lantern), texts, max_tokens=4, chat=False)
     assert [a.num_output for a in answers] == [4, 4, 4]
     assert folder == lantern
-    options = {"memory": "1GiB", "structured_output": False, "scheduling": "trail"}
+    options = {"memory": "4GiB", "structured_output": False, "scheduling": "trail"}
     with pytest.raises(ConfigError, match="pagoda calibrate trail"):
         LLM(str(lantern), **options)
     size = len(answers[0].hidden)

@@ -15,7 +15,7 @@ from pagoda.schedule.policies import parse_scheduling
 
 @pytest.fixture(scope="module")
 def engine():  # type: ignore[no-untyped-def]
-    with ReplayEngine("lantern", memory="1GiB", structured_output=False, max_model_len=128, num_threads=1) as engine:
+    with ReplayEngine("lantern", memory="4GiB", structured_output=False, max_model_len=128, num_threads=1) as engine:
         yield engine
 
 

@@ -45,7 +45,7 @@ def test_steps_of_the_engine_are_told_as_they_were() -> None:
 @pytest.mark.host
 def test_no_step_waits_for_memory_of_pages() -> None:
     """What was touched beforehand is what the sweep's sequences get, whoever had it before."""
-    options = {"memory": "1GiB", "structured_output": False, "enable_prefix_caching": False, "max_num_seqs": 4}
+    options = {"memory": "4GiB", "structured_output": False, "enable_prefix_caching": False, "max_num_seqs": 4}
     built = build(EngineConfig("lantern", **options))  # type: ignore[arg-type]
     try:
         touch(built, 4096)

@@ -302,7 +302,7 @@ def test_two_bits_by_channel_beat_plain_rounding(make_llm: Any) -> None:
     from pagoda import LLM
     from pagoda.kv.read import read_slots
 
-    with LLM("lantern", memory="1GiB", num_threads=1) as llm:
+    with LLM("lantern", memory="4GiB", num_threads=1) as llm:
         engine = llm._open().engine
         ids = llm.tokenizer.encode("Once upon a time there was a dog who lived in a tree. " * 12)[:160]
         engine.add(llm._intake.request("0", ids, params("exact", 4)))

@@ -102,7 +102,7 @@ def test_a_request_streams_with_the_same_tokens(folder: Path) -> None:
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
     answers = []
     for weights in ("resident", "stream"):
-        with LLM(str(folder), memory="1GiB", weights=weights) as llm:
+        with LLM(str(folder), memory="4GiB", weights=weights) as llm:
             answers.append([out.token_ids for out in llm.generate(PROMPTS, params)])
     assert answers[0] == answers[1]
 

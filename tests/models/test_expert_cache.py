@@ -60,9 +60,9 @@ def test_a_plan_counts_slots_and_bytes() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_tokens_of_a_model_in_memory(folder: Path, policy: str) -> None:
     params = SamplingParams(max_tokens=10, temperature=0, ignore_eos=True)
-    with LLM(str(folder), memory="1GiB", weights="resident", quantization="fp32") as llm:
+    with LLM(str(folder), memory="4GiB", weights="resident", quantization="fp32") as llm:
         wanted = [llm.generate(prompt, params)[0].token_ids for prompt in PROMPTS]
-    with LLM(str(folder), memory="1GiB", weights="stream", expert_cache=policy) as llm:
+    with LLM(str(folder), memory="4GiB", weights="stream", expert_cache=policy) as llm:
         assert [out.token_ids for out in llm.generate(PROMPTS, params)] == wanted
         assert llm.stats()["model"]["weights"] == "experts: 24 of 24 in memory, the others on disk"
         assert llm.stats()["model"]["expert_cache"]["hits"] > 0
@@ -121,7 +121,7 @@ def test_early_routers_are_counted_and_change_nothing(folder: Path) -> None:
     params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
     answers = {}
     for policy in ("lru", "early"):
-        with LLM(str(folder), memory="1GiB", weights="stream", expert_cache=policy) as llm:
+        with LLM(str(folder), memory="4GiB", weights="stream", expert_cache=policy) as llm:
             answers[policy] = llm.generate(PROMPTS, params)[0].token_ids
             counters = llm.stats()["model"]["expert_cache"]
             assert (counters["foreseen"] > 0) == (policy == "early")

@@ -43,7 +43,7 @@ def same_weights(one: Loaded, other: Loaded) -> bool:
 
 
 def tokens(folder: Path, **options: Any) -> list[int]:
-    with LLM(str(folder), memory="1GiB", kv_memory="1MiB", num_threads=1, **options) as llm:
+    with LLM(str(folder), memory="4GiB", kv_memory="1MiB", num_threads=1, **options) as llm:
         return llm.generate([[3, 9, 4, 70, 5]], GREEDY)[0].token_ids
 
 

@@ -70,7 +70,7 @@ def test_every_size_keeps_its_promise(folder: Path) -> None:
 
 def test_a_live_engine_moves_between_two_sizes(folder: Path) -> None:
     params = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
-    with LLM(str(folder), memory="1GiB") as llm:
+    with LLM(str(folder), memory="4GiB") as llm:
         wanted = llm.generate([5, 6, 7], params)[0].token_ids
         whole = llm.stats()["memory"]["accounts"]["weights"]["leased_bytes"]
         least = llm._open().loaded.stacks.least_bytes

@@ -80,9 +80,9 @@ def test_the_numbers_of_the_dense_model_with_any_room(folder: Path, slots: int) 
 
 def test_greedy_answers_are_those_of_the_dense_model_batched_or_not(folder: Path) -> None:
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
-    with LLM(str(folder), memory="1GiB", weights="resident") as llm:
+    with LLM(str(folder), memory="4GiB", weights="resident") as llm:
         wanted = [llm.generate(tokens, params)[0].token_ids for tokens in TEXT]
-    with LLM(str(folder), memory="1GiB", weights="sparse-ffn") as llm:
+    with LLM(str(folder), memory="4GiB", weights="sparse-ffn") as llm:
         assert [out.token_ids for out in llm.generate(TEXT, params)] == wanted
         assert [llm.generate(tokens, params)[0].token_ids for tokens in TEXT] == wanted
         assert llm.stats()["model"]["weights"] == "sparse-ffn: 96 of 96 neurons of a layer in memory"

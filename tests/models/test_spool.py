@@ -138,7 +138,7 @@ def test_the_tokens_of_a_model_in_memory(tmp_path: Path) -> None:
     """And those of an engine that has room for all of it, and packs nothing."""
     folder = fake_model.write(tmp_path / "m", **CONFIG | {"torch_dtype": "bfloat16"})
     options = {"quantization": "int4(group=32)", "spool_dir": str(tmp_path / "spool"), "weights": "stream"}
-    with LLM(str(folder), memory="1GiB", **options) as llm:
+    with LLM(str(folder), memory="4GiB", **options) as llm:
         wanted = [llm.generate(prompt, GREEDY)[0].token_ids for prompt in ([5, 6, 7], [9])]
         assert llm.stats()["model"]["weights"] == "resident: all of it fits, so that nothing is read from disk"
     assert not (tmp_path / "spool").exists()

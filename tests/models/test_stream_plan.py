@@ -55,13 +55,13 @@ def test_a_plan_keeps_what_fits_and_counts_every_byte() -> None:
 def test_the_tokens_of_a_model_in_memory(tmp_path: Path, tied: bool, family: str) -> None:
     folder = fake_model.write(tmp_path / "m", **CONFIG | {"model_type": family, "tie_word_embeddings": tied})
     params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
-    with LLM(str(folder), memory="1GiB", weights="resident") as llm:
+    with LLM(str(folder), memory="4GiB", weights="resident") as llm:
         wanted = [llm.generate(prompt, params)[0].token_ids for prompt in PROMPTS]
         assert llm.stats()["model"]["weights"] == "resident"
     loaded = load(folder, 0, "stream")
     assert loaded.stream.streamed
     loaded.close()
-    with LLM(str(folder), memory="1GiB", weights="stream") as llm:
+    with LLM(str(folder), memory="4GiB", weights="stream") as llm:
         together = [out.token_ids for out in llm.generate(PROMPTS, params)]
         alone = [llm.generate(prompt, params)[0].token_ids for prompt in PROMPTS]
     assert together == alone == wanted
@@ -113,7 +113,7 @@ def test_half_precision_is_converted_while_it_streams(tmp_path: Path, dtype: str
     folder = fake_model.write(tmp_path / "half", dtype=torch.float16, **CONFIG | {"torch_dtype": "float16"})
     params, tokens = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True), {}
     for weights in ("resident", "stream"):
-        with LLM(str(folder), memory="1GiB", weights=weights, dtype=dtype) as llm:
+        with LLM(str(folder), memory="4GiB", weights=weights, dtype=dtype) as llm:
             tokens[weights] = [out.token_ids for out in llm.generate(PROMPTS, params)]
     assert tokens["resident"] == tokens["stream"]
     ledger = Ledger(256 << 20)
