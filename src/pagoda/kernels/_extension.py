@@ -1,4 +1,7 @@
-"""The C++ extension (``csrc/``). Without it this import fails with the reason, which `dispatch.available` shows."""
+"""The C++ extension (``csrc/``). Without it this import fails with the reason, which `dispatch.available` shows.
+
+One that was built from other sources than those beside this file is refused: its functions may take other arguments.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,18 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from .layout import PageLayout
+from .sources import why_stale
 
-PATH = "PAGODA_EXTENSION"  # a file: another build of the extension (sanitizers, two builds side by side)
+PATH = "PAGODA_EXTENSION"  # a file: another build, of whatever sources (sanitizers, two builds side by side)
 
 
 def _load() -> ModuleType:
     name, path = f"{__package__}._cpu", os.environ.get(PATH)
     if not path:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        if stale := why_stale(getattr(module, "sources", None)):
+            raise ConfigError(stale)  # no ImportError: the reference kernels do not serve in its place
+        return module
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not os.path.isfile(path):
         raise ImportError(f"{PATH}={path!r} is no extension module; give the path of a built _cpu*.so")

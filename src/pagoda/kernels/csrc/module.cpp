@@ -8,9 +8,12 @@
 #include "cpu_features.hpp"
 #include "parallel.hpp"
 
+extern const char* const pagoda_sources;  // written by the build (kernels/sources.py)
+
 NB_MODULE(_cpu, m) {
   m.doc() = "C++ kernels of Pagoda. Addresses are integers, strides and sizes as named.";
   m.attr("version") = PAGODA_VERSION;
+  m.attr("sources") = pagoda_sources;
   m.def("cpu_features", &pagoda::cpu_features, "Feature name -> usable on this machine (cpuid and xgetbv).");
   m.def("best_isa", &pagoda::best_isa, "The instruction set that the kernels choose here.");
   m.def("caches", [] {
