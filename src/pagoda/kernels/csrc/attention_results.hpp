@@ -38,6 +38,20 @@ inline void finish_row(const AttentionArgs& a, const AttentionScratch& out, int6
   }
 }
 
+// to[0 .. kVectors x kLanes) = a row's columns of `count` parts, `apart` floats from one to the next, each times its weight: weights[part x kLanes].
+template <int kVectors>
+inline void add_parts(const float* part, int64_t apart, int64_t count, const float* weights, float* to) {
+  Vec sum[kVectors] = {};
+  for (int64_t i = 0; i < count; ++i, part += apart) {
+    const float weight = weights[i * kLanes];
+    if (weight == 0.0f) continue;  // it saw nothing: what lies there means nothing
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[v] = fused(load(part + v * kLanes), weight, sum[v]);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, sum[v]);
+}
+
 // Adds the parts of each row in their order, each weighted by 2^(its maximum - the common one).
 inline void merge_parts(const AttentionArgs& a, const Merge& merge, const AttentionScratch& out) {
   const int64_t queries = a.num_queries(merge.seq);
@@ -55,11 +69,15 @@ inline void merge_parts(const AttentionArgs& a, const Merge& merge, const Attent
     }
     for (int64_t r = 0; r < here; ++r) {
       const int64_t row = first + r, token = a.q_starts[merge.seq] + row / a.group();
-      memset(sums, 0, sizeof(float) * a.v_dim);
-      for (int64_t i = 0; i < merge.count; ++i) {
-        const float weight = weights[i * kLanes + r], *part = parts.sums(i) + row * a.v_dim;
-        if (weight == 0.0f) continue;  // it saw nothing
-        for (int64_t d = 0; d < a.v_dim; ++d) sums[d] = fused(weight, part[d], sums[d]);
+      const float* const part = parts.sums(0) + row * a.v_dim;
+      const int64_t apart = parts.rows * a.v_dim;
+      int64_t d = 0;
+      for (; d + 4 * kLanes <= a.v_dim; d += 4 * kLanes) add_parts<4>(part + d, apart, merge.count, weights + r, sums + d);
+      for (; d + kLanes <= a.v_dim; d += kLanes) add_parts<1>(part + d, apart, merge.count, weights + r, sums + d);
+      for (; d < a.v_dim; ++d) {
+        sums[d] = 0.0f;
+        for (int64_t i = 0; i < merge.count; ++i)
+          if (weights[i * kLanes + r] != 0.0f) sums[d] = fused(weights[i * kLanes + r], part[i * apart + d], sums[d]);
       }
       finish_row(a, out, token, merge.head * a.group() + row % a.group(), sums, top[r], total[r]);
     }
