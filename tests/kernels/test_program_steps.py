@@ -26,7 +26,14 @@ def no_sequences() -> StepArrays:
 
 
 def check_together(
-    make: Make, sizes: tuple[int, int, int], weight: Any, bias: torch.Tensor | None, down: Any, dynamic: bool, isa: str
+    make: Make,
+    sizes: tuple[int, int, int],
+    weight: Any,
+    bias: torch.Tensor | None,
+    down: Any,
+    dynamic: bool,
+    isa: str,
+    down_dynamic: bool = False,
 ) -> None:
     """A gated layer of ``sizes`` (tokens, hidden, inner) has the bits that it has where a clip that changes nothing
     keeps its product and its activation apart.
@@ -41,7 +48,7 @@ def check_together(
         if apart:
             program.clip(1, 1e30)
         program.activation(1, 2, "silu", gated=True)
-        program.linear(2, 0, down, None, dynamic=False)
+        program.linear(2, 0, down, None, dynamic=down_dynamic)
         results.append(program.run(make.normal(tokens, hidden), torch.arange(tokens), [], no_sequences(), isa))
     assert results[0].abs().max() > 0
     assert torch.equal(*results), sizes
@@ -98,9 +105,20 @@ def test_tokens_that_pass_some_at_a_time_have_the_bits_of_all_at_once(
 
 @pytest.mark.parametrize("isa", ISAS[-2:])
 @pytest.mark.parametrize(("form", "dynamic"), [("bf16", False), ("int8", False), ("int8", True)])
-@pytest.mark.parametrize(("down_form", "options"), [("bf16", {}), ("int8", {}), ("int4", {"group": 32})], ids=str)
+@pytest.mark.parametrize(
+    ("down_form", "options", "down_dynamic"),
+    [
+        ("bf16", {}, False),
+        ("int8", {}, False),
+        ("int8", {}, True),
+        ("ternary", {}, True),
+        ("int4", {"group": 32}, False),
+        ("int4", {"group": 32}, True),
+    ],
+    ids=str,
+)
 def test_few_tokens_pass_through_a_gated_layer_with_the_bits_of_three_steps(
-    form: str, dynamic: bool, down_form: str, options: dict[str, object], isa: str
+    form: str, dynamic: bool, down_form: str, options: dict[str, object], down_dynamic: bool, isa: str
 ) -> None:
     """Whole tiles of columns (32) and not; one and two tiles of tokens, and more than are passed on in tiles."""
     shapes = ((1, 72, 64), (5, 72, 96), (16, 200, 32), (17, 104, 160), (32, 200, 48), (32, 72, 416), (33, 72, 64))
@@ -108,7 +126,7 @@ def test_few_tokens_pass_through_a_gated_layer_with_the_bits_of_three_steps(
         make = Make(torch.bfloat16)
         weight = pack(make.normal(2 * inner, hidden, scale=hidden**-0.5, dtype=torch.float32), form)
         down = pack(make.normal(hidden, inner, dtype=torch.float32), down_form, **options)
-        check_together(make, (tokens, hidden, inner), weight, None, down, dynamic, isa)
+        check_together(make, (tokens, hidden, inner), weight, None, down, dynamic, isa, down_dynamic)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -99,6 +99,7 @@ struct PrepareArgs {
   const void* x = nullptr;               // [count][inputs], rows `stride` elements apart
   Dtype dtype = Dtype::f32;
   int64_t stride = 0;
+  int64_t tile = 0;                      // where x lies in tiles (passes_tiles): elements between 32 columns and the next 32
   Tokens out;                            // from prepared_in
 };
 
@@ -147,6 +148,10 @@ bool leaves_tiles(const PackedMatrix& matrix, bool dynamic, int64_t count, const
 // ---- bodies, no threads inside ---------------------------------------------------------------------------------------------
 
 PAGODA_DECLARE_BODIES(void, prepare_tokens, (const PrepareArgs&, int64_t first_token, int64_t end_token))
+// Of tokens that lie in tiles, at most kTileColumns, only their columns first..end, whole tiles, so that whoever made them makes them ready: the
+// largest size of each token's, and then, with that of all columns, their integers and a part of the tokens' sums.
+PAGODA_DECLARE_BODIES(void, size_tiles, (const PrepareArgs&, int64_t first, int64_t end, float* sizes))
+PAGODA_DECLARE_BODIES(void, quantize_tiles, (const PrepareArgs&, int64_t first, int64_t end, const float* sizes, uint32_t* sums))
 // Rows first..end of the result; first is a multiple of kPanel. A number of the result depends on its token and its row alone:
 // neither on the other tokens nor on how rows are sliced.
 PAGODA_DECLARE_BODIES(void, packed_rows, (const LinearSlice&, int64_t first_row, int64_t end_row))
