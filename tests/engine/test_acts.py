@@ -26,6 +26,8 @@ KVS = [
     "corm(budget=30, window=32, every=3)", "scissorhands(budget=40, window=16, every=8)+int8",
     "hashevict(budget=40, every=8)", "razor_attention(local=24, every=6)", "duo_attention(local=24, every=6)",
     "h2o(budget=40, every=8)+int8", "hashevict(budget=40, every=8)+int4",
+    "snapkv(budget=0.5)", "finch(budget=24, window=7, kernel=5)+int8", "zigzagkv(budget=0.5)",
+    "compresskv(budget=0.5, top=1)", "compresskv(budget=24, window=20)+int8",
 ]  # fmt: skip
 pytestmark = pytest.mark.skipif(not able(torch.empty(0)), reason="no C++ kernels")
 
@@ -99,7 +101,7 @@ def both_ways(
 @pytest.mark.parametrize("kv", KVS)
 def test_at_once_is_one_after_the_other(make_llm: Any, monkeypatch: pytest.MonkeyPatch, kv: str, share: Any) -> None:
     (_, states, num), (_, apart_states, _) = both_ways(make_llm, monkeypatch, kv, share)
-    assert num > 3
+    assert num >= (3 if "every" in kv else 1)
     assert len(states) == len(apart_states)
     for one, other in zip(states, apart_states, strict=True):
         assert one[:-1] == other[:-1]

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pagoda.core.types import Granularity, KVFormat
-from pagoda.kernels.acts import able, choose_acts, new_act, num_copies, run_acts
+from pagoda.kernels.acts import able, choose_acts, look, new_act, num_copies, run_acts
 from pagoda.kernels.layout import PageLayout
-from pagoda.kernels.ops import evict, hash_scores, hash_slots, kv_write, weigh_slots
-from pagoda.kv.policies._vote import pool_mean
+from pagoda.kernels.ops import evict, hash_scores, hash_slots, kv_write, read_slots, weigh_slots
+from pagoda.kv.policies._inputs import Inputs
+from pagoda.kv.policies._vote import pool_mean, without_window
 from pagoda.kv.policies.base import By
 from pagoda.kv.table import PageTable
 
@@ -139,10 +140,12 @@ class Ranked:
         most = int(self.twin.lens.max())
         first, second = self.first[..., :most], self.second[..., :most]
         if self.by is By.AGE:
+            self.options.pop("unvoted")
             return None
+        scores = first.masked_fill(second == 0, 0.0) if self.by is By.WANTED else first
         if self.by is By.COUNTED:
-            return second + first / (first.amax(-1, keepdim=True) + 1.0)
-        return first.masked_fill(second == 0, 0.0) if self.by is By.WANTED else first
+            scores = second + first / (first.amax(-1, keepdim=True) + 1.0)
+        return without_window(scores, torch.from_numpy(self.twin.lens).view(LAYERS, HEADS), self.options.pop("unvoted"))
 
 
 def ranked(world: World, data: st.DataObject, table: PageTable) -> tuple[Ranked, Tensor, Tensor]:
@@ -152,6 +155,7 @@ def ranked(world: World, data: st.DataObject, table: PageTable) -> tuple[Ranked,
     options = {
         "sinks": data.draw(st.integers(0, 3)), "recent": data.draw(st.integers(1, 5)),
         "least": data.draw(st.sampled_from([-float("inf"), 1e-30, 0.5])), "pool": data.draw(st.sampled_from([1, 3, 5])),
+        "unvoted": data.draw(st.sampled_from([0, 0, 4])),
     }  # fmt: skip
     stem = (0, 0)
     if by is By.RECEIVED and data.draw(st.booleans()):
@@ -272,7 +276,7 @@ def test_hashes_are_made_and_compared(seed: int, lens: list[int], budget: int, d
         world.pages.clone(),
     )
     act = new_act(table.bases, table.counts, table.lens, 1)
-    act.rank(int(By.HASHES), place(held), (0, 0), 0, budget, 1, 2, -float("inf"), 1, 0, 0, [place(held)], [])
+    act.rank(int(By.HASHES), place(held), (0, 0), 0, budget, 1, 2, -float("inf"), 1, 0, 0, 0, [place(held)], [])
     act.hash(planes.data_ptr(), 7, queries.data_ptr(), 3, unhashed)
     world.run([act])
     rows, slots = torch.from_numpy(twin.bases), torch.from_numpy(twin.lens).long()
@@ -288,13 +292,49 @@ def test_hashes_are_made_and_compared(seed: int, lens: list[int], budget: int, d
     assert torch.equal(world.pages, pages)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1 << 30), LENS, st.data())
+def test_those_that_may_vote_choose_for_all_heads_of_a_layer(seed: int, lens: list[int], data: st.DataObject) -> None:
+    world, group, places = World(np.random.default_rng(seed)), 3, data.draw(st.integers(1, 6))
+    table, num_seen, most = world.table(lens, 0), 40, max(lens)
+    twin, pages = twin_of(table), world.pages.clone()
+    queries = torch.from_numpy(world.rng.standard_normal((LAYERS, places, HEADS * group, DIMS[0])).astype(np.float32))
+    num = data.draw(st.integers(1, HEADS * group))
+    voters = torch.from_numpy(np.stack([world.rng.permutation(HEADS * group)[:num] for _ in range(LAYERS)]))
+    held = torch.from_numpy(twin.lens).long().view(LAYERS, HEADS)
+    first, at = num_seen - held[..., None], torch.arange(most)
+    positions = (first + at).clamp(max=num_seen - 1)
+
+    def read(layer: int) -> tuple[Tensor, Tensor]:
+        rows = torch.from_numpy(twin.bases[layer * HEADS : (layer + 1) * HEADS])
+        return read_slots(pages, LAYOUT, rows, torch.zeros(HEADS, dtype=torch.int64), most)
+
+    width = min(places, num_seen)
+    shown = Inputs(num_seen, num_seen, 0, held, newest=queries[:, -width:], scale=0.3, read=read, positions=positions)
+    scores = shown.received_from(voters)[:, None].expand(LAYERS, HEADS, most)
+    act, numbered = new_act(table.bases, table.counts, table.lens, 1), torch.zeros(LAYERS, HEADS, most)
+    act.rank(int(By.VOTED), (0, 0), (0, 0), 0, 6, 0, 2, -float("inf"), 3, 2, 0, 0, [place(numbered)], [])
+    around = queries.roll(num_seen, 1).contiguous()  # token t at t % places
+    look(act, around, HEADS, num_seen, 0.3, 0.0, place(numbered), num_seen)
+    act.vote(voters.data_ptr(), num)
+    world.run([act])
+    left = torch.zeros(ROWS, dtype=torch.int32)
+    moved = positions.float().masked_fill(at >= held[..., None], 0.0).contiguous()
+    evict(
+        pages, LAYOUT, torch.from_numpy(twin.bases), held.flatten(), torch.full((ROWS,), 6), most, left,
+        scores=without_window(scores, held, 2), recent=2, pool=3, values=[moved],
+    )  # fmt: skip
+    assert left.tolist() == table.lens.tolist()
+    assert torch.equal(numbered, moved)
+
+
 def test_slots_go_on_in_one_of_them() -> None:
     world = World(np.random.default_rng(4))
     table = world.table([22, 14, 14, 22], 0)
     pairs, twin, pages = torch.tensor([1, 2]), twin_of(table), world.pages.clone()
     act = new_act(table.bases, table.counts, table.lens, 1)
     budgets = torch.tensor([99, 9, 9, 99])
-    act.rank(int(By.AGE), (0, 0), (0, 0), budgets.data_ptr(), 0, 3, 6, -float("inf"), 1, 0, 0, [], [])
+    act.rank(int(By.AGE), (0, 0), (0, 0), budgets.data_ptr(), 0, 3, 6, -float("inf"), 1, 0, 0, 0, [], [])
     act.blend(pairs.data_ptr(), 2, 2, 6, 5 / 10, 1 / 10)
     world.run([act])
     rows, first = torch.from_numpy(twin.bases), torch.tensor([2, 2])
@@ -354,7 +394,7 @@ def test_of_what_forks_share_the_last_needs_no_copy(grain: Granularity, others: 
         if whole:
             act.slide(1, 6)
         else:
-            act.rank(int(By.AGE), (0, 0), (0, 0), 0, 9, 1, 8, -float("inf"), 1, 0, 0, [], [])
+            act.rank(int(By.AGE), (0, 0), (0, 0), 0, 9, 1, 8, -float("inf"), 1, 0, 0, 0, [], [])
     copied = world.run(acts, table.run)
     assert world.spare == 0, "asked for in vain"
     held = [set(one.pages().tolist()) for one in tables]

@@ -6,14 +6,17 @@ others hold as well, and the kernels do it all. The plain twin is `Evictor._act`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..kernels.acts import able, choose_acts, new_act, num_copies, run_acts
 from ..kv.policies.base import Held
 from ..kv.stores import Store
 from .sequence import Sequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(slots=True)
@@ -28,9 +31,9 @@ class Planned:
     done: bool = False
 
 
-def plan(sequence: Sequence) -> Planned | None:
+def plan(sequence: Sequence, calibration: Mapping[str, Tensor]) -> Planned | None:
     """What the policy of a sequence decides, where it says so in the kernels' words. None where it has to be asked
-    otherwise; then it was not asked yet.
+    otherwise; then it was not asked yet. ``calibration``: of its eviction.
     """
     store, policy, state, num_seen = sequence.store, sequence.policy, sequence.policy_state, sequence.num_computed
     if policy.lossy is not None or not able(store.storage.pages):
@@ -44,15 +47,19 @@ def plan(sequence: Sequence) -> Planned | None:
         act.slide(*ends)
         return Planned(sequence, act, table.run, sequence.next_act(num_seen))
     next_act = sequence.next_act(num_seen)
-    if table.run > 1 or not state.ranks(num_seen, next_act):
+    if table.run > 1 or not state.ranks(num_seen):
         return None
     lens = table.lens.tolist()
-    held = Held(num_seen, sequence.prompt_len, min(lens), max(lens), table.fmt.k_dim, state.memory)
+    fmt, most = table.fmt, max(lens)
+    held = Held(
+        num_seen, sequence.prompt_len, min(lens), most, (fmt.num_layers, fmt.num_kv_heads), fmt.k_dim, state.memory,
+        calibration, lambda: state.received(most, store.storage.device),
+    )  # fmt: skip
     ranking = policy.ranks(held)
     if ranking is None:
         return None
     act = new_act(table.bases, table.counts, table.lens, 1)
-    return Planned(sequence, act, 1, next_act, state.rank(act, ranking, held, store.storage.device))
+    return Planned(sequence, act, 1, next_act, state.rank(act, ranking, held, next_act, store.storage.device))
 
 
 def run_at_once(

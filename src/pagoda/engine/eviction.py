@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -92,7 +93,7 @@ class Evictor:
             try:
                 if not sequence.policy.evicts(piece.start, sequence.prompt_len):
                     continue
-                planned = plan(sequence)
+                planned = plan(sequence, self._calibration(sequence))
                 if planned is None:
                     others.append(sequence)
                 else:
@@ -220,9 +221,7 @@ class Evictor:
             fewest,
             most,
         )
-        eviction = sequence.policy.eviction
-        if eviction is not None and Need.CALIBRATION in eviction.needs:
-            inputs.calibration = self.calibrations.load(sequence.policy.names[0])
+        inputs.calibration = self._calibration(sequence)
         inputs.slot_bytes = 4 * fmt.num_kv_heads * (fmt.k_dim + fmt.v_dim)
         tail = sequence.policy_state.tail
         if tail is not None:
@@ -234,6 +233,12 @@ class Evictor:
             inputs.hash_slots = partial(hash_slots, storage, table)
             inputs.window_sums = partial(self._window_sums, storage, table)
         return inputs
+
+    def _calibration(self, sequence: Sequence) -> Mapping[str, Tensor]:
+        """Of its eviction, if that wants any."""
+        eviction = sequence.policy.eviction
+        wanted = eviction is not None and Need.CALIBRATION in eviction.needs
+        return self.calibrations.load(sequence.policy.names[0]) if wanted else {}
 
     def _window_sums(self, *args: Any) -> tuple[Tensor, Tensor]:
         """The one part of an act that is worth all threads, which are the kernels' own."""

@@ -31,7 +31,7 @@ OF_WINDOW = (RECEIVED, WANTED)
 OF_QUERIES = (By.RECEIVED, By.COUNTED, By.WANTED)
 RANKED_BY = {
     By.AGE: (), By.MASS: (MASS,), By.RECEIVED: (RECEIVED,), By.COUNTED: (RECEIVED, WANTED),
-    By.WANTED: (RECEIVED, WANTED), By.HASHES: ("hash",),
+    By.WANTED: (RECEIVED, WANTED), By.HASHES: ("hash",), By.VOTED: (),
 }  # fmt: skip
 NOWHERE = (0, 0)
 
@@ -221,17 +221,21 @@ class PolicyState:
         inputs.num_slots, inputs.fewest_slots = most, fewest  # known already
         return inputs
 
-    def ranks(self, num_seen: int, next_act: int | None) -> bool:
+    def ranks(self, num_seen: int) -> bool:
         """Whether a `Ranking` has all that it may be by, and nobody asks for the slots' positions."""
-        if next_act is None or self.tail is not None or self._need_positions:
+        if self.tail is not None or self._need_positions:
             return False
         if not self._stack.looks or self.summed == num_seen:
             return True
         return self._ring is not None and self.captured == num_seen
 
-    def rank(self, act: Any, ranking: Ranking, held: Held, device: torch.device) -> object:
+    def received(self, num_slots: int, device: torch.device) -> Tensor | None:
+        """float32 [L, H, N]: what slots received, where attention summed it up for this act."""
+        return self._grown(RECEIVED, num_slots, device).narrow(2, 0, num_slots) if self.summed else None
+
+    def rank(self, act: Any, ranking: Ranking, held: Held, next_act: int | None, device: torch.device) -> object:
         """Tells ``act`` (`kernels.acts`) what to choose by. What is returned must outlive it."""
-        names, looks = RANKED_BY[ranking.by], ranking.by in OF_QUERIES and not self.summed
+        names, looks = RANKED_BY[ranking.by], ranking.by is By.VOTED or (ranking.by in OF_QUERIES and not self.summed)
         first, second = (*(self._place(name, held, device) for name in names if not looks), NOWHERE, NOWHERE)[:2]
         positions = self._place(POSITIONS, held, device) if looks else NOWHERE  # which moves with the slots
         given = ranking.budget
@@ -240,10 +244,10 @@ class PolicyState:
             assert given.shape == (self._fmt.num_layers, self._fmt.num_kv_heads)
             assert given.is_contiguous()
         budgets, budget = (0, given) if isinstance(given, int) else (given.data_ptr(), 0)
-        names = tuple(self.slots)
+        names = tuple(self.slots) if next_act is not None else tuple({WEIGHTS} & self.slots.keys())  # the rest is over
         act.rank(
             int(ranking.by), first, second, budgets, budget, ranking.sinks, ranking.recent, ranking.least, ranking.pool,
-            *ranking.stem,
+            ranking.unvoted, *ranking.stem,
             [self._place(name, held, device) for name in names if name not in OF_WINDOW],
             [self._place(name, held, device) for name in names if name in OF_WINDOW],
         )  # fmt: skip
@@ -259,6 +263,11 @@ class PolicyState:
                 self._unnumbered(held.num_seen),
             )  # fmt: skip
             self.numbered = held.num_seen
+        if (voters := ranking.voters) is not None:
+            assert voters.dtype == torch.int64
+            assert len(voters) == self._fmt.num_layers
+            assert voters.is_contiguous()
+            act.vote(voters.data_ptr(), voters.shape[1])
         if (planes := ranking.planes) is None:
             return ranking, self._ring
         assert self._ring is not None

@@ -4,6 +4,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "hashes.hpp"
 #include "window_sums.hpp"
@@ -21,22 +22,28 @@ void read_row(const Remembered& of, int64_t row, int64_t slots, float* to) {
   std::fill(to + held, to + slots, 0.0f);
 }
 
+// What a row's slots score, float[slots]; `second`: room for as many.
+void score_row(const Act& act, int64_t row, int64_t slots, float* to, std::vector<float>& second) {
+  read_row(act.first, row, slots, to);
+  if (act.by == By::mass || act.by == By::received || act.by == By::voted) return;
+  second.resize(slots);
+  read_row(act.second, row, slots, second.data());
+  if (act.by == By::wanted) {
+    for (int64_t i = 0; i < slots; ++i) to[i] = second[i] == 0.0f ? 0.0f : to[i];
+  } else {
+    const float whole = (slots ? *std::max_element(to, to + slots) : 0.0f) + 1.0f;
+    for (int64_t i = 0; i < slots; ++i) to[i] = second[i] + to[i] / whole;
+  }
+}
+
 // scores [rows][slots] of what is remembered of each slot.
 void score(const Act& act, int64_t slots, std::vector<float>& scores) {
   scores.resize(act.rows * slots);
-  const bool alone = act.by == By::mass || act.by == By::received;
-  std::vector<float> second(alone ? 0 : slots);
+  std::vector<float> second;
   for (int64_t row = 0; row < act.rows; ++row) {
     float* const to = scores.data() + row * slots;
-    read_row(act.first, row, slots, to);
-    if (alone) continue;
-    read_row(act.second, row, slots, second.data());
-    if (act.by == By::wanted) {
-      for (int64_t i = 0; i < slots; ++i) to[i] = second[i] == 0.0f ? 0.0f : to[i];
-    } else {
-      const float whole = (slots ? *std::max_element(to, to + slots) : 0.0f) + 1.0f;
-      for (int64_t i = 0; i < slots; ++i) to[i] = second[i] + to[i] / whole;
-    }
+    score_row(act, row, slots, to, second);
+    if (act.unvoted) std::fill(to + std::max<int64_t>(0, act.lens[row] - act.unvoted), to + slots, 0.0f);
   }
 }
 
@@ -54,19 +61,33 @@ void number(const Act& act) {
   }
 }
 
-void look(const ReadArgs& pages, const Act& act, const std::vector<int64_t>& lens, int64_t heads, int64_t slots, Looked& to, int num_threads) {
+void look(const ReadArgs& pages, const Act& act, const std::vector<int64_t>& lens, int64_t slots, Looked& to, int num_threads) {
   number(act);
   std::vector<int64_t> positions(act.rows * slots);
   for (int64_t row = 0; row < act.rows; ++row)
     std::copy_n(act.positions.values + row * act.positions.width, lens[row], positions.data() + row * slots);
-  to.received.resize(act.rows * slots), to.wanted.resize(act.rows * slots);
+  for (int64_t i = 0; i < act.rows / act.heads * act.num_voters; ++i)
+    if (act.voters[i] < 0 || act.voters[i] >= act.heads * act.group) throw std::out_of_range("query head " + std::to_string(act.voters[i]));
+  const int64_t results = act.voters ? act.rows / act.heads * act.num_voters : act.rows;
+  to.received.resize(results * slots), to.wanted.resize(results * slots);
   WindowArgs a;
   a.read = pages, a.read.rows = act.bases, a.read.count = act.rows, a.read.width = act.width;
-  a.lens = lens.data(), a.positions = positions.data(), a.slots = slots, a.heads = heads, a.group = act.group;
+  a.lens = lens.data(), a.positions = positions.data(), a.slots = slots, a.heads = act.heads, a.group = act.group;
   a.queries = act.ring, a.dtype = act.dtype, a.window = std::min(act.places, act.num_seen), a.num_seen = act.num_seen;
   a.places = act.places, a.first_place = (act.num_seen - a.window) % act.places;
-  a.scale = act.scale, a.soft_cap = act.soft_cap, a.received = to.received.data(), a.wanted = to.wanted.data();
+  a.scale = act.scale, a.soft_cap = act.soft_cap, a.voters = act.voters, a.num_voters = act.num_voters, a.received = to.received.data(), a.wanted = to.wanted.data();
   window_sums(a, num_threads, "");
+}
+
+// What a layer's voters give [layers][num_voters][slots] becomes the same for all its rows: [rows][slots].
+void add_up(const Act& act, int64_t slots, std::vector<float>& received) {
+  std::vector<float> rows(act.rows * slots);
+  for (int64_t row = 0; row < act.rows; ++row)
+    for (int64_t voter = 0; voter < act.num_voters; ++voter) {
+      const float* const given = received.data() + (row / act.heads * act.num_voters + voter) * slots;
+      for (int64_t slot = 0; slot < slots; ++slot) rows[row * slots + slot] += given[slot];
+    }
+  received = std::move(rows);
 }
 
 // Of the first `stem` slots of each row the best become infinitely good and the others infinitely bad.
@@ -116,7 +137,8 @@ void choose(const char* pages, int64_t num_pages, const PageShape& shape, Act& a
   } else if (act.by != By::age) {
     Looked looked;
     if (act.ring) {
-      look(read, act, lens, act.heads, act.slots, looked, num_threads);
+      look(read, act, lens, act.slots, looked, num_threads);
+      if (act.voters) add_up(act, act.slots, looked.received);
       act.first = {looked.received.data(), act.slots}, act.second = {looked.wanted.data(), act.slots};
     }
     score(act, act.slots, scores);

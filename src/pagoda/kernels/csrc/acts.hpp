@@ -20,6 +20,7 @@ enum class By : int32_t {
   counted = 3,   // second + first / (1 + the row's largest first)
   wanted = 4,    // first where second is not 0, else 0
   hashes = 5,    // how well the hash in `first` agrees with those of the newest queries
+  voted = 6,     // what the newest queries of `voters` give, the same for all rows of a layer
 };
 
 // Numbers remembered of each slot: [rows][width], what is behind `width` counts 0.
@@ -46,6 +47,7 @@ struct Act {
   const int64_t* budgets = nullptr;  // [rows]; null: `budget` for all
   int64_t budget = 0, sinks = 0, recent = 0, pool = 1;
   float least = 0.0f;
+  int64_t unvoted = 0;  // of the newest slots, which score 0 before scores are pooled
   int64_t stem = 0, stem_budget = 0;  // of the first `stem` slots, where there are any, so many stay: no more, no fewer
   std::vector<Remembered> moved;      // with the slots
   std::vector<Remembered> cleared;    // what begins anew
@@ -58,6 +60,8 @@ struct Act {
   int64_t places = 0, num_seen = 0, unnumbered = 0;
   float scale = 1.0f, soft_cap = 0.0f;
   Remembered positions;
+  const int64_t* voters = nullptr;  // [layers][num_voters] query heads of a layer
+  int64_t num_voters = 0;
 
   // By::hashes: the newest `unhashed` slots of each row get theirs; planes [k_dim][bits], queries [rows][group][k_dim].
   const float *planes = nullptr, *queries = nullptr;

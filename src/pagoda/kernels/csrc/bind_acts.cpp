@@ -28,11 +28,11 @@ void bind_acts(nb::module_& m) {
       })
       .def("slide", [](Act& act, int64_t sinks, int64_t from) { act.slides = true, act.sinks = sinks, act.from = from; })
       .def("rank", [](Act& act, int by, const Place& first, const Place& second, uintptr_t budgets, int64_t budget, int64_t sinks,
-                      int64_t recent, float least, int64_t pool, int64_t stem, int64_t stem_budget, const std::vector<Place>& moved,
-                      const std::vector<Place>& cleared) {
+                      int64_t recent, float least, int64_t pool, int64_t unvoted, int64_t stem, int64_t stem_budget,
+                      const std::vector<Place>& moved, const std::vector<Place>& cleared) {
         act.by = By(by), act.first = remembered(first), act.second = remembered(second);
         act.budgets = at<int64_t>(budgets), act.budget = budget, act.sinks = sinks, act.recent = recent;
-        act.least = least, act.pool = pool, act.stem = stem, act.stem_budget = stem_budget;
+        act.least = least, act.pool = pool, act.unvoted = unvoted, act.stem = stem, act.stem_budget = stem_budget;
         act.moved = remembered(moved), act.cleared = remembered(cleared);
       })
       .def("look", [](Act& act, uintptr_t ring, int dtype, int64_t places, int64_t heads, int64_t group, int64_t num_seen, float scale,
@@ -41,6 +41,7 @@ void bind_acts(nb::module_& m) {
         act.num_seen = num_seen, act.scale = scale, act.soft_cap = soft_cap;
         act.positions = remembered(positions), act.unnumbered = unnumbered;
       })
+      .def("vote", [](Act& act, uintptr_t voters, int64_t count) { act.voters = at<int64_t>(voters), act.num_voters = count; })
       .def("hash", [](Act& act, uintptr_t planes, int64_t bits, uintptr_t queries, int64_t group, int64_t unhashed) {
         act.planes = at<float>(planes), act.bits = bits, act.queries = at<float>(queries);
         act.group = group, act.unhashed = unhashed;

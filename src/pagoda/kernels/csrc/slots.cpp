@@ -182,10 +182,14 @@ void evict(EvictArgs& a, int num_threads) {
   keep_only(a, keep.data(), num_threads);
 }
 
+void check_slots(const ReadArgs& a) {
+  for (int64_t row = 0; row < a.count; ++row)
+    check_pages(a.rows + row * a.width, a.width, a.shape.page_size, a.num_pages, a.first[row], a.first[row] + a.slots, nullptr);
+}
+
 void read_slots(const ReadArgs& a) {
   const PageShape& s = a.shape;
-  for (int64_t row = 0; row < a.count; ++row)
-    check_pages(a.rows + row * a.width, a.width, s.page_size, a.num_pages, a.first[row], a.first[row] + a.slots, nullptr);
+  check_slots(a);
   for (int64_t row = 0; row < a.count; ++row)
     for (int64_t i = 0; i < a.slots; ++i) {
       const int64_t slot = a.first[row] + i, inside = slot % s.page_size, at = row * a.slots + i;

@@ -71,6 +71,9 @@ struct ReadArgs {
   float *k = nullptr, *v = nullptr;  // [count][slots][dim], either may be null
 };
 
+// std::out_of_range for slots behind a row, or a page that is not there.
+void check_slots(const ReadArgs& args);
+
 // Numbers of slots. Pages that are reached are checked as in close_gaps.
 void read_slots(const ReadArgs& args);
 

@@ -13,8 +13,10 @@ namespace pagoda {
 
 // Of one row, a kv-head of a layer.
 struct WindowHead {
-  const float* rows = nullptr;  // [room][dim], keys of slots
-  float* keys = nullptr;  // its own: [dim][room]
+  const char* pages = nullptr;
+  const PageShape* shape = nullptr;
+  const int32_t* page_ids = nullptr;  // of its slots
+  float *rows = nullptr, *keys = nullptr;  // its own: [kWindowSlots][dim], and [dim][room]
   const int32_t* positions = nullptr;  // [room], those behind the last slot later than any query's
   int64_t dim = 0, slots = 0, room = 0;  // room: slots, up to a multiple of kWindowSlots
   const char* queries = nullptr;  // the t-th there of head g at t * query_stride bytes + g * dim elements of dtype
@@ -40,6 +42,9 @@ struct WindowArgs {
   int64_t window = 0, group = 0, num_seen = 0;
   int64_t places = 0, first_place = 0;
   float scale = 1.0f, soft_cap = 0.0f;
+  // Where only some query heads are asked, [layers][num_voters] of the heads * group of a layer: rows of results are theirs, in this order.
+  const int64_t* voters = nullptr;
+  int64_t num_voters = 0;
   float *received = nullptr, *wanted = nullptr;  // [rows][slots], written
 };
 

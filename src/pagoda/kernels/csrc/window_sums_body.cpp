@@ -1,5 +1,8 @@
 // What slots receive, for one instruction set; see window_sums.hpp.
+#include <algorithm>
+
 #include "attention_pack.hpp"
+#include "attention_rows.hpp"
 #include "fetch.hpp"
 #include "vec.hpp"
 #include "window_sums.hpp"
@@ -13,6 +16,8 @@ constexpr float kMean = 0.99999f;  // what is equal but for rounding counts as t
 constexpr int kQueries = kLanes == 16 ? 8 : 4, kVectors = 2;
 
 static_assert(kWindowSlots % kLanes == 0 && kWindowQueries % kQueries == 0);
+
+const char* page_of(const WindowHead& a, int64_t column) { return a.pages + a.page_ids[column] * a.shape->page_bytes; }
 
 // Products of kCount queries with kWide registers of slots from `slot` on.
 template <int kCount, int kWide>
@@ -98,16 +103,31 @@ void give(const WindowHead& a, int count, const int32_t* positions) {
   }
 }
 
+// A register of slots at a time. What is behind the last is anything finite: nobody sees it.
+void turn_keys(const WindowHead& a) {
+  const int64_t size = a.shape->page_size;
+  const Plane &plane = a.shape->k, &scales = a.shape->k_scales;
+  const char* rows[kLanes];
+  for (int i = 0; i < kLanes; ++i) rows[i] = reinterpret_cast<const char*>(a.rows + i * a.dim);
+  std::fill_n(a.rows, kLanes * a.dim, 0.0f);
+  for (int64_t first = 0; first < a.room; first += kLanes) {
+    for (int64_t slot = first; slot < std::min(a.slots, first + kLanes); ++slot) {
+      const int64_t inside = slot % size, next = slot / size + 1;
+      if (inside == 0 && next * size < a.slots) fetch(page_of(a, next) + plane.at, size * plane.bytes);
+      const char* const page = page_of(a, slot / size);
+      read_row(a.shape->store, page + plane.at + inside * plane.bytes, page + scales.at + inside * scales.bytes, a.dim,
+               a.rows + (slot - first) * a.dim);
+    }
+    pack_keys(rows, a.dim, a.keys + first, a.room);
+  }
+}
+
 }  // namespace
 
 namespace PAGODA_ISA {
 
 void add_window(const WindowHead& a) {
-  for (int64_t slot = 0; slot < a.room; slot += kLanes) {
-    const char* rows[kLanes];
-    for (int i = 0; i < kLanes; ++i) rows[i] = reinterpret_cast<const char*>(a.rows + (slot + i) * a.dim);
-    pack_keys(rows, a.dim, a.keys + slot, a.room);
-  }
+  turn_keys(a);
   const int64_t count = a.window * a.group;
   int64_t query = 0, of_group = 0;
   for (int64_t i = 0; i < count; i += kQueries) {

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def divide_layers(weights: Tensor, slots: int, floor: int, lens: Tensor) -> Tensor:
-    """int64 [L, H]: ``slots`` a layer on the average, ``floor`` at least, the rest in proportion to ``weights`` [L].
+def divide_layers(weights: Sequence[float], slots: int, floor: int, most: Sequence[int]) -> list[int]:
+    """``slots`` a layer on the average, ``floor`` at least, the rest in proportion to ``weights``.
 
-    A layer never gets more than it holds; what is left over goes to the others, the widest weight first.
+    A layer never gets more than it holds, ``most``; what is left over goes to the others, the widest weight first.
+    Plain numbers: arrays as short as a model has layers take several times as long, in an act that has little to do.
     """
-    import numpy as np
+    given = [min(held, floor) for held in most]
+    left = min(slots * len(most), sum(most)) - sum(given)
+    while left > 0:
+        room = [i for i, held in enumerate(most) if given[i] < held]
+        parts = {i: max(weights[i], 1e-9) for i in room}
+        whole = math.fsum(parts.values())
+        more = {i: math.floor(left * part / whole) for i, part in parts.items()}
+        if not any(more.values()):  # fewer slots than layers: one each, the widest first
+            more = dict.fromkeys(sorted(room, key=lambda i: -parts[i])[:left], 1)
+        for i, num in more.items():
+            left += given[i]
+            given[i] = min(given[i] + num, most[i])
+            left -= given[i]
+    return given
 
-    most = lens.amax(1).cpu().numpy()  # a layer is a number: torch takes ten times as long
-    total = min(slots * len(most), int(most.sum()))
-    given = np.minimum(most, floor)
-    spread = np.maximum(weights.double().cpu().numpy(), 1e-9)
-    while (left := total - int(given.sum())) > 0:
-        room = given < most
-        part = np.where(room, spread, 0.0)
-        more = np.floor(left * part / part.sum()).astype(np.int64)
-        if not more.any():  # fewer slots than layers: one each, the widest first
-            more[np.argsort(-part, kind="stable")[: min(left, int(room.sum()))]] = 1
-        given = np.minimum(given + more, most)
-    return lens.new_tensor(given)[:, None].expand(lens.shape).contiguous()
+
+def of_layers(given: Sequence[int], num_heads: int) -> Tensor:
+    """int64 [L, H]: what each layer was given, for all its heads."""
+    import torch
+
+    return torch.tensor([one for one in given for _ in range(num_heads)]).view(-1, num_heads)

@@ -155,18 +155,8 @@ class Inputs:
         """
         import torch
 
-        if self.window_sums is None or self.newest is None or self.all_positions is None:
-            layers = zip(self.layers(), heads, strict=True)
-            return torch.stack([layer.attention.flatten(0, 1)[mine].sum((0, 1)) for layer, mine in layers])
-        newest, (layers, num), kv_heads = self.newest, heads.shape, self.num_kv_heads
-        own = (heads // (newest.shape[2] // kv_heads)).T[..., None]  # [n, L, 1]
-        at = torch.arange(layers, device=heads.device)
-        asked = newest[at, :, heads.T][..., None, :].expand(-1, -1, -1, kv_heads, -1)  # [n, L, w, H, Dk]
-        is_own = torch.arange(kv_heads, device=heads.device) == own  # where others hold nothing
-        lens, positions = self.lens * is_own, self.all_positions.expand(num, -1, -1, -1)
-        sides = (x.flatten(0, 1).contiguous() for x in (lens, positions, asked))
-        found, _ = self.window_sums(*sides, self.num_seen, self.scale, self.soft_cap)
-        return found.view(num, layers, kv_heads, -1)[is_own].view(num, layers, -1).sum(0)
+        layers = zip(self.layers(), heads, strict=True)
+        return torch.stack([layer.attention.flatten(0, 1)[mine].sum((0, 1)) for layer, mine in layers])
 
     def parts(self, first: Tensor, count: int, *, values: bool = True) -> Iterator[tuple[range, Tensor, Tensor]]:
         """Keys and values of ``count`` slots of every head, from ``first`` int64 [L, H] on, as many layers at once as

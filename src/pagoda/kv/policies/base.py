@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import cached_property
@@ -128,14 +128,19 @@ class Choice:
 
 @dataclass(slots=True)
 class Held:
-    """What a `Ranking` may depend on, as in `Inputs`; heads hold from ``fewest`` to ``most`` slots, keys ``k_dim``."""
+    """What a `Ranking` may depend on, as in `Inputs`; ``heads`` are (L, H), and hold from ``fewest`` to ``most`` slots
+    each. ``received()``: None where attention did not sum it up.
+    """
 
     num_seen: int
     prompt_len: int
     fewest: int
     most: int
+    heads: tuple[int, int]
     k_dim: int
     memory: dict[str, object]
+    calibration: Mapping[str, Tensor] = field(default_factory=dict)
+    received: Callable[[], Tensor | None] = lambda: None
 
 
 class By(IntEnum):
@@ -149,16 +154,19 @@ class By(IntEnum):
     COUNTED = 3  # wanted + received / (1 + the most that a slot received)
     WANTED = 4  # received where wanted, else 0
     HASHES = 5  # hash_scores of the track ``hash``
+    VOTED = 6  # received from the query heads ``voters`` of a layer, the same for all its heads
 
 
 @dataclass(slots=True)
 class Ranking:
     """A `Choice` in the kernels' words: no tensor is made for it.
 
-    budget  slots that stay of each head, or int64 ``[L, H]``
-    stem    (n, best): exactly so many of the first n slots stay, the best of them
-    planes  as for ``ops.hash_scores``; ``unhashed`` newest slots have no hash yet
-    blend   slots that become one, their weighted mean, before the others move
+    budget   slots that stay of each head, or int64 ``[L, H]``
+    stem     (n, best): exactly so many of the first n slots stay, the best of them
+    planes   as for ``ops.hash_scores``; ``unhashed`` newest slots have no hash yet
+    blend    slots that become one, their weighted mean, before the others move
+    unvoted  newest slots that count 0 before scores are pooled
+    voters   int64 ``[L, n]``, query heads of each layer
     """
 
     by: By
@@ -171,6 +179,8 @@ class Ranking:
     planes: Tensor | None = None
     unhashed: int = 0
     blend: Blend | None = None
+    unvoted: int = 0
+    voters: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

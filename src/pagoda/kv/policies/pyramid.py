@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...core.errors import ConfigError
-from ._divide import divide_layers
+from ._divide import divide_layers, of_layers
 from .base import Allocator
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ class Pyramid(Allocator):
     def allot(self, scores: Tensor, lens: Tensor, budget: int) -> Tensor:
         import torch
 
-        weights = torch.linspace(self.slope, 1.0, len(lens)).to(lens.device)
-        return divide_layers(weights, budget, min(8, budget), lens)
+        weights = torch.linspace(self.slope, 1.0, len(lens)).tolist()
+        given = divide_layers(weights, budget, min(8, budget), lens.amax(1).tolist())
+        return of_layers(given, lens.shape[1]).to(lens.device)
 
 
 POLICY = Pyramid

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import looks_back, odd, share
-from ._divide import divide_layers
-from ._scored import Once, Scored
-from ._vote import pool_mean, without_window
-from .base import Need
+from ._budget import share
+from ._divide import divide_layers, of_layers
+from ._voting import Voting
+from .base import By, Held, Ranking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ZigZagKV(Scored, Once):
+class ZigZagKV(Voting):
     """A layer's uncertainty is the mean, over its heads, of the fewest slots that hold ``held`` of the attention of the
     prompt's last ``window`` queries (LMBA, section 3); what lies above the ``floor`` share of the budget is divided in
     proportion. Slots within a layer are ranked as in SnapKV.
@@ -28,32 +27,34 @@ class ZigZagKV(Scored, Once):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.09036"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED})
-    window: int = 16
-    kernel: int = 13
+    by: ClassVar[By] = By.RECEIVED
     held: float = 0.9
     floor: float = 0.5
     allots = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        looks_back(self.window)
-        odd("kernel", self.kernel)
         share("held", self.held)
         share("floor", self.floor)
 
-    def scores(self, inputs: Inputs) -> Tensor:
+    def allot(self, inputs: Inputs, scores: Tensor, slots: int) -> Tensor:
+        return self._divided(inputs.received, slots, inputs.lens.amax(1).tolist()).to(inputs.lens.device)
+
+    def ranks(self, held: Held) -> Ranking | None:
+        received = held.received() if held.fewest == held.most else None
+        ranking = None if received is None else super().ranks(held)
+        if ranking is not None and received is not None:
+            most = [held.most] * len(received)
+            ranking.budget = self._divided(received, self.slots_after(held.prompt_len), most)
+        return ranking
+
+    def _divided(self, received: Tensor, slots: int, most: list[int]) -> Tensor:
         import numpy as np
 
-        mass = inputs.received
-        grown = np.cumsum(np.sort(mass.cpu().numpy())[..., ::-1], -1, dtype=np.float64)  # torch sorts six times as long
+        grown = np.cumsum(np.sort(received.cpu().numpy())[..., ::-1], -1, dtype=np.float64)  # torch: six times as long
         needed = (grown < self.held * grown[..., -1:]).sum(-1) + 1
-        inputs.memory["needed"] = mass.new_tensor(needed.mean(-1))
-        return pool_mean(without_window(mass, inputs.lens, self.window), self.kernel)
-
-    def allot(self, inputs: Inputs, scores: Tensor, slots: int) -> Tensor:
-        needed = inputs.memory.pop("needed")
-        return divide_layers(needed, slots, round(self.floor * slots), inputs.lens)
+        given = divide_layers(needed.mean(-1).tolist(), slots, round(self.floor * slots), most)
+        return of_layers(given, received.shape[1])
 
 
 POLICY = ZigZagKV
