@@ -1,5 +1,7 @@
 // Marks of pages for one instruction set (page_marks.hpp).
-#include "attention_rows.hpp"
+#include <type_traits>
+
+#include "attention_pack.hpp"
 #include "page_marks.hpp"
 #include "vec.hpp"
 
@@ -45,7 +47,19 @@ void read_keys(const PageMarkArgs& a, const Keys& keys) {
 }
 
 void transpose(const Keys& keys) {
-  for (int64_t d = 0; d < keys.dim; ++d)
+  int64_t d = 0;
+#if defined(__AVX512F__)
+  for (; keys.slots == keys.size && d + kLanes <= keys.dim; d += kLanes)
+    for (int64_t slot = 0; slot < keys.slots; slot += kLanes) {
+      const char* rows[kLanes];
+      for (int i = 0; i < kLanes; ++i) rows[i] = (const char*)(keys.by_slot + (slot + i) * keys.dim);
+      __m512 words[kLanes];
+      transpose_words(rows, d, words);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) store(keys.by_channel + (d + i) * keys.slots + slot, (Vec)words[i]);
+    }
+#endif
+  for (; d < keys.dim; ++d)
     for (int64_t slot = 0; slot < keys.slots; ++slot)
       keys.by_channel[d * keys.slots + slot] = slot < keys.size ? keys.by_slot[slot * keys.dim + d] : 0.0f;
 }
@@ -56,7 +70,17 @@ void note_corners(const PageMarkArgs& a, const Keys& keys) {
   uint16_t* to = (uint16_t*)a.marks + a.number * parts * a.rule.stride;
   for (int64_t part = 0; part < parts; ++part, to += a.rule.stride) {
     const float* x = keys.by_slot + part * each * keys.dim;
-    for (int64_t d = 0; d < keys.dim; ++d) {
+    int64_t d = 0;
+    for (; d + kLanes <= keys.dim; d += kLanes) {
+      Vec high = load(x + d), low = high;
+      for (int64_t i = 1; i < each; ++i) {
+        const Vec one = load(x + i * keys.dim + d);
+        high = maximum(one, high), low = select(one < low, one, low);
+      }
+      store(to + d, high + without_sign(high) * (1.0f / 256));
+      store(to + keys.dim + d, low - without_sign(low) * (1.0f / 256));
+    }
+    for (; d < keys.dim; ++d) {
       float high = x[d], low = x[d];
       for (int64_t i = 1; i < each; ++i) {
         const float one = x[i * keys.dim + d];
@@ -105,27 +129,41 @@ void note_means(const PageMarkArgs& a, const Keys& keys) {
   }
 }
 
-// The nearest integer, of -127 … 127, and 128.
-inline uint8_t byte_of(float x) {
-  const float shifted = (x < -127.0f ? -127.0f : x > 127.0f ? 127.0f : x) + 12582912.0f;  // 1.5 * 2^23: the integer is in its lowest bits
-  uint32_t bits;
-  memcpy(&bits, &shifted, 4);
-  return uint8_t(bits - 0x4b400000u + 128u);
+// The nearest integers, of -127 … 127, and 128: in the lowest byte of each.
+inline UintVec bytes_of(Vec x) {
+  const Vec least = splat(-127.0f), most = splat(127.0f), shifted = select(x < least, least, select(x > most, most, x)) + splat(12582912.0f);
+  return ((UintVec)shifted - 0x4b400000u + 128u) & 255u;  // 1.5 * 2^23: the integer is in its lowest bits
+}
+
+inline void store_bytes(UintVec numbers, int64_t count, uint8_t* to) {
+#if defined(__AVX512BW__)
+  _mm512_mask_cvtepi32_storeu_epi8(to, __mmask16(count < kLanes ? (1u << count) - 1 : 0xffffu), (__m512i)numbers);
+#else
+  for (int64_t i = 0; i < count; ++i) to[i] = uint8_t(numbers[i]);
+#endif
+}
+
+// Calls use(first slot, slots, each one's largest size) for a register of slots at a time.
+template <typename Use>
+inline void each_largest(const Keys& keys, Use use) {
+  for (int64_t slot = 0; slot < keys.size; slot += kLanes) {
+    Vec most{};
+    for (int64_t d = 0; d < keys.dim; ++d) most = maximum(without_sign(load(keys.by_channel + d * keys.slots + slot)), most);
+    use(slot, keys.size - slot < kLanes ? keys.size - slot : kLanes, most);
+  }
 }
 
 // Bytes by channel, each slot's beside a scale of its own.
 void note_columns(const PageMarkArgs& a, const Keys& keys) {
   const int64_t apart = a.room * keys.size;
-  uint8_t* const to = (uint8_t*)a.marks + a.number * keys.size;
-  for (int64_t slot = 0; slot < keys.size; ++slot) {
-    const float* x = keys.by_slot + slot * keys.dim;
-    float most = 0.0f;
-    for (int64_t d = 0; d < keys.dim; ++d) most = __builtin_fabsf(x[d]) > most ? __builtin_fabsf(x[d]) : most;
-    const uint8_t byte = byte_of_scale(most / 127.0f);
-    const float scale = scale_of(byte);
-    for (int64_t d = 0; d < keys.dim; ++d) to[d * apart + slot] = byte_of(x[d] / scale);
-    to[keys.dim * apart + slot] = byte;
-  }
+  each_largest(keys, [&](int64_t slot, int64_t slots, Vec most) {
+    uint8_t* const to = (uint8_t*)a.marks + a.number * keys.size + slot;
+    uint8_t* const scale_bytes = to + keys.dim * apart;
+    most /= 127.0f;
+    Vec scales = splat(1.0f);
+    for (int64_t i = 0; i < slots; ++i) scale_bytes[i] = byte_of_scale(most[i]), scales[i] = scale_of(scale_bytes[i]);
+    for (int64_t d = 0; d < keys.dim; ++d) store_bytes(bytes_of(load(keys.by_channel + d * keys.slots + slot) / scales), slots, to + d * apart);
+  });
 }
 
 // Calls use(first slot, register of slots) with the products of all keys and a column of `given`, `apart` numbers from one channel to the next.
@@ -144,32 +182,34 @@ inline void products_with(const Keys& keys, const float* given, int64_t apart, i
   }
 }
 
-// The products of keys with all columns of `given`, by slots, in place of the keys.
+// The products of keys with all columns of `given`, which are a multiple of four, in place of the keys.
 Keys project(const PageMarkArgs& a, Keys keys) {
   const int64_t width = a.rule.stride;
-  for (int64_t w = 0; w < width; ++w)
-    products_with<1>(keys, a.given + w, width, 0, [&](int64_t slot, const Vec* sum) {
-      float lanes[kLanes];
-      store(lanes, *sum);
-      for (int64_t i = 0; i < kLanes; ++i) keys.by_slot[(slot + i) * width + w] = lanes[i];
+  float* const products = keys.by_slot;  // not in use any more
+  const auto some = [&](int64_t w, auto columns) {
+    products_with<columns.value>(keys, a.given + w, width, 1, [&](int64_t slot, const Vec* sum) {
+      for (int i = 0; i < columns.value; ++i) store(products + (w + i) * keys.slots + slot, sum[i]);
     });
-  keys.dim = width;
+  };
+  int64_t w = 0;
+  for (; w + 8 <= width; w += 8) some(w, std::integral_constant<int, 8>());
+  for (; w < width; w += 4) some(w, std::integral_constant<int, 4>());
+  keys.dim = width, keys.by_channel = products;
   return keys;
 }
 
 void note_bytes(const PageMarkArgs& a, const Keys& keys) {
   const int64_t width = a.rule.stride, plane = 4 * keys.size;
-  uint8_t* const to = (uint8_t*)a.marks + a.number * a.rule.mark_bytes();
-  for (int64_t slot = 0; slot < keys.size; ++slot) {
-    const float* x = keys.by_slot + slot * keys.dim;
-    float most = 0.0f;
-    for (int64_t d = 0; d < keys.dim; ++d) most = __builtin_fabsf(x[d]) > most ? __builtin_fabsf(x[d]) : most;
-    const float scale = most / 127.0f, unit = scale > 1e-30f ? scale : 1e-30f;
-    for (int64_t d = 0; d < width; ++d) {
-      to[d / 4 * plane + 4 * slot + d % 4] = byte_of(d < keys.dim ? x[d] / unit : 0.0f);
+  each_largest(keys, [&](int64_t slot, int64_t slots, Vec most) {
+    uint8_t* const to = (uint8_t*)a.marks + a.number * a.rule.mark_bytes() + 4 * slot;
+    const Vec scales = most / 127.0f, units = maximum(scales, splat(1e-30f));
+    for (int64_t w = 0; w < width; w += 4) {
+      UintVec word{};
+      for (int64_t d = w; d < w + 4; ++d) word |= bytes_of(d < keys.dim ? load(keys.by_channel + d * keys.slots + slot) / units : Vec{}) << uint32_t(8 * (d - w));
+      memcpy(to + w / 4 * plane, &word, 4 * slots);
     }
-    memcpy(to + width / 4 * plane + 4 * slot, &scale, 4);
-  }
+    memcpy(to + width / 4 * plane, &scales, 4 * slots);
+  });
 }
 
 // The best of kCodes codes from `first` on, where one is better than `best`.
@@ -218,10 +258,8 @@ void run_page_marks(const PageMarkArgs& a) {
   switch (a.rule.kind()) {
     case Marks::halves: return Query(a.rule.query) == Query::split ? note_corners(a, keys) : note_means<uint16_t>(a, keys);
     case Marks::rows: return note_means<float>(a, keys);
-    case Marks::columns: return note_columns(a, keys);
-    case Marks::bytes:
-      if (Query(a.rule.query) != Query::project) return note_bytes(a, keys);
-      return transpose(keys), note_bytes(a, project(a, keys));
+    case Marks::columns: return transpose(keys), note_columns(a, keys);
+    case Marks::bytes: return transpose(keys), note_bytes(a, Query(a.rule.query) == Query::project ? project(a, keys) : keys);
     case Marks::codes: return transpose(keys), note_codes(a, keys, rest);
     default: return;
   }

@@ -13,8 +13,6 @@ void read(const char* from, Dtype dtype, int64_t count, float* out) {
   else for (int64_t i = 0; i < count; ++i) out[i] = widen(((const uint16_t*)from)[i]);
 }
 
-inline Vec without_sign(Vec x) { return (Vec)((IntVec)x & 0x7fffffff); }
-
 float sum_of_sizes(const float* x, int64_t count) {
   Vec sum{};
   int64_t i = 0;

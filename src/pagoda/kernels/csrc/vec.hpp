@@ -98,6 +98,7 @@ inline void store(uint16_t* p, Vec x) {  // as bfloat16, to nearest, ties to eve
 
 inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec without_sign(Vec x) { return (Vec)((IntVec)x & 0x7fffffff); }
 
 // ---- a product and a sum, rounded once ----------------------------------------------------------------------------------------
 //
