@@ -6,6 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "attention_ahead.hpp"
 #include "parallel_shares.hpp"
 
 namespace pagoda {
@@ -47,6 +48,21 @@ struct Layer {
   int64_t at(int64_t c, int64_t head) const { return at(c) * a.num_kv_heads + head; }
   bool votes(int64_t c) const { return choice.persist[c] >= 0.0f; }
   float* kept(int64_t c, int64_t head) const { return reinterpret_cast<float*>(choice.scores[at(c, head)]); }
+
+  // Before the pair's row is followed.
+  void check(int64_t c, int64_t head) const {
+    const int64_t i = at(c, head), full = choice.full[i], pair = a.pair(choice.seqs[c], head);
+    if (a.num_queries(choice.seqs[c]) > 1)
+      throw std::invalid_argument("a sequence of " + std::to_string(a.num_queries(choice.seqs[c])) + " tokens chooses pages; accepted: 1");
+    if (full + 1 > a.max_pages) throw std::out_of_range("more pages chosen than a row has");
+    const bool moves = choice.turns[at(c)] != 0;
+    if (moves && choice.keep[i] != choice.keep[at(c, 0)]) throw std::invalid_argument("heads of moved keys that read unequally");
+    const bool scores_keys = choice.rules[c].kind() == Marks::keys && choice.fresh[i];
+    const bool notes = choice.noted[at(c)] && reinterpret_cast<const int64_t*>(choice.noted[at(c)])[head] < full;
+    if (notes && full > choice.room[at(c)]) throw std::out_of_range("more pages noted than there is room for");
+    if (!moves && !scores_keys && !notes) return;
+    check_pages(rows + a.row_of[pair] * a.max_pages, full + moves, a.offset[pair], a.num_pages);
+  }
 
   const char* query(int64_t c, int64_t head) const {
     const int64_t element = a.q_starts[choice.seqs[c]] * a.q_token_stride + head * a.group() * a.q_head_stride;
@@ -115,6 +131,7 @@ struct Layer {
 
   void prepare(PageScorer& scorer, int64_t pair) const {
     const int64_t c = pair / a.num_kv_heads, head = pair % a.num_kv_heads;
+    if (choice.rules[c].kind() == Marks::keys) check(c, head);
     scorer.prepare(score_args(c, head), query(c, head), a.dtype, a.q_head_stride, isa);
   }
 
@@ -129,19 +146,38 @@ struct Layer {
       prepare(mine.scorers[mine.turn], soon);
       mine.scorers[mine.turn].find_lines(mine.soon);
       mine.ready = soon, mine.in_call = call;
-      if (const int64_t then = scored_from(2 * soon - pair, soon > pair ? 1 : -1); then >= 0) add_given(then);
+      if (const int64_t then = scored_from(2 * soon - pair, soon > pair ? 1 : -1); then >= 0) add_early(then);
     }
     int64_t lines = 0;
     for (const Bytes& part : mine.soon) lines += part.count / 64 + 1;
     scorer.run(out, {mine.soon.data(), int64_t(mine.soon.size()), lines}, isa);
   }
 
-  // What queries are projected with, which is needed one score earlier than marks.
-  void add_given(int64_t pair) const {
-    const int64_t c = pair / a.num_kv_heads;
+  // What is needed one score earlier than marks: queries, and what they are projected with.
+  void add_early(int64_t pair) const {
+    const int64_t c = pair / a.num_kv_heads, head = pair % a.num_kv_heads;
+    if (a.q_head_stride == a.shape.k_dim) working.soon.push_back({query(c, head), a.group() * a.shape.k_dim * size_of(a.dtype)});
     if (Query(choice.rules[c].query) != Query::project) return;
-    const int64_t numbers = given_numbers(choice.rules[c], a.shape.k_dim, choice.num_given[at(c)]);
-    working.soon.push_back({reinterpret_cast<const char*>(given(c, pair % a.num_kv_heads)), 4 * numbers});
+    working.soon.push_back({reinterpret_cast<const char*>(given(c, head)), 4 * given_numbers(choice.rules[c], a.shape.k_dim, choice.num_given[at(c)])});
+  }
+
+  // Asks for what is looked at of the pairs first … end - 1, and for what the first one is prepared with: a thread that begins has little of it.
+  void ask_for_pairs(int64_t first, int64_t end) const {
+    const auto ask = [](const char* from, int64_t bytes) {
+      for (const char* line = from; line < from + bytes; line += 64) ask_for(line);
+    };
+    const int64_t heads = a.num_kv_heads, from = at(first / heads), sequences = (end - 1) / heads - first / heads + 1;
+    const auto of_sequences = [&](const auto* numbers, int64_t each) {
+      ask(reinterpret_cast<const char*>(numbers + from * each), sequences * each * int64_t(sizeof *numbers));
+    };
+    of_sequences(choice.noted, 1), of_sequences(choice.full, heads), of_sequences(choice.fresh, heads), of_sequences(choice.keep, heads);
+    of_sequences(choice.turns, 1), of_sequences(choice.marks, 1), of_sequences(choice.room, 1), of_sequences(choice.scores, heads);
+    of_sequences(choice.given, 1), of_sequences(choice.num_given, 1), of_sequences(choice.turn, 1), of_sequences(choice.outliers, 1);
+    working.soon.clear();
+    if (scores(first)) add_early(first);
+    for (const Bytes& part : working.soon) ask(part.at, part.count);
+    for (int64_t i = from; i < from + sequences; ++i)
+      if (choice.noted[i]) ask_for(reinterpret_cast<const char*>(choice.noted[i]));
   }
 
   // Row `item` of the table's new ones: what one head reads by these scores (of all its full pages), or everything.
@@ -197,7 +233,7 @@ struct Layer {
 
   void choose(int64_t pair, int64_t soon) const {
     const int64_t c = pair / a.num_kv_heads, head = pair % a.num_kv_heads;
-    note(c, head);
+    check(c, head), note(c, head);
     float* out = kept(c, head);
     if (scores(pair)) {
       std::vector<float>& own = working.votes;
@@ -212,7 +248,7 @@ struct Layer {
   void vote(int64_t c, int64_t soon) const {
     const int64_t heads = a.num_kv_heads, full = choice.full[at(c, 0)];
     float* const sums = kept(c, 0);
-    for (int64_t head = 0; head < heads; ++head) note(c, head);
+    for (int64_t head = 0; head < heads; ++head) check(c, head), note(c, head);
     if (choice.fresh[at(c, 0)]) {
       std::vector<float>& own = working.votes;
       own.resize(full);
@@ -225,21 +261,6 @@ struct Layer {
     for (int64_t head = 0; head < heads; ++head) write_row(c, head, sums);
   }
 };
-
-// What rows of a table are about to be followed for.
-void check_row(const AttentionArgs& a, const PageChoice& choice, int64_t i, int64_t c) {
-  const int64_t heads = a.num_kv_heads, full = choice.full[i], pair = a.pair(choice.seqs[c], i % heads);
-  if (a.num_queries(choice.seqs[c]) > 1)
-    throw std::invalid_argument("a sequence of " + std::to_string(a.num_queries(choice.seqs[c])) + " tokens chooses pages; accepted: 1");
-  if (full + 1 > a.max_pages) throw std::out_of_range("more pages chosen than a row has");
-  const bool moves = choice.turns[i / heads] != 0;
-  if (moves && choice.keep[i] != choice.keep[i - i % heads]) throw std::invalid_argument("heads of moved keys that read unequally");
-  const bool scores_keys = choice.rules[c].kind() == Marks::keys && choice.fresh[i];
-  const bool notes = choice.noted[i / heads] && reinterpret_cast<const int64_t*>(choice.noted[i / heads])[i % heads] < full;
-  if (notes && full > choice.room[i / heads]) throw std::out_of_range("more pages noted than there is room for");
-  if (!moves && !scores_keys && !notes) return;
-  check_pages(a.rows + a.row_of[pair] * a.max_pages, full + moves, a.offset[pair], a.num_pages);
-}
 
 // Room for what sequences read in a layer where their keys move, and the table of it.
 void hold_moved(const AttentionArgs& a, const PageChoice& choice, int64_t layer, MovedPages& moved) {
@@ -276,10 +297,7 @@ void choose_pages(AttentionArgs& a, const PageChoice& choice, int64_t layer, int
   stale.assign(choice.count, 0);
   const Layer l{a, choice, layer, isa, a.rows, table, stale, ++calls};
   bool votes = false, keeps_queries = false;
-  for (int64_t c = 0; c < choice.count; ++c) {  // before threads follow them
-    for (int64_t head = 0; head < heads; ++head) check_row(a, choice, l.at(c, head), c);
-    votes |= l.votes(c), keeps_queries |= choice.query[l.at(c)] != 0;
-  }
+  for (int64_t c = 0; c < choice.count; ++c) votes |= l.votes(c), keeps_queries |= choice.query[l.at(c)] != 0;
   if (keeps_queries)
     parallel_for(choice.count, choice.count * a.num_q_heads < kParallelQueries ? 1 : num_threads, [&](int64_t c) {
       stale[c] = choice.query[l.at(c)] && choice.fresh[l.at(c, 0)] && l.is_alike(c);
@@ -301,6 +319,7 @@ void choose_pages(AttentionArgs& a, const PageChoice& choice, int64_t layer, int
   for (int64_t i = 0; i <= shares; ++i) starts[i] = int32_t(i * units / std::max<int64_t>(1, shares));
   table.stretches.reset(starts);
   parallel_for(shares, num_threads, [&](int64_t thread) {
+    l.ask_for_pairs(starts[thread] * together, starts[thread + 1] * together);
     table.stretches.walk(thread, [&](int64_t unit, int64_t soon, bool) { unit_body(unit, soon); });
   });
   a.rows = table.rows.data(), a.num_rows += choice.count * heads, a.row_of = table.row_of.data();
