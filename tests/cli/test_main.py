@@ -58,6 +58,27 @@ def test_help_lists_every_kv_policy_without_importing_one(name: str) -> None:
     assert done.stdout == "\n"
 
 
+REFUSED = """
+import sys
+from pagoda.cli.main import main
+for command in (["run", "--prompt", "hi"], ["chat"], ["serve", "--port", "0"]):
+    for name in sys.argv[1:]:
+        try:
+            main([*command, "lantern", name, "bogus"])
+        except SystemExit as exit:
+            assert exit.code == 2, (command, name, exit.code)
+assert not {"torch", "transformers"} & set(sys.modules)
+"""
+
+
+def test_what_no_model_could_take_is_refused_before_torch_is_loaded() -> None:
+    """Else each took two seconds to say so."""
+    names = ("--dtype", "--kv", "--kv-cache-dtype", "--quantization", "--memory", "--device", "--weights")
+    done = subprocess.run([sys.executable, "-c", REFUSED, *names], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("'bogus'") == 3 * len(names)
+
+
 def test_the_version() -> None:
     assert pagoda("--version").out == f"pagoda {package.__version__}\n"
 

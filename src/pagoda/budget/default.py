@@ -51,6 +51,12 @@ def default_budget(
     return Budget(int(limit * share), f"{float(share):.0%} of {format_bytes(limit)}, {source}")
 
 
+def check_budget(memory: str | int | float | None, *, what: str = "memory") -> None:
+    """Raises ConfigError for what is no budget on any machine."""
+    if memory is not None and _share(memory, what) is None:
+        _bytes(memory, what)
+
+
 def smaller_budget(
     total: str | int | float | None, part: str | int | float | None, probe: MachineProbe, *, what: str = "host_memory"
 ) -> Budget:
@@ -72,14 +78,19 @@ def _what_is_left(probe: MachineProbe) -> Budget:
     return Budget(room - margin, f"{source} {format_bytes(room)} minus a margin of {format_bytes(margin)}")
 
 
-def _absolute(memory: str | int | float, probe: MachineProbe, what: str) -> Budget:
+def _bytes(memory: str | int | float, what: str) -> int:
     try:
         num_bytes = parse_bytes(memory, what=what)  # type: ignore[arg-type]  # floats are refused there
     except ConfigError:
         raise ConfigError(f"{what} {memory!r} is not a budget; accepted: {_ACCEPTED}") from None
-    limit, source = probe.limit()
     if num_bytes == 0:
         raise ConfigError(f"{what} {memory!r} is no memory at all; accepted: {_ACCEPTED}")
+    return num_bytes
+
+
+def _absolute(memory: str | int | float, probe: MachineProbe, what: str) -> Budget:
+    num_bytes = _bytes(memory, what)
+    limit, source = probe.limit()
     if num_bytes > limit:
         raise BudgetError(
             f"{what} {memory!r} is {format_bytes(num_bytes)}, but {source} has {format_bytes(limit)}; "

@@ -28,6 +28,7 @@ def open_llm(model: str, options: dict[str, Any]) -> Iterator[Session]:
     """Loads the model and gives every byte back at the end, whatever happens in between."""
     before = process_age()
     start = time.perf_counter()
+    check(model, options)
     from ..engine.llm import LLM
 
     imported = time.perf_counter()
@@ -40,6 +41,16 @@ def open_llm(model: str, options: dict[str, Any]) -> Iterator[Session]:
         yield Session(llm, {"python": before, "import": imported - start, **phases})
     finally:
         llm.close()
+
+
+def check(model: str, options: dict[str, Any]) -> None:
+    """Options that no model could take are refused in 0.5 s, not in the two that torch takes to load.
+
+    Raises ConfigError.
+    """
+    from ..engine.config import EngineConfig
+
+    EngineConfig(model, **options)
 
 
 class Interrupted:

@@ -18,7 +18,7 @@ import typer
 from ..core.errors import ConfigError
 from . import _options as opt
 from ._output import emit_json
-from ._session import process_age, progress_bar
+from ._session import check, process_age, progress_bar
 
 if TYPE_CHECKING:
     import socket
@@ -171,6 +171,8 @@ def serve(
         enable_prefix_caching=prefix_caching,
         structured_output=structured_output, reserve_bytes=config.memory_bytes,
     )  # fmt: skip
+    for model in models:
+        check(model, options)
     if pin and len(models) == 1:
         raise ConfigError("--pin is for several models; the only one stays loaded (see --sleep-after)")
     several = None

@@ -17,7 +17,6 @@ from ..budget.ledger import SPARE, Lease
 from ..core.clock import Clock, SystemClock
 from ..core.errors import ConfigError
 from ..core.types import Granularity
-from ..kv.grammar import parse_policy
 from ..kv.pages import PagePool
 from ..kv.persist import WRITE_BYTES
 from ..kv.prefix import PrefixCache
@@ -27,7 +26,6 @@ from ..models.load import Loaded, load_model
 from ..plan.accounts import STAGING_BYTES
 from ..sampling.grammar import GrammarCompiler
 from ..sampling.scratch import grammar_bytes
-from ..schedule.policies import parse_scheduling
 from ..schedule.scheduler import Limits
 from .config import EngineConfig
 from .engine import Engine
@@ -195,9 +193,6 @@ def build(config: EngineConfig, clock: Clock | None = None, *, ground: Ground | 
     Raises ConfigError, ModelError or BudgetError; what was leased until then is given back.
     """
     started = time.perf_counter()
-    if parse_policy(config.kv).offload and config.kv_offload is None:
-        raise ConfigError(f"kv is {config.kv!r}, but kv_offload does not say how many bytes the lower tier has")
-    parse_scheduling(config.scheduling)
     return _build(config, ground or Ground.of(config), clock, started)
 
 

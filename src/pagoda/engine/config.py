@@ -1,21 +1,27 @@
-"""What an engine is built from. Every field has an effect or is refused; automatic choices are made once, at start."""
+"""What an engine is built from. Every field has an effect or is refused; automatic choices are made once, at start.
+
+No torch: the command line refuses what is refused here before it loads any. A known KV policy brings torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..budget.default import check_budget
 from ..core.errors import ConfigError, choices
 from ..core.units import parse_bytes
 from ..kv.codecs.base import kv_dtypes
+from ..kv.grammar import parse_policy
 from ..kv.tiers.codecs.base import parse_page_codec
 from ..models.stream_plan import PLACEMENTS
+from ..schedule.policies import parse_scheduling
 from ..weights.expert_policies import POLICIES as EXPERT_CACHES
 from ..weights.quantization import parse_quantization
-from .shadow import check_share
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +79,19 @@ class EngineConfig:
             raise ConfigError(choices("expert_cache", self.expert_cache, EXPERT_CACHES))
         if self.weights not in PLACEMENTS:
             raise ConfigError(choices("weights", self.weights, PLACEMENTS))
+        if str(self.device).partition(":")[0] not in DEVICES:  # whether it is there is torch's to say
+            raise ConfigError(choices("device", str(self.device), "auto, cpu, cuda, cuda:0, …"))
+        for name in ("memory", "host_memory", "device_memory"):
+            check_budget(getattr(self, name), what=name)
         parse_quantization(self.quantization)
+        parse_scheduling(self.scheduling)
         if self.page_size not in PAGE_SIZES:
             raise ConfigError(f"page_size is {self.page_size!r}; accepted: {', '.join(map(str, PAGE_SIZES))}")
         if self.granularity not in ("auto", "sequence", "layer", "head"):
             raise ConfigError(choices("granularity", self.granularity, ("auto", "sequence", "layer", "head")))
         check_share(self.shadow)
+        if parse_policy(self.kv).offload and self.kv_offload is None:
+            raise ConfigError(f"kv is {self.kv!r}, but kv_offload does not say how many bytes the lower tier has")
         self._check_counts()
         self._check_disk()
         self._check_offload()
@@ -123,3 +136,9 @@ class EngineConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; give a whole number from 1")
+
+
+def check_share(share: float) -> None:
+    """Raises ConfigError for what is no share."""
+    if isinstance(share, bool) or not isinstance(share, float | int) or not 0.0 <= share <= 1.0:
+        raise ConfigError(f"shadow is {share!r}; give a share of the requests from 0.0 to 1.0, such as 0.01")

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..kv.grammar import parse_policy
 from ..sampling.params import SamplingParams
+from .config import check_share
 from .request import Request
 
 PREFIX = "shadow:"
@@ -74,12 +74,6 @@ def _with_rest(log_probs: Tensor) -> Tensor:
     probs = log_probs.exp()
     rest = (1.0 - probs.sum()).clamp(min=1e-9)
     return torch.cat([probs.clamp(min=1e-12), rest[None]])
-
-
-def check_share(share: float) -> None:
-    """Raises ConfigError for what is no share."""
-    if isinstance(share, bool) or not isinstance(share, float | int) or not 0.0 <= share <= 1.0:
-        raise ConfigError(f"shadow is {share!r}; give a share of the requests from 0.0 to 1.0, such as 0.01")
 
 
 class Shadows:
