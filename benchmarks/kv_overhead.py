@@ -30,9 +30,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.engine.kv_policies import calibrate_at_random
-
 from pagoda import LLM, SamplingParams
+from pagoda.bench.random_calibrations import calibrate_at_random
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies._scored import Once, Rolling
 from pagoda.kv.policies.base import Need

@@ -15,9 +15,8 @@ import time
 from random import Random
 from statistics import median
 
-from tests.schedule.fakes import CountingMemory, Stream
-
 from pagoda.core.clock import FalseClock
+from pagoda.schedule.counting import CountingMemory, Stream
 from pagoda.schedule.policies import POLICIES, parse_scheduling
 from pagoda.schedule.scheduler import Limits, Scheduler
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,20 @@ PACKAGE = Path(__file__).parent.parent / "src" / "pagoda"
 def test_arrows_point_down_only() -> None:
     found = violations(PACKAGE)
     assert not found, "\n" + "\n".join(found)
+
+
+def test_benchmarks_run_without_the_tests() -> None:
+    files = sorted((PACKAGE.parent.parent / "benchmarks").rglob("*.py"))
+    assert files
+    for path in files:
+        found = {name for node in ast.walk(ast.parse(path.read_text())) for name in _imported(node)}
+        assert not {name for name in found if name.partition(".")[0] == "tests"}, path
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""]
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
 
 
 def test_every_room_is_on_the_map() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pagoda import LLM
+from pagoda.bench.random_calibrations import calibrate_at_random
 
-from .kv_policies import calibrate_at_random
 from .tiny import make_model
 
 

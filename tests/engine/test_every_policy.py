@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from pagoda import SamplingParams
+from pagoda.bench.random_calibrations import calibrated
 from pagoda.engine.calibrations import Calibrations
 from pagoda.kv.codecs import CODECS
 from pagoda.kv.policies.base import Stage
 
 from .conftest import kv_bytes
 from .interrupted import check_interrupted
-from .kv_policies import EVERY, calibrated, of_stage, tight
+from .kv_policies import EVERY, of_stage, tight
 from .tiny import prompt
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from pagoda import LLM, ConfigError, SamplingParams
+from pagoda.bench.random_calibrations import calibrated
 from pagoda.kv.codecs import CODECS
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
 from pagoda.kv.policies.base import Need, Stage
 from pagoda.models.families.deepseek_v3 import FAMILY
 
-from .kv_policies import calibrated, of_stage, spelled
+from .kv_policies import of_stage, spelled
 from .tiny import VOCAB, make_model, prompt
 
 PROMPTS = [prompt(70, 61), prompt(71, 18), prompt(72, 100)]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from pagoda import SamplingParams
+from pagoda.bench.random_calibrations import calibrated
 from pagoda.engine.calibrations import Calibrations
 
 from .conftest import kv_bytes
-from .kv_policies import calibrated
 from .tiny import prompt
 
 KVS = ["h2o(budget=40)", "snapkv(budget=20)", "razor_attention(local=12)", "kvmerger(budget=24, weigh=True)",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pagoda import SamplingParams
+from pagoda.bench.random_calibrations import calibrate_at_random
 from pagoda.core.errors import RequestError
 from pagoda.kv.policies._layers import BESIDE_WINDOW
 from pagoda.kv.policies._scored import Once
@@ -16,7 +17,7 @@ from pagoda.models.catalog import read_config
 from pagoda.plan.subject import Subject
 
 from .interrupted import check_interrupted
-from .kv_policies import calibrate_at_random, spelled
+from .kv_policies import spelled
 from .tiny import make_model, prompt
 
 

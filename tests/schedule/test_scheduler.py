@@ -6,10 +6,9 @@ import pytest
 
 from pagoda.core.clock import FalseClock
 from pagoda.core.errors import ConfigError
+from pagoda.schedule.counting import CountingMemory, Stream
 from pagoda.schedule.policies import POLICIES
 from pagoda.schedule.scheduler import Limits, Scheduler
-
-from .fakes import CountingMemory, Stream
 
 
 def make(capacity: int = 10_000, tokens: int = 64, seqs: int = 8, policy: str = "fcfs", **cached: int) -> Scheduler:

@@ -8,13 +8,14 @@ from statistics import mean
 
 import pytest
 
+from pagoda.schedule.counting import Stream
 from pagoda.schedule.item import Scheduled
 from pagoda.schedule.policies import parse_scheduling
 from pagoda.schedule.policies.base import Room
 from pagoda.schedule.policies.past_future import peak_slots
 from pagoda.schedule.scheduler import Limits
 
-from ..fakes import Job, Machine, Stream
+from ..fakes import Job, Machine
 
 RANDOM = Random(11)
 

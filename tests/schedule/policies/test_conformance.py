@@ -10,11 +10,12 @@ import pytest
 
 from pagoda.core.clock import FalseClock
 from pagoda.core.errors import ConfigError
+from pagoda.schedule.counting import CountingMemory, Stream
 from pagoda.schedule.policies import POLICIES, parse_scheduling
 from pagoda.schedule.policies.base import SchedulingPolicy
 from pagoda.schedule.scheduler import Limits, Scheduler
 
-from ..fakes import CountingMemory, Job, Machine, Stream
+from ..fakes import Job, Machine
 
 NAMES = POLICIES.names()
 every_policy = pytest.mark.parametrize("name", NAMES)

@@ -10,12 +10,11 @@ import pytest
 from pagoda.plan.simulator.cluster import simulate
 from pagoda.plan.simulator.replica import Setting
 from pagoda.plan.simulator.sequence import Job, Served
+from pagoda.schedule.counting import Stream
 from pagoda.schedule.policies import parse_scheduling
 from pagoda.schedule.policies._prefixes import PromptTree
 from pagoda.schedule.scheduler import Limits
 from tests.plan.simulator.fakes import FMT, Linear
-
-from ..fakes import Stream
 
 PURE = "dlpm(quantum=1000000000, window=1000000)"
 

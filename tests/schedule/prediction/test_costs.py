@@ -10,14 +10,13 @@ from random import Random
 import pytest
 
 from pagoda.core.errors import ModelError
+from pagoda.schedule.counting import Stream
 from pagoda.schedule.item import Scheduled
 from pagoda.schedule.prediction.costs import MIN_STEPS, StepCosts
 from pagoda.schedule.prediction.probe import Probe
 from pagoda.schedule.prediction.quality import kendall
 from pagoda.schedule.prediction.ranker import NUM_NEAR, PRIOR, Ranker
 from pagoda.schedule.prediction.trained import read_trained, write_trained
-
-from ..fakes import Stream
 
 
 def step(num_prompt: int, num_decodes: int) -> list[Scheduled]:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pagoda.schedule.counting import Stream
 from pagoda.schedule.prediction.histogram import PRIOR, Histogram
 from pagoda.schedule.prediction.quality import rank_correlation
-
-from ..fakes import Stream
 
 TRACES = Path(__file__).parents[4] / "shared" / "data" / "traces"
 
