@@ -31,6 +31,7 @@ struct Slots {
   const char* k_scales[kBlock];
   const char* v_scales[kBlock];
   // Or by eights, for products that read pages where they lie:
+  bool by_eights = false;  // these are what was found
   Eights k8, v8;
   int first_inside = 0;  // the first slot's place in its page
   // Of pages that were encoded whole: so many slots are, from slot `first` of the row on. The others have rows.

@@ -37,6 +37,15 @@ struct Tile {
     return false;
 #endif
   }
+  // Many rows, whose products read keys where they lie and values by sixteens: then no slot of whole ones needs an address of its own.
+  bool by_sixteens() const {
+#if PAGODA_AMX
+    return !t.bytes && !few() && Math::native(a.shape) && a.shape.k_dim % (2 * kTileWords) == 0 && a.shape.page_size % kLanes == 0 &&
+           item.slot_begin % kLanes == 0 && (item.slot_end - item.slot_begin) % (2 * kLanes) == 0;
+#else
+    return false;
+#endif
+  }
   bool in_place() const { return t.bytes || (few() && Math::native(a.shape)); }
 
   void work(Block<Math>& block, const PageRow& pages, Slots& slots, int64_t begin, const Slots& next, PartEnd end) {
@@ -125,7 +134,8 @@ struct Tile {
   }
 
   void find(const PageRow& pages, int64_t at, Slots& slots) const {
-    if (in_place()) pages.find_eights(at, block_end(item, at), slots);
+    slots.by_eights = in_place() || by_sixteens();
+    if (slots.by_eights) pages.find_eights(at, block_end(item, at), slots);
     else pages.find(at, block_end(item, at), slots);
   }
 

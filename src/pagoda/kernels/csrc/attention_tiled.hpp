@@ -117,7 +117,7 @@ struct ManyTiled {
     const bool native = Math::native(p), in_place = p.k_dim % (2 * kTileWords) == 0 && (!native || p.page_size % kLanes == 0);
     key_words = !in_place ? t.k_words : native ? p.k.bytes / 4 : block.wide_k_row / 2;
     for (int64_t i = 0; i < padded(block.count); ++i) {
-      if (i % kLanes == 0) keys[i / kLanes] = in_place ? slots.k[i] : (const char*)(block.keys + i * t.k_words);
+      if (i % kLanes == 0) keys[i / kLanes] = in_place ? (slots.by_eights ? slots.k8.at[i / kEight] : slots.k[i]) : (const char*)(block.keys + i * t.k_words);
       if (in_place) continue;
       float* const to = block.keys + i * t.k_words;
       memset(to, 0, sizeof(float) * t.k_words);
@@ -128,28 +128,53 @@ struct ManyTiled {
   // [32 slots][column][16 pairs: slots w and w + 16], zeros behind the last slot.
   void turn_values() {
     float* to = block.values;
+    if (slots.by_eights) return turn_sixteens(to);
     for (int64_t slot = 0; slot < block.count; slot += 2 * kLanes, to += t.v_stride * kLanes)
       for (int64_t c = 0; c < t.v_stride; c += kEight) {
         ahead.lines<kLanes / kEight>();
-        if (slot + 2 * kLanes <= block.count && c + kEight <= t.a.v_dim) turn_eight_columns(slots.v + slot, c, to + c * kLanes);
-        else turn_rest(slot, c, to + c * kLanes);
+        if (slot + 2 * kLanes <= block.count && c + kEight <= t.a.v_dim) turn_eight_columns(Listed{slots.v + slot}, c, to + c * kLanes);
+        else turn_rest(Listed{slots.v + slot}, slot, c, to + c * kLanes);
       }
   }
 
+  // The same where sixteen slots lie at one distance from one another: two addresses instead of 32.
+  void turn_sixteens(float* to) {
+    const Eights& at = slots.v8;
+    for (int64_t eight = 0; eight < block.count / kEight; eight += 4, to += t.v_stride * kLanes)
+      for (int64_t c = 0; c < t.v_stride; c += kEight) {
+        ahead.lines<kLanes / kEight>();
+        const Spaced rows{at.at[eight], at.at[eight + 2], at.stride};
+        if (c + kEight <= t.a.v_dim) turn_eight_columns(rows, c, to + c * kLanes);
+        else turn_rest(rows, eight * kEight, c, to + c * kLanes);
+      }
+  }
+
+  // Where 32 slots' values are: each somewhere, or sixteen at one distance.
+  struct Listed {
+    const char* const* at;
+    const char* operator()(int row) const { return at[row]; }
+  };
+  struct Spaced {
+    const char *first, *second;
+    int64_t stride;
+    const char* operator()(int row) const { return (row < kLanes ? first : second) + row % kLanes * stride; }
+  };
+
   // Quarters of rows are put together on their way from memory, which spares half of the shuffles: in register i four slots from number i on,
   // each four further than the one before.
-  static void turn_eight_columns(const char* const* values, int64_t column, float* to) {
+  template <typename Values>
+  static void turn_eight_columns(Values values, int64_t column, float* to) {
     __m512i low[4], high[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      const auto quarters = [&](const char* const* rows) {
-        const auto of = [&](int row) { return _mm_loadu_si128((const __m128i*)((const uint16_t*)rows[row] + column)); };
+      const auto quarters = [&](int first) __attribute__((always_inline)) {
+        const auto of = [&](int row) { return _mm_loadu_si128((const __m128i*)((const uint16_t*)values(first + row) + column)); };
         __m512i x = _mm512_castsi128_si512(of(i));
         x = _mm512_mask_broadcast_i32x4(x, 0x00f0, of(i + 4));
         x = _mm512_mask_broadcast_i32x4(x, 0x0f00, of(i + 8));
         return _mm512_mask_broadcast_i32x4(x, 0xf000, of(i + 12));
       };
-      const __m512i x = quarters(values), y = quarters(values + kLanes);
+      const __m512i x = quarters(0), y = quarters(kLanes);
       low[i] = _mm512_unpacklo_epi16(x, y), high[i] = _mm512_unpackhi_epi16(x, y);
     }
     turn_quarters(low, to), turn_quarters(high, to + 4 * kLanes);
@@ -163,15 +188,16 @@ struct ManyTiled {
   }
 
   // The same of fewer slots or columns.
-  void turn_rest(int64_t slot, int64_t column, float* to) const {
+  template <typename Values>
+  void turn_rest(Values values, int64_t slot, int64_t column, float* to) const {
     alignas(64) uint16_t there[2 * kLanes][kEight] = {};
     const char* rows[2 * kLanes];
     const int64_t columns = t.a.v_dim - column < kEight ? t.a.v_dim - column : kEight;
     for (int64_t i = 0; i < 2 * kLanes; ++i) {
       rows[i] = (const char*)there[i];
-      if (slot + i < block.count && columns > 0) memcpy(there[i], (const uint16_t*)slots.v[slot + i] + column, 2 * columns);
+      if (slot + i < block.count && columns > 0) memcpy(there[i], (const uint16_t*)values(int(i)) + column, 2 * columns);
     }
-    turn_eight_columns(rows, 0, to);
+    turn_eight_columns(Listed{rows}, 0, to);
   }
 
   // ---- weights ---------------------------------------------------------------------------------------------------------
