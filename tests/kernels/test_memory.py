@@ -14,7 +14,7 @@ from pagoda.kernels import memory as memory_module
 from pagoda.kernels.memory import (
     HUGE_BYTES,
     LEAST_BYTES,
-    SHELF_BYTES,
+    TRAY_BYTES,
     empty_bytes,
     huge_bytes,
     may_spread,
@@ -69,23 +69,23 @@ def test_the_last_huge_page_is_whole_where_half_of_it_is_used() -> None:
 def test_short_ones_lie_side_by_side_and_go_back_with_the_last() -> None:
     assert bool((torch.empty(LEAST_BYTES, dtype=torch.uint8).fill_(3) == 3).all()), "what torch keeps is there before"
     before, size = resident_bytes(), LEAST_BYTES + 4321
-    tensors = [empty_bytes((3, size // 3), CPU) for _ in range(62)]  # two shelves, full
+    tensors = [empty_bytes((3, size // 3), CPU) for _ in range(62)]  # two trays, full
     for number, tensor in enumerate(tensors):
         assert tensor.shape == (3, size // 3)
         assert tensor.data_ptr() % mmap.PAGESIZE == 0
         tensor.fill_(number)
     for number, tensor in enumerate(tensors):
         assert bool((tensor == number).all()), "they do not overlap"
-    assert resident_bytes() - before < 2 * SHELF_BYTES + SHELF_BYTES // 2
+    assert resident_bytes() - before < 2 * TRAY_BYTES + TRAY_BYTES // 2
     last = tensors.pop()
     del tensors, tensor
     gc.collect()
-    assert resident_bytes() - before < SHELF_BYTES + SHELF_BYTES // 2, "the other shelf went"
+    assert resident_bytes() - before < TRAY_BYTES + TRAY_BYTES // 2, "the other tray went"
     assert bool((last == 61).all())
     del last
     gc.collect()
-    assert resident_bytes() - before < SHELF_BYTES // 2
-    assert bool((empty_bytes((LEAST_BYTES,), CPU).fill_(5) == 5).all()), "a new shelf where the last one is gone"
+    assert resident_bytes() - before < TRAY_BYTES // 2
+    assert bool((empty_bytes((LEAST_BYTES,), CPU).fill_(5) == 5).all()), "a new tray where the last one is gone"
 
 
 def test_pages_come_from_the_end_and_what_is_written_stays() -> None:

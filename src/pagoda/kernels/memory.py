@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core.nodes import Node, nodes_of, read_nodes
 
 HUGE_BYTES = 2 << 20  # a huge page of x86-64 and of AArch64 with pages of 4 KiB
-LEAST_BYTES, SHELF_BYTES = 1 << 20, 16 * HUGE_BYTES  # what asks for huge pages at all; where short ones lie together
+LEAST_BYTES, TRAY_BYTES = 1 << 20, 16 * HUGE_BYTES  # what asks for huge pages at all; where short ones lie together
 _POPULATE_READ, _POPULATE_WRITE = 22, 23  # MADV_POPULATE_READ, MADV_POPULATE_WRITE of linux/mman.h
 _STRETCH_BYTES = 64 << 20  # of a file, between two looks at how far it is
 _MBIND = {"x86_64": 237, "aarch64": 235}  # the system call's number
@@ -31,16 +31,16 @@ _INTERLEAVE = 3  # MPOL_INTERLEAVE of linux/mempolicy.h
 
 def empty_bytes(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """uint8, not filled. On a CPU, what is larger than two huge pages begins at one and asks for them; what is shorter,
-    from 1 MB on, lies beside others on a shelf of them.
+    from 1 MB on, lies beside others on a tray of them.
 
-    Only whole huge pages inside the tensor are asked for, so the resident bytes stay those of the tensor; a shelf's
-    last page is the exception, and a shelf goes back to the system with the last tensor on it.
+    Only whole huge pages inside the tensor are asked for, so the resident bytes stay those of the tensor; a tray's
+    last page is the exception, and a tray goes back to the system with the last tensor on it.
     """
     num_bytes = prod(shape)
     if device.type != "cpu" or num_bytes < LEAST_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=torch.uint8, device=device)
     if num_bytes < 2 * HUGE_BYTES:
-        return _SHELVES.place(num_bytes).view(shape)
+        return _TRAYS.place(num_bytes).view(shape)
     mapping, start = huge_mapping(num_bytes)
     return torch.frombuffer(mapping, dtype=torch.uint8, offset=start, count=num_bytes).view(shape)
 
@@ -68,9 +68,9 @@ def huge_mapping(num_bytes: int) -> tuple[mmap.mmap, int]:
     return mapping, start
 
 
-class _Shelves:
-    """Weights of one to four MB side by side. On small pages the 0.5B shape's projections of attention, 88 MB in all,
-    took 4.2 to 4.6 ms of a step on a virtual Xeon, and take 3.5.
+class _Trays:
+    """Weights of one to four MB side by side, put down once (`shelves` has pieces that come and go). On small pages the
+    0.5B shape's projections of attention, 88 MB in all, took 4.2 to 4.6 ms of a step on a virtual Xeon, and take 3.5.
     """
 
     def __init__(self) -> None:
@@ -81,15 +81,15 @@ class _Shelves:
     def place(self, num_bytes: int) -> Tensor:
         with self._lock:
             mapping = None if self._mapping is None else self._mapping()
-            if mapping is None or self._used + num_bytes > SHELF_BYTES:
-                mapping, self._start = huge_mapping(SHELF_BYTES)
+            if mapping is None or self._used + num_bytes > TRAY_BYTES:
+                mapping, self._start = huge_mapping(TRAY_BYTES)
                 self._mapping, self._used = weakref.ref(mapping), 0
             tensor = torch.frombuffer(mapping, dtype=torch.uint8, offset=self._start + self._used, count=num_bytes)
             self._used += -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
             return tensor
 
 
-_SHELVES = _Shelves()
+_TRAYS = _Trays()
 
 
 def spread(address: int, num_bytes: int, nodes: Sequence[int] | None = None) -> bool:

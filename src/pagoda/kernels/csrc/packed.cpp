@@ -210,7 +210,7 @@ Following beginning(const PackedMatrix& m, bool gated, int64_t share, int64_t sh
 // Few tokens: threads follow their shares of the rows through memory, each slice fetching the beginning of the next one, the last one that of
 // the product after this one.
 template <typename Rows>
-void follow(const LinearSlice& s, const PackedLinearArgs& a, int num_threads, Rows rows) {
+void follow_one(const LinearSlice& s, const PackedLinearArgs& a, int num_threads, Rows rows) {
   const PackedMatrix& m = s.matrix;
   const int64_t panels = (s.rows() + kPanel - 1) / kPanel, blocks = (panels + kBlock - 1) / kBlock;
   const int64_t block_bytes = kBlock * m.panel_bytes() * (s.gated ? 2 : 1), most = std::max<int64_t>(1, kSliceBytes / block_bytes);
@@ -228,7 +228,7 @@ void follow(const LinearSlice& s, const PackedLinearArgs& a, int num_threads, Ro
 
 // The same for several matrices, one behind the other.
 template <typename Rows>
-void follow(const std::vector<LinearSlice>& slices, const std::vector<int64_t>& first_blocks, int num_threads, Rows rows) {
+void follow_several(const std::vector<LinearSlice>& slices, const std::vector<int64_t>& first_blocks, int num_threads, Rows rows) {
   const int64_t blocks = first_blocks.back(), shares = std::min<int64_t>({int64_t{num_threads}, blocks, kMostShares});
   const auto apart = [](const LinearSlice& s) { return s.gated ? s.rows() / kPanel : 1; };
   const int64_t block_bytes = kBlock * slices[0].matrix.panel_bytes() * (slices[0].gated ? 2 : 1), most = std::max<int64_t>(1, kSliceBytes / block_bytes);
@@ -347,7 +347,7 @@ void packed_likeliest(const PackedLinearArgs& args, int64_t* ids, int num_thread
   const bool compared = a.matrix.group == 0 && multiplies_tiles(operand, isa);  // by the rows' body
   const LinearSlice all = whole(a, operand, num_threads, isa);
   Likeliest best(a.count);
-  follow(all, a, num_threads, [&](const LinearSlice& slice, int64_t first, int64_t end) {
+  follow_one(all, a, num_threads, [&](const LinearSlice& slice, int64_t first, int64_t end) {
     LinearSlice s = slice;
     if (compared) {
       Largest found[kOnceTokens];
@@ -384,7 +384,7 @@ void packed_linear(const PackedLinearArgs& a, int num_threads, const std::string
   const Operand operand = operand_of(m, a.dtype, a.dynamic, isa);
   const auto rows = rows_of(m, operand, isa);
   const LinearSlice s = whole(a, operand, num_threads, isa);
-  if (s.x.count <= kOnceTokens) return follow(s, a, num_threads, rows);
+  if (s.x.count <= kOnceTokens) return follow_one(s, a, num_threads, rows);
   const Cut cut(s, num_threads, multiplies_tiles(operand, isa));
   parallel_for(cut.items(), num_threads, [&](int64_t i) { cut.run(i, rows); });
 }
@@ -420,7 +420,7 @@ void grouped_linear(const GroupedLinearArgs& a, int num_threads, const std::stri
   }
   if (token != a.count) throw std::invalid_argument("the groups' tokens are not all the tokens");
   if (bytes < kParallelBytes) num_threads = 1;
-  if (most <= kOnceTokens) return follow(slices, first_blocks, num_threads, rows);
+  if (most <= kOnceTokens) return follow_several(slices, first_blocks, num_threads, rows);
   static thread_local std::vector<Cut> kept_cuts;
   static thread_local std::vector<int64_t> kept_items;
   std::vector<Cut>& cuts = kept_cuts;
