@@ -38,10 +38,12 @@ inline void round_query(const uint16_t* q, int64_t dim, int8_t* codes, float* sc
 }
 
 // out[row][0..15] = scales[row] * key_scales[0..15] * (queries[row] . codes of 16 slots, eight from `first` and eight from `second`).
-template <int kRows>
-PAGODA_OWN_REGISTERS void byte_scores(const int8_t* queries, int64_t dim, const float* scales, const int32_t* query_sums,
-                                      const char* first, const char* second, int64_t stride, const float* key_scales, float* out,
-                                      int64_t ldo, LinesInTurn soon) {
+// kDim: the columns where a compiler knows them, so that two addresses serve all slots; else 0.
+template <int kRows, int kDim>
+PAGODA_OWN_REGISTERS void byte_scores(const int8_t* queries, int64_t columns, const float* scales, const int32_t* query_sums,
+                                      const char* first, const char* second, const float* key_scales, float* out, int64_t ldo,
+                                      LinesInTurn soon) {
+  const int64_t dim = kDim ? kDim : columns, stride = dim;
   __m512i sum[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) sum[r] = _mm512_set1_epi32(-128 * query_sums[r]);
@@ -67,10 +69,10 @@ PAGODA_OWN_REGISTERS void byte_scores(const int8_t* queries, int64_t dim, const 
 
 // Half of 64 columns of V for `eights` times eight slots: sums[row][2 half], [2 half + 1] of weights x codes. Register m of a row
 // holds column 16 l + 4 m + t in word t of its quarter l, as unpacking by quarters leaves them.
-template <int kRows, int kHalf>
+template <int kRows, int kHalf, int kDim>
 PAGODA_OWN_REGISTERS void byte_values_half(const uint8_t* weights, int64_t ldw, const Eights& values, int64_t eights,
                                            int64_t column, __m512i (*sums)[4], LinesInTurn soon) {
-  const int64_t stride = values.stride;
+  const int64_t stride = kDim ? kDim : values.stride;
   __m512i sum[kRows][2];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
@@ -126,11 +128,17 @@ struct FewBytes {
 
   template <typename Math>
   static void scores(const ByteRows& rows, int64_t row, const Block<Math>& block, const Slots& slots, float* out, Ahead& ahead) {
+    if (block.a.shape.k_dim == kBytesAtOnce) scores_of<kBytesAtOnce>(rows, row, block, slots, out, ahead);
+    else scores_of<0>(rows, row, block, slots, out, ahead);
+  }
+
+  template <int kDim, typename Math>
+  static void scores_of(const ByteRows& rows, int64_t row, const Block<Math>& block, const Slots& slots, float* out, Ahead& ahead) {
     const int64_t dim = block.a.shape.k_dim;
     for (int i = 0; i < slots.count; i += 16) {
       const char *first = slots.k8.at[i / kEight], *second = slots.k8.at[i / kEight + 1];
-      byte_scores<kRows>(rows.queries + row * dim, dim, rows.scales + row, rows.sums + row, first, second, slots.k8.stride,
-                         block.k_scales + i, out + i, kBlock, ahead.some(dim / 4, first));
+      byte_scores<kRows, kDim>(rows.queries + row * dim, dim, rows.scales + row, rows.sums + row, first, second, block.k_scales + i, out + i,
+                               kBlock, ahead.some(dim / 4, first));
     }
   }
 
@@ -143,12 +151,19 @@ struct FewBytes {
   template <typename Math>
   static void values(const ByteRows& rows, const Block<Math>& block, const Slots& slots, const ByteSteps& steps, float broken,
                      float* sums, int64_t lds, Ahead& ahead) {
+    if (block.a.v_dim == kBytesAtOnce && slots.v8.stride == kBytesAtOnce) values_of<kBytesAtOnce>(rows, block, slots, steps, broken, sums, lds, ahead);
+    else values_of<0>(rows, block, slots, steps, broken, sums, lds, ahead);
+  }
+
+  template <int kDim, typename Math>
+  static void values_of(const ByteRows& rows, const Block<Math>& block, const Slots& slots, const ByteSteps& steps, float broken,
+                        float* sums, int64_t lds, Ahead& ahead) {
     const Eights& values = slots.v8;
     const int64_t eights = (slots.count + kEight - 1) / kEight;
     for (int64_t c = 0; c < block.a.v_dim; c += kBytesAtOnce) {
       __m512i parts[kRows][4];
-      byte_values_half<kRows, 0>(rows.weights, kBlock, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
-      byte_values_half<kRows, 1>(rows.weights, kBlock, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
+      byte_values_half<kRows, 0, kDim>(rows.weights, kBlock, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
+      byte_values_half<kRows, 1, kDim>(rows.weights, kBlock, values, eights, c, parts, ahead.some(2 * eights, values.at[0]));
       for (int r = 0; r < kRows; ++r) add_bytes(parts[r], steps.before[r], fused(steps.now[r], 1.0f / 255.0f, broken), sums + r * lds + c);
     }
   }
