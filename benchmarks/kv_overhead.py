@@ -13,6 +13,8 @@ observing  what attention does for them within a step: summing what slots receiv
            shown nothing and holds as many slots (``random`` with that budget), and whose attention takes as much less.
            Methods that act once are shown nothing after that; before it their twin is ``exact``. Not of codecs, whose
            attention decodes
+encoding   what codecs do within a step whose codes depend on a page's numbers and a calibration. It is no part of
+           *deciding*, nor of attention
 choosing   what selections do, which choose pages within a step: the arrays of the choice, scores, and the choice itself
 
 ``--shape 0.5B`` is a random model of that shape, whose steps take long; calibrations that methods want are random too.
@@ -56,11 +58,12 @@ WITHIN_ATTENTION = frozenset({Need.PROBS, Need.RECEIVED, Need.WANTED, Need.QUERI
 
 @dataclass(frozen=True)
 class Part:
-    """Seconds of prompts, or of steps: all, by policies between steps, in attention, choosing pages."""
+    """Seconds of prompts, or of steps: all, by policies between steps, in attention, encoding pages, choosing them."""
 
     all: float
     deciding: float
     attention: float
+    encoding: float
     choosing: float
 
 
@@ -104,12 +107,12 @@ def serve(llm: LLM, kv: str, sequences: int, prompt: int, steps: int) -> Run:
     return Run(prompts, answers, acts)
 
 
-def _mark(llm: LLM) -> tuple[float, float, float, float]:
+def _mark(llm: LLM) -> tuple[float, ...]:
     """The clocks of a `Part`."""
     built = llm._open()
     kernels = profile_of(built).kernels
-    attention, *choosing = (kernels.get(name, (0, 0.0))[1] for name in ("attention", *CHOOSING))
-    return time.perf_counter(), built.engine.counters.policy_seconds, attention, sum(choosing)
+    attention, encoding, *choosing = (kernels.get(name, (0, 0.0))[1] for name in ("attention", "encoding", *CHOOSING))
+    return time.perf_counter(), built.engine.counters.policy_seconds, attention, encoding, sum(choosing)
 
 
 def twin_of(kv: str) -> str | None:
@@ -142,7 +145,8 @@ def cells(kv: str, runs: list[Run], twins: list[Run]) -> list[str]:
     seen = [observing(mine, twin, once=once) for mine, twin in zip(runs, twins, strict=bool(twins))]
     choosing = [(run.steps.choosing, 0.0) for run in runs]
     deciding = [(run.steps.deciding, run.prompts.deciding + run.steps.deciding) for run in runs]
-    return [*both(deciding), *(both(seen) if seen else ("", "")), both(choosing)[0]]
+    encoding = [(run.steps.encoding, run.prompts.encoding + run.steps.encoding) for run in runs]
+    return [*both(deciding), *(both(seen) if seen else ("", "")), *both(encoding), both(choosing)[0]]
 
 
 def main() -> None:
@@ -184,8 +188,9 @@ def compare(llm: LLM, args: argparse.Namespace) -> None:
             runs[kv].append(serve(llm, kv, args.sequences, args.prompt, args.steps))
             if (twin := twin_of(kv)) is not None:
                 twins[kv].append(serve(llm, twin, args.sequences, args.prompt, args.steps))
-    print("| kv | step | acts a step | deciding | with prompts | observing | with prompts | choosing |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    twice = " | with prompts | ".join(["deciding", "observing", "encoding", "choosing"])
+    print(f"| kv | step | acts a step | {twice} |")
+    print("| --- |" + " ---: |" * 9)
     for kv, mine in runs.items():
         step = statistics.median(run.steps.all for run in mine) / args.steps
         acts = statistics.median(run.acts for run in mine) / args.steps

@@ -29,8 +29,9 @@ def test_a_twin_holds_as_many_slots_and_is_shown_nothing() -> None:
 
 def test_shares() -> None:
     """Of steps of 2 s after prompts of 6 s; attention takes 0.16 s longer than the twin's in prompts, 0.2 in steps."""
-    mine = Run(Part(6.0, 0.6, 1.16, 0.0), Part(2.0, 0.2, 0.8, 0.02), 9)
-    twin = Run(Part(5.0, 0.0, 1.0, 0.0), Part(1.7, 0.1, 0.6, 0.0), 9)
-    assert cells("h2o", [mine], [twin]) == ["10.0%", "10.0%", "10.0%", "4.5%", "1.0%"]
-    assert cells("snapkv", [mine], [twin]) == ["10.0%", "10.0%", "0.0%", "2.0%", "1.0%"]  # nothing after its act
-    assert cells("quest", [mine], []) == ["10.0%", "10.0%", "", "", "1.0%"]
+    mine = Run(Part(6.0, 0.6, 1.16, 0.16, 0.0), Part(2.0, 0.2, 0.8, 0.04, 0.02), 9)
+    twin = Run(Part(5.0, 0.0, 1.0, 0.0, 0.0), Part(1.7, 0.1, 0.6, 0.0, 0.0), 9)
+    assert cells("h2o", [mine], [twin]) == ["10.0%", "10.0%", "10.0%", "4.5%", "2.0%", "2.5%", "1.0%"]
+    # Nothing is shown after its act.
+    assert cells("snapkv", [mine], [twin]) == ["10.0%", "10.0%", "0.0%", "2.0%", "2.0%", "2.5%", "1.0%"]
+    assert cells("quest", [mine], []) == ["10.0%", "10.0%", "", "", "2.0%", "2.5%", "1.0%"]

@@ -30,6 +30,16 @@ def test_steps_are_divided_among_kernels(make_llm, fresh_choices, monkeypatch):
     assert sum(profile["kernels_ms"].values()) + profile["outside_ms"] == pytest.approx(profile["step_ms"])
 
 
+def test_encoding_within_steps_is_timed_apart_from_attention(make_llm, fresh_choices, monkeypatch):
+    pytest.importorskip("pagoda.kernels.cpu", reason="built without the C++ kernels")
+    monkeypatch.setenv("PAGODA_PROFILE", "1")
+    llm = make_llm(page_size=8)
+    params = SamplingParams(temperature=0, max_tokens=2, kv="int2(every=8)")
+    for _ in range(2):  # the first of a codec finds out how its pages are read
+        llm.generate([list(range(1, 40))], params)
+    assert llm.stats()["profile"]["kernels_ms"]["encoding"] > 0
+
+
 def test_nothing_is_timed_unless_asked(make_llm, fresh_choices, monkeypatch):
     monkeypatch.delenv("PAGODA_PROFILE", raising=False)
     llm = make_llm()

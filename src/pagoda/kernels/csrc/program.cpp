@@ -52,7 +52,7 @@ struct Run {
   int64_t first = 0;  // token of the step, where only some pass
   bool activated = false, found = false;  // by the product before: what the activation, the search for the likeliest would do
   bool tiled = false, branch_tiled = false;  // and its results lie in tiles, for the next product, for the next sum
-  int64_t choosing = 0, choices = 0;  // nanoseconds and calls, where somebody watches
+  Program::Part choosing, encoding;  // of attention, where somebody watches
 
   char* at(int reg, int64_t element = 0) const {
     return memory.registers[reg] + ((memory.passing[reg] ? 0 : first * widths[reg]) + element) * size_of(dtype);
@@ -250,7 +250,7 @@ struct Run {
   void choose(AttentionArgs& a, int64_t layer) {
     const auto started = watched ? Clock::now() : Clock::time_point();
     choose_pages(a, step.choice, layer, threads, isa, memory.chosen);
-    if (watched) choosing += since(started), ++choices;
+    if (watched) choosing.add(since(started));
   }
 
   void sum_into(AttentionArgs& a, int64_t layer) {
@@ -389,6 +389,8 @@ struct Run {
             throw std::out_of_range("a page to be encoded that is not there");
       }
     }
+    if (memory.encoding.empty()) return;
+    const auto started = watched ? Clock::now() : Clock::time_point{};
     const auto body = PAGODA_BODY(isa, run_page_codes);
     parallel_for(int64_t(memory.encoding.size()) * heads, threads, [&](int64_t item) {
       const int64_t seq = memory.encoding[item / heads], head = item % heads;
@@ -400,6 +402,7 @@ struct Run {
         body({&memory.coded.v, raw.v + from, dtype == Dtype::bf16, size, to, head});
       }
     });
+    if (watched) encoding.add(since(started));
   }
 
   WriteArgs write_of(const AttendStep& i, const char* k, const char* v) {
@@ -586,9 +589,9 @@ void Program::run(const StepArrays& step, void* workspace, int num_threads, cons
   const auto one = [&](size_t i) {
     if (!watched_) return std::visit(run, instructions_[i]);
     const auto started = Clock::now();
-    const int64_t chosen = run.choosing;
+    const int64_t parts = run.choosing.nanoseconds + run.encoding.nanoseconds;
     std::visit(run, instructions_[i]);
-    nanoseconds_[i] += since(started) - (run.choosing - chosen);
+    nanoseconds_[i] += since(started) - (run.choosing.nanoseconds + run.encoding.nanoseconds - parts);
     ++calls_[i];
   };
   for (size_t i = 0; i < instructions_.size();) {
@@ -602,14 +605,15 @@ void Program::run(const StepArrays& step, void* workspace, int num_threads, cons
     }
     run.first = 0, i = end;
   }
-  choosing_ += run.choosing, choices_ += run.choices;
+  choosing_.add(run.choosing), encoding_.add(run.encoding);
 }
 
 std::vector<Program::Timing> Program::timings() const {
   std::vector<Timing> found;
   for (size_t i = 0; i < nanoseconds_.size(); ++i)
     found.push_back({std::visit(Name{}, instructions_[i]), calls_[i], nanoseconds_[i] * 1e-9});
-  if (choices_ > 0) found.push_back({"page choice", choices_, choosing_ * 1e-9});
+  if (choosing_.calls > 0) found.push_back({"page choice", choosing_.calls, choosing_.nanoseconds * 1e-9});
+  if (encoding_.calls > 0) found.push_back({"encoding", encoding_.calls, encoding_.nanoseconds * 1e-9});
   return found;
 }
 

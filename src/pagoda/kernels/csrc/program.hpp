@@ -250,7 +250,13 @@ class Program {
   void watch(bool on) { watched_ = on; }
 
   // What the watched runs took: for each instruction a name (its kind, and the shape of a product), calls and seconds; choosing pages
-  // apart from attention.
+  // and encoding them apart from attention.
+  struct Part {
+    int64_t nanoseconds = 0, calls = 0;
+
+    void add(int64_t more) { nanoseconds += more, ++calls; }
+    void add(const Part& other) { nanoseconds += other.nanoseconds, calls += other.calls; }
+  };
   struct Timing {
     std::string name;
     int64_t calls = 0;
@@ -277,7 +283,7 @@ class Program {
   bool watched_ = false;
   RunMemory memory_;
   std::vector<int64_t> nanoseconds_, calls_;  // of every instruction, since it was first watched
-  int64_t choosing_ = 0, choices_ = 0;        // the same of choosing pages, which attention's are without
+  Part choosing_, encoding_;                  // which attention's are without
 };
 
 }  // namespace pagoda
