@@ -89,7 +89,7 @@ def breaks(patch: pytest.MonkeyPatch, engine: Engine, kv: str, place: str, after
 
     for store in engine.stores:  # which knows how pages are read from steps before
         if store.codes is not None:
-            patch.setattr(store, "codes", PageCodes(store.fmt, store.learned, engine.stores.hold_shared))
+            patch.setattr(store, "codes", PageCodes(store.fmt, store.learn, store.codes._hold))
     patch.setattr(engine, "step", lambda: stepping.append(True) or step())
     patch.setattr(owner, name, property(method) if isinstance(vars(owner)[name], cached_property) else method)
     return raised

@@ -361,3 +361,44 @@ def test_sketches_of_a_sequence_lie_side_by_side_on_huge_pages(columns) -> None:
     )
     del notes, other
     assert shelves.unused_bytes == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("budget", [8, 24])
+def test_heads_of_different_lengths_are_judged_by_their_own_pages_alone(make_llm, name, budget) -> None:
+    """Behind the shorter ones' pages their table names some that are not theirs any more, other ones where the prompt's
+    pages are shared with the prefix cache: what is in those changes nothing.
+    """
+    policy = parse_policy(f"{name}(pages=2)").selection
+    if isinstance(policy, PageSelection) and policy.whole:
+        pytest.skip(f"{name} follows no eviction")
+    kv = f"snapkv(budget={budget}, window=4)+ada+{name}(pages=1)"
+    clean, dirty = make_llm(page_size=8, enable_prefix_caching=False), make_llm(page_size=8)
+    seen: list[list[tuple[np.ndarray, list[torch.Tensor]]]] = [[], []]
+    for llm, found in zip((clean, dirty), seen, strict=True):
+        engine = llm._open().engine
+
+        def noting(*args, engine=engine, run=engine._runner.run, found=found, **options):
+            result = run(*args, **options)
+            for sequence in engine.scheduler.running.values():
+                notes = sequence.policy_state.notes
+                noted = [
+                    sketches[head, : notes.sketched[layer, head]].clone()
+                    for layer, sketches in enumerate(notes.sketches)
+                    for head in range(0 if sketches is None else len(sketches))
+                ]
+                found.append((sequence.table.lens.copy(), noted))
+            return result
+
+        engine._runner.run = noting
+    for seed in range(3):  # pages that the second engine gives out were somebody else's before
+        dirty.generate([prompt(60 + seed, 120)], params("exact", 4))
+    for found in seen:
+        found.clear()
+    for seed in range(2):
+        outputs = [llm.generate([prompt(70 + seed, 90)], params(kv, 12))[0] for llm in (clean, dirty)]
+        assert outputs[0].error is None
+        assert outputs[0].token_ids == outputs[1].token_ids
+    for (lens, one), (_, other) in zip(*seen, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)), f"heads of {lens} slots"
+    assert any(len(np.unique(lens)) > 1 for lens, _ in seen[0]), "no head was shorter than another"

@@ -83,7 +83,7 @@ class World:
 
     # Operations -----------------------------------------------------------------------------------------------------
 
-    def _grant(self, num_blocks: int) -> int:
+    def _grant(self, num_blocks: int, last: bool) -> int:
         granted = min(num_blocks, self.ledger_blocks)
         self.ledger_blocks -= granted
         return granted

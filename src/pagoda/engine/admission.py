@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..core.errors import RequestError
+from ..core.errors import PagodaError, RequestError
 from ..core.units import format_bytes
 from ..kv.policies._stack import PolicyStack
 from ..kv.policies.base import Need
 from ..kv.stores import Store, Stores
 from ..models.load import Loaded
-from .calibrations import Calibrations
+from .calibrations import Calibrations, NotFree
 from .lossy_layers import on_this_model
 from .request import Request, check_prompt_ids
 
@@ -53,8 +53,27 @@ class Admission:
             reason = policy.eviction.why_not(self._loaded.shape.num_q_heads, self.max_model_len)
         if reason is not None:
             raise RequestError(f"kv={policy.spelled!r}: {reason}")
+        try:
+            self._load(request)
+        except NotFree as error:  # it waits until that is free
+            if error.num_bytes > self._stores.total_bytes:
+                raise
+
+    def why_not_loaded(self, request: Request) -> str | None:
+        """Reads what the request's policy was calibrated to, if it is not there; or says why that cannot be now."""
+        try:
+            self._load(request)
+        except PagodaError as error:
+            return str(error)
+        return None
+
+    def _load(self, request: Request) -> None:
+        policy = request.policy
         if policy.eviction is not None and Need.CALIBRATION in policy.eviction.needs:
             self._calibrations.load(policy.names[0])
+        if policy.windowed is not None and Need.CALIBRATION in policy.windowed.needs:
+            self._calibrations.load(policy.windowed.method)
+        self.learned(request)
 
     def fit(self, policy: PolicyStack) -> PolicyStack:
         """See ``on_this_model``."""

@@ -214,6 +214,7 @@ class Advance:
         child.policy_state = parent.policy_state.fork()
         if self._scheduler.is_running(parent) and self._scheduler.add_running(child):
             child.store.manager.fork(parent.seq_id, child.seq_id, parent.policy_state.open_from)
+            child.store.shared.use(child.policy.reads)
         else:
             child.forget_kv()
             self._scheduler.add(child)

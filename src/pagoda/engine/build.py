@@ -327,5 +327,5 @@ def _made(config: EngineConfig, ground: Ground, clock: Clock | None, started: fl
     }
     built = Built(config, engine, loaded, ground, sizes, startup, leases, grammars)
     kv_lease.reclaim = built.give_way
-    ground.held[id(built)] = lambda: loaded.model.weight_bytes + grammars.trie_bytes + stores.state_bytes
+    ground.held[id(built)] = lambda: loaded.model.weight_bytes + grammars.trie_bytes + stores.remembered_bytes
     return built

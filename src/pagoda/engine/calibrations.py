@@ -20,6 +20,18 @@ from ..weights.header import read_header
 from ..weights.reader import Checkpoint
 from ..weights.writer import write_tensors
 
+
+class NotFree(RequestError):
+    """``num_bytes`` for a calibration are not free now."""
+
+    def __init__(self, method: str, num_bytes: int) -> None:
+        super().__init__(
+            f"the calibration of {method} takes {format_bytes(num_bytes)}, and what others read and pinned prefixes do "
+            "not leave that much; unpin some or raise the memory budget"
+        )
+        self.num_bytes = num_bytes
+
+
 Completing = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 FOLDER = "kv-calibration"
@@ -28,18 +40,29 @@ READABLE = 1024
 
 
 class Calibrations:
-    """Tensors by method and name, float32. They stay once read; ``hold(bytes)`` leases them first (False: no room)."""
+    """Tensors by method and name, float32. They stay until they are forgotten; ``hold(method, bytes)`` leases them
+    first (False: no room), where ``fits(bytes)``.
+    """
 
-    def __init__(self, model: Path, hold: Callable[[int], bool] = lambda _: True) -> None:
-        self._model, self._hold = Path(model), hold
+    def __init__(
+        self,
+        model: Path,
+        hold: Callable[[str, int], bool] = lambda _name, _bytes: True,
+        fits: Callable[[int], bool] = lambda _bytes: True,
+    ) -> None:
+        self._model, self._hold, self._fits = Path(model), hold, fits
         self._folder = beside(self._model, FOLDER)
         self._read: dict[str, Mapping[str, Tensor]] = {}
+        self._sizes: dict[str, int] = {}  # bytes, when it was last read
 
     def load(self, method: str, complete: Completing = dict) -> Mapping[str, Tensor]:
         """``complete`` adds what follows from what was found (`Selection.complete`). Raises ConfigError when the method
-        was not calibrated for this model, ModelError for a damaged file, RequestError when there is no room.
+        was not calibrated for this model, ModelError for a damaged file, NotFree when there is no room.
         """
         if method not in self._read:
+            size = self._sizes.get(method, 0)
+            if not self._fits(size):  # who waits for it asks before every step: no file is read for nothing
+                raise NotFree(method, size)
             path = self.found(method)
             if path is None:
                 raise ConfigError(
@@ -52,12 +75,15 @@ class Calibrations:
                     "--force"
                 )
             found = complete(raw)
-            num_bytes = sum(t.nbytes for t in found.values())
-            if not self._hold(num_bytes):
-                size = format_bytes(num_bytes)
-                raise RequestError(f"the calibration of {method} takes {size}, and they are not free now")
+            num_bytes = self._sizes[method] = sum(t.nbytes for t in found.values())
+            if not self._hold(method, num_bytes):
+                raise NotFree(method, num_bytes)
             self._read[method] = found
         return self._read[method]
+
+    def forget(self, method: str) -> None:
+        """Its bytes are wanted; ``load`` reads it again."""
+        self._read.pop(method, None)
 
     def found(self, method: str) -> Path | None:
         """The file that ``load`` reads, if it is there."""

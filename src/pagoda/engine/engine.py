@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -69,14 +70,15 @@ class Engine:
             use_prefix=use_prefix,
             persistence=persistence,
             running=lambda: self.scheduler.running.values(),
+            load=lambda sequence: self.admission.why_not_loaded(sequence.group.request) is None,
             step_tokens=limits.max_num_batched_tokens,
         )
         self.scheduler = Scheduler(limits, policy, self._memory, clock)
         self._runner, self._probing = Runner(loaded.model, stores), Probing(self.scheduler)
-        calibrations = Calibrations(loaded.path, stores.hold_shared)
+        calibrations = Calibrations(loaded.path, stores.hold_shared, stores.could_hold)
         self._evictor = Evictor(self.scheduler, self.counters, calibrations)
         self.admission = Admission(loaded, stores, calibrations, max_model_len, limits.max_num_batched_tokens)
-        stores.calibration = calibrations.load
+        stores.calibration, stores.shared.forget = calibrations.load, calibrations.forget
         self._advance = Advance(self.scheduler, self._runner, loaded.tokenizer, clock, self._new_sequence)
         self.shadows = shadows or Shadows(0.0)
         self._requests: dict[str, RequestState] = {}
@@ -115,7 +117,7 @@ class Engine:
         self.admission.check(request)
         store = self.stores.of(request.policy.codec, offload=request.policy.offload)
         group = RequestState(request, store)
-        group.learned = self.admission.learned(request)
+        group.learn = partial(self.admission.learned, request)
         eos_ids = self.loaded.eos_ids
         room = self.admission.room_for(request, store)
         group.rule = FinishRule(request.params, eos_ids, prompt_len=0, max_model_len=room)
@@ -234,11 +236,13 @@ class Engine:
         step = self.scheduler.limits.max_num_batched_tokens
         needed = manager.blocks_needed(sequence.peak_slots(step)) * manager.fmt.block_bytes
         beside = f" beside what kv={'+'.join(sequence.policy.names)!r} remembers" if sequence.policy.remembers else ""
-        self._advance.fail(
-            sequence.group,
+        calibrated = sum(map(self.stores.shared.size, sequence.policy.reads))
+        beside += f" and was calibrated to ({format_bytes(calibrated)})" if calibrated else ""
+        why = self.admission.why_not_loaded(sequence.group.request) or (
             f"{sequence.num_tokens} tokens need {format_bytes(needed)} of KV{beside}, and pinned prefixes leave "
-            f"{format_bytes(manager.available_blocks() * manager.fmt.block_bytes)}; unpin some or raise the budget",
+            f"{format_bytes(manager.available_blocks() * manager.fmt.block_bytes)}; unpin some or raise the budget"
         )
+        self._advance.fail(sequence.group, why)
         return [sequence.group]
 
     def _stuck(self, plan: Plan) -> Sequence | None:

@@ -278,7 +278,7 @@ def _encode(sequence: Sequence) -> None:
     queries = state.newest_queries(sequence.num_computed, codec.probes)
     table = store.manager.table(sequence.seq_id)
     shown = None if queries is None else queries.float()
-    state.tail.encode(codec, store.storage, table, store.learned, shown, state.scale)
+    state.tail.encode(codec, store.storage, table, store.learn(), shown, state.scale)
 
 
 def _write(decision: Decision | Choice, store: Store, table: PageTable) -> None:

@@ -33,7 +33,7 @@ class GuardedChooser:
 
     @cached_property
     def _chooser(self) -> PageChooser:
-        policy, learned = self._sequence.policy, self._sequence.group.learned
+        policy, learned = self._sequence.policy, self._sequence.group.learn()
         assert policy.selection is not None
         return PageChooser(
             policy.selection, self._notes, self._storage, self._table, learned, self._num_q_heads, policy.lossy
@@ -100,7 +100,7 @@ class GuardedNoter:
 
 def guarded_residual(sequence: Sequence) -> Residual:
     """What its evicted slots answer; nothing once that broke."""
-    eviction, state, learned = sequence.policy.eviction, sequence.policy_state, sequence.group.learned
+    eviction, state, learned = sequence.policy.eviction, sequence.policy_state, sequence.group.learn()
     assert eviction is not None
 
     def residual(q: Tensor, layer: int) -> tuple[Tensor, Tensor] | None:

@@ -20,13 +20,15 @@ class PagedMemory:
         use_prefix: bool,
         persistence: Persistence | None = None,
         running: Callable[[], Collection[Item]] = tuple,
+        load: Callable[[Sequence], bool] = lambda _: True,
         step_tokens: int = 2048,
     ) -> None:
         """``persistence``: the disk behind the prefix cache of the engine's own KV format; ``running``: who has pages;
-        ``step_tokens``: most tokens of a step.
+        ``load`` reads what a sequence's policy was calibrated to (False: no room); ``step_tokens``: most tokens of a
+        step.
         """
         self._use_prefix, self._persistence = use_prefix, persistence
-        self._running, self._step_tokens = running, step_tokens
+        self._running, self._load, self._step_tokens = running, load, step_tokens
         self._looked: tuple[int, int] | None = None
 
     def prefetch(self, sequence: Sequence, tokens_per_second: float, *, whole: bool = False) -> None:
@@ -69,6 +71,7 @@ class PagedMemory:
             use_prefix=self._shares(sequence),
         )
         sequence.num_computed = cached
+        sequence.store.shared.use(sequence.policy.reads)
         return cached
 
     def cached_tokens(self, item: Item) -> int:
@@ -130,6 +133,8 @@ class PagedMemory:
         sequence = _sequence(item)
         table = sequence.table
         if table is None:
+            if sequence.policy.reads and not self._load(sequence):
+                return False
             table = sequence.table = sequence.store.manager.table(sequence.seq_id)
         if table.tail_owned and table.room >= num_tokens:  # nearly always: 64 decodes ask at every step
             return True
@@ -138,6 +143,7 @@ class PagedMemory:
     def release(self, item: Item) -> None:
         sequence = _sequence(item)
         sequence.store.manager.release(item.seq_id)
+        sequence.store.shared.leave(sequence.policy.reads)
         sequence.forget_kv()
 
 

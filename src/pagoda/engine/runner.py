@@ -322,7 +322,7 @@ def _noters(pieces: list[Piece]) -> dict[int, GuardedNoter]:
             read = sequence.asks("choosing pages", partial(selection.num_pages, full), lambda: 0)
             if read < full and not sequence.broken:
                 noters[index] = GuardedNoter(
-                    sequence, PageNoter(selection, sequence.policy_state.notes, sequence.group.learned)
+                    sequence, PageNoter(selection, sequence.policy_state.notes, sequence.group.learn())
                 )
     return noters
 

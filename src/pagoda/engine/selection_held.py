@@ -16,7 +16,7 @@ from ..kv.policies._layers import LossyLayers
 from ..kv.policies._pages import PageSelection
 from ..kv.storage import PageStorage
 from ..kv.table import PageTable
-from .selection_notes import Notes
+from .selection_notes import Notes, of_heads
 
 if TYPE_CHECKING:
     from ..kernels.ops.page_scores import PageRule
@@ -89,8 +89,8 @@ class HeldPages:
             return 0
         return int(self._full.sum()) + self._full.size
 
-    def _of(self, layer: int) -> dict[str, Tensor]:
-        return {name: values[layer] for name, values in self._learned.items()}
+    def _of(self, layer: int, heads: slice | np.ndarray = slice(None)) -> dict[str, Tensor]:
+        return {name: of_heads(values[layer], heads) for name, values in self._learned.items()}
 
     # -- what is noted -------------------------------------------------------------------------------------------------
 
@@ -115,28 +115,77 @@ class HeldPages:
                 marks = notes.room(layer, most, self._by_channel)
                 page_marks(self._keys(ids[:, start:most]), self._rule, marks, start, self._aids(layer))
             else:
-                notes.write(layer, slice(None), start, self._looked_at(layer, start, ids[:, :most]), self._by_channel)
+                made = self._looked_at(layer, start, full, ids[:, :most])
+                notes.write(layer, slice(None), start, made, self._by_channel)
             notes.sketched[layer] = full
         held = notes.sketches[layer]
         assert held is not None
         return held[:, :most]
 
-    def _looked_at(self, layer: int, start: int, ids: Tensor) -> Tensor:
-        """The policy's own sketches of the pages from ``start`` on."""
+    def _looked_at(self, layer: int, start: int, full: np.ndarray, ids: Tensor) -> Tensor:
+        """The policy's own sketches of the pages from ``start`` on. Heads that an eviction left with different numbers
+        of pages are looked at apart: behind a head's own pages ``ids`` names somebody else's.
+        """
+        groups = [np.flatnonzero(full == count) for count in np.unique(full)]
+        if len(groups) == 1:
+            return self._look(layer, slice(None), start, ids)
+        memory, made = self._notes.memory[layer], None
+        parts: list[tuple[np.ndarray, dict[str, Tensor]]] = []
+        for heads in groups:
+            mine = {name: value[heads] for name, value in memory.items() if value.shape[:1] == full.shape}
+            count = int(full[heads[0]])
+            if count > start:
+                found = self._look(layer, heads, start, ids[heads, :count], mine)
+            else:  # what is found once has to be found of something
+                found = self._policy.sketch_as(self._first_page(layer, heads, ids), mine, 0, self._of(layer, heads))
+                found = found[:, :0]
+            if made is None:
+                made = found.new_zeros(len(full), ids.shape[1] - start, *found.shape[2:])
+            made[heads, : found.shape[1]] = found
+            parts.append((heads, {name: value for name, value in mine.items() if name not in memory}))
+        memory |= _joined(parts)
+        assert made is not None
+        return made
+
+    def _look(
+        self, layer: int, heads: slice | np.ndarray, start: int, ids: Tensor, memory: dict[str, Tensor] | None = None
+    ) -> Tensor:
         policy, most = self._policy, ids.shape[1]
         span = REMOTE_PAGES if policy.remote else most - start
+        memory = self._notes.memory[layer] if memory is None else memory
         parts = [
-            policy.sketch_as(
-                self._keys(ids[:, at : min(most, at + span)]), self._notes.memory[layer], at, self._of(layer)
-            )
+            policy.sketch_as(self._keys(ids[:, at : min(most, at + span)]), memory, at, self._of(layer, heads))
             for at in range(start, most, span)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _first_page(self, layer: int, heads: np.ndarray, ids: Tensor) -> Tensor:
+        """As ``_keys``, of heads that have no full page yet: the rest of it holds their last key."""
+        keys = self._keys(ids[heads, :1])
+        last = torch.from_numpy(np.maximum(self._lens[layer, heads], 1) - 1).to(keys.device)
+        slots = torch.arange(keys.shape[2], device=keys.device).minimum(last[:, None])
+        return keys.gather(2, slots[:, None, :, None].expand(keys.shape))
 
     def _keys(self, ids: Tensor) -> Tensor:
         """float32 [H, n, page_size, D] of these pages."""
         fmt = self._table.fmt
         return self._storage.keys(ids).view(ids.shape[0], ids.shape[1], fmt.page_size, -1)
+
+
+def _joined(parts: list[tuple[np.ndarray, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """What a policy remembers of groups of heads, ``[h, …]`` each, as that of all. Where groups differ in size, the
+    last of the smaller is repeated: whoever chooses the best of them chooses the same.
+    """
+    num_heads, joined = sum(len(heads) for heads, _ in parts), {}
+    for name in parts[0][1]:
+        values = [memory[name] for _, memory in parts]
+        whole = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+        joined[name] = values[0].new_empty(num_heads, *whole)
+        for (heads, _), value in zip(parts, values, strict=True):
+            for dim, size in enumerate(whole, 1):
+                value = value.index_select(dim, torch.arange(size, device=value.device).clamp(max=value.shape[dim] - 1))
+            joined[name][heads] = value
+    return joined
 
 
 def _page_ids(table: PageTable, first: int, end: int) -> Tensor:

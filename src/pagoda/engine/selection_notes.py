@@ -226,12 +226,12 @@ class PageNoter:
     def note(self, layer: int, heads: slice, first: int, keys: Tensor) -> None:
         """As `kv.view.Noter`."""
         notes = self._notes
-        learned = {name: _of(values[layer], heads) for name, values in self._learned.items()}
+        learned = {name: of_heads(values[layer], heads) for name, values in self._learned.items()}
         made = self._policy.sketch_as(keys, notes.memory[layer], first, learned)
         notes.write(layer, heads, first, made, self._by_channel)
         notes.sketched[layer, heads] = first + keys.shape[1]
 
 
-def _of(learned: Tensor, heads: slice) -> Tensor:
+def of_heads(learned: Tensor, heads: slice | np.ndarray) -> Tensor:
     """What these heads were calibrated to; what is of all of them is one for all."""
     return learned if len(learned) == 1 else learned[heads]

@@ -276,7 +276,7 @@ class RequestState:
         self.pooled: Tensor | None = None  # sum of hidden states so far, float32 [hidden_size]
         self.embedding: list[float] | None = None
         self.finished = False
-        self.learned: Mapping[str, Tensor] = {}  # what its selection, or residual, was calibrated to
+        self.learn: Callable[[], Mapping[str, Tensor]] = dict  # what its selection, or residual, was calibrated to
         self.rule: FinishRule
         self.beam: BeamGroup | None = None
 

@@ -78,9 +78,12 @@ class Shelf:
 
 
 class Shelves:
-    """As many shelves as are needed. One thread takes pieces; they are given back by whoever drops them last."""
+    """As many shelves as are needed. One thread takes pieces; they are given back by whoever drops them last.
+    ``open``: whether pieces come to lie on them; else each has memory of its own, for those who have few huge pages.
+    """
 
     def __init__(self) -> None:
+        self.open = True
         self._shelves: list[Shelf] = []
         self._dropped: deque[tuple[Shelf, int, int]] = deque()
 
@@ -91,6 +94,8 @@ class Shelves:
         num_bytes = -(-num_bytes // ALIGNED) * ALIGNED
         if not LEAST_BYTES <= num_bytes <= MOST_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
             return huge_bytes(num_bytes)
+        if not self.open:
+            return torch.zeros(num_bytes, dtype=torch.uint8)
         self._collect()
         for shelf in self._shelves:
             if (found := shelf.take(num_bytes)) is not None:

@@ -52,7 +52,7 @@ class KVManager:
         pool: PagePool,
         prefix: PrefixCache | None,
         *,
-        grow: Callable[[int], int] | None = None,
+        grow: Callable[[int, bool], int] | None = None,
         growable: Callable[[], int] | None = None,
         settled: int = 0,
         windows: Windows | None = None,

@@ -14,12 +14,16 @@ from .policies._windowed import Learned, WindowedCodec
 
 
 class PageCodes:
-    """Of codecs that read alike, so that any of them may be asked. ``learned``: what they were calibrated to,
+    """Of codecs that read alike, so that any of them may be asked. ``learn`` says what they were calibrated to,
     ``[L, H, …]``; ``hold`` leases bytes of what is made of it.
     """
 
-    def __init__(self, fmt: KVFormat, learned: Learned, hold: Callable[[int], bool]) -> None:
-        self._fmt, self._learned, self._hold = fmt, learned, hold
+    def __init__(self, fmt: KVFormat, learn: Callable[[], Learned], hold: Callable[[int], bool]) -> None:
+        self._fmt, self._learn, self._hold = fmt, learn, hold
+        self.forget()
+
+    def forget(self) -> None:
+        """What was found is wanted no more, nor its lease; it is found again when it is asked for."""
         self._codes: list[PageCode] = []
         self._sides: Any = None
         self._asked = False
@@ -31,7 +35,7 @@ class PageCodes:
 
     def learned_of(self, layer: int) -> dict[str, Tensor]:
         """``[H, …]`` each."""
-        return {name: values[layer] for name, values in self._learned.items()}
+        return {name: values[layer] for name, values in self._learn().items()}
 
     def of(self, codec: WindowedCodec, layer: int) -> PageCode:
         """Of one layer. What the codec raises comes through."""
@@ -55,5 +59,5 @@ class PageCodes:
         if not all(map(can_read, codes)):
             return None
         found = LayerSides(codes, self._fmt.page_bytes)
-        num_bytes = found.num_bytes(self._learned.values())
+        num_bytes = found.num_bytes(self._learn().values())
         return found if not num_bytes or self._hold(num_bytes) else None

@@ -13,7 +13,8 @@ class Room:
     """Makes room in a pool.
 
     grow    is asked for a number of blocks, and returns how many the ledger granted (0 … asked); they are then added to
-            the pool, and stay with it even when that was not enough: ``shrink`` gives them back.
+            the pool, and stay with it even when that was not enough: ``shrink`` gives them back. Its second argument:
+            whether they are the last resort, since all prefixes would not do.
     growable  how many blocks it could get now, at most; None: as many as the pool may still grow by.
     """
 
@@ -21,7 +22,7 @@ class Room:
         self,
         pool: PagePool,
         prefix: PrefixCache | None,
-        grow: Callable[[int], int] | None,
+        grow: Callable[[int, bool], int] | None,
         growable: Callable[[], int] | None = None,
     ) -> None:
         self._pool, self._prefix, self._grow, self._growable = pool, prefix, grow, growable
@@ -30,29 +31,39 @@ class Room:
         """Sees to it that ``needed()`` runs of ``run`` pages are free. It is asked again as entries go, since that ends
         sharing. False if it cannot be: then all entries are still there, as where it raises.
         """
-        pool, prefix = self._pool, self._prefix
-        missing = needed() - pool.num_free_runs(run)
-        if missing > 0 and self._grow is not None:
-            blocks = min(-(-missing * run // pool.fmt.pages_per_block), pool.limit_blocks - pool.num_blocks)
-            if blocks > 0:
-                pool.grow(self._grow(blocks))
-                missing = needed() - pool.num_free_runs(run)
-        if missing <= 0:
-            return True
-        if prefix is None:
-            return False
-        prefix.expire()
-        trial = Reclaim(pool, prefix, run)
-        found = False
+        missing = needed() - self._pool.num_free_runs(run)
+        if missing > 0 and self._enlarge(run, missing):
+            missing = needed() - self._pool.num_free_runs(run)
+        if missing > 0:
+            missing = self._reclaim(run, needed)
+        if missing > 0 and self._enlarge(run, missing, last=True):
+            missing = self._reclaim(run, needed)
+        return missing <= 0
+
+    def _enlarge(self, run: int, num: int, *, last: bool = False) -> bool:
+        """Asks for the blocks of ``num`` runs; whether any were granted."""
+        pool = self._pool
+        blocks = min(-(-num * run // pool.fmt.pages_per_block), pool.limit_blocks - pool.num_blocks)
+        granted = 0 if self._grow is None or blocks <= 0 else self._grow(blocks, last)
+        pool.grow(granted)
+        return granted > 0
+
+    def _reclaim(self, run: int, needed: Callable[[], int]) -> int:
+        """Gives up prefixes that nobody uses; returns how many runs are missing then, and gives up none if any are."""
+        if self._prefix is None:
+            return needed() - self._pool.num_free_runs(run)
+        self._prefix.expire()
+        trial = Reclaim(self._pool, self._prefix, run)
+        missing = 1
         try:
-            while not (found := needed() <= trial.num_free) and trial.step():
+            while (missing := needed() - trial.num_free) > 0 and trial.step():
                 pass
         finally:
-            if found:
+            if missing <= 0:
                 trial.commit()
             else:
                 trial.rollback()
-        return found
+        return missing
 
     def take(self, run: int, num: int) -> Int32s:
         """``num`` runs that ``make`` has seen to."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,9 +31,10 @@ from .offload.storage import OffloadedStorage
 from .offload.tier_file import SPAN, TierFile
 from .page_codes import PageCodes
 from .pages import MAX_PAGES, PagePool
-from .policies._windowed import Learned, WindowedCodec
+from .policies._windowed import Learned, WindowedCodec, reads_of
 from .policies.base import Need, Stored
 from .prefix import PrefixCache
+from .shared import Shared
 from .stats import KVStats
 from .storage import PageStorage
 from .windows import Windows
@@ -42,15 +44,18 @@ MIN_HUGE_PAGES = 64  # a store of fewer declines huge pages: their slack (`PageS
 
 @dataclass(slots=True, eq=False)
 class Store:
-    """The pages of one KV format: who has them, and their bytes. ``learned``: what its codec was calibrated to;
-    ``codes``: how its pages are read, where they are encoded whole; ``shelves``: for what is noted of its sequences.
+    """The pages of one KV format: who has them, and their bytes. ``learn``: says what its codec was calibrated to;
+    ``codes``: how its pages are read, where they are encoded whole; ``shelves``: for what is noted of its sequences;
+    ``shared``: who reads what of the model, ``reads``: names of what this store does.
     """
 
     manager: KVManager
     storage: PageStorage
-    learned: Learned = field(default_factory=dict)
+    learn: Callable[[], Learned] = dict
     codes: PageCodes | None = None
     shelves: Shelves = field(default_factory=Shelves)
+    shared: Shared = field(default_factory=Shared)
+    reads: frozenset[str] = frozenset()
 
     @property
     def fmt(self) -> KVFormat:
@@ -125,9 +130,11 @@ class Stores:
         self._driver = driver
         self.shelves = Shelves()
         """Where what is noted of sequences lies."""
+        self.shelves.open = _has_slack(total_bytes)
         self.calibration: Callable[[str], Learned] = _none
         self._by_dtype: dict[str, Store] = {}
-        self._shared_bytes = 0  # of the state lease: calibrations
+        self.shared = Shared()
+        """Of the state lease: calibrations."""
         self.sure_bytes = 0
         """Of the lease: never given back for others (`keep`)."""
         self.default = self._open(fmt)
@@ -175,7 +182,6 @@ class Stores:
             return
         if isinstance(stored, WindowedCodec) and (reason := why_not_stored(stored, self._model_fmt)) is not None:
             raise ConfigError(f"kv={stored.method!r} cannot run on this model: {reason}")
-        self._learned_of(stored)
 
     def audit(self) -> None:
         """Recounts every store. Raises AssertionError naming what does not balance."""
@@ -200,6 +206,7 @@ class Stores:
             "touched_bytes": sum(one.touched_bytes for one in each.values()),
             "idle_prefix_bytes": sum(one.num_idle_entries * one.block_bytes for one in each.values()),
             "policy_bytes": self.state_bytes,
+            "calibration_bytes": self.shared.num_bytes,
             "offload": self._offload_stats(far),
             "formats": {
                 name: {
@@ -241,7 +248,8 @@ class Stores:
         fmt = self.default.fmt
         pool = PagePool(fmt, tier.num_blocks)
         manager = KVManager(fmt, pool, self._make_prefix(pool))
-        self.offloaded = Store(manager, OffloadedStorage(fmt, tier, window_bytes, longest), shelves=self.shelves)
+        self.offloaded = Store(manager, OffloadedStorage(fmt, tier, window_bytes, longest))
+        self.offloaded.shelves, self.offloaded.shared = self.shelves, self.shared
 
     def name_prefixes(self, fingerprint: str) -> None:
         """What is computed from now on is keyed with ``fingerprint``; what was is found again under its own name only.
@@ -278,9 +286,10 @@ class Stores:
         windows = Windows.of(self._windows, fmt) if windowed is None else None
         manager = KVManager(fmt, pool, prefix, grow=way.grow, growable=way.growable, settled=settled, windows=windows)
         storage = PageStorage(fmt, addresses, self._device, huge=huge, driver=self._driver)
-        learned = self._learned_of(windowed)
-        codes = None if windowed is None else PageCodes(fmt, learned, self.hold_shared)
-        store = Store(manager, storage, learned, codes, self.shelves)
+        store = Store(manager, storage, shelves=self.shelves, shared=self.shared)
+        if windowed is not None:
+            store.learn, store.reads = partial(self._learned_of, windowed), reads_of(windowed)
+            store.codes = PageCodes(fmt, store.learn, partial(self.hold_shared, windowed.codec))
         self._by_dtype[fmt.dtype] = store
         return store
 
@@ -303,13 +312,14 @@ class Stores:
                 "machine could ever give; ask for less"
             )
         self.total_bytes = total_bytes
+        self.shelves.open = _has_slack(total_bytes)
         for store in self._by_dtype.values():
             if store.storage.slack_bytes and not _has_slack(total_bytes):
                 store.storage.drop_slack(store.manager.pool.num_used_blocks)
         self._lease.resize(sum(store.leased_bytes for store in self))
         for store in self._by_dtype.values():
             store.manager.pool.set_limit(self._limit(store.fmt, total_bytes - store.storage.slack_bytes))
-        self._give_back(None, self.excess_bytes)
+        self._make_room(self.excess_bytes)
 
     @property
     def excess_bytes(self) -> int:
@@ -337,12 +347,17 @@ class Stores:
 
     # Blocks that go from one format to another ----------------------------------------------------------------------
 
-    def take(self, taker: KVFormat, num_blocks: int) -> int:
-        """Leases up to ``num_blocks`` more blocks for a format, others' unused ones if need be; returns how many."""
+    def take(self, taker: KVFormat, num_blocks: int, last: bool = False) -> int:
+        """Leases up to ``num_blocks`` more blocks for a format, others' unused ones if need be; returns how many.
+        ``last``: also from calibrations that nobody reads, if that will do.
+        """
         store = self._by_dtype[taker.dtype]
         missing = num_blocks * taker.block_bytes + store.first_bytes - self._unused_bytes
         if missing > 0:
+            wanted = self._unused_bytes + missing
             self._give_back(taker, missing)
+            if last and self.growable(taker) >= num_blocks:
+                self._drop_idle(wanted - self._unused_bytes, taker)
             num_blocks = min(num_blocks, (self._unused_bytes - store.first_bytes) // taker.block_bytes)
         others = self._lease.num_bytes - store.leased_bytes
         while num_blocks > 0 and not store.try_grow(self._lease, others, num_blocks):
@@ -353,29 +368,102 @@ class Stores:
         """Leases what policies remember now, and what is unused on the shelves between, from the bytes of blocks that
         nobody uses if need be. False if it does not fit; the old lease stays then.
         """
-        return self._hold(num_bytes + self._shared_bytes + self.shelves.unused_bytes)
+        return self._hold(lambda: num_bytes + self.shared.num_bytes + self.shelves.unused_bytes)
 
-    def hold_shared(self, num_bytes: int) -> bool:
-        """Leases, for good, what policies read of all sequences (calibrations), in the same way."""
-        if not self._hold(self._state_lease.num_bytes + num_bytes):
+    def hold_shared(self, name: str, num_bytes: int) -> bool:
+        """Leases what policies read of all sequences (calibrations), in the same way. It stays while sequences
+        with pages read ``name``, and until its bytes are wanted after that.
+        """
+        state = self.state_bytes
+        if not self._hold(lambda: state + self.shared.num_bytes + num_bytes):
             return False
-        self._shared_bytes += num_bytes
+        self.shared.add(name, num_bytes)
         return True
 
-    def _hold(self, num_bytes: int) -> bool:
-        missing = num_bytes - self._state_lease.num_bytes - self._unused_bytes
+    def could_hold(self, num_bytes: int) -> bool:
+        """Whether so many bytes are unused, or could be at best."""
+        missing = num_bytes - self._unused_bytes
+        return missing <= 0 or missing <= self._idle_bytes()
+
+    def _hold(self, wanted: Callable[[], int]) -> bool:
+        """``wanted``: bytes that the state lease shall have; fewer when something that is shared has left."""
+        if not self.could_hold(wanted() - self._state_lease.num_bytes):
+            return False  # before prefixes go for nothing
+        missing = wanted() - self._state_lease.num_bytes - self._unused_bytes
         if missing > 0:
-            self._give_back(None, missing)
-            if num_bytes - self._state_lease.num_bytes > self._unused_bytes:
+            self._make_room(missing)
+            if wanted() - self._state_lease.num_bytes > self._unused_bytes:
                 return False
-        if not self._state_lease.try_resize(num_bytes):  # others have what was unused
-            self._give_back(None, num_bytes - self._state_lease.num_bytes)
-        return self._state_lease.try_resize(num_bytes)
+        if not self._state_lease.try_resize(wanted()):  # others have what was unused
+            self._make_room(wanted() - self._state_lease.num_bytes)
+        return self._state_lease.try_resize(wanted())
+
+    def _idle_bytes(self, taker: KVFormat | None = None) -> int:
+        """What others than ``taker`` could give up, at most."""
+        others = [store for store in self._by_dtype.values() if store.fmt != taker]
+        blocks = sum(store.manager.idle_blocks() * store.fmt.block_bytes for store in others)
+        return blocks + sum(map(self.shared.size, self._idle(taker)))
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Blocks that nobody uses leave, then calibrations that nobody reads."""
+        before = self._unused_bytes
+        self._give_back(None, num_bytes)
+        self._drop_idle(num_bytes - (self._unused_bytes - before))
+
+    # What policies read of all sequences ----------------------------------------------------------------------------
+
+    def _idle(self, taker: KVFormat | None = None) -> Iterator[str]:
+        """Names that nobody reads, and no kept page needs; ``taker``: nor who asks for blocks."""
+        for name in self.shared.idle():
+            stores = self._readers_of(name)
+            if all(store.fmt != taker and self._is_idle(store) for store in stores):
+                yield name
+
+    def _readers_of(self, name: str) -> list[Store]:
+        return [store for store in self._by_dtype.values() if name in store.reads]
+
+    def _is_idle(self, store: Store) -> bool:
+        return self.shared.is_idle(store.reads) and store.manager.idle_blocks() == store.manager.pool.num_blocks
+
+    def _drop_idle(self, num_bytes: int, taker: KVFormat | None = None) -> None:
+        """What nobody reads leaves, what was left longest ago first: until so many bytes are free, or no more can be.
+
+        Prefixes that were encoded by it leave too: what is read when it comes again may have been calibrated anew.
+        """
+        enough = self._unused_bytes + num_bytes
+        for name in self._idle(taker):
+            if self._unused_bytes >= enough:
+                return
+            for store in self._readers_of(name):
+                self._empty(store, store.manager.pool.num_blocks)
+                assert store.codes is not None
+                store.codes.forget()
+                self._drop(store.fmt.dtype)
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        num_bytes = self.shared.size(name)
+        self.shared.drop(name)
+        self._state_lease.resize(self._state_lease.num_bytes - num_bytes)
+
+    def _empty(self, store: Store, num_blocks: int) -> int:
+        """That many unused blocks leave a store, or all; returns their bytes."""
+        gone = store.manager.shrink(num_blocks)
+        store.run_copies()  # noted copies may read pages that have just become free: before their bytes go
+        store.storage.release_blocks(gone)
+        before = self._lease.num_bytes
+        self._lease.resize(sum(one.leased_bytes for one in self))
+        return before - self._lease.num_bytes
 
     @property
     def state_bytes(self) -> int:
         """Bytes leased for what policies remember of sequences."""
-        return self._state_lease.num_bytes - self._shared_bytes
+        return self._state_lease.num_bytes - self.shared.num_bytes
+
+    @property
+    def remembered_bytes(self) -> int:
+        """The same, and what they read of all sequences."""
+        return self._state_lease.num_bytes
 
     @property
     def _unused_bytes(self) -> int:
@@ -384,19 +472,11 @@ class Stores:
     def _give_back(self, taker: KVFormat | None, num_bytes: int) -> None:
         for store in self._by_dtype.values():
             if num_bytes > 0 and store.fmt != taker:
-                gone = store.manager.shrink(-(-num_bytes // store.fmt.block_bytes))
-                store.run_copies()  # noted copies may read pages that have just become free: before their bytes go
-                store.storage.release_blocks(gone)
-                before = self._lease.num_bytes
-                self._lease.resize(sum(store.leased_bytes for store in self))
-                num_bytes -= before - self._lease.num_bytes
+                num_bytes -= self._empty(store, -(-num_bytes // store.fmt.block_bytes))
 
     def growable(self, taker: KVFormat) -> int:
         """Blocks that ``take`` could lease now, at most."""
-        unused = self._unused_bytes - self._by_dtype[taker.dtype].first_bytes
-        for store in self._by_dtype.values():
-            if store.fmt != taker:
-                unused += store.manager.idle_blocks() * store.fmt.block_bytes
+        unused = self._unused_bytes - self._by_dtype[taker.dtype].first_bytes + self._idle_bytes(taker)
         return max(0, unused) // taker.block_bytes
 
 
@@ -432,8 +512,8 @@ class _Growth:
     stores: Stores
     fmt: KVFormat
 
-    def grow(self, num_blocks: int) -> int:
-        return self.stores.take(self.fmt, num_blocks)
+    def grow(self, num_blocks: int, last: bool) -> int:
+        return self.stores.take(self.fmt, num_blocks, last)
 
     def growable(self) -> int:
         return self.stores.growable(self.fmt)

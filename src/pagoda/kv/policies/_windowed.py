@@ -213,3 +213,9 @@ def rounded(x: Tensor) -> Tensor:
 def take(pages: Tensor, *sizes: int) -> list[Tensor]:
     """The parts of the pages' bytes ``[..., page_bytes]``, in their order."""
     return list(pages.split(sizes, dim=-1))
+
+
+def reads_of(codec: WindowedCodec) -> frozenset[str]:
+    """As ``PolicyStack.reads``."""
+    calibration = {codec.method} if Need.CALIBRATION in codec.needs else set()
+    return frozenset({codec.codec} | calibration)
