@@ -24,7 +24,8 @@ from .tiny import prompt
 PROMPT, NUM = prompt(41, 60), 16
 
 ACTS = [
-    ("snapkv(budget=20)", "snapkv.SnapKV.scores", 0, "evicting"),
+    ("snapkv(budget=20)", "_voting.Voting.ranks", 0, "evicting"),
+    ("windowkv(budget=20)", "windowkv.WindowKV.scores", 0, "evicting"),
     ("snapkv(budget=20)", "_stack.PolicyStack.next_act", 0, "saying when it acts"),
     ("snapkv(budget=20)", "_stack.PolicyStack.next_act", 3, "saying when it acts"),
     ("h2o(budget=20, every=4)", "_stack.PolicyStack.next_act", 5, "saying when it acts"),
@@ -159,7 +160,7 @@ def test_where_pages_are_far_away_too(make_llm, monkeypatch, kv, place) -> None:
 
 def test_all_answers_of_a_request_end_and_the_log_says_where(make_llm, monkeypatch, caplog) -> None:
     llm, kv = make_llm(page_size=8), "snapkv(budget=20)"
-    breaks(monkeypatch, llm._open().engine, kv, "snapkv.SnapKV.scores", 0)
+    breaks(monkeypatch, llm._open().engine, kv, "_voting.Voting.ranks", 0)
     many = SamplingParams(temperature=1.0, n=3, max_tokens=NUM, ignore_eos=True, seed=5, kv=kv)
     (output,) = llm.generate([PROMPT], many)
     assert output.error == "kv='snapkv(budget=20)' failed, evicting: ValueError: no such slot"
