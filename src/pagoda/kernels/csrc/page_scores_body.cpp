@@ -34,38 +34,26 @@ void best_of_rows(const PageScoreArgs& a, const PreparedQueries& q, const Soon& 
   });
 }
 
-// Lane i: what `both` makes of all lanes of the i-th of kLanes registers that lie one behind the other. both(a, b): of two registers.
-template <typename Both>
-Vec across(const float* registers, Both both) {
+// Lane i: the sum of the i-th of kLanes registers that lie one behind the other.
+Vec totals_of(const float* registers) {
 #if defined(__AVX512F__)
   const auto at = [&](int i) { return _mm512_loadu_ps(registers + kLanes * i); };
   // Four registers to one: a lane of each, which is what their lanes come to.
   const auto four = [&](int i) {
     const __m512 a = at(i), b = at(i + 1), c = at(i + 2), d = at(i + 3);
-    const Vec ab = both(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-    const Vec cd = both(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
-    return both(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    const __m512 ab = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+    const __m512 cd = _mm512_shuffle_f32x4(c, d, 0x44) + _mm512_shuffle_f32x4(c, d, 0xee);
+    return _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xdd);
   };
   const __m512 a = four(0), b = four(4), c = four(8), d = four(12);
-  const __m512 ab = both(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)), cd = both(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-  const __m512 all = both(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));  // [lane][four]: of register 4 * four + lane
+  const __m512 ab = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b), cd = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);
+  const __m512 all = _mm512_shuffle_ps(ab, cd, 0x44) + _mm512_shuffle_ps(ab, cd, 0xee);  // [lane][four]: of register 4 * four + lane
   return (Vec)_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), all);
 #else
-  float out[kLanes];
-  for (int i = 0; i < kLanes; ++i) {
-    Vec all = load(registers + kLanes * i), turned{};
-    for (int apart = kLanes / 2; apart > 0; apart /= 2) {
-      for (int lane = 0; lane < kLanes; ++lane) turned[lane] = all[(lane + apart) % kLanes];
-      all = both(all, turned);
-    }
-    out[i] = all[0];
-  }
-  return load(out);
+  float totals[kLanes];
+  for (int i = 0; i < kLanes; ++i) totals[i] = total_of(load(registers + kLanes * i));
+  return load(totals);
 #endif
-}
-
-Vec totals_of(const float* registers) {
-  return across(registers, [](Vec x, Vec y) { return x + y; });
 }
 
 // To `out` the first `count` of kLanes numbers.
@@ -74,29 +62,23 @@ void store_some(float* out, Vec numbers, int64_t count) {
   else memcpy(out, &numbers, sizeof(float) * count);
 }
 
-// A page's best, which lanes keep for the slots that they have had, until kLanes pages have one.
+// A page's best. Brought across lanes sixteen pages at a time it took 3 to 7 % longer.
 void best_of_registers(const PageScoreArgs& a, const PreparedQueries& q, const Soon& soon) {
   Asking asking(soon, register_steps(a));
-  float tops[kLanes * kLanes];
-  for (int64_t first = 0; first < a.pages; first += kLanes) {
-    const int64_t end = first + kLanes < a.pages ? first + kLanes : a.pages;
-    const auto take = [&](int64_t head, int64_t page, int64_t slot, int64_t slots, auto& totals, const float* units, Vec scales) {
-      Vec top = floats_of(totals[0]) * units[0];
+  each_register(a, q, {0, a.pages}, asking, [&](int64_t head, int64_t page, int64_t slot, int64_t slots, auto& totals, const float* units, Vec scales) {
+    Vec top = floats_of(totals[0]) * units[0];
 #pragma GCC unroll 8
-      for (int64_t h = 1; h < int64_t(sizeof totals / sizeof totals[0]); ++h) top = maximum(floats_of(totals[h]) * units[h], top);
-      top *= scales;  // none below 0
-      if (slots < kLanes) {
-        float lanes[kLanes];
-        store(lanes, top);
-        for (int64_t i = slots; i < kLanes; ++i) lanes[i] = -kInf;
-        top = load(lanes);
-      }
-      float* const its = tops + (page - first) * kLanes;
-      store(its, head || slot ? maximum(top, load(its)) : top);
-    };
-    each_register(a, q, {first, end}, asking, take);
-    store_some(a.out + first, across(tops, [](Vec x, Vec y) { return maximum(x, y); }), end - first);
-  }
+    for (int64_t h = 1; h < int64_t(sizeof totals / sizeof totals[0]); ++h) top = maximum(floats_of(totals[h]) * units[h], top);
+    top *= scales;  // none below 0
+    if (slots < kLanes) {
+      float lanes[kLanes];
+      store(lanes, top);
+      for (int64_t i = slots; i < kLanes; ++i) lanes[i] = -kInf;
+      top = load(lanes);
+    }
+    const float best = head || slot ? a.out[page] : -kInf, here = largest(top);
+    a.out[page] = here > best ? here : best;
+  });
 }
 
 // worth [codes]: room.
