@@ -56,7 +56,10 @@ class Run:
     def __init__(self, codec: WindowedCodec, lens: list[int], learned: Learned) -> None:
         stored, self.learned = windowed_format(FMT, codec), learned
         self.codec, self.storage, pool = codec, PageStorage(stored, 200), PagePool(stored, 200)
-        self.manager, self.codes = KVManager(stored, pool, None), PageCodes(stored, learned, lambda num_bytes: True)
+        self.manager, self.codes = (
+            KVManager(stored, pool, None),
+            PageCodes(stored, lambda: learned, lambda num_bytes: True),
+        )
         for s, num in enumerate(lens):
             self.manager.admit(s, [1])
             self.manager.reserve(s, num)

@@ -153,7 +153,7 @@ def test_attention_is_that_over_what_pages_and_raw_tokens_hold(name: str, monkey
             manager.commit(s, [1] * held)
             tails[s].encode(codec, storage, tables[s], learned, q[:, :4], 0.3)
             assert 0 < tails[s].start <= held - 3
-    codes = PageCodes(stored, learned, lambda num_bytes: True)
+    codes = PageCodes(stored, lambda: learned, lambda num_bytes: True)
     for scratch, kernels in ((1 << 20, "reference"), (1, "reference"), (1, "cpu")):
         monkeypatch.setattr(import_module("pagoda.kernels.ops.coded_attention"), "SCRATCH_BYTES", scratch)
         view = WindowView(storage, tables, q_lens, [codec] * 3, tails, codes, torch.float32)
