@@ -67,6 +67,45 @@ def test_bytes_equal_those_of_the_codec(isa: str, kv: str, dtype: torch.dtype, s
     assert torch.equal(got, wanted)
 
 
+@cache
+def dictionary(*dims: int) -> dict[str, torch.Tensor]:
+    """Of four heads."""
+    return learned_by(codec_of("csr"), *(numbers(torch.float32, 4, 300, dim, seed=dim + 1) for dim in dims))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("nonzeros", [1, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(16, 64, 64), (8, 40, 13), (4, 160, 33)])
+def test_atoms_are_those_that_torch_finds(isa: str, nonzeros: int, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """But where two match alike but for rounding: pages say as closely what they are of, and nearly all are equal."""
+    size, k_dim, v_dim = shape
+    k, v = (numbers(dtype, 4, 3 * size + 5, dim, seed=dim) for dim in (k_dim, v_dim))
+    code, ids = (
+        codec_of(f"csr(nonzeros={nonzeros})").code(*shape, dictionary(k_dim, v_dim)),
+        torch.arange(12).view(4, 3),
+    )
+    wanted, got = torch.zeros(2, 12, code.num_bytes, dtype=torch.uint8).unbind()
+    reference(wanted, ids, k, v, code)
+    cpu.page_codes(got, ids, k, v, code, isa=isa)
+    assert (got == wanted).float().mean() > 0.99
+    for mine, theirs, x in zip(code.decode(got[ids]), code.decode(wanted[ids]), (k, v), strict=True):
+        x = x[:, : 3 * size].unflatten(1, (3, size)).float()
+        missed, allowed = ((found - x).norm(dim=-1) for found in (mine, theirs))
+        assert (missed <= 1.01 * allowed + 0.01 * x.norm(dim=-1)).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_atoms_of_what_is_no_number_are_none(isa: str) -> None:
+    codec, x = codec_of("csr"), torch.randn(1, 400, 32, generator=torch.Generator().manual_seed(1))
+    code = codec.code(8, 32, 32, learned_by(codec, x, x))
+    rows = x[:, :8].clone()
+    rows[0, 2, 5], rows[0, 6, 1] = torch.nan, torch.inf
+    page = torch.zeros(1, code.num_bytes, dtype=torch.uint8)
+    cpu.page_codes(page, torch.zeros(1, 1, dtype=torch.int64), rows, rows, code, isa=isa)
+    assert code.decode(page[None])[0][0, 0].isfinite().all(-1).tolist() == [slot not in (2, 6) for slot in range(8)]
+
+
 def test_numbers_in_the_middle_of_two_codes_go_to_the_even_one() -> None:
     code = codec_of("int2").code(8, 32, 32, {})
     halves = torch.arange(7).float() / 2  # 0, 0.5, … 3: as codes 0, 0, 1, 2, 2, 2, 3

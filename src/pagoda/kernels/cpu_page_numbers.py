@@ -93,7 +93,7 @@ def can_read(code: PageCode) -> bool:
 
 
 _DTYPES = frozenset({torch.float32, torch.bfloat16})
-_WRITTEN = frozenset({"channel_grid", "token_grid", "block_floats", "coupled"})
+_WRITTEN = frozenset({"channel_grid", "token_grid", "block_floats", "coupled", "atoms"})
 _ABLE = Features(CPU, _DTYPES, frozenset(KINDS), MOST_DIM)
 dispatch.register("page_numbers", "cpu", page_numbers, _ABLE)
 dispatch.register("page_codes", "cpu", page_codes, Features(CPU, _DTYPES, _WRITTEN, MOST_DIM))

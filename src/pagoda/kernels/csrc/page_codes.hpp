@@ -1,6 +1,6 @@
 // Numbers on their way into encoded pages: the kinds of page_numbers.hpp whose codes depend on a page's numbers and a table alone, which are
-// the grids, blocks of floats and centres. Each operation rounds as torch's does, so a page has the bytes that its codec's `encode` gives
-// (kv/policies/_grids.py, bfp_outlier_rearrange.py, coupled_quantization.py).
+// the grids, blocks of floats, centres and atoms. Each operation rounds as torch's does, so a page has the bytes that its codec's `encode` gives
+// (kv/policies/_grids.py, bfp_outlier_rearrange.py, coupled_quantization.py); atoms but for what page_pursuit.hpp says.
 #pragma once
 
 #include "page_numbers.hpp"

@@ -2,6 +2,7 @@
 #include "page_codes.hpp"
 
 #include "page_grids.hpp"
+#include "page_pursuit.hpp"
 #include "row_parts.hpp"
 
 namespace pagoda {
@@ -263,6 +264,7 @@ void coupled_codes(const RawPage& r, const In* rows) {
 template <typename In>
 void encode(const RawPage& r, const In* rows) {
   if (r.side->kind == CodeKind::coupled) return coupled_codes(r, rows);
+  if (r.side->kind == CodeKind::atoms) return atom_codes(r, rows);
   const bool two = r.side->at[0] == 2;
   if (r.side->kind == CodeKind::block_floats) {
     if (r.side->at[0] == 8) return float_codes<8>(r, rows);

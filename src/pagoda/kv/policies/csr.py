@@ -30,6 +30,7 @@ class SparseCodes(WindowedCodec):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.11741"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
+    plain: ClassVar[bool] = True
     window: int = 0
     nonzeros: int = 8
 
