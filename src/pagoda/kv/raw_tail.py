@@ -132,7 +132,7 @@ class RawTail:
         for x in (self.k, self.v):
             assert x is not None
             rest = x[:, :, num : num + left].clone()
-            if x.shape[2] > 2 * room:  # a prompt was here
+            if x.shape[2] > room:  # a chunk of a prompt was here
                 x = x.new_zeros(*x.shape[:2], room, x.shape[3])
             x[:, :, :left] = rest
             found.append(x)
