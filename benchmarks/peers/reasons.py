@@ -31,8 +31,8 @@ REASONS: dict[tuple[str, str, str, str, str, str], Reason] = {
         "the ratio changes with the hour, from 1.9 to 2.3 ([shared beginning](#32-requests-on-one-beginning))"
     ),
     (XEON, "llama1b", "bf16", "shared", "decode", "vllm"): Reason(
-        "the ratio changes with vLLM's hour, from 1.65 to 1.86; in the first, twice vLLM was beyond what reading allows "
-        "([shared beginning](#32-requests-on-one-beginning))",
+        "the ratio changes with vLLM's hour, from 1.65 to 1.86; in the first, twice vLLM was beyond what reading "
+        "allows ([shared beginning](#32-requests-on-one-beginning))",
         reachable=True,
     ),
     (XEON, "stories15m", "bf16", "b1", "decode", "ms a step"): Reason(
