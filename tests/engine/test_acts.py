@@ -101,7 +101,7 @@ def both_ways(
 @pytest.mark.parametrize("kv", KVS)
 def test_at_once_is_one_after_the_other(make_llm: Any, monkeypatch: pytest.MonkeyPatch, kv: str, share: Any) -> None:
     (_, states, num), (_, apart_states, _) = both_ways(make_llm, monkeypatch, kv, share)
-    assert num >= (3 if "every" in kv else 1)
+    assert num > (3 if "every" in kv else 0)
     assert len(states) == len(apart_states)
     for one, other in zip(states, apart_states, strict=True):
         assert one[:-1] == other[:-1]

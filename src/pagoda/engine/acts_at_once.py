@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..kernels.acts import able, choose_acts, new_act, num_copies, run_acts
 from ..kv.policies.base import Held
-from ..kv.stores import Store
+from ..kv.store import Store
 from .sequence import Sequence
 
 if TYPE_CHECKING:

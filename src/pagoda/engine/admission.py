@@ -10,8 +10,8 @@ from torch import Tensor
 from ..core.errors import PagodaError, RequestError
 from ..core.units import format_bytes
 from ..kv.policies._stack import PolicyStack
-from ..kv.policies.base import Need
-from ..kv.stores import Store, Stores
+from ..kv.store import Store
+from ..kv.stores import Stores
 from ..models.load import Loaded
 from .calibrations import Calibrations, NotFree
 from .lossy_layers import on_this_model
@@ -53,27 +53,27 @@ class Admission:
             reason = policy.eviction.why_not(self._loaded.shape.num_q_heads, self.max_model_len)
         if reason is not None:
             raise RequestError(f"kv={policy.spelled!r}: {reason}")
-        try:
-            self._load(request)
-        except NotFree as error:  # it waits until that is free
-            if error.num_bytes > self._stores.total_bytes:
-                raise
+        for method in policy.calibrated:
+            try:
+                self._load(method, policy)
+            except NotFree as error:  # it waits until that is free
+                if error.num_bytes > self._stores.total_bytes:
+                    raise
 
     def why_not_loaded(self, request: Request) -> str | None:
         """Reads what the request's policy was calibrated to, if it is not there; or says why that cannot be now."""
         try:
-            self._load(request)
+            for method in request.policy.calibrated:
+                self._load(method, request.policy)
         except PagodaError as error:
             return str(error)
         return None
 
-    def _load(self, request: Request) -> None:
-        policy = request.policy
-        if policy.eviction is not None and Need.CALIBRATION in policy.eviction.needs:
-            self._calibrations.load(policy.names[0])
-        if policy.windowed is not None and Need.CALIBRATION in policy.windowed.needs:
-            self._calibrations.load(policy.windowed.method)
-        self.learned(request)
+    def _load(self, method: str, policy: PolicyStack) -> Mapping[str, Tensor]:
+        selection = policy.selection
+        if selection is None or method != policy.chooses_by:
+            return self._calibrations.load(method)
+        return self._calibrations.load(method, selection.complete)
 
     def fit(self, policy: PolicyStack) -> PolicyStack:
         """See ``on_this_model``."""
@@ -83,12 +83,12 @@ class Admission:
         """What the request's selection, or the residual of its eviction, was calibrated to. Raises ConfigError if it
         wants that and was not.
         """
-        if request.policy.leaves_residual:
-            return self._calibrations.load(request.policy.names[0])
-        selection = request.policy.selection
-        if selection is None or Need.CALIBRATION not in selection.needs:
+        policy = request.policy
+        if policy.leaves_residual:
+            return self._load(policy.names[0], policy)
+        if policy.selection is None or policy.chooses_by not in policy.calibrated:
             return {}
-        return self._calibrations.load(request.policy.chooses_by, selection.complete)
+        return self._load(policy.chooses_by, policy)
 
     def room_for(self, request: Request, store: Store) -> int:
         """Tokens that an answer may have. Raises RequestError when the pool could never hold prompt and answer."""

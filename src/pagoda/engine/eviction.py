@@ -21,7 +21,7 @@ from ..kv.policies._layers import LossyLayers
 from ..kv.policies.base import Choice, Decision, Need
 from ..kv.read import hash_slots, read_part, read_slots, weigh, window_sums, write_slots
 from ..kv.storage import PageStorage
-from ..kv.stores import Store
+from ..kv.store import Store
 from ..kv.table import PageTable, SlotMoves
 from ..schedule.scheduler import Scheduler
 from .acts_at_once import Planned, plan, run_at_once

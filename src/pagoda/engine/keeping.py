@@ -12,7 +12,7 @@ from ..core.units import format_bytes, parse_bytes
 from ..kernels.dispatch import load_providers
 from ..kv.persist import Persistence
 from ..kv.read_back import Tier
-from ..kv.stores import Store
+from ..kv.store import Store
 from ..kv.tiers._form import ExactForm, Form
 from ..kv.tiers.codecs._form import CodedForm
 from ..kv.tiers.codecs.base import parse_page_codec

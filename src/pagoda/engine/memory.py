@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection
 
 from ..kv.persist import Persistence
-from ..kv.stores import Store
+from ..kv.store import Store
 from ..schedule.item import Item
 from .sequence import Sequence
 

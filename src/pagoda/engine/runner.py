@@ -18,7 +18,8 @@ from ..kv.offload.view import OffloadView
 from ..kv.policies._windowed import WindowedCodec
 from ..kv.policies.base import Need
 from ..kv.raw_tail import RawTail
-from ..kv.stores import Store, Stores
+from ..kv.store import Store
+from ..kv.stores import Stores
 from ..kv.table import PageTable
 from ..kv.view import StepView, StepViews
 from ..kv.watching import Residual, SlotWeights

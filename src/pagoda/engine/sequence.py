@@ -11,7 +11,7 @@ from ..core.types import FinishReason, Granularity
 from ..kv.policies._stack import PolicyStack
 from ..kv.policies._windowed import raw_tokens
 from ..kv.policies.base import Need
-from ..kv.stores import Store
+from ..kv.store import Store
 from ..kv.table import PageTable
 from ..sampling.logprobs import TokenLogprob
 from ..sampling.state import edits

@@ -10,7 +10,7 @@ its own. A sequence lives in one store; stores never share pages, so each has a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,70 +31,16 @@ from .offload.storage import OffloadedStorage
 from .offload.tier_file import SPAN, TierFile
 from .page_codes import PageCodes
 from .pages import MAX_PAGES, PagePool
-from .policies._windowed import Learned, WindowedCodec, reads_of
-from .policies.base import Need, Stored
+from .policies._windowed import Learned, WindowedCodec
+from .policies.base import Stored
 from .prefix import PrefixCache
 from .shared import Shared
 from .stats import KVStats
 from .storage import PageStorage
+from .store import Store
 from .windows import Windows
 
 MIN_HUGE_PAGES = 64  # a store of fewer declines huge pages: their slack (`PageStorage`) is at most this part of it
-
-
-@dataclass(slots=True, eq=False)
-class Store:
-    """The pages of one KV format: who has them, and their bytes. ``learn``: says what its codec was calibrated to;
-    ``codes``: how its pages are read, where they are encoded whole; ``shelves``: for what is noted of its sequences;
-    ``shared``: who reads what of the model, ``reads``: names of what this store does.
-    """
-
-    manager: KVManager
-    storage: PageStorage
-    learn: Callable[[], Learned] = dict
-    codes: PageCodes | None = None
-    shelves: Shelves = field(default_factory=Shelves)
-    shared: Shared = field(default_factory=Shared)
-    reads: frozenset[str] = frozenset()
-
-    @property
-    def fmt(self) -> KVFormat:
-        return self.manager.fmt
-
-    @property
-    def leased_bytes(self) -> int:
-        """Bytes of the blocks that the pool may use now, and what their storage holds beside them."""
-        return self.storage.held_bytes(self.manager.pool.num_blocks)
-
-    @property
-    def counted_bytes(self) -> int:
-        """What of it counts against the total: all, but for the edges of a device's chunks (``Stores``)."""
-        num_blocks = self.manager.pool.num_blocks
-        return num_blocks * self.fmt.block_bytes if self.storage.is_chunked else self.storage.held_bytes(num_blocks)
-
-    @property
-    def first_bytes(self) -> int:
-        """What the pool's next block takes beside its own bytes: the slack, where it is the first."""
-        return 0 if self.manager.pool.num_blocks else self.storage.slack_bytes
-
-    def try_grow(self, lease: Lease, others: int, num_blocks: int) -> bool:
-        """Leases and holds what the pool's next ``num_blocks`` blocks take, ``others`` being the bytes that other
-        stores have of the lease. False if they do not fit; nothing has changed then.
-        """
-        blocks = self.manager.pool.next_blocks(num_blocks) if self.storage.is_chunked else range(num_blocks)
-        before = lease.num_bytes
-        if not lease.try_resize(others + self.storage.held_bytes(self.manager.pool.num_blocks, blocks)):
-            return False
-        try:
-            self.storage.hold_blocks(blocks)
-        except BudgetError:  # another program has taken the device's memory
-            lease.resize(before)
-            return False
-        return True
-
-    def run_copies(self) -> None:
-        """The page copies that the manager noted."""
-        self.storage.run_copies(self.manager.take_copies())
 
 
 class Stores:
@@ -270,9 +216,8 @@ class Stores:
         if pool.num_stale_blocks >= (SPAN if pool.num_used_pages else 1):
             self.offloaded.storage.release_blocks(pool.give_back(pool.num_stale_blocks))
 
-    def _learned_of(self, stored: Stored | WindowedCodec | None) -> Learned:
-        calibrated = isinstance(stored, WindowedCodec) and Need.CALIBRATION in stored.needs
-        return self.calibration(stored.method) if calibrated else {}  # type: ignore[union-attr]
+    def _learned_of(self, codec: WindowedCodec) -> Learned:
+        return self.calibration(codec.method) if codec.calibrated else {}
 
     def _open(self, fmt: KVFormat, windowed: WindowedCodec | None = None) -> Store:
         huge = self._device.type == "cpu" and self._driver is None and _has_slack(self.total_bytes)
@@ -288,7 +233,8 @@ class Stores:
         storage = PageStorage(fmt, addresses, self._device, huge=huge, driver=self._driver)
         store = Store(manager, storage, shelves=self.shelves, shared=self.shared)
         if windowed is not None:
-            store.learn, store.reads = partial(self._learned_of, windowed), reads_of(windowed)
+            store.learn = partial(self._learned_of, windowed)
+            store.reads = windowed.calibrated | {windowed.codec}
             store.codes = PageCodes(fmt, store.learn, partial(self.hold_shared, windowed.codec))
         self._by_dtype[fmt.dtype] = store
         return store

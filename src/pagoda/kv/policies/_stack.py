@@ -10,7 +10,7 @@ from ...core.errors import ConfigError
 from ...core.types import Granularity
 from ._pages import PageSelection
 from ._scored import Once, Scored
-from ._windowed import WindowedCodec, reads_of
+from ._windowed import WindowedCodec
 from .base import (
     Allocator,
     Choice,
@@ -219,18 +219,21 @@ class PolicyStack:
         return eviction if self.windowed is None else eviction | self.windowed.needs
 
     @cached_property
-    def reads(self) -> frozenset[str]:
-        """Names of what it is given of the model, and not of one sequence: calibrations by the names of their methods,
-        and the pages' format, which may need tables.
-        """
-        found = set()
+    def calibrated(self) -> frozenset[str]:
+        """Methods of it that are given what ``pagoda calibrate`` found."""
+        found = set() if self.windowed is None else set(self.windowed.calibrated)
         if self.leaves_residual or (self.eviction is not None and Need.CALIBRATION in self.eviction.needs):
             found.add(self.names[0])
         if self.selection is not None and Need.CALIBRATION in self.selection.needs:
             found.add(self.chooses_by)
-        if self.windowed is not None:
-            found |= reads_of(self.windowed)
         return frozenset(found)
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """Names of what it is given of the model, and not of one sequence: calibrations by the names of their methods,
+        and the pages' format, which may need tables.
+        """
+        return self.calibrated if self.windowed is None else self.calibrated | {self.windowed.codec}
 
     @cached_property
     def looks(self) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import looks_back, odd
-from ._scored import Once, Scored
+from ._pooled import Pooled
+from ._scored import Once
 from ._vote import without_window
 from .base import By, Held, Need, Ranking
 
@@ -17,24 +17,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Voting(Scored, Once):
+class Voting(Pooled, Once):
     """Score: attention of the prompt's last ``window`` queries, averaged over ``kernel`` neighbours. The window itself
     stays, and has no vote to spread.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED})
     by: ClassVar[By] = By.RECEIVED
-    window: int = 16
-    kernel: int = 13
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        looks_back(self.window)
-        odd("kernel", self.kernel)
-
-    @property
-    def pool(self) -> int:
-        return self.kernel
 
     def votes(self, inputs: Inputs) -> Tensor:
         """float32 [L, H, N], or what expands to it."""

@@ -97,6 +97,11 @@ class WindowedCodec(KVPolicy):
         """The store's name. What a page holds depends on how much its tokens saw raw, which sharing must respect."""
         return f"{self.name}-every{self.every}" if self.window == 0 else self.name
 
+    @property
+    def calibrated(self) -> frozenset[str]:
+        """As ``PolicyStack.calibrated``."""
+        return frozenset({self.method} if Need.CALIBRATION in self.needs else ())
+
     def settled(self, page_size: int) -> int:
         """Tokens from one point to the next at which all pages are encoded and may be shared; 0: there is none."""
         whole = self.window == 0 and self.every % page_size == 0
@@ -213,9 +218,3 @@ def rounded(x: Tensor) -> Tensor:
 def take(pages: Tensor, *sizes: int) -> list[Tensor]:
     """The parts of the pages' bytes ``[..., page_bytes]``, in their order."""
     return list(pages.split(sizes, dim=-1))
-
-
-def reads_of(codec: WindowedCodec) -> frozenset[str]:
-    """As ``PolicyStack.reads``."""
-    calibration = {codec.method} if Need.CALIBRATION in codec.needs else set()
-    return frozenset({codec.codec} | calibration)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import looks_back, odd
+from ._pooled import Pooled
 from ._scored import ScoredAndNewest
 from .base import By, Need
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Alisa(ScoredAndNewest):
+class Alisa(Pooled, ScoredAndNewest):
     """Score: attention summed over the last ``window`` queries only, the paper's local sum (algorithm 1);
     ``recent_share`` of the budget is the static half.
 
@@ -29,16 +29,6 @@ class Alisa(ScoredAndNewest):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED})
     by: ClassVar[By] = By.RECEIVED
     window: int = 8
-    kernel: int = 13
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        looks_back(self.window)
-        odd("kernel", self.kernel)
-
-    @property
-    def pool(self) -> int:
-        return self.kernel
 
     def scores(self, inputs: Inputs) -> Tensor:
         return inputs.received

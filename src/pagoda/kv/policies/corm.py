@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ._budget import looks_back, odd
-from ._scored import Rolling, Scored
+from ._pooled import Pooled
+from ._scored import Rolling
 from .base import By, Need
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Corm(Scored, Rolling):
+class Corm(Pooled, Rolling):
     """A slot stays if any of the last ``window`` queries gave it at least the mean 1/t of the t slots that it sees
     (algorithm 1); the window stays. How many that are differs by head: the budget is a ceiling, not a target.
 
@@ -29,17 +29,6 @@ class Corm(Scored, Rolling):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED, Need.WANTED})
     by: ClassVar[By] = By.WANTED
     least: ClassVar[float] = 1e-30  # nobody in reach was wanted
-    window: int = 16
-    kernel: int = 13
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        looks_back(self.window)
-        odd("kernel", self.kernel)
-
-    @property
-    def pool(self) -> int:
-        return self.kernel
 
     def scores(self, inputs: Inputs) -> Tensor:
         return inputs.received.masked_fill(inputs.wanted == 0, 0.0)
