@@ -80,3 +80,24 @@ def test_one_that_runs_alone_and_finds_no_page_is_not_tried_forever(make_llm: An
     assert "of KV beside what kv='loki' remembers, and" in outputs[0].error
     assert outputs[1].error is None
     assert len(outputs[1].token_ids) == 16
+
+
+def test_who_gives_way_to_another_is_not_said_to_find_no_room(make_llm: Any, oracle: Any) -> None:
+    """What the first remembers is given back after the step in which it lost its pages: until then the second, which
+    takes its place, finds no room either.
+    """
+    options = {"page_size": 8, "kv_memory": kv_bytes(16), "max_model_len": 128, "scheduling": "fastserve(quantum=1)"}
+    llm = make_llm(**options, enable_prefix_caching=False)
+    wanted = llm.generate([prompt(61, 40)], params("h2o(budget=400)", 30))[0].token_ids
+    engine = llm._open().engine
+    engine.add(llm._intake.request("first", prompt(61, 40), params("h2o(budget=400)", 30)))
+    for _ in range(12):
+        engine.step()
+    engine.add(llm._intake.request("second", prompt(62, 123), params("exact", 5)))
+    found = {}
+    for _ in range(200):
+        found |= {output.request_id: output for output in engine.step() if output.finished}
+    assert {name: output.error for name, output in found.items()} == {"first": None, "second": None}
+    assert found["first"].token_ids == wanted
+    assert found["second"].token_ids == oracle(prompt(62, 123), 5)
+    assert found["first"].num_preemptions > 0

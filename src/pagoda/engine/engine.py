@@ -238,27 +238,26 @@ class Engine:
         beside = f" beside what kv={'+'.join(sequence.policy.names)!r} remembers" if sequence.policy.remembers else ""
         calibrated = sum(map(self.stores.shared.size, sequence.policy.reads))
         beside += f" and was calibrated to ({format_bytes(calibrated)})" if calibrated else ""
+        left = format_bytes(manager.available_blocks() * manager.fmt.block_bytes)
+        pinned = f"pinned prefixes leave {left}; unpin some or raise the budget"
+        rest = pinned if manager.has_pins else f"the budget leaves {left}; raise it"
         why = self.admission.why_not_loaded(sequence.group.request) or (
-            f"{sequence.num_tokens} tokens need {format_bytes(needed)} of KV{beside}, and pinned prefixes leave "
-            f"{format_bytes(manager.available_blocks() * manager.fmt.block_bytes)}; unpin some or raise the budget"
+            f"{sequence.num_tokens} tokens need {format_bytes(needed)} of KV{beside}, and {rest}"
         )
         self._advance.fail(sequence.group, why)
         return [sequence.group]
 
     def _stuck(self, plan: Plan) -> Sequence | None:
         """The head of the queue where nobody runs, or the sequence that ran alone and found no page: it would find none
-        again.
+        again. Whoever made room for another may not have made enough: what it remembered is given back after the step.
         """
         if self.scheduler.running or not self.scheduler.waiting:
             return None
-        if not plan.preempted:
-            head = self.scheduler.waiting.head()
-            assert isinstance(head, Sequence)
-            return head
-        alone = plan.preempted[0]
-        assert isinstance(alone, Sequence)
-        waits = self.scheduler.waiting.position(alone) is not None  # a beam that made room for another does not
-        return alone if len(plan.preempted) == 1 and waits else None
+        stuck = plan.starved if plan.preempted else [self.scheduler.waiting.head()]
+        if len(plan.preempted) > 1 or not stuck:
+            return None
+        assert isinstance(stuck[0], Sequence)
+        return stuck[0]
 
     def _hold_state(self) -> list[RequestState]:
         """Leases what policies remember of the running sequences; where that does not fit, the last in rank gives way.

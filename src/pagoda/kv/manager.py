@@ -329,6 +329,11 @@ class KVManager:
         self.prefix.release(node)
         return blocks
 
+    @property
+    def has_pins(self) -> bool:
+        """Whether some prefix is kept because it was asked for."""
+        return self.prefix is not None and bool(self.prefix.pinned_entries())
+
     def pinned_pages(self, handle: int) -> int:
         """Pages of tokens (blocks) that a pin keeps, 0 once its time is over; those of other pins may be among them."""
         return 0 if self.prefix is None else self.prefix.pinned_pages(handle)

@@ -95,10 +95,13 @@ class Scheduled:
 
 @dataclass(slots=True)
 class Plan:
-    """One step, decodes before chunks. ``preempted`` lost their pages and wait again."""
+    """One step, decodes before chunks. ``preempted`` lost their pages and wait again; ``starved`` did so because they
+    found no page for themselves, and nobody of a lower rank to take it from.
+    """
 
     scheduled: list[Scheduled] = field(default_factory=list)
     preempted: list[Item] = field(default_factory=list)
+    starved: list[Item] = field(default_factory=list)
     admitted: list[tuple[Item, int]] = field(default_factory=list)
 
     @property

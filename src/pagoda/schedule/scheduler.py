@@ -194,6 +194,7 @@ class Scheduler:
                     returned += plan.scheduled.pop(place).num_tokens
                     break
             if victim is item:
+                plan.starved.append(item)
                 return False, returned
             if self._memory.reserve(item, num_tokens):
                 return True, returned
