@@ -10,11 +10,13 @@ from pagoda.kernels.ops.page_scores import (
     KeyPages,
     PageRule,
     corners,
+    in_128ths,
     in_bytes,
     in_columns,
     out_of_columns,
     page_scores,
     reference,
+    unscaled,
 )
 
 from .isas import ISAS, cpu
@@ -127,7 +129,7 @@ def test_a_rule_that_no_op_follows_is_refused(marks, query, weigh):
 @pytest.mark.parametrize(
     ("rule", "marks"),
     [
-        (PageRule("bytes", weigh="softmax"), torch.zeros(1, 3, 3, 16, 4, dtype=torch.uint8)),
+        (PageRule("bytes", weigh="softmax"), torch.zeros(1, 3, 9, 16, dtype=torch.uint8)),
         (PageRule("rows"), torch.zeros(1, 3, 1, 9)),
     ],
     ids=["bytes", "product"],
@@ -192,10 +194,10 @@ def test_queries_are_prepared_as_the_definition_says(isa, dim, group, rank):
     queries[:, :, 1::3] = queries[:, :, :1]  # equal channels
     columns = in_columns(keys)
     width = rank + -rank % 4
-    basis = make.normal(2, dim, width)
+    basis = in_128ths(make.normal(2, dim, width))
     for rule, marks, aid in (
         (PageRule("columns", "thin", "softmax", True, rank=rank), columns, {}),
-        (PageRule("bytes", "project"), in_bytes(keys @ basis[:, None]), {"given": basis}),
+        (PageRule("bytes", "project"), in_bytes(keys @ unscaled(basis)[:, None]), {"given": basis}),
         (PageRule("halves", "split"), corners(keys)[:, :, None], {}),
     ):
         found, wanted = (

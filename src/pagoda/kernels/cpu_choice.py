@@ -45,10 +45,11 @@ def page_scores(
         place = (keys.pages.data_ptr(), keys.pages.shape[0], store_of(layout), layout.v_dim, ids.data_ptr())
     page_size = keys.layout.page_size if keys is not None else 0
     out = queries.new_zeros(heads, width)
-    aids = [None if aid is None else aid.float().contiguous() for aid in (given, turn)]
+    given = None if given is None else _given(rule, given)
+    turn = None if turn is None else turn.float().contiguous()
     _cpu.page_scores(
         queries.data_ptr(), heads, group, dim, rule.numbers(marks, page_size), scale,
-        _at(marks), room, _at(aids[0]), 0 if given is None else given.shape[1], _at(aids[1]), outliers,
+        _at(marks), room, _at(given), 0 if given is None else given.shape[1], _at(turn), outliers,
         list(held), *place, width, out.data_ptr(), isa,
     )  # fmt: skip
     return out
@@ -62,11 +63,16 @@ def page_marks(
     assert first + pages <= marks.shape[1]
     assert _is_by_channel(marks) if rule.marks == "columns" else marks.is_contiguous()
     keys = keys.contiguous()
+    given = None if aids.given is None else _given(rule, aids.given)
     _cpu.page_marks(
         keys.data_ptr(), heads, pages, page_size, dim, rule.numbers(marks, page_size), first, marks.data_ptr(),
-        marks.shape[1], _at(aids.given), 0 if aids.given is None else aids.given.shape[1], _at(aids.weights),
+        marks.shape[1], _at(given), 0 if given is None else given.shape[1], _at(aids.weights),
         _at(aids.metric), _at(aids.freq), isa,
     )  # fmt: skip
+
+
+def _given(rule: PageRule, given: Tensor) -> Tensor:
+    return given.to(torch.int8 if rule.query == "project" else torch.float32).contiguous()
 
 
 def _is_by_channel(marks: Tensor) -> bool:

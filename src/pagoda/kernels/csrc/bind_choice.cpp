@@ -33,7 +33,7 @@ void bind_choice(nb::module_& m) {
     PageScorer scorer;
     for (int64_t head = 0; head < kv_heads; ++head) {
       a.pages = held.at(head), a.room = room;
-      a.marks = at<char>(marks) + head * room * a.rule.mark_bytes(), a.given = at<float>(given) + head * given_numbers(a.rule, dim, num_given);
+      a.marks = at<char>(marks) + head * room * a.rule.mark_bytes(), a.given = at<char>(given) + head * given_bytes(a.rule, dim, num_given);
       a.ids = at<int32_t>(ids) + head * width;
       if (a.rule.kind() == Marks::keys) check_pages(a.ids, a.pages, 0, num_pages);
       scorer.prepare(a, at<float>(queries) + head * group * dim, Dtype::f32, dim, isa);
@@ -49,7 +49,7 @@ void bind_choice(nb::module_& m) {
     a.freq = at<float>(freq);
     for (int64_t head = 0; head < heads; ++head) {
       a.marks = at<char>(marks) + head * room * a.rule.mark_bytes();
-      a.given = given ? at<float>(given) + head * given_numbers(a.rule, dim, num_given) : nullptr;
+      a.given = given ? at<char>(given) + head * given_bytes(a.rule, dim, num_given) : nullptr;
       a.weights = weights ? at<float>(weights) + head * 2 * num_given : nullptr;
       a.metric = metric ? at<float>(metric) + head * dim * dim : nullptr;
       for (int64_t page = 0; page < pages; ++page) {

@@ -91,7 +91,7 @@ struct Layer {
     const int64_t dim = a.shape.k_dim;
     PageMarkArgs m;
     m.rule = choice.rules[c], m.shape = a.shape, m.marks = marks(c, head), m.room = choice.room[i], m.num_given = choice.num_given[i];
-    if (choice.given[i]) m.given = reinterpret_cast<const float*>(choice.given[i]) + head * given_numbers(m.rule, dim, m.num_given);
+    m.given = given(c, head);
     if (choice.weights[i]) m.weights = reinterpret_cast<const float*>(choice.weights[i]) + head * 2 * m.num_given;
     if (choice.metric[i]) m.metric = reinterpret_cast<const float*>(choice.metric[i]) + head * dim * dim;
     m.freq = reinterpret_cast<const float*>(choice.freq[i]);
@@ -102,11 +102,24 @@ struct Layer {
     *noted = full;
   }
 
+  // Full pages whose scores decide about something: a page that is read anyway is not looked at, where its number serves neither the
+  // others' nor a later step.
+  struct Judged {
+    int64_t first, end;
+  };
+  Judged judged(int64_t c, int64_t head) const {
+    const PageRule& rule = choice.rules[c];
+    const int64_t full = choice.full[at(c, head)];
+    if (Weigh(rule.weigh) != Weigh::product || kept(c, head) || votes(c)) return {0, full};
+    return {rule.first_page != 0, std::max<int64_t>(full - 1, rule.first_page != 0)};
+  }
+
   PageScoreArgs score_args(int64_t c, int64_t head) const {
     const int64_t pair = a.pair(choice.seqs[c], head), i = at(c);
+    const Judged pages = judged(c, head);
     PageScoreArgs s;
-    s.rule = choice.rules[c], s.heads = a.group(), s.dim = a.shape.k_dim, s.pages = choice.full[at(c, head)], s.scale = a.scale;
-    s.marks = marks(c, head);
+    s.rule = choice.rules[c], s.heads = a.group(), s.dim = a.shape.k_dim, s.pages = pages.end - pages.first, s.scale = a.scale;
+    s.marks = marks(c, head) + pages.first * s.rule.mark_bytes();
     s.room = choice.room[i], s.num_given = choice.num_given[i];
     s.given = given(c, head);
     s.turn = reinterpret_cast<const float*>(choice.turn[i]), s.outliers = choice.outliers[i];
@@ -115,9 +128,10 @@ struct Layer {
     return s;
   }
 
-  const float* given(int64_t c, int64_t head) const {
-    const int64_t i = at(c), numbers = given_numbers(choice.rules[c], a.shape.k_dim, choice.num_given[i]);
-    return choice.given[i] ? reinterpret_cast<const float*>(choice.given[i]) + head * numbers : nullptr;
+  int64_t bytes_of_given(int64_t c) const { return given_bytes(choice.rules[c], a.shape.k_dim, choice.num_given[at(c)]); }
+  const char* given(int64_t c, int64_t head) const {
+    const int64_t all = choice.given[at(c)];
+    return all ? reinterpret_cast<const char*>(all) + head * bytes_of_given(c) : nullptr;
   }
 
   bool scores(int64_t pair) const { return choice.fresh[layer * choice.count * a.num_kv_heads + pair] && !stale[pair / a.num_kv_heads]; }
@@ -135,7 +149,7 @@ struct Layer {
     scorer.prepare(score_args(c, head), query(c, head), a.dtype, a.q_head_stride, isa);
   }
 
-  // out [full pages] of `pair`, while what `soon` (or -1) will read is asked for.
+  // out [full pages] of `pair`, of which those are written that are judged, while what `soon` (or -1) will read is asked for.
   void score(int64_t pair, int64_t soon, float* out) const {
     Working& mine = working;
     if (mine.in_call != call || mine.ready != pair) prepare(mine.scorers[mine.turn], pair);
@@ -150,7 +164,7 @@ struct Layer {
     }
     int64_t lines = 0;
     for (const Bytes& part : mine.soon) lines += part.count / 64 + 1;
-    scorer.run(out, {mine.soon.data(), int64_t(mine.soon.size()), lines}, isa);
+    scorer.run(out + judged(pair / a.num_kv_heads, pair % a.num_kv_heads).first, {mine.soon.data(), int64_t(mine.soon.size()), lines}, isa);
   }
 
   // What is needed one score earlier than marks: queries, and what they are projected with.
@@ -158,7 +172,7 @@ struct Layer {
     const int64_t c = pair / a.num_kv_heads, head = pair % a.num_kv_heads;
     if (a.q_head_stride == a.shape.k_dim) working.soon.push_back({query(c, head), a.group() * a.shape.k_dim * size_of(a.dtype)});
     if (Query(choice.rules[c].query) != Query::project) return;
-    working.soon.push_back({reinterpret_cast<const char*>(given(c, head)), 4 * given_numbers(choice.rules[c], a.shape.k_dim, choice.num_given[at(c)])});
+    working.soon.push_back({given(c, head), bytes_of_given(c)});
   }
 
   // Asks for what is looked at of the pairs first … end - 1, and for what the first one is prepared with: a thread that begins has little of it.

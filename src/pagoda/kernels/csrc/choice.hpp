@@ -23,7 +23,7 @@ struct PageChoice {
   const float* persist = nullptr;      // [C] share of the last step's votes that still counts; below 0: heads do not vote
   const int64_t* marks = nullptr;      // [L][C] addresses of [H][room] pages' marks
   const int64_t* room = nullptr;       // [L][C]
-  const int64_t* given = nullptr;      // [L][C] addresses of float [H][…], or 0
+  const int64_t* given = nullptr;      // [L][C] addresses of [H] of what the rule is given, or 0
   const int32_t* num_given = nullptr;  // [L][C]
   const int64_t* turn = nullptr;       // [L][C] addresses of float [dim], or 0
   const int32_t* outliers = nullptr;   // [L][C]

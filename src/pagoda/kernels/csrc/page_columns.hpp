@@ -25,7 +25,19 @@ inline void find_columns(const PageScoreArgs& a, const PreparedQueries& q, const
   }
 }
 
-inline const char* column_of_scales(const PageScoreArgs& a) { return a.marks + (a.rule.stride - 1) * a.room * a.rule.per_page; }
+inline const char* column_of_scales(const PageScoreArgs& a) { return a.marks + a.rule.channels() * a.room * a.rule.per_page; }
+
+// The scales of a register of slots, of which `slots` are there.
+inline Vec scales_at(const uint8_t* bytes, int64_t slots) {
+#if defined(__AVX512BW__)
+  const __mmask16 some = slots < kLanes ? (1u << slots) - 1 : 0xffffu;
+  const UintVec wide = (UintVec)_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, bytes));
+#else
+  UintVec wide{};
+  for (int64_t i = 0; i < (slots < kLanes ? slots : kLanes); ++i) wide[i] = bytes[i];
+#endif
+  return (Vec)(wide + uint32_t(kScaleOfZero) << uint32_t(kScaleShift));
+}
 
 #if defined(__AVX512BW__)
 
@@ -56,16 +68,12 @@ inline void bring_together(const char* const* columns, int64_t fours, const char
 #if defined(__AVX512BW__)
   const __mmask64 some = ~uint64_t{0} >> (kTogether - count);
   for (int64_t i = 0; i < fours; ++i, out += kFourTogether) four_together(columns + 4 * i, at, some, out);
-  for (int64_t slot = 0; slot < kTogether; slot += kLanes) {
-    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(__mmask16(some >> slot), scales + slot));
-    store((float*)out + slot, (Vec)_mm512_slli_epi32(_mm512_add_epi32(bytes, _mm512_set1_epi32(kScaleOfZero)), kScaleShift));
-  }
 #else
   for (int64_t i = 0; i < fours; ++i, out += kFourTogether)
     for (int64_t w = 0; w < 4; ++w)
       for (int64_t slot = 0; slot < count; ++slot) out[4 * slot + w] = columns[4 * i + w][at + slot];
-  for (int64_t slot = 0; slot < count; ++slot) ((float*)out)[slot] = scale_of(scales[slot]);
 #endif
+  for (int64_t slot = 0; slot < count; slot += kLanes) store((float*)out + slot, scales_at(scales + slot, count - slot));
 }
 
 // The first numbers of each channel that is read, which no other number's asking reaches.

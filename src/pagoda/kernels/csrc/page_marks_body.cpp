@@ -153,15 +153,21 @@ inline void each_largest(const Keys& keys, Use use) {
   }
 }
 
+// The bytes of scales that are the least that are no less than these, of which none is below 0, or the largest there is; to `bytes` where
+// there are so many `slots`. Returns those scales.
+inline Vec store_scales(Vec scales, int64_t slots, uint8_t* bytes) {
+  IntVec up = (IntVec)((UintVec)scales + ((1u << kScaleShift) - 1) >> uint32_t(kScaleShift)) - kScaleOfZero;
+  up = up < 0 ? IntVec{} : up > 255 ? IntVec{} + 255 : up;
+  store_bytes((UintVec)up, slots, bytes);
+  return (Vec)((UintVec)(up + kScaleOfZero) << uint32_t(kScaleShift));
+}
+
 // Bytes by channel, each slot's beside a scale of its own.
 void note_columns(const PageMarkArgs& a, const Keys& keys) {
   const int64_t apart = a.room * keys.size;
   each_largest(keys, [&](int64_t slot, int64_t slots, Vec most) {
     uint8_t* const to = (uint8_t*)a.marks + a.number * keys.size + slot;
-    uint8_t* const scale_bytes = to + keys.dim * apart;
-    most /= 127.0f;
-    Vec scales = splat(1.0f);
-    for (int64_t i = 0; i < slots; ++i) scale_bytes[i] = byte_of_scale(most[i]), scales[i] = scale_of(scale_bytes[i]);
+    const Vec scales = store_scales(most / 127.0f, slots, to + keys.dim * apart);
     for (int64_t d = 0; d < keys.dim; ++d) store_bytes(bytes_of(load(keys.by_channel + d * keys.slots + slot) / scales), slots, to + d * apart);
   });
 }
@@ -182,12 +188,13 @@ inline void products_with(const Keys& keys, const float* given, int64_t apart, i
   }
 }
 
-// The products of keys with all columns of `given`, which are a multiple of four, in place of the keys.
-Keys project(const PageMarkArgs& a, Keys keys) {
-  const int64_t width = a.rule.stride;
+// The products of keys with all columns of `given`, which are a multiple of four, in place of the keys; `matrix`: room for it as numbers.
+Keys project(const PageMarkArgs& a, Keys keys, float* matrix) {
+  const int64_t width = a.rule.channels();
   float* const products = keys.by_slot;  // not in use any more
+  for (int64_t i = 0; i < a.shape.k_dim * width; ++i) matrix[i] = float(((const int8_t*)a.given)[i]) * kGivenUnit;
   const auto some = [&](int64_t w, auto columns) {
-    products_with<columns.value>(keys, a.given + w, width, 1, [&](int64_t slot, const Vec* sum) {
+    products_with<columns.value>(keys, matrix + w, width, 1, [&](int64_t slot, const Vec* sum) {
       for (int i = 0; i < columns.value; ++i) store(products + (w + i) * keys.slots + slot, sum[i]);
     });
   };
@@ -199,23 +206,22 @@ Keys project(const PageMarkArgs& a, Keys keys) {
 }
 
 void note_bytes(const PageMarkArgs& a, const Keys& keys) {
-  const int64_t width = a.rule.stride, plane = 4 * keys.size;
+  const int64_t width = a.rule.channels(), plane = 4 * keys.size;
   each_largest(keys, [&](int64_t slot, int64_t slots, Vec most) {
-    uint8_t* const to = (uint8_t*)a.marks + a.number * a.rule.mark_bytes() + 4 * slot;
-    const Vec scales = most / 127.0f, units = maximum(scales, splat(1e-30f));
+    uint8_t* const page = (uint8_t*)a.marks + a.number * a.rule.mark_bytes();
+    const Vec scales = store_scales(most / 127.0f, slots, page + width * keys.size + slot);
     for (int64_t w = 0; w < width; w += 4) {
       UintVec word{};
-      for (int64_t d = w; d < w + 4; ++d) word |= bytes_of(d < keys.dim ? load(keys.by_channel + d * keys.slots + slot) / units : Vec{}) << uint32_t(8 * (d - w));
-      memcpy(to + w / 4 * plane, &word, 4 * slots);
+      for (int64_t d = w; d < w + 4; ++d) word |= bytes_of(d < keys.dim ? load(keys.by_channel + d * keys.slots + slot) / scales : Vec{}) << uint32_t(8 * (d - w));
+      memcpy(page + 4 * slot + w / 4 * plane, &word, 4 * slots);
     }
-    memcpy(to + width / 4 * plane, &scales, 4 * slots);
   });
 }
 
 // The best of kCodes codes from `first` on, where one is better than `best`.
 template <int kCodes>
 inline void meet_codes(const PageMarkArgs& a, const Keys& keys, int64_t first, float* best, int32_t* which) {
-  products_with<kCodes>(keys, a.given + first * keys.dim, 1, keys.dim, [&](int64_t slot, const Vec* sum) {
+  products_with<kCodes>(keys, (const float*)a.given + first * keys.dim, 1, keys.dim, [&](int64_t slot, const Vec* sum) {
     Vec top = load(best + slot);
     IntVec code;
     memcpy(&code, which + slot, sizeof code);
@@ -259,7 +265,7 @@ void run_page_marks(const PageMarkArgs& a) {
     case Marks::halves: return Query(a.rule.query) == Query::split ? note_corners(a, keys) : note_means<uint16_t>(a, keys);
     case Marks::rows: return note_means<float>(a, keys);
     case Marks::columns: return transpose(keys), note_columns(a, keys);
-    case Marks::bytes: return transpose(keys), note_bytes(a, Query(a.rule.query) == Query::project ? project(a, keys) : keys);
+    case Marks::bytes: return transpose(keys), note_bytes(a, Query(a.rule.query) == Query::project ? project(a, keys, rest) : keys);
     case Marks::codes: return transpose(keys), note_codes(a, keys, rest);
     default: return;
   }

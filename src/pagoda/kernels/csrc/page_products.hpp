@@ -116,11 +116,10 @@ struct ByteQueries {
       : codes(q.codes + 4 * head), starts(q.starts + head), units(q.units + head), fours(q.fours()), apart(4 * a.heads) {}
 };
 
-// total[head] = queries . channels of a register of slots, in units of the head and of the slot's scale, which is returned: four channels at a
-// time, `plane` bytes from one four to the next, summed without a loss; scales lie behind the last. What lies `ahead` bytes further on is
-// fetched.
+// total[head] = queries . channels of a register of slots, in units of the head and of the slot's scale: four channels at a time, `plane`
+// bytes from one four to the next, summed without a loss. What lies `ahead` bytes further on is fetched.
 template <int kHeads>
-inline Vec byte_totals(const ByteQueries& q, const uint8_t* words, int64_t plane, int64_t slots, int64_t ahead, IntVec (&total)[kHeads]) {
+inline void byte_totals(const ByteQueries& q, const uint8_t* words, int64_t plane, int64_t slots, int64_t ahead, IntVec (&total)[kHeads]) {
   UintVec four{};
 #pragma GCC unroll 8
   for (int h = 0; h < kHeads; ++h) total[h] = IntVec{} + q.starts[h];
@@ -142,10 +141,6 @@ inline Vec byte_totals(const ByteQueries& q, const uint8_t* words, int64_t plane
 #endif
     }
   }
-  Vec scales{};
-  if (slots == kLanes) memcpy(&scales, words, sizeof scales);
-  else memcpy(&scales, words, 4 * slots);
-  return scales;
 }
 
 inline Vec floats_of(IntVec x) { return __builtin_convertvector(x, Vec); }
@@ -169,8 +164,8 @@ void each_register(const PageScoreArgs& a, const PreparedQueries& q, Pages pages
         const int64_t slots = per_page - slot < kLanes ? per_page - slot : kLanes;
         const char* at = marks + slot * 4;
         IntVec totals[n.value];
-        const Vec scales = byte_totals(in_bytes, (const uint8_t*)at, 4 * per_page, slots, within(at, end, kBytesAhead), totals);
-        use(head, page, slot, slots, totals, in_bytes.units, scales);
+        byte_totals(in_bytes, (const uint8_t*)at, 4 * per_page, slots, within(at, end, kBytesAhead), totals);
+        use(head, page, slot, slots, totals, in_bytes.units, scales_at((const uint8_t*)marks + a.rule.channels() * per_page + slot, slots));
         asking.step();
       }
     }
@@ -204,7 +199,8 @@ template <int kHeads>
 void store_together(const ByteQueries& q, const char* together, int64_t count, float* to, int64_t ld) {
   for (int64_t i = 0; i < count; i += kLanes) {
     IntVec totals[kHeads];
-    const Vec scales = byte_totals(q, (const uint8_t*)together + 4 * i, kFourTogether, kLanes, 0, totals);
+    byte_totals(q, (const uint8_t*)together + 4 * i, kFourTogether, kLanes, 0, totals);
+    const Vec scales = load((const float*)(together + q.fours * kFourTogether) + i);
 #pragma GCC unroll 8
     for (int h = 0; h < kHeads; ++h) store(to + h * ld + i, floats_of(totals[h]) * scales);
   }

@@ -65,9 +65,21 @@ void thin(const PageScoreArgs& a, const float* raw, int64_t rank, float* size, i
   }
 }
 
+// A register of the matrix.
+inline Vec load(const int8_t* p) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#else
+  Vec x;
+  for (int i = 0; i < kLanes; ++i) x[i] = float(p[i]);
+  return x;
+#endif
+}
+
 // The queries of kHeads heads with the matrix: a row of it is read once for all of them.
 template <int kHeads>
 void project(const PageScoreArgs& a, const float* q, int64_t width, float* out) {
+  const int8_t* const given = (const int8_t*)a.given;
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) {
     Vec sum[2][kHeads] = {};  // so that none waits for the one before
@@ -75,19 +87,19 @@ void project(const PageScoreArgs& a, const float* q, int64_t width, float* out) 
     for (; d + 2 <= a.dim; d += 2)
 #pragma GCC unroll 2
       for (int n = 0; n < 2; ++n) {
-        const Vec row = load(a.given + (d + n) * width + i);
+        const Vec row = load(given + (d + n) * width + i);
 #pragma GCC unroll 8
         for (int h = 0; h < kHeads; ++h) sum[n][h] = fused(row, q[h * a.dim + d + n], sum[n][h]);
       }
     for (; d < a.dim; ++d)
-      for (int h = 0; h < kHeads; ++h) sum[0][h] = fused(load(a.given + d * width + i), q[h * a.dim + d], sum[0][h]);
-    for (int h = 0; h < kHeads; ++h) store(out + h * width + i, sum[0][h] + sum[1][h]);
+      for (int h = 0; h < kHeads; ++h) sum[0][h] = fused(load(given + d * width + i), q[h * a.dim + d], sum[0][h]);
+    for (int h = 0; h < kHeads; ++h) store(out + h * width + i, (sum[0][h] + sum[1][h]) * kGivenUnit);
   }
   for (; i < width; ++i)
     for (int h = 0; h < kHeads; ++h) {
       float sum = 0.0f;
-      for (int64_t d = 0; d < a.dim; ++d) sum += q[h * a.dim + d] * a.given[d * width + i];
-      out[h * width + i] = sum;
+      for (int64_t d = 0; d < a.dim; ++d) sum += q[h * a.dim + d] * float(given[d * width + i]);
+      out[h * width + i] = sum * kGivenUnit;
     }
 }
 

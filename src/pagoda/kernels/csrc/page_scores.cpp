@@ -25,6 +25,9 @@ float behind(const PageScoreArgs& a, int64_t mark) {
   return std::memcpy(&number, &bits, 4), number;
 }
 
+// Of a score while it is made. A thread has one for all its scorers, so that it stays in the first cache.
+thread_local std::vector<float> room_of_scores;
+
 // Room for so many numbers, from a line's beginning on: a register of numbers then lies in one line.
 template <typename Number>
 Number* room_for(int64_t count, std::vector<Number>& in) {
@@ -52,7 +55,7 @@ void PageScorer::prepare(const PageScoreArgs& a, const void* queries, Dtype dtyp
   const int64_t width = a.rule.width(a.dim);
   units_.resize(a.heads), starts_.resize(a.heads), codes_.resize(a.heads * (width + kPageScorePad));
   prepared_ = PreparedQueries();
-  prepared_.width = width, prepared_.room = room_for(page_score_room(a), room_);
+  prepared_.width = width;
   const QueryRoom room{room_for(query_room(a.heads, a.dim, width), queries_), units_.data(),
                        room_for(3 * (a.dim + kPageScorePad), channels_), starts_.data(), codes_.data()};
   PAGODA_BODY(isa, prepare_queries)(a, queries, dtype, q_stride, room, prepared_);
@@ -68,16 +71,17 @@ void PageScorer::find_lines(std::vector<Bytes>& to) {
     to.resize(before + prepared_.width + 1);
     Bytes* part = to.data() + before;
     for (int64_t w = 0; w < prepared_.width; ++w) *part++ = lines_of(a.marks + (prepared_.channels ? prepared_.channels[w] : w) * apart, count);
-    *part = lines_of(a.marks + (a.rule.stride - 1) * apart, count);
+    *part = lines_of(a.marks + a.rule.channels() * apart, count);
     return;
   }
-  if (a.rule.kind() == Marks::codes) to.push_back({reinterpret_cast<const char*>(a.given), std::min(4 * a.num_given * prepared_.width, kMostSoon)});
+  if (a.rule.kind() == Marks::codes) to.push_back({a.given, std::min(given_bytes(a.rule, a.dim, a.num_given), kMostSoon)});
   to.push_back({a.marks, std::min(a.pages * a.rule.mark_bytes(), kMostSoon)});
 }
 
 void PageScorer::run(float* out, const Soon& soon, const std::string& isa) {
   args_.out = out;
   if (args_.pages == 0) return;
+  prepared_.room = room_for(page_score_room(args_), room_of_scores);
   PAGODA_BODY(isa, run_page_scores)(args_, prepared_, soon);
   if (args_.outliers > 0) put_outliers_ahead();
 }

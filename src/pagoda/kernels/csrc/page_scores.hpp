@@ -4,7 +4,7 @@
 //             halves   bfloat16, the same
 //             columns  uint8 [channel][page of `room`][slot]    the numbers of every key, of which some are read      with each slot
 //                      code + 128; behind the channels as much again is the slots' scales (scale_of)
-//             bytes    uint8 [page][four channels][slot][4]     the same, for queries that want all of them: code + 128, then float [slot]
+//             bytes    uint8 [page][four channels][slot][4]     the same, for queries that want all of them: code + 128, then uint8 [slot]
 //                      scales. To meet bytes, queries are rounded to 127ths of a head's largest number
 //             codes    int16 [page][slot]   which of `given` [codes][width] is near       with each of `given`, looked up by slot
 //             keys     the keys in the page                                               with each slot
@@ -24,7 +24,7 @@
 namespace pagoda {
 
 enum class Marks : int32_t { rows = 0, columns = 1, codes = 2, keys = 3, bytes = 4, halves = 5 };
-// What becomes of a query first: nothing; max(q, 0) beside min(q, 0); its product with `given` [dim][width]; a turn by `turn`; its `rank`
+// What becomes of a query first: nothing; max(q, 0) beside min(q, 0); its product with `given` [dim][width] / 128; a turn by `turn`; its `rank`
 // channels that are largest over the group.
 enum class Query : int32_t { plain = 0, split = 1, project = 2, turn = 3, thin = 4 };
 enum class Weigh : int32_t { product = 0, softmax = 1, peak = 2 };
@@ -39,28 +39,21 @@ inline float scale_of(uint8_t byte) {
   return scale;
 }
 
-// The least that is no less than `scale`, which is none below 0; else the largest.
-inline uint8_t byte_of_scale(float scale) {
-  uint32_t bits;
-  std::memcpy(&bits, &scale, 4);
-  const int32_t up = int32_t((bits + ((1u << kScaleShift) - 1)) >> kScaleShift) - kScaleOfZero;
-  return uint8_t(up < 0 ? 0 : up > 255 ? 255 : up);
-}
-
 // The same for all pages that a policy judges; int32 numbers side by side, as Python writes them.
 struct PageRule {
   int32_t marks = 0, query = 0, weigh = 0, sum_heads = 0;
   int32_t per_page = 1;    // marks, codes or slots of a page
-  int32_t stride = 0;      // rows, halves: numbers between two marks; bytes: channels that are kept; columns: one more
+  int32_t stride = 0;      // rows, halves: numbers between two marks; columns, bytes: channels that are kept, and one more
   int32_t rank = 0;        // of Query::thin
   int32_t first_page = 0;  // whether the first page is always read; scores do not say so
 
   Marks kind() const { return Marks(marks); }
+  int64_t channels() const { return stride - 1; }  // of columns and bytes
   // Numbers of a prepared query.
   int64_t width(int64_t dim) const {
     switch (Query(query)) {
       case Query::split: return 2 * dim;
-      case Query::project: return stride;
+      case Query::project: return channels();
       case Query::thin: return rank < dim ? rank : dim;
       default: return dim;
     }
@@ -70,13 +63,15 @@ struct PageRule {
     switch (kind()) {
       case Marks::rows: return 4 * numbers;
       case Marks::halves: return 2 * numbers;
-      case Marks::columns: return numbers;
-      case Marks::bytes: return numbers + 4 * per_page;
+      case Marks::columns:
+      case Marks::bytes: return numbers;
       case Marks::codes: return 2 * per_page;
       default: return 0;
     }
   }
 };
+
+constexpr float kGivenUnit = 1.0f / 128;  // of Query::project
 
 struct PageScoreArgs {
   PageRule rule;
@@ -84,7 +79,7 @@ struct PageScoreArgs {
   float scale = 1.0f;                     // > 0, of the products where they are weighed
   const char* marks = nullptr;
   int64_t room = 0;              // columns: pages from a channel to the next one
-  const float* given = nullptr;  // Query::project: [dim][width]; Marks::codes: [num_given][width]
+  const char* given = nullptr;   // Query::project: int8 [dim][width], 128ths; Marks::codes: float [num_given][width]
   int64_t num_given = 0;
   const float* turn = nullptr;  // [dim / 2] cosines, then sines
   int64_t outliers = 0;         // so many pages with the smallest number behind a mark's own (rows, halves) go before all others
@@ -97,9 +92,9 @@ struct PageScoreArgs {
 };
 
 // Of `given`, for one kv-head.
-inline int64_t given_numbers(const PageRule& rule, int64_t dim, int64_t num_given) {
-  if (rule.kind() == Marks::codes) return num_given * rule.width(dim);
-  return Query(rule.query) == Query::project ? dim * rule.stride : 0;
+inline int64_t given_bytes(const PageRule& rule, int64_t dim, int64_t num_given) {
+  if (rule.kind() == Marks::codes) return 4 * num_given * rule.width(dim);
+  return Query(rule.query) == Query::project ? dim * rule.channels() : 0;
 }
 
 // std::out_of_range for a page, `offset` further than its id, that is not there.
@@ -194,7 +189,7 @@ class PageScorer {
 
   PageScoreArgs args_;
   PreparedQueries prepared_;
-  std::vector<float> queries_, room_, units_, odd_;
+  std::vector<float> queries_, units_, odd_;
   std::vector<int32_t> channels_, order_, starts_;
   std::vector<int8_t> codes_;
 };

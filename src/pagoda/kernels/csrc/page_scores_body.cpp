@@ -316,7 +316,7 @@ void run_page_scores(const PageScoreArgs& a, const PreparedQueries& q, const Soo
   switch (a.rule.kind()) {
     case Marks::rows: of_rows((const float*)a.marks, a.rule.stride); break;
     case Marks::halves: of_rows((const uint16_t*)a.marks, a.rule.stride); break;
-    case Marks::codes: of_rows(a.given, q.width); break;
+    case Marks::codes: of_rows((const float*)a.given, q.width); break;
     default:
       Asking asking(soon, a.rule.kind() == Marks::columns ? column_steps(a) : register_steps(a));
       store_slot_products(a, q, {0, a.pages}, room, {products, ld}, asking);

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from ..case import Make, cross
 from ..dispatch import Needs, Op
-from .page_scores import PageRule, by_channel, corners, in_bytes, in_columns, means
+from .page_scores import PageRule, by_channel, corners, in_128ths, in_bytes, in_columns, means, unscaled
 
 
 @dataclass(frozen=True, slots=True)
 class MarkAids:
-    """What marks are made with, beside keys, all float32 and contiguous.
+    """What marks are made with, beside keys, all contiguous and, but for what is projected with, float32.
 
-    given    ``[H, D, W]`` of queries that are projected, by which keys are; ``[H, C, D]`` of codes
+    given    int8 ``[H, D, W]`` of queries that are projected (`PageRule`), by which keys are; ``[H, C, D]`` of codes
     weights  ``[H, 2, C]``: a key's code is that of the largest product * first + second, of equals the earlier
     metric   ``[H, D, D]``, symmetric: keys are multiplied with it before they meet codes
     freq     ``[D / 2]``: radians a position, by which keys are turned back to position 0; channels i and i + D / 2
@@ -65,7 +65,7 @@ def _made(keys: Tensor, rule: PageRule, marks: Tensor, aids: MarkAids, shape: tu
     if rule.marks == "columns":
         return in_columns(keys)
     if rule.marks == "bytes":
-        return in_bytes(keys if aids.given is None else keys @ aids.given[:, None])
+        return in_bytes(keys if aids.given is None else keys @ unscaled(aids.given)[:, None])
     assert aids.given is not None
     assert aids.weights is not None
     near = keys.flatten(1, 2) if aids.metric is None else keys.flatten(1, 2) @ aids.metric
@@ -95,7 +95,7 @@ def _case(
     room, width = first + pages + 3, num_given or dim
     given = weights = None
     if rule.query == "project":
-        given = make.normal(heads, dim, width)
+        given = in_128ths(make.normal(heads, dim, width))
     if rule.marks == "halves":
         marks = torch.zeros(heads, room, parts, 2 * dim if rule.query == "split" else dim + odd, dtype=torch.bfloat16)
     elif rule.marks == "rows":
@@ -103,7 +103,7 @@ def _case(
     elif rule.marks == "columns":
         marks = by_channel(heads, room, dim + 1, size)
     elif rule.marks == "bytes":
-        marks = torch.zeros(heads, room, -(-width // 4) + 1, size, 4, dtype=torch.uint8)
+        marks = torch.zeros(heads, room, -(-width // 4) * 4 + 1, size, dtype=torch.uint8)
     else:
         marks = torch.zeros(heads, room, size, dtype=torch.int16)
         given, weights = make.normal(heads, num_given, dim), make.normal(heads, 2, num_given)

@@ -42,12 +42,13 @@ class PageRule:
             columns  uint8 ``[H, P, W + 1, B]`` (`in_columns`), a mark for every slot and last a byte of its scale,
                      laid out channel by channel: ``[H, W + 1, P, B]`` in memory (`by_channel`); queries are rounded
                      to 127ths of a head's largest number
-            bytes    uint8 ``[H, P, W4 / 4 + 1, B, 4]`` (`in_bytes`): four channels at a time, and each slot's
-                     scale; queries are rounded as for columns, projected ones as wide as the marks
+            bytes    uint8 ``[H, P, W4 + 1, B]`` (`in_bytes`): the same four channels at a time, W4 / 4 times
+                     ``[B, 4]``, then the scales; projected queries are as wide as the marks
             codes    int16 ``[H, P, B]``: the number of each slot's vector in ``given [H, C, W]``
             keys     the keys in the pages
     query   plain    as it is, W = D              split    max(q, 0) beside min(q, 0), W = 2 D
-            project  times ``given [H, D, W]``    turn     rotated by ``turn``, W = D
+            project  times ``given [H, D, W]``, int8 numbers of 128ths, W a multiple of four
+            turn     rotated by ``turn``, W = D
             thin     its ``rank`` channels that are largest over the group, grown by the root of the share of the query
                      that they are; of columns of all channels
     weigh   product (not of keys or columns), softmax or peak; then heads are summed, or the largest of them counts
@@ -74,15 +75,12 @@ class PageRule:
         if self.marks in ("rows", "halves"):
             assert marks is not None
             per_page, stride = marks.shape[2], marks.shape[3]
-        elif self.marks == "columns":
+        elif self.marks in ("columns", "bytes"):
             assert marks is not None
             stride, per_page = marks.shape[2], marks.shape[3]
         elif self.marks == "codes":
             assert marks is not None
             per_page = marks.shape[2]
-        elif self.marks == "bytes":
-            assert marks is not None
-            stride, per_page = 4 * (marks.shape[2] - 1), marks.shape[3]
         kinds = MARKS.index(self.marks), QUERIES.index(self.query), WEIGHS.index(self.weigh)
         return [*kinds, self.sum_heads, per_page, stride, self.rank, first_page]
 
@@ -93,14 +91,22 @@ def by_channel(heads: int, pages: int, channels: int, slots: int) -> Tensor:
 
 
 def in_bytes(numbers: Tensor) -> Tensor:
-    """Numbers of slots ``[H, P, B, W]`` as marks: uint8 ``[H, P, W4 / 4 + 1, B, 4]``, W4 the next multiple of four. A
-    number is (byte - 128) times its slot's scale, a float32 whose four bytes come last.
+    """Numbers of slots ``[H, P, B, W]`` as marks: uint8 ``[H, P, W4 + 1, B]``, W4 the next multiple of four; they and
+    their scales are those of `in_columns`.
     """
-    numbers = torch.nn.functional.pad(numbers.float(), (0, -numbers.shape[-1] % 4))
-    scales = numbers.abs().amax(-1, keepdim=True) / 127
-    codes = (numbers / scales.clamp(min=1e-30)).round_().add_(128).to(torch.uint8)
-    words = codes.unflatten(-1, (-1, 4)).transpose(2, 3)
-    return torch.cat([words, scales.view(torch.uint8).unsqueeze(2)], 2)
+    codes, scales = _coded(torch.nn.functional.pad(numbers.float(), (0, -numbers.shape[-1] % 4)))
+    words = codes.unflatten(-1, (-1, 4)).transpose(2, 3).reshape(*codes.shape[:2], codes.shape[3], codes.shape[2])
+    return torch.cat([words, scales.unsqueeze(2)], 2)
+
+
+def in_128ths(given: Tensor) -> Tensor:
+    """A matrix of each head ``[H, D, W]`` as queries are projected with: int8, contiguous; the largest becomes 127."""
+    return (given * (127 / given.abs().amax((1, 2), keepdim=True))).round_().to(torch.int8).contiguous()
+
+
+def unscaled(given: Tensor) -> Tensor:
+    """What ``given [H, D, W]`` of projected queries stands for: float32."""
+    return given.float() / 128
 
 
 def corners(keys: Tensor) -> Tensor:
@@ -126,11 +132,16 @@ def in_columns(numbers: Tensor) -> Tensor:
     """Numbers of slots ``[H, P, B, W]`` as marks: uint8 ``[H, P, W + 1, B]``. A number is (byte - 128) times its slot's
     scale, whose byte comes last: 1, 1.125, … 1.875 times 2^-24 … 2^7, the least by which no byte is above 255.
     """
-    numbers = numbers.float()
+    codes, scales = _coded(numbers.float())
+    return torch.cat([codes.transpose(2, 3), scales.unsqueeze(2)], 2)
+
+
+def _coded(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """The bytes of numbers ``[…, W]`` and of each row's scale."""
     least = (numbers.abs().amax(-1) / 127).view(torch.int32)
     scales = ((least + (1 << SCALE_SHIFT) - 1 >> SCALE_SHIFT) - SCALE_OF_ZERO).clamp_(0, 255).to(torch.uint8)
     codes = (numbers / _scales_of(scales)[..., None]).clamp_(-127, 127).round_().add_(128).to(torch.uint8)
-    return torch.cat([codes.transpose(2, 3), scales.unsqueeze(2)], 2)
+    return codes, scales
 
 
 def out_of_columns(marks: Tensor) -> Tensor:
@@ -144,8 +155,9 @@ def _scales_of(scales: Tensor) -> Tensor:
 
 def _out_of_bytes(marks: Tensor) -> Tensor:
     """float32 ``[H, P, B, W4]``."""
-    scales = marks[:, :, -1].contiguous().view(torch.float32)  # [H, P, B, 1]
-    return (marks[:, :, :-1].transpose(2, 3).flatten(3).float() - 128) * scales
+    heads, pages, channels, slots = marks.shape
+    words = marks[:, :, :-1].reshape(heads, pages, channels // 4, slots, 4)
+    return (words.transpose(2, 3).flatten(3).float() - 128) * _scales_of(marks[:, :, -1])[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +286,7 @@ def _prepared(
         return torch.cat([queries.clamp(min=0), queries.clamp(max=0)], -1), None
     if rule.query == "project":
         assert given is not None
-        return queries @ given, None
+        return queries @ unscaled(given), None
     if rule.query == "turn":
         assert turn is not None
         cos, sin = turn.chunk(2)
@@ -327,7 +339,7 @@ def _case(
         ids = make.permutation(heads * pages + 2)[: heads * pages].view(heads, pages)
         found["keys"] = KeyPages(make.pages(heads * pages + 2, layout), layout, ids.contiguous())
     if rule.query == "project":
-        found["given"] = make.normal(heads, dim, width)
+        found["given"] = in_128ths(make.normal(heads, dim, width))
     if rule.query == "turn":
         angles = make.normal(dim // 2)
         found["turn"] = torch.cat([angles.cos(), angles.sin()])

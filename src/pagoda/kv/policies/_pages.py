@@ -33,8 +33,8 @@ SCORED = "scored"
 
 
 def byte_marks(page_size: int, dim: int) -> float:
-    """Bytes of a page's marks of bytes (`PageRule`): whole words, and a scale for each slot."""
-    return page_size * (-(-dim // 4) * 4 + FLOAT32)
+    """Bytes of a page's marks of bytes (`PageRule`): whole words, and a byte of each slot's scale."""
+    return page_size * (-(-dim // 4) * 4 + 1)
 
 
 @dataclass
@@ -180,7 +180,7 @@ class PageSelection(Selection):
         return self.rule()
 
     def given(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> Tensor | None:
-        """What the rule is given in a layer: float32 [H, …], contiguous, the same tensor from step to step."""
+        """What the rule is given in a layer (`PageRule`): [H, …], contiguous, the same tensor from step to step."""
         return None
 
     def turn(self, position: int | Tensor, learned: Mapping[str, Tensor]) -> Tensor | None:

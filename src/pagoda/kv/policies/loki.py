@@ -21,7 +21,8 @@ class Loki(PageSelection):
     token of each page. The first page is always read: attention rests on the first tokens when it has nothing to look
     at, and components that tell keys apart say little of that (lantern's KL without it is 0.084, with it 0.021).
 
-    Keys in those components are held as bytes, with a scale for each token.
+    Keys in those components are held as bytes, with a scale for each token, and so are the components' own numbers: a
+    choice of 400 tokens reads 118 lines of memory, where it read 190 of float32 components and scales.
 
     Deviations: products are those of the rounded numbers; components are those of the sequence's own prompt, found when
     it is first looked at, not calibrated beforehand; pages are fetched, not single tokens.
@@ -50,12 +51,12 @@ class Loki(PageSelection):
     def sketch(self, keys: Tensor, memory: dict[str, Tensor]) -> Tensor:
         from torch.nn.functional import pad
 
-        from ...kernels.ops.page_scores import in_bytes
+        from ...kernels.ops.page_scores import in_128ths, in_bytes, unscaled
 
         if "basis" not in memory:
             basis = _eigh(keys.flatten(1, 2))[1][..., -self.rank :]
-            memory["basis"] = pad(basis, (0, -basis.shape[-1] % 4)).contiguous()  # channels in fours
-        return in_bytes(keys @ memory["basis"][:, None])
+            memory["basis"] = in_128ths(pad(basis, (0, -basis.shape[-1] % 4)))  # channels in fours
+        return in_bytes(keys @ unscaled(memory["basis"])[:, None])
 
 
 def _eigh(flat: Tensor) -> tuple[Tensor, Tensor]:
