@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "page_shape.hpp"
+
 namespace pagoda {
 namespace {
 
@@ -56,7 +58,13 @@ struct Ahead {
   const char* nothing = nullptr;
 
   Ahead() = default;
-  Ahead(const char* const* pages_, int count_, int64_t page_bytes) : pages(pages_), count(count_), left(count_ * ((page_bytes + 63) / 64)) {}
+  // Scales that are a page's last line are asked for at once: a block looks at them before anything else, and asked for as the last they had just been asked for then.
+  Ahead(const char* const* pages_, int count_, const PageShape& shape) : pages(pages_), count(count_) {
+    const int64_t num = (shape.page_bytes + 63) / 64, scales = shape.k_scales.bytes && shape.k_scales.at / 64 == num - 1 ? 1 : 0;
+    at = 64 * (num - 1), left = count * scales;
+    lines(left);
+    page = 0, at = 0, left = count * (num - scales);
+  }
 
   // A number that the compiler knows: asked for without a look at each, while there are so many.
   template <int kNum>

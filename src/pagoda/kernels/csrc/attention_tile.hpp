@@ -49,11 +49,11 @@ struct Tile {
   bool in_place() const { return t.bytes || (few() && Math::native(a.shape)); }
 
   void work(Block<Math>& block, const PageRow& pages, Slots& slots, int64_t begin, const Slots& next, PartEnd end) {
-    Ahead ahead{next.pages, next.num_pages, a.shape.page_bytes};
+    Ahead ahead{next.pages, next.num_pages, a.shape};
     if (in_place()) block.open_eights(pages, slots);
     else block.widen(pages, slots, true, ahead);
     multiply(block, slots, begin, ahead, end);
-    ahead.lines(next.num_pages * int(a.shape.page_bytes / 64));  // what found no place between the products
+    ahead.lines(ahead.left);  // what found no place between the products
   }
 
   void multiply(Block<Math>& block, Slots& slots, int64_t begin, Ahead& ahead, [[maybe_unused]] PartEnd end) {
@@ -153,8 +153,8 @@ struct Tile {
 
   // Asks for a block whose slots nobody has fetched, all at once: there are no products yet that could run beside.
   void fetch(const Slots& first) const {
-    Ahead ahead{first.pages, first.num_pages, a.shape.page_bytes};
-    ahead.lines(first.num_pages * int(a.shape.page_bytes / 64));
+    Ahead ahead{first.pages, first.num_pages, a.shape};
+    ahead.lines(ahead.left);
   }
 
   void run(const AttentionItem* soon, bool cold) {
