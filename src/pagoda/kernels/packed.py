@@ -16,6 +16,7 @@ sums across lanes.
     fp16       16           2           the weight
     fp8         8           4           the bits of an e4m3 float
     nf4         4           8           the number of a level (`packed_bytes.NF4_LEVELS`)
+    bf12       16           2           the weight: four blocks in 192 bytes, `bf12` draws them
 
 The first half of a lane's fields (from the lowest bits) are the even inputs of the block, the second half the odd ones:
 
@@ -36,9 +37,10 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from . import bf12
 from .packed_bytes import BITS, GROUPS, NF4_LEVELS, PANEL, check_packed, num_blocks
 
-_PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "bf12": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +48,8 @@ class PackedWeight:
     """``experts`` matrices of ``outputs`` rows and ``inputs`` columns, one after the other (a plain layer has one).
 
     data: uint8, as drawn above. scales: int8, fp8 and ternary float32 ``[experts, panels * 16]``, one per row; int4,
-    int5 and nf4 ``[experts, panels, groups, 16]`` in bfloat16 or float32, one per row and group of inputs; else None.
+    int5 and nf4 ``[experts, panels, groups, 16]`` in bfloat16 or float32, one per row and group of inputs;
+    bf12 int32, its windows; else None.
     zeros: uint8 like those, or None when q is symmetric. The last group may be short.
     """
 
@@ -111,6 +114,10 @@ def lay_out(
         assert scales is not None
         packed_scales = _padded_rows(scales.reshape(experts, outputs).float())
     data = _pack_fields(format, fields)
+    if format == "bf12":
+        lines = data.view(torch.bfloat16)
+        coded, packed_scales = bf12.encode(lines.view(-1, lines.shape[2], 2 * PANEL))
+        data = coded.view(experts, -1, *coded.shape[1:])
     return PackedWeight(format, outputs, inputs, data, packed_scales, packed_zeros, group, experts)
 
 
@@ -131,7 +138,7 @@ def codes_of(packed: PackedWeight) -> tuple[Tensor, Tensor | None, Tensor | None
 
 
 def unpack(packed: PackedWeight) -> Tensor:
-    """The weight that the packed one stands for: float32 (bf16, fp16: their own) in `PackedWeight.shape`."""
+    """The weight that the packed one stands for: float32 (bf16, bf12, fp16: their own) in `PackedWeight.shape`."""
     if packed.opened is not None:
         return packed.opened()
     codes, scales, zeros = codes_of(packed)
@@ -176,9 +183,12 @@ def _pack_fields(format: str, fields: Tensor) -> Tensor:
 
 
 def _unpack_fields(packed: PackedWeight) -> Tensor:
-    block, blocks = 32 // BITS[packed.format], packed.data.shape[2]
+    block, blocks = 32 // BITS[packed.format], num_blocks(packed.format, packed.inputs)
     shape = (packed.experts, packed.num_panels, blocks, PANEL)
-    if packed.format in _PLAIN:
+    if packed.format == "bf12":
+        assert packed.scales is not None
+        lanes = bf12.decode(packed.data.flatten(0, 1), packed.scales, blocks).reshape(*shape, block)
+    elif packed.format in _PLAIN:
         lanes = packed.data.view(_PLAIN[packed.format]).reshape(*shape, block)
     else:
         lanes = unpack_words(packed.data.view(torch.int32).reshape(shape), packed.format)

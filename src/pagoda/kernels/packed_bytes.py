@@ -5,12 +5,25 @@ from __future__ import annotations
 from ..core.errors import ConfigError, choices
 
 PANEL = 16
-BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4, "ternary": 2, "int5": 5, "fp16": 16, "fp8": 8, "nf4": 4}
+BITS = {
+    "fp32": 32,
+    "bf16": 16,
+    "int8": 8,
+    "int4": 4,
+    "ternary": 2,
+    "int5": 5,
+    "fp16": 16,
+    "fp8": 8,
+    "nf4": 4,
+    "bf12": 16,
+}
+"""Of a field; bf12's are 12 bits in memory, and 16 where they are multiplied (`bf12`)."""
 GROUPS = {"int4": (32, 64, 128), "int5": (48, 96), "nf4": (32, 64, 128)}
 """Formats whose inputs share scales in groups, and how many may: whole blocks, and whole halves of a cache line."""
-PLAIN = ("fp32", "bf16", "fp16")
+PLAIN = ("fp32", "bf16", "fp16", "bf12")
 LARGEST_FP8 = 448.0
 MAX_BLOCKS = 16  # of a bitstack
+CHUNK_BYTES, WINDOW_BYTES = 192, 12  # bf12: four lines, and what is known of a panel beside its exceptions
 NF4_LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -26,12 +39,26 @@ def packed_nbytes(
     """The bytes of such a weight (`packed.PackedWeight` draws it), without making it. Raises ConfigError."""
     check_packed(format, group)
     panels = -(-outputs // PANEL)
-    data = panels * num_blocks(format, inputs) * PANEL * 4
-    if format in GROUPS:
+    data = panels * panel_bytes(format, inputs)
+    if format == "bf12":
+        extra = panels * WINDOW_BYTES
+    elif format in GROUPS:
         extra = panels * -(-inputs // group) * PANEL * ((4 if wide_scales else 2) + (1 if zeros else 0))
     else:
         extra = 0 if format in PLAIN else panels * PANEL * 4
     return experts * (data + extra)
+
+
+def panel_bytes(format: str, inputs: int) -> int:
+    """Of a panel's data."""
+    blocks = num_blocks(format, inputs)
+    return -(-blocks // 4) * CHUNK_BYTES if format == "bf12" else blocks * PANEL * 4
+
+
+def data_shape(format: str, panels: int, inputs: int) -> tuple[int, int, int]:
+    """Of the data of so many panels (`packed.PackedWeight`)."""
+    line = CHUNK_BYTES if format == "bf12" else PANEL * 4
+    return panels, panel_bytes(format, inputs) // line, line
 
 
 def num_blocks(format: str, inputs: int) -> int:
