@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import packed_bytes
 from ._optional import extension
-from .packed_bytes import PANEL, num_blocks
+from .packed_bytes import PANEL
 
 STORED = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8, "int5": torch.uint8,
@@ -43,6 +44,27 @@ def lay_out_rows(format: str, rows: Tensor, panels: Tensor, num_threads: int = 1
     return finite
 
 
+def lay_out_bf12(
+    rows: Tensor, panels: Tensor, num_threads: int = 1, isa: str = ""
+) -> tuple[bool, Tensor, Tensor, Tensor]:
+    """The same for bf12: rows bfloat16 ``[n, cols]`` contiguous into ``panels`` uint8 ``[ceil(n / 16), chunks, 192]``.
+
+    Returns whether all are finite, and of each panel its window (int32) and how many exceptions it has (int64), and
+    those of all panels, one after the other (int32): what `bf12.joined` takes. `bf12.encode` is the plain twin.
+    """
+    count = -(-rows.shape[0] // PANEL)
+    assert panels.nbytes == packed_bytes.panel_bytes("bf12", rows.shape[1]) * count, "panels of another size"
+    assert rows.is_contiguous()
+    assert panels.is_contiguous()
+    windows, counts = torch.empty(count, dtype=torch.int32), torch.empty(count, dtype=torch.int64)
+    finite, found = extension().encode_rows(
+        rows.data_ptr(), rows.shape[0], rows.shape[1] * 2, panels.data_ptr(), windows.data_ptr(), counts.data_ptr(),
+        num_threads, isa,
+    )  # fmt: skip
+    exceptions = torch.frombuffer(bytearray(found), dtype=torch.int32) if found else windows.new_empty(0)
+    return finite, windows, counts, exceptions
+
+
 def panel_bytes(format: str, rows: int, cols: int) -> int:
     """Bytes of the panels of a matrix, without its scales."""
-    return -(-rows // PANEL) * num_blocks(format, cols) * PANEL * 4
+    return -(-rows // PANEL) * packed_bytes.panel_bytes(format, cols)

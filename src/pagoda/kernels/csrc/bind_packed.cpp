@@ -2,24 +2,12 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include "bind.hpp"
+#include "bind_matrix.hpp"
 #include "packed.hpp"
 
 namespace nb = nanobind;
 
 namespace pagoda {
-
-namespace {
-
-PackedMatrix matrix_of(int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data, uintptr_t scales,
-                       uintptr_t zeros, bool wide_scales) {
-  PackedMatrix m;
-  m.format = static_cast<Format>(format), m.outputs = outputs, m.inputs = inputs, m.group = group;
-  m.data = at<uint8_t>(data), m.scales = at<void>(scales), m.zeros = at<uint8_t>(zeros), m.wide_scales = wide_scales;
-  return m;
-}
-
-}  // namespace
 
 void bind_packed(nb::module_& m) {
   m.def("packed_linear", [](uintptr_t x, uintptr_t bias, uintptr_t out, int64_t count, bool bf16, bool dynamic, bool wide, int format,

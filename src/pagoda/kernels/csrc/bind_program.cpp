@@ -3,7 +3,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include "bind.hpp"
+#include "bind_matrix.hpp"
 #include "bind_sides.hpp"
 #include "program.hpp"
 
@@ -21,16 +21,6 @@ NormArgs norm_of(int64_t dim, int64_t parts, uintptr_t weight, uintptr_t bias, i
   a.eps = eps, a.offset = offset, a.centred = centred, a.round_first = round_first;
   return a;
 }
-
-PackedMatrix matrix_of(int format, int64_t outputs, int64_t inputs, int64_t group, uintptr_t data, uintptr_t scales, uintptr_t zeros,
-                       bool wide_scales) {
-  PackedMatrix m;
-  m.format = Format(format), m.outputs = outputs, m.inputs = inputs, m.group = group;
-  m.data = at<uint8_t>(data), m.scales = at<void>(scales), m.zeros = at<uint8_t>(zeros), m.wide_scales = wide_scales;
-  return m;
-}
-
-using Matrix = std::tuple<int, int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, bool>;  // as matrix_of takes it
 
 // Tables by number, made once for all steps that use them.
 struct Rotary {
@@ -168,7 +158,7 @@ void bind_program(nb::module_& m) {
                        int64_t groups, int64_t topk_group) {
         p.push(RouteStep{at<float>(correction), {Router(kind), experts, top_k, normalize, scaling, groups, topk_group}});
       })
-      .def("experts", [](BoundProgram& p, int src, int dst, const std::vector<Matrix>& gate_up, const std::vector<Matrix>& down,
+      .def("experts", [](BoundProgram& p, int src, int dst, const std::vector<BoundMatrix>& gate_up, const std::vector<BoundMatrix>& down,
                          const std::vector<std::tuple<bool, bool, int32_t>>& kinds, uintptr_t gate_up_bias, uintptr_t down_bias, int act, float alpha,
                          float limit, int64_t top_k) {
         ExpertsStep s{src, dst, {}, top_k};

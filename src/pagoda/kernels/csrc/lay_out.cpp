@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "bf12_encode.hpp"
 #include "parallel.hpp"
 
 namespace pagoda {
@@ -104,6 +105,28 @@ bool all_panels(const LayOutArgs& a) {
 }
 
 }  // namespace
+
+std::vector<uint32_t> encode_rows(const EncodeArgs& a, bool& finite, const std::string& isa) {
+  const auto encode = PAGODA_BODY(isa, encode_panel);
+  const int64_t blocks = (a.row_bytes + 3) / 4, panels = (a.num_rows + kRows - 1) / kRows, bytes = (blocks + 3) / 4 * 192;
+  const int64_t step = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, bytes)), items = (panels + step - 1) / step;
+  const LayOutArgs rows{a.rows, a.num_rows, a.row_bytes, nullptr, Stored::bf16, 1};
+  std::vector<std::vector<uint32_t>> found(items);
+  std::atomic<bool> fine{true};
+  parallel_for(items, a.num_threads, [&](int64_t item) {
+    std::vector<uint32_t> lines(blocks * kRows);
+    for (int64_t p = item * step; p < std::min(panels, (item + 1) * step); ++p) {
+      if (!panel<Stored::bf16>(rows, p * kRows, lines.data())) fine = false;
+      const size_t before = found[item].size();
+      a.windows[p] = encode(reinterpret_cast<const uint16_t*>(lines.data()), blocks, a.panels + p * bytes, found[item]);
+      a.counts[p] = static_cast<int64_t>(found[item].size() - before);
+    }
+  });
+  finite = fine;
+  std::vector<uint32_t> all;
+  for (const auto& some : found) all.insert(all.end(), some.begin(), some.end());
+  return all;
+}
 
 bool lay_out(const LayOutArgs& a) {
   switch (a.stored) {

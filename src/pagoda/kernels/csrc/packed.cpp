@@ -62,6 +62,7 @@ PackedMatrix expert_of(const PackedMatrix& stack, int64_t e) {
   m.data += e * m.panels() * m.panel_bytes();
   if (m.scales) m.scales = static_cast<const char*>(m.scales) + numbers * (m.wide_scales ? 4 : 2);
   if (m.zeros) m.zeros += numbers;
+  if (m.windows) m.windows += e * m.panels();
   return m;
 }
 

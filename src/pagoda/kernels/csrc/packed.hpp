@@ -21,7 +21,7 @@ namespace pagoda {
 constexpr int64_t kPanel = 16;  // rows
 constexpr int64_t kTileColumns = 32;  // of bfloat16 in a row of a tile, and the most tokens that are passed on in tiles (passes_tiles)
 
-enum class Format : int32_t { fp32 = 0, bf16, int8, int4, ternary, int5, fp16, fp8, nf4, int3, int2, dgq, bitstack };
+enum class Format : int32_t { fp32 = 0, bf16, int8, int4, ternary, int5, fp16, fp8, nf4, bf12, int3, int2, dgq, bitstack };
 
 // What the inner loop multiplies: float by float, pairs of bfloat16, or quads of int8 (dynamic quantization).
 enum class Operand : int32_t { f32 = 0, bf16, s8 };
@@ -31,17 +31,27 @@ constexpr int shift_of(int n, int bits) { return n / 2 * bits + n % 2 * 16; }
 // 0 as it is stored.
 constexpr int64_t middle_of(int bits) { return bits == 2 ? 1 : int64_t{1} << (bits - 1); }
 
+constexpr int64_t kChunkBytes = 192;  // of bf12: four lines
+
+// What bf12 knows of a panel (kernels/bf12.py).
+struct Window {
+  int32_t before, begin, count;
+
+  const uint32_t* exceptions() const { return reinterpret_cast<const uint32_t*>(this) + begin; }
+};
+
 struct PackedMatrix {
   Format format = Format::fp32;
   int64_t outputs = 0, inputs = 0;
   int64_t group = 0;               // inputs that share a scale; 0: a scale per row (or none)
-  const uint8_t* data = nullptr;   // [panels][blocks][16][4 bytes]; of int3 and those behind it a table (packed_open.hpp)
+  const uint8_t* data = nullptr;   // [panels][blocks][16][4 bytes]; bf12: [panels][chunks][192]; of int3 and those behind it a table (packed_open.hpp)
   const void* scales = nullptr;    // int8, fp8, ternary: float [panels][16]; int4, int5, nf4: [panels][groups][16]
   const uint8_t* zeros = nullptr;  // int4, int5 with zero points: [panels][groups][16]
   bool wide_scales = true;         // float scales, else bfloat16
+  const Window* windows = nullptr;  // bf12: [panels]
 
   int64_t bits() const {
-    constexpr int kBits[] = {32, 16, 8, 4, 2, 5, 16, 8, 4};  // by format
+    constexpr int kBits[] = {32, 16, 8, 4, 2, 5, 16, 8, 4, 16};  // by format
     return opened() ? 32 : kBits[static_cast<int>(format)];
   }
   bool opened() const { return format >= Format::int3; }  // into floats, a piece at a time, before they are multiplied
@@ -52,7 +62,7 @@ struct PackedMatrix {
   int64_t blocks() const { return (inputs + block() - 1) / block(); }
   int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
   int64_t groups() const { return group == 0 ? 1 : (inputs + group - 1) / group; }
-  int64_t panel_bytes() const { return blocks() * kPanel * 4; }
+  int64_t panel_bytes() const { return format == Format::bf12 ? (blocks() + 3) / 4 * kChunkBytes : blocks() * kPanel * 4; }
 };
 
 // Matrix e of a stack of experts.

@@ -3,6 +3,7 @@
 // Few tokens (one tile) follow the weights once through memory. Many go block by block: panels that fit in a core's second
 // cache meet tile after tile of tokens; formats that must be turned into floats or bfloat16 are turned once a block.
 
+#include "bf12.hpp"
 #include "caches.hpp"
 #include "packed_results.hpp"
 #include "packed_tile.hpp"
@@ -10,6 +11,7 @@
 namespace pagoda {
 namespace {
 
+constexpr int64_t kOpenedLines = 32;   // of bf12 at a time
 constexpr int64_t kOpenedPiece = 64;  // inputs at a time, for few tokens, of codes that are opened into floats: half a first cache
 
 // How much of a core's caches (caches.hpp) goes to what.
@@ -65,7 +67,7 @@ class Product {
   void plan() {
     const bool one_tile = s.x.count <= kMaxTokens, few = s.x.count * s.x.steps * 4 <= shares.stream_bytes;
     kept = Tiles<Op, kGrouped>::kKept && s.x.count > kMaxTokens;
-    turned = m.opened() || (!__is_same(Op, Wide) && s.x.count > Op::kDirect);
+    turned = m.opened() || m.format == Format::bf12 || (!__is_same(Op, Wide) && s.x.count > Op::kDirect);
     const int64_t wide = panels_for(static_cast<int>(smaller(s.x.count, kMaxTokens)));
     block = wide * (one_tile ? 1 : few && !turned ? 1 : 4);
     const int64_t unit = m.format == Format::int5 ? 96 : 128;  // a multiple of all groups
@@ -112,9 +114,23 @@ class Product {
     if (s.gated) next = nullptr;
     else if (first + piece < m.inputs) next = data + lines * 64;
     if (!turned) return {data, m.panel_bytes(), first, lines, next};
-    for (int64_t p = panel; p < end_panel; ++p)
-      turn_lines<Op>(data + (p - panel) * m.panel_bytes(), lines, buffer + (p - panel) * stride);
+    for (int64_t p = panel; p < end_panel; ++p) {
+      if (m.format == Format::bf12) open_turned(p, first / m.block(), lines, buffer + (p - panel) * stride);
+      else turn_lines<Op>(data + (p - panel) * m.panel_bytes(), lines, buffer + (p - panel) * stride);
+    }
     return {buffer, stride, first, lines * Op::kSteps, next};
+  }
+
+  // Lines of bf12, which become bf16's and then what Op makes of those.
+  void open_turned(int64_t panel, int64_t first, int64_t lines, uint8_t* to) const {
+    ChunkLines chunks(m, panel, first);
+    if (Op::kSteps == 1 && lines % kChunkLines == 0) return chunks.open<true>(lines, to);
+    alignas(64) uint8_t some[kOpenedLines * 64];
+    for (int64_t line = 0; line < lines; line += kOpenedLines) {
+      const int64_t here = smaller(kOpenedLines, lines - line);
+      chunks.open<true>(here, some);
+      turn_lines<Op, false>(some, here, to + line * Op::kSteps * 64);
+    }
   }
 
   // Tile number i of `tiles` over a piece: one row of tokens, panel after panel.
@@ -233,7 +249,7 @@ void packed_rows(const LinearSlice& s, int64_t first_row, int64_t end_row) {
   }
 #if PAGODA_DPBF16
   if (s.x.operand == Operand::bf16) {
-    if (format == Format::bf16) return run<Pairs, Pairs>(s, first, end);
+    if (format == Format::bf16 || format == Format::bf12) return run<Pairs, Pairs>(s, first, end);
     if (format == Format::int8) return run<PairsOf<8>, Pairs>(s, first, end);
     if (format == Format::int4) return run<PairsOf<4>, Pairs, true>(s, first, end);
     if (format == Format::int5) return run<PairsOf<5>, Pairs, true>(s, first, end);
@@ -242,7 +258,7 @@ void packed_rows(const LinearSlice& s, int64_t first_row, int64_t end_row) {
   }
 #endif
   if (format == Format::fp32 || s.matrix.opened()) return run<Floats, Floats>(s, first, end);
-  if (format == Format::bf16) return run<FloatsOf<16>, Floats>(s, first, end);
+  if (format == Format::bf16 || format == Format::bf12) return run<FloatsOf<16>, Floats>(s, first, end);
   if (format == Format::int8) return run<FloatsOf<8>, Floats>(s, first, end);
   if (format == Format::int4) return run<FloatsOf<4>, Floats, true>(s, first, end);
   if (format == Format::int5) return run<FloatsOf<5>, Floats, true>(s, first, end);

@@ -42,6 +42,7 @@ struct Row {
     switch (m.format) {
       case Format::fp32: return plain<32>([](uint32_t field) { return from_bits(field); }, put);
       case Format::bf16: return plain<16>([](uint32_t field) { return bf16_value(static_cast<uint16_t>(field)); }, put);
+      case Format::bf12: return chunks(put);
       case Format::fp16: return plain<16>([](uint32_t field) { return half_value(static_cast<uint16_t>(field)); }, put);
       case Format::fp8: return scaled<8>([](uint32_t field, float) { return e4m3_value(static_cast<uint8_t>(field)); }, put);
       case Format::nf4: return scaled<4>([](uint32_t field, float) { return kNormalLevels[field & 15]; }, put);
@@ -60,6 +61,34 @@ struct Row {
   template <int kBits, typename Value, typename Put>
   void plain(Value value, Put put) const {
     fields<kBits>(0, m.blocks(), [=](uint32_t field) { return value(field); }, put);
+  }
+
+  // bf12: a word of a chunk's lines is a pair of inputs.
+  template <typename Put>
+  void chunks(Put put) const {
+    const Window& window = m.windows[panel];
+    const uint8_t* chunk = m.data + panel * m.panel_bytes() + lane * 4;
+    for (int64_t input = 0; input < m.inputs; input += 8, chunk += kChunkBytes) {
+      for (int part = 0; part < 3; ++part) ask_first(chunk + kLinesAhead * 64 + part * 64);
+      uint32_t rest[2], codes;
+      std::memcpy(&rest[0], chunk, 4), std::memcpy(&rest[1], chunk + 64, 4), std::memcpy(&codes, chunk + 128, 4);
+      for (int n = 0; n < 8 && input + n < m.inputs; ++n) {  // line n / 2, the upper word where n is odd
+        const uint32_t word = rest[n / 4] >> 16 * (n % 2) & 0xffffu, own = n / 2 % 2 ? (word << 8 | word >> 8) : word;
+        const uint32_t code = codes >> (16 * (n % 2) + 4 * (n / 2)) & 15u, exponent = code ? code + window.before : 0;
+        put(input + n, bf16_value(static_cast<uint16_t>((own & 0x807fu) | exponent << 7)));
+      }
+    }
+    for (int32_t i = 0; i < window.count; ++i) {
+      const uint32_t found = window.exceptions()[i], word = found >> 8, at = word % (2 * kPanel);
+      if (at / 2 != lane) continue;
+      const int64_t n = word / (2 * kPanel) * 2 + at % 2, line = n / 2;
+      if (n >= m.inputs) continue;
+      const uint8_t* from = m.data + panel * m.panel_bytes() + line / 4 * kChunkBytes + line % 4 / 2 * 64 + at * 2;
+      uint16_t own;
+      std::memcpy(&own, from, 2);
+      if (line % 2) own = static_cast<uint16_t>(own << 8 | own >> 8);
+      put(n, bf16_value(static_cast<uint16_t>((own & 0x807fu) | (found & 0xffu) << 7)));
+    }
   }
 
   // A group of inputs at a time: its scale is looked up once. (A division and a choice of format for each input took 32 rows of 2048 350 us.)

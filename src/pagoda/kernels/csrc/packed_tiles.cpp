@@ -95,7 +95,7 @@ class TileProduct {
   }
 
  private:
-  static constexpr bool kTurned = Op::kSteps > 1, kIntegers = __is_same(typename Op::Sum, IntVec);
+  static constexpr bool kTurned = Stored<Op>::kTurned, kIntegers = __is_same(typename Op::Sum, IntVec);
 
   // A block's pieces as they are multiplied, [pairs][2][tiles of lines], the last of them filled up with zeros.
   void turn(int64_t panel, int64_t end, int64_t width, int64_t word, int64_t words) {
@@ -103,7 +103,7 @@ class TileProduct {
     for (int64_t q = panel, i = 0; q < end; q += width, ++i)
       for (int64_t p = 0; p < 2 && (s.gated || q + p < end); ++p) {
         uint8_t* const to = turned + (2 * i + p) * stride;
-        turn_lines<Op>(m.data + (q + p * apart) * m.panel_bytes() + word / Op::kSteps * 64, words / Op::kSteps, to);
+        Stored<Op>(m, q + p * apart, word).template turn<true>(words, to);
         memset(to + words * 64, 0, (padded - words) * 64);
       }
   }
@@ -126,8 +126,9 @@ class TileProduct {
       const bool both = s.gated || q + 1 < end;
       const int64_t piece = piece_tiles * kLineTile;
       const bool before = kTurned && !few;
-      p.panels = before ? turned + 2 * i * piece : m.data + q * m.panel_bytes() + word / Op::kSteps * 64;
+      p.panels = before ? turned + 2 * i * piece : m.data + q * m.panel_bytes() + Stored<Op>::bytes(word);
       p.panel_bytes = before ? piece : apart * m.panel_bytes(), p.ring = turned;
+      p.matrix = &m, p.panel = q, p.apart = apart;
       if (left) keep_last_panels(p, both, left);
       uint32_t* const held = sums + (group * block + i) * kTileTokens * kPairWords;
       p.from = p.begins ? starts : held, p.to = !last ? held : results + q / width % 2 * kTileTokens * kPairWords;
@@ -156,9 +157,8 @@ class TileProduct {
 
   void keep_last_panels(const Pass& p, bool both, int64_t lines) {
     for (int64_t i = 0; i < (both ? 2 : 1); ++i) {
-      const uint8_t* const panel = p.panels + i * p.panel_bytes;
-      if (kTurned && few) turn_lines<Op>(panel + p.tiles * kLineTile / Op::kSteps, lines / Op::kSteps, last_panels + i * kLineTile);
-      else memcpy(last_panels + i * kLineTile, panel + p.tiles * kLineTile, lines * 64);
+      if (kTurned && few) Stored<Op>(m, p.panel + i * apart, p.tiles * kTileWords).template turn<true>(lines, last_panels + i * kLineTile);
+      else memcpy(last_panels + i * kLineTile, p.panels + i * p.panel_bytes + p.tiles * kLineTile, lines * 64);
       memset(last_panels + i * kLineTile + lines * 64, 0, kLineTile - lines * 64);
     }
   }
@@ -168,6 +168,17 @@ class TileProduct {
     p.end = p.panels + m.panel_bytes();
     p.then = next >= 0 ? m.data + next * m.panel_bytes() : p.panels, p.then_panel = apart * m.panel_bytes();
     if (next < 0 && s.next.data) p.then = s.next.data, p.then_panel = s.next.apart;
+    if constexpr (__is_same(Op, Chunks)) ask_for_windows(next);
+  }
+
+  // Exceptions of a pair are in two lines of their own, which nobody else asks for.
+  void ask_for_windows(int64_t next) const {
+    if (next < 0) return;
+    for (int64_t i = 0; i < 2 && next + i * apart < m.panels(); ++i) {
+      const Window* const window = m.windows + next + i * apart;
+      ask_first(window->exceptions());
+      ask_first(window + 8);
+    }
   }
 
   // More: the groups share the fetching of what comes next, the next piece of these panels, or the first one of the next block's.
@@ -175,9 +186,9 @@ class TileProduct {
   void fetch_ahead(Pass& p, int64_t q, bool last_of_slice, int64_t word, int64_t words, int64_t group, int64_t groups) const {
     const bool here = word + words < m.blocks() * Op::kSteps;
     const int64_t panel = here ? q : q + block * (s.gated ? 1 : 2), passes = groups * larger(p.tiles, 1);
-    p.ahead = m.data + panel * m.panel_bytes() + (here ? word + words : 0) / Op::kSteps * 64;
+    p.ahead = m.data + panel * m.panel_bytes() + Stored<Op>::bytes(here ? word + words : 0);
     p.ahead_panel = apart * m.panel_bytes();
-    p.ahead_lines = here || !last_of_slice ? (words / Op::kSteps + passes - 1) / passes : 0;
+    p.ahead_lines = here || !last_of_slice ? (Stored<Op>::bytes(words) / 64 + passes - 1) / passes : 0;
     p.ahead += group * p.tiles * p.ahead_lines * 64;
   }
 
@@ -221,6 +232,7 @@ void packed_tiles(const LinearSlice& s, int64_t first_row, int64_t end_row) {
   const Format format = s.matrix.format;
   if (s.x.operand == Operand::s8) return format == Format::int8 ? run<Quads<8>>(s, first, end) : run<Quads<2>>(s, first, end);
   if (format == Format::bf16) return run<Pairs>(s, first, end);
+  if (format == Format::bf12) return run<Chunks>(s, first, end);
   if (format == Format::int8) return run<PairsOf<8>>(s, first, end);
   if (format == Format::fp8) return run<PairsOfE4M3>(s, first, end);
   return run<PairsOf<2>>(s, first, end);

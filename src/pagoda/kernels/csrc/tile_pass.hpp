@@ -12,6 +12,7 @@
 //            └────────────┴────────────┘
 #pragma once
 
+#include "bf12.hpp"
 #include "fetch.hpp"
 #include "packed_results.hpp"
 #include "tiles.hpp"
@@ -34,12 +35,49 @@ constexpr int64_t kRing = 4;                    // pairs of tiles that are turne
 // so and 38.5 in order (the loop in a program of its own); these kernels: one token 37.1 in strides and 35.5 so, eight 36.8 and 36.1.
 constexpr int64_t kSkipped = 4, kTurnedLead = 2048;
 
+// Lines of bf12: pairs of bfloat16, four lines out of three.
+struct Chunks : Pairs {};
+
+// How so many lines that are multiplied are stored, and the way from there.
+template <class Op>
+struct Stored {
+  static constexpr bool kTurned = Op::kSteps > 1;
+  static constexpr int64_t kLines = kTileWords / Op::kSteps;  // of a tile
+  static constexpr int64_t bytes(int64_t lines) { return lines / Op::kSteps * 64; }
+
+  const uint8_t* from;
+  Stored(const PackedMatrix& m, int64_t panel, int64_t first) : from(m.data + panel * m.panel_bytes() + bytes(first)) {}
+
+  template <bool kFetch>
+  void turn(int64_t lines, uint8_t* to) {
+    turn_lines<Op, kFetch>(from, lines / Op::kSteps, to);
+    from += bytes(lines);
+  }
+};
+
+template <>
+struct Stored<Chunks> {
+  static constexpr bool kTurned = true;
+  static constexpr int64_t kLines = kTileWords / kChunkLines * (kChunkBytes / 64);
+  static constexpr int64_t bytes(int64_t lines) { return (lines + kChunkLines - 1) / kChunkLines * kChunkBytes; }
+
+  ChunkLines lines;
+  Stored(const PackedMatrix& m, int64_t panel, int64_t first) : lines(m, panel, first) {}
+
+  template <bool kFetch>
+  __attribute__((always_inline)) void turn(int64_t count, uint8_t* to) {
+    lines.open<kFetch>(count, to);
+  }
+};
+
 // A pair of panels (or one, at the end) times a group of tokens, over a piece of the inputs.
 struct Pass {
   const uint8_t* tokens;   // first word of the piece
   int64_t token_bytes, tile_bytes;  // between tokens, between the tiles of one
   const uint8_t* panels;
   int64_t panel_bytes;     // between the panels of the pair
+  const PackedMatrix* matrix;  // where lines are turned on the way: of which panels
+  int64_t panel, apart;
   int64_t tiles;           // whole ones
   const uint8_t *last_tokens, *last_panels;  // one more, filled up with zeros, [32][64] and [2][16][64]; or null
   uint8_t* ring;           // [kRing][2][16][64], where lines are turned on the way
@@ -76,15 +114,16 @@ struct TileAhead {
 // (which changes nothing for prompts of 1024 tokens).
 struct AsTheyAre {
   static constexpr bool kTurns = false, kFollows = true;
-  static constexpr int kSteps = 1;
+  static constexpr int64_t kLines = kTileWords;  // of a tile as they are stored
 };
 struct InPieces {
   static constexpr bool kTurns = false, kFollows = false;
-  static constexpr int kSteps = 1;
+  static constexpr int64_t kLines = kTileWords;
 };
 template <class Op>
-struct OnTheWay : Op {
+struct OnTheWay : Stored<Op> {
   static constexpr bool kTurns = true, kFollows = true;
+  using Stored<Op>::Stored;
 };
 
 // kTall: more than sixteen tokens. kBoth: two panels. Turn: an Op that turns a tile of lines into the ring while the tile before is
@@ -101,7 +140,7 @@ void run_pass(const Pass& p, Between between) {
   if constexpr (kTall && kBoth) _tile_loadd(3, from + from_tile + second, from_bytes);
   const uint8_t *a = p.tokens, *b = p.panels, *ahead = p.ahead;
   // Lines of a tile as they are stored, those of the next one that were asked for a tile before, and its bytes.
-  constexpr int64_t kLines = kTileWords / Turn::kSteps, kBefore = Turn::kTurns ? 0 : kSkipped, kBytes = kLines * 64;
+  constexpr int64_t kLines = Turn::kLines, kBefore = Turn::kTurns ? 0 : kSkipped, kBytes = kLines * 64;
   constexpr bool kInOrder = !kTall && kLines % 4 == 0;
   TileAhead soon(p, Turn::kTurns ? kTurnedLead : kBytes), later(p, 2 * kBytes);
   const auto ask = [&](int64_t quarter) __attribute__((always_inline)) {
@@ -140,12 +179,11 @@ void run_pass(const Pass& p, Between between) {
     if constexpr (Turn::kFollows) between();
   };
   if constexpr (Turn::kTurns) {
-    constexpr int64_t kLines = kTileWords / Turn::kSteps;  // stored ones of a tile
-    const auto turn = [&p, &b](int64_t i) {
+    Turn first(*p.matrix, p.panel, 0), second(*p.matrix, p.panel + (kBoth ? p.apart : 0), 0);
+    const auto turn = [&](int64_t i) __attribute__((always_inline)) {
       uint8_t* const to = p.ring + i % kRing * 2 * kLineTile;
-      turn_lines<Turn, false>(b, kLines, to);
-      if constexpr (kBoth) turn_lines<Turn, false>(b + p.panel_bytes, kLines, to + kLineTile);
-      b += kLines * 64;
+      first.template turn<false>(kTileWords, to);
+      if constexpr (kBoth) second.template turn<false>(kTileWords, to + kLineTile);
     };
     if (p.tiles > 0) turn(0);
     for (int64_t i = 0; i < p.tiles; ++i, a += p.tile_bytes) {
