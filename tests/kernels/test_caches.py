@@ -122,7 +122,7 @@ def test_latent_pages_that_no_second_cache_holds(assume: Callable[[int, int], No
 @pytest.mark.parametrize(
     ("form", "options", "dynamic"),
     [
-        ("bf16", {}, False), ("int8", {}, False), ("int8", {}, True), ("ternary", {}, False),
+        ("bf16", {}, False), ("bf12", {}, False), ("int8", {}, False), ("int8", {}, True), ("ternary", {}, False),
         ("int4", {"group": 64, "symmetric": False}, False), ("int4", {"group": 128}, True),
         ("int5", {"group": 96}, False), ("fp16", {}, False), ("fp8", {}, False), ("nf4", {"group": 64}, False),
     ],

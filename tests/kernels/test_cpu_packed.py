@@ -20,7 +20,7 @@ FORMS = [
     ("int4", {"group": 128, "scale_dtype": torch.float32}, False),
     ("int4", {"group": 128, "symmetric": False, "scale_dtype": torch.float32}, True),
     ("int5", {"group": 48}, False), ("int5", {"group": 96, "symmetric": False, "scale_dtype": torch.float32}, False),
-    ("fp16", {}, False), ("fp8", {}, False), ("nf4", {"group": 64}, False),
+    ("fp16", {}, False), ("fp8", {}, False), ("nf4", {"group": 64}, False), ("bf12", {}, False),
 ]  # fmt: skip
 # One token to two tiles; inputs that end inside a block, a group, a piece; outputs that end inside a panel.
 SHAPES = [(33, 64), (200, 300), (80, 1), (70, 1100), (35, 2500)]

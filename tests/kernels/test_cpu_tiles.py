@@ -13,7 +13,15 @@ from .isas import ISAS, cpu
 
 pytestmark = pytest.mark.skipif("amx" not in ISAS, reason="no AMX on this machine, or not for this process")
 
-FORMS = [("bf16", False), ("int8", False), ("int8", True), ("fp8", False), ("ternary", False), ("ternary", True)]
+FORMS = [
+    ("bf16", False),
+    ("bf12", False),
+    ("int8", False),
+    ("int8", True),
+    ("fp8", False),
+    ("ternary", False),
+    ("ternary", True),
+]
 # (outputs, inputs): a panel and less, an odd number, ends inside one; inputs of whole tiles, one more, one less.
 SHAPES = [(1, 64), (16, 1), (33, 65), (48, 63), (70, 130), (64, 896), (100, 1100)]
 TOKENS = [1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 63, 65, 70]

@@ -47,7 +47,8 @@ def test_zero_points_come_back():
 
 
 @pytest.mark.parametrize(
-    ("format", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+    ("format", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
 )
 def test_plain_weights_come_back(format, dtype):
     weight = Make(dtype).normal(37, 51)
@@ -114,7 +115,7 @@ def test_tokens_round_half_to_even():
     [
         (
             lambda w: pack(w, "int6"),
-            "unknown packed format 'int6'; accepted: bf16, fp16, fp32, fp8, int4, int5, int8, nf4, ternary",
+            "unknown packed format 'int6'; accepted: bf12, bf16, fp16, fp32, fp8, int4, int5, int8, nf4, ternary",
         ),
         (lambda w: pack(w, "int4", group=48), "unknown group of int4 48; accepted: 32, 64, 128"),
         (lambda w: pack(w, "int5", group=32), "unknown group of int5 32; accepted: 48, 96"),

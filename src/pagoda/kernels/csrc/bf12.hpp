@@ -14,22 +14,23 @@ namespace {
 
 constexpr int64_t kChunkLines = 4, kLineWords = 2 * kPanel;  // words: of 16 bits
 
-// Exponents of a panel: those of codes 1 to 15 follow `before`, code 0 is exponent 0.
+// Exponents of a panel: code n is n more than the window's, code 0 exponent 0 unless the window says that nothing has it.
 class Exponents {
  public:
 #if defined(__AVX512BW__)
-  explicit Exponents(int32_t before) {
+  explicit Exponents(int32_t window) {
     const __m512i codes = _mm512_and_si512(_mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9,
                                                             8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi16(15));
     // Looked up by the lowest five bits of a word: those above the code do not matter.
-    entry_ = _mm512_maskz_slli_epi16(_mm512_test_epi16_mask(codes, codes), _mm512_add_epi16(codes, _mm512_set1_epi16(int16_t(before))), 7);
+    const __mmask32 some = window & kNoZeros ? ~__mmask32{0} : _mm512_test_epi16_mask(codes, codes);
+    entry_ = _mm512_maskz_slli_epi16(some, _mm512_add_epi16(codes, _mm512_set1_epi16(int16_t(window & 0xff))), 7);
   }
 
   // Four lines of a chunk.
   __attribute__((always_inline)) void open(const uint8_t* chunk, uint8_t* to) const {
     const __m512i own = _mm512_set1_epi16(int16_t(0x807f)), codes = _mm512_loadu_si512(chunk + 128);
     const auto put = [&](int n, __m512i words) __attribute__((always_inline)) {
-      const __m512i exponents = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4 * n), entry_);
+      const __m512i exponents = _mm512_permutexvar_epi16(n == 0 ? codes : _mm512_srli_epi16(codes, 4 * n), entry_);
       _mm512_storeu_si512(to + 64 * n, _mm512_ternarylogic_epi32(words, own, exponents, 0xea));  // (words & own) | exponents
     };
     const __m512i first = _mm512_loadu_si512(chunk), second = _mm512_loadu_si512(chunk + 64);
@@ -43,7 +44,7 @@ class Exponents {
 
   __m512i entry_;
 #else
-  explicit Exponents(int32_t before) : before_(static_cast<uint32_t>(before)) {}
+  explicit Exponents(int32_t window) : first_(window & 0xff), always_(UintVec{} + (window & kNoZeros ? 0x00010001u : 0u)) {}
 
   void open(const uint8_t* chunk, uint8_t* to) const {
     for (int64_t at = 0; at < 64; at += sizeof(UintVec)) {
@@ -64,12 +65,13 @@ class Exponents {
   static UintVec exchanged(UintVec words) { return (words >> 8 & 0x00ff00ffu) | (words << 8 & 0xff00ff00u); }
 
   void put(UintVec words, UintVec codes, uint8_t* to) const {
-    const UintVec code = codes & 0x000f000fu, some = (code + 0x000f000fu) >> 4 & 0x00010001u;
-    const UintVec line = (words & 0x807f807fu) | (code + some * before_) << 7;
+    const UintVec code = codes & 0x000f000fu, some = ((code + 0x000f000fu) >> 4 & 0x00010001u) | always_;
+    const UintVec line = (words & 0x807f807fu) | (code + some * first_) << 7;
     memcpy(to, &line, sizeof line);
   }
 
-  uint32_t before_;
+  uint32_t first_;
+  UintVec always_;
 #endif
 };
 
@@ -111,7 +113,7 @@ class Exceptions {
 class ChunkLines {
  public:
   ChunkLines(const PackedMatrix& m, int64_t panel, int64_t first)
-      : exponents_(m.windows[panel].before), exceptions_(m.windows + panel),
+      : exponents_(m.windows[panel].window), exceptions_(m.windows + panel),
         from_(m.data + panel * m.panel_bytes() + first / kChunkLines * kChunkBytes), line_(first) {
     if (first > 0) exceptions_.skip(first);
   }

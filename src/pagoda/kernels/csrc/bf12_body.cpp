@@ -1,12 +1,13 @@
 // A panel of bf16 into one of bf12 (kernels/bf12.py), for one instruction set.
 #include "bf12_encode.hpp"
+#include "packed.hpp"
 #include "vec.hpp"
 
 namespace pagoda {
 namespace {
 
 typedef int16_t WordVec __attribute__((vector_size(4 * kLanes)));  // of 16 bits
-constexpr int64_t kWords = 2 * kLanes, kLine = 32, kExponents = 256, kCodes = 15, kLargest = 240, kSampled = 8;
+constexpr int64_t kWords = 2 * kLanes, kLine = 32, kExponents = 256, kCodes = 15, kSampled = 8;
 
 WordVec load_words(const uint16_t* p) {
   WordVec x;
@@ -16,19 +17,28 @@ WordVec load_words(const uint16_t* p) {
 
 void store_words(uint8_t* p, WordVec x) { memcpy(p, &x, sizeof x); }
 
-// Where kCodes exponents begin that most of the sampled weights have, the lowest such number.
+// The most of the sampled weights that `width` exponents from some number on have, and the lowest such number, from 1 on.
+struct Best {
+  int32_t most, from;
+};
+
+Best best_of(const int32_t (&counts)[kExponents], int64_t width) {
+  int32_t inside = 0;
+  for (int64_t e = 1; e <= width; ++e) inside += counts[e];
+  Best best{inside, 1};
+  for (int32_t from = 2; from + width <= kExponents; ++from) {
+    inside += counts[from + width - 1] - counts[from - 1];
+    if (inside > best.most) best = {inside, from};
+  }
+  return best;
+}
+
 int32_t window_of(const uint16_t* lines, int64_t count) {
   int32_t counts[kExponents] = {};
   for (int64_t line = 0; line < count; line += kSampled)
     for (int64_t i = 0; i < kLine; ++i) ++counts[lines[line * kLine + i] >> 7 & 0xff];
-  int32_t inside = 0, most, best = 0;
-  for (int64_t e = 1; e <= kCodes; ++e) inside += counts[e];
-  most = inside;
-  for (int32_t before = 1; before <= kLargest; ++before) {
-    inside += counts[before + kCodes] - counts[before];
-    if (inside > most) most = inside, best = before;
-  }
-  return best;
+  const Best few = best_of(counts, kCodes), all = best_of(counts, kCodes + 1);
+  return all.most >= few.most + counts[0] ? all.from | kNoZeros : few.from - 1;
 }
 
 WordVec exchanged(WordVec words) { return (WordVec)((UintVec)words >> 8 & 0x00ff00ffu) | (WordVec)((UintVec)words << 8 & 0xff00ff00u); }
@@ -46,8 +56,8 @@ bool any(WordVec x) {
 namespace PAGODA_ISA {
 
 int32_t encode_panel(const uint16_t* lines, int64_t count, uint8_t* to, std::vector<uint32_t>& exceptions) {
-  const int32_t before = window_of(lines, count);
-  const WordVec zero{}, own = (WordVec)(UintVec{} + 0x807f807fu), base = zero + int16_t(before);
+  const int32_t window = window_of(lines, count), before = window & 0xff, least = window & kNoZeros ? 0 : 1;
+  const WordVec zero{}, own = (WordVec)(UintVec{} + 0x807f807fu), base = zero + int16_t(before), may_be_none = zero - int16_t(least);
   for (int64_t line = 0; line < count; line += 4, lines += 4 * kLine, to += 192) {
     WordVec odd{};
     for (int64_t at = 0; at < kLine; at += kWords) {
@@ -55,8 +65,9 @@ int32_t encode_panel(const uint16_t* lines, int64_t count, uint8_t* to, std::vec
 #pragma GCC unroll 4
       for (int n = 0; n < 4; ++n) {
         const WordVec words = line + n < count ? load_words(lines + n * kLine + at) : zero, exponents = (words >> 7) & int16_t(0xff);
-        const WordVec code = exponents - base, other = (exponents != zero) & ((code < zero + int16_t(1)) | (code > zero + int16_t(kCodes)));
-        rest[n] = words & own, codes[n] = code & ~other & (exponents != zero), odd |= other;
+        const WordVec code = exponents - base, none = (exponents == zero) & may_be_none;
+        const WordVec other = ~none & ((code < zero + int16_t(least)) | (code > zero + int16_t(kCodes)));
+        rest[n] = words & own, codes[n] = code & ~other & ~none, odd |= other;
       }
       store_words(to + 2 * at, rest[0] | exchanged(rest[1]));
       store_words(to + 64 + 2 * at, rest[2] | exchanged(rest[3]));
@@ -65,10 +76,10 @@ int32_t encode_panel(const uint16_t* lines, int64_t count, uint8_t* to, std::vec
     if (!any(odd)) continue;
     for (int64_t i = 0; i < 4 * kLine && line + i / kLine < count; ++i) {
       const int32_t exponent = lines[i] >> 7 & 0xff, code = exponent - before;
-      if (exponent != 0 && (code < 1 || code > kCodes)) exceptions.push_back(uint32_t(line * kLine + i) << 8 | uint32_t(exponent));
+      if ((exponent != 0 || least == 0) && (code < least || code > kCodes)) exceptions.push_back(uint32_t(line * kLine + i) << 8 | uint32_t(exponent));
     }
   }
-  return before;
+  return window;
 }
 
 }  // namespace PAGODA_ISA

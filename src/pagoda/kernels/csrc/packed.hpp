@@ -32,10 +32,11 @@ constexpr int shift_of(int n, int bits) { return n / 2 * bits + n % 2 * 16; }
 constexpr int64_t middle_of(int bits) { return bits == 2 ? 1 : int64_t{1} << (bits - 1); }
 
 constexpr int64_t kChunkBytes = 192;  // of bf12: four lines
+constexpr int32_t kNoZeros = 256;
 
-// What bf12 knows of a panel (kernels/bf12.py).
+// What bf12 knows of a panel (kernels/bf12.py). window: the exponent of code n less n; + kNoZeros where that holds for code 0 as well.
 struct Window {
-  int32_t before, begin, count;
+  int32_t window, begin, count;
 
   const uint32_t* exceptions() const { return reinterpret_cast<const uint32_t*>(this) + begin; }
 };

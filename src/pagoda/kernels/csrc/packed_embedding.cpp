@@ -74,7 +74,7 @@ struct Row {
       std::memcpy(&rest[0], chunk, 4), std::memcpy(&rest[1], chunk + 64, 4), std::memcpy(&codes, chunk + 128, 4);
       for (int n = 0; n < 8 && input + n < m.inputs; ++n) {  // line n / 2, the upper word where n is odd
         const uint32_t word = rest[n / 4] >> 16 * (n % 2) & 0xffffu, own = n / 2 % 2 ? (word << 8 | word >> 8) : word;
-        const uint32_t code = codes >> (16 * (n % 2) + 4 * (n / 2)) & 15u, exponent = code ? code + window.before : 0;
+        const uint32_t code = codes >> (16 * (n % 2) + 4 * (n / 2)) & 15u, exponent = code || window.window & kNoZeros ? code + (window.window & 0xff) : 0;
         put(input + n, bf16_value(static_cast<uint16_t>((own & 0x807fu) | exponent << 7)));
       }
     }

@@ -34,7 +34,6 @@ constexpr int64_t kRing = 4;                    // pairs of tiles that are turne
 // The hardware reads on from there, from a panel ahead it does not. All products of the 0.5B shape on two cores, either order in turn: 32 tokens 35.0 ms
 // so and 38.5 in order (the loop in a program of its own); these kernels: one token 37.1 in strides and 35.5 so, eight 36.8 and 36.1.
 constexpr int64_t kSkipped = 4, kTurnedLead = 2048;
-
 // Lines of bf12: pairs of bfloat16, four lines out of three.
 struct Chunks : Pairs {};
 
@@ -158,7 +157,7 @@ void run_pass(const Pass& p, Between between) {
     soon.go_on(p, kBytes);
     if constexpr (kBefore > 0) later.go_on(p, kBytes);
   };
-  const auto step = [&](const uint8_t* a, int64_t a_bytes, const uint8_t* b, int64_t b_bytes) {
+  const auto step = [&](const uint8_t* a, int64_t a_bytes, const uint8_t* b, int64_t b_bytes) __attribute__((always_inline)) {
     _tile_loadd(4, a, a_bytes);
     _tile_loadd(6, b, 64);
     PAGODA_TILE_PRODUCT(0, 4, 6);

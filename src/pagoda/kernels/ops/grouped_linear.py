@@ -75,4 +75,5 @@ CASES = cross(
     {"counts": (9, 1, 0), "format": "int4", "group": 32, "bias": True},
     {"counts": (2, 14), "format": "int4", "group": 64, "dynamic": True}, {"counts": (0, 0), "format": "bf16"},
     {"counts": (3, 8), "format": "int5", "group": 96}, {"counts": (2, 1), "format": "nf4", "group": 32},
+    {"counts": (3, 40), "format": "bf12"},
 )  # fmt: skip

@@ -20,8 +20,10 @@ def packed_embedding(ids: Tensor, packed: PackedWeight, dtype: torch.dtype) -> T
 
 
 def reference(ids: Tensor, packed: PackedWeight, dtype: torch.dtype) -> Tensor:
-    """Unpacks the panels that hold the rows, no others."""
+    """Unpacks the panels that hold the rows, no others (of bf12 all: panels share the list of what is behind them)."""
     flat = ids.reshape(-1).long()
+    if packed.format == "bf12":
+        return unpack(packed).index_select(0, flat).to(dtype).view(*ids.shape, packed.inputs)
     panels, place = (flat // PANEL).unique(return_inverse=True)
     by_panel = [None if t is None else t.view(packed.num_panels, -1, PANEL) for t in (packed.scales, packed.zeros)]
     chosen = [None if t is None else t.index_select(0, panels) for t in by_panel]
@@ -52,5 +54,5 @@ CASES = cross(
     {"count": 3, "format": "int4", "group": 32}, {"count": 20, "format": "int4", "group": 64, "symmetric": False},
     {"count": 9, "format": "int5", "group": 48, "symmetric": False}, {"count": 5, "format": "ternary"},
     {"count": 0, "format": "int8"}, {"count": 5, "format": "fp16"}, {"count": 20, "format": "fp8"},
-    {"count": 9, "format": "nf4", "group": 32},
+    {"count": 9, "format": "nf4", "group": 32}, {"count": 20, "format": "bf12"},
 )  # fmt: skip

@@ -97,6 +97,7 @@ _FORMATS = (
     {"format": "int4", "group": 64, "dynamic": True, "symmetric": False},
     {"format": "int5", "group": 96, "symmetric": False}, {"format": "int5", "group": 48},
     {"format": "fp16"}, {"format": "fp8"}, {"format": "nf4", "group": 64},
+    {"format": "bf12"},
 )  # fmt: skip
 _WIDE = {"tokens": 2, "inputs": 64, "outputs": 40, "bias": True, "wide": True}
 CASES = cross("packed_linear", _case, *({**shape, **form} for form in _FORMATS for shape in (*_SHAPES, _WIDE)))
