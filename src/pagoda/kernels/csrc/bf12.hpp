@@ -112,6 +112,7 @@ class Exceptions {
 // Lines of a panel, opened one stretch after the other from line `first` on, which begins a chunk.
 class ChunkLines {
  public:
+  ChunkLines() : exponents_(0) {}
   ChunkLines(const PackedMatrix& m, int64_t panel, int64_t first)
       : exponents_(m.windows[panel].window), exceptions_(m.windows + panel),
         from_(m.data + panel * m.panel_bytes() + first / kChunkLines * kChunkBytes), line_(first) {
@@ -134,8 +135,8 @@ class ChunkLines {
  private:
   Exponents exponents_;
   Exceptions exceptions_;
-  const uint8_t* from_;
-  int64_t line_;
+  const uint8_t* from_ = nullptr;
+  int64_t line_ = 0;
 };
 
 }  // namespace

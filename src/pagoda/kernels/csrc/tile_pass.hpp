@@ -41,10 +41,12 @@ struct Chunks : Pairs {};
 template <class Op>
 struct Stored {
   static constexpr bool kTurned = Op::kSteps > 1;
+  static constexpr int64_t kTokens = kTileTokens;  // up to which lines are turned on the way, for each group of tokens anew
   static constexpr int64_t kLines = kTileWords / Op::kSteps;  // of a tile
   static constexpr int64_t bytes(int64_t lines) { return lines / Op::kSteps * 64; }
 
-  const uint8_t* from;
+  const uint8_t* from = nullptr;
+  Stored() = default;
   Stored(const PackedMatrix& m, int64_t panel, int64_t first) : from(m.data + panel * m.panel_bytes() + bytes(first)) {}
 
   template <bool kFetch>
@@ -57,10 +59,12 @@ struct Stored {
 template <>
 struct Stored<Chunks> {
   static constexpr bool kTurned = true;
+  static constexpr int64_t kTokens = 2 * kTileTokens;
   static constexpr int64_t kLines = kTileWords / kChunkLines * (kChunkBytes / 64);
   static constexpr int64_t bytes(int64_t lines) { return (lines + kChunkLines - 1) / kChunkLines * kChunkBytes; }
 
   ChunkLines lines;
+  Stored() = default;
   Stored(const PackedMatrix& m, int64_t panel, int64_t first) : lines(m, panel, first) {}
 
   template <bool kFetch>
@@ -75,8 +79,8 @@ struct Pass {
   int64_t token_bytes, tile_bytes;  // between tokens, between the tiles of one
   const uint8_t* panels;
   int64_t panel_bytes;     // between the panels of the pair
-  const PackedMatrix* matrix;  // where lines are turned on the way: of which panels
-  int64_t panel, apart;
+  const PackedMatrix* matrix;  // where lines are turned on the way: of which panels, from which line on
+  int64_t panel, apart, line;
   int64_t tiles;           // whole ones
   const uint8_t *last_tokens, *last_panels;  // one more, filled up with zeros, [32][64] and [2][16][64]; or null
   uint8_t* ring;           // [kRing][2][16][64], where lines are turned on the way
@@ -119,15 +123,15 @@ struct InPieces {
   static constexpr bool kTurns = false, kFollows = false;
   static constexpr int64_t kLines = kTileWords;
 };
-template <class Op>
+template <class Op, bool kFew>
 struct OnTheWay : Stored<Op> {
-  static constexpr bool kTurns = true, kFollows = true;
+  static constexpr bool kTurns = true, kFollows = kFew;
   using Stored<Op>::Stored;
 };
 
 // kTall: more than sixteen tokens. kBoth: two panels. Turn: an Op that turns a tile of lines into the ring while the tile before is
 // multiplied, so that memory, turning and products overlap (int8 and one token: 7 GB/s of weights were read when pieces were turned first).
-// between() is called after each tile of few tokens.
+// between() is called after each tile.
 template <bool kIntegers, bool kTall, bool kBoth, class Turn, class Between>
 void run_pass(const Pass& p, Between between) {
   const int64_t from_bytes = p.begins ? 64 : kPairWords * 4, from_tile = 16 * from_bytes, second = p.begins ? 0 : 64;
@@ -175,10 +179,17 @@ void run_pass(const Pass& p, Between between) {
     if constexpr (kTall && kBoth) PAGODA_TILE_PRODUCT(3, 5, 7);
     ask(3);
     go_on();
-    if constexpr (Turn::kFollows) between();
+    between();
+  };
+  const auto fetch = [&]() __attribute__((always_inline)) {
+    if constexpr (Turn::kFollows) return;
+    for (int64_t line = 0; line < p.ahead_lines; ++line, ahead += 64) {
+      __builtin_prefetch(ahead, 0, 2);
+      if constexpr (kBoth) __builtin_prefetch(ahead + p.ahead_panel, 0, 2);
+    }
   };
   if constexpr (Turn::kTurns) {
-    Turn first(*p.matrix, p.panel, 0), second(*p.matrix, p.panel + (kBoth ? p.apart : 0), 0);
+    Turn first(*p.matrix, p.panel, p.line), second(*p.matrix, p.panel + (kBoth ? p.apart : 0), p.line);
     const auto turn = [&](int64_t i) __attribute__((always_inline)) {
       uint8_t* const to = p.ring + i % kRing * 2 * kLineTile;
       first.template turn<false>(kTileWords, to);
@@ -189,15 +200,12 @@ void run_pass(const Pass& p, Between between) {
       if (i + 1 < p.tiles) turn(i + 1);
       tile_fence();
       step(a, p.token_bytes, p.ring + i % kRing * 2 * kLineTile, kLineTile);
+      fetch();
     }
   } else {
     for (int64_t i = 0; i < p.tiles; ++i, a += p.tile_bytes, b += kLineTile) {
       step(a, p.token_bytes, b, p.panel_bytes);
-      if constexpr (Turn::kFollows) continue;
-      for (int64_t line = 0; line < p.ahead_lines; ++line, ahead += 64) {
-        __builtin_prefetch(ahead, 0, 2);
-        if constexpr (kBoth) __builtin_prefetch(ahead + p.ahead_panel, 0, 2);
-      }
+      fetch();
     }
   }
   if (p.last_tokens) step(p.last_tokens, kTileBytes, p.last_panels, kLineTile);
