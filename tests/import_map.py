@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
         "core", "budget", "schedule", "kv", "models.shape", "models.stream_plan", "models.footprint", "models.catalog",
         "models.families", "models.gguf", "models.sources", "models.spec", "models.stored", "weights.quantization",
         "weights.formats", "weights.header", "weights.rows", "weights.gguf_parts", "weights.schemes",
-        "sampling.params", "sampling.scratch",
+        "sampling.params", "sampling.scratch", "kernels.preferred",
     },
     "speculative": {"core", "budget", "kernels", "kv", "models", "sampling"},
     "adapters": {"core", "budget", "kernels", "weights", "models"},

@@ -56,7 +56,7 @@ def test_what_is_mapped_is_what_loading_makes(tmp_path: Path, quantization: str,
     mapped = load_model(folder, quantization=quantization, dtype="bfloat16")
     assert same_weights(plain, mapped)
     assert mapped.placement == f"resident, mapped from {file}"
-    assert plain.placement == "resident"
+    assert plain.placement.startswith("resident")
     assert mapped.fingerprint == plain.fingerprint, "kept KV goes on being of use"
 
 

@@ -87,7 +87,9 @@ def test_every_arrangement_packs_exactly_its_bytes_and_computes_with_them(config
 def test_every_format_in_a_model(text: str, tied: bool, dtype: str) -> None:
     config = families.family("llama").tiny() | {"tie_word_embeddings": tied}
     model = filled(config, state(config), text, dtype=getattr(torch, dtype))
-    assert model.weight_bytes == ModelShape.from_config(config).weight_bytes(dtype, parse_quantization(text))
+    planned = ModelShape.from_config(config).weight_bytes(dtype, parse_quantization(text))
+    assert model.weight_bytes == planned + model.beyond_bytes
+    assert model.beyond_bytes == 0 or text == "bf12"
     assert ("lm_head.weight" in model.weights()) is not tied
     if dtype == "float32" and not any(
         getattr(w, "format", None) and w.format.dynamic for w in model.weights().values()

@@ -365,8 +365,8 @@ def test_experts_that_are_not_cached_are_read_as_they_are_chosen() -> None:
     whole = shape.weight_bytes("bfloat16", packing)
     stream = Rooms(shape, "bfloat16", packing).plan(whole // 4)
     assert stream is not None
-    steps = Streamed(Roofline(shape, "bfloat16", packing, "auto", MACHINE), shape, stream, whole, 1e6)
-    absent, experts = 1 - stream.expert_slots / stream.num_experts, whole - stream.resident_bytes
+    steps = Streamed(Roofline(shape, "bfloat16", packing, "auto", MACHINE), shape, stream, 1e6)
+    absent, experts = 1 - stream.expert_slots / stream.num_experts, stream.expert_bytes
     assert steps.read_bytes(1) == pytest.approx(experts * 4 / 64 * absent)
     assert steps.read_bytes(1) < steps.read_bytes(8) < steps.read_bytes(10_000) <= experts
     work = Work(decodes=1, context=16, rows=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.formats.dgq import DGQ
 from pagoda.weights.packed import CodedMatrix, PackedMatrix, PanelMatrix, equal
 from pagoda.weights.quantization import Quantization, format_text, parse_format, parse_quantization
+from pagoda.weights.windows import RARE
 
 # Besides every format's defaults: the other members of the grammar.
 VARIANTS = [
@@ -48,7 +50,8 @@ def coded(text: str, w: torch.Tensor, dtype: torch.dtype = torch.float32) -> Cod
 @pytest.mark.parametrize("text", TEXTS)
 def test_bytes_are_as_declared(text: str, shape: tuple[int, int]) -> None:
     found, packed, codes = parse_format(text), pack(text, weight(*shape)), coded(text, weight(*shape))
-    assert packed.nbytes == found.num_bytes(*shape)
+    exceptions = packed.nbytes - found.num_bytes(*shape)
+    assert exceptions == 0 or (text == "bf12" and 0 < exceptions <= 4 * prod(shape) // RARE)
     assert codes.nbytes == found.stored_bytes(*shape)
     parts = {n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in codes.codes.items()}
     assert parts == found.parts(*shape)
@@ -226,7 +229,7 @@ def test_grammar() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("int6", r"unknown quantization 'int6'; accepted: auto, bf16, bitstack, .*int4.*none"),
+        ("int6", r"unknown quantization 'int6'; accepted: auto, bf12, bf16, bitstack, .*int4.*none"),
         ("int5(group=64)", r"unknown int5 group .*64.*accepted: 48, 96"),
         ("int4(group=48)", r"unknown int4 group .*48.*accepted: 32, 64, 128"),
         ("int4(bits=3)", r"int4 has no parameter 'bits'; accepted: embed, group, symmetric"),

@@ -86,6 +86,9 @@ class Loaded:
             if self.packed is not None and self.packed.is_mapped:
                 return f"resident, mapped from {self.packed.file}"
             kept = "resident" if self.stacks is None else self.stacks.placement
+            wide = getattr(self.model, "num_widened", 0)
+            if wide:
+                kept += f", {wide} matrices in 16 bits (their exponents lie too far apart for {self.quantization})"
             return kept + (f"; {self.packed_why_not}" if self.packed_why_not else "")
         if self.stream.num_experts:
             kept = f"{self.stream.expert_slots} of {self.stream.num_experts} in memory"
@@ -434,7 +437,8 @@ def _unquantized(config: Mapping[str, Any], dtype: str, device: torch.device, ha
         return Quantization()
     from pagoda.kernels.cpu import best_isa
 
-    return Quantization() if best_isa() == "base" else in_panels(dtype, halves=halves)
+    isa = best_isa()
+    return Quantization() if isa == "base" else in_panels(dtype, halves=halves, isa=isa)
 
 
 def _transformers_room(footprint: Footprint) -> AbstractContextManager[None]:

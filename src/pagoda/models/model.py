@@ -13,7 +13,7 @@ from pagoda.weights.built_rows import BuiltRows
 from pagoda.weights.expert_cache import CachedExperts
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.header import TensorEntry
-from pagoda.weights.packed import PackedMatrix, equal
+from pagoda.weights.packed import ExpertStack, PackedMatrix, PanelMatrix, equal
 from pagoda.weights.quantization import EXPERT, Quantization, Role
 from pagoda.weights.rows import STORED, StoredMatrix, StoredRows, runs_of
 from pagoda.weights.schemes.pagoda import CODE
@@ -130,6 +130,23 @@ class Model:
         """Bytes of the parameters that are allocated now."""
         return self._store.num_bytes
 
+    @property
+    def beyond_bytes(self) -> int:
+        """Of these, what the shape did not tell: exponents that lie far apart in a matrix of bf12."""
+        return self._store.beyond_bytes
+
+    @property
+    def num_widened(self) -> int:
+        """Matrices in another order than was asked for: of bf12, those whose exponents lie far apart."""
+        found = 0
+        for matrix in self.shape.matrices:
+            weight = self._store.weights.get(matrix.name)
+            each = enumerate(weight.experts) if isinstance(weight, ExpertStack) else [(-1, weight)]
+            for expert, one in each:
+                asked = self.quantization.of(matrix.name, matrix.role, expert)
+                found += isinstance(one, PanelMatrix) and asked is not None and one.format.kernel != asked.kernel
+        return found
+
     def unload(self) -> None:
         """Lets every parameter go, whoever still holds the model; it cannot run any more."""
         self._decoder = None
@@ -204,7 +221,8 @@ class Model:
                     beside[at] = {kind: entries[f"{name}{CODE}{kind}"] for kind in logical.format.beside}
         rows: dict[tuple[str, int], StoredMatrix] = {}
         for (param, expert), found_parts in sorted(parts.items()):
-            format, shape = self.quantization.of(param, "experts", expert), self._params[param].shape
+            kept, shape = self.quantization.of(param, "experts", expert), self._params[param].shape
+            format = None if kept is None else kept.read_as
             stored, scales = format is not None and format.kernel in STORED, beside.get((param, expert), {})
             if format is None or not stored or set(format.beside) != scales.keys():
                 return {}, "its experts' format is not multiplied as it is stored"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from pagoda.core.errors import ConfigError, ModelError, WeightsError
 from pagoda.kernels.memory import map_file
 from pagoda.kernels.packed import PackedWeight
-from pagoda.kernels.packed_bytes import PANEL, num_blocks
+from pagoda.kernels.packed_bytes import PANEL, data_shape
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.header import TensorEntry, read_header, read_metadata
 from pagoda.weights.packed import ExpertStack, PanelMatrix
@@ -124,10 +125,10 @@ class PackedFile:
                 if not isinstance(matrix, PanelMatrix):
                     raise ModelError(
                         f"{name} is not kept in panels, so that a file would spare nothing; formats that are: fp32, "
-                        "bf16, fp16, int8, fp8, int5, int4, nf4, w8a8, w4a8, ternary"
+                        "bf16, bf12, fp16, int8, fp8, int5, int4, nf4, w8a8, w4a8, ternary"
                     )
                 tensors |= {f"{own}:{part}": found for part, found in matrix.tensors().items()}
-        names = sorted(tensors, key=lambda name: tensors[name].nbytes % LINE_BYTES != 0)  # whole lines first
+        names = sorted(tensors, key=lambda name: -_divides(tensors[name].nbytes))  # whole lines first
         entries = [(name, dtype_name(tensors[name].dtype), tuple(tensors[name].shape)) for name in names]
         try:
             self.file.parent.mkdir(exist_ok=True)
@@ -160,6 +161,7 @@ class PackedFile:
         data, scales, zeros = (tensor(f"{own}:{part}") for part in PARTS)
         assert format is not None
         assert data is not None
+        format = _as_kept(format, scales is not None)
         packed = PackedWeight(format.kernel, *shape, data, scales, zeros, format.kernel_group)
         return PanelMatrix(format, packed, self._model.dtype)
 
@@ -177,9 +179,11 @@ class PackedFile:
                 else:
                     parts = [entries[f"{own}:{part}"] for part in PARTS if f"{own}:{part}" in entries]
                     rows, cols = rows_cols
-                    data = (1, -(-rows // PANEL), num_blocks(format.kernel, cols), PANEL * 4) if format.kernel else ()
-                    num_bytes = sum(part.num_bytes for part in parts)
-                    fits = bool(parts) and parts[0].shape == data and num_bytes == format.num_bytes(rows, cols)
+                    format = _as_kept(format, f"{own}:scales" in entries)
+                    data = (1, *data_shape(format.kernel, -(-rows // PANEL), cols)) if format.kernel else ()
+                    more = sum(part.num_bytes for part in parts) - format.num_bytes(rows, cols)
+                    fits = bool(parts) and parts[0].shape == data
+                    fits = fits and (more == 0 or (more > 0 and format.kernel == "bf12"))  # its exceptions
                     fits = fits and all(part.offset % LINE_BYTES == 0 for part in parts[:1])
                 if not fits:
                     return f"{own} is missing, or has another size"
@@ -207,6 +211,16 @@ def _matrices(name: str, weight: Any) -> list[tuple[str, Any]]:
 
 def _own(name: str, expert: int) -> str:
     return name if expert < 0 else f"{name}{EXPERT}{expert}"
+
+
+def _as_kept(format: WeightFormat, scales: bool) -> WeightFormat:
+    """A matrix of bf12 whose exponents lie far apart has bf16's panels, which have no windows beside them."""
+    return format.read_as if format.kernel == "bf12" and not scales else format
+
+
+def _divides(num_bytes: int) -> int:
+    """The largest power of two that does, up to a line: in falling order of it all tensors begin at such a multiple."""
+    return gcd(num_bytes, LINE_BYTES)
 
 
 def _is_panels(name: str) -> bool:

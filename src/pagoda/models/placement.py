@@ -177,6 +177,8 @@ class Filling:
         self._model, self._source, self._dtype = model, source, dtype
         self._footprint, self._progress = footprint, progress
         self._done, self._total = 0, source.num_bytes
+        self._kept: Lease | None = None
+        self._beyond = 0
 
     def whole(self, why_not: str = "", left_out: int = 0) -> Lease | None:
         """All of them stay in memory, but the bytes that the source was told to leave out. Returns their lease;
@@ -269,7 +271,8 @@ class Filling:
         return self._model
 
     def _lease(self, num_bytes: int, what: str) -> Lease | None:
-        return self._footprint.lease("weights", num_bytes, what, lambda: self._model.weight_bytes)
+        self._kept = self._footprint.lease("weights", num_bytes, what, lambda: self._model.weight_bytes)
+        return self._kept
 
     def _staged(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """A lease for what stands beside the model while these tensors load."""
@@ -301,10 +304,25 @@ class Filling:
         for part in self._source.stream(names, cut):
             if isinstance(model, Model):
                 model.load_tensor(part.name, part.tensor, part.start if part.name in cut else None)
+                self._hold_beyond(part.name)
             else:
                 tensor = part.tensor
                 model.load_tensor(part.name, tensor if isinstance(tensor, torch.Tensor) else tensor.dense())
             self._advance(part.num_bytes)
+
+    def _hold_beyond(self, name: str) -> None:
+        """The lease grows by what only the numbers of a tensor tell."""
+        more = self._native.beyond_bytes - self._beyond
+        if more <= 0 or self._kept is None:
+            return
+        try:
+            self._kept.resize(self._kept.num_bytes + more)
+        except BudgetError as error:
+            raise BudgetError(
+                f"{error}; exponents of {name} lie too far apart for 12 bits a weight: give more memory, or "
+                "--quantization bf16, which is counted whole before it is read"
+            ) from error
+        self._beyond += more
 
     def _advance(self, num_bytes: int) -> None:
         self._done += num_bytes

@@ -31,7 +31,7 @@ def plan_neurons(folder: Path, model: Model, source: TensorSource, dtype: str, r
     resident = model.shape.weight_bytes(dtype, packing)
     for matrix in matrices:
         found = packing.of(matrix.name, matrix.role)
-        if found is not None and found.name not in ("fp32", "bf16"):
+        if found is not None and found.name not in ("fp32", "bf16", "bf12"):
             raise ConfigError(f"weights='sparse-ffn' reads plain neurons, not {found.name}; leave quantization out")
         plain = matrix.rows * matrix.cols * size
         resident -= plain if found is None else found.num_bytes(matrix.rows, matrix.cols)

@@ -46,6 +46,7 @@ class WeightStore:
         self._wanted = by_matrix(regions)
         self._filling: dict[tuple[str, int], Filling] = {}
         self._new_fillings: dict[Role, NewFilling] = {}
+        self._beyond_bytes = 0
 
     def pack_by(self, new_filling: NewFilling, roles: Iterable[Role]) -> None:
         """What matrices of these roles are packed by, not `weights.filling.new_filling`. Before any tensor comes."""
@@ -55,6 +56,11 @@ class WeightStore:
     def num_bytes(self) -> int:
         """Bytes allocated now, those of matrices under way included."""
         return sum(w.nbytes for w in self.weights.values()) + sum(f.nbytes for f in self._filling.values())
+
+    @property
+    def beyond_bytes(self) -> int:
+        """Of these, what no format's ``num_bytes`` tells (`Filling.beyond_bytes`)."""
+        return self._beyond_bytes + sum(f.beyond_bytes for f in self._filling.values())
 
     def place(self, piece: Piece, tensor: Tensor | PackedMatrix, start: int = 0, *, complete: bool = True) -> None:
         """Fills the piece's region, or its rows from ``start``; ``complete`` with the last of them.
@@ -102,7 +108,7 @@ class WeightStore:
             return
         filling = self._new_filling(format, param)
         filling.put(0, tensor)
-        self.weights[name] = filling.finish(self.dtype)
+        self.weights[name] = self._finished(filling)
 
     def fill_whole(self, name: str, expert: int, tensor: Tensor) -> None:
         """One matrix, or one whole parameter, without a checkpoint."""
@@ -152,11 +158,16 @@ class WeightStore:
         make = self._new_fillings.get(param.role, new_filling)
         return make(format, *param.shape[-2:], dtype=self.dtype, device=self.device)
 
+    def _finished(self, filling: Filling) -> PackedMatrix:
+        packed = filling.finish(self.dtype)
+        self._beyond_bytes += filling.beyond_bytes
+        return packed
+
     def _pack_if_complete(self, piece: Piece) -> None:
         unit = (piece.param, piece.expert)
         if unit not in self._filling or not self._wanted[piece.param][piece.expert] <= self.covered:
             return
-        packed, shape = self._filling.pop(unit).finish(self.dtype), self.table[piece.param].shape
+        packed, shape = self._finished(self._filling.pop(unit)), self.table[piece.param].shape
         if piece.expert < 0:
             self.weights[piece.param] = packed
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from pathlib import Path
 
@@ -59,6 +59,8 @@ class StreamPlan:
     expert_slots: int = 0
     """Experts that are in it at once: as many of the mean size as fit, where they have several."""
     num_experts: int = 0
+    expert_bytes: int = 0
+    """Of all of them in the cache's order, whether they fit it or not."""
     neuron_slots: int = 0
     """Feed-forward neurons of every layer that are in memory at once, of ``num_neurons``; also passing bytes."""
     num_neurons: int = 0
@@ -72,9 +74,10 @@ class StreamPlan:
 
 
 def can_stream(matrix: Matrix, quantization: Quantization) -> WeightFormat | None:
-    """The matrix's format if some of its rows can be multiplied alone, as they come from disk."""
+    """The format in which some of the matrix's rows can be multiplied alone, as they come from disk; or None."""
     found = quantization.of(matrix.name, matrix.role)
-    return found if matrix.role in ("linear", "embed") and matrix.count == 1 else None
+    fits = found is not None and matrix.role in ("linear", "embed") and matrix.count == 1
+    return found.read_as if found is not None and fits else None
 
 
 def rows_on_disk(
@@ -135,13 +138,17 @@ class StreamSizes:
             format = can_stream(matrix, quantization)
             if format is None or (found is not None and matrix.name not in found):
                 continue
+            rows, cols, kept = matrix.rows, matrix.cols, quantization.of(matrix.name, matrix.role)
+            assert kept is not None
             if found is not None:
-                matrices.append((matrix.name, found[matrix.name]))
-                continue
-            key = (format, matrix.rows, matrix.cols)
-            if key not in known:
-                known[key] = usual_rows(format, matrix, plain).on_disk()
-            matrices.append((matrix.name, known[key]))
+                one = found[matrix.name]
+            else:
+                key = (format, rows, cols)
+                if key not in known:
+                    known[key] = usual_rows(format, matrix, plain).on_disk()
+                one = known[key]
+            less = format.num_bytes(rows, cols) - kept.num_bytes(rows, cols)  # it is kept in another order
+            matrices.append((matrix.name, replace(one, saved=one.saved - less) if less else one))
         sizes = [(one.unit, one.panels, one.passing) for _, one in matrices]
         unit, panels, made = map(max, zip(*sizes, strict=True)) if sizes else (0, 0, 0)
         passing = RING_UNITS * (unit + ALIGN_BYTES) + panels + made
@@ -193,19 +200,21 @@ class ExpertSizes:
         """Every expert in its own format."""
         matrices = [matrix for matrix in shape.matrices if matrix.role == "experts"]
         experts: dict[tuple[str, int], list[tuple[WeightFormat, Matrix]]] = {}
+        kept = 0
         for matrix in matrices:
             layer = matrix.name.partition(".mlp.")[0]
             for expert in range(matrix.count):
                 found = quantization.of(matrix.name, matrix.role, expert)
                 assert found is not None, f"{matrix.name} has no format"
-                experts.setdefault((layer, expert), []).append((found, matrix))
+                experts.setdefault((layer, expert), []).append((found.read_as, matrix))
+                kept += found.num_bytes(matrix.rows, matrix.cols)
         kinds = Counter(tuple(expert) for expert in experts.values())
         sizes = {kind: sum(f.num_bytes(m.rows, m.cols) for f, m in kind) for kind in kinds}
         total = sum(sizes[kind] * count for kind, count in kinds.items())
         return cls(
             names=tuple(matrix.name for matrix in matrices),
             num_experts=len(experts),
-            resident=shape.weight_bytes(dtype, quantization) - total,
+            resident=shape.weight_bytes(dtype, quantization) - kept,
             reading=NUM_READERS * (max(map(_largest_read, kinds)) + ALIGN_BYTES),
             total=total,
             least=MIN_SLOTS * max(sizes.values()),
@@ -220,7 +229,7 @@ class ExpertSizes:
         slots = cache * self.num_experts // self.total
         return StreamPlan(
             self.names, self.resident, cache + self.reading, 0, cache_bytes=cache, expert_slots=slots,
-            num_experts=self.num_experts,
+            num_experts=self.num_experts, expert_bytes=self.total,
         )  # fmt: skip
 
 
@@ -228,7 +237,7 @@ def can_cache(shape: ModelShape, quantization: Quantization) -> bool:
     """Whether every expert has a format that is multiplied as it lies on disk."""
     experts = [matrix for matrix in shape.matrices if matrix.role == "experts"]
     formats = {found for m in experts for found in quantization.each(m.name, m.role, m.count)}
-    return all(found is not None and found.kernel in STORED for found in formats)
+    return all(found is not None and found.read_as.kernel in STORED for found in formats)
 
 
 def plan_experts(shape: ModelShape, dtype: str, quantization: Quantization, room_bytes: int) -> StreamPlan:

@@ -48,7 +48,7 @@ def stream_rest(
 def _format(model: Model, name: str) -> WeightFormat:
     found = model.quantization.of(name, model.shape_role(name))
     assert found is not None, f"{name} has no format"
-    return found
+    return found.read_as
 
 
 def _codes(source: TensorSource, name: str) -> dict[str, Tensor]:

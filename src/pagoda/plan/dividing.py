@@ -212,8 +212,8 @@ class Divider:
             found = FarSteps(found, far, self.machine.far, selects=self.kept(choice).selects)
         if stream is None:
             return found
-        weights, rate = self._weight_bytes(choice.quantization), self.machine.disk_bytes_per_second
-        return Streamed(found, self.subject.shape, stream, weights, rate, shares_disk=far is not None)
+        rate = self.machine.disk_bytes_per_second
+        return Streamed(found, self.subject.shape, stream, rate, shares_disk=far is not None)
 
     def _find_steps(self, quantization: str, kv_dtype: str, pace: float | None) -> StepModel:
         return step_model(self.subject, quantization, kv_dtype, self.machine, pace)

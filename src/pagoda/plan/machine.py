@@ -98,7 +98,7 @@ class Machine:
         Between measured step sizes on a straight line; beyond the largest in proportion. A format that was not measured
         is bound by its bytes and by the guessed flops.
         """
-        curve = self.products.get(name)
+        curve = self.products.get(name) or self.products.get(_ALIKE.get(name, ""))
         if not curve:
             flops = self.flops or GUESSED_FLOPS * self.threads
             return max(bytes_per_weight / self.read_bytes_per_second, 2 * tokens / flops)
@@ -108,6 +108,10 @@ class Machine:
         """Seconds of one multiply-add of decode attention over KV stored that way."""
         known = self.attend
         return known.get(kv_dtype) or known.get("auto") or max(known.values(), default=0.0)
+
+
+_ALIKE = {"bf12": "bf16"}
+"""Formats of one kind: where the first was not measured yet, the second says more than a guess."""
 
 
 def _between(curve: Curve, tokens: float) -> float:
@@ -134,7 +138,19 @@ def guessed_runtime_bytes() -> int:
 
 def measured_formats() -> tuple[str, ...]:
     """The weight formats whose products are calibrated, as ``quantization=`` names them; ``none.*``: plain tensors."""
-    return ("none.bfloat16", "fp32", "bf16", "int8", "w8a8", "int5", "int4(group=32)", "int4", "w4a8", "ternary")
+    return (
+        "none.bfloat16",
+        "fp32",
+        "bf16",
+        "bf12",
+        "int8",
+        "w8a8",
+        "int5",
+        "int4(group=32)",
+        "int4",
+        "w4a8",
+        "ternary",
+    )
 
 
 def calibration_file() -> Path:

@@ -51,13 +51,12 @@ class Streamed(StepModel):
     """
 
     def __init__(
-        self, inside: StepModel, shape: ModelShape, stream: StreamPlan, weight_bytes: int,
-        disk_bytes_per_second: float, *, shares_disk: bool = False,
+        self, inside: StepModel, shape: ModelShape, stream: StreamPlan, disk_bytes_per_second: float, *,
+        shares_disk: bool = False,
     ) -> None:  # fmt: skip
         self._inside, self._stream, self._rate, self._shares_disk = inside, stream, disk_bytes_per_second, shares_disk
         experts = [matrix.count for matrix in shape.matrices if matrix.role == "experts"]
         self._chosen = shape.experts_per_token / experts[0] if experts else 1.0
-        self._expert_bytes = weight_bytes - stream.resident_bytes
 
     def read_bytes(self, tokens: int) -> float:
         """Of one step."""
@@ -65,7 +64,7 @@ class Streamed(StepModel):
         if not stream.num_experts:
             return float(stream.step_bytes)
         absent = 1 - stream.expert_slots / stream.num_experts
-        return self._expert_bytes * (1 - (1 - self._chosen) ** tokens) * absent
+        return stream.expert_bytes * (1 - (1 - self._chosen) ** tokens) * absent
 
     def step_seconds(self, decodes: int, slots: float, chunk: int, pairs: float, rows: int) -> float:
         computing = self._inside.step_seconds(decodes, slots, chunk, pairs, rows)

@@ -11,6 +11,7 @@ from typing import Any
 from ..budget.probe import MachineProbe
 from ..core.errors import ConfigError, RequestError, UnsupportedModelError
 from ..core.types import DTYPE_BYTES
+from ..kernels.preferred import isa_of
 from ..kv.grammar import parse_policy
 from ..kv.policies._layers import Distances
 from ..kv.policies._stack import PolicyStack
@@ -41,6 +42,7 @@ class Subject:
     multiplied. ``stored``: the formats that the checkpoint is packed in, which it keeps. ``on_disk``: matrices of a
     GGUF file by what streaming them takes; None: of a folder, as such checkpoints usually are. ``rearranged``: they lie
     there otherwise than they are multiplied. ``halves``: all of its matrices are stored in float16.
+    ``isa``: what the kernels run with here, where that decides how weights lie (`kernels.preferred`).
     """
 
     name: str
@@ -56,6 +58,7 @@ class Subject:
     on_disk: Mapping[str, OnDisk] | None = None
     rearranged: bool = False
     halves: bool = False
+    isa: str = ""
 
     @classmethod
     def of(
@@ -83,7 +86,7 @@ class Subject:
         panels = bool(flags & {"avx2", "avx512f"})
         plain = cls(
             name, str(family), shape, "", panels, tokenizer_bytes(_tokenizer_file_bytes(folder, shape)),
-            distances=Distances(spec.windows, spec.alibi), streams=panels,
+            distances=Distances(spec.windows, spec.alibi), streams=panels, isa=isa_of(flags),
         )  # fmt: skip
         if folder is not None and folder.is_file():
             return _of_gguf(plain, spec, folder)
@@ -118,7 +121,7 @@ class Subject:
             return self.stored
         if text == "auto":
             fits = self.panels and self.dtype != "float16"
-            return in_panels(self.dtype, halves=self.halves) if fits else Quantization()
+            return in_panels(self.dtype, halves=self.halves, isa=self.isa) if fits else Quantization()
         return parse_quantization(text)
 
 

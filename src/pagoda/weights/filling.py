@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..kernels.lay_out import STORED, can_lay_out, lay_out_rows
+from ..kernels.lay_out import STORED, can_lay_out, lay_out_bf12, lay_out_rows
 from ..kernels.memory import empty_bytes, touch_behind
 from ..kernels.packed import PackedWeight, lay_out
-from ..kernels.packed_bytes import PANEL, PLAIN, num_blocks
+from ..kernels.packed_bytes import PANEL, PLAIN, data_shape
 from .formats.base import BLOCK_ELEMS, FAST_ELEMS, WeightFormat, check_finite
 from .packed import CodedMatrix, PackedMatrix, PanelMatrix
+from .windows import Windows, widened
 
 if TYPE_CHECKING:
     from .formats.base import Codes
@@ -69,6 +70,11 @@ class Filling(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int: ...
+
+    @property
+    def beyond_bytes(self) -> int:
+        """What it holds beyond the format's ``num_bytes``, which only its numbers tell: exceptions of bf12."""
+        return 0
 
 
 def new_filling(
@@ -186,24 +192,23 @@ class _Edge:
 
 
 class _Panels(Filling):
-    """Writes ``kernels.packed``'s order panel by panel; rows of a panel that came in parts wait for the others."""
+    """Writes ``kernels.packed``'s order panel by panel; rows of a panel that came in parts wait for the others.
+
+    A matrix of bf12 whose exponents turn out to lie far apart goes on in bf16's panels.
+    """
 
     def __init__(
         self, format: WeightFormat, rows: int, cols: int, device: torch.device, memory: Tensor | None = None
     ) -> None:
         super().__init__(format, rows, cols, device)
-        kernel, group, panels = format.kernel, format.kernel_group, -(-rows // PANEL)
+        group, panels, self._promised = format.kernel_group, -(-rows // PANEL), format.num_bytes(rows, cols)
         like = self._lay_out(*format.integers(format.quantize(torch.zeros(1, cols, device=device)), cols))
-        blocks = num_blocks(kernel, cols)
-        shape = (1, panels, blocks, PANEL * 4)
-        if memory is None:
-            self.data = empty_bytes(shape, device)
-            touch_behind(self.data)
-        else:
-            self.data = memory[: prod(shape)].view(shape)
+        self.data = self._room(memory)
         groups = -(-cols // group) if group else 0
         scales = (1, panels, groups, PANEL) if group else (1, panels * PANEL)
-        self.scales = None if like.scales is None else torch.empty(scales, dtype=like.scales.dtype, device=device)
+        self._windows = Windows(rows * cols) if format.kernel == "bf12" else None
+        kind = None if like.scales is None or self._windows is not None else like.scales.dtype
+        self.scales = None if kind is None else torch.empty(scales, dtype=kind, device=device)
         self.zeros = None if like.zeros is None else torch.empty(scales, dtype=torch.uint8, device=device)
         self._edges: dict[int, _Edge] = {}
 
@@ -211,6 +216,8 @@ class _Panels(Filling):
         stop = start + tensor.shape[0]
         whole = start % PANEL == 0 and (stop % PANEL == 0 or stop == self.rows)
         fast = (self._put_stored, self._put_converted, self._put_fast)
+        if self._windows is not None:
+            fast = fast[1:]  # some rows at a time, so that there are never many exceptions
         if not whole or not any(put(start, tensor) for put in fast):
             super().put(start, tensor)
 
@@ -221,6 +228,12 @@ class _Panels(Filling):
             return False
         first, last = start // PANEL, -(-(start + tensor.shape[0]) // PANEL)
         panels = self.data[0, first:last]
+        if self._windows is not None:
+            finite, *known = lay_out_bf12(stored, panels, copying_threads())
+            check_finite(finite)
+            self._windows.put(first, *known)
+            self._widen_if_wide()
+            return True
         check_finite(lay_out_rows(self.format.kernel, stored, panels, copying_threads()))
         if isinstance(tensor, CodedMatrix):
             zeros = tensor.codes.get("zero")
@@ -231,7 +244,7 @@ class _Panels(Filling):
         """Whole panels of plain numbers, out of others or out of codes, some rows at a time; False where these panels
         are not plain.
         """
-        dtype = STORED.get(self.format.kernel)
+        dtype = STORED.get(self.format.read_as.kernel)
         fits = isinstance(tensor, Tensor | CodedMatrix) and self.data.device.type == "cpu"
         if self.format.kernel not in PLAIN or dtype is None or not fits:
             return False
@@ -269,7 +282,7 @@ class _Panels(Filling):
             found = tensor.codes.get("codes") if self.format.same_codes(tensor.format) else None
         else:
             found = tensor if isinstance(tensor, Tensor) else None
-        fits = found is not None and self.data.device.type == "cpu" and can_lay_out(self.format.kernel, found)
+        fits = found is not None and self.data.device.type == "cpu" and can_lay_out(self.format.read_as.kernel, found)
         return found if fits else None
 
     def _put_scales(self, first: int, scales: Tensor | None, zeros: Tensor | None) -> None:
@@ -316,23 +329,48 @@ class _Panels(Filling):
         small = self._lay_out(values, scales, zeros)
         last = panel + small.num_panels
         self.data[:, panel:last] = small.data
+        if self._windows is not None and small.scales is not None:
+            self._windows.put_joined(panel, small.scales, small.num_panels)
+            self._widen_if_wide()
         if self.scales is not None and small.scales is not None:
             at = slice(panel, last) if self.format.kernel_group else slice(panel * PANEL, last * PANEL)
             self.scales[:, at] = small.scales
         if self.zeros is not None and small.zeros is not None:
             self.zeros[:, panel:last] = small.zeros
 
+    def _room(self, memory: Tensor | None = None) -> Tensor:
+        """For the panels."""
+        shape = (1, *data_shape(self.format.kernel, -(-self.rows // PANEL), self.cols))
+        if memory is not None:
+            return memory[: prod(shape)].view(shape)
+        data = empty_bytes(shape, self.device)
+        touch_behind(data)
+        return data
+
+    def _widen_if_wide(self) -> None:
+        assert self._windows is not None
+        if not self._windows.too_many:
+            return
+        windows, narrow = self._windows, self.data[0]
+        self._windows, self.format = None, self.format.read_as
+        self.data = self._room()
+        for first, last, found in widened(narrow, windows, self.data.shape[2]):
+            self.data[0, first:last] = found
+
     def finish(self, dtype: torch.dtype) -> PackedMatrix:
         assert not self._edges, "rows are missing"
-        fmt = self.format
-        packed = PackedWeight(
-            fmt.kernel, self.rows, self.cols, self.data, self.scales, self.zeros, fmt.kernel_group, experts=1
-        )
+        fmt, scales = self.format, self.scales if self._windows is None else self._windows.joined()
+        packed = PackedWeight(fmt.kernel, self.rows, self.cols, self.data, scales, self.zeros, fmt.kernel_group, 1)
         return PanelMatrix(fmt, packed, dtype)
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.data, self.scales, self.zeros) if t is not None)
+        held = sum(t.nbytes for t in (self.data, self.scales, self.zeros) if t is not None)
+        return held + (0 if self._windows is None else self._windows.nbytes)
+
+    @property
+    def beyond_bytes(self) -> int:
+        return max(0, self.nbytes - self._promised)
 
 
 def copying_threads() -> int:

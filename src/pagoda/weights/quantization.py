@@ -14,6 +14,7 @@ from typing import Literal
 
 from ..core.calls import build_call, format_call, parse_calls
 from ..core.errors import ConfigError, choices
+from ..kernels.preferred import prefers_bf12
 from .formats import FORMATS
 from .formats.base import WeightFormat
 
@@ -76,13 +77,14 @@ def parse_quantization(text: str) -> Quantization:
     return Quantization(linear, None if linear.embed == "none" else parse_format(linear.embed))
 
 
-def in_panels(dtype: str, *, halves: bool = False) -> Quantization:
-    """Nothing is quantized, but matrices lie in the order in which the CPU kernels read them.
+def in_panels(dtype: str, *, halves: bool = False, isa: str = "") -> Quantization:
+    """Nothing is quantized, but matrices lie in the order in which the CPU kernels of ``isa`` read them.
 
     dtype is float32 or bfloat16. ``halves``: numbers of a float16 checkpoint stay so where the model runs in float32,
     which holds every one of them.
     """
-    name = "fp16" if halves and dtype == "float32" else {"float32": "fp32", "bfloat16": "bf16"}[dtype]
+    short = "bf12" if prefers_bf12(isa) else "bf16"
+    name = "fp16" if halves and dtype == "float32" else {"float32": "fp32", "bfloat16": short}[dtype]
     plain = parse_format(name)
     return Quantization(plain, plain)
 

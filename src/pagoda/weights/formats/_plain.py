@@ -38,5 +38,9 @@ class Plain(WeightFormat):
     def num_bytes(self, rows: int, cols: int) -> int:
         return packed_nbytes(self.kernel, rows, cols) if self.kernel else self.stored_bytes(rows, cols)
 
+    def same_codes(self, other: WeightFormat) -> bool:
+        """The numbers are stored alike, whatever order they have in memory."""
+        return isinstance(other, Plain) and other.stored == self.stored
+
     def dequantize(self, codes: Codes, cols: int) -> Tensor:
         return codes["values"].float()

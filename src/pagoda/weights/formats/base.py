@@ -90,6 +90,11 @@ class WeightFormat(ABC):
         return 0
 
     @property
+    def read_as(self) -> WeightFormat:
+        """The format of a matrix that stays on disk, where rows are multiplied as they come."""
+        return self
+
+    @property
     def beside(self) -> tuple[str, ...]:
         """The codes that a kernel takes beside the rows of ``codes``: ``scale``, ``zero``, or none."""
         return tuple(name for name in self.parts(1, 1) if name not in ("codes", "values"))

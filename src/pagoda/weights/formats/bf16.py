@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ._plain import Plain
-
-
-@dataclass(frozen=True)
-class BF16(Plain):
-    name = "bf16"
-    kernel = "bf16"
-    stored = "bfloat16"
-    relative_error = 0.003
-
+from ._bf16 import BF16
 
 FORMAT = BF16
