@@ -8,7 +8,7 @@ from collections.abc import Set
 
 def prefers_bf12(isa: str) -> bool:
     """Whether bfloat16 in twelve bits (`bf12`) is multiplied at least as fast as in sixteen."""
-    return isa in ("avx512bf16", "amx")
+    return isa == "amx"
 
 
 def isa_of(flags: Set[str]) -> str:
