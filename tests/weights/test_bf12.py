@@ -15,7 +15,7 @@ from pagoda.weights.packed import CodedMatrix, PackedMatrix, PanelMatrix
 from pagoda.weights.quantization import in_panels, parse_format
 from pagoda.weights.windows import RARE
 
-SHAPES = [(16, 8), (32, 64), (5, 3), (33, 101), (160, 259)]
+SHAPES = [(16, 8), (32, 64), (5, 3), (33, 102), (160, 262)]
 
 
 def trained(rows: int, cols: int) -> torch.Tensor:
@@ -54,11 +54,11 @@ def test_every_bit_comes_back(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("cuts", [(0, 16, 48, 80, 160), (0, 1, 17, 50, 63, 160), (0, 159, 160)])
 @pytest.mark.parametrize("make", [trained, scattered])
 def test_rows_come_in_any_order_and_in_parts(cuts: tuple[int, ...], make: object) -> None:
-    w = make(160, 259)  # type: ignore[operator]
+    w = make(160, 262)  # type: ignore[operator]
     whole = pack_matrix(BF12(), w, torch.bfloat16)
     parts = list(pairwise(cuts))
     for order in (parts, parts[::-1]):
-        filling = new_filling(BF12(), 160, 259, dtype=torch.bfloat16)
+        filling = new_filling(BF12(), 160, 262, dtype=torch.bfloat16)
         for first, last in order:
             filling.put(first, w[first:last])
         found = filling.finish(torch.bfloat16)
