@@ -29,24 +29,26 @@ from torch import Tensor
 LINES, CHUNK, RECORD = 4, 192, 3
 WORDS = 32  # of a line
 MANTISSA, NO_ZEROS = 0x807F, 256  # sign and mantissa; of a window: code 0 is no exponent 0
-SAMPLED = 8  # one line in so many says which window a panel has
+SAMPLED = 128  # lines, at least, that say which window a panel has
 
 
-def encode(lines: Tensor) -> tuple[Tensor, Tensor]:
-    """lines bfloat16 ``[panels, lines, 32]`` (the order of bf16's panels) -> data uint8 ``[panels, chunks, 192]`` and
-    windows int32.
+def encode(lines: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
+    """lines bfloat16 ``[panels, lines, 32]`` (the order of bf16's panels) of so many ``inputs``, two a line -> data
+    uint8 ``[panels, chunks, 192]`` and windows int32.
     """
-    panels, count = lines.shape[:2]
+    (panels, count), device = lines.shape[:2], lines.device
     words = lines.contiguous().view(torch.int16).int() & 0xFFFF
     chunks = -(-count // LINES)
     full = words.new_zeros(panels, chunks * LINES, WORDS)
     full[:, :count] = words
     exponents = full >> 7 & 0xFF
-    window = torch.tensor([_window(panel) for panel in exponents[:, :count:SAMPLED]], dtype=torch.int32)
+    window = torch.tensor([_window(panel) for panel in exponents[:, : count : max(1, count // SAMPLED)]])
+    window = window.to(device, torch.int32)
     codes = exponents - window[:, None, None] % NO_ZEROS
     least = (window < NO_ZEROS).int()[:, None, None]
     none = (exponents == 0) & (least == 1)
-    behind = torch.arange(chunks * LINES)[:, None] >= count  # the last line: nothing is there
+    input = 2 * torch.arange(chunks * LINES, device=device)[:, None] + torch.arange(WORDS, device=device) % 2
+    behind = input >= inputs  # nothing is there
     others = ~none & ~behind & ((codes < least) | (codes > 15))
     codes[others | none | behind] = 0
     rest, codes = (t.view(panels, chunks, LINES, WORDS) for t in (full & MANTISSA, codes))
@@ -61,7 +63,7 @@ def encode(lines: Tensor) -> tuple[Tensor, Tensor]:
 def joined(window: Tensor, counts: Tensor, exceptions: Tensor) -> Tensor:
     """Windows of panels ``[panels]`` that have so many exceptions each, one after the other."""
     panels = len(window)
-    begin = counts.cumsum(0) - counts + RECORD * (panels - torch.arange(panels))
+    begin = counts.cumsum(0) - counts + RECORD * (panels - torch.arange(panels, device=window.device))
     return torch.cat([torch.stack([window, begin, counts], 1).int().flatten(), exceptions.int()])
 
 

@@ -116,7 +116,7 @@ def lay_out(
     data = _pack_fields(format, fields)
     if format == "bf12":
         lines = data.view(torch.bfloat16)
-        coded, packed_scales = bf12.encode(lines.view(-1, lines.shape[2], 2 * PANEL))
+        coded, packed_scales = bf12.encode(lines.view(-1, lines.shape[2], 2 * PANEL), inputs)
         data = coded.view(experts, -1, *coded.shape[1:])
     return PackedWeight(format, outputs, inputs, data, packed_scales, packed_zeros, group, experts)
 

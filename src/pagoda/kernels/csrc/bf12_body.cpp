@@ -7,7 +7,7 @@ namespace pagoda {
 namespace {
 
 typedef int16_t WordVec __attribute__((vector_size(4 * kLanes)));  // of 16 bits
-constexpr int64_t kWords = 2 * kLanes, kLine = 32, kExponents = 256, kCodes = 15, kSampled = 8;
+constexpr int64_t kWords = 2 * kLanes, kLine = 32, kExponents = 256, kCodes = 15, kSampled = 128;
 
 WordVec load_words(const uint16_t* p) {
   WordVec x;
@@ -35,7 +35,7 @@ Best best_of(const int32_t (&counts)[kExponents], int64_t width) {
 
 int32_t window_of(const uint16_t* lines, int64_t count) {
   int32_t counts[kExponents] = {};
-  for (int64_t line = 0; line < count; line += kSampled)
+  for (int64_t line = 0, step = count > kSampled ? count / kSampled : 1; line < count; line += step)
     for (int64_t i = 0; i < kLine; ++i) ++counts[lines[line * kLine + i] >> 7 & 0xff];
   const Best few = best_of(counts, kCodes), all = best_of(counts, kCodes + 1);
   return all.most >= few.most + counts[0] ? all.from | kNoZeros : few.from - 1;
@@ -55,7 +55,8 @@ bool any(WordVec x) {
 
 namespace PAGODA_ISA {
 
-int32_t encode_panel(const uint16_t* lines, int64_t count, uint8_t* to, std::vector<uint32_t>& exceptions) {
+int32_t encode_panel(const uint16_t* lines, int64_t inputs, uint8_t* to, std::vector<uint32_t>& exceptions) {
+  const int64_t count = (inputs + 1) / 2;
   const int32_t window = window_of(lines, count), before = window & 0xff, least = window & kNoZeros ? 0 : 1;
   const WordVec zero{}, own = (WordVec)(UintVec{} + 0x807f807fu), base = zero + int16_t(before), may_be_none = zero - int16_t(least);
   for (int64_t line = 0; line < count; line += 4, lines += 4 * kLine, to += 192) {
@@ -75,6 +76,7 @@ int32_t encode_panel(const uint16_t* lines, int64_t count, uint8_t* to, std::vec
     }
     if (!any(odd)) continue;
     for (int64_t i = 0; i < 4 * kLine && line + i / kLine < count; ++i) {
+      if (2 * (line + i / kLine) + i % 2 >= inputs) continue;
       const int32_t exponent = lines[i] >> 7 & 0xff, code = exponent - before;
       if ((exponent != 0 || least == 0) && (code < least || code > kCodes)) exceptions.push_back(uint32_t(line * kLine + i) << 8 | uint32_t(exponent));
     }

@@ -9,9 +9,9 @@
 
 namespace pagoda {
 
-// lines [count][32] of a panel of bf16 into chunks of four [ceil(count / 4)][192]; what lies behind the last line is 0. Appends the panel's
+// lines [ceil(inputs / 2)][32] of a panel of bf16 into chunks of four [chunks][192]. Appends the panel's
 // exceptions, in order; returns its window.
-PAGODA_DECLARE_BODIES(int32_t, encode_panel, (const uint16_t* lines, int64_t count, uint8_t* to, std::vector<uint32_t>& exceptions))
+PAGODA_DECLARE_BODIES(int32_t, encode_panel, (const uint16_t* lines, int64_t inputs, uint8_t* to, std::vector<uint32_t>& exceptions))
 
 struct EncodeArgs {
   const uint8_t* rows;  // bfloat16 [num_rows][row_bytes / 2], contiguous

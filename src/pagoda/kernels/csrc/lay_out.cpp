@@ -118,7 +118,7 @@ std::vector<uint32_t> encode_rows(const EncodeArgs& a, bool& finite, const std::
     for (int64_t p = item * step; p < std::min(panels, (item + 1) * step); ++p) {
       if (!panel<Stored::bf16>(rows, p * kRows, lines.data())) fine = false;
       const size_t before = found[item].size();
-      a.windows[p] = encode(reinterpret_cast<const uint16_t*>(lines.data()), blocks, a.panels + p * bytes, found[item]);
+      a.windows[p] = encode(reinterpret_cast<const uint16_t*>(lines.data()), a.row_bytes / 2, a.panels + p * bytes, found[item]);
       a.counts[p] = static_cast<int64_t>(found[item].size() - before);
     }
   });
