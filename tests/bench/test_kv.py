@@ -196,7 +196,7 @@ def test_a_step_looks_at_no_more_than_was_noted() -> None:
     assert all(0 <= one.looked_bytes(16, 64) <= one.mark_bytes(16, 64) for one in selections.values())
     assert selections["sparq"].looked_bytes(16, 64) == 16 * (16 + 1)
     assert selections["sparq"].looked_bytes(16, 8) == 16 * (8 + 1)
-    assert selections["longcache"].looked_bytes(16, 64) == 16 * (64 + 4)
+    assert selections["longcache"].looked_bytes(16, 64) == 16 * (64 + 1)
 
 
 def of_kl(kv: str, share: float, kl: float, **more: float) -> Price:
