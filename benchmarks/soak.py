@@ -95,10 +95,10 @@ async def crowd(model: str, work: list[Work], options: dict[str, Any], done: Cal
 
 
 async def idle(llm: AsyncLLM) -> None:
-    """Until what runs for itself (``shadow``) is done."""
-    async with asyncio.timeout(60):
-        while held(stats := await llm.stats()) or stats["shadow"]["pending"]:
-            await asyncio.sleep(0.05)
+    """Until what runs for itself (``shadow``) is done; what is held for a minute is a fault, and ``held`` names it."""
+    ends = time.monotonic() + 60
+    while (held(stats := await llm.stats()) or stats["shadow"]["pending"]) and time.monotonic() < ends:
+        await asyncio.sleep(0.05)
 
 
 def failure(answer: Answer) -> str:

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,30 @@ def test_what_no_model_could_take_is_refused_before_torch_is_loaded() -> None:
     assert done.stderr.count("'bogus'") == 3 * len(names)
 
 
+NOT_THERE = """
+import sys
+from pagoda.cli.main import main
+for command in (["run", "MODEL", "hi"], ["chat", "MODEL"], ["serve", "MODEL"], ["pack", "MODEL"], ["bundle", "MODEL"],
+                ["quantize", "MODEL", "out"], ["prune", "MODEL", "out"], ["calibrate", "locret", "MODEL"],
+                ["bench", "kv", "MODEL"], ["serve", "lantern", "--chat-template", "{% for"], ["serve", "here", "here"]):
+    try:
+        main([sys.argv[1] if part == "MODEL" else part for part in command])
+    except SystemExit as exit:
+        assert exit.code == 2, (command, exit.code)
+    assert not {"torch", "transformers"} & set(sys.modules), command
+"""
+
+
+def test_a_model_that_is_not_there_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NOT_THERE, str(tmp_path / "gone")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("gone: no such folder") == 9
+    assert "chat template 'default', line 1" in done.stderr
+    assert "model 'here' is there twice" in done.stderr
+
+
 def test_the_version() -> None:
     assert pagoda("--version").out == f"pagoda {package.__version__}\n"
 
@@ -93,6 +118,8 @@ def test_the_version() -> None:
         ),
         (["run", "lantern", "--no-such-option"], "No such option: --no-such-option; see pagoda run --help"),
         (["run"], "Missing argument"),
+        (["bench"], "No command; commands: kv, weights, serve, sim; see pagoda bench --help"),
+        (["cache", "rm"], "No such command 'rm'; commands: ls, verify, gc, pin; see pagoda cache --help"),
         (["run", "lantern", "x", "--max-tokens", "many"], "Invalid value for '--max-tokens'"),
     ],
 )

@@ -72,6 +72,15 @@ def test_what_never_fits_ends_in_an_error_that_says_so(make_llm: Any, oracle: An
     assert llm.generate([ids], params("exact", 6))[0].token_ids == oracle(ids, 6)
 
 
+def test_what_it_remembered_until_then_is_given_back_with_the_error(make_llm: Any, oracle: Any) -> None:
+    """Computed in parts, it holds bytes of the parts before: whoever comes next finds the whole pool."""
+    llm = make_llm(page_size=8, kv_memory=kv_bytes(13), max_model_len=104, max_num_batched_tokens=16)
+    ids = prompt(52, 97)
+    assert "what kv='h2o' remembers of" in (llm.generate([ids], params("h2o(budget=400)", 6))[0].error or "")
+    assert llm._open().engine.stores.state_bytes == 0
+    assert llm.generate([ids], params("exact", 6))[0].token_ids == oracle(ids, 6)
+
+
 def test_one_that_runs_alone_and_finds_no_page_is_not_tried_forever(make_llm: Any) -> None:
     """Pages and notes grow until the last page is not there; computed again, they would grow the same way."""
     llm = make_llm(page_size=8, kv_memory=kv_bytes(22), max_model_len=160)

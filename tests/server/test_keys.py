@@ -10,6 +10,7 @@ import pytest
 from pagoda.core.errors import ConfigError
 from pagoda.schedule.item import Item
 from pagoda.schedule.scheduler import Scheduler
+from pagoda.server.config import ServerConfig
 from pagoda.server.keys import Keys, read_keys
 
 from .conftest import Running
@@ -140,6 +141,20 @@ def test_reading_keys(tmp_path: Any) -> None:
         assert "secret" not in str(error.value)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_keys([], str(tmp_path / "none"), {})
+
+
+def test_a_key_file_without_a_key_does_not_open_the_server(tmp_path: Any) -> None:
+    file = tmp_path / "keys"
+    for text in ("", "\n", "  # a comment\n"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="holds no key"):
+            read_keys((), str(file), {})
+
+
+@pytest.mark.parametrize("wrong", [{"names": ("",)}, {"cors_origins": ("example.org",)}])
+def test_names_and_origins_that_nobody_could_send_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="give"):
+        ServerConfig(**wrong)
 
 
 def test_cors_is_off_unless_an_origin_is_named(serve: Callable[..., Running], server: Running) -> None:

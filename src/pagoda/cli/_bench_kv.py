@@ -20,6 +20,7 @@ import typer
 from ..core.errors import ConfigError, choices
 from . import _options as opt
 from ._output import emit_json
+from ._session import check_model
 
 if TYPE_CHECKING:
     from ..bench.kv import PriceList
@@ -62,6 +63,7 @@ def kv(
     json: opt.Json = False,
 ) -> None:
     """Price KV policies: bytes held and read, quality and speed, beside exact."""
+    check_model(model)
     from ..bench.forced import ForcedEngine
     from ..bench.kv import price
     from ..bench.kv_page import accept_exact, listed

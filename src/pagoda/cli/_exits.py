@@ -54,7 +54,12 @@ def _usage_error(error: Exception) -> str | None:
     message, ctx = getattr(error, "format_message", None), getattr(error, "ctx", None)
     if message is None or ctx is None:
         return None
-    return f"{' '.join(message().split()).rstrip('.')}; see {ctx.command_path} --help"
+    line = " ".join(message().split()).rstrip(".")
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is all of the help
+        line = "No command"
+    if line.startswith(("No command", "No such command")):
+        line = f"{line}; commands: {', '.join(ctx.command.list_commands(ctx))}"
+    return f"{line}; see {ctx.command_path} --help"
 
 
 def _say(line: str) -> None:

@@ -44,13 +44,22 @@ def open_llm(model: str, options: dict[str, Any]) -> Iterator[Session]:
 
 
 def check(model: str, options: dict[str, Any]) -> None:
-    """Options that no model could take are refused in 0.5 s, not in the two that torch takes to load.
+    """Options that no model could take, and a model that is not there, are refused in 0.5 s, not in the two that torch
+    takes to load.
 
-    Raises ConfigError.
+    Raises ConfigError or ModelError.
     """
     from ..engine.config import EngineConfig
 
     EngineConfig(model, **options)
+    check_model(model)
+
+
+def check_model(model: str) -> None:
+    """Raises ModelError for one that is not there, without torch; of a hub id no weights are fetched yet."""
+    from ..models.catalog import read_config
+
+    read_config(model)
 
 
 class Interrupted:

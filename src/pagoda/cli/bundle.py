@@ -14,6 +14,7 @@ import typer
 from ..core.units import format_bytes
 from . import _options as opt
 from ._output import emit_json
+from ._session import check_model
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -36,6 +37,7 @@ def bundle(
     json: opt.Json = False,
 ) -> None:
     """Write a ReLU model's neurons so that one read brings one: for --weights sparse-ffn."""
+    check_model(model)
     from ..models.load import load_model, quantization_config, read_config
     from ..models.neuron_file import bundle as write
     from ..models.resolve import resolve

@@ -18,6 +18,7 @@ import typer
 from ..core.errors import ConfigError, RequestError
 from . import _options as opt
 from ._output import emit_json
+from ._session import check_model
 
 SHORTEST, PAGE_SIZE = 128, 16
 
@@ -53,6 +54,7 @@ def calibrate(
     name, started = method.replace("-", "_"), time.perf_counter()
     if length < SHORTEST:
         raise ConfigError(f"length is {length}; give {SHORTEST} tokens or more")
+    check_model(model)
     if _is_scheduling(name):
         if prompts is None:
             raise ConfigError(f"{name} learns from the model's answers; give --prompts FILE")

@@ -13,6 +13,7 @@ from ..core.units import format_bytes
 from . import _options as opt
 from ._loading import bar, ledger_of
 from ._output import emit_json
+from ._session import check_model
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -30,6 +31,7 @@ def pack(
     In the memory of the packed model. The file takes as much of the disk; it is of use as long as the model's files do
     not change, and may be deleted whenever nothing runs from it.
     """
+    check_model(model)
     from ..models.load import load_model
 
     with bar("loading") as progress:

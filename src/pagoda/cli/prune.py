@@ -15,6 +15,7 @@ from ..core.errors import ConfigError, ModelError
 from ..core.units import format_bytes
 from . import _options as opt
 from ._output import emit_json
+from ._session import check_model
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -28,6 +29,7 @@ def prune(
     json: opt.Json = False,
 ) -> None:
     """Write a smaller model: fewer neurons, or fewer tokens."""
+    check_model(model)
     from ..models.load import quantization_config, read_config
     from ..models.prune import KEPT, empty_model, vocabulary_slices, width_slices, write_pruned
     from ..models.resolve import resolve

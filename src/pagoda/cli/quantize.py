@@ -18,6 +18,7 @@ from ..core.units import format_bytes, parse_bytes
 from . import _options as opt
 from ._loading import bar, ledger_of
 from ._output import emit_json, print_table
+from ._session import check_model
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -46,6 +47,7 @@ def quantize(
 
     By rtn and hqq one tensor after another, in the memory of one.
     """
+    check_model(model)
     from ..models.quantize import info
     from ..weights.methods import BY_TENSOR, CHOOSING, METHODS, READING
     from ..weights.quantization import parse_quantization

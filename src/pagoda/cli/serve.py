@@ -171,6 +171,8 @@ def serve(
         enable_prefix_caching=prefix_caching,
         structured_output=structured_output, reserve_bytes=config.memory_bytes,
     )  # fmt: skip
+    if len(set(models)) < len(models):
+        raise ConfigError(f"model {max(models, key=models.count)!r} is there twice; name every model once")
     for model in models:
         check(model, options)
     if pin and len(models) == 1:

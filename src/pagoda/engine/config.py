@@ -14,6 +14,7 @@ from ..core.units import parse_bytes
 from ..kv.codecs.base import kv_dtypes
 from ..kv.grammar import parse_policy
 from ..kv.tiers.codecs.base import parse_page_codec
+from ..models.chat import check_template
 from ..models.stream_plan import PLACEMENTS
 from ..schedule.policies import parse_scheduling
 from ..weights.expert_policies import POLICIES as EXPERT_CACHES
@@ -92,6 +93,8 @@ class EngineConfig:
         check_share(self.shadow)
         if parse_policy(self.kv).offload and self.kv_offload is None:
             raise ConfigError(f"kv is {self.kv!r}, but kv_offload does not say how many bytes the lower tier has")
+        if self.chat_template is not None and "{" in self.chat_template:  # a text; names and files are the model's
+            check_template(self.chat_template)
         self._check_counts()
         self._check_disk()
         self._check_offload()

@@ -269,7 +269,7 @@ class Engine:
         running = [sequence for sequence in everybody if not sequence.plain and sequence.policy.remembers]
         if not running and not self.stores.state_bytes:
             return []
-        ranked = sorted(running, key=self.scheduler.policy.rank)
+        ranked, failed = sorted(running, key=self.scheduler.policy.rank), []
         while not self.stores.hold_state(needed := sum(s.policy_state.num_bytes for s in ranked)):
             victim = ranked.pop()
             if len(self.scheduler.running) > 1:
@@ -280,8 +280,8 @@ class Engine:
                 f"what kv={'+'.join(victim.policy.names)!r} remembers of {victim.num_tokens} tokens takes "
                 f"{format_bytes(needed)} beside its pages, and that is not there; raise the budget or ask for less",
             )
-            return [victim.group]
-        return []
+            failed.append(victim.group)
+        return failed
 
     def preempt_last(self) -> bool:
         """The running sequence that is last in rank gives its pages up and waits; False if none is running."""

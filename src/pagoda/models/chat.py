@@ -153,6 +153,11 @@ def _named(value: object, folder: Path) -> dict[str, str]:
     raise ModelError(f"{folder}: chat_template must be a text or a list of {{name, template}}, got {_shown(value)}")
 
 
+def check_template(text: str) -> None:
+    """Raises ModelError for what is no template."""
+    _compile(DEFAULT, text)
+
+
 def _compile(name: str, text: str) -> jinja2.Template:
     import jinja2
 

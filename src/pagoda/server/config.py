@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError, choices
@@ -54,6 +55,12 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; give 1 to 65535, or 0 for any free one")
+        for name in self.names:
+            if not name.strip():
+                raise ConfigError(f"a served model name is {name!r}; give the name that requests use")
+        for origin in self.cors_origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/]+", origin):
+                raise ConfigError(f"cors origin {origin!r}; give scheme://host, as https://example.org, or *")
         for name in ("max_body_bytes", "max_responses", "max_waiting", "max_pins"):
             _at_least(name, getattr(self, name), 0 if name.startswith("max_w") or name == "max_pins" else 1)
         for name in ("max_concurrent_per_key", "tokens_per_minute_per_key", "kv_bytes_per_key"):

@@ -99,4 +99,7 @@ def _lines(file: str | None) -> list[str]:
         text = Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"api key file {file!r} cannot be read ({getattr(error, 'strerror', error)})") from error
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
+    if not lines:  # or the server would be open to everybody
+        raise ConfigError(f"api key file {file!r} holds no key; write one a line: KEY, NAME:KEY, or admin:KEY")
+    return lines
