@@ -62,6 +62,20 @@ def test_who_finds_no_room_for_it_gives_way_and_ends_the_same(make_llm: Any) -> 
     assert sum(output.num_preemptions for output in outputs) > 0
 
 
+@pytest.mark.parametrize("kv", ["kivi", "tokenselect(pages=3)", "h2o(budget=400)"])
+@pytest.mark.parametrize("num_blocks", [13, 14, 15, 16, 17])
+def test_who_gave_way_does_not_come_back_before_there_is_room(make_llm: Any, kv: str, num_blocks: int) -> None:
+    """Where prompts run alone, it would be computed and thrown out in every step, and nobody would decode."""
+    options = {"page_size": 8, "kv_memory": kv_bytes(num_blocks), "max_model_len": 104, "enable_prefix_caching": False}
+    llm = make_llm(**options, scheduling="prefill_first")
+    engine = llm._open().engine
+    for at in range(2):
+        engine.add(llm._intake.request(str(at), prompt(50 + at, 44), params(kv, 6)))
+    done = [output for _ in range(40) for output in engine.step() if output.finished]
+    assert [(output.request_id, output.error) for output in done] == [("0", None), ("1", None)]
+    assert engine.scheduler.num_preemptions <= 1
+
+
 def test_what_never_fits_ends_in_an_error_that_says_so(make_llm: Any, oracle: Any) -> None:
     llm = make_llm(page_size=8, kv_memory=kv_bytes(13), max_model_len=104)
     ids = prompt(52, 97)
@@ -83,7 +97,7 @@ def test_what_it_remembered_until_then_is_given_back_with_the_error(make_llm: An
 
 def test_one_that_runs_alone_and_finds_no_page_is_not_tried_forever(make_llm: Any) -> None:
     """Pages and notes grow until the last page is not there; computed again, they would grow the same way."""
-    llm = make_llm(page_size=8, kv_memory=kv_bytes(22), max_model_len=160)
+    llm = make_llm(page_size=8, kv_memory=kv_bytes(21), max_model_len=160)
     outputs = llm.generate([prompt(42, 128), prompt(60, 50)], [params("loki(pages=3)"), params("recent(budget=9)")])
     assert outputs[0].error is not None
     assert "of KV beside what kv='loki' remembers, and" in outputs[0].error

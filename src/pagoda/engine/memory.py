@@ -104,6 +104,7 @@ class PagedMemory:
         slots = sequence.peak_slots(min(self._step_tokens, sequence.num_tokens - sequence.num_computed))
         held = manager.table(sequence.seq_id).num_pages // manager.fmt.pages_per_block
         missing = max(0, manager.blocks_needed(slots) - held)
+        missing += -(-sequence.most_remembered // manager.fmt.block_bytes)  # or the next step would throw it out again
         return missing + self._growth(sequence, num_growing) <= manager.available_blocks()
 
     def _growth(self, sequence: Sequence, num_growing: int) -> int:

@@ -40,8 +40,8 @@ class Sequence:
 
     __slots__ = (
         "_act", "_greedy", "_summed", "broken", "cumulative_logprob", "finish_reason", "granularity", "group", "index",
-        "logprobs", "num_computed", "num_shown", "plain", "policy_state", "sample_state", "selects", "seq_id",
-        "stop_reason", "store", "table", "text", "token_at", "tokens",
+        "logprobs", "most_remembered", "num_computed", "num_shown", "plain", "policy_state", "sample_state", "selects",
+        "seq_id", "stop_reason", "store", "table", "text", "token_at", "tokens",
     )  # fmt: skip
 
     def __init__(self, seq_id: int, group: RequestState, index: int, granularity: Granularity) -> None:
@@ -57,6 +57,7 @@ class Sequence:
         self._act: tuple[int, int | None] = (0, -1)  # from this many tokens on, the next act is at that many
         self._summed: tuple[int, bool] = (0, False)  # whether attention may be summed for the act at that many
         self.policy_state = group.new_policy_state()
+        self.most_remembered = 0  # bytes of a policy state that it had to give up
         self.broken = ""  # why its request ends with the step: its policy raised
         self.sample_state: SampleState
         self.text: TextStream
@@ -257,6 +258,7 @@ class Sequence:
     def forget_kv(self) -> None:
         """Preempted: every token must be computed again, and the policy starts anew."""
         self.num_computed, self.table = 0, None
+        self.most_remembered = max(self.most_remembered, self.policy_state.num_bytes)
         self.policy_state = self.group.new_policy_state()
 
 
