@@ -16,7 +16,7 @@ def room_for(rule: PageRule, heads: int, pages: int, size: int, dim: int, parts:
     if rule.marks == "halves":
         return torch.zeros(heads, pages, parts, 2 * dim, dtype=torch.bfloat16)
     if rule.marks == "columns":
-        return by_channel(heads, pages, dim + 1, size)
+        return by_channel(heads, pages, dim + 2, size // 2)
     return torch.zeros(heads, pages, -(-dim // 4) * 4 + 1, size, dtype=torch.uint8)
 
 

@@ -60,7 +60,7 @@ def test_what_marks_leave_out_changes_nothing(run):
     ):
         torch.testing.assert_close(run(queries, rule, marks, [5, 5], scale=0.2, **aid), wanted, rtol=1e-4, atol=1e-5)
     found = run(queries, PageRule("columns", "thin", "softmax", True, rank=16), columns, [5, 5], scale=0.2)
-    torch.testing.assert_close(found, voted, rtol=0.05, atol=0.01)  # a byte's, and a byte's of the queries
+    torch.testing.assert_close(found, voted, rtol=0.3, atol=0.05)  # four bits', and a byte's of the queries
     assert not torch.equal(found, voted)
 
 
@@ -81,22 +81,20 @@ def test_where_the_largest_product_lies_changes_no_share(isa, pages):
             torch.testing.assert_close(found, wanted, rtol=2e-4, atol=1e-6)
 
 
-def test_no_number_in_a_column_is_further_off_than_half_a_byte():
+@pytest.mark.parametrize("size", [8, 16, 48, 24])  # one group, or several of 16
+def test_no_number_in_a_column_is_further_off_than_half_a_sixteenth(size):
     """Of its slot's scale, which is no more than an eighth above what the slot's largest number asks for."""
-    numbers = Make().normal(2, 5, 8, 33) * 10.0 ** torch.arange(-4, 4)[:, None]
+    numbers = Make().normal(2, 5, size, 33) * 10.0 ** torch.arange(size).remainder(8).sub(4)[:, None]
     numbers[0, 0, 0] = 0.0
     marks = in_columns(numbers)
     assert marks.dtype is torch.uint8
-    assert marks.shape == (2, 5, 34, 8)
+    assert marks.shape == (2, 5, 35, size // 2)
     found = out_of_columns(marks).transpose(2, 3)
     largest = numbers.abs().amax(-1, keepdim=True)
-    assert ((found - numbers).abs() <= largest * 1.126 / 254 + 1e-7).all()
+    assert ((found - numbers).abs() <= largest * 1.126 / 14 + 1e-6).all()
     assert not found[0, 0, 0].any()
-    assert out_of_columns(in_columns(torch.tensor([[[[3e5, -3e5, 1.0]]]]))).flatten().tolist() == [
-        30480.0,
-        -30480.0,
-        0.0,
-    ]
+    beyond = in_columns(torch.tensor([3e5, -3e5, 1.0]).expand(1, 1, size, 3))
+    assert out_of_columns(beyond)[0, 0].mT.tolist() == [[26880.0, -26880.0, 0.0]] * size
 
 
 def test_equal_outliers_go_by_their_order_and_a_missing_page_is_refused():

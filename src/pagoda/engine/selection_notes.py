@@ -167,7 +167,7 @@ class Notes:
         self.room(layer, end, columns)[heads, first:end] = made
 
     def _grow(self, layer: int, end: int, shape: tuple[int, ...], like: Tensor, columns: bool) -> None:
-        room = -(-(end + end // 4 + 4) // 4) * 4  # what each head, or channel, has begins with a line
+        room = -(-(end + end // 4 + 4) // 8) * 8  # what each head, or channel, has begins with a line
         before, whole = self.sketches[layer], (self.sketched.shape[1], room, *shape)
         heads, pages, *rest = whole
         laid = (heads, rest[0], pages, rest[1]) if columns else whole

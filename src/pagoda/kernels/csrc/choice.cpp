@@ -159,12 +159,30 @@ struct Layer {
       mine.turn ^= 1;
       prepare(mine.scorers[mine.turn], soon);
       mine.scorers[mine.turn].find_lines(mine.soon);
+      add_unnoted(soon);
       mine.ready = soon, mine.in_call = call;
       if (const int64_t then = scored_from(2 * soon - pair, soon > pair ? 1 : -1); then >= 0) add_early(then);
     }
     int64_t lines = 0;
     for (const Bytes& part : mine.soon) lines += part.count / 64 + 1;
     scorer.run(out + judged(pair / a.num_kv_heads, pair % a.num_kv_heads).first, {mine.soon.data(), int64_t(mine.soon.size()), lines}, isa);
+  }
+
+  // The page that is noted before the pair is scored, and where to.
+  void add_unnoted(int64_t pair) const {
+    const int64_t c = pair / a.num_kv_heads, head = pair % a.num_kv_heads, i = at(c);
+    if (!choice.noted[i]) return;
+    const int64_t number = reinterpret_cast<const int64_t*>(choice.noted[i])[head];
+    if (number >= choice.full[at(c, head)]) return;
+    check(c, head);
+    const int64_t of = a.pair(choice.seqs[c], head);
+    const int32_t id = rows[a.row_of[of] * a.max_pages + number] + a.offset[of];
+    working.soon.push_back({a.pages + id * a.shape.page_bytes + a.shape.k.at, a.shape.page_size * a.shape.k.bytes});
+    const PageRule& rule = choice.rules[c];
+    if (rule.kind() != Marks::columns) return;
+    const int64_t each = rule.per_page / 2;
+    for (int64_t column = 0; column < rule.stride; ++column)
+      working.soon.push_back({marks(c, head) + (column * choice.room[i] + number) * each, each});
   }
 
   // What is needed one score earlier than marks: queries, and what they are projected with.

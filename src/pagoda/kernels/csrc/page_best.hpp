@@ -60,7 +60,15 @@ inline void largest_of_few(const int32_t* keys, int64_t count, int64_t keep, int
     for (int64_t i = end; i < count; ++i) rank -= mine < keys[i];
     store(ranks + at, rank);
   }
+#if defined(__AVX512F__)
+  for (int64_t at = 0; at < count; at += kLanes) {  // behind the last key no rank is below `count`
+    const __mmask16 some = _mm512_cmplt_epi32_mask((__m512i)load(ranks + at), _mm512_set1_epi32(int32_t(keep)));
+    _mm512_mask_compressstoreu_epi32(out, some, (__m512i)(lane + int32_t(at)));
+    out += __builtin_popcount(some);
+  }
+#else
   for (int64_t i = 0, n = 0; i < count && n < keep; ++i) out[n] = int32_t(i), n += ranks[i] < keep;
+#endif
 }
 
 // The places of the keys above `least`, and of the first `equals` that are equal to it, to `out`; there is room for one more.

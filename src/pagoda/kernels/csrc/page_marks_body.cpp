@@ -156,20 +156,47 @@ inline void each_largest(const Keys& keys, Use use) {
 // The bytes of scales that are the least that are no less than these, of which none is below 0, or the largest there is; to `bytes` where
 // there are so many `slots`. Returns those scales.
 inline Vec store_scales(Vec scales, int64_t slots, uint8_t* bytes) {
-  IntVec up = (IntVec)((UintVec)scales + ((1u << kScaleShift) - 1) >> uint32_t(kScaleShift)) - kScaleOfZero;
+  IntVec up = (IntVec)(((UintVec)scales + ((1u << kScaleShift) - 1)) >> uint32_t(kScaleShift)) - kScaleOfZero;
   up = up < 0 ? IntVec{} : up > 255 ? IntVec{} + 255 : up;
   store_bytes((UintVec)up, slots, bytes);
   return (Vec)((UintVec)(up + kScaleOfZero) << uint32_t(kScaleShift));
 }
 
-// Bytes by channel, each slot's beside a scale of its own.
+// A channel's numbers in units of their slots' scales as four bits and 8: the nearest sixteenths, of -7 … 7.
+inline UintVec fours_of(Vec x) {
+  const Vec least = splat(-7.0f), most = splat(7.0f), part = x * (1.0f / 16);
+  const Vec shifted = select(part < least, least, select(part > most, most, part)) + splat(12582912.0f);  // as bytes_of() has it
+  return ((UintVec)shifted - 0x4b400000u + 8u) & 15u;
+}
+
+// Four bits of each slot, two in a byte: of each group the second half becomes the upper bits.
+inline void store_fours(const uint8_t* bits, int64_t size, uint8_t* to) {
+  const int64_t group = column_group(size), half = group / 2;
+#if defined(__AVX512BW__)
+  if (group == 16) {
+    for (int64_t i = 0; i < size; i += 16) {
+      const __m128i both = _mm_loadu_si128((const __m128i*)(bits + i));
+      _mm_storel_epi64((__m128i*)(to + i / 2), _mm_or_si128(both, _mm_slli_epi16(_mm_srli_si128(both, 8), 4)));
+    }
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < size; i += group)
+    for (int64_t n = 0; n < half; ++n) to[i / 2 + n] = uint8_t(bits[i + n] | bits[i + half + n] << 4);
+}
+
+// Four bits by channel, each slot's beside a scale of its own.
 void note_columns(const PageMarkArgs& a, const Keys& keys) {
-  const int64_t apart = a.room * keys.size;
-  each_largest(keys, [&](int64_t slot, int64_t slots, Vec most) {
-    uint8_t* const to = (uint8_t*)a.marks + a.number * keys.size + slot;
-    const Vec scales = store_scales(most / 127.0f, slots, to + keys.dim * apart);
-    for (int64_t d = 0; d < keys.dim; ++d) store_bytes(bytes_of(load(keys.by_channel + d * keys.slots + slot) / scales), slots, to + d * apart);
-  });
+  const int64_t apart = a.room * keys.size / 2, group = column_group(keys.size), half = group / 2;
+  float* const scales = keys.by_slot;  // not in use any more
+  uint8_t *const bytes = (uint8_t*)(scales + keys.slots), *const to = (uint8_t*)a.marks + a.number * keys.size / 2;
+  each_largest(keys, [&](int64_t slot, int64_t slots, Vec most) { store(scales + slot, store_scales(most / 112.0f, slots, bytes + slot)); });
+  for (int64_t i = 0; i < keys.size; i += half) memcpy(to + (keys.dim + i / half % 2) * apart + i / group * half, bytes + i, half);
+  for (int64_t d = 0; d < keys.dim; ++d) {
+    for (int64_t slot = 0; slot < keys.size; slot += kLanes)
+      store_bytes(fours_of(load(keys.by_channel + d * keys.slots + slot) / load(scales + slot)), kLanes, bytes + slot);
+    store_fours(bytes, keys.size, to + d * apart);
+  }
 }
 
 // Calls use(first slot, register of slots) with the products of all keys and a column of `given`, `apart` numbers from one channel to the next.

@@ -214,12 +214,12 @@ void store_column_products(const PageScoreArgs& a, const PreparedQueries& q, Pag
   const int64_t first = pages.first * a.rule.per_page, end = pages.end * a.rule.per_page, all = a.pages * a.rule.per_page, fours = q.fours();
   const char** const columns = (const char**)line_from(room);
   char* const together = (char*)(columns + 4 * fours);
-  const char* const scales = column_of_scales(a);
+  const char* const rows[2] = {column_of_scales(a), column_of_scales(a) + column_bytes(a)};
   find_columns(a, q, columns);
-  if (!q.asked && first == 0) fetch_columns(columns, fours, scales, all);
+  if (!q.asked && first == 0) fetch_columns(columns, fours, rows, all / 2);
   for (int64_t at = first; at < end; at += kTogether) {
     const int64_t count = end - at < kTogether ? end - at : kTogether;
-    bring_together(columns, fours, scales, at, count, at + kColumnsAhead < all ? kColumnsAhead : 0, together);
+    bring_together(columns, fours, rows, at, count, at / 2 + kColumnsAhead < all / 2 ? kColumnsAhead : 0, column_group(a.rule.per_page), together);
     float* const to = products.at + at - first;
     by_heads(a.heads, [&](int64_t head, auto n) { store_together<n.value>({a, q, head}, together, count, to + head * products.ld, products.ld); });
     asking.step();

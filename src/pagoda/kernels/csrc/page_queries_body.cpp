@@ -31,10 +31,18 @@ float largest_size(const float* x, int64_t count) {
   return most;
 }
 
-// out [count]: some of the numbers. Whole registers are written at once: of numbers that were written one by one a register is read late.
-void pick(const float* numbers, const int32_t* which, int64_t count, float* out) {
+// out [count]: some of `all` numbers. Whole registers are written at once: of numbers that were written one by one a register is read late.
+void pick(const float* numbers, int64_t all, const int32_t* which, int64_t count, float* out) {
   int64_t i = 0;
 #if defined(__AVX512F__)
+  if (all == 4 * kLanes) {  // which are in four registers: the machine would gather them one by one
+    const auto at = [&](int n) { return (__m512)load(numbers + n * kLanes); };
+    for (; i + kLanes <= count; i += kLanes) {
+      const __m512i places = _mm512_loadu_si512(which + i);
+      const __m512 low = _mm512_permutex2var_ps(at(0), places, at(1)), high = _mm512_permutex2var_ps(at(2), places, at(3));
+      store(out + i, (Vec)_mm512_mask_blend_ps(_mm512_cmpge_epi32_mask(places, _mm512_set1_epi32(2 * kLanes)), low, high));
+    }
+  }
   for (; i + kLanes <= count; i += kLanes) store(out + i, (Vec)_mm512_i32gather_ps(_mm512_loadu_si512(which + i), numbers, 4));
 #endif
   for (; i < count; ++i) out[i] = numbers[which[i]];
@@ -58,9 +66,11 @@ void thin(const PageScoreArgs& a, const float* raw, int64_t rank, float* size, i
   largest_keys(keys, a.dim, rank, channels);
   for (int64_t h = 0; h < a.heads; ++h) {
     const float *q = raw + h * a.dim, all = sum_of_sizes(q, a.dim);
-    float* const few = out + h * rank;
-    pick(q, channels, rank, few);
-    const float covered = __builtin_sqrtf(sum_of_sizes(few, rank) / (all > 1e-9f ? all : 1e-9f));
+    pick(q, a.dim, channels, rank, out + h * rank);
+    growth[h] = sum_of_sizes(out + h * rank, rank) / (all > 1e-9f ? all : 1e-9f);
+  }
+  for (int64_t h = 0; h < a.heads; ++h) {  // together: a root takes long
+    const float covered = __builtin_sqrtf(growth[h]);
     growth[h] = covered > 0.0f ? 1.0f / covered : 0.0f;
   }
 }

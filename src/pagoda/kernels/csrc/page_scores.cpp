@@ -66,12 +66,12 @@ void PageScorer::find_lines(std::vector<Bytes>& to) {
   const PageScoreArgs& a = args_;
   if (a.pages == 0 || a.rule.kind() == Marks::keys) return;
   if (a.rule.kind() == Marks::columns) {
-    const int64_t apart = a.room * a.rule.per_page, count = std::min(a.pages * a.rule.per_page, kMostSoon / (prepared_.width + 1));
+    const int64_t apart = a.room * a.rule.per_page / 2, count = std::min(a.pages * a.rule.per_page / 2, kMostSoon / (prepared_.width + 2));
     const auto before = to.size();
-    to.resize(before + prepared_.width + 1);
+    to.resize(before + prepared_.width + 2);
     Bytes* part = to.data() + before;
     for (int64_t w = 0; w < prepared_.width; ++w) *part++ = lines_of(a.marks + (prepared_.channels ? prepared_.channels[w] : w) * apart, count);
-    *part = lines_of(a.marks + a.rule.channels() * apart, count);
+    for (int64_t row = 0; row < 2; ++row) *part++ = lines_of(a.marks + (a.rule.channels() + row) * apart, count);
     return;
   }
   if (a.rule.kind() == Marks::codes) to.push_back({a.given, std::min(given_bytes(a.rule, a.dim, a.num_given), kMostSoon)});

@@ -2,10 +2,11 @@
 //
 //   marks     rows     float [page][mark][stride]   bounds of boxes, mean keys            product of a query with each mark
 //             halves   bfloat16, the same
-//             columns  uint8 [channel][page of `room`][slot]    the numbers of every key, of which some are read      with each slot
-//                      code + 128; behind the channels as much again is the slots' scales (scale_of)
+//             columns  uint8 [channel][page of `room`][slot / 2]  the numbers of every key, of which some are read    with each slot
+//                      the upper four bits of code + 128, two slots a byte; behind the channels two rows more are the slots' scales
+//                      (scale_of). Of column_group() slots the first half has the lower bits, and the first of the two rows
 //             bytes    uint8 [page][four channels][slot][4]     the same, for queries that want all of them: code + 128, then uint8 [slot]
-//                      scales. To meet bytes, queries are rounded to 127ths of a head's largest number
+//                      scales. To meet bytes and columns, queries are rounded to 127ths of a head's largest number
 //             codes    int16 [page][slot]   which of `given` [codes][width] is near       with each of `given`, looked up by slot
 //             keys     the keys in the page                                               with each slot
 //   weigh     product: the largest of a page is its score. softmax: over all of a head's. peak: e^(x - the head's largest).
@@ -39,16 +40,19 @@ inline float scale_of(uint8_t byte) {
   return scale;
 }
 
+// Slots of a page whose columns lie together.
+inline int64_t column_group(int64_t per_page) { return per_page % 16 ? per_page : 16; }
+
 // The same for all pages that a policy judges; int32 numbers side by side, as Python writes them.
 struct PageRule {
   int32_t marks = 0, query = 0, weigh = 0, sum_heads = 0;
   int32_t per_page = 1;    // marks, codes or slots of a page
-  int32_t stride = 0;      // rows, halves: numbers between two marks; columns, bytes: channels that are kept, and one more
+  int32_t stride = 0;      // rows, halves: numbers between two marks; bytes: channels that are kept, and one more; columns: two more
   int32_t rank = 0;        // of Query::thin
   int32_t first_page = 0;  // whether the first page is always read; scores do not say so
 
   Marks kind() const { return Marks(marks); }
-  int64_t channels() const { return stride - 1; }  // of columns and bytes
+  int64_t channels() const { return stride - (kind() == Marks::columns ? 2 : 1); }  // of columns and bytes
   // Numbers of a prepared query.
   int64_t width(int64_t dim) const {
     switch (Query(query)) {
@@ -63,7 +67,7 @@ struct PageRule {
     switch (kind()) {
       case Marks::rows: return 4 * numbers;
       case Marks::halves: return 2 * numbers;
-      case Marks::columns:
+      case Marks::columns: return numbers / 2;
       case Marks::bytes: return numbers;
       case Marks::codes: return 2 * per_page;
       default: return 0;

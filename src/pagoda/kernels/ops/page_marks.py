@@ -101,7 +101,7 @@ def _case(
     elif rule.marks == "rows":
         marks = torch.zeros(heads, room, parts, dim + odd)
     elif rule.marks == "columns":
-        marks = by_channel(heads, room, dim + 1, size)
+        marks = by_channel(heads, room, dim + 2, size // 2)
     elif rule.marks == "bytes":
         marks = torch.zeros(heads, room, -(-width // 4) * 4 + 1, size, dtype=torch.uint8)
     else:

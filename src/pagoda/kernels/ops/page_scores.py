@@ -39,11 +39,11 @@ class PageRule:
 
     marks   rows     float32 ``[H, P, B, W]``
             halves   bfloat16, the same
-            columns  uint8 ``[H, P, W + 1, B]`` (`in_columns`), a mark for every slot and last a byte of its scale,
-                     laid out channel by channel: ``[H, W + 1, P, B]`` in memory (`by_channel`); queries are rounded
-                     to 127ths of a head's largest number
-            bytes    uint8 ``[H, P, W4 + 1, B]`` (`in_bytes`): the same four channels at a time, W4 / 4 times
-                     ``[B, 4]``, then the scales; projected queries are as wide as the marks
+            columns  uint8 ``[H, P, W + 2, B / 2]`` (`in_columns`), a mark of four bits a number for every slot and
+                     last a byte of its scale, laid out channel by channel: ``[H, W + 2, P, B / 2]`` in memory
+                     (`by_channel`); queries are rounded to 127ths of a head's largest number. B is even
+            bytes    uint8 ``[H, P, W4 + 1, B]`` (`in_bytes`): a byte a number, four channels at a time, W4 / 4 times
+                     ``[B, 4]``, then the scales; queries as for columns, projected ones as wide as the marks
             codes    int16 ``[H, P, B]``: the number of each slot's vector in ``given [H, C, W]``
             keys     the keys in the pages
     query   plain    as it is, W = D              split    max(q, 0) beside min(q, 0), W = 2 D
@@ -77,7 +77,7 @@ class PageRule:
             per_page, stride = marks.shape[2], marks.shape[3]
         elif self.marks in ("columns", "bytes"):
             assert marks is not None
-            stride, per_page = marks.shape[2], marks.shape[3]
+            stride, per_page = marks.shape[2], marks.shape[3] * (2 if self.marks == "columns" else 1)
         elif self.marks == "codes":
             assert marks is not None
             per_page = marks.shape[2]
@@ -91,8 +91,9 @@ def by_channel(heads: int, pages: int, channels: int, slots: int) -> Tensor:
 
 
 def in_bytes(numbers: Tensor) -> Tensor:
-    """Numbers of slots ``[H, P, B, W]`` as marks: uint8 ``[H, P, W4 + 1, B]``, W4 the next multiple of four; they and
-    their scales are those of `in_columns`.
+    """Numbers of slots ``[H, P, B, W]`` as marks: uint8 ``[H, P, W4 + 1, B]``, W4 the next multiple of four. A number
+    is (byte - 128) times its slot's scale, whose byte comes last: 1, 1.125, … 1.875 times 2^-24 … 2^7, the least by
+    which no byte is above 255.
     """
     codes, scales = _coded(torch.nn.functional.pad(numbers.float(), (0, -numbers.shape[-1] % 4)))
     words = codes.unflatten(-1, (-1, 4)).transpose(2, 3).reshape(*codes.shape[:2], codes.shape[3], codes.shape[2])
@@ -129,24 +130,46 @@ SCALE_OF_ZERO, SCALE_SHIFT = (127 - 24) << 3, 20
 
 
 def in_columns(numbers: Tensor) -> Tensor:
-    """Numbers of slots ``[H, P, B, W]`` as marks: uint8 ``[H, P, W + 1, B]``. A number is (byte - 128) times its slot's
-    scale, whose byte comes last: 1, 1.125, … 1.875 times 2^-24 … 2^7, the least by which no byte is above 255.
+    """Numbers of slots ``[H, P, B, W]`` as marks: uint8 ``[H, P, W + 2, B / 2]``. Of the bytes that `in_bytes` would
+    make four bits stay, of -7 … 7 sixteenths. Slots lie in groups of 16 (of B, where that is no multiple): the first
+    half of a group has the lower bits of its bytes, the second half the upper. Scales are bytes, half a group a row.
     """
-    codes, scales = _coded(numbers.float())
-    return torch.cat([codes.transpose(2, 3), scales.unsqueeze(2)], 2)
+    codes, scales = _coded(numbers.float(), 16)
+    first, second = _halves(codes.transpose(2, 3) >> 4)  # [H, P, W, B / 2]
+    return torch.cat([first | second << 4, torch.stack(_halves(scales), 2)], 2)
 
 
-def _coded(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """The bytes of numbers ``[…, W]`` and of each row's scale."""
-    least = (numbers.abs().amax(-1) / 127).view(torch.int32)
+def _halves(slots: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the second halves of groups ``[…, B]``: ``[…, B / 2]`` each."""
+    size = slots.shape[-1]
+    first, second = slots.unflatten(-1, (-1, 2, _group(size) // 2)).unbind(-2)
+    return first.flatten(-2), second.flatten(-2)
+
+
+def _joined(first: Tensor, second: Tensor) -> Tensor:
+    """What `_halves` took apart."""
+    half = _group(2 * first.shape[-1]) // 2
+    return torch.stack([first.unflatten(-1, (-1, half)), second.unflatten(-1, (-1, half))], -2).flatten(-3)
+
+
+def _group(size: int) -> int:
+    return size if size % 16 else 16
+
+
+def _coded(numbers: Tensor, step: int = 1) -> tuple[Tensor, Tensor]:
+    """The bytes of numbers ``[…, W]``, multiples of ``step`` beside 128, and of each row's scale."""
+    most = 127 // step
+    least = (numbers.abs().amax(-1) / (most * step)).view(torch.int32)
     scales = ((least + (1 << SCALE_SHIFT) - 1 >> SCALE_SHIFT) - SCALE_OF_ZERO).clamp_(0, 255).to(torch.uint8)
-    codes = (numbers / _scales_of(scales)[..., None]).clamp_(-127, 127).round_().add_(128).to(torch.uint8)
-    return codes, scales
+    codes = (numbers / _scales_of(scales)[..., None] / step).clamp_(-most, most).round_().mul_(step).add_(128)
+    return codes.to(torch.uint8), scales
 
 
 def out_of_columns(marks: Tensor) -> Tensor:
     """float32 ``[H, P, W, B]``."""
-    return (marks[:, :, :-1].float() - 128) * _scales_of(marks[:, :, -1:])
+    fours = marks[:, :, :-2]
+    codes = _joined(fours << 4, fours & 0xF0).float() - 128
+    return codes * _scales_of(_joined(marks[:, :, -2], marks[:, :, -1]))[:, :, None]
 
 
 def _scales_of(scales: Tensor) -> Tensor:
@@ -327,7 +350,7 @@ def _case(
     elif rule.marks == "halves":
         found["marks"] = make.normal(heads, pages + 3, parts, width + bool(outliers)).bfloat16()[:, :pages]
     elif rule.marks == "columns":
-        found["marks"] = by_channel(heads, pages + 3, width + 1, size)[:, :pages]
+        found["marks"] = by_channel(heads, pages + 3, width + 2, size // 2)[:, :pages]
         found["marks"].copy_(in_columns(make.normal(heads, pages, size, width)))  # type: ignore[attr-defined]
     elif rule.marks == "bytes":
         found["marks"] = in_bytes(make.normal(heads, pages + 3, size, width))[:, :pages]
