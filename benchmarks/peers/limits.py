@@ -46,20 +46,27 @@ def limit(machine: str, figure: Figure) -> Limit | None:
     if registers is None:
         return None
     shape, setting = SHAPES[figure.shape], SETTINGS[figure.setting]
-    layers, head = BITS[figure.weights]
-    moved = (shape.layer_params * layers + shape.head_params * head) / 8
     if figure.metric == "prefill":
         done = setting.batch * setting.prompt
         linear, attention = prompt_operations(shape, setting.batch, setting.prompt)
     else:
         done, length = setting.batch, setting.prompt + setting.new // 2
-        own = setting.batch * (length - setting.shared)
-        moved += shape.kv_bytes(setting.shared + own, 8 if figure.engine == OURS_TOO else 16)
         linear, attention = shape.linear_flops(done, done), shape.attention_flops(done * length)
-    reading = moved / figure.read_gb_s / 1e9
+    reading = reading_seconds(figure)
     rate = registers.bf16 if figure.weights == "bf16" else registers.int8
     multiplying = (linear / rate + attention / registers.bf16) / 1e9
     return Limit(done / max(reading, multiplying), "read" if reading > multiplying else "multiply")
+
+
+def reading_seconds(figure: Figure) -> float:
+    """Of a step, or a prompt: weights of as many bits as the figure's, whatever they are kept in, and KV."""
+    shape, setting = SHAPES[figure.shape], SETTINGS[figure.setting]
+    layers, head = BITS[figure.weights]
+    moved = (shape.layer_params * layers + shape.head_params * head) / 8
+    if figure.metric != "prefill":
+        own = setting.batch * (setting.prompt + setting.new // 2 - setting.shared)
+        moved += shape.kv_bytes(setting.shared + own, 8 if figure.engine == OURS_TOO else 16)
+    return moved / figure.read_gb_s / 1e9
 
 
 def prompt_operations(shape: Shape, batch: int, prompt: int) -> tuple[float, float]:

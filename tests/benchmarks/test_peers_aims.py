@@ -50,13 +50,20 @@ def test_of_all_peers_the_best_counts() -> None:
 
 
 def test_pagoda_is_nobodys_peer_and_a_peer_of_another_hour_none_either() -> None:
-    told = found(figure("pagoda", 30), figure("pagoda_kv8", 60), figure("vllm", 20, ratio=1.5), figure("openvino", 25))
+    told = found(figure("pagoda", 27), figure("pagoda_kv8", 60), figure("vllm", 20, ratio=1.5), figure("openvino", 25))
     verdict = told["b1", BEST]
     assert (verdict.measured, verdict.peer.engine) == (1.5, "vllm")
     assert verdict.without == ("llamacpp", "openvino", "transformers")
     assert not told["b1", LIMIT].met  # 85 % of the bandwidth
     late = found(figure("pagoda", 30, at="2026-01-01T12:00"), figure("openvino", 25))["b1", BEST]
     assert (late.met, late.lacks) == (None, "measured 2026-01-01 12:00 and 2026-01-01 10:00")
+
+
+def test_fewer_bits_without_loss_are_held_to_those_that_were_asked_for() -> None:
+    told = found(figure("pagoda", 36, share=0.84))["b1", LIMIT]  # of 0.74 GB a step, at 32 GB/s
+    assert told.met
+    assert told.measured is not None
+    assert 1.0 < told.measured < 1.2
 
 
 def test_more_than_the_bandwidth_is_another_machines() -> None:
