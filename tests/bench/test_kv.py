@@ -194,8 +194,8 @@ def test_a_step_looks_at_no_more_than_was_noted() -> None:
     selections = {name: POLICIES.get(name)() for name in POLICIES.names() if POLICIES.get(name).stage == "selection"}
     assert len(selections) > 8
     assert all(0 <= one.looked_bytes(16, 64) <= one.mark_bytes(16, 64) for one in selections.values())
-    assert selections["sparq"].looked_bytes(16, 64) == 16 * (16 + 1)
-    assert selections["sparq"].looked_bytes(16, 8) == 16 * (8 + 1)
+    assert selections["sparq"].looked_bytes(16, 64) == 16 * (16 / 2 + 1)
+    assert selections["sparq"].looked_bytes(16, 8) == 16 * (8 / 2 + 1)
     assert selections["longcache"].looked_bytes(16, 64) == 16 * (64 + 1)
 
 
