@@ -71,7 +71,7 @@ inline void one_together(const char* const* columns, int64_t fours, const char* 
   float* const scales = (float*)(out + fours * kFourTogether);
   for (int64_t slot = 0; slot < count; ++slot) {
     const int64_t i = (first + slot) % group, at = (first + slot) / group * (group / 2) + i % (group / 2), row = 2 * i >= group;
-    for (int64_t w = 0; w < 4 * fours; ++w) out[w / 4 * kFourTogether + 4 * slot + w % 4] = char(row ? columns[w][at] & 0xf0 : columns[w][at] << 4);
+    for (int64_t w = 0; w < 4 * fours; ++w) out[w / 4 * kFourTogether + 4 * slot + w % 4] = char(row ? columns[w][at] & 0xf0 : uint8_t(columns[w][at]) << 4);
     scales[slot] = scale_of(uint8_t(rows[row][at]));
   }
 }
