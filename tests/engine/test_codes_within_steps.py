@@ -19,7 +19,7 @@ from pagoda.kv.policies._windowed import Learned, WindowedCodec, raw_tokens
 from pagoda.kv.policies.base import Need
 from pagoda.kv.raw_tail import RawTail
 from pagoda.kv.storage import PageStorage
-from pagoda.kv.stores import windowed_format
+from pagoda.kv.stored_formats import windowed_format
 from pagoda.kv.window_view import WindowView
 
 from .tiny import prompt

@@ -24,7 +24,7 @@ from pagoda.kv.policies._windowed import Seen, WindowedCodec, pack, unpack
 from pagoda.kv.policies.base import Need
 from pagoda.kv.raw_tail import RawTail, page_ids
 from pagoda.kv.storage import PageStorage
-from pagoda.kv.stores import windowed_format
+from pagoda.kv.stored_formats import windowed_format
 from pagoda.kv.window_view import WindowView
 
 from .conftest import kv_bytes

@@ -60,6 +60,14 @@ def test_what_is_mapped_is_what_loading_makes(tmp_path: Path, quantization: str,
     assert mapped.fingerprint == plain.fingerprint, "kept KV goes on being of use"
 
 
+def test_a_file_of_other_formats_is_named_where_none_were_asked_for(tmp_path: Path) -> None:
+    folder = fake_model.write(tmp_path / "m")
+    file = write(folder, "int8")
+    loaded = load_model(folder)
+    assert f"is not there, only {file.name}; run `pagoda pack` again" in loaded.placement
+    assert load_model(folder, quantization="w8a8").placement == "resident", "another format was asked for"
+
+
 @pytest.mark.parametrize("quantization", ["auto", "int8"])
 def test_tokens_are_the_same(tmp_path: Path, quantization: str) -> None:
     folder = fake_model.write(tmp_path / "m")

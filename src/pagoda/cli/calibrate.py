@@ -128,7 +128,7 @@ def _kv(method: str, model: str, length: int, text: list[Path], force: bool) -> 
     from ..kernels.dispatch import restricted
     from ..kernels.torch_threads import torch_threads
     from ..kv.grammar import parse_policy
-    from ..kv.stores import why_not_stored
+    from ..kv.stored_formats import why_not_stored
     from ..models.load import load_model
     from ..models.resolve import resolve
 

@@ -26,7 +26,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LINES, CHUNK, RECORD = 4, 192, 3
+from .packed_bytes import CHUNK_BYTES, WINDOW_BYTES
+
+LINES, RECORD = 4, WINDOW_BYTES // 4  # of a chunk; numbers of a panel's record
 WORDS = 32  # of a line
 MANTISSA, NO_ZEROS = 0x807F, 256  # sign and mantissa; of a window: code 0 is no exponent 0
 SAMPLED = 128  # lines, at least, that say which window a panel has
@@ -54,7 +56,7 @@ def encode(lines: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
     rest, codes = (t.view(panels, chunks, LINES, WORDS) for t in (full & MANTISSA, codes))
     low, high = (rest[:, :, n] | _exchanged(rest[:, :, n + 1]) for n in (0, 2))
     nibbles = codes[:, :, 0] | codes[:, :, 1] << 4 | codes[:, :, 2] << 8 | codes[:, :, 3] << 12
-    data = torch.stack([low, high, nibbles], 2).to(torch.int16).view(torch.uint8).view(panels, chunks, CHUNK)
+    data = torch.stack([low, high, nibbles], 2).to(torch.int16).view(torch.uint8).view(panels, chunks, CHUNK_BYTES)
     panel, place = others.view(panels, -1).nonzero(as_tuple=True)
     exceptions = place.int() << 8 | exponents.reshape(panels, -1)[panel, place]
     return data, joined(window, torch.bincount(panel, minlength=panels), exceptions)

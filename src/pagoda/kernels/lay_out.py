@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import packed_bytes
 from ._optional import extension
-from .packed_bytes import PANEL
+from .packed_bytes import PANEL, bytes_of_panel
 
 STORED = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8, "int5": torch.uint8,
@@ -53,7 +52,7 @@ def lay_out_bf12(
     those of all panels, one after the other (int32): what `bf12.joined` takes. `bf12.encode` is the plain twin.
     """
     count = -(-rows.shape[0] // PANEL)
-    assert panels.nbytes == packed_bytes.panel_bytes("bf12", rows.shape[1]) * count, "panels of another size"
+    assert panels.nbytes == bytes_of_panel("bf12", rows.shape[1]) * count, "panels of another size"
     assert rows.is_contiguous()
     assert panels.is_contiguous()
     windows, counts = torch.empty(count, dtype=torch.int32), torch.empty(count, dtype=torch.int64)
@@ -67,4 +66,4 @@ def lay_out_bf12(
 
 def panel_bytes(format: str, rows: int, cols: int) -> int:
     """Bytes of the panels of a matrix, without its scales."""
-    return -(-rows // PANEL) * packed_bytes.panel_bytes(format, cols)
+    return -(-rows // PANEL) * bytes_of_panel(format, cols)

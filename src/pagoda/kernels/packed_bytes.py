@@ -39,7 +39,7 @@ def packed_nbytes(
     """The bytes of such a weight (`packed.PackedWeight` draws it), without making it. Raises ConfigError."""
     check_packed(format, group)
     panels = -(-outputs // PANEL)
-    data = panels * panel_bytes(format, inputs)
+    data = panels * bytes_of_panel(format, inputs)
     if format == "bf12":
         extra = panels * WINDOW_BYTES
     elif format in GROUPS:
@@ -49,7 +49,7 @@ def packed_nbytes(
     return experts * (data + extra)
 
 
-def panel_bytes(format: str, inputs: int) -> int:
+def bytes_of_panel(format: str, inputs: int) -> int:
     """Of a panel's data."""
     blocks = num_blocks(format, inputs)
     return -(-blocks // 4) * CHUNK_BYTES if format == "bf12" else blocks * PANEL * 4
@@ -58,7 +58,7 @@ def panel_bytes(format: str, inputs: int) -> int:
 def data_shape(format: str, panels: int, inputs: int) -> tuple[int, int, int]:
     """Of the data of so many panels (`packed.PackedWeight`)."""
     line = CHUNK_BYTES if format == "bf12" else PANEL * 4
-    return panels, panel_bytes(format, inputs) // line, line
+    return panels, bytes_of_panel(format, inputs) // line, line
 
 
 def num_blocks(format: str, inputs: int) -> int:

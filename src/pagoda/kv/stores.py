@@ -10,7 +10,7 @@ its own. A sequence lives in one store; stores never share pages, so each has a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,6 @@ from ..core.units import format_bytes
 from ..kernels.memory import HUGE_BYTES
 from ..kernels.shelves import Shelves
 from .audit import audit
-from .codecs import CODECS
-from .codecs.base import with_dtype
 from .device_region import Driver
 from .manager import KVManager
 from .offload.storage import OffloadedStorage
@@ -35,9 +33,10 @@ from .policies._windowed import Learned, WindowedCodec
 from .policies.base import Stored
 from .prefix import PrefixCache
 from .shared import Shared
-from .stats import KVStats
 from .storage import PageStorage
 from .store import Store
+from .store_stats import stats_of
+from .stored_formats import stored_format, why_not_stored
 from .windows import Windows
 
 MIN_HUGE_PAGES = 64  # a store of fewer declines huge pages: their slack (`PageStorage`) is at most this part of it
@@ -113,9 +112,7 @@ class Stores:
         """The format of the pages that ``of`` gives out; opens nothing, so that any thread may ask."""
         if stored is None or stored.codec == self.default.fmt.dtype:
             return self.default.fmt
-        if isinstance(stored, Stored):
-            return with_dtype(self._model_fmt, stored.codec)
-        return windowed_format(self._model_fmt, stored)
+        return stored_format(self._model_fmt, stored)
 
     def check(self, stored: Stored | WindowedCodec | None, *, offload: bool = False) -> None:
         """Raises ConfigError if ``of`` would."""
@@ -137,40 +134,10 @@ class Stores:
         assert leased == self._lease.num_bytes, f"stores have blocks of {leased} bytes, {self._lease.num_bytes} leased"
 
     def stats(self) -> dict[str, Any]:
-        """Plain data: the counters of the engine's own format, with bytes, sequences, events and prefix hits of all
-        formats added up, and ``formats``: bytes and sequences of each.
-        """
-        each = {name: store.manager.stats() for name, store in self._by_dtype.items()}
-        far = None if self.offloaded is None else self.offloaded.manager.stats()
-        everywhere = [*each.values(), *([] if far is None else [far])]
-        total = asdict(self.default.manager.stats())
-        for name in ("num_sequences", "num_copied_pages", "num_dropped_slots", "num_refined_tables"):
-            total[name] = sum(getattr(one, name) for one in everywhere)
-        total["prefix"] = {name: sum(asdict(one.prefix)[name] for one in everywhere) for name in total["prefix"]}
-        return total | {
-            "used_bytes": sum(one.used_bytes for one in each.values()),
-            "touched_bytes": sum(one.touched_bytes for one in each.values()),
-            "idle_prefix_bytes": sum(one.num_idle_entries * one.block_bytes for one in each.values()),
-            "policy_bytes": self.state_bytes,
-            "calibration_bytes": self.shared.num_bytes,
-            "offload": self._offload_stats(far),
-            "formats": {
-                name: {
-                    "bytes_per_token": one.block_bytes // self.default.fmt.page_size,
-                    "used_bytes": one.used_bytes,
-                    "leased_bytes": one.capacity_bytes,
-                    "num_sequences": one.num_sequences,
-                }
-                for name, one in each.items()
-            },
-        }
-
-    def _offload_stats(self, far: KVStats | None) -> dict[str, Any] | None:
-        if self.offloaded is None or far is None:
-            return None
-        assert isinstance(self.offloaded.storage, OffloadedStorage)
-        used = {"used_bytes": far.used_bytes, "num_sequences": far.num_sequences}
-        return used | self.offloaded.storage.stats()
+        """As `store_stats.stats_of`."""
+        return stats_of(self.default, self._by_dtype, self.offloaded) | {
+            "policy_bytes": self.state_bytes, "calibration_bytes": self.shared.num_bytes,
+        }  # fmt: skip
 
     @property
     def touched_bytes(self) -> int:
@@ -433,22 +400,6 @@ def _none(method: str) -> Learned:
 def _has_slack(total_bytes: int) -> bool:
     """Whether stores of so many bytes may ask for huge pages."""
     return total_bytes >= MIN_HUGE_PAGES * HUGE_BYTES
-
-
-def why_not_stored(stored: Stored | WindowedCodec | None, fmt: KVFormat) -> str | None:
-    """Why KV of a model whose own format is ``fmt`` cannot be stored so, and what can be done; or None."""
-    if not isinstance(stored, WindowedCodec):
-        return None
-    if not fmt.v_dim:
-        names = ", ".join(CODECS.names())
-        return f"its latent KV has no keys and values to encode apart; choose a codec of single slots: {names}"
-    return stored.why_not(fmt)
-
-
-def windowed_format(fmt: KVFormat, codec: WindowedCodec) -> KVFormat:
-    """The format of a windowed codec's pages, bytes of a slot rounded up."""
-    page_bytes = codec.page_bytes(fmt.page_size, fmt.k_dim, fmt.v_dim)
-    return replace(fmt, dtype=codec.codec, slot_bytes=-(-page_bytes // fmt.page_size))
 
 
 @dataclass(frozen=True, slots=True)

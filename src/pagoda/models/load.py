@@ -269,7 +269,10 @@ def _packed_file(
         alone = f"{folder} is left alone: the kernels of this machine read rows, not panels"
         return None, alone if chosen and folder.is_dir() else ""
     packed = PackedFile(path, model, source.checkpoint, config, dtype)
-    reason = packed.why_not() if packed.is_there else None
+    if not packed.is_there:
+        names = ", ".join(packed.others) if asked is None else ""
+        return packed, f"{packed.file} is not there, only {names}; run `pagoda pack` again" if names else ""
+    reason = packed.why_not()
     again = "run `pagoda pack` again"
     return packed, "" if reason is None else f"{packed.file} is left alone: {reason}; {again}, or delete it"
 

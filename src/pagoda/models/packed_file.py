@@ -77,6 +77,11 @@ class PackedFile:
     def is_there(self) -> bool:
         return self.file.is_file()
 
+    @property
+    def others(self) -> list[str]:
+        """Files beside it, of other formats."""
+        return sorted(file.name for file in self.file.parent.glob("*.safetensors") if file != self.file)
+
     def map(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Every parameter of the model, out of the file. Raises WeightsError."""
         model, entries = self._model, read_header(self.file)

@@ -139,18 +139,8 @@ def guessed_runtime_bytes() -> int:
 def measured_formats() -> tuple[str, ...]:
     """The weight formats whose products are calibrated, as ``quantization=`` names them; ``none.*``: plain tensors."""
     return (
-        "none.bfloat16",
-        "fp32",
-        "bf16",
-        "bf12",
-        "int8",
-        "w8a8",
-        "int5",
-        "int4(group=32)",
-        "int4",
-        "w4a8",
-        "ternary",
-    )
+        "none.bfloat16", "fp32", "bf16", "bf12", "int8", "w8a8", "int5", "int4(group=32)", "int4", "w4a8", "ternary",
+    )  # fmt: skip
 
 
 def calibration_file() -> Path:

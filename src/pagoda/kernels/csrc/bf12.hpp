@@ -14,9 +14,13 @@ namespace {
 
 constexpr int64_t kChunkLines = 4, kLineWords = 2 * kPanel;  // words: of 16 bits
 
+// The bytes of each word.
+inline UintVec exchanged(UintVec words) { return (words >> 8 & 0x00ff00ffu) | (words << 8 & 0xff00ff00u); }
+
 // Exponents of a panel: code n is n more than the window's, code 0 exponent 0 unless the window says that nothing has it.
 class Exponents {
  public:
+  Exponents() = default;
 #if defined(__AVX512BW__)
   explicit Exponents(int32_t window) {
     const __m512i codes = _mm512_and_si512(_mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9,
@@ -62,8 +66,6 @@ class Exponents {
     memcpy(&x, p, sizeof x);
     return x;
   }
-  static UintVec exchanged(UintVec words) { return (words >> 8 & 0x00ff00ffu) | (words << 8 & 0xff00ff00u); }
-
   void put(UintVec words, UintVec codes, uint8_t* to) const {
     const UintVec code = codes & 0x000f000fu, some = ((code + 0x000f000fu) >> 4 & 0x00010001u) | always_;
     const UintVec line = (words & 0x807f807fu) | (code + some * first_) << 7;
@@ -81,12 +83,11 @@ class Exceptions {
   Exceptions() = default;
   explicit Exceptions(const Window* window) : next_(window->exceptions()), end_(next_ + window->count) {}
 
-  // Those of lines first … first + count, which were opened to `to`; of lines before nothing is done.
+  // Those of lines first … first + count, which were opened to `to`; those of lines before have been applied, or skipped.
   __attribute__((always_inline)) void apply(int64_t first, int64_t count, uint8_t* to) {
     while (next_ < end_ && (*next_ >> 8) < uint64_t((first + count) * kLineWords)) {
       const uint32_t found = *next_++;
       const int64_t word = int64_t(found >> 8) - first * kLineWords;
-      if (word < 0) continue;
       uint16_t bits;
       memcpy(&bits, to + 2 * word, 2);
       bits = uint16_t((bits & 0x807fu) | (found & 0xffu) << 7);
@@ -112,7 +113,7 @@ class Exceptions {
 // Lines of a panel, opened one stretch after the other from line `first` on, which begins a chunk.
 class ChunkLines {
  public:
-  ChunkLines() : exponents_(0) {}
+  ChunkLines() = default;
   ChunkLines(const PackedMatrix& m, int64_t panel, int64_t first)
       : exponents_(m.windows[panel].window), exceptions_(m.windows + panel),
         from_(m.data + panel * m.panel_bytes() + first / kChunkLines * kChunkBytes), line_(first) {

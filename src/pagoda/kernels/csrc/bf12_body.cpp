@@ -1,13 +1,12 @@
 // A panel of bf16 into one of bf12 (kernels/bf12.py), for one instruction set.
+#include "bf12.hpp"
 #include "bf12_encode.hpp"
-#include "packed.hpp"
-#include "vec.hpp"
 
 namespace pagoda {
 namespace {
 
 typedef int16_t WordVec __attribute__((vector_size(4 * kLanes)));  // of 16 bits
-constexpr int64_t kWords = 2 * kLanes, kLine = 32, kExponents = 256, kCodes = 15, kSampled = 128;
+constexpr int64_t kWords = 2 * kLanes, kExponents = 256, kCodes = 15, kSampled = 128;
 
 WordVec load_words(const uint16_t* p) {
   WordVec x;
@@ -36,12 +35,10 @@ Best best_of(const int32_t (&counts)[kExponents], int64_t width) {
 int32_t window_of(const uint16_t* lines, int64_t count) {
   int32_t counts[kExponents] = {};
   for (int64_t line = 0, step = count > kSampled ? count / kSampled : 1; line < count; line += step)
-    for (int64_t i = 0; i < kLine; ++i) ++counts[lines[line * kLine + i] >> 7 & 0xff];
+    for (int64_t i = 0; i < kLineWords; ++i) ++counts[lines[line * kLineWords + i] >> 7 & 0xff];
   const Best few = best_of(counts, kCodes), all = best_of(counts, kCodes + 1);
   return all.most >= few.most + counts[0] ? all.from | kNoZeros : few.from - 1;
 }
-
-WordVec exchanged(WordVec words) { return (WordVec)((UintVec)words >> 8 & 0x00ff00ffu) | (WordVec)((UintVec)words << 8 & 0xff00ff00u); }
 
 bool any(WordVec x) {
   typedef uint64_t Wide __attribute__((vector_size(4 * kLanes)));
@@ -59,26 +56,26 @@ int32_t encode_panel(const uint16_t* lines, int64_t inputs, uint8_t* to, std::ve
   const int64_t count = (inputs + 1) / 2;
   const int32_t window = window_of(lines, count), before = window & 0xff, least = window & kNoZeros ? 0 : 1;
   const WordVec zero{}, own = (WordVec)(UintVec{} + 0x807f807fu), base = zero + int16_t(before), may_be_none = zero - int16_t(least);
-  for (int64_t line = 0; line < count; line += 4, lines += 4 * kLine, to += 192) {
+  for (int64_t line = 0; line < count; line += kChunkLines, lines += kChunkLines * kLineWords, to += kChunkBytes) {
     WordVec odd{};
-    for (int64_t at = 0; at < kLine; at += kWords) {
-      WordVec rest[4], codes[4];
+    for (int64_t at = 0; at < kLineWords; at += kWords) {
+      WordVec rest[kChunkLines], codes[kChunkLines];
 #pragma GCC unroll 4
-      for (int n = 0; n < 4; ++n) {
-        const WordVec words = line + n < count ? load_words(lines + n * kLine + at) : zero, exponents = (words >> 7) & int16_t(0xff);
+      for (int n = 0; n < kChunkLines; ++n) {
+        const WordVec words = line + n < count ? load_words(lines + n * kLineWords + at) : zero, exponents = (words >> 7) & int16_t(0xff);
         const WordVec code = exponents - base, none = (exponents == zero) & may_be_none;
         const WordVec other = ~none & ((code < zero + int16_t(least)) | (code > zero + int16_t(kCodes)));
         rest[n] = words & own, codes[n] = code & ~other & ~none, odd |= other;
       }
-      store_words(to + 2 * at, rest[0] | exchanged(rest[1]));
-      store_words(to + 64 + 2 * at, rest[2] | exchanged(rest[3]));
+      store_words(to + 2 * at, rest[0] | (WordVec)exchanged((UintVec)rest[1]));
+      store_words(to + 64 + 2 * at, rest[2] | (WordVec)exchanged((UintVec)rest[3]));
       store_words(to + 128 + 2 * at, codes[0] | codes[1] << 4 | codes[2] << 8 | codes[3] << 12);
     }
     if (!any(odd)) continue;
-    for (int64_t i = 0; i < 4 * kLine && line + i / kLine < count; ++i) {
-      if (2 * (line + i / kLine) + i % 2 >= inputs) continue;
+    for (int64_t i = 0; i < kChunkLines * kLineWords && line + i / kLineWords < count; ++i) {
+      if (2 * (line + i / kLineWords) + i % 2 >= inputs) continue;
       const int32_t exponent = lines[i] >> 7 & 0xff, code = exponent - before;
-      if ((exponent != 0 || least == 0) && (code < least || code > kCodes)) exceptions.push_back(uint32_t(line * kLine + i) << 8 | uint32_t(exponent));
+      if ((exponent != 0 || least == 0) && (code < least || code > kCodes)) exceptions.push_back(uint32_t(line * kLineWords + i) << 8 | uint32_t(exponent));
     }
   }
   return window;

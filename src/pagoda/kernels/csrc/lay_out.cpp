@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "bf12_encode.hpp"
+#include "packed.hpp"
 #include "parallel.hpp"
 
 namespace pagoda {
@@ -108,7 +109,7 @@ bool all_panels(const LayOutArgs& a) {
 
 std::vector<uint32_t> encode_rows(const EncodeArgs& a, bool& finite, const std::string& isa) {
   const auto encode = PAGODA_BODY(isa, encode_panel);
-  const int64_t blocks = (a.row_bytes + 3) / 4, panels = (a.num_rows + kRows - 1) / kRows, bytes = (blocks + 3) / 4 * 192;
+  const int64_t blocks = (a.row_bytes + 3) / 4, panels = (a.num_rows + kRows - 1) / kRows, bytes = (blocks + 3) / 4 * kChunkBytes;
   const int64_t step = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, bytes)), items = (panels + step - 1) / step;
   const LayOutArgs rows{a.rows, a.num_rows, a.row_bytes, nullptr, Stored::bf16, 1};
   std::vector<std::vector<uint32_t>> found(items);

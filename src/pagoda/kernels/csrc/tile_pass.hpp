@@ -34,6 +34,7 @@ constexpr int64_t kRing = 4;                    // pairs of tiles that are turne
 // The hardware reads on from there, from a panel ahead it does not. All products of the 0.5B shape on two cores, either order in turn: 32 tokens 35.0 ms
 // so and 38.5 in order (the loop in a program of its own); these kernels: one token 37.1 in strides and 35.5 so, eight 36.8 and 36.1.
 constexpr int64_t kSkipped = 4, kTurnedLead = 2048;
+
 // Lines of bf12: pairs of bfloat16, four lines out of three.
 struct Chunks : Pairs {};
 
