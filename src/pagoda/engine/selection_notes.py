@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import gcd, prod
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from ..kv.policies._pages import SCORED, PageSelection
 from ..kv.table import PageTable
 
 NOTHING = torch.empty(0)
+LINE = 64
+"""Bytes of a cache line."""
 LEAST_BESIDE = 1024
 """Bytes of a tensor that is worth a place beside the sketches."""
 
@@ -104,7 +106,7 @@ class Slab:
 
 
 def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // 64) * 64
+    return -(-num_bytes // LINE) * LINE
 
 
 class Notes:
@@ -167,7 +169,9 @@ class Notes:
         self.room(layer, end, columns)[heads, first:end] = made
 
     def _grow(self, layer: int, end: int, shape: tuple[int, ...], like: Tensor, columns: bool) -> None:
-        room = -(-(end + end // 4 + 4) // 8) * 8  # what each head, or channel, has begins with a line
+        page = like.dtype.itemsize * (shape[1] if columns else prod(shape))  # in what each channel, or each head, has
+        whole_lines = min(8, LINE // gcd(LINE, page))  # so many pages fill lines, the next one's begins with one, too
+        room = -(-(end + end // 4 + 4) // whole_lines) * whole_lines  # eight at most: more took half of small notes
         before, whole = self.sketches[layer], (self.sketched.shape[1], room, *shape)
         heads, pages, *rest = whole
         laid = (heads, rest[0], pages, rest[1]) if columns else whole
