@@ -9,11 +9,11 @@ import torch
 
 from pagoda.kernels.preferred import isa_of, prefers_bf12
 from pagoda.weights.filling import new_filling, pack_matrix
+from pagoda.weights.fillings.windows import RARE
 from pagoda.weights.formats.bf12 import BF12
 from pagoda.weights.formats.bf16 import BF16
 from pagoda.weights.packed import CodedMatrix, PackedMatrix, PanelMatrix
 from pagoda.weights.quantization import in_panels, parse_format
-from pagoda.weights.windows import RARE
 
 SHAPES = [(16, 8), (32, 64), (5, 3), (33, 102), (160, 262)]
 

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from pagoda.core.errors import ConfigError
 from pagoda.kernels.quantize import quantize_tokens
 from pagoda.weights.filling import new_filling, pack_matrix
+from pagoda.weights.fillings.windows import RARE
 from pagoda.weights.formats import FORMATS
 from pagoda.weights.formats._bits import pack_bits, unpack_bits
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.formats.dgq import DGQ
 from pagoda.weights.packed import CodedMatrix, PackedMatrix, PanelMatrix, equal
 from pagoda.weights.quantization import Quantization, format_text, parse_format, parse_quantization
-from pagoda.weights.windows import RARE
 
 # Besides every format's defaults: the other members of the grammar.
 VARIANTS = [
@@ -121,7 +121,7 @@ def test_tiles_and_rows_are_parts_of_the_whole(text: str, monkeypatch: pytest.Mo
 def test_rows_may_come_in_any_parts_and_any_order(
     text: str, pieces: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pagoda.weights.filling.BLOCK_ELEMS", 96 * 9)
+    monkeypatch.setattr("pagoda.weights.fillings.base.BLOCK_ELEMS", 96 * 9)
     w, codes = weight(37, 96), coded(text, weight(37, 96))
     filling = new_filling(parse_format(text), 37, 96, dtype=torch.float32)
     starts = [sum(pieces[:i]) for i in range(len(pieces))]

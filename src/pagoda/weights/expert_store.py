@@ -20,11 +20,12 @@ from ..kernels.packed import PackedWeight
 from ..kernels.packed_bytes import PANEL
 from .direct import aligned_buffer, span_bytes
 from .expert_policies import Key
+from .fillings.scales import scales_by_panel
 from .header import TensorEntry
 from .packed import PanelMatrix
 from .reader import Checkpoint, tensor_of
 from .rows import StoredMatrix, Unit, part_bytes
-from .streaming import converted_bytes, lay_out_unit, scales_by_panel
+from .streaming import converted_bytes, lay_out_unit
 
 Read = tuple[TensorEntry, int, int]
 """A tensor, the first byte in its file, and how many."""
@@ -82,7 +83,6 @@ class ExpertStore:
         for kind, values in zip(part.beside, raw[rows:], strict=True):
             place = part.place.view(kind, memory)
             laid = scales_by_panel(tensor_of(stored.beside[kind], values), stored.format.kernel_group)
-            assert laid is not None
             place.copy_(laid.view(place.shape))
         return sum(map(_length, part.runs))
 

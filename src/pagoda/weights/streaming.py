@@ -23,7 +23,7 @@ from .ahead import ReadAhead
 from .built_rows import BuiltRows
 from .by_unit import UnitMatrix
 from .direct import ALIGN, aligned_buffer, span_bytes
-from .filling import in_panels
+from .fillings.scales import scales_by_panel
 from .formats.base import NOT_FINITE
 from .reader import Checkpoint, torch_dtype
 from .rows import CONVERTED_BYTES, StoredRows, Unit
@@ -167,7 +167,9 @@ class StreamedMatrix(UnitMatrix):
         super().__init__(format, dtype, stream, number)
         assert isinstance(self.stored, StoredRows)
         group = format.kernel_group
-        self._scales, self._zeros = (scales_by_panel(codes.get(name), group) for name in ("scale", "zero"))
+        self._scales, self._zeros = (
+            scales_by_panel(codes[name], group) if name in codes else None for name in ("scale", "zero")
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """What is in memory."""
@@ -251,13 +253,3 @@ def _rows(raw: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
     if raw.storage_offset() % dtype.itemsize:
         raw = raw.clone()
     return raw.view(dtype).view(rows, -1)
-
-
-def scales_by_panel(values: Tensor | None, group: int) -> Tensor | None:
-    """``[rows]`` or ``[rows, groups]`` in the order of `PackedWeight`'s scales."""
-    padded = in_panels(values)
-    if padded is None:
-        return None
-    if not group:
-        return padded[None].clone()
-    return padded.view(1, -1, PANEL, padded.shape[1]).transpose(2, 3).contiguous()

@@ -7,12 +7,19 @@ is whole only when the last panel has come.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..kernels.bf12 import RECORD, decode, joined
-from .formats.base import BLOCK_ELEMS
+from ...kernels.bf12 import RECORD, decode, joined
+from ...kernels.lay_out import lay_out_bf12
+from ..formats.base import BLOCK_ELEMS, check_finite
+from .scales import copying_threads
+
+if TYPE_CHECKING:
+    from ...kernels.packed import PackedWeight
+    from ..formats.base import Codes
 
 RARE = 256
 """With more exceptions than one in so many weights a matrix is kept in 16 bits: it would save little, and its products
@@ -23,33 +30,40 @@ correct every one of them. (Trained matrices have some two in ten thousand.)
 class Windows:
     """Those of the panels that have come, of a matrix of ``num_weights``."""
 
+    in_pieces = True  # so that there are never many exceptions
+
     def __init__(self, num_weights: int) -> None:
-        self._most, self.num_exceptions = num_weights // RARE, 0
+        self._most, self._num_exceptions = num_weights // RARE, 0
         self._parts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by their first panel
 
-    def put(self, first: int, base: Tensor, counts: Tensor, exceptions: Tensor) -> None:
-        """Of panels from ``first``, as `kernels.lay_out.lay_out_bf12` gives them."""
-        self._parts[first] = base, counts, exceptions
-        self.num_exceptions += len(exceptions)
+    def lay_out(self, first: int, rows: Tensor, codes: Codes, panels: Tensor) -> None:
+        finite, *known = lay_out_bf12(rows, panels, copying_threads())
+        check_finite(finite)
+        self._put(first, *known)
 
-    def put_joined(self, first: int, windows: Tensor, panels: int) -> None:
-        """Of so many panels from ``first``, as `kernels.packed.lay_out` gives them."""
+    def put(self, first: int, part: PackedWeight) -> None:
+        assert part.scales is not None
+        windows, panels = part.scales, part.num_panels
         records = windows[: RECORD * panels].view(panels, RECORD)
-        self.put(first, records[:, 0].clone(), records[:, 2].long(), windows[RECORD * panels :].clone())
+        self._put(first, records[:, 0].clone(), records[:, 2].long(), windows[RECORD * panels :].clone())
+
+    def _put(self, first: int, base: Tensor, counts: Tensor, exceptions: Tensor) -> None:
+        self._parts[first] = base, counts, exceptions
+        self._num_exceptions += len(exceptions)
 
     @property
     def too_many(self) -> bool:
         """Whether the matrix takes less as it is."""
-        return self.num_exceptions > self._most
+        return self._num_exceptions > self._most
 
     def parts(self) -> Iterator[tuple[int, int, Tensor]]:
         """First panel, how many, and their windows, as they came."""
         for first, part in self._parts.items():
             yield first, len(part[0]), joined(*part)
 
-    def joined(self) -> Tensor:
-        """Of all panels."""
-        return joined(*(torch.cat(part) for part in zip(*(self._parts[n] for n in sorted(self._parts)), strict=True)))
+    def whole(self) -> tuple[Tensor, None]:
+        parts = (self._parts[first] for first in sorted(self._parts))
+        return joined(*(torch.cat(part) for part in zip(*parts, strict=True))), None
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,1 @@
+"""How matrices are filled, a file for each way (`weights.filling` chooses)."""
