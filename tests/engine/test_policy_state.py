@@ -83,6 +83,7 @@ def test_what_never_fits_ends_in_an_error_that_says_so(make_llm: Any, oracle: An
     output = llm.generate([ids], params("h2o(budget=400)", 6))[0]
     assert output.error is not None
     assert "what kv='h2o' remembers of" in output.error
+    assert output.no_room
     assert llm.generate([ids], params("exact", 6))[0].token_ids == oracle(ids, 6)
 
 
@@ -101,6 +102,7 @@ def test_one_that_runs_alone_and_finds_no_page_is_not_tried_forever(make_llm: An
     outputs = llm.generate([prompt(42, 128), prompt(60, 50)], [params("loki(pages=3)"), params("recent(budget=9)")])
     assert outputs[0].error is not None
     assert "of KV beside what kv='loki' remembers, and" in outputs[0].error
+    assert [output.no_room for output in outputs] == [True, False]
     assert outputs[1].error is None
     assert len(outputs[1].token_ids) == 16
 

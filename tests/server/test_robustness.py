@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -9,16 +10,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from pagoda.core.errors import PagodaError
+from pagoda.core.types import KVFormat
+from pagoda.engine.async_llm import AsyncLLM
 from pagoda.server.jobs import RequestEnded
 from pagoda.server.streams import EventStream
 
-from .conftest import Running
+from ..engine.tiny import make_model
+from .conftest import OPTIONS, Running, running
 from .misbehaving import LONG, SHORT, all_is_freed, idle, raw_stream, until
 
 # -- clients that leave ------------------------------------------------------------------------------------------------
@@ -167,3 +172,22 @@ def test_a_template_from_a_stranger_runs_in_a_sandbox(server: Running) -> None:
     hostile = {"messages": [{"role": "user", "content": "{{ 7 * 191 }}"}], "max_tokens": 1}
     prompt = server.post("/tokenize", {"messages": hostile["messages"]}).json()["tokens"]
     assert "{{ 7 * 191 }}" in server.post("/detokenize", {"tokens": prompt}).json()["prompt"]
+
+
+# -- what turns out not to fit -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_fits_no_room_beside_what_its_method_remembers_is_the_requests_fault(tmp_path: Path, stream: bool) -> None:
+    """It is found out in a step, but a client that takes it for a fault of the server would ask again and again."""
+    blocks = 13 * KVFormat(2, 2, 8, 8, 8, "float32").block_bytes
+    llm = AsyncLLM(str(make_model(tmp_path)), **OPTIONS | {"kv_memory": blocks}, page_size=8, max_model_len=104)
+    body = {"prompt": [3 + at % 90 for at in range(97)], "max_tokens": 6, "ignore_eos": True, "stream": stream}
+    with running(llm) as server:
+        done = server.post("/v1/completions", body | {"kv": "h2o(budget=400)"})
+        events = [line[6:] for line in done.text.split("\n") if line.startswith("data: {")]
+        told = json.loads(events[-1] if stream else done.text)["error"]
+        assert (told["type"], told["code"]) == ("invalid_request_error", "context_length_exceeded")
+        assert "what kv='h2o' remembers" in told["message"]
+        assert server.post("/v1/completions", body).status_code == 200
+    asyncio.run(llm.close())

@@ -147,9 +147,9 @@ class Advance:
         sequence.finish_reason, sequence.stop_reason = reason, why
         self._scheduler.remove(sequence, completed=reason in (FinishReason.STOP, FinishReason.LENGTH))
 
-    def fail(self, group: RequestState, message: str) -> None:
+    def fail(self, group: RequestState, message: str, *, no_room: bool = False) -> None:
         """The whole request ends in an error that says why."""
-        group.error = message
+        group.error, group.no_room = message, no_room
         for sequence in group.live:
             self.end(sequence, FinishReason.ERROR, message)
 

@@ -241,10 +241,9 @@ class Engine:
         left = format_bytes(manager.available_blocks() * manager.fmt.block_bytes)
         pinned = f"pinned prefixes leave {left}; unpin some or raise the budget"
         rest = pinned if manager.has_pins else f"the budget leaves {left}; raise it"
-        why = self.admission.why_not_loaded(sequence.group.request) or (
-            f"{sequence.num_tokens} tokens need {format_bytes(needed)} of KV{beside}, and {rest}"
-        )
-        self._advance.fail(sequence.group, why)
+        no_room = f"{sequence.num_tokens} tokens need {format_bytes(needed)} of KV{beside}, and {rest}"
+        unread = self.admission.why_not_loaded(sequence.group.request)
+        self._advance.fail(sequence.group, unread or no_room, no_room=not unread and not manager.has_pins)
         return [sequence.group]
 
     def _stuck(self, plan: Plan) -> Sequence | None:
@@ -279,6 +278,7 @@ class Engine:
                 victim.group,
                 f"what kv={'+'.join(victim.policy.names)!r} remembers of {victim.num_tokens} tokens takes "
                 f"{format_bytes(needed)} beside its pages, and that is not there; raise the budget or ask for less",
+                no_room=True,
             )
             failed.append(victim.group)
         return failed

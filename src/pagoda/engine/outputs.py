@@ -70,7 +70,10 @@ class Timing:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """The state of a request after a step; the shortcuts read its first (best) answer."""
+    """The state of a request after a step; the shortcuts read its first (best) answer.
+
+    ``no_room``: the ``error`` is that the budget does not hold this request; only a smaller one, or more budget, helps.
+    """
 
     request_id: str
     prompt: str | None
@@ -81,6 +84,7 @@ class RequestOutput:
     timing: Timing
     finished: bool
     error: str | None = None
+    no_room: bool = False
     prompt_logprobs: list[TokenLogprob | None] | None = None
     num_preemptions: int = 0
     embedding: list[float] | None = None

@@ -24,6 +24,7 @@ def output_of(group: RequestState, tokenizer: Tokenizer) -> RequestOutput:
         timing=group.timing,
         finished=group.finished,
         error=group.error,
+        no_room=group.no_room,
         prompt_logprobs=group.prompt_logprobs,
         num_preemptions=group.num_preemptions,
         embedding=group.embedding,

@@ -274,6 +274,7 @@ class RequestState:
         self.num_preemptions = 0
         self.peak_kv_bytes = 0
         self.error: str | None = None
+        self.no_room = False  # is what the error says
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self.pooled: Tensor | None = None  # sum of hidden states so far, float32 [hidden_size]
         self.embedding: list[float] | None = None

@@ -98,6 +98,8 @@ class Job:
         found = []
         for output in await self._answers.take():
             self._last[output.request_id] = output
+            if output.no_room:
+                raise ApiError(400, str(output.error), code="context_length_exceeded")
             if output.error is not None:
                 raise ApiError(500, output.error, code="engine_error")
             if any(answer.finish_reason is FinishReason.ABORT for answer in output.outputs):
