@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pagoda.kv.policies._stack import PolicyStack
 from pagoda.kv.view import StepView
+from pagoda.models.families import family
 
+from .tiny import VOCAB, make_model
 from .watched import run_watched
 
 KVS = [
@@ -48,3 +52,16 @@ def test_sums_of_the_program_have_the_bits_of_those_added_afterwards(
     for one, other in zip(states, apart_states, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(held, other[name]) for name, held in one.items())
+
+
+@pytest.mark.parametrize(
+    "kv", ["snapkv(budget=12, window=8)", "zigzagkv(budget=12, window=8)", "snapkv(budget=12, window=8)+ada"]
+)
+def test_queries_tell_what_attention_summed_up_where_layers_scale_differently(
+    make_llm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kv: str
+) -> None:
+    ours = {"vocab_size": VOCAB, "bos_token_id": 256, "eos_token_id": 257, "n_positions": 512}
+    folder = make_model(tmp_path / "scaled", **family("gpt2").members()["scaled"] | ours)
+    summed = run_watched(make_llm(folder, page_size=8), [kv] * 5, lambda _: None)
+    monkeypatch.setattr(PolicyStack, "sums", False)
+    assert run_watched(make_llm(folder, page_size=8), [kv] * 5, lambda _: None) == summed

@@ -90,7 +90,8 @@ class QueryTap:
     """Sees each layer's queries and keeps those that a policy will want at its next act; or says where they go.
 
     ``spans``: piece -> rows of ``queries[layer]`` [R, Hq, Dk] that are its newest tokens. ``in_rings``: they are where
-    the sequences remember them already.
+    the sequences remember them already. ``scale``: of all of them; those of a layer that has another are as much
+    longer or shorter.
     """
 
     def __init__(self, pieces: list[Piece], model: Model) -> None:
@@ -110,14 +111,17 @@ class QueryTap:
 
     def __call__(self, layer: int, q: Tensor, options: Mapping[str, object]) -> None:
         assert self._rows is not None
-        self.queries[layer] = q.index_select(0, self._rows)
-        scale, soft_cap = options["scale"], options.get("soft_cap", 0.0)
+        mine, scale, soft_cap = q.index_select(0, self._rows), options["scale"], options.get("soft_cap", 0.0)
         assert isinstance(scale, float | int)
         assert isinstance(soft_cap, float | int)
-        self.scale, self.soft_cap = float(scale), float(soft_cap)
+        if not self.queries:
+            self.scale, self.soft_cap = float(scale), float(soft_cap)
+        self.queries[layer] = mine if scale == self.scale else mine * (scale / self.scale)
 
-    def rings(self) -> QueryRings:
-        """As `kv.watching.Tap`: of a model whose layers run as one program, which scales all its queries alike."""
+    def rings(self) -> QueryRings | None:
+        """As `kv.watching.Tap`: None where layers scale their queries differently."""
+        if not self._model.spec.scales_alike:
+            return None
         attn, num_heads = self._model.spec.blocks[-1].attn, self._model.shape.num_q_heads
         self.scale, self.soft_cap, self.in_rings = attn.scale, getattr(attn, "soft_cap", 0.0), True  # latent: none
         places = np.zeros((4, len(self._pieces)), np.int64)

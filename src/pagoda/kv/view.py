@@ -114,7 +114,8 @@ class StepView:
 
     def arrays(self) -> StepArrays | None:
         """The whole step as plain arrays, for those who run all layers at once. None where each layer calls ``attend``:
-        a sequence chooses its pages in a way of its own, or probabilities are summed that have nowhere to go.
+        a sequence chooses its pages in a way of its own, probabilities are summed that have nowhere to go, or noted
+        queries are of layers that scale them differently.
         """
         if self._arrays is not None:
             return self._arrays
@@ -124,10 +125,12 @@ class StepView:
             return None
         if not all(chooser.has_rule for chooser in self._choosers.values()):
             return None
+        queries = None if self._tap is None else self._tap.rings()
+        if self._tap is not None and queries is None:
+            return None
         choice = self._choices.of(self._choosers) if self._choosers else None
         page_ids, slots = self._page_ids.contiguous(), self._slots.contiguous()  # numpy may index into any order
         sums = self._sums() if self._watched else None
-        queries = None if self._tap is None else self._tap.rings()
         weights = self._step_weights() if self._weights else None
         arrays = StepArrays(
             self._pages, self._layout, *self._index.tensors, page_ids, slots, choice, sums, queries, weights
@@ -252,26 +255,30 @@ class StepView:
                 mine = self._attend_part(part, layer, q.index_select(0, part.tokens), v_dim, options)
                 out.index_copy_(0, part.tokens, mine)
         for s, residual in self._residuals.items():
-            self._join(s, residual, layer, q, out, options)
+            self._join(s, residual, layer, q, out, v_dim, options)
         return out
 
     def _join(
-        self, s: int, residual: Residual, layer: int, q: Tensor, out: Tensor, options: Mapping[str, object]
-    ) -> None:
+        self, s: int, residual: Residual, layer: int, q: Tensor, out: Tensor, v_dim: int | None,
+        options: Mapping[str, object],
+    ) -> None:  # fmt: skip
         """``out`` of the sequence becomes what attention over its slots and the evicted would be. With the part of the
-        evicted as a sink, attention shrinks by the share that stays with the slots; the rest is the evicted's.
+        evicted as a sink (beside the model's own, if it has any), attention shrinks by the share that stays with slots
+        and sinks; the rest is the evicted's.
         """
-        assert options.get("sinks") is None, "a residual beside the model's own sinks"
         token = int(self._index.starts[s])
         found = residual(q[token], layer)
         if found is None:
             return
         sink, mean = found
+        if isinstance(own := options.get("sinks"), Tensor):
+            sink = torch.logaddexp(sink, own.float())
         table = self._alone[s].table(layer)
-        mine = paged_attention(q[token : token + 1], self._pages, self._layout, table, **options | {"sinks": sink})[0]  # type: ignore[arg-type]
+        asked = dict(options) | {"sinks": sink, "v_dim": v_dim}
+        mine = paged_attention(q[token : token + 1], self._pages, self._layout, table, **asked)[0]  # type: ignore[arg-type]
         whole = out[token].float()
         kept = (mine * whole).sum(-1) / whole.square().sum(-1).clamp(min=1e-30)
-        out[token] = mine + ((1 - kept.clamp(0, 1))[:, None] * mean).to(mine.dtype)
+        out[token] = mine + ((1 - kept.clamp(0, 1))[:, None] * mean[:, : mine.shape[-1]]).to(mine.dtype)
 
     @cached_property
     def _alone(self) -> dict[int, _Part]:

@@ -34,8 +34,10 @@ class Tap(Protocol):
     def __call__(self, layer: int, q: Tensor, options: Mapping[str, object]) -> None:
         """q ``[T, Hq, Dk]`` of one layer."""
 
-    def rings(self) -> QueryRings:
-        """Where queries of the step's sequences go while it runs: then it is not called."""
+    def rings(self) -> QueryRings | None:
+        """Where queries of the step's sequences go while it runs: then it is not called. None: it must be, by every
+        layer.
+        """
 
 
 class Noter(Protocol):

@@ -134,7 +134,10 @@ class WindowView:
         if any(part.encoded for part in self._parts) and not sides.can_write(self._dtype):
             return None
         numbers = np.array([(*self._tails[p.seq].place(p.start), p.encoded) for p in self._parts], np.int64).T.copy()
-        queries = None if self._tap is None else self._spread(self._tap.rings())
+        rings = None if self._tap is None else self._tap.rings()
+        if self._tap is not None and rings is None:
+            return None
+        queries = None if rings is None else self._spread(rings)
         nowhere = torch.empty(1, int(self._index.starts[-1]), 0, dtype=torch.int32)  # raw slots are in no page
         arrays = StepArrays(
             self._storage.pages,

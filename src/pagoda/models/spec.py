@@ -225,6 +225,11 @@ class DecoderSpec:
         return tuple(block.attn.window for block in self.blocks)
 
     @property
+    def scales_alike(self) -> bool:
+        """Whether products of queries and keys are scaled by one number in all layers."""
+        return len({block.attn.scale for block in self.blocks}) == 1
+
+    @property
     def alibi(self) -> bool:
         """Whether any layer measures distance by ALiBi."""
         return any(getattr(block.attn, "alibi_slopes", ()) for block in self.blocks)

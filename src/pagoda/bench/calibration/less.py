@@ -65,7 +65,9 @@ class _Case:
 
     def __init__(self, seen: Seen) -> None:
         heads = seen.k.shape[1]
-        self.q, self.k, self.v = (x.float().clone().transpose(0, 1) for x in (seen.q, seen.k, seen.v))
+        self.q, self.k, self.v = (
+            x.float().clone().transpose(0, 1) for x in (seen.q, seen.k, seen.v if seen.v.shape[-1] else seen.k)
+        )  # latent KV: the row has the values in it
         self.q = self.q.unflatten(0, (heads, -1))  # [H, G, T, D]
         logits = self.q @ self.k[:, None].transpose(2, 3) * seen.scale
         at = torch.arange(logits.shape[-1])

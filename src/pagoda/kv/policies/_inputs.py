@@ -50,8 +50,9 @@ class LayerInputs:
 
     @property
     def values(self) -> Tensor:
-        """float32 [H, N, Dv]."""
-        return self._content[1]
+        """float32 [H, N, Dv]; of latent KV, whose values are part of its one row, the row."""
+        keys, values = self._content
+        return values if values.shape[-1] else keys
 
     @cached_property
     def logits(self) -> Tensor:

@@ -38,8 +38,7 @@ class SubGen(ScoredAndNewest):
         scores = []
         for layer in inputs.layers():
             order = farthest_first(layer.keys, layer.valid, centers)
-            values = layer.values if layer.values.shape[-1] else layer.keys
-            weight = values.square().sum(-1).clamp(min=1e-12).log()
+            weight = layer.values.square().sum(-1).clamp(min=1e-12).log()
             noise = torch.rand(weight.shape, generator=generator).to(weight.device)
             drawn = weight - (-noise.clamp(1e-9, 1 - 1e-9).log()).log()  # Gumbel: the best are a weighted draw
             scores.append(torch.where(order < centers, 1e9 - order, drawn))
