@@ -42,7 +42,6 @@ struct Chunks : Pairs {};
 template <class Op>
 struct Stored {
   static constexpr bool kTurned = Op::kSteps > 1;
-  static constexpr int64_t kTokens = kTileTokens;  // up to which lines are turned on the way, for each group of tokens anew
   static constexpr int64_t kLines = kTileWords / Op::kSteps;  // of a tile
   static constexpr int64_t bytes(int64_t lines) { return lines / Op::kSteps * 64; }
 
@@ -60,7 +59,6 @@ struct Stored {
 template <>
 struct Stored<Chunks> {
   static constexpr bool kTurned = true;
-  static constexpr int64_t kTokens = 2 * kTileTokens;
   static constexpr int64_t kLines = kTileWords / kChunkLines * (kChunkBytes / 64);
   static constexpr int64_t bytes(int64_t lines) { return (lines + kChunkLines - 1) / kChunkLines * kChunkBytes; }
 
@@ -74,12 +72,39 @@ struct Stored<Chunks> {
   }
 };
 
+// A panel's piece that is turned beside products, a tile beside each, so that vectors work while tiles are multiplied.
+template <class Op>
+class Opening {
+ public:
+  // Whole tiles from line `first` of a panel on, to [tiles][2][16][64], those of the pair's other panel between.
+  void begin(const PackedMatrix& m, int64_t panel, int64_t first, int64_t tiles, uint8_t* to) {
+    lines_ = Stored<Op>(m, panel, first), to_ = to, end_ = to + tiles * 2 * kLineTile;
+  }
+
+  __attribute__((always_inline)) void tile() {
+    if (to_ == end_) return;
+    lines_.template turn<false>(kTileWords, to_);
+    to_ += 2 * kLineTile;
+  }
+  void all() {
+    while (to_ != end_) tile();
+  }
+
+ private:
+  Stored<Op> lines_;
+  uint8_t *to_ = nullptr, *end_ = nullptr;
+};
+
+struct NothingOpens {
+  void tile() {}
+};
+
 // A pair of panels (or one, at the end) times a group of tokens, over a piece of the inputs.
 struct Pass {
   const uint8_t* tokens;   // first word of the piece
   int64_t token_bytes, tile_bytes;  // between tokens, between the tiles of one
   const uint8_t* panels;
-  int64_t panel_bytes;     // between the panels of the pair
+  int64_t panel_bytes, line_bytes;  // between the panels of the pair, between tiles
   const PackedMatrix* matrix;  // where lines are turned on the way: of which panels, from which line on
   int64_t panel, apart, line;
   int64_t tiles;           // whole ones
@@ -114,34 +139,43 @@ struct TileAhead {
     else _tile_dpbf16ps(c, a, b);                       \
   } while (0)
 
+// What is used once: not into the first cache (kPasses).
+#define PAGODA_PASSING_TILE(tile, from, bytes)                              \
+  do {                                                                      \
+    if constexpr (Turn::kPasses) _tile_stream_loadd(tile, from, bytes);     \
+    else _tile_loadd(tile, from, bytes);                                    \
+  } while (0)
+
 // Lines as they lie in memory, for few tokens, or in pieces for many, maybe turned before. kFollows: fetched between products, not behind them
-// (which changes nothing for prompts of 1024 tokens).
+// (which changes nothing for prompts of 1024 tokens). kPasses: tokens and sums pass by a piece that stays in the first cache.
 struct AsTheyAre {
-  static constexpr bool kTurns = false, kFollows = true;
+  static constexpr bool kTurns = false, kFollows = true, kPasses = false;
   static constexpr int64_t kLines = kTileWords;  // of a tile as they are stored
 };
 struct InPieces {
-  static constexpr bool kTurns = false, kFollows = false;
+  static constexpr bool kTurns = false, kFollows = false, kPasses = true;
   static constexpr int64_t kLines = kTileWords;
 };
-template <class Op, bool kFew>
+template <class Op>
 struct OnTheWay : Stored<Op> {
-  static constexpr bool kTurns = true, kFollows = kFew;
+  static constexpr bool kTurns = true, kFollows = true, kPasses = false;
   using Stored<Op>::Stored;
 };
 
 // kTall: more than sixteen tokens. kBoth: two panels. Turn: an Op that turns a tile of lines into the ring while the tile before is
 // multiplied, so that memory, turning and products overlap (int8 and one token: 7 GB/s of weights were read when pieces were turned first).
-// between() is called after each tile.
-template <bool kIntegers, bool kTall, bool kBoth, class Turn, class Between>
-void run_pass(const Pass& p, Between between) {
+// opening: what is turned for other products; between() is called after each tile.
+template <bool kIntegers, bool kTall, bool kBoth, class Turn, class Opens, class Between>
+void run_pass(const Pass& p, Opens& opening, Between between) {
   const int64_t from_bytes = p.begins ? 64 : kPairWords * 4, from_tile = 16 * from_bytes, second = p.begins ? 0 : 64;
   const char* const from = reinterpret_cast<const char*>(p.from);
+  Opens opens = opening;  // in registers
   tile_fence();
-  _tile_loadd(0, from, from_bytes);
-  if constexpr (kBoth) _tile_loadd(1, from + second, from_bytes);
-  if constexpr (kTall) _tile_loadd(2, from + from_tile, from_bytes);
-  if constexpr (kTall && kBoth) _tile_loadd(3, from + from_tile + second, from_bytes);
+  PAGODA_PASSING_TILE(0, from, from_bytes);
+  if constexpr (kBoth) PAGODA_PASSING_TILE(1, from + second, from_bytes);
+  if constexpr (kTall) PAGODA_PASSING_TILE(2, from + from_tile, from_bytes);
+  if constexpr (kTall && kBoth) PAGODA_PASSING_TILE(3, from + from_tile + second, from_bytes);
+  constexpr bool kOpens = !__is_same(Opens, NothingOpens);
   const uint8_t *a = p.tokens, *b = p.panels, *ahead = p.ahead;
   // Lines of a tile as they are stored, those of the next one that were asked for a tile before, and its bytes.
   constexpr int64_t kLines = Turn::kLines, kBefore = Turn::kTurns ? 0 : kSkipped, kBytes = kLines * 64;
@@ -163,7 +197,7 @@ void run_pass(const Pass& p, Between between) {
     if constexpr (kBefore > 0) later.go_on(p, kBytes);
   };
   const auto step = [&](const uint8_t* a, int64_t a_bytes, const uint8_t* b, int64_t b_bytes) __attribute__((always_inline)) {
-    _tile_loadd(4, a, a_bytes);
+    PAGODA_PASSING_TILE(4, a, a_bytes);
     _tile_loadd(6, b, 64);
     PAGODA_TILE_PRODUCT(0, 4, 6);
     ask(0);
@@ -173,13 +207,18 @@ void run_pass(const Pass& p, Between between) {
     }
     ask(1);
     if constexpr (kTall) {
-      _tile_loadd(5, a + 16 * a_bytes, a_bytes);
+      PAGODA_PASSING_TILE(5, a + 16 * a_bytes, a_bytes);
       PAGODA_TILE_PRODUCT(2, 5, 6);
     }
     ask(2);
     if constexpr (kTall && kBoth) PAGODA_TILE_PRODUCT(3, 5, 7);
     ask(3);
     go_on();
+    if constexpr (kOpens) {
+      tile_fence();  // where a tile was loaded from, and where one will be
+      opens.tile();
+      tile_fence();
+    }
     between();
   };
   const auto fetch = [&]() __attribute__((always_inline)) {
@@ -204,12 +243,13 @@ void run_pass(const Pass& p, Between between) {
       fetch();
     }
   } else {
-    for (int64_t i = 0; i < p.tiles; ++i, a += p.tile_bytes, b += kLineTile) {
+    for (int64_t i = 0; i < p.tiles; ++i, a += p.tile_bytes, b += p.line_bytes) {
       step(a, p.token_bytes, b, p.panel_bytes);
       fetch();
     }
   }
   if (p.last_tokens) step(p.last_tokens, kTileBytes, p.last_panels, kLineTile);
+  opening = opens;
   _tile_stored(0, p.to, kPairWords * 4);
   if constexpr (kBoth) _tile_stored(1, p.to + kPanel, kPairWords * 4);
   if constexpr (kTall) _tile_stored(2, p.to + 16 * kPairWords, kPairWords * 4);
