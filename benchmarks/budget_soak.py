@@ -3,6 +3,7 @@
     python -m benchmarks.budget_soak FOLDER_OF_A_MODEL --memory 2GiB --seconds 600
     python -m benchmarks.budget_soak FOLDER_OF_A_MODEL --memory 2GiB --seconds 600 --trouble
     python -m benchmarks.budget_soak FOLDER_OF_A_MODEL ANOTHER … --memory 2GiB --seconds 600
+    python -m benchmarks.budget_soak FOLDER_OF_A_MODEL --memory 600MiB --seconds 60 --serve --weights stream
 
 ``--trouble`` adds kept prefixes, in memory and on disk, and, for a quarter of the time each: a disk on which every
 write ends early (RLIMIT_FSIZE stands for a full one); a file layer in which a fifth of all look-ups and a hundredth of
@@ -134,7 +135,11 @@ class Server:
         if self.offloads:
             limits += ["--kv-offload", args.kv_offload, "--kv-offload-dir", args.folder, "--kv-window", args.kv_window]
         self.process = subprocess.Popen(
-            [*command, *limits, *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=enter
+            [*command, *limits, *args.serve, *extra],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=enter,
         )
         atexit.register(self.process.kill)
         assert self.process.stdout is not None
@@ -244,6 +249,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=2000)
     parser.add_argument("--max-model-len", type=int, default=3072)
     parser.add_argument("--trouble", action="store_true")
+    parser.add_argument("--serve", nargs=argparse.REMAINDER, default=[], help="the rest are options of pagoda serve")
     args = parser.parse_args()
     budget = parse_bytes(args.memory)
     group = Group(budget + budget // 20)

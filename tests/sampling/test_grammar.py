@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import re
 import threading
 import time
+import weakref
 
 import pytest
 from hypothesis import example, given, settings
@@ -176,3 +178,20 @@ def test_an_ambiguous_grammar_fails_before_it_is_slow():
         state.accept(x)
     assert state.error is not None
     assert "items" in state.error
+
+
+def test_the_vocabulary_goes_with_the_last_state_that_reads_it():
+    """The library's object and what it reads from hold each other, unseen by Python's collector."""
+    tokenizer = sample("byte_level")
+    grammars = compiler(tokenizer, [tokenizer.token_id("<|end|>")])
+    state = grammars.compile(Structured(choice=["yes", "no"])).start()
+    source = weakref.ref(grammars._trie._source)
+    del grammars
+    twin = state.fork()
+    del state
+    gc.collect()
+    assert source() is not None
+    assert any(allowed_ids(twin))
+    del twin
+    gc.collect()
+    assert source() is None

@@ -33,11 +33,11 @@ _MAX_CACHED = 16
 class GrammarState:
     """One sequence's place in its grammar."""
 
-    __slots__ = ("_mask", "_matcher", "_pending", "num_words")
+    __slots__ = ("_mask", "_matcher", "_pending", "_trie", "num_words")
 
-    def __init__(self, matcher: llguidance.LLMatcher, num_words: int) -> None:
-        """``num_words`` 32-bit words hold a mask over the vocabulary."""
-        self._matcher, self.num_words = matcher, num_words
+    def __init__(self, matcher: llguidance.LLMatcher, trie: _Trie) -> None:
+        """``num_words`` 32-bit words hold a mask over the vocabulary of ``trie``."""
+        self._matcher, self._trie, self.num_words = matcher, trie, -(-trie.tokenizer.vocab_size // 32)
         self._mask: np.ndarray | None = None
         self._pending: tuple[Future[None], np.ndarray] | None = None
 
@@ -74,7 +74,7 @@ class GrammarState:
     def fork(self) -> GrammarState:
         """An independent copy, for a sequence that goes on from here."""
         self._settle()
-        twin = GrammarState(self._matcher.deep_copy(), self.num_words)
+        twin = GrammarState(self._matcher.deep_copy(), self._trie)
         twin._mask = self._mask  # never written once it is there
         return twin
 
@@ -108,14 +108,14 @@ class GrammarState:
 class Grammar:
     """A compiled form. Safe to start from several threads."""
 
-    __slots__ = ("_matcher", "_num_words")
+    __slots__ = ("_matcher", "_trie")
 
-    def __init__(self, matcher: llguidance.LLMatcher, num_words: int) -> None:
-        self._matcher, self._num_words = matcher, num_words
+    def __init__(self, matcher: llguidance.LLMatcher, trie: _Trie) -> None:
+        self._matcher, self._trie = matcher, trie
 
     def start(self) -> GrammarState:
         """The state before the first token."""
-        return GrammarState(self._matcher.deep_copy(), self._num_words)
+        return GrammarState(self._matcher.deep_copy(), self._trie)
 
 
 class GrammarCompiler:
@@ -139,7 +139,7 @@ class GrammarCompiler:
         self.trie_bytes = 0
         self._eos_ids, self._special_ids = list(eos_ids), sorted({*special_ids, *eos_ids})
         self._lock = threading.Lock()
-        self._trie: llguidance.LLTokenizer | None = None
+        self._trie: _Trie | None = None
         self._cache: OrderedDict[Structured, Grammar] = OrderedDict()
 
     def compile(self, structured: Structured) -> Grammar:
@@ -154,26 +154,42 @@ class GrammarCompiler:
                 self._cache.move_to_end(structured)
                 return self._cache[structured]
             trie = self._built_trie()
-        grammar = Grammar(_matcher(trie, structured), -(-trie.vocab_size // 32))
+        grammar = Grammar(_matcher(trie.tokenizer, structured), trie)
         with self._lock:
             self._cache[structured] = grammar
             while len(self._cache) > _MAX_CACHED:
                 self._cache.popitem(last=False)
         return grammar
 
-    def _built_trie(self) -> llguidance.LLTokenizer:
-        import llguidance
-
+    def _built_trie(self) -> _Trie:
         if self._trie is None:
             if not self._eos_ids:
                 raise RequestError("structured: this model names no end-of-sequence token, so no structure could end")
             before = self._heap_bytes()
             source = _TokenSource(list(self._tokens()), self._eos_ids[0], self._special_ids, self._encode)
-            wrapper = llguidance.TokenizerWrapper(source)
-            self._trie = source.trie = llguidance.LLTokenizer(wrapper, eos_token=self._eos_ids)
-            wrapper.tokens = source.tokens = []  # the trie has them now
+            self._trie = _Trie(source, self._eos_ids)
             self.trie_bytes = max(0, self._heap_bytes() - before)
         return self._trie
+
+
+class _Trie:
+    """The vocabulary as the library has it, for as long as something refers to this.
+
+    The library's object and its source refer to each other, which Python's collector cannot see: the end of this one
+    parts them. Otherwise no trie would ever be freed (400 bytes a token of the vocabulary).
+    """
+
+    def __init__(self, source: _TokenSource, eos_ids: list[int]) -> None:
+        import llguidance
+
+        wrapper = llguidance.TokenizerWrapper(source)
+        self.tokenizer = source.trie = llguidance.LLTokenizer(wrapper, eos_token=eos_ids)
+        wrapper.tokens = source.tokens = []  # the trie has them now
+        self._source = source
+
+    def __del__(self) -> None:
+        if hasattr(self, "_source"):
+            self._source.trie = None
 
 
 class _TokenSource:
