@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pagoda.core.errors import ConfigError
+from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
 
 from .conftest import MODEL, in_process, pagoda
@@ -70,6 +72,9 @@ def test_a_method_is_added_as_the_docs_say(
         (tmp_path / f"{name}.py").write_text(content, encoding="utf-8")
     monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
     assert set(names) < set(POLICIES.names())
+    assert parse_policy("spokesmen(speakers=2)").selection.speakers == 2
+    with pytest.raises(ConfigError, match=r"spokesmen\(speakers=0.5\): expected int$"):
+        parse_policy("spokesmen(speakers=0.5)")
 
     page, methods, bench = tmp_path / "page.md", tmp_path / "methods.md", ["bench", "kv", "lantern"]
     page.write_text(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 
 import pytest
 
@@ -37,6 +37,13 @@ def test_a_parameter_that_stands_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"opt='b\+a\(size=1, size=2\)': a has size twice; give it once"):
         parse("b+a(size=1, size=2)")
     assert len(parse("a(size=1)+a(size=2)")) == 2
+
+
+def test_kinds_may_be_classes_as_in_files_without_annotations_from_the_future() -> None:
+    made = make_dataclass("Plain", [("size", int, 4), ("share", float, 0.5), ("either", int | float, 1)])
+    assert build_call(made, Call("o", {"size": 3, "share": 1, "either": 0.5})) == made(3, 1.0, 0.5)
+    with pytest.raises(ConfigError, match=r"o\(size='x'\): expected int$"):
+        build_call(made, Call("o", {"size": "x"}))
 
 
 def test_build_checks_names_and_kinds() -> None:

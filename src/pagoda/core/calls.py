@@ -44,7 +44,8 @@ def build_call(cls: type[T], call: Call) -> T:
         if key not in accepted:
             names = ", ".join(accepted) or "no parameters"
             raise ConfigError(f"{call.name} has no parameter {key!r}; accepted: {names}")
-        kinds = [kind.strip() for kind in str(accepted[key].type).split("|")]
+        stated = accepted[key].type  # a text where the file has annotations from __future__, else a class or a union
+        kinds = [kind.strip() for kind in (stated.__name__ if isinstance(stated, type) else str(stated)).split("|")]
         if type(value) is int and "float" in kinds and "int" not in kinds:
             arguments[key] = float(value)
         elif type(value).__name__ not in kinds:
