@@ -275,7 +275,7 @@ def last_end(work: list[int], starts: list[int], speeds: list[float]) -> float:
 @pytest.mark.parametrize("threads", [2, 4, 8])
 @pytest.mark.parametrize(("num_seqs", "slots", "shared"), [(1, 4112, 0), (16, 2112, 2048), (3, 4112, 0)])
 def test_threads_end_together(num_seqs, slots, shared, threads):
-    """A thread's stretch is its share of the work, a shared prefix counted once, and ends in single parts."""
+    """A thread's stretch is its share of the work, a shared prefix counted once."""
     make, layout = Make(), PageLayout(16, 64, 64, torch.float32)
     table, _ = layer_table(make, [1] * num_seqs, [slots] * num_seqs, page_size=16, num_kv_heads=2, per_head=False)
     table.rows[:, : shared // 16] = table.rows[0, : shared // 16]
@@ -284,14 +284,26 @@ def test_threads_end_together(num_seqs, slots, shared, threads):
     shares = [sum(work[begin:end]) for begin, end in pairwise(starts)]
     assert len(shares) == threads
     assert sum(shares) == sum(work)
-    last = [items[end - 1] for end in starts[1:]]
-    assert all(end - begin <= 256 for _, _, begin, end in last)
     part = max(min(end - begin, 256) * (32 + 7 * len(seqs)) for seqs, _, begin, end in items)
     assert max(shares) <= sum(work) / threads + part  # half of one at either end
     assert last_end(work, starts, [1.0] * threads) <= sum(work) / threads + part
     # Where the system gives one of them half of a core, it is late by one of its items and no more.
     speeds = [0.5] + [1.0] * (threads - 1)
     assert last_end(work, starts, speeds) <= sum(work) / sum(speeds) + max(work) / 0.5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("slots", [4096, 5000, 700])
+def test_items_are_whole_sums(slots, threads):
+    """An item adds up the first parts of a sum of eight, so most items begin where sums do."""
+    make, layout = Make(), PageLayout(16, 64, 64, torch.float32)
+    table, _ = layer_table(make, [1], [slots], page_size=16, num_kv_heads=2, per_head=False)
+    items, _ = attention_items(table, layout, 14, True, 0, threads)
+    begins = {head: [begin for _, of, begin, _ in items if of == head] for head in (0, 1)}
+    assert begins[0] == begins[1]
+    assert all(begin % 256 == 0 for begin in begins[0])
+    within = [begin for begin in begins[0] if begin % 2048]
+    assert len(within) <= 2 * threads
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

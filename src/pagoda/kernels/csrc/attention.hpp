@@ -107,10 +107,10 @@ void paged_attention(const AttentionArgs& args, int num_threads, const std::stri
 
 // ---- the plan (attention_plan.cpp): which rows meet which slots ----------------------------------------------------------
 
-// Slots are attended in parts that begin at multiples of kPartSlots; the parts of a row are merged in their order. So a row's
-// result depends on its own slots alone, however parts are grouped into items, and two sequences that begin with the same pages
-// can have their parts computed together.
-constexpr int64_t kPartSlots = 256;
+// Slots are attended in parts that begin at multiples of kPartSlots. The parts of a row are added up in their order, kSumParts at a time, and then
+// these sums are. So a row's result depends on its own slots alone, however parts are grouped into items, and two sequences that begin with
+// the same pages can have their parts computed together; and an item that has the first parts of such a sum adds them up itself (Tile::end_part).
+constexpr int64_t kPartSlots = 256, kSumParts = 8;
 // What one item takes of many queries, by the second-level cache (caches.hpp): few enough that queries and sums stay there beside a
 // block of K and V and the next one's pages, enough that K and V are packed and read for many.
 struct AttentionTiles {

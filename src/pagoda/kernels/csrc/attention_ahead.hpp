@@ -40,6 +40,18 @@ struct LinesInTurn {
     at += over ? step : 0;
     page = over ? first : page;
   }
+  void next_four() {
+    if (end - page < 4) {
+#pragma GCC unroll 1
+      for (int i = 0; i < 4; ++i) next();
+      return;
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) __builtin_prefetch(page[i] + at, 0, 2);
+    const bool over = (page += 4) == end;
+    at += over ? step : 0;
+    page = over ? first : page;
+  }
 };
 
 // Pages that will be read soon, asked for a cache line at a time, between the multiplications of the block before: a core waits

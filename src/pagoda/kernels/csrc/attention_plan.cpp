@@ -20,14 +20,13 @@ namespace pagoda {
 
 namespace {
 
-constexpr int64_t kMaxItemParts = 8;
+constexpr int64_t kMaxItemParts = kSumParts;
 constexpr int64_t kManyTiles = 16;       // of a chunk, from which on they are large ones
 constexpr int64_t kRowBytes = 2 << 10;  // of cache for a row: its query, sums and mask take a quarter (64 columns)
 constexpr int64_t kRowsTogether = 126;   // whole groups of 1, 2, 3, 6, 7, 9 query heads
 constexpr int64_t kMostRows = 16 * kRowsTogether;  // where packing a slot is a sixtieth of a tile's products
-constexpr int64_t kItemsPerThread = 8;  // of its share, and more towards the end
+constexpr int64_t kItemsPerThread = 2;  // of its share, and more towards the end. With eight, 4096 slots of int8 took a twelfth more.
 constexpr int64_t kWidestSpan = 64;     // slots beside which a maximum moves at once (kSpan), where blocks begin anywhere
-constexpr int64_t kLastParts = 4;       // of a share are items by themselves: who ends late is late by one of them
 
 int64_t cost(int64_t slots, int64_t rows) { return slots * (32 + rows); }  // packing a slot costs as much as 32 rows' products
 
@@ -227,7 +226,7 @@ class Planner {
       std::sort(plan.items.begin() + plan.stretches[i], plan.items.begin() + plan.stretches[i + 1], less);
   }
 
-  // Items of a share's kItemsPerThread-th, and single parts towards its end, of jobs over the same parts in turn.
+  // Items of a share's kItemsPerThread-th, of jobs over the same parts in turn.
   void cut(const std::vector<Job>& together) {
     const Job& one = together[0];
     const int64_t part = kPartSlots * one.slot_cost;
@@ -235,7 +234,7 @@ class Planner {
     for (int64_t at = one.from, stop = at; at < one.to || one.from == one.to; at = stop) {
       for (const Job& job : together) {
         while (plan.stretches.empty() || (thread < threads && 2 * (share_end() - done) < part)) begin_stretch();
-        if (&job == &one) stop = std::min(one.to, at + parts_at(one, at, part * int64_t(together.size()), usual));
+        if (&job == &one) stop = whole_sums(one, at, std::min(one.to, at + parts_at(one, at, part * int64_t(together.size()), usual)));
         const Narrow *const begin = members.data() + job.first, *const end = begin + job.count;
         each_tile(begin, end, [&](const Narrow* first, const Narrow* beyond, int64_t) {
           for (const Narrow* m = first; m < beyond; ++m) plan.spans.push_back(span_of(*m, at));
@@ -253,7 +252,13 @@ class Planner {
   int64_t parts_at(const Job& job, int64_t at, int64_t part, int64_t usual) const {
     const int64_t left = (share_end() - done) / part;
     if (job.count > 1) return std::clamp<int64_t>(left > job.to - at ? left : left - 1, 1, kMaxItemParts);
-    return threads > 1 ? std::clamp<int64_t>(left - kLastParts, 1, usual) : usual;
+    return threads > 1 ? std::clamp<int64_t>(left, 1, usual) : usual;
+  }
+
+  // Parts from `at` to `stop`, less those beyond the last sum of kSumParts that ends among them.
+  int64_t whole_sums(const Job& job, int64_t at, int64_t stop) const {
+    const int64_t first = members[job.first].begin / kPartSlots, whole = (stop - first) / kSumParts * kSumParts + first;
+    return stop < job.to && whole > at ? whole : stop;
   }
 
   int64_t share_end() const { return total * thread / threads; }  // of the threads before `thread`

@@ -38,21 +38,30 @@ inline void finish_row(const AttentionArgs& a, const AttentionScratch& out, int6
   }
 }
 
+// Calls add(part, whether the sum of kSumParts begins or ends with it) for `count` parts.
+template <typename Add>
+inline void each_part(int64_t count, Add add) {
+  for (int64_t i = 0; i < count; ++i) add(i, i % kSumParts == 0, (i + 1) % kSumParts == 0 || i + 1 == count);
+}
+
 // to[0 .. kVectors x kLanes) = a row's columns of `count` parts, `apart` floats from one to the next, each times its weight: weights[part x kLanes].
 template <int kVectors>
 inline void add_parts(const float* part, int64_t apart, int64_t count, const float* weights, float* to) {
-  Vec sum[kVectors] = {};
-  for (int64_t i = 0; i < count; ++i, part += apart) {
+  Vec all[kVectors] = {}, sum[kVectors];
+  each_part(count, [&](int64_t i, bool first, bool last) {
     const float weight = weights[i * kLanes];
-    if (weight == 0.0f) continue;  // it saw nothing: what lies there means nothing
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[v] = fused(load(part + v * kLanes), weight, sum[v]);
-  }
+    for (int v = 0; v < kVectors; ++v) {
+      if (first) sum[v] = Vec{};
+      if (weight != 0.0f) sum[v] = fused(load(part + i * apart + v * kLanes), weight, sum[v]);  // else it saw nothing: what lies there means nothing
+      if (last) all[v] += sum[v];
+    }
+  });
 #pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, sum[v]);
+  for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, all[v]);
 }
 
-// Adds the parts of each row in their order, each weighted by 2^(its maximum - the common one).
+// Adds the parts of each row (kSumParts), each weighted by 2^(its maximum - the common one).
 inline void merge_parts(const AttentionArgs& a, const Merge& merge, const AttentionScratch& out) {
   const int64_t queries = a.num_queries(merge.seq);
   const Parts parts = parts_of(a, out.partials + merge.first, queries, merge.count);
@@ -60,13 +69,14 @@ inline void merge_parts(const AttentionArgs& a, const Merge& merge, const Attent
   float* weights = sums + padded(a.v_dim);  // [part][kLanes rows]
   for (int64_t first = 0; first < parts.rows; first += kLanes) {
     const int64_t here = parts.rows - first < kLanes ? parts.rows - first : kLanes;
-    Vec top = splat(-kInf), total{};
+    Vec top = splat(-kInf), total{}, sum{};
     for (int64_t i = 0; i < merge.count; ++i) top = maximum(load_some(parts.tops(i) + first, here), top);
-    for (int64_t i = 0; i < merge.count; ++i) {
+    each_part(merge.count, [&](int64_t i, bool begins, bool ends) {
       const Vec own = load_some(parts.tops(i) + first, here), weight = select(own == splat(-kInf), Vec{}, exp2_of(own - top));
-      total = fused(weight, load_some(parts.totals(i) + first, here), total);
+      sum = fused(weight, load_some(parts.totals(i) + first, here), begins ? Vec{} : sum);
+      if (ends) total += sum;
       store(weights + i * kLanes, weight);
-    }
+    });
     for (int64_t r = 0; r < here; ++r) {
       const int64_t row = first + r, token = a.q_starts[merge.seq] + row / a.group();
       const float* const part = parts.sums(0) + row * a.v_dim;
@@ -75,9 +85,13 @@ inline void merge_parts(const AttentionArgs& a, const Merge& merge, const Attent
       for (; d + 4 * kLanes <= a.v_dim; d += 4 * kLanes) add_parts<4>(part + d, apart, merge.count, weights + r, sums + d);
       for (; d + kLanes <= a.v_dim; d += kLanes) add_parts<1>(part + d, apart, merge.count, weights + r, sums + d);
       for (; d < a.v_dim; ++d) {
-        sums[d] = 0.0f;
-        for (int64_t i = 0; i < merge.count; ++i)
-          if (weights[i * kLanes + r] != 0.0f) sums[d] = fused(weights[i * kLanes + r], part[i * apart + d], sums[d]);
+        float all = 0.0f, one = 0.0f;
+        each_part(merge.count, [&](int64_t i, bool begins, bool ends) {
+          if (begins) one = 0.0f;
+          if (weights[i * kLanes + r] != 0.0f) one = fused(weights[i * kLanes + r], part[i * apart + d], one);
+          if (ends) all += one;
+        });
+        sums[d] = all;
       }
       finish_row(a, out, token, merge.head * a.group() + row % a.group(), sums, top[r], total[r]);
     }

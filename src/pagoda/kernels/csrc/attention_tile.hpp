@@ -78,16 +78,24 @@ struct Tile {
 
   Parts parts_of_span(const Span& span) const { return parts_of(a, out.partials + span.partial, span.q_end - span.q_begin, span.num_parts); }
 
-  void write_partials(int64_t part) const {
+  void write_partials(int64_t part, const float* sums_of_rows, const float* tops_of_rows, const float* totals_of_rows) const {
     int64_t row = 0;
     for (int s = item.span_begin; s < item.span_end; ++s) {
       const Parts parts = parts_of_span(spans[s]);
-      const int64_t own = spans[s].part + part;
-      float *const sums = parts.sums(own), *const tops = parts.tops(own), *const totals = parts.totals(own);
+      float *const sums = parts.sums(part), *const tops = parts.tops(part), *const totals = parts.totals(part);
       for (int64_t r = 0; r < parts.rows; ++r, ++row) {
-        copy(t.sums + row * t.v_stride, sums + r * a.v_dim);
-        tops[r] = t.tops[row], totals[r] = t.total(row);
+        copy(sums_of_rows + row * t.v_stride, sums + r * a.v_dim);
+        tops[r] = tops_of_rows[row], totals[r] = totals_of_rows ? totals_of_rows[row] : t.total(row);
       }
+    }
+  }
+
+  // Parts `begin` to `end` are in another.
+  void write_empty_partials(int64_t begin, int64_t end) const {
+    for (int s = item.span_begin; s < item.span_end; ++s) {
+      const Parts parts = parts_of_span(spans[s]);
+      float *const tops = parts.tops(begin), *const totals = parts.totals(begin);
+      for (int64_t i = 0; i < (end - begin) * parts.rows; ++i) tops[i] = -kInf, totals[i] = 0.0f;
     }
   }
 
@@ -108,24 +116,28 @@ struct Tile {
 #endif
   }
 
-  // Whether parts are added up until the item ends (attention_tiled_parts.hpp).
-  bool keeps() const { return PAGODA_AMX && (t.across || (!t.bytes && !few())) && item.slot_begin == 0; }
+  // Whether parts are kept beside the products of their last block (attention_tiled_parts.hpp).
+  bool by_columns() const { return PAGODA_AMX && (t.across || (!t.bytes && !few())); }
 
-  void end_part(int64_t part, bool last) {
-    const bool kept = keeps();
-    if (kept && !last) return;
-    order_sums(kept);
-    write_partials(kept ? 0 : part);
-    if (kept) write_empty_partials(part);
+  // How part `part` of its rows ends: kept with those before it where the item has the first of the sum, and it is not the only one.
+  PartEnd part_end(int64_t part, bool last) const {
+    const int64_t first = part - part % kSumParts;
+    if (!t.kKeeps || first < spans[item.span_begin].part || (part == first && last)) return PartEnd::none;
+    return part == first ? PartEnd::kept_first : PartEnd::kept;
   }
 
-  // Parts 1 to `last` are in the first.
-  void write_empty_partials(int64_t last) const {
-    for (int s = item.span_begin; s < item.span_end; ++s) {
-      const Parts parts = parts_of_span(spans[s]);
-      float *const tops = parts.tops(spans[s].part + 1), *const totals = parts.totals(spans[s].part + 1);
-      for (int64_t i = 0; i < last * parts.rows; ++i) tops[i] = -kInf, totals[i] = 0.0f;
+  void end_part(int64_t part, bool last, PartEnd end) {
+    const bool kept = end != PartEnd::none;
+    if (kept && !by_columns()) order_sums(false), t.keep(end == PartEnd::kept_first);
+    if (kept && !last && (part + 1) % kSumParts != 0) return;
+    const int64_t first = kept ? part - part % kSumParts : part;
+    if (!kept || by_columns()) {
+      order_sums(kept);
+      write_partials(first, t.sums, t.tops, nullptr);
+    } else {
+      write_partials(first, t.before.sums, t.before.tops, t.before.totals);
     }
+    write_empty_partials(first + 1, part + 1);
   }
 
   static int64_t block_end(const AttentionItem& it, int64_t from) {
@@ -172,17 +184,18 @@ struct Tile {
     else turn_queries(t);
 #endif
     const bool parts = spans[item.span_begin].partial >= 0;
-    int64_t at = item.slot_begin, part = 0;
+    int64_t at = item.slot_begin, part = spans[item.span_begin].part;
     const bool zeros = !t.across && (t.bytes || few() || at == item.slot_end);  // slots that are multiplied where they lie are added to sums
     t.restart(zeros);
     for (int turn = 0; at < item.slot_end; turn ^= 1) {
       const int64_t end = block_end(item, at);
-      const bool ends = parts && (end % kPartSlots == 0 || end == item.slot_end);
+      const bool last = end == item.slot_end, ends = parts && (last || end % kPartSlots == 0);
+      const PartEnd kind = ends ? part_end(part, last) : PartEnd::none;
       find_next(pages, end, soon, slots[turn ^ 1]);
-      work(block, pages, slots[turn], at, slots[turn ^ 1], !ends || !keeps() ? PartEnd::none : part == 0 ? PartEnd::kept_first : PartEnd::kept);
+      work(block, pages, slots[turn], at, slots[turn ^ 1], kind);
       at = end;
       if (ends) {
-        end_part(part++, at == item.slot_end);
+        end_part(part++, last, kind);
         t.restart(zeros);
       }
     }

@@ -37,7 +37,7 @@ struct Bounds {
   Mask any, every;
 };
 
-// Whether a part ends with a block whose sums are kept with those of the parts before it, if any (attention_tiled_parts.hpp).
+// Whether a part ends with a block whose sums are kept with those of the parts before it, if any (TileRows::keep, attention_tiled_parts.hpp).
 enum class PartEnd { none, kept_first, kept };
 
 struct InPlace {
@@ -59,11 +59,12 @@ struct TileRows {
   Bounds* bounds;              // of each sixteen
   float *corners, *last_keys;  // attention_tiled_few.hpp
   float *turning;              // attention_tiled_parts.hpp
-  struct { float *sums, *tops, *totals; } before;
 #endif
+  struct { float *sums, *tops, *totals; } before;  // of the parts that are added up here; as `sums`, and a number a row
   float* block_space;
   bool across = false;    // sums are [column][16 rows] and denominators [16][16 rows]
   bool has_sums = false;  // else what lies in `sums` means nothing yet
+  static constexpr bool kKeeps = Math::kPerWord == 2;  // maxima are whole numbers (raised)
   const float plain_unit;  // what logits are multiplied with where that is all, and slots count once; else 0
   BlockWeights weights;    // of the sequence, which is the only one of its items if it has some
   const bool bytes;  // products of bytes: attention_bytes.hpp
@@ -81,16 +82,18 @@ struct TileRows {
     const int64_t chunk = (kRowsTogether > 8 ? kRowsTogether : 8) * kBlock + (PAGODA_AMX ? 2 * kLanes * kLanes : 0);
     const int64_t k_groups = byte_groups(a.shape.k_dim), v_groups = byte_groups(a.v_dim);
     const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 1 + k_groups) + v_groups * (PAGODA_AMX ? 2 : 1) * kFewRows * (kBlock / 4 + kLanes) + for_turned() + 6 * 16 : 0;
-    const int64_t for_tiles = PAGODA_AMX ? room * (k_words + v_stride + kLanes + 4) + kRowsTogether * (k_words + v_stride + 2 * kLanes) + 8 * 16 : 0;
-    float* at = scratch.need(room * (k_words + v_stride + 2 + kLanes + 4) + 2 * chunk + for_bytes + for_tiles + Block<Math>::floats(a) + 11 * 16);
+    const int64_t for_tiles = PAGODA_AMX ? room * (k_words + kLanes + 2) + kRowsTogether * (k_words + v_stride + 2 * kLanes) + 8 * 16 : 0;
+    float* at = scratch.need(room * (k_words + v_stride + 2 + kLanes + 4) + (kKeeps ? room * (v_stride + 2) : 0) + 2 * chunk + for_bytes + for_tiles +
+                             Block<Math>::floats(a) + 14 * 16);
     const auto take = [&](int64_t floats) { float* p = at; at += (floats + 15) / 16 * 16; return p; };
     queries = take(room * k_words), sums = take(room * v_stride);
     tops = take(room + kLanes), totals = take(room * kLanes), slopes = take(rows);
     masks = reinterpret_cast<Mask*>(take(rows * 4));
     scores = take(chunk), probs = take(chunk);
+    if (kKeeps) before.sums = take(room * v_stride), before.tops = take(room), before.totals = take(room);
 #if PAGODA_AMX
     turned = take(room * k_words), corners = take(2 * kRowsTogether * kLanes), last_keys = take(kRowsTogether * k_words);
-    before.sums = take(room * v_stride), before.tops = take(room), before.totals = take(room), turning = take(kRowsTogether * v_stride);
+    turning = take(kRowsTogether * v_stride);
     bounds = reinterpret_cast<Bounds*>(take(room / kRowsTogether * int64_t{sizeof(Bounds) / 4}));
 #endif
 #if PAGODA_DPBF16
@@ -184,6 +187,24 @@ struct TileRows {
 #endif
 
   float total(int64_t row) const { return total_of(load(totals + row * kLanes)); }
+
+  // Adds this part of all rows to those before it: each sum rounds but once, as where parts are merged (merge_parts).
+  void keep(bool first) {
+    for (int from = 0; from < rows; from += kLanes) {
+      const int here = rows - from < kLanes ? rows - from : kLanes;
+      alignas(64) float own[kLanes], f[kLanes], g[kLanes];
+      for (int r = 0; r < here; ++r) own[r] = total(from + r);
+      const Vec top = load(tops + from), old = first ? splat(-kInf) : load(before.tops + from), high = maximum(top, old);
+      const auto factor = [&](Vec of) { return select(of == splat(-kInf), Vec{}, exp2_of(of - high)); };
+      store(f, factor(old)), store(g, factor(top)), store(before.tops + from, high);
+      store(before.totals + from, first ? load(own) : fused(load(before.totals + from), load(f), load(own) * load(g)));
+      for (int r = 0; r < here; ++r) {
+        float *const to = before.sums + (from + r) * v_stride, *const part = sums + (from + r) * v_stride;
+        for (int64_t c = 0; c < v_stride; c += kLanes)
+          store(to + c, first ? load(part + c) : fused(load(to + c), splat(f[r]), load(part + c) * g[r]));
+      }
+    }
+  }
 
   // What `count` rows from `row` on see of a block of `slots` slots.
   Seen seen(int row, int count, int64_t begin, int slots) const {

@@ -1,8 +1,6 @@
 // What sixteen rows have summed by tiles, [column][16 rows] (attention_tiled.hpp), on its way to a row each; and their queries, turned.
 //
-// Maxima are whole numbers, so parts that are added up here, one behind the other from a row's first on, have the bits that merging them
-// later gives (attention_results.hpp): each rounds but once, in the same order. So an item that begins with its rows' first slot leaves one
-// part instead of one for each 256 slots.
+// Parts are added up here as rows' are (TileRows::keep).
 #pragma once
 
 #include "attention_tile_rows.hpp"
