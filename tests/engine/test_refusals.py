@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from pagoda import BudgetError, ConfigError, EngineClosedError, ModelError, PagodaError, RequestError, SamplingParams
+from pagoda.bench.random_calibrations import calibrate_at_random
 
 from .conftest import kv_bytes
-from .tiny import prompt
+from .tiny import make_model, prompt
 
 
 @pytest.mark.parametrize(
@@ -114,3 +118,20 @@ def test_ctrl_c_leaves_nothing_behind(make_llm, monkeypatch, oracle) -> None:
     assert not engine.has_work
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     assert llm.generate([prompt(1, 5)], params)[0].token_ids == oracle(prompt(1, 5), 8)
+
+
+def test_a_calibration_of_another_model_is_refused_with_what_to_do(make_llm: Any, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "other", num_key_value_heads=4)
+    calibrate_at_random(folder, 3, 4, 8, only={"eigen_attention", "duo_attention"})
+    calibrate_at_random(folder, 2, 2, 8, only={"kv_heads_compress", "csr"})
+    llm = make_llm(folder)
+    for name in ("eigen_attention", "duo_attention"):
+        with pytest.raises(
+            ModelError, match=rf"{name}.* is of a model of 3 layers, and this one has 2; run: pagoda cal"
+        ):
+            llm.generate([prompt(1, 60)], SamplingParams(max_tokens=4, kv=name))
+    for name in ("kv_heads_compress", "csr"):
+        (output,) = llm.generate([prompt(1, 60)], SamplingParams(max_tokens=4, kv=f"{name}(window=0)"))
+        assert output.error is not None
+        assert f"{name} was calibrated for 2 kv-heads and this model has 4" in output.error
+    assert llm.generate([prompt(1, 60)], SamplingParams(max_tokens=4))[0].error is None

@@ -41,7 +41,7 @@ READABLE = 1024
 
 class Calibrations:
     """Tensors by method and name, float32. They stay until they are forgotten; ``hold(method, bytes)`` leases them
-    first (False: no room), where ``fits(bytes)``.
+    first (False: no room), where ``fits(bytes)``. ``num_layers``: of the model, where that is known.
     """
 
     def __init__(
@@ -49,8 +49,9 @@ class Calibrations:
         model: Path,
         hold: Callable[[str, int], bool] = lambda _name, _bytes: True,
         fits: Callable[[int], bool] = lambda _bytes: True,
+        num_layers: int | None = None,
     ) -> None:
-        self._model, self._hold, self._fits = Path(model), hold, fits
+        self._model, self._hold, self._fits, self._num_layers = Path(model), hold, fits, num_layers
         self._folder = beside(self._model, FOLDER)
         self._read: dict[str, Mapping[str, Tensor]] = {}
         self._sizes: dict[str, int] = {}  # bytes, when it was last read
@@ -73,6 +74,12 @@ class Calibrations:
                 raise ModelError(
                     f"{path} holds numbers that are not finite ({bad}); run: pagoda calibrate {method} {self._model} "
                     "--force"
+                )
+            of = {len(tensor) for tensor in raw.values()}
+            if self._num_layers is not None and of != {self._num_layers}:
+                raise ModelError(
+                    f"{path} is of a model of {' or '.join(map(str, sorted(of)))} layers, and this one has "
+                    f"{self._num_layers}; run: pagoda calibrate {method} {self._model} --force"
                 )
             found = complete(raw)
             num_bytes = self._sizes[method] = sum(t.nbytes for t in found.values())

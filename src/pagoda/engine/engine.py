@@ -75,7 +75,7 @@ class Engine:
         )
         self.scheduler = Scheduler(limits, policy, self._memory, clock)
         self._runner, self._probing = Runner(loaded.model, stores), Probing(self.scheduler)
-        calibrations = Calibrations(loaded.path, stores.hold_shared, stores.could_hold)
+        calibrations = Calibrations(loaded.path, stores.hold_shared, stores.could_hold, loaded.shape.num_layers)
         self._evictor = Evictor(self.scheduler, self.counters, calibrations)
         self.admission = Admission(loaded, stores, calibrations, max_model_len, limits.max_num_batched_tokens)
         stores.calibration, stores.shared.forget = calibrations.load, calibrations.forget

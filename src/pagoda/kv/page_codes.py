@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.errors import ConfigError
 from ..core.types import KVFormat
 from ..kernels._optional import extension
 from ..kernels.page_code import PageCode
@@ -41,7 +42,14 @@ class PageCodes:
         """Of one layer. What the codec raises comes through."""
         if not self._codes:
             fmt, layers = self._fmt, range(self._fmt.num_layers)
-            self._codes = [codec.code(fmt.page_size, fmt.k_dim, fmt.v_dim, self.learned_of(at)) for at in layers]
+            codes = [codec.code(fmt.page_size, fmt.k_dim, fmt.v_dim, self.learned_of(at)) for at in layers]
+            for side in (side for code in codes for side in code.sides or ()):
+                if side.table is not None and len(side.table) != fmt.num_kv_heads:  # kernels would read beyond it
+                    raise ConfigError(
+                        f"{codec.method} was calibrated for {len(side.table)} kv-heads and this model has "
+                        f"{fmt.num_kv_heads}; run: pagoda calibrate {codec.method} MODEL --force"
+                    )
+            self._codes = codes
         return self._codes[layer]
 
     def sides(self, codec: WindowedCodec) -> Any:

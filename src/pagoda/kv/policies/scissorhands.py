@@ -20,7 +20,9 @@ class Scissorhands(Scored, Rolling):
     """Score: how many of the last ``window`` queries gave a slot at least the mean 1/t of the t slots that they see
     (algorithm 2 counts those that gave less); the newest ``keep_recent`` stay.
 
-    Deviation: equals are decided by the attention received, where the paper leaves it open; one budget for all layers.
+    Deviations: equals are decided by the attention received, where the paper leaves it open; one budget for all layers;
+    the window is of 32 queries, where the paper's is of 400, and an act drops ``every`` slots, where the paper's drops
+    half of the budget.
 
     Finds no fact again (recall is that of keeping nothing, 25 %): a count takes a query that looks hard at one place
     for no more than one that grazes many. Averaged over 13 neighbours as in snapkv, counts recall 30 % and sums of the
