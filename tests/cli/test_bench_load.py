@@ -31,7 +31,7 @@ def test_sim_compares_policies_and_writes_what_it_found(tmp_path: Path, capfd: A
         ("sim poisson --device abacus", "accepted: a100-80g"),
         ("sim poisson --time-scale 0", "time scale 0.0"),
         ("serve localhost:80", "http://HOST:PORT"),
-        ("serve http://127.0.0.1:9 --requests 1", "no request was answered"),
+        ("serve http://127.0.0.1:9", "no server is there"),
         ("serve http://127.0.0.1:9 --against absent.json", "absent.json is no serve.json"),
     ],
 )

@@ -20,6 +20,7 @@ from ..plan.simulator.sequence import Served
 from .traces import Arrival
 
 READ_BYTES = 1 << 20
+REACH_SECONDS = 10.0
 Progress = Callable[[int, int], None]
 
 
@@ -102,6 +103,17 @@ async def closed_loop(
 
     await asyncio.gather(*(user() for _ in range(users)))
     return records
+
+
+async def reach(target: Target) -> None:
+    """Raises ConfigError where nobody listens: it is said at once, not after a load of which nothing was answered."""
+    try:
+        async with asyncio.timeout(REACH_SECONDS):
+            _, writer = await asyncio.open_connection(*target.address)
+    except (OSError, TimeoutError) as error:
+        why = str(error) or f"nothing for {REACH_SECONDS:g} s"
+        raise ConfigError(f"{target.url}: no server is there ({why}); start it first, or give another URL") from error
+    writer.close()
 
 
 async def ask(target: Target, arrival: Arrival, started: float) -> Served:

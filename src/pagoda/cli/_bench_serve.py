@@ -48,7 +48,7 @@ def serve(
     import asyncio
 
     from ..bench.latency import Promise
-    from ..bench.load import Target
+    from ..bench.load import Target, reach
     from ..bench.load_report import write_report
     from ..bench.pyplot import pyplot
     from ..bench.records import Run, read_records, write_records
@@ -64,6 +64,7 @@ def serve(
     target = Target(url, model, api_key, vocab_size, timeout)
     if out is not None:
         pyplot()  # what is missing is said before the load, not after it
+    asyncio.run(reach(target))
     runs = list[Run]()
     for number in sweep:
         with _progress(len(arrivals)) as told:
