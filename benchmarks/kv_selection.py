@@ -109,6 +109,7 @@ class Steps:
             whole = context - 1
             if encoded:  # encoded pages are full; what is left is computed, in the first step
                 whole -= whole % manager.fmt.page_size
+            self.store.shared.use(waiting.policy.reads)  # as the engine does when it admits
             manager.admit(waiting.seq_id, waiting.tokens, use_prefix=False)
             assert manager.reserve(waiting.seq_id, whole)
             manager.commit(waiting.seq_id, waiting.tokens[:whole])
