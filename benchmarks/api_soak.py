@@ -144,8 +144,7 @@ def left_over(server: Server) -> dict[str, Any]:
     while True:
         stats = httpx.get(f"{server.url}/admin/stats", timeout=60).json()
         held = {name: stats["server"][name] for name in ("open_jobs", "open_streams", "inside")}
-        if not stats["server"]["stored_responses"]:  # one that had its "store" spoiled
-            held |= {"buffers": stats["server"]["held_bytes"] - CONNECTION_BYTES}  # this look's own
+        held |= {"buffers": stats["server"]["held_bytes"] - CONNECTION_BYTES}  # this look's own
         held |= {name: stats["queue"][name] for name in ("running", "waiting")}
         held |= {"sequences": stats["kv"]["num_sequences"], "policies": stats["kv"]["policy_bytes"]}
         held |= {"pages": stats["kv"]["used_bytes"] - stats["kv"]["idle_prefix_bytes"]}

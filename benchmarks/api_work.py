@@ -91,6 +91,8 @@ def draw(rng: random.Random, seconds: float, *, offloads: bool) -> Ask:
         return Ask(path, rng.choice(BROKEN), kind, rng.random() * seconds)
     if kind == "odd":
         _spoil(rng, body)
+        if path == "/v1/responses":  # a stored one would rightly hold bytes and pages afterwards
+            body["store"] = False
     return Ask(path, body, kind, rng.random() * seconds)
 
 
