@@ -22,7 +22,8 @@ import torch
 from pagoda.budget.ledger import Ledger
 from pagoda.core.units import format_bytes, parse_bytes
 from pagoda.kv.dense import DenseCache, DenseView
-from pagoda.models.load import Loaded, load_model, read_config
+from pagoda.models.config_json import read_config
+from pagoda.models.load import Loaded, load_model
 from pagoda.models.model import Model
 from pagoda.models.neuron_file import bundle
 from pagoda.models.placement import Room

@@ -24,9 +24,9 @@ ARROWS: dict[str, set[str]] = {
     "models": {"core", "budget", "kernels", "weights", "kv.view", "kv.dense"},
     "plan": {
         "core", "budget", "schedule", "kv", "models.shape", "models.stream_plan", "models.footprint", "models.catalog",
-        "models.families", "models.gguf", "models.sources", "models.spec", "models.stored", "weights.quantization",
-        "weights.formats", "weights.header", "weights.rows", "weights.gguf_parts", "weights.schemes",
-        "sampling.params", "sampling.scratch", "kernels.preferred",
+        "models.config_json", "models.families", "models.gguf", "models.sources", "models.spec", "models.stored",
+        "weights.quantization", "weights.formats", "weights.header", "weights.rows", "weights.gguf_parts",
+        "weights.schemes", "sampling.params", "sampling.scratch", "kernels.preferred",
     },
     "speculative": {"core", "budget", "kernels", "kv", "models", "sampling"},
     "adapters": {"core", "budget", "kernels", "weights", "models"},
@@ -82,8 +82,8 @@ TORCH_FREE = (
     "kv.room", "kv.live", "kv.evictions", "kv.compaction", "kv.stats", "kv.tiers",
     "kv.swap_cost", "kv.read_back", "kv.write_back",
     "sampling.params", "sampling.scratch", "sampling.structured", "sampling.grammar",
-    "models.shape", "models.resolve", "models.catalog", "models.stored", "models.stream_plan", "weights.rows",
-    "weights.built_rows", "cli.main", "cli.run", "cli.chat", "cli.models", "cli.serve",
+    "models.shape", "models.resolve", "models.catalog", "models.config_json", "models.stored", "models.stream_plan",
+    "weights.rows", "weights.built_rows", "cli.main", "cli.run", "cli.chat", "cli.models", "cli.serve",
 )  # fmt: skip
 NEEDS_TORCH = {"torch", "transformers", "safetensors", "triton"}
 

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from pagoda.budget.ledger import Ledger
 from pagoda.core.errors import BudgetError, ConfigError, ModelError, UnsupportedModelError, WeightsError
 from pagoda.kernels.preferred import prefers_bf12
-from pagoda.models.load import choose_dtype, load_model
+from pagoda.models.dtype_choice import choose_dtype
+from pagoda.models.load import load_model
 from pagoda.weights.reader import Checkpoint
 
 from . import fake_model

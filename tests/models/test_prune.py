@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from pagoda.cli.main import app
 from pagoda.core.errors import ConfigError, ModelError
-from pagoda.models.load import Loaded, load_model, read_config
+from pagoda.models.config_json import read_config
+from pagoda.models.load import Loaded, load_model
 from pagoda.models.prune import empty_model, vocabulary_slices, width_slices, write_pruned
 from pagoda.models.prune_vocab import cut_config, cut_tokenizer, kept_tokens
 from pagoda.models.quantize import run

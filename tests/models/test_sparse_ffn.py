@@ -14,7 +14,8 @@ from pagoda import LLM, SamplingParams
 from pagoda.budget.ledger import Ledger
 from pagoda.core.errors import ConfigError, ModelError, WeightsError
 from pagoda.kv.dense import DenseCache, DenseView
-from pagoda.models.load import load_model, read_config
+from pagoda.models.config_json import read_config
+from pagoda.models.load import load_model
 from pagoda.models.neuron_file import FILE, bundle
 from pagoda.models.placement import Room
 from pagoda.weights.neurons import neighbours

@@ -11,7 +11,7 @@ import torch
 from pagoda import LLM, SamplingParams
 from pagoda.budget.ledger import Ledger
 from pagoda.core.errors import BudgetError, ConfigError, WeightsError
-from pagoda.models import load as load_module
+from pagoda.models import dtype_choice
 from pagoda.models.load import load_model
 from pagoda.models.placement import Room
 from pagoda.models.quantize import quantize_model
@@ -149,7 +149,7 @@ def test_a_value_that_is_no_number_stops_the_step_that_reads_it(tmp_path: Path) 
 def test_plain_tensors_of_a_half_precision_model_that_does_not_fit_are_offered_bfloat16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_module, "TINY_PARAMS", 0)
+    monkeypatch.setattr(dtype_choice, "TINY_PARAMS", 0)
     folder = fake_model.write(tmp_path / "half", dtype=torch.float16, **CONFIG | {"torch_dtype": "float16"})
     ledger = Ledger(6800 << 10)
     with pytest.raises(BudgetError, match="nearest .*; dtype bfloat16 takes half, with 8 of float16's 11 bits"):

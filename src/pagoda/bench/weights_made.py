@@ -12,8 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..core.errors import ConfigError, choices
+from ..models.config_json import quantization_config, read_config
 from ..models.distill import distill
-from ..models.load import load_model, quantization_config, read_config
+from ..models.load import load_model
 from ..models.mixed import CANDIDATES, mixed
 from ..models.prune import empty_model, width_slices, write_pruned
 from ..models.quantize import Tokens, quantize_model

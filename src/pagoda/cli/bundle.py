@@ -38,7 +38,8 @@ def bundle(
 ) -> None:
     """Write a ReLU model's neurons so that one read brings one: for --weights sparse-ffn."""
     check_model(model)
-    from ..models.load import load_model, quantization_config, read_config
+    from ..models.config_json import quantization_config, read_config
+    from ..models.load import load_model
     from ..models.neuron_file import bundle as write
     from ..models.resolve import resolve
     from ..weights.reader import Checkpoint

@@ -30,7 +30,7 @@ def prune(
 ) -> None:
     """Write a smaller model: fewer neurons, or fewer tokens."""
     check_model(model)
-    from ..models.load import quantization_config, read_config
+    from ..models.config_json import quantization_config, read_config
     from ..models.prune import KEPT, empty_model, vocabulary_slices, width_slices, write_pruned
     from ..models.resolve import resolve
     from ..weights.reader import Checkpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..kv.policies._layers import Distances
 from ..kv.policies._stack import PolicyStack
+from ..models.config_json import text_config
 from ..models.load import Loaded
 
 WINDOW_KEYS = ("sliding_window", "window_size", "attention_chunk_size")
@@ -20,7 +21,7 @@ def distances(loaded: Loaded) -> Distances:
     spec = getattr(loaded.model, "spec", None)
     if spec is not None:
         return Distances(spec.windows, spec.alibi)
-    text = loaded.config.get("text_config") or loaded.config
+    text = text_config(loaded.config)
     stated = [window for key in WINDOW_KEYS if isinstance(window := text.get(key), int) and window > 0]
     alibi = bool(text.get("alibi")) or text.get("model_type") == "bloom"
     return Distances((min(stated, default=0),), alibi, by_layer=False)

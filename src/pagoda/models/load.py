@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pagoda.budget.ledger import Ledger
-from pagoda.core.errors import BudgetError, ConfigError, ModelError, UnsupportedModelError, choices
-from pagoda.core.types import DTYPE_BYTES
+from pagoda.core.errors import ConfigError, UnsupportedModelError, choices
 from pagoda.core.units import format_bytes
 from pagoda.kernels.dispatch import load_providers
 from pagoda.weights.expert_cache import ExpertCache
 from pagoda.weights.header import are_halves
 from pagoda.weights.neurons import NeuronCache
 from pagoda.weights.quantization import Quantization, in_panels, parse_quantization
-from pagoda.weights.reader import Checkpoint, torch_dtype
+from pagoda.weights.reader import Checkpoint
 from pagoda.weights.source import TensorSource, open_source
 
 from . import families
 from .chat import ChatTemplate, read_templates
+from .config_json import quantization_config, read_config, text_config
+from .dtype_choice import choose_dtype, offering_half
 from .fingerprint import fingerprint, stamps
 from .footprint import GGUF_HEADER_BYTES, Footprint, tokenizer_bytes
 from .generation import end_ids, read_generation
@@ -34,14 +35,13 @@ from .packed_file import PackedFile, packed_folder
 from .placement import Filling, Progress, RoomFor, Streaming, choose_stream, packing_of
 from .resizing import BlockStacks
 from .resolve import resolve
-from .shape import TINY_PARAMS, ModelShape
+from .shape import ModelShape
 from .stream_plan import StreamPlan
-from .tokenizer import Tokenizer, read_json
+from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .fallback import FallbackModel
 
-HALVES = "float32 because float16 overflows and is slow on a CPU"
 TRANSFORMERS_BYTES = 160 << 20  # measured beside torch: 133 MB with one architecture's file; adapted to what it is
 
 
@@ -214,7 +214,7 @@ def _load(
     if plan is None and isinstance(model, Model) and device.type == "cpu" and not left_out:
         packed, why_not = _packed_file(path, model, source, config, name, asked)
     plain = packing.is_plain and not source.formats  # packed weights take the same in any dtype
-    with _offering_half(reason if plain else ""):
+    with offering_half(reason if plain else ""):
         if plan is None:
             if use_packed and packed is not None and packed.is_there and not why_not:
                 lease = filling.mapped(packed)
@@ -305,82 +305,6 @@ def _open_file(file: Path, footprint: Footprint) -> _Opened:
     return _Opened(found.config, found.source, found.tokenizer, {}, found.chat_templates)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json. Raises ModelError when the folder is not a model in the Hugging Face form."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{folder}: no config.json; expected a folder in the Hugging Face form (config, weights, tokenizer)"
-        )
-    config = read_json(folder / "config.json")
-    if not isinstance(config.get("model_type"), str):
-        raise ModelError(f"{folder}/config.json has no model_type; it must name an architecture, for example llama")
-    return config
-
-
-def quantization_config(config: Mapping[str, Any]) -> Any:
-    """What config.json says about packed weights; None where they are plain."""
-    return config.get("quantization_config") or _text_config(config).get("quantization_config")
-
-
-def choose_dtype(
-    asked: str, config: Mapping[str, Any], checkpoint: Checkpoint, device: torch.device
-) -> tuple[str, str]:
-    """The dtype to run in, and why.
-
-    ``auto`` takes the config's, or else that of most of the checkpoint's bytes. On a CPU two cases change it, for
-    float32: a small model (up to 32 million parameters, where memory is no matter and rounding is), and float16,
-    whose products overflow beyond 65504 and take 8 times as long as bfloat16 (66 ms against 8 ms for 512 x 1024 x
-    1024 on two AVX-512 cores); every float16 number is a float32 number, so nothing is lost. The kernels keep the
-    weights in float16 (`_unquantized`); plain tensors take twice that.
-    """
-    if asked != "auto":
-        if asked not in DTYPE_BYTES:
-            raise ConfigError(choices("dtype", asked, ["auto", *DTYPE_BYTES]))
-        return asked, "asked for"
-    name, reason = _stored_dtype(config, checkpoint)
-    num_params = sum(e.num_bytes // max(1, torch_dtype(e.dtype).itemsize) for e in checkpoint.entries.values())
-    if device.type == "cpu" and name != "float32":
-        if num_params <= TINY_PARAMS:
-            return "float32", f"{reason}; float32 because the model is small"
-        if name == "float16":
-            return "float32", f"{reason}; {HALVES}"
-    return name, reason
-
-
-@contextmanager
-def _offering_half(reason: str) -> Iterator[None]:
-    """Where memory is short and a float16 checkpoint runs in float32 for that ``reason``, the refusal says so."""
-    try:
-        yield
-    except BudgetError as error:
-        if not reason.endswith(HALVES):
-            raise
-        raise BudgetError(f"{error}; dtype bfloat16 takes half, with 8 of float16's 11 bits") from error
-
-
-def _stored_dtype(config: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[str, str]:
-    for part in (config, _text_config(config)):
-        for key in ("dtype", "torch_dtype"):
-            stated = part.get(key)
-            if isinstance(stated, str) and (name := stated.removeprefix("torch.")) in DTYPE_BYTES:
-                return name, f"config.json says {name}"
-    sizes: dict[str, int] = {}
-    for entry in checkpoint.entries.values():
-        name = str(torch_dtype(entry.dtype)).removeprefix("torch.")
-        sizes[name] = sizes.get(name, 0) + entry.num_bytes
-    known = {name: size for name, size in sizes.items() if name in DTYPE_BYTES}
-    if not known:
-        return "float32", "the checkpoint is in none of the dtypes that run"
-    largest = max(known, key=known.__getitem__)
-    return largest, f"the checkpoint is stored in {largest}"
-
-
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The language model's part of a nested config, or the config itself."""
-    inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) else config
-
-
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` names. Raises ConfigError if it is not there."""
     if str(device) == "auto":
@@ -402,9 +326,9 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], footprint: Footprint) ->
     file = folder / "tokenizer.json"
     if not file.is_file():
         with _transformers_room(footprint):
-            return Tokenizer.from_dir(folder, _text_config(config))
+            return Tokenizer.from_dir(folder, text_config(config))
     with footprint.measured("tokenizer", tokenizer_bytes(file.stat().st_size), file.name):
-        return Tokenizer.from_dir(folder, _text_config(config))
+        return Tokenizer.from_dir(folder, text_config(config))
 
 
 def _empty_model(

@@ -23,8 +23,10 @@ from pagoda.weights.reader import Checkpoint
 from pagoda.weights.source import TensorSource
 from pagoda.weights.writer import write_stream
 
+from .config_json import quantization_config
+from .dtype_choice import choose_dtype
 from .fingerprint import fingerprint
-from .load import Loaded, choose_dtype, quantization_config
+from .load import Loaded
 from .model import Model
 from .quantize import Tokens, with_stats
 from .spec import DecoderSpec, MLPSpec

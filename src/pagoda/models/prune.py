@@ -19,7 +19,7 @@ from pagoda.core.errors import ConfigError, ModelError
 from pagoda.weights.source import TensorSource
 from pagoda.weights.writer import write_stream
 
-from .load import quantization_config
+from .config_json import quantization_config
 from .model import EMBED, HEAD, Model
 from .sources import Piece
 from .spec import MLPSpec

@@ -28,8 +28,9 @@ from pagoda.weights.source import TensorSource, open_source
 from pagoda.weights.writer import TensorWriter
 
 from . import families
+from .config_json import quantization_config, read_config
+from .dtype_choice import choose_dtype
 from .footprint import Footprint
-from .load import choose_dtype, quantization_config, read_config
 from .model import Model
 from .params import Param, parameters
 from .quantize import PACKED_ALREADY, WEIGHTS, Chosen, Progress, Report, check_new, write_description

@@ -15,6 +15,7 @@ from ..kernels.preferred import isa_of
 from ..kv.grammar import parse_policy
 from ..kv.policies._layers import Distances
 from ..kv.policies._stack import PolicyStack
+from ..models.config_json import quantization_config, text_config
 from ..models.families import names, read_spec
 from ..models.footprint import GGUF_HEADER_BYTES, tokenizer_bytes
 from ..models.gguf import config_of, source_of
@@ -159,7 +160,7 @@ def _is_stacked(stored: Quantization | None) -> bool:
 
 
 def run_dtype(config: Mapping[str, Any], num_params: int) -> str:
-    """The dtype that ``auto`` takes on a CPU for a checkpoint stored as its config says (``models.load.choose_dtype``).
+    """The dtype that ``auto`` takes on a CPU for a checkpoint stored as its config says (``models.dtype_choice``).
 
     bfloat16 where the config is silent, as nearly every published checkpoint is stored.
     """
@@ -168,8 +169,7 @@ def run_dtype(config: Mapping[str, Any], num_params: int) -> str:
 
 
 def _stated_dtype(config: Mapping[str, Any]) -> str:
-    inner = config.get("text_config")
-    stated = [part.get(key) for part in (config, inner or {}) for key in ("dtype", "torch_dtype")]
+    stated = [part.get(key) for part in (config, text_config(config)) for key in ("dtype", "torch_dtype")]
     found = next((str(s).removeprefix("torch.") for s in stated if isinstance(s, str)), "bfloat16")
     return found if found in DTYPE_BYTES else "bfloat16"
 
@@ -184,8 +184,7 @@ def _are_halves(config: Mapping[str, Any], folder: Path | None) -> bool:
 
 def _packed(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a config says of packed weights; nothing where they are plain."""
-    inner = config.get("text_config")
-    found = config.get("quantization_config") or (inner or {}).get("quantization_config")
+    found = quantization_config(config)
     return {"quant_method": "unnamed", **found} if isinstance(found, Mapping) and found else {}
 
 
