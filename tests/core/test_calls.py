@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, make_dataclass
+from typing import Literal, Optional
 
 import pytest
 
@@ -44,6 +45,28 @@ def test_kinds_may_be_classes_as_in_files_without_annotations_from_the_future() 
     assert build_call(made, Call("o", {"size": 3, "share": 1, "either": 0.5})) == made(3, 1.0, 0.5)
     with pytest.raises(ConfigError, match=r"o\(size='x'\): expected int$"):
         build_call(made, Call("o", {"size": "x"}))
+
+
+def test_kinds_may_be_optional_or_one_of_some_words() -> None:
+    fields = [("size", Optional[int], 4), ("share", "float | None", 0.5), ("rule", Literal["new", "old"], "new")]  # noqa: UP045
+    made = make_dataclass("Plain", fields)
+    assert build_call(made, Call("o", {"size": None, "share": 1, "rule": "old"})) == made(None, 1.0, "old")
+    assert build_call(made, Call("o", {"size": 3, "share": None})) == made(3, None)
+    with pytest.raises(ConfigError, match=r"o\(size=0.5\): expected int or None$"):
+        build_call(made, Call("o", {"size": 0.5}))
+    with pytest.raises(ConfigError, match=r"o\(rule='mid'\): expected 'new' or 'old'$"):
+        build_call(made, Call("o", {"rule": "mid"}))
+
+
+def test_a_kind_that_the_file_lacks_is_said() -> None:
+    made = make_dataclass("Plain", [("size", "Sise", 4)])
+    with pytest.raises(ConfigError, match="o: a parameter is annotated with Sise, which its file lacks"):
+        build_call(made, Call("o", {"size": 1}))
+
+
+def test_a_number_of_either_kind_stays_of_its_kind() -> None:
+    assert type(build_call(Option, Call("o", {"share": 1})).share) is int
+    assert type(build_call(Option, Call("o", {"share": 1.0})).share) is float
 
 
 def test_build_checks_names_and_kinds() -> None:

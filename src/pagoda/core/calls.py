@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import types
+import typing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from .config import convert
 from .errors import ConfigError
 
 T = TypeVar("T")
@@ -36,20 +39,21 @@ def parse_calls(text: str, *, option: str, example: str) -> list[Call]:
 def build_call(cls: type[T], call: Call) -> T:
     """``cls``, a dataclass, from a call's parameters. Raises ConfigError naming the parameter that is wrong.
 
-    Nothing is guessed but that 3 is 3.0 where only a float is accepted.
+    A value is of the annotated kind (``int``, ``float | int``, ``Optional[int]``, ``Literal["a", "b"]``);
+    nothing is guessed but that 3 is 3.0 where only a float is accepted.
     """
-    accepted = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    arguments = dict(call.arguments)
+    accepted = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    try:
+        kinds = typing.get_type_hints(cls)
+    except NameError as error:  # a plug-in's file that imports a kind for type checkers only
+        raise ConfigError(f"{call.name}: a parameter is annotated with {error.name}, which its file lacks") from error
+    arguments = {}
     for key, value in call.arguments.items():
         if key not in accepted:
-            names = ", ".join(accepted) or "no parameters"
-            raise ConfigError(f"{call.name} has no parameter {key!r}; accepted: {names}")
-        stated = accepted[key].type  # a text where the file has annotations from __future__, else a class or a union
-        kinds = [kind.strip() for kind in (stated.__name__ if isinstance(stated, type) else str(stated)).split("|")]
-        if type(value) is int and "float" in kinds and "int" not in kinds:
-            arguments[key] = float(value)
-        elif type(value).__name__ not in kinds:
-            raise ConfigError(f"{call.name}({key}={value!r}): expected {' or '.join(kinds)}")
+            raise ConfigError(
+                f"{call.name} has no parameter {key!r}; accepted: {', '.join(accepted) or 'no parameters'}"
+            )
+        arguments[key] = _as_stated(value, kinds[key], f"{call.name}({key}={value!r})")
     return cls(**arguments)
 
 
@@ -61,6 +65,22 @@ def format_call(name: str, instance: Any) -> str:
         if getattr(instance, f.name) != f.default
     ]
     return f"{name}({', '.join(changed)})" if changed else name
+
+
+def _as_stated(value: Any, kind: Any, where: str) -> Any:
+    members = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    if type(value) in members:  # 512 of float | int stays 512: tokens, where 0.5 is a share
+        return value
+    try:
+        return convert(value, kind, where)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: expected {' or '.join(_name(member) for member in members)}") from error
+
+
+def _name(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(repr(value) for value in typing.get_args(kind))
+    return "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
 
 
 def _unreadable(text: str, option: str, example: str) -> str:
