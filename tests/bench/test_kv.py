@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from pagoda.bench.forced import Case, ForcedEngine
-from pagoda.bench.kv import Price, PriceList, price, spell
+from pagoda.bench.kv import Price, PriceList, price
 from pagoda.bench.kv_judge import SPREAD, control_at, front, interval, standings
 from pagoda.bench.kv_methods import methods_table, methods_text
+from pagoda.bench.kv_names import spell
 from pagoda.bench.kv_page import accept_exact, all_listed, listed, read_page, with_prices
 from pagoda.bench.kv_report import markdown, splice
 from pagoda.bench.quality.tasks import TASKS

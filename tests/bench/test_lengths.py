@@ -11,10 +11,10 @@ from random import Random
 import pytest
 
 from pagoda import LLM, SamplingParams
-from pagoda.bench.lengths import Answered, answer, calibrate, read_prompts, train_probe
+from pagoda.bench.lengths import TRAINERS, Answered, answer, calibrate, read_prompts, train_probe
 from pagoda.core.errors import ConfigError, ModelError
 from pagoda.models.resolve import resolve
-from pagoda.schedule.prediction.trained import write_trained
+from pagoda.schedule.prediction.trained import TAUGHT, write_trained
 
 
 def told(num: int = 120) -> list[Answered]:
@@ -92,3 +92,7 @@ def test_the_engine_hands_the_probe_what_it_was_trained_on(lantern: Path) -> Non
     write_trained(lantern, "trail", {"mean": [0.0]}, {})
     with pytest.raises(ModelError, match="damaged"):
         LLM(str(lantern), **options)
+
+
+def test_every_policy_that_is_taught_has_a_trainer() -> None:
+    assert sorted(TRAINERS) == sorted(TAUGHT)

@@ -85,7 +85,8 @@ import sys
 from pagoda.cli.main import main
 for command in (["run", "MODEL", "hi"], ["chat", "MODEL"], ["serve", "MODEL"], ["pack", "MODEL"], ["bundle", "MODEL"],
                 ["quantize", "MODEL", "out"], ["prune", "MODEL", "out"], ["calibrate", "locret", "MODEL"],
-                ["bench", "kv", "MODEL"], ["serve", "lantern", "--chat-template", "{% for"], ["serve", "here", "here"]):
+                ["bench", "kv", "MODEL"], ["bench", "weights", "MODEL"],
+                ["serve", "lantern", "--chat-template", "{% for"], ["serve", "here", "here"]):
     try:
         main([sys.argv[1] if part == "MODEL" else part for part in command])
     except SystemExit as exit:
@@ -99,9 +100,39 @@ def test_a_model_that_is_not_there_is_refused_before_torch_is_loaded(tmp_path: P
         [sys.executable, "-c", NOT_THERE, str(tmp_path / "gone")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("gone: no such folder") == 9
+    assert done.stderr.count("gone: no such folder") == 10
     assert "chat template 'default', line 1" in done.stderr
     assert "model 'here' is there twice" in done.stderr
+
+
+NO_SUCH_NAME = """
+import sys
+from pagoda.cli.main import main
+for command in (["calibrate", "bogus", "lantern"], ["calibrate", "locret+quest", "lantern"],
+                ["bench", "kv", "lantern", "--policies", "bogus"], ["bench", "kv", "lantern", "--tasks", "bogus"],
+                ["bench", "kv", "lantern", "--budgets", "bogus"], ["bench", "weights", "lantern", "--formats", "bogus"],
+                ["bench", "weights", "lantern", "--formats", "int4 by bogus"],
+                ["bench", "weights", "lantern", "--formats", "bogus by width"],
+                ["quantize", "lantern", "out", "--method", "bogus"],
+                ["quantize", "lantern", "out", "--format", "bogus"],
+                ["run", "lantern", "hi", "--max-model-len", "123456"], ["chat", "lantern", "--max-model-len", "123456"],
+                ["serve", "lantern", "--port", "0", "--max-model-len", "123456"]):
+    try:
+        main(command)
+    except SystemExit as exit:
+        assert exit.code == 2, (command, exit.code)
+    assert not {"torch", "transformers"} & set(sys.modules), command
+"""
+
+
+def test_names_and_lengths_that_no_command_takes_are_refused_before_torch_is_loaded() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_SUCH_NAME], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 13, done.stderr
+    assert all(line.startswith("pagoda: error: ") for line in lines)
+    assert sum("bogus" in line for line in lines) == 9
+    assert sum("max_model_len is 123456" in line for line in lines) == 3
 
 
 def test_the_version() -> None:

@@ -19,6 +19,7 @@ from pagoda.models.mixed import allocate, exchange, mixed, surprise, useful
 from pagoda.models.quantize import kl, quantize_model, run, with_stats
 from pagoda.plan.subject import Subject
 from pagoda.weights.formats import FORMATS
+from pagoda.weights.method_names import BY_MATRIX
 from pagoda.weights.methods import METHODS, InputStats, output_error
 from pagoda.weights.packed import ExpertStack, PackedMatrix
 from pagoda.weights.quantization import parse_format, parse_quantization
@@ -225,3 +226,7 @@ def test_rounding_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     report = json.loads(capsys.readouterr().out)
     assert (report["method"], report["calibration_tokens"]) == ("rtn", 0)
     assert load_model(out).model.weight_bytes == report["bytes_after"]
+
+
+def test_the_names_that_are_known_before_torch_is_loaded() -> None:
+    assert sorted(METHODS) == sorted(BY_MATRIX)

@@ -158,7 +158,7 @@ TRAINERS: Mapping[str, Callable[[Sequence[Answered]], Ranker | Probe]] = {
     "learning_to_rank": train_ranker,
     "trail": train_probe,
 }
-"""Scheduling policies whose predictors are trained."""
+"""Of `schedule.prediction.trained.TAUGHT`, each one's."""
 
 
 def calibrate(policy: str, answers: Sequence[Answered]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -28,7 +28,8 @@ from ..models.prune import KEPT
 from ..models.quantize import Tokens, kl, run
 from ..sampling.params import SamplingParams
 from .quality.recall import RecallCase, recall_case
-from .weights_made import BY, make
+from .weights_made import make
+from .weights_names import BY
 
 EXACT = "none"
 DECODE_TOKENS, ROUNDS = 64, 3

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..core.errors import ConfigError, choices
 from ..models.config_json import quantization_config, read_config
 from ..models.distill import distill
 from ..models.load import load_model
@@ -19,21 +18,11 @@ from ..models.mixed import CANDIDATES, mixed
 from ..models.prune import empty_model, width_slices, write_pruned
 from ..models.quantize import Tokens, quantize_model
 from ..models.resolve import resolve
-from ..weights.methods import METHODS, TRAINED
+from ..weights.method_names import BY_MATRIX, TRAINED
 from ..weights.quantization import parse_format, parse_quantization
 from ..weights.reader import Checkpoint
 from ..weights.source import open_source
-
-BY = " by "
-WHOLE = ("distill", "mixed", "mixed+distill")
-"""Methods that run the whole rounded model."""
-USUAL = (
-    "int4(group=32)", "int4(embed='same')", "int5(embed='same')", "int5 by gptq", "int4 by gptq",
-    "int4 by distill", "int4(group=32) by awq", "int4(group=32) by hqq", "int4(group=32) by gptq",
-    "int4(group=32) by distill", "int4(group=32) by mixed", "int4 by mixed", "int3(rank=0) by mixed",
-    "int4(group=32) by mixed+distill", "0.9 by width",
-)  # fmt: skip
-"""Priced beside all formats when none are named."""
+from .weights_names import BY, check_name, share_of
 
 
 def make(model: str, name: str, calibration: Tokens, out: Path) -> Path:
@@ -41,33 +30,25 @@ def make(model: str, name: str, calibration: Tokens, out: Path) -> Path:
 
     Raises ConfigError for a method that does not exist, and what the methods raise.
     """
+    check_name(name)
     what, _, how = name.partition(BY)
     folder = out / name.replace("/", "_")
     if how == "width":
-        _narrow(model, _share(name, what), folder)
+        _narrow(model, share_of(name), folder)
         return folder
-    if how not in (*METHODS, *WHOLE):
-        raise ConfigError(f"{name}: {choices('method', how, (*METHODS, *WHOLE, 'width'))}")
     loaded, quantization, ready = load_model(model, quantization="none"), parse_quantization(what), None
     try:
-        if how not in METHODS and how != "distill":
+        if how not in BY_MATRIX and how != "distill":
             budget = loaded.shape.weight_bytes(loaded.dtype, quantization)
             found = mixed(loaded, [parse_format(text) for text in CANDIDATES], budget, calibration)
             quantization, ready = found.quantization, found.codes
         if how in TRAINED:
             ready = distill(loaded, quantization, calibration, start=ready)
-        by = how if how in METHODS else "rtn"
+        by = how if how in BY_MATRIX else "rtn"
         quantize_model(loaded, folder, quantization, method=by, calibration=calibration, ready=ready, called=how)
         return folder
     finally:
         loaded.close()
-
-
-def _share(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"{name}: {text!r} is no share of neurons; give a number like 0.9") from None
 
 
 def _narrow(model: str, share: float, out: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.errors import ConfigError, choices
+from ..core.errors import ConfigError
 from . import _options as opt
 from ._output import emit_json
 from ._session import check_model
@@ -64,15 +64,16 @@ def kv(
 ) -> None:
     """Price KV policies: bytes held and read, quality and speed, beside exact."""
     check_model(model)
+    read = ", ".join(map(str, text or [])) or None
+    judged = {"tasks": tasks, "cases": cases, "text": read, "data": data}
+    _check(cases, quality, speed or docs is not None, add, judged)
+    _check_names(policies, budgets, tasks)
     from ..bench.forced import ForcedEngine
     from ..bench.kv import price
     from ..bench.kv_page import accept_exact, listed
     from ..bench.kv_report import markdown
     from ..bench.quality.tasks.base import World
 
-    read = ", ".join(map(str, text or [])) or None
-    judged = {"tasks": tasks, "cases": cases, "text": read, "data": data}
-    _check(cases, quality, speed or docs is not None, add, judged)
     page = _places(_short(model), out, docs, methods, add)
     if not quality and not speed:
         _check_unused({"policies": policies, "budgets": budgets, "length": length, "memory": memory, "out": out})
@@ -105,7 +106,7 @@ def _chosen(
     policies: str | None, budgets: str | None, page: str | None, model: str
 ) -> list[tuple[str, str, int | float | None]]:
     """What is to be priced. ``page``: one whose speeds are measured again, of all its rows where none are named."""
-    from ..bench.kv import spell
+    from ..bench.kv_names import spell
     from ..bench.kv_page import listed
 
     old = listed(page, model) if page and not policies and not budgets else None
@@ -133,9 +134,6 @@ def _tasks(tasks: str | None, data: Path | None, beside: PriceList | None) -> li
     from ..bench.quality.tasks import TASKS
 
     names = _split(tasks)
-    for name in names:
-        if name not in TASKS.names():
-            raise ConfigError(choices("quality task", name, TASKS.names()))
     if names:
         return names
     names = [name for name in TASKS.names() if name != "topics" or data is not None]
@@ -169,6 +167,14 @@ def _check(cases: int | None, quality: bool, speed: bool, add: bool, judged: dic
             raise ConfigError(f"--{name} {value} is of the quality tasks; leave it out, or --no-quality")
     if not quality and add:
         raise ConfigError("--no-quality adds no prices, it changes the speeds of those that are there; leave --add out")
+
+
+def _check_names(policies: str | None, budgets: str | None, tasks: str | None) -> None:
+    """Raises ConfigError for names and budgets that say nothing."""
+    from ..bench.kv_names import check_tasks, spell
+
+    check_tasks(_split(tasks))
+    spell(_split(policies), [_number(b) for b in _split(budgets)])
 
 
 def _check_unused(given: dict[str, object]) -> None:

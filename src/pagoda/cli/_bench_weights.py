@@ -10,6 +10,7 @@ import typer
 
 from . import _options as opt
 from ._output import emit_json
+from ._session import check_model
 
 
 def weights(
@@ -39,14 +40,11 @@ def weights(
     json: opt.Json = False,
 ) -> None:
     """Price weight formats: bytes, perplexity, KL divergence, recall and speed, beside the exact model."""
-    from ..bench.weights import price
-    from ..bench.weights_made import BY, USUAL
-    from ..bench.weights_report import added, around_table, drawing, markdown, rewrite
+    check_model(model)
+    from ..bench.weights_names import USUAL, check_name, read_text
     from ..core.errors import ConfigError
     from ..weights.formats import FORMATS
-    from ..weights.methods import READING
-    from ._progress import counter
-    from .quantize import calibration_tokens as tokens_of
+    from ..weights.method_names import READING
 
     if add and docs is None:
         raise ConfigError("--add puts prices into a page; say which one with --docs")
@@ -54,16 +52,23 @@ def weights(
         raise ConfigError(f"--tokens is {tokens}; give a whole number from 2: the second is the first that is judged")
     if not quality and text is not None:
         raise ConfigError(f"--text {text} is judged for quality; leave it out, or --no-quality")
-    if docs is not None:
-        around_table(docs, model)  # a page that cannot be rewritten is refused before anything is measured
     usual = [*FORMATS.names(), *(USUAL if quality else ())]
     names = usual if formats is None else [name.strip() for name in formats.split(";")]
     others = [] if beside is None else [name.strip() for name in beside.split(";")]
-    calibrated = any(name.endswith(tuple(BY + how for how in READING)) for name in names)
+    for name in names:
+        check_name(name)
+    calibrated = read_text(names)
     if calibration is not None and not calibrated:
         raise ConfigError(f"--calibration {calibration}: none of these formats is made by {', '.join(READING)}")
     if calibration_tokens < 1:
         raise ConfigError(f"--calibration-tokens is {calibration_tokens}; give a whole number from 1")
+    from ..bench.weights import price
+    from ..bench.weights_report import added, around_table, drawing, markdown, rewrite
+    from ._progress import counter
+    from .quantize import calibration_tokens as tokens_of
+
+    if docs is not None:
+        around_table(docs, model)  # a page that cannot be rewritten is refused before anything is measured
     judged = tokens_of(model, text, tokens, memory) if quality else []
     learned = tokens_of(model, calibration, calibration_tokens, memory) if calibrated else []
     with counter(1 + len(names) + len(others), every=1) as progress:

@@ -49,17 +49,24 @@ def check(model: str, options: dict[str, Any]) -> None:
 
     Raises ConfigError or ModelError.
     """
-    from ..engine.config import EngineConfig
+    from ..engine.config import EngineConfig, longest_of
+    from ..models.config_json import text_config
+    from ..models.families import is_native
+    from ..models.shape import ModelShape
 
-    EngineConfig(model, **options)
-    check_model(model)
+    asked = EngineConfig(model, **options)
+    config = text_config(check_model(model))
+    if asked.max_model_len != "auto" and is_native(config):
+        longest_of(asked, ModelShape.from_config(config))
 
 
-def check_model(model: str) -> None:
-    """Raises ModelError for one that is not there, without torch; of a hub id no weights are fetched yet."""
+def check_model(model: str) -> dict[str, Any]:
+    """The model's config. Raises ModelError for one that is not there, without torch; of a hub id no weights are
+    fetched yet.
+    """
     from ..models.catalog import read_config
 
-    read_config(model)
+    return read_config(model)
 
 
 class Interrupted:

@@ -15,7 +15,8 @@ from typing import Annotated
 
 import typer
 
-from ..core.errors import ConfigError, RequestError
+from ..core.errors import ConfigError, RequestError, choices
+from ..schedule.prediction.trained import TAUGHT
 from . import _options as opt
 from ._output import emit_json
 from ._session import check_model
@@ -55,7 +56,8 @@ def calibrate(
     if length < SHORTEST:
         raise ConfigError(f"length is {length}; give {SHORTEST} tokens or more")
     check_model(model)
-    if _is_scheduling(name):
+    _check_name(name)
+    if name in TAUGHT:
         if prompts is None:
             raise ConfigError(f"{name} learns from the model's answers; give --prompts FILE")
         if text:
@@ -101,10 +103,22 @@ def _say(name: str, path: Path, notes: dict[str, object], seconds: float, json: 
     print(f"{path} ({seconds:.1f} s)")
 
 
-def _is_scheduling(name: str) -> bool:
-    from ..bench.lengths import TRAINERS
+def _check_name(method: str) -> None:
+    """Raises ConfigError for a method that is not there, or is not calibrated."""
+    from ..bench.calibration import CALIBRATORS
+    from ..kv.grammar import parse_policy
 
-    return name in TRAINERS
+    name = kv_name(method)
+    if name in TAUGHT or method == "all":
+        return
+    if name not in CALIBRATORS.names():
+        raise ConfigError(choices(CALIBRATORS.kind, name, [*CALIBRATORS.names(), *TAUGHT, "all"]))
+    if len(parse_policy(method).names) > 1:
+        raise ConfigError(f"{method}: one method at a time; name {name} alone")
+
+
+def kv_name(method: str) -> str:
+    return method.partition("+")[0].partition("(")[0].strip()
 
 
 def _schedule(
@@ -132,11 +146,9 @@ def _kv(method: str, model: str, length: int, text: list[Path], force: bool) -> 
     from ..models.load import load_model
     from ..models.resolve import resolve
 
-    name = method.partition("+")[0].partition("(")[0].strip()
+    name = kv_name(method)
     run, policy = CALIBRATORS.get(name), parse_policy(method)
     assert callable(run)
-    if len(policy.names) > 1:
-        raise ConfigError(f"{method}: one method at a time; name {name} alone")
     _check_free(name, Calibrations(resolve(model)).found(name), force)
     with restricted("reference"), torch_threads(1):  # gradients pass through plain torch; sums as on any machine
         loaded = load_model(model, dtype="float32")

@@ -48,11 +48,10 @@ def quantize(
     By rtn and hqq one tensor after another, in the memory of one.
     """
     check_model(model)
-    from ..models.quantize import info
-    from ..weights.methods import BY_TENSOR, CHOOSING, METHODS, READING
+    from ..weights.method_names import BY_MATRIX, BY_TENSOR, CHOOSING, READING
     from ..weights.quantization import parse_quantization
 
-    if method not in (known := {*METHODS, *READING}):
+    if method not in (known := {*BY_MATRIX, *READING}):
         raise ConfigError(choices("method", method, known))
     for option, value in (("--text", text), ("--tokens", tokens)):
         if value is not None and method not in READING:
@@ -69,6 +68,8 @@ def quantize(
         report = _by_tensor(method, model, out, quantization, memory)
     else:
         report = _by_method(method, model, out, quantization, size, calibration, memory)
+    from ..models.quantize import info
+
     shown = {
         "model": model,
         "out": str(out),
@@ -84,7 +85,7 @@ def _by_method(
     """What was written of the model, whole in memory."""
     from ..models.distill import distill
     from ..models.quantize import check_new, quantize_model
-    from ..weights.methods import CHOOSING, METHODS, TRAINED
+    from ..weights.method_names import BY_MATRIX, CHOOSING, TRAINED
 
     check_new(out)  # before minutes are spent
     loaded, ready = _load(model, memory), None
@@ -96,7 +97,7 @@ def _by_method(
             with bar("training") as progress:
                 ready = distill(loaded, quantization, calibration, progress, start=ready)
         with bar("quantizing") as progress:
-            how = method if method in METHODS else "rtn"
+            how = method if method in BY_MATRIX else "rtn"
             return quantize_model(
                 loaded, out, quantization, method=how, calibration=calibration, ready=ready, called=method,
                 progress=progress,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..budget.default import check_budget
 from ..core.errors import ConfigError, choices
@@ -19,6 +20,9 @@ from ..models.stream_plan import PLACEMENTS
 from ..schedule.policies import parse_scheduling
 from ..weights.expert_policies import POLICIES as EXPERT_CACHES
 from ..weights.quantization import parse_quantization
+
+if TYPE_CHECKING:
+    from ..models.shape import ModelShape
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -145,3 +149,16 @@ def check_share(share: float) -> None:
     """Raises ConfigError for what is no share."""
     if isinstance(share, bool) or not isinstance(share, float | int) or not 0.0 <= share <= 1.0:
         raise ConfigError(f"shadow is {share!r}; give a share of the requests from 0.0 to 1.0, such as 0.01")
+
+
+def longest_of(config: EngineConfig, shape: ModelShape) -> int:
+    """Tokens of the longest sequence that was asked for. Raises ConfigError where positions end before."""
+    if config.max_model_len == "auto":
+        return shape.max_position
+    assert isinstance(config.max_model_len, int)
+    if config.max_model_len > shape.max_position:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, but this model's positions end at {shape.max_position}; "
+            "ask for at most that"
+        )
+    return config.max_model_len

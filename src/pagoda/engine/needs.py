@@ -10,10 +10,10 @@ from ..plan.accounts import STAGING_BYTES, StepLimits, step_bytes
 from ..plan.streamed import Rooms
 from ..plan.subject import Subject
 from ..sampling.scratch import grammar_bytes
-from .config import EngineConfig
+from .config import EngineConfig, longest_of
 from .ground import Ground
 from .offloading import offload_sizes
-from .sizing import kept_bytes, longest_of, sure_kv_bytes
+from .sizing import kept_bytes, sure_kv_bytes
 
 
 def needed_bytes(

@@ -13,8 +13,7 @@ from ..kv.offload.storage import LEAST_HEADS
 from ..kv.offload.tier_file import TierFile
 from ..kv.pages import MAX_PAGES
 from ..models.shape import ModelShape
-from .config import EngineConfig
-from .sizing import longest_of
+from .config import EngineConfig, longest_of
 
 USUAL_HEADS = 8
 """Heads of the longest sequence that the window holds where nothing else is said."""

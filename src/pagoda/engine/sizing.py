@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..budget import Ledger, Need
-from ..core.errors import BudgetError, ConfigError
+from ..core.errors import BudgetError
 from ..core.types import KVFormat
 from ..core.units import format_bytes, parse_bytes
 from ..kv.codecs.base import with_dtype
@@ -23,7 +23,7 @@ from ..models.shape import ModelShape
 from ..plan.accounts import STAGING_BYTES, StepLimits, step_bytes
 from ..sampling.scratch import grammar_bytes
 from ..weights.quantization import Quantization
-from .config import EngineConfig
+from .config import EngineConfig, longest_of
 
 SURE_SHARE = 0.25
 """Of what an engine could have of a ledger that it shares: KV that nobody else can take from it."""
@@ -192,16 +192,3 @@ def _stated_kv_bytes(config: EngineConfig, least: int, needed: int) -> int:
             f"{format_bytes(needed)}; raise it to that, or lower max_model_len"
         )
     return num_bytes
-
-
-def longest_of(config: EngineConfig, shape: ModelShape) -> int:
-    """Tokens of the longest sequence that was asked for. Raises ConfigError where positions end before."""
-    if config.max_model_len == "auto":
-        return shape.max_position
-    assert isinstance(config.max_model_len, int)
-    if config.max_model_len > shape.max_position:
-        raise ConfigError(
-            f"max_model_len is {config.max_model_len}, but this model's positions end at {shape.max_position}; "
-            "ask for at most that"
-        )
-    return config.max_model_len

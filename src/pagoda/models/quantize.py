@@ -21,7 +21,8 @@ from torch.nn.functional import linear
 from pagoda.core.errors import ConfigError, ModelError, choices
 from pagoda.kv.dense import DenseCache, DenseView
 from pagoda.weights.formats.base import WeightFormat
-from pagoda.weights.methods import CALIBRATED, METHODS, InputStats
+from pagoda.weights.method_names import CALIBRATED
+from pagoda.weights.methods import METHODS, InputStats
 from pagoda.weights.packed import PackedMatrix
 from pagoda.weights.quantization import EXPERT, Quantization, Role, format_text
 from pagoda.weights.reader import dtype_name

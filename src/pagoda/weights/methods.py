@@ -145,15 +145,6 @@ METHODS: dict[str, Callable[[Tensor, WeightFormat, InputStats | None], Codes]] =
     "rtn": rtn, "gptq": gptq, "awq": awq, "hqq": hqq,
 }  # fmt: skip
 _SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75, 0.7)
-CALIBRATED = ("gptq", "awq")
-BY_TENSOR = ("rtn", "hqq")
-"""Methods that look at one matrix at a time and at no text."""
-TRAINED = ("distill", "mixed+distill")
-"""Methods that train codes and scales on the whole model (`models.distill`)."""
-CHOOSING = ("mixed", "mixed+distill", "edgemoe")
-"""Methods that choose formats under a budget (`models.mixed`, `models.expert_bits`)."""
-READING = (*CALIBRATED, "distill", *CHOOSING)
-"""Methods that read calibration text."""
 GRIDS = (RowInt8, GroupedIntegers)
 """Formats that gptq, awq and hqq know."""
 

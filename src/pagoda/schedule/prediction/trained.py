@@ -11,6 +11,8 @@ from ...core.beside import beside
 from ...core.errors import ModelError
 
 FOLDER = "schedule-calibration"
+TAUGHT = ("learning_to_rank", "trail")
+"""Scheduling policies whose predictors are trained (`bench.lengths`)."""
 
 
 def read_trained(model: Path, policy: str) -> dict[str, Any] | None:
