@@ -39,6 +39,8 @@ def disk_rate(file: Path, num_bytes: int) -> float:
 
 def file_of(loaded: Loaded) -> Path:
     """The largest that weights are read from."""
+    if loaded.streams_packed and loaded.packed is not None:
+        return loaded.packed.file
     if loaded.spool is not None or loaded.path.is_file():
         return loaded.spool or loaded.path
     return max(loaded.path.glob("*.safetensors"), key=lambda f: f.stat().st_size)

@@ -78,6 +78,8 @@ class Loaded:
     """Where all weights lie packed, or would lie; None where they cannot."""
     packed_why_not: str = ""
     """Why a file that is there is left alone."""
+    streams_packed: bool = False
+    """Whether what is read at every step comes from that file."""
 
     @property
     def placement(self) -> str:
@@ -98,7 +100,10 @@ class Loaded:
         if not self.stream.streamed:
             return "resident: all of it fits, so that nothing is read from disk"
         per_step, kept = format_bytes(self.stream.step_bytes), format_bytes(self.stream.resident_bytes)
-        return f"stream: {kept} in memory, {per_step} read from disk at every step{self._packed_in}"
+        said = f"stream: {kept} in memory, {per_step} read from disk at every step{self._packed_in}"
+        if self.streams_packed and self.packed is not None:
+            return f"{said}, from {self.packed.file}"
+        return said + (f"; {self.packed_why_not}" if self.packed_why_not else "")
 
     @property
     def _packed_in(self) -> str:
@@ -198,6 +203,10 @@ def _load(
         model = _empty_model(config, getattr(torch, name), as_stored, device, max_model_len, footprint)
     stacks = BlockStacks(model, source) if isinstance(model, Model) else None
     left_out, (weights, room_for) = 0, placement
+    packed, why_not, usable = None, "", None
+    if isinstance(model, Model) and device.type == "cpu":
+        packed, why_not = _packed_file(path, model, source, config, name, asked)
+        usable = packed if use_packed and packed is not None and packed.is_there and not why_not else None
     room = None if room_for is None else room_for(model.shape, name, packing_of(model))
     if stacks is not None and stacks.moves and weights in ("auto", "resident"):
         whole = model.shape.weight_bytes(name, packing_of(model))
@@ -206,20 +215,16 @@ def _load(
     else:
         spool = Spool(spool_folder(spool_dir), footprint, progress)
         pack = partial(spool.source, config=config)
-        how_read = choose_stream(path, model, source, name, weights, room, pack)
+        how_read = choose_stream(path, model, source, name, weights, room, pack, usable)
     plan = how_read.plan
     filling = Filling(model, how_read.source, name, footprint, progress, () if room is None else room.beside)
-    cache = neurons = packed = None
-    why_not = ""
-    if plan is None and isinstance(model, Model) and device.type == "cpu" and not left_out:
-        packed, why_not = _packed_file(path, model, source, config, name, asked)
+    cache = neurons = None
+    if left_out:
+        packed, why_not, usable = None, "", None
     plain = packing.is_plain and not source.formats  # packed weights take the same in any dtype
     with offering_half(reason if plain else ""):
         if plan is None:
-            if use_packed and packed is not None and packed.is_there and not why_not:
-                lease = filling.mapped(packed)
-            else:
-                lease = filling.whole(how_read.why_not, left_out)
+            lease = filling.whole(how_read.why_not, left_out) if usable is None else filling.mapped(usable)
             if stacks is not None:
                 stacks.begin(lease)
         elif plan.num_experts:
@@ -227,7 +232,7 @@ def _load(
         elif plan.num_neurons:
             neurons = filling.around_neurons(plan)
         else:
-            filling.streamed(plan)
+            filling.streamed(plan, how_read.packed)
     quantization = getattr(model, "quantization", Quantization())
     how = (name, quantization, model.rope_length, type(model).__name__, stamps(source.checkpoint))
     return Loaded(
@@ -252,6 +257,7 @@ def _load(
         stacks=stacks,
         packed=packed,
         packed_why_not=why_not,
+        streams_packed=how_read.packed is not None,
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from pagoda.kernels.packed_bytes import PANEL, data_shape
 from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.header import TensorEntry, read_header, read_metadata
 from pagoda.weights.packed import ExpertStack, PanelMatrix
+from pagoda.weights.panel_rows import PanelRows
 from pagoda.weights.quantization import EXPERT, format_text
 from pagoda.weights.reader import Checkpoint, dtype_name, torch_dtype
 from pagoda.weights.writer import TensorWriter
@@ -114,6 +115,29 @@ class PackedFile:
                 found = tensor(name)
                 assert found is not None
                 model.keep(name, found)
+
+    def checkpoint(self) -> Checkpoint:
+        """The file as one, to be read from at every step. Raises WeightsError."""
+        return Checkpoint(self.file.parent, read_header(self.file))
+
+    def rows(self, names: Collection[str]) -> dict[str, PanelRows]:
+        """Matrices that can be multiplied as they come from the file, of a checkpoint with tensors of these names; no
+        experts. Raises WeightsError.
+        """
+        model, entries, found = self._model, read_header(self.file), dict[str, PanelRows]()
+        together = [{piece.param for piece in model.pieces(name)} for name in names]
+        shared = set().union(*(params for params in together if len(params) > 1))  # loaded whole, so kept or read whole
+        if any(model.is_tied_head(name) for name in names):
+            shared.add(EMBED)  # the head may have values of its own: it is compared when it is read
+        for matrix in model.shape.matrices:
+            format = self._format(matrix.name)
+            if format is None or matrix.role not in ("linear", "embed") or matrix.count > 1 or matrix.name in shared:
+                continue
+            parts = {part: entries[f"{matrix.name}:{part}"] for part in PARTS if f"{matrix.name}:{part}" in entries}
+            counted, data = format.num_bytes(matrix.rows, matrix.cols), parts.pop("data")
+            format = _as_kept(format, "scales" in parts)
+            found[matrix.name] = PanelRows(format, matrix.rows, matrix.cols, data, parts, counted)
+        return found
 
     def write(self, progress: Callable[[int, int], None] | None = None) -> int:
         """The model's weights, which must all be in memory; the file has its name when it is whole. Returns its bytes.

@@ -21,9 +21,11 @@ from pagoda.weights.source import TensorSource
 from .footprint import Footprint
 from .model import Model
 from .shape import ModelShape
-from .stream_plan import PLACEMENTS, StreamPlan, can_cache, plan_experts, plan_stream
+from .stream_plan import PLACEMENTS, StreamPlan, StreamSizes, can_cache, plan_experts, plan_stream
 
 if TYPE_CHECKING:
+    from pagoda.weights.streaming import Rows
+
     from .fallback import FallbackModel
     from .packed_file import PackedFile
 
@@ -48,13 +50,15 @@ RoomFor = Callable[[ModelShape, str, Quantization], Room]
 @dataclass(frozen=True, slots=True)
 class Streaming:
     """How a model's weights are read: all from ``source`` where ``plan`` is None. ``why_not``: where they do not fit
-    and there is no plan, the reason in words. ``spooled``: the source is a file that was packed for this.
+    and there is no plan, the reason in words. ``spooled``: the source is a file that was packed for this. ``packed``:
+    what is read at every step comes from that file, all else from the source.
     """
 
     plan: StreamPlan | None
     source: TensorSource
     why_not: str = ""
     spooled: bool = False
+    packed: PackedFile | None = None
 
 
 Packer = Callable[[Model, TensorSource, Sequence[Need]], TensorSource]
@@ -71,9 +75,11 @@ def choose_stream(
     weights: str,
     room: Room | None,
     pack: Packer | None = None,
+    packed: PackedFile | None = None,
 ) -> Streaming:
-    """The plan of a model whose weights are not all kept. Matrices are read from the checkpoint where enough of them
-    lie there as they are multiplied, and from a file that ``pack`` writes where they do not and it helps.
+    """The plan of a model whose weights are not all kept. Matrices are read from the file ``packed`` where there is
+    one, from the checkpoint where enough of them lie there as they are multiplied, and from a file that ``pack`` writes
+    where they do not and it helps.
 
     Raises ConfigError where streaming was asked for and cannot be, and what ``pack`` raises.
     """
@@ -95,6 +101,8 @@ def choose_stream(
         return Streaming(None, source)
     reason = "it runs in transformers' modules"
     if isinstance(model, Model):
+        if packed is not None and (plan := _packed_plan(model, source, packed, dtype, room_bytes)).streamed:
+            return Streaming(plan, source, packed=packed)
         plan, reason = _stream_from(model, source, dtype, room_bytes, must=weights == "stream")
         if plan is not None and plan.num_bytes <= room_bytes:
             return Streaming(plan, source)
@@ -135,6 +143,15 @@ def _stream_from(
     if rows and (must or plan.num_bytes < shape.weight_bytes(dtype, packing)):
         return plan, ""
     return None, "it is too small to gain by it" if rows else _first(model, unfit)
+
+
+def _packed_plan(model: Model, source: TensorSource, packed: PackedFile, dtype: str, room_bytes: int) -> StreamPlan:
+    """For matrices as they lie in the file; nothing is streamed where all fit, and of a mixture."""
+    shape = model.shape
+    if any(matrix.role == "experts" for matrix in shape.matrices):
+        return StreamPlan((), 0, 0, 0)
+    found = {name: rows.on_disk() for name, rows in packed.rows(source.names).items()}
+    return StreamSizes.of_packed(shape, dtype, model.quantization, found).plan(room_bytes)
 
 
 def _first(model: Model, unfit: Mapping[str, str]) -> str:
@@ -220,14 +237,19 @@ class Filling:
             lease.resize(model.weight_bytes)
         return lease
 
-    def streamed(self, plan: StreamPlan) -> None:
-        """What the plan keeps; the other matrices are read at every step."""
+    def streamed(self, plan: StreamPlan, packed: PackedFile | None = None) -> None:
+        """What the plan keeps; the other matrices are read at every step, from the file ``packed`` if there is one."""
         from .streamed_load import stream_rest
 
         model, source = self._native, self._source
-        rows, _ = model.stored_rows(source)
+        rows: dict[str, Rows] = {}
+        if packed is None:
+            rows |= model.stored_rows(source)[0]
+        else:
+            rows |= packed.rows(source.names)
         lease, ring = self._load_kept(plan, f"{len(plan.streamed)} matrices", "ring of streamed weights")
-        stream = stream_rest(model, source, plan, rows)
+        checkpoint = source.checkpoint if packed is None else packed.checkpoint()
+        stream = stream_rest(model, source, plan, rows, checkpoint)
         self._beside(lease, ring, stream.close, lambda: stream.num_bytes)
 
     def around_experts(self, plan: StreamPlan, policy: str) -> ExpertCache:

@@ -149,11 +149,22 @@ class StreamSizes:
                 one = known[key]
             less = format.num_bytes(rows, cols) - kept.num_bytes(rows, cols)  # it is kept in another order
             matrices.append((matrix.name, replace(one, saved=one.saved - less) if less else one))
+        return cls._of(matrices, shape.weight_bytes(dtype, quantization))
+
+    @classmethod
+    def of_packed(
+        cls, shape: ModelShape, dtype: str, quantization: Quantization, found: Mapping[str, OnDisk]
+    ) -> StreamSizes:
+        """Of matrices that lie on disk in the order in which they are kept (`weights.panel_rows`)."""
+        matrices = [(matrix.name, found[matrix.name]) for matrix in shape.matrices if matrix.name in found]
+        return cls._of(matrices, shape.weight_bytes(dtype, quantization))
+
+    @classmethod
+    def _of(cls, matrices: Sequence[tuple[str, OnDisk]], weight_bytes: int) -> StreamSizes:
         sizes = [(one.unit, one.panels, one.passing) for _, one in matrices]
         unit, panels, made = map(max, zip(*sizes, strict=True)) if sizes else (0, 0, 0)
         passing = RING_UNITS * (unit + ALIGN_BYTES) + panels + made
-        kept = shape.weight_bytes(dtype, quantization) - sum(one.saved for _, one in matrices)
-        return cls(tuple(matrices), kept, passing)
+        return cls(tuple(matrices), weight_bytes - sum(one.saved for _, one in matrices), passing)
 
     def plan(self, room_bytes: int) -> StreamPlan:
         """Keeps matrices in the order of computation for as long as they fit. The plan may exceed the room; what it

@@ -11,10 +11,13 @@ from pagoda.weights.built import BuiltMatrix
 from pagoda.weights.built_rows import BuiltRows
 from pagoda.weights.expert_cache import CachedExperts, ExpertCache
 from pagoda.weights.expert_store import ExpertStore
-from pagoda.weights.rows import StoredMatrix, StoredRows
+from pagoda.weights.panel_rows import PanelRows
+from pagoda.weights.panels_on_disk import PanelsOnDisk
+from pagoda.weights.reader import Checkpoint
+from pagoda.weights.rows import StoredMatrix
 from pagoda.weights.schemes.pagoda import CODE
 from pagoda.weights.source import TensorSource
-from pagoda.weights.streaming import StreamedMatrix, WeightStream
+from pagoda.weights.streaming import Rows, StreamedMatrix, WeightStream
 
 from .stream_plan import StreamPlan
 
@@ -27,17 +30,23 @@ EMBED, HEAD = "embed.weight", "lm_head.weight"
 
 
 def stream_rest(
-    model: Model, source: TensorSource, plan: StreamPlan, rows: Mapping[str, StoredRows | BuiltRows]
+    model: Model, source: TensorSource, plan: StreamPlan, rows: Mapping[str, Rows], checkpoint: Checkpoint
 ) -> WeightStream:
-    """The matrices that the plan leaves on disk. The stream begins to read at once."""
+    """The matrices that the plan leaves on disk: ``rows`` of ``checkpoint``, which need not be the source's. The stream
+    begins to read at once.
+    """
     tied = HEAD not in rows and HEAD not in {m.name for m in model.shape.matrices}
     order = [name for name in rows if name in plan.streamed and name != EMBED]
     if EMBED in plan.streamed:
         order.append(EMBED)  # tied, it is the head: the last of a step
     looked_up = {len(order) - 1} if EMBED in plan.streamed and not tied else set()
-    stream = WeightStream([rows[name] for name in order], source.checkpoint, looked_up)
+    stream = WeightStream([rows[name] for name in order], checkpoint, looked_up)
     for number, name in enumerate(order):
-        if isinstance(rows[name], BuiltRows):
+        found = rows[name]
+        if isinstance(found, PanelRows):
+            beside = {part: checkpoint.read(entry.name) for part, entry in found.beside.items()}
+            model.keep(name, PanelsOnDisk(model.dtype, stream, number, beside))
+        elif isinstance(found, BuiltRows):
             model.keep(name, BuiltMatrix(model.dtype, stream, number))
         else:
             codes = _codes(source, name)

@@ -13,6 +13,7 @@ from .packed import PackedMatrix
 if TYPE_CHECKING:
     from .built_rows import BuiltRows
     from .formats.base import WeightFormat
+    from .panel_rows import PanelRows
     from .rows import StoredRows, Unit
     from .streaming import WeightStream
 
@@ -22,7 +23,7 @@ class UnitMatrix(PackedMatrix):
 
     __slots__ = ("_number", "_stream", "_units", "stored")
 
-    stored: StoredRows | BuiltRows
+    stored: StoredRows | BuiltRows | PanelRows
 
     def __init__(self, format: WeightFormat, dtype: torch.dtype, stream: WeightStream, number: int) -> None:
         super().__init__(format, dtype)

@@ -25,6 +25,7 @@ from .by_unit import UnitMatrix
 from .direct import ALIGN, aligned_buffer, span_bytes
 from .fillings.scales import scales_by_panel
 from .formats.base import NOT_FINITE
+from .panel_rows import PanelRows
 from .reader import Checkpoint, torch_dtype
 from .rows import CONVERTED_BYTES, StoredRows, Unit
 
@@ -32,14 +33,14 @@ if TYPE_CHECKING:
     from .formats.base import WeightFormat
 
 RING_UNITS, NUM_READERS = 4, 2
+Rows = StoredRows | BuiltRows | PanelRows
+"""How a matrix lies on disk."""
 
 
 class WeightStream:
     """``matrices`` in the order in which a step multiplies with them; those in ``looked_up`` only give rows."""
 
-    def __init__(
-        self, matrices: Sequence[StoredRows | BuiltRows], checkpoint: Checkpoint, looked_up: Collection[int] = ()
-    ) -> None:
+    def __init__(self, matrices: Sequence[Rows], checkpoint: Checkpoint, looked_up: Collection[int] = ()) -> None:
         self.matrices = list(matrices)
         # The thread that reads ahead and look-ups of single rows have each their own.
         self._files, self._row_files = (checkpoint.open_files(use_cache=False) for _ in range(2))
@@ -149,7 +150,10 @@ def _cut(unit: Unit, raw: Tensor) -> list[Tensor]:
     return parts
 
 
-def _panel_bytes(matrix: StoredRows | BuiltRows, unit: Unit) -> int:
+def _panel_bytes(matrix: Rows, unit: Unit) -> int:
+    """Of what is laid out in memory before it is multiplied."""
+    if isinstance(matrix, PanelRows):
+        return 0
     kernel = matrix.kernel if isinstance(matrix, StoredRows) else matrix.format.kernel
     return panel_bytes(kernel, unit.stop - unit.start, matrix.cols) if kernel else 0
 
