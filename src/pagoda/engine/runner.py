@@ -199,7 +199,7 @@ class Runner:
             return self._window_view(store, pieces, None, plain=True)
         table = store.manager.table
         tables = [table(piece.sequence.seq_id) for piece in pieces]
-        view = self._views_of(store).view(tables, [piece.num_tokens for piece in pieces])
+        view = self._views_of(store).view(tables, [piece.num_tokens for piece in pieces], wide=_wide(pieces))
         if weights := _weights(pieces):
             view.watch(weights=weights)
         return view
@@ -242,10 +242,12 @@ class Runner:
         tables = [store.manager.table(piece.sequence.seq_id) for piece in pieces]
         q_lens, num_q_heads = [piece.num_tokens for piece in pieces], self.model.shape.num_q_heads
         if isinstance(store.storage, OffloadedStorage):
-            return OffloadView(store.storage, tables, q_lens, _choosers(store, pieces, num_q_heads), _noters(pieces))
+            choosers = _choosers(store, pieces, num_q_heads)
+            return OffloadView(store.storage, tables, q_lens, choosers, _noters(pieces), _wide(pieces))
         watched = {i: piece.sequence for i, piece in enumerate(pieces) if _wants_probs(piece)}
         receivers = {i: one.policy_state for i, one in watched.items() if one.policy.lossy is None}
-        view = self._views_of(store).view(tables, q_lens, choosers=_choosers(store, pieces, num_q_heads))
+        choosers = _choosers(store, pieces, num_q_heads)
+        view = self._views_of(store).view(tables, q_lens, choosers=choosers, wide=_wide(pieces))
         view.watch(
             collect_probs=watched.keys(),
             collect_counts=any(Need.WANTED in piece.sequence.policy.needs for piece in pieces),
@@ -270,7 +272,17 @@ def _new_window_view(
     codecs = [codec for policy in policies if (codec := policy.windowed) is not None]
     encoders = [policy.windowed if policy.encodes_within else None for policy in policies]
     assert store.codes is not None
-    return WindowView(store.storage, tables, q_lens, codecs, tails, store.codes, dtype, tap, encoders, _breaker(pieces))
+    rest = encoders, _breaker(pieces), _wide(pieces)
+    return WindowView(store.storage, tables, q_lens, codecs, tails, store.codes, dtype, tap, *rest)
+
+
+def _wide(pieces: list[Piece]) -> list[bool] | None:
+    """Who is computed as prompts are. A token's bits depend on whether it is of the prompt or the answer, never on how
+    many come with it: an answer that is computed again, many tokens at once, has the KV that it had, and so has a
+    prompt that comes in other chunks. None: single tokens of answers, which nobody has to be told of.
+    """
+    wide = [piece.start < piece.sequence.prompt_len for piece in pieces]
+    return wide if any(wide) or any(piece.num_tokens > 1 for piece in pieces) else None
 
 
 def _breaker(pieces: list[Piece]) -> Callable[[WindowedCodec, Exception], None]:

@@ -84,11 +84,12 @@ class Sequence:
 
     @property
     def chunk_end(self) -> int:
-        """No chunk reaches past the next act of the policy, also when all of it is recomputed; but what encodes pages
-        within steps does so at any place of a chunk.
+        """No chunk reaches from the prompt into the answer, which are computed in different ways, nor past the next
+        act of the policy, also when all of it is recomputed; but what encodes pages within steps does so at any place
+        of a chunk.
         """
         if self.plain:
-            return len(self.tokens)
+            return self.prompt_len if self.num_computed < self.prompt_len else len(self.tokens)
         return self.asks("saying when it acts", self._chunk_end, lambda: self._part_end)
 
     @property
@@ -96,9 +97,10 @@ class Sequence:
         """Where acts set no end: that of its tokens, but tokens whose queries are answered each for itself are replayed
         one by one.
         """
-        if self.policy.selection is None and not self.policy.leaves_residual:
-            return len(self.tokens)
-        return self.prompt_len if self.num_computed < self.prompt_len else self.num_computed + 1
+        if self.num_computed < self.prompt_len:
+            return self.prompt_len
+        alone = self.policy.selection is not None or self.policy.leaves_residual
+        return self.num_computed + 1 if alone else len(self.tokens)
 
     def _chunk_end(self) -> int:
         end = self._part_end

@@ -321,7 +321,8 @@ def _native(step: StepArrays) -> Any:
         layout.k_dim, layout.v_dim, step.row_of.shape[0], rows.data_ptr(), rows.stride(0) if own else 0, rows.shape[1],
         rows.shape[2],
         step.row_of.data_ptr(), step.offset.data_ptr(), step.kv_lens.data_ptr(), step.kv_lens.stride(0) if own else 0,
-        step.q_starts.data_ptr(), step.page_ids.data_ptr(), step.slots.data_ptr(), step.slots.stride(0) if own else 0,
+        step.q_starts.data_ptr(), 0 if step.wide is None else step.wide.data_ptr(), step.page_ids.data_ptr(),
+        step.slots.data_ptr(), step.slots.stride(0) if own else 0,
         chosen, 0 if choice is None else len(choice.seqs), sums, queries, [] if coded is None else [coded.sides],
         raw, weights,
     )  # fmt: skip

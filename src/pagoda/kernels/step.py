@@ -117,4 +117,5 @@ class StepArrays:
     queries: QueryRings | None = None
     weights: StepWeights | None = None
     coded: CodedStep | None = None  # then ``layout`` is that of the numbers, and the pages are bytes
+    wide: Tensor | None = None  # uint8 [S]
     native: Any = field(default=None, init=False, repr=False)

@@ -34,13 +34,20 @@ class StepIndex:
     offset   [L, S, H]    added to the run bases
     kv_lens  [L1, S, H]   slots once the step's tokens are written
     starts   [S + 1]      first token of each sequence
+    wide     [S] or None  as `LayerTable`
     """
 
     def __init__(
-        self, fmt: KVFormat, tables: Sequence[PageTable], q_lens: Sequence[int], before: Sequence[int] | None = None
+        self,
+        fmt: KVFormat,
+        tables: Sequence[PageTable],
+        q_lens: Sequence[int],
+        before: Sequence[int] | None = None,
+        wide: Sequence[bool] | None = None,
     ) -> None:
         """``before``: tokens of the same step that precede each one's, where a table is here more than once."""
         self.fmt, self.q_lens = fmt, np.array(q_lens, np.int32)
+        self.wide = None if wide is None else torch.tensor(wide, dtype=torch.uint8)
         self.starts = np.zeros(len(tables) + 1, np.int32)
         np.cumsum(self.q_lens, out=self.starts[1:])
         self._seen = [(table.num_tokens + 1, table.edits) for table in tables]

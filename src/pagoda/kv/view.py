@@ -46,6 +46,7 @@ class StepView:
     choices          of steps before, where somebody has them (`StepViews`).
     weights          sequence (by index) -> how often its slots count in the softmax, where some count more than once.
     residuals        sequence (by index) of one token -> what its evicted slots answer, which is joined with attention.
+    wide             sequences whose queries are computed as a prompt's are, see `LayerTable`.
     choosers         sequence (by index) of one token -> who says, with ``choose(layer, q [Hq, Dk], scale)``, what
                      it reads: page ids int32 [H, K] and slots int32 [H], all pages but the last full.
     """
@@ -65,11 +66,12 @@ class StepView:
         residuals: Mapping[int, Residual] | None = None,
         weights: Mapping[int, SlotWeights] | None = None,
         choices: Choices | None = None,
+        wide: Sequence[bool] | None = None,
     ) -> None:
         _check(tables, q_lens)
         self._fmt, self._pages, self._layout = storage.fmt, storage.pages, storage.layout
         self.num_tokens = sum(q_lens)
-        self._index = StepIndex(self._fmt, tables, q_lens)
+        self._index = StepIndex(self._fmt, tables, q_lens, wide=wide)
         self._on_cpu = storage.device.type == "cpu"
         self._take_writes()
         self._choosers = choosers or {}
@@ -133,8 +135,9 @@ class StepView:
         sums = self._sums() if self._watched else None
         weights = self._step_weights() if self._weights else None
         arrays = StepArrays(
-            self._pages, self._layout, *self._index.tensors, page_ids, slots, choice, sums, queries, weights
-        )
+            self._pages, self._layout, *self._index.tensors, page_ids, slots, choice, sums, queries, weights,
+            wide=self._index.wide,
+        )  # fmt: skip
         if choice is None and sums is None and queries is None and weights is None:
             self._arrays = arrays
         return arrays
@@ -370,12 +373,17 @@ class StepViews:
         self._choices = Choices()
 
     def view(
-        self, tables: list[PageTable], q_lens: Sequence[int], *, choosers: Mapping[int, Chooser] | None = None
+        self,
+        tables: list[PageTable],
+        q_lens: Sequence[int],
+        *,
+        choosers: Mapping[int, Chooser] | None = None,
+        wide: Sequence[bool] | None = None,
     ) -> StepView:
         """As ``StepView`` of these, for somebody to ``watch`` or not."""
         last, self._view = self._view, None
-        if len(q_lens) != sum(q_lens):
-            return StepView(self._storage, tables, q_lens, choosers=choosers, choices=self._choices)
+        if wide is not None or len(q_lens) != sum(q_lens):
+            return StepView(self._storage, tables, q_lens, choosers=choosers, choices=self._choices, wide=wide)
         alike = len(tables) == len(self._tables) and all(map(is_, tables, self._tables))
         if last is None or not alike or not last.follow(tables, choosers):
             last = StepView(self._storage, tables, q_lens, choosers=choosers, choices=self._choices)
@@ -401,6 +409,7 @@ class _Part:
             for x in (index.row_of[members], q_starts, index.offset[:, members], kv_lens)
         )
         self._rows, self._offset, self._kv_lens = rows.unbind(), offset.unbind(), lens.unbind()
+        self._wide = None if index.wide is None else index.wide[members]
         self.tokens: Tensor | None = None
         if len(members) < len(index.q_lens):
             spans = [np.arange(index.starts[s], index.starts[s + 1]) for s in members]
@@ -430,4 +439,5 @@ class _Part:
             max_q_len=self._max_q_len,
             max_kv_len=self._max_kv_lens[at],
             kv_lens_cpu=self._kv_lens_cpu[at],
+            wide=self._wide,
         )

@@ -53,8 +53,8 @@ class WindowView:
     """The KV view (see ``models.layers.step.KVView``). Sequence s brings ``q_lens[s]`` tokens, side by side, of a model
     that computes in ``dtype``. ``codecs`` may have windows of their own, but read the same pages, as ``codes`` says.
     ``encoders``: of each sequence the codec that encodes its pages in this step, or None: somebody else does, between
-    steps. ``breaks`` is told which codec raised, if one does: another goes on in its place, and if there is none, the
-    rest of the step is worth nothing for any sequence.
+    steps. ``wide``: as `StepView`. ``breaks`` is told which codec raised, if one does: another goes on in its place,
+    and if there is none, the rest of the step is worth nothing for any sequence.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class WindowView:
         tap: Tap | None = None,
         encoders: Sequence[WindowedCodec | None] = (),
         breaks: Callable[[WindowedCodec, Exception], None] | None = None,
+        wide: Sequence[bool] | None = None,
     ) -> None:
         self._storage, self._codes, self._dtype, self._tap, self._breaks = storage, codes, dtype, tap, breaks
         self._codecs = list(dict.fromkeys(codecs))  # those that work; all read alike, so the first one reads
@@ -83,7 +84,8 @@ class WindowView:
         self._parts = self._divide(encoders or [None] * len(tables))
         of = [tables[part.seq] for part in self._parts]
         before = [part.before for part in self._parts]
-        self._index = StepIndex(storage.fmt, of, [part.num for part in self._parts], before)
+        self._wide = None if wide is None else [wide[part.seq] for part in self._parts]
+        self._index = StepIndex(storage.fmt, of, [part.num for part in self._parts], before, self._wide)
         self._arrays: StepArrays | None = None
         self.received: list[Received] = []
         self.added: list[int] = []
@@ -112,7 +114,7 @@ class WindowView:
     @property
     def may_be_followed(self) -> bool:
         """Whether it is of decode steps that did nothing else."""
-        alone = self._tap is None and len(self._codecs) > 0
+        alone = self._tap is None and len(self._codecs) > 0 and self._wide is None
         return alone and all(part.num == 1 and not part.encoded for part in self._parts)
 
     failures: Mapping[int, str] = MappingProxyType({})
@@ -147,6 +149,7 @@ class WindowView:
             nowhere,
             queries=queries,
             coded=CodedStep(sides.native, *numbers),
+            wide=self._index.wide,
         )
         if queries is None:
             self._arrays = arrays
@@ -215,6 +218,7 @@ class WindowView:
             max_q_len=int(index.q_lens.max(initial=0)),
             max_kv_len=int(index.kv_lens.max(initial=0)),
             kv_lens_cpu=index.kv_lens[at].tolist(),
+            wide=index.wide,
         )
 
     def attend_latent(self, layer: int, q: Tensor, latent: Tensor, *, v_dim: int, scale: float) -> Tensor:

@@ -35,7 +35,7 @@ struct Work {
       if (merge >= 0 && !memo.complete(merge, parts_of(item))) continue;
       if (merge >= 0) merge_body(args, plan.merges[merge], scratch);
       const int32_t seq = plan.spans[s].seq;
-      if (args.summed(seq) && !args.wide(seq)) sums_body(args, {seq, item.head, 0, args.kv_lens[args.pair(seq, item.head)]}, scratch);
+      if (args.summed(seq) && args.at_once(seq)) sums_body(args, {seq, item.head, 0, args.kv_lens[args.pair(seq, item.head)]}, scratch);
     }
   }
 

@@ -43,7 +43,8 @@ struct CodedPages {
   const RawSlots* raw = nullptr;  // [S]
 };
 
-// A sequence whose chunk makes no more rows of a kv-head than this is cut into parts; wider chunks are tiled over their queries.
+// Of a kv-head: up to so many rows of a chunk are cut into parts; wider chunks are tiled over their queries. Their bits differ (and int8 and
+// int4 pages meet products of bytes in the former alone), so whoever computes a token twice and wants the same says which it is: are_wide.
 constexpr int64_t kNarrowRows = 64;
 
 struct AttentionArgs {
@@ -68,6 +69,8 @@ struct AttentionArgs {
   // [S + 1] of the whole chunks, where q_starts has only some of their queries: each chunk's last ones. Or null. How a query is
   // computed depends on its whole chunk, so its bits do not depend on which others are asked for.
   const int32_t* chunk_starts = nullptr;
+  // [S] which chunks are wide, however long they are; those that are not are computed as one query by itself is. Null: by their lengths.
+  const uint8_t* are_wide = nullptr;
   int64_t num_seqs = 0, num_q_heads = 0, num_kv_heads = 0, num_tokens = 0;
   // Options, as in the Python signature.
   float scale = 1.0f, soft_cap = 0.0f;
@@ -85,7 +88,10 @@ struct AttentionArgs {
   int64_t num_in_chunk(int64_t seq) const {
     return chunk_starts ? chunk_starts[seq + 1] - chunk_starts[seq] : num_queries(seq);
   }
-  bool wide(int64_t seq) const { return num_in_chunk(seq) > 1 && num_in_chunk(seq) * group() > kNarrowRows; }
+  bool wide(int64_t seq) const { return are_wide ? are_wide[seq] : num_in_chunk(seq) > 1 && num_in_chunk(seq) * group() > kNarrowRows; }
+  // Queries of a chunk that is not wide which are computed together, and whether those are all.
+  int64_t narrow_queries() const { return std::max<int64_t>(1, kNarrowRows / group()); }
+  bool at_once(int64_t seq) const { return !wide(seq) && num_queries(seq) <= narrow_queries(); }
   // Pairs of bfloat16 are multiplied: queries are, and so are the pages' numbers (codes without loss; decoded int4 is rounded).
   bool pairs() const { return dtype == Dtype::bf16 && shape.store != Store::f32 && shape.store != Store::f16; }
   bool summed(int64_t seq) const { return sum_targets && sum_targets[seq].sums; }
@@ -136,9 +142,9 @@ struct AttentionItem {
   int32_t slot_begin, slot_end;
 };
 
-// `count` parts, which lie as Parts from float `first` on, make the result of one (sequence, kv-head).
+// `count` parts, which lie as Parts from float `first` on, make the result of queries q_begin..q_end of one (sequence, kv-head).
 struct Merge {
-  int32_t seq, head;
+  int32_t seq, q_begin, q_end, head;
   int64_t first, count;
 };
 

@@ -28,7 +28,7 @@ bool all_pages(const int32_t* ids, int64_t count, const int32_t* further, int64_
 bool AttentionMemo::serves(const AttentionArgs& a, int num_threads) const {
   const AttentionArgs& m = made_for_;
   const auto tables = [](const AttentionArgs& x) {
-    return std::tie(x.row_of, x.q_starts, x.chunk_starts, x.num_rows, x.max_pages, x.num_seqs);
+    return std::tie(x.row_of, x.q_starts, x.chunk_starts, x.are_wide, x.num_rows, x.max_pages, x.num_seqs);
   };
   const auto shapes = [](const AttentionArgs& x) {
     return std::tie(x.num_q_heads, x.num_kv_heads, x.shape.page_size, x.shape.k_dim, x.v_dim, x.window, x.share_prefixes);

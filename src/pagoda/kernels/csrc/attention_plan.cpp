@@ -30,9 +30,9 @@ constexpr int64_t kWidestSpan = 64;     // slots beside which a maximum moves at
 
 int64_t cost(int64_t slots, int64_t rows) { return slots * (32 + rows); }  // packing a slot costs as much as 32 rows' products
 
-// A sequence that is cut into parts, as one kv-head sees it.
+// Queries of a sequence that are cut into parts, as one kv-head sees them.
 struct Narrow {
-  int32_t seq;
+  int32_t seq, q_begin, q_end;
   int64_t begin, end;      // slots that any of its queries sees
   int64_t rows, partials;  // partials: where its parts lie, -1 when it is a single one
   int32_t merge;           // of those partials
@@ -114,17 +114,21 @@ class Planner {
 
   void add(int32_t seq, int32_t head) {
     check(seq, head);
-    const int64_t n = a.num_queries(seq), rows = n * a.group(), length = a.kv_lens[a.pair(seq, head)];
-    if (a.summed(seq) && a.wide(seq))  // others are as soon as a row is done
+    const int64_t n = a.num_queries(seq), length = a.kv_lens[a.pair(seq, head)];
+    if (a.summed(seq) && !a.at_once(seq))  // others are as soon as a row is done
       for (int64_t at = 0; at < length; at += kPartSlots)
         plan.sums.push_back({seq, head, int32_t(at), int32_t(std::min(length, at + kPartSlots))});
     if (a.wide(seq)) return add_wide(seq, head);
-    Narrow own{seq, first_slot(length - n), length, rows, -1, -1, 0};
+    for (int64_t q = 0; q < n; q += a.narrow_queries()) add_narrow(seq, head, q, std::min(n, q + a.narrow_queries()), length - n);
+  }
+
+  void add_narrow(int32_t seq, int32_t head, int64_t q, int64_t q_end, int64_t before) {
+    Narrow own{seq, int32_t(q), int32_t(q_end), first_slot(before + q), before + q_end, (q_end - q) * a.group(), -1, -1, 0};
     own.done = own.begin / kPartSlots;
     if (own.parts() > 1) {
       own.partials = plan.num_partial_floats, own.merge = int32_t(plan.merges.size());
-      plan.num_partial_floats += parts_of(a, nullptr, n, own.parts()).floats();
-      plan.merges.push_back({seq, head, own.partials, own.parts()});
+      plan.num_partial_floats += parts_of(a, nullptr, q_end - q, own.parts()).floats();
+      plan.merges.push_back({seq, int32_t(q), int32_t(q_end), head, own.partials, own.parts()});
     }
     narrow.push_back(own);
   }
@@ -265,7 +269,7 @@ class Planner {
   void begin_stretch() { plan.stretches.push_back(int32_t(plan.items.size())), ++thread; }
 
   Span span_of(const Narrow& n, int64_t part) const {
-    return {n.seq, 0, int32_t(a.num_queries(n.seq)), n.partials, n.merge, int32_t(part - n.begin / kPartSlots), int32_t(n.parts())};
+    return {n.seq, n.q_begin, n.q_end, n.partials, n.merge, int32_t(part - n.begin / kPartSlots), int32_t(n.parts())};
   }
 
   // Page ids of one part, in the sequence's row.
@@ -290,9 +294,10 @@ class Planner {
 
   // `group` (a range of `narrow`, reordered here) share the parts from..part; what else do they share?
   void share(Narrow* group, int64_t count, int32_t head, int64_t from, int64_t part) {
+    const auto first_of = [](const Narrow& x, const Narrow& y) { return std::tie(x.seq, x.q_begin) < std::tie(y.seq, y.q_begin); };
     const auto less = [&](const Narrow& x, const Narrow& y) {
       const int order = compare(x, y, head, part);
-      return order != 0 ? order < 0 : x.seq < y.seq;  // stable: std::stable_sort and _partition fetch memory
+      return order != 0 ? order < 0 : first_of(x, y);  // stable: std::stable_sort and _partition fetch memory
     };
     // What is raw lies with each sequence, whose table may name the same pages as another's; so do weights of slots.
     const auto encoded = [&](const Narrow& n) { return !a.coded || (part + 1) * kPartSlots <= a.coded->raw[n.seq].start; };
@@ -306,7 +311,7 @@ class Planner {
     }
     Narrow* last = std::partition(group, group + count, whole);
     std::sort(group, last, less);
-    std::sort(last, group + count, [](const Narrow& x, const Narrow& y) { return x.seq < y.seq; });
+    std::sort(last, group + count, first_of);
     for (Narrow* first = group; first < last;) {
       Narrow* next = first + 1;
       while (next < last && compare(*first, *next, head, part) == 0) ++next;

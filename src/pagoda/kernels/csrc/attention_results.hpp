@@ -63,8 +63,7 @@ inline void add_parts(const float* part, int64_t apart, int64_t count, const flo
 
 // Adds the parts of each row (kSumParts), each weighted by 2^(its maximum - the common one).
 inline void merge_parts(const AttentionArgs& a, const Merge& merge, const AttentionScratch& out) {
-  const int64_t queries = a.num_queries(merge.seq);
-  const Parts parts = parts_of(a, out.partials + merge.first, queries, merge.count);
+  const Parts parts = parts_of(a, out.partials + merge.first, merge.q_end - merge.q_begin, merge.count);
   float* sums = scratch.need(padded(a.v_dim) + merge.count * kLanes);
   float* weights = sums + padded(a.v_dim);  // [part][kLanes rows]
   for (int64_t first = 0; first < parts.rows; first += kLanes) {
@@ -78,7 +77,7 @@ inline void merge_parts(const AttentionArgs& a, const Merge& merge, const Attent
       store(weights + i * kLanes, weight);
     });
     for (int64_t r = 0; r < here; ++r) {
-      const int64_t row = first + r, token = a.q_starts[merge.seq] + row / a.group();
+      const int64_t row = first + r, token = a.q_starts[merge.seq] + merge.q_begin + row / a.group();
       const float* const part = parts.sums(0) + row * a.v_dim;
       const int64_t apart = parts.rows * a.v_dim;
       int64_t d = 0;

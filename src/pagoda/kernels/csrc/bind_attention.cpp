@@ -43,7 +43,7 @@ void bind_attention(nb::module_& m) {
   m.def("paged_attention", [](uintptr_t q, int64_t q_token_stride, int64_t q_head_stride, uintptr_t out, int dtype,
                               uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim,
                               int64_t stored_v_dim, int64_t v_dim, uintptr_t rows, int64_t num_rows, int64_t max_pages,
-                              uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens, uintptr_t q_starts, int64_t num_seqs,
+                              uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens, uintptr_t q_starts, uintptr_t are_wide, int64_t num_seqs,
                               int64_t num_tokens, int64_t num_q_heads, int64_t num_kv_heads, float scale, float soft_cap,
                               int64_t window, uintptr_t sinks, uintptr_t slopes, uintptr_t prob_sums, uintptr_t prob_counts, int64_t sums_stride,
                               uintptr_t sum_last, bool share_prefixes, bool byte_products, const std::vector<CodedSides*>& coded_sides,
@@ -56,7 +56,7 @@ void bind_attention(nb::module_& m) {
     a.shape = PageShape(Store(store), page_size, k_dim, stored_v_dim), a.v_dim = v_dim;
     a.rows = at<int32_t>(rows), a.num_rows = num_rows, a.max_pages = max_pages, a.row_of = at<int32_t>(row_of);
     a.offset = at<int32_t>(offset), a.kv_lens = at<int32_t>(kv_lens), a.q_starts = at<int32_t>(q_starts);
-    a.num_seqs = num_seqs, a.num_tokens = num_tokens, a.num_q_heads = num_q_heads, a.num_kv_heads = num_kv_heads;
+    a.are_wide = at<uint8_t>(are_wide), a.num_seqs = num_seqs, a.num_tokens = num_tokens, a.num_q_heads = num_q_heads, a.num_kv_heads = num_kv_heads;
     a.scale = scale, a.soft_cap = soft_cap, a.window = window;
     a.sinks = at<float>(sinks), a.slopes = at<float>(slopes);
     a.share_prefixes = share_prefixes, a.byte_products = byte_products;

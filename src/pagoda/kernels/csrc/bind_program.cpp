@@ -63,7 +63,7 @@ void bind_step_arrays(nb::module_& m) {
       .def("__init__", [](StepArrays* self, int64_t num_tokens, uintptr_t pages, int64_t num_pages, int store, int64_t page_size,
                           int64_t k_dim, int64_t v_dim, int64_t num_seqs, uintptr_t rows, int64_t rows_stride, int64_t num_rows, int64_t max_pages,
                           uintptr_t row_of, uintptr_t offset, uintptr_t kv_lens, int64_t lens_stride, uintptr_t q_starts,
-                          uintptr_t page_ids, uintptr_t slots, int64_t writes_stride, const std::vector<uintptr_t>& choice,
+                          uintptr_t are_wide, uintptr_t page_ids, uintptr_t slots, int64_t writes_stride, const std::vector<uintptr_t>& choice,
                           int64_t num_choosing, const std::vector<uintptr_t>& sums, const std::vector<uintptr_t>& queries,
                           const std::vector<CodedSides*>& coded_sides, const std::vector<uintptr_t>& raw, const std::vector<uintptr_t>& weights) {
         StepArrays s;
@@ -71,7 +71,7 @@ void bind_step_arrays(nb::module_& m) {
         s.pages = at<char>(pages), s.num_pages = num_pages, s.shape = PageShape(Store(store), page_size, k_dim, v_dim);
         s.num_seqs = num_seqs, s.rows = at<int32_t>(rows), s.rows_stride = rows_stride, s.num_rows = num_rows;
         s.max_pages = max_pages, s.row_of = at<int32_t>(row_of), s.offset = at<int32_t>(offset);
-        s.kv_lens = at<int32_t>(kv_lens), s.lens_stride = lens_stride, s.q_starts = at<int32_t>(q_starts);
+        s.kv_lens = at<int32_t>(kv_lens), s.lens_stride = lens_stride, s.q_starts = at<int32_t>(q_starts), s.are_wide = at<uint8_t>(are_wide);
         s.page_ids = at<int32_t>(page_ids), s.slots = at<int32_t>(slots), s.writes_stride = writes_stride;
         if (num_choosing > 0) s.choice = choice_of(choice, num_choosing);
         if (!sums.empty()) {  // in the order of kernels/step.py's SlotSums

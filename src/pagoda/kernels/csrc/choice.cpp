@@ -375,7 +375,7 @@ void attend_moved(const AttentionArgs& args, MovedPages& moved, int num_threads,
   a.shape = numbers_of(args), a.pages = moved.pages.data(), a.num_pages = moved.first.back();
   a.rows = moved.rows.data(), a.num_rows = int64_t(moved.row_of.size()), a.max_pages = moved.width;
   a.row_of = moved.row_of.data(), a.offset = moved.offset.data(), a.kv_lens = moved.kv_lens.data();
-  a.q_starts = moved.q_starts.data(), a.chunk_starts = nullptr, a.sum_targets = nullptr, a.weights = nullptr;
+  a.q_starts = moved.q_starts.data(), a.chunk_starts = nullptr, a.are_wide = nullptr, a.sum_targets = nullptr, a.weights = nullptr;
   a.share_prefixes = false;
   a.num_seqs = moved.count(), a.num_tokens = moved.q_starts.back();
   paged_attention(a, num_threads, isa);

@@ -228,7 +228,7 @@ struct Run {
     a.rows = step.rows + i.layer * step.rows_stride, a.num_rows = step.num_rows, a.max_pages = step.max_pages;
     a.row_of = step.row_of, a.offset = step.offset + i.layer * step.num_seqs * i.num_kv_heads;
     a.kv_lens = step.kv_lens + i.layer * step.lens_stride, a.q_starts = step.q_starts;
-    a.num_seqs = step.num_seqs, a.num_tokens = num_tokens;
+    a.are_wide = step.are_wide, a.num_seqs = step.num_seqs, a.num_tokens = num_tokens;
     a.num_q_heads = i.num_q_heads, a.num_kv_heads = i.num_kv_heads;
     a.scale = i.scale, a.soft_cap = i.soft_cap, a.window = i.window, a.sinks = i.sinks, a.slopes = i.slopes;
     const bool chosen_here = step.choice.count > 0;  // in a table that is written anew for every layer

@@ -192,6 +192,7 @@ struct StepArrays {
   const int32_t* kv_lens = nullptr;   // [L or 1][S][H]
   int64_t lens_stride = 0;
   const int32_t* q_starts = nullptr;  // [S + 1]
+  const uint8_t* are_wide = nullptr;  // [S] or null: as AttentionArgs
   const int32_t* page_ids = nullptr;  // [L or 1][T][H]; shared: the ids of layer 0, layer l is l * H further
   const int32_t* slots = nullptr;     // [L or 1][T][H]
   int64_t writes_stride = 0;

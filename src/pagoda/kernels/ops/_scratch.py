@@ -14,10 +14,10 @@ from ._table import LayerTable
 
 def scratch_table(
     num_heads: int, device: torch.device, rows: Sequence[npt.NDArray[np.int32]], lens: list[int], starts: list[int],
-    num_pages: int,
+    num_pages: int, wide: torch.Tensor | None = None,
 ) -> LayerTable:  # fmt: skip
     """Row s holds the pages of sequence s in head 0; those of head h lie ``num_pages`` pages further each. ``lens``:
-    slots of each sequence, ``starts``: its first token, and the end.
+    slots of each sequence, ``starts``: its first token, and the end; ``wide``: as `LayerTable`.
     """
     width = max(map(len, rows))
     padded = np.stack([np.pad(row, (0, width - len(row))) for row in rows])
@@ -34,4 +34,5 @@ def scratch_table(
         max_q_len=max(b - a for a, b in pairwise(starts)),
         max_kv_len=max(lens),
         kv_lens_cpu=[[num] * num_heads for num in lens],
+        wide=wide,
     )

@@ -18,6 +18,10 @@ class LayerTable:
 
     Page id of slot block j of (s, h): ``rows[row_of[s, h], j] + offset[s, h]``.
     The host copies exist so that no op waits for the device.
+
+    ``wide``: chunks of these sequences are computed as long ones are, however few queries they bring; others as a
+    single query is, however many. None: by their lengths. Bodies in which the two differ in bits give a token the same
+    ones whenever it is computed; others need not look.
     """
 
     rows: Tensor  # [R, max_pages]  run bases (page ids); unused cells 0
@@ -29,6 +33,7 @@ class LayerTable:
     max_q_len: int
     max_kv_len: int
     kv_lens_cpu: list[list[int]] | None = None  # kv_lens on the host; without it the reference reads the tensor
+    wide: Tensor | None = None  # uint8 [S], on the host; see below
 
 
 def layer_table(

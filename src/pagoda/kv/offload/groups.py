@@ -19,10 +19,12 @@ from .tier_file import Int64s, runs_of
 
 
 class Member:
-    """A sequence of the step: ``index`` in the batch, ``num`` tokens on top of ``held`` slots, in ``blocks`` pages."""
+    """A sequence of the step: ``index`` in the batch, ``num`` tokens on top of ``held`` slots, in ``blocks`` pages;
+    ``wide``: as `LayerTable`.
+    """
 
-    def __init__(self, index: int, blocks: Int32s, held: int, num: int) -> None:
-        self.index, self.blocks, self.held, self.num = index, blocks, held, num
+    def __init__(self, index: int, blocks: Int32s, held: int, num: int, wide: bool) -> None:
+        self.index, self.blocks, self.held, self.num, self.wide = index, blocks, held, num, wide
 
 
 class Runs:
@@ -63,7 +65,8 @@ class Group:
         lens = [member.held + member.num for member in members]
         rows = [np.arange(first, first + count, dtype=np.int32) for first, count in zip(firsts, counts, strict=False)]
         begins = [0, *accumulate(member.num for member in members)]
-        self.table = scratch_table(num_heads, torch.device("cpu"), rows, lens, begins, firsts[-1])
+        wide = torch.tensor([member.wide for member in members], dtype=torch.uint8)
+        self.table = scratch_table(num_heads, torch.device("cpu"), rows, lens, begins, firsts[-1], wide)
         slots = [
             np.arange(first * fmt.page_size + m.held, first * fmt.page_size + m.held + m.num, dtype=np.int32)
             for first, m in zip(firsts, members, strict=False)

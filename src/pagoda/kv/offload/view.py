@@ -43,7 +43,8 @@ NOTED_PAGES = 16
 
 
 class OffloadView:
-    """The KV view (see ``models.layers.step.KVView``). Sequence s brings ``q_lens[s]`` tokens, side by side.
+    """The KV view (see ``models.layers.step.KVView``). Sequence s brings ``q_lens[s]`` tokens, side by side;
+    ``wide``: as `StepView`.
 
     ``close`` ends the step: only then everything is in the tier, and ``failures`` says which sequences (by index) lost
     theirs, and why; what these attended to is worth nothing.
@@ -56,6 +57,7 @@ class OffloadView:
         q_lens: Sequence[int],
         choosers: Mapping[int, Chooser] | None = None,
         noters: Mapping[int, Noter] | None = None,
+        wide: Sequence[bool] | None = None,
     ) -> None:
         assert all(table.num_rows == 1 for table in tables), "offloaded sequences have tables of whole blocks"
         storage.settle()
@@ -65,8 +67,9 @@ class OffloadView:
         self.failures: dict[int, str] = {}
         self._starts = [0, *accumulate(q_lens)]
         members = [
-            Member(s, table.bases[0, : storage.fmt.blocks_for(int(table.lens[0]) + num)], int(table.lens[0]), num)
+            Member(s, table.bases[0, : storage.fmt.blocks_for(held + num)], held, num, wide is not None and wide[s])
             for s, (table, num) in enumerate(zip(tables, q_lens, strict=True))
+            for held in (int(table.lens[0]),)
         ]
         self._find_lost(members)
         self._groups = divide(storage, [m for m in members if m.index not in self._choosers], self._starts)
