@@ -2,7 +2,7 @@
 
 Rates are those of our own kernels, not of a data sheet: products with every weight format at several step sizes,
 attention over pages by the way KV is stored, what a step costs that computes nothing, the disk. Without a calibration a
-guess of the kind "10 GB/s a core" stands in, and every plan says so.
+guess stands in, from the cores and their instruction sets, and every plan says so.
 """
 
 from __future__ import annotations
@@ -11,16 +11,24 @@ import json
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..budget.probe import MachineProbe
 from ..core.errors import ConfigError
+from ..kernels.preferred import TILES, isa_of
 
 VERSION = 1
-GUESSED_BYTES_PER_SECOND, GUESSED_FLOPS = 10e9, 50e9  # of one core
+GUESSED_BYTES_PER_SECOND = 10e9  # of one core
+GUESSED_FLOPS = {TILES: 800e9, "avx512_bf16": 150e9, "avx512f": 90e9, "": 50e9}
+"""Of one core that multiplies bfloat16 or integers, by the best instruction set that it has. Measured in whole prompts:
+900e9 on a Xeon with AMX, 180e9 on a Zen 4 and 95e9 on that Xeon by avx512_bf16.
+"""
+GUESSED_FLOAT_FLOPS = {"avx512f": 90e9, "": 50e9}
+"""The same where numbers are multiplied as float32, as those of ``AS_FLOATS`` are."""
+AS_FLOATS = ("fp32", "fp16", "nf4", "int3", "int2", "dgq", "bitstack", "none.float32")
 GUESSED_RUNTIME_BYTES = 420 << 20  # with a torch that may bring CUDA's libraries
 CPU_RUNTIME_BYTES = 280 << 20  # with a torch built for CPUs alone: 234 to 250 MiB measured
 
@@ -59,6 +67,7 @@ class Machine:
     sample             seconds a logit: choosing the next token
     far                what KV in a lower tier costs
     flops              operations a second where a product was not measured (0: a guess by the number of cores)
+    float_flops        the same of what is multiplied as float32 (0: as ``flops``)
     """
 
     cpu: str
@@ -75,6 +84,7 @@ class Machine:
     sample: float = 0.0
     far: FarCosts = FarCosts()
     flops: float = 0.0
+    float_flops: float = 0.0
     read_paces: tuple[float, ...] = ()
     cache_bytes: int = 0
     measured: bool = False
@@ -82,14 +92,15 @@ class Machine:
 
     @classmethod
     def guess(cls, probe: MachineProbe | None = None) -> Machine:
-        """A stand-in, from the number of cores alone."""
+        """A stand-in, from the number of cores and what they can."""
         probe = probe or MachineProbe()
-        cores = probe.cpus()
-        flop = 1 / (GUESSED_FLOPS * cores)
+        cores, flags = probe.cpus(), probe.cpu_flags()
+        flops, floats = cores * _guessed(GUESSED_FLOPS, flags), cores * _guessed(GUESSED_FLOAT_FLOPS, flags)
         return cls(
             cpu=probe.cpu_model(), threads=cores, runtime_bytes=guessed_runtime_bytes(),
             read_bytes_per_second=GUESSED_BYTES_PER_SECOND * cores, disk_bytes_per_second=500e6,
-            attend={"auto": 2 * flop}, attend_prompt=2 * flop, step=3e-4, layer=2e-5, row=3e-5,
+            attend={"auto": 2 / floats}, attend_prompt=2 / flops, step=3e-4, layer=2e-5, row=3e-5, flops=flops,
+            float_flops=floats,
         )  # fmt: skip
 
     def weight_seconds(self, name: str, tokens: float, bytes_per_weight: float) -> float:
@@ -100,7 +111,9 @@ class Machine:
         """
         curve = self.products.get(name) or self.products.get(_ALIKE.get(name, ""))
         if not curve:
-            flops = self.flops or GUESSED_FLOPS * self.threads
+            flops = self.flops or GUESSED_FLOPS[""] * self.threads
+            if self.float_flops and name.partition("(")[0] in AS_FLOATS:
+                flops = self.float_flops
             return max(bytes_per_weight / self.read_bytes_per_second, 2 * tokens / flops)
         return _between(curve, max(tokens, 1.0))
 
@@ -112,6 +125,11 @@ class Machine:
 
 _ALIKE = {"bf12": "bf16"}
 """Formats of one kind: where the first was not measured yet, the second says more than a guess."""
+
+
+def _guessed(by_set: Mapping[str, float], flags: Set[str]) -> float:
+    """Of the first set that there is."""
+    return next(value for name, value in by_set.items() if not name or name in flags or name == isa_of(flags))
 
 
 def _between(curve: Curve, tokens: float) -> float:
