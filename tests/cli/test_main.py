@@ -116,7 +116,9 @@ for command in (["calibrate", "bogus", "lantern"], ["calibrate", "locret+quest",
                 ["quantize", "lantern", "out", "--method", "bogus"],
                 ["quantize", "lantern", "out", "--format", "bogus"],
                 ["run", "lantern", "hi", "--max-model-len", "123456"], ["chat", "lantern", "--max-model-len", "123456"],
-                ["serve", "lantern", "--port", "0", "--max-model-len", "123456"]):
+                ["serve", "lantern", "--port", "0", "--max-model-len", "123456"],
+                ["run", "lantern", "hi", "--memory", "900TiB"], ["prune", "lantern", "out"],
+                ["doctor", "--calibrate", "--model", "bogus"], ["bench", "sim", "bogus"]):
     try:
         main(command)
     except SystemExit as exit:
@@ -129,9 +131,9 @@ def test_names_and_lengths_that_no_command_takes_are_refused_before_torch_is_loa
     done = subprocess.run([sys.executable, "-c", NO_SUCH_NAME], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
-    assert len(lines) == 13, done.stderr
+    assert len(lines) == 17, done.stderr
     assert all(line.startswith("pagoda: error: ") for line in lines)
-    assert sum("bogus" in line for line in lines) == 9
+    assert sum("bogus" in line for line in lines) == 11
     assert sum("max_model_len is 123456" in line for line in lines) == 3
 
 

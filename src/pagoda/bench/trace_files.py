@@ -41,7 +41,7 @@ _Line: TypeAlias = Callable[[int, str], Arrival]
 def read_trace(path: Path, limit: int | None = None) -> list[Arrival]:
     """The first ``limit`` requests of a trace. Raises ConfigError naming the file, the line and what is wrong."""
     if not path.is_file():
-        raise ConfigError(f"no trace at {path}; give a .csv or .jsonl file, .gz of it, or {KINDS}")
+        raise ConfigError(f"no trace at {path}; give a .csv or .jsonl file, .gz of it, or {' or '.join(KINDS)}")
     found = _read(path, limit)
     if limit is not None and any(b.at < a.at for a, b in pairwise(found)):
         found = _read(path, None)  # the first requests may be anywhere

@@ -44,17 +44,20 @@ def open_llm(model: str, options: dict[str, Any]) -> Iterator[Session]:
 
 
 def check(model: str, options: dict[str, Any]) -> None:
-    """Options that no model could take, and a model that is not there, are refused in 0.5 s, not in the two that torch
-    takes to load.
+    """Options that no model could take, or not this one, and a model that is not there, are refused in 0.5 s, not in
+    the two that torch takes to load.
 
-    Raises ConfigError or ModelError.
+    Raises BudgetError, ConfigError or ModelError.
     """
+    from ..budget import MachineProbe, default_budget
     from ..engine.config import EngineConfig, longest_of
     from ..models.config_json import text_config
     from ..models.families import is_native
     from ..models.shape import ModelShape
 
     asked = EngineConfig(model, **options)
+    if asked.memory is not None:
+        default_budget(asked.memory, MachineProbe())  # more than this machine has
     config = text_config(check_model(model))
     if asked.max_model_len != "auto" and is_native(config):
         longest_of(asked, ModelShape.from_config(config))

@@ -15,6 +15,7 @@ from ..core.errors import ConfigError, PagodaError
 from ..core.units import format_bytes
 from . import _options as opt
 from ._output import emit_json, print_table
+from ._session import check
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -57,6 +58,8 @@ def doctor(
             raise ConfigError(
                 f"{option} {value} is that of --calibrate --model NAME, whose steps are measured; name it"
             )
+    if model is not None:  # before a minute is spent on the machine
+        check(model, {"quantization": quantization, "kv_cache_dtype": kv_cache_dtype})
     if calibrate and model is None:
         _calibrate()
     elif model is not None:

@@ -30,14 +30,14 @@ def prune(
 ) -> None:
     """Write a smaller model: fewer neurons, or fewer tokens."""
     check_model(model)
+    if (width is None) == (vocab is None):
+        raise ConfigError("give one of --width SHARE and --vocab FILE; what comes of it can be pruned again")
     from ..models.config_json import quantization_config, read_config
     from ..models.prune import KEPT, empty_model, vocabulary_slices, width_slices, write_pruned
     from ..models.resolve import resolve
     from ..weights.reader import Checkpoint
     from ..weights.source import open_source
 
-    if (width is None) == (vocab is None):
-        raise ConfigError("give one of --width SHARE and --vocab FILE; what comes of it can be pruned again")
     folder = resolve(model)
     config = read_config(folder)
     source = open_source(Checkpoint.open(folder), quantization_config(config))
