@@ -88,3 +88,11 @@ def test_what_is_refused_is_named(server: Running, changes: dict[str, Any], para
     assert (done.status_code, error["type"]) == (400, "invalid_request_error"), done.text
     if param is not None:
         assert error["param"] == param
+
+
+def test_a_part_of_another_kind_is_named_alone(server: Running) -> None:
+    """Not as text that is no string, and fields that text has not."""
+    parts = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    error = server.post("/v1/chat/completions", HELLO | {"messages": [{"role": "user", "content": parts}]}).json()
+    assert error["error"]["message"] == "messages.0.user.content.1: type is 'image_url'; accepted: 'text'"
+    assert error["error"]["param"] == "messages.0.user.content.1"

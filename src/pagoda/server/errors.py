@@ -79,14 +79,17 @@ def clean(message: str) -> str:
 def from_validation(errors: list[Any]) -> ApiError:
     """Pydantic's findings as one line naming each field: ``temperature: Input should be a valid number``."""
     lines, first = [], None
-    for error in errors[:8]:
+    kinds = [error for error in errors if error["type"] == "literal_error" and error["loc"][-1] == "type"]
+    for error in kinds or errors[:8]:  # text or parts: a part of another kind is no text either, and has other fields
         where = [part for part in error["loc"] if part not in ("body", "query", "path")]
+        if kinds:
+            where = [part for part in where[:-1] if "[" not in str(part)]
         name = ".".join(str(part) for part in where)[:200] or None
         if error["type"] == "json_invalid":  # its place is an offset
             name = None
         first = first or name
         lines.append(_finding(error, name))
-    if len(errors) > 8:
+    if len(errors) > 8 and not kinds:
         lines.append(f"and {len(errors) - 8} more")
     return bad(clean(first) if first else None, "; ".join(dict.fromkeys(lines)), _code(errors))
 
@@ -94,6 +97,8 @@ def from_validation(errors: list[Any]) -> ApiError:
 def _finding(error: Any, name: str | None) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown field {name!r}: this server does not know it, and ignores nothing; leave it out"
+    if error["type"] == "literal_error" and error["loc"][-1] == "type":
+        return f"{name}: type is {error['input']!r}; accepted: {error['ctx']['expected']}"
     if error["type"] == "missing":
         return f"{name or 'a JSON body'} is missing"
     if error["type"] == "json_invalid":
