@@ -109,8 +109,10 @@ def _bare(found: Any) -> Any:
     return [_bare(one) for one in found] if isinstance(found, list) else found
 
 
-def alike(mine: Any, alone: Any, rounding: float = 0.01) -> str:
-    """Where two answers differ, or nothing; numbers that are no integers may by ``rounding``."""
+def alike(mine: Any, alone: Any, rounding: float = 1e-5) -> str:
+    """Where two answers differ, or nothing; numbers that are no integers may by ``rounding``: the mean of an embedding
+    is added up chunk by chunk.
+    """
     if isinstance(mine, dict) and isinstance(alone, dict):
         if mine.keys() != alone.keys():
             return f"keys {sorted(mine.keys() ^ alone.keys())}"

@@ -9,9 +9,8 @@ draws a composition of methods for each request, and sampling, n, stop texts, pe
 ``--vary`` draws the engine of each round as well: formats, scheduling, sizes, tiers. ``--minutes`` repeats rounds, each
 with the next seed, until the time is over.
 
-Compared with a run alone (same formats and page size, no prefix cache, all the room there is): tokens, texts and
-reasons are equal; logprobs to 0.01, since rounding depends on how a prompt is cut into chunks; a client that left has
-the beginning. In 16 bits (``dtype``) that rounding is of the size of a near tie, and only how requests end is compared.
+Compared with a run alone (same formats and page size, no prefix cache, all the room there is): tokens, texts, reasons
+and logprobs are equal, bit for bit, in 16 bits too; a client that left has the beginning.
 A request that the small pool refuses, or that ends in an error, must fail once more, alone in the same engine.
 
 Exit code 1 unless: every request ended, no answer differs, the auditor balances, nothing is held afterwards, and the
@@ -45,9 +44,6 @@ from .mixed_work import AnyParams, Work, make_work, plain_params, random_options
 Answer = RequestOutput | RequestError | ConfigError | None
 NUMBERS = ("page_size", "kv_cache_dtype", "quantization", "dtype")
 """Options of the engine that answers may depend on."""
-ROUNDING = 0.01
-"""Of a logprob, in float32; weights in few bits make the most of it."""
-IN_16_BITS = ("bfloat16", "float16")
 
 
 @dataclass
@@ -120,10 +116,10 @@ def difference(item: Work, got: RequestOutput, wanted: RequestOutput) -> str:
         for name in ("finish_reason", "text"):
             if complete and getattr(mine, name) != getattr(alone, name):
                 return f"answer {index}: {name} {getattr(mine, name)!r}, alone {getattr(alone, name)!r}"
-        if (apart := farthest(mine.logprobs, alone.logprobs)) > ROUNDING:
-            return f"answer {index}: logprobs {apart:.3f} apart"
+        if apart := farthest(mine.logprobs, alone.logprobs):
+            return f"answer {index}: logprobs {apart:.2g} apart"
     apart = farthest(got.prompt_logprobs, wanted.prompt_logprobs)
-    return f"prompt_logprobs {apart:.3f} apart" if apart > ROUNDING else ""
+    return f"prompt_logprobs {apart:.2g} apart" if apart else ""
 
 
 def farthest(mine: Sequence[TokenLogprob | None] | None, alone: Sequence[TokenLogprob | None] | None) -> float:
@@ -149,8 +145,6 @@ def check(model: str, work: list[Work], found: Crowd, options: dict[str, Any]) -
                     wrong[index] = f"{why}; alone in the same pool: {again or 'answered'}"
             else:
                 outcomes[str(answer.finish_reason or FinishReason.ABORT)] += 1
-                if options.get("dtype") in IN_16_BITS:
-                    continue
                 try:
                     wrong[index] = difference(item, answer, llm.generate([item.ids], item.params)[0])
                 except (RequestError, ConfigError) as error:
