@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from pagoda import BudgetError, ConfigError, EngineClosedError, ModelError, PagodaError, RequestError, SamplingParams
+from pagoda import (
+    LLM,
+    BudgetError,
+    ConfigError,
+    EngineClosedError,
+    ModelError,
+    PagodaError,
+    RequestError,
+    SamplingParams,
+)
 from pagoda.bench.random_calibrations import calibrate_at_random
 
 from .conftest import kv_bytes
@@ -135,3 +144,21 @@ def test_a_calibration_of_another_model_is_refused_with_what_to_do(make_llm: Any
         assert output.error is not None
         assert f"{name} was calibrated for 2 kv-heads and this model has 4" in output.error
     assert llm.generate([prompt(1, 60)], SamplingParams(max_tokens=4))[0].error is None
+
+
+def test_arguments_of_other_types_are_named() -> None:
+    with LLM("lantern", memory="1GiB") as llm:
+        for params in ({"max_tokens": 3}, "greedy", 3):
+            with pytest.raises(RequestError, match=f"params is a {type(params).__name__}; give SamplingParams"):
+                llm.generate("Once", params)  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match="params is a dict; give SamplingParams"):
+            llm.stream("Once", {"max_tokens": 3})  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match="prompts is a bytes; give text, token ids"):
+            llm.generate(b"Once")  # type: ignore[arg-type]
+        assert repr(llm) == "<LLM lantern>"
+    assert repr(llm) == "<LLM, closed>"
+
+
+def test_a_model_is_named_by_a_path_too(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"{tmp_path}.*config.json"):
+        LLM(tmp_path)

@@ -96,3 +96,11 @@ def test_a_part_of_another_kind_is_named_alone(server: Running) -> None:
     error = server.post("/v1/chat/completions", HELLO | {"messages": [{"role": "user", "content": parts}]}).json()
     assert error["error"]["message"] == "messages.0.user.content.1: type is 'image_url'; accepted: 'text'"
     assert error["error"]["param"] == "messages.0.user.content.1"
+
+
+def test_a_body_without_its_content_type(server: Running) -> None:
+    """As ``curl -d`` sends it when nobody names a header."""
+    done = server.http.post("/v1/chat/completions", content=b'{"model": "lantern"}',
+                            headers={"Content-Type": "application/x-www-form-urlencoded"})  # fmt: skip
+    assert done.status_code == 400
+    assert done.json()["error"]["message"].startswith("the body is no JSON object; send one, with the header Content-")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from .budgeting import Amount, keep_size, refit, resize_weights, set_budgets
 from .build import build, rebuild
 from .config import EngineConfig
 from .intake import Intake
-from .llm import checked_options
+from .llm import checked_options, named
 from .mailbox import Answers, Mailbox, deliver
 from .outputs import RequestOutput
 from .request import Prompt, Request
@@ -64,11 +65,11 @@ class AsyncLLM:
     """
 
     def __init__(
-        self, model: str, *, progress: Callable[[int, int], None] | None = None, ground: Ground | None = None,
-        **options: Any,
+        self, model: str | os.PathLike[str], *, progress: Callable[[int, int], None] | None = None,
+        ground: Ground | None = None, **options: Any,
     ) -> None:  # fmt: skip
         """``ground``: a budget that other engines of this process use too (`Ground.of` with ``is_shared``)."""
-        self._built = build(EngineConfig(model, progress=progress, **checked_options(options)), ground=ground)
+        self._built = build(EngineConfig(named(model), progress=progress, **checked_options(options)), ground=ground)
         self._intake = Intake(self._built)
         self._ids = itertools.count(1)
         self._mail: dict[str, Mailbox] = {}

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from .build import Built
 
 
+def check_params(params: SamplingParams | None) -> None:
+    """Raises RequestError for what is no `SamplingParams`."""
+    if params is not None and not isinstance(params, SamplingParams):
+        raise RequestError(f"params is a {type(params).__name__}; give SamplingParams(…)")
+
+
 class Intake:
     """Checks and tokenizes. Touches no engine state, so other threads may call it while steps run."""
 
@@ -40,6 +46,7 @@ class Intake:
         """A request ready for ``Engine.add``. Raises RequestError or ConfigError; nothing is queued then."""
         loaded = self._built.loaded
         check_pooling(pooling)
+        check_params(params)
         params = (params or SamplingParams()).merged_with(loaded.generation)
         params.check_vocabulary(loaded.shape.vocab_size)
         ids = self._ids(prompt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from ..sampling.params import SamplingParams
 from .budgeting import Amount, resize_weights, set_budgets
 from .build import COLLECTED_BYTES, Built, build
 from .config import EngineConfig
-from .intake import Intake
+from .intake import Intake, check_params
 from .outputs import RequestOutput
 from .request import Prompt
 
@@ -65,8 +66,11 @@ class LLM:
     Raises ConfigError, ModelError or BudgetError, each a line that says what to change.
     """
 
-    def __init__(self, model: str, *, progress: Callable[[int, int], None] | None = None, **options: Any) -> None:
-        self._built: Built | None = build(EngineConfig(model, progress=progress, **checked_options(options)))
+    def __init__(
+        self, model: str | os.PathLike[str], *, progress: Callable[[int, int], None] | None = None, **options: Any
+    ) -> None:
+        config = EngineConfig(named(model), progress=progress, **checked_options(options))
+        self._built: Built | None = build(config)
         self._intake = Intake(self._built)
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
@@ -162,6 +166,9 @@ class LLM:
                 gc.collect()
             trim_heap()
 
+    def __repr__(self) -> str:
+        return "<LLM, closed>" if self._built is None else f"<LLM {self._built.config.model}>"
+
     def __enter__(self) -> LLM:
         return self
 
@@ -228,6 +235,11 @@ class LLM:
                     self._built.engine.abort(request_id)
 
 
+def named(model: str | os.PathLike[str]) -> str:
+    """A path as the name that the rest of the program has for it."""
+    return os.fspath(model) if isinstance(model, os.PathLike) else model
+
+
 def checked_options(options: dict[str, Any]) -> dict[str, Any]:
     """The keyword options of ``LLM``. Raises ConfigError naming one that does not exist."""
     accepted = [name for name in EngineConfig.__dataclass_fields__ if name not in ("model", "progress")]
@@ -240,7 +252,7 @@ def checked_options(options: dict[str, Any]) -> dict[str, Any]:
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    if not isinstance(prompts, Sequence):
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
         raise RequestError(f"prompts is a {type(prompts).__name__}; give text, token ids, or a list of either")
     if prompts and isinstance(prompts[0], int):
         return [list(prompts)]  # type: ignore[arg-type]
@@ -250,11 +262,14 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 def _as_params(params: Params, count: int) -> list[SamplingParams | None]:
     if params is None or isinstance(params, SamplingParams):
         return [params] * count
+    if not isinstance(params, Sequence) or isinstance(params, str):
+        raise RequestError(f"params is a {type(params).__name__}; give SamplingParams(…): one, or one for each prompt")
     if len(params) != count:
         raise RequestError(f"{len(params)} SamplingParams for {count} prompts; give one for all, or one for each")
     return list(params)
 
 
 def _refuse_unstreamable(params: SamplingParams | None) -> None:
+    check_params(params)
     if params is not None and (params.beam_width is not None or (params.best_of or params.n) > params.n):
         raise ConfigError("beam_width and best_of choose their answers at the end and cannot stream; use generate")

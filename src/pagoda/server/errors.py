@@ -101,6 +101,8 @@ def _finding(error: Any, name: str | None) -> str:
         return f"{name}: type is {error['input']!r}; accepted: {error['ctx']['expected']}"
     if error["type"] == "missing":
         return f"{name or 'a JSON body'} is missing"
+    if error["type"] == "model_attributes_type" and name is None:  # curl -d says that it sends a form
+        return "the body is no JSON object; send one, with the header Content-Type: application/json"
     if error["type"] == "json_invalid":
         return f"the body is not valid JSON ({error.get('ctx', {}).get('error', error['msg'])})"
     return f"{name}: {error['msg']}" if name else str(error["msg"])
