@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pagoda.cli.main import summary
 from pagoda.core.errors import BudgetError
 from pagoda.kv.codecs import CODECS
 from pagoda.kv.policies import POLICIES
+from pagoda.models.catalog import embedded_model
 
 from .conftest import pagoda
 
@@ -103,6 +105,30 @@ def test_a_model_that_is_not_there_is_refused_before_torch_is_loaded(tmp_path: P
     assert done.stderr.count("gone: no such folder") == 10
     assert "chat template 'default', line 1" in done.stderr
     assert "model 'here' is there twice" in done.stderr
+
+
+CUT = """
+import sys
+from pagoda.cli.main import main
+for command in (["run", "MODEL", "hi"], ["serve", "MODEL", "--port", "0"], ["pack", "MODEL"], ["bench", "kv", "MODEL"]):
+    try:
+        main([sys.argv[1] if part == "MODEL" else part for part in command])
+    except SystemExit as exit:
+        assert exit.code == 2, (command, exit.code)
+    assert not {"torch", "transformers"} & set(sys.modules), command
+"""
+
+
+@pytest.mark.parametrize(("left", "message"), [(None, "no weights; expected model.safetensors"), (0.5, "truncated;")])
+def test_weights_that_are_not_whole_are_refused_before_torch_is_loaded(
+    tmp_path: Path, left: float | None, message: str
+) -> None:
+    folder = shutil.copytree(embedded_model().path, tmp_path / "m")
+    file = next(folder.glob("*.safetensors"))
+    file.unlink() if left is None else os.truncate(file, int(file.stat().st_size * left))
+    done = subprocess.run([sys.executable, "-c", CUT, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(message) == 4, done.stderr
 
 
 NO_SUCH_NAME = """

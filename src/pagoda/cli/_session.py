@@ -64,12 +64,16 @@ def check(model: str, options: dict[str, Any]) -> None:
 
 
 def check_model(model: str) -> dict[str, Any]:
-    """The model's config. Raises ModelError for one that is not there, without torch; of a hub id no weights are
-    fetched yet.
+    """The model's config. Raises ModelError for one that is not there, or whose files on this machine are not whole,
+    without torch; of a hub id no weights are fetched yet.
     """
-    from ..models.catalog import read_config
+    from ..models.catalog import folder_of, read_config
+    from ..weights.reader import Checkpoint
 
-    return read_config(model)
+    config, folder = read_config(model), folder_of(model)
+    if folder is not None and folder.is_dir():
+        Checkpoint.open(folder)
+    return config
 
 
 class Interrupted:
