@@ -10,6 +10,7 @@ from pagoda.kernels.packed import lay_out
 from pagoda.kernels.quantize import pack
 
 from .isas import ISAS, cpu
+from .threads import threads
 
 pytestmark = pytest.mark.skipif("amx" not in ISAS, reason="no AMX on this machine, or not for this process")
 
@@ -57,6 +58,21 @@ def test_pieces_change_nothing(form, dynamic, sizes):
             assert torch.equal(cpu.packed_linear(x[:count], packed, bias, dynamic=dynamic, isa="amx"), wanted[:count])
     finally:
         _extension._cpu.assume_caches(0, 0)
+
+
+@pytest.mark.parametrize(("form", "dynamic"), FORMS)
+def test_shares_of_threads_change_nothing(form, dynamic):
+    """Slices that a thread goes on with, and those that another takes from the back; an odd panel at the end."""
+    x, packed, bias = problem(form, 16 * 257 + 5, 300, 32)
+    for count in (1, 20, 32):
+        with threads(1):
+            wanted = cpu.packed_linear(x[:count], packed, bias, dynamic=dynamic, isa="amx")
+        torch.testing.assert_close(wanted, reference(x[:count], packed, bias, dynamic=dynamic), rtol=8e-3, atol=2e-3)
+        for number in (2, 3, 7):
+            with threads(number):
+                for _ in range(3):
+                    got = cpu.packed_linear(x[:count], packed, bias, dynamic=dynamic, isa="amx")
+                    assert torch.equal(got, wanted), (count, number)
 
 
 @pytest.mark.parametrize("form", ["int8", "ternary"])

@@ -35,7 +35,7 @@ class Exponents {
     const __m512i own = _mm512_set1_epi16(int16_t(0x807f)), codes = _mm512_loadu_si512(chunk + 128);
     const auto put = [&](int n, __m512i words) __attribute__((always_inline)) {
       const __m512i exponents = _mm512_permutexvar_epi16(n == 0 ? codes : _mm512_srli_epi16(codes, 4 * n), entry_);
-      _mm512_storeu_si512(to + 64 * n, _mm512_ternarylogic_epi32(words, own, exponents, 0xea));  // (words & own) | exponents
+      _mm512_storeu_si512(to + 64 * n, _mm512_ternarylogic_epi32(exponents, words, own, 0xf8));  // exponents | (words & own)
     };
     const __m512i first = _mm512_loadu_si512(chunk), second = _mm512_loadu_si512(chunk + 64);
     put(0, first), put(1, exchanged(first)), put(2, second), put(3, exchanged(second));
@@ -81,18 +81,33 @@ class Exponents {
 class Exceptions {
  public:
   Exceptions() = default;
-  explicit Exceptions(const Window* window) : next_(window->exceptions()), end_(next_ + window->count) {}
+  Exceptions(const Window* window, int64_t first) : next_(window->exceptions()), end_(next_ + window->count) {
+    if (first > 0) skip(first);
+    due_ = next_ < end_ ? *next_ : kNone;
+  }
 
-  // Those of lines first … first + count, which were opened to `to`; those of lines before have been applied, or skipped.
+  // Those of lines first … first + count, which were opened to `to`; those of lines before have been applied, or skipped. Most tiles have
+  // none: a comparison of registers.
   __attribute__((always_inline)) void apply(int64_t first, int64_t count, uint8_t* to) {
-    while (next_ < end_ && (*next_ >> 8) < uint64_t((first + count) * kLineWords)) {
-      const uint32_t found = *next_++;
-      const int64_t word = int64_t(found >> 8) - first * kLineWords;
+    const uint64_t limit = uint64_t((first + count) * kLineWords) << 8;
+    if (__builtin_expect(due_ >= limit, 1)) return;
+    next_ = put(next_, end_, limit, to - 2 * first * kLineWords);
+    due_ = next_ < end_ ? *next_ : kNone;
+  }
+
+ private:
+  static constexpr uint64_t kNone = ~uint64_t{0};
+
+  // Gives the first that is not below `limit`; line 0 would be opened to `to`.
+  static __attribute__((noinline, cold)) const uint32_t* put(const uint32_t* next, const uint32_t* end, uint64_t limit, uint8_t* to) {
+    for (; next < end && *next < limit; ++next) {
+      uint8_t* const at = to + 2 * (*next >> 8);
       uint16_t bits;
-      memcpy(&bits, to + 2 * word, 2);
-      bits = uint16_t((bits & 0x807fu) | (found & 0xffu) << 7);
-      memcpy(to + 2 * word, &bits, 2);
+      memcpy(&bits, at, 2);
+      bits = uint16_t((bits & 0x807fu) | (*next & 0xffu) << 7);
+      memcpy(at, &bits, 2);
     }
+    return next;
   }
 
   // Lines before `first` are passed over.
@@ -106,8 +121,8 @@ class Exceptions {
     next_ += low;
   }
 
- private:
   const uint32_t *next_ = nullptr, *end_ = nullptr;
+  uint64_t due_ = kNone;  // the next one
 };
 
 // Lines of a panel, opened one stretch after the other from line `first` on, which begins a chunk.
@@ -115,10 +130,8 @@ class ChunkLines {
  public:
   ChunkLines() = default;
   ChunkLines(const PackedMatrix& m, int64_t panel, int64_t first)
-      : exponents_(m.windows[panel].window), exceptions_(m.windows + panel),
-        from_(m.data + panel * m.panel_bytes() + first / kChunkLines * kChunkBytes), line_(first) {
-    if (first > 0) exceptions_.skip(first);
-  }
+      : exponents_(m.windows[panel].window), exceptions_(m.windows + panel, first),
+        from_(m.data + panel * m.panel_bytes() + first / kChunkLines * kChunkBytes), line_(first) {}
 
   // The next `count`, whole chunks but at the panel's end, where up to three more are written. kFetch: what lies 4 KB behind is asked for.
   template <bool kFetch>

@@ -208,22 +208,31 @@ Following beginning(const PackedMatrix& m, bool gated, int64_t share, int64_t sh
   return {m.data + share * blocks / shares * kBlock * bytes, bytes, (gated ? panels : 1) * bytes};
 }
 
-// Few tokens: threads follow their shares of the rows through memory, each slice fetching the beginning of the next one, the last one that of
-// the product after this one.
+// Few tokens: threads follow their shares of the rows through memory, each slice fetching the beginning of the next one, or going on with it, the last one
+// that of the product after this one.
 template <typename Rows>
 void follow_one(const LinearSlice& s, const PackedLinearArgs& a, int num_threads, Rows rows) {
   const PackedMatrix& m = s.matrix;
   const int64_t panels = (s.rows() + kPanel - 1) / kPanel, blocks = (panels + kBlock - 1) / kBlock;
   const int64_t block_bytes = kBlock * m.panel_bytes() * (s.gated ? 2 : 1), most = std::max<int64_t>(1, kSliceBytes / block_bytes);
   const int64_t shares = std::min<int64_t>({int64_t{num_threads}, blocks, kMostShares});
-  parallel_shares(blocks, num_threads, most, [&](int64_t first, int64_t end, int64_t share) {
+  const auto row_of = [&](int64_t block) { return std::min(s.rows(), block * kBlock * kPanel); };
+  parallel_shares(blocks, num_threads, most, [&](int64_t first, int64_t end, int64_t share, auto further) {
+    const auto behind = [&](int64_t block) -> Following {
+      if (share < 0) return {};
+      const bool here = block < (share + 1) * blocks / shares;
+      if (here) return {m.data + block * kBlock * m.panel_bytes(), m.panel_bytes(), (s.gated ? panels : 1) * m.panel_bytes()};
+      return a.following && a.following->data ? beginning(*a.following, a.following_gated, share, shares) : Following{};
+    };
+    auto take = [&](Following* next) {
+      const int64_t block = further();
+      *next = behind(block);
+      return row_of(block);
+    };
     LinearSlice own = s;
-    if (share >= 0) {
-      const bool here = end < (share + 1) * blocks / shares;
-      if (here) own.next = {m.data + end * kBlock * m.panel_bytes(), m.panel_bytes(), (s.gated ? panels : 1) * m.panel_bytes()};
-      else if (a.following && a.following->data) own.next = beginning(*a.following, a.following_gated, share, shares);
-    }
-    rows(own, first * kBlock * kPanel, std::min(s.rows(), end * kBlock * kPanel));
+    own.next = behind(end);
+    own.further = {[](void* act, Following* next) { return (*static_cast<decltype(take)*>(act))(next); }, &take};
+    rows(own, row_of(first), row_of(end));
   });
 }
 
@@ -233,7 +242,7 @@ void follow_several(const std::vector<LinearSlice>& slices, const std::vector<in
   const int64_t blocks = first_blocks.back(), shares = std::min<int64_t>({int64_t{num_threads}, blocks, kMostShares});
   const auto apart = [](const LinearSlice& s) { return s.gated ? s.rows() / kPanel : 1; };
   const int64_t block_bytes = kBlock * slices[0].matrix.panel_bytes() * (slices[0].gated ? 2 : 1), most = std::max<int64_t>(1, kSliceBytes / block_bytes);
-  parallel_shares(blocks, num_threads, most, [&](int64_t first, int64_t end, int64_t share) {
+  parallel_shares(blocks, num_threads, most, [&](int64_t first, int64_t end, int64_t share, const auto&) {
     size_t group = std::upper_bound(first_blocks.begin(), first_blocks.end(), first) - first_blocks.begin() - 1;
     for (; first < end; ++group) {
       LinearSlice own = slices[group];
@@ -364,6 +373,7 @@ void packed_likeliest(const PackedLinearArgs& args, int64_t* ids, int num_thread
     }
     static thread_local Buffer memory;  // what runs inside has a thread's other one
     auto* const logits = static_cast<float*>(memory.need(a.count * kLogits * 4));
+    s.further = {};
     for (int64_t row = first; row < end; row += kLogits) {
       const int64_t stop = std::min(end, row + kLogits), bytes = a.matrix.panel_bytes();
       s.out = logits - row, s.out_stride = kLogits, s.next = slice.next;

@@ -120,6 +120,12 @@ struct Following {
   int64_t panel_bytes = 0, apart = 0;  // apart: bytes between them
 };
 
+// More rows behind those of a slice, for a body that goes on with them: where they end, and what the thread will read then.
+struct Further {
+  int64_t (*take)(void* share, Following* next) = nullptr;
+  void* share = nullptr;
+};
+
 // The largest result of a token in each lane of panels so far and its row, the first of equals.
 struct Largest {
   float top[kPanel];
@@ -139,6 +145,7 @@ struct LinearSlice {
   bool gated = false;  // out is SiLU of the matrix's first rows times the others, both rounded before (`ends_gated`)
   Largest* largest = nullptr;  // [count]: results are compared with these and not kept (by packed_tiles alone)
   Following next;
+  Further further;  // or none
 
   int64_t rows() const { return gated ? matrix.outputs / 2 : matrix.outputs; }  // of the result
 };

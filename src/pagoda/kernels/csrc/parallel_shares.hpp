@@ -18,13 +18,14 @@ namespace pagoda {
 
 constexpr int kMostShares = 64;
 
-// Calls body(first, end, share) until every unit of 0..units was in one call's first..end. `share`: whose work it is, the number of the
+// Calls body(first, end, share, further) until every unit of 0..units was in one call's first..end. `share`: whose work it is, the number of the
 // thread's own or -1 where it is another's. A share begins at unit share * units / shares; their number is that of the threads.
+// further(): for a body that goes on behind `end`: where it ends then, `end` itself when nothing is left.
 template <typename Body>
 void parallel_shares(int64_t units, int num_threads, int64_t most, Body&& body) {
   const int64_t count = std::min<int64_t>({int64_t{num_threads}, units, kMostShares});
   if (count <= 1) {
-    if (units > 0) body(int64_t{0}, units, int64_t{0});
+    if (units > 0) body(int64_t{0}, units, int64_t{0}, [units] { return units; });
     return;
   }
   Stretch shares[kMostShares];
@@ -33,8 +34,13 @@ void parallel_shares(int64_t units, int num_threads, int64_t most, Body&& body) 
   parallel_for(count, static_cast<int>(count), [&](int64_t own) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t share = (own + i) % count;
-      for (Stretch::Taken taken; (taken = shares[share].take(i == 0, some)).first < taken.end;)
-        body(taken.first, taken.end, i == 0 ? own : -1);
+      for (Stretch::Taken taken; (taken = shares[share].take(i == 0, some)).first < taken.end;) {
+        int64_t end = taken.end;
+        body(taken.first, end, i == 0 ? own : -1, [&] {
+          if (i == 0) end = std::max(end, shares[share].take(true, some).end);
+          return end;
+        });
+      }
     }
   });
 }

@@ -25,7 +25,7 @@ constexpr int64_t kLineTile = kTileWords * 64;  // bytes of a tile of lines
 constexpr int64_t kPairWords = 2 * kPanel;      // sums of a token side by side
 constexpr int64_t kRing = 4;                    // pairs of tiles that are turned ahead of their products
 // Few tokens ask for lines a little ahead of those that are multiplied: beside tile i for those of tile i + 1 from kSkipped on and the first kSkipped
-// of tile i + 2, in both panels, a quarter after each product (lines that are turned: of the tile kTurnedLead bytes on, they are read earlier):
+// of tile i + 2, in both panels, a quarter after each product (lines that are turned: of the tile turned_lead() bytes on, they are read earlier):
 //
 //   17 to 32 tokens   after product 0   4  8 12 │ 0      up to 16   4  5  6  7
 //                     after product 1   5  9 13 │ 1                 8  9 10 11
@@ -33,7 +33,12 @@ constexpr int64_t kRing = 4;                    // pairs of tiles that are turne
 //
 // The hardware reads on from there, from a panel ahead it does not. All products of the 0.5B shape on two cores, either order in turn: 32 tokens 35.0 ms
 // so and 38.5 in order (the loop in a program of its own); these kernels: one token 37.1 in strides and 35.5 so, eight 36.8 and 36.1.
-constexpr int64_t kSkipped = 4, kTurnedLead = 2048;
+constexpr int64_t kSkipped = 4;
+
+// Lines that are turned, tiles ahead of their products. 17 to 32 tokens keep a core busy for most of the time that a tile's lines take to come, which
+// the other numbers do not gain from (all products of the 1B shape by bf12, two cores: 32 tokens 0.96 to 0.98 of the time; one token 1.0 to 1.04).
+constexpr int64_t turned_lead(bool tall) { return tall ? 4608 : 2048; }
+constexpr int64_t turned_tiles(bool tall) { return tall ? 2 : 1; }
 
 // Lines of bf12: pairs of bfloat16, four lines out of three.
 struct Chunks : Pairs {};
@@ -123,13 +128,13 @@ struct Pass {
 
 // A tile of a pair whose lines are asked for; at the pair's end it goes on in what comes after.
 struct TileAhead {
-  const uint8_t *at, *end;
-  int64_t apart;
+  const uint8_t *at, *second, *end;  // in both panels; where the first one ends, or beyond everything
 
-  TileAhead(const Pass& p, int64_t bytes) : at(p.panels + bytes), end(p.end), apart(p.panel_bytes) { at_end(p); }
-  void go_on(const Pass& p, int64_t bytes) { at += bytes, at_end(p); }
+  TileAhead(const Pass& p, int64_t bytes) : at(p.panels + bytes), second(at + p.panel_bytes), end(p.end) { at_end(p); }
+  void go_on(const Pass& p, int64_t bytes) { at += bytes, second += bytes, at_end(p); }
   void at_end(const Pass& p) {
-    if (end && at >= end) at = p.then, apart = p.then_panel, end = nullptr;
+    if (at < end) return;
+    at = p.then, second = at + p.then_panel, end = reinterpret_cast<const uint8_t*>(UINTPTR_MAX);
   }
 };
 
@@ -147,7 +152,7 @@ struct TileAhead {
   } while (0)
 
 // Lines as they lie in memory, for few tokens, or in pieces for many, maybe turned before. kFollows: fetched between products, not behind them
-// (which changes nothing for prompts of 1024 tokens). kPasses: tokens and sums pass by a piece that stays in the first cache.
+// (which changes nothing for prompts of 1024 tokens). kPasses: tokens and sums pass by what stays in the first cache, a piece or the ring.
 struct AsTheyAre {
   static constexpr bool kTurns = false, kFollows = true, kPasses = false;
   static constexpr int64_t kLines = kTileWords;  // of a tile as they are stored
@@ -158,11 +163,11 @@ struct InPieces {
 };
 template <class Op>
 struct OnTheWay : Stored<Op> {
-  static constexpr bool kTurns = true, kFollows = true, kPasses = false;
+  static constexpr bool kTurns = true, kFollows = true, kPasses = true;
   using Stored<Op>::Stored;
 };
 
-// kTall: more than sixteen tokens. kBoth: two panels. Turn: an Op that turns a tile of lines into the ring while the tile before is
+// kTall: more than sixteen tokens. kBoth: two panels. Turn: an Op that turns a tile of lines into the ring while a tile before is
 // multiplied, so that memory, turning and products overlap (int8 and one token: 7 GB/s of weights were read when pieces were turned first).
 // opening: what is turned for other products; between() is called after each tile.
 template <bool kIntegers, bool kTall, bool kBoth, class Turn, class Opens, class Between>
@@ -180,15 +185,15 @@ void run_pass(const Pass& p, Opens& opening, Between between) {
   // Lines of a tile as they are stored, those of the next one that were asked for a tile before, and its bytes.
   constexpr int64_t kLines = Turn::kLines, kBefore = Turn::kTurns ? 0 : kSkipped, kBytes = kLines * 64;
   constexpr bool kInOrder = !kTall && kLines % 4 == 0;
-  TileAhead soon(p, Turn::kTurns ? kTurnedLead : kBytes), later(p, 2 * kBytes);
+  TileAhead soon(p, Turn::kTurns ? turned_lead(kTall) : kBytes), later(p, 2 * kBytes);
   const auto ask = [&](int64_t quarter) __attribute__((always_inline)) {
     if constexpr (Turn::kFollows)
 #pragma GCC unroll 4
       for (int64_t i = 0; i < kLines / 4 + (quarter < kLines % 4); ++i) {
         const int64_t line = kBefore + (kInOrder ? quarter * (kLines / 4) + i : quarter + 4 * i);
-        const uint8_t* const at = line < kLines ? soon.at + line * 64 : later.at + (line - kLines) * 64;
-        ask_first(at);
-        if constexpr (kBoth) ask_first(at + (line < kLines ? soon.apart : later.apart));
+        const int64_t byte = (line < kLines ? line : line - kLines) * 64;
+        ask_first((line < kLines ? soon.at : later.at) + byte);
+        if constexpr (kBoth) ask_first((line < kLines ? soon.second : later.second) + byte);
       }
   };
   const auto go_on = [&] {
@@ -235,9 +240,11 @@ void run_pass(const Pass& p, Opens& opening, Between between) {
       first.template turn<false>(kTileWords, to);
       if constexpr (kBoth) second.template turn<false>(kTileWords, to + kLineTile);
     };
-    if (p.tiles > 0) turn(0);
+    constexpr int64_t kAhead = turned_tiles(kTall);
+    static_assert(kAhead < kRing);
+    for (int64_t i = 0; i < kAhead && i < p.tiles; ++i) turn(i);
     for (int64_t i = 0; i < p.tiles; ++i, a += p.tile_bytes) {
-      if (i + 1 < p.tiles) turn(i + 1);
+      if (i + kAhead < p.tiles) turn(i + kAhead);
       tile_fence();
       step(a, p.token_bytes, p.ring + i % kRing * 2 * kLineTile, kLineTile);
       fetch();
