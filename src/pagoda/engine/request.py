@@ -56,5 +56,5 @@ def check_prompt_ids(ids: list[int], vocab_size: int, max_model_len: int) -> Non
     if len(ids) >= max_model_len:
         raise RequestError(
             f"the prompt has {len(ids)} tokens and leaves no room for an answer: the context is {max_model_len}; "
-            "shorten the prompt or raise max_model_len"
+            "shorten the prompt, or raise max_model_len where the model can do more"
         )

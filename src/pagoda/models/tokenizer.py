@@ -80,7 +80,7 @@ class Tokenizer:
             if num_tokens > context:
                 raise RequestError(
                     f"the prompt has more than {num_tokens} tokens and leaves no room for an answer: the context is "
-                    f"{context}; shorten the prompt or raise max_model_len"
+                    f"{context}; shorten the prompt, or raise max_model_len where the model can do more"
                 )
         return self.encode_many([text], add_special_tokens)[0]
 
