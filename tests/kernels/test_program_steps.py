@@ -59,11 +59,22 @@ def check_together(
 def test_a_product_that_ends_with_its_activation_has_the_bits_of_both(
     form: str, options: dict[str, object], isa: str
 ) -> None:
-    """Many tokens, inputs in one piece and in several, tiles of few tokens, a bias; few tokens run apart either way.
+    """Many tokens and few, inputs in one piece and in several, tiles of few tokens, a bias; six run apart either way.
 
     261 and 270: a few more than the items of 256 (by tiles of AMX) and 264 (by vectors).
     """
-    shapes = ((193, 200, 48), (199, 200, 80), (261, 200, 48), (270, 2300, 16), (530, 72, 64), (30, 200, 48))
+    shapes = (
+        (193, 200, 48),
+        (199, 200, 80),
+        (261, 200, 48),
+        (270, 2300, 16),
+        (530, 72, 64),
+        (6, 200, 48),
+        (7, 200, 48),
+        (13, 72, 80),
+        (30, 200, 48),
+        (64, 2300, 32),
+    )
     for tokens, hidden, inner in shapes:
         make = Make(torch.bfloat16)
         weight = pack(make.normal(2 * inner, hidden, scale=hidden**-0.5, dtype=torch.float32), form, **options)

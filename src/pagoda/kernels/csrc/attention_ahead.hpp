@@ -28,7 +28,8 @@ struct Lines {  // of one page, asked for one by one; the last again and again w
   }
 };
 
-// Some of the lines of `Ahead`, asked for one by one; the same again and again when there are no more.
+// Some of the lines of `Ahead`, asked for one by one; the same again and again when there are no more. Loops of products take it by reference and
+// copy it: five words written to the stack one by one and read there together have to wait for the cache (a twentieth of attention of many rows).
 struct LinesInTurn {
   const char* const* page;
   const char* const* first;
@@ -97,8 +98,8 @@ struct Ahead {
     if (left < num) return {&nothing, &nothing, &nothing + 1, 0, 0};
     const LinesInTurn found{pages + page, pages, pages + count, at, 64};
     left -= num;
-    const int64_t beyond = page + num;
-    page = int(beyond % count), at += beyond / count * 64;
+    const unsigned beyond = unsigned(page + num), pages_of = unsigned(count);
+    page = int(beyond % pages_of), at += int64_t{beyond / pages_of} * 64;
     return found;
   }
 

@@ -49,7 +49,8 @@ inline void add_word(__m512i& sum, __m512i codes, const int8_t* queries) {
 template <int kRows, int kDim>
 PAGODA_OWN_REGISTERS void byte_scores(const int8_t* queries, int64_t columns, const float* scales, const int32_t* query_sums,
                                       const char* first, const char* second, const float* key_scales, float* out, int64_t ldo,
-                                      LinesInTurn soon) {
+                                      const LinesInTurn& lines) {
+  LinesInTurn soon = lines;
   const int64_t dim = kDim ? kDim : columns, stride = dim;
   __m512i sum[kRows];
 #pragma GCC unroll 8
@@ -74,7 +75,8 @@ PAGODA_OWN_REGISTERS void byte_scores(const int8_t* queries, int64_t columns, co
 // holds column 16 l + 4 m + t in word t of its quarter l, as unpacking by quarters leaves them.
 template <int kRows, int kHalf, int kDim>
 PAGODA_OWN_REGISTERS void byte_values_half(const uint8_t* weights, int64_t ldw, const Eights& values, int64_t eights,
-                                           int64_t column, __m512i (*sums)[4], LinesInTurn soon) {
+                                           int64_t column, __m512i (*sums)[4], const LinesInTurn& lines) {
+  LinesInTurn soon = lines;
   const int64_t stride = kDim ? kDim : values.stride;
   __m512i sum[kRows][2];
 #pragma GCC unroll 8

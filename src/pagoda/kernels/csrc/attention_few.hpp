@@ -37,7 +37,8 @@ __attribute__((always_inline)) inline void four_words(const char* first, const c
 // out[row][0..15] = queries[row] . keys of 16 slots, eight from `first` and eight from `second`; k_words a multiple of 4.
 template <int kRows, typename Soon>
 PAGODA_OWN_REGISTERS void few_scores(const float* queries, int64_t k_words, const char* first, const char* second, int64_t stride,
-                                     float* out, int64_t ldo, Soon soon) {
+                                     float* out, int64_t ldo, const Soon& lines) {
+  Soon soon = lines;
   Vec sum[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) sum[r] = Vec{};
@@ -59,7 +60,8 @@ PAGODA_OWN_REGISTERS void few_scores(const float* queries, int64_t k_words, cons
 // sums[row][0..31] += probabilities[row] . 32 columns of the values of `eights` times eight slots.
 template <int kRows>
 PAGODA_OWN_REGISTERS void few_values(const float* probs, int64_t ldp, const Eights& values, int64_t eights, int64_t column,
-                                     float* sums, int64_t lds, LinesInTurn soon, LinesInTurn later) {
+                                     float* sums, int64_t lds, const LinesInTurn& lines, const LinesInTurn& others) {
+  LinesInTurn soon = lines, later = others;
   const __m512i low = _mm512_loadu_si512(kInterleaveLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   const int64_t stride = values.stride;
   Vec sum[kRows][2];

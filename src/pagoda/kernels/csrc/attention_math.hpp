@@ -80,7 +80,8 @@ inline Vec splat_word(const float* p) {  // all 32 bits, whatever they mean
 // c[row][column] (+)= sum over w of a[row][w] * b[w][column], for kRows rows and kVectors registers of columns.
 template <typename Math, int kRows, int kVectors>
 PAGODA_OWN_REGISTERS void product_tile(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t words, float* c,
-                                       int64_t ldc, bool add, LinesInTurn soon) {
+                                       int64_t ldc, bool add, const LinesInTurn& lines) {
+  LinesInTurn soon = lines;
   Vec sum[kRows][kVectors];
   const float* const end = a + words;
 #pragma GCC unroll 8

@@ -30,7 +30,8 @@ inline void sum_groups(const int8_t* codes, int64_t dim, float* sums) {
 template <int kRows>
 PAGODA_OWN_REGISTERS void nibble_scores(const int8_t* queries, int64_t dim, const float* scales, const float* query_sums,
                                         const char* first, const char* second, int64_t stride, const float* key_scales,
-                                        const float* key_least, int64_t stride_groups, float* out, int64_t ldo, LinesInTurn soon) {
+                                        const float* key_least, int64_t stride_groups, float* out, int64_t ldo, const LinesInTurn& lines) {
+  LinesInTurn soon = lines;
   const int64_t groups = dim / kInt4Group;
   Vec logits[kRows];
 #pragma GCC unroll 8
@@ -74,7 +75,8 @@ inline __m512i open_nibbles(const char* row) {
 // As byte_values_half(), of columns whose codes begin with byte `column` of a row. weights [row][2 groups][kBlock].
 template <int kRows, int kHalf>
 PAGODA_OWN_REGISTERS void nibble_values_half(const uint8_t* weights, const Eights& values, int64_t eights, int64_t column,
-                                             __m512i (*sums)[4], LinesInTurn soon) {
+                                             __m512i (*sums)[4], const LinesInTurn& lines) {
+  LinesInTurn soon = lines;
   const int64_t stride = values.stride;
   __m512i sum[kRows][2];
 #pragma GCC unroll 8

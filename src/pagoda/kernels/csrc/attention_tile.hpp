@@ -67,7 +67,7 @@ struct Tile {
     if (few()) return attend_few(t, block, slots, begin, ahead);
 #endif
     block.pack(slots, true, ahead);
-    attend_many(t, block, begin, ahead);
+    attend_many(t, block, begin, ahead, end);
   }
 
   void copy(const float* from, float* to) const {
@@ -116,8 +116,9 @@ struct Tile {
 #endif
   }
 
-  // Whether parts are kept beside the products of their last block (attention_tiled_parts.hpp).
-  bool by_columns() const { return PAGODA_AMX && (t.across || (!t.bytes && !few())); }
+  // Whether many rows' parts are kept beside the products of their last block (attention_many.hpp, attention_tiled_parts.hpp), by AMX by columns.
+  bool kept_beside() const { return t.across || (!t.bytes && !few()); }
+  bool by_columns() const { return PAGODA_AMX && kept_beside(); }
 
   // How part `part` of its rows ends: kept with those before it where the item has the first of the sum, and it is not the only one.
   PartEnd part_end(int64_t part, bool last) const {
@@ -128,7 +129,7 @@ struct Tile {
 
   void end_part(int64_t part, bool last, PartEnd end) {
     const bool kept = end != PartEnd::none;
-    if (kept && !by_columns()) order_sums(false), t.keep(end == PartEnd::kept_first);
+    if (kept && !kept_beside()) order_sums(false), t.keep(0, t.rows, end == PartEnd::kept_first);
     if (kept && !last && (part + 1) % kSumParts != 0) return;
     const int64_t first = kept ? part - part % kSumParts : part;
     if (!kept || by_columns()) {

@@ -40,6 +40,14 @@ struct Bounds {
 // Whether a part ends with a block whose sums are kept with those of the parts before it, if any (TileRows::keep, attention_tiled_parts.hpp).
 enum class PartEnd { none, kept_first, kept };
 
+inline void store_first(float* to, Vec x, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), (__m512)x);
+#else
+  memcpy(to, &x, sizeof(float) * count);
+#endif
+}
+
 struct InPlace {
   void bring() const {}
   void fetch() const {}
@@ -83,14 +91,14 @@ struct TileRows {
     const int64_t k_groups = byte_groups(a.shape.k_dim), v_groups = byte_groups(a.v_dim);
     const int64_t for_bytes = bytes ? rows * (a.shape.k_dim / 4 + 1 + k_groups) + v_groups * (PAGODA_AMX ? 2 : 1) * kFewRows * (kBlock / 4 + kLanes) + for_turned() + 6 * 16 : 0;
     const int64_t for_tiles = PAGODA_AMX ? room * (k_words + kLanes + 2) + kRowsTogether * (k_words + v_stride + 2 * kLanes) + 8 * 16 : 0;
-    float* at = scratch.need(room * (k_words + v_stride + 2 + kLanes + 4) + (kKeeps ? room * (v_stride + 2) : 0) + 2 * chunk + for_bytes + for_tiles +
+    float* at = scratch.need(room * (k_words + v_stride + 2 + kLanes + 4) + (kKeeps ? room * (v_stride + 2) + 2 * kLanes : 0) + 2 * chunk + for_bytes + for_tiles +
                              Block<Math>::floats(a) + 14 * 16);
     const auto take = [&](int64_t floats) { float* p = at; at += (floats + 15) / 16 * 16; return p; };
     queries = take(room * k_words), sums = take(room * v_stride);
     tops = take(room + kLanes), totals = take(room * kLanes), slopes = take(rows);
     masks = reinterpret_cast<Mask*>(take(rows * 4));
     scores = take(chunk), probs = take(chunk);
-    if (kKeeps) before.sums = take(room * v_stride), before.tops = take(room), before.totals = take(room);
+    if (kKeeps) before.sums = take(room * v_stride), before.tops = take(room + kLanes), before.totals = take(room + kLanes);
 #if PAGODA_AMX
     turned = take(room * k_words), corners = take(2 * kRowsTogether * kLanes), last_keys = take(kRowsTogether * k_words);
     turning = take(kRowsTogether * v_stride);
@@ -188,16 +196,16 @@ struct TileRows {
 
   float total(int64_t row) const { return total_of(load(totals + row * kLanes)); }
 
-  // Adds this part of all rows to those before it: each sum rounds but once, as where parts are merged (merge_parts).
-  void keep(bool first) {
-    for (int from = 0; from < rows; from += kLanes) {
-      const int here = rows - from < kLanes ? rows - from : kLanes;
-      alignas(64) float own[kLanes], f[kLanes], g[kLanes];
+  // Adds this part of `count` rows from `row` on to those before it: each sum rounds but once, as where parts are merged (merge_parts).
+  void keep(int row, int count, bool first) {
+    for (int from = row; from < row + count; from += kLanes) {
+      const int here = row + count - from < kLanes ? row + count - from : kLanes;
+      alignas(64) float own[kLanes] = {}, f[kLanes], g[kLanes];
       for (int r = 0; r < here; ++r) own[r] = total(from + r);
       const Vec top = load(tops + from), old = first ? splat(-kInf) : load(before.tops + from), high = maximum(top, old);
       const auto factor = [&](Vec of) { return select(of == splat(-kInf), Vec{}, exp2_of(of - high)); };
-      store(f, factor(old)), store(g, factor(top)), store(before.tops + from, high);
-      store(before.totals + from, first ? load(own) : fused(load(before.totals + from), load(f), load(own) * load(g)));
+      store(f, factor(old)), store(g, factor(top)), store_first(before.tops + from, high, here);
+      store_first(before.totals + from, first ? load(own) : fused(load(before.totals + from), load(f), load(own) * load(g)), here);
       for (int r = 0; r < here; ++r) {
         float *const to = before.sums + (from + r) * v_stride, *const part = sums + (from + r) * v_stride;
         for (int64_t c = 0; c < v_stride; c += kLanes)

@@ -21,7 +21,7 @@ constexpr int64_t kSliceBytes = 4 << 20;       // weights of one slice of few to
 constexpr int64_t kLogits = 512;               // of a token at a time, where only the likeliest is wanted
 constexpr int64_t kItemBytes = 512 << 10;      // weights of one item, where several matrices are one job
 constexpr int64_t kTiledItemTokens = 256, kTiledItemPanels = 32;  // where they are multiplied as tiles: the next block is fetched within an item
-constexpr int64_t kGatedTokens = 192;          // sixteen tiles: fewer tokens fetch panels ahead
+constexpr int64_t kGatedTokens = 7;            // from which on vectors multiply two panels at a time
 constexpr int64_t kBlock = 4;                  // panels that slices are cut by: the widest tile
 
 // One buffer a thread that calls, kept: a step's products follow one another.
@@ -90,7 +90,7 @@ bool usable_in_place(const PackedMatrix& m, Operand operand, Dtype dtype, int64_
 
 bool ends_gated(const PackedMatrix& m, Operand operand, Dtype dtype, int64_t count, const std::string& isa) {
   const bool as_stored = operand == Operand::s8 || (operand == Operand::bf16 && m.format == Format::bf16);
-  const bool can = (as_stored && count > kGatedTokens) || (m.group == 0 && multiplies_tiles(operand, isa));
+  const bool can = (as_stored && count >= kGatedTokens) || (m.group == 0 && multiplies_tiles(operand, isa));
   return can && dtype == Dtype::bf16 && m.outputs % (2 * kPanel) == 0 && isa_index(isa) >= kPairsIsa;
 }
 

@@ -150,8 +150,8 @@ struct LinearSlice {
   int64_t rows() const { return gated ? matrix.outputs / 2 : matrix.outputs; }  // of the result
 };
 
-// Whether the bodies can end a product with gated SiLU: tokens of bfloat16, by tiles any number of them, by vectors many (those fetch nothing
-// ahead then) and weights that are multiplied as they are stored. The bits are those of the product and the activation after it.
+// Whether the bodies can end a product with gated SiLU: tokens of bfloat16, by tiles any number of them, by vectors so many that panels are
+// multiplied in pairs, and weights that are multiplied as they are stored. The bits are those of the product and the activation after it.
 bool ends_gated(const PackedMatrix& matrix, Operand operand, Dtype dtype, int64_t count, const std::string& isa);
 
 // Whether a gated product of so many tokens of bfloat16 passes its results to the next product in tiles, [columns / 32][tokens][32]: a pair of

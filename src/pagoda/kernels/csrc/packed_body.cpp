@@ -66,7 +66,6 @@ class Product {
   // How much at a time. Few tokens stay in the second cache while panels stream by; many tokens stream by a block of panels.
   void plan() {
     const bool one_tile = s.x.count <= kMaxTokens, few = s.x.count * s.x.steps * 4 <= shares.stream_bytes;
-    kept = Tiles<Op, kGrouped>::kKept && s.x.count > kMaxTokens;
     turned = m.opened() || m.format == Format::bf12 || (!__is_same(Op, Wide) && s.x.count > Op::kDirect);
     const int64_t wide = panels_for(static_cast<int>(smaller(s.x.count, kMaxTokens)));
     block = wide * (one_tile ? 1 : few && !turned ? 1 : 4);
@@ -89,7 +88,7 @@ class Product {
   void run_block(int64_t token, int64_t end_token, int64_t panel, int64_t end_panel) {
     for (int64_t first = 0; first < m.inputs; first += piece) {
       const Piece p = make_piece(panel, end_panel, first);
-      const int64_t height = kept ? kKeptTokens : kMaxTokens, tiles = (end_token - token + height - 1) / height;
+      const int64_t tiles = (end_token - token + kMaxTokens - 1) / kMaxTokens;
       for (int64_t t = token, i = 0; i < tiles; ++i) {
         const int64_t count = (end_token - t + tiles - i - 1) / (tiles - i);  // tiles of nearly equal height
         uint32_t* const at = sums + (many_pieces ? (t - token) * sum_stride : 0);
@@ -110,15 +109,19 @@ class Product {
       return {buffer, stride, first, lines, nullptr};
     }
     const uint8_t* const data = m.data + panel * m.panel_bytes() + first / m.block() * 64;
-    const uint8_t* next = end_panel < end_of_slice ? m.data + end_panel * m.panel_bytes() : s.next.panel_bytes < m.panel_bytes() ? nullptr : s.next.data;
-    if (s.gated) next = nullptr;
-    else if (first + piece < m.inputs) next = data + lines * 64;
+    const uint8_t* next = end_panel < end_of_slice ? m.data + end_panel * m.panel_bytes() : follows() ? s.next.data : nullptr;
+    if (first + piece < m.inputs) next = data + lines * 64;
     if (!turned) return {data, m.panel_bytes(), first, lines, next};
     for (int64_t p = panel; p < end_panel; ++p) {
       if (m.format == Format::bf12) open_turned(p, first / m.block(), lines, buffer + (p - panel) * stride);
       else turn_lines<Op>(data + (p - panel) * m.panel_bytes(), lines, buffer + (p - panel) * stride);
     }
     return {buffer, stride, first, lines * Op::kSteps, next};
+  }
+
+  // Whether the panels after this slice can be asked for as its own are: they are as long, and those of pairs as far apart.
+  bool follows() const {
+    return s.next.panel_bytes >= m.panel_bytes() && (!s.gated || s.next.apart == panels_apart * m.panel_bytes());
   }
 
   // Lines of bf12, which become bf16's and then what Op makes of those.
@@ -155,13 +158,13 @@ class Product {
     tile.group_stride = panels_apart * tile.scale_stride * kPanel;
     if (kGrouped) tile.lines_of_group = m.group / inputs_of_line;
     if constexpr (O::kDirect >= kMaxTokens)
-      if (s.gated) return run_pairs(table, tile, p, count, panel, end_panel, at, group);
-    const int wide = kept ? kKeptPanels : panels_for(count);
+      if (s.gated) return run_pairs(table, tile, p, count, panel, end_panel, at, group, i, tiles);
+    const int wide = panels_for(count);
     for (int64_t q = panel; q < end_panel;) {
       const bool many = q + wide <= end_panel;
       at_panel(tile, p, q, group, at + (q - panel) * kPanel, panel);
       fetch_ahead(tile, p, q - panel, i, tiles);
-      (!many ? table.narrow : kept ? table.kept : table.wide)[count](tile);
+      (many ? table.wide : table.narrow)[count](tile);
       q += many ? wide : 1;
     }
   }
@@ -169,15 +172,17 @@ class Product {
   // The same for pairs of a panel of the first half of the rows and one of the second, side by side in the sums.
   template <class Table>
   void run_pairs(const Table& table, Tile& tile, const Piece& p, int count, int64_t panel, int64_t end_panel, uint32_t* at,
-                 int64_t group) const {
+                 int64_t group, int64_t i, int64_t tiles) const {
     for (int64_t q = panel; q < end_panel; ++q, at += 2 * kPanel) {
       at_panel(tile, p, q, group, at, panel);
-      if (kept || panels_for(count) == 2) {
-        (kept ? table.kept : table.wide)[count](tile);
+      fetch_ahead(tile, p, q - panel, i, tiles);
+      if (panels_for(count) == 2) {
+        table.wide[count](tile);
         continue;
       }
       table.narrow[count](tile);
       at_panel(tile, p, q + panels_apart, group, at + kPanel, panel);
+      fetch_ahead(tile, p, q - panel + panels_apart, i, tiles);
       table.narrow[count](tile);
     }
   }
@@ -221,7 +226,7 @@ class Product {
   const LinearSlice& s;
   const PackedMatrix& m;
   const Shares shares{caches()};
-  bool turned = false, kept = false, many_pieces = false;
+  bool turned = false, many_pieces = false;
   int64_t block = 0, piece = 0, sum_stride = 0, end_of_slice = 0;
   int64_t panels_apart = 1;  // between the panels of a tile: neighbours, or the two that a gate joins
   uint8_t* buffer = nullptr;
