@@ -72,6 +72,15 @@ def test_many_tokens_of_an_answer_have_the_bits_of_each(dtype, codec, heads, win
     assert torch.equal(whole, torch.cat(each))
 
 
+@pytest.mark.parametrize(("dtype", "codec"), KINDS[:4])
+def test_and_behind_a_window_of_more_slots_than_are_added_up_at_first(dtype, codec):
+    """Two tokens may see the same parts but for the first, and so add up others together."""
+    arguments = chunk(dtype, codec, heads=(4, 1), held=4200, window=2200)
+    whole = cpu.paged_attention(**of_kind(arguments, 0))
+    each = [cpu.paged_attention(**piece(arguments, at, at + 1)) for at in range(NUM)]
+    assert torch.equal(whole, torch.cat(each))
+
+
 @every_kind
 @every_shape
 def test_a_prompt_has_the_same_bits_in_any_pieces(dtype, codec, heads, window):

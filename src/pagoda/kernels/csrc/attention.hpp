@@ -90,7 +90,7 @@ struct AttentionArgs {
   }
   bool wide(int64_t seq) const { return are_wide ? are_wide[seq] : num_in_chunk(seq) > 1 && num_in_chunk(seq) * group() > kNarrowRows; }
   // Queries of a chunk that is not wide which are computed together, and whether those are all.
-  int64_t narrow_queries() const { return std::max<int64_t>(1, kNarrowRows / group()); }
+  int64_t narrow_queries() const;
   bool at_once(int64_t seq) const { return !wide(seq) && num_queries(seq) <= narrow_queries(); }
   // Pairs of bfloat16 are multiplied: queries are, and so are the pages' numbers (codes without loss; decoded int4 is rounded).
   bool pairs() const { return dtype == Dtype::bf16 && shape.store != Store::f32 && shape.store != Store::f16; }
@@ -117,6 +117,13 @@ void paged_attention(const AttentionArgs& args, int num_threads, const std::stri
 // these sums are. So a row's result depends on its own slots alone, however parts are grouped into items, and two sequences that begin with
 // the same pages can have their parts computed together; and an item that has the first parts of such a sum adds them up itself (Tile::end_part).
 constexpr int64_t kPartSlots = 256, kSumParts = 8;
+
+// One where a window is longer than a sum: which parts are added up first is counted from the first that any of the queries sees.
+inline int64_t AttentionArgs::narrow_queries() const {
+  if (window + kNarrowRows + kPartSlots > kSumParts * kPartSlots) return 1;
+  return std::max<int64_t>(1, kNarrowRows / group());
+}
+
 // What one item takes of many queries, by the second-level cache (caches.hpp): few enough that queries and sums stay there beside a
 // block of K and V and the next one's pages, enough that K and V are packed and read for many.
 struct AttentionTiles {
