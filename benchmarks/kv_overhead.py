@@ -2,6 +2,7 @@
 
     python -m benchmarks.kv_overhead --kv "h2o(budget=0.25)" "snapkv(budget=0.25)" --sequences 32
     python -m benchmarks.kv_overhead --shape 0.5B --prompt 128 --steps 33
+    python -m benchmarks.kv_overhead --shape 1B --prompt 400 --steps 33 --threads 2 --kv exact quest loki sparq
 
 Prompts are computed, then ``--steps`` steps bring one token to each sequence. Shares are of the time of those steps,
 and *with prompts* of everything from the first prompt on, which is where methods act that compress a prompt once.
@@ -17,7 +18,8 @@ encoding   what codecs do within a step whose codes depend on a page's numbers a
            *deciding*, nor of attention
 choosing   what selections do, which choose pages within a step: the arrays of the choice, scores, and the choice itself
 
-``--shape 0.5B`` is a random model of that shape, whose steps take long; calibrations that methods want are random too.
+``--shape 0.5B`` or ``1B`` is a random model of that shape, whose steps take long; calibrations that methods want are
+random too.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pagoda import LLM, SamplingParams
 from pagoda.bench.random_calibrations import calibrate_at_random
@@ -51,6 +54,12 @@ EVERY_METHOD = [
     "longcache",
 ]  # fmt: skip
 
+
+ONE_B = {
+    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}  # fmt: skip
+SHAPES = {"0.5B": CONFIG, "1B": CONFIG | ONE_B}
 
 CHOOSING = ("page choice", "choosers")  # as a profile calls it
 WITHIN_ATTENTION = frozenset({Need.PROBS, Need.RECEIVED, Need.WANTED, Need.QUERIES})
@@ -153,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kv", nargs="+", default=EVERY_METHOD)
     parser.add_argument("--model", default="lantern")
-    parser.add_argument("--shape", choices=["0.5B"], help="a random model of this shape instead")
+    parser.add_argument("--shape", choices=list(SHAPES), help="a random model of this shape instead")
     parser.add_argument("--sequences", type=positive, default=32)
     parser.add_argument("--prompt", type=positive, default=400)
     parser.add_argument("--steps", type=positive, default=65, help="of a multiple of what acts are apart, and one")
@@ -164,17 +173,17 @@ def main() -> None:
     os.environ["PAGODA_PROFILE"] = "1"  # two readings of the clock a kernel, 50 ns each
     with tempfile.TemporaryDirectory() as folder:
         if args.shape:
-            write_model(Path(folder))
-            calibrate(Path(folder), args.kv)
+            write_model(Path(folder), SHAPES[args.shape])
+            calibrate(Path(folder), args.kv, SHAPES[args.shape])
         with LLM(folder if args.shape else args.model, memory="4GiB", enable_prefix_caching=args.prefix_cache,
                  num_threads=args.threads, max_num_seqs=args.sequences) as llm:  # fmt: skip
             compare(llm, args)
 
 
-def calibrate(folder: Path, methods: list[str]) -> None:
+def calibrate(folder: Path, methods: list[str], shape: dict[str, Any]) -> None:
     """Random files for those of the methods that want one."""
-    heads, layers, dim = (CONFIG[key] for key in ("num_key_value_heads", "num_hidden_layers", "head_dim"))
-    group = CONFIG["num_attention_heads"] // heads
+    heads, layers, dim = (shape[key] for key in ("num_key_value_heads", "num_hidden_layers", "head_dim"))
+    group = shape["num_attention_heads"] // heads
     names = {name for kv in methods for name in parse_policy(kv).names}
     calibrate_at_random(folder, layers, heads, dim, group=group, only=names)
 

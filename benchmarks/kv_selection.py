@@ -43,14 +43,14 @@ CONFIG = {
 }  # fmt: skip
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, shape: dict[str, Any] = CONFIG) -> None:
     """Random weights with lantern's tokenizer."""
     import pagoda
     from pagoda.models.model import Model
 
     lantern = Path(pagoda.__file__).parent / "assets" / "lantern"
     vocab = json.loads((lantern / "config.json").read_text())["vocab_size"]
-    config = CONFIG | {"vocab_size": vocab}
+    config = shape | {"vocab_size": vocab}
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(lantern / name, folder / name)

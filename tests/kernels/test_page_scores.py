@@ -81,6 +81,22 @@ def test_where_the_largest_product_lies_changes_no_share(isa, pages):
             torch.testing.assert_close(found, wanted, rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_columns_of_any_number_of_pages_are_scored_by_themselves(isa):
+    """Two pages at a time or not: nothing of what lies behind the last one, of a head that is zero or of many heads."""
+    make, rule = Make(), PageRule("columns", "thin", "softmax", True, rank=16)
+    for pages in (1, 2, 3, 4, 5, 8, 9, 15, 26, 31, 32, 33):
+        keys, queries = make.normal(2, pages + 4, 16, 64), make.normal(2, 11, 64).bfloat16().float()
+        keys[:, pages:] *= 1000.0
+        queries[:, 3], queries[1, 9] = 0.0, 0.0
+        marks = in_columns(keys).transpose(1, 2).contiguous().transpose(1, 2)  # channel by channel
+        held = [pages, max(1, pages - 1)]
+        found = cpu.page_scores(queries, rule, marks, held, scale=0.2, isa=isa)
+        wanted = reference(queries, rule, marks, held, scale=0.2)
+        for head, count in enumerate(held):
+            torch.testing.assert_close(found[head, :count], wanted[head, :count], rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("size", [8, 16, 48, 24])  # one group, or several of 16
 def test_no_number_in_a_column_is_further_off_than_half_a_sixteenth(size):
     """Of its slot's scale, which is no more than an eighth above what the slot's largest number asks for."""

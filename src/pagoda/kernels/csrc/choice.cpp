@@ -208,8 +208,11 @@ struct Layer {
     working.soon.clear();
     if (scores(first)) add_early(first);
     for (const Bytes& part : working.soon) ask(part.at, part.count);
-    for (int64_t i = from; i < from + sequences; ++i)
+    for (int64_t i = from; i < from + sequences; ++i) {
       if (choice.noted[i]) ask_for(reinterpret_cast<const char*>(choice.noted[i]));
+      // Where each sequence's marks begin: finding a huge page takes as long as a line, but what asks waits for it, one page after the other.
+      if (choice.marks[i]) ask_for(reinterpret_cast<const char*>(choice.marks[i]));
+    }
   }
 
   // Row `item` of the table's new ones: what one head reads by these scores (of all its full pages), or everything.

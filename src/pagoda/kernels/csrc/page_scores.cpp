@@ -53,10 +53,10 @@ void PageScorer::prepare(const PageScoreArgs& a, const void* queries, Dtype dtyp
   args_ = a;
   if (a.pages == 0) return;
   const int64_t width = a.rule.width(a.dim);
-  units_.resize(a.heads), starts_.resize(a.heads), codes_.resize(a.heads * (width + kPageScorePad));
+  units_.resize(2 * (a.heads + kPageScorePad)), starts_.resize(a.heads), codes_.resize(a.heads * (width + kPageScorePad));
   prepared_ = PreparedQueries();
   prepared_.width = width;
-  const QueryRoom room{room_for(query_room(a.heads, a.dim, width), queries_), units_.data(),
+  const QueryRoom room{room_for(query_room(a.heads, a.dim, width), queries_), units_.data(), units_.data() + a.heads + kPageScorePad,
                        room_for(3 * (a.dim + kPageScorePad), channels_), starts_.data(), codes_.data()};
   PAGODA_BODY(isa, prepare_queries)(a, queries, dtype, q_stride, room, prepared_);
 }

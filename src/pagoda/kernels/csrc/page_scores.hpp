@@ -151,10 +151,10 @@ inline int64_t page_score_room(const PageScoreArgs& a) {
          kPageScorePad / 4 * (a.dim + kPageScorePad) + kPageScorePad / 4;
 }
 
-// Where prepared queries lie: [query_room()] numbers; [heads] units and starts; channels
+// Where prepared queries lie: [query_room()] numbers; [heads + kPageScorePad] units, and what thin ones grow by; [heads] starts; channels
 // [3 (dim + kPageScorePad)]; codes as PreparedQueries has them.
 struct QueryRoom {
-  float *queries, *units;
+  float *queries, *units, *growth;
   int32_t *channels, *starts;
   int8_t* codes;
 };

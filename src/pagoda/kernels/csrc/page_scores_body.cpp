@@ -1,6 +1,9 @@
 // Scores of pages, for one instruction set (page_scores.hpp).
+#include "across.hpp"
 #include "page_best.hpp"
+#include "page_pairs.hpp"
 #include "page_products.hpp"
+#include "page_shares.hpp"
 
 namespace pagoda {
 namespace {
@@ -103,20 +106,6 @@ struct Part {
   float top, sum, share;
 };
 
-// 2^x within 3e-6, which ranks pages as well as an exact one; 0 for what is far below, 2^126 at least for what is above.
-inline Vec share_of(Vec x) {
-#if defined(__AVX512DQ__)
-  const Vec r = (Vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // of what is above the next whole number below
-  Vec p = fused(r, 1.353416799e-2f, 5.201146100e-2f);
-  p = fused(p, r, 2.414427562e-1f);
-  p = fused(p, r, 6.930038347e-1f);
-  p = fused(p, r, 1.000002593f);
-  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
-#else
-  return exp2_of(-maximum(splat(-126.0f), -x));
-#endif
-}
-
 Vec largest_of(const float* numbers, int64_t count) {
   Vec top[4] = {splat(kLowest), splat(kLowest), splat(kLowest), splat(kLowest)};  // so that none waits for the one before
   int64_t i = 0;
@@ -157,41 +146,83 @@ bool sums_by_part(const PageRule& rule) {
   return rule.sum_heads && rule.kind() != Marks::rows && rule.kind() != Marks::halves && rule.kind() != Marks::codes && rule.per_page % kLanes == 0;
 }
 
+// `count` numbers, whole registers of them, become 2^(unit * x - less). Their sum.
+inline Vec weigh_slots(float* x, int64_t count, float unit, float less_) {
+  const Vec by = splat(unit), less = splat(less_);
+  Vec sum[2] = {};
+  const auto share = [&](int64_t i) {
+    const Vec one = share_of(fused_less(load(x + i), by, less));
+    store(x + i, one);
+    return one;
+  };
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) sum[0] += share(i), sum[1] += share(i + kLanes);
+  if (i < count) sum[0] += share(i);
+  return sum[0] + sum[1];
+}
+
+// out [pages][kLanes]: what is there, where there is `more`, and the heads' numbers [kHeads][ld], `each` of a page, by their shares. It may be
+// the first head's own place.
+template <int kHeads>
+inline void sum_heads(const float* numbers, int64_t pages, int64_t each, int64_t ld, const float* shares, bool more, float* out) {
+  Vec share[kHeads];
+  for (int h = 0; h < kHeads; ++h) share[h] = splat(shares[h]);
+  for (int64_t page = 0; page < pages; ++page) {
+    Vec worth = more ? load(out + page * kLanes) : Vec{};
+    for (int64_t slot = 0; slot < each; slot += kLanes)
+#pragma GCC unroll 8
+      for (int h = 0; h < kHeads; ++h) worth = fused(load(numbers + h * ld + page * each + slot), share[h], worth);
+    store(out + page * kLanes, worth);
+  }
+}
+
 // As sum_by_part() does it, of pages that are one part: heads are taken together before slots are. Each head's numbers are weighed beside the
 // largest of the first register, not of all, which takes a pass. False where that was too little for them.
 bool sum_one_part(const PageScoreArgs& a, const PreparedQueries& q, const Soon& soon) {
-  const int64_t per_page = a.rule.per_page, count = a.pages * per_page, ld = count;
+#if defined(__AVX512VBMI__)
+  const bool in_pairs = go_in_pairs(a);
+#else
+  constexpr bool in_pairs = false;
+#endif
+  const int64_t per_page = a.rule.per_page, count = (a.pages + (in_pairs && a.pages % 2)) * per_page, ld = count;
   float* const products = q.room;
   float* const shares = products + a.heads * ld + kLanes * per_page;  // [heads]
   Asking asking(soon, (a.rule.kind() == Marks::columns ? column_steps(a) : register_steps(a)) + a.heads);
+#if defined(__AVX512VBMI__)
+  if (in_pairs) store_pair_products(a, q, shares + a.heads, {products, ld}, asking);
+  else
+#endif
   store_slot_products(a, q, {0, a.pages}, shares + a.heads, {products, ld}, asking);
-  for (int64_t h = 0; h < a.heads; ++h) {
-    float* const x = products + h * ld;
-    const float unit = a.scale * 1.44269504f * unit_of(a, q, h);
-    const Vec by = splat(unit), less = splat(largest(load(x)) * unit);
-    Vec sum[2] = {};
-    const auto share = [&](int64_t i) {
-      const Vec one = share_of(fused_less(load(x + i), by, less));
-      store(x + i, one);
-      return one;
-    };
-    int64_t i = 0;
-    for (; i + 2 * kLanes <= count; i += 2 * kLanes) sum[0] += share(i), sum[1] += share(i + kLanes);
-    if (i < count) sum[0] += share(i);
-    const float total = total_of(sum[0] + sum[1]);
-    if (!(total < 1e30f)) return false;
-    shares[h] = 1.0f / total;
-    asking.step();
-  }
-  for (int64_t page = 0; page < a.pages; ++page) {
-    Vec worth{};
-    for (int64_t h = 0; h < a.heads; ++h) {
-      const float* const its = products + h * ld + page * per_page;
-      for (int64_t slot = 0; slot < per_page; slot += kLanes) worth = fused(load(its + slot), shares[h], worth);
+  bool fit = true;
+  by_heads(a.heads, [&](int64_t head, auto n) {
+    Vec found[n.value];
+    float tops[2 * kHeadsTogether], totals[2 * kHeadsTogether];
+    for (int h = 0; h < n.value; ++h) found[h] = load(products + (head + h) * ld);
+    store_across(found, larger, tops);
+    for (int h = 0; h < n.value; ++h) {
+      const float unit = a.scale * 1.44269504f * unit_of(a, q, head + h);
+      float* const x = products + (head + h) * ld;
+#if defined(__AVX512VBMI__)
+      if (in_pairs) found[h] = weigh_pairs(x, a.pages, unit, tops[h] * unit);
+      else
+#endif
+      found[h] = weigh_slots(x, count, unit, tops[h] * unit);
+      asking.step();
     }
-    store(products + page * kLanes, worth);
+    store_across(found, plus, totals);
+    for (int h = 0; h < n.value; ++h) fit &= totals[h] < 1e30f;
+    for (int h = 0; h < kHeadsTogether; ++h) shares[head + h] = 1.0f / totals[h];  // behind the heads there is room
+  });
+  if (!fit) return false;
+  const int64_t each = in_pairs ? kLanes : per_page, registers = in_pairs ? count / (2 * kLanes) : a.pages;
+  by_heads(a.heads, [&](int64_t head, auto n) { sum_heads<n.value>(products + head * ld, registers, each, ld, shares + head, head > 0, products); });
+  for (int64_t page = 0; page < a.pages; page += kLanes) {
+#if defined(__AVX512VBMI__)
+    if (in_pairs) store_some(a.out + page, totals_of_pairs(products + page / 2 * kLanes), a.pages - page);
+    else
+#endif
+    store_some(a.out + page, totals_of(products + page * kLanes), a.pages - page);
   }
-  for (int64_t page = 0; page < a.pages; page += kLanes) store_some(a.out + page, totals_of(products + page * kLanes), a.pages - page);
   return true;
 }
 
