@@ -129,9 +129,11 @@ class Exceptions {
 class ChunkLines {
  public:
   ChunkLines() = default;
-  ChunkLines(const PackedMatrix& m, int64_t panel, int64_t first)
+  ChunkLines(const PackedMatrix& m, int64_t panel, int64_t first) : ChunkLines(m, m.panel_bytes(), panel, first) {}
+  // panel_bytes: for whoever knows them already, since they are two divisions.
+  ChunkLines(const PackedMatrix& m, int64_t panel_bytes, int64_t panel, int64_t first)
       : exponents_(m.windows[panel].window), exceptions_(m.windows + panel, first),
-        from_(m.data + panel * m.panel_bytes() + first / kChunkLines * kChunkBytes), line_(first) {}
+        from_(m.data + panel * panel_bytes + first / kChunkLines * kChunkBytes), line_(first) {}
 
   // The next `count`, whole chunks but at the panel's end, where up to three more are written. kFetch: what lies 4 KB behind is asked for.
   template <bool kFetch>

@@ -103,7 +103,7 @@ class TileProduct {
     end_panel = end;
     const TileScope tiles(shapes_for(group_tokens));
     if constexpr (kTurned)
-      if (!few) opening.begin(m, first, 0, tiles_from(0), turned), opening.all();
+      if (!few) opening.begin(m, panel_bytes, first, 0, tiles_from(0), turned), opening.all();
     for (Place at{first, first, 0}; at.panel < end_panel; at = after(at)) {
       if (few && after(at).panel >= end_panel) go_on();
       // Groups are of one size, the last one may share tokens with that before it (with the same bits): one shape of tiles serves all.
@@ -153,7 +153,7 @@ class TileProduct {
     const bool before = kTurned && !few;
     p.panels = before ? turned : m.data + q * panel_bytes + Stored<Op>::bytes(at.word);
     p.panel_bytes = before ? kLineTile : apart * panel_bytes, p.line_bytes = (before ? 2 : 1) * kLineTile, p.ring = turned;
-    p.matrix = &m, p.panel = q, p.apart = apart, p.line = at.word;
+    p.matrix = &m, p.matrix_panel_bytes = panel_bytes, p.panel = q, p.apart = apart, p.line = at.word;
     if (left && group == 0) keep_last_panels(p, both, left);
     uint32_t* const held = sums + (group * block + i) * kTileTokens * kPairWords;
     if (last) second_results = !second_results;
@@ -172,12 +172,12 @@ class TileProduct {
   // What is turned beside a group's products (above).
   void open(const Place& at, int64_t group, bool both) {
     if (group == 0 && both) {
-      opening.begin(m, at.panel + apart, at.word, tiles_from(at.word), turned + kLineTile);
+      opening.begin(m, panel_bytes, at.panel + apart, at.word, tiles_from(at.word), turned + kLineTile);
       opening.tile();
     }
     if (group + 1 < groups) return;
     const Place next = after(at);
-    if (next.panel < end_panel) opening.begin(m, next.panel, next.word, tiles_from(next.word), turned);
+    if (next.panel < end_panel) opening.begin(m, panel_bytes, next.panel, next.word, tiles_from(next.word), turned);
   }
 
   // What sums of integers begin with, to make up for the stored offset; others begin with zeros.
@@ -197,7 +197,7 @@ class TileProduct {
 
   void keep_last_panels(const Pass& p, bool both, int64_t lines) {
     for (int64_t i = 0; i < (both ? 2 : 1); ++i) {
-      if (kTurned) Stored<Op>(m, p.panel + i * apart, p.line + p.tiles * kTileWords).template turn<true>(lines, last_panels + i * kLineTile);
+      if (kTurned) Stored<Op>(m, panel_bytes, p.panel + i * apart, p.line + p.tiles * kTileWords).template turn<true>(lines, last_panels + i * kLineTile);
       else memcpy(last_panels + i * kLineTile, p.panels + i * p.panel_bytes + p.tiles * kLineTile, lines * 64);
       memset(last_panels + i * kLineTile + lines * 64, 0, kLineTile - lines * 64);
     }

@@ -52,7 +52,7 @@ struct Stored {
 
   const uint8_t* from = nullptr;
   Stored() = default;
-  Stored(const PackedMatrix& m, int64_t panel, int64_t first) : from(m.data + panel * m.panel_bytes() + bytes(first)) {}
+  Stored(const PackedMatrix& m, int64_t panel_bytes, int64_t panel, int64_t first) : from(m.data + panel * panel_bytes + bytes(first)) {}
 
   template <bool kFetch>
   void turn(int64_t lines, uint8_t* to) {
@@ -69,7 +69,7 @@ struct Stored<Chunks> {
 
   ChunkLines lines;
   Stored() = default;
-  Stored(const PackedMatrix& m, int64_t panel, int64_t first) : lines(m, panel, first) {}
+  Stored(const PackedMatrix& m, int64_t panel_bytes, int64_t panel, int64_t first) : lines(m, panel_bytes, panel, first) {}
 
   template <bool kFetch>
   __attribute__((always_inline)) void turn(int64_t count, uint8_t* to) {
@@ -82,8 +82,8 @@ template <class Op>
 class Opening {
  public:
   // Whole tiles from line `first` of a panel on, to [tiles][2][16][64], those of the pair's other panel between.
-  void begin(const PackedMatrix& m, int64_t panel, int64_t first, int64_t tiles, uint8_t* to) {
-    lines_ = Stored<Op>(m, panel, first), to_ = to, end_ = to + tiles * 2 * kLineTile;
+  void begin(const PackedMatrix& m, int64_t panel_bytes, int64_t panel, int64_t first, int64_t tiles, uint8_t* to) {
+    lines_ = Stored<Op>(m, panel_bytes, panel, first), to_ = to, end_ = to + tiles * 2 * kLineTile;
   }
 
   __attribute__((always_inline)) void tile() {
@@ -111,7 +111,7 @@ struct Pass {
   const uint8_t* panels;
   int64_t panel_bytes, line_bytes;  // between the panels of the pair, between tiles
   const PackedMatrix* matrix;  // where lines are turned on the way: of which panels, from which line on
-  int64_t panel, apart, line;
+  int64_t matrix_panel_bytes, panel, apart, line;  // (a panel's bytes are two divisions)
   int64_t tiles;           // whole ones
   const uint8_t *last_tokens, *last_panels;  // one more, filled up with zeros, [32][64] and [2][16][64]; or null
   uint8_t* ring;           // [kRing][2][16][64], where lines are turned on the way
@@ -234,7 +234,7 @@ void run_pass(const Pass& p, Opens& opening, Between between) {
     }
   };
   if constexpr (Turn::kTurns) {
-    Turn first(*p.matrix, p.panel, p.line), second(*p.matrix, p.panel + (kBoth ? p.apart : 0), p.line);
+    Turn first(*p.matrix, p.matrix_panel_bytes, p.panel, p.line), second(*p.matrix, p.matrix_panel_bytes, p.panel + (kBoth ? p.apart : 0), p.line);
     const auto turn = [&](int64_t i) __attribute__((always_inline)) {
       uint8_t* const to = p.ring + i % kRing * 2 * kLineTile;
       first.template turn<false>(kTileWords, to);
