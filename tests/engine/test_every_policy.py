@@ -12,6 +12,7 @@ from pagoda import SamplingParams
 from pagoda.bench.random_calibrations import calibrated
 from pagoda.engine.calibrations import Calibrations
 from pagoda.kv.codecs import CODECS
+from pagoda.kv.policies import POLICIES
 from pagoda.kv.policies.base import Stage
 
 from .conftest import kv_bytes
@@ -59,3 +60,17 @@ def test_what_a_codec_saves_is_taken_by_another_sequence(make_llm: Any, tiny: Pa
     llm._open().audit()
     assert engine.stores.state_bytes == 0
     assert all(store.manager.pool.num_used_pages == 0 for store in engine.stores)
+
+
+SMALL = [name for name in of_stage(Stage.EVICTION) if hasattr(POLICIES.get(name), "budget")]
+SMALL.remove("streaming_llm")  # refuses a budget that leaves no window
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("budget", [1, 2, 5])
+def test_budgets_smaller_than_what_is_always_kept(make_llm: Any, name: str, budget: int) -> None:
+    """Fewer slots than sinks, windows and shares of the newest tokens would take."""
+    llm = make_llm(page_size=8, max_model_len=136)
+    prompts = [prompt(60, length) for length in (1, 5, 70)]
+    outputs = llm.generate(prompts, params(f"{name}(budget={budget})", 40))
+    assert [(output.error, len(output.token_ids)) for output in outputs] == [(None, 40)] * 3

@@ -60,7 +60,8 @@ class KVMerger(Rolling):
         begins = keep_best(
             protect(-likeness, inputs, self.sinks + 1, recent, slots), inputs.lens.new_full(inputs.lens.shape, slots)
         )
-        sets = begins.cumsum(-1) - 1
+        # Where one slot stays, the newest begins the only set, and those before it gather there as well.
+        sets = (begins.cumsum(-1) - 1).clamp(min=0)
         pivots = gather_sets(inputs.mass.masked_fill(~inputs.valid, -1.0), sets, slots)
         decision = Decision(inputs.valid.new_zeros(inputs.valid.shape).scatter(-1, pivots, True) & inputs.valid)
         for layer in inputs.layers():
