@@ -6,19 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core.calls import parse_calls
-from ..core.errors import ConfigError, choices
 from ..kv.codecs import CODECS
 from ..kv.grammar import parse_policy
 from ..kv.policies import POLICIES
 from ..kv.policies.base import Stage
-from .quality.tasks import TASKS
-
-
-def check_tasks(names: Sequence[str]) -> None:
-    """Raises ConfigError for a quality task that does not exist."""
-    for name in names:
-        if name not in TASKS.names():
-            raise ConfigError(choices("quality task", name, TASKS.names()))
 
 
 def spell(policies: Sequence[str], budgets: Sequence[int | float]) -> list[tuple[str, str, int | float | None]]:

@@ -25,10 +25,14 @@ class Registry:
         path = importlib.import_module(self.package).__path__
         return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_") and m.name != "base")
 
-    def get(self, name: str) -> object:
-        """The plug-in of that name. Raises ConfigError listing what exists."""
+    def check(self, name: str) -> None:
+        """Raises ConfigError listing what exists where none has that name; nothing is imported."""
         if name not in self.names():
             raise ConfigError(choices(self.kind, name, self.names()))
+
+    def get(self, name: str) -> object:
+        """The plug-in of that name. Raises ConfigError listing what exists."""
+        self.check(name)
         return getattr(self.module(name), self.attribute)
 
     def items(self) -> Iterator[tuple[str, object]]:

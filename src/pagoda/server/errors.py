@@ -79,7 +79,7 @@ def clean(message: str) -> str:
 def from_validation(errors: list[Any]) -> ApiError:
     """Pydantic's findings as one line naming each field: ``temperature: Input should be a valid number``."""
     lines, first = [], None
-    kinds = [error for error in errors if error["type"] == "literal_error" and error["loc"][-1] == "type"]
+    kinds = [error for error in errors if _names_a_kind(error)]
     for error in kinds or errors[:8]:  # text or parts: a part of another kind is no text either, and has other fields
         where = [part for part in error["loc"] if part not in ("body", "query", "path")]
         if kinds:
@@ -94,10 +94,15 @@ def from_validation(errors: list[Any]) -> ApiError:
     return bad(clean(first) if first else None, "; ".join(dict.fromkeys(lines)), _code(errors))
 
 
+def _names_a_kind(error: Any) -> bool:
+    """Whether a part's ``type`` is none that is served."""
+    return error["type"] == "literal_error" and error["loc"][-1] == "type"
+
+
 def _finding(error: Any, name: str | None) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown field {name!r}: this server does not know it, and ignores nothing; leave it out"
-    if error["type"] == "literal_error" and error["loc"][-1] == "type":
+    if _names_a_kind(error):
         return f"{name}: type is {error['input']!r}; accepted: {error['ctx']['expected']}"
     if error["type"] == "missing":
         return f"{name or 'a JSON body'} is missing"

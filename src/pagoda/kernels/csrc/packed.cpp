@@ -202,10 +202,16 @@ auto rows_of(const PackedMatrix& m, Operand operand, const std::string& isa) {
   return PAGODA_BODY(isa, packed_rows);
 }
 
-// Where a share of the rows begins, if all of them are cut into blocks; those of a gated product are in both halves of the matrix.
+// A block of the rows; those of a gated product are in both halves of the matrix.
+Following block_of(const PackedMatrix& m, bool gated, int64_t block) {
+  const int64_t bytes = m.panel_bytes();
+  return {m.data + block * kBlock * bytes, bytes, (gated ? m.panels() / 2 : 1) * bytes};
+}
+
+// Where a share of the rows begins, if all of them are cut into blocks.
 Following beginning(const PackedMatrix& m, bool gated, int64_t share, int64_t shares) {
-  const int64_t panels = m.panels() / (gated ? 2 : 1), blocks = (panels + kBlock - 1) / kBlock, bytes = m.panel_bytes();
-  return {m.data + share * blocks / shares * kBlock * bytes, bytes, (gated ? panels : 1) * bytes};
+  const int64_t panels = m.panels() / (gated ? 2 : 1), blocks = (panels + kBlock - 1) / kBlock;
+  return block_of(m, gated, share * blocks / shares);
 }
 
 // Few tokens: threads follow their shares of the rows through memory, each slice fetching the beginning of the next one, or going on with it, the last one
@@ -221,7 +227,7 @@ void follow_one(const LinearSlice& s, const PackedLinearArgs& a, int num_threads
     const auto behind = [&](int64_t block) -> Following {
       if (share < 0) return {};
       const bool here = block < (share + 1) * blocks / shares;
-      if (here) return {m.data + block * kBlock * m.panel_bytes(), m.panel_bytes(), (s.gated ? panels : 1) * m.panel_bytes()};
+      if (here) return block_of(m, s.gated, block);
       return a.following && a.following->data ? beginning(*a.following, a.following_gated, share, shares) : Following{};
     };
     auto take = [&](Following* next) {
@@ -240,16 +246,16 @@ void follow_one(const LinearSlice& s, const PackedLinearArgs& a, int num_threads
 template <typename Rows>
 void follow_several(const std::vector<LinearSlice>& slices, const std::vector<int64_t>& first_blocks, int num_threads, Rows rows) {
   const int64_t blocks = first_blocks.back(), shares = std::min<int64_t>({int64_t{num_threads}, blocks, kMostShares});
-  const auto apart = [](const LinearSlice& s) { return s.gated ? s.rows() / kPanel : 1; };
   const int64_t block_bytes = kBlock * slices[0].matrix.panel_bytes() * (slices[0].gated ? 2 : 1), most = std::max<int64_t>(1, kSliceBytes / block_bytes);
   parallel_shares(blocks, num_threads, most, [&](int64_t first, int64_t end, int64_t share, const auto&) {
     size_t group = std::upper_bound(first_blocks.begin(), first_blocks.end(), first) - first_blocks.begin() - 1;
     for (; first < end; ++group) {
       LinearSlice own = slices[group];
-      const int64_t base = first_blocks[group], stop = std::min(end, first_blocks[group + 1]), bytes = own.matrix.panel_bytes();
+      const int64_t base = first_blocks[group], stop = std::min(end, first_blocks[group + 1]);
       if (share >= 0 && stop < (share + 1) * blocks / shares) {
-        const LinearSlice& next = stop < first_blocks[group + 1] ? own : slices[group + 1];
-        own.next = {next.matrix.data + (stop < first_blocks[group + 1] ? stop - base : 0) * kBlock * bytes, bytes, apart(next) * bytes};
+        const bool same = stop < first_blocks[group + 1];
+        const LinearSlice& next = same ? own : slices[group + 1];
+        own.next = block_of(next.matrix, next.gated, same ? stop - base : 0);
       }
       rows(own, (first - base) * kBlock * kPanel, std::min(own.rows(), (stop - base) * kBlock * kPanel));
       first = stop;

@@ -33,7 +33,7 @@ class LayerTable:
     max_q_len: int
     max_kv_len: int
     kv_lens_cpu: list[list[int]] | None = None  # kv_lens on the host; without it the reference reads the tensor
-    wide: Tensor | None = None  # uint8 [S], on the host; see below
+    wide: Tensor | None = None  # uint8 [S], on the host
 
 
 def layer_table(
