@@ -17,7 +17,7 @@ from pagoda import (
     RequestError,
     SamplingParams,
 )
-from pagoda.bench.random_calibrations import calibrate_at_random
+from pagoda.bench.random_calibrations import calibrate_at_random, calibrated
 
 from .conftest import kv_bytes
 from .tiny import make_model, prompt
@@ -131,19 +131,39 @@ def test_ctrl_c_leaves_nothing_behind(make_llm, monkeypatch, oracle) -> None:
 
 def test_a_calibration_of_another_model_is_refused_with_what_to_do(make_llm: Any, tmp_path: Path) -> None:
     folder = make_model(tmp_path / "other", num_key_value_heads=4)
-    calibrate_at_random(folder, 3, 4, 8, only={"eigen_attention", "duo_attention"})
-    calibrate_at_random(folder, 2, 2, 8, only={"kv_heads_compress", "csr"})
+    calibrate_at_random(folder, 3, 4, 8)
     llm = make_llm(folder)
-    for name in ("eigen_attention", "duo_attention"):
+    for name in calibrated():
         with pytest.raises(
             ModelError, match=rf"{name}.* is of a model of 3 layers, and this one has 2; run: pagoda cal"
         ):
             llm.generate([prompt(1, 60)], SamplingParams(max_tokens=4, kv=name))
-    for name in ("kv_heads_compress", "csr"):
-        (output,) = llm.generate([prompt(1, 60)], SamplingParams(max_tokens=4, kv=f"{name}(window=0)"))
-        assert output.error is not None
-        assert f"{name} was calibrated for 2 kv-heads and this model has 4" in output.error
     assert llm.generate([prompt(1, 60)], SamplingParams(max_tokens=4))[0].error is None
+
+
+def test_a_calibration_of_other_heads_is_refused_before_a_step_reads_it(make_llm: Any, tmp_path: Path) -> None:
+    more_heads = make_model(tmp_path / "heads", num_key_value_heads=4)
+    wider = make_model(tmp_path / "wider", num_key_value_heads=2, head_dim=16)
+    for folder in (more_heads, wider):
+        calibrate_at_random(folder, num_layers=2, num_heads=2, head_dim=8)
+        llm, refused = make_llm(folder), set()
+        for name in calibrated():
+            try:
+                (output,) = llm.generate([prompt(1, 60)], SamplingParams(max_tokens=4, kv=name))
+                assert output.error is None
+            except ModelError as error:
+                assert f"{name}." in str(error) and "is of a model of other heads (" in str(error)
+                assert str(error).endswith(f"run: pagoda calibrate {name} {folder} --force")
+                refused.add(name)
+        by_number = {
+            "compresskv",
+            "duo_attention",
+            "lychee_decode",
+            "razor_attention",
+            "chai",
+        }  # widths are nothing to them
+        assert refused == set(calibrated()) - (by_number if folder == wider else {"compresskv", "longcache"})
+        assert llm.generate([prompt(1, 60)], SamplingParams(max_tokens=4))[0].error is None
 
 
 def test_arguments_of_other_types_are_named() -> None:

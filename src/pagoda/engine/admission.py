@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core.errors import PagodaError, RequestError
 from ..core.units import format_bytes
 from ..kv.policies._stack import PolicyStack
+from ..kv.policies.base import Heads, Selection
 from ..kv.store import Store
 from ..kv.stores import Stores
 from ..models.load import Loaded
@@ -70,10 +71,11 @@ class Admission:
         return None
 
     def _load(self, method: str, policy: PolicyStack) -> Mapping[str, Tensor]:
-        selection = policy.selection
-        if selection is None or method != policy.chooses_by:
-            return self._calibrations.load(method)
-        return self._calibrations.load(method, selection.complete)
+        part, shape = policy.learners[method], self._loaded.shape
+        heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.k_dim, shape.v_dim)
+        found = self._calibrations.load(method, part.complete if isinstance(part, Selection) else dict)
+        self._calibrations.check(method, part.learned_sizes(heads))
+        return found
 
     def fit(self, policy: PolicyStack) -> PolicyStack:
         """See ``on_this_model``."""

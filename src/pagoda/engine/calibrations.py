@@ -88,6 +88,19 @@ class Calibrations:
             self._read[method] = found
         return self._read[method]
 
+    def check(self, method: str, sizes: Mapping[str, tuple[int, ...]]) -> None:
+        """``sizes`` of what was loaded, behind the layers, as the method wants them for this model (0: any). Raises
+        ModelError for others.
+        """
+        found = self._read[method]
+        for name, wanted in sizes.items():
+            has = tuple(found[name].shape[1:]) if name in found else ()
+            if len(has) != len(wanted) or any(want not in (0, size) for want, size in zip(wanted, has, strict=True)):
+                raise ModelError(
+                    f"{self.found(method)} is of a model of other heads ({name} is {_spelled(has)} in each layer, and "
+                    f"this one wants {_spelled(wanted)}); run: pagoda calibrate {method} {self._model} --force"
+                )
+
     def forget(self, method: str) -> None:
         """Its bytes are wanted; ``load`` reads it again."""
         self._read.pop(method, None)
@@ -129,6 +142,10 @@ class Calibrations:
 
     def _paths(self, method: str) -> tuple[Path, Path]:
         return self._folder / f"{method}.json", self._folder / f"{method}.safetensors"
+
+
+def _spelled(sizes: tuple[int, ...]) -> str:
+    return " x ".join(str(size) if size else "any" for size in sizes) or "not there"
 
 
 def _not_finite(found: Mapping[str, Tensor]) -> str:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._inputs import Inputs
+    from .base import Heads
 
 
 EVERYTHING = 1 << 40
@@ -35,6 +36,9 @@ class SplitHeads(Eviction):
         share("retrieval", self.retrieval)
         for name, least in (("local", 4), ("sinks", 0), ("every", 1)):
             at_least(name, getattr(self, name), least)
+
+    def learned_sizes(self, heads: Heads) -> dict[str, tuple[int, ...]]:
+        return {"heads": (heads.num_kv_heads,)}
 
     def next_act(self, num_seen: int, prompt_len: int) -> int | None:
         first = max(prompt_len, self.sinks + self.local)

@@ -219,14 +219,21 @@ class PolicyStack:
         return eviction if self.windowed is None else eviction | self.windowed.needs
 
     @cached_property
-    def calibrated(self) -> frozenset[str]:
-        """Methods of it that are given what ``pagoda calibrate`` found."""
-        found = set() if self.windowed is None else set(self.windowed.calibrated)
-        if self.leaves_residual or (self.eviction is not None and Need.CALIBRATION in self.eviction.needs):
-            found.add(self.names[0])
+    def learners(self) -> dict[str, KVPolicy]:
+        """Its parts that are given what ``pagoda calibrate`` found, by their methods' names."""
+        found: dict[str, KVPolicy] = {}
+        if self.windowed is not None and self.windowed.calibrated:
+            found[self.windowed.method] = self.windowed
+        if self.eviction is not None and (self.leaves_residual or Need.CALIBRATION in self.eviction.needs):
+            found[self.names[0]] = self.eviction
         if self.selection is not None and Need.CALIBRATION in self.selection.needs:
-            found.add(self.chooses_by)
-        return frozenset(found)
+            found[self.chooses_by] = self.selection
+        return found
+
+    @cached_property
+    def calibrated(self) -> frozenset[str]:
+        """Their names."""
+        return frozenset(self.learners)
 
     @cached_property
     def reads(self) -> frozenset[str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ...kernels.ops.page_marks import MarkAids
     from ...kernels.ops.page_scores import PageRule
+    from .base import Heads
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class A2ATS(PageSelection):
         halves = (codes @ metric).square().sum(-1) / 2
         weights = torch.stack([torch.ones_like(halves), -halves], -2)
         return {**learned, "near": metric @ metric.transpose(-1, -2), "weights": weights}
+
+    def learned_sizes(self, heads: Heads) -> dict[str, tuple[int, ...]]:
+        count, dim = heads.num_kv_heads, heads.k_dim
+        return {"codes": (count, 0, dim), "metric": (count, dim, dim), "freq": (1, dim // 2)}
 
     def mark_aids(self, memory: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> MarkAids:
         from ...kernels.ops.page_marks import MarkAids

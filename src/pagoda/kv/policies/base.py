@@ -61,12 +61,28 @@ class Need(StrEnum):
     CALIBRATION = "calibration"  # what ``pagoda calibrate METHOD MODEL`` stored beside the model
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Those of each layer of a model: how many, and their channels. ``v_dim`` 0: latent KV."""
+
+    num_q_heads: int
+    num_kv_heads: int
+    k_dim: int
+    v_dim: int
+
+
 class KVPolicy(ABC):
     """What every stage has. ``paper``: where the method comes from; docs/kv-policies.md links it."""
 
     stage: ClassVar[Stage]
     paper: ClassVar[str] = ""
     exact: ClassVar[bool] = False
+
+    def learned_sizes(self, heads: Heads) -> Mapping[str, tuple[int, ...]]:
+        """Of each tensor that it reads of its calibration (``Need.CALIBRATION``), the sizes behind the layers that it
+        has for a model of such heads; 0: any. A file of others is refused at admission.
+        """
+        return {}
 
 
 @dataclass(slots=True)

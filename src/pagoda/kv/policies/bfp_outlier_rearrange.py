@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...kernels.page_code import Side
+    from .base import Heads
 
 LEAST, MOST = 2.0**-113, (2 - 2.0**-23) * 2.0**127
 """Of the largest number of a block: so that steps of all mantissas are normal floats."""
@@ -50,6 +51,9 @@ class BlockFloats(WindowedCodec):
     def _slot_bytes(self, dim: int) -> tuple[int, int]:
         """(mantissas, exponents)"""
         return -(-dim * self.mantissa // 8), -(-dim // self.block)
+
+    def learned_sizes(self, heads: Heads) -> dict[str, tuple[int, ...]]:
+        return {"k_order": (heads.num_kv_heads, heads.k_dim), "v_order": (heads.num_kv_heads, heads.v_dim)}
 
     def page_bytes(self, page_size: int, k_dim: int, v_dim: int) -> int:
         return page_size * sum(self._slot_bytes(k_dim) + self._slot_bytes(v_dim))

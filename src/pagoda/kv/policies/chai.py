@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ...core.types import KVFormat
     from ...kernels.page_code import Side
+    from .base import Heads
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class CHAI(WindowedCodec):
         if (self.keys * fmt.num_kv_heads) % 1 or (self.keys * fmt.k_dim) % 1:
             return f"keys={self.keys:g} of its {fmt.num_kv_heads} kv-heads with {fmt.k_dim} channels is no whole number"
         return None
+
+    def learned_sizes(self, heads: Heads) -> dict[str, tuple[int, ...]]:
+        return {"reps": (heads.num_kv_heads, heads.num_kv_heads)}
 
     def page_bytes(self, page_size: int, k_dim: int, v_dim: int) -> int:
         return 2 * page_size * (int(self.keys * k_dim) + v_dim)

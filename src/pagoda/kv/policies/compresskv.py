@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._inputs import Inputs
+    from .base import Heads
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class CompressKV(Voting):
         return (
             f"top={self.top} heads of a layer are to vote, and it has {num_heads}; give a number from 1 to {num_heads}"
         )
+
+    def learned_sizes(self, heads: Heads) -> dict[str, tuple[int, ...]]:
+        return {"query_heads": (heads.num_q_heads,), "layers": (1,)}
 
     def votes(self, inputs: Inputs) -> Tensor:
         return inputs.received_from(self._voters(inputs.calibration).to(inputs.lens.device))[:, None]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...kernels.page_code import Side
+    from .base import Heads
 
 COUPLED, CENTRES, ROUNDS = 4, 256, 8
 
@@ -33,6 +34,10 @@ class CoupledQuantization(WindowedCodec):
     @property
     def name(self) -> str:
         return f"coupled-{COUPLED}c8b"
+
+    def learned_sizes(self, heads: Heads) -> dict[str, tuple[int, ...]]:
+        sides = (("k_centres", heads.k_dim), ("v_centres", heads.v_dim))
+        return {name: (heads.num_kv_heads, -(-dim // COUPLED), CENTRES, COUPLED) for name, dim in sides}
 
     def page_bytes(self, page_size: int, k_dim: int, v_dim: int) -> int:
         return page_size * (-(-k_dim // COUPLED) + -(-v_dim // COUPLED))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ...core.types import KVFormat
     from ...kernels.page_code import Side
+    from .base import Heads
 
 ATOMS, ROUNDS, SPARSE = 256, 8, 6
 """Atoms of a dictionary (an index is a byte); rounds of learning, with so many atoms a sample."""
@@ -48,6 +49,10 @@ class SparseCodes(WindowedCodec):
                 f"its heads of {fmt.k_dim} and {fmt.v_dim} channels are said whole by fewer than {self.nonzeros} atoms"
             )
         return None
+
+    def learned_sizes(self, heads: Heads) -> dict[str, tuple[int, ...]]:
+        sides = (("k_atoms", heads.k_dim), ("v_atoms", heads.v_dim))
+        return {name: (heads.num_kv_heads, ATOMS, dim) for name, dim in sides}
 
     def page_bytes(self, page_size: int, k_dim: int, v_dim: int) -> int:
         return 2 * page_size * (2 * self.nonzeros + 2)

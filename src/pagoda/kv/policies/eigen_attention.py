@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...kernels.page_code import Side
+    from .base import Heads
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class EigenAttention(WindowedCodec):
 
     def page_bytes(self, page_size: int, k_dim: int, v_dim: int) -> int:
         return 2 * page_size * (self._rank(k_dim) + self._rank(v_dim))
+
+    def learned_sizes(self, heads: Heads) -> dict[str, tuple[int, ...]]:
+        count = heads.num_kv_heads
+        return {"keys": (count, heads.k_dim, heads.k_dim), "values": (count, heads.v_dim, heads.v_dim)}
 
     def encode(self, k: Tensor, v: Tensor, seen: Seen) -> Tensor:
         import torch

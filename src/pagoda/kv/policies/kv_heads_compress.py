@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from ...core.types import KVFormat
     from ...kernels.page_code import Side
+    from .base import Heads
 
 GROUPS = (2, 4)
 """Heads that may be joined: ``pagoda calibrate`` looks at both where they divide the heads."""
@@ -53,6 +54,10 @@ class KVHeadsCompress(WindowedCodec):
 
     def page_bytes(self, page_size: int, k_dim: int, v_dim: int) -> int:
         return 2 * page_size * (k_dim // self.group + v_dim // self.group)
+
+    def learned_sizes(self, heads: Heads) -> dict[str, tuple[int, ...]]:
+        group, sides = self.group, (("keys", heads.k_dim), ("values", heads.v_dim))
+        return {f"{name}{group}": (heads.num_kv_heads // group, group * dim, dim) for name, dim in sides}
 
     def encode(self, k: Tensor, v: Tensor, seen: Seen) -> Tensor:
         import torch

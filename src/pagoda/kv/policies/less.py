@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._inputs import Inputs
-    from .base import Allocator
+    from .base import Allocator, Heads
 
 MOST = 30.0
 """Features are ``exp`` of at most this."""
@@ -36,6 +36,10 @@ class LESS(ScoredAndNewest):
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.09398"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PROBS, Need.KEYS, Need.VALUES, Need.CALIBRATION})
     leaves_residual: ClassVar[bool] = True
+
+    def learned_sizes(self, heads: Heads) -> dict[str, tuple[int, ...]]:
+        asking, held, dim = heads.num_q_heads, heads.num_kv_heads, heads.k_dim
+        return {"q_map": (asking, dim, 0), "q_bias": (asking, 0), "k_map": (held, dim, 0), "k_bias": (held, 0)}
 
     def scores(self, inputs: Inputs) -> Tensor:
         assert inputs.mass is not None

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._inputs import Inputs
+    from .base import Heads
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Locret(ScoredAndNewest):
     tracks: ClassVar[tuple[str, ...]] = ("importance",)
     in_prompt: ClassVar[bool] = True
     recent_share: float = 0.25
+
+    def learned_sizes(self, heads: Heads) -> dict[str, tuple[int, ...]]:
+        count = heads.num_kv_heads
+        return {"w1": (count * (heads.k_dim + heads.v_dim), 0), "b1": (0,), "w2": (0, count), "b2": (count,)}
 
     def scores(self, inputs: Inputs) -> Tensor:
         def judged(layers: range, k: Tensor, v: Tensor) -> Tensor:

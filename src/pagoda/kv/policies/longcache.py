@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from ...kernels.ops.page_marks import MarkAids
     from ...kernels.ops.page_scores import PageRule
+    from .base import Heads
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class LongCache(PageSelection):
     whole: ClassVar[str] = "it takes a key's position from its place, which an eviction changes"
     moves: ClassVar[bool] = True
     keeps_first: ClassVar[bool] = True
+
+    def learned_sizes(self, heads: Heads) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(("freq", "fine"), (heads.k_dim // 2,))
 
     def mark_bytes(self, page_size: int, dim: int) -> float:
         return byte_marks(page_size, dim)

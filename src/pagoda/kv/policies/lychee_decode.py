@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from ...kernels.ops.page_scores import PageRule
     from ._pages import Counts
+    from .base import Heads
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class LycheeDecode(PageSelection):
     def __post_init__(self) -> None:
         super().__post_init__()
         share("retrieval", self.retrieval)
+
+    def learned_sizes(self, heads: Heads) -> dict[str, tuple[int, ...]]:
+        return {"ranks": (heads.num_kv_heads,)}
 
     def counts(self, full: Counts, learned: Mapping[str, Tensor]) -> Counts:
         import numpy as np
