@@ -51,6 +51,13 @@ def test_every_command_has_help_and_json(name: str) -> None:
     assert "--json" in done.out
 
 
+@pytest.mark.parametrize("name", ["bench", "cache"])
+def test_summaries_of_commands_are_whole_sentences(name: str) -> None:
+    said = pagoda(name, "--help").out.partition("Commands:")[2]
+    assert said.strip()
+    assert "..." not in said
+
+
 @pytest.mark.parametrize("name", ["run", "chat", "serve"])
 def test_help_lists_every_kv_policy_without_importing_one(name: str) -> None:
     said = " ".join(pagoda(name, "--help").out.split())
@@ -144,7 +151,7 @@ for command in (["calibrate", "bogus", "lantern"], ["calibrate", "locret+quest",
                 ["run", "lantern", "hi", "--max-model-len", "123456"], ["chat", "lantern", "--max-model-len", "123456"],
                 ["serve", "lantern", "--port", "0", "--max-model-len", "123456"],
                 ["run", "lantern", "hi", "--memory", "900TiB"], ["prune", "lantern", "out"],
-                ["doctor", "--calibrate", "--model", "bogus"], ["bench", "sim", "bogus"]):
+                ["doctor", "--calibrate", "--model", "bogus"], ["bench", "sim", "bogus"], ["bundle", "lantern"]):
     try:
         main(command)
     except SystemExit as exit:
@@ -157,7 +164,7 @@ def test_names_and_lengths_that_no_command_takes_are_refused_before_torch_is_loa
     done = subprocess.run([sys.executable, "-c", NO_SUCH_NAME], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
-    assert len(lines) == 17, done.stderr
+    assert len(lines) == 18, done.stderr
     assert all(line.startswith("pagoda: error: ") for line in lines)
     assert sum("bogus" in line for line in lines) == 11
     assert sum("max_model_len is 123456" in line for line in lines) == 3

@@ -14,8 +14,15 @@ from ._bench_kv import kv
 from ._bench_serve import serve
 from ._bench_sim import sim
 from ._bench_weights import weights
+from ._groups import WholeSummaries
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    cls=WholeSummaries,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
 app.command()(kv)
 app.command()(weights)
 app.command()(serve)

@@ -37,8 +37,11 @@ def bundle(
     json: opt.Json = False,
 ) -> None:
     """Write a ReLU model's neurons so that one read brings one: for --weights sparse-ffn."""
-    check_model(model)
-    from ..models.config_json import quantization_config, read_config
+    from ..models.config_json import quantization_config
+    from ..models.sparse_ffn import spec_to_bundle
+
+    config = check_model(model)
+    spec_to_bundle(Path(model), config, rank)  # before torch is loaded
     from ..models.load import load_model
     from ..models.neuron_file import bundle as write
     from ..models.resolve import resolve
@@ -47,7 +50,6 @@ def bundle(
     from .quantize import calibration_tokens
 
     folder = resolve(model)
-    config = read_config(folder)
     source = open_source(Checkpoint.open(folder), quantization_config(config))
     if not rank:
         found = write(folder, config, source, dtype=dtype)

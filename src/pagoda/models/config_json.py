@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pagoda.core.errors import ModelError
+from pagoda.core.types import DTYPE_BYTES
 
 from .tokenizer import read_json
 
@@ -32,3 +33,13 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The language model's part of a nested config, or the config itself."""
     inner = config.get("text_config")
     return inner if isinstance(inner, Mapping) else config
+
+
+def stated_dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype that config.json says its weights have, where it says one that runs."""
+    for part in (config, text_config(config)):
+        for key in ("dtype", "torch_dtype"):
+            stated = part.get(key)
+            if isinstance(stated, str) and (name := stated.removeprefix("torch.")) in DTYPE_BYTES:
+                return name
+    return None

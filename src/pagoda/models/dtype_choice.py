@@ -12,7 +12,7 @@ from pagoda.core.errors import BudgetError, ConfigError, choices
 from pagoda.core.types import DTYPE_BYTES
 from pagoda.weights.reader import Checkpoint, torch_dtype
 
-from .config_json import text_config
+from .config_json import stated_dtype
 from .shape import TINY_PARAMS
 
 HALVES = "float32 because float16 overflows and is slow on a CPU"
@@ -55,11 +55,8 @@ def offering_half(reason: str) -> Iterator[None]:
 
 
 def _stored_dtype(config: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[str, str]:
-    for part in (config, text_config(config)):
-        for key in ("dtype", "torch_dtype"):
-            stated = part.get(key)
-            if isinstance(stated, str) and (name := stated.removeprefix("torch.")) in DTYPE_BYTES:
-                return name, f"config.json says {name}"
+    if (stated := stated_dtype(config)) is not None:
+        return stated, f"config.json says {stated}"
     sizes: dict[str, int] = {}
     for entry in checkpoint.entries.values():
         name = str(torch_dtype(entry.dtype)).removeprefix("torch.")

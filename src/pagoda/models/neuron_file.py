@@ -23,43 +23,16 @@ from pagoda.weights.reader import Checkpoint
 from pagoda.weights.source import TensorSource
 from pagoda.weights.writer import write_stream
 
-from .config_json import quantization_config
 from .dtype_choice import choose_dtype
 from .fingerprint import fingerprint
 from .load import Loaded
 from .model import Model
 from .quantize import Tokens, with_stats
-from .spec import DecoderSpec, MLPSpec
+from .sparse_ffn import ffn_params, sparse_mlp, spec_to_bundle
+from .spec import DecoderSpec
 
 FILE = "neurons.bundle"
-SPARSE = ("relu", "relu2")
 STORED = {"float32": "F32", "bfloat16": "BF16"}
-
-
-def sparse_mlp(spec: DecoderSpec) -> MLPSpec:
-    """The feed-forward layers of a model whose neurons can stay on disk. Raises ModelError that says why not."""
-    for block in spec.blocks:
-        mlp = block.mlp
-        if not isinstance(mlp, MLPSpec):
-            raise ModelError(
-                f"{spec.family}: sparse-ffn is for dense layers; experts of a mixture are read as they are"
-            )
-        if mlp.act not in SPARSE:
-            raise ModelError(
-                f"{spec.family}: sparse-ffn needs an activation that leaves neurons at zero ({', '.join(SPARSE)}); "
-                f"this model's is {mlp.act}, whose neurons are all active"
-            )
-        if mlp.inner_norm is not None or mlp != spec.blocks[0].mlp:
-            raise ModelError(f"{spec.family}: sparse-ffn needs layers that are alike and have no norm inside")
-    first = spec.blocks[0].mlp
-    assert isinstance(first, MLPSpec)
-    return first
-
-
-def ffn_params(spec: DecoderSpec, layer: int) -> tuple[str, str]:
-    """Our names of a layer's matrices: gate and up, and down."""
-    up = "gate_up" if sparse_mlp(spec).gated else "up"
-    return f"layers.{layer}.mlp.{up}.weight", f"layers.{layer}.mlp.down.weight"
 
 
 def bundle(
@@ -72,15 +45,12 @@ def bundle(
     of ``loaded`` are fed on ``calibration``; ``margin`` is how many standard deviations of its error it allows for.
     Raises ModelError, WeightsError, ConfigError.
     """
-    if quantization_config(config):
-        raise ModelError(f"{folder}: its weights are packed; bundle the original")
+    hidden = spec_to_bundle(folder, config, rank).hidden_size
     name, _ = choose_dtype(dtype, config, source.checkpoint, torch.device("cpu"))
     if name not in STORED:
         raise ConfigError(f"neurons are read as float32 or bfloat16, not {name}; give --dtype bfloat16")
     model = Model.from_config(config, dtype=getattr(torch, name))
-    spec, hidden = sparse_mlp(model.spec), model.spec.hidden_size
-    if not 0 <= rank < hidden:
-        raise ConfigError(f"rank is {rank}; give 0 (exact) up to {hidden - 1}, below the hidden size")
+    spec = sparse_mlp(model.spec)
     if rank and loaded is None:
         raise ConfigError("a predictor needs the model and calibration text")
     parts = (1 + spec.gated) + (1 if rank else 0)

@@ -15,7 +15,8 @@ from pagoda.weights.source import TensorSource
 
 from .layers.sparse_mlp import InRows, Predictor, SparseNeurons
 from .model import Model
-from .neuron_file import decider_names, ffn_params, open_bundle, sparse_mlp
+from .neuron_file import decider_names, open_bundle
+from .sparse_ffn import ffn_params, sparse_mlp
 from .stream_plan import StreamPlan
 
 MIN_SLOTS = 16  # neurons of a layer that are multiplied at once

@@ -10,12 +10,11 @@ from typing import Any
 
 from ..budget.probe import MachineProbe
 from ..core.errors import ConfigError, RequestError, UnsupportedModelError
-from ..core.types import DTYPE_BYTES
 from ..kernels.preferred import isa_of
 from ..kv.grammar import parse_policy
 from ..kv.policies._layers import Distances
 from ..kv.policies._stack import PolicyStack
-from ..models.config_json import quantization_config, text_config
+from ..models.config_json import quantization_config, stated_dtype
 from ..models.families import names, read_spec
 from ..models.footprint import GGUF_HEADER_BYTES, tokenizer_bytes
 from ..models.gguf import config_of, source_of
@@ -94,7 +93,7 @@ class Subject:
         stored = _stored(name, packed, shape) if packed else None
         numbers = shape.num_params if stored is None or folder is None else _stored_numbers(folder)
         return replace(
-            plain, dtype=run_dtype(config, numbers), stored_dtype=_stated_dtype(config), stored=stored,
+            plain, dtype=run_dtype(config, numbers), stored_dtype=_dtype_on_disk(config), stored=stored,
             streams=panels and not _is_stacked(stored), halves=_are_halves(config, folder),
             rearranged=stored is None and spec.names.rearranged,
         )  # fmt: skip
@@ -160,25 +159,21 @@ def _is_stacked(stored: Quantization | None) -> bool:
 
 
 def run_dtype(config: Mapping[str, Any], num_params: int) -> str:
-    """The dtype that ``auto`` takes on a CPU for a checkpoint stored as its config says (``models.dtype_choice``).
-
-    bfloat16 where the config is silent, as nearly every published checkpoint is stored.
-    """
-    name = _stated_dtype(config)
+    """The dtype that ``auto`` takes on a CPU for a checkpoint stored as its config says (``models.dtype_choice``)."""
+    name = _dtype_on_disk(config)
     return "float32" if num_params <= TINY_PARAMS or name == "float16" else name
 
 
-def _stated_dtype(config: Mapping[str, Any]) -> str:
-    stated = [part.get(key) for part in (config, text_config(config)) for key in ("dtype", "torch_dtype")]
-    found = next((str(s).removeprefix("torch.") for s in stated if isinstance(s, str)), "bfloat16")
-    return found if found in DTYPE_BYTES else "bfloat16"
+def _dtype_on_disk(config: Mapping[str, Any]) -> str:
+    """As its config says; bfloat16 where that is silent, as nearly every published checkpoint is stored."""
+    return stated_dtype(config) or "bfloat16"
 
 
 def _are_halves(config: Mapping[str, Any], folder: Path | None) -> bool:
     """By the checkpoint's files, or, where there are none, by what the config says."""
     files = sorted(folder.glob("*.safetensors")) if folder is not None else []
     if not files:
-        return _stated_dtype(config) == "float16"
+        return _dtype_on_disk(config) == "float16"
     return are_halves(entry for file in files for entry in read_header(file).values())
 
 
