@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from pagoda.core.errors import ConfigError
 from pagoda.kv.grammar import parse_policy
 from pagoda.kv.policies import POLICIES
+from pagoda.models.catalog import embedded_model
 
 from .conftest import MODEL, in_process, pagoda
 
@@ -59,18 +61,44 @@ def test_json_and_files(tmp_path) -> None:
     }  # fmt: skip
 
 
+def written_as_the_docs_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pagoda.bench.calibration as calibrations
+    import pagoda.kv.policies as policies
+
+    section = Path(PAGE).read_text(encoding="utf-8").partition("## Adding a method")[2]
+    files = re.findall(r"^```py\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    places = ["kv/policies/loudest", "kv/policies/spokesmen", "kv/policies/q_filters", "bench/calibration/q_filters"]
+    for place, content in zip(places, files, strict=True):
+        file = tmp_path / "mine" / f"{place}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content, encoding="utf-8")
+    for package in (policies, calibrations):  # as they were, afterwards
+        monkeypatch.setattr(package, "__path__", list(package.__path__))
+    monkeypatch.setenv("PAGODA_PLUGINS", str(tmp_path / "mine"))
+
+
+def test_a_method_that_is_calibrated_is_added_as_the_docs_say(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written_as_the_docs_say(tmp_path, monkeypatch)
+    model = str(shutil.copytree(embedded_model().path, tmp_path / "m"))
+    run = ["run", model, "--prompt", "Once upon a time there was a cat. " * 9, "--max-tokens", "4"]
+    asked = [*run, "--kv", "q_filters(budget=24, every=8)"]
+    before = in_process(capfd, *asked)
+    assert before.code == 2
+    assert f"q_filters was not calibrated for this model; run: pagoda calibrate q_filters {model}" in before.err
+    assert in_process(capfd, "calibrate", "q_filters", model, "--length", "192").code == 0
+    done = in_process(capfd, *asked)
+    assert done.code == 0, done.err
+    assert done.out != in_process(capfd, *run).out
+
+
 def test_a_method_is_added_as_the_docs_say(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The files that docs/kv-policies.md writes down: found by name, in the pages without a price, then with one."""
-    import pagoda.kv.policies as folder
-
-    section = Path(PAGE).read_text(encoding="utf-8").partition("## Adding a method")[2]
-    files = re.findall(r"^```py\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     names = ["loudest", "spokesmen"]
-    for name, content in zip(names, files, strict=True):
-        (tmp_path / f"{name}.py").write_text(content, encoding="utf-8")
-    monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
+    written_as_the_docs_say(tmp_path, monkeypatch)
     assert set(names) < set(POLICIES.names())
     assert parse_policy("spokesmen(speakers=2)").selection.speakers == 2
     with pytest.raises(ConfigError, match=r"spokesmen\(speakers=0.5\): expected int$"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -35,3 +36,18 @@ def test_the_folder_is_the_list(registry: Registry) -> None:
 def test_an_unknown_name_lists_what_exists(registry: Registry) -> None:
     with pytest.raises(ConfigError, match="unknown oddity 'third'; accepted: first, second"):
         registry.get("third")
+
+
+def test_folders_that_the_environment_names_join_in(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = [tmp_path / "mine", tmp_path / "ours"]
+    inner = Registry("odd_room.inner", "oddity", "PLUGIN")
+    (tmp_path / "odd_room" / "inner").mkdir()
+    (tmp_path / "odd_room" / "inner" / "__init__.py").write_text("")
+    for number, folder in enumerate(mine):
+        (folder / "inner").mkdir(parents=True)
+        (folder / "inner" / f"third{number}.py").write_text(f"PLUGIN = {number}")
+    monkeypatch.setenv("PAGODA_PLUGINS", os.pathsep.join([*map(str, mine), str(tmp_path / "nowhere"), ""]))
+    assert inner.names() == ["third0", "third1"]
+    assert dict(inner.items()) == {"third0": 0, "third1": 1}

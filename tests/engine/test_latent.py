@@ -32,7 +32,7 @@ def latent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     ours = {"vocab_size": VOCAB, "bos_token_id": 256, "eos_token_id": 257, "max_position_embeddings": 512}
     config: dict[str, Any] = FAMILY.tiny() | ours
     folder = make_model(tmp_path_factory.mktemp("latent"), **config)
-    taught = {"compresskv", "duo_attention", "less", "locret", "lychee_decode", "razor_attention"}
+    taught = {*CHOOSING, *DROPPING, *SPLIT}
     calibrate_at_random(folder, 3, 1, 28, group=4, latent=True, only=taught)
     with LLM(str(folder), memory="2GiB", kv_memory="1MiB", audit=True, num_threads=1, page_size=8) as llm:
         yield llm

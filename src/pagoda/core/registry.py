@@ -1,13 +1,22 @@
-"""A folder is a list: the plug-ins of a kind are the files of one package, and the file name is the registered name."""
+"""A folder is a list: the plug-ins of a kind are the files of one package, and the file name is the registered name.
+
+Folders of one's own join in where the environment says: with ``PAGODA_PLUGINS=/mine`` the files of
+``/mine/kv/policies`` are KV policies too, those of ``/mine/bench/calibration`` calibrations, and so on.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 from .errors import ConfigError, choices
+
+PLUGINS = "PAGODA_PLUGINS"
+"""Of the environment: folders laid out as this package is, with ``os.pathsep`` between them."""
 
 
 class Registry:
@@ -22,8 +31,8 @@ class Registry:
 
     def names(self) -> list[str]:
         """Registered names, sorted; nothing is imported but the package itself."""
-        path = importlib.import_module(self.package).__path__
-        return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_") and m.name != "base")
+        found = pkgutil.iter_modules(self._folders())
+        return sorted(m.name for m in found if not m.name.startswith("_") and m.name != "base")
 
     def check(self, name: str) -> None:
         """Raises ConfigError listing what exists where none has that name; nothing is imported."""
@@ -42,4 +51,14 @@ class Registry:
 
     def module(self, name: str) -> ModuleType:
         """The plug-in's file, for what it says beside its attribute."""
+        self._folders()
         return importlib.import_module(f"{self.package}.{name}")
+
+    def _folders(self) -> list[str]:
+        """The package's own, and those that join in, which it looks into from now on."""
+        path = importlib.import_module(self.package).__path__
+        for root in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+            folder = str(Path(root).absolute().joinpath(*self.package.split(".")[1:]))
+            if folder not in path:
+                path.append(folder)
+        return list(path)

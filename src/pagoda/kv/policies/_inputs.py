@@ -26,6 +26,7 @@ class LayerInputs:
 
     lens      int64 [H]           queries  float32 [w, H * G, Dk], oldest first; the newest is token ``num_seen - 1``
     valid     bool [H, N]         mass     float32 [H, N]         positions  int64 [H, N]
+    calibration: of this layer
     """
 
     index: int
@@ -38,6 +39,7 @@ class LayerInputs:
     scale: float
     soft_cap: float
     read: Callable[[], tuple[Tensor, Tensor]]
+    calibration: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def _content(self) -> tuple[Tensor, Tensor]:
@@ -257,6 +259,7 @@ class Inputs:
             scale=self.scale,
             soft_cap=self.soft_cap,
             read=lambda: self._read(index),
+            calibration={name: found[index] for name, found in self.calibration.items()},
         )
 
     @cached_property
