@@ -24,9 +24,10 @@ ARROWS: dict[str, set[str]] = {
     "models": {"core", "budget", "kernels", "weights", "kv.view", "kv.dense"},
     "plan": {
         "core", "budget", "schedule", "kv", "models.shape", "models.stream_plan", "models.footprint", "models.catalog",
-        "models.config_json", "models.families", "models.gguf", "models.sources", "models.spec", "models.stored",
-        "weights.quantization", "weights.formats", "weights.header", "weights.rows", "weights.gguf_parts",
-        "weights.schemes", "sampling.params", "sampling.scratch", "kernels.preferred",
+        "models.config_json", "models.families", "models.gguf", "models.packed_rows", "models.sources", "models.spec",
+        "models.stored", "weights.quantization", "weights.formats", "weights.header", "weights.panel_rows",
+        "weights.reader", "weights.rows", "weights.gguf_parts", "weights.schemes", "sampling.params",
+        "sampling.scratch", "kernels.preferred",
     },
     "speculative": {"core", "budget", "kernels", "kv", "models", "sampling"},
     "adapters": {"core", "budget", "kernels", "weights", "models"},

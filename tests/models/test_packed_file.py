@@ -13,7 +13,7 @@ from pagoda import LLM, SamplingParams
 from pagoda.budget import MachineProbe
 from pagoda.budget.ledger import Ledger
 from pagoda.core.errors import BudgetError, ConfigError, ModelError
-from pagoda.models import packed_file
+from pagoda.models import packed_rows
 from pagoda.models.load import Loaded, load_model
 from pagoda.models.quantize import quantize_model
 from pagoda.weights.packed import equal
@@ -74,7 +74,7 @@ def test_tokens_are_the_same(tmp_path: Path, quantization: str) -> None:
     before = tokens(folder, quantization=quantization)
     file = write(folder, quantization)
     assert tokens(folder, quantization=quantization) == before
-    assert file.parent == folder / packed_file.FOLDER
+    assert file.parent == folder / packed_rows.FOLDER
 
 
 def test_a_tied_head_of_its_own_values_is_kept(tmp_path: Path) -> None:

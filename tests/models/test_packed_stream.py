@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 
 from pagoda.budget.ledger import Ledger
-from pagoda.models import families
+from pagoda.models import catalog, families
 from pagoda.models.load import Loaded, load_model
 from pagoda.models.model import Model
 from pagoda.models.placement import Room
+from pagoda.models.stream_plan import StreamPlan
+from pagoda.plan.streamed import Rooms
+from pagoda.plan.subject import Subject
 from pagoda.weights.panel_rows import PanelRows
 from pagoda.weights.panels_on_disk import PanelsOnDisk
 
@@ -81,6 +85,40 @@ def test_gguf_files(tmp_path: Path, kind: str) -> None:
     assert found.stream is not None
     assert set(found.stream.streamed) >= set(as_it_lies.stream.streamed)  # type: ignore[union-attr]
     assert torch.equal(logits(found, [1, 2, 3]), logits(plain, [1, 2, 3]))
+
+
+def planned(path: Path, dtype: str, quantization: str = "auto") -> tuple[Subject, StreamPlan | None]:
+    """What `pagoda plan` leaves on disk of a model for which there is no room."""
+    subject = Subject.of(str(path), catalog.read_config(str(path)), folder=path)
+    subject = replace(subject, dtype=dtype)
+    chosen = subject.quantization(quantization)
+    stored = subject.stored_dtype if quantization == "auto" else ""
+    return subject, Rooms(subject.shape, dtype, chosen, stored, subject.on_disk, subject.packed(chosen)).plan(0)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("quantization", ["auto", "bf12", "w8a8"])
+def test_plans_know_the_file(tmp_path: Path, quantization: str, tied: bool) -> None:
+    shape = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 5, "tie_word_embeddings": tied}
+    folder = fake_model.write(tmp_path / "m", **shape)
+    options = {"quantization": quantization, "dtype": "bfloat16"}
+    file = write(folder, **options)  # type: ignore[arg-type]
+    found = streamed(folder, **options).stream
+    assert found is not None
+    subject, plan = planned(folder, "bfloat16", quantization)
+    assert plan == found
+    stale(folder, file)
+    assert subject.packed(subject.quantization(quantization)) == {}
+
+
+def test_plans_know_the_file_beside_a_gguf_file(tmp_path: Path) -> None:
+    file = write_gguf(
+        fake_model.write(tmp_path / "m", hidden_size=256, intermediate_size=256), tmp_path / "m.gguf", "Q8_0"
+    )
+    write(file)
+    loaded = streamed(file)
+    assert loaded.streams_packed
+    assert planned(file, loaded.dtype)[1] == loaded.stream
 
 
 def test_what_is_stored_transposed_needs_no_spool(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ from .fingerprint import fingerprint, stamps
 from .footprint import GGUF_HEADER_BYTES, Footprint, tokenizer_bytes
 from .generation import end_ids, read_generation
 from .model import Model
-from .packed_file import PackedFile, packed_folder
+from .packed_file import PackedFile
+from .packed_rows import packed_folder
 from .placement import Filling, Progress, RoomFor, Streaming, choose_stream, packing_of
 from .resizing import BlockStacks
 from .resolve import resolve

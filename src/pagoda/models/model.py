@@ -168,7 +168,7 @@ class Model:
         rank = {name: i for i, name in enumerate(self._params)}
 
         def place(name: str) -> tuple[int, int]:
-            source = self._source(name)
+            source = self.source_of(name)
             if source is None:
                 return (len(rank), 0)
             if source.tied_head:
@@ -179,7 +179,7 @@ class Model:
 
     def stored_formats(self, formats: Mapping[str, WeightFormat]) -> Quantization:
         """As `stored.stored_formats`: every matrix as a checkpoint with these packed tensors has it."""
-        return stored_formats(self._source, self._sources.regions(), formats)
+        return stored_formats(self.source_of, self._sources.regions(), formats)
 
     def packing_bytes(self, names: Iterable[str], formats: Mapping[str, WeightFormat]) -> int:
         """Bytes that packing these tensors takes at the largest matrix; codes that come ready (``formats``, of packed
@@ -200,14 +200,14 @@ class Model:
 
     def stored_rows(self, source: TensorSource) -> tuple[dict[str, StoredRows | BuiltRows], dict[str, str]]:
         """As `stored.stored_rows`."""
-        return stored_rows(self._source, self.shape, self.quantization, source.logical, source.checkpoint.entries)
+        return stored_rows(self.source_of, self.shape, self.quantization, source.logical, source.checkpoint.entries)
 
     def expert_rows(self, source: TensorSource) -> tuple[dict[tuple[str, int], StoredMatrix], str | None]:
         """Every expert's matrices by parameter and expert; or why they cannot be taken as they lie."""
         parts: dict[tuple[str, int], list[tuple[int, int, TensorEntry]]] = {}
         beside: dict[tuple[str, int], dict[str, TensorEntry]] = {}
         for name, logical in source.logical.items():
-            found = self._source(name)
+            found = self.source_of(name)
             for piece in () if found is None else found.pieces:
                 if self._params[piece.param].role != "experts":
                     continue
@@ -240,7 +240,7 @@ class Model:
 
     def pieces(self, name: str) -> tuple[Piece, ...]:
         """What a checkpoint tensor fills; the head of a tied model fills what its embedding does."""
-        found = self._source(name)
+        found = self.source_of(name)
         if found is None:
             return ()
         return (Piece(EMBED),) if found.tied_head else found.pieces
@@ -260,15 +260,15 @@ class Model:
 
     def is_tied_head(self, name: str) -> bool:
         """Whether a checkpoint tensor is the head of a model whose config ties it to the embedding."""
-        found = self._source(name)
+        found = self.source_of(name)
         return found is not None and found.tied_head
 
     def fills_only(self, name: str, params: Collection[str]) -> bool:
         """Whether a checkpoint tensor fills nothing but these parameters."""
-        found = self._source(name)
+        found = self.source_of(name)
         return found is not None and bool(found.pieces) and all(piece.param in params for piece in found.pieces)
 
-    def _source(self, name: str) -> Source | None:
+    def source_of(self, name: str) -> Source | None:
         """Where a checkpoint tensor goes; ``pagoda.<our name>`` of our own checkpoints goes there as it is."""
         if not name.startswith(OWN_PREFIX):
             return self._sources.find(name)
@@ -282,7 +282,7 @@ class Model:
 
     def takes_rows(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether ``load_tensor`` takes this checkpoint tensor some rows at a time. False where its shape is wrong."""
-        found = self._source(name)
+        found = self.source_of(name)
         if found is None or found.tied_head or found.alternative or found.shape != shape:
             return False
         return len(found.pieces) == 1 and self._store.takes_rows(found.pieces[0])
@@ -294,7 +294,7 @@ class Model:
 
         Raises WeightsError for an unknown name, a wrong shape or a type that holds no numbers for us.
         """
-        source = self._source(name)
+        source = self.source_of(name)
         if source is None:
             if self._sources.ignorable(name):
                 return False

@@ -11,8 +11,6 @@ all instruction sets (`kernels/packed.py`), so a file serves any machine whose k
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Collection, Mapping
 from math import gcd
 from pathlib import Path
@@ -29,36 +27,24 @@ from pagoda.weights.formats.base import WeightFormat
 from pagoda.weights.header import TensorEntry, read_header, read_metadata
 from pagoda.weights.packed import ExpertStack, PanelMatrix
 from pagoda.weights.panel_rows import PanelRows
-from pagoda.weights.quantization import EXPERT, format_text
+from pagoda.weights.quantization import EXPERT
 from pagoda.weights.reader import Checkpoint, dtype_name, torch_dtype
 from pagoda.weights.writer import TensorWriter
 
-from .fingerprint import fingerprint, stamps
 from .model import HEAD, Model
+from .packed_rows import LAYOUT, PARTS, as_kept, made_of, packed_path, panel_rows
 from .params import parameters
 from .stored import EMBED
 
-FOLDER, LAYOUT = "packed", 1
-"""Number of the order of panels: a file of another one is not read."""
-PARTS = ("data", "scales", "zeros")
 LINE_BYTES = 64  # panels begin at one, in the file as in memory
-
-
-def packed_folder(path: Path) -> Path:
-    """Of packed files, beside a model's folder's other files, or beside its GGUF file."""
-    return path / FOLDER if path.is_dir() else path.with_name(f"{path.name}.{FOLDER}")
 
 
 class PackedFile:
     """Where ``model``'s packed weights lie, if they do."""
 
     def __init__(self, path: Path, model: Model, checkpoint: Checkpoint, config: Mapping[str, Any], dtype: str) -> None:
-        name = re.sub(r"[^\w.=-]+", "_", f"{model.quantization}-{dtype}")
-        self.file, self._model, self.is_mapped = packed_folder(path) / f"{name}.safetensors", model, False
-        self._wanted = {
-            "layout": str(LAYOUT), "dtype": dtype, "formats": json.dumps(_formats(model), sort_keys=True),
-            "weights": fingerprint(checkpoint, config, "packed", stamps(checkpoint)),
-        }  # fmt: skip
+        self.file, self._model, self.is_mapped = packed_path(path, model.quantization, dtype), model, False
+        self._wanted = made_of(checkpoint, config, model.shape, model.quantization, dtype)
 
     def why_not(self) -> str | None:
         """Why the file is left alone, in words; None where it is taken. Only where it `is_there`."""
@@ -124,20 +110,8 @@ class PackedFile:
         """Matrices that can be multiplied as they come from the file, of a checkpoint with tensors of these names; no
         experts. Raises WeightsError.
         """
-        model, entries, found = self._model, read_header(self.file), dict[str, PanelRows]()
-        together = [{piece.param for piece in model.pieces(name)} for name in names]
-        shared = set().union(*(params for params in together if len(params) > 1))  # loaded whole, so kept or read whole
-        if any(model.is_tied_head(name) for name in names):
-            shared.add(EMBED)  # the head may have values of its own: it is compared when it is read
-        for matrix in model.shape.matrices:
-            format = self._format(matrix.name)
-            if format is None or matrix.role not in ("linear", "embed") or matrix.count > 1 or matrix.name in shared:
-                continue
-            parts = {part: entries[f"{matrix.name}:{part}"] for part in PARTS if f"{matrix.name}:{part}" in entries}
-            counted, data = format.num_bytes(matrix.rows, matrix.cols), parts.pop("data")
-            format = _as_kept(format, "scales" in parts)
-            found[matrix.name] = PanelRows(format, matrix.rows, matrix.cols, data, parts, counted)
-        return found
+        model = self._model
+        return panel_rows(model.source_of, names, model.shape, model.quantization, read_header(self.file))
 
     def write(self, progress: Callable[[int, int], None] | None = None) -> int:
         """The model's weights, which must all be in memory; the file has its name when it is whole. Returns its bytes.
@@ -190,7 +164,7 @@ class PackedFile:
         data, scales, zeros = (tensor(f"{own}:{part}") for part in PARTS)
         assert format is not None
         assert data is not None
-        format = _as_kept(format, scales is not None)
+        format = as_kept(format, scales is not None)
         packed = PackedWeight(format.kernel, *shape, data, scales, zeros, format.kernel_group)
         return PanelMatrix(format, packed, self._model.dtype)
 
@@ -208,7 +182,7 @@ class PackedFile:
                 else:
                     parts = [entries[f"{own}:{part}"] for part in PARTS if f"{own}:{part}" in entries]
                     rows, cols = rows_cols
-                    format = _as_kept(format, f"{own}:scales" in entries)
+                    format = as_kept(format, f"{own}:scales" in entries)
                     data = (1, *data_shape(format.kernel, -(-rows // PANEL), cols)) if format.kernel else ()
                     more = sum(part.num_bytes for part in parts) - format.num_bytes(rows, cols)
                     fits = bool(parts) and parts[0].shape == data
@@ -217,18 +191,6 @@ class PackedFile:
                 if not fits:
                     return f"{own} is missing, or has another size"
         return None
-
-
-def _formats(model: Model) -> dict[str, list[str]]:
-    """Of every matrix; of experts, of each."""
-    return {
-        m.name: [format_text(model.quantization.of(m.name, m.role, expert)) for expert in _experts(m.role, m.count)]
-        for m in model.shape.matrices
-    }
-
-
-def _experts(role: str, count: int) -> range | tuple[int]:
-    return range(count) if role == "experts" else (-1,)
 
 
 def _matrices(name: str, weight: Any) -> list[tuple[str, Any]]:
@@ -240,11 +202,6 @@ def _matrices(name: str, weight: Any) -> list[tuple[str, Any]]:
 
 def _own(name: str, expert: int) -> str:
     return name if expert < 0 else f"{name}{EXPERT}{expert}"
-
-
-def _as_kept(format: WeightFormat, scales: bool) -> WeightFormat:
-    """A matrix of bf12 whose exponents lie far apart has bf16's panels, which have no windows beside them."""
-    return format.read_as if format.kernel == "bf12" and not scales else format
 
 
 def _divides(num_bytes: int) -> int:

@@ -4,6 +4,7 @@ and what lies on a disk.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -14,6 +15,7 @@ from ..kv.codecs.base import with_dtype
 from ..kv.policies._layers import blocks_of
 from ..models.stream_plan import StreamPlan
 from ..sampling.scratch import grammar_bytes
+from ..weights.rows import OnDisk
 from .accounts import SERVER_BYTES, STAGING_BYTES, Accounts, StepLimits, step_bytes
 from .choice import PAGE_SIZE, Choice, longest_of
 from .demand import Demand
@@ -65,6 +67,7 @@ class Divider:
         self._weight_bytes, self._passing_bytes = cache(self._count_weights), cache(self._count_passing)
         self._step_bytes, self._step_model = cache(self._count_step), cache(self._find_steps)
         self._rooms, self._largest_bytes = cache(self._find_rooms), cache(self._count_largest)
+        self._panels = cache(self._find_panels)
 
     def limits(self, choice: Choice) -> StepLimits:
         """Of the largest step."""
@@ -165,7 +168,7 @@ class Divider:
 
     def _packs_first(self, quantization: str) -> bool:
         """Whether weights are packed into a file before they are streamed."""
-        return quantization != "auto" or self.subject.rearranged
+        return (quantization != "auto" or self.subject.rearranged) and not self._panels(quantization)
 
     def _loading(self, choice: Choice, beside: Accounts, stream: StreamPlan | None) -> int:
         """Weights, what they are read into, and what packing takes; for a file that is packed before, one matrix."""
@@ -187,7 +190,13 @@ class Divider:
     def _find_rooms(self, quantization: str) -> Rooms:
         subject = self.subject
         stored, found = ("", None) if self._packs_first(quantization) else (subject.stored_dtype, subject.on_disk)
-        return Rooms(subject.shape, subject.dtype, self._quantization(quantization), stored or subject.dtype, found)
+        packed = self._panels(quantization)
+        return Rooms(
+            subject.shape, subject.dtype, self._quantization(quantization), stored or subject.dtype, found, packed
+        )
+
+    def _find_panels(self, quantization: str) -> Mapping[str, OnDisk]:
+        return self.subject.packed(self._quantization(quantization))
 
     def format(self, choice: Choice) -> KVFormat:
         """Of the pages."""

@@ -21,17 +21,20 @@ SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 class Rooms:
     """What the engine would leave on disk of one model in one format, for any room. ``stored``: the dtype of plain
-    matrices there, where it is not the one that they run in. ``found``: what streaming a known file's matrices takes.
+    matrices there, where it is not the one that they run in. ``found``: what streaming a known file's matrices takes;
+    ``packed``: those of a file of `pagoda pack`, which is taken before any other.
     """
 
     def __init__(
         self, shape: ModelShape, dtype: str, quantization: Quantization, stored: str = "",
-        found: Mapping[str, OnDisk] | None = None,
+        found: Mapping[str, OnDisk] | None = None, packed: Mapping[str, OnDisk] | None = None,
     ) -> None:  # fmt: skip
         self._weight_bytes = shape.weight_bytes(dtype, quantization)
         mixture = any(matrix.role == "experts" for matrix in shape.matrices)
         self._sizes: StreamSizes | ExpertSizes | None
-        if not mixture:
+        if packed:
+            self._sizes = StreamSizes.of_packed(shape, dtype, quantization, packed)
+        elif not mixture:
             plain = SAFETENSORS[stored] if stored else ""
             self._sizes = StreamSizes.of(shape, dtype, quantization, found, plain)
         else:

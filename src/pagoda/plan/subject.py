@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..models.config_json import quantization_config, stated_dtype
 from ..models.families import names, read_spec
 from ..models.footprint import GGUF_HEADER_BYTES, tokenizer_bytes
 from ..models.gguf import config_of, source_of
+from ..models.packed_rows import find_panels, packed_folder
 from ..models.shape import TINY_PARAMS, ModelShape
 from ..models.sources import source_table
 from ..models.spec import DecoderSpec
@@ -25,9 +26,16 @@ from ..models.stored import stored_formats, stored_rows
 from ..weights.formats.base import WeightFormat
 from ..weights.gguf_parts import read_parts
 from ..weights.header import DTYPE_SIZES, are_halves, read_header
+from ..weights.panel_rows import PanelRows
 from ..weights.quantization import EXPERT, Quantization, in_panels, parse_format, parse_quantization
+from ..weights.reader import Checkpoint
 from ..weights.rows import OnDisk
 from ..weights.schemes.pagoda import OWN, VERSION
+
+
+def _no_file(_: Quantization, __: str) -> Mapping[str, PanelRows]:
+    return {}
+
 
 GGUF_DTYPES = {"U8": "bfloat16", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors names of what a GGUF file has -> what that runs in; U8: blocks, which are opened."""
@@ -42,7 +50,9 @@ class Subject:
     multiplied. ``stored``: the formats that the checkpoint is packed in, which it keeps. ``on_disk``: matrices of a
     GGUF file by what streaming them takes; None: of a folder, as such checkpoints usually are. ``rearranged``: they lie
     there otherwise than they are multiplied. ``halves``: all of its matrices are stored in float16.
-    ``isa``: what the kernels run with here, where that decides how weights lie (`kernels.preferred`).
+    ``isa``: what the kernels run with here, where that decides how weights lie (`kernels.preferred`). ``panels_in``:
+    the matrices that a file of `pagoda pack` beside it holds in these formats, in that dtype (none: there is no such
+    file).
     """
 
     name: str
@@ -59,6 +69,7 @@ class Subject:
     rearranged: bool = False
     halves: bool = False
     isa: str = ""
+    panels_in: Callable[[Quantization, str], Mapping[str, PanelRows]] = _no_file
 
     @classmethod
     def of(
@@ -95,7 +106,7 @@ class Subject:
         return replace(
             plain, dtype=run_dtype(config, numbers), stored_dtype=_dtype_on_disk(config), stored=stored,
             streams=panels and not _is_stacked(stored), halves=_are_halves(config, folder),
-            rearranged=stored is None and spec.names.rearranged,
+            rearranged=stored is None and spec.names.rearranged, panels_in=_panels_in(folder, config, spec, shape),
         )  # fmt: skip
 
     def policy(self, text: str, longest: int) -> PolicyStack:
@@ -115,6 +126,12 @@ class Subject:
             return False
         return True
 
+    def packed(self, quantization: Quantization) -> Mapping[str, OnDisk]:
+        """Matrices that streaming reads from the file of `pagoda pack`, by what that takes; none without it."""
+        if not self.streams or any(matrix.role == "experts" for matrix in self.shape.matrices):
+            return {}
+        return {name: rows.on_disk() for name, rows in self.panels_in(quantization, self.dtype).items()}
+
     def quantization(self, text: str) -> Quantization:
         """What ``quantization=text`` comes to on this machine's processor."""
         if text == "auto" and self.stored is not None:
@@ -128,7 +145,8 @@ class Subject:
 def _of_gguf(plain: Subject, spec: DecoderSpec, file: Path) -> Subject:
     """With the dtype, the formats and the bytes that the file's tensors have."""
     header = read_parts(file)
-    source, table = source_of(header, config_of(header)), source_table(spec)
+    config = config_of(header)
+    source, table = source_of(header, config), source_table(spec)
     entries = source.checkpoint.entries
     by_dtype = Counter[str]()
     for entry in entries.values():
@@ -139,11 +157,25 @@ def _of_gguf(plain: Subject, spec: DecoderSpec, file: Path) -> Subject:
     found = replace(
         plain, dtype=run_dtype({"torch_dtype": stated}, numbers), stored_dtype=stated, stored=stored,
         halves=are_halves(entries.values()),
+        panels_in=lambda quantization, dtype: find_panels(
+            file, source.checkpoint, config, table.find, source.names, plain.shape, quantization, dtype
+        ),
     )  # fmt: skip
     rows, _ = stored_rows(table.find, plain.shape, found.quantization("auto"), source.logical, entries)
     on_disk = {name: one.on_disk() for name, one in rows.items()}
     room = min(file.stat().st_size, GGUF_HEADER_BYTES)
     return replace(found, on_disk=on_disk, tokenizer_bytes=tokenizer_bytes(room))
+
+
+def _panels_in(
+    folder: Path | None, config: Mapping[str, Any], spec: DecoderSpec, shape: ModelShape
+) -> Callable[[Quantization, str], Mapping[str, PanelRows]]:
+    if folder is None or not packed_folder(folder).is_dir():
+        return _no_file
+    checkpoint, find = Checkpoint.open(folder), source_table(spec).find
+    return lambda quantization, dtype: find_panels(
+        folder, checkpoint, config, find, checkpoint.entries, shape, quantization, dtype
+    )
 
 
 def _tokenizer_file_bytes(folder: Path | None, shape: ModelShape) -> int:
