@@ -3,5 +3,5 @@
 import pytest
 
 cpu = pytest.importorskip("pagoda.kernels.cpu", reason="the C++ extension is not built", exc_type=ImportError)
-ORDER = ["base", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"]
+ORDER = ["base", "avx2", "avx512", "avx512vnni", "avx512bf16", "avx512bf16slow", "amx"]
 ISAS = ORDER[: ORDER.index(cpu.best_isa()) + 1]

@@ -54,7 +54,7 @@ def check_together(
     assert torch.equal(*results), sizes
 
 
-@pytest.mark.parametrize("isa", ISAS[-2:])
+@pytest.mark.parametrize("isa", ISAS[-3:])
 @pytest.mark.parametrize(("form", "options"), FORMS, ids=str)
 def test_a_product_that_ends_with_its_activation_has_the_bits_of_both(
     form: str, options: dict[str, object], isa: str
@@ -114,7 +114,7 @@ def test_tokens_that_pass_some_at_a_time_have_the_bits_of_all_at_once(
         assert room[0] - room[1] == pytest.approx(spared, abs=256)
 
 
-@pytest.mark.parametrize("isa", ISAS[-2:])
+@pytest.mark.parametrize("isa", ISAS[-3:])
 @pytest.mark.parametrize(("form", "dynamic"), [("bf16", False), ("int8", False), ("int8", True)])
 @pytest.mark.parametrize(
     ("down_form", "options", "down_dynamic"),
@@ -166,7 +166,7 @@ def test_a_sum_and_the_norm_of_what_it_leaves_have_the_bits_of_both(dtype: torch
         assert torch.equal(*results), (tokens, hidden)
 
 
-@pytest.mark.parametrize("isa", ISAS[-2:])
+@pytest.mark.parametrize("isa", ISAS[-3:])
 @pytest.mark.parametrize(("form", "options", "dynamic"), [
     ("bf16", {}, False), ("int8", {}, False), ("int8", {}, True), ("ternary", {}, True), ("int4", {"group": 32}, True),
 ], ids=str)  # fmt: skip

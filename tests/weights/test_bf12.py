@@ -121,7 +121,7 @@ def test_who_takes_it_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isa_of(flags) == ""
     tiles = flags | {"amx_tile", "amx_bf16", "amx_int8"}
     assert isa_of(tiles) == "amx"
-    for isa in ("", "base", "avx2", "avx512bf16", "amx"):
+    for isa in ("", "base", "avx2", "avx512bf16", "avx512bf16slow", "amx"):
         name = "bf12" if prefers_bf12(isa) else "bf16"
         assert str(in_panels("bfloat16", isa=isa)) == name
         assert str(in_panels("float32", isa=isa)) == "fp32"

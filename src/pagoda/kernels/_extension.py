@@ -52,7 +52,8 @@ def cpu_features() -> dict[str, bool]:
 
 
 def best_isa() -> str:
-    """The instruction set that the kernels run with here: amx, avx512bf16, avx512vnni, avx512, avx2 or base.
+    """The instruction set that the kernels run with here: amx, avx512bf16slow (csrc/isa.hpp), avx512bf16,
+    avx512vnni, avx512, avx2 or base.
 
     Raises ConfigError for an unknown one in ``PAGODA_ISA``.
     """

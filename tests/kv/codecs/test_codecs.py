@@ -49,7 +49,7 @@ def instruction_sets() -> list[str]:
         return []
     from pagoda.kernels import cpu
 
-    order = ["base", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"]
+    order = ["base", "avx2", "avx512", "avx512vnni", "avx512bf16", "avx512bf16slow", "amx"]
     return order[: order.index(cpu.best_isa()) + 1]
 
 

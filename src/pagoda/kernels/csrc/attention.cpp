@@ -70,6 +70,7 @@ bool byte_products_allowed() {
 void paged_attention(const AttentionArgs& args, int num_threads, const std::string& isa, AttentionMemo* memo) {
   AttentionArgs a = args;
   a.byte_products = args.byte_products && byte_products_allowed();
+  a.wide_by_floats = isa_index(isa) == kSlowPairsIsa;
   auto item_body = PAGODA_BODY(isa, run_item);
 #ifdef PAGODA_AMX
   if (isa_index(isa) == kTilesIsa && a.pairs()) item_body = &amx::run_item;

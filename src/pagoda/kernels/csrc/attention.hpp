@@ -92,8 +92,10 @@ struct AttentionArgs {
   // Queries of a chunk that is not wide which are computed together, and whether those are all.
   int64_t narrow_queries() const;
   bool at_once(int64_t seq) const { return !wide(seq) && num_queries(seq) <= narrow_queries(); }
+  bool wide_by_floats = false;  // set by the driver: wide chunks are multiplied as floats
   // Pairs of bfloat16 are multiplied: queries are, and so are the pages' numbers (codes without loss; decoded int4 is rounded).
   bool pairs() const { return dtype == Dtype::bf16 && shape.store != Store::f32 && shape.store != Store::f16; }
+  bool pairs(int64_t seq) const { return pairs() && !(wide_by_floats && wide(seq)); }
   bool summed(int64_t seq) const { return sum_targets && sum_targets[seq].sums; }
   bool weighted(int64_t seq) const { return weights && weights[seq].logs && weights[seq].width > 0; }
   int64_t pair(int64_t seq, int64_t head) const { return seq * num_kv_heads + head; }

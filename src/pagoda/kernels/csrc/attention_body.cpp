@@ -28,7 +28,7 @@ namespace pagoda::PAGODA_ISA {
 void run_item(const AttentionArgs& args, const Span* spans, const AttentionItem& item, const AttentionItem* soon, bool cold,
               const AttentionScratch& out) {
 #if PAGODA_DPBF16
-  if (args.pairs()) return Tile<Pairs>(args, spans, item, out).run(soon, cold);
+  if (args.pairs(spans[item.span_begin].seq)) return Tile<Pairs>(args, spans, item, out).run(soon, cold);
 #endif
   Tile<Floats>(args, spans, item, out).run(soon, cold);
 }
@@ -37,7 +37,7 @@ void run_merge(const AttentionArgs& args, const Merge& merge, const AttentionScr
 
 void run_sums(const AttentionArgs& args, const SumItem& item, const AttentionScratch& out) {
 #if PAGODA_DPBF16
-  if (args.pairs()) return sum_probabilities<Pairs>(args, item, out);
+  if (args.pairs(item.seq)) return sum_probabilities<Pairs>(args, item, out);
 #endif
   sum_probabilities<Floats>(args, item, out);
 }

@@ -82,6 +82,13 @@ bool permits_tiles() {
 #endif
 }
 
+// Intel's processors multiply pairs slowly, all that have them so far.
+int pairs_isa() {
+  const Leaf zero = cpuid(0, 0);
+  const bool intel = zero.ebx == signature_INTEL_ebx && zero.edx == signature_INTEL_edx && zero.ecx == signature_INTEL_ecx;
+  return intel ? kSlowPairsIsa : kPairsIsa;
+}
+
 int detected_isa() {
   auto has = cpu_features();
   if (!(has["avx2"] && has["fma"] && has["f16c"])) return 0;
@@ -91,7 +98,7 @@ int detected_isa() {
 #ifdef PAGODA_AMX
   if (has["amx_tile"] && has["amx_bf16"] && has["amx_int8"]) return kTilesIsa;
 #endif
-  return kPairsIsa;
+  return pairs_isa();
 }
 
 }  // namespace
@@ -101,6 +108,7 @@ int detected_isa() {
 std::map<std::string, bool> cpu_features() { return {}; }
 namespace {
 int detected_isa() { return 0; }
+int pairs_isa() { return 0; }
 bool permits_tiles() { return false; }
 }  // namespace
 
@@ -108,13 +116,13 @@ bool permits_tiles() { return false; }
 
 namespace {
 
-const std::vector<std::string> kOrder = {"base", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"};
+const std::vector<std::string> kOrder = {"base", "avx2", "avx512", "avx512vnni", "avx512bf16", "avx512bf16slow", "amx"};
 
 int known_isa(const std::string& isa, const char* from) {
   const auto at = std::find(kOrder.begin(), kOrder.end(), isa);
   if (at == kOrder.end())
     throw std::invalid_argument("unknown instruction set '" + isa + "'" + from +
-                                "; accepted: base, avx2, avx512, avx512vnni, avx512bf16, amx");
+                                "; accepted: base, avx2, avx512, avx512vnni, avx512bf16, avx512bf16slow, amx");
   return static_cast<int>(at - kOrder.begin());
 }
 
@@ -122,7 +130,7 @@ int usable_isa() {
   const char* cap = std::getenv("PAGODA_ISA");
   const int most = cap == nullptr || *cap == 0 ? kTilesIsa : known_isa(cap, " in PAGODA_ISA");
   const int index = std::min(most, detected_isa());
-  return index < kTilesIsa || permits_tiles() ? index : kPairsIsa;
+  return index < kTilesIsa || permits_tiles() ? index : pairs_isa();
 }
 
 int best_index() {

@@ -74,7 +74,9 @@ Operand operand_of(const PackedMatrix& matrix, Dtype tokens, bool dynamic, const
     return Operand::s8;
   }
   const bool exact = format != Format::fp32 && format != Format::fp16 && format != Format::nf4 && !matrix.opened();
-  return exact && tokens == Dtype::bf16 && isa_index(isa) >= kPairsIsa ? Operand::bf16 : Operand::f32;
+  if (!exact || tokens != Dtype::bf16 || isa_index(isa) < kPairsIsa) return Operand::f32;
+  const bool by_floats = format == Format::bf16 || format == Format::bf12 || format == Format::int8;
+  return by_floats && isa_index(isa) == kSlowPairsIsa ? Operand::f32 : Operand::bf16;
 }
 
 bool multiplies_tiles(Operand operand, const std::string& isa) {
@@ -89,7 +91,7 @@ bool usable_in_place(const PackedMatrix& m, Operand operand, Dtype dtype, int64_
 }
 
 bool ends_gated(const PackedMatrix& m, Operand operand, Dtype dtype, int64_t count, const std::string& isa) {
-  const bool as_stored = operand == Operand::s8 || (operand == Operand::bf16 && m.format == Format::bf16);
+  const bool as_stored = operand == Operand::s8 || m.format == Format::bf16;
   const bool can = (as_stored && count >= kGatedTokens) || (m.group == 0 && multiplies_tiles(operand, isa));
   return can && dtype == Dtype::bf16 && m.outputs % (2 * kPanel) == 0 && isa_index(isa) >= kPairsIsa;
 }

@@ -40,6 +40,8 @@ class Product {
  public:
   explicit Product(const LinearSlice& slice) : s(slice), m(slice.matrix) {}
 
+  static constexpr int kTurnedSteps = __is_same(Op, Wide) ? 1 : Op::kSteps;  // lines that one becomes
+
   void run(int64_t first_panel, int64_t last_panel) {
     if constexpr (__is_same(Op, Floats))
       if (m.opened() && m.format != Format::bitstack && s.x.count <= kCodedTokens) return run_coded(first_panel, last_panel);
@@ -74,7 +76,7 @@ class Product {
     piece = m.opened() && one_tile ? kOpenedPiece : larger(wanted / unit, 1) * unit;
     many_pieces = m.inputs > piece;
     sum_stride = block * kPanel;
-    const int64_t turned_bytes = turned ? block * lines_of(smaller(piece, m.inputs)) * Op::kSteps * 64 : 0;
+    const int64_t turned_bytes = turned ? block * lines_of(smaller(piece, m.inputs)) * kTurnedSteps * 64 : 0;
     const int64_t opening = m.opened() ? opening_bytes(m) : 0;
     const int64_t held = many_pieces ? smaller(s.x.count, shares.block_tokens) : kMaxTokens;
     buffer = reinterpret_cast<uint8_t*>(scratch.need(turned_bytes + held * block * kPanel * 4 + opening));
@@ -102,7 +104,7 @@ class Product {
   }
 
   Piece make_piece(int64_t panel, int64_t end_panel, int64_t first) const {
-    const int64_t lines = lines_of(smaller(piece, m.inputs - first)), stride = lines * Op::kSteps * 64;  // stride: of turned ones
+    const int64_t lines = lines_of(smaller(piece, m.inputs - first)), stride = lines * kTurnedSteps * 64;  // stride: of turned ones
     if (m.opened()) {
       for (int64_t p = panel; p < end_panel; ++p)
         open_panel(m, p, first, lines, reinterpret_cast<float*>(buffer + (p - panel) * stride), beside);
@@ -116,7 +118,7 @@ class Product {
       if (m.format == Format::bf12) open_turned(p, first / m.block(), lines, buffer + (p - panel) * stride);
       else turn_lines<Op>(data + (p - panel) * m.panel_bytes(), lines, buffer + (p - panel) * stride);
     }
-    return {buffer, stride, first, lines * Op::kSteps, next};
+    return {buffer, stride, first, lines * kTurnedSteps, next};
   }
 
   // Whether the panels after this slice can be asked for as its own are: they are as long, and those of pairs as far apart.
@@ -124,15 +126,16 @@ class Product {
     return s.next.panel_bytes >= m.panel_bytes() && (!s.gated || s.next.apart == panels_apart * m.panel_bytes());
   }
 
-  // Lines of bf12, which become bf16's and then what Op makes of those.
+  // Lines of bf12, which become bf16's and then, unless tiles take those, what Op makes of them.
   void open_turned(int64_t panel, int64_t first, int64_t lines, uint8_t* to) const {
     ChunkLines chunks(m, panel, first);
-    if (Op::kSteps == 1 && lines % kChunkLines == 0) return chunks.open<true>(lines, to);
+    if (kTurnedSteps == 1 && lines % kChunkLines == 0) return chunks.open<true>(lines, to);
     alignas(64) uint8_t some[kOpenedLines * 64];
     for (int64_t line = 0; line < lines; line += kOpenedLines) {
       const int64_t here = smaller(kOpenedLines, lines - line);
       chunks.open<true>(here, some);
-      turn_lines<Op, false>(some, here, to + line * Op::kSteps * 64);
+      if (kTurnedSteps == 1) memcpy(to + line * 64, some, here * 64);
+      else turn_lines<Op, false>(some, here, to + line * kTurnedSteps * 64);
     }
   }
 
@@ -141,7 +144,7 @@ class Product {
   void run_row(const Piece& p, int64_t token, int count, int64_t panel, int64_t end_panel, uint32_t* at, int64_t i,
                int64_t tiles) const {
     static constexpr Tiles<O, kGrouped> table;
-    const int64_t inputs_of_line = turned ? m.block() / Op::kSteps : m.block();
+    const int64_t inputs_of_line = turned ? m.block() / kTurnedSteps : m.block();
     const int64_t group = kGrouped ? p.first / m.group : 0;
     Tile tile;
     tile.panel_stride = panels_apart * p.panel_stride;
@@ -263,7 +266,10 @@ void packed_rows(const LinearSlice& s, int64_t first_row, int64_t end_row) {
   }
 #endif
   if (format == Format::fp32 || s.matrix.opened()) return run<Floats, Floats>(s, first, end);
-  if (format == Format::bf16 || format == Format::bf12) return run<FloatsOf<16>, Floats>(s, first, end);
+  if (format == Format::bf16 || format == Format::bf12) {
+    if constexpr (FloatsOf<16>::kDirect >= kMaxTokens) return run<FloatsOf<16>, FloatsOf<16>>(s, first, end);
+    else return run<FloatsOf<16>, Floats>(s, first, end);
+  }
   if (format == Format::int8) return run<FloatsOf<8>, Floats>(s, first, end);
   if (format == Format::int4) return run<FloatsOf<4>, Floats, true>(s, first, end);
   if (format == Format::int5) return run<FloatsOf<5>, Floats, true>(s, first, end);
