@@ -14,6 +14,9 @@ no minimum. The lower four bits of its codes lie as above, the upper two behind 
 eight channels need it: the large channels of stories260K's keys leave the small ones no step of four bits, whatever
 their range or rotation (perplexity + 25 %; six bits + 1 %).
 
+Keys with large biases lose more: a small Qwen2's perplexity rises by 3.6 %, and with ``kivi(bits=4, window=0)``, which
+has scales by channel, not at all.
+
 Papers: FlexGen (arXiv:2303.06865) for group-wise 4-bit KV; KIVI (arXiv:2402.02750) for why keys want their scales along
 channels, which a codec of single slots cannot have.
 """
