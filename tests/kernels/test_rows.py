@@ -46,6 +46,39 @@ def test_rotation_is_bit_equal_in_bfloat16(isa: str, interleaved: bool) -> None:
         assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
 
 
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """The same numbers, signs of zero included; what is no number is none in both."""
+    equal = one.view(torch.int16) == other.view(torch.int16)
+    return bool((equal | (one.isnan() & other.isnan())).all())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_bfloat16_is_turned_as_torch_does(isa: str) -> None:
+    """Infinities, denormal numbers and what is no number beside usual ones; 70 pairs end inside a register."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    q, k = torch.cat([every, every.flip(0)[:64]])[: 140 * 468].reshape(156, 3, 140), rows((156, 1, 140), torch.bfloat16)
+    angles = rows((156, 70), torch.float32)
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+    expected = rotary.__globals__["reference"](q, k, cos, sin)
+    got = cpu.rotary(q, k, cos, sin, isa=isa)
+    assert all(same_bits(one, other) for one, other in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", [64, 90, 160])
+def test_a_norm_of_small_integers_has_the_bits_of_torch(isa: str, width: int) -> None:
+    """Their squares add up exactly in any order, so that nothing but the roundings behind is left.
+
+    One row has an infinity, one what is no number.
+    """
+    x, weight = (rows((6, width), torch.bfloat16)).round().clamp(-3, 3), rows((width,), torch.bfloat16)
+    x[1, 3], x[2, width - 1] = float("inf"), float("nan")
+    scale = 1.0 / (x.float().square().sum(1, keepdim=True) / width + 1e-6).sqrt()
+    expected = (x.float() * scale).bfloat16() * weight
+    assert same_bits(cpu.rms_norm(x, weight, 1e-6, isa=isa), expected)
+    assert expected[[0, 3, 4, 5]].isfinite().all()
+
+
 def test_a_row_does_not_depend_on_its_batch_mates_or_on_threads() -> None:
     x, weight = rows((64, 900), torch.float32), rows((900,), torch.float32)
     whole = cpu.rms_norm(x, weight, 1e-6)

@@ -10,6 +10,22 @@ namespace {
 
 // ---- norms -----------------------------------------------------------------------------------------------------------
 
+// The last pass of a norm without bias by twos, as far as there are whole ones; where it ends.
+int64_t scale_twos(const NormArgs& a, const uint16_t* x, uint16_t* out, const uint16_t* weight, float mean, float scale) {
+  const auto one = [&](Vec v, Vec w) __attribute__((always_inline)) {
+    Vec y = (v - splat(mean)) * scale;
+    if (a.round_first) y = rounded_result(y);
+    if (weight) y = y * (a.offset == 0.0f ? w : w + splat(a.offset));
+    return y;
+  };
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= a.dim; i += 2 * kLanes) {
+    const Twos v = load_twos(x + i), w = weight ? load_twos(weight + i) : Twos{};
+    store_twos(out + i, {one(v.even, w.even), one(v.odd, w.odd)});
+  }
+  return i;
+}
+
 template <typename T>
 void norm_row(const NormArgs& a, const T* x, T* out, const T* weight, const T* bias) {
   Vec sum{};
@@ -24,7 +40,10 @@ void norm_row(const NormArgs& a, const T* x, T* out, const T* weight, const T* b
     sum += v * v;
   });
   const float scale = 1.0f / __builtin_sqrtf(total(sum) / float(a.dim) + a.eps);
-  sweep(0, a.dim, [&](int64_t i, int64_t n) {
+  int64_t done = 0;
+  if constexpr (sizeof(T) == 2)
+    if (!bias) done = scale_twos(a, x, out, weight, mean, scale);
+  sweep(done, a.dim, [&](int64_t i, int64_t n) {
     Vec y = (take(x + i, n) - splat(mean)) * scale;
     if (a.round_first) y = rounded<T>(y);
     if (weight) y = y * (a.offset == 0.0f ? take(weight + i, n) : take(weight + i, n) + splat(a.offset));
@@ -55,6 +74,27 @@ inline void turn(Vec& first, Vec& second, Vec c, Vec s) {
   first = low;
 }
 
+inline void turn_results(Vec& first, Vec& second, Vec c, Vec s) {  // not rounded at the end
+  const Vec low = rounded_result(first * c) - rounded_result(second * s);
+  second = rounded_result(second * c) + rounded_result(first * s);
+  first = low;
+}
+
+// Pairs of every head of a row by twos, as far as there are whole ones; where they end.
+inline int64_t turn_twos(const RotaryArgs& a, uint16_t* row, const uint16_t* cos, const uint16_t* sin) {
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= a.pairs; i += 2 * kLanes) {
+    const Twos c = load_twos(cos + i), s = load_twos(sin + i);
+    for (int64_t head = 0; head < a.heads; ++head) {
+      uint16_t *const p = row + head * a.dim + i, *const q = p + a.pairs;
+      Twos x = load_twos(p), y = load_twos(q);
+      turn_results(x.even, y.even, c.even, s.even), turn_results(x.odd, y.odd, c.odd, s.odd);
+      store_twos(p, x), store_twos(q, y);
+    }
+  }
+  return i;
+}
+
 template <typename T, typename A>
 void rotary_rows_of(const RotaryArgs& a, int64_t first, int64_t end) {
   constexpr bool kRound = sizeof(T) == sizeof(A);
@@ -62,10 +102,13 @@ void rotary_rows_of(const RotaryArgs& a, int64_t first, int64_t end) {
     const int64_t position = a.positions ? a.positions[row] : row;
     const A* const cos = static_cast<const A*>(a.cos) + position * a.pairs;
     const A* const sin = static_cast<const A*>(a.sin) + position * a.pairs;
-    for (int64_t head = 0; head < a.heads; ++head) {
+    int64_t done = 0;
+    if constexpr (kRound && sizeof(T) == 2)
+      if (!a.interleaved) done = turn_twos(a, static_cast<T*>(a.x) + row * a.row_stride, cos, sin);
+    for (int64_t head = 0; head < a.heads && done < a.pairs; ++head) {
       T* const x = static_cast<T*>(a.x) + row * a.row_stride + head * a.dim;
       if (!a.interleaved) {
-        sweep(0, a.pairs, [&](int64_t i, int64_t n) {
+        sweep(done, a.pairs, [&](int64_t i, int64_t n) {
           Vec low = take(x + i, n), high = take(x + a.pairs + i, n);
           turn<T, A, kRound>(low, high, take(cos + i, n), take(sin + i, n));
           put(x + i, low, n);
@@ -91,21 +134,37 @@ constexpr int64_t kTileRow = 32;  // elements of a row in a tile
 // with 2, 4 and 8; in another run 0.86, and 0.71 and 0.69 with 1 and 3.)
 constexpr int64_t kTilesAhead = 3;
 
+// A register of twos: to += from * scale.
+inline void add_pairs(float scale, uint16_t* to, const uint16_t* from) {
+  const Twos x = load_twos(to);
+  Twos y = load_twos(from);
+  if (scale != 1.0f) y = {rounded_result(y.even * scale), rounded_result(y.odd * scale)};
+  store_twos(to, {x.even + y.even, x.odd + y.odd});
+}
+
 template <typename T>
 void add_of(const AddArgs& a, int64_t first, int64_t end) {
   T* const x = static_cast<T*>(a.x);
   const T* const branch = static_cast<const T*>(a.branch);
-  const auto add = [&](T* to, Vec y, int64_t n) {
+  const auto add = [&](T* to, const T* from, int64_t n) {
+    Vec y = take(from, n);
     if (a.scale != 1.0f) y = rounded<T>(y * a.scale);
     put(to, take(to, n) + y, n);
   };
-  if (a.tile == 0) return sweep(first, end, [&](int64_t i, int64_t n) { add(x + i, take(branch + i, n), n); });
+  const auto add_twos = [&](T* to, const T* from) __attribute__((always_inline)) {
+    if constexpr (sizeof(T) == 4) return add(to, from, kLanes), add(to + kLanes, from + kLanes, kLanes);
+    else return add_pairs(a.scale, to, from);
+  };
+  if (a.tile == 0) {
+    for (; first + 2 * kLanes <= end; first += 2 * kLanes) add_twos(x + first, branch + first);
+    return sweep(first, end, [&](int64_t i, int64_t n) { add(x + i, branch + i, n); });
+  }
   for (int64_t column = 0; column < a.width; column += kTileRow)  // of whole rows, which lie side by side in a tile
     for (int64_t row = first / a.width; row < end / a.width; ++row) {
       const T* const from = branch + column / kTileRow * a.tile + row * kTileRow;
       T* const to = x + row * a.width + column;
       if (column + kTilesAhead * kTileRow < a.width) ask_first(to + kTilesAhead * kTileRow), ask_first(from + kTilesAhead * a.tile);
-      for (int64_t i = 0; i < kTileRow; i += kLanes) add(to + i, load(from + i), kLanes);
+      for (int64_t i = 0; i < kTileRow; i += 2 * kLanes) add_twos(to + i, from + i);
     }
 }
 
