@@ -116,13 +116,11 @@ struct ManyTiled {
     const PageShape& p = t.a.shape;
     const bool native = Math::native(p), in_place = p.k_dim % (2 * kTileWords) == 0 && (!native || p.page_size % kLanes == 0);
     key_words = !in_place ? t.k_words : native ? p.k.bytes / 4 : block.wide_k_row / 2;
-    for (int64_t i = 0; i < padded(block.count); ++i) {
-      if (i % kLanes == 0) keys[i / kLanes] = in_place ? (slots.by_eights ? slots.k8.at[i / kEight] : slots.k[i]) : (const char*)(block.keys + i * t.k_words);
-      if (in_place) continue;
-      float* const to = block.keys + i * t.k_words;
-      memset(to, 0, sizeof(float) * t.k_words);
-      if (i < block.count) memcpy(to, slots.k[i], 2 * p.k_dim);
-    }
+    for (int64_t i = 0; i < padded(block.count); i += kLanes)
+      keys[i / kLanes] = !in_place ? (const char*)(block.keys + i * t.k_words) : slots.by_eights ? slots.k8.at[i / kEight] : slots.k[i];
+    if (in_place) return;
+    memset(block.keys, 0, sizeof(float) * t.k_words * padded(block.count));
+    for (int64_t i = 0; i < block.count; ++i) memcpy(block.keys + i * t.k_words, slots.k[i], 2 * p.k_dim);
   }
 
   // [32 slots][column][16 pairs: slots w and w + 16], zeros behind the last slot.
