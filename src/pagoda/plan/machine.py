@@ -24,7 +24,7 @@ VERSION = 1
 GUESSED_BYTES_PER_SECOND = 10e9  # of one core
 GUESSED_FLOPS = {TILES: 800e9, "avx512_bf16": 150e9, "avx512f": 90e9, "": 50e9}
 """Of one core that multiplies bfloat16 or integers, by the best instruction set that it has. Measured in whole prompts:
-900e9 on a Xeon with AMX, 180e9 on a Zen 4 and 95e9 on that Xeon by avx512_bf16.
+900e9 on a Xeon with AMX, 180e9 on a Zen 4 and 150e9 on that Xeon without AMX.
 """
 GUESSED_FLOAT_FLOPS = {"avx512f": 90e9, "": 50e9}
 """The same where numbers are multiplied as float32, as those of ``AS_FLOATS`` are."""
