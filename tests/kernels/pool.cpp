@@ -40,6 +40,29 @@ void run_items(int threads) {
   }
 }
 
+// Two items that wait for each other are two threads': each has a number of its own, the caller 0, in every job the same. (The other need not come.)
+void have_seats() {
+  check(pagoda::parallel_seat(7) == 7, "no number outside of a job");
+  bool both = false;
+  for (int job = 0; job < 50; ++job) {
+    std::atomic<int> come{0};
+    int seats[2] = {-1, -1};
+    std::thread::id who[2];
+    pagoda::parallel_for(2, 2, [&](int64_t item) {
+      ++come;
+      for (const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(20); come < 2 && std::chrono::steady_clock::now() < until;)
+        std::this_thread::yield();
+      seats[item] = pagoda::parallel_seat(7), who[item] = std::this_thread::get_id();
+      pagoda::parallel_for(3, 2, [&](int64_t inner) { check(pagoda::parallel_seat(int(inner)) == inner, "nor in a job within it"); });
+      check(pagoda::parallel_seat(7) == seats[item], "which is kept");
+    });
+    for (int item = 0; item < 2; ++item) check(seats[item] == (who[item] != std::this_thread::get_id()), "the caller is 0, the other 1");
+    both |= who[0] != who[1];
+  }
+  check(both, "two threads came");
+  check(pagoda::parallel_seat(7) == 7, "nor after it");
+}
+
 cpu_set_t allowed() {
   cpu_set_t set;
   sched_getaffinity(0, sizeof set, &set);
@@ -135,6 +158,7 @@ void leave_callers_free() {
 
 int main() {
   narrow_to_two();
+  have_seats();  // while there is no third thread, which might be woken in its place
   leave_callers_free();
   for (int threads : {1, 2, 4}) run_items(threads);
   change_places();

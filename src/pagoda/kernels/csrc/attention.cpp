@@ -49,8 +49,8 @@ struct Work {
   }
 
   void run_stretches(int num_threads) const {
-    parallel_for(memo.stretches().count(), num_threads, [&](int64_t thread) {
-      memo.stretches().walk(thread, [&](int64_t i, int64_t soon, bool said) { run(i, soon, !said); });
+    parallel_for(memo.stretches().count(), num_threads, [&](int64_t item) {
+      memo.stretches().walk(parallel_seat(int(item)), [&](int64_t i, int64_t soon, bool said) { run(i, soon, !said); });
     });
   }
 };

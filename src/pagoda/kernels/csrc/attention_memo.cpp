@@ -1,7 +1,7 @@
 #include "attention_memo.hpp"
 
 #include <algorithm>
-#include <utility>
+#include <cstdint>
 
 namespace pagoda {
 
@@ -10,17 +10,17 @@ namespace {
 // What a plan knows of a sequence's sums: they lie elsewhere in every layer.
 int64_t summed_slots(const AttentionArgs& a, int64_t seq) { return a.summed(seq) ? a.sum_targets[seq].room() : 0; }
 
-// Whether all numbers of `count` plus those of `further_count`, whichever two meet, are pages.
-bool all_pages(const int32_t* ids, int64_t count, const int32_t* further, int64_t further_count, int64_t num_pages) {
-  if (count == 0 || further_count == 0) return true;
-  const auto range = [](const int32_t* at, int64_t n) {
-    int32_t low = at[0], high = at[0];
-    for (int64_t i = 1; i < n; ++i) low = std::min(low, at[i]), high = std::max(high, at[i]);
-    return std::pair<int64_t, int64_t>(low, high);
-  };
-  const auto [low, high] = range(ids, count);
-  const auto [least, most] = range(further, further_count);
-  return low + least >= 0 && high + most < num_pages;
+// Whether all that a call will read are pages.
+bool all_pages(const AttentionArgs& a) {
+  for (int64_t pair = 0; pair < a.num_seqs * a.num_kv_heads; ++pair) {
+    const int64_t row = a.row_of[pair], blocks = (a.kv_lens[pair] + a.shape.page_size - 1) / a.shape.page_size;
+    if (row < 0 || row >= a.num_rows || blocks > a.max_pages) return false;
+    const int32_t* const ids = a.rows + row * a.max_pages;
+    int32_t low = INT32_MAX, high = INT32_MIN;
+    for (int64_t i = 0; i < blocks; ++i) low = std::min(low, ids[i]), high = std::max(high, ids[i]);
+    if (blocks > 0 && (int64_t{low} + a.offset[pair] < 0 || int64_t{high} + a.offset[pair] >= a.num_pages)) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -37,9 +37,8 @@ bool AttentionMemo::serves(const AttentionArgs& a, int num_threads) const {
   for (int64_t seq = 0; seq < a.num_seqs; ++seq)
     if (summed_slots(a, seq) != summed_[seq] || a.weighted(seq) != bool(weighted_[seq])) return false;
   const int64_t pairs = a.num_seqs * a.num_kv_heads;
-  if (a.rows != m.rows || a.kv_lens != m.kv_lens)  // of a layer whose heads have pages of their own
-    return !shares_ && std::equal(lens_.begin(), lens_.end(), a.kv_lens) &&
-           all_pages(a.rows, a.num_rows * a.max_pages, a.offset, pairs, a.num_pages);
+  if (!fixed_ || a.rows != m.rows || a.kv_lens != m.kv_lens)  // of a layer whose heads have pages of their own
+    return !shares_ && std::equal(lens_.begin(), lens_.end(), a.kv_lens) && all_pages(a);
   const int64_t further = pairs > 0 ? int64_t{a.offset[0]} - m.offset[0] : 0;
   for (int64_t pair = 0; pair < pairs; ++pair)
     if (int64_t{a.offset[pair]} - m.offset[pair] != further) return false;

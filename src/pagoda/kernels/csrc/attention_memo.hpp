@@ -15,8 +15,11 @@ namespace pagoda {
 
 class AttentionMemo {
  public:
-  // The plan of this call, whose tables hold what they held in the calls before if they lie at the same addresses. Everything below
-  // is as a call needs it to begin. Throws as plan_attention().
+  // `fixed`: between two forget(), tables hold what they held where they lie. Otherwise rows and lengths may be others, as where pages are chosen
+  // layer by layer into one table.
+  explicit AttentionMemo(bool fixed = true) : fixed_(fixed) {}
+
+  // The plan of this call. Everything below is as a call needs it to begin. Throws as plan_attention().
   const AttentionPlan& plan(const AttentionArgs& args, int num_threads);
 
   // What tables say may have changed where they lie; memory stays.
@@ -56,6 +59,7 @@ class AttentionMemo {
 
   bool serves(const AttentionArgs& args, int num_threads) const;
 
+  const bool fixed_;
   AttentionArgs made_for_;  // its tables lie where the caller keeps them
   std::vector<int32_t> lens_;  // [S][H] of the plan: where layers have pages of their own, their lengths may be the same
   bool shares_ = false;     // rows of several sequences are one item of it, by their pages

@@ -13,7 +13,7 @@ struct Heads {
 };
 
 template <typename Act>
-void by_heads(int64_t heads, Act act) {
+void by_heads(int64_t heads, const Act& act) {  // not copied: words written one by one and read together have to wait
   for (int64_t head = 0; head < heads; head += 8) {
     switch (heads - head) {
       case 1: act(head, Heads<1>{}); break;

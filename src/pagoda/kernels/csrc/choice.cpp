@@ -302,8 +302,9 @@ void hold_moved(const AttentionArgs& a, const PageChoice& choice, int64_t layer,
   const int64_t heads = a.num_kv_heads;
   moved.seqs.clear(), moved.of.assign(choice.count, -1), moved.first.assign(1, 0), moved.width = 0;
   for (int64_t c = 0; c < choice.count; ++c) {
-    const int64_t at = layer * choice.count + c, num = choice.keep[at * heads] + 1;
+    const int64_t at = layer * choice.count + c;
     if (!choice.turns[at]) continue;
+    const int64_t num = choice.keep[at * heads] + 1;
     moved.of[c] = int32_t(moved.count()), moved.seqs.push_back(choice.seqs[c]);
     moved.first.push_back(moved.first.back() + heads * num), moved.width = std::max(moved.width, num);
   }
@@ -323,8 +324,9 @@ void hold_moved(const AttentionArgs& a, const PageChoice& choice, int64_t layer,
 void choose_pages(AttentionArgs& a, const PageChoice& choice, int64_t layer, int num_threads, const std::string& isa,
                   ChosenTable& table) {
   const int64_t heads = a.num_kv_heads, pairs = a.num_seqs * heads, width = a.max_pages;
+  hold_moved(a, choice, layer, table.moved);
   table.rows.resize((a.num_rows + choice.count * heads) * width);
-  std::copy_n(a.rows, a.num_rows * width, table.rows.begin());
+  if (choice.count < a.num_seqs || table.moved.count() > 0) std::copy_n(a.rows, a.num_rows * width, table.rows.begin());  // else nobody reads them
   table.row_of.assign(a.row_of, a.row_of + pairs);
   table.offset.assign(a.offset, a.offset + pairs);
   table.kv_lens.assign(a.kv_lens, a.kv_lens + pairs);
@@ -337,7 +339,6 @@ void choose_pages(AttentionArgs& a, const PageChoice& choice, int64_t layer, int
     parallel_for(choice.count, choice.count * a.num_q_heads < kParallelQueries ? 1 : num_threads, [&](int64_t c) {
       stale[c] = choice.query[l.at(c)] && choice.fresh[l.at(c, 0)] && l.is_alike(c);
     });
-  hold_moved(a, choice, layer, table.moved);
   // Neighbours for each thread, which knows what it will score next. Heads that vote are one thread's.
   const int64_t together = votes ? heads : 1, units = choice.count * heads / together;
   const auto unit_body = [&](int64_t unit, int64_t soon) {
@@ -353,7 +354,8 @@ void choose_pages(AttentionArgs& a, const PageChoice& choice, int64_t layer, int
   starts.resize(shares + 1);
   for (int64_t i = 0; i <= shares; ++i) starts[i] = int32_t(i * units / std::max<int64_t>(1, shares));
   table.stretches.reset(starts);
-  parallel_for(shares, num_threads, [&](int64_t thread) {
+  parallel_for(shares, num_threads, [&](int64_t item) {
+    const int64_t thread = parallel_seat(int(item));
     l.ask_for_pairs(starts[thread] * together, starts[thread + 1] * together);
     table.stretches.walk(thread, [&](int64_t unit, int64_t soon, bool) { unit_body(unit, soon); });
   });

@@ -20,12 +20,15 @@ class Asking {
   }
 
   void step() {
-    for (int64_t i = 0; i < each_ && part_ != end_; ++i) {
-      ask_for(line_);
-      line_ += 64;
-      if (line_ < part_->at + part_->count) continue;
-      if (++part_ != end_) line_ = part_->at;
+    const Bytes* part = part_;  // in registers
+    const char* line = line_;
+    for (int64_t i = 0; i < each_ && part != end_; ++i) {
+      ask_for(line);
+      line += 64;
+      if (line < part->at + part->count) continue;
+      if (++part != end_) line = part->at;
     }
+    part_ = part, line_ = line;
   }
 
  private:

@@ -45,6 +45,8 @@ void wake(std::atomic<uint32_t>& word, int threads) {
   syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, threads, nullptr, nullptr, 0);
 }
 
+thread_local int seat = -1;  // while it works for a job
+
 // One job at a time. `ticket` is generation << 32 | items not yet claimed; it is the only way to an item, so a worker that
 // slept through a job can never run the next one's body on the old one's data: its compare-exchange fails.
 class Pool {
@@ -61,9 +63,9 @@ class Pool {
     ticket_.store(uint64_t{++generation_} << 32 | uint64_t(count), std::memory_order_seq_cst);
     call_.store(generation_, std::memory_order_seq_cst);
     if (sleeping_.load(std::memory_order_seq_cst) > 0) wake(call_, threads - 1);
-    places_.take(0);
+    seat = 0, places_.take(0);
     work(generation_);
-    places_.leave(0);
+    seat = -1, places_.leave(0);
     for (int spins = 0; done_.load(std::memory_order_acquire) < uint32_t(count);) {
       ++spins;
       if (spins == kPatience || spins >= kSpins) places_.change(0, threads);
@@ -121,6 +123,7 @@ class Pool {
 
   void serve(int id) {
     uint32_t seen = 0;
+    seat = id + 1;
     for (;;) {
       for (int spins = 1; call_.load(std::memory_order_acquire) == seen && spins <= kSpins; ++spins) {
         if ((spins == kPatience || spins == kSpins) && waits()) places_.change(id + 1, size_ + 1);
@@ -186,8 +189,12 @@ void run_parallel(int64_t count, int num_threads, void (*body)(void*, int64_t), 
       return;
     }
   }
+  const int outer = std::exchange(seat, -1);
   for (int64_t item = 0; item < count; ++item) body(data, item);
+  seat = outer;
 }
+
+int parallel_seat(int otherwise) { return seat < 0 ? otherwise : seat; }
 
 int num_workers() { return pool().size(); }
 

@@ -23,6 +23,10 @@ void parallel_for(int64_t count, int num_threads, Body&& body) {
                const_cast<void*>(static_cast<const void*>(&body)));
 }
 
+// The calling thread's number among those of the job that it works for, the same from job to job, or `otherwise` where it works for none, as in a
+// job within a job. What a thread wrote or asked for is in its own core's cache, so who has a choice takes the share of that number.
+int parallel_seat(int otherwise);
+
 // Threads that exist now beside their callers (they are started by the first job that has use for them).
 int num_workers();
 

@@ -19,7 +19,7 @@ namespace pagoda {
 constexpr int kMostShares = 64;
 
 // Calls body(first, end, share, further) until every unit of 0..units was in one call's first..end. `share`: whose work it is, the number of the
-// thread's own or -1 where it is another's. A share begins at unit share * units / shares; their number is that of the threads.
+// thread's own (parallel_seat()) or -1 where it is another's. A share begins at unit share * units / shares; their number is that of the threads.
 // further(): for a body that goes on behind `end`: where it ends then, `end` itself when nothing is left.
 template <typename Body>
 void parallel_shares(int64_t units, int num_threads, int64_t most, Body&& body) {
@@ -31,7 +31,8 @@ void parallel_shares(int64_t units, int num_threads, int64_t most, Body&& body) 
   Stretch shares[kMostShares];
   const auto some = [most](int64_t left) { return std::min(most, (left + 3) / 4); };
   for (int64_t i = 0; i < count; ++i) shares[i].set(i * units / count, (i + 1) * units / count);
-  parallel_for(count, static_cast<int>(count), [&](int64_t own) {
+  parallel_for(count, static_cast<int>(count), [&](int64_t item) {
+    const int64_t own = parallel_seat(int(item));
     for (int64_t i = 0; i < count; ++i) {
       const int64_t share = (own + i) % count;
       for (Stretch::Taken taken; (taken = shares[share].take(i == 0, some)).first < taken.end;) {

@@ -7,7 +7,7 @@
 
 #include "page_codes.hpp"
 #include "pages.hpp"
-#include "parallel.hpp"
+#include "parallel_shares.hpp"
 
 namespace pagoda {
 
@@ -242,7 +242,7 @@ struct Run {
       keep_last(step.q_starts, memory.attending_starts);
       a.q_starts = memory.attending_starts.data(), a.chunk_starts = step.q_starts, a.num_tokens = num_tokens;
     }
-    if (!chosen_here || memory.chosen.moved.count() < a.num_seqs) paged_attention(a, threads, isa, chosen_here ? nullptr : &memory.memo);
+    if (!chosen_here || memory.chosen.moved.count() < a.num_seqs) paged_attention(a, threads, isa, chosen_here ? &memory.chosen_memo : &memory.memo);
     if (chosen_here) attend_moved(a, memory.chosen.moved, threads, isa);
     if (fewer) keep_last(memory.attending_starts.data(), memory.wanted_starts);
   }
@@ -428,16 +428,16 @@ struct Run {
     const auto turn = PAGODA_BODY(isa, rotary_rows);
     const RotaryArgs turned = turn_of(*i.rotary);
     const int64_t tokens = std::max<int64_t>(1, kTurned / (turned.heads * turned.dim));
-    parallel_for((num_tokens + tokens - 1) / tokens, threads, [&](int64_t item) {
-      const int64_t first = item * tokens, end = std::min(num_tokens, first + tokens);
-      WriteArgs some = all;
-      some.tokens = end - first;
-      some.k.base += first * all.k.token_stride, some.v.base += first * all.v.token_stride;
-      some.page_ids = static_cast<const int32_t*>(all.page_ids) + first * all.heads;
-      some.slots = static_cast<const int32_t*>(all.slots) + first * all.heads;
-      ask_to_write(some);
+    const int some = int(std::min<int64_t>(threads, (num_tokens + tokens - 1) / tokens));
+    parallel_shares(num_tokens, some, tokens, [&](int64_t first, int64_t end, int64_t, const auto&) {  // as who chooses and attends has them
+      WriteArgs own = all;
+      own.tokens = end - first;
+      own.k.base += first * all.k.token_stride, own.v.base += first * all.v.token_stride;
+      own.page_ids = static_cast<const int32_t*>(all.page_ids) + first * all.heads;
+      own.slots = static_cast<const int32_t*>(all.slots) + first * all.heads;
+      ask_to_write(own);
       turn(turned, first, end);
-      kv_write(some, 1, isa);
+      kv_write(own, 1, isa);
     });
   }
 };
@@ -577,7 +577,7 @@ int64_t Program::workspace_bytes(int64_t num_tokens) const {
 void Program::run(const StepArrays& step, void* workspace, int num_threads, const std::string& isa) {
   Run run{step, dtype_, widths_, num_threads, isa, watched_, memory_, step.num_tokens};
   std::vector<char*>& registers = memory_.registers;
-  registers.clear(), memory_.memo.forget();
+  registers.clear(), memory_.memo.forget(), memory_.chosen_memo.forget();
   char* at = reinterpret_cast<char*>(aligned(reinterpret_cast<intptr_t>(workspace)));
   for (size_t reg = 0; reg < widths_.size(); ++reg) {
     registers.push_back(at);

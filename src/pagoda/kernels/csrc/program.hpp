@@ -229,7 +229,7 @@ struct RunMemory {
   std::vector<int64_t> encoding;  // sequences some of whose raw slots are encoded
   CodedPages coded;
   ChosenTable chosen;
-  AttentionMemo memo;
+  AttentionMemo memo, chosen_memo{false};
   std::vector<float> logits, weights;  // of a router or a gate
   std::vector<int64_t> experts;        // that it chose
   ExpertsMemory sorted;

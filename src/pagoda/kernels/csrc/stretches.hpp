@@ -63,7 +63,7 @@ class Stretches {
   int64_t count() const { return count_; }
 
   // Calls act(item, the one that will likely follow or -1, whether the call before said so) for items until none is left. Each thread
-  // calls it once, with its number.
+  // calls it once, with the number of the stretch that is its own.
   template <typename Act>
   void walk(int64_t thread, Act act) {
     const auto one = [](int64_t) -> int64_t { return 1; };
