@@ -36,7 +36,10 @@ def test_every_instruction_set_sums_what_policies_are_shown(
         return read_slots(pages, layout, mine, torch.zeros(heads, dtype=torch.int64), most)
 
     shown = Inputs(num_seen, num_seen, 0, lens, positions=positions, newest=queries, scale=0.2, read=read)
-    received, wanted = cpu.window_sums(pages, layout, rows, lens, positions, queries, num_seen, scale=0.2, isa=isa)
+    received, wanted, largest = cpu.window_sums(
+        pages, layout, rows, lens, positions, queries, num_seen, scale=0.2, isa=isa
+    )
     torch.testing.assert_close(received, shown.received, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(largest, shown.largest, rtol=1e-5, atol=1e-5)
     assert (wanted != shown.wanted).sum() <= 2, "but for what is at the mean itself"
     assert shown.wanted.sum() > 0

@@ -240,7 +240,7 @@ class Evictor:
         wanted = eviction is not None and Need.CALIBRATION in eviction.needs
         return self.calibrations.load(sequence.policy.names[0]) if wanted else {}
 
-    def _window_sums(self, *args: Any) -> tuple[Tensor, Tensor]:
+    def _window_sums(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The one part of an act that is worth all threads, which are the kernels' own."""
         with torch_threads(self._num_threads):
             return window_sums(*args)

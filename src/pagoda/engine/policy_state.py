@@ -29,9 +29,10 @@ from .selection_notes import Notes
 MASS, POSITIONS, RECEIVED, WANTED = "mass", "positions", "received", "wanted"
 OF_WINDOW = (RECEIVED, WANTED)
 OF_QUERIES = (By.RECEIVED, By.COUNTED, By.WANTED)
+LOOKED = (By.VOTED, By.LARGEST)  # of the same, never summed up
 RANKED_BY = {
     By.AGE: (), By.MASS: (MASS,), By.RECEIVED: (RECEIVED,), By.COUNTED: (RECEIVED, WANTED),
-    By.WANTED: (RECEIVED, WANTED), By.HASHES: ("hash",), By.VOTED: (),
+    By.WANTED: (RECEIVED, WANTED), By.HASHES: ("hash",), By.VOTED: (), By.LARGEST: (),
 }  # fmt: skip
 NOWHERE = (0, 0)
 
@@ -235,7 +236,7 @@ class PolicyState:
 
     def rank(self, act: Any, ranking: Ranking, held: Held, next_act: int | None, device: torch.device) -> object:
         """Tells ``act`` (`kernels.acts`) what to choose by. What is returned must outlive it."""
-        names, looks = RANKED_BY[ranking.by], ranking.by is By.VOTED or (ranking.by in OF_QUERIES and not self.summed)
+        names, looks = RANKED_BY[ranking.by], ranking.by in LOOKED or (ranking.by in OF_QUERIES and not self.summed)
         first, second = (*(self._place(name, held, device) for name in names if not looks), NOWHERE, NOWHERE)[:2]
         positions = self._place(POSITIONS, held, device) if looks else NOWHERE  # which moves with the slots
         given = ranking.budget

@@ -141,20 +141,20 @@ def hash_scores(hashes: Tensor, queries: Tensor, planes: Tensor, isa: str = "") 
 def window_sums(
     pages: Tensor, layout: PageLayout, rows: Tensor, lens: Tensor, positions: Tensor, queries: Tensor, num_seen: int, *,
     scale: float, soft_cap: float = 0.0, isa: str = "",
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     (layers, heads, slots), (_, window, num_q_heads, dim) = positions.shape, queries.shape
     assert len(rows) == layers * heads == lens.numel()
     assert (len(queries), dim) == (layers, layout.k_dim)
-    received, wanted = torch.empty(positions.shape), torch.empty(positions.shape)
+    received, wanted, largest = (torch.empty(positions.shape) for _ in range(3))
     rows, lens, positions = rows.contiguous(), lens.contiguous(), positions.contiguous()
     queries = queries.contiguous()
     _cpu.window_sums(
         pages.data_ptr(), pages.shape[0], store_of(layout), layout.page_size, layout.k_dim, layout.v_dim,
         rows.data_ptr(), *rows.shape, lens.data_ptr(), positions.data_ptr(), slots, heads,
         queries.data_ptr(), DTYPES[queries.dtype], window, num_q_heads // heads, num_seen, scale, soft_cap,
-        received.data_ptr(), wanted.data_ptr(), torch.get_num_threads(), isa,
+        received.data_ptr(), wanted.data_ptr(), largest.data_ptr(), torch.get_num_threads(), isa,
     )  # fmt: skip
-    return received, wanted
+    return received, wanted, largest
 
 
 def close_gaps(pages: Tensor, layout: PageLayout, rows: Tensor, keep: Tensor) -> None:

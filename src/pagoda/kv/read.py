@@ -70,8 +70,9 @@ def weigh(
 def window_sums(
     storage: PageStorage, table: PageTable, lens: Tensor, positions: Tensor, queries: Tensor, num_seen: int,
     scale: float, soft_cap: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What slots received from the newest queries, and how many wanted them; see ``ops.window_sums``. All but the table
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """What slots received from the newest queries, how many wanted them, and the most that one gave; see
+    ``ops.window_sums``. All but the table
     may be there n times, side by side: [n * L, …].
     """
     heads = table.fmt.num_layers * table.fmt.num_kv_heads

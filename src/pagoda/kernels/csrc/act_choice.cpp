@@ -25,7 +25,7 @@ void read_row(const Remembered& of, int64_t row, int64_t slots, float* to) {
 // What a row's slots score, float[slots]; `second`: room for as many.
 void score_row(const Act& act, int64_t row, int64_t slots, float* to, std::vector<float>& second) {
   read_row(act.first, row, slots, to);
-  if (act.by == By::mass || act.by == By::received || act.by == By::voted) return;
+  if (act.by == By::mass || act.by == By::received || act.by == By::voted || act.by == By::largest) return;
   second.resize(slots);
   read_row(act.second, row, slots, second.data());
   if (act.by == By::wanted) {
@@ -47,9 +47,9 @@ void score(const Act& act, int64_t slots, std::vector<float>& scores) {
   }
 }
 
-// What the newest queries give to the slots that are left, [rows][slots] twice.
+// What the newest queries give to the slots that are left, [rows][slots] each (window_sums.hpp).
 struct Looked {
-  std::vector<float> received, wanted;
+  std::vector<float> received, wanted, largest;
 };
 
 void number(const Act& act) {
@@ -69,13 +69,14 @@ void look(const ReadArgs& pages, const Act& act, const std::vector<int64_t>& len
   for (int64_t i = 0; i < act.rows / act.heads * act.num_voters; ++i)
     if (act.voters[i] < 0 || act.voters[i] >= act.heads * act.group) throw std::out_of_range("query head " + std::to_string(act.voters[i]));
   const int64_t results = act.voters ? act.rows / act.heads * act.num_voters : act.rows;
-  to.received.resize(results * slots), to.wanted.resize(results * slots);
+  to.received.resize(results * slots), to.wanted.resize(results * slots), to.largest.resize(results * slots);
   WindowArgs a;
   a.read = pages, a.read.rows = act.bases, a.read.count = act.rows, a.read.width = act.width;
   a.lens = lens.data(), a.positions = positions.data(), a.slots = slots, a.heads = act.heads, a.group = act.group;
   a.queries = act.ring, a.dtype = act.dtype, a.window = std::min(act.places, act.num_seen), a.num_seen = act.num_seen;
   a.places = act.places, a.first_place = (act.num_seen - a.window) % act.places;
   a.scale = act.scale, a.soft_cap = act.soft_cap, a.voters = act.voters, a.num_voters = act.num_voters, a.received = to.received.data(), a.wanted = to.wanted.data();
+  a.largest = to.largest.data();
   window_sums(a, num_threads, "");
 }
 
@@ -139,7 +140,7 @@ void choose(const char* pages, int64_t num_pages, const PageShape& shape, Act& a
     if (act.ring) {
       look(read, act, lens, act.slots, looked, num_threads);
       if (act.voters) add_up(act, act.slots, looked.received);
-      act.first = {looked.received.data(), act.slots}, act.second = {looked.wanted.data(), act.slots};
+      act.first = {(act.by == By::largest ? looked.largest : looked.received).data(), act.slots}, act.second = {looked.wanted.data(), act.slots};
     }
     score(act, act.slots, scores);
     if (act.stem) choose_stem(act, scores.data(), act.slots), choice.pool = 1;

@@ -21,6 +21,7 @@ enum class By : int32_t {
   wanted = 4,    // first where second is not 0, else 0
   hashes = 5,    // how well the hash in `first` agrees with those of the newest queries
   voted = 6,     // what the newest queries of `voters` give, the same for all rows of a layer
+  largest = 7,   // the most that one of the newest tokens' queries gives
 };
 
 // Numbers remembered of each slot: [rows][width], what is behind `width` counts 0.

@@ -75,12 +75,12 @@ void bind_slots(nb::module_& m) {
   m.def("window_sums", [](uintptr_t pages, int64_t num_pages, int store, int64_t page_size, int64_t k_dim, int64_t v_dim, uintptr_t rows,
                           int64_t count, int64_t width, uintptr_t lens, uintptr_t positions, int64_t slots, int64_t heads,
                           uintptr_t queries, int dtype, int64_t window, int64_t group, int64_t num_seen, float scale, float soft_cap,
-                          uintptr_t received, uintptr_t wanted, int num_threads, const std::string& isa) {
+                          uintptr_t received, uintptr_t wanted, uintptr_t largest, int num_threads, const std::string& isa) {
     WindowArgs a;
     a.read = read(pages, num_pages, store, page_size, k_dim, v_dim, rows, count, width, 0, slots, 0, 0);
     a.lens = at<int64_t>(lens), a.positions = at<int64_t>(positions), a.slots = slots, a.heads = heads;
     a.queries = at<char>(queries), a.dtype = Dtype(dtype), a.window = a.places = window, a.group = group, a.num_seen = num_seen;
-    a.scale = scale, a.soft_cap = soft_cap, a.received = at<float>(received), a.wanted = at<float>(wanted);
+    a.scale = scale, a.soft_cap = soft_cap, a.received = at<float>(received), a.wanted = at<float>(wanted), a.largest = at<float>(largest);
     window_sums(a, num_threads, isa);
   });
 

@@ -28,13 +28,13 @@ void window_sums(const WindowArgs& a, int num_threads, const std::string& isa) {
     // Kept by the thread: what is given back after each row comes again as memory that nobody touched yet.
     static thread_local std::vector<float> numbers;
     static thread_local std::vector<int32_t> positions;
-    numbers.resize((kWindowSlots + kWindowQueries + room) * dim + (kWindowQueries + 2) * room);
+    numbers.resize((kWindowSlots + kWindowQueries + room) * dim + (kWindowQueries + 4) * room);
     float* next = numbers.data();
     const auto take = [&](int64_t count) { return std::exchange(next, next + count); };
     WindowHead head;
     head.rows = take(kWindowSlots * dim), head.wide = take(kWindowQueries * dim), head.keys = take(dim * room);
-    head.scores = take(kWindowQueries * room), head.received = take(room), head.wanted = take(room);
-    std::fill_n(head.received, 2 * room, 0.0f);
+    head.scores = take(kWindowQueries * room), head.received = take(room), head.wanted = take(room), head.largest = take(room), head.given = take(room);
+    std::fill_n(head.received, 4 * room, 0.0f);
     positions.assign(room, std::numeric_limits<int32_t>::max());
     for (int64_t slot = 0; slot < slots; ++slot) positions[slot] = int32_t(a.positions[row * a.slots + slot]);
     head.pages = a.read.pages, head.shape = &a.read.shape, head.page_ids = one.rows;
@@ -44,9 +44,10 @@ void window_sums(const WindowArgs& a, int num_threads, const std::string& isa) {
     head.places = a.places, head.first_place = a.first_place;
     head.first_position = a.num_seen - a.window, head.scale = a.scale, head.soft_cap = a.soft_cap;
     body(head);
-    float *const to = a.received + at * a.slots, *const counts = a.wanted + at * a.slots;
-    std::fill(std::copy_n(head.received, slots, to), to + a.slots, 0.0f);
-    std::fill(std::copy_n(head.wanted, slots, counts), counts + a.slots, 0.0f);
+    for (const auto& [from, all] : {std::pair(head.received, a.received), std::pair(head.wanted, a.wanted), std::pair(head.largest, a.largest)}) {
+      float* const to = all + at * a.slots;
+      std::fill(std::copy_n(from, slots, to), to + a.slots, 0.0f);
+    }
   });
 }
 

@@ -27,7 +27,8 @@ struct WindowHead {
   int64_t first_position = 0;  // of query 0; the others follow
   float scale = 1.0f, soft_cap = 0.0f;
   float *wide = nullptr, *scores = nullptr;  // its own: queries as floats [kWindowQueries][dim], and [kWindowQueries][room]
-  float *received = nullptr, *wanted = nullptr;  // [room], added to
+  float *received = nullptr, *wanted = nullptr, *largest = nullptr;  // [room], zeros before
+  float* given = nullptr;  // its own: [room], zeros before
 };
 
 constexpr int64_t kWindowSlots = 16, kWindowQueries = 8;
@@ -45,11 +46,12 @@ struct WindowArgs {
   // Where only some query heads are asked, [layers][num_voters] of the heads * group of a layer: rows of results are theirs, in this order.
   const int64_t* voters = nullptr;
   int64_t num_voters = 0;
-  float *received = nullptr, *wanted = nullptr;  // [rows][slots], written
+  float *received = nullptr, *wanted = nullptr, *largest = nullptr;  // [rows][slots], written
 };
 
 // A query sees the slots whose positions are not later than its own: softmax of their products, summed over the window and the group;
-// and how many of these queries gave a slot at least their mean over what they see (but for rounding).
+// how many of these queries gave a slot at least their mean over what they see (but for rounding); and the most that one token's queries, the
+// group's together, gave it.
 void window_sums(const WindowArgs& args, int num_threads, const std::string& isa);
 
 PAGODA_DECLARE_BODIES(void, add_window, (const WindowHead&))

@@ -60,9 +60,9 @@ float highest(Vec x) {
 #endif
 }
 
-// Scores of `count` queries become probabilities, which their slots receive. A stride at a time for all of them: what one waits for, sums
+// Scores of `count` queries become probabilities, which their slots receive; the first is of query head `of_group`. A stride at a time for all of them: what one waits for, sums
 // across a register and quotients, hides behind the others'.
-void give(const WindowHead& a, int count, const int32_t* positions) {
+void give(const WindowHead& a, int count, const int32_t* positions, int64_t of_group) {
   float tops[kQueries], shares[kQueries], means[kQueries];
   for (int j = 0; j < count; ++j) {
     float* const scores = a.scores + j * a.room;
@@ -94,12 +94,14 @@ void give(const WindowHead& a, int count, const int32_t* positions) {
     shares[j] = sees ? 1.0f / shares[j] : 0.0f, means[j] = sees ? kMean / means[j] : kInf;
   }
   for (int64_t i = 0; i < a.room; i += kLanes) {
-    Vec received = load(a.received + i), wanted = load(a.wanted + i);
+    Vec received = load(a.received + i), wanted = load(a.wanted + i), largest = load(a.largest + i), given = load(a.given + i);
+    int64_t head = of_group;
     for (int j = 0; j < count; ++j) {
       const Vec p = load(a.scores + j * a.room + i) * shares[j];
-      received += p, wanted += select(p >= splat(means[j]), splat(1.0f), Vec{});
+      received += p, given += p, wanted += select(p >= splat(means[j]), splat(1.0f), Vec{});
+      if (++head == a.group) largest = maximum(largest, given), given = Vec{}, head = 0;
     }
-    store(a.received + i, received), store(a.wanted + i, wanted);
+    store(a.received + i, received), store(a.wanted + i, wanted), store(a.largest + i, largest), store(a.given + i, given);
   }
 }
 
@@ -134,6 +136,7 @@ void add_window(const WindowHead& a) {
     const float* queries[kQueries];
     int32_t positions[kQueries];
     const int here = int(count - i < kQueries ? count - i : kQueries);
+    const int64_t first_head = of_group;
     for (int j = 0; j < here; ++j) {
       const int64_t bytes = a.dim * size_of(a.dtype), at = (a.first_place + query) % a.places * a.query_stride + of_group * bytes;
       widen_row(Store(a.dtype), a.queries + at, nullptr, a.dim, a.wide + j * a.dim);
@@ -148,7 +151,7 @@ void add_window(const WindowHead& a) {
         one.scores = a.scores + j * a.room;
         products<1>(one, queries + j);
       }
-    give(a, here, positions);
+    give(a, here, positions, first_head);
   }
 }
 

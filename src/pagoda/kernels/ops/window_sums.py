@@ -26,9 +26,10 @@ def window_sums(
     *,
     scale: float,
     soft_cap: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Float32 ``[L, H, N]`` twice: attention that each slot gets from the queries, summed over them and their heads,
-    and how many of those gave it at least the mean over the slots that they see.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Float32 ``[L, H, N]`` each: attention that each slot gets from the queries, summed over them and their heads; how
+    many of those gave it at least the mean over the slots that they see; and the most that it got from one token's
+    queries, summed over their heads.
 
     rows int32 ``[L * H, W]`` page ids, as far as ``lens`` int64 ``[L, H]`` slots; positions int64 ``[L, H, N]``;
     queries ``[L, w, Hq, Dk]`` of the tokens before ``num_seen``, oldest first: each sees what is not later.
@@ -38,7 +39,7 @@ def window_sums(
     run = _OP.chosen.get(key) or _OP.resolve(
         key, Needs(pages.device.type, (pages.dtype,), options=frozenset({f"codec_{code}"} if code else ()))
     )
-    found: tuple[Tensor, Tensor] = run(
+    found: tuple[Tensor, Tensor, Tensor] = run(
         pages, layout, rows, lens, positions, queries, num_seen, scale=scale, soft_cap=soft_cap
     )
     return found
@@ -55,9 +56,9 @@ def reference(
     *,
     scale: float,
     soft_cap: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     (layers, heads, slots), width = positions.shape, queries.shape[1]
-    received, wanted = torch.empty(2, layers, heads, slots, device=pages.device).unbind()
+    received, wanted, largest = torch.empty(3, layers, heads, slots, device=pages.device).unbind()
     newest = num_seen - width + torch.arange(width, device=pages.device)
     beyond = torch.arange(slots, device=pages.device) >= lens[..., None]
     for layer in range(layers):
@@ -72,7 +73,8 @@ def reference(
         seen = (probs > 0).sum(-1, keepdim=True).clamp(min=1)
         received[layer] = probs.sum((1, 2))
         wanted[layer] = (probs * seen >= MEAN).sum((1, 2)).float()
-    return received, wanted
+        largest[layer] = probs.sum(1).amax(1)
+    return received, wanted, largest
 
 
 _OP = Op("window_sums", reference)

@@ -76,6 +76,11 @@ class LayerInputs:
         return self.attention.sum((1, 2))
 
     @cached_property
+    def largest(self) -> Tensor:
+        """float32 [H, N]: the most attention that each slot gets from one of the window's tokens, all heads."""
+        return self.attention.sum(1).amax(1)
+
+    @cached_property
     def wanted(self) -> Tensor:
         """float32 [H, N]: how many of the window's queries and their heads give the slot at least the mean 1/n of the n
         slots that they see (what is equal but for rounding counts).
@@ -116,7 +121,7 @@ class Inputs:
     read_part: Callable[[range, Tensor, int, bool], tuple[Tensor, Tensor]] | None = None
     weigh_slots: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     hash_slots: Callable[[Tensor, int, Tensor, Tensor], None] | None = None
-    window_sums: Callable[[Tensor, Tensor, Tensor, int, float, float], tuple[Tensor, Tensor]] | None = None
+    window_sums: Callable[[Tensor, Tensor, Tensor, int, float, float], tuple[Tensor, Tensor, Tensor]] | None = None
     find_positions: Callable[[], Tensor | None] = lambda: None
     slot_bytes: int = 0  # of one slot of all heads of a layer, as float32
     summed: Mapping[str, Tensor] = field(default_factory=dict)
@@ -139,18 +144,25 @@ class Inputs:
         return self._of_window[1]
 
     @cached_property
-    def _of_window(self) -> tuple[Tensor, Tensor]:
+    def largest(self) -> Tensor:
+        """float32 [L, H, N]: as ``LayerInputs.largest``, with ``Need.QUERIES``."""
+        return self._of_window[2]
+
+    @cached_property
+    def _of_window(self) -> tuple[Tensor, Tensor, Tensor]:
         import torch
 
         if self.summed:
             received = self.summed["received"]
-            return received, self.summed.get("wanted", received)
+            return received, self.summed.get("wanted", received), received
         if self.window_sums is not None and self.newest is not None and self.all_positions is not None:
             return self.window_sums(
                 self.lens, self.all_positions, self.newest, self.num_seen, self.scale, self.soft_cap
             )
-        found = [(layer.received, layer.wanted) for layer in self.layers()]
-        return torch.stack([one for one, _ in found]), torch.stack([other for _, other in found])
+        received, wanted, largest = zip(
+            *((layer.received, layer.wanted, layer.largest) for layer in self.layers()), strict=True
+        )
+        return torch.stack(received), torch.stack(wanted), torch.stack(largest)
 
     def received_from(self, heads: Tensor) -> Tensor:
         """float32 [L, N]: attention that each slot gets from the window's queries of some query heads, int64 [L, n] of

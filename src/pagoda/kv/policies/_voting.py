@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Voting(Pooled, Once):
-    """Score: attention of the prompt's last ``window`` queries, averaged over ``kernel`` neighbours. The window itself
-    stays, and has no vote to spread.
+    """Score: the most attention that any of the prompt's last ``window`` queries gives, averaged over ``kernel``
+    neighbours. The window itself stays, and has no vote to spread.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED})
-    by: ClassVar[By] = By.RECEIVED
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES})
+    by: ClassVar[By] = By.LARGEST
 
     def votes(self, inputs: Inputs) -> Tensor:
         """float32 [L, H, N], or what expands to it."""
-        return inputs.received
+        return inputs.largest
 
     def scores(self, inputs: Inputs) -> Tensor:
         return without_window(self.votes(inputs).expand(inputs.valid.shape), inputs.lens, self.window)

@@ -160,8 +160,8 @@ class Held:
 
 
 class By(IntEnum):
-    """What slots are ranked by (the same list as in csrc/acts.hpp): of what attention gave them, ``received`` and
-    ``wanted`` as in `Inputs`.
+    """What slots are ranked by (the same list as in csrc/acts.hpp): of what attention gave them, ``received``,
+    ``wanted`` and ``largest`` as in `Inputs`.
     """
 
     AGE = 0  # newer is better
@@ -171,6 +171,7 @@ class By(IntEnum):
     WANTED = 4  # received where wanted, else 0
     HASHES = 5  # hash_scores of the track ``hash``
     VOTED = 6  # received from the query heads ``voters`` of a layer, the same for all its heads
+    LARGEST = 7  # largest
 
 
 @dataclass(slots=True)

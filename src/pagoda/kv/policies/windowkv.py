@@ -30,7 +30,7 @@ class WindowKV(Scored, Once):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.17922"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUERIES})
     window: int = 16
     span: int = 16
     review: float = 0.25
@@ -46,7 +46,7 @@ class WindowKV(Scored, Once):
     def scores(self, inputs: Inputs) -> Tensor:
         import torch
 
-        votes = without_window(inputs.received, inputs.lens, self.window).split(self.group)
+        votes = without_window(inputs.largest, inputs.lens, self.window).split(self.group)
         shared = self._of_spans(torch.stack([layers.mean(0) for layers in votes]))
         return torch.stack([shared[index // self.group] for index in range(inputs.num_layers)])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ._budget import share
 from ._divide import divide_layers, of_layers
 from ._voting import Voting
-from .base import By, Held, Ranking
+from .base import By, Held, Need, Ranking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 class ZigZagKV(Voting):
     """A layer's uncertainty is the mean, over its heads, of the fewest slots that hold ``held`` of the attention of the
     prompt's last ``window`` queries (LMBA, section 3); what lies above the ``floor`` share of the budget is divided in
-    proportion. Slots within a layer are ranked as in SnapKV.
+    proportion. Slots within a layer are ranked as in the paper on SnapKV, by that attention, averaged over ``kernel``
+    neighbours.
 
     Deviations: a layer's need is read off the window's attention summed over its queries, and off grouped heads
     together; heads of a layer get the same.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.09036"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.RECEIVED})
     by: ClassVar[By] = By.RECEIVED
     held: float = 0.9
     floor: float = 0.5
@@ -36,6 +38,9 @@ class ZigZagKV(Voting):
         super().__post_init__()
         share("held", self.held)
         share("floor", self.floor)
+
+    def votes(self, inputs: Inputs) -> Tensor:
+        return inputs.received
 
     def allot(self, inputs: Inputs, scores: Tensor, slots: int) -> Tensor:
         return self._divided(inputs.received, slots, inputs.lens.amax(1).tolist()).to(inputs.lens.device)
