@@ -21,7 +21,7 @@ from pagoda.kernels.ops.page_scores import (
 
 from .isas import ISAS, cpu
 
-_cpu = pytest.importorskip("pagoda.kernels._cpu", exc_type=ImportError)
+_cpu = pytest.importorskip("pagoda.kernels._extension", exc_type=ImportError)._cpu
 
 
 @pytest.mark.parametrize("run", [reference, cpu.page_scores])
