@@ -43,3 +43,12 @@ def test_every_instruction_set_sums_what_policies_are_shown(
     torch.testing.assert_close(largest, shown.largest, rtol=1e-5, atol=1e-5)
     assert (wanted != shown.wanted).sum() <= 2, "but for what is at the mean itself"
     assert shown.wanted.sum() > 0
+
+
+def test_the_most_that_a_query_gave_is_not_told_from_sums() -> None:
+    """Where attention summed up what slots receive, no query is left to ask."""
+    summed = torch.ones(2, 3, 5)
+    shown = Inputs(9, 9, 0, torch.full((2, 3), 5), positions=torch.zeros(2, 3, 5), summed={"received": summed})
+    assert shown.received is summed
+    with pytest.raises(AssertionError, match="recent queries were not declared as a need"):
+        _ = shown.largest

@@ -8,21 +8,13 @@ pagoda bench sim TRACE           scheduling policies on a trace, simulated
 
 from __future__ import annotations
 
-import typer
-
 from ._bench_kv import kv
 from ._bench_serve import serve
 from ._bench_sim import sim
 from ._bench_weights import weights
-from ._groups import WholeSummaries
+from ._groups import group
 
-app = typer.Typer(
-    cls=WholeSummaries,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-)
+app = group()
 app.command()(kv)
 app.command()(weights)
 app.command()(serve)

@@ -17,19 +17,13 @@ import typer
 from ..core.errors import ConfigError
 from ..core.units import format_bytes, parse_bytes
 from . import _options as opt
-from ._groups import WholeSummaries
+from ._groups import group
 from ._output import emit_json, print_table
 
 if TYPE_CHECKING:
     from ..kv.tiers.disk import DiskTier
 
-app = typer.Typer(
-    cls=WholeSummaries,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-)
+app = group()
 Folder = Annotated[str, typer.Argument(help="The folder that --kv-dir named.", show_default=False)]
 HOUR = 3600.0
 

@@ -72,8 +72,7 @@ def window_sums(
     scale: float, soft_cap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """What slots received from the newest queries, how many wanted them, and the most that one gave; see
-    ``ops.window_sums``. All but the table
-    may be there n times, side by side: [n * L, …].
+    ``ops.window_sums``. All but the table may be there n times, side by side: [n * L, …].
     """
     heads = table.fmt.num_layers * table.fmt.num_kv_heads
     rows = _rows_of_heads(storage, table, slice(None) if table.run == 1 else np.arange(heads))

@@ -32,15 +32,14 @@ from ..weights.reader import Checkpoint
 from ..weights.rows import OnDisk
 from ..weights.schemes.pagoda import OWN, VERSION
 
-
-def _no_file(_: Quantization, __: str) -> Mapping[str, PanelRows]:
-    return {}
-
-
 GGUF_DTYPES = {"U8": "bfloat16", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors names of what a GGUF file has -> what that runs in; U8: blocks, which are opened."""
 TOKENIZER_BYTES_PER_WORD = 46
 """Of tokenizer.json, where there is none to look at (Qwen2.5: 7.0 MB, 151,643 words; Llama 3: 9.1 MB, 128,256)."""
+
+
+def _no_file(_: Quantization, __: str) -> Mapping[str, PanelRows]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ void read_row(const Remembered& of, int64_t row, int64_t slots, float* to) {
 // What a row's slots score, float[slots]; `second`: room for as many.
 void score_row(const Act& act, int64_t row, int64_t slots, float* to, std::vector<float>& second) {
   read_row(act.first, row, slots, to);
-  if (act.by == By::mass || act.by == By::received || act.by == By::voted || act.by == By::largest) return;
+  if (act.by != By::wanted && act.by != By::counted) return;
   second.resize(slots);
   read_row(act.second, row, slots, second.data());
   if (act.by == By::wanted) {

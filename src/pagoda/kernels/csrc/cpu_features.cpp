@@ -82,7 +82,7 @@ bool permits_tiles() {
 #endif
 }
 
-// Intel's processors multiply pairs slowly, all that have them so far.
+// Intel's processors multiply pairs slowly. One was measured, a Xeon with AMX whose tiles were masked; the others are taken to be like it.
 int pairs_isa() {
   const Leaf zero = cpuid(0, 0);
   const bool intel = zero.ebx == signature_INTEL_ebx && zero.edx == signature_INTEL_edx && zero.ecx == signature_INTEL_ecx;

@@ -5,8 +5,8 @@
 // tiles lies in *_tiles.cpp, compiled for it alone and declared under PAGODA_X86 in the namespace amx; a driver takes it where
 // isa_index() is kTilesIsa. All else runs the bodies of avx512bf16, so that neither the build nor the extension grows by a sixth.
 //
-// avx512bf16slow has the instructions of avx512bf16 and the same bodies, and multiplies by pairs of bfloat16 only what is faster so: on Intel's
-// processors `vdpbf16ps` does half of what multiplying floats does, on AMD's twice that.
+// avx512bf16slow has the instructions of avx512bf16 and the same bodies, and multiplies by pairs of bfloat16 only what is faster so: on an Intel
+// Xeon `vdpbf16ps` does half of what multiplying floats does, on an AMD EPYC twice that, and others are taken to be like those (cpu_features.cpp).
 #pragma once
 
 #include <string>

@@ -45,7 +45,13 @@ void wake(std::atomic<uint32_t>& word, int threads) {
   syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, threads, nullptr, nullptr, 0);
 }
 
-thread_local int seat = -1;  // while it works for a job
+thread_local int seat = -1;  // of a caller while its job runs, of a worker always
+
+struct Seated {
+  explicit Seated(int now) : before(std::exchange(seat, now)) {}
+  ~Seated() { seat = before; }
+  const int before;
+};
 
 // One job at a time. `ticket` is generation << 32 | items not yet claimed; it is the only way to an item, so a worker that
 // slept through a job can never run the next one's body on the old one's data: its compare-exchange fails.
@@ -63,9 +69,12 @@ class Pool {
     ticket_.store(uint64_t{++generation_} << 32 | uint64_t(count), std::memory_order_seq_cst);
     call_.store(generation_, std::memory_order_seq_cst);
     if (sleeping_.load(std::memory_order_seq_cst) > 0) wake(call_, threads - 1);
-    seat = 0, places_.take(0);
-    work(generation_);
-    seat = -1, places_.leave(0);
+    places_.take(0);
+    {
+      const Seated caller(0);
+      work(generation_);
+    }
+    places_.leave(0);
     for (int spins = 0; done_.load(std::memory_order_acquire) < uint32_t(count);) {
       ++spins;
       if (spins == kPatience || spins >= kSpins) places_.change(0, threads);
@@ -189,9 +198,8 @@ void run_parallel(int64_t count, int num_threads, void (*body)(void*, int64_t), 
       return;
     }
   }
-  const int outer = std::exchange(seat, -1);
+  const Seated nowhere(-1);
   for (int64_t item = 0; item < count; ++item) body(data, item);
-  seat = outer;
 }
 
 int parallel_seat(int otherwise) { return seat < 0 ? otherwise : seat; }

@@ -60,8 +60,8 @@ float highest(Vec x) {
 #endif
 }
 
-// Scores of `count` queries become probabilities, which their slots receive; the first is of query head `of_group`. A stride at a time for all of them: what one waits for, sums
-// across a register and quotients, hides behind the others'.
+// Scores of `count` queries, the first of query head `of_group`, become probabilities, which their slots receive. A stride at a time for all of
+// them: what one waits for, sums across a register and quotients, hides behind the others'.
 void give(const WindowHead& a, int count, const int32_t* positions, int64_t of_group) {
   float tops[kQueries], shares[kQueries], means[kQueries];
   for (int j = 0; j < count; ++j) {

@@ -136,25 +136,23 @@ class Inputs:
     @cached_property
     def received(self) -> Tensor:
         """float32 [L, H, N]: as ``LayerInputs.received``, with ``Need.RECEIVED``."""
-        return self._of_window[0]
+        return self.summed["received"] if self.summed else self._looked[0]
 
     @cached_property
     def wanted(self) -> Tensor:
         """float32 [L, H, N]: as ``LayerInputs.wanted``, with ``Need.WANTED``."""
-        return self._of_window[1]
+        return self.summed["wanted"] if self.summed else self._looked[1]
 
     @cached_property
     def largest(self) -> Tensor:
         """float32 [L, H, N]: as ``LayerInputs.largest``, with ``Need.QUERIES``."""
-        return self._of_window[2]
+        return self._looked[2]
 
     @cached_property
-    def _of_window(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _looked(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three by the window's queries."""
         import torch
 
-        if self.summed:
-            received = self.summed["received"]
-            return received, self.summed.get("wanted", received), received
         if self.window_sums is not None and self.newest is not None and self.all_positions is not None:
             return self.window_sums(
                 self.lens, self.all_positions, self.newest, self.num_seen, self.scale, self.soft_cap

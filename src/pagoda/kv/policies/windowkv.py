@@ -25,8 +25,9 @@ class WindowKV(Scored, Once):
 
     Deviations: the layers of a group vote together, where the paper's first decides for all (of lantern's recall, whose
     odd layers find facts again, that keeps 25 % at a quarter of the KV, and this 95 %); ``review`` is a parameter,
-    small to find a place, 1.0 to sum up, where the paper trains a classifier of the task; layers have equal budgets
-    (add ``+pyramid`` for the paper's); the last window may be cut.
+    small to find a place, 1.0 to sum up, where the paper trains a classifier of the task; of a token the most counts
+    that any one query gives, as in snapkv; layers have equal budgets (add ``+pyramid`` for the paper's); the last
+    window may be cut.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.17922"
