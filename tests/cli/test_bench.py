@@ -82,7 +82,8 @@ def test_a_method_that_is_calibrated_is_added_as_the_docs_say(
 ) -> None:
     written_as_the_docs_say(tmp_path, monkeypatch)
     model = str(shutil.copytree(embedded_model().path, tmp_path / "m"))
-    run = ["run", model, "--prompt", "Once upon a time there was a cat. " * 9, "--max-tokens", "4"]
+    said = "Once upon a time there was a cat. " * 9
+    run = ["run", model, "--prompt", said, "--max-tokens", "48", "--temperature", "0"]
     asked = [*run, "--kv", "q_filters(budget=24, every=8)"]
     before = in_process(capfd, *asked)
     assert before.code == 2
